@@ -1,0 +1,54 @@
+"""What `xattn list` lists: read from the registries."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+
+def listing(kind: str) -> list[dict[str, Any]]:
+    """Every part of a kind with its summary, settings and facts, ready for JSON."""
+    if kind == "models":
+        from xattn.classifiers import model_names
+
+        return [{"name": name} for name in model_names()]
+    if kind == "protocols":
+        from xattn.metrics import PROTOCOLS
+
+        return [{"name": name, "summary": protocol.summary} for name, protocol in PROTOCOLS.items()]
+    registry = _registry(kind)
+    entries = [
+        {"name": entry.name, "summary": entry.summary, "settings": entry.settings, **_plain(dataclasses.asdict(entry.facts))}
+        for _, entry in sorted(registry.entries.items())
+    ]
+    behind = [{"name": name, "summary": ""} for name in registry.names() if name not in registry.entries]
+    return entries + behind
+
+
+def _registry(kind: str) -> Any:
+    if kind == "heads":
+        from xattn.heads import heads
+
+        return heads
+    if kind == "metrics":
+        from xattn.metrics import metrics
+
+        return metrics
+    from xattn.explainers import methods
+
+    return methods
+
+
+def _plain(facts: dict[str, Any]) -> dict[str, Any]:
+    return {key: _json(value) for key, value in facts.items()}
+
+
+def _json(value: Any) -> Any:
+    if isinstance(value, (set, frozenset)):
+        return sorted(getattr(item, "value", item) for item in value)
+    if isinstance(value, tuple):
+        return [_json(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,206 @@
+"""`xattn`: the commands. Data goes to stdout, messages to stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from xattn import __version__
+from xattn.errors import InputError, XattnError
+
+if TYPE_CHECKING:
+    from xattn.classifiers import Classifier
+
+PART = "name[:key=value,…]"
+SOME_FAILED = 3
+
+
+class _Group(click.Group):
+    """Ends with an error's own exit code and its message alone."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except XattnError as error:
+            click.echo(f"error: {error}", err=True)
+            ctx.exit(error.exit_code)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(__version__, prog_name="xattn")
+def main() -> None:
+    """Shows where an image classifier looks, and how well each method shows it.
+
+    Exit codes: 0 all done; 1 the run failed; 2 the command line was wrong; 3 done, but some images failed and are named.
+    """
+
+
+def _triple(_ctx: click.Context, _param: click.Parameter, value: str | None) -> list[float] | None:
+    if value is None:
+        return None
+    try:
+        return [float(number) for number in value.replace(",", " ").split()]
+    except ValueError as error:
+        raise click.BadParameter(f"three numbers are needed, as 0.485,0.456,0.406; got '{value}'.") from error
+
+
+@main.command()
+@click.argument("images", nargs=-1, required=True)
+@click.option("--model", "models", multiple=True, required=True, help="torchvision:NAME, timm:NAME, package.module:factory, path/file.py:factory, or a saved .safetensors. Repeatable.")
+@click.option("--weights", multiple=True, help="Local .pth or .safetensors, or the name of torchvision weights; one for each --model, in order.")
+@click.option("--head", "heads", multiple=True, default=("gap",), show_default=True, help="What gives the logits; see `xattn list heads`. Repeatable.")
+@click.option("--stage", help="Where features are taken; default: what enters the pooling.")
+@click.option("--method", "methods", multiple=True, help=f"{PART}; see `xattn list methods`. Repeatable; some CAMs and controls if none.")
+@click.option("--metric", "metrics", multiple=True, help=f"{PART}; see `xattn list metrics`. Repeatable.")
+@click.option("--target", help="predicted, label, or a class index or name. Default: label where labels are given, else predicted.")
+@click.option("--labels-csv", type=click.Path(exists=True, dir_okay=False), help="CSV with columns image (path relative to the folder) and label (class index or name).")
+@click.option("--labels", type=click.Path(exists=True, dir_okay=False), help="Text file with a class name a line.")
+@click.option("--out", required=True, type=click.Path(file_okay=False), help="Run folder; a run that was cut off goes on there.")
+@click.option("--input-size", type=int, help="Side of the crop.")
+@click.option("--resize", type=int, help="Shorter side before the crop.")
+@click.option("--mean", callback=_triple, help="Of the normalisation, R,G,B in [0, 1].")
+@click.option("--std", callback=_triple, help="Likewise.")
+@click.option("--device", help="cpu, cuda, cuda:1, mps; default: a GPU where there is one.")
+@click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Images a part.")
+@click.option("--workers", type=click.IntRange(0), help="Processes that decode; default: one a core but one.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of what is random.")
+@click.option("--save-maps", is_flag=True, help="Also write masks at the images' size, as 16-bit PNG.")
+def explain(
+    images: Sequence[str],
+    models: Sequence[str],
+    weights: Sequence[str],
+    heads: Sequence[str],
+    stage: str | None,
+    methods: Sequence[str],
+    metrics: Sequence[str],
+    target: str | None,
+    labels_csv: str | None,
+    labels: str | None,
+    out: str,
+    input_size: int | None,
+    resize: int | None,
+    mean: list[float] | None,
+    std: list[float] | None,
+    device: str | None,
+    batch_size: int,
+    workers: int | None,
+    seed: int,
+    save_maps: bool,
+) -> None:
+    """Explains and scores IMAGES (folders, globs, files, CSVs): maps, scores.csv, table.csv and a figure in the run folder."""
+    if weights and len(weights) != len(models):
+        raise InputError(f"{len(weights)} --weights came for {len(models)} --model: give one for each, in order, or none.")
+    from xattn.images import ImageSource
+    from xattn.study import DEFAULT_METHODS, DEFAULT_METRICS, Study
+    from xattn.study.scoring import metric_parts
+
+    methods, metrics = methods or DEFAULT_METHODS, metrics or DEFAULT_METRICS
+    metric_parts(metrics)  # a wrong name is told before anything is loaded
+    from xattn.explainers.maps import method_parts
+
+    method_parts(methods)
+    source = ImageSource(list(images), labels_csv)
+    sys.path.append(os.getcwd())  # where package.module:factory is looked for
+    shape = {"input_size": input_size, "resize": resize, "mean": mean, "std": std}
+    classifiers = _load(models, weights, heads, {**shape, "labels": labels, "device": device})
+    study = Study(
+        classifiers,
+        methods,
+        metrics,
+        source,
+        out,
+        target=target,
+        stage=stage,
+        batch_size=batch_size,
+        workers=workers,
+        seed=seed,
+        save_maps=save_maps,
+    )
+    for classifier in classifiers:
+        place = classifier.stage(stage)
+        click.echo(f"{classifier.name} · {classifier.head_name} · {classifier.class_count} classes · {classifier.device}", err=True)
+        click.echo(f"  {classifier.preprocessing}", err=True)
+        click.echo(f"  stage {place.name} ({place.channels} × {place.size[0]} × {place.size[1]}); others: {_listed(classifier)}", err=True)
+    click.echo(f"{len(source)} images × {len(methods)} methods × {len(metrics)} metrics, target: {study.target}", err=True)
+    outcome = study.run()
+    failed = {name for name, _ in outcome.failed}
+    if len(failed) < outcome.images:
+        from xattn.figures import grid
+
+        figure = os.path.join(out, "figures", "grid.png")
+        grid([out], figure, images=[image.name for image in source.images if image.name not in failed][:6])
+        click.echo(study.table().to_string(index=False, float_format=lambda value: f"{value:.2f}"))
+        click.echo(f"scores: {out}/scores.csv   table: {out}/table.csv   figure: {figure}", err=True)
+    if outcome.failed:
+        click.echo(f"{len(outcome.failed)} of {outcome.images} images failed:", err=True)
+        for name, reason in outcome.failed:
+            click.echo(f"  {name}: {reason}", err=True)
+        sys.exit(SOME_FAILED)
+
+
+def _load(models: Sequence[str], weights: Sequence[str], heads: Sequence[str], options: dict[str, Any]) -> list[Classifier]:
+    """Every model with every head; two of one name are told apart by their weights' file."""
+    from pathlib import Path
+
+    from xattn.classifiers import load
+
+    loaded = []
+    for number, model in enumerate(models):
+        for head in heads:
+            classifier = load(model, head=head, weights=weights[number] if weights else None, **options)
+            if models.count(model) > 1 and weights:
+                classifier.name = f"{model}@{Path(weights[number]).stem}"
+            loaded.append(classifier)
+    return loaded
+
+
+def _listed(classifier: Classifier) -> str:
+    return ", ".join(stage.name for stage in classifier.stages[:-1])
+
+
+@main.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(exists=True, file_okay=False))
+@click.option("--format", "form", type=click.Choice(["csv", "latex", "markdown"]), default="markdown", show_default=True)
+@click.option("--against", metavar="METHOD", help="Test every other method against this one, on the same images.")
+def compare(runs: Sequence[str], form: Any, against: str | None) -> None:
+    """Prints one table of one or several RUNS: means with 95 % intervals, paired tests against a method."""
+    from xattn.study.compare import compare_runs
+
+    click.echo(compare_runs(runs, against).text(form), nl=False)
+
+
+@main.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(exists=True, file_okay=False))
+@click.option("--kind", type=click.Choice(["grid"]), default="grid", show_default=True)
+@click.option("--out", required=True, type=click.Path(dir_okay=False), help="A .pdf, .svg or .png.")
+@click.option("--image", "images", multiple=True, help="An image by its name in the rows. Repeatable; the first six if none.")
+@click.option("--method", "methods", multiple=True, help="A method by its name in the rows. Repeatable; all if none.")
+def figure(runs: Sequence[str], kind: str, out: str, images: Sequence[str], methods: Sequence[str]) -> None:
+    """Draws a figure of RUNS: images × methods over the crops that the network saw."""
+    from xattn.figures import grid
+
+    grid(runs, out, images=images or None, methods=methods or None)
+    click.echo(out)
+
+
+@main.command("list")
+@click.argument("kind", type=click.Choice(["models", "heads", "methods", "metrics", "protocols"]))
+@click.option("--json", "as_json", is_flag=True, help="For programs: with settings and facts.")
+def list_parts(kind: str, as_json: bool) -> None:
+    """Lists what can be named: a line each, or JSON."""
+    from xattn.cli.listing import listing
+
+    entries = listing(kind)
+    if as_json:
+        click.echo(json.dumps(entries, indent=1, ensure_ascii=False))
+        return
+    width = max(len(entry["name"]) for entry in entries)
+    for entry in entries:
+        settings = ", ".join(f"{key}={value}" for key, value in entry.get("settings", {}).items())
+        about = "  ".join(filter(None, [entry.get("summary", ""), f"[{settings}]" if settings else "", entry.get("caution", "")]))
+        click.echo(f"{entry['name']:<{width}}  {about}".rstrip())

@@ -1,0 +1,54 @@
+"""How small the place is that a raw map points at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from xattn.metrics.facts import MetricFacts, metrics
+
+Definition = Literal["max-over-mean", "minmax", "released"]
+
+
+@metrics.register("sparsity", MetricFacts("S", "higher", "1", (1, float("inf")), ("maps",), "Gomez et al. 2021, Sec. 4.2"))
+@dataclass(frozen=True)
+class Sparsity:
+    """Peak of the raw map over its mean.
+
+    Attributes:
+        definition: "max-over-mean"; "minmax": 1 / mean of the min-maxed map; "released": BR-NPA's code, see `sparsity`.
+    """
+
+    definition: Definition = "max-over-mean"
+
+    def of_maps(self, raw_maps: Tensor) -> Tensor:
+        return sparsity(raw_maps, definition=self.definition)
+
+
+def sparsity(raw_maps: Tensor, *, definition: Definition = "max-over-mean") -> Tensor:
+    """a_max / a_mean of each raw map at its own resolution, negatives set to 0. Definitions, Metrics.
+
+    Args:
+        raw_maps: `(B, h, w)`; with "released" also `(B, N, h, w)`, a head's N maps, each times the norm of the features.
+        definition: "max-over-mean"; "minmax": 1 / mean of the min-maxed map; "released": each map over its own maximum, the mean of
+            all of them inverted, as BR-NPA's code has it.
+
+    Returns:
+        `(B,)` float64, ≥ 1, unitless: n/k for k equal peaks among n cells; NaN for a map without a positive value, or not finite.
+        Higher is better.
+    """
+    values = raw_maps.double()
+    if definition == "released":
+        values = values.clamp(min=0).flatten(2) if raw_maps.dim() == 4 else values.clamp(min=0).flatten(1)[:, None]
+        peak, mean = torch.ones_like(values[:, 0, 0]), (values / values.amax(2, keepdim=True)).mean(dim=(1, 2))
+    else:
+        values = values.flatten(1)
+        if definition == "minmax":
+            low, high = values.aminmax(dim=1, keepdim=True)
+            values = (values - low) / (high - low)
+        values = values.clamp(min=0)
+        peak, mean = values.amax(1), values.mean(1)
+    return torch.where(torch.isfinite(mean) & (mean > 0), peak / mean, torch.nan)

@@ -1,0 +1,155 @@
+"""Tidy rows → comparison tables with intervals, as CSV, LaTeX or Markdown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import pandas as pd
+import torch
+
+from xattn.errors import InputError, NameUnknownError
+from xattn.metrics.facts import MetricFacts, metrics
+from xattn.metrics.statistics import adjusted, mean_interval, paired
+
+Format = Literal["csv", "latex", "markdown"]
+KEYS = ["model", "head", "method"]
+SIGNIFICANT = 0.05
+
+
+@dataclass(frozen=True)
+class Table:
+    """A comparison: a row per model × head × method.
+
+    Attributes:
+        frame: `model, head, method`, then for each metric its mean, `… low` and `… high` (95 %), with a reference also `… difference`
+            and `… p`; then `accuracy` where labels are known, `n` and `degenerate_share`.
+        metrics: as named in the rows.
+        against: the reference method, or None.
+        notes: what a reader has to know.
+    """
+
+    frame: pd.DataFrame
+    metrics: tuple[str, ...]
+    against: str | None
+    notes: tuple[str, ...]
+
+    def text(self, form: Format) -> str:
+        """The table in one of the forms; Markdown and LaTeX print mean ± half the interval, and the notes."""
+        if form == "csv":
+            return str(self.frame.to_csv(index=False))
+        shown = self._shown(form)
+        if form == "markdown":
+            return f"{shown.to_markdown(index=False)}\n\n" + "".join(f"- {note}\n" for note in self.notes)
+        body = shown.to_latex(index=False, escape=False, column_format="l" * 3 + "r" * (shown.shape[1] - 3))
+        return body + "".join(f"% {note}\n" for note in self.notes)
+
+    def _shown(self, form: Format) -> pd.DataFrame:
+        latex = form == "latex"
+        marks = {"lower": r"$\downarrow$", "higher": r"$\uparrow$"} if latex else {"lower": "↓", "higher": "↑"}
+        plus = r"$\,\pm\,$" if latex else " ± "
+        columns: dict[str, list[str]] = {key: [_escaped(str(value), latex) for value in self.frame[key]] for key in KEYS}
+        for metric in self.metrics:
+            facts = facts_of(metric)
+            suffix = metric.partition(":")[2]
+            header = f"{facts.symbol}{f' ({suffix})' if suffix else ''}"
+            columns[f"{_escaped(header, latex)} {marks[facts.better]}"] = [
+                self._cell(row, metric, plus, latex) for _, row in self.frame.iterrows()
+            ]
+        if "accuracy" in self.frame:
+            columns["acc."] = [_number(value) for value in self.frame["accuracy"]]
+        columns["n"] = [str(value) for value in self.frame["n"]]
+        columns["degenerate"] = [f"{value:.1%}".replace("%", r"\%" if latex else "%") for value in self.frame["degenerate_share"]]
+        return pd.DataFrame(columns)
+
+    def _cell(self, row: pd.Series, metric: str, plus: str, latex: bool) -> str:
+        mean, high = row[metric], row[f"{metric} high"]
+        if math.isnan(mean):
+            return "–"
+        text = _number(mean) + (f"{plus}{_number(high - mean)}" if math.isfinite(high) else "")
+        if self.against is not None and row["method"] != self.against and row[f"{metric} p"] < SIGNIFICANT:
+            text += r"$^{*}$" if latex else " *"
+        return text
+
+
+def facts_of(metric: str) -> MetricFacts:
+    """What the metric of a row declares of itself."""
+    return metrics.part(metric).facts
+
+
+def comparison(rows: pd.DataFrame, against: str | None = None) -> Table:
+    """A comparison table of tidy rows.
+
+    Args:
+        rows: with the columns of `scores.csv`, of one run or several.
+        against: a method; every other is tested against it on the same images, model and head.
+
+    Raises:
+        NameUnknownError: no rows of the method `against`.
+    """
+    rows = rows[rows["metric"].notna()]
+    if rows.empty:
+        raise InputError("there are no scores to compare: the rows hold no metric.")
+    known = list(dict.fromkeys(rows["method"]))
+    if against is not None and against not in known:
+        raise NameUnknownError("method in these runs", against, known)
+    names = tuple(dict.fromkeys(rows["metric"]))
+    labelled = rows["label"].notna().any()
+    lines = []
+    for (model, head, method), group in rows.groupby(KEYS, sort=False):
+        line: dict[str, object] = {"model": model, "head": head, "method": method}
+        for metric in names:
+            values = torch.tensor(group.loc[group["metric"] == metric, "value"].to_list(), dtype=torch.float64)
+            interval = mean_interval(values)
+            line |= {metric: interval.mean, f"{metric} low": interval.low, f"{metric} high": interval.high}
+            if against is not None:
+                line |= _tested(rows, str(model), str(head), str(method), metric, against)
+        images = group.drop_duplicates("image")
+        if labelled:
+            line["accuracy"] = 100.0 * float((images["predicted"] == images["label"]).mean())
+        lines.append(line | {"n": len(images), "degenerate_share": float(images["degenerate"].astype(float).mean())})
+    frame = pd.DataFrame(lines)
+    if against is not None:
+        for metric in names:
+            frame[f"{metric} p"] = adjusted(frame[f"{metric} p"].to_list())
+    return Table(frame, names, against, _notes(rows, frame, names, against))
+
+
+def _tested(rows: pd.DataFrame, model: str, head: str, method: str, metric: str, against: str) -> dict[str, object]:
+    if method == against:
+        return {f"{metric} difference": math.nan, f"{metric} p": math.nan}
+    here = rows[(rows["model"] == model) & (rows["head"] == head) & (rows["metric"] == metric)].set_index("image")
+    both = here[here["method"] == method][["value"]].join(here[here["method"] == against][["value"]], rsuffix="_reference", how="inner")
+    values, reference = (torch.tensor(both[column].to_list(), dtype=torch.float64) for column in ("value", "value_reference"))
+    found = paired(values, reference)
+    return {f"{metric} difference": found.difference.mean, f"{metric} p": found.p}
+
+
+def _notes(rows: pd.DataFrame, frame: pd.DataFrame, names: Sequence[str], against: str | None) -> tuple[str, ...]:
+    rules = sorted(rows["target_rule"].dropna().unique())
+    notes = ["Mean over images ± half of the 95 % confidence interval (Student); n images."]
+    notes.append(f"Target: {', '.join(rules)}.")
+    if "predicted" in rules and len(frame.drop_duplicates(["model", "head"])) > 1:
+        notes.append("Each classifier is explained for its own prediction: rows of different classifiers answer different questions.")
+    undefined = rows[rows["value"].isna()].groupby("metric", sort=False).size()
+    notes += [f"{metric}: undefined for {count} maps, left out of the mean." for metric, count in undefined.items()]
+    if against is not None:
+        notes.append(
+            f"* differs from {against} on the same images (Wilcoxon signed-rank, p < {SIGNIFICANT}, Benjamini–Hochberg within a metric)."
+        )
+    notes += [f"{facts_of(m).symbol}: {m}, {facts_of(m).better} is better{', in %' if facts_of(m).unit == '%' else ''}." for m in names]
+    return tuple(notes)
+
+
+def _number(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.2f}"
+
+
+def _escaped(text: str, latex: bool) -> str:
+    if not latex:
+        return text.replace("|", r"\|")
+    for character in "&%$#_{}":
+        text = text.replace(character, f"\\{character}")
+    return text

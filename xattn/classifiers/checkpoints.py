@@ -1,0 +1,144 @@
+"""Weights files: other people's checkpoints, and xattn's own `.safetensors` with its settings in the header."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from xattn.errors import UnsupportedError, WeightsError
+
+if TYPE_CHECKING:
+    from xattn.classifiers.classifier import Classifier
+
+WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network")
+PREFIXES = ("module.", "_orig_mod.", "model.", "network.", "net.")
+HEADER = "xattn"
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """The state dict in a `.pth`, `.pt`, `.th`, `.ckpt` or `.safetensors` file; nothing in the file is executed.
+
+    Raises:
+        WeightsError: no such file, not a weights file, or it holds objects other than tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"weights '{path}' are no file. Give a .pth or .safetensors file.")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, SafetensorError, EOFError, OSError, ValueError) as error:
+        raise WeightsError(
+            f"weights '{path}' could not be read as tensors alone ({str(error).splitlines()[0]}). "
+            "Save a state dict: torch.save(model.state_dict(), path)."
+        ) from error
+    for wrapper in WRAPPERS:
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
+            loaded = loaded[wrapper]
+            break
+    if not isinstance(loaded, Mapping) or not any(isinstance(value, Tensor) for value in loaded.values()):
+        raise WeightsError(f"weights '{path}' hold {type(loaded).__name__} without tensors; a state dict is needed.")
+    return {str(key): value for key, value in loaded.items() if isinstance(value, Tensor)}
+
+
+def fit_weights(network: nn.Module, weights: dict[str, Tensor], path: str | Path) -> None:
+    """Loads a state dict strictly, wrappers' prefixes taken off.
+
+    Raises:
+        WeightsError: which keys are missing or unknown and which shapes differ.
+    """
+    weights = without_prefix(weights, set(network.state_dict()))
+    if problem := mismatch(network, weights):
+        raise WeightsError(f"weights '{path}' do not fit {type(network).__name__}: {problem}.")
+    network.load_state_dict(weights)
+
+
+def without_prefix(weights: dict[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
+    """Keys with `module.` and the like taken off, for as long as that brings them nearer to the wanted ones."""
+    while not wanted & set(weights):
+        for prefix in PREFIXES:
+            if weights and all(key.startswith(prefix) for key in weights):
+                weights = {key.removeprefix(prefix): value for key, value in weights.items()}
+                break
+        else:
+            return weights
+    return weights
+
+
+def mismatch(network: nn.Module, weights: Mapping[str, Tensor]) -> str:
+    """What keeps a state dict from fitting, in words; empty if it fits."""
+    own = network.state_dict()
+    missing = [key for key in own if key not in weights and not key.endswith("num_batches_tracked")]
+    unknown = [key for key in weights if key not in own]
+    shapes = [
+        f"{key} is {tuple(weights[key].shape)}, needed {tuple(own[key].shape)}"
+        for key in own
+        if key in weights and weights[key].shape != own[key].shape
+    ]
+    parts = [
+        f"{len(keys)} {what} ({', '.join(keys[:4])}{', …' if len(keys) > 4 else ''})"
+        for what, keys in (("keys missing", missing), ("keys unknown", unknown), ("shapes differ", shapes))
+        if keys
+    ]
+    return "; ".join(parts)
+
+
+def classes_in(network: nn.Module, weights: dict[str, Tensor]) -> int | None:
+    """The number of classes in a checkpoint whose last layer alone differs in size from the network's; None if it is not so."""
+    weights = without_prefix(weights, set(network.state_dict()))
+    differing = [key for key, own in network.state_dict().items() if key in weights and weights[key].shape != own.shape]
+    counts = {weights[key].shape[0] for key in differing}
+    last = {key.rpartition(".")[0] for key in differing}
+    return counts.pop() if len(last) >= 1 and len(counts) == 1 else None
+
+
+def save_classifier(classifier: Classifier, path: str | Path) -> None:
+    """Writes a classifier's weights with what `load` needs to build it again in the header.
+
+    Raises:
+        UnsupportedError: it was attached from a module in hand, which no name builds again.
+    """
+    if classifier.source is None:
+        raise UnsupportedError(
+            f"{classifier.name} was attached from a module in hand, and nothing says how to build it again: "
+            "load it as 'package.module:factory', then save."
+        )
+    header = {
+        "format": 1,
+        "source": classifier.source,
+        "name": classifier.name,
+        "head": classifier.head_name,
+        "classes": classifier.class_count,
+        "labels": classifier.labels,
+        "multi_label": classifier.multi_label,
+        "preprocessing": asdict(classifier.preprocessing),
+    }
+    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in classifier.network.state_dict().items()}
+    save_file(tensors, path, metadata={HEADER: json.dumps(header)})
+
+
+def read_header(path: str | Path) -> dict[str, Any]:
+    """The settings in one of our `.safetensors`.
+
+    Raises:
+        WeightsError: no such file, or none that xattn saved.
+    """
+    try:
+        with safe_open(path, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"'{path}' could not be read as .safetensors ({error}).") from error
+    if HEADER not in metadata:
+        raise WeightsError(f"'{path}' holds weights alone: name the network as the model and give this file as its weights.")
+    header: dict[str, Any] = json.loads(metadata[HEADER])
+    return header

@@ -1,0 +1,180 @@
+"""A pretrained network behind one face."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xattn.classifiers.preprocessing import Preprocessing
+from xattn.classifiers.stages import Stage, captured, find_stages, named_stage, to_nchw
+from xattn.errors import InputError, NameUnknownError, UnsupportedError
+from xattn.heads import heads
+
+
+class Classifier(nn.Module):
+    """A network that takes images in pixel space, with its stages, preprocessing and labels.
+
+    It wraps the network and changes nothing in it: training flags, hooks, gradients and weights stay as they are.
+
+    Args:
+        network: normalised images `(B, 3, H, W)` → logits `(B, K)`, or a tuple, mapping or object that holds them as `logits`.
+        name: how rows call it.
+        preprocessing: crop and normalisation.
+        labels: class names in the order of the logits.
+        head: which head gives the logits.
+        source: what `xattn.load` needs to build the network again; None for a module in hand.
+        multi_label: probabilities are sigmoids of each logit, not their softmax.
+
+    Attributes:
+        stages: cut points in the order of the forward; the last is what enters the pooling.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        name: str,
+        preprocessing: Preprocessing,
+        labels: Sequence[str] | None = None,
+        head: str = "gap",
+        source: str | None = None,
+        multi_label: bool = False,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.head_name = heads.part(head).spec
+        self.head = heads.entry(self.head_name).obj()
+        self.name = name
+        self.preprocessing = preprocessing
+        self.source = source
+        self.multi_label = multi_label
+        device = next((p.device for p in network.parameters()), torch.device("cpu"))
+        self.register_buffer("mean", torch.tensor(preprocessing.mean, device=device).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(preprocessing.std, device=device).view(3, 1, 1), persistent=False)
+        with evaluating(self):
+            with torch.no_grad():
+                self.class_count = int(self(self._probe()).shape[-1])
+            self.stages: tuple[Stage, ...] = tuple(find_stages(self.network, self, self._probe(), named=name))
+        self.labels = None if labels is None else tuple(labels)
+        if self.labels is not None and len(self.labels) != self.class_count:
+            raise InputError(f"{name} has {self.class_count} classes; {len(self.labels)} labels came. Give one name a class, in order.")
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        return self.preprocessing.input_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where the classifier computes."""
+        return self.mean.device
+
+    def _probe(self) -> Tensor:
+        noise = torch.rand((1, 3, *self.input_size), generator=torch.Generator().manual_seed(0))
+        dtype = next((p.dtype for p in self.network.parameters()), torch.float32)
+        return noise.to(self.device, dtype)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits `(B, K)` of images `(B, 3, H, W)` in pixel space, float in [0, 1]. Differentiable."""
+        if images.dim() != 4 or images.shape[1] != 3 or not images.is_floating_point():
+            raise InputError(
+                f"{self.name} takes images (batch, 3, height, width), float in [0, 1]; got {tuple(images.shape)} {images.dtype}. "
+                "Divide 8-bit images by 255; do not normalise: the classifier does."
+            )
+        normalised = (images.contiguous(memory_format=torch.channels_last) - self.mean) / self.std
+        return _logits(self.network(normalised), self.name)
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Logits `(B, K)` in eval mode, without gradients."""
+        with evaluating(self), torch.inference_mode():
+            return self(images)
+
+    def features(self, images: Tensor, stages: Sequence[str] | None = None) -> dict[str, Tensor]:
+        """Feature maps `{stage: (B, C, h, w)}` in eval mode, whatever the layout inside; all stages if none are named."""
+        chosen = self.stages if stages is None else [self.stage(name) for name in stages]
+        with evaluating(self), captured(self.network, chosen) as found:
+            self(images)
+        return {stage.name: to_nchw(found[stage.name], stage.layout) for stage in chosen}
+
+    def stage(self, name: str | None = None) -> Stage:
+        """A stage by name, any module's that gives a map; the one that enters the pooling if None."""
+        if name is None:
+            return self.stages[-1]
+        with evaluating(self):
+            return named_stage(self.network, self, self._probe(), name, self.stages)
+
+    def class_index(self, target: int | str) -> int:
+        """The index of a class given by index or name.
+
+        Raises:
+            NameUnknownError: no class of that name.
+            InputError: an index outside the classes, or a name where no labels are known.
+        """
+        if isinstance(target, str) and not target.lstrip("-").isdigit():
+            if self.labels is None:
+                raise InputError(f"class '{target}' is given by name, but {self.name} has no labels: pass labels, or an index.")
+            if target not in self.labels:
+                raise NameUnknownError("class", target, self.labels)
+            return self.labels.index(target)
+        index = int(target)
+        if not 0 <= index < self.class_count:
+            raise InputError(f"class {index} is outside the {self.class_count} classes of {self.name} (0 … {self.class_count - 1}).")
+        return index
+
+    def label(self, index: int) -> str:
+        """The name of a class, or its index where names are unknown."""
+        return str(index) if self.labels is None else self.labels[index]
+
+    def digest(self) -> str:
+        """SHA-256 of the weights and buffers, first 16 digits."""
+        digest = hashlib.sha256()
+        for key, value in sorted(self.network.state_dict().items()):
+            digest.update(key.encode())
+            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def save(self, path: str) -> None:
+        """Writes weights and settings to one `.safetensors` that `xattn.load` takes."""
+        from xattn.classifiers.checkpoints import save_classifier
+
+        save_classifier(self, path)
+
+    def extra_repr(self) -> str:
+        return f"name={self.name!r}, classes={self.class_count}, stage={self.stages[-1].name!r}, {self.preprocessing}"
+
+
+def _logits(output: Any, name: str) -> Tensor:
+    """The logits in what a network gives: a tensor, a tuple, a mapping or an object that holds them."""
+    found = output
+    if not isinstance(found, Tensor):
+        if isinstance(found, Mapping):
+            found = found.get("logits")
+        elif hasattr(found, "logits"):
+            found = found.logits
+        elif isinstance(found, (tuple, list)):
+            found = next((item for item in found if isinstance(item, Tensor) and item.dim() == 2), None)
+    if not isinstance(found, Tensor) or found.dim() != 2:
+        came = tuple(found.shape) if isinstance(found, Tensor) else type(output).__name__
+        raise UnsupportedError(f"{name} must give logits (batch, classes), alone or as 'logits' or in a tuple; it gave {came}.")
+    return found
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode inside; each module's own flag as it was after."""
+    training = [m for m in module.modules() if m.training]
+    for m in training:
+        m.training = False
+    try:
+        yield
+    finally:
+        for m in training:
+            m.training = True

@@ -1,0 +1,255 @@
+"""Where classifiers come from: torchvision, timm, one's own code, a module in hand, a saved file."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import sys
+import urllib.error
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from xattn.classifiers.checkpoints import classes_in, fit_weights, mismatch, read_header, read_weights
+from xattn.classifiers.classifier import Classifier
+from xattn.classifiers.preprocessing import Preprocessing, preprocessing_with
+from xattn.errors import InputError, MissingPackageError, NameUnknownError, WeightsError
+
+Size = int | Sequence[int]
+
+
+def load(
+    model: str,
+    *,
+    head: str = "gap",
+    weights: str | Path | None = None,
+    labels: str | Path | Sequence[str] | None = None,
+    input_size: Size | None = None,
+    resize: Size | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    multi_label: bool = False,
+    device: str | torch.device | None = None,
+) -> Classifier:
+    """Loads a pretrained classifier by name.
+
+    Args:
+        model: `torchvision:NAME`, `timm:NAME`, `package.module:factory`, `path/file.py:factory` (a callable without arguments that
+            gives the network), or a `.safetensors` that `Classifier.save` wrote.
+        head: which head gives the logits.
+        weights: a local `.pth` or `.safetensors`, read without executing anything in it, or the name of one of torchvision's
+            weights. None: the library's default, downloaded if it is not in the cache; for a factory, what it gives.
+        labels: a text file with a class name a line, or the names.
+        input_size: side of the crop, or height and width.
+        resize: shorter side before the crop, or height and width.
+        mean: of the normalisation, in [0, 1]; with local weights ImageNet's unless given.
+        std: likewise.
+        multi_label: probabilities are sigmoids of each logit.
+        device: where to put it; None: a GPU where there is one, else the CPU.
+
+    Raises:
+        NameUnknownError: no such network.
+        WeightsError: the weights do not fit, cannot be read, or cannot be had.
+        MissingPackageError: timm is asked for and not installed.
+    """
+    source, found = _SOURCES.get(model.partition(":")[0], _from_code), model
+    if model.endswith(".safetensors"):
+        header = read_header(model)
+        source = _SOURCES.get(header["source"].partition(":")[0], _from_code)
+        network, _, _ = source(header["source"], model, header["classes"])
+        stored = header["preprocessing"]
+        base = Preprocessing(*(tuple(v) if isinstance(v, list) else v for v in stored.values()))
+        names, head, multi_label, found = header["labels"], header["head"], header["multi_label"], header["source"]
+    else:
+        network, base, names = source(model, weights, None)
+    network.eval()
+    classifier = Classifier(
+        network.to(memory_format=torch.channels_last),  # type: ignore[call-overload]
+        name=model,
+        preprocessing=preprocessing_with(base, input_size=input_size, resize=resize, mean=mean, std=std),
+        labels=None if labels is None else read_labels(labels),
+        head=head,
+        source=found,
+        multi_label=multi_label,
+    )
+    if labels is None and names is not None and len(names) == classifier.class_count:
+        classifier.labels = tuple(names)  # ImageNet's, which a network with another number of classes does not have
+    classifier.eval()
+    return classifier.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def attach(
+    module: nn.Module,
+    *,
+    head: str = "gap",
+    input_size: Size = 224,
+    resize: Size | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    labels: str | Path | Sequence[str] | None = None,
+    name: str | None = None,
+    multi_label: bool = False,
+) -> Classifier:
+    """Wraps a network in hand; it stays where it is and as it is.
+
+    Args:
+        module: normalised images `(B, 3, H, W)` → logits `(B, K)`.
+        head: which head gives the logits.
+        input_size: side of the crop, or height and width.
+        resize: shorter side before the crop; input size × 256/224 if None.
+        mean: of the normalisation that the network was trained with, in [0, 1]; ImageNet's if None.
+        std: likewise.
+        labels: a text file with a class name a line, or the names.
+        name: how rows call it; the class name if None.
+        multi_label: probabilities are sigmoids of each logit.
+    """
+    return Classifier(
+        module,
+        name=name or type(module).__name__,
+        preprocessing=preprocessing_with(Preprocessing(), input_size=input_size, resize=resize, mean=mean, std=std),
+        labels=None if labels is None else read_labels(labels),
+        head=head,
+        multi_label=multi_label,
+    )
+
+
+def read_labels(labels: str | Path | Sequence[str]) -> list[str]:
+    """Class names, from a text file with one a line or as given."""
+    if not isinstance(labels, (str, Path)):
+        return list(labels)
+    try:
+        return Path(labels).read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise InputError(f"labels '{labels}' could not be read ({error.strerror}): give a text file with a class name a line.") from error
+
+
+def model_names() -> list[str]:
+    """Every network that `load` knows by name: torchvision's classification networks, and timm's where it is installed."""
+    from torchvision import models
+
+    names = [f"torchvision:{name}" for name in models.list_models(module=models)]
+    if importlib.util.find_spec("timm") is not None:
+        timm = importlib.import_module("timm")
+        names += [f"timm:{name}" for name in timm.list_models()]
+    return names
+
+
+_Found = tuple[nn.Module, Preprocessing, Sequence[str] | None]
+
+
+def _from_torchvision(model: str, weights: str | Path | None, classes: int | None) -> _Found:
+    from torchvision import models
+
+    name = model.partition(":")[2]
+    known = models.list_models(module=models)
+    if name not in known:
+        raise NameUnknownError("torchvision network", name, known)
+    enum: Any = models.get_model_weights(name)
+    builder = models.get_model_builder(name)
+    quiet = {"init_weights": False} if "init_weights" in inspect.signature(builder).parameters else {}
+    if weights is None or str(weights) in enum.__members__:
+        chosen = enum.DEFAULT if weights is None else enum[str(weights)]
+        try:
+            network = builder(weights=chosen)
+        except (urllib.error.URLError, OSError) as error:
+            cache = Path(torch.hub.get_dir()) / "checkpoints" / Path(chosen.url).name
+            raise WeightsError(
+                f"the weights of {model} are not at {cache} and could not be downloaded ({error}). "
+                "Put the file there, set TORCH_HOME, or give a local file as weights."
+            ) from error
+        preset = chosen.transforms()
+        preprocessing = Preprocessing(
+            (preset.crop_size[0], preset.crop_size[0]),
+            preset.resize_size[0],
+            tuple(preset.mean),
+            tuple(preset.std),
+            preset.interpolation.value,
+        )
+        return network, preprocessing, chosen.meta["categories"]
+    build: Callable[..., nn.Module] = lambda **arguments: builder(weights=None, **quiet, **arguments)  # noqa: E731
+    network = _with_local_weights(build, weights, classes)
+    return network, Preprocessing(), enum.DEFAULT.meta["categories"]
+
+
+def _from_timm(model: str, weights: str | Path | None, classes: int | None) -> _Found:
+    if importlib.util.find_spec("timm") is None:
+        raise MissingPackageError("timm", "timm", f"'{model}'")
+    timm = importlib.import_module("timm")
+    name = model.partition(":")[2]
+    if not timm.is_model(name.partition(".")[0]):
+        raise NameUnknownError("timm network", name, timm.list_models())
+    if weights is not None:
+        network = _with_local_weights(lambda **arguments: timm.create_model(name, **arguments), weights, classes)
+        preprocessing = Preprocessing()
+    else:
+        try:
+            network = timm.create_model(name, pretrained=True)
+        except Exception as error:  # the hub's errors share no root
+            raise WeightsError(
+                f"the weights of {model} are not in the cache and could not be downloaded ({type(error).__name__}: {error}). "
+                "Give a local file as weights."
+            ) from error
+        config = timm.data.resolve_model_data_config(network)
+        height, width = config["input_size"][1:]
+        share = config["crop_pct"]
+        resize = (round(height / share), round(width / share)) if config["crop_mode"] == "squash" else round(min(height, width) / share)
+        preprocessing = Preprocessing((height, width), resize, tuple(config["mean"]), tuple(config["std"]), config["interpolation"])
+    from torchvision import models
+
+    return network, preprocessing, models.ResNet18_Weights.DEFAULT.meta["categories"]
+
+
+def _from_code(model: str, weights: str | Path | None, classes: int | None) -> _Found:
+    place, colon, attribute = model.rpartition(":")
+    if not colon or not place or not attribute:
+        raise InputError(
+            f"model '{model}' names no source: write torchvision:NAME, timm:NAME, package.module:factory, path/file.py:factory, "
+            "or a .safetensors that xattn saved."
+        )
+    if place.endswith(".py"):
+        path = Path(place).resolve()
+        if not path.is_file():
+            raise InputError(f"model '{model}': there is no file {place}.")
+        name = f"xattn_model_{path.stem}"
+        spec = importlib.util.spec_from_file_location(name, path)
+        if spec is None or spec.loader is None:
+            raise InputError(f"model '{model}': {place} is not importable.")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+    else:
+        try:
+            module = importlib.import_module(place)
+        except ModuleNotFoundError as error:
+            raise InputError(f"model '{model}': no module '{error.name}'. Install it, or give path/file.py:factory.") from error
+    factory = getattr(module, attribute, None)
+    if not callable(factory):
+        known = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+        raise NameUnknownError(f"factory in {place}", attribute, known)
+    network = factory()
+    if not isinstance(network, nn.Module):
+        raise InputError(f"model '{model}' gave {type(network).__name__}; the factory must give a torch.nn.Module.")
+    if weights is not None:
+        fit_weights(network, read_weights(weights), weights)
+    return network, Preprocessing(), None
+
+
+_SOURCES: dict[str, Callable[[str, str | Path | None, int | None], _Found]] = {
+    "torchvision": _from_torchvision,
+    "timm": _from_timm,
+}
+
+
+def _with_local_weights(build: Callable[..., nn.Module], path: str | Path, classes: int | None) -> nn.Module:
+    """The network with a local file's weights, its last layer as wide as the file's."""
+    weights = read_weights(path)
+    network = build() if classes is None else build(num_classes=classes)
+    if mismatch(network, weights) and (count := classes_in(network, weights)) is not None:
+        network = build(num_classes=count)
+    fit_weights(network, weights, path)
+    return network
+

@@ -1,0 +1,96 @@
+"""From a decoded picture to pixel space: the crop that the network sees."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional
+
+from xattn.errors import InputError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+CROP_SHARE = 224 / 256
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Resize, centre crop and normalisation of a classifier; the defaults are torchvision's for ImageNet.
+
+    Attributes:
+        input_size: height and width of the crop.
+        resize: length of the shorter side before the crop, or height and width for a resize that ignores the aspect.
+        mean: per channel, subtracted in [0, 1].
+        std: per channel, divided by.
+        interpolation: "bilinear", "bicubic", … always antialiased.
+    """
+
+    input_size: tuple[int, int] = (224, 224)
+    resize: int | tuple[int, int] = 256
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    interpolation: str = "bilinear"
+
+    def __post_init__(self) -> None:
+        shorter = self.resize if isinstance(self.resize, int) else min(self.resize)
+        if min(self.input_size) < 1 or shorter < min(self.input_size):
+            raise InputError(
+                f"resize {self.resize} is smaller than the crop {self.input_size}: give a resize of at least the input size."
+            )
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise InputError(f"mean and std need three values each, std above 0; got mean {self.mean} and std {self.std}.")
+
+    def crop(self, picture: Image.Image) -> Tensor:
+        """What the network sees of an RGB picture: uint8 `(3, H, W)`; divided by 255 it is pixel space."""
+        size = [self.resize] if isinstance(self.resize, int) else list(self.resize)
+        mode = InterpolationMode(self.interpolation)
+        resized = functional.resize(picture, size, interpolation=mode, antialias=True)
+        return functional.pil_to_tensor(functional.center_crop(resized, list(self.input_size)))
+
+    def __str__(self) -> str:
+        height, width = self.input_size
+        resize = self.resize if isinstance(self.resize, int) else "×".join(map(str, self.resize))
+        mean, std = (" ".join(f"{value:.3g}" for value in values) for values in (self.mean, self.std))
+        return f"resize {resize} ({self.interpolation}), crop {height}×{width}, mean {mean}, std {std}"
+
+
+def preprocessing_with(
+    base: Preprocessing,
+    *,
+    input_size: int | Sequence[int] | None = None,
+    resize: int | Sequence[int] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Preprocessing:
+    """`base` with what the user set by hand. An input size alone takes the resize along, at torchvision's share 224/256."""
+    size = base.input_size if input_size is None else _pair(input_size)
+    if resize is not None:
+        resized = resize if isinstance(resize, int) else _pair(resize)
+    else:
+        resized = base.resize if size == base.input_size else round(min(size) / CROP_SHARE)
+    return Preprocessing(size, resized, _triple(mean, base.mean), _triple(std, base.std), base.interpolation)
+
+
+def _pair(size: int | Sequence[int]) -> tuple[int, int]:
+    values = (size, size) if isinstance(size, int) else tuple(size)
+    if len(values) != 2:
+        raise InputError(f"a size is one number or height and width; got {size}.")
+    return int(values[0]), int(values[1])
+
+
+def _triple(values: Sequence[float] | None, default: tuple[float, float, float]) -> tuple[float, float, float]:
+    if values is None:
+        return default
+    if len(values) != 3:
+        raise InputError(f"mean and std need three values each, red, green and blue in [0, 1]; got {list(values)}.")
+    return float(values[0]), float(values[1]), float(values[2])
+
+
+def pixels(crops: Tensor, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Crops in uint8 → pixel space on the device, channels-last."""
+    return crops.to(device, non_blocking=True).to(dtype, memory_format=torch.channels_last) / 255

@@ -1,0 +1,86 @@
+"""Every error that xattn raises on purpose.
+
+    XattnError                     root; `exit_code` is what the command line ends with
+    ├── NameUnknownError           a part, class or column of that name does not exist      (ValueError, exit 2)
+    ├── SettingError               a part exists, but not with that setting                 (ValueError, exit 2)
+    ├── InputError                 tensors, labels or arguments that cannot be used         (ValueError, exit 2)
+    ├── UnsupportedError           the network cannot take what was asked of it             (ValueError)
+    ├── WeightsError               a weights file that does not fit or cannot be read       (ValueError)
+    ├── ImageError                 one image that cannot be read or scored                  (ValueError)
+    ├── RunError                   a run folder that cannot be used or written              (OSError)
+    └── MissingPackageError        an optional package that the name asks for               (ImportError)
+
+A message says what was asked, what it needs, what came and what to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "ImageError",
+    "InputError",
+    "MissingPackageError",
+    "NameUnknownError",
+    "RunError",
+    "SettingError",
+    "UnsupportedError",
+    "WeightsError",
+    "XattnError",
+]
+
+
+class XattnError(Exception):
+    """Root of all errors raised on purpose."""
+
+    exit_code = 1
+
+
+class NameUnknownError(XattnError, ValueError):
+    """A name that is not in the list it was looked up in; the message offers the nearest."""
+
+    exit_code = 2
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
+        names = sorted(known)
+        folded = {n.lower().replace("-", "").replace("_", ""): n for n in names}
+        near = difflib.get_close_matches(name.lower().replace("-", "").replace("_", ""), folded, n=1)
+        meant = f" Did you mean '{folded[near[0]]}'?" if near else ""
+        shown = ", ".join(names[:30]) + (f", … ({len(names)} in all)" if len(names) > 30 else "")
+        super().__init__(f"Unknown {kind} '{name}'.{meant} Known: {shown or 'none'}.{' ' + hint if hint else ''}")
+
+
+class SettingError(XattnError, ValueError):
+    """A setting that the part does not have, or a value that the setting does not take."""
+
+    exit_code = 2
+
+
+class InputError(XattnError, ValueError):
+    """Arguments that cannot be used as given."""
+
+    exit_code = 2
+
+
+class UnsupportedError(XattnError, ValueError):
+    """The network at hand cannot take what was asked of it."""
+
+
+class WeightsError(XattnError, ValueError):
+    """A weights file that cannot be read or does not fit the network."""
+
+
+class ImageError(XattnError, ValueError):
+    """One image that cannot be read or scored; a study records it and goes on."""
+
+
+class RunError(XattnError, OSError):
+    """A run folder that cannot be read, continued or written."""
+
+
+class MissingPackageError(XattnError, ImportError):
+    """An optional package is not installed."""
+
+    def __init__(self, package: str, extra: str, asked: str) -> None:
+        super().__init__(f"{asked} needs the package '{package}', which is not installed: pip install 'xattn[{extra}]'")

@@ -1,0 +1,74 @@
+"""Maps that know nothing of the network: what a method has to beat."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from xattn.explainers.facts import register
+from xattn.explainers.trace import Trace
+
+LUMINANCE = (0.299, 0.587, 0.114)
+
+
+@register("random", source="control", control=True, direct=True)
+def random(trace: Trace) -> Tensor:
+    """Uniform noise, seeded by the image's content: the same in whatever batch it stands.
+
+    Returns:
+        `(B, H, W)` in [0, 1), the mask itself.
+    """
+    size = trace.images.shape[-2:]
+    noise = [torch.rand(size, generator=torch.Generator().manual_seed(seed)) for seed in trace.seeds]
+    return torch.stack(noise).to(trace.images)
+
+
+@register("centre", source="control", control=True, direct=True)
+def centre(trace: Trace) -> Tensor:
+    """A Gaussian on the centre, σ a quarter of the side.
+
+    Returns:
+        `(B, H, W)` in (0, 1], the mask itself.
+    """
+    height, width = trace.images.shape[-2:]
+    y = (torch.arange(height) - (height - 1) / 2) / (height / 4)
+    x = (torch.arange(width) - (width - 1) / 2) / (width / 4)
+    gaussian = torch.exp(-(y[:, None] ** 2 + x**2) / 2).to(trace.images)
+    return gaussian.expand(len(trace.images), -1, -1)
+
+
+@register("edges", source="control", control=True)
+def edges(trace: Trace) -> Tensor:
+    """Sobel magnitude of the luminance.
+
+    Returns:
+        `(B, H, W)`, ≥ 0.
+    """
+    images = trace.images.detach()
+    luminance = (images * images.new_tensor(LUMINANCE).view(3, 1, 1)).sum(dim=1, keepdim=True)
+    sobel = images.new_tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]])
+    slopes = functional.conv2d(functional.pad(luminance, (1, 1, 1, 1), mode="replicate"), torch.stack([sobel, sobel.T])[:, None])
+    return slopes.norm(dim=1)
+
+
+@register("uniform", source="control", control=True, direct=True)
+def uniform(trace: Trace) -> Tensor:
+    """Ones: the whole image.
+
+    Returns:
+        `(B, H, W)`, the mask itself.
+    """
+    return trace.images.new_ones((len(trace.images), *trace.images.shape[-2:]))
+
+
+@register("fake-cam", source="Poppi et al. 2021, Sec. 3.1", control=True, direct=True)
+def fake_cam(trace: Trace) -> Tensor:
+    """Ones but for the top-left pixel: a map that says nothing and scores well on average drop.
+
+    Returns:
+        `(B, H, W)`, the mask itself.
+    """
+    mask = uniform(trace)
+    mask[:, 0, 0] = 0
+    return mask

@@ -1,0 +1,135 @@
+"""Guided backpropagation: the gradient at the image, with every rectifier passing on positive gradients alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import Node
+from torch.nn import functional
+
+from xattn.errors import UnsupportedError
+from xattn.explainers.cam import GradCAMPlusPlus, grad_cam
+from xattn.explainers.facts import Need, register
+from xattn.explainers.trace import Trace
+
+Activations = Literal["rectifiers", "all"]
+
+RECTIFIERS = ("ReluBackward", "HardtanhBackward", "ClampBackward", "ClampMinBackward")
+OTHERS = tuple(
+    f"{name}Backward"
+    for name in "Gelu Silu Hardswish LeakyRelu PreluKernel RreluWithNoise Elu Selu Celu Mish Softplus Softshrink Threshold".split()
+)
+CAUTION = "fails parameter-randomisation tests (Adebayo et al. 2018): it may show edges whatever the network has learnt"
+
+
+@contextmanager
+def rectified_gradients(output: Tensor, activations: Activations = "rectifiers") -> Iterator[int]:
+    """Clamps to ≥ 0 the gradient that reaches every rectifier in `output`'s graph: module, functional, in-place or reused.
+
+    Nothing of the network is touched; the graph's hooks are taken off at the end. Gives the number of rectifiers.
+    """
+    kinds = RECTIFIERS if activations == "rectifiers" else RECTIFIERS + OTHERS
+    nodes = [node for node in _graph(output) if type(node).__name__.startswith(kinds)]
+    handles = [node.register_prehook(_clamp) for node in nodes]
+    try:
+        yield len(nodes)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _clamp(gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+    return tuple(None if gradient is None else gradient.clamp(min=0) for gradient in gradients)
+
+
+def _graph(output: Tensor) -> Iterator[Node]:
+    seen: set[Node] = set()
+    stack = [output.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            yield node
+            stack.extend(child for child, _ in node.next_functions)
+
+
+def guided_gradients(trace: Trace, activations: Activations = "rectifiers") -> Tensor:
+    """Guided gradient of the target logit at the image in pixel space, signed, `(B, 3, H, W)`.
+
+    Raises:
+        UnsupportedError: the network has no rectifier.
+    """
+    with rectified_gradients(trace.logits, activations) as count:
+        if count == 0 and activations == "rectifiers":
+            raise UnsupportedError(
+                f"guided backpropagation clamps gradients at rectifiers (ReLU, ReLU6, clamp); {trace.classifier.name} has none. "
+                "activations=all clamps at GELU, SiLU and the like instead, which its paper does not cover."
+            )
+        key = f"guided gradients at {activations}"
+        if key not in trace.shared:  # every guided method of a batch shares one backward
+            (trace.shared[key],) = torch.autograd.grad(trace.score, trace.images, retain_graph=True)
+    return trace.shared[key]
+
+
+@register("guided-backprop", needs={Need.IMAGE_GRADIENTS}, source="Springenberg et al. 2015", caution=CAUTION)
+@dataclass(frozen=True)
+class GuidedBackprop:
+    """Gradient at the image, with every rectifier passing on positive gradients alone.
+
+    Attributes:
+        activations: "rectifiers" (ReLU, ReLU6, clamp), or "all" (GELU, SiLU, Hardswish and the like too).
+
+    Differs: taken in pixel space; libraries that take it at the normalised image differ by a factor 1/std a channel.
+    """
+
+    activations: Activations = "rectifiers"
+
+    def __call__(self, trace: Trace) -> Tensor:
+        """Raw map `(B, H, W)`, ≥ 0: the largest magnitude over the channels."""
+        return guided_gradients(trace, self.activations).abs().amax(dim=1)
+
+
+@dataclass(frozen=True)
+class _Guided:
+    activations: Activations = "rectifiers"
+
+    def product(self, cam: Callable[[Trace], Tensor], trace: Trace) -> Tensor:
+        guided = guided_gradients(trace, self.activations).abs().amax(dim=1)
+        upsampled = functional.interpolate(cam(trace)[:, None], size=guided.shape[-2:], mode="bilinear", align_corners=False)
+        return upsampled[:, 0] * guided
+
+
+GUIDED_NEEDS = frozenset({Need.FEATURES, Need.GRADIENTS, Need.IMAGE_GRADIENTS})
+
+
+@register("guided-grad-cam", needs=GUIDED_NEEDS, source="Selvaraju et al. 2017, Sec. 3.2", caution=CAUTION)
+@dataclass(frozen=True)
+class GuidedGradCAM(_Guided):
+    """Grad-CAM at the image's size times guided backpropagation.
+
+    Attributes:
+        activations: as for guided-backprop.
+    """
+
+    def __call__(self, trace: Trace) -> Tensor:
+        """Raw map `(B, H, W)`, ≥ 0."""
+        return self.product(grad_cam, trace)
+
+
+@register("guided-grad-cam++", needs=GUIDED_NEEDS, source="Chattopadhay et al. 2018, Sec. 3.3", caution=CAUTION)
+@dataclass(frozen=True)
+class GuidedGradCAMPlusPlus(_Guided):
+    """Grad-CAM++ at the image's size times guided backpropagation.
+
+    Attributes:
+        activations: as for guided-backprop.
+    """
+
+    def __call__(self, trace: Trace) -> Tensor:
+        """Raw map `(B, H, W)`, ≥ 0."""
+        return self.product(GradCAMPlusPlus(), trace)

@@ -1,0 +1,240 @@
+"""Maps of a batch by several methods: one trace serves them all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from xattn.classifiers.classifier import Classifier
+from xattn.classifiers.preprocessing import pixels
+from xattn.classifiers.stages import Stage
+from xattn.errors import ImageError, InputError
+from xattn.explainers.facts import MethodFacts, methods
+from xattn.explainers.trace import TargetRule, trace
+from xattn.images import ImageSource
+from xattn.metrics.masking import Masks, to_masks
+from xattn.registry import Part
+
+Images = Tensor | str | Path | Sequence[str | Path]
+Target = str | int | Tensor | Sequence[int]
+
+
+@dataclass(frozen=True)
+class Maps(Mapping[str, Tensor]):
+    """Masks by method, with the raw maps they were made from.
+
+    `maps["grad-cam"]` is `(B, H, W)` in [0, 1].
+
+    Attributes:
+        masks: by method, `(B, H, W)`.
+        raw: by method, `(B, h, w)` at the method's own resolution.
+        cells: by method, masks at the raw map's resolution.
+        degenerate: by method, `(B,)` bool: the map says nothing and its mask is all zeros.
+        logits: `(B, K)` of the unmasked images.
+        targets: `(B,)` class indices.
+        target_rule: "predicted", "label" or "given".
+        names: of the images.
+        images: `(B, 3, H, W)` in pixel space.
+    """
+
+    masks: dict[str, Tensor]
+    raw: dict[str, Tensor]
+    cells: dict[str, Tensor]
+    degenerate: dict[str, Tensor]
+    logits: Tensor
+    targets: Tensor
+    target_rule: TargetRule
+    names: tuple[str, ...]
+    images: Tensor
+
+    def __getitem__(self, method: str) -> Tensor:
+        return self.masks[method]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.masks)
+
+    def __len__(self) -> int:
+        return len(self.masks)
+
+    def part(self, start: int, stop: int, images: Tensor | None = None) -> Maps:
+        """The maps of some of the images."""
+
+        def cut(by_method: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {method: found[start:stop] for method, found in by_method.items()}
+
+        return Maps(
+            cut(self.masks),
+            cut(self.raw),
+            cut(self.cells),
+            cut(self.degenerate),
+            self.logits[start:stop],
+            self.targets[start:stop],
+            self.target_rule,
+            self.names[start:stop],
+            (self.images if images is None else images)[start:stop],
+        )
+
+
+def explain(
+    classifier: Classifier,
+    images: Images,
+    methods: Sequence[str] = ("grad-cam",),
+    *,
+    target: Target = "predicted",
+    labels: Tensor | Sequence[int] | None = None,
+    stage: str | None = None,
+    batch_size: int = 8,
+    chunk: int = 8,
+    seed: int = 0,
+) -> Maps:
+    """Explains images by several methods at once.
+
+    Args:
+        classifier: from `xattn.load` or `xattn.attach`.
+        images: `(B, 3, H, W)` in pixel space (float in [0, 1], not normalised), or files: a folder, a glob, a path, a list of paths.
+        methods: names with settings, `name[:key=value,…]`.
+        target: "predicted", "label", a class index or name, or an index an image.
+        labels: `(B,)` class indices, for target "label".
+        stage: where to take features; what enters the pooling if None.
+        batch_size: images a forward.
+        chunk: images a forward of methods that run the network again.
+        seed: of what is random; mixed with each image's content.
+
+    Raises:
+        NameUnknownError: an unknown method, setting, stage or class.
+        ImageError: a file that cannot be read.
+    """
+    parts = method_parts(methods)
+    names, tensor, found_labels = _images(classifier, images)
+    targets, rule = resolve_targets(classifier, target, found_labels if labels is None else labels, len(names))
+    place = classifier.stage(stage)
+    pieces = [
+        maps_of_batch(
+            classifier,
+            tensor[start : start + batch_size],
+            parts,
+            None if targets is None else targets[start : start + batch_size],
+            rule,
+            names[start : start + batch_size],
+            place,
+            chunk,
+            seed,
+        )
+        for start in range(0, len(names), batch_size)
+    ]
+    return _joined(pieces)
+
+
+def method_parts(specs: Sequence[str]) -> list[Part[MethodFacts]]:
+    """The methods that specs name, each once."""
+    if isinstance(specs, str):
+        raise InputError(f"methods are a list: write methods=['{specs}'].")
+    return list({part.spec: part for part in (methods.part(spec) for spec in specs)}.values())
+
+
+def maps_of_batch(
+    classifier: Classifier,
+    images: Tensor,
+    parts: Sequence[Part[MethodFacts]],
+    targets: Tensor | None,
+    rule: TargetRule,
+    names: Sequence[str],
+    stage: Stage,
+    chunk: int,
+    seed: int = 0,
+) -> Maps:
+    """All methods' maps of one batch, from one trace."""
+    needs = frozenset().union(*(part.facts.needs for part in parts))
+    traced = trace(classifier, images, targets, stage=stage, needs=needs, chunk=chunk, seed=seed)
+    size = (images.shape[2], images.shape[3])
+    raw: dict[str, Tensor] = {}
+    masks: dict[str, Masks] = {}
+    cells: dict[str, Tensor] = {}
+    for part in parts:
+        found = part.run(traced).detach()
+        raw[part.spec] = found
+        if part.facts.direct:
+            masks[part.spec] = Masks(found, torch.zeros(len(found), dtype=torch.bool, device=found.device))
+            cells[part.spec] = found
+        else:
+            masks[part.spec] = to_masks(found, size)
+            cells[part.spec] = masks[part.spec].masks if found.shape[-2:] == size else to_masks(found, (found.shape[1], found.shape[2])).masks
+    return Maps(
+        {name: made.masks for name, made in masks.items()},
+        raw,
+        cells,
+        {name: made.degenerate for name, made in masks.items()},
+        traced.logits.detach(),
+        traced.targets,
+        rule,
+        tuple(names),
+        images,
+    )
+
+
+def resolve_targets(
+    classifier: Classifier, target: Target, labels: Tensor | Sequence[int] | None, count: int
+) -> tuple[Tensor | None, TargetRule]:
+    """Class indices `(B,)` and the rule they follow; None where the classifier's own prediction is to be taken."""
+    if isinstance(target, str) and target == "predicted":
+        return None, "predicted"
+    if isinstance(target, str) and target == "label":
+        if labels is None:
+            raise InputError("target 'label' needs labels: pass labels, or a source that has them.")
+        return _indices(classifier, labels, count), "label"
+    if isinstance(target, (str, int)):
+        return torch.full((count,), classifier.class_index(target), device=classifier.device), "given"
+    return _indices(classifier, target, count), "given"
+
+
+def _indices(classifier: Classifier, values: Tensor | Sequence[int], count: int) -> Tensor:
+    indices = [classifier.class_index(value) for value in (values.tolist() if isinstance(values, Tensor) else values)]
+    if len(indices) != count:
+        raise InputError(f"{count} images need {count} classes; {len(indices)} came.")
+    return torch.tensor(indices, device=classifier.device)
+
+
+def _images(classifier: Classifier, images: Images) -> tuple[list[str], Tensor, list[int] | None]:
+    if isinstance(images, Tensor):
+        if images.dim() != 4 or len(images) == 0:
+            raise InputError(f"images must be (batch, 3, height, width) with at least one image; got {tuple(images.shape)}.")
+        if images.is_floating_point() and (images.min() < -1e-3 or images.max() > 1 + 1e-3):
+            raise InputError(
+                f"images are in pixel space, [0, 1]; these reach from {images.min():.3g} to {images.max():.3g}. "
+                "Do not normalise them: the classifier does."
+            )
+        return [str(number) for number in range(len(images))], images.to(classifier.device), None
+    source = ImageSource(images)
+    crops = []
+    for image in source.images:
+        try:
+            crops.append(source.decode(image, classifier.preprocessing)[1])
+        except ImageError as error:
+            raise ImageError(f"{image.path}: {error}. A study goes on without such an image; explain needs all of them.") from error
+    labels = [classifier.class_index(image.label) for image in source.images if image.label is not None]
+    return [image.name for image in source.images], pixels(torch.stack(crops), classifier.device), labels if source.labelled else None
+
+
+def _joined(pieces: Sequence[Maps]) -> Maps:
+    if len(pieces) == 1:
+        return pieces[0]
+    first = pieces[0]
+
+    def together(field: str) -> dict[str, Tensor]:
+        return {method: torch.cat([getattr(piece, field)[method] for piece in pieces]) for method in first.masks}
+
+    return Maps(
+        together("masks"),
+        together("raw"),
+        together("cells"),
+        together("degenerate"),
+        torch.cat([piece.logits for piece in pieces]),
+        torch.cat([piece.targets for piece in pieces]),
+        first.target_rule,
+        tuple(name for piece in pieces for name in piece.names),
+        torch.cat([piece.images for piece in pieces]),
+    )

@@ -1,0 +1,117 @@
+"""One forward of a batch and the backwards that were asked for."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from xattn.classifiers.classifier import Classifier, evaluating
+from xattn.classifiers.stages import Stage, captured, to_nchw
+from xattn.errors import InputError
+from xattn.explainers.facts import Need
+
+TargetRule = Literal["predicted", "label", "given"]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What one forward of a batch gave, and its gradients, each computed on first use and once.
+
+    Gradients are taken with respect to the features or the image alone: no parameter's `.grad` changes.
+
+    Attributes:
+        classifier: the network, for methods that run it again; `classifier.predict` is without gradients.
+        images: `(B, 3, H, W)` in pixel space; a leaf of the graph where image gradients were asked for.
+        logits: `(B, K)`.
+        targets: `(B,)` class indices.
+        stage: where the features were taken.
+        captured: the features in the network's own layout; `features` is what methods use.
+        chunk: images a forward, for methods that run the network again.
+        seed: of the run.
+        shared: what several methods of one batch share, by name.
+    """
+
+    classifier: Classifier
+    images: Tensor
+    logits: Tensor
+    targets: Tensor
+    stage: Stage
+    captured: Tensor
+    chunk: int = 8
+    seed: int = 0
+    shared: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def features(self) -> Tensor:
+        """Feature maps of the stage, `(B, C, h, w)`."""
+        return to_nchw(self.captured.detach(), self.stage.layout)
+
+    @property
+    def score(self) -> Tensor:
+        """Sum over the batch of each image's target logit: in eval mode its gradient is each image's own."""
+        return self.logits.gather(1, self.targets[:, None]).sum()
+
+    @cached_property
+    def gradients(self) -> Tensor:
+        """Gradient of the target logit with respect to the features, `(B, C, h, w)`."""
+        (gradient,) = torch.autograd.grad(self.score, self.captured, retain_graph=True)
+        return to_nchw(gradient, self.stage.layout)
+
+    @cached_property
+    def image_gradients(self) -> Tensor:
+        """Gradient of the target logit with respect to the image in pixel space, `(B, 3, H, W)`."""
+        (gradient,) = torch.autograd.grad(self.score, self.images, retain_graph=True)
+        return gradient
+
+    @cached_property
+    def seeds(self) -> list[int]:
+        """A seed an image, from the run's seed and the image's content in 8 bits: the same wherever it stands in whatever batch."""
+        crops = (self.images.detach() * 255).round().clamp(0, 255).to(torch.uint8).cpu().contiguous()
+        run = self.seed.to_bytes(8, "little", signed=True)
+        digests = [hashlib.sha256(run + crop.numpy().tobytes()).digest() for crop in crops]
+        return [int.from_bytes(digest[:7], "little") for digest in digests]
+
+
+def trace(
+    classifier: Classifier,
+    images: Tensor,
+    targets: Tensor | None = None,
+    *,
+    stage: str | Stage | None = None,
+    needs: Collection[Need] = frozenset(Need),
+    chunk: int = 8,
+    seed: int = 0,
+) -> Trace:
+    """Runs a batch once, in eval mode, and keeps what `needs` names.
+
+    Args:
+        classifier: the network.
+        images: `(B, 3, H, W)` in pixel space.
+        targets: `(B,)` class indices; each image's predicted class if None.
+        stage: where to take features; what enters the pooling if None.
+        needs: without image gradients the graph begins at the stage, and what lies before it runs without one.
+        chunk: images a forward for methods that run the network again.
+        seed: of the run, for what is random.
+    """
+    place = stage if isinstance(stage, Stage) else classifier.stage(stage)
+    to_image = Need.IMAGE_GRADIENTS in needs or (Need.GRADIENTS in needs and place.offset is not None)
+    leaf = images.detach().requires_grad_() if to_image else images.detach()
+    with ExitStack() as stack:
+        stack.enter_context(evaluating(classifier))
+        stack.enter_context(torch.set_grad_enabled(to_image))
+        cut = Need.GRADIENTS in needs and not to_image
+        found = stack.enter_context(captured(classifier.network, [place], cut=cut))
+        logits = classifier(leaf)
+    if targets is None:
+        targets = logits.detach().argmax(dim=1)
+    targets = targets.to(images.device)
+    if targets.shape != (len(images),):
+        raise InputError(f"targets must be one class index an image, ({len(images)},); got {tuple(targets.shape)}.")
+    return Trace(classifier, leaf, logits, targets, place, found[place.name], chunk, seed)

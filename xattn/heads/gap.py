@@ -1,0 +1,23 @@
+"""The network's own pooling and classifier."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from xattn.heads import HeadFacts, heads
+
+
+@heads.register("gap", HeadFacts(source="the network's own", trained=False))
+class Gap(nn.Module):
+    """The network's own pooling and classifier, untouched."""
+
+    def saliency(self, features: Tensor) -> Tensor:
+        """What the head looks at: the norm of each feature vector.
+
+        Args:
+            features: `(B, C, h, w)`.
+
+        Returns:
+            `(B, h, w)`, ≥ 0.
+        """
+        return features.norm(dim=1)

@@ -1,0 +1,271 @@
+"""Where images come from: folders, globs, files, a CSV, torch datasets; decoded as a viewer would show them, in worker processes."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import os
+import warnings
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from xattn.classifiers.preprocessing import Preprocessing
+from xattn.errors import ImageError, InputError
+
+SUFFIXES = frozenset(
+    ".jpg .jpeg .jpe .jfif .png .bmp .gif .webp .tif .tiff .ppm .pgm .pbm .pnm .avif .jp2 .tga .ico".split()
+)
+MAX_PIXELS = 100_000_000  # a picture of more is taken for a decompression bomb
+
+
+@dataclass(frozen=True)
+class NamedImage:
+    """One image before it is decoded.
+
+    Attributes:
+        name: how rows call it: the path relative to the given folder, or the number in a dataset.
+        path: the file; None for an item of a dataset.
+        label: class index or name as the label file or the dataset gives it.
+        index: the number in a dataset.
+    """
+
+    name: str
+    path: Path | None = None
+    label: int | str | None = None
+    index: int | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Decoded images.
+
+    Attributes:
+        number: position of the batch in the source.
+        images: those that could be read.
+        crops: uint8 `(B, 3, H, W)`, what the network sees of them.
+        failed: those that could not, with the reason.
+    """
+
+    number: int
+    images: list[NamedImage] = field(default_factory=list)
+    crops: Tensor = field(default_factory=lambda: torch.empty(0, 3, 0, 0, dtype=torch.uint8))
+    failed: list[tuple[NamedImage, str]] = field(default_factory=list)
+
+
+class ImageSource:
+    """Named images in a fixed order.
+
+    Args:
+        images: a folder (read recursively), a glob, a file, a CSV with columns `image` and `label`, a list of these, or a torch
+            dataset of pictures, or of pairs of picture and label.
+        labels_csv: a CSV with columns `image` (path relative to the given folder) and `label` (class index or name).
+
+    Raises:
+        InputError: nothing there, or a label file that does not match the images.
+    """
+
+    def __init__(self, images: str | Path | Sequence[str | Path] | Dataset[Any], labels_csv: str | Path | None = None) -> None:
+        self.dataset: Dataset[Any] | None = None
+        self._pairs = False
+        self.origin: list[str] = []
+        if isinstance(images, Dataset):
+            self.dataset = images
+            self.images = _dataset_images(images)
+            first = images[0] if self.images else None
+            self._pairs = isinstance(first, (tuple, list)) and len(first) > 1 and labels_csv is None
+        else:
+            given = [images] if isinstance(images, (str, Path)) else list(images)
+            self.origin = [str(item) if glob.has_magic(str(item)) else str(Path(item).resolve()) for item in given]
+            self.images = _unique([image for item in given for image in _files(str(item))])
+        self.labels_csv = None if labels_csv is None else str(Path(labels_csv).resolve())
+        if labels_csv is not None:
+            self.images = _labelled(self.images, Path(labels_csv))
+        if not self.images:
+            shown = ", ".join(self.origin) or "the dataset"
+            raise InputError(f"no images in {shown}: files of {', '.join(sorted(SUFFIXES))} are read, folders recursively.")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether every image has a label."""
+        return self._pairs or all(image.label is not None for image in self.images)
+
+    def decode(self, image: NamedImage, preprocessing: Preprocessing) -> tuple[NamedImage, Tensor]:
+        """The image, with the label that a dataset gives beside the picture, and the crop that the network sees: uint8 `(3, H, W)`.
+
+        Raises:
+            ImageError: with the reason.
+        """
+        if image.path is not None:
+            return image, preprocessing.crop(read_picture(image.path))
+        if self.dataset is None or image.index is None:
+            raise ImageError(f"'{image.name}' has neither a file nor a place in a dataset")
+        item = self.dataset[image.index]
+        picture = item
+        if isinstance(item, (tuple, list)):
+            picture = item[0]
+            if self._pairs:
+                image = replace(image, label=item[1] if isinstance(item[1], str) else int(item[1]))
+        if isinstance(picture, Image.Image):
+            return image, preprocessing.crop(_as_rgb(picture))
+        if isinstance(picture, Tensor) and picture.shape == (3, *preprocessing.input_size):
+            crop = picture if picture.dtype == torch.uint8 else (picture * 255).round().clamp(0, 255).to(torch.uint8)
+            return image, crop
+        came = tuple(picture.shape) if isinstance(picture, Tensor) else type(picture).__name__
+        raise ImageError(f"a dataset gives PIL pictures, or tensors (3, {preprocessing.input_size}) in [0, 1] or uint8; got {came}.")
+
+    def batches(
+        self, preprocessing: Preprocessing, batch_size: int, *, workers: int = 0, done: Collection[int] = ()
+    ) -> Iterator[Batch]:
+        """Decoded batches in order, read ahead by worker processes; those whose number is in `done` are left out."""
+        decoder = _Batches(self, preprocessing, batch_size)
+        wanted = [number for number in range(decoder.count) if number not in done]
+        loader = DataLoader(decoder, batch_size=None, sampler=wanted, num_workers=min(workers, len(wanted)))
+        yield from loader
+
+
+class _Batches(Dataset[Batch]):
+    """Batches by number, so that a worker decodes a whole one."""
+
+    def __init__(self, source: ImageSource, preprocessing: Preprocessing, batch_size: int) -> None:
+        self.source = source
+        self.preprocessing = preprocessing
+        self.batch_size = batch_size
+        self.count = -(-len(source) // batch_size)
+
+    def __getitem__(self, number: int) -> Batch:
+        batch = Batch(number)
+        crops = []
+        for image in self.source.images[number * self.batch_size : (number + 1) * self.batch_size]:
+            try:
+                decoded, crop = self.source.decode(image, self.preprocessing)
+                batch.images.append(decoded)
+                crops.append(crop)
+            except ImageError as error:
+                batch.failed.append((image, str(error)))
+        return Batch(number, batch.images, torch.stack(crops) if crops else batch.crops, batch.failed)
+
+
+def read_picture(path: str | Path) -> Image.Image:
+    """A picture as a viewer shows it, in RGB: upright by its EXIF orientation, first frame, alpha on white.
+
+    Raises:
+        ImageError: empty, torn, no picture, or larger than `MAX_PIXELS`.
+    """
+    path = Path(path)
+    try:
+        if path.stat().st_size == 0:
+            raise ImageError("empty file (0 bytes)")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the size is checked here, and metadata that Pillow doubts does not matter
+            with Image.open(path) as picture:
+                width, height = picture.size
+                if width * height > MAX_PIXELS:
+                    raise ImageError(f"{width}×{height} pixels, more than {MAX_PIXELS:,}: a decompression bomb?")
+                picture.seek(0)
+                picture.load()
+                return _as_rgb(ImageOps.exif_transpose(picture))
+    except ImageError:
+        raise
+    except UnidentifiedImageError as error:
+        raise ImageError("not a picture in a format that is known") from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"too large: {error}") from error
+    except OSError as error:
+        raise ImageError(error.strerror or f"torn or damaged: {error}") from error
+    except (SyntaxError, ValueError, EOFError, IndexError, TypeError, MemoryError, ArithmeticError) as error:
+        raise ImageError(f"damaged: {type(error).__name__} {error}") from error  # what Pillow's decoders raise on broken files
+
+
+def _as_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith("I"):  # 16 bits in 16 or 32
+        picture = picture.convert("I").point(lambda value: value * (1 / 257)).convert("L")
+    elif picture.mode == "F":
+        low, high = picture.getextrema()
+        scale = 255.0 if 0 <= low and high <= 1 else 1.0
+        picture = picture.point(lambda value: value * scale).convert("L")
+    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    return picture.convert("RGB")
+
+
+def _files(given: str) -> list[NamedImage]:
+    path = Path(given)
+    if path.is_dir():
+        return [NamedImage(file.relative_to(path).as_posix(), file) for file in _walk(path)]
+    if path.suffix.lower() == ".csv" and path.is_file():
+        return [NamedImage(name, path.parent / name, label) for name, label in _read_csv(path).items()]
+    if path.is_file():
+        return [NamedImage(path.name, path)]
+    matches = sorted(Path(match) for match in glob.glob(given, recursive=True)) if glob.has_magic(given) else []
+    if not matches:
+        raise InputError(f"'{given}' is no file, no folder, and no pattern that matches one.")
+    root = Path(os.path.commonpath([match.parent for match in matches]))
+    return [NamedImage(file.relative_to(root).as_posix(), file) for file in matches if file.suffix.lower() in SUFFIXES]
+
+
+def _walk(folder: Path) -> list[Path]:
+    found = [
+        Path(parent) / name
+        for parent, _, names in os.walk(folder, followlinks=True)
+        for name in names
+        if Path(name).suffix.lower() in SUFFIXES
+    ]
+    return sorted(file for file in found if not any(part.startswith(".") for part in file.relative_to(folder).parts))
+
+
+def _unique(images: list[NamedImage]) -> list[NamedImage]:
+    """Each file once, each under a name of its own: two of one name are called by their paths below what all share."""
+    images = list({image.path: image for image in images}.values())
+    if len({image.name for image in images}) == len(images):
+        return images
+    paths = [image.path.resolve() for image in images if image.path is not None]
+    root = os.path.commonpath([path.parent for path in paths])
+    return [NamedImage(path.relative_to(root).as_posix(), path, image.label) for path, image in zip(paths, images, strict=True)]
+
+
+def _read_csv(path: Path) -> dict[str, int | str | None]:
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            columns = reader.fieldnames or []
+            if "image" not in columns:
+                raise InputError(f"{path} needs the columns 'image' and 'label'; it has {', '.join(columns) or 'none'}.")
+            return {row["image"]: _label(row.get("label")) for row in reader}
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} could not be read as CSV ({error}).") from error
+
+
+def _label(text: str | None) -> int | str | None:
+    if text is None or not text.strip():
+        return None
+    return int(text) if text.strip().isdigit() else text.strip()
+
+
+def _labelled(images: list[NamedImage], path: Path) -> list[NamedImage]:
+    labels = _read_csv(path)
+    without = [image.name for image in images if labels.get(image.name) is None]
+    if without:
+        shown = ", ".join(without[:3]) + (", …" if len(without) > 3 else "")
+        known = ", ".join(list(labels)[:3])
+        raise InputError(
+            f"{len(without)} of {len(images)} images have no label in {path} ({shown}). Its column 'image' holds {known}, …: "
+            "paths relative to the given folder are needed."
+        )
+    return [NamedImage(image.name, image.path, labels[image.name]) for image in images]
+
+
+def _dataset_images(dataset: Dataset[Any]) -> list[NamedImage]:
+    count = len(dataset)  # type: ignore[arg-type]
+    width = len(str(max(count - 1, 0)))
+    return [NamedImage(f"{index:0{width}d}", index=index) for index in range(count)]

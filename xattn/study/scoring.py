@@ -1,0 +1,147 @@
+"""From maps to rows: every metric of every method on one batch, from one stream of forwards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from xattn.classifiers.classifier import Classifier
+from xattn.errors import InputError
+from xattn.explainers.maps import Maps
+from xattn.metrics.facts import MetricFacts, metrics
+from xattn.metrics.perturbation import Seen, look_at
+from xattn.metrics.probability import probability
+from xattn.registry import Part
+
+COLUMNS = (
+    "image",
+    "model",
+    "head",
+    "method",
+    "metric",
+    "value",
+    "target",
+    "target_rule",
+    "label",
+    "predicted",
+    "probability",
+    "degenerate",
+    "seed",
+    "error",
+)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Values of one batch, on the CPU.
+
+    Attributes:
+        values: by method and metric, one an image.
+        predicted: class index an image.
+        probability: of the target, unmasked, an image.
+        errors: what is wrong with an image, or None.
+    """
+
+    values: dict[tuple[str, str], list[float]]
+    predicted: list[int]
+    probability: list[float]
+    errors: list[str | None]
+
+
+def metric_parts(specs: Sequence[str]) -> list[Part[MetricFacts]]:
+    """The metrics that specs name, each once."""
+    if isinstance(specs, str):
+        raise InputError(f"metrics are a list: write metrics=['{specs}'].")
+    return list({part.spec: part for part in (metrics.part(spec) for spec in specs)}.values())
+
+
+def score(classifier: Classifier, maps: Maps, parts: Sequence[Part[MetricFacts]], chunk: int) -> Scores:
+    """Every metric of every method's maps, on the maps' own targets; the unmasked images are looked at once for all."""
+    looks = list(dict.fromkeys(look for part in parts if "masks" in part.facts.takes for look in part.run.looks))  # type: ignore[attr-defined]
+    original = probability(maps.logits, maps.targets, multi_label=classifier.multi_label)
+    finite = torch.isfinite(maps.logits).all(dim=1)
+    changed_finite = torch.ones_like(finite)
+    seen: dict[str, Seen] = {}
+    if looks:
+        seen = look_at(
+            classifier.predict,
+            maps.images,
+            maps.targets,
+            maps.masks,
+            looks,
+            cells=maps.cells,
+            mean=classifier.mean,
+            multi_label=classifier.multi_label,
+            chunk=chunk,
+        )
+        for found in seen.values():
+            changed_finite = changed_finite & found.finite().to(finite.device)
+    columns: dict[tuple[str, str], Tensor] = {}
+    for method in maps:
+        for part in parts:
+            value = part.run.value(seen[method]) if "masks" in part.facts.takes else part.run.of_maps(maps.raw[method])  # type: ignore[attr-defined]
+            columns[method, part.spec] = value
+    table = torch.stack([column.to(original.p.device) for column in columns.values()]).cpu().tolist() if columns else []
+    errors = [
+        None if whole and changed else "the network gave a non-finite value" + ("" if not whole else " on a changed image")
+        for whole, changed in zip(finite.tolist(), changed_finite.tolist(), strict=True)
+    ]
+    return Scores(
+        dict(zip(columns, table, strict=True)), maps.logits.argmax(dim=1).tolist(), original.p.tolist(), errors
+    )
+
+
+def evaluate(
+    classifier: Classifier,
+    images: Tensor,
+    maps: Maps,
+    metrics: Sequence[str] = ("average-drop", "average-gain", "average-increase", "insertion", "deletion", "sparsity"),
+    *,
+    batch_size: int = 8,
+    chunk: int = 8,
+) -> pd.DataFrame:
+    """Scores maps on their own targets.
+
+    Args:
+        classifier: from `xattn.load` or `xattn.attach`.
+        images: `(B, 3, H, W)` in pixel space: those that were explained, `maps.images` where `explain` read files.
+        maps: what `explain` gave.
+        metrics: names with settings, `name[:key=value,…]`.
+        batch_size: images scored at once.
+        chunk: images a forward.
+
+    Returns:
+        A row a value, with the columns of a run's `scores.csv`.
+    """
+    if images.shape != maps.images.shape:
+        raise InputError(f"maps are of images {tuple(maps.images.shape)}; got images {tuple(images.shape)}. Pass the images that were explained.")
+    parts = metric_parts(metrics)
+    frames = []
+    for start in range(0, len(images), batch_size):
+        piece = maps.part(start, start + batch_size, images)
+        scores = score(classifier, piece, parts, chunk)
+        frames.append(pd.DataFrame(rows_of(classifier, piece, scores, [None] * len(piece.names), 0), columns=list(COLUMNS)))
+    rows = pd.concat(frames, ignore_index=True)
+    return rows.astype({"label": "Int64", "target": "Int64", "predicted": "Int64"})
+
+
+def rows_of(
+    classifier: Classifier, maps: Maps, scores: Scores, labels: Sequence[int | None], seed: int
+) -> list[tuple[object, ...]]:
+    """Tidy rows of a batch, image by image; an image with an error has one."""
+    targets = maps.targets.tolist()
+    flags = {method: found.tolist() for method, found in maps.degenerate.items()}
+    model, head = classifier.name, classifier.head_name
+    rows: list[tuple[object, ...]] = []
+    for i, name in enumerate(maps.names):
+        if scores.errors[i] is not None:
+            rows.append((name, model, head, None, None, None, None, maps.target_rule, labels[i], None, None, None, seed, scores.errors[i]))
+            continue
+        about = (targets[i], maps.target_rule, labels[i], scores.predicted[i], scores.probability[i])
+        for (method, metric), values in scores.values.items():
+            rows.append((name, model, head, method, metric, values[i], *about, flags[method][i], seed, None))
+    return rows

@@ -1,0 +1,269 @@
+"""A run folder: `run.json`, `parts/*.parquet`, and the tables made of them.
+
+Every file is written whole or not at all: under another name first, then renamed. A part is the work of one batch; a run that was cut
+off has the parts that it finished, and goes on with the others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from xattn.errors import RunError
+from xattn.study.scoring import COLUMNS
+
+SCHEMA = pa.schema(
+    [
+        ("image", pa.string()),
+        ("model", pa.string()),
+        ("head", pa.string()),
+        ("method", pa.string()),
+        ("metric", pa.string()),
+        ("value", pa.float64()),
+        ("target", pa.int32()),
+        ("target_rule", pa.string()),
+        ("label", pa.int32()),
+        ("predicted", pa.int32()),
+        ("probability", pa.float64()),
+        ("degenerate", pa.bool_()),
+        ("seed", pa.int64()),
+        ("error", pa.string()),
+        # A row without metric and without error holds the method's raw map: float16, times `scale`, of this height.
+        ("map", pa.binary()),
+        ("height", pa.int32()),
+        ("scale", pa.float64()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class StoredMap:
+    """A raw map as a run keeps it.
+
+    Attributes:
+        raw: `(h, w)` float32, from float16.
+        about: target, label, predicted, probability and degenerate of its row.
+    """
+
+    raw: Tensor
+    about: dict[str, Any]
+
+
+class Store:
+    """A run folder.
+
+    Args:
+        folder: where; made by `begin`.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.parts = self.folder / "parts"
+
+    @property
+    def run_file(self) -> Path:
+        return self.folder / "run.json"
+
+    def begin(self, settings: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
+        """Makes the folder, or goes on in one that was begun with the same settings.
+
+        Raises:
+            RunError: the folder holds a run with other settings, holds something else, or cannot be written.
+        """
+        if self.run_file.exists():
+            before = self.read_run()["settings"]
+            now = json.loads(json.dumps(settings))
+            if differences := list(_differences(before, now)):
+                shown = "; ".join(differences[:6]) + ("; …" if len(differences) > 6 else "")
+                raise RunError(
+                    f"'{self.folder}' holds a run with other settings: {shown}. Give another folder, or the same settings to go on."
+                )
+            return
+        if self.folder.exists() and any(self.folder.iterdir()):
+            raise RunError(f"'{self.folder}' is not empty and holds no run.json. Give a new or empty folder.")
+        with _writing(self.folder):
+            self.parts.mkdir(parents=True, exist_ok=True)
+        self.write_text("run.json", json.dumps({"settings": settings, **notes}, indent=1, ensure_ascii=False) + "\n")
+
+    def read_run(self) -> dict[str, Any]:
+        """What `run.json` holds.
+
+        Raises:
+            RunError: there is none, or it is damaged.
+        """
+        try:
+            found: dict[str, Any] = json.loads(self.run_file.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise RunError(f"'{self.folder}' is no run: it has no run.json. Give a folder that `xattn explain --out` wrote.") from error
+        except (OSError, ValueError) as error:
+            raise RunError(f"'{self.run_file}' could not be read ({error}).") from error
+        return found
+
+    def done(self) -> set[str]:
+        """Names of the parts that are there."""
+        return {path.stem for path in self.parts.glob("*.parquet")}
+
+    def write_part(self, name: str, rows: Sequence[Sequence[object]]) -> None:
+        """Writes one part, whole or not at all.
+
+        Raises:
+            RunError: it could not be written, a full disk for one; the parts before it stay.
+        """
+        columns = list(zip(*rows, strict=True)) if rows else [()] * len(SCHEMA)
+        table = pa.table([pa.array(column, type=field.type) for column, field in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
+        with self.whole(Path("parts") / f"{name}.parquet") as path:
+            pq.write_table(table, path, compression="zstd")
+
+    def write_text(self, name: str, text: str) -> None:
+        """Writes a small file, whole or not at all."""
+        with self.whole(Path(name)) as path:
+            path.write_text(text, encoding="utf-8")
+
+    @contextlib.contextmanager
+    def whole(self, name: Path) -> Iterator[Path]:
+        """A path to write to, which becomes `name` in the folder when all is written."""
+        target = self.folder / name
+        unfinished = target.with_name(f".{target.name}.{os.getpid()}.unfinished")
+        try:
+            with _writing(target):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                yield unfinished
+                with open(unfinished, "rb") as written:
+                    os.fsync(written.fileno())
+                os.replace(unfinished, target)
+        finally:
+            with contextlib.suppress(OSError):
+                unfinished.unlink(missing_ok=True)
+
+    def tables(self) -> Iterator[pa.Table]:
+        """The parts in order, one in memory at a time; an image that failed for every classifier alike is told once."""
+        told: set[str] = set()
+        for path in sorted(self.parts.glob("*.parquet")):
+            try:
+                table = pq.read_table(path)
+            except (OSError, pa.ArrowException) as error:
+                raise RunError(f"'{path}' is damaged ({error}). Delete it and run the same command: only that part is made again.") from error
+            failed = [name if model is None else None for name, model in zip(table["image"].to_pylist(), table["model"].to_pylist(), strict=True)]
+            keep = [name is None or name not in told for name in failed]
+            told.update(name for name in failed if name is not None)
+            yield table if all(keep) else table.filter(pa.array(keep))
+
+    def finish(self, metrics: Sequence[str]) -> None:
+        """Makes `scores.csv` and `table.csv` of the parts, in memory that does not grow with the images."""
+        summary = Summary(metrics)
+        schema = pa.schema([SCHEMA.field(name) for name in COLUMNS])
+        with (
+            self.whole(Path("scores.csv")) as path,
+            pacsv.CSVWriter(path, schema, write_options=pacsv.WriteOptions(quoting_style="needed")) as writer,
+        ):
+            for table in self.tables():
+                summary.add(table)
+                is_row = pa.compute.or_(pa.compute.is_valid(table["metric"]), pa.compute.is_valid(table["error"]))
+                writer.write_table(table.select(list(COLUMNS)).filter(is_row))
+        with self.whole(Path("table.csv")) as path:
+            summary.frame().to_csv(path, index=False)
+
+    def rows(self) -> pd.DataFrame:
+        """All rows of `scores.csv`, from the parts."""
+        kept = [table.select(list(COLUMNS)).filter(pa.compute.is_valid(table["metric"])) for table in self.tables()]
+        if not kept:
+            raise RunError(f"'{self.folder}' has no finished part yet.")
+        frame: pd.DataFrame = pa.concat_tables(kept).to_pandas()
+        return frame
+
+    def maps(self, images: Iterable[str], methods: Iterable[str] | None = None) -> dict[tuple[str, str, str, str], StoredMap]:
+        """Raw maps of some images, by image, model, head and method."""
+        wanted, chosen = set(images), None if methods is None else set(methods)
+        found = {}
+        for table in self.tables():
+            for row in table.filter(pa.compute.is_valid(table["map"])).to_pylist():
+                if row["image"] in wanted and (chosen is None or row["method"] in chosen):
+                    raw = torch.frombuffer(bytearray(row["map"]), dtype=torch.float16).view(row["height"], -1)
+                    about = {key: row[key] for key in ("target", "label", "predicted", "probability", "degenerate")}
+                    found[row["image"], row["model"], row["head"], row["method"]] = StoredMap(raw.float() * row["scale"], about)
+        return found
+
+
+def map_columns(raw: Tensor) -> tuple[bytes, int, float]:
+    """A raw map as the last three columns hold it: float16 of the map over its largest magnitude, so that none is lost to range."""
+    finite = torch.nan_to_num(raw.float(), nan=0.0, posinf=0.0, neginf=0.0)
+    scale = float(finite.abs().max()) or 1.0
+    return (finite / scale).half().cpu().contiguous().numpy().tobytes(), raw.shape[0], scale
+
+
+class Summary:
+    """Means over valid rows, gathered part by part."""
+
+    def __init__(self, metrics: Sequence[str]) -> None:
+        self.metrics = metrics
+        self.sums: dict[tuple[str, str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(lambda: [0.0, 0.0]))
+
+    def add(self, table: pa.Table) -> None:
+        for row in table.select([*COLUMNS, "map"]).to_pylist():
+            if row["method"] is None:
+                continue
+            sums = self.sums[row["model"], row["head"], row["method"]]
+            if row["metric"] is None:
+                _count(sums["n"], 1.0)
+                _count(sums["degenerate_share"], float(row["degenerate"]))
+                if row["label"] is not None:
+                    _count(sums["accuracy"], 100.0 * (row["predicted"] == row["label"]))
+            elif row["value"] is not None and math.isfinite(row["value"]):
+                _count(sums[row["metric"]], row["value"])
+
+    def frame(self) -> pd.DataFrame:
+        """A row per model × head × method: mean of each metric's valid rows, accuracy where labels are known, n, degenerate share."""
+        rows = []
+        labelled = any("accuracy" in sums for sums in self.sums.values())
+        for (model, head, method), sums in self.sums.items():
+            means = {name: total / count for name, (total, count) in sums.items() if count}
+            row: dict[str, object] = {"model": model, "head": head, "method": method}
+            row |= {metric: means.get(metric, math.nan) for metric in self.metrics}
+            if labelled:
+                row["accuracy"] = means.get("accuracy", math.nan)
+            rows.append(row | {"n": int(sums["n"][1]), "degenerate_share": means.get("degenerate_share", 0.0)})
+        columns = ["model", "head", "method", *self.metrics, *(["accuracy"] if labelled else []), "n", "degenerate_share"]
+        return pd.DataFrame(rows, columns=columns)
+
+
+def _count(sums: list[float], value: float) -> None:
+    sums[0] += value
+    sums[1] += 1
+
+
+def _differences(before: Any, now: Any, path: str = "") -> Iterator[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in dict.fromkeys([*before, *now]):
+            yield from _differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now) and any(isinstance(v, dict) for v in before):
+        for number, (old, new) in enumerate(zip(before, now, strict=True)):
+            yield from _differences(old, new, f"{path}[{number}]")
+    elif before != now:
+        yield f"{path} was {before!r}, is {now!r}"
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        if isinstance(error, RunError):
+            raise
+        raise RunError(
+            f"'{path}' could not be written ({getattr(error, 'strerror', None) or error}). What was finished is kept: "
+            "make room or mend the folder, and run the same command to go on."
+        ) from error

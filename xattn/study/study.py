@@ -1,0 +1,316 @@
+"""Classifiers × methods × metrics over images, batch by batch into a run folder."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from xattn.classifiers.classifier import Classifier
+from xattn.classifiers.preprocessing import Preprocessing, pixels
+from xattn.errors import InputError, NameUnknownError, RunError
+from xattn.explainers.facts import MethodFacts
+from xattn.explainers.maps import Maps, maps_of_batch, method_parts, resolve_targets
+from xattn.images import Batch, ImageSource
+from xattn.metrics.facts import MetricFacts
+from xattn.registry import Part
+from xattn.study.scoring import COLUMNS, Scores, metric_parts, rows_of, score
+from xattn.study.store import Store, map_columns
+
+DEFAULT_METHODS = ("activation-map", "grad-cam", "grad-cam++", "random", "centre")
+DEFAULT_METRICS = ("average-drop", "average-gain", "average-increase", "insertion", "deletion", "sparsity")
+PACKAGES = ("xattn", "torch", "torchvision", "timm", "captum", "grad-cam", "pillow", "pandas", "pyarrow", "scipy")
+LINE_EVERY_S = 10.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        images: how many were asked for.
+        failed: name and reason of those that could not be read or scored.
+    """
+
+    images: int
+    failed: list[tuple[str, str]] = field(default_factory=list)
+
+
+class Study:
+    """The plan of a comparison, and its run.
+
+    Args:
+        classifiers: from `xattn.load` or `xattn.attach`, each with a name of its own.
+        methods: names with settings.
+        metrics: names with settings.
+        images: a folder, a glob, a CSV, a list of these, or a torch dataset.
+        out: the run folder; a run that was cut off goes on there.
+        target: "predicted", "label", or a class index or name; None: "label" where there are labels, else "predicted".
+        labels_csv: a CSV with columns `image` and `label`.
+        stage: where features are taken; what enters the pooling if None.
+        batch_size: images a part.
+        chunk: images a forward of perturbed images; None: 8 on the CPU, 64 on a GPU.
+        workers: processes that decode; None: one a core but one, at most 8.
+        seed: of what is random.
+        save_maps: also write masks at the images' size, as 16-bit PNG under `maps/`.
+        progress: a bar on stderr where it is a terminal, a line now and then where not.
+
+    Raises:
+        NameUnknownError: an unknown method, metric, setting, stage or class.
+        InputError: no images, two classifiers of one name, or labels that do not match.
+    """
+
+    def __init__(
+        self,
+        classifiers: Sequence[Classifier],
+        methods: Sequence[str] = DEFAULT_METHODS,
+        metrics: Sequence[str] = DEFAULT_METRICS,
+        images: str | Path | Sequence[str | Path] | Dataset[Any] | ImageSource = (),
+        out: str | Path = "run",
+        *,
+        target: str | int | None = None,
+        labels_csv: str | Path | None = None,
+        stage: str | None = None,
+        batch_size: int = 8,
+        chunk: int | None = None,
+        workers: int | None = None,
+        seed: int = 0,
+        save_maps: bool = False,
+        progress: bool = True,
+    ) -> None:
+        self.classifiers = list(classifiers)
+        self.methods = method_parts(methods)
+        self.metrics = metric_parts(metrics)
+        self.source = images if isinstance(images, ImageSource) else ImageSource(images, labels_csv)
+        self.store = Store(out)
+        self.target: str | int = target if target is not None else ("label" if self.source.labelled else "predicted")
+        self.batch_size = batch_size
+        self.workers = min(8, max(1, (os.cpu_count() or 1) - 1)) if workers is None else workers
+        self.seed = seed
+        self.save_maps = save_maps
+        self.progress = progress
+        self._check()
+        self.stages = {_key(classifier): classifier.stage(stage) for classifier in self.classifiers}
+        self.chunk = chunk if chunk is not None else (8 if self.classifiers[0].device.type == "cpu" else 64)
+
+    def _check(self) -> None:
+        names = [" · ".join(_key(classifier)) for classifier in self.classifiers]
+        if not names or not self.methods:
+            raise InputError("a study needs at least one classifier and one method.")
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise InputError(f"two classifiers are called {', '.join(twice)}: rows would not tell them apart. Set .name on one.")
+        if self.batch_size < 1:
+            raise InputError(f"a batch needs at least one image; got batch_size {self.batch_size}.")
+        if self.target == "label" and not self.source.labelled:
+            raise InputError("target 'label' needs a label for every image: give labels_csv, or a source that has them.")
+        for classifier in self.classifiers:
+            if self.target not in ("label", "predicted"):
+                classifier.class_index(self.target)
+            for image in self.source.images:
+                if image.label is not None:
+                    try:
+                        classifier.class_index(image.label)
+                    except (InputError, NameUnknownError) as error:
+                        raise InputError(f"the label of {image.name} does not fit {classifier.name}: {error}") from error
+
+    def settings(self) -> dict[str, Any]:
+        """What the numbers depend on: a run goes on in a folder only where all of it is the same."""
+        names = hashlib.sha256()
+        for image in self.source.images:
+            names.update(f"{image.name}\0{image.label}\n".encode())
+        return {
+            "models": [
+                {
+                    "name": classifier.name,
+                    "head": classifier.head_name,
+                    "weights": classifier.digest(),
+                    "stage": self.stages[_key(classifier)].name,
+                    "multi_label": classifier.multi_label,
+                    "preprocessing": asdict(classifier.preprocessing),
+                }
+                for classifier in self.classifiers
+            ],
+            "methods": [part.spec for part in self.methods],
+            "metrics": [part.spec for part in self.metrics],
+            "target": self.target,
+            "images": {"origin": self.source.origin, "count": len(self.source), "names": names.hexdigest()[:16]},
+            "batch_size": self.batch_size,
+            "chunk": self.chunk,
+            "seed": self.seed,
+            "save_maps": self.save_maps,
+            "device": self.classifiers[0].device.type,
+        }
+
+    def run(self) -> Outcome:
+        """Does what is not done yet, then makes the tables.
+
+        Raises:
+            RunError: the folder holds another run, or cannot be written.
+            UnsupportedError: a method cannot run on a network; nothing is lost, the other methods can be run without it.
+        """
+        notes = {
+            "began": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "command": sys.argv,
+            "labels_csv": self.source.labels_csv,
+            "labels": {classifier.name: classifier.labels for classifier in self.classifiers},
+            "versions": {"python": platform.python_version(), **_versions()},
+            "threads": torch.get_num_threads(),
+            "machine": f"{platform.system()} {platform.machine()}",
+        }
+        self.store.begin(self.settings(), notes)
+        groups: dict[Preprocessing, list[Classifier]] = {}
+        for classifier in self.classifiers:
+            groups.setdefault(classifier.preprocessing, []).append(classifier)
+        done = self.store.done()
+        per_group = -(-len(self.source) // self.batch_size)
+        with _Progress(len(self.source) * len(groups), self.progress) as progress:
+            for group, (preprocessing, classifiers) in enumerate(groups.items()):
+                names = {number: f"{group:02d}-{number:06d}" for number in range(per_group)}
+                skipped = {number for number, name in names.items() if name in done}
+                progress.skip(sum(min(self.batch_size, len(self.source) - number * self.batch_size) for number in skipped))
+                for batch in self.source.batches(preprocessing, self.batch_size, workers=self.workers, done=skipped):
+                    self.store.write_part(names[batch.number], self.rows(batch, classifiers))
+                    progress.add(len(batch.images) + len(batch.failed))
+        self.store.finish([part.spec for part in self.metrics])
+        return Outcome(len(self.source), self._failed())
+
+    def rows(self, batch: Batch, classifiers: Sequence[Classifier]) -> list[tuple[object, ...]]:
+        """The work of one batch: the rows of its part, a pure function of the batch."""
+        blank = (None,) * 3
+        rows: list[tuple[object, ...]] = [
+            (image.name, *(None,) * (len(COLUMNS) - 3), self.seed, reason, *blank) for image, reason in batch.failed
+        ]
+        for classifier in classifiers if batch.images else ():
+            images = pixels(batch.crops, classifier.device)
+            labels = [None if image.label is None else classifier.class_index(image.label) for image in batch.images]
+            known = [label for label in labels if label is not None]
+            targets, rule = resolve_targets(classifier, self.target, known if self.target == "label" else None, len(labels))
+            names = [image.name for image in batch.images]
+            stage = self.stages[_key(classifier)]
+            maps = maps_of_batch(classifier, images, self.methods, targets, rule, names, stage, self.chunk, self.seed)
+            scores = score(classifier, maps, self.metrics, self.chunk)
+            rows += [(*row, *blank) for row in rows_of(classifier, maps, scores, labels, self.seed)]
+            rows += self._map_rows(classifier, maps, scores, labels)
+            if self.save_maps:
+                self._write_masks(classifier, maps)
+        return rows
+
+    def _map_rows(
+        self, classifier: Classifier, maps: Maps, scores: Scores, labels: Sequence[int | None]
+    ) -> list[tuple[object, ...]]:
+        targets = maps.targets.tolist()
+        rows: list[tuple[object, ...]] = []
+        for method, raw in maps.raw.items():
+            kept, flags = raw.cpu(), maps.degenerate[method].tolist()
+            for i, name in enumerate(maps.names):
+                if scores.errors[i] is None:
+                    about = (targets[i], maps.target_rule, labels[i], scores.predicted[i], scores.probability[i], flags[i], self.seed)
+                    rows.append((name, classifier.name, classifier.head_name, method, None, None, *about, None, *map_columns(kept[i])))
+        return rows
+
+    def _write_masks(self, classifier: Classifier, maps: Maps) -> None:
+        for method, masks in maps.masks.items():
+            levels = (masks * 65535).round().to(torch.int32).cpu()
+            for name, level in zip(maps.names, levels, strict=True):
+                place = Path("maps") / file_name(classifier.name) / file_name(method) / f"{name}.png"
+                with self.store.whole(place) as path:
+                    _picture(level).save(path, format="PNG")
+
+    def _failed(self) -> list[tuple[str, str]]:
+        failed = []
+        for table in self.store.tables():
+            for name, error in zip(table["image"].to_pylist(), table["error"].to_pylist(), strict=True):
+                if error is not None:
+                    failed.append((name, error))
+        return failed
+
+    def table(self) -> pd.DataFrame:
+        """A row per model × head × method, a column per metric: `table.csv`.
+
+        Raises:
+            RunError: the run is not finished.
+        """
+        path = self.store.folder / "table.csv"
+        if not path.exists():
+            raise RunError(f"'{self.store.folder}' has no table yet: call run() first.")
+        return pd.read_csv(path)
+
+    def scores(self) -> pd.DataFrame:
+        """A row a value, without those of images that failed."""
+        return self.store.rows()
+
+
+def _key(classifier: Classifier) -> tuple[str, str]:
+    return classifier.name, classifier.head_name
+
+
+def file_name(text: str) -> str:
+    """Text as part of a file name."""
+    return "".join(character if character.isalnum() or character in "-_.+=" else "_" for character in text).strip(".") or "_"
+
+
+def _picture(level: Tensor) -> Image.Image:
+    return Image.fromarray(level.numpy().astype("uint16"))
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+class _Progress:
+    """A bar with rate and time left where stderr is a terminal; plain lines where it is not."""
+
+    def __init__(self, total: int, wanted: bool) -> None:
+        self.bar = tqdm(total=total, unit="image", disable=not (wanted and sys.stderr.isatty()), file=sys.stderr)
+        self.lines = wanted and not sys.stderr.isatty()
+        self.total, self.before, self.now, self.last_shown = total, 0, 0, 0
+        self.start = self.last = time.monotonic()
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+        if self.lines and self.now and self.last_shown < self.now:
+            self._line()
+
+    def skip(self, count: int) -> None:
+        """Images that an earlier run has done."""
+        if count and self.lines:
+            print(f"{count} of {self.total} images are done already", file=sys.stderr)
+        self.before += count
+        self.bar.update(count)
+        self.bar.start_t = time.time()
+        self.bar.initial = self.before
+
+    def add(self, count: int) -> None:
+        self.now += count
+        self.bar.update(count)
+        if self.lines and time.monotonic() - self.last > LINE_EVERY_S:
+            self._line()
+
+    def _line(self) -> None:
+        self.last, self.last_shown = time.monotonic(), self.now
+        rate = self.now / max(self.last - self.start, 1e-9)
+        left = (self.total - self.before - self.now) / rate
+        print(f"{self.before + self.now} of {self.total} images, {rate:.2f} a second, {left:.0f} s left", file=sys.stderr)
