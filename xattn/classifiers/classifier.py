@@ -89,7 +89,14 @@ class Classifier(nn.Module):
                 f"{self.name} takes images (batch, 3, height, width), float in [0, 1]; got {tuple(images.shape)} {images.dtype}. "
                 "Divide 8-bit images by 255; do not normalise: the classifier does."
             )
-        normalised = (images.contiguous(memory_format=torch.channels_last) - self.mean) / self.std
+        return self.logits(self.normalise(images))
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """What the network itself is given of images in pixel space."""
+        return (images.contiguous(memory_format=torch.channels_last) - self.mean) / self.std
+
+    def logits(self, normalised: Tensor) -> Tensor:
+        """Logits `(B, K)` of normalised images."""
         return _logits(self.network(normalised), self.name)
 
     def predict(self, images: Tensor) -> Tensor:

@@ -230,7 +230,10 @@ def _from_code(model: str, weights: str | Path | None, classes: int | None) -> _
     if not callable(factory):
         known = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
         raise NameUnknownError(f"factory in {place}", attribute, known)
-    network = factory()
+    try:
+        network = factory()
+    except TypeError as error:
+        raise InputError(f"model '{model}': the factory is called without arguments, and that failed ({error}).") from error
     if not isinstance(network, nn.Module):
         raise InputError(f"model '{model}' gave {type(network).__name__}; the factory must give a torch.nn.Module.")
     if weights is not None:

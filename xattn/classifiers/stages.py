@@ -108,11 +108,11 @@ class _Recorder(TorchFunctionMode):
         tensor = _first_tensor(output)
         self.calls[event.module] += 1
         event.call = self.calls[event.module]
-        self.last, self.offset = (event.module, event.call), 0
         if tensor is not None and tensor.grad_fn is not None:
             event.name = _call_name(event.module, event.call)
             event.node, event.shape = tensor.grad_fn, tuple(tensor.shape)
             self.stack[-1].children.append(event)
+        self.last, self.offset = (event.module, event.call), 0  # last: reading a tensor's attributes counts as a function too
 
 
 def _call_name(module: str, call: int) -> str:
@@ -275,7 +275,7 @@ def _last_map_before_pooling(chain: Sequence[Node], maps: Sequence[Node], *, cla
     if not any(_is_a(node, PARAMETRIC) for node in after) and _shape(last)[1] == classes:
         classifier = next((node for node in reversed(maps) if _is_a(node, ("ConvolutionBackward",))), last)
         maps = maps[: maps.index(classifier)] or maps
-    while len(maps) > 1 and _is_a(maps[-1], ("AdaptiveAvgPool2DBackward",)):
+    while len(maps) > 1 and _is_a(maps[-1], ("AdaptiveAvgPool2DBackward", "CloneBackward")):  # a pooling to 7 × 7, a change of layout
         maps = maps[:-1]
     return maps[-1]
 
@@ -399,10 +399,7 @@ class _Capture(TorchFunctionMode):
         self.calls[module] += 1
         call = self.calls[module]
         for stage in self.stages:
-            if (stage.module, stage.call) != (module, call):
-                continue
-            if stage.offset is not None:
-                self.position[module, call] = 0
+            if (stage.module, stage.call) != (module, call) or stage.offset is not None:
                 continue
             tensor = _first_tensor(output)
             if tensor is None:
@@ -413,6 +410,8 @@ class _Capture(TorchFunctionMode):
             self.features[stage.name] = tensor
             # What follows gets a copy, so that an in-place rectifier behind the stage leaves the features as they were.
             output = tensor.clone() if isinstance(output, Tensor) else type(output)((tensor.clone(), *output[1:]))
+        if any((stage.module, stage.call, stage.offset is not None) == (module, call, True) for stage in self.stages):
+            self.position[module, call] = 0  # last, so that what is done here does not count
         return output
 
 

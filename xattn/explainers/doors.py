@@ -1,14 +1,17 @@
 """One door for other libraries: `captum:NAME` and `grad-cam:NAME`, found in the libraries themselves, in the same tables.
 
-Foreign methods run an image at a time, seeded by its content, so that what is random in them does not depend on the batch; and the
-network is put back as it was: hooks, training flags and parameters' gradients.
+Foreign methods run on the network and the normalised image, as their users run them, so that 0 is the mean colour. They run an image at
+a time, seeded by its content, so that what is random in them does not depend on the batch; and the network is put back as it was: hooks,
+training flags and parameters' gradients.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import inspect
+import io
 import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +30,9 @@ from xattn.explainers.trace import Trace
 from xattn.registry import Door, Part
 
 CELLS = 7
+EXHAUSTIVE_CELLS = 2  # all orders of n cells are n! passes
+CHANNELS = ("abs-max", "sum")
+GUIDED = ("GuidedBackprop", "Deconvolution", "GuidedGradCam")
 MODEL_ARGUMENTS = ("forward_func", "model", "attribution_method")
 
 
@@ -36,11 +42,11 @@ class Foreign:
 
     Attributes:
         spec: how rows call it.
-        attribute: image `(1, 3, H, W)`, target and trace → raw map `(h, w)`.
+        attribute: network, normalised image `(1, 3, H, W)`, target and trace → raw map `(h, w)`.
     """
 
     spec: str
-    attribute: Callable[[Tensor, int, Trace], Tensor]
+    attribute: Callable[[nn.Module, Tensor, int, Trace], Tensor]
 
     def __call__(self, trace: Trace) -> Tensor:
         """Raw map `(B, h, w)`, at the library's resolution.
@@ -49,12 +55,14 @@ class Foreign:
             UnsupportedError: the library's own reason why it cannot run on this network.
         """
         maps = []
+        network = _Network(trace.classifier)
+        normalised = trace.classifier.normalise(trace.images.detach())
         with evaluating(trace.classifier), restored(trace.classifier), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the libraries announce the hooks they set
-            for image, target, seed in zip(trace.images.detach(), trace.targets.tolist(), trace.seeds, strict=True):
-                with seeded(seed), torch.enable_grad():
+            for image, target, seed in zip(normalised, trace.targets.tolist(), trace.seeds, strict=True):
+                with seeded(seed), torch.enable_grad(), silent():
                     try:
-                        found = self.attribute(image[None].contiguous(), target, trace)
+                        found = self.attribute(network, image[None].contiguous(), target, trace)
                     except Exception as error:  # whatever the library raises is its reason
                         if isinstance(error, UnsupportedError):
                             raise
@@ -62,6 +70,15 @@ class Foreign:
                         raise UnsupportedError(f"{self.spec} cannot run on {trace.classifier.name}: {reason}") from error
                 maps.append(found.detach().to(trace.images))
         return torch.stack(maps)
+
+
+class _Network(nn.Module):
+    """Normalised images → logits, with the classifier's network as the one child, as libraries that walk over modules expect."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        self.network = classifier.network
+        self.forward = classifier.logits  # type: ignore[method-assign]
 
 
 @contextmanager
@@ -81,6 +98,13 @@ def restored(module: nn.Module) -> Iterator[None]:
         for parameter, gradient, required in gradients:
             parameter.grad = gradient
             parameter.requires_grad_(required)
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """The libraries print and draw progress bars: stdout is for data."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
 
 
 @contextmanager
@@ -166,22 +190,32 @@ def _open_captum(name: str, settings: Mapping[str, str]) -> Part[MethodFacts]:
         raise NameUnknownError("captum method", name, classes)
     cls, spec = classes[name], _spec("captum", name, settings)
     build, attribute = _arguments(cls.__init__), _arguments(cls.attribute)
+    if name.endswith("FeaturePermutation"):
+        raise UnsupportedError(
+            f"{spec} exchanges pixels between the images of a batch: an image's map would depend on its neighbours. "
+            "captum:FeatureAblation answers for an image alone."
+        )
     values = {key: _value(text) for key, text in settings.items()}
     if unknown := [key for key in values if key not in {**build, **attribute} and key not in OURS]:
         raise SettingError(f"captum:{name} has no setting '{unknown[0]}'. It has: {', '.join([*OURS, *build, *attribute])}.")
-    perturbing = issubclass(cls, captum._utils.attribution.PerturbationAttribution) if hasattr(captum, "_utils") else "feature_mask" in attribute
-    channels = values.pop("channels", "sum" if perturbing or "sliding_window_shapes" in attribute else "abs-max")
-    cells = values.pop("cells", CELLS)
+    channels = values.pop("channels", "sum" if issubclass(cls, captum.PerturbationAttribution) else "abs-max")
+    if channels not in CHANNELS:
+        raise SettingError(f"captum:{name} takes channels={'|'.join(CHANNELS)}; got '{channels}'.")
+    cells = values.pop("cells", EXHAUSTIVE_CELLS if name == "ShapleyValues" else CELLS)
+    guided = name in GUIDED
 
-    def run(image: Tensor, target: int, trace: Trace) -> Tensor:
-        model = trace.classifier
+    def run(model: nn.Module, image: Tensor, target: int, trace: Trace) -> Tensor:
         arguments: dict[str, Any] = {next(a for a in MODEL_ARGUMENTS if a in build): _captum_model(captum, build, model)}
+        if guided and not any(isinstance(module, nn.ReLU) for module in model.modules()):
+            raise UnsupportedError(f"{spec} guides nn.ReLU modules alone, and {trace.classifier.name} has none: it would give the plain gradient.")
         if "layer" in build:
             arguments["layer"] = _layer(trace, spec, channels_first=True)
         method = cls(**arguments, **{key: value for key, value in values.items() if key in build})
         offered = _offered(image, target, trace, cells)
         inner = _arguments(captum.Saliency.attribute) if "attribution_method" in build else {}
         given = {key: value for key, value in offered.items() if key in attribute or key in inner}
+        if "baselines" in _required(cls.attribute):  # a distribution, of two at the least
+            given["baselines"] = torch.cat([torch.zeros_like(image), _black(trace, image)])
         found = method.attribute(image, **{**given, **{key: value for key, value in values.items() if key in attribute}})
         found = found[0] if isinstance(found, tuple) else found
         if found.dim() != 4:
@@ -193,8 +227,12 @@ def _open_captum(name: str, settings: Mapping[str, str]) -> Part[MethodFacts]:
     return Part(spec, Foreign(spec, run), MethodFacts(frozenset(), f"captum {importlib.import_module('captum').__version__}"))
 
 
-def _captum_model(captum: ModuleType, build: Mapping[str, Any], model: Classifier) -> Any:
+def _captum_model(captum: ModuleType, build: Mapping[str, Any], model: nn.Module) -> Any:
     return captum.Saliency(model) if "attribution_method" in build else model
+
+
+def _black(trace: Trace, image: Tensor) -> Tensor:
+    return trace.classifier.normalise(torch.zeros_like(image))
 
 
 def _offered(image: Tensor, target: int, trace: Trace, cells: int) -> dict[str, Any]:
@@ -202,13 +240,13 @@ def _offered(image: Tensor, target: int, trace: Trace, cells: int) -> dict[str, 
     height, width = image.shape[-2:]
     window = (3, max(1, height // cells), max(1, width // cells))
     row, column = torch.arange(height) * cells // height, torch.arange(width) * cells // width
-    mean = trace.classifier.mean.to(image).expand_as(image)
     return {
         "target": target,
-        "baselines": mean,
+        "baselines": torch.zeros_like(image),
         "feature_mask": (row[:, None] * cells + column).to(image.device)[None, None],
         "sliding_window_shapes": window,
         "strides": (3, max(1, window[1] // 2), max(1, window[2] // 2)),
+        "layer_mask": torch.arange(trace.stage.size[0] * trace.stage.size[1], device=image.device).view(1, 1, *trace.stage.size),
         "internal_batch_size": trace.chunk,
     }
 
@@ -241,13 +279,13 @@ def _open_grad_cam(name: str, settings: Mapping[str, str]) -> Part[MethodFacts]:
         raise SettingError(f"grad-cam:{name} has no setting '{unknown[0]}'. It has: {', '.join([*build, *call])}.")
     targets = importlib.import_module("pytorch_grad_cam.utils.model_targets")
 
-    def run(image: Tensor, target: int, trace: Trace) -> Tensor:
+    def run(network: nn.Module, image: Tensor, target: int, trace: Trace) -> Tensor:
         layer = _layer(trace, spec, channels_first=False)
         turn = None if trace.stage.layout == "NCHW" else lambda features: features.permute(0, 3, 1, 2)
         made = {key: value for key, value in values.items() if key in build}
-        with cls(model=trace.classifier, target_layers=[layer], reshape_transform=turn, **made) as method:
-            called = {key: value for key, value in values.items() if key in call}
-            found = method(input_tensor=image, targets=[targets.ClassifierOutputTarget(target)], **called)
+        called = {key: value for key, value in values.items() if key in call}
+        method = cls(model=network, target_layers=[layer], reshape_transform=turn, **made)
+        found = method(input_tensor=image, targets=[targets.ClassifierOutputTarget(target)], **called)
         return torch.as_tensor(found)[0]
 
     return Part(spec, Foreign(spec, run), MethodFacts(frozenset(), "pytorch-grad-cam"))

@@ -1,0 +1,176 @@
+"""Where classifiers come from, and what is said when they cannot."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from safetensors.torch import save_file
+from torch import Tensor
+
+import xattn
+from tests import networks
+from xattn.errors import InputError, MissingPackageError, NameUnknownError, UnsupportedError, WeightsError
+
+FACTORY = f"{Path(networks.__file__)}:small"
+SMALL = {"input_size": 32, "resize": 36, "device": "cpu"}
+
+
+def test_a_factory_in_a_module_and_in_a_file_give_the_same_network(images: Tensor) -> None:
+    one, two = xattn.load(FACTORY, **SMALL), xattn.load("tests.networks:small", **SMALL)
+    assert torch.equal(one.predict(images), two.predict(images))
+    assert one.name == FACTORY
+
+
+@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": s}, lambda s: {"model": {f"module.{k}": v for k, v in s.items()}, "epoch": 3}])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_checkpoint_is_read_through_its_wrappers(tmp_path: Path, wrap, suffix: str, images: Tensor) -> None:
+    trained = networks.seeded(networks.small, seed=4)
+    path = tmp_path / f"mine{suffix}"
+    if suffix == ".pth":
+        torch.save(wrap(trained.state_dict()), path)
+    else:
+        save_file(trained.state_dict(), path)
+    clf = xattn.load(FACTORY, weights=path, **SMALL)
+    assert torch.allclose(clf.predict(images), xattn.attach(trained, input_size=32, resize=36).predict(images), atol=1e-6)
+
+
+def test_a_mismatch_names_keys_and_shapes(tmp_path: Path) -> None:
+    state = networks.small(7).state_dict()
+    state["extra.weight"] = state.pop("0.bias")
+    torch.save(state, tmp_path / "other.pth")
+    with pytest.raises(WeightsError, match=r"1 keys missing \(0\.bias\); 1 keys unknown \(extra\.weight\).*6\.weight is \(7, 16\), needed \(5, 16\)"):
+        xattn.load(FACTORY, weights=tmp_path / "other.pth", **SMALL)
+
+
+class Evil:
+    def __reduce__(self) -> tuple:
+        return (print, ("executed",))
+
+
+@pytest.mark.parametrize("content", ["pickle", "text", "empty", "list"])
+def test_a_file_that_holds_more_or_less_than_tensors_is_refused_and_not_executed(tmp_path: Path, content: str, capsys) -> None:
+    path = tmp_path / "file.pth"
+    if content == "pickle":
+        torch.save({"state_dict": Evil()}, path)
+    elif content == "list":
+        torch.save([1, 2], path)
+    else:
+        path.write_text("hello" if content == "text" else "")
+    with pytest.raises(WeightsError):
+        xattn.load(FACTORY, weights=path, **SMALL)
+    assert "executed" not in capsys.readouterr().out
+
+
+def test_local_torchvision_weights_of_another_number_of_classes_set_the_width_of_the_last_layer(tmp_path: Path) -> None:
+    torch.save(torchvision.models.squeezenet1_1(num_classes=7).state_dict(), tmp_path / "seven.pth")
+    (tmp_path / "labels.txt").write_text("\n".join(f"bird {k}" for k in range(7)))
+    clf = xattn.load("torchvision:squeezenet1_1", weights=tmp_path / "seven.pth", labels=tmp_path / "labels.txt", device="cpu")
+    assert (clf.class_count, clf.label(6)) == (7, "bird 6")
+    assert (clf.preprocessing.resize, clf.input_size) == (256, (224, 224))
+    with pytest.raises(InputError, match="has 7 classes; 2 labels came"):
+        xattn.load("torchvision:squeezenet1_1", weights=tmp_path / "seven.pth", labels=["a", "b"], device="cpu")
+
+
+def test_default_weights_come_from_the_cache_with_their_preprocessing_and_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    enum = torchvision.models.SqueezeNet1_1_Weights.DEFAULT
+    cache = tmp_path / "hub" / "checkpoints"
+    cache.mkdir(parents=True)
+    torch.save(torchvision.models.squeezenet1_1().state_dict(), cache / Path(enum.url).name)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    for weights in (None, "IMAGENET1K_V1"):
+        clf = xattn.load("torchvision:squeezenet1_1", weights=weights, device="cpu")
+        assert clf.label(9) == "ostrich"
+        assert clf.preprocessing.resize == enum.transforms().resize_size[0]
+
+
+def test_weights_that_cannot_be_downloaded_say_where_to_put_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+
+    def offline(*_args: object, **_kwargs: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    with pytest.raises(WeightsError, match=r"are not at .*squeezenet1_1.*could not be downloaded.*TORCH_HOME"):
+        xattn.load("torchvision:squeezenet1_1", device="cpu")
+
+
+def test_timm_networks_load_with_local_weights(tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+    torch.save(timm.create_model("resnet10t", num_classes=4).state_dict(), tmp_path / "four.pth")
+    clf = xattn.load("timm:resnet10t", weights=tmp_path / "four.pth", device="cpu")
+    assert (clf.class_count, clf.labels, clf.stages[-1].name) == (4, None, "layer4")
+
+
+def test_without_timm_its_networks_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingPackageError, match=r"pip install 'xattn\[timm\]'"):
+        xattn.load("timm:resnet18")
+
+
+def test_a_saved_classifier_loads_with_its_settings(tmp_path: Path, images: Tensor) -> None:
+    clf = xattn.load(FACTORY, labels=list("abcde"), mean=(0.1, 0.2, 0.3), std=(1, 1, 1), **SMALL)
+    clf.save(str(tmp_path / "mine.safetensors"))
+    again = xattn.load(str(tmp_path / "mine.safetensors"), device="cpu")
+    assert torch.equal(again.predict(images), clf.predict(images))
+    assert (again.preprocessing, again.labels, again.digest()) == (clf.preprocessing, clf.labels, clf.digest())
+
+
+def test_a_module_in_hand_cannot_be_saved_without_a_name_to_build_it_by(tiny: xattn.Classifier, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match=r"load it as 'package\.module:factory'"):
+        tiny.save(str(tmp_path / "mine.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("model", "error", "message"),
+    [
+        ("resnet50", InputError, "write torchvision:NAME"),
+        ("torchvision:resnet5", NameUnknownError, "Did you mean 'resnet50'"),
+        ("timm:resnet_18", NameUnknownError, "Unknown timm network"),
+        ("no.such.module:f", InputError, "no module 'no'"),
+        ("nowhere.py:f", InputError, "there is no file nowhere.py"),
+        ("tests.networks:smal", NameUnknownError, "Did you mean 'small'"),
+        ("tests.networks:pictures", InputError, "called without arguments"),
+        ("missing.safetensors", WeightsError, "could not be read"),
+    ],
+)
+def test_a_model_that_cannot_be_found_says_how_to_name_one(model: str, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        xattn.load(model)
+
+
+def test_weights_alone_in_safetensors_are_told_from_a_saved_classifier(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(1)}, tmp_path / "plain.safetensors")
+    with pytest.raises(WeightsError, match="name the network as the model and give this file as its weights"):
+        xattn.load(str(tmp_path / "plain.safetensors"))
+
+
+def test_an_input_size_alone_takes_the_resize_along() -> None:
+    assert xattn.load(FACTORY, input_size=32, device="cpu").preprocessing.resize == 37
+    with pytest.raises(InputError, match="smaller than the crop"):
+        xattn.load(FACTORY, input_size=32, resize=30, device="cpu")
+    with pytest.raises(InputError, match="three values"):
+        xattn.load(FACTORY, input_size=32, mean=(0.5,), device="cpu")
+
+
+def test_the_real_networks_recognise_the_photographs(data: Path) -> None:
+    import csv
+
+    with open(data / "photos.csv") as file:
+        rows = list(csv.DictReader(file))[:16]
+    clf = xattn.load("torchvision:mobilenet_v2", weights=data / "weights" / "mobilenet_v2.pth", device="cpu")
+    maps = xattn.explain(clf, [data / "photos" / row["image"] for row in rows], ["grad-cam"])
+    right = sum(int(row["label"]) == target for row, target in zip(rows, maps.targets.tolist(), strict=True))
+    assert right >= 11
+    assert clf.stages[-1].name == "features.18"
+
+
+def test_readable_with_the_wrong_extension_is_still_not_weights(tmp_path: Path) -> None:
+    shutil.copy(__file__, tmp_path / "x.safetensors")
+    with pytest.raises(WeightsError):
+        xattn.load(FACTORY, weights=tmp_path / "x.safetensors", **SMALL)
