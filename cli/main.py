@@ -51,14 +51,28 @@ def _triple(_ctx: click.Context, _param: click.Parameter, value: str | None) -> 
 
 @main.command()
 @click.argument("images", nargs=-1, required=True)
-@click.option("--model", "models", multiple=True, required=True, help="torchvision:NAME, timm:NAME, package.module:factory, path/file.py:factory, or a saved .safetensors. Repeatable.")
-@click.option("--weights", multiple=True, help="Local .pth or .safetensors, or the name of torchvision weights; one for each --model, in order.")
-@click.option("--head", "heads", multiple=True, default=("gap",), show_default=True, help="What gives the logits; see `xattn list heads`. Repeatable.")
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    required=True,
+    help="torchvision:NAME, timm:NAME, package.module:factory, path/file.py:factory, or a saved .safetensors. Repeatable.",
+)
+@click.option(
+    "--weights", multiple=True, help="Local .pth or .safetensors, or the name of torchvision weights; one for each --model, in order."
+)
+@click.option(
+    "--head", "heads", multiple=True, default=("gap",), show_default=True, help="What gives the logits; see `xattn list heads`. Repeatable."
+)
 @click.option("--stage", help="Where features are taken; default: what enters the pooling.")
 @click.option("--method", "methods", multiple=True, help=f"{PART}; see `xattn list methods`. Repeatable; some CAMs and controls if none.")
 @click.option("--metric", "metrics", multiple=True, help=f"{PART}; see `xattn list metrics`. Repeatable.")
 @click.option("--target", help="predicted, label, or a class index or name. Default: label where labels are given, else predicted.")
-@click.option("--labels-csv", type=click.Path(exists=True, dir_okay=False), help="CSV with columns image (path relative to the folder) and label (class index or name).")
+@click.option(
+    "--labels-csv",
+    type=click.Path(exists=True, dir_okay=False),
+    help="CSV with columns image (path relative to the folder) and label (class index or name).",
+)
 @click.option("--labels", type=click.Path(exists=True, dir_okay=False), help="Text file with a class name a line.")
 @click.option("--out", required=True, type=click.Path(file_okay=False), help="Run folder; a run that was cut off goes on there.")
 @click.option("--input-size", type=int, help="Side of the crop.")

@@ -73,7 +73,7 @@ def mask_metric(
     """
 
     def enter(formula: Callable[..., Tensor]) -> MaskFunction:
-        from xattn.metrics.perturbation import Seen, look_at
+        from xattn.metrics.perturbation import look_at
 
         @dataclass(frozen=True)
         class Metric:

@@ -84,7 +84,14 @@ def average_increase(original: Probability, kept: Probability) -> Tensor:
     return 100 * (kept.p > original.p + MARGIN).double()
 
 
-@mask_metric("average-drop-deletion", symbol="ADD", better="higher", limits=(-float("inf"), 100), looks=(ORIGINAL, REMOVED), source="Gomez et al. 2022")
+@mask_metric(
+    "average-drop-deletion",
+    symbol="ADD",
+    better="higher",
+    limits=(-float("inf"), 100),
+    looks=(ORIGINAL, REMOVED),
+    source="Gomez et al. 2022",
+)
 def average_drop_deletion(original: Probability, removed: Probability) -> Tensor:
     """How much of the target's probability is lost when what the mask shows is taken away: 100 · (o − p(x ⊙ (1 − mask)))/(o + ε).
 

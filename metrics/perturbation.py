@@ -143,10 +143,7 @@ def baseline_images(images: Tensor, baseline: Baseline, mean: Tensor | None) -> 
     side = baseline.side if baseline.side is not None else max(images.shape[2] // 5, 9) // 2 * 2 + 1
     if side < 1 or side % 2 == 0:
         raise InputError(f"a blur's side must be odd; got {side}.")
-    if baseline.kind == "box":
-        kernel = torch.full((side,), 1 / side)
-    else:
-        kernel = _gaussian(side)
+    kernel = torch.full((side,), 1 / side) if baseline.kind == "box" else _gaussian(side)
     line = kernel.to(images).expand(3, 1, -1)
     blurred = images - colour  # the outside becomes zero, which convolution pads with
     blurred = functional.conv2d(blurred, line[:, :, None, :], padding=(0, side // 2), groups=3)
@@ -186,7 +183,11 @@ def _order(look: Curve, masks: Tensor, cells: Tensor, size: tuple[int, int]) -> 
     spread = places
     if values.shape[-2:] != size:
         spread = functional.interpolate(places[:, None].double(), size=size, mode="nearest")[:, 0].long()
-        area = torch.zeros_like(area).flatten(1).scatter_add_(1, _cell_of_pixel(values, size), torch.ones_like(spread, dtype=torch.float64).flatten(1))
+        area = (
+            torch.zeros_like(area)
+            .flatten(1)
+            .scatter_add_(1, _cell_of_pixel(values, size), torch.ones_like(spread, dtype=torch.float64).flatten(1))
+        )
         area = area.view(values.shape)
     order = places.flatten(1).argsort(dim=1)
     ordered_area = area.flatten(1).gather(1, order)
@@ -202,7 +203,8 @@ def _cell_of_pixel(values: Tensor, size: tuple[int, int]) -> Tensor:
     return spread.expand(len(values), -1)
 
 
-class _Job(NamedTuple):
+@dataclass(frozen=True)
+class _Job:
     """A run of changed images: how many, and how to make some of them with the index of the image each comes from."""
 
     count: int
@@ -272,7 +274,9 @@ def look_at(
     scored = dict(zip(jobs, found, strict=True))
     seen = {}
     for name in masks:
-        probabilities = {look: scored[ORIGINAL if look == ORIGINAL else (name, look)] for look in looks if not isinstance(look, Curve)}
+        probabilities: dict[Look, Probability] = {
+            look: scored[ORIGINAL if look == ORIGINAL else (name, look)] for look in looks if not isinstance(look, Curve)
+        }
         curves = {}
         for look in looks:
             if isinstance(look, Curve):

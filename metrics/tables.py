@@ -121,8 +121,9 @@ def _tested(rows: pd.DataFrame, model: str, head: str, method: str, metric: str,
     if method == against:
         return {f"{metric} difference": math.nan, f"{metric} p": math.nan}
     here = rows[(rows["model"] == model) & (rows["head"] == head) & (rows["metric"] == metric)].set_index("image")
-    both = here[here["method"] == method][["value"]].join(here[here["method"] == against][["value"]], rsuffix="_reference", how="inner")
-    values, reference = (torch.tensor(both[column].to_list(), dtype=torch.float64) for column in ("value", "value_reference"))
+    pairs = {name: here.loc[here["method"] == name, "value"] for name in (method, against)}
+    both = pd.concat(pairs, axis=1, join="inner")
+    values, reference = (torch.tensor(both[name].to_list(), dtype=torch.float64) for name in (method, against))
     found = paired(values, reference)
     return {f"{metric} difference": found.difference.mean, f"{metric} p": found.p}
 
@@ -133,6 +134,8 @@ def _notes(rows: pd.DataFrame, frame: pd.DataFrame, names: Sequence[str], agains
     notes.append(f"Target: {', '.join(rules)}.")
     if "predicted" in rules and len(frame.drop_duplicates(["model", "head"])) > 1:
         notes.append("Each classifier is explained for its own prediction: rows of different classifiers answer different questions.")
+    fewer = {m: counts for m in names if (counts := _counts(rows, m)) and max(counts) < int(frame["n"].max())}
+    notes += [f"{metric}: over {max(counts)} images at most." for metric, counts in fewer.items()]
     undefined = rows[rows["value"].isna()].groupby("metric", sort=False).size()
     notes += [f"{metric}: undefined for {count} maps, left out of the mean." for metric, count in undefined.items()]
     if against is not None:
@@ -141,6 +144,10 @@ def _notes(rows: pd.DataFrame, frame: pd.DataFrame, names: Sequence[str], agains
         )
     notes += [f"{facts_of(m).symbol}: {m}, {facts_of(m).better} is better{', in %' if facts_of(m).unit == '%' else ''}." for m in names]
     return tuple(notes)
+
+
+def _counts(rows: pd.DataFrame, metric: str) -> list[int]:
+    return [int(count) for count in rows[rows["metric"] == metric].groupby(KEYS).size()]
 
 
 def _number(value: float) -> str:

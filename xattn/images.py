@@ -20,7 +20,26 @@ from xattn.classifiers.preprocessing import Preprocessing
 from xattn.errors import ImageError, InputError
 
 SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .bmp .gif .webp .tif .tiff .ppm .pgm .pbm .pnm .avif .jp2 .tga .ico".split()
+    [
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".png",
+        ".bmp",
+        ".gif",
+        ".webp",
+        ".tif",
+        ".tiff",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".pnm",
+        ".avif",
+        ".jp2",
+        ".tga",
+        ".ico",
+    ]
 )
 MAX_PIXELS = 100_000_000  # a picture of more is taken for a decompression bomb
 
@@ -123,9 +142,7 @@ class ImageSource:
         came = tuple(picture.shape) if isinstance(picture, Tensor) else type(picture).__name__
         raise ImageError(f"a dataset gives PIL pictures, or tensors (3, {preprocessing.input_size}) in [0, 1] or uint8; got {came}.")
 
-    def batches(
-        self, preprocessing: Preprocessing, batch_size: int, *, workers: int = 0, done: Collection[int] = ()
-    ) -> Iterator[Batch]:
+    def batches(self, preprocessing: Preprocessing, batch_size: int, *, workers: int = 0, done: Collection[int] = ()) -> Iterator[Batch]:
         """Decoded batches in order, read ahead by worker processes; those whose number is in `done` are left out."""
         decoder = _Batches(self, preprocessing, batch_size)
         wanted = [number for number in range(decoder.count) if number not in done]
@@ -190,8 +207,8 @@ def _as_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I"):  # 16 bits in 16 or 32
         picture = picture.convert("I").point(lambda value: value * (1 / 257)).convert("L")
     elif picture.mode == "F":
-        low, high = picture.getextrema()
-        scale = 255.0 if 0 <= low and high <= 1 else 1.0
+        low, high = (float(extreme) for extreme in picture.getextrema())  # type: ignore[arg-type]  # one band
+        scale = 255.0 if low >= 0 and high <= 1 else 1.0
         picture = picture.point(lambda value: value * scale).convert("L")
     if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
         picture = picture.convert("RGBA")

@@ -129,7 +129,8 @@ class Registry(Generic[F]):
         if not (isinstance(entry.obj, type) and dataclasses.is_dataclass(entry.obj)):
             return Part(name, entry.obj, entry.facts)
         values = {key: self._value(entry, key, text) for key, text in settings.items()}
-        instance = entry.obj(**values)
+        make: Callable[..., Any] = entry.obj
+        instance = make(**values)
         return Part(written(name, instance), instance, entry.facts)
 
     def _value(self, entry: Entry[F], key: str, text: str) -> Any:
@@ -168,9 +169,7 @@ def split_spec(spec: str) -> tuple[str, dict[str, str]]:
 def written(name: str, settings: Any) -> str:
     """A settings dataclass as a user writes it, defaults left out."""
     changed = [
-        f"{f.name}={_text(getattr(settings, f.name))}"
-        for f in dataclasses.fields(settings)
-        if getattr(settings, f.name) != f.default
+        f"{f.name}={_text(getattr(settings, f.name))}" for f in dataclasses.fields(settings) if getattr(settings, f.name) != f.default
     ]
     return f"{name}:{','.join(changed)}" if changed else name
 

@@ -25,7 +25,9 @@ def test_a_factory_in_a_module_and_in_a_file_give_the_same_network(images: Tenso
     assert one.name == FACTORY
 
 
-@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": s}, lambda s: {"model": {f"module.{k}": v for k, v in s.items()}, "epoch": 3}])
+@pytest.mark.parametrize(
+    "wrap", [lambda s: s, lambda s: {"state_dict": s}, lambda s: {"model": {f"module.{k}": v for k, v in s.items()}, "epoch": 3}]
+)
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_a_checkpoint_is_read_through_its_wrappers(tmp_path: Path, wrap, suffix: str, images: Tensor) -> None:
     trained = networks.seeded(networks.small, seed=4)
@@ -42,7 +44,9 @@ def test_a_mismatch_names_keys_and_shapes(tmp_path: Path) -> None:
     state = networks.small(7).state_dict()
     state["extra.weight"] = state.pop("0.bias")
     torch.save(state, tmp_path / "other.pth")
-    with pytest.raises(WeightsError, match=r"1 keys missing \(0\.bias\); 1 keys unknown \(extra\.weight\).*6\.weight is \(7, 16\), needed \(5, 16\)"):
+    with pytest.raises(
+        WeightsError, match=r"1 keys missing \(0\.bias\); 1 keys unknown \(extra\.weight\).*6\.weight is \(7, 16\), needed \(5, 16\)"
+    ):
         xattn.load(FACTORY, weights=tmp_path / "other.pth", **SMALL)
 
 

@@ -28,7 +28,8 @@ EXPECTED = {
     "convnext_tiny": "features.0:96:4 features.1:96:4 features.2:192:8 features.3:192:8 features.4:384:16 features.5:384:16 "
     "features.6:768:32 features.7:768:32",
     "shufflenet_v2_x0_5": "conv1:24:2 maxpool:24:4 stage2:48:8 stage3:96:16 stage4:192:32 conv5:1024:32",
-    "mnasnet0_5": "layers.7:8:2 layers.8:16:4 layers.9:24:8 layers.10:40:16 layers.11:48:16 layers.12:96:32 layers.13:160:32 layers.16:1280:32",
+    "mnasnet0_5": "layers.7:8:2 layers.8:16:4 layers.9:24:8 layers.10:40:16 layers.11:48:16 layers.12:96:32 layers.13:160:32 "
+    "layers.16:1280:32",
     "efficientnet_b0": "features.0:32:2 features.1:16:2 features.2:24:4 features.3:40:8 features.4:80:16 features.5:112:16 "
     "features.6:192:32 features.7:320:32 features.8:1280:32",
     "efficientnet_v2_s": "features.0:24:2 features.1:24:2 features.2:48:4 features.3:64:8 features.4:128:16 features.5:160:16 "

@@ -16,7 +16,13 @@ from xattn.errors import InputError, NameUnknownError, SettingError
 from xattn.explainers import methods
 
 OWN = sorted(methods.entries)
-FOREIGN = ["captum:IntegratedGradients:n_steps=4", "captum:LayerGradCam", "captum:NoiseTunnel", "captum:Occlusion:cells=4", "captum:DeepLift"]
+FOREIGN = [
+    "captum:IntegratedGradients:n_steps=4",
+    "captum:LayerGradCam",
+    "captum:NoiseTunnel",
+    "captum:Occlusion:cells=4",
+    "captum:DeepLift",
+]
 FOREIGN += ["grad-cam:LayerCAM", "grad-cam:EigenCAM", "grad-cam:AblationCAM", "grad-cam:RandomCAM"]
 
 

@@ -76,7 +76,10 @@ def test_torch_cam_s_grad_cam_plus_plus_lacks_its_denominator_and_ours_has_it(cl
     alpha = g**2 / (2 * g**2 + features.sum((2, 3), keepdim=True) * g**3)
     paper = ((alpha.nan_to_num(0) * g.relu()).sum((2, 3), keepdim=True) * features).sum(1).relu()
     assert torch.allclose(ours.double(), paper, rtol=1e-4, atol=1e-7)
-    assert not all(torch.allclose(to_masks(a[None], (8, 8)).masks, to_masks(b[None].float(), (8, 8)).masks, atol=1e-2) for a, b in zip(ours, theirs.detach(), strict=True))
+    assert not all(
+        torch.allclose(to_masks(a[None], (8, 8)).masks, to_masks(b[None].float(), (8, 8)).masks, atol=1e-2)
+        for a, b in zip(ours, theirs.detach(), strict=True)
+    )
 
 
 def test_pytorch_grad_cam_s_grad_cam_plus_plus_is_ours_with_its_epsilon(clf: Classifier, images: Tensor) -> None:
@@ -144,5 +147,6 @@ def test_upsampling_is_torch_s_without_aligned_corners() -> None:
     raw = torch.rand(1, 7, 7)
     scaled = (raw - raw.min()) / (raw.max() - raw.min())
     assert torch.equal(
-        to_masks(raw, (224, 224)).masks, functional.interpolate(scaled[:, None], size=224, mode="bilinear", align_corners=False)[:, 0].clamp(0, 1)
+        to_masks(raw, (224, 224)).masks,
+        functional.interpolate(scaled[:, None], size=224, mode="bilinear", align_corners=False)[:, 0].clamp(0, 1),
     )

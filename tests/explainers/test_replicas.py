@@ -95,7 +95,9 @@ def test_grad_cam_plus_plus_holds_gradients_whose_cube_leaves_float32() -> None:
 
 @pytest.mark.parametrize("weighting", ["probability", "logit-softmax"])
 @pytest.mark.parametrize("chunk", [1, 7, 64])
-def test_score_cam_weighs_channels_by_what_is_left_of_the_target(classifier: Classifier, images: Tensor, weighting: str, chunk: int) -> None:
+def test_score_cam_weighs_channels_by_what_is_left_of_the_target(
+    classifier: Classifier, images: Tensor, weighting: str, chunk: int
+) -> None:
     found = run(f"score-cam:weighting={weighting},chunk={chunk}", classifier, images, TARGETS)
     for i in range(3):
         features, _ = features_and_gradients(classifier, images[i], 0)
@@ -131,6 +133,7 @@ def test_score_cam_never_runs_a_constant_channel(images: Tensor) -> None:
 
 def plain_guided(network: networks.Rectifiers, image: Tensor, target: int, classifier: Classifier) -> Tensor:
     """Guided backpropagation by hand: convolution by convolution, from the logit to the image."""
+
     class Guided(torch.autograd.Function):
         @staticmethod
         def forward(context, x: Tensor) -> Tensor:
@@ -173,7 +176,9 @@ def test_guided_backprop_refuses_a_network_without_rectifiers_by_name(images: Te
 
 
 def test_without_rectifiers_the_signed_guided_gradient_is_the_gradient(images: Tensor) -> None:
-    linear = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
+    linear = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)
+    )
     traced = trace(double(linear.eval()), images, TARGETS)
     assert torch.equal(guided_gradients(traced, "all"), traced.image_gradients)
 

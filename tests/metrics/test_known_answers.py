@@ -85,9 +85,7 @@ def test_an_additive_classifier_has_insertion_100_minus_deletion_at_any_step(ste
     weights /= weights.sum()
     arguments = (additive(weights), white(1, size), weights[None], zeros(1))
     deletion = m.deletion(*arguments, fill=FILL, step=step)
-    seen = m.look_at(
-        *arguments[:2], arguments[3], {"": arguments[2]}, [curve := _insertion_from_black(step)], mean=FILL, multi_label=False
-    )
+    seen = m.look_at(*arguments[:2], arguments[3], {"": arguments[2]}, [curve := _insertion_from_black(step)], mean=FILL, multi_label=False)
     assert float(area(seen[""].curve(curve)) + deletion) == pytest.approx(100.0)
     if step == 1:
         assert float(correlation(seen[""].curve(curve), 1.0)) == pytest.approx(1.0)
@@ -100,7 +98,8 @@ def _insertion_from_black(step: int):
 
 
 @pytest.mark.parametrize(
-    ("o", "e", "drop", "gain", "increase"), [(0.8, 0.6, 25, 0, 0), (0.5, 0.75, 0, 50, 100), (0.5, 0.5, 0, 0, 0), (0.5, 0.5 + 5e-7, 0, 1e-4, 0)]
+    ("o", "e", "drop", "gain", "increase"),
+    [(0.8, 0.6, 25, 0, 0), (0.5, 0.75, 0, 50, 100), (0.5, 0.5, 0, 0, 0), (0.5, 0.5 + 5e-7, 0, 1e-4, 0)],
 )
 def test_average_drop_gain_and_increase_of_known_probabilities(o: float, e: float, drop: float, gain: float, increase: float) -> None:
     def predict(images: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from scipy.ndimage import gaussian_filter
@@ -32,7 +34,9 @@ def plain_ranks(mask: Tensor) -> list[int]:
     return sorted(range(count), key=lambda pixel: (-values[pixel], place[pixel]))
 
 
-def plain_curve(predict, image: Tensor, mask: Tensor, target: int, start: Tensor, end: Tensor, step: int) -> tuple[list[float], list[float]]:
+def plain_curve(
+    predict, image: Tensor, mask: Tensor, target: int, start: Tensor, end: Tensor, step: int
+) -> tuple[list[float], list[float]]:
     """Shares and probabilities, one forward a step."""
     order, count = plain_ranks(mask), mask.numel()
     shares, found = [], []
@@ -46,7 +50,7 @@ def plain_curve(predict, image: Tensor, mask: Tensor, target: int, start: Tensor
 
 
 def plain_area(shares: list[float], p: list[float]) -> float:
-    return 100 * sum((b - a) * (p[i] + p[i + 1]) / 2 for i, (a, b) in enumerate(zip(shares, shares[1:], strict=False)))
+    return 100 * sum((b - a) * (p[i] + p[i + 1]) / 2 for i, (a, b) in enumerate(pairwise(shares)))
 
 
 def plain_blur(image: Tensor, side: int) -> Tensor:

@@ -39,8 +39,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     except Exception as error:  # what a file of another kind makes the unpickler raise has no common root
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise WeightsError(
-            f"weights '{path}' could not be read as tensors alone ({reason}). "
-            "Save a state dict: torch.save(model.state_dict(), path)."
+            f"weights '{path}' could not be read as tensors alone ({reason}). Save a state dict: torch.save(model.state_dict(), path)."
         ) from error
     for wrapper in WRAPPERS:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):

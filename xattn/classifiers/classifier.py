@@ -93,7 +93,8 @@ class Classifier(nn.Module):
 
     def normalise(self, images: Tensor) -> Tensor:
         """What the network itself is given of images in pixel space."""
-        return (images.contiguous(memory_format=torch.channels_last) - self.mean) / self.std
+        normalised: Tensor = (images.contiguous(memory_format=torch.channels_last) - self.mean) / self.std
+        return normalised
 
     def logits(self, normalised: Tensor) -> Tensor:
         """Logits `(B, K)` of normalised images."""
@@ -102,7 +103,8 @@ class Classifier(nn.Module):
     def predict(self, images: Tensor) -> Tensor:
         """Logits `(B, K)` in eval mode, without gradients."""
         with evaluating(self), torch.inference_mode():
-            return self(images)
+            logits: Tensor = self(images)
+        return logits
 
     def features(self, images: Tensor, stages: Sequence[str] | None = None) -> dict[str, Tensor]:
         """Feature maps `{stage: (B, C, h, w)}` in eval mode, whatever the layout inside; all stages if none are named."""

@@ -61,14 +61,13 @@ def load(
         header = read_header(model)
         source = _SOURCES.get(header["source"].partition(":")[0], _from_code)
         network, _, _ = source(header["source"], model, header["classes"])
-        stored = header["preprocessing"]
-        base = Preprocessing(*(tuple(v) if isinstance(v, list) else v for v in stored.values()))
+        base = Preprocessing.from_json(header["preprocessing"])
         names, head, multi_label, found = header["labels"], header["head"], header["multi_label"], header["source"]
     else:
         network, base, names = source(model, weights, None)
     network.eval()
     classifier = Classifier(
-        network.to(memory_format=torch.channels_last),  # type: ignore[call-overload]
+        network.to(memory_format=torch.channels_last),
         name=model,
         preprocessing=preprocessing_with(base, input_size=input_size, resize=resize, mean=mean, std=std),
         labels=None if labels is None else read_labels(labels),
@@ -255,4 +254,3 @@ def _with_local_weights(build: Callable[..., nn.Module], path: str | Path, class
         network = build(num_classes=count)
     fit_weights(network, weights, path)
     return network
-

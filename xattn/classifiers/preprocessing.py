@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from PIL import Image
@@ -39,9 +40,7 @@ class Preprocessing:
     def __post_init__(self) -> None:
         shorter = self.resize if isinstance(self.resize, int) else min(self.resize)
         if min(self.input_size) < 1 or shorter < min(self.input_size):
-            raise InputError(
-                f"resize {self.resize} is smaller than the crop {self.input_size}: give a resize of at least the input size."
-            )
+            raise InputError(f"resize {self.resize} is smaller than the crop {self.input_size}: give a resize of at least the input size.")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise InputError(f"mean and std need three values each, std above 0; got mean {self.mean} and std {self.std}.")
 
@@ -50,7 +49,14 @@ class Preprocessing:
         size = [self.resize] if isinstance(self.resize, int) else list(self.resize)
         mode = InterpolationMode(self.interpolation)
         resized = functional.resize(picture, size, interpolation=mode, antialias=True)
-        return functional.pil_to_tensor(functional.center_crop(resized, list(self.input_size)))
+        crop: Tensor = functional.pil_to_tensor(functional.center_crop(resized, list(self.input_size)))
+        return crop
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Preprocessing:
+        """What `dataclasses.asdict` became in a JSON file."""
+        values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()}
+        return cls(**values)
 
     def __str__(self) -> str:
         height, width = self.input_size

@@ -127,9 +127,7 @@ def _first_tensor(output: Any) -> Tensor | None:
     return None
 
 
-def find_stages(
-    network: nn.Module, forward: Callable[[Tensor], Tensor], image: Tensor, *, named: str = "the network"
-) -> list[Stage]:
+def find_stages(network: nn.Module, forward: Callable[[Tensor], Tensor], image: Tensor, *, named: str = "the network") -> list[Stage]:
     """Finds a network's stages with one forward of one image.
 
     Args:
@@ -337,9 +335,7 @@ def _stage(event: _Event, image_size: tuple[int, ...]) -> Stage:
     return Stage(event.name, channels, (height, width), stride, layout, event.module, event.call, event.offset)
 
 
-def named_stage(
-    network: nn.Module, forward: Callable[[Tensor], Tensor], image: Tensor, name: str, known: Sequence[Stage]
-) -> Stage:
+def named_stage(network: nn.Module, forward: Callable[[Tensor], Tensor], image: Tensor, name: str, known: Sequence[Stage]) -> Stage:
     """A stage by name: one of those found, or any module of the network that gives a map.
 
     Raises:

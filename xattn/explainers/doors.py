@@ -78,7 +78,7 @@ class _Network(nn.Module):
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()
         self.network = classifier.network
-        self.forward = classifier.logits  # type: ignore[method-assign]
+        self.forward = classifier.logits
 
 
 @contextmanager
@@ -168,17 +168,25 @@ def _captum(asked: str) -> ModuleType:
     return importlib.import_module("captum.attr")
 
 
-def _captum_classes() -> dict[str, type]:
+def _is_a(cls: Any, parent: Any) -> bool:
+    return inspect.isclass(cls) and issubclass(cls, parent)
+
+
+def _captum_classes() -> dict[str, Any]:
     """Every attribution that can be built from a network and a layer, and needs nothing but an image, a target and baselines."""
     captum = _captum("captum")
-    found = {}
+    found: dict[str, Any] = {}
     for name in captum.__all__:
-        cls = getattr(captum, name)
-        if not (inspect.isclass(cls) and issubclass(cls, captum.Attribution) and "attribute" in dir(cls)):
+        cls: Any = getattr(captum, name)
+        if not _is_a(cls, captum.Attribution) or "attribute" not in dir(cls):
             continue
         built = _required(cls.__init__)
         given = _required(cls.attribute)
-        if built & set(MODEL_ARGUMENTS) and built <= {*MODEL_ARGUMENTS, "layer"} and given <= {"inputs", "baselines", "sliding_window_shapes"}:
+        if (
+            built & set(MODEL_ARGUMENTS)
+            and built <= {*MODEL_ARGUMENTS, "layer"}
+            and given <= {"inputs", "baselines", "sliding_window_shapes"}
+        ):
             found[name] = cls
     return found
 
@@ -207,7 +215,9 @@ def _open_captum(name: str, settings: Mapping[str, str]) -> Part[MethodFacts]:
     def run(model: nn.Module, image: Tensor, target: int, trace: Trace) -> Tensor:
         arguments: dict[str, Any] = {next(a for a in MODEL_ARGUMENTS if a in build): _captum_model(captum, build, model)}
         if guided and not any(isinstance(module, nn.ReLU) for module in model.modules()):
-            raise UnsupportedError(f"{spec} guides nn.ReLU modules alone, and {trace.classifier.name} has none: it would give the plain gradient.")
+            raise UnsupportedError(
+                f"{spec} guides nn.ReLU modules alone, and {trace.classifier.name} has none: it would give the plain gradient."
+            )
         if "layer" in build:
             arguments["layer"] = _layer(trace, spec, channels_first=True)
         method = cls(**arguments, **{key: value for key, value in values.items() if key in build})
@@ -217,12 +227,11 @@ def _open_captum(name: str, settings: Mapping[str, str]) -> Part[MethodFacts]:
         if "baselines" in _required(cls.attribute):  # a distribution, of two at the least
             given["baselines"] = torch.cat([torch.zeros_like(image), _black(trace, image)])
         found = method.attribute(image, **{**given, **{key: value for key, value in values.items() if key in attribute}})
-        found = found[0] if isinstance(found, tuple) else found
-        if found.dim() != 4:
-            raise UnsupportedError(f"{spec} gives {tuple(found.shape)}, no map.")
-        if "layer" in build and found.shape[-2:] != image.shape[-2:]:
-            return found[0].sum(dim=0)
-        return found[0].sum(dim=0) if channels == "sum" else found[0].abs().amax(dim=0)
+        maps: Tensor = found[0] if isinstance(found, tuple) else found
+        if maps.dim() != 4:
+            raise UnsupportedError(f"{spec} gives {tuple(maps.shape)}, no map.")
+        of_features = "layer" in build and maps.shape[-2:] != image.shape[-2:]
+        return maps[0].sum(dim=0) if of_features or channels == "sum" else maps[0].abs().amax(dim=0)
 
     return Part(spec, Foreign(spec, run), MethodFacts(frozenset(), f"captum {importlib.import_module('captum').__version__}"))
 
@@ -260,10 +269,10 @@ def _grad_cam(asked: str) -> ModuleType:
     return importlib.import_module("pytorch_grad_cam")
 
 
-def _grad_cam_classes() -> dict[str, type]:
+def _grad_cam_classes() -> dict[str, Any]:
     """Every class that is built from a network and target layers."""
     library = _grad_cam("grad-cam")
-    classes = {name: cls for name, cls in vars(library).items() if inspect.isclass(cls)}
+    classes: dict[str, Any] = {name: cls for name, cls in vars(library).items() if inspect.isclass(cls)}
     return {name: cls for name, cls in classes.items() if _required(cls.__init__) == {"model", "target_layers"}}
 
 
@@ -273,7 +282,7 @@ def _open_grad_cam(name: str, settings: Mapping[str, str]) -> Part[MethodFacts]:
     if name not in classes:
         raise NameUnknownError("pytorch-grad-cam method", name, classes)
     cls, spec = classes[name], _spec("grad-cam", name, settings)
-    build, call = _arguments(cls.__init__), _arguments(cls.__call__)  # type: ignore[operator]
+    build, call = _arguments(cls.__init__), _arguments(cls.__call__)
     values = {key: _value(text) for key, text in settings.items()}
     if unknown := [key for key in values if key not in {**build, **call}]:
         raise SettingError(f"grad-cam:{name} has no setting '{unknown[0]}'. It has: {', '.join([*build, *call])}.")

@@ -22,7 +22,21 @@ Activations = Literal["rectifiers", "all"]
 RECTIFIERS = ("ReluBackward", "HardtanhBackward", "ClampBackward", "ClampMinBackward")
 OTHERS = tuple(
     f"{name}Backward"
-    for name in "Gelu Silu Hardswish LeakyRelu PreluKernel RreluWithNoise Elu Selu Celu Mish Softplus Softshrink Threshold".split()
+    for name in [
+        "Gelu",
+        "Silu",
+        "Hardswish",
+        "LeakyRelu",
+        "PreluKernel",
+        "RreluWithNoise",
+        "Elu",
+        "Selu",
+        "Celu",
+        "Mish",
+        "Softplus",
+        "Softshrink",
+        "Threshold",
+    ]
 )
 CAUTION = "fails parameter-randomisation tests (Adebayo et al. 2018): it may show edges whatever the network has learnt"
 

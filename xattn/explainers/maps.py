@@ -162,7 +162,9 @@ def maps_of_batch(
             cells[part.spec] = found
         else:
             masks[part.spec] = to_masks(found, size)
-            cells[part.spec] = masks[part.spec].masks if found.shape[-2:] == size else to_masks(found, (found.shape[1], found.shape[2])).masks
+            cells[part.spec] = (
+                masks[part.spec].masks if found.shape[-2:] == size else to_masks(found, (found.shape[1], found.shape[2])).masks
+            )
     return Maps(
         {name: made.masks for name, made in masks.items()},
         raw,

@@ -11,10 +11,12 @@ import torch
 from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torch import Tensor
 
 from xattn.classifiers.preprocessing import Preprocessing
 from xattn.errors import ImageError, InputError, NameUnknownError
+from xattn.explainers.facts import methods
 from xattn.images import ImageSource
 from xattn.metrics.masking import to_masks
 from xattn.study.store import Store, StoredMap
@@ -63,13 +65,15 @@ def grid(
     names = [name for name in names if any(key[0] == name for key in maps)]
     columns = list(dict.fromkeys(key[1:] for key in maps))
     if missing := set(methods or ()) - {column[2] for column in columns}:
-        raise NameUnknownError("method in these runs", min(missing), sorted({method for run in about for method in run["settings"]["methods"]}))
+        raise NameUnknownError(
+            "method in these runs", min(missing), sorted({method for run in about for method in run["settings"]["methods"]})
+        )
     if not names:
         raise InputError("none of the chosen images has maps in these runs.")
     models = {model["name"]: (model, number) for number, run in enumerate(about) for model in run["settings"]["models"]}
     labels = {name: classes for run in about for name, classes in run["labels"].items()}
     crops = {
-        (name, model): sources[number].decode(_named(sources[number], name), _preprocessing(settings))[1]
+        (name, model): sources[number].decode(_named(sources[number], name), Preprocessing.from_json(settings["preprocessing"]))[1]
         for name in names
         for model, (settings, number) in models.items()
     }
@@ -103,10 +107,10 @@ def _draw(
 ) -> Figure:
     pairs = {column[:2] for column in columns}
     several, lines = len(pairs) > 1, len(pairs)
-    figure = Figure(figsize=(CELL_INCHES * (len(columns) + 1) + 0.4, (CELL_INCHES + 0.13 * lines) * len(names) + 0.2), layout="constrained")
-    engine = figure.get_layout_engine()
-    if engine is not None:
-        engine.set(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.0)
+    figure = Figure(
+        figsize=(CELL_INCHES * (len(columns) + 1) + 0.4, (CELL_INCHES + 0.13 * lines) * len(names) + 0.2),
+        layout=ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.0),
+    )
     axes = figure.subplots(len(names), len(columns) + 1, squeeze=False)
     for row, name in enumerate(names):
         first = next(key for key in maps if key[0] == name)
@@ -120,9 +124,8 @@ def _draw(
                 continue
             crop = crops[name, model]
             size = (crop.shape[1], crop.shape[2])
-            mask = to_masks(found.raw[None], size).masks[0]
-            if float(found.raw.min()) == float(found.raw.max()) and not found.about["degenerate"]:
-                mask = torch.full(size, float(found.raw.max()))  # a control's mask is its map
+            direct = method in methods.entries and methods.entries[method].facts.direct
+            mask = found.raw if direct else to_masks(found.raw[None], size).masks[0]
             _show(axis, overlay(crop, mask))
             if found.about["degenerate"]:
                 axis.set_xlabel("no contrast", fontsize=6, labelpad=2)
@@ -194,8 +197,3 @@ def _named(source: ImageSource, name: str) -> Any:
     if found is None:
         raise ImageError(f"'{name}' is no longer among the pictures of the run.")
     return found
-
-
-def _preprocessing(settings: dict[str, Any]) -> Preprocessing:
-    stored = settings["preprocessing"]
-    return Preprocessing(*(tuple(value) if isinstance(value, list) else value for value in stored.values()))

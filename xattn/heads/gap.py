@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from xattn.heads import HeadFacts, heads
@@ -20,4 +21,5 @@ class Gap(nn.Module):
         Returns:
             `(B, h, w)`, ≥ 0.
         """
-        return features.norm(dim=1)
+        norms: Tensor = torch.linalg.vector_norm(features, dim=1)
+        return norms

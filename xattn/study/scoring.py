@@ -90,9 +90,7 @@ def score(classifier: Classifier, maps: Maps, parts: Sequence[Part[MetricFacts]]
         None if whole and changed else "the network gave a non-finite value" + ("" if not whole else " on a changed image")
         for whole, changed in zip(finite.tolist(), changed_finite.tolist(), strict=True)
     ]
-    return Scores(
-        dict(zip(columns, table, strict=True)), maps.logits.argmax(dim=1).tolist(), original.p.tolist(), errors
-    )
+    return Scores(dict(zip(columns, table, strict=True)), maps.logits.argmax(dim=1).tolist(), original.p.tolist(), errors)
 
 
 def evaluate(
@@ -118,7 +116,9 @@ def evaluate(
         A row a value, with the columns of a run's `scores.csv`.
     """
     if images.shape != maps.images.shape:
-        raise InputError(f"maps are of images {tuple(maps.images.shape)}; got images {tuple(images.shape)}. Pass the images that were explained.")
+        raise InputError(
+            f"maps are of images {tuple(maps.images.shape)}; got images {tuple(images.shape)}. Pass the images that were explained."
+        )
     parts = metric_parts(metrics)
     frames = []
     for start in range(0, len(images), batch_size):
@@ -129,9 +129,7 @@ def evaluate(
     return rows.astype({"label": "Int64", "target": "Int64", "predicted": "Int64"})
 
 
-def rows_of(
-    classifier: Classifier, maps: Maps, scores: Scores, labels: Sequence[int | None], seed: int
-) -> list[tuple[object, ...]]:
+def rows_of(classifier: Classifier, maps: Maps, scores: Scores, labels: Sequence[int | None], seed: int) -> list[tuple[object, ...]]:
     """Tidy rows of a batch, image by image; an image with an error has one."""
     targets = maps.targets.tolist()
     flags = {method: found.tolist() for method, found in maps.degenerate.items()}

@@ -156,8 +156,12 @@ class Store:
             try:
                 table = pq.read_table(path)
             except (OSError, pa.ArrowException) as error:
-                raise RunError(f"'{path}' is damaged ({error}). Delete it and run the same command: only that part is made again.") from error
-            failed = [name if model is None else None for name, model in zip(table["image"].to_pylist(), table["model"].to_pylist(), strict=True)]
+                raise RunError(
+                    f"'{path}' is damaged ({error}). Delete it and run the same command: only that part is made again."
+                ) from error
+            failed = [
+                name if model is None else None for name, model in zip(table["image"].to_pylist(), table["model"].to_pylist(), strict=True)
+            ]
             keep = [name is None or name not in told for name in failed]
             told.update(name for name in failed if name is not None)
             yield table if all(keep) else table.filter(pa.array(keep))

@@ -23,11 +23,8 @@ from tqdm import tqdm
 from xattn.classifiers.classifier import Classifier
 from xattn.classifiers.preprocessing import Preprocessing, pixels
 from xattn.errors import InputError, NameUnknownError, RunError
-from xattn.explainers.facts import MethodFacts
 from xattn.explainers.maps import Maps, maps_of_batch, method_parts, resolve_targets
 from xattn.images import Batch, ImageSource
-from xattn.metrics.facts import MetricFacts
-from xattn.registry import Part
 from xattn.study.scoring import COLUMNS, Scores, metric_parts, rows_of, score
 from xattn.study.store import Store, map_columns
 
@@ -209,9 +206,7 @@ class Study:
                 self._write_masks(classifier, maps)
         return rows
 
-    def _map_rows(
-        self, classifier: Classifier, maps: Maps, scores: Scores, labels: Sequence[int | None]
-    ) -> list[tuple[object, ...]]:
+    def _map_rows(self, classifier: Classifier, maps: Maps, scores: Scores, labels: Sequence[int | None]) -> list[tuple[object, ...]]:
         targets = maps.targets.tolist()
         rows: list[tuple[object, ...]] = []
         for method, raw in maps.raw.items():

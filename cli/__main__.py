@@ -1,0 +1,3 @@
+from xattn.cli import main
+
+main()

@@ -1,0 +1,175 @@
+"""The commands as a user types them."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from click.testing import CliRunner, Result
+
+from tests import networks
+from tests.test_images import bad_files
+from xattn.cli import main
+from xattn.explainers import methods
+from xattn.metrics import PROTOCOLS, metrics
+
+MODEL = ["--model", f"{networks.__file__}:small", "--input-size", "32", "--resize", "36", "--workers", "0", "--device", "cpu"]
+QUICK = ["--method", "grad-cam", "--method", "centre", "--metric", "average-drop", "--metric", "sparsity"]
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def done(folder: Path, tmp_path: Path) -> Path:
+    result = run("explain", folder, *MODEL, *QUICK, "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    return tmp_path / "run"
+
+
+def test_explain_leaves_scores_a_table_and_a_figure_and_tells_the_stage(folder: Path, tmp_path: Path) -> None:
+    result = run("explain", folder, *MODEL, "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    for name in ("run.json", "scores.csv", "table.csv", "figures/grid.png"):
+        assert (tmp_path / "run" / name).stat().st_size > 0
+    assert "stage 3 (16 × 8 × 8); others: 1, 2" in result.stderr
+    assert "resize 36 (bilinear), crop 32×32, mean 0.485 0.456 0.406" in result.stderr
+    assert "grad-cam++" in result.stdout
+    assert "stage" not in result.stdout
+    assert len(pd.read_csv(tmp_path / "run" / "table.csv")) == 5
+
+
+def test_repeated_models_heads_methods_and_metrics_are_one_product(folder: Path, tmp_path: Path) -> None:
+    result = run("explain", folder, *MODEL, "--model", "tests.networks:small", *QUICK, "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    rows = pd.read_csv(tmp_path / "run" / "scores.csv")
+    assert len(rows) == 2 * 2 * 2 * 10
+    assert (tmp_path / "run" / "figures" / "grid.png").exists()
+
+
+def test_weights_go_with_models_in_order_and_tell_two_of_one_name_apart(folder: Path, tmp_path: Path) -> None:
+    import torch
+
+    for name, seed in (("one", 1), ("two", 2)):
+        torch.save(networks.seeded(networks.small, seed).state_dict(), tmp_path / f"{name}.pth")
+    weights = ["--weights", tmp_path / "one.pth", "--weights", tmp_path / "two.pth"]
+    result = run("explain", folder, *MODEL, *MODEL[:2], *weights, *QUICK, "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    assert {name.rpartition("@")[2] for name in pd.read_csv(tmp_path / "run" / "scores.csv")["model"]} == {"one", "two"}
+    assert run("explain", folder, *MODEL, *weights, *QUICK, "--out", tmp_path / "other").exit_code == 2
+
+
+def test_bad_files_end_with_3_and_are_named_on_stderr(folder: Path, tmp_path: Path) -> None:
+    bad = bad_files(folder)
+    result = run("explain", folder, *MODEL, *QUICK, "--out", tmp_path / "run")
+    assert result.exit_code == 3
+    for name in bad:
+        assert f"  {name}: " in result.stderr
+    assert len(pd.read_csv(tmp_path / "run" / "scores.csv")) == 10 * 4 + len(bad)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--method", "gradcam"], 2, "Did you mean 'grad-cam'"),
+        (["--metric", "averag-drop"], 2, "Did you mean 'average-drop'"),
+        (["--metric", "insertion:protocol=risk"], 2, r"protocol=ca-stream\|rise\|gomez; got 'risk'"),
+        (["--stage", "9"], 2, "Unknown stage '9'"),
+        (["--target", "cat"], 2, "has no labels: pass labels, or an index"),
+        (["--target", "label"], 2, "needs a label for every image"),
+        (["--mean", "a,b,c"], 2, "three numbers are needed"),
+        (["--head", "br-npaa"], 2, "Unknown head"),
+        (["--weights", "nowhere.pth"], 1, "are no file"),
+        (["--method", "captum:Saliencies"], 2, "Did you mean 'Saliency'"),
+    ],
+)
+def test_a_wrong_command_line_is_answered_in_one_line_with_its_exit_code(
+    folder: Path, tmp_path: Path, arguments: list[str], code: int, message: str
+) -> None:
+    result = run("explain", folder, *MODEL, *arguments, "--out", tmp_path / "run")
+    assert result.exit_code == code, result.output
+    assert re.search(message, result.stderr)
+    assert "Traceback" not in result.output
+
+
+def test_an_empty_folder_is_told(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    result = run("explain", tmp_path / "empty", *MODEL, "--out", tmp_path / "run")
+    assert result.exit_code == 2
+    assert "no images in" in result.stderr
+
+
+def test_a_folder_where_every_image_is_bad_is_told_and_ends_with_3(tmp_path: Path) -> None:
+    bad_files(tmp_path)
+    result = run("explain", tmp_path, *MODEL, *QUICK, "--out", tmp_path / "run")
+    assert result.exit_code == 3
+    assert "7 of 7 images failed" in result.stderr
+
+
+def test_the_same_command_goes_on_and_another_is_refused(done: Path, folder: Path) -> None:
+    assert run("explain", folder, *MODEL, *QUICK, "--out", done).exit_code == 0
+    other = run("explain", folder, *MODEL, *QUICK, "--seed", "1", "--out", done)
+    assert other.exit_code == 1
+    assert "seed was 0, is 1" in other.stderr
+
+
+@pytest.mark.parametrize(("form", "start"), [("csv", "model,head,method,"), ("markdown", "| model"), ("latex", r"\begin{tabular}")])
+def test_compare_prints_a_table(done: Path, form: str, start: str) -> None:
+    result = run("compare", done, "--format", form, "--against", "centre")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith(start)
+    assert run("compare", done, "--against", "center").exit_code == 2
+
+
+@pytest.mark.parametrize("suffix", ["pdf", "svg", "png"])
+def test_figure_draws_the_chosen_images_and_methods(done: Path, tmp_path: Path, suffix: str) -> None:
+    out = tmp_path / f"grid.{suffix}"
+    result = run("figure", done, "--kind", "grid", "--out", out, "--image", "3.png", "--image", "below/8.png", "--method", "grad-cam")
+    assert result.exit_code == 0, result.output
+    assert out.stat().st_size > 1000
+    if suffix == "pdf":
+        assert b"/FontFile2" in out.read_bytes()  # TrueType, embedded
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--image", "33.png"], "Unknown image in these runs '33.png'"),
+        (["--method", "grad-camm"], "Unknown method in these runs"),
+        ([], "a figure ends in"),
+    ],
+)
+def test_figure_says_what_it_cannot_draw(done: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+    result = run("figure", done, "--out", tmp_path / ("x.png" if arguments else "x.bmp"), *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_figure_says_where_the_pictures_were(done: Path, folder: Path, tmp_path: Path) -> None:
+    folder.rename(tmp_path / "elsewhere")
+    result = run("figure", done, "--out", tmp_path / "x.png")
+    assert result.exit_code == 2
+    assert "are no longer where it found them" in result.stderr
+
+
+def test_list_shows_every_registered_part_with_its_settings_and_cautions() -> None:
+    shown = run("list", "methods").stdout
+    for name in methods.names():
+        assert name in shown
+    assert "captum:IntegratedGradients" in shown
+    assert "randomisation" in next(line for line in shown.splitlines() if line.startswith("guided-grad-cam "))
+    entries = json.loads(run("list", "metrics", "--json").stdout)
+    assert {entry["name"] for entry in entries} == set(metrics.entries)
+    assert next(entry for entry in entries if entry["name"] == "insertion")["settings"]["protocol"] == "ca-stream"
+    assert {line.split()[0] for line in run("list", "protocols").stdout.splitlines()} == set(PROTOCOLS)
+    assert run("list", "heads").stdout.startswith("gap ")
+    assert "torchvision:resnet50" in run("list", "models").stdout.split()
+
+
+def test_masks_are_saved_when_asked_for(folder: Path, tmp_path: Path) -> None:
+    assert run("explain", folder, *MODEL, *QUICK, "--save-maps", "--out", tmp_path / "run").exit_code == 0
+    assert len(list((tmp_path / "run" / "maps").rglob("*.png"))) == 20

@@ -1,0 +1,307 @@
+"""A run: its folder, its rows, its table, and what is said when it cannot go on."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+from pathlib import Path
+
+import numpy
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+import xattn
+from tests import networks
+from tests.test_images import bad_files
+from xattn.classifiers import Classifier
+from xattn.errors import InputError, RunError
+from xattn.metrics import average_drop, insertion
+from xattn.study import store as store_module
+from xattn.study.compare import compare_runs
+from xattn.study.scoring import COLUMNS
+from xattn.study.store import Store
+
+METHODS = ["grad-cam", "random", "uniform", "fake-cam"]
+METRICS = ["average-drop", "average-increase", "insertion", "deletion-correlation", "sparsity", "deletion:protocol=gomez"]
+
+
+def study(classifiers: list[Classifier], images: object, out: Path, **settings: object) -> xattn.Study:
+    return xattn.Study(
+        **{
+            "classifiers": classifiers,
+            "methods": METHODS,
+            "metrics": METRICS,
+            "images": images,
+            "out": out,
+            "batch_size": 3,
+            "workers": 0,
+            "progress": False,
+            **settings,
+        }
+    )
+
+
+def test_a_run_leaves_tidy_scores_and_a_table_of_their_means(tiny: Classifier, folder: Path, tmp_path: Path) -> None:
+    made = study([tiny], folder, tmp_path / "run")
+    outcome = made.run()
+    assert (outcome.images, outcome.failed) == (10, [])
+    rows = pd.read_csv(tmp_path / "run" / "scores.csv")
+    assert tuple(rows.columns) == COLUMNS
+    assert len(rows) == 10 * len(METHODS) * len(METRICS)
+    assert rows["image"].iloc[0] == "0.png"
+    assert rows["error"].isna().all()
+    table = made.table()
+    assert list(table.columns) == ["model", "head", "method", *METRICS, "n", "degenerate_share"]
+    for _, line in table.iterrows():
+        for metric in METRICS:
+            values = rows[(rows["method"] == line["method"]) & (rows["metric"] == metric)]["value"]
+            assert line[metric] == pytest.approx(values.mean(), nan_ok=True)
+        assert (line["n"], line["degenerate_share"]) == (10, 0)
+    uniform = table.set_index("method").loc["uniform"]
+    assert uniform["average-drop"] == 0
+    assert math.isnan(uniform["deletion-correlation"])
+    assert table.set_index("method").loc["fake-cam", "average-drop"] < 1
+
+
+def test_a_run_gives_what_explain_and_evaluate_and_the_functions_give(tiny: Classifier, folder: Path, tmp_path: Path) -> None:
+    study([tiny], folder, tmp_path / "run").run()
+    rows = pd.read_csv(tmp_path / "run" / "scores.csv").set_index(["image", "method", "metric"])["value"]
+    maps = xattn.explain(tiny, folder, METHODS)
+    frame = xattn.evaluate(tiny, maps.images, maps, METRICS)
+    assert tuple(frame.columns) == COLUMNS
+    found = frame.set_index(["image", "method", "metric"])["value"]
+    joined = pd.concat([rows, found], axis=1, join="inner")
+    assert len(joined) == len(rows)
+    assert (joined.iloc[:, 0] - joined.iloc[:, 1]).abs().max() < 0.01
+    drop = average_drop(tiny.predict, maps.images, maps["grad-cam"], maps.targets)
+    put_in = insertion(tiny.predict, maps.images, maps["grad-cam"], maps.targets, fill=tiny.mean)
+    for i, name in enumerate(maps.names):
+        assert rows[name, "grad-cam", "average-drop"] == pytest.approx(float(drop[i]), abs=0.01)
+        assert rows[name, "grad-cam", "insertion"] == pytest.approx(float(put_in[i]), abs=0.01)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 32])
+def test_batches_of_1_7_and_32_agree(folder: Path, tmp_path: Path, batch_size: int) -> None:
+    metrics = ["average-drop", "average-gain", "insertion", "deletion", "sparsity"]
+    frames = []
+    for size, out in ((3, "three"), (batch_size, "other")):
+        clf = xattn.attach(networks.small(), input_size=32, resize=36, name="tiny")
+        made = study([clf], folder, tmp_path / out, batch_size=size, metrics=metrics, methods=["grad-cam", "grad-cam++", "random"])
+        made.run()
+        frames.append(made.scores().set_index(["image", "method", "metric"]))
+    one, other = (frame[["value", "probability"]].sort_index() for frame in frames)
+    assert one.index.equals(other.index)
+    assert (one["value"] - other["value"]).abs().max() < 0.01
+    assert (one["probability"] - other["probability"]).abs().max() < 1e-5
+
+
+def test_labels_set_the_target_and_give_an_accuracy(tiny: Classifier, folder: Path, tmp_path: Path) -> None:
+    maps = xattn.explain(tiny, folder, ["grad-cam"])
+    labels = maps.targets.clone()
+    labels[0] = (labels[0] + 1) % 5
+    lines = [f"{name},class {label}" for name, label in zip(maps.names, labels.tolist(), strict=True)]
+    (tmp_path / "labels.csv").write_text("image,label\n" + "\n".join(lines))
+    made = study([tiny], folder, tmp_path / "run", labels_csv=tmp_path / "labels.csv")
+    assert made.target == "label"
+    made.run()
+    assert made.table()["accuracy"].tolist() == [90.0] * len(METHODS)
+    rows = made.scores()
+    assert set(rows["target_rule"]) == {"label"}
+    assert (rows["target"] == rows["label"]).all()
+
+
+def test_bad_files_among_good_ones_are_named_with_their_reason_and_the_good_ones_are_scored(
+    tiny: Classifier, folder: Path, tmp_path: Path
+) -> None:
+    bad = bad_files(folder)
+    other = xattn.attach(networks.small(), input_size=24, resize=30, name="another size")
+    made = study([tiny, other], folder, tmp_path / "run", workers=1)
+    outcome = made.run()
+    assert {name for name, _ in outcome.failed} == set(bad)
+    rows = pd.read_csv(tmp_path / "run" / "scores.csv")
+    failed = rows[rows["error"].notna()]
+    assert sorted(failed["image"]) == sorted(bad)  # one row each, though two classifiers wanted them
+    assert failed["metric"].isna().all()
+    assert len(rows) == len(bad) + 2 * 10 * len(METHODS) * len(METRICS)
+    assert set(made.table()["n"]) == {10}
+
+
+def test_logits_that_are_not_numbers_are_an_error_of_that_image_alone(folder: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (40, 40), "black").save(folder / "dark.png")
+    clf = xattn.attach(networks.not_a_number(), input_size=32, resize=36, name="nan")
+    made = study([clf], folder, tmp_path / "run", methods=["grad-cam"], metrics=["average-drop", "insertion"])
+    outcome = made.run()
+    assert ("dark.png", "the network gave a non-finite value") in outcome.failed
+    rows = pd.read_csv(tmp_path / "run" / "scores.csv")
+    assert len(rows[rows["image"] == "dark.png"]) == 1
+    assert rows[rows["error"].isna()]["value"].notna().all()
+
+
+def test_a_map_without_contrast_is_flagged_and_counted(folder: Path, tmp_path: Path) -> None:
+    network = networks.small()
+    with torch.no_grad():
+        network[-1].weight.zero_()
+    clf = xattn.attach(network, input_size=32, resize=36, name="blind")
+    made = study([clf], folder, tmp_path / "run", methods=["grad-cam", "centre"])
+    made.run()
+    table = made.table().set_index("method")
+    assert table.loc["grad-cam", "degenerate_share"] == 1
+    assert table.loc["centre", "degenerate_share"] == 0
+    assert math.isnan(table.loc["grad-cam", "sparsity"])
+    rows = made.scores()
+    assert set(rows[rows["method"] == "grad-cam"]["degenerate"]) == {True}
+
+
+def test_a_finished_run_started_again_does_nothing_and_an_interrupted_one_goes_on(tiny: Classifier, folder: Path, tmp_path: Path) -> None:
+    study([tiny], folder, tmp_path / "run").run()
+    whole = (tmp_path / "run" / "scores.csv").read_bytes()
+    parts = sorted((tmp_path / "run" / "parts").glob("*.parquet"))
+    kept = parts[0].stat().st_mtime_ns
+    parts[1].unlink()
+    (tmp_path / "run" / "scores.csv").unlink()
+    study([tiny], folder, tmp_path / "run").run()
+    assert (tmp_path / "run" / "scores.csv").read_bytes() == whole
+    assert parts[0].stat().st_mtime_ns == kept
+
+
+@pytest.mark.parametrize(
+    ("changed", "difference"),
+    [
+        ({"methods": ["grad-cam"]}, r"methods was \['grad-cam', 'random', 'uniform', 'fake-cam'\], is \['grad-cam'\]"),
+        ({"seed": 3}, "seed was 0, is 3"),
+        ({"target": "class 1"}, "target was 'predicted', is 'class 1'"),
+        ({"stage": "2"}, r"models\[0\].stage was '3', is '2'"),
+    ],
+)
+def test_a_folder_with_other_settings_is_refused_and_says_what_differs(
+    tiny: Classifier, folder: Path, tmp_path: Path, changed: dict[str, object], difference: str
+) -> None:
+    study([tiny], folder, tmp_path / "run").run()
+    with pytest.raises(RunError, match=difference):
+        study([tiny], folder, tmp_path / "run", **changed).run()
+
+
+def test_other_weights_or_other_images_are_other_settings(tiny: Classifier, folder: Path, tmp_path: Path) -> None:
+    study([tiny], folder, tmp_path / "run").run()
+    other = xattn.attach(networks.seeded(networks.small, seed=1), input_size=32, resize=36, name="tiny", labels=tiny.labels)
+    with pytest.raises(RunError, match=r"models\[0\].weights was"):
+        study([other], folder, tmp_path / "run").run()
+    (folder / "9.png").write_bytes((folder / "1.png").read_bytes())
+    with pytest.raises(RunError, match="images.count was 10, is 11"):
+        study([tiny], folder, tmp_path / "run").run()
+
+
+def test_a_folder_that_holds_something_else_is_refused(tiny: Classifier, folder: Path) -> None:
+    with pytest.raises(RunError, match=r"is not empty and holds no run\.json"):
+        study([tiny], folder, folder).run()
+
+
+def test_a_full_disk_is_told_and_what_was_finished_is_kept(
+    tiny: Classifier, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = 0
+    whole = pq.write_table
+
+    def full(table: object, path: Path, **settings: object) -> None:
+        nonlocal written
+        written += 1
+        if written == 3:
+            Path(path).write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        whole(table, path, **settings)
+
+    monkeypatch.setattr(store_module.pq, "write_table", full)
+    with pytest.raises(RunError, match="No space left on device.*What was finished is kept"):
+        study([tiny], folder, tmp_path / "run").run()
+    parts = tmp_path / "run" / "parts"
+    assert len(list(parts.iterdir())) == 2
+    study([tiny], folder, tmp_path / "run").run()
+    assert len(pd.read_csv(tmp_path / "run" / "scores.csv")) == 10 * len(METHODS) * len(METRICS)
+
+
+def test_a_damaged_part_is_named_with_what_to_do(tiny: Classifier, folder: Path, tmp_path: Path) -> None:
+    study([tiny], folder, tmp_path / "run").run()
+    part = next((tmp_path / "run" / "parts").glob("*.parquet"))
+    part.write_bytes(b"PAR1 nonsense")
+    with pytest.raises(RunError, match="is damaged.*Delete it and run the same command"):
+        study([tiny], folder, tmp_path / "run").run()
+
+
+def test_run_json_tells_versions_settings_and_weights(tiny: Classifier, folder: Path, tmp_path: Path) -> None:
+    study([tiny], folder, tmp_path / "run").run()
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert run["settings"]["models"][0]["weights"] == tiny.digest()
+    assert run["settings"]["metrics"] == METRICS
+    assert {"python", "torch", "xattn"} <= set(run["versions"])
+
+
+def test_raw_maps_are_kept_at_their_resolution(tiny: Classifier, folder: Path, tmp_path: Path) -> None:
+    study([tiny], folder, tmp_path / "run").run()
+    maps = xattn.explain(tiny, folder, ["grad-cam"])
+    stored = Store(tmp_path / "run").maps(["3.png"], ["grad-cam"])["3.png", "tiny", "gap", "grad-cam"]
+    raw = maps.raw["grad-cam"][maps.names.index("3.png")]
+    assert stored.raw.shape == (8, 8)
+    assert torch.allclose(stored.raw, raw, atol=1e-3 * float(raw.max()))
+
+
+def test_masks_are_saved_in_16_bits_when_asked_for(tiny: Classifier, folder: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    study([tiny], folder, tmp_path / "run", save_maps=True, methods=["grad-cam"]).run()
+    saved = Image.open(tmp_path / "run" / "maps" / "tiny" / "grad-cam" / "below" / "8.png.png")
+    mask = xattn.explain(tiny, folder, ["grad-cam"])["grad-cam"][8]
+    level = torch.as_tensor(numpy.array(saved).astype(float)) / 65535
+    assert torch.allclose(level, mask.double(), atol=1e-4)
+
+
+def test_two_classifiers_of_one_name_and_other_wrong_plans_are_refused(tiny: Classifier, folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="two classifiers are called tiny"):
+        study([tiny, tiny], folder, tmp_path / "run")
+    with pytest.raises(InputError, match="at least one classifier and one method"):
+        study([], folder, tmp_path / "run")
+    with pytest.raises(InputError, match="needs a label for every image"):
+        study([tiny], folder, tmp_path / "run", target="label")
+    (tmp_path / "labels.csv").write_text(
+        "image,label\n" + "\n".join(f"{p.name},9" for p in folder.glob("*.png")) + "\nbelow/8.png,1\nbelow/9.png,1\n"
+    )
+    with pytest.raises(InputError, match=r"the label of 0\.png does not fit tiny: class 9 is outside the 5 classes"):
+        study([tiny], folder, tmp_path / "run", labels_csv=tmp_path / "labels.csv")
+
+
+def test_a_method_that_cannot_run_says_why_and_what_was_done_before_stays(folder: Path, tmp_path: Path) -> None:
+    clf = xattn.attach(networks.seeded(lambda: networks.Rectifiers("gelu")), input_size=32, resize=36, name="gelu")
+    with pytest.raises(xattn.XattnError, match="gelu has none"):
+        study([clf], folder, tmp_path / "run", methods=["grad-cam", "guided-backprop"]).run()
+
+
+def test_compare_tests_every_method_against_one_on_the_same_images(tiny: Classifier, folder: Path, tmp_path: Path) -> None:
+    study([tiny], folder, tmp_path / "a").run()
+    study([tiny], folder, tmp_path / "b", methods=["centre"]).run()
+    table = compare_runs([tmp_path / "a", tmp_path / "b"], against="random")
+    assert set(table.frame["method"]) == {*METHODS, "centre"}
+    row = table.frame.set_index("method").loc["uniform"]
+    assert row["average-drop p"] < 0.05
+    assert row["average-drop low"] == row["average-drop"] == 0
+    markdown = table.text("markdown")
+    assert "AD ↓" in markdown
+    assert "* differs from random on the same images" in markdown
+    assert "deletion-correlation: undefined for" in markdown
+    assert r"\begin{tabular}" in table.text("latex")
+    assert table.text("csv").startswith("model,head,method,average-drop,average-drop low,average-drop high")
+
+
+def test_compare_refuses_runs_that_disagree_and_tells_models_of_other_weights_apart(tiny: Classifier, folder: Path, tmp_path: Path) -> None:
+    study([tiny], folder, tmp_path / "a").run()
+    study([tiny], folder, tmp_path / "b", target="class 1").run()
+    with pytest.raises(InputError, match="run with other settings; compare them apart"):
+        compare_runs([tmp_path / "a", tmp_path / "b"])
+    other = xattn.attach(networks.seeded(networks.small, seed=1), input_size=32, resize=36, name="tiny")
+    study([other], folder, tmp_path / "c").run()
+    assert set(compare_runs([tmp_path / "a", tmp_path / "c"]).frame["model"]) == {"tiny", "tiny (c)"}
+    with pytest.raises(RunError, match="is no run"):
+        compare_runs([folder])

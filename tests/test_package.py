@@ -1,0 +1,67 @@
+"""What importing costs, and that the public names are there."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+import xattn
+
+
+def modules_after(code: str) -> set[str]:
+    found = subprocess.run(
+        [sys.executable, "-c", f"{code}; import sys, json; print(json.dumps(sorted(sys.modules)))"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return set(json.loads(found.stdout.splitlines()[-1]))
+
+
+HEAVY = {"torch", "torchvision", "numpy", "pandas", "matplotlib", "scipy", "captum", "timm", "pytorch_grad_cam", "PIL"}
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import xattn",
+        "import xattn.errors, xattn.registry",
+        "from xattn.cli import main; main(['--help'], standalone_mode=False)",
+        "from xattn.cli import main; main(['explain', '--help'], standalone_mode=False)",
+    ],
+)
+def test_neither_the_package_nor_the_command_s_help_loads_torch_or_anything_heavy(code: str) -> None:
+    loaded = modules_after(code)
+    assert not loaded & HEAVY
+    assert len(loaded) < 400
+
+
+def test_explaining_loads_neither_matplotlib_nor_the_other_libraries() -> None:
+    loaded = modules_after("import xattn; xattn.explain, xattn.load")
+    assert "torch" in loaded
+    assert not loaded & {"matplotlib", "captum", "timm", "pytorch_grad_cam"}
+
+
+@pytest.mark.parametrize(("command", "limit"), [(["-c", "import xattn"], 0.1), (["-m", "xattn.cli", "--help"], 0.3)])
+def test_starting_is_quick(command: list[str], limit: float) -> None:
+    def best(arguments: list[str]) -> float:
+        times = []
+        for _ in range(5):
+            start = time.perf_counter()
+            subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    assert best(command) - best(["-c", "pass"]) < limit
+
+
+def test_all_is_complete_and_every_name_loads() -> None:
+    for name in xattn.__all__:
+        assert getattr(xattn, name) is not None
+    with pytest.raises(AttributeError, match="has no attribute 'explane'"):
+        _ = xattn.explane
+    assert set(xattn.__all__) <= set(dir(xattn))
