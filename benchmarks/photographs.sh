@@ -27,7 +27,7 @@ xattn compare "$RUNS/mobilenet_v2" --against random --format csv > "$RESULTS/mob
 # 2. ImageNet SqueezeNet: Score-CAM beside the gradient methods, 30 photographs.
 mapfile -t photos < <(first 30)
 xattn explain "${photos[@]}" --labels-csv "$DATA/photos.csv" --model torchvision:squeezenet1_0 --weights "$DATA/weights/squeezenet1_0.pth" \
-    "${cams[@]}" --method=score-cam "${guided[@]}" "${controls[@]}" "${metrics[@]}" --out "$RUNS/squeezenet1_0"
+    "${cams[@]}" --method=score-cam "${guided[@]}" "${controls[@]}" "${metrics[@]}" --save-maps --out "$RUNS/squeezenet1_0"
 xattn compare "$RUNS/squeezenet1_0" --against random > "$RESULTS/squeezenet1_0-30-photographs.md"
 xattn compare "$RUNS/squeezenet1_0" --against random --format csv > "$RESULTS/squeezenet1_0-30-photographs.csv"
 

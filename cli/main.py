@@ -83,7 +83,7 @@ def _triple(_ctx: click.Context, _param: click.Parameter, value: str | None) -> 
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Images a part.")
 @click.option("--workers", type=click.IntRange(0), help="Processes that decode; default: one a core but one.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of what is random.")
-@click.option("--save-maps", is_flag=True, help="Also write masks at the images' size, as 16-bit PNG.")
+@click.option("--save-maps", is_flag=True, help="Also write masks at the images' size, as 16-bit PNG, and keep maps of that size whole.")
 def explain(
     images: Sequence[str],
     models: Sequence[str],

@@ -42,7 +42,10 @@ class Table:
             return str(self.frame.to_csv(index=False))
         shown = self._shown(form)
         if form == "markdown":
-            return f"{shown.to_markdown(index=False)}\n\n" + "".join(f"- {note}\n" for note in self.notes)
+            return (
+                f"{shown.to_markdown(index=False, disable_numparse=True, colalign=['left'] * 3 + ['right'] * (shown.shape[1] - 3))}\n\n"
+                + "".join(f"- {note}\n" for note in self.notes)
+            )
         body = shown.to_latex(index=False, escape=False, column_format="l" * 3 + "r" * (shown.shape[1] - 3))
         return body + "".join(f"% {note}\n" for note in self.notes)
 

@@ -171,6 +171,10 @@ def test_the_real_networks_recognise_the_photographs(data: Path) -> None:
     maps = xattn.explain(clf, [data / "photos" / row["image"] for row in rows], ["grad-cam"])
     right = sum(int(row["label"]) == target for row, target in zip(rows, maps.targets.tolist(), strict=True))
     assert right >= 11
+    alone, seven = (torch.cat([clf.predict(part) for part in maps.images.split(size)]).softmax(1) for size in (1, 7))
+    together = clf.predict(maps.images.repeat(2, 1, 1, 1))[:16].softmax(1)
+    assert float((alone - together).abs().max()) < 1e-5
+    assert float((seven - together).abs().max()) < 1e-5
     assert clf.stages[-1].name == "features.18"
 
 

@@ -127,6 +127,29 @@ def test_one_forward_and_one_backward_serve_all_gradient_methods_and_one_more_al
     assert (len(forwards), len(backwards)) == (1, 2)
 
 
+def test_no_hook_is_alive_while_score_cam_runs_the_network(tiny: Classifier, images: Tensor) -> None:
+    hooks = []
+    predict = tiny.predict
+
+    def watched(batch: Tensor) -> Tensor:
+        hooks.append(sum(len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in tiny.modules()))
+        return predict(batch)
+
+    tiny.predict = watched  # type: ignore[method-assign]
+    xattn.explain(tiny, images[:1], ["score-cam"])
+    assert hooks
+    assert not any(hooks)
+
+
+def test_half_precision_networks_are_explained(images: Tensor) -> None:
+    clf = xattn.attach(networks.small().to(torch.bfloat16), input_size=32, resize=36)
+    full = xattn.attach(networks.small(), input_size=32, resize=36)
+    for method in ("grad-cam", "grad-cam++", "score-cam", "guided-grad-cam"):
+        found = xattn.explain(clf, images, [method], target=1)[method]
+        assert torch.isfinite(found).all()
+        assert float((found - xattn.explain(full, images, [method], target=1)[method]).abs().mean()) < 0.1
+
+
 def test_500_calls_keep_memory_flat_and_leave_no_hooks(tiny: Classifier, images: Tensor) -> None:
     gradient_methods = ["grad-cam", "grad-cam++", "guided-grad-cam", "edges"]
 

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from xattn.classifiers.capture import captured, to_nchw
 from xattn.classifiers.preprocessing import Preprocessing
-from xattn.classifiers.stages import Stage, captured, find_stages, named_stage, to_nchw
+from xattn.classifiers.stages import Stage, find_stages, named_stage
 from xattn.errors import InputError, NameUnknownError, UnsupportedError
 from xattn.heads import heads
 
@@ -56,9 +57,9 @@ class Classifier(nn.Module):
         self.preprocessing = preprocessing
         self.source = source
         self.multi_label = multi_label
-        device = next((p.device for p in network.parameters()), torch.device("cpu"))
-        self.register_buffer("mean", torch.tensor(preprocessing.mean, device=device).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(preprocessing.std, device=device).view(3, 1, 1), persistent=False)
+        like = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
+        self.register_buffer("mean", like.new_tensor(preprocessing.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", like.new_tensor(preprocessing.std).view(3, 1, 1), persistent=False)
         with evaluating(self):
             with torch.no_grad():
                 self.class_count = int(self(self._probe()).shape[-1])
@@ -79,8 +80,7 @@ class Classifier(nn.Module):
 
     def _probe(self) -> Tensor:
         noise = torch.rand((1, 3, *self.input_size), generator=torch.Generator().manual_seed(0))
-        dtype = next((p.dtype for p in self.network.parameters()), torch.float32)
-        return noise.to(self.device, dtype)
+        return noise.to(self.mean)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits `(B, K)` of images `(B, 3, H, W)` in pixel space, float in [0, 1]. Differentiable."""
@@ -92,8 +92,8 @@ class Classifier(nn.Module):
         return self.logits(self.normalise(images))
 
     def normalise(self, images: Tensor) -> Tensor:
-        """What the network itself is given of images in pixel space."""
-        normalised: Tensor = (images.contiguous(memory_format=torch.channels_last) - self.mean) / self.std
+        """What the network itself is given of images in pixel space, in the network's precision."""
+        normalised: Tensor = (images.to(self.mean.dtype).contiguous(memory_format=torch.channels_last) - self.mean) / self.std
         return normalised
 
     def logits(self, normalised: Tensor) -> Tensor:

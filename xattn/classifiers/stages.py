@@ -1,4 +1,4 @@
-"""Where a network can be cut: found from one probing forward, captured by hooks on later ones.
+"""Where a network can be cut, found from one probing forward.
 
 A *cut point* is a tensor that every path from the image to the logits crosses: a dominator in the autograd graph of the logits.
 Stages are the cut points that stand between blocks. Nothing is known of any architecture: ResNets, DenseNets with a functional
@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -105,7 +104,7 @@ class _Recorder(TorchFunctionMode):
     def leave(self, module: nn.Module, output: Any) -> None:
         event = self.stack.pop()
         event.has_parameters = any(True for _ in module.parameters())
-        tensor = _first_tensor(output)
+        tensor = first_tensor(output)
         self.calls[event.module] += 1
         event.call = self.calls[event.module]
         if tensor is not None and tensor.grad_fn is not None:
@@ -119,7 +118,7 @@ def _call_name(module: str, call: int) -> str:
     return module if call == 1 else f"{module}#{call}"
 
 
-def _first_tensor(output: Any) -> Tensor | None:
+def first_tensor(output: Any) -> Tensor | None:
     if isinstance(output, Tensor):
         return output
     if isinstance(output, (tuple, list)) and output and isinstance(output[0], Tensor):
@@ -168,7 +167,7 @@ def find_stages(network: nn.Module, forward: Callable[[Tensor], Tensor], image: 
     if last is None:
         raise UnsupportedError(
             f"{named} has no spatial feature map between image and logits (a ViT has tokens alone): explainers need a map "
-            "(batch, channels, height, width). Use a convolutional network, or Swin; metrics and controls need none."
+            "(batch, channels, height, width). Use a convolutional network, or Swin. The functions of xattn.metrics take any predict."
         )
     order = {node: position for position, node in enumerate(chain) if position <= chain.index(last)}
     cuts = _outermost(recorder.root, order, last)
@@ -351,7 +350,7 @@ def named_stage(network: nn.Module, forward: Callable[[Tensor], Tensor], image: 
     shapes: list[tuple[int, ...] | None] = []
 
     def note(_module: nn.Module, _args: Any, output: Any) -> None:
-        tensor = _first_tensor(output)
+        tensor = first_tensor(output)
         shapes.append(None if tensor is None else tuple(tensor.shape))
 
     handle = modules[name].register_forward_hook(note)
@@ -369,77 +368,3 @@ def named_stage(network: nn.Module, forward: Callable[[Tensor], Tensor], image: 
         )
     channels, height, width = _channels_and_size(shape)
     return Stage(name, channels, (height, width), max(1, round(image.shape[-2] / height)), layout, name)
-
-
-class _Capture(TorchFunctionMode):
-    """Keeps the features of stages while a forward runs."""
-
-    def __init__(self, stages: Sequence[Stage], cut: bool) -> None:
-        super().__init__()
-        self.stages = stages
-        self.cut = cut
-        self.features: dict[str, Tensor] = {}
-        self.calls: Counter[str] = Counter()
-        self.position: dict[tuple[str, int], int] = {}
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for key in self.position:
-            self.position[key] += 1
-        for stage in self.stages:
-            if stage.offset is not None and self.position.get((stage.module, stage.call)) == stage.offset:
-                self.features.setdefault(stage.name, result)
-        return result
-
-    def after_module(self, module: str, output: Any) -> Any:
-        self.calls[module] += 1
-        call = self.calls[module]
-        for stage in self.stages:
-            if (stage.module, stage.call) != (module, call) or stage.offset is not None:
-                continue
-            tensor = _first_tensor(output)
-            if tensor is None:
-                raise UnsupportedError(f"stage '{stage.name}' gave a tensor in the probe and {type(output).__name__} now.")
-            if self.cut:
-                torch.set_grad_enabled(True)  # the graph begins here; `captured` restores the mode
-                tensor, self.cut = tensor.detach().requires_grad_(), False
-            self.features[stage.name] = tensor
-            # What follows gets a copy, so that an in-place rectifier behind the stage leaves the features as they were.
-            output = tensor.clone() if isinstance(output, Tensor) else type(output)((tensor.clone(), *output[1:]))
-        if any((stage.module, stage.call, stage.offset is not None) == (module, call, True) for stage in self.stages):
-            self.position[module, call] = 0  # last, so that what is done here does not count
-        return output
-
-
-@contextmanager
-def captured(network: nn.Module, stages: Sequence[Stage], *, cut: bool = False) -> Iterator[dict[str, Tensor]]:
-    """Keeps what the stages give during the forwards inside, in the network's own layout; `to_nchw` turns it.
-
-    Args:
-        network: the module in which the stages were found.
-        stages: which to keep.
-        cut: begin the autograd graph at the first stage that is reached, as a leaf: a gradient with respect to it costs the tail
-            of the network alone. Only for stages that are modules' outputs.
-    """
-    capture = _Capture(stages, cut and not any(stage.offset is not None for stage in stages))
-    modules = dict(network.named_modules())
-    handles = [
-        modules[name].register_forward_hook(lambda _m, _a, output, name=name: capture.after_module(name, output))
-        for name in dict.fromkeys(stage.module for stage in stages)
-    ]
-    mode = torch.is_grad_enabled()
-    try:
-        if any(stage.offset is not None for stage in stages):
-            with capture:
-                yield capture.features
-        else:
-            yield capture.features
-    finally:
-        torch.set_grad_enabled(mode)
-        for handle in handles:
-            handle.remove()
-
-
-def to_nchw(features: Tensor, layout: Layout) -> Tensor:
-    """`(B, C, h, w)`, a view."""
-    return features if layout == "NCHW" else features.permute(0, 3, 1, 2)

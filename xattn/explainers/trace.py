@@ -12,8 +12,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from xattn.classifiers.capture import captured, to_nchw
 from xattn.classifiers.classifier import Classifier, evaluating
-from xattn.classifiers.stages import Stage, captured, to_nchw
+from xattn.classifiers.stages import Stage
 from xattn.errors import InputError
 from xattn.explainers.facts import Need
 

@@ -13,6 +13,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torch import Tensor
+from torch.nn import functional
 
 from xattn.classifiers.preprocessing import Preprocessing
 from xattn.errors import ImageError, InputError, NameUnknownError
@@ -83,6 +84,10 @@ def grid(
         figure.savefig(out, dpi=dpi, bbox_inches="tight", metadata={"Date": None} if out.suffix == ".svg" else None)
 
 
+def _resized(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    return functional.interpolate(mask[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
+
+
 def overlay(crop: Tensor, mask: Tensor) -> Tensor:
     """A mask in colour over the grey picture.
 
@@ -125,7 +130,7 @@ def _draw(
             crop = crops[name, model]
             size = (crop.shape[1], crop.shape[2])
             direct = method in methods.entries and methods.entries[method].facts.direct
-            mask = found.raw if direct else to_masks(found.raw[None], size).masks[0]
+            mask = _resized(found.raw, size) if direct else to_masks(found.raw[None], size).masks[0]
             _show(axis, overlay(crop, mask))
             if found.about["degenerate"]:
                 axis.set_xlabel("no contrast", fontsize=6, labelpad=2)

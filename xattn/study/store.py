@@ -22,9 +22,12 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from xattn.errors import RunError
 from xattn.study.scoring import COLUMNS
+
+PREVIEW = 56
 
 SCHEMA = pa.schema(
     [
@@ -42,7 +45,7 @@ SCHEMA = pa.schema(
         ("degenerate", pa.bool_()),
         ("seed", pa.int64()),
         ("error", pa.string()),
-        # A row without metric and without error holds the method's raw map: float16, times `scale`, of this height.
+        # A row without metric and without error holds the method's raw map, see `map_columns`: float16, times `scale`, of this height.
         ("map", pa.binary()),
         ("height", pa.int32()),
         ("scale", pa.float64()),
@@ -55,7 +58,7 @@ class StoredMap:
     """A raw map as a run keeps it.
 
     Attributes:
-        raw: `(h, w)` float32, from float16.
+        raw: `(h, w)` float32, from float16; one at the image's size is kept reduced unless the run was told to save maps.
         about: target, label, predicted, probability and degenerate of its row.
     """
 
@@ -193,20 +196,28 @@ class Store:
         """Raw maps of some images, by image, model, head and method."""
         wanted, chosen = set(images), None if methods is None else set(methods)
         found = {}
-        for table in self.tables():
-            for row in table.filter(pa.compute.is_valid(table["map"])).to_pylist():
-                if row["image"] in wanted and (chosen is None or row["method"] in chosen):
+        for path in sorted(self.parts.glob("*.parquet")):
+            for row in pq.read_table(path, filters=[("image", "in", wanted)]).to_pylist() if wanted else ():
+                if row["map"] is not None and (chosen is None or row["method"] in chosen):
                     raw = torch.frombuffer(bytearray(row["map"]), dtype=torch.float16).view(row["height"], -1)
                     about = {key: row[key] for key in ("target", "label", "predicted", "probability", "degenerate")}
                     found[row["image"], row["model"], row["head"], row["method"]] = StoredMap(raw.float() * row["scale"], about)
         return found
 
 
-def map_columns(raw: Tensor) -> tuple[bytes, int, float]:
-    """A raw map as the last three columns hold it: float16 of the map over its largest magnitude, so that none is lost to range."""
+def map_columns(raw: Tensor, image_size: tuple[int, int], *, whole: bool) -> tuple[bytes, int, float]:
+    """A raw map as the last three columns hold it: float16 of the map over its largest magnitude, so that none is lost to range.
+
+    Args:
+        raw: `(h, w)`.
+        image_size: a map of this size is kept as means over cells, at most `PREVIEW` a side, enough for a look.
+        whole: keep it whole all the same.
+    """
     finite = torch.nan_to_num(raw.float(), nan=0.0, posinf=0.0, neginf=0.0)
+    if tuple(raw.shape) == image_size and max(image_size) > PREVIEW and not whole:
+        finite = functional.adaptive_avg_pool2d(finite[None], tuple(min(side, PREVIEW) for side in image_size))[0]
     scale = float(finite.abs().max()) or 1.0
-    return (finite / scale).half().cpu().contiguous().numpy().tobytes(), raw.shape[0], scale
+    return (finite / scale).half().cpu().contiguous().numpy().tobytes(), finite.shape[0], scale
 
 
 class Summary:

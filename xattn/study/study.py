@@ -18,20 +18,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from xattn.classifiers.classifier import Classifier
 from xattn.classifiers.preprocessing import Preprocessing, pixels
 from xattn.errors import InputError, NameUnknownError, RunError
 from xattn.explainers.maps import Maps, maps_of_batch, method_parts, resolve_targets
 from xattn.images import Batch, ImageSource
+from xattn.study.progress import Progress
 from xattn.study.scoring import COLUMNS, Scores, metric_parts, rows_of, score
 from xattn.study.store import Store, map_columns
 
 DEFAULT_METHODS = ("activation-map", "grad-cam", "grad-cam++", "random", "centre")
 DEFAULT_METRICS = ("average-drop", "average-gain", "average-increase", "insertion", "deletion", "sparsity")
 PACKAGES = ("xattn", "torch", "torchvision", "timm", "captum", "grad-cam", "pillow", "pandas", "pyarrow", "scipy")
-LINE_EVERY_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class Study:
         chunk: images a forward of perturbed images; None: 8 on the CPU, 64 on a GPU.
         workers: processes that decode; None: one a core but one, at most 8.
         seed: of what is random.
-        save_maps: also write masks at the images' size, as 16-bit PNG under `maps/`.
+        save_maps: also write masks at the images' size, as 16-bit PNG under `maps/`, and keep raw maps of that size whole.
         progress: a bar on stderr where it is a terminal, a line now and then where not.
 
     Raises:
@@ -174,7 +173,7 @@ class Study:
             groups.setdefault(classifier.preprocessing, []).append(classifier)
         done = self.store.done()
         per_group = -(-len(self.source) // self.batch_size)
-        with _Progress(len(self.source) * len(groups), self.progress) as progress:
+        with Progress(len(self.source) * len(groups), self.progress) as progress:
             for group, (preprocessing, classifiers) in enumerate(groups.items()):
                 names = {number: f"{group:02d}-{number:06d}" for number in range(per_group)}
                 skipped = {number for number, name in names.items() if name in done}
@@ -207,14 +206,26 @@ class Study:
         return rows
 
     def _map_rows(self, classifier: Classifier, maps: Maps, scores: Scores, labels: Sequence[int | None]) -> list[tuple[object, ...]]:
-        targets = maps.targets.tolist()
+        targets, size = maps.targets.tolist(), (maps.images.shape[2], maps.images.shape[3])
         rows: list[tuple[object, ...]] = []
         for method, raw in maps.raw.items():
             kept, flags = raw.cpu(), maps.degenerate[method].tolist()
             for i, name in enumerate(maps.names):
                 if scores.errors[i] is None:
                     about = (targets[i], maps.target_rule, labels[i], scores.predicted[i], scores.probability[i], flags[i], self.seed)
-                    rows.append((name, classifier.name, classifier.head_name, method, None, None, *about, None, *map_columns(kept[i])))
+                    rows.append(
+                        (
+                            name,
+                            classifier.name,
+                            classifier.head_name,
+                            method,
+                            None,
+                            None,
+                            *about,
+                            None,
+                            *map_columns(kept[i], size, whole=self.save_maps),
+                        )
+                    )
         return rows
 
     def _write_masks(self, classifier: Classifier, maps: Maps) -> None:
@@ -270,42 +281,3 @@ def _versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
-
-
-class _Progress:
-    """A bar with rate and time left where stderr is a terminal; plain lines where it is not."""
-
-    def __init__(self, total: int, wanted: bool) -> None:
-        self.bar = tqdm(total=total, unit="image", disable=not (wanted and sys.stderr.isatty()), file=sys.stderr)
-        self.lines = wanted and not sys.stderr.isatty()
-        self.total, self.before, self.now, self.last_shown = total, 0, 0, 0
-        self.start = self.last = time.monotonic()
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()
-        if self.lines and self.now and self.last_shown < self.now:
-            self._line()
-
-    def skip(self, count: int) -> None:
-        """Images that an earlier run has done."""
-        if count and self.lines:
-            print(f"{count} of {self.total} images are done already", file=sys.stderr)
-        self.before += count
-        self.bar.update(count)
-        self.bar.start_t = time.time()
-        self.bar.initial = self.before
-
-    def add(self, count: int) -> None:
-        self.now += count
-        self.bar.update(count)
-        if self.lines and time.monotonic() - self.last > LINE_EVERY_S:
-            self._line()
-
-    def _line(self) -> None:
-        self.last, self.last_shown = time.monotonic(), self.now
-        rate = self.now / max(self.last - self.start, 1e-9)
-        left = (self.total - self.before - self.now) / rate
-        print(f"{self.before + self.now} of {self.total} images, {rate:.2f} a second, {left:.0f} s left", file=sys.stderr)

@@ -1,0 +1,139 @@
+"""Every registered metric × what holds of all of them."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import Tensor
+
+import xattn
+from tests import networks
+from xattn import metrics as functions
+from xattn.classifiers import Classifier
+from xattn.metrics import MetricFacts, metrics
+
+NAMES = sorted(metrics.entries)
+
+
+def function(name: str):
+    return getattr(functions, name.replace("-", "_"))
+
+
+def call(name: str, predict, images: Tensor, maps: Tensor, masks: Tensor, targets: Tensor) -> Tensor:
+    """A metric's function, given what the metric declares that it takes."""
+    takes = metrics.entry(name).facts.takes
+    if "maps" in takes:
+        return function(name)(maps)
+    fill = {"fill": torch.tensor([0.5, 0.4, 0.3])} if "fill" in takes else {}
+    return function(name)(predict, images, masks, targets, **fill)
+
+
+@pytest.fixture
+def inputs() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    maps = torch.rand(4, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    return networks.pictures(4).double(), maps, functions.to_masks(maps, (32, 32)).masks, torch.tensor([0, 4, 2, 1])
+
+
+def predict(images: Tensor) -> Tensor:
+    return networks.small().double().requires_grad_(False)(images)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_metric_gives_one_float64_an_image_within_its_limits(name: str, inputs) -> None:
+    found = call(name, predict, *inputs)
+    low, high = metrics.entry(name).facts.limits
+    assert found.shape == (4,)
+    assert found.dtype == torch.float64
+    assert torch.isfinite(found).all()
+    assert ((found >= low) & (found <= high)).all()
+    assert not found.requires_grad
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_image_s_value_is_the_same_alone_and_in_any_order(name: str, inputs) -> None:
+    whole = call(name, predict, *inputs)
+    order = torch.tensor([2, 0, 3, 1])
+    assert torch.allclose(call(name, predict, *(part[order] for part in inputs)), whole[order], atol=1e-10)
+    for i in range(4):
+        assert torch.allclose(call(name, predict, *(part[i : i + 1] for part in inputs)), whole[i : i + 1], atol=1e-10)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_metric_changes_none_of_its_inputs(name: str, inputs) -> None:
+    before = [part.clone() for part in inputs]
+    call(name, predict, *inputs)
+    assert all(torch.equal(a, b) for a, b in zip(before, inputs, strict=True))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_metric_declares_its_facts_and_has_a_public_documented_function(name: str) -> None:
+    facts = metrics.entry(name).facts
+    assert isinstance(facts, MetricFacts)
+    assert facts.better in ("lower", "higher")
+    assert facts.symbol
+    assert facts.source
+    assert name.replace("-", "_") in functions.__all__
+    assert "Definitions" in (function(name).__doc__ or "")
+    expected = ["raw_maps"] if "maps" in facts.takes else ["predict", "images", "masks", "targets"]
+    assert list(inspect.signature(function(name)).parameters)[: len(expected)] == expected
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_metric_is_the_same_through_evaluate(name: str, tiny: Classifier, images: Tensor) -> None:
+    maps = xattn.explain(tiny, images, ["grad-cam"])
+    rows = xattn.evaluate(tiny, images, maps, [name])
+    takes = metrics.entry(name).facts.takes
+    if "maps" in takes:
+        expected = function(name)(maps.raw["grad-cam"])
+    else:
+        fill = {"fill": tiny.mean} if "fill" in takes else {}
+        expected = function(name)(tiny.predict, images, maps["grad-cam"], maps.targets, **fill)
+    assert torch.allclose(torch.tensor(rows["value"].to_list(), dtype=torch.float64), expected, atol=0.01)
+
+
+def test_average_drop_is_a_peer_s_difference_divided_by_what_was_there(tiny: Classifier, images: Tensor) -> None:
+    """pytorch-grad-cam's DropInConfidence is o − e; the papers' average drop is (o − e)/o."""
+    image_metrics = pytest.importorskip("pytorch_grad_cam.metrics.cam_mult_image")
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputSoftmaxTarget
+
+    with torch.no_grad():
+        tiny.network[-1].weight.mul_(300)  # so that a mask matters
+    plain = xattn.attach(tiny.network, input_size=32, resize=36, mean=(0, 0, 0), std=(1, 1, 1))  # it masks the normalised image
+    maps = xattn.explain(plain, images, ["centre"])
+    targets = [ClassifierOutputSoftmaxTarget(int(target)) for target in maps.targets]
+    theirs = image_metrics.DropInConfidence()(images.clone(), maps["centre"].numpy(), targets, plain.network)
+    o = functions.probability(maps.logits, maps.targets).p
+    ours = functions.average_drop(plain.predict, images, maps["centre"], maps.targets)
+    assert torch.allclose(ours, 100 * torch.as_tensor(theirs).double().clamp(min=0) / o, atol=1e-2)
+    assert not torch.allclose(ours, 100 * torch.as_tensor(theirs).double(), atol=1)
+    assert float(ours.max()) > 10
+
+
+GROWTH = """
+import resource, sys, tempfile, torch, xattn
+from tests import networks
+from torch.utils.data import Dataset
+torch.set_num_threads(1)
+
+class Many(Dataset):
+    def __len__(self): return int(sys.argv[1])
+    def __getitem__(self, k): return networks.pictures(1, seed=k)[0]
+
+clf = xattn.attach(networks.small(), input_size=32, resize=36)
+with tempfile.TemporaryDirectory() as out:
+    xattn.Study([clf], ["grad-cam", "edges"], ["average-drop", "sparsity"], Many(), out, workers=0, progress=False).run()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_memory_does_not_grow_with_the_number_of_images() -> None:
+    def peak(count: int) -> int:
+        run = subprocess.run([sys.executable, "-c", GROWTH, str(count)], capture_output=True, text=True, check=True)
+        return int(run.stdout.split()[-1])
+
+    few, many = peak(80), peak(1600)
+    assert many - few < 15_000  # KiB; the images alone would be 19,000
