@@ -215,7 +215,7 @@ def map_columns(raw: Tensor, image_size: tuple[int, int], *, whole: bool) -> tup
     """
     finite = torch.nan_to_num(raw.float(), nan=0.0, posinf=0.0, neginf=0.0)
     if tuple(raw.shape) == image_size and max(image_size) > PREVIEW and not whole:
-        finite = functional.adaptive_avg_pool2d(finite[None], tuple(min(side, PREVIEW) for side in image_size))[0]
+        finite = functional.adaptive_avg_pool2d(finite[None], (min(image_size[0], PREVIEW), min(image_size[1], PREVIEW)))[0]
     scale = float(finite.abs().max()) or 1.0
     return (finite / scale).half().cpu().contiguous().numpy().tobytes(), finite.shape[0], scale
 
