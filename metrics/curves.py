@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from xattn.errors import NameUnknownError
 from xattn.metrics.facts import MetricFacts, metrics
 from xattn.metrics.perturbation import Baseline, Curve, CurveSeen, Look, Seen, look_at
 from xattn.metrics.probability import Predict
@@ -53,6 +54,12 @@ PROTOCOLS: dict[str, Protocol] = {
 }
 
 
+def _protocol(name: str) -> Protocol:
+    if name not in PROTOCOLS:
+        raise NameUnknownError("protocol", name, PROTOCOLS)
+    return PROTOCOLS[name]
+
+
 def _settled(base: Baseline, fill: Colour | None, blur: int | None) -> Baseline:
     return Baseline(base.kind, base.colour if fill is None else fill, base.side if blur is None else blur)
 
@@ -73,7 +80,7 @@ class _Deleting:
 
     @property
     def curve(self) -> Curve:
-        protocol = PROTOCOLS[self.protocol]
+        protocol = _protocol(self.protocol)
         return Curve(False, _settled(protocol.deletion, self.fill, None), self.step, protocol.cells)
 
     @property
@@ -99,7 +106,7 @@ class _Inserting:
 
     @property
     def curve(self) -> Curve:
-        protocol = PROTOCOLS[self.protocol]
+        protocol = _protocol(self.protocol)
         return Curve(True, _settled(protocol.insertion, self.fill, self.blur), self.step, protocol.cells)
 
     @property

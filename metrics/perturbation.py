@@ -19,10 +19,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from xattn.errors import InputError
-from xattn.metrics.probability import Predict, Probability, probability
+from xattn.metrics.probability import Predict, Probability, probability, widened
 
 BLUR_SIGMA = 5.0
 COARSE_STEPS = 196
+EDGE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,8 @@ def baseline_images(images: Tensor, baseline: Baseline, mean: Tensor | None) -> 
     if baseline.colour == "mean":
         if mean is None:
             raise InputError("this protocol fills with the classifier's mean colour: pass fill=classifier.mean, or three values in [0, 1].")
+        if mean.numel() != len(colour):
+            raise InputError(f"a fill is three values in [0, 1], red, green and blue; got {mean.numel()}.")
         colour = mean.to(images).view(3, 1, 1)
     if baseline.kind == "colour":
         return colour.expand_as(images)
@@ -174,33 +177,27 @@ class _Ordered:
 def _order(look: Curve, masks: Tensor, cells: Tensor, size: tuple[int, int]) -> _Ordered:
     values = cells if look.cells else masks
     count = values[0].numel()
-    step = look.step or (-(-count // COARSE_STEPS) if look.cells else 8 * size[1])
+    step = look.step if look.step is not None else (-(-count // COARSE_STEPS) if look.cells else 8 * size[1])
+    if count > size[0] * size[1]:
+        raise InputError(f"a map of {tuple(values.shape[1:])} has more cells than an image of {size} has pixels.")
     if step < 1:
         raise InputError(f"a step needs at least one pixel; got {step}.")
-    cuts = torch.tensor([*range(0, count, step), count], device=values.device)
     places = ranks(values)
-    area = torch.ones_like(values, dtype=torch.float64)
-    spread = places
+    cuts = torch.tensor([*range(0, count, step), count], device=values.device)
+    wide = widened(values)
+    spread, area = places, torch.ones_like(wide)
     if values.shape[-2:] != size:
-        spread = functional.interpolate(places[:, None].double(), size=size, mode="nearest")[:, 0].long()
-        area = (
-            torch.zeros_like(area)
-            .flatten(1)
-            .scatter_add_(1, _cell_of_pixel(values, size), torch.ones_like(spread, dtype=torch.float64).flatten(1))
-        )
-        area = area.view(values.shape)
-    order = places.flatten(1).argsort(dim=1)
+        spread = functional.interpolate(places[:, None].float(), size=size, mode="nearest")[:, 0].long()
+        cell = functional.interpolate(torch.arange(count).view(1, 1, *values.shape[1:]).float(), size=size, mode="nearest")
+        pixels_of_cell = torch.bincount(cell.flatten().long(), minlength=count)
+        area = pixels_of_cell.to(wide).view(1, *values.shape[1:]).expand_as(wide)
+    order = places.flatten(1).argsort(dim=1).to(wide.device)
     ordered_area = area.flatten(1).gather(1, order)
-    ordered_mask = values.flatten(1).double().gather(1, order) * ordered_area
-    pixels = functional.pad(ordered_area.cumsum(1), (1, 0))[:, cuts]
-    weighted = functional.pad(ordered_mask.cumsum(1), (1, 0))[:, cuts]
+    ordered_mask = wide.flatten(1).gather(1, order) * ordered_area
+    at = cuts.to(wide.device)
+    pixels = functional.pad(ordered_area.cumsum(1), (1, 0))[:, at]
+    weighted = functional.pad(ordered_mask.cumsum(1), (1, 0))[:, at]
     return _Ordered(spread, cuts, pixels / pixels[:, -1:], weighted.diff(dim=1) / pixels.diff(dim=1))
-
-
-def _cell_of_pixel(values: Tensor, size: tuple[int, int]) -> Tensor:
-    numbers = torch.arange(values[0].numel(), device=values.device, dtype=torch.float64).view(1, 1, *values.shape[1:])
-    spread = functional.interpolate(numbers, size=size, mode="nearest").flatten(1).long()
-    return spread.expand(len(values), -1)
 
 
 @dataclass(frozen=True)
@@ -246,6 +243,11 @@ def look_at(
         if needed[0] != len(images) or (len(needed) == 3 and tuple(needed[1:]) != size):
             raise InputError(
                 f"masks must be (batch, height, width) = {(len(images), *size)} like the images; got {tuple(mask.shape)}. "
+                "Raw maps become masks by xattn.metrics.to_masks(maps, (height, width))."
+            )
+        if not all(isinstance(look, Curve) for look in looks) and (float(mask.min()) < -EDGE or float(mask.max()) > 1 + EDGE):
+            raise InputError(
+                f"masks lie in [0, 1]; these reach from {float(mask.min()):.3g} to {float(mask.max()):.3g}. "
                 "Raw maps become masks by xattn.metrics.to_masks(maps, (height, width))."
             )
     if targets.shape != (len(images),):

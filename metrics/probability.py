@@ -40,7 +40,7 @@ def probability(logits: Tensor, targets: Tensor, *, multi_label: bool = False) -
         multi_label: sigmoid of the target's logit instead of the softmax.
 
     Returns:
-        NaN where a logit is not finite.
+        NaN where a logit is NaN or +∞; a logit of −∞, of a class that the network masks, is a probability of 0.
     """
     wide = widened(logits)
     targets = targets.to(wide.device)
@@ -52,4 +52,6 @@ def probability(logits: Tensor, targets: Tensor, *, multi_label: bool = False) -
         raise InputError("a softmax over one class is always 1: a network with a single logit needs multi_label=True.")
     others = wide.scatter(1, column, -torch.inf).logsumexp(dim=1)
     whole = torch.logaddexp(own, others)
-    return Probability((own - whole).exp(), (others - whole).exp())
+    p, rest = (own - whole).exp(), (others - whole).exp()
+    undefined = ~torch.isfinite(p + rest)
+    return Probability(p.masked_fill(undefined, torch.nan), rest.masked_fill(undefined, torch.nan))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from xattn.metrics.facts import MetricFacts, metrics
+from xattn.metrics.probability import widened
 
 Definition = Literal["max-over-mean", "minmax", "released"]
 
@@ -40,7 +41,7 @@ def sparsity(raw_maps: Tensor, *, definition: Definition = "max-over-mean") -> T
         `(B,)` float64, ≥ 1, unitless: n/k for k equal peaks among n cells; NaN for a map without a positive value, or not finite.
         Higher is better.
     """
-    values = raw_maps.double()
+    values = widened(raw_maps)
     if definition == "released":
         values = values.clamp(min=0).flatten(2) if raw_maps.dim() == 4 else values.clamp(min=0).flatten(1)[:, None]
         peak, mean = torch.ones_like(values[:, 0, 0]), (values / values.amax(2, keepdim=True)).mean(dim=(1, 2))

@@ -111,7 +111,8 @@ def comparison(rows: pd.DataFrame, against: str | None = None) -> Table:
                 line |= _tested(rows, str(model), str(head), str(method), metric, against)
         images = group.drop_duplicates("image")
         if labelled:
-            line["accuracy"] = 100.0 * float((images["predicted"] == images["label"]).mean())
+            labelled_images = images[images["label"].notna()]
+            line["accuracy"] = 100.0 * float((labelled_images["predicted"] == labelled_images["label"]).mean())
         lines.append(line | {"n": len(images), "degenerate_share": float(images["degenerate"].astype(float).mean())})
     frame = pd.DataFrame(lines)
     if against is not None:

@@ -194,3 +194,54 @@ def test_the_crop_is_torchvision_s(folder: Path) -> None:
     preset = ImageClassification(crop_size=32, resize_size=36, mean=(0, 0, 0), std=(1, 1, 1))
     ours = Preprocessing(input_size=(32, 32), resize=36).crop(picture).float() / 255
     assert torch.allclose(ours, preset(picture), atol=1e-6)
+
+
+class Failing(Pairs):
+    def __getitem__(self, index: int) -> tuple[object, int]:
+        if index in (0, 7):
+            raise OSError("torn")
+        return super().__getitem__(index)
+
+
+def test_an_item_that_a_dataset_cannot_give_is_that_image_s_error() -> None:
+    source = ImageSource(Failing(False))
+    batches = list(source.batches(EXACT, 5))
+    assert [(image.name, reason) for b in batches for image, reason in b.failed] == [
+        (name, "the dataset failed: OSError: torn") for name in ("00", "07")
+    ]
+    assert sum(len(batch.images) for batch in batches) == 10
+    assert source.labelled
+
+
+def test_a_picture_too_long_and_thin_to_resize_is_an_error(tmp_path: Path) -> None:
+    Image.new("RGB", (1, 60000)).save(tmp_path / "thin.png")
+    with pytest.raises(ImageError, match="too long and thin"):
+        Preprocessing().crop(read_picture(tmp_path / "thin.png"))
+
+
+@pytest.mark.parametrize("size", [(32, 64), (64, 32)])
+@pytest.mark.parametrize("picture", [(50, 50), (200, 30), (30, 200)])
+def test_a_crop_that_is_not_square_is_filled_by_the_picture(size: tuple[int, int], picture: tuple[int, int]) -> None:
+    crop = Preprocessing(input_size=size, resize=36).crop(Image.new("RGB", picture, "white"))
+    assert crop.shape == (3, *size)
+    assert int(crop.min()) == 255
+
+
+def test_names_never_lead_out_of_a_folder(folder: Path, tmp_path: Path) -> None:
+    for listed in (folder / "1.png", Path("../photos/below/8.png")):
+        (tmp_path / "lists").mkdir(exist_ok=True)
+        (tmp_path / "lists" / "list.csv").write_text(f"image,label\n{listed},1\n{folder}/2.png,0\n")
+        names = [image.name for image in ImageSource(tmp_path / "lists" / "list.csv").images]
+        assert not any(name.startswith("/") or ".." in name for name in names)
+
+
+def test_a_link_back_to_the_folder_is_followed_once(folder: Path) -> None:
+    (folder / "below" / "again").symlink_to(folder)
+    assert len(ImageSource(folder)) == 10
+
+
+def test_another_source_has_another_digest(folder: Path) -> None:
+    before = ImageSource(folder).digest()
+    assert ImageSource(folder).digest() == before
+    (folder / "3.png").write_bytes((folder / "3.png").read_bytes() + b"more")
+    assert ImageSource(folder).digest() != before

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import glob
+import hashlib
 import os
 import warnings
 from collections.abc import Collection, Iterator, Sequence
@@ -16,7 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from xattn.classifiers.preprocessing import Preprocessing
+from xattn.classifiers.preprocessing import MAX_PIXELS, Preprocessing
 from xattn.errors import ImageError, InputError
 
 SUFFIXES = frozenset(
@@ -41,7 +42,6 @@ SUFFIXES = frozenset(
         ".ico",
     ]
 )
-MAX_PIXELS = 100_000_000  # a picture of more is taken for a decompression bomb
 
 
 @dataclass(frozen=True)
@@ -97,11 +97,11 @@ class ImageSource:
         if isinstance(images, Dataset):
             self.dataset = images
             self.images = _dataset_images(images)
-            first = images[0] if self.images else None
+            first = _first_item(images, len(self.images))
             self._pairs = isinstance(first, (tuple, list)) and len(first) > 1 and labels_csv is None
         else:
             given = [images] if isinstance(images, (str, Path)) else list(images)
-            self.origin = [str(item) if glob.has_magic(str(item)) else str(Path(item).resolve()) for item in given]
+            self.origin = [os.path.abspath(item) for item in given]
             self.images = _unique([image for item in given for image in _files(str(item))])
         self.labels_csv = None if labels_csv is None else str(Path(labels_csv).resolve())
         if labels_csv is not None:
@@ -118,6 +118,18 @@ class ImageSource:
         """Whether every image has a label."""
         return self._pairs or all(image.label is not None for image in self.images)
 
+    def digest(self) -> str:
+        """What tells this source from another: names, labels and sizes of files; of a dataset its type and three of its items."""
+        digest = hashlib.sha256()
+        for image in self.images:
+            size = image.path.stat().st_size if image.path is not None and image.path.is_file() else None
+            digest.update(f"{image.name}\0{image.label}\0{size}\n".encode())
+        if self.dataset is not None:
+            digest.update(type(self.dataset).__qualname__.encode())
+            for index in sorted({0, len(self.images) // 2, len(self.images) - 1}):
+                digest.update(_content(self.dataset, index))
+        return digest.hexdigest()[:16]
+
     def decode(self, image: NamedImage, preprocessing: Preprocessing) -> tuple[NamedImage, Tensor]:
         """The image, with the label that a dataset gives beside the picture, and the crop that the network sees: uint8 `(3, H, W)`.
 
@@ -128,7 +140,10 @@ class ImageSource:
             return image, preprocessing.crop(read_picture(image.path))
         if self.dataset is None or image.index is None:
             raise ImageError(f"'{image.name}' has neither a file nor a place in a dataset")
-        item = self.dataset[image.index]
+        try:
+            item = self.dataset[image.index]
+        except Exception as error:  # what a dataset raises for one item is that image's error
+            raise ImageError(f"the dataset failed: {type(error).__name__}: {error}") from error
         picture = item
         if isinstance(item, (tuple, list)):
             picture = item[0]
@@ -199,8 +214,8 @@ def read_picture(path: str | Path) -> Image.Image:
         raise ImageError(f"too large: {error}") from error
     except OSError as error:
         raise ImageError(error.strerror or f"torn or damaged: {error}") from error
-    except (SyntaxError, ValueError, EOFError, IndexError, TypeError, MemoryError, ArithmeticError) as error:
-        raise ImageError(f"damaged: {type(error).__name__} {error}") from error  # what Pillow's decoders raise on broken files
+    except Exception as error:  # what Pillow's decoders raise on broken files has no common root
+        raise ImageError(f"damaged: {type(error).__name__} {error}") from error
 
 
 def _as_rgb(picture: Image.Image) -> Image.Image:
@@ -221,7 +236,9 @@ def _files(given: str) -> list[NamedImage]:
     if path.is_dir():
         return [NamedImage(file.relative_to(path).as_posix(), file) for file in _walk(path)]
     if path.suffix.lower() == ".csv" and path.is_file():
-        return [NamedImage(name, path.parent / name, label) for name, label in _read_csv(path).items()]
+        listed = [NamedImage(name, path.parent / name, label) for name, label in _read_csv(path).items()]
+        inside = all(os.path.abspath(image.path or "").startswith(os.path.abspath(path.parent) + os.sep) for image in listed)
+        return listed if inside else _by_common_root(listed)
     if path.is_file():
         return [NamedImage(path.name, path)]
     matches = sorted(Path(match) for match in glob.glob(given, recursive=True)) if glob.has_magic(given) else []
@@ -232,12 +249,11 @@ def _files(given: str) -> list[NamedImage]:
 
 
 def _walk(folder: Path) -> list[Path]:
-    found = [
-        Path(parent) / name
-        for parent, _, names in os.walk(folder, followlinks=True)
-        for name in names
-        if Path(name).suffix.lower() in SUFFIXES
-    ]
+    found, seen = [], set()
+    for parent, below, names in os.walk(folder, followlinks=True):
+        below[:] = [name for name in below if os.path.realpath(os.path.join(parent, name)) not in seen]  # a link back is not followed
+        seen.add(os.path.realpath(parent))
+        found += [Path(parent) / name for name in names if Path(name).suffix.lower() in SUFFIXES]
     return sorted(file for file in found if not any(part.startswith(".") for part in file.relative_to(folder).parts))
 
 
@@ -246,7 +262,11 @@ def _unique(images: list[NamedImage]) -> list[NamedImage]:
     images = list({image.path: image for image in images}.values())
     if len({image.name for image in images}) == len(images):
         return images
-    paths = [image.path.resolve() for image in images if image.path is not None]
+    return _by_common_root(images)
+
+
+def _by_common_root(images: list[NamedImage]) -> list[NamedImage]:
+    paths = [Path(os.path.abspath(image.path)) for image in images if image.path is not None]
     root = os.path.commonpath([path.parent for path in paths])
     return [NamedImage(path.relative_to(root).as_posix(), path, image.label) for path, image in zip(paths, images, strict=True)]
 
@@ -280,6 +300,26 @@ def _labelled(images: list[NamedImage], path: Path) -> list[NamedImage]:
             "paths relative to the given folder are needed."
         )
     return [NamedImage(image.name, image.path, labels[image.name]) for image in images]
+
+
+def _first_item(dataset: Dataset[Any], count: int) -> Any:
+    """The first item that can be had: whether items are pairs is told by it."""
+    for index in range(min(count, 10)):
+        try:
+            return dataset[index]
+        except Exception:  # told as that image's error when it is decoded
+            continue
+    return None
+
+
+def _content(dataset: Dataset[Any], index: int) -> bytes:
+    try:
+        item = dataset[index]
+    except Exception:  # told as that image's error when it is decoded
+        return b"failed"
+    picture, label = (item[0], item[1]) if isinstance(item, (tuple, list)) and len(item) > 1 else (item, None)
+    content = picture.contiguous().numpy().tobytes() if isinstance(picture, Tensor) else getattr(picture, "tobytes", lambda: b"")()
+    return content + str(label).encode()
 
 
 def _dataset_images(dataset: Dataset[Any]) -> list[NamedImage]:

@@ -182,3 +182,48 @@ def test_readable_with_the_wrong_extension_is_still_not_weights(tmp_path: Path) 
     shutil.copy(__file__, tmp_path / "x.safetensors")
     with pytest.raises(WeightsError):
         xattn.load(FACTORY, weights=tmp_path / "x.safetensors", **SMALL)
+
+
+@pytest.mark.parametrize("name", ["googlenet"])
+def test_inceptions_come_back_from_their_file_as_they_were(name: str, tmp_path: Path) -> None:
+    network = torchvision.models.get_model(name, weights=None, init_weights=False, aux_logits=False, transform_input=True)
+    torch.save(network.state_dict(), tmp_path / "mine.pth")
+    clf = xattn.load(f"torchvision:{name}", weights=tmp_path / "mine.pth", device="cpu")
+    assert clf.network.transform_input
+    clf.save(str(tmp_path / "mine.safetensors"))
+    again = xattn.load(str(tmp_path / "mine.safetensors"), device="cpu")
+    images = torch.rand(1, 3, 224, 224)
+    assert torch.equal(again.predict(images), clf.predict(images))
+    with pytest.raises(InputError, match="holds its own weights"):
+        xattn.load(str(tmp_path / "mine.safetensors"), weights=tmp_path / "mine.pth")
+
+
+def test_a_file_finds_its_neighbours(tmp_path: Path) -> None:
+    (tmp_path / "xattn_neighbour.py").write_text("from tests.networks import small")
+    (tmp_path / "net.py").write_text("from xattn_neighbour import small")
+    assert xattn.load(f"{tmp_path}/net.py:small", **SMALL).class_count == 5
+    (tmp_path / "broken.py").write_text("import xattn_no_such_module")
+    with pytest.raises(InputError, match="could not be imported.*xattn_no_such_module"):
+        xattn.load(f"{tmp_path}/broken.py:small", **SMALL)
+
+
+def test_class_names_that_look_like_numbers_are_names() -> None:
+    clf = xattn.attach(networks.small(), input_size=32, resize=36, labels=["1", "2", "3", "4", "5"])
+    assert clf.class_index("2") == 1
+    assert clf.class_index(2) == 2
+
+
+def test_timm_s_own_preprocessing_is_timm_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    timm = pytest.importorskip("timm")
+    network = timm.create_model("resnet18")
+    network.pretrained_cfg = {**network.pretrained_cfg, "crop_pct": 0.95, "interpolation": "bicubic"}
+    monkeypatch.setattr(timm, "create_model", lambda *_args, **_kwargs: network)
+    clf = xattn.load("timm:resnet18", device="cpu")
+    config = timm.data.resolve_model_data_config(network)
+    theirs = timm.data.create_transform(**config, is_training=False)
+    from PIL import Image
+
+    picture = Image.effect_noise((300, 260), 90).convert("RGB")
+    ours = clf.normalise(clf.preprocessing.crop(picture)[None] / 255)[0]
+    assert clf.preprocessing.resize == 235
+    assert torch.allclose(ours, theirs(picture), atol=1e-5)

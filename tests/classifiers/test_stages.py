@@ -170,3 +170,30 @@ def test_a_network_without_logits_is_told_what_it_must_give() -> None:
 def test_a_vision_transformer_is_refused_with_what_to_do(name: str) -> None:
     with pytest.raises(UnsupportedError, match="no spatial feature map.*Use a convolutional network, or Swin"):
         xattn.attach(build(name), input_size=224, name=name)
+
+
+@pytest.mark.parametrize("size", [(32, 64), (64, 32), (48, 160), (33, 97)])
+def test_images_that_are_not_square_have_their_stages_read_the_right_way(size: tuple[int, int]) -> None:
+    clf = xattn.attach(networks.small(), input_size=size, name="wide")
+    features = clf.features(torch.rand(2, 3, *size))
+    assert [stage.name for stage in clf.stages] == ["1", "2", "3"]
+    for stage, channels, stride in zip(clf.stages, (8, 12, 16), (1, 2, 4), strict=True):
+        expected = (-(-size[0] // stride), -(-size[1] // stride))
+        assert (stage.layout, stage.channels, stage.size) == ("NCHW", channels, expected)
+        assert features[stage.name].shape == (2, channels, *expected)
+
+
+class Frozen(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = networks.small()
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            features = self.network[:5](x)
+        return self.network[5:](features)
+
+
+def test_a_backbone_that_stops_gradients_is_told_what_to_do() -> None:
+    with pytest.raises(UnsupportedError, match="lets no gradient reach the image.*requires_grad_"):
+        xattn.attach(Frozen().eval(), input_size=32, resize=36, name="frozen")

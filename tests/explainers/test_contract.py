@@ -148,6 +148,9 @@ def test_half_precision_networks_are_explained(images: Tensor) -> None:
         found = xattn.explain(clf, images, [method], target=1)[method]
         assert torch.isfinite(found).all()
         assert float((found - xattn.explain(full, images, [method], target=1)[method]).abs().mean()) < 0.1
+    maps = xattn.explain(clf, images, ["activation-map", "grad-cam"])
+    assert {raw.dtype for raw in maps.raw.values()} == {torch.float32}
+    assert len(maps["activation-map"][0].unique()) > 900  # a mask in half precision has a third of these levels
 
 
 def test_500_calls_keep_memory_flat_and_leave_no_hooks(tiny: Classifier, images: Tensor) -> None:
@@ -224,3 +227,59 @@ def test_normalised_images_and_wrong_shapes_are_refused(tiny: Classifier, images
         xattn.explain(tiny, images[0])
     with pytest.raises(InputError, match=r"float in \[0, 1\]; got .* torch.uint8"):
         xattn.explain(tiny, (images * 255).byte())
+
+
+def test_explain_works_inside_inference_mode_and_on_images_made_there(tiny: Classifier, images: Tensor) -> None:
+    expected = xattn.explain(tiny, images, ["grad-cam", "guided-backprop"])
+    with torch.inference_mode():
+        made = images.clone()
+        inside = xattn.explain(tiny, made, ["grad-cam", "guided-backprop"])
+    outside = xattn.explain(tiny, made, ["grad-cam", "guided-backprop"])
+    for method in expected:
+        assert torch.allclose(inside[method], expected[method], atol=1e-6)
+        assert torch.allclose(outside[method], expected[method], atol=1e-6)
+
+
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.mix, self.last = nn.Conv2d(3, 6, 3, stride=2), nn.Sequential(nn.Conv2d(6, 6, 3), nn.ReLU()), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.mix(self.mix(self.stem(x))).mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize("spec", ["grad-cam:GradCAM", "captum:LayerGradCam"])
+def test_other_libraries_hooks_are_refused_on_a_module_that_runs_twice(spec: str, images: Tensor) -> None:
+    clf = xattn.attach(networks.seeded(Twice), input_size=32, resize=36)
+    assert clf.stages[-1].name == "mix#2"
+    for stage in (None, "mix"):
+        with pytest.raises(xattn.XattnError, match="'mix' runs 2 times in a forward"):
+            xattn.explain(clf, images[:1], [spec], stage=stage)
+
+
+def test_a_foreign_method_that_fails_in_the_middle_leaves_no_trace(tiny: Classifier, images: Tensor) -> None:
+    before = state(tiny)
+    calls = []
+
+    def fail(*_: object) -> None:
+        calls.append(1)
+        if len(calls) == 4:
+            raise RuntimeError("out of memory")
+
+    handle = tiny.network[-1].register_forward_hook(fail)
+    with pytest.raises(xattn.XattnError, match="cannot run on tiny: out of memory"):
+        xattn.explain(tiny, images[:1], ["grad-cam:AblationCAM:batch_size=2"])
+    handle.remove()
+    after = state(tiny)
+    assert all(same(value, after[key]) for key, value in before.items())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_gives_the_cpu_s_values(images: Tensor) -> None:
+    clf = xattn.attach(networks.small().double(), input_size=32, resize=36)
+    metrics = ["average-drop", "insertion", "deletion:protocol=gomez", "deletion-correlation", "sparsity"]
+    expected = xattn.evaluate(clf, images.double(), xattn.explain(clf, images.double(), ["grad-cam"]), metrics)
+    clf.cuda()
+    found = xattn.evaluate(clf, images.double(), xattn.explain(clf, images.double(), ["grad-cam"]), metrics)
+    assert (expected["value"] - found["value"]).abs().max() < 1e-6

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from xattn import metrics as m
-from xattn.metrics.curves import CurveSeen, area, correlation
+from xattn.metrics.curves import area, correlation
 
 FILL = torch.tensor([0.0, 0.0, 0.0])
 SIZE = 16
@@ -39,9 +39,12 @@ def test_deletion_is_50_for_any_map_where_the_probability_is_the_share_of_pixels
     assert torch.allclose(found, torch.full((2,), 50.0, dtype=torch.float64), atol=1e-9)
 
 
-def test_insertion_is_50_for_any_map_where_the_probability_is_the_share_of_pixels_put_in() -> None:
-    shares = torch.linspace(0, 1, 29, dtype=torch.float64)[None]
-    assert float(area(CurveSeen(shares, shares, shares[:, 1:]))) == pytest.approx(50.0)
+@pytest.mark.parametrize("step", [1, 7, SIZE * SIZE])
+def test_insertion_is_50_for_any_map_where_the_probability_is_the_share_of_pixels_put_in(step: int) -> None:
+    masks = torch.rand(2, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
+    curve = _insertion_from_black(step)
+    found = area(m.look_at(share_kept, white(), zeros(), {"": masks}, [curve])[""].curve(curve))
+    assert torch.allclose(found, torch.full((2,), 50.0, dtype=torch.float64), atol=1e-9)
 
 
 @pytest.mark.parametrize("c", [0.0, 0.3, 0.95])

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from tests import networks
 from xattn import metrics as m
-from xattn.errors import InputError
+from xattn.errors import InputError, NameUnknownError
 from xattn.metrics.curves import PROTOCOLS, Deletion, Insertion
 from xattn.metrics.perturbation import KEPT, ORIGINAL, REMOVED, Baseline, baseline_images, look_at, ranks
 
@@ -191,8 +191,15 @@ def test_an_even_blur_and_a_step_below_one_are_refused(predict) -> None:
     arguments = (predict, networks.pictures(1).double(), torch.rand(1, 32, 32), torch.tensor([0]))
     with pytest.raises(InputError, match="odd; got 4"):
         m.insertion(*arguments, fill=MEAN, blur=4)
-    with pytest.raises(InputError, match="at least one pixel"):
-        m.deletion(*arguments, fill=MEAN, step=-1)
+    for step in (0, -1):
+        with pytest.raises(InputError, match="at least one pixel"):
+            m.deletion(*arguments, fill=MEAN, step=step)
+    with pytest.raises(InputError, match="three values"):
+        m.deletion(*arguments, fill=0)
+    with pytest.raises(NameUnknownError, match="Unknown protocol 'rize'. Did you mean 'rise'"):
+        m.deletion(*arguments, fill=MEAN, protocol="rize")
+    with pytest.raises(InputError, match=r"masks lie in \[0, 1\]; these reach from 0 to 2.*to_masks"):
+        m.average_drop(arguments[0], arguments[1], 2 * torch.eye(32)[None], arguments[3])
 
 
 def test_correlation_is_undefined_for_a_constant_mask(predict) -> None:

@@ -1,6 +1,6 @@
 """kill -9 at random moments of a run, then the same command again: nothing is lost and nothing changes.
 
-Five kills; XATTN_KILLS=20 for twenty.
+One kill as the folder appears and five later; XATTN_KILLS=20 for twenty.
 """
 
 from __future__ import annotations
@@ -42,6 +42,11 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_scores_of_one_that_w
     assert whole.returncode == 3, whole.stderr
 
     out, chance = tmp_path / "killed", random.Random(0)
+    early = subprocess.Popen(command(images, out), env=environment(0.02), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while early.poll() is None and not out.exists():  # as soon as there is a folder
+        time.sleep(0.001)
+    os.kill(early.pid, signal.SIGKILL)
+    early.communicate()
     counts = [0]
     for _ in range(KILLS):
         run = subprocess.Popen(command(images, out), env=environment(0.02), stdout=subprocess.PIPE, stderr=subprocess.PIPE)

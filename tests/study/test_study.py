@@ -12,12 +12,14 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
+from torch.utils.data import Dataset
 
 import xattn
 from tests import networks
 from tests.test_images import bad_files
 from xattn.classifiers import Classifier
 from xattn.errors import InputError, RunError
+from xattn.images import ImageSource
 from xattn.metrics import average_drop, insertion
 from xattn.study import store as store_module
 from xattn.study.compare import compare_runs
@@ -83,13 +85,23 @@ def test_a_run_gives_what_explain_and_evaluate_and_the_functions_give(tiny: Clas
         assert rows[name, "grad-cam", "insertion"] == pytest.approx(float(put_in[i]), abs=0.01)
 
 
+class Noise(Dataset):
+    """35 pictures of noise."""
+
+    def __len__(self) -> int:
+        return 35
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return networks.pictures(1, seed=index)[0]
+
+
 @pytest.mark.parametrize("batch_size", [1, 7, 32])
-def test_batches_of_1_7_and_32_agree(folder: Path, tmp_path: Path, batch_size: int) -> None:
+def test_batches_of_1_7_and_32_agree(tmp_path: Path, batch_size: int) -> None:
     metrics = ["average-drop", "average-gain", "insertion", "deletion", "sparsity"]
     frames = []
     for size, out in ((3, "three"), (batch_size, "other")):
         clf = xattn.attach(networks.small(), input_size=32, resize=36, name="tiny")
-        made = study([clf], folder, tmp_path / out, batch_size=size, metrics=metrics, methods=["grad-cam", "grad-cam++", "random"])
+        made = study([clf], Noise(), tmp_path / out, batch_size=size, metrics=metrics, methods=["grad-cam", "grad-cam++", "random"])
         made.run()
         frames.append(made.scores().set_index(["image", "method", "metric"]))
     one, other = (frame[["value", "probability"]].sort_index() for frame in frames)
@@ -302,6 +314,95 @@ def test_compare_refuses_runs_that_disagree_and_tells_models_of_other_weights_ap
         compare_runs([tmp_path / "a", tmp_path / "b"])
     other = xattn.attach(networks.seeded(networks.small, seed=1), input_size=32, resize=36, name="tiny")
     study([other], folder, tmp_path / "c").run()
-    assert set(compare_runs([tmp_path / "a", tmp_path / "c"]).frame["model"]) == {"tiny", "tiny (c)"}
+    assert set(compare_runs([tmp_path / "a", tmp_path / "c"]).frame["model"]) == {"tiny", f"tiny ({tmp_path / 'c'})"}
     with pytest.raises(RunError, match="is no run"):
         compare_runs([folder])
+
+
+class Shifted(Noise):
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return networks.pictures(1, seed=index + 100)[0]
+
+
+def test_a_run_does_not_go_on_with_other_pictures_labels_or_classes(tiny: Classifier, folder: Path, tmp_path: Path) -> None:
+    study([tiny], Noise(), tmp_path / "a").run()
+    other = Noise()
+    other.__class__ = type("Noise", (Shifted,), {"__qualname__": "Noise"})
+    with pytest.raises(RunError, match="images.digest was"):
+        study([tiny], other, tmp_path / "a").run()
+    study([tiny], folder, tmp_path / "b").run()
+    (folder / "3.png").write_bytes((folder / "4.png").read_bytes() + b"another")
+    with pytest.raises(RunError, match="images.digest was"):
+        study([tiny], folder, tmp_path / "b").run()
+    study([tiny], folder, tmp_path / "c").run()
+    turned = xattn.attach(tiny.network, input_size=32, resize=36, name="tiny", labels=tiny.labels[::-1])
+    with pytest.raises(RunError, match=r"models\[0\].labels was"):
+        study([turned], folder, tmp_path / "c").run()
+
+
+def test_a_run_killed_before_its_first_file_or_while_writing_one_goes_on(tiny: Classifier, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "run" / "parts").mkdir(parents=True)
+    (tmp_path / "run" / ".run.json.123.unfinished").write_text("{")
+    study([tiny], folder, tmp_path / "run").run()
+    (tmp_path / "run" / "parts" / ".00-000000.parquet.123.unfinished").write_bytes(b"half")
+    (tmp_path / "run" / "scores.csv").unlink()
+    study([tiny], folder, tmp_path / "run").run()
+    assert not list((tmp_path / "run").rglob("*.unfinished"))
+    assert (tmp_path / "run" / "scores.csv").exists()
+
+
+def test_nothing_is_written_outside_the_run_folder(tmp_path: Path) -> None:
+    store = Store(tmp_path / "run")
+    for name in (Path("../outside.txt"), tmp_path / "outside.txt"):
+        with pytest.raises(RunError, match="lies outside the run folder"), store.whole(name) as path:
+            path.write_text("x")
+
+
+def test_an_infinite_logit_is_an_error_and_a_masked_class_is_not(folder: Path, tmp_path: Path) -> None:
+    class Masked(torch.nn.Module):
+        def __init__(self, value: float) -> None:
+            super().__init__()
+            self.network, self.value = networks.small(), value
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            unused = torch.full((len(images), 1), self.value)
+            return torch.cat([self.network(images), unused], dim=1)
+
+    overflowing, masking = (xattn.attach(Masked(v).eval(), input_size=32, resize=36, name="m") for v in (torch.inf, -torch.inf))
+    assert len(study([overflowing], folder, tmp_path / "a", target=0).run().failed) == 10
+    assert study([masking], folder, tmp_path / "b").run().failed == []
+
+
+def test_accuracy_is_over_labelled_images(tiny: Classifier, folder: Path, tmp_path: Path) -> None:
+    study([tiny], folder, tmp_path / "a").run()
+    names = [image.name for image in ImageSource(folder).images]
+    (tmp_path / "labels.csv").write_text("image,label\n" + "\n".join(f"{name},0" for name in names))
+    other = xattn.attach(tiny.network, input_size=32, resize=36, name="labelled")
+    study([other], folder, tmp_path / "b", labels_csv=tmp_path / "labels.csv").run()
+    frame = compare_runs([tmp_path / "a", tmp_path / "b"]).frame.set_index("model")
+    assert frame.loc["tiny", "accuracy"].isna().all()
+    assert frame.loc["labelled", "accuracy"].notna().all()
+
+
+def test_evaluate_takes_what_explain_took_and_tells_its_seed(tiny: Classifier, folder: Path) -> None:
+    maps = xattn.explain(tiny, folder, ["random"], seed=5)
+    rows = xattn.evaluate(tiny, folder, maps, ["average-drop"])
+    assert set(rows["seed"]) == {5}
+    assert len(rows) == 10
+
+
+def test_a_label_outside_the_classes_that_a_dataset_tells_late_is_that_image_s_error(tiny: Classifier, tmp_path: Path) -> None:
+    class Late(Noise):
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+            return super().__getitem__(index), 9 if index == 3 else index % 5
+
+    outcome = study([tiny], Late(), tmp_path / "run").run()
+    assert [name for name, _ in outcome.failed] == ["03"]
+    assert "class 9 is outside the 5 classes" in outcome.failed[0][1]
+
+
+def test_run_json_tells_the_protocol_in_full(tiny: Classifier, folder: Path, tmp_path: Path) -> None:
+    study([tiny], folder, tmp_path / "run").run()
+    protocol = json.loads((tmp_path / "run" / "run.json").read_text())["protocol"]
+    assert protocol["insertion"]["settings"]["protocol"] == "ca-stream"
+    assert "gaussian" in protocol["insertion"]["looks"][0]

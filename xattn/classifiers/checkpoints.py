@@ -121,6 +121,7 @@ def save_classifier(classifier: Classifier, path: str | Path) -> None:
         "labels": classifier.labels,
         "multi_label": classifier.multi_label,
         "preprocessing": asdict(classifier.preprocessing),
+        "build": {name: getattr(classifier.network, name) for name in ("transform_input",) if hasattr(classifier.network, name)},
     }
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in classifier.network.state_dict().items()}
     save_file(tensors, path, metadata={HEADER: json.dumps(header)})

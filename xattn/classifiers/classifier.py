@@ -60,7 +60,7 @@ class Classifier(nn.Module):
         like = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
         self.register_buffer("mean", like.new_tensor(preprocessing.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", like.new_tensor(preprocessing.std).view(3, 1, 1), persistent=False)
-        with evaluating(self):
+        with evaluating(self), torch.inference_mode(False):
             with torch.no_grad():
                 self.class_count = int(self(self._probe()).shape[-1])
             self.stages: tuple[Stage, ...] = tuple(find_stages(self.network, self, self._probe(), named=name))
@@ -117,7 +117,7 @@ class Classifier(nn.Module):
         """A stage by name, any module's that gives a map; the one that enters the pooling if None."""
         if name is None:
             return self.stages[-1]
-        with evaluating(self):
+        with evaluating(self), torch.inference_mode(False):
             return named_stage(self.network, self, self._probe(), name, self.stages)
 
     def class_index(self, target: int | str) -> int:
@@ -127,12 +127,12 @@ class Classifier(nn.Module):
             NameUnknownError: no class of that name.
             InputError: an index outside the classes, or a name where no labels are known.
         """
+        if isinstance(target, str) and self.labels is not None and target in self.labels:
+            return self.labels.index(target)
         if isinstance(target, str) and not target.lstrip("-").isdigit():
             if self.labels is None:
                 raise InputError(f"class '{target}' is given by name, but {self.name} has no labels: pass labels, or an index.")
-            if target not in self.labels:
-                raise NameUnknownError("class", target, self.labels)
-            return self.labels.index(target)
+            raise NameUnknownError("class", target, self.labels)
         index = int(target)
         if not 0 <= index < self.class_count:
             raise InputError(f"class {index} is outside the {self.class_count} classes of {self.name} (0 … {self.class_count - 1}).")
@@ -178,7 +178,10 @@ def _logits(output: Any, name: str) -> Tensor:
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode inside; each module's own flag as it was after."""
+    """Eval mode and, on a GPU, convolutions in full float32 inside; each module's own flag and the precision as they were after."""
+    precise = torch.backends.cudnn.allow_tf32
+    if torch.cuda.is_available():
+        torch.backends.cudnn.allow_tf32 = False  # probabilities hold to 1e-5 whatever the batch
     training = [m for m in module.modules() if m.training]
     for m in training:
         m.training = False
@@ -187,3 +190,5 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for m in training:
             m.training = True
+        if torch.cuda.is_available():
+            torch.backends.cudnn.allow_tf32 = precise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import math
 import sys
 import urllib.error
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from xattn.classifiers.checkpoints import classes_in, fit_weights, mismatch, read_header, read_weights
 from xattn.classifiers.classifier import Classifier
@@ -20,6 +21,7 @@ from xattn.classifiers.preprocessing import Preprocessing, preprocessing_with
 from xattn.errors import InputError, MissingPackageError, NameUnknownError, WeightsError
 
 Size = int | Sequence[int]
+INCEPTIONS = ("googlenet", "inception_v3")
 
 
 def load(
@@ -42,7 +44,8 @@ def load(
             gives the network), or a `.safetensors` that `Classifier.save` wrote.
         head: which head gives the logits.
         weights: a local `.pth` or `.safetensors`, read without executing anything in it, or the name of one of torchvision's
-            weights. None: the library's default, downloaded if it is not in the cache; for a factory, what it gives.
+            weights. None: the library's default, downloaded if it is not in the cache; for a factory, what it gives. A local file of
+            a GoogLeNet or an Inception is taken as torchvision's own are, with transform_input.
         labels: a text file with a class name a line, or the names.
         input_size: side of the crop, or height and width.
         resize: shorter side before the crop, or height and width.
@@ -60,7 +63,11 @@ def load(
     if model.endswith(".safetensors"):
         header = read_header(model)
         source = _SOURCES.get(header["source"].partition(":")[0], _from_code)
+        if weights is not None:
+            raise InputError(f"'{model}' holds its own weights; weights='{weights}' came beside it. Give one of the two.")
         network, _, _ = source(header["source"], model, header["classes"])
+        for name, value in header["build"].items():
+            setattr(network, name, value)
         base = Preprocessing.from_json(header["preprocessing"])
         names, head, multi_label, found = header["labels"], header["head"], header["multi_label"], header["source"]
     else:
@@ -121,9 +128,9 @@ def read_labels(labels: str | Path | Sequence[str]) -> list[str]:
     if not isinstance(labels, (str, Path)):
         return list(labels)
     try:
-        return Path(labels).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise InputError(f"labels '{labels}' could not be read ({error.strerror}): give a text file with a class name a line.") from error
+        return Path(labels).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"labels '{labels}' could not be read ({error}): give a text file with a class name a line.") from error
 
 
 def model_names() -> list[str]:
@@ -149,7 +156,8 @@ def _from_torchvision(model: str, weights: str | Path | None, classes: int | Non
         raise NameUnknownError("torchvision network", name, known)
     enum: Any = models.get_model_weights(name)
     builder = models.get_model_builder(name)
-    quiet = {"init_weights": False} if "init_weights" in inspect.signature(builder).parameters else {}
+    accepted = inspect.signature(builder).parameters
+    quiet = {"init_weights": False} if "init_weights" in accepted or name in INCEPTIONS else {}
     if weights is None or str(weights) in enum.__members__:
         chosen = enum.DEFAULT if weights is None else enum[str(weights)]
         try:
@@ -169,8 +177,16 @@ def _from_torchvision(model: str, weights: str | Path | None, classes: int | Non
             preset.interpolation.value,
         )
         return network, preprocessing, chosen.meta["categories"]
-    build: Callable[..., nn.Module] = lambda **arguments: builder(weights=None, **quiet, **arguments)  # noqa: E731
-    network = _with_local_weights(build, weights, classes)
+    state = read_weights(weights)
+    if name in INCEPTIONS:  # as torchvision builds them for its own weights
+        quiet["transform_input"] = True
+        quiet["aux_logits"] = any(key.rpartition("module.")[2].startswith(("aux1", "AuxLogits")) for key in state)
+
+    def build(**arguments: int) -> nn.Module:
+        made: nn.Module = builder(weights=None, **quiet, **arguments)
+        return made
+
+    network = _with_local_weights(build, state, weights, classes)
     return network, Preprocessing(), enum.DEFAULT.meta["categories"]
 
 
@@ -182,7 +198,7 @@ def _from_timm(model: str, weights: str | Path | None, classes: int | None) -> _
     if not timm.is_model(name.partition(".")[0]):
         raise NameUnknownError("timm network", name, timm.list_models())
     if weights is not None:
-        network = _with_local_weights(lambda **arguments: timm.create_model(name, **arguments), weights, classes)
+        network = _with_local_weights(lambda **arguments: timm.create_model(name, **arguments), read_weights(weights), weights, classes)
         preprocessing = Preprocessing()
     else:
         try:
@@ -195,7 +211,8 @@ def _from_timm(model: str, weights: str | Path | None, classes: int | None) -> _
         config = timm.data.resolve_model_data_config(network)
         height, width = config["input_size"][1:]
         share = config["crop_pct"]
-        resize = (round(height / share), round(width / share)) if config["crop_mode"] == "squash" else round(min(height, width) / share)
+        sides = (math.floor(height / share), math.floor(width / share))
+        resize = sides if config["crop_mode"] == "squash" else min(sides)
         preprocessing = Preprocessing((height, width), resize, tuple(config["mean"]), tuple(config["std"]), config["interpolation"])
     from torchvision import models
 
@@ -219,7 +236,13 @@ def _from_code(model: str, weights: str | Path | None, classes: int | None) -> _
             raise InputError(f"model '{model}': {place} is not importable.")
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
-        spec.loader.exec_module(module)
+        sys.path.insert(0, str(path.parent))  # where the file finds its neighbours, as when it is run
+        try:
+            spec.loader.exec_module(module)
+        except ImportError as error:
+            raise InputError(f"model '{model}': {place} could not be imported ({error}).") from error
+        finally:
+            sys.path.remove(str(path.parent))
     else:
         try:
             module = importlib.import_module(place)
@@ -246,9 +269,8 @@ _SOURCES: dict[str, Callable[[str, str | Path | None, int | None], _Found]] = {
 }
 
 
-def _with_local_weights(build: Callable[..., nn.Module], path: str | Path, classes: int | None) -> nn.Module:
+def _with_local_weights(build: Callable[..., nn.Module], weights: dict[str, Tensor], path: str | Path, classes: int | None) -> nn.Module:
     """The network with a local file's weights, its last layer as wide as the file's."""
-    weights = read_weights(path)
     network = build() if classes is None else build(num_classes=classes)
     if mismatch(network, weights) and (count := classes_in(network, weights)) is not None:
         network = build(num_classes=count)

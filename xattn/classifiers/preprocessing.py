@@ -12,11 +12,12 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
-from xattn.errors import InputError
+from xattn.errors import ImageError, InputError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 CROP_SHARE = 224 / 256
+MAX_PIXELS = 100_000_000  # a picture of more, before or after the resize, is taken for a decompression bomb
 
 
 @dataclass(frozen=True)
@@ -38,19 +39,34 @@ class Preprocessing:
     interpolation: str = "bilinear"
 
     def __post_init__(self) -> None:
-        shorter = self.resize if isinstance(self.resize, int) else min(self.resize)
-        if min(self.input_size) < 1 or shorter < min(self.input_size):
+        resize = (self.resize, self.resize) if isinstance(self.resize, int) else self.resize
+        sides = (min(self.input_size),) * 2 if isinstance(self.resize, int) else self.input_size
+        if min(self.input_size) < 1 or any(before < after for before, after in zip(resize, sides, strict=True)):
             raise InputError(f"resize {self.resize} is smaller than the crop {self.input_size}: give a resize of at least the input size.")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise InputError(f"mean and std need three values each, std above 0; got mean {self.mean} and std {self.std}.")
 
     def crop(self, picture: Image.Image) -> Tensor:
         """What the network sees of an RGB picture: uint8 `(3, H, W)`; divided by 255 it is pixel space."""
-        size = [self.resize] if isinstance(self.resize, int) else list(self.resize)
+        size = self._resized(picture)
+        if size[0] * size[-1] > MAX_PIXELS:
+            raise ImageError(f"{picture.width}×{picture.height} would be resized to {size[1]}×{size[0]}: too long and thin")
         mode = InterpolationMode(self.interpolation)
         resized = functional.resize(picture, size, interpolation=mode, antialias=True)
         crop: Tensor = functional.pil_to_tensor(functional.center_crop(resized, list(self.input_size)))
         return crop
+
+    def _resized(self, picture: Image.Image) -> list[int]:
+        """Height and width of the picture before the crop: torchvision's, which keeps the aspect by the shorter side."""
+        if not isinstance(self.resize, int):
+            return list(self.resize)
+        height, width = self.input_size
+        if height == width:
+            shorter, longer = sorted((picture.width, picture.height))
+            sides = [self.resize, int(self.resize * longer / shorter)]
+            return sides if picture.height <= picture.width else sides[::-1]
+        scale = max(height / picture.height, width / picture.width) * self.resize / min(height, width)
+        return [max(height, round(picture.height * scale)), max(width, round(picture.width * scale))]
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Preprocessing:

@@ -11,7 +11,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from xattn.errors import NameUnknownError, UnsupportedError
 
 Layout = Literal["NCHW", "NHWC"]
 
+FARTHEST_ASPECT = math.log(2) + 1e-9  # 3 × 10 cells for an image of 48 × 160 are right; 1 × 5 for it too
 PARAMETRIC = ("AddmmBackward", "MmBackward", "ConvolutionBackward", "LinearBackward", "BmmBackward")
 
 
@@ -39,6 +40,7 @@ class Stage:
         module: the hooked module's dotted name.
         call: which call of that module, from 1.
         offset: for a function, how many torch functions after the module's call; None for the module's own output.
+        calls: how often the module runs in one forward.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Stage:
     module: str
     call: int = 1
     offset: int | None = None
+    calls: int = 1
 
 
 @dataclass
@@ -64,6 +67,7 @@ class _Event:
     children: list[_Event] = field(default_factory=list)
     is_function: bool = False
     has_parameters: bool = False
+    aspect: float = 1.0
 
     @property
     def is_block(self) -> bool:
@@ -71,16 +75,26 @@ class _Event:
         return any(child.has_parameters for child in self.children)
 
     @property
-    def signature(self) -> tuple[int, ...]:
-        """Channels, height and width."""
-        return _channels_and_size(self.shape)
+    def map(self) -> _Map | None:
+        return _as_map(self.shape, self.aspect)
+
+    @property
+    def signature(self) -> tuple[int, int, int]:
+        """Channels, height and width of a map."""
+        found = self.map
+        return (found.channels, found.height, found.width) if found else (0, 0, 0)
+
+    @property
+    def is_cut(self) -> bool:
+        return self.map is not None and self.signature[1] * self.signature[2] > 1
 
 
 class _Recorder(TorchFunctionMode):
     """Writes down the call tree of a forward: each module's and each free function's output, as the autograd graph knows it."""
 
-    def __init__(self) -> None:
+    def __init__(self, aspect: float) -> None:
         super().__init__()
+        self.aspect = aspect
         self.root = _Event("", "", 1, None, None, ())  # type: ignore[arg-type]
         self.stack = [self.root]
         self.calls: Counter[str] = Counter()
@@ -94,12 +108,12 @@ class _Recorder(TorchFunctionMode):
             module, call = self.last
             label = getattr(func, "__name__", "function").strip("_")
             name = f"{_call_name(module, call)}+{label}"
-            event = _Event(name, module, call, self.offset, result.grad_fn, tuple(result.shape), is_function=True)
+            event = _Event(name, module, call, self.offset, result.grad_fn, tuple(result.shape), is_function=True, aspect=self.aspect)
             self.stack[-1].children.append(event)
         return result
 
     def enter(self, name: str) -> None:
-        self.stack.append(_Event(name, name, 0, None, None, ()))  # type: ignore[arg-type]
+        self.stack.append(_Event(name, name, 0, None, None, (), aspect=self.aspect))  # type: ignore[arg-type]
 
     def leave(self, module: nn.Module, output: Any) -> None:
         event = self.stack.pop()
@@ -141,7 +155,7 @@ def find_stages(network: nn.Module, forward: Callable[[Tensor], Tensor], image: 
     Raises:
         UnsupportedError: no map with height and width lies between the image and the logits.
     """
-    recorder = _Recorder()
+    recorder = _Recorder(aspect := image.shape[-2] / image.shape[-1])
     handles: list[RemovableHandle] = []
     for name, module in network.named_modules():
         if name:
@@ -158,7 +172,12 @@ def find_stages(network: nn.Module, forward: Callable[[Tensor], Tensor], image: 
         raise UnsupportedError(f"{named} passes no gradient from its logits to the image, so it has no stages to explain at.")
 
     chain = _dominators(logits.grad_fn)
-    maps = [node for node in chain if _is_map(_shape(node))]
+    if not chain:
+        raise UnsupportedError(
+            f"{named} lets no gradient reach the image (a part of it runs under no_grad?): explainers need one. Freeze parameters by "
+            "requires_grad_(False) instead."
+        )
+    maps = [node for node in chain if (found := _as_map(_shape(node), aspect)) and found.height * found.width > 1]
     events = _events_by_node(recorder.root)
     last = _last_map_before_pooling(chain, maps, classes=logits.shape[-1])
     while last is not None and last not in events:
@@ -173,7 +192,7 @@ def find_stages(network: nn.Module, forward: Callable[[Tensor], Tensor], image: 
     cuts = _outermost(recorder.root, order, last)
     if not cuts or cuts[-1].node is not last:
         cuts.append(events[last][0])
-    return [_stage(event, tuple(image.shape[-2:])) for event in cuts]
+    return [_stage(event, tuple(image.shape[-2:]), recorder.calls[event.module]) for event in cuts]
 
 
 def _shape(node: Node) -> tuple[int, ...]:
@@ -181,26 +200,23 @@ def _shape(node: Node) -> tuple[int, ...]:
     return tuple(metadata[0].shape) if metadata else ()
 
 
-def _is_map(shape: tuple[int, ...]) -> bool:
-    return len(shape) == 4 and _layout(shape) is not None and math.prod(_channels_and_size(shape)[1:]) > 1
+class _Map(NamedTuple):
+    """A tensor of four axes read as a feature map."""
+
+    layout: Layout
+    channels: int
+    height: int
+    width: int
 
 
-def _layout(shape: tuple[int, ...]) -> Layout | None:
-    """Which axes are height and width: NCHW where both readings are possible."""
-    first, second, third = shape[1:]
-    candidates: list[tuple[float, Layout]] = [(_aspect(second, third), "NCHW"), (_aspect(first, second), "NHWC")]
-    aspect, layout = min(candidates, key=lambda candidate: candidate[0])
-    return layout if aspect <= 2 else None
-
-
-def _channels_and_size(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    if _layout(shape) == "NHWC":
-        return shape[3], shape[1], shape[2]
-    return shape[1], shape[2], shape[3]
-
-
-def _aspect(a: int, b: int) -> float:
-    return max(a, b) / max(1, min(a, b))
+def _as_map(shape: tuple[int, ...] | None, aspect: float) -> _Map | None:
+    """Reads a shape as a map whose height over width is that of the image, channels first where both readings fit as well."""
+    if shape is None or len(shape) != 4 or min(shape) < 1:
+        return None
+    readings = (_Map("NCHW", shape[1], shape[2], shape[3]), _Map("NHWC", shape[3], shape[1], shape[2]))
+    off = [abs(math.log(reading.height / reading.width / aspect)) for reading in readings]
+    best = 0 if off[0] <= off[1] else 1
+    return readings[best] if off[best] <= FARTHEST_ASPECT else None
 
 
 def _dominators(root: Node) -> list[Node]:
@@ -209,7 +225,9 @@ def _dominators(root: Node) -> list[Node]:
     A node lies on all paths when (paths from the root to it) × (paths from it to the image) is the number of all paths.
     """
     order, below = _topological(root)
-    image = next(node for node in reversed(order) if type(node).__name__ == "AccumulateGrad" and _is_image(node))
+    image = next((node for node in reversed(order) if type(node).__name__ == "AccumulateGrad" and _is_image(node)), None)
+    if image is None:
+        return []
     up: dict[Node, int] = defaultdict(int, {root: 1})
     for node in order:
         for child in below[node]:
@@ -303,12 +321,12 @@ def _expand(parent: _Event, order: dict[Node, int], last: Node, size: tuple[int,
     """
     cuts: list[_Event] = []
     for event in parent.children:
-        inner = [e for e in _descendants(event) if e.node in order and _is_map(e.shape)]
+        inner = [e for e in _descendants(event) if e.node in order and e.is_cut]
         sizes = {e.signature[1:] for e in inner if e.is_block} - {size}
         whole = size is None and event.node is last
         if inner and (len(sizes) > 1 or whole):
             cuts.extend(_expand(event, order, last, size))
-        elif event.node in order and _is_map(event.shape):
+        elif event.node in order and event.is_cut:
             cuts.append(event)
         if cuts:
             size = cuts[-1].signature[1:]
@@ -325,13 +343,14 @@ def _descendants(event: _Event) -> Iterator[_Event]:
         yield from _descendants(child)
 
 
-def _stage(event: _Event, image_size: tuple[int, ...]) -> Stage:
-    layout = _layout(event.shape)
-    if layout is None:
+def _stage(event: _Event, image_size: tuple[int, ...], calls: int) -> Stage:
+    found = event.map
+    if found is None:
         raise UnsupportedError(f"stage '{event.name}' gives {event.shape}, which is no map (batch, channels, height, width).")
-    channels, height, width = event.signature
-    stride = max(1, round(image_size[0] / height))
-    return Stage(event.name, channels, (height, width), stride, layout, event.module, event.call, event.offset)
+    stride = max(1, round(image_size[0] / found.height))
+    return Stage(
+        event.name, found.channels, (found.height, found.width), stride, found.layout, event.module, event.call, event.offset, calls
+    )
 
 
 def named_stage(network: nn.Module, forward: Callable[[Tensor], Tensor], image: Tensor, name: str, known: Sequence[Stage]) -> Stage:
@@ -360,11 +379,11 @@ def named_stage(network: nn.Module, forward: Callable[[Tensor], Tensor], image: 
     finally:
         handle.remove()
     shape = shapes[0] if shapes else None
-    layout = _layout(shape) if shape is not None and len(shape) == 4 else None
-    if shape is None or layout is None:
+    found = _as_map(shape, image.shape[-2] / image.shape[-1])
+    if found is None:
         came = f"gives {shape}" if shape is not None else "is not run or gives no tensor"
         raise UnsupportedError(
             f"a stage needs a feature map (batch, channels, height, width); '{name}' {came}. Choose one of: {', '.join(listed)}."
         )
-    channels, height, width = _channels_and_size(shape)
-    return Stage(name, channels, (height, width), max(1, round(image.shape[-2] / height)), layout, name)
+    stride = max(1, round(image.shape[-2] / found.height))
+    return Stage(name, found.channels, (found.height, found.width), stride, found.layout, name, calls=len(shapes))

@@ -86,15 +86,19 @@ def restored(module: nn.Module) -> Iterator[None]:
     """Puts hooks, gradients and their flags back as they were, whatever ran inside."""
     tables = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_forward_hooks_with_kwargs")
     hooks = [(getattr(m, table), dict(getattr(m, table))) for m in module.modules() for table in tables if hasattr(m, table)]
+    children = [(m, dict(m._modules)) for m in module.modules()]  # AblationCAM exchanges a module, and leaves it if it fails
     gradients = [(p, p.grad, p.requires_grad) for p in module.parameters()]
     for parameter, _, _ in gradients:
         parameter.grad = None
     try:
         yield
     finally:
-        for table, before in hooks:
+        for parent, before in children:
+            parent._modules.clear()
+            parent._modules.update(before)
+        for table, before_hooks in hooks:
             table.clear()
-            table.update(before)
+            table.update(before_hooks)
         for parameter, gradient, required in gradients:
             parameter.grad = gradient
             parameter.requires_grad_(required)
@@ -150,6 +154,8 @@ def _layer(trace: Trace, spec: str, *, channels_first: bool) -> nn.Module:
     stage = trace.stage
     if stage.offset is not None:
         raise UnsupportedError(f"{spec} hooks a module; stage '{stage.name}' is a function's output. Choose a stage that is a module.")
+    if stage.calls > 1:
+        raise UnsupportedError(f"{spec} hooks a module, and '{stage.module}' runs {stage.calls} times in a forward. Choose another stage.")
     if channels_first and stage.layout != "NCHW":
         raise UnsupportedError(
             f"{spec} takes axis 1 for the channels; stage '{stage.name}' has them last, and the map would be wrong without an error."
@@ -218,6 +224,8 @@ def _open_captum(name: str, settings: Mapping[str, str]) -> Part[MethodFacts]:
             raise UnsupportedError(
                 f"{spec} guides nn.ReLU modules alone, and {trace.classifier.name} has none: it would give the plain gradient."
             )
+        if "DeepLift" in name and not any(type(module).__module__ == nn.ReLU.__module__ for module in model.modules()):
+            raise UnsupportedError(f"{spec} sees activations that are modules alone, and {trace.classifier.name} has none.")
         if "layer" in build:
             arguments["layer"] = _layer(trace, spec, channels_first=True)
         method = cls(**arguments, **{key: value for key, value in values.items() if key in build})

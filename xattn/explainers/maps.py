@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import SupportsIndex
 
 import torch
 from torch import Tensor
@@ -39,6 +40,7 @@ class Maps(Mapping[str, Tensor]):
         target_rule: "predicted", "label" or "given".
         names: of the images.
         images: `(B, 3, H, W)` in pixel space.
+        seed: of the run.
     """
 
     masks: dict[str, Tensor]
@@ -50,6 +52,7 @@ class Maps(Mapping[str, Tensor]):
     target_rule: TargetRule
     names: tuple[str, ...]
     images: Tensor
+    seed: int = 0
 
     def __getitem__(self, method: str) -> Tensor:
         return self.masks[method]
@@ -76,6 +79,7 @@ class Maps(Mapping[str, Tensor]):
             self.target_rule,
             self.names[start:stop],
             (self.images if images is None else images)[start:stop],
+            self.seed,
         )
 
 
@@ -155,7 +159,9 @@ def maps_of_batch(
     masks: dict[str, Masks] = {}
     cells: dict[str, Tensor] = {}
     for part in parts:
-        found = part.run(traced).detach()
+        with torch.inference_mode(False):
+            found = part.run(traced).detach()
+        found = found if found.dtype == torch.float64 else found.float()
         raw[part.spec] = found
         if part.facts.direct:
             masks[part.spec] = Masks(found, torch.zeros(len(found), dtype=torch.bool, device=found.device))
@@ -175,6 +181,7 @@ def maps_of_batch(
         rule,
         tuple(names),
         images,
+        seed,
     )
 
 
@@ -188,8 +195,9 @@ def resolve_targets(
         if labels is None:
             raise InputError("target 'label' needs labels: pass labels, or a source that has them.")
         return _indices(classifier, labels, count), "label"
-    if isinstance(target, (str, int)):
-        return torch.full((count,), classifier.class_index(target), device=classifier.device), "given"
+    if isinstance(target, str) or (isinstance(target, SupportsIndex) and not isinstance(target, Tensor)):
+        index = classifier.class_index(target if isinstance(target, str) else int(target))
+        return torch.full((count,), index, device=classifier.device), "given"
     return _indices(classifier, target, count), "given"
 
 
@@ -239,4 +247,5 @@ def _joined(pieces: Sequence[Maps]) -> Maps:
         first.target_rule,
         tuple(name for piece in pieces for name in piece.names),
         torch.cat([piece.images for piece in pieces]),
+        first.seed,
     )

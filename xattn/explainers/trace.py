@@ -51,8 +51,8 @@ class Trace:
 
     @property
     def features(self) -> Tensor:
-        """Feature maps of the stage, `(B, C, h, w)`."""
-        return to_nchw(self.captured.detach(), self.stage.layout)
+        """Feature maps of the stage, `(B, C, h, w)`, float32 or float64 whatever the network computes in."""
+        return _full(to_nchw(self.captured.detach(), self.stage.layout))
 
     @property
     def score(self) -> Tensor:
@@ -63,7 +63,7 @@ class Trace:
     def gradients(self) -> Tensor:
         """Gradient of the target logit with respect to the features, `(B, C, h, w)`."""
         (gradient,) = torch.autograd.grad(self.score, self.captured, retain_graph=True)
-        return to_nchw(gradient, self.stage.layout)
+        return _full(to_nchw(gradient, self.stage.layout))
 
     @cached_property
     def image_gradients(self) -> Tensor:
@@ -101,6 +101,23 @@ def trace(
         chunk: images a forward for methods that run the network again.
         seed: of the run, for what is random.
     """
+    with torch.inference_mode(False):
+        return _trace(classifier, images.clone() if images.is_inference() else images, targets, stage, needs, chunk, seed)
+
+
+def _full(values: Tensor) -> Tensor:
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def _trace(
+    classifier: Classifier,
+    images: Tensor,
+    targets: Tensor | None,
+    stage: str | Stage | None,
+    needs: Collection[Need],
+    chunk: int,
+    seed: int,
+) -> Trace:
     place = stage if isinstance(stage, Stage) else classifier.stage(stage)
     to_image = Need.IMAGE_GRADIENTS in needs or (Need.GRADIENTS in needs and place.offset is not None)
     leaf = images.detach().requires_grad_() if to_image else images.detach()

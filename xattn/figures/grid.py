@@ -20,6 +20,7 @@ from xattn.errors import ImageError, InputError, NameUnknownError
 from xattn.explainers.facts import methods
 from xattn.images import ImageSource
 from xattn.metrics.masking import to_masks
+from xattn.study.compare import shown_names
 from xattn.study.store import Store, StoredMap
 
 COLOURS = "inferno"
@@ -61,8 +62,9 @@ def grid(
     sources = [_source(store, run) for store, run in zip(stores, about, strict=True)]
     names = _chosen_images(sources, images)
     maps: dict[tuple[str, str, str, str], StoredMap] = {}
-    for store in stores:
-        maps |= store.maps(names, methods)
+    shown = shown_names(stores)
+    for store, called in zip(stores, shown, strict=True):
+        maps |= {(image, called[model], head, method): found for (image, model, head, method), found in store.maps(names, methods).items()}
     names = [name for name in names if any(key[0] == name for key in maps)]
     columns = list(dict.fromkeys(key[1:] for key in maps))
     if missing := set(methods or ()) - {column[2] for column in columns}:
@@ -71,8 +73,8 @@ def grid(
         )
     if not names:
         raise InputError("none of the chosen images has maps in these runs.")
-    models = {model["name"]: (model, number) for number, run in enumerate(about) for model in run["settings"]["models"]}
-    labels = {name: classes for run in about for name, classes in run["labels"].items()}
+    models = {shown[number][model["name"]]: (model, number) for number, run in enumerate(about) for model in run["settings"]["models"]}
+    labels = {shown[number][name]: classes for number, run in enumerate(about) for name, classes in run["labels"].items()}
     crops = {
         (name, model): sources[number].decode(_named(sources[number], name), Preprocessing.from_json(settings["preprocessing"]))[1]
         for name in names

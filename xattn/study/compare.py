@@ -12,6 +12,19 @@ from xattn.metrics.tables import Table, comparison
 from xattn.study.store import Store
 
 
+def shown_names(stores: Sequence[Store]) -> list[dict[str, str]]:
+    """How each run's models are called beside the others': by the run's path too, where two of one name have other weights."""
+    digests: dict[str, str] = {}
+    shown = []
+    for store in stores:
+        names = {}
+        for model in store.read_run()["settings"]["models"]:
+            name, digest = model["name"], model["weights"]
+            names[name] = name if digests.setdefault(name, digest) == digest else f"{name} ({store.folder})"
+        shown.append(names)
+    return shown
+
+
 def compare_runs(runs: Sequence[str | Path], against: str | None = None) -> Table:
     """One comparison table of several runs.
 
@@ -26,17 +39,11 @@ def compare_runs(runs: Sequence[str | Path], against: str | None = None) -> Tabl
         InputError: two runs give one value differently.
         RunError: a folder that is no run.
     """
-    digests: dict[str, str] = {}
+    stores = [Store(run) for run in runs]
     frames = []
-    for run in runs:
-        store = Store(run)
-        renamed = {}
-        for model in store.read_run()["settings"]["models"]:
-            name, digest = model["name"], model["weights"]
-            if digests.setdefault(name, digest) != digest:
-                renamed[name] = f"{name} ({Path(run).name})"
+    for store, names in zip(stores, shown_names(stores), strict=True):
         rows = store.rows()
-        frames.append(rows.assign(model=rows["model"].replace(renamed)))
+        frames.append(rows.assign(model=rows["model"].replace(names)))
     rows = pd.concat(frames, ignore_index=True).drop_duplicates()
     keys = ["image", "model", "head", "method", "metric"]
     if (twice := rows[rows.duplicated(keys, keep=False)]).size:

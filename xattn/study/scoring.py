@@ -11,7 +11,7 @@ from torch import Tensor
 
 from xattn.classifiers.classifier import Classifier
 from xattn.errors import InputError
-from xattn.explainers.maps import Maps
+from xattn.explainers.maps import Images, Maps
 from xattn.metrics.facts import MetricFacts, metrics
 from xattn.metrics.perturbation import Seen, look_at
 from xattn.metrics.probability import probability
@@ -63,7 +63,7 @@ def score(classifier: Classifier, maps: Maps, parts: Sequence[Part[MetricFacts]]
     """Every metric of every method's maps, on the maps' own targets; the unmasked images are looked at once for all."""
     looks = list(dict.fromkeys(look for part in parts if "masks" in part.facts.takes for look in part.run.looks))  # type: ignore[attr-defined]
     original = probability(maps.logits, maps.targets, multi_label=classifier.multi_label)
-    finite = torch.isfinite(maps.logits).all(dim=1)
+    finite = torch.isfinite(original.p)
     changed_finite = torch.ones_like(finite)
     seen: dict[str, Seen] = {}
     if looks:
@@ -95,7 +95,7 @@ def score(classifier: Classifier, maps: Maps, parts: Sequence[Part[MetricFacts]]
 
 def evaluate(
     classifier: Classifier,
-    images: Tensor,
+    images: Images,
     maps: Maps,
     metrics: Sequence[str] = ("average-drop", "average-gain", "average-increase", "insertion", "deletion", "sparsity"),
     *,
@@ -106,7 +106,7 @@ def evaluate(
 
     Args:
         classifier: from `xattn.load` or `xattn.attach`.
-        images: `(B, 3, H, W)` in pixel space: those that were explained, `maps.images` where `explain` read files.
+        images: what was explained: `(B, 3, H, W)` in pixel space, or the files, which `maps` holds decoded.
         maps: what `explain` gave.
         metrics: names with settings, `name[:key=value,…]`.
         batch_size: images scored at once.
@@ -115,6 +115,7 @@ def evaluate(
     Returns:
         A row a value, with the columns of a run's `scores.csv`.
     """
+    images = images.to(maps.images.device) if isinstance(images, Tensor) else maps.images
     if images.shape != maps.images.shape:
         raise InputError(
             f"maps are of images {tuple(maps.images.shape)}; got images {tuple(images.shape)}. Pass the images that were explained."
@@ -124,7 +125,7 @@ def evaluate(
     for start in range(0, len(images), batch_size):
         piece = maps.part(start, start + batch_size, images)
         scores = score(classifier, piece, parts, chunk)
-        frames.append(pd.DataFrame(rows_of(classifier, piece, scores, [None] * len(piece.names), 0), columns=list(COLUMNS)))
+        frames.append(pd.DataFrame(rows_of(classifier, piece, scores, [None] * len(piece.names), maps.seed), columns=list(COLUMNS)))
     rows = pd.concat(frames, ignore_index=True)
     return rows.astype({"label": "Int64", "target": "Int64", "predicted": "Int64"})
 

@@ -28,6 +28,7 @@ from xattn.errors import RunError
 from xattn.study.scoring import COLUMNS
 
 PREVIEW = 56
+UNFINISHED = ".unfinished"
 
 SCHEMA = pa.schema(
     [
@@ -95,11 +96,12 @@ class Store:
                 raise RunError(
                     f"'{self.folder}' holds a run with other settings: {shown}. Give another folder, or the same settings to go on."
                 )
+            for unfinished in self.folder.rglob(f".*{UNFINISHED}"):
+                unfinished.unlink(missing_ok=True)
             return
-        if self.folder.exists() and any(self.folder.iterdir()):
+        left = [path for path in self.folder.iterdir() if path != self.parts] if self.folder.exists() else []
+        if any(not path.name.endswith(UNFINISHED) for path in left) or any(self.parts.glob("*.parquet")):
             raise RunError(f"'{self.folder}' is not empty and holds no run.json. Give a new or empty folder.")
-        with _writing(self.folder):
-            self.parts.mkdir(parents=True, exist_ok=True)
         self.write_text("run.json", json.dumps({"settings": settings, **notes}, indent=1, ensure_ascii=False) + "\n")
 
     def read_run(self) -> dict[str, Any]:
@@ -140,7 +142,9 @@ class Store:
     def whole(self, name: Path) -> Iterator[Path]:
         """A path to write to, which becomes `name` in the folder when all is written."""
         target = self.folder / name
-        unfinished = target.with_name(f".{target.name}.{os.getpid()}.unfinished")
+        if not Path(os.path.abspath(target)).is_relative_to(os.path.abspath(self.folder)):
+            raise RunError(f"'{name}' lies outside the run folder '{self.folder}'.")
+        unfinished = target.with_name(f".{target.name}.{os.getpid()}{UNFINISHED}")
         try:
             with _writing(target):
                 target.parent.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ import platform
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -125,9 +125,6 @@ class Study:
 
     def settings(self) -> dict[str, Any]:
         """What the numbers depend on: a run goes on in a folder only where all of it is the same."""
-        names = hashlib.sha256()
-        for image in self.source.images:
-            names.update(f"{image.name}\0{image.label}\n".encode())
         return {
             "models": [
                 {
@@ -136,6 +133,7 @@ class Study:
                     "weights": classifier.digest(),
                     "stage": self.stages[_key(classifier)].name,
                     "multi_label": classifier.multi_label,
+                    "labels": None if classifier.labels is None else _digest("\n".join(classifier.labels)),
                     "preprocessing": asdict(classifier.preprocessing),
                 }
                 for classifier in self.classifiers
@@ -143,12 +141,14 @@ class Study:
             "methods": [part.spec for part in self.methods],
             "metrics": [part.spec for part in self.metrics],
             "target": self.target,
-            "images": {"origin": self.source.origin, "count": len(self.source), "names": names.hexdigest()[:16]},
+            "images": {"origin": self.source.origin, "count": len(self.source), "digest": self.source.digest()},
             "batch_size": self.batch_size,
             "chunk": self.chunk,
             "seed": self.seed,
             "save_maps": self.save_maps,
             "device": self.classifiers[0].device.type,
+            "xattn": metadata.version("xattn"),
+            "torch": torch.__version__,
         }
 
     def run(self) -> Outcome:
@@ -163,6 +163,8 @@ class Study:
             "command": sys.argv,
             "labels_csv": self.source.labels_csv,
             "labels": {classifier.name: classifier.labels for classifier in self.classifiers},
+            "protocol": {part.spec: _described(part.run) for part in self.methods}
+            | {part.spec: _described(part.run) for part in self.metrics},
             "versions": {"python": platform.python_version(), **_versions()},
             "threads": torch.get_num_threads(),
             "machine": f"{platform.system()} {platform.machine()}",
@@ -190,20 +192,33 @@ class Study:
         rows: list[tuple[object, ...]] = [
             (image.name, *(None,) * (len(COLUMNS) - 3), self.seed, reason, *blank) for image, reason in batch.failed
         ]
-        for classifier in classifiers if batch.images else ():
-            images = pixels(batch.crops, classifier.device)
-            labels = [None if image.label is None else classifier.class_index(image.label) for image in batch.images]
-            known = [label for label in labels if label is not None]
-            targets, rule = resolve_targets(classifier, self.target, known if self.target == "label" else None, len(labels))
-            names = [image.name for image in batch.images]
-            stage = self.stages[_key(classifier)]
-            maps = maps_of_batch(classifier, images, self.methods, targets, rule, names, stage, self.chunk, self.seed)
-            scores = score(classifier, maps, self.metrics, self.chunk)
-            rows += [(*row, *blank) for row in rows_of(classifier, maps, scores, labels, self.seed)]
-            rows += self._map_rows(classifier, maps, scores, labels)
-            if self.save_maps:
-                self._write_masks(classifier, maps)
+        for classifier in classifiers:
+            images, labels, keep = [], [], []
+            for number, image in enumerate(batch.images):
+                try:
+                    labels.append(None if image.label is None else classifier.class_index(image.label))
+                except (InputError, NameUnknownError) as error:  # a dataset tells its labels late
+                    here = (image.name, classifier.name, classifier.head_name)
+                    rows.append((*here, *(None,) * (len(COLUMNS) - 5), self.seed, f"label: {error}", *blank))
+                else:
+                    images.append(image.name)
+                    keep.append(number)
+            if keep:
+                rows += self._scored(classifier, pixels(batch.crops[keep], classifier.device), images, labels)
         return rows
+
+    def _scored(
+        self, classifier: Classifier, images: Tensor, names: Sequence[str], labels: Sequence[int | None]
+    ) -> list[tuple[object, ...]]:
+        known = [label for label in labels if label is not None]
+        targets, rule = resolve_targets(classifier, self.target, known if self.target == "label" else None, len(labels))
+        stage = self.stages[_key(classifier)]
+        maps = maps_of_batch(classifier, images, self.methods, targets, rule, names, stage, self.chunk, self.seed)
+        scores = score(classifier, maps, self.metrics, self.chunk)
+        if self.save_maps:
+            self._write_masks(classifier, maps)
+        rows = [(*row, *(None,) * 3) for row in rows_of(classifier, maps, scores, labels, self.seed)]
+        return rows + self._map_rows(classifier, maps, scores, labels)
 
     def _map_rows(self, classifier: Classifier, maps: Maps, scores: Scores, labels: Sequence[int | None]) -> list[tuple[object, ...]]:
         targets, size = maps.targets.tolist(), (maps.images.shape[2], maps.images.shape[3])
@@ -237,12 +252,12 @@ class Study:
                     _picture(level).save(path, format="PNG")
 
     def _failed(self) -> list[tuple[str, str]]:
-        failed = []
+        failed: dict[str, str] = {}
         for table in self.store.tables():
             for name, error in zip(table["image"].to_pylist(), table["error"].to_pylist(), strict=True):
                 if error is not None:
-                    failed.append((name, error))
-        return failed
+                    failed.setdefault(name, error)
+        return list(failed.items())
 
     def table(self) -> pd.DataFrame:
         """A row per model × head × method, a column per metric: `table.csv`.
@@ -262,6 +277,17 @@ class Study:
 
 def _key(classifier: Classifier) -> tuple[str, str]:
     return classifier.name, classifier.head_name
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _described(part: Any) -> dict[str, Any]:
+    """All settings of a part, the defaults too, and the curves that a metric follows."""
+    settings = asdict(part) if is_dataclass(part) and not isinstance(part, type) else {}
+    looks = [repr(look) for look in getattr(part, "looks", ())]
+    return {"settings": {key: str(value) for key, value in settings.items()}} | ({"looks": looks} if looks else {})
 
 
 def file_name(text: str) -> str:
