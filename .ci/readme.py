@@ -13,7 +13,7 @@ README = Path(__file__).parents[1] / "README.md"
 
 def table(kind: str) -> str:
     """A Markdown table of a kind's own parts."""
-    entries = [entry for entry in listing(kind) if entry["summary"]]
+    entries = [entry for entry in listing(kind) if ":" not in entry["name"]]
     columns = {
         "methods": {"name": "method", "summary": "what it shows", "settings": "settings", "source": "source"},
         "metrics": {"name": "metric", "symbol": "symbol", "better": "better", "summary": "what it tells", "source": "source"},

@@ -24,6 +24,13 @@ xattn explain "${photos[@]}" --labels-csv "$DATA/photos.csv" --model torchvision
 xattn compare "$RUNS/mobilenet_v2" --against random > "$RESULTS/mobilenet_v2-100-photographs.md"
 xattn compare "$RUNS/mobilenet_v2" --against random --format csv > "$RESULTS/mobilenet_v2-100-photographs.csv"
 
+# 1b. The start of insertion: how much of the edges' score is owed to a slight blur, 24 photographs.
+mapfile -t photos < <(first 24)
+xattn explain "${photos[@]}" --labels-csv "$DATA/photos.csv" --model torchvision:mobilenet_v2 --weights "$DATA/weights/mobilenet_v2.pth" \
+    --method=grad-cam --method=guided-backprop --method=edges --method=random \
+    --metric=insertion --metric=insertion:protocol=rise --metric=insertion:blur=51 --out "$RUNS/blur"
+xattn compare "$RUNS/blur" --against edges > "$RESULTS/mobilenet_v2-24-photographs-blur.md"
+
 # 2. ImageNet SqueezeNet: Score-CAM beside the gradient methods, 30 photographs.
 mapfile -t photos < <(first 30)
 xattn explain "${photos[@]}" --labels-csv "$DATA/photos.csv" --model torchvision:squeezenet1_0 --weights "$DATA/weights/squeezenet1_0.pth" \

@@ -22,8 +22,7 @@ def listing(kind: str) -> list[dict[str, Any]]:
         {"name": entry.name, "summary": entry.summary, "settings": entry.settings, **_plain(dataclasses.asdict(entry.facts))}
         for _, entry in sorted(registry.entries.items())
     ]
-    behind = [{"name": name, "summary": ""} for name in registry.names() if name not in registry.entries]
-    return entries + behind
+    return entries + [{"name": name, "summary": summary, "settings": {}} for name, summary in sorted(registry.foreign().items())]
 
 
 def _registry(kind: str) -> Any:

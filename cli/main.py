@@ -83,7 +83,7 @@ def _triple(_ctx: click.Context, _param: click.Parameter, value: str | None) -> 
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Images a part.")
 @click.option("--workers", type=click.IntRange(0), help="Processes that decode; default: one a core but one.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of what is random.")
-@click.option("--save-maps", is_flag=True, help="Also write masks at the images' size, as 16-bit PNG, and keep maps of that size whole.")
+@click.option("--save-maps", is_flag=True, help="Also write masks of the crop's size, as 16-bit PNG, and keep maps of that size whole.")
 def explain(
     images: Sequence[str],
     models: Sequence[str],
@@ -141,7 +141,11 @@ def explain(
         click.echo(f"  {classifier.preprocessing}", err=True)
         click.echo(f"  stage {place.name} ({place.channels} × {place.size[0]} × {place.size[1]}); others: {_listed(classifier)}", err=True)
     click.echo(f"{len(source)} images × {len(methods)} methods × {len(metrics)} metrics, target: {study.target}", err=True)
-    outcome = study.run()
+    try:
+        outcome = study.run()
+    except KeyboardInterrupt:
+        click.echo(f"stopped; what was finished is in {out}, and the same command goes on.", err=True)
+        sys.exit(1)
     failed = {name for name, _ in outcome.failed}
     if len(failed) < outcome.images:
         from xattn.figures import grid

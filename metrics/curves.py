@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from xattn.errors import NameUnknownError
+from xattn.errors import InputError, NameUnknownError
 from xattn.metrics.facts import MetricFacts, metrics
 from xattn.metrics.perturbation import Baseline, Curve, CurveSeen, Look, Seen, look_at
 from xattn.metrics.probability import Predict
@@ -54,10 +54,13 @@ PROTOCOLS: dict[str, Protocol] = {
 }
 
 
-def _protocol(name: str) -> Protocol:
-    if name not in PROTOCOLS:
-        raise NameUnknownError("protocol", name, PROTOCOLS)
-    return PROTOCOLS[name]
+def _check(protocol: str, step: int | None, blur: int | None) -> None:
+    if protocol not in PROTOCOLS:
+        raise NameUnknownError("protocol", protocol, PROTOCOLS)
+    if step is not None and step < 1:
+        raise InputError(f"a step needs at least one pixel; got {step}.")
+    if blur is not None and (blur < 1 or blur % 2 == 0):
+        raise InputError(f"a blur's side must be odd; got {blur}.")
 
 
 def _settled(base: Baseline, fill: Colour | None, blur: int | None) -> Baseline:
@@ -78,9 +81,12 @@ class _Deleting:
     step: int | None = None
     fill: Colour | None = None
 
+    def __post_init__(self) -> None:
+        _check(self.protocol, self.step, None)
+
     @property
     def curve(self) -> Curve:
-        protocol = _protocol(self.protocol)
+        protocol = PROTOCOLS[self.protocol]
         return Curve(False, _settled(protocol.deletion, self.fill, None), self.step, protocol.cells)
 
     @property
@@ -104,9 +110,12 @@ class _Inserting:
     blur: int | None = None
     fill: Colour | None = None
 
+    def __post_init__(self) -> None:
+        _check(self.protocol, self.step, self.blur)
+
     @property
     def curve(self) -> Curve:
-        protocol = _protocol(self.protocol)
+        protocol = PROTOCOLS[self.protocol]
         return Curve(True, _settled(protocol.insertion, self.fill, self.blur), self.step, protocol.cells)
 
     @property

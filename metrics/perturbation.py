@@ -144,8 +144,6 @@ def baseline_images(images: Tensor, baseline: Baseline, mean: Tensor | None) -> 
     if baseline.kind == "colour":
         return colour.expand_as(images)
     side = baseline.side if baseline.side is not None else max(images.shape[2] // 5, 9) // 2 * 2 + 1
-    if side < 1 or side % 2 == 0:
-        raise InputError(f"a blur's side must be odd; got {side}.")
     kernel = torch.full((side,), 1 / side) if baseline.kind == "box" else _gaussian(side)
     line = kernel.to(images).expand(3, 1, -1)
     blurred = images - colour  # the outside becomes zero, which convolution pads with
@@ -180,8 +178,6 @@ def _order(look: Curve, masks: Tensor, cells: Tensor, size: tuple[int, int]) -> 
     step = look.step if look.step is not None else (-(-count // COARSE_STEPS) if look.cells else 8 * size[1])
     if count > size[0] * size[1]:
         raise InputError(f"a map of {tuple(values.shape[1:])} has more cells than an image of {size} has pixels.")
-    if step < 1:
-        raise InputError(f"a step needs at least one pixel; got {step}.")
     places = ranks(values)
     cuts = torch.tensor([*range(0, count, step), count], device=values.device)
     wide = widened(values)

@@ -138,6 +138,8 @@ def _notes(rows: pd.DataFrame, frame: pd.DataFrame, names: Sequence[str], agains
     notes.append(f"Target: {', '.join(rules)}.")
     if "predicted" in rules and len(frame.drop_duplicates(["model", "head"])) > 1:
         notes.append("Each classifier is explained for its own prediction: rows of different classifiers answer different questions.")
+    if frame["n"].nunique() > 1:
+        notes.append("Methods were run on different images (see n): their means are not over the same ones.")
     fewer = {m: counts for m in names if (counts := _counts(rows, m)) and max(counts) < int(frame["n"].max())}
     notes += [f"{metric}: over {max(counts)} images at most." for metric, counts in fewer.items()]
     undefined = rows[rows["value"].isna()].groupby("metric", sort=False).size()

@@ -32,7 +32,8 @@ def registry() -> Registry[str]:
     made.register("with-settings", "fact")(Settings)
     made.register("plain", "fact")(lambda: "plain")
     made.register_door(
-        "other", Door(lambda: ["Foreign"], lambda name, settings: Part(f"other:{name}", lambda: (name, settings), "f"), lambda: True)
+        "other",
+        Door(lambda: {"Foreign": Settings}, lambda name, settings: Part(f"other:{name}", lambda: (name, settings), "f"), lambda: True),
     )
     return made
 
@@ -60,7 +61,7 @@ def test_a_part_is_written_in_one_way_whatever_the_user_wrote(registry: Registry
     ("spec", "error", "message"),
     [
         ("with_settings", NameUnknownError, "Unknown thing 'with_settings'. Did you mean 'with-settings'"),
-        ("nothing", NameUnknownError, "Of other libraries: 'other:NAME'"),
+        ("nothing", NameUnknownError, "Of other libraries: other:NAME"),
         ("with-settings:cuont=4", NameUnknownError, "Did you mean 'count'"),
         ("with-settings:count=four", SettingError, "takes count=int; got 'four'"),
         ("with-settings:kind=c", SettingError, r"takes kind=a\|b; got 'c'"),

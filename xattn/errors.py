@@ -47,7 +47,7 @@ class NameUnknownError(XattnError, ValueError):
         folded = {n.lower().replace("-", "").replace("_", ""): n for n in names}
         near = difflib.get_close_matches(name.lower().replace("-", "").replace("_", ""), folded, n=1)
         meant = f" Did you mean '{folded[near[0]]}'?" if near else ""
-        shown = ", ".join(names[:30]) + (f", … ({len(names)} in all)" if len(names) > 30 else "")
+        shown = ", ".join(names[:30]) if len(names) <= 30 else f"{len(names)} names, among them {', '.join(names[:3])}"
         super().__init__(f"Unknown {kind} '{name}'.{meant} Known: {shown or 'none'}.{' ' + hint if hint else ''}")
 
 

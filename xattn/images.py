@@ -101,6 +101,10 @@ class ImageSource:
             self._pairs = isinstance(first, (tuple, list)) and len(first) > 1 and labels_csv is None
         else:
             given = [images] if isinstance(images, (str, Path)) else list(images)
+            if wrong := [type(item).__name__ for item in given if not isinstance(item, (str, Path))]:
+                raise InputError(
+                    f"images are paths, a torch dataset or, for explain, a tensor (batch, 3, height, width) in [0, 1]; got {wrong[0]}."
+                )
             self.origin = [os.path.abspath(item) for item in given]
             self.images = _unique([image for item in given for image in _files(str(item))])
         self.labels_csv = None if labels_csv is None else str(Path(labels_csv).resolve())

@@ -7,9 +7,10 @@ in Python, on the command line and in the rows of a table. A *door* gives the pa
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar, get_args, get_origin
 
@@ -62,7 +63,7 @@ class Part(Generic[F]):
 
 @dataclass(frozen=True)
 class Door(Generic[F]):
-    names: Callable[[], Iterable[str]]
+    names: Callable[[], Mapping[str, Any]]
     open: Callable[[str, Mapping[str, str]], Part[F]]
     installed: Callable[[], bool]
 
@@ -97,8 +98,16 @@ class Registry(Generic[F]):
 
     def names(self) -> list[str]:
         """All names, those behind the doors of installed libraries included."""
-        behind = [f"{name}:{part}" for name, door in self.doors.items() if door.installed() for part in door.names()]
-        return sorted(self.entries) + sorted(behind)
+        return sorted(self.entries) + sorted(self.foreign())
+
+    def foreign(self) -> dict[str, str]:
+        """Names behind the doors of installed libraries, with the first line that the library says of each."""
+        return {
+            f"{name}:{part}": (inspect.getdoc(obj) or "").strip().split("\n")[0]
+            for name, door in self.doors.items()
+            if door.installed()
+            for part, obj in door.names().items()
+        }
 
     def entry(self, name: str) -> Entry[F]:
         """The entry of a name.
@@ -107,8 +116,8 @@ class Registry(Generic[F]):
             NameUnknownError: with the nearest name.
         """
         if name not in self.entries:
-            behind = "".join(f" Of other libraries: '{door}:NAME'." for door in self.doors)
-            raise NameUnknownError(self.kind, name, self.entries, behind.strip())
+            behind = f"Of other libraries: {', '.join(f'{door}:NAME' for door in self.doors)}." if self.doors else ""
+            raise NameUnknownError(self.kind, name, self.entries, behind)
         return self.entries[name]
 
     def part(self, spec: str) -> Part[F]:

@@ -83,7 +83,10 @@ def test_bad_files_end_with_3_and_are_named_on_stderr(folder: Path, tmp_path: Pa
         (["--target", "label"], 2, "needs a label for every image"),
         (["--mean", "a,b,c"], 2, "three numbers are needed"),
         (["--head", "br-npaa"], 2, "Unknown head"),
-        (["--weights", "nowhere.pth"], 1, "are no file"),
+        (["--weights", "nowhere.pth"], 2, "are no file"),
+        (["--device", "gpu"], 2, "device 'gpu' cannot be used here"),
+        (["--mean", "128,128,128"], 2, "Divide those of 8-bit images by 255"),
+        (["--metric", "insertion:blur=4"], 2, "odd; got 4"),
         (["--method", "captum:Saliencies"], 2, "Did you mean 'Saliency'"),
     ],
 )

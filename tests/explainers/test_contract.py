@@ -201,6 +201,7 @@ def test_targets_follow_their_rule(tiny: Classifier, images: Tensor) -> None:
     ("arguments", "message"),
     [
         ({"methods": ["gradcam"]}, r"Unknown method 'gradcam'\. Did you mean 'grad-cam'\? Known: activation-map"),
+        ({"methods": []}, "no method is named"),
         ({"methods": "grad-cam"}, r"methods are a list: write methods=\['grad-cam'\]"),
         ({"methods": ["grad-cam:x=1"]}, "'grad-cam' has no settings; got x"),
         ({"methods": ["score-cam:weighing=probability"]}, "Unknown setting of method 'score-cam' 'weighing'. Did you mean 'weighting'"),
@@ -225,6 +226,19 @@ def test_normalised_images_and_wrong_shapes_are_refused(tiny: Classifier, images
         xattn.explain(tiny, (images - 0.5) / 0.2)
     with pytest.raises(InputError, match="with at least one image"):
         xattn.explain(tiny, images[0])
+    with pytest.raises(InputError, match=r"takes images of \(32, 32\); got \(20, 20\)"):
+        xattn.explain(tiny, images[..., :20, :20])
+    with pytest.raises(InputError, match="got ndarray"):
+        xattn.explain(tiny, list(images.numpy()))
+    with pytest.raises(InputError, match=r"masks of your own go to the functions of xattn\.metrics"):
+        xattn.evaluate(tiny, images, {"mine": images[:, 0]})
+    with pytest.raises(InputError, match=r"xattn\.load takes a network's name"):
+        xattn.attach("resnet18")
+    maps = xattn.explain(tiny, images)
+    with pytest.raises(KeyError, match="no maps of 'score-cam' here; there are those of grad-cam"):
+        _ = maps["score-cam"]
+    assert len(repr(tiny)) < 300
+    assert repr(maps) == "Maps of 7 images by grad-cam, target predicted"
     with pytest.raises(InputError, match=r"float in \[0, 1\]; got .* torch.uint8"):
         xattn.explain(tiny, (images * 255).byte())
 

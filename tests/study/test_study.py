@@ -310,8 +310,11 @@ def test_compare_tests_every_method_against_one_on_the_same_images(tiny: Classif
 def test_compare_refuses_runs_that_disagree_and_tells_models_of_other_weights_apart(tiny: Classifier, folder: Path, tmp_path: Path) -> None:
     study([tiny], folder, tmp_path / "a").run()
     study([tiny], folder, tmp_path / "b", target="class 1").run()
-    with pytest.raises(InputError, match="run with other settings; compare them apart"):
+    with pytest.raises(InputError, match=r"explain tiny · gap for different targets \(given, predicted\)"):
         compare_runs([tmp_path / "a", tmp_path / "b"])
+    study([tiny], folder, tmp_path / "d", target="class 2").run()
+    with pytest.raises(InputError, match="different values of insertion of .* run with other settings; compare them apart"):
+        compare_runs([tmp_path / "b", tmp_path / "d"])
     other = xattn.attach(networks.seeded(networks.small, seed=1), input_size=32, resize=36, name="tiny")
     study([other], folder, tmp_path / "c").run()
     assert set(compare_runs([tmp_path / "a", tmp_path / "c"]).frame["model"]) == {"tiny", f"tiny ({tmp_path / 'c'})"}
@@ -406,3 +409,12 @@ def test_run_json_tells_the_protocol_in_full(tiny: Classifier, folder: Path, tmp
     protocol = json.loads((tmp_path / "run" / "run.json").read_text())["protocol"]
     assert protocol["insertion"]["settings"]["protocol"] == "ca-stream"
     assert "gaussian" in protocol["insertion"]["looks"][0]
+
+
+def test_runs_of_other_batch_sizes_and_methods_are_one_table(tiny: Classifier, folder: Path, tmp_path: Path) -> None:
+    study([tiny], folder, tmp_path / "a", methods=["grad-cam"]).run()
+    study([tiny], folder, tmp_path / "b", methods=["grad-cam", "edges"], batch_size=7).run()
+    table = compare_runs([tmp_path / "a", tmp_path / "b"])
+    assert table.frame["n"].tolist() == [10, 10]
+    (tmp_path / "b" / "table.csv").unlink()
+    assert "is not finished" in compare_runs([tmp_path / "a", tmp_path / "b"]).text("markdown")

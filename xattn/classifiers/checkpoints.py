@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from xattn.errors import UnsupportedError, WeightsError
+from xattn.errors import InputError, UnsupportedError, WeightsError
 
 if TYPE_CHECKING:
     from xattn.classifiers.classifier import Classifier
@@ -31,13 +31,15 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise WeightsError(f"weights '{path}' are no file. Give a .pth or .safetensors file.")
+        raise InputError(f"weights '{path}' are no file. Give a .pth or .safetensors file.")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what a file of another kind makes the unpickler raise has no common root
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = "it is no PyTorch file, or holds more than tensors"
+        if isinstance(error, SafetensorError):
+            reason = str(error)
         raise WeightsError(
             f"weights '{path}' could not be read as tensors alone ({reason}). Save a state dict: torch.save(model.state_dict(), path)."
         ) from error

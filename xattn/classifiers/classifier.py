@@ -156,8 +156,9 @@ class Classifier(nn.Module):
 
         save_classifier(self, path)
 
-    def extra_repr(self) -> str:
-        return f"name={self.name!r}, classes={self.class_count}, stage={self.stages[-1].name!r}, {self.preprocessing}"
+    def __repr__(self) -> str:
+        about = f"{self.class_count} classes, stage {self.stages[-1].name}, {self.preprocessing}, on {self.device}"
+        return f"Classifier({self.name} · {self.head_name}: {about})"
 
 
 def _logits(output: Any, name: str) -> Tensor:

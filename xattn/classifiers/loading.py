@@ -85,7 +85,11 @@ def load(
     if labels is None and names is not None and len(names) == classifier.class_count:
         classifier.labels = tuple(names)  # ImageNet's, which a network with another number of classes does not have
     classifier.eval()
-    return classifier.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        return classifier.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"device '{device}' cannot be used here ({reason}). Give cpu, or a GPU that torch sees.") from error
 
 
 def attach(
@@ -113,6 +117,8 @@ def attach(
         name: how rows call it; the class name if None.
         multi_label: probabilities are sigmoids of each logit.
     """
+    if not isinstance(module, nn.Module):
+        raise InputError(f"attach wraps a torch.nn.Module; got {type(module).__name__}. xattn.load takes a network's name.")
     return Classifier(
         module,
         name=name or type(module).__name__,

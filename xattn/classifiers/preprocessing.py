@@ -43,8 +43,11 @@ class Preprocessing:
         sides = (min(self.input_size),) * 2 if isinstance(self.resize, int) else self.input_size
         if min(self.input_size) < 1 or any(before < after for before, after in zip(resize, sides, strict=True)):
             raise InputError(f"resize {self.resize} is smaller than the crop {self.input_size}: give a resize of at least the input size.")
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
-            raise InputError(f"mean and std need three values each, std above 0; got mean {self.mean} and std {self.std}.")
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0 or not all(0 <= v <= 1 for v in (*self.mean, *self.std)):
+            raise InputError(
+                f"mean and std need three values each in [0, 1], std above 0; got mean {self.mean} and std {self.std}. "
+                "Divide those of 8-bit images by 255."
+            )
 
     def crop(self, picture: Image.Image) -> Tensor:
         """What the network sees of an RGB picture: uint8 `(3, H, W)`; divided by 255 it is pixel space."""

@@ -34,6 +34,7 @@ EXHAUSTIVE_CELLS = 2  # all orders of n cells are n! passes
 CHANNELS = ("abs-max", "sum")
 GUIDED = ("GuidedBackprop", "Deconvolution", "GuidedGradCam")
 MODEL_ARGUMENTS = ("forward_func", "model", "attribution_method")
+GIVEN = (*MODEL_ARGUMENTS, "layer", "inputs", "target", "additional_forward_args")
 
 
 @dataclass(frozen=True)
@@ -211,7 +212,8 @@ def _open_captum(name: str, settings: Mapping[str, str]) -> Part[MethodFacts]:
         )
     values = {key: _value(text) for key, text in settings.items()}
     if unknown := [key for key in values if key not in {**build, **attribute} and key not in OURS]:
-        raise SettingError(f"captum:{name} has no setting '{unknown[0]}'. It has: {', '.join([*OURS, *build, *attribute])}.")
+        known = [key for key in (*OURS, *build, *attribute) if key not in GIVEN]
+        raise SettingError(f"captum:{name} has no setting '{unknown[0]}'. It has: {', '.join(known)}.")
     channels = values.pop("channels", "sum" if issubclass(cls, captum.PerturbationAttribution) else "abs-max")
     if channels not in CHANNELS:
         raise SettingError(f"captum:{name} takes channels={'|'.join(CHANNELS)}; got '{channels}'.")

@@ -55,7 +55,12 @@ class Maps(Mapping[str, Tensor]):
     seed: int = 0
 
     def __getitem__(self, method: str) -> Tensor:
+        if method not in self.masks:
+            raise KeyError(f"no maps of '{method}' here; there are those of {', '.join(self.masks)}")
         return self.masks[method]
+
+    def __repr__(self) -> str:
+        return f"Maps of {len(self.names)} images by {', '.join(self.masks)}, target {self.target_rule}"
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.masks)
@@ -137,6 +142,8 @@ def method_parts(specs: Sequence[str]) -> list[Part[MethodFacts]]:
     """The methods that specs name, each once."""
     if isinstance(specs, str):
         raise InputError(f"methods are a list: write methods=['{specs}'].")
+    if not specs:
+        raise InputError("no method is named: write methods=['grad-cam'].")
     return list({part.spec: part for part in (methods.part(spec) for spec in specs)}.values())
 
 
@@ -216,6 +223,11 @@ def _images(classifier: Classifier, images: Images) -> tuple[list[str], Tensor, 
             raise InputError(
                 f"images are in pixel space, [0, 1]; these reach from {images.min():.3g} to {images.max():.3g}. "
                 "Do not normalise them: the classifier does."
+            )
+        if tuple(images.shape[2:]) != classifier.input_size:
+            raise InputError(
+                f"{classifier.name} takes images of {classifier.input_size}; got {tuple(images.shape[2:])}. Resize them, or load the "
+                "classifier with input_size."
             )
         return [str(number) for number in range(len(images))], images.to(classifier.device), None
     source = ImageSource(images)

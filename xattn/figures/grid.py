@@ -113,7 +113,7 @@ def _draw(
     labels: dict[str, Sequence[str] | None],
 ) -> Figure:
     pairs = {column[:2] for column in columns}
-    several, lines = len(pairs) > 1, len(pairs)
+    several, lines = len(pairs) > 1, 2 * len(pairs)
     figure = Figure(
         figsize=(CELL_INCHES * (len(columns) + 1) + 0.4, (CELL_INCHES + 0.13 * lines) * len(names) + 0.2),
         layout=ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.0),
@@ -137,7 +137,7 @@ def _draw(
             if found.about["degenerate"]:
                 axis.set_xlabel("no contrast", fontsize=6, labelpad=2)
             if row == 0:
-                axis.set_title(f"{_short(model)} · {head}\n{method}" if several else method, fontsize=7)
+                axis.set_title(f"{_short(model)} · {head}\n{_broken(method)}" if several else _broken(method), fontsize=7)
     axes[0][0].set_title("input", fontsize=7)
     bar = figure.colorbar(ScalarMappable(cmap=COLOURS), ax=axes, fraction=0.012, pad=0.01, aspect=40)
     bar.set_label("mask, 0 to 1 within each map", fontsize=6)
@@ -168,8 +168,15 @@ def _caption(
         target = about["target"]
         named = classes[target] if classes is not None else f"class {target}"
         several = len({column[:2] for column in columns}) > 1
-        lines.append(f"{_short(model) + ': ' if several else ''}{named}, p = {about['probability']:.2f}")
+        predicted = about["predicted"]
+        other = f"\n(predicted {classes[predicted] if classes is not None else predicted})" if predicted != target else ""
+        lines.append(f"{_short(model) + chr(10) if several else ''}{named}, p = {about['probability']:.2f}{other}")
     return "\n".join(dict.fromkeys(lines))
+
+
+def _broken(method: str) -> str:
+    """A method with its settings, over several lines."""
+    return method.replace(":", ":\n").replace(",", ",\n")
 
 
 def _short(model: str) -> str:
@@ -191,6 +198,8 @@ def _chosen_images(sources: Sequence[ImageSource], asked: Sequence[str] | None) 
     for source in sources[1:]:
         others = {image.name for image in source.images}
         known = [name for name in known if name in others]
+    if not known:
+        raise InputError("no image is in all of these runs: draw them apart, or choose runs of the same images.")
     if asked is None:
         return known[:MOST_IMAGES]
     for name in asked:

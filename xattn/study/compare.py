@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -10,6 +11,9 @@ import pandas as pd
 from xattn.errors import InputError
 from xattn.metrics.tables import Table, comparison
 from xattn.study.store import Store
+
+KEYS = ["image", "model", "head", "method", "metric"]
+AGREE = 0.01  # percent: how far one value may differ between batch sizes
 
 
 def shown_names(stores: Sequence[Store]) -> list[dict[str, str]]:
@@ -44,12 +48,27 @@ def compare_runs(runs: Sequence[str | Path], against: str | None = None) -> Tabl
     for store, names in zip(stores, shown_names(stores), strict=True):
         rows = store.rows()
         frames.append(rows.assign(model=rows["model"].replace(names)))
-    rows = pd.concat(frames, ignore_index=True).drop_duplicates()
-    keys = ["image", "model", "head", "method", "metric"]
-    if (twice := rows[rows.duplicated(keys, keep=False)]).size:
-        first = twice.iloc[0]
+    rows = pd.concat(frames, ignore_index=True)
+    _refuse_mixed_targets(rows)
+    values = rows.groupby(KEYS, sort=False)["value"]
+    apart = (values.max() - values.min()) > AGREE
+    if apart.any():
+        key = apart[apart].index[0]
+        found = rows.set_index(KEYS).sort_index().loc[[key], "value"]
         raise InputError(
-            f"the runs give different values of {first['metric']} of {first['method']} on {first['image']}: "
-            f"{', '.join(f'{value:.6g}' for value in twice['value'].head(2))}. They were run with other settings; compare them apart."
+            f"the runs give different values of {key[4]} of {key[3]} on {key[0]}: {', '.join(f'{value:.6g}' for value in found)}. "
+            "They were run with other settings; compare them apart."
         )
-    return comparison(rows, against)
+    table = comparison(rows.drop_duplicates(KEYS), against)
+    unfinished = [str(store.folder) for store in stores if not (store.folder / "table.csv").exists()]
+    notes = tuple(f"{folder} is not finished: its part of the table is over the images done so far." for folder in unfinished)
+    return replace(table, notes=table.notes + notes)
+
+
+def _refuse_mixed_targets(rows: pd.DataFrame) -> None:
+    for (model, head), group in rows.groupby(["model", "head"], sort=False):
+        if len(rules := sorted(group["target_rule"].dropna().unique())) > 1:
+            raise InputError(
+                f"the runs explain {model} · {head} for different targets ({', '.join(rules)}): their means answer different questions. "
+                "Compare them apart, or run them with the same --target."
+            )

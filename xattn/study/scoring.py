@@ -115,6 +115,8 @@ def evaluate(
     Returns:
         A row a value, with the columns of a run's `scores.csv`.
     """
+    if not isinstance(maps, Maps):
+        raise InputError("evaluate scores what explain gave; masks of your own go to the functions of xattn.metrics.")
     images = images.to(maps.images.device) if isinstance(images, Tensor) else maps.images
     if images.shape != maps.images.shape:
         raise InputError(
