@@ -136,7 +136,7 @@ def explain(
         save_maps=save_maps,
     )
     for classifier in classifiers:
-        place = classifier.stage(stage)
+        place = study.stage_of(classifier)
         click.echo(f"{classifier.name} · {classifier.head_name} · {classifier.class_count} classes · {classifier.device}", err=True)
         click.echo(f"  {classifier.preprocessing}", err=True)
         click.echo(f"  stage {place.name} ({place.channels} × {place.size[0]} × {place.size[1]}); others: {_listed(classifier)}", err=True)

@@ -173,9 +173,14 @@ class Store:
             told.update(name for name in failed if name is not None)
             yield table if all(keep) else table.filter(pa.array(keep))
 
-    def finish(self, metrics: Sequence[str]) -> None:
-        """Makes `scores.csv` and `table.csv` of the parts, in memory that does not grow with the images."""
+    def finish(self, metrics: Sequence[str]) -> list[tuple[str, str]]:
+        """Makes `scores.csv` and `table.csv` of the parts, in memory that does not grow with the images that were scored.
+
+        Returns:
+            Name and reason of each image that failed.
+        """
         summary = Summary(metrics)
+        failed: dict[str, str] = {}
         schema = pa.schema([SCHEMA.field(name) for name in COLUMNS])
         with (
             self.whole(Path("scores.csv")) as path,
@@ -183,10 +188,14 @@ class Store:
         ):
             for table in self.tables():
                 summary.add(table)
-                is_row = pa.compute.or_(pa.compute.is_valid(table["metric"]), pa.compute.is_valid(table["error"]))
+                is_error = pa.compute.is_valid(table["error"])
+                for row in table.select(["image", "error"]).filter(is_error).to_pylist():
+                    failed.setdefault(row["image"], row["error"])
+                is_row = pa.compute.or_(pa.compute.is_valid(table["metric"]), is_error)
                 writer.write_table(table.select(list(COLUMNS)).filter(is_row))
         with self.whole(Path("table.csv")) as path:
             summary.frame().to_csv(path, index=False)
+        return list(failed.items())
 
     def rows(self) -> pd.DataFrame:
         """All rows of `scores.csv`, from the parts."""
@@ -232,7 +241,7 @@ class Summary:
         self.sums: dict[tuple[str, str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(lambda: [0.0, 0.0]))
 
     def add(self, table: pa.Table) -> None:
-        for row in table.select([*COLUMNS, "map"]).to_pylist():
+        for row in table.select(list(COLUMNS)).to_pylist():
             if row["method"] is None:
                 continue
             sums = self.sums[row["model"], row["head"], row["method"]]

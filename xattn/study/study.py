@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 
 from xattn.classifiers.classifier import Classifier
 from xattn.classifiers.preprocessing import Preprocessing, pixels
+from xattn.classifiers.stages import Stage
 from xattn.errors import InputError, NameUnknownError, RunError
 from xattn.explainers.maps import Maps, maps_of_batch, method_parts, resolve_targets
 from xattn.images import Batch, ImageSource
@@ -131,7 +132,7 @@ class Study:
                     "name": classifier.name,
                     "head": classifier.head_name,
                     "weights": classifier.digest(),
-                    "stage": self.stages[_key(classifier)].name,
+                    "stage": self.stage_of(classifier).name,
                     "multi_label": classifier.multi_label,
                     "labels": None if classifier.labels is None else _digest("\n".join(classifier.labels)),
                     "preprocessing": asdict(classifier.preprocessing),
@@ -183,8 +184,7 @@ class Study:
                 for batch in self.source.batches(preprocessing, self.batch_size, workers=self.workers, done=skipped):
                     self.store.write_part(names[batch.number], self.rows(batch, classifiers))
                     progress.add(len(batch.images) + len(batch.failed))
-        self.store.finish([part.spec for part in self.metrics])
-        return Outcome(len(self.source), self._failed())
+        return Outcome(len(self.source), self.store.finish([part.spec for part in self.metrics]))
 
     def rows(self, batch: Batch, classifiers: Sequence[Classifier]) -> list[tuple[object, ...]]:
         """The work of one batch: the rows of its part, a pure function of the batch."""
@@ -212,7 +212,7 @@ class Study:
     ) -> list[tuple[object, ...]]:
         known = [label for label in labels if label is not None]
         targets, rule = resolve_targets(classifier, self.target, known if self.target == "label" else None, len(labels))
-        stage = self.stages[_key(classifier)]
+        stage = self.stage_of(classifier)
         maps = maps_of_batch(classifier, images, self.methods, targets, rule, names, stage, self.chunk, self.seed)
         scores = score(classifier, maps, self.metrics, self.chunk)
         if self.save_maps:
@@ -251,13 +251,9 @@ class Study:
                 with self.store.whole(place) as path:
                     _picture(level).save(path, format="PNG")
 
-    def _failed(self) -> list[tuple[str, str]]:
-        failed: dict[str, str] = {}
-        for table in self.store.tables():
-            for name, error in zip(table["image"].to_pylist(), table["error"].to_pylist(), strict=True):
-                if error is not None:
-                    failed.setdefault(name, error)
-        return list(failed.items())
+    def stage_of(self, classifier: Classifier) -> Stage:
+        """Where a classifier's features are taken."""
+        return self.stages[_key(classifier)]
 
     def table(self) -> pd.DataFrame:
         """A row per model × head × method, a column per metric: `table.csv`.
