@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from xattn import __version__
+from xattn.cli.train import train
 from xattn.errors import InputError, XattnError
 
 if TYPE_CHECKING:
@@ -59,7 +60,9 @@ def _triple(_ctx: click.Context, _param: click.Parameter, value: str | None) -> 
     help="torchvision:NAME, timm:NAME, package.module:factory, path/file.py:factory, or a saved .safetensors. Repeatable.",
 )
 @click.option(
-    "--weights", multiple=True, help="Local .pth or .safetensors, or the name of torchvision weights; one for each --model, in order."
+    "--weights",
+    multiple=True,
+    help="Local .pth or .safetensors, or the name of torchvision weights; one for each --model, in order, '' for its own.",
 )
 @click.option(
     "--head", "heads", multiple=True, default=("gap",), show_default=True, help="What gives the logits; see `xattn list heads`. Repeatable."
@@ -83,6 +86,7 @@ def _triple(_ctx: click.Context, _param: click.Parameter, value: str | None) -> 
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Images a part.")
 @click.option("--workers", type=click.IntRange(0), help="Processes that decode; default: one a core but one.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of what is random.")
+@click.option("--untrained", is_flag=True, help="Explain a head that was never trained all the same.")
 @click.option("--save-maps", is_flag=True, help="Also write masks of the crop's size, as 16-bit PNG, and keep maps of that size whole.")
 def explain(
     images: Sequence[str],
@@ -104,6 +108,7 @@ def explain(
     batch_size: int,
     workers: int | None,
     seed: int,
+    untrained: bool,
     save_maps: bool,
 ) -> None:
     """Explains and scores IMAGES (folders, globs, files, CSVs): maps, scores.csv, table.csv and a figure in the run folder."""
@@ -134,12 +139,15 @@ def explain(
         workers=workers,
         seed=seed,
         save_maps=save_maps,
+        untrained=untrained,
     )
     for classifier in classifiers:
         place = study.stage_of(classifier)
         click.echo(f"{classifier.name} · {classifier.head_name} · {classifier.class_count} classes · {classifier.device}", err=True)
         click.echo(f"  {classifier.preprocessing}", err=True)
         click.echo(f"  stage {place.name} ({place.channels} × {place.size[0]} × {place.size[1]}); others: {_listed(classifier)}", err=True)
+        if left := [part.spec for part in study.methods if part not in study.methods_of(classifier)]:
+            click.echo(f"  without {', '.join(left)}: this head has no attention", err=True)
     click.echo(f"{len(source)} images × {len(methods)} methods × {len(metrics)} metrics, target: {study.target}", err=True)
     try:
         outcome = study.run()
@@ -162,23 +170,30 @@ def explain(
 
 
 def _load(models: Sequence[str], weights: Sequence[str], heads: Sequence[str], options: dict[str, Any]) -> list[Classifier]:
-    """Every model with every head; two of one name are told apart by their weights' file."""
+    """Every model with every head, a saved one with its own; two of one name and head are told apart by the file of their weights."""
     from pathlib import Path
 
     from xattn.classifiers import load
 
-    loaded = []
+    loaded: list[tuple[Classifier, str]] = []
     for number, model in enumerate(models):
-        for head in heads:
-            classifier = load(model, head=head, weights=weights[number] if weights else None, **options)
-            if models.count(model) > 1 and weights:
-                classifier.name = f"{model}@{Path(weights[number]).stem}"
-            loaded.append(classifier)
-    return loaded
+        file = weights[number] if weights and weights[number] else None
+        saved = model.endswith(".safetensors")
+        for head in heads[:1] if saved else heads:
+            classifier = load(model, head=head, weights=file, **options)
+            loaded.append((classifier, model if saved else file or ""))
+    names = [(classifier.name, classifier.head_name) for classifier, _ in loaded]
+    for (classifier, file), name in zip(loaded, names, strict=True):
+        if names.count(name) > 1 and file:
+            classifier.name = f"{classifier.name}@{Path(file).stem}"
+    return [classifier for classifier, _ in loaded]
 
 
 def _listed(classifier: Classifier) -> str:
     return ", ".join(stage.name for stage in classifier.stages[:-1])
+
+
+main.add_command(train)
 
 
 @main.command()

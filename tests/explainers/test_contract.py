@@ -12,8 +12,9 @@ from torch import Tensor, nn
 import xattn
 from tests import networks
 from xattn.classifiers import Classifier
-from xattn.errors import InputError, NameUnknownError, SettingError
-from xattn.explainers import methods
+from xattn.errors import InputError, NameUnknownError, SettingError, UnsupportedError
+from xattn.explainers import Need, methods
+from xattn.heads import heads
 
 OWN = sorted(methods.entries)
 FOREIGN = [
@@ -24,6 +25,11 @@ FOREIGN = [
     "captum:DeepLift",
 ]
 FOREIGN += ["grad-cam:LayerCAM", "grad-cam:EigenCAM", "grad-cam:AblationCAM", "grad-cam:RandomCAM"]
+
+
+def head_for(spec: str) -> str:
+    """A head that a method can be asked of."""
+    return "br-npa" if spec in OWN and Need.ATTENTION in methods.part(spec).facts.needs else "gap"
 
 
 def state(module: nn.Module) -> dict[str, object]:
@@ -54,7 +60,7 @@ def test_a_method_leaves_no_trace(spec: str, images: Tensor) -> None:
     network[2].train()  # a mixture of flags, and gradients that are in use
     network[0].weight.grad = torch.full_like(network[0].weight, 7.0)
     network[0].bias.requires_grad_(False)
-    clf = xattn.attach(network, input_size=32, resize=36)
+    clf = xattn.attach(network, head=head_for(spec), input_size=32, resize=36)
     pictures = images[:2].clone()
     before, mode = state(clf), torch.is_grad_enabled()
     generator = torch.random.get_rng_state()
@@ -68,9 +74,33 @@ def test_a_method_leaves_no_trace(spec: str, images: Tensor) -> None:
     assert not pictures.requires_grad
 
 
+@pytest.mark.parametrize("head", sorted(heads.entries))
+@pytest.mark.parametrize(
+    "spec", ["grad-cam", "score-cam", "guided-backprop", "raw-attention", "captum:LayerGradCam", "grad-cam:AblationCAM"]
+)
+def test_a_method_leaves_no_trace_on_any_head(spec: str, head: str, images: Tensor) -> None:
+    clf = xattn.attach(networks.small(), head=head, input_size=32, resize=36)
+    if spec == "raw-attention" and not heads.part(head).facts.attention:
+        pytest.skip(f"{head} has no attention")
+    before = state(clf)
+    maps = xattn.explain(clf, images[:2], methods=[spec], untrained=True)
+    after = state(clf)
+    for key, value in before.items():
+        assert same(value, after[key]), key
+    assert torch.equal(maps.logits, clf.predict(images[:2]))
+
+
+def test_a_foreign_module_that_runs_no_hooks_is_refused_below_a_head(images: Tensor) -> None:
+    for head in ("ca-stream", "br-npa"):
+        clf = xattn.attach(networks.small(), head=head, input_size=32, resize=36)
+        with pytest.raises(UnsupportedError, match="did not come to '3', where the head looks"):
+            xattn.explain(clf, images[:1], methods=["grad-cam:AblationCAM"], untrained=True)
+
+
 @pytest.mark.parametrize("spec", [*OWN, *FOREIGN])
-def test_maps_have_the_batch_s_size_are_finite_and_masks_lie_in_0_and_1(spec: str, tiny: Classifier, images: Tensor) -> None:
-    maps = xattn.explain(tiny, images[:2], methods=[spec])
+def test_maps_have_the_batch_s_size_are_finite_and_masks_lie_in_0_and_1(spec: str, images: Tensor) -> None:
+    clf = xattn.attach(networks.small(), head=head_for(spec), input_size=32, resize=36)
+    maps = xattn.explain(clf, images[:2], methods=[spec])
     (name,) = maps
     assert maps.raw[name].shape[0] == 2
     assert maps.raw[name].dim() == 3
@@ -84,7 +114,7 @@ def test_maps_have_the_batch_s_size_are_finite_and_masks_lie_in_0_and_1(spec: st
 
 @pytest.mark.parametrize("spec", [*OWN, *FOREIGN])
 def test_an_image_s_map_is_the_same_in_batches_of_1_7_and_32(spec: str, images: Tensor) -> None:
-    clf = xattn.attach(networks.small().double(), input_size=32, resize=36)
+    clf = xattn.attach(networks.small().double(), head=head_for(spec), input_size=32, resize=36)
     pictures = networks.pictures(32 if spec in OWN else 7).double()
     if spec in OWN:
         whole = xattn.explain(clf, pictures, methods=[spec], batch_size=32).raw
@@ -102,7 +132,7 @@ def test_an_image_s_map_is_the_same_in_batches_of_1_7_and_32(spec: str, images: 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("spec", OWN)
 def test_a_gpu_gives_the_cpu_s_maps(spec: str, images: Tensor) -> None:
-    clf = xattn.attach(networks.small().double(), input_size=32, resize=36)
+    clf = xattn.attach(networks.small().double(), head=head_for(spec), input_size=32, resize=36)
     expected = xattn.explain(clf, images.double(), methods=[spec])
     found = xattn.explain(clf.cuda(), images.double().cuda(), methods=[spec])
     assert torch.allclose(found[spec].cpu(), expected[spec], atol=1e-6)

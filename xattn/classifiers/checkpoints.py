@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,27 @@ if TYPE_CHECKING:
 WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network")
 PREFIXES = ("module.", "_orig_mod.", "model.", "network.", "net.")
 HEADER = "xattn"
+FORMAT = 2
+NETWORK, HEAD = "network.", "head."  # before the keys in a file of ours
+
+
+@dataclass(frozen=True)
+class Source:
+    """How a network is built again.
+
+    Attributes:
+        model: as `xattn.load` takes it.
+        weights: the file or the name of the weights; None: the library's default.
+        digest: of the network's weights as they were loaded.
+        high_res: stages whose stride was taken away.
+        dilate: whether dilation took its place.
+    """
+
+    model: str
+    weights: str | None = None
+    digest: str = ""
+    high_res: tuple[str, ...] = ()
+    dilate: bool = False
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -103,30 +125,51 @@ def classes_in(network: nn.Module, weights: dict[str, Tensor]) -> int | None:
     return counts.pop() if len(last) >= 1 and len(counts) == 1 else None
 
 
+def digest_of(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of tensors by name, first 16 digits."""
+    digest = hashlib.sha256()
+    for key, value in sorted(state.items()):
+        digest.update(key.encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
 def save_classifier(classifier: Classifier, path: str | Path) -> None:
     """Writes a classifier's weights with what `load` needs to build it again in the header.
+
+    Where the network's weights are as they were loaded, those of the head alone: several heads on one network are a small file each.
 
     Raises:
         UnsupportedError: it was attached from a module in hand, which no name builds again.
     """
-    if classifier.source is None:
+    source = classifier.source
+    if source is None:
         raise UnsupportedError(
             f"{classifier.name} was attached from a module in hand, and nothing says how to build it again: "
             "load it as 'package.module:factory', then save."
         )
+    network, head = classifier.network.state_dict(), classifier.head.state_dict()
+    head_alone = bool(head) and digest_of(network) == source.digest
     header = {
-        "format": 1,
-        "source": classifier.source,
+        "format": FORMAT,
+        "source": asdict(source),
+        "head_alone": head_alone,
         "name": classifier.name,
         "head": classifier.head_name,
+        "trained": classifier.trained,
         "classes": classifier.class_count,
         "labels": classifier.labels,
         "multi_label": classifier.multi_label,
         "preprocessing": asdict(classifier.preprocessing),
         "build": {name: getattr(classifier.network, name) for name in ("transform_input",) if hasattr(classifier.network, name)},
     }
-    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in classifier.network.state_dict().items()}
-    save_file(tensors, path, metadata={HEADER: json.dumps(header)})
+    kept = {f"{HEAD}{key}": value for key, value in head.items()}
+    if not head_alone:
+        kept |= {f"{NETWORK}{key}": value for key, value in network.items()}
+    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in kept.items()}
+    part = Path(f"{path}.part")
+    save_file(tensors, part, metadata={HEADER: json.dumps(header)})
+    part.replace(path)
 
 
 def read_header(path: str | Path) -> dict[str, Any]:
@@ -143,4 +186,15 @@ def read_header(path: str | Path) -> dict[str, Any]:
     if HEADER not in metadata:
         raise WeightsError(f"'{path}' holds weights alone: name the network as the model and give this file as its weights.")
     header: dict[str, Any] = json.loads(metadata[HEADER])
+    if header["format"] != FORMAT:
+        raise WeightsError(f"'{path}' is of format {header['format']}; this xattn reads {FORMAT}. Save it anew.")
     return header
+
+
+def split_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The network's and the head's weights in one of our `.safetensors`."""
+    found = read_weights(path)
+    network, head = (
+        {key.removeprefix(prefix): value for key, value in found.items() if key.startswith(prefix)} for prefix in (NETWORK, HEAD)
+    )
+    return network, head

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,16 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from xattn.classifiers.capture import captured, to_nchw
-from xattn.classifiers.preprocessing import Preprocessing
+from xattn.classifiers.checkpoints import Source, digest_of, fit_weights, save_classifier
+from xattn.classifiers.preprocessing import Preprocessing, content_seeds
 from xattn.classifiers.stages import Stage, find_stages, named_stage
+from xattn.classifiers.wiring import Wiring, attend, find_tail, made, site_of
 from xattn.errors import InputError, NameUnknownError, UnsupportedError
-from xattn.heads import heads
+from xattn.heads import Attended, BRNPAHead, HeadFacts, heads
+from xattn.heads.facts import HeadSettings
 
 
 class Classifier(nn.Module):
     """A network that takes images in pixel space, with its stages, preprocessing and labels.
 
-    It wraps the network and changes nothing in it: training flags, hooks, gradients and weights stay as they are.
+    It wraps the network and changes nothing in it: training flags, hooks, gradients and weights stay as they are. A head is put in by
+    hooks that live as long as a forward.
 
     Args:
         network: normalised images `(B, 3, H, W)` → logits `(B, K)`, or a tuple, mapping or object that holds them as `logits`.
@@ -28,11 +32,17 @@ class Classifier(nn.Module):
         preprocessing: crop and normalisation.
         labels: class names in the order of the logits.
         head: which head gives the logits.
-        source: what `xattn.load` needs to build the network again; None for a module in hand.
+        classes: outputs of a head with a linear layer of its own; None: the network's.
+        fresh: whether the head's weights are to begin with, as they do but where those of a file follow.
+        source: how the network is built again; None for a module in hand.
         multi_label: probabilities are sigmoids of each logit, not their softmax.
 
     Attributes:
         stages: cut points in the order of the forward; the last is what enters the pooling.
+        head: the head's module, with weights of its own (`gap` has none).
+        head_name: its name with settings.
+        grafted: whether a br-npa head began as the network's own classifier.
+        trained: whether the logits mean something; set it where the head was trained in a loop of one's own.
     """
 
     mean: Tensor
@@ -46,13 +56,15 @@ class Classifier(nn.Module):
         preprocessing: Preprocessing,
         labels: Sequence[str] | None = None,
         head: str = "gap",
-        source: str | None = None,
+        classes: int | None = None,
+        fresh: bool = True,
+        source: Source | None = None,
         multi_label: bool = False,
     ) -> None:
         super().__init__()
+        part = heads.part(head)
         self.network = network
-        self.head_name = heads.part(head).spec
-        self.head = heads.entry(self.head_name).obj()
+        self.head_name = part.spec
         self.name = name
         self.preprocessing = preprocessing
         self.source = source
@@ -62,8 +74,19 @@ class Classifier(nn.Module):
         self.register_buffer("std", like.new_tensor(preprocessing.std).view(3, 1, 1), persistent=False)
         with evaluating(self), torch.inference_mode(False):
             with torch.no_grad():
-                self.class_count = int(self(self._probe()).shape[-1])
-            self.stages: tuple[Stage, ...] = tuple(find_stages(self.network, self, self._probe(), named=name))
+                own = int(self._bare(self._probe()).shape[-1])
+            self.stages: tuple[Stage, ...] = tuple(find_stages(self.network, self._bare, self._probe(), named=name))
+            self.wiring = self._wired(part.run, part.facts)
+        if classes not in (None, own) and part.facts.replaces != "classifier":
+            raise InputError(
+                f"{self.head_name} keeps the classifier of {name}, which has {own} classes; {classes} were asked for. Use br-npa or b-cnn, "
+                "whose classifier is their own, or labels among the network's classes."
+            )
+        self.class_count = classes or own
+        self.head: nn.Module = made(part.run, self.wiring.stages, self.class_count, self.mean)
+        self.head.train(network.training)
+        self.grafted = fresh and self._graft()
+        self.trained = part.facts.replaces == "nothing" or self.grafted
         self.labels = None if labels is None else tuple(labels)
         if self.labels is not None and len(self.labels) != self.class_count:
             raise InputError(f"{name} has {self.class_count} classes; {len(self.labels)} labels came. Give one name a class, in order.")
@@ -82,14 +105,41 @@ class Classifier(nn.Module):
         noise = torch.rand((1, 3, *self.input_size), generator=torch.Generator().manual_seed(0))
         return noise.to(self.mean)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits `(B, K)` of images `(B, 3, H, W)` in pixel space, float in [0, 1]. Differentiable."""
+    def _wired(self, settings: HeadSettings, facts: HeadFacts) -> Wiring:
+        if facts.replaces == "nothing":
+            return Wiring()
+        tail = find_tail(self.network, self._bare, self._probe(), self.stages[-1])
+        names = settings.places(site_of(self.network, self.name, self.stages, tail))
+        return Wiring(tuple(named_stage(self.network, self._bare, self._probe(), name, self.stages) for name in names), tail)
+
+    def _graft(self) -> bool:
+        if not isinstance(self.head, BRNPAHead):
+            return False
+        linear = self.wiring.tail.linear
+        if linear is not None and linear.out_features == self.class_count:
+            self.head.graft(linear)
+            return True
+        why = f"its own has {linear.out_features} classes" if linear is not None else "its own is not one linear layer on the pooled vector"
+        warnings.warn(f"{self.head_name} on {self.name} begins with a fresh classifier of {self.class_count} classes: {why}.", stacklevel=4)
+        return False
+
+    def forward(self, images: Tensor, classes: Tensor | None = None) -> Tensor:
+        """Logits `(B, K)` of images `(B, 3, H, W)` in pixel space, float in [0, 1]. Differentiable.
+
+        Args:
+            images: in pixel space.
+            classes: `(B,)`, the labels, for a head with a query for each class in training.
+        """
+        return self.run(images, classes).output
+
+    def run(self, images: Tensor, classes: Tensor | None = None) -> Attended:
+        """Logits of images in pixel space, and the attention that the head had."""
         if images.dim() != 4 or images.shape[1] != 3 or not images.is_floating_point():
             raise InputError(
                 f"{self.name} takes images (batch, 3, height, width), float in [0, 1]; got {tuple(images.shape)} {images.dtype}. "
                 "Divide 8-bit images by 255; do not normalise: the classifier does."
             )
-        return self.logits(self.normalise(images))
+        return self._attend(self.normalise(images), classes)
 
     def normalise(self, images: Tensor) -> Tensor:
         """What the network itself is given of images in pixel space, in the network's precision."""
@@ -98,7 +148,21 @@ class Classifier(nn.Module):
 
     def logits(self, normalised: Tensor) -> Tensor:
         """Logits `(B, K)` of normalised images."""
-        return _logits(self.network(normalised), self.name)
+        return self._attend(normalised).output
+
+    def _attend(self, normalised: Tensor, classes: Tensor | None = None) -> Attended:
+        if not self.wiring.stages:
+            return Attended(self._logits(self.network(normalised)))
+        is_random = isinstance(self.head, BRNPAHead) and self.head.settings.selection == "random" and not self.head.training
+        seeds = content_seeds(normalised * self.std + self.mean) if is_random else None
+        return attend(self.network, normalised, self.head, self.wiring, self._logits, classes, seeds)
+
+    def _bare(self, images: Tensor) -> Tensor:
+        """Logits of the network as it is, without the head."""
+        return self._logits(self.network(self.normalise(images)))
+
+    def _logits(self, output: Any) -> Tensor:
+        return _logits(output, self.name)
 
     def predict(self, images: Tensor) -> Tensor:
         """Logits `(B, K)` in eval mode, without gradients."""
@@ -110,7 +174,7 @@ class Classifier(nn.Module):
         """Feature maps `{stage: (B, C, h, w)}` in eval mode, whatever the layout inside; all stages if none are named."""
         chosen = self.stages if stages is None else [self.stage(name) for name in stages]
         with evaluating(self), captured(self.network, chosen) as found:
-            self(images)
+            self._bare(images)
         return {stage.name: to_nchw(found[stage.name], stage.layout) for stage in chosen}
 
     def stage(self, name: str | None = None) -> Stage:
@@ -118,7 +182,7 @@ class Classifier(nn.Module):
         if name is None:
             return self.stages[-1]
         with evaluating(self), torch.inference_mode(False):
-            return named_stage(self.network, self, self._probe(), name, self.stages)
+            return named_stage(self.network, self._bare, self._probe(), name, self.stages)
 
     def class_index(self, target: int | str) -> int:
         """The index of a class given by index or name.
@@ -142,18 +206,22 @@ class Classifier(nn.Module):
         """The name of a class, or its index where names are unknown."""
         return str(index) if self.labels is None else self.labels[index]
 
+    def begin_with(self, other: Classifier) -> None:
+        """Takes over the weights of another of the same network and head, as a student does at higher resolution.
+
+        Raises:
+            WeightsError: its network or its head is another.
+        """
+        fit_weights(self.network, other.network.state_dict(), f"of {other.name}")
+        fit_weights(self.head, other.head.state_dict(), f"of {other.head_name} on {other.name}")
+        self.trained = other.trained
+
     def digest(self) -> str:
-        """SHA-256 of the weights and buffers, first 16 digits."""
-        digest = hashlib.sha256()
-        for key, value in sorted(self.network.state_dict().items()):
-            digest.update(key.encode())
-            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()[:16]
+        """SHA-256 of the weights and buffers of network and head, first 16 digits."""
+        return digest_of({**self.network.state_dict(), **{f"head.{key}": value for key, value in self.head.state_dict().items()}})
 
     def save(self, path: str) -> None:
-        """Writes weights and settings to one `.safetensors` that `xattn.load` takes."""
-        from xattn.classifiers.checkpoints import save_classifier
-
+        """Writes weights and settings to one `.safetensors` that `xattn.load` takes; of a network as it was loaded, the head's alone."""
         save_classifier(self, path)
 
     def __repr__(self) -> str:

@@ -9,15 +9,26 @@ import math
 import sys
 import urllib.error
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from xattn.classifiers.checkpoints import classes_in, fit_weights, mismatch, read_header, read_weights
+from xattn.classifiers.checkpoints import (
+    Source,
+    classes_in,
+    digest_of,
+    fit_weights,
+    mismatch,
+    read_header,
+    read_weights,
+    split_weights,
+)
 from xattn.classifiers.classifier import Classifier
 from xattn.classifiers.preprocessing import Preprocessing, preprocessing_with
+from xattn.classifiers.resolution import high_resolution
 from xattn.errors import InputError, MissingPackageError, NameUnknownError, WeightsError
 
 Size = int | Sequence[int]
@@ -28,6 +39,9 @@ def load(
     model: str,
     *,
     head: str = "gap",
+    classes: int | None = None,
+    high_res: Sequence[str] = (),
+    dilate: bool = False,
     weights: str | Path | None = None,
     labels: str | Path | Sequence[str] | None = None,
     input_size: Size | None = None,
@@ -41,11 +55,15 @@ def load(
 
     Args:
         model: `torchvision:NAME`, `timm:NAME`, `package.module:factory`, `path/file.py:factory` (a callable without arguments that
-            gives the network), or a `.safetensors` that `Classifier.save` wrote.
-        head: which head gives the logits.
+            gives the network), or a `.safetensors` that `Classifier.save` or `xattn train` wrote, which knows its own head.
+        head: which head gives the logits, `name[:key=value,…]`.
+        classes: outputs of a head with a linear layer of its own (br-npa, b-cnn); None: the network's number.
+        high_res: stages whose stride is taken out, as ["layer3", "layer4"]: `xattn.classifiers.high_resolution`.
+        dilate: widen the kernels behind them instead.
         weights: a local `.pth` or `.safetensors`, read without executing anything in it, or the name of one of torchvision's
             weights. None: the library's default, downloaded if it is not in the cache; for a factory, what it gives. A local file of
-            a GoogLeNet or an Inception is taken as torchvision's own are, with transform_input.
+            a GoogLeNet or an Inception is taken as torchvision's own are, with transform_input. For a file that holds a head alone:
+            where the network's weights lie now.
         labels: a text file with a class name a line, or the names.
         input_size: side of the crop, or height and width.
         resize: shorter side before the crop, or height and width.
@@ -59,29 +77,35 @@ def load(
         WeightsError: the weights do not fit, cannot be read, or cannot be had.
         MissingPackageError: timm is asked for and not installed.
     """
-    source, found = _SOURCES.get(model.partition(":")[0], _from_code), model
     if model.endswith(".safetensors"):
         header = read_header(model)
-        source = _SOURCES.get(header["source"].partition(":")[0], _from_code)
-        if weights is not None:
-            raise InputError(f"'{model}' holds its own weights; weights='{weights}' came beside it. Give one of the two.")
-        network, _, _ = source(header["source"], model, header["classes"])
-        for name, value in header["build"].items():
-            setattr(network, name, value)
-        base = Preprocessing.from_json(header["preprocessing"])
-        names, head, multi_label, found = header["labels"], header["head"], header["multi_label"], header["source"]
+        source, network = _saved(model, header, weights)
+        base, names = Preprocessing.from_json(header["preprocessing"]), header["labels"]
+        head, multi_label, classes = header["head"], header["multi_label"], header["classes"]
+        name = header["name"] if header["head_alone"] else model
     else:
-        network, base, names = source(model, weights, None)
+        header = None
+        network, base, names = _source(model)(model, weights, None)
+        source = Source(model, None if weights is None else str(weights), digest_of(network.state_dict()), tuple(high_res), dilate)
+        name = model
+    preprocessing = preprocessing_with(base, input_size=input_size, resize=resize, mean=mean, std=std)
     network.eval()
+    if source.high_res:
+        high_resolution(network, source.high_res, dilate=source.dilate, input_size=preprocessing.input_size)
     classifier = Classifier(
         network.to(memory_format=torch.channels_last),
-        name=model,
-        preprocessing=preprocessing_with(base, input_size=input_size, resize=resize, mean=mean, std=std),
+        name=name,
+        preprocessing=preprocessing,
         labels=None if labels is None else read_labels(labels),
         head=head,
-        source=found,
+        classes=classes,
+        fresh=header is None,
+        source=source,
         multi_label=multi_label,
     )
+    if header is not None:
+        fit_weights(classifier.head, split_weights(model)[1], model)
+        classifier.trained = header["trained"]
     if labels is None and names is not None and len(names) == classifier.class_count:
         classifier.labels = tuple(names)  # ImageNet's, which a network with another number of classes does not have
     classifier.eval()
@@ -92,10 +116,37 @@ def load(
         raise InputError(f"device '{device}' cannot be used here ({reason}). Give cpu, or a GPU that torch sees.") from error
 
 
+def _saved(path: str, header: dict[str, Any], weights: str | Path | None) -> tuple[Source, nn.Module]:
+    """The network of a file of ours: its own weights, or those that its head was trained on."""
+    stored = Source(**{**header["source"], "high_res": tuple(header["source"]["high_res"])})
+    build = _source(stored.model)
+    if not header["head_alone"]:
+        if weights is not None:
+            raise InputError(f"'{path}' holds its own weights; weights='{weights}' came beside it. Give one of the two.")
+        network, _, _ = build(stored.model, split_weights(path)[0], None)
+        for name, value in header["build"].items():
+            setattr(network, name, value)
+        return replace(stored, digest=""), network
+    chosen = stored.weights if weights is None else str(weights)
+    needs = f"'{path}' holds a head for {stored.model} with the weights {stored.weights or 'that its library gives'}"
+    try:
+        network, _, _ = build(stored.model, chosen, None)
+    except (WeightsError, InputError) as error:
+        raise WeightsError(f"{needs}, and they could not be had: {error} Give them as weights.") from error
+    for name, value in header["build"].items():
+        setattr(network, name, value)
+    if (digest := digest_of(network.state_dict())) != stored.digest:
+        raise WeightsError(
+            f"{needs} (digest {stored.digest}); those of {chosen or stored.model} have {digest}: the head was trained on others."
+        )
+    return replace(stored, weights=chosen), network
+
+
 def attach(
     module: nn.Module,
     *,
     head: str = "gap",
+    classes: int | None = None,
     input_size: Size = 224,
     resize: Size | None = None,
     mean: Sequence[float] | None = None,
@@ -108,7 +159,8 @@ def attach(
 
     Args:
         module: normalised images `(B, 3, H, W)` → logits `(B, K)`.
-        head: which head gives the logits.
+        head: which head gives the logits, `name[:key=value,…]`.
+        classes: outputs of a head with a linear layer of its own (br-npa, b-cnn); None: the network's number.
         input_size: side of the crop, or height and width.
         resize: shorter side before the crop; input size × 256/224 if None.
         mean: of the normalisation that the network was trained with, in [0, 1]; ImageNet's if None.
@@ -125,6 +177,7 @@ def attach(
         preprocessing=preprocessing_with(Preprocessing(), input_size=input_size, resize=resize, mean=mean, std=std),
         labels=None if labels is None else read_labels(labels),
         head=head,
+        classes=classes,
         multi_label=multi_label,
     )
 
@@ -150,10 +203,11 @@ def model_names() -> list[str]:
     return names
 
 
+Weights = str | Path | dict[str, Tensor] | None  # a file or a name, or what a file of ours held
 _Found = tuple[nn.Module, Preprocessing, Sequence[str] | None]
 
 
-def _from_torchvision(model: str, weights: str | Path | None, classes: int | None) -> _Found:
+def _from_torchvision(model: str, weights: Weights, classes: int | None) -> _Found:
     from torchvision import models
 
     name = model.partition(":")[2]
@@ -164,7 +218,7 @@ def _from_torchvision(model: str, weights: str | Path | None, classes: int | Non
     builder = models.get_model_builder(name)
     accepted = inspect.signature(builder).parameters
     quiet = {"init_weights": False} if "init_weights" in accepted or name in INCEPTIONS else {}
-    if weights is None or str(weights) in enum.__members__:
+    if weights is None or (not isinstance(weights, dict) and str(weights) in enum.__members__):
         chosen = enum.DEFAULT if weights is None else enum[str(weights)]
         try:
             network = builder(weights=chosen)
@@ -183,7 +237,7 @@ def _from_torchvision(model: str, weights: str | Path | None, classes: int | Non
             preset.interpolation.value,
         )
         return network, preprocessing, chosen.meta["categories"]
-    state = read_weights(weights)
+    state = _state(weights)
     if name in INCEPTIONS:  # as torchvision builds them for its own weights
         quiet["transform_input"] = True
         quiet["aux_logits"] = any(key.rpartition("module.")[2].startswith(("aux1", "AuxLogits")) for key in state)
@@ -196,7 +250,7 @@ def _from_torchvision(model: str, weights: str | Path | None, classes: int | Non
     return network, Preprocessing(), enum.DEFAULT.meta["categories"]
 
 
-def _from_timm(model: str, weights: str | Path | None, classes: int | None) -> _Found:
+def _from_timm(model: str, weights: Weights, classes: int | None) -> _Found:
     if importlib.util.find_spec("timm") is None:
         raise MissingPackageError("timm", "timm", f"'{model}'")
     timm = importlib.import_module("timm")
@@ -204,7 +258,7 @@ def _from_timm(model: str, weights: str | Path | None, classes: int | None) -> _
     if not timm.is_model(name.partition(".")[0]):
         raise NameUnknownError("timm network", name, timm.list_models())
     if weights is not None:
-        network = _with_local_weights(lambda **arguments: timm.create_model(name, **arguments), read_weights(weights), weights, classes)
+        network = _with_local_weights(lambda **arguments: timm.create_model(name, **arguments), _state(weights), weights, classes)
         preprocessing = Preprocessing()
     else:
         try:
@@ -225,7 +279,7 @@ def _from_timm(model: str, weights: str | Path | None, classes: int | None) -> _
     return network, preprocessing, models.ResNet18_Weights.DEFAULT.meta["categories"]
 
 
-def _from_code(model: str, weights: str | Path | None, classes: int | None) -> _Found:
+def _from_code(model: str, weights: Weights, classes: int | None) -> _Found:
     place, colon, attribute = model.rpartition(":")
     if not colon or not place or not attribute:
         raise InputError(
@@ -265,20 +319,32 @@ def _from_code(model: str, weights: str | Path | None, classes: int | None) -> _
     if not isinstance(network, nn.Module):
         raise InputError(f"model '{model}' gave {type(network).__name__}; the factory must give a torch.nn.Module.")
     if weights is not None:
-        fit_weights(network, read_weights(weights), weights)
+        fit_weights(network, _state(weights), _called(weights))
     return network, Preprocessing(), None
 
 
-_SOURCES: dict[str, Callable[[str, str | Path | None, int | None], _Found]] = {
+_SOURCES: dict[str, Callable[[str, Weights, int | None], _Found]] = {
     "torchvision": _from_torchvision,
     "timm": _from_timm,
 }
 
 
-def _with_local_weights(build: Callable[..., nn.Module], weights: dict[str, Tensor], path: str | Path, classes: int | None) -> nn.Module:
+def _with_local_weights(build: Callable[..., nn.Module], state: dict[str, Tensor], weights: Weights, classes: int | None) -> nn.Module:
     """The network with a local file's weights, its last layer as wide as the file's."""
     network = build() if classes is None else build(num_classes=classes)
-    if mismatch(network, weights) and (count := classes_in(network, weights)) is not None:
+    if mismatch(network, state) and (count := classes_in(network, state)) is not None:
         network = build(num_classes=count)
-    fit_weights(network, weights, path)
+    fit_weights(network, state, _called(weights))
     return network
+
+
+def _source(model: str) -> Callable[[str, Weights, int | None], _Found]:
+    return _SOURCES.get(model.partition(":")[0], _from_code)
+
+
+def _state(weights: str | Path | dict[str, Tensor]) -> dict[str, Tensor]:
+    return weights if isinstance(weights, dict) else read_weights(weights)
+
+
+def _called(weights: Weights) -> str:
+    return "of the file" if isinstance(weights, dict) else str(weights)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -119,3 +120,16 @@ def _triple(values: Sequence[float] | None, default: tuple[float, float, float])
 def pixels(crops: Tensor, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
     """Crops in uint8 → pixel space on the device, channels-last."""
     return crops.to(device, non_blocking=True).to(dtype, memory_format=torch.channels_last) / 255
+
+
+def content_seeds(images: Tensor, seed: int = 0) -> list[int]:
+    """A seed an image, from the run's seed and the image's content in 8 bits: the same wherever it stands in whatever batch.
+
+    Args:
+        images: `(B, 3, H, W)` in pixel space.
+        seed: of the run.
+    """
+    crops = (images.detach() * 255).round().clamp(0, 255).to(torch.uint8).cpu().contiguous()
+    run = seed.to_bytes(8, "little", signed=True)
+    digests = [hashlib.sha256(run + crop.numpy().tobytes()).digest() for crop in crops]
+    return [int.from_bytes(digest[:7], "little") for digest in digests]

@@ -1,6 +1,6 @@
 """Methods that show where a classifier looks: each a pure function of a Trace, entered in one registry."""
 
-from xattn.explainers import activation, cam, controls, doors, guided, score_cam
+from xattn.explainers import activation, attention, cam, controls, doors, guided, score_cam
 from xattn.explainers.facts import MethodFacts, Need, methods, register
 from xattn.explainers.maps import Maps, explain
 from xattn.explainers.trace import Trace, trace
@@ -11,6 +11,7 @@ __all__ = [
     "Need",
     "Trace",
     "activation",
+    "attention",
     "cam",
     "controls",
     "doors",

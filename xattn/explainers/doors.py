@@ -74,11 +74,12 @@ class Foreign:
 
 
 class _Network(nn.Module):
-    """Normalised images → logits, with the classifier's network as the one child, as libraries that walk over modules expect."""
+    """Normalised images → logits, with the network and its head as children, as libraries that walk over modules expect."""
 
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()
         self.network = classifier.network
+        self.head = classifier.head
         self.forward = classifier.logits
 
 

@@ -16,6 +16,7 @@ class Need(enum.Enum):
     FEATURES = "features"
     GRADIENTS = "gradients"
     IMAGE_GRADIENTS = "image gradients"
+    ATTENTION = "attention"
 
 
 @dataclass(frozen=True)

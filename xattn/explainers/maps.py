@@ -13,7 +13,7 @@ from torch import Tensor
 from xattn.classifiers.classifier import Classifier
 from xattn.classifiers.preprocessing import pixels
 from xattn.classifiers.stages import Stage
-from xattn.errors import ImageError, InputError
+from xattn.errors import ImageError, InputError, UnsupportedError
 from xattn.explainers.facts import MethodFacts, methods
 from xattn.explainers.trace import TargetRule, trace
 from xattn.images import ImageSource
@@ -99,6 +99,7 @@ def explain(
     batch_size: int = 8,
     chunk: int = 8,
     seed: int = 0,
+    untrained: bool = False,
 ) -> Maps:
     """Explains images by several methods at once.
 
@@ -112,12 +113,16 @@ def explain(
         batch_size: images a forward.
         chunk: images a forward of methods that run the network again.
         seed: of what is random; mixed with each image's content.
+        untrained: explain a head that was never trained all the same.
 
     Raises:
         NameUnknownError: an unknown method, setting, stage or class.
         ImageError: a file that cannot be read.
+        UnsupportedError: a method cannot run on this classifier, or its head was never trained.
     """
     parts = method_parts(methods)
+    if not untrained:
+        refuse_untrained(classifier)
     names, tensor, found_labels = _images(classifier, images)
     targets, rule = resolve_targets(classifier, target, found_labels if labels is None else labels, len(names))
     place = classifier.stage(stage)
@@ -136,6 +141,16 @@ def explain(
         for start in range(0, len(names), batch_size)
     ]
     return _joined(pieces)
+
+
+def refuse_untrained(classifier: Classifier) -> None:
+    """Raises where a head's logits are those of chance."""
+    if not classifier.trained:
+        raise UnsupportedError(
+            f"{classifier.head_name} on {classifier.name} was never trained: its logits and maps say nothing. Train it (xattn train), "
+            "load a trained file, or ask for it all the same: --untrained, in Python untrained=True (or .trained = True after a loop of "
+            "your own)."
+        )
 
 
 def method_parts(specs: Sequence[str]) -> list[Part[MethodFacts]]:

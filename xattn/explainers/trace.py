@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -14,9 +13,11 @@ from torch import Tensor
 
 from xattn.classifiers.capture import captured, to_nchw
 from xattn.classifiers.classifier import Classifier, evaluating
+from xattn.classifiers.preprocessing import content_seeds
 from xattn.classifiers.stages import Stage
 from xattn.errors import InputError
 from xattn.explainers.facts import Need
+from xattn.heads import Attended
 
 TargetRule = Literal["predicted", "label", "given"]
 
@@ -34,6 +35,7 @@ class Trace:
         targets: `(B,)` class indices.
         stage: where the features were taken.
         captured: the features in the network's own layout; `features` is what methods use.
+        attended: what the head gave: attention by stage, and what it was made of.
         chunk: images a forward, for methods that run the network again.
         seed: of the run.
         shared: what several methods of one batch share, by name.
@@ -45,6 +47,7 @@ class Trace:
     targets: Tensor
     stage: Stage
     captured: Tensor
+    attended: Attended
     chunk: int = 8
     seed: int = 0
     shared: dict[str, Tensor] = field(default_factory=dict)
@@ -73,11 +76,8 @@ class Trace:
 
     @cached_property
     def seeds(self) -> list[int]:
-        """A seed an image, from the run's seed and the image's content in 8 bits: the same wherever it stands in whatever batch."""
-        crops = (self.images.detach() * 255).round().clamp(0, 255).to(torch.uint8).cpu().contiguous()
-        run = self.seed.to_bytes(8, "little", signed=True)
-        digests = [hashlib.sha256(run + crop.numpy().tobytes()).digest() for crop in crops]
-        return [int.from_bytes(digest[:7], "little") for digest in digests]
+        """A seed an image, from the run's seed and the image's content: the same wherever it stands in whatever batch."""
+        return content_seeds(self.images, self.seed)
 
 
 def trace(
@@ -126,10 +126,11 @@ def _trace(
         stack.enter_context(torch.set_grad_enabled(to_image))
         cut = Need.GRADIENTS in needs and not to_image
         found = stack.enter_context(captured(classifier.network, [place], cut=cut))
-        logits = classifier(leaf)
+        attended = classifier.run(leaf)
+    logits = attended.output
     if targets is None:
         targets = logits.detach().argmax(dim=1)
     targets = targets.to(images.device)
     if targets.shape != (len(images),):
         raise InputError(f"targets must be one class index an image, ({len(images)},); got {tuple(targets.shape)}.")
-    return Trace(classifier, leaf, logits, targets, place, found[place.name], chunk, seed)
+    return Trace(classifier, leaf, logits, targets, place, found[place.name], attended, chunk, seed)

@@ -1,27 +1,29 @@
-"""What stands between the features and the logits."""
+"""What stands between the features and the logits: each head a plain module, with its settings in a frozen dataclass."""
 
-from __future__ import annotations
+from xattn.heads import b_cnn, br_npa, ca_stream, gap
+from xattn.heads.b_cnn import BCNN, BCNNHead
+from xattn.heads.br_npa import BRNPA, BRNPAHead, representatives
+from xattn.heads.ca_stream import CAStream, CAStreamHead
+from xattn.heads.facts import Attended, HeadFacts, Place, Site, heads
+from xattn.heads.gap import Gap, GapHead
 
-from dataclasses import dataclass
-
-from xattn.registry import Registry
-
-
-@dataclass(frozen=True)
-class HeadFacts:
-    """What a head declares.
-
-    Attributes:
-        source: where it was published.
-        trained: whether it means something only after training.
-    """
-
-    source: str
-    trained: bool
-
-
-heads: Registry[HeadFacts] = Registry("head")
-
-from xattn.heads.gap import Gap  # noqa: E402  (registers itself)
-
-__all__ = ["Gap", "HeadFacts", "heads"]
+__all__ = [
+    "BCNN",
+    "BRNPA",
+    "Attended",
+    "BCNNHead",
+    "BRNPAHead",
+    "CAStream",
+    "CAStreamHead",
+    "Gap",
+    "GapHead",
+    "HeadFacts",
+    "Place",
+    "Site",
+    "b_cnn",
+    "br_npa",
+    "ca_stream",
+    "gap",
+    "heads",
+    "representatives",
+]

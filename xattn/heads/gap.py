@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
-from xattn.heads import HeadFacts, heads
+from xattn.heads.facts import HeadFacts, Site, heads
 
 
-@heads.register("gap", HeadFacts(source="the network's own", trained=False))
-class Gap(nn.Module):
+@heads.register("gap", HeadFacts(source="the network's own", replaces="nothing", attention=False))
+@dataclass(frozen=True)
+class Gap:
     """The network's own pooling and classifier, untouched."""
+
+    def places(self, site: Site) -> tuple[str, ...]:
+        """None: the network runs as it is."""
+        return ()
+
+    def build(self, channels: Sequence[int], classes: int) -> GapHead:
+        """A module without weights."""
+        return GapHead()
+
+
+class GapHead(nn.Module):
+    """Stands where other heads have weights."""
 
     def saliency(self, features: Tensor) -> Tensor:
         """What the head looks at: the norm of each feature vector.

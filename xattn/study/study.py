@@ -22,10 +22,13 @@ from torch.utils.data import Dataset
 from xattn.classifiers.classifier import Classifier
 from xattn.classifiers.preprocessing import Preprocessing, pixels
 from xattn.classifiers.stages import Stage
-from xattn.errors import InputError, NameUnknownError, RunError
-from xattn.explainers.maps import Maps, maps_of_batch, method_parts, resolve_targets
+from xattn.errors import InputError, NameUnknownError, RunError, UnsupportedError
+from xattn.explainers.facts import MethodFacts, Need
+from xattn.explainers.maps import Maps, maps_of_batch, method_parts, refuse_untrained, resolve_targets
+from xattn.heads import heads
 from xattn.images import Batch, ImageSource
-from xattn.study.progress import Progress
+from xattn.progress import Progress
+from xattn.registry import Part
 from xattn.study.scoring import COLUMNS, Scores, metric_parts, rows_of, score
 from xattn.study.store import Store, map_columns
 
@@ -65,10 +68,14 @@ class Study:
         seed: of what is random.
         save_maps: also write masks at the images' size, as 16-bit PNG under `maps/`, and keep raw maps of that size whole.
         progress: a bar on stderr where it is a terminal, a line now and then where not.
+        untrained: explain heads that were never trained all the same.
+
+    Methods that show a head's attention are left out for the classifiers whose head has none, as long as another has some.
 
     Raises:
         NameUnknownError: an unknown method, metric, setting, stage or class.
         InputError: no images, two classifiers of one name, or labels that do not match.
+        UnsupportedError: a head that was never trained, or a method that none of the classifiers can take.
     """
 
     def __init__(
@@ -88,6 +95,7 @@ class Study:
         seed: int = 0,
         save_maps: bool = False,
         progress: bool = True,
+        untrained: bool = False,
     ) -> None:
         self.classifiers = list(classifiers)
         self.methods = method_parts(methods)
@@ -101,6 +109,8 @@ class Study:
         self.save_maps = save_maps
         self.progress = progress
         self._check()
+        for classifier in () if untrained else self.classifiers:
+            refuse_untrained(classifier)
         self.stages = {_key(classifier): classifier.stage(stage) for classifier in self.classifiers}
         self.chunk = chunk if chunk is not None else (8 if self.classifiers[0].device.type == "cpu" else 64)
 
@@ -114,6 +124,12 @@ class Study:
             raise InputError(f"a batch needs at least one image; got batch_size {self.batch_size}.")
         if self.target == "label" and not self.source.labelled:
             raise InputError("target 'label' needs a label for every image: give labels_csv, or a source that has them.")
+        wanting = [part.spec for part in self.methods if not any(part in self.methods_of(classifier) for classifier in self.classifiers)]
+        if wanting or not all(self.methods_of(classifier) for classifier in self.classifiers):
+            raise UnsupportedError(
+                f"{', '.join(wanting) or self.methods[0].spec} shows a head's attention, and {', '.join(names)} has none: use ca-stream, "
+                "br-npa or b-cnn, or another method."
+            )
         for classifier in self.classifiers:
             if self.target not in ("label", "predicted"):
                 classifier.class_index(self.target)
@@ -213,7 +229,7 @@ class Study:
         known = [label for label in labels if label is not None]
         targets, rule = resolve_targets(classifier, self.target, known if self.target == "label" else None, len(labels))
         stage = self.stage_of(classifier)
-        maps = maps_of_batch(classifier, images, self.methods, targets, rule, names, stage, self.chunk, self.seed)
+        maps = maps_of_batch(classifier, images, self.methods_of(classifier), targets, rule, names, stage, self.chunk, self.seed)
         scores = score(classifier, maps, self.metrics, self.chunk)
         if self.save_maps:
             self._write_masks(classifier, maps)
@@ -247,9 +263,14 @@ class Study:
         for method, masks in maps.masks.items():
             levels = (masks * 65535).round().to(torch.int32).cpu()
             for name, level in zip(maps.names, levels, strict=True):
-                place = Path("maps") / file_name(classifier.name) / file_name(method) / f"{name}.png"
+                place = Path("maps") / file_name(classifier.name) / file_name(classifier.head_name) / file_name(method) / f"{name}.png"
                 with self.store.whole(place) as path:
                     _picture(level).save(path, format="PNG")
+
+    def methods_of(self, classifier: Classifier) -> list[Part[MethodFacts]]:
+        """The methods that a classifier can take: those of attention only where its head has some."""
+        attends = heads.part(classifier.head_name).facts.attention
+        return [part for part in self.methods if attends or Need.ATTENTION not in part.facts.needs]
 
     def stage_of(self, classifier: Classifier) -> Stage:
         """Where a classifier's features are taken."""

@@ -1,0 +1,144 @@
+"""`xattn train`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import click
+
+from xattn.errors import InputError
+
+
+def _stages(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[str, ...]:
+    return tuple(filter(None, (part.strip() for part in (value or "").split(","))))
+
+
+@click.command()
+@click.option("--model", required=True, help="As for explain.")
+@click.option("--weights", help="Local .pth or .safetensors, or the name of torchvision weights.")
+@click.option("--head", default="ca-stream", show_default=True, help="name[:key=value,…]; see `xattn list heads`.")
+@click.option(
+    "--data",
+    required=True,
+    help="A folder with a folder a class, a CSV (image, label), or NAME:ROOT of fgvc-aircraft, stanford-cars, oxford-pets, cifar10, "
+    "cifar100, cub.",
+)
+@click.option(
+    "--out", required=True, type=click.Path(dir_okay=False), help="The .safetensors to write; a training that was cut off goes on."
+)
+@click.option(
+    "--classes",
+    type=click.Choice(["folders", "wnid"]),
+    default="folders",
+    show_default=True,
+    help="What folders are called: classes of their own, or WordNet ids of ImageNet's 1000, which the network's classifier knows.",
+)
+@click.option("--preset", help="ca-stream (the paper's), head (cheap; the head alone), full (head and network). Default: by the head.")
+@click.option("--epochs", type=int)
+@click.option("--batch-size", type=int, help="Pictures a step, on all devices together.")
+@click.option("--optimiser", type=click.Choice(["sgd", "adam", "adamw"]))
+@click.option("--lr", type=float, help="Learning rate.")
+@click.option("--weight-decay", type=float)
+@click.option("--schedule", type=click.Choice(["constant", "cosine", "step"]))
+@click.option("--dropout", type=float, help="Of the head's vector.")
+@click.option("--patience", type=int, help="Epochs without a better validation loss before it stops.")
+@click.option("--validation", type=float, help="Share of each class that is held out, where the data has no validation split.")
+@click.option(
+    "--teacher", type=click.Path(exists=True, dir_okay=False), help="A trained .safetensors: learn its answers and begin with its weights."
+)
+@click.option("--alpha", type=float, help="Weight of the labels beside the teacher's answers.")
+@click.option("--temperature", type=float, help="Of the teacher's answers.")
+@click.option("--high-res", callback=_stages, help="Stages whose stride is taken out, as layer3,layer4.")
+@click.option("--dilate", is_flag=True, help="Widen the kernels behind them instead.")
+@click.option("--input-size", type=int, help="Side of the crop.")
+@click.option("--resize", type=int, help="Shorter side before the crop.")
+@click.option("--search", "trials", type=click.IntRange(1), help="Search the settings in this many trials in all, and keep the best.")
+@click.option("--accelerator", help="cpu, gpu, mps, as Lightning takes it. Default: a GPU where there is one.")
+@click.option("--devices", default="1", show_default=True, help="How many on each node, as Lightning takes it.")
+@click.option("--nodes", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--precision", default="32-true", show_default=True, help="As Lightning takes it: 16-mixed, bf16-mixed, …")
+@click.option("--workers", type=click.IntRange(0), help="Processes that decode; default: one a core but one.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--log-gradients", is_flag=True, help="Log each layer's gradient norm at each step.")
+def train(
+    model: str,
+    weights: str | None,
+    head: str,
+    data: str,
+    out: str,
+    classes: Any,
+    preset: str | None,
+    teacher: str | None,
+    high_res: tuple[str, ...],
+    dilate: bool,
+    input_size: int | None,
+    resize: int | None,
+    trials: int | None,
+    accelerator: str | None,
+    devices: str,
+    nodes: int,
+    precision: str,
+    workers: int | None,
+    seed: int,
+    log_gradients: bool,
+    **changes: Any,
+) -> None:
+    """Trains a HEAD on a network, alone or with it, and writes one file that --model takes."""
+    if not out.endswith(".safetensors"):
+        raise InputError(f"--out is a .safetensors, which --model takes; got '{out}'.")
+    from xattn.classifiers import load
+    from xattn.heads import heads
+    from xattn.training import fit, open_data
+    from xattn.training.recipe import default_preset, recipe_of
+    from xattn.training.search import search
+
+    recipe = recipe_of(preset or default_preset(head)).with_(**changes)
+    replaces = heads.part(head).facts.replaces
+    opened = open_data(data, classes)
+    sys.path.append(os.getcwd())  # where package.module:factory is looked for
+    cpu = "cpu" if accelerator == "cpu" else None
+    classifier = load(
+        model,
+        head=head,
+        weights=weights,
+        classes=len(opened.names) if opened.names is not None and replaces == "classifier" else None,
+        high_res=high_res,
+        dilate=dilate,
+        input_size=input_size,
+        resize=resize,
+        device=cpu,
+    )
+    taught = None
+    if teacher is not None:
+        taught = load(teacher, device=cpu)
+        classifier.begin_with(taught)
+    what = "head and network" if recipe.backbone else "the head alone"
+    click.echo(f"{classifier.name} · {classifier.head_name} · {classifier.class_count} classes · {classifier.device}: {what}", err=True)
+    click.echo(f"{opened.name}: {len(opened)} pictures of {len(set(opened.targets))} classes", err=True)
+    options: dict[str, Any] = {
+        "recipe": recipe,
+        "teacher": taught,
+        "seed": seed,
+        "workers": workers,
+        "accelerator": accelerator,
+        "devices": int(devices) if devices.lstrip("-").isdigit() else devices,
+        "nodes": nodes,
+        "precision": precision,
+        "log_gradients": log_gradients,
+    }
+    if trials is not None:
+        found = search(classifier, opened, out, trials, **options)
+        settings = ", ".join(f"{key} {value}" for key, value in found.recipe.to_json().items() if value != getattr(recipe, key))
+        click.echo(
+            f"best of {found.trials} trials ({found.pruned} pruned): validation accuracy {found.accuracy:.2f} %, {settings}", err=True
+        )
+    else:
+        fitted = fit(classifier, opened, out, **options)
+        click.echo(
+            f"kept epoch {fitted.best} of {fitted.epochs}: validation loss {fitted.loss:.4f}, accuracy {fitted.accuracy:.2f} %; "
+            f"logs in {fitted.folder}",
+            err=True,
+        )
+    click.echo(out)

@@ -1,0 +1,162 @@
+"""Larger feature maps from the same weights: strides taken out of the last stages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from xattn.classifiers.stages import first_tensor
+from xattn.errors import NameUnknownError, UnsupportedError
+
+PROBE_SIDE = 224
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A leaf module's run in the probe, with the sides of its maps."""
+
+    name: str
+    module: nn.Module
+    before: tuple[int, int]
+    after: tuple[int, int]
+
+    @property
+    def shrinks(self) -> bool:
+        """Whether it makes a map smaller by a stride."""
+        return hasattr(self.module, "stride") and self.after < self.before
+
+
+def high_resolution(
+    network: nn.Module, stages: Sequence[str], *, dilate: bool = False, input_size: int | tuple[int, int] = PROBE_SIDE
+) -> None:
+    """Takes the stride out of stages, in place: their maps, and those of what follows, double in height and width.
+
+    The convolution that strides and its shortcut get stride 1; weights stay. Where a kernel has no padding (ConvNeXt's 2×2) and in
+    pooled shortcuts, the map is padded right and below by replication.
+
+    Args:
+        network: a ResNet, MobileNet, ConvNeXt or the like.
+        stages: names of modules, as "layer3", "layer4"; a stage without a stride inside stands for the one right before it.
+        dilate: widen the kernels that follow instead, so that each sees what it saw before: at every second position the map is the one
+            from before. As torchvision's `replace_stride_with_dilation`.
+        input_size: side, or height and width, of the images it is probed with.
+
+    Raises:
+        NameUnknownError: no module of that name.
+        UnsupportedError: the stage does not shrink its map, or by something else than a convolution or an average pooling; the network
+            is as it was.
+
+    Source: Gomez et al. 2021, Sec. 3.1.
+    """
+    for stage in stages:
+        _without_stride(network, stage, dilate, (input_size, input_size) if isinstance(input_size, int) else input_size)
+
+
+def _without_stride(network: nn.Module, stage: str, dilate: bool, size: tuple[int, int]) -> None:
+    modules = dict(network.named_modules())
+    if stage not in modules or not stage:
+        raise NameUnknownError("stage", stage, (name for name, _ in network.named_children()), "Any other module can be named as well.")
+    calls, sizes = _probe(network, size)
+    inside = [number for number, call in enumerate(calls) if call.name == stage or call.name.startswith(f"{stage}.")]
+    if not inside or stage not in sizes:
+        raise UnsupportedError(f"high resolution needs a stage that gives a map; '{stage}' gives none.")
+    shrinking = [call for call in calls[inside[0] : inside[-1] + 1] if call.shrinks]
+    if not shrinking:
+        shrinking = _right_before(calls[: inside[0]], calls[inside[0]].before)
+    if not shrinking:
+        raise UnsupportedError(f"high resolution takes strides out, and '{stage}' has none, nor has what stands right before it.")
+    kept = {call.name: call.module for call in calls}
+    settings = {name: dict(vars(module)) for name, module in kept.items()}
+    try:
+        for call in shrinking:
+            _put(network, call.name, _strideless(call, stage))
+        if dilate:
+            first = min(number for number, call in enumerate(calls) if call in shrinking and isinstance(call.module, nn.Conv2d))
+            for call in calls[first + 1 :]:
+                if call not in shrinking:
+                    _widen(network.get_submodule(call.name))
+        grown = _probe(network, size)[1].get(stage)
+        if grown is None or grown <= sizes[stage]:
+            raise UnsupportedError(f"'{stage}' gives a map of {grown} instead of {sizes[stage]} after its strides were taken out.")
+    except Exception as error:
+        for name, module in kept.items():
+            vars(module).update(settings[name])
+            _put(network, name, module)
+        if isinstance(error, UnsupportedError):
+            raise
+        raise UnsupportedError(
+            f"with the strides of '{stage}' taken out the network does not run ({error}): is there one in its code?"
+        ) from error
+
+
+def _probe(network: nn.Module, size: tuple[int, int]) -> tuple[list[_Call], dict[str, tuple[int, int]]]:
+    """The runs of leaf modules in order, and the sides of the map that each module gives."""
+    calls: list[_Call] = []
+    sizes: dict[str, tuple[int, int]] = {}
+
+    def note(name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        given, gave = first_tensor(args), first_tensor(output)
+        if given is None or gave is None or given.dim() != 4 or gave.dim() != 4:
+            return
+        sizes[name] = (gave.shape[2], gave.shape[3])
+        if next(module.children(), None) is None:
+            calls.append(_Call(name, module, (given.shape[2], given.shape[3]), (gave.shape[2], gave.shape[3])))
+
+    handles = [m.register_forward_hook(lambda m, args, out, name=name: note(name, m, args, out)) for name, m in network.named_modules()]
+    training = [m for m in network.modules() if m.training]
+    like = next(network.parameters())
+    try:
+        for m in training:
+            m.training = False
+        with torch.no_grad():
+            network(torch.rand((1, 3, *size), generator=torch.Generator().manual_seed(0)).to(like))
+    finally:
+        for m in training:
+            m.training = True
+        for handle in handles:
+            handle.remove()
+    return calls, sizes
+
+
+def _right_before(calls: Sequence[_Call], size: tuple[int, int]) -> list[_Call]:
+    """What made the map as small as it enters a stage, in the last step."""
+    shrinking = [call for call in calls if call.shrinks]
+    return [call for call in shrinking if call.after == size and call.before == shrinking[-1].before]
+
+
+def _strideless(call: _Call, stage: str) -> nn.Module:
+    module = call.module
+    if isinstance(module, nn.Conv2d):
+        reach = [dilation * (kernel - 1) for dilation, kernel in zip(module.dilation, module.kernel_size, strict=True)]
+        module.stride = (1, 1)
+        if isinstance(module.padding, str) or type(module) is not nn.Conv2d or any(module.padding) or not any(reach):
+            return module  # padded already, or padding itself as it runs
+        padded = nn.Conv2d(1, 1, module.kernel_size, dilation=module.dilation, padding="same", padding_mode="replicate")
+        vars(padded)["_parameters"] = module._parameters
+        for name in ("in_channels", "out_channels", "groups"):
+            setattr(padded, name, getattr(module, name))
+        return padded.train(module.training)
+    if isinstance(module, nn.AvgPool2d):
+        kernel = module.kernel_size if isinstance(module.kernel_size, int) else module.kernel_size[0]
+        return nn.Sequential(nn.ReplicationPad2d((0, kernel - 1, 0, kernel - 1)), nn.AvgPool2d(kernel, 1)).train(module.training)
+    raise UnsupportedError(
+        f"high resolution takes the stride out of convolutions and average poolings; '{stage}' shrinks its map by '{call.name}', a "
+        f"{type(module).__name__}. Choose a later stage, or another network (ResNet, MobileNet, ConvNeXt, EfficientNet, DenseNet)."
+    )
+
+
+def _widen(module: nn.Module) -> None:
+    """Doubles the dilation of a convolution with a kernel larger than 1, and its padding."""
+    if isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1:
+        module.dilation = (module.dilation[0] * 2, module.dilation[1] * 2)
+        if not isinstance(module.padding, str):
+            module.padding = (module.padding[0] * 2, module.padding[1] * 2)
+
+
+def _put(network: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, last = name.rpartition(".")
+    setattr(network.get_submodule(parent), last, module)

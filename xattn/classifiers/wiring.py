@@ -1,0 +1,208 @@
+"""How a head is put between a network's features and its logits, whatever the network: by hooks that live as long as a forward."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xattn.classifiers.capture import captured, tapped, to_nchw
+from xattn.classifiers.stages import Stage
+from xattn.errors import UnsupportedError
+from xattn.heads import Attended, CAStreamHead, Place, Site
+from xattn.heads.facts import HeadSettings
+
+Forward = Callable[[Tensor], Tensor]
+PROBE_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Tail:
+    """What follows a network's pooling.
+
+    Attributes:
+        entry: dotted name of the first module that takes the pooled vector `(B, C)`, `(B, C, 1, 1)` or `(B, 1, 1, C)`; None if none
+            does.
+        call: which call of that module, from 1.
+        linear: the classifier, where it is one linear layer on the pooled vector.
+    """
+
+    entry: str | None = None
+    call: int = 1
+    linear: nn.Linear | None = None
+
+
+def find_tail(network: nn.Module, forward: Forward, image: Tensor, last: Stage) -> Tail:
+    """Finds what follows the pooling with one forward of one image, in eval mode.
+
+    Args:
+        network: whose modules are looked at.
+        forward: images `(1, 3, H, W)` → logits, running `network`.
+        image: `(1, 3, H, W)`.
+        last: what enters the pooling.
+    """
+    entries: list[tuple[str, int, Tensor]] = []
+    calls: Counter[str] = Counter()
+    reached = False
+
+    def before(name: str, args: tuple[Any, ...]) -> None:
+        calls[name] += 1
+        given = args[0] if len(args) == 1 else None
+        is_vector = isinstance(given, Tensor) and given.dim() in (2, 4) and given.numel() == last.channels == max(given.shape)
+        if reached and is_vector:
+            entries.append((name, calls[name], given))
+
+    modules = {name: module for name, module in network.named_modules() if name}
+    handles = [module.register_forward_pre_hook(lambda _m, args, name=name: before(name, args)) for name, module in modules.items()]
+
+    def reach(_stage: Stage, _tensor: Tensor) -> None:
+        nonlocal reached
+        reached = True
+
+    try:
+        with torch.no_grad(), tapped(network, [last], reach), captured(network, [last]) as found:
+            logits = forward(image)
+    finally:
+        for handle in handles:
+            handle.remove()
+    features = to_nchw(found[last.name], last.layout)
+    return _tail(modules, entries, features, logits)
+
+
+def _tail(modules: dict[str, nn.Module], entries: Sequence[tuple[str, int, Tensor]], features: Tensor, logits: Tensor) -> Tail:
+    for name, call, vector in entries:
+        pooled = vector.flatten()
+        low, high = features.flatten(2)[0].amin(dim=1), features.flatten(2)[0].amax(dim=1)
+        slack = PROBE_TOLERANCE * features.abs().amax()
+        if not ((pooled >= low - slack) & (pooled <= high + slack)).all():
+            continue  # it has been through a layer: a pooling stays between the smallest and the largest value of each channel
+        linear = next((m for m in modules.values() if _is_classifier(m, pooled, logits)), None)
+        return Tail(name, call, linear)
+    return Tail()
+
+
+def _is_classifier(module: nn.Module, pooled: Tensor, logits: Tensor) -> bool:
+    if not isinstance(module, nn.Linear) or (module.in_features, module.out_features) != (len(pooled), logits.shape[1]):
+        return False
+    said = module(pooled[None])
+    return bool(torch.allclose(said, logits, rtol=PROBE_TOLERANCE, atol=PROBE_TOLERANCE * float(logits.abs().max())))
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """Where a head is put.
+
+    Attributes:
+        stages: which it reads, in order.
+        tail: where its vector goes in.
+    """
+
+    stages: tuple[Stage, ...] = ()
+    tail: Tail = field(default_factory=Tail)
+
+
+def site_of(network: nn.Module, name: str, stages: Sequence[Stage], tail: Tail) -> Site:
+    """What a head is told of a network."""
+    return Site(
+        name=name,
+        places=tuple(Place(stage.name, stage.channels, stage.stride) for stage in stages),
+        kinds=frozenset(type(module).__name__ for module in network.modules()),
+        modules=frozenset(module for module, _ in network.named_modules()),
+        takes_vector=tail.entry is not None,
+    )
+
+
+def attend(
+    network: nn.Module,
+    normalised: Tensor,
+    head: nn.Module,
+    wiring: Wiring,
+    logits_of: Callable[[Any], Tensor],
+    classes: Tensor | None,
+    seeds: Sequence[int] | None,
+) -> Attended:
+    """One forward of the network with its head.
+
+    Args:
+        network: normalised images → logits.
+        normalised: images.
+        head: the module.
+        wiring: where it is put.
+        logits_of: the logits in what the network gives.
+        classes: `(B,)`, for a head with a query for each class.
+        seeds: one an image, for what is random.
+    """
+    if isinstance(head, CAStreamHead):
+        return _stream(network, normalised, head, wiring, logits_of, classes)
+    found: list[Attended] = []
+
+    def tap(stage: Stage, tensor: Tensor) -> None:
+        found.append(head.attend(to_nchw(tensor, stage.layout), stage.name, seeds))
+
+    with tapped(network, wiring.stages, tap):
+        network(normalised)
+    _all_reached(wiring, len(found))
+    return found[0]
+
+
+def _stream(
+    network: nn.Module,
+    normalised: Tensor,
+    head: CAStreamHead,
+    wiring: Wiring,
+    logits_of: Callable[[Any], Tensor],
+    classes: Tensor | None,
+) -> Attended:
+    if head.settings.per_class and classes is None:
+        with torch.no_grad():
+            classes = logits_of(network(normalised)).argmax(dim=1)
+    query = head.begin(len(normalised), classes)
+    attention: dict[str, Tensor] = {}
+    scores: dict[str, Tensor] = {}
+
+    def tap(stage: Stage, tensor: Tensor) -> None:
+        nonlocal query
+        query, maps, before = head.step(len(attention), query, to_nchw(tensor, stage.layout))
+        attention[stage.name], scores[stage.name] = maps[:, None], before[:, None]
+
+    with tapped(network, wiring.stages, tap), _replaced(network, wiring.tail, lambda: query):
+        logits = logits_of(network(normalised))
+    _all_reached(wiring, len(attention))
+    return Attended(logits, attention, scores)
+
+
+def _all_reached(wiring: Wiring, count: int) -> None:
+    if count < len(wiring.stages):
+        raise UnsupportedError(
+            f"the forward did not come to '{wiring.stages[count].name}', where the head looks: it takes another way now than when the head "
+            "was put on, or something stands in the module's place that runs no hooks."
+        )
+
+
+@contextmanager
+def _replaced(network: nn.Module, tail: Tail, vector: Callable[[], Tensor]) -> Iterator[None]:
+    """What enters the classifier is the vector, in the shape of the pooled one."""
+    calls = 0
+
+    def put(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        nonlocal calls
+        calls += 1
+        return (vector().to(args[0].dtype).reshape(args[0].shape),) if calls == tail.call else None
+
+    if tail.entry is None:
+        raise UnsupportedError("the network has no module that takes the pooled vector.")
+    handle = network.get_submodule(tail.entry).register_forward_pre_hook(put)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def made(settings: HeadSettings, stages: Sequence[Stage], classes: int, like: Tensor) -> nn.Module:
+    """A head's module for these stages, where the network is and in its precision."""
+    return settings.build([stage.channels for stage in stages], classes).to(device=like.device, dtype=like.dtype)

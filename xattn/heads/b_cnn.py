@@ -1,0 +1,86 @@
+"""B-CNN: attention maps from convolutions, the parametric baseline of BR-NPA."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock
+
+from xattn.errors import SettingError
+from xattn.heads.facts import Attended, HeadFacts, Site, heads
+
+
+@heads.register("b-cnn", HeadFacts(source="Gomez et al. 2021, Sec. 4.1", replaces="classifier"))
+@dataclass(frozen=True)
+class BCNN:
+    """A residual block and a 1×1 convolution give attention maps; each weights the features before average pooling; → linear.
+
+    Attributes:
+        n: number of attention maps.
+        dropout: share of the concatenated vector that is dropped in training.
+    """
+
+    n: int = 3
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.n < 1 or not 0 <= self.dropout < 1:
+            raise SettingError(f"b-cnn takes n of at least 1 and dropout in [0, 1); got n={self.n}, dropout={self.dropout}.")
+
+    def places(self, site: Site) -> tuple[str, ...]:
+        """What enters the pooling."""
+        return (site.places[-1].name,)
+
+    def build(self, channels: Sequence[int], classes: int) -> BCNNHead:
+        """The module, all its weights fresh."""
+        return BCNNHead(channels[-1], classes, self)
+
+
+class BCNNHead(nn.Module):
+    """B-CNN as a module: features `(B, C, h, w)` → logits `(B, K)`.
+
+    Args:
+        channels: C.
+        classes: K.
+        settings: of the head.
+
+    Differs: the released CUB code makes one map more than it uses.
+    """
+
+    def __init__(self, channels: int, classes: int, settings: BCNN | None = None) -> None:
+        super().__init__()
+        self.settings = settings or BCNN()
+        self.block = BasicBlock(channels, channels)
+        self.attention = nn.Conv2d(channels, self.settings.n, kernel_size=1, bias=False)
+        self.dropout = nn.Dropout(self.settings.dropout)
+        self.linear = nn.Linear(self.settings.n * channels, classes)
+
+    def attend(self, features: Tensor, place: str = "", seeds: Sequence[int] | None = None) -> Attended:
+        """Logits and maps.
+
+        Args:
+            features: `(B, C, h, w)`.
+            place: under which name the maps are given.
+            seeds: not used; nothing is random.
+        """
+        maps = self.attention(self.block(features)).relu()
+        positions = maps.shape[2] * maps.shape[3]
+        vectors = torch.bmm(maps.flatten(2), features.to(maps.dtype).flatten(2).transpose(1, 2)) / positions
+        return Attended(self.linear(self.dropout(vectors.flatten(1))), {place: maps})
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits `(B, K)`."""
+        return self.attend(features).output
+
+    def saliency(self, features: Tensor, maps: Tensor) -> Tensor:
+        """One map of the head: the mean of its maps times the norm of the features, `(B, h, w)`, ≥ 0.
+
+        Args:
+            features: `(B, C, h, w)`.
+            maps: `(B, N, h, w)`.
+        """
+        norms: Tensor = torch.linalg.vector_norm(features, dim=1)
+        return maps.mean(dim=1) * norms

@@ -1,0 +1,205 @@
+"""BR-NPA: non-parametric attention maps in the order of their strength."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from xattn.errors import InputError, SettingError
+from xattn.heads.facts import Attended, HeadFacts, Site, heads
+
+Suppression = Literal["cosine", "weight"]
+Selection = Literal["active", "random"]
+
+FLOOR = 1e-12
+PROBED = ((1, 2), (2, 3), (1,), (2,), (3,))
+
+
+def representatives(
+    features: Tensor,
+    n: int = 3,
+    *,
+    suppression: Suppression = "cosine",
+    selection: Selection = "active",
+    refine: bool = True,
+    rectify: bool = True,
+    seeds: Sequence[int] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The strongest feature vectors that differ from each other, each averaged with its like.
+
+    Two passes over the features for each vector, one to compare and one to average, forward and backward; nothing of size
+    `(N, C, h·w)` is made. Computed in float32 at least, whatever the precision around it.
+
+    Args:
+        features: `(B, C, h, w)`.
+        n: how many vectors.
+        suppression: what lowers the activation of vectors like those that were taken: their "cosine", as the authors' code has it, or
+            their "weight" in the average, as Alg. 1 prints it, which with weights near 1/(h·w) lowers next to nothing.
+        selection: "active", the highest activation; "random", uniform (the ablation of Tables 4 and 7).
+        refine: average each vector with its like; False takes it as it is, and the maps stay (likewise).
+        rectify: take negative cosines as 0.
+        seeds: one an image, for `selection="random"`; None: torch's generator.
+
+    Returns:
+        Vectors `(B, N, C)` and maps `(B, N, h, w)`, each map summing to 1, both in the order of rank. Where all features of an image
+        are 0 its vectors are 0 and its maps uniform.
+
+    Raises:
+        InputError: features that are no map, or fewer positions than vectors.
+
+    Source: Gomez et al. 2021, Alg. 1.
+
+    Differs: activation is the norm, not its square; negative cosines are clamped (after a ReLU there are none); products of norms are
+    floored at 1e-12 and what remains of an activation at 0.
+    """
+    if features.dim() != 4 or not features.is_floating_point():
+        raise InputError(f"representatives takes features (batch, channels, height, width); got {tuple(features.shape)} {features.dtype}.")
+    height, width = features.shape[2:]
+    if not 1 <= n <= height * width:
+        raise InputError(f"{n} vectors cannot be told apart in a map of {height} × {width} positions: give n from 1 to {height * width}.")
+    with torch.autocast(features.device.type, enabled=False):
+        flat = (features if features.dtype == torch.float64 else features.float()).flatten(2)
+        norms = torch.linalg.vector_norm(flat, dim=1)
+        activation = norms.detach()
+        picked, maps = [], []
+        for rank in range(n):
+            chosen = (activation if selection == "active" else _noise(activation, rank, seeds)).argmax(dim=1)[:, None]
+            vector = flat.gather(2, chosen[:, None].expand(-1, flat.shape[1], 1))
+            products = torch.bmm(vector.transpose(1, 2), flat)[:, 0]
+            cosines = products / (norms * norms.gather(1, chosen)).clamp(min=FLOOR)
+            if rectify:
+                cosines = cosines.relu()
+            weights = _normalised(cosines)
+            taken = cosines if suppression == "cosine" else weights
+            activation = activation * (1 - taken.detach()).clamp(min=0)
+            picked.append(vector[:, :, 0])
+            maps.append(weights)
+        weights = torch.stack(maps, dim=1)
+        vectors = torch.bmm(weights, flat.transpose(1, 2)) if refine else torch.stack(picked, dim=1)
+    return vectors, weights.unflatten(2, (height, width))
+
+
+def _normalised(cosines: Tensor) -> Tensor:
+    """Divided by their sum; uniform where that is 0."""
+    total = cosines.sum(dim=1, keepdim=True)
+    empty = total.abs() < FLOOR
+    return torch.where(empty, 1 / cosines.shape[1], cosines / torch.where(empty, 1, total))
+
+
+def _noise(like: Tensor, rank: int, seeds: Sequence[int] | None) -> Tensor:
+    if seeds is None:
+        return torch.rand_like(like)
+    drawn = [torch.rand(like.shape[1], generator=torch.Generator().manual_seed(seed + rank)) for seed in seeds]
+    return torch.stack(drawn).to(like)
+
+
+@heads.register("br-npa", HeadFacts(source="Gomez et al. 2021, Alg. 1", replaces="classifier"))
+@dataclass(frozen=True)
+class BRNPA:
+    """The strongest distinct feature vectors, each averaged with its like; concatenated by rank → linear.
+
+    Attributes:
+        n: number of vectors, and of attention maps.
+        suppression: "cosine", as the authors' code has it, or "weight", as Alg. 1 prints it.
+        selection: "active" or "random".
+        refine: average each vector with its like.
+        rectify: take negative cosines as 0.
+        rank_probes: classifiers beside the main one on some of the ranks alone, without a gradient into the features.
+        dropout: share of the concatenated vector that is dropped in training.
+    """
+
+    n: int = 3
+    suppression: Suppression = "cosine"
+    selection: Selection = "active"
+    refine: bool = True
+    rectify: bool = True
+    rank_probes: bool = False
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.n < 1 or not 0 <= self.dropout < 1:
+            raise SettingError(f"br-npa takes n of at least 1 and dropout in [0, 1); got n={self.n}, dropout={self.dropout}.")
+        if self.rank_probes and self.n < 3:
+            raise SettingError(f"br-npa's rank probes look at ranks 1 to 3; got n={self.n}. Give n of at least 3.")
+
+    def places(self, site: Site) -> tuple[str, ...]:
+        """What enters the pooling."""
+        return (site.places[-1].name,)
+
+    def build(self, channels: Sequence[int], classes: int) -> BRNPAHead:
+        """The module, its linear layer fresh."""
+        return BRNPAHead(channels[-1], classes, self)
+
+
+class BRNPAHead(nn.Module):
+    """BR-NPA as a module: features `(B, C, h, w)` → logits `(B, K)`.
+
+    Args:
+        channels: C.
+        classes: K.
+        settings: of the head.
+    """
+
+    def __init__(self, channels: int, classes: int, settings: BRNPA | None = None) -> None:
+        super().__init__()
+        self.settings = settings or BRNPA()
+        self.dropout = nn.Dropout(self.settings.dropout)
+        self.linear = nn.Linear(self.settings.n * channels, classes)
+        probed = PROBED if self.settings.rank_probes else ()
+        self.probes = nn.ModuleDict({_probe(ranks): nn.Linear(len(ranks) * channels, classes) for ranks in probed})
+
+    @torch.no_grad()
+    def graft(self, linear: nn.Linear) -> None:
+        """Starts from a classifier on the pooled vector: the logits are the mean of what it says to each vector.
+
+        Args:
+            linear: `(C → K)`.
+
+        Source: the authors' DG-Net fork has the division by N; the paper does not print it.
+        """
+        self.linear.weight.copy_(linear.weight.repeat(1, self.settings.n) / self.settings.n)
+        self.linear.bias.copy_(torch.zeros_like(self.linear.bias) if linear.bias is None else linear.bias)
+
+    def attend(self, features: Tensor, place: str = "", seeds: Sequence[int] | None = None) -> Attended:
+        """Logits, maps and, where the settings ask for them, the probes' logits.
+
+        Args:
+            features: `(B, C, h, w)`.
+            place: under which name the maps are given.
+            seeds: one an image, for `selection="random"`.
+        """
+        s = self.settings
+        vectors, maps = representatives(
+            features, s.n, suppression=s.suppression, selection=s.selection, refine=s.refine, rectify=s.rectify, seeds=seeds
+        )
+        vectors = vectors.to(self.linear.weight.dtype)
+        probes = {}
+        for name, linear in self.probes.items():
+            ranks = [int(digit) - 1 for digit in name.removeprefix("ranks_")]
+            probes[name] = linear(vectors[:, ranks].detach().flatten(1))
+        return Attended(self.linear(self.dropout(vectors.flatten(1))), {place: maps}, probes=probes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits `(B, K)`."""
+        return self.attend(features).output
+
+    def saliency(self, features: Tensor, maps: Tensor) -> Tensor:
+        """One map of the head: the mean of its maps times the norm of the features.
+
+        Args:
+            features: `(B, C, h, w)`.
+            maps: `(B, N, h, w)`.
+
+        Returns:
+            `(B, h, w)`, ≥ 0.
+        """
+        norms: Tensor = torch.linalg.vector_norm(features, dim=1)
+        return maps.mean(dim=1) * norms
+
+
+def _probe(ranks: Sequence[int]) -> str:
+    return "ranks_" + "".join(map(str, ranks))

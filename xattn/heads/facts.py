@@ -1,0 +1,85 @@
+"""What a head declares of itself, and what it is told of the network it is put on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, Protocol
+
+from torch import Tensor, nn
+
+from xattn.registry import Registry
+
+Replaces = Literal["nothing", "pooling", "classifier"]
+
+
+@dataclass(frozen=True)
+class HeadFacts:
+    """Facts of a head.
+
+    Attributes:
+        source: where it was published.
+        replaces: "pooling": its vector enters the network's own classifier; "classifier": it gives the logits; "nothing".
+        attention: whether it has attention maps.
+    """
+
+    source: str
+    replaces: Replaces
+    attention: bool = True
+
+
+class Place(NamedTuple):
+    """A stage of the network, as far as heads need to know it."""
+
+    name: str
+    channels: int
+    stride: int
+
+
+@dataclass(frozen=True)
+class Site:
+    """What a head is told of the network.
+
+    Attributes:
+        name: how messages call the network.
+        places: its stages in the order of the forward; the last is what enters the pooling.
+        kinds: class names of its modules.
+        modules: dotted names of its modules.
+        takes_vector: whether its classifier takes the pooled vector of the last place.
+    """
+
+    name: str
+    places: tuple[Place, ...]
+    kinds: frozenset[str]
+    modules: frozenset[str]
+    takes_vector: bool
+
+
+@dataclass(frozen=True)
+class Attended:
+    """What a head gave for a batch.
+
+    Attributes:
+        output: logits `(B, K)`, or the vector `(B, C)` for the network's own classifier.
+        attention: maps `(B, N, h, w)` by place.
+        scores: what the attention was made of by a softmax, likewise; empty for heads without one.
+        probes: logits `(B, K)` of classifiers on the side, by name.
+    """
+
+    output: Tensor
+    attention: dict[str, Tensor] = field(default_factory=dict)
+    scores: dict[str, Tensor] = field(default_factory=dict)
+    probes: dict[str, Tensor] = field(default_factory=dict)
+
+
+class HeadSettings(Protocol):
+    """A registered head: a frozen dataclass of settings that builds the module."""
+
+    def places(self, site: Site) -> tuple[str, ...]:
+        """Names of the stages that the head reads, in order."""
+
+    def build(self, channels: Sequence[int], classes: int) -> nn.Module:
+        """The module for places of these channel counts."""
+
+
+heads: Registry[HeadFacts] = Registry("head")

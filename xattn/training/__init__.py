@@ -1,0 +1,18 @@
+"""Training of heads, by Lightning: the head alone beside a frozen network, or head and network, with or without a teacher."""
+
+from xattn.errors import MissingPackageError
+
+try:
+    import lightning
+except ImportError as error:
+    raise MissingPackageError("lightning", "train", "training") from error
+
+from xattn.training.data import Labelled, open_data
+from xattn.training.fit import Fitted, fit
+from xattn.training.loss import distillation
+from xattn.training.module import DivergedError, gradient_norms
+from xattn.training.recipe import PRESETS, Recipe
+
+del lightning
+
+__all__ = ["PRESETS", "DivergedError", "Fitted", "Labelled", "Recipe", "distillation", "fit", "gradient_norms", "open_data"]

@@ -1,0 +1,283 @@
+"""What heads are trained on: folders of classes, a CSV, or data sets in their published layout; keyed by seed, epoch and index."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler, Subset
+from torchvision import datasets
+from torchvision.transforms import v2
+
+from xattn.classifiers.preprocessing import Preprocessing
+from xattn.errors import ImageError, InputError, MissingPackageError, NameUnknownError
+from xattn.images import ImageSource, read_picture
+
+Classes = Literal["folders", "wnid"]
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Pictures with a class index each.
+
+    Attributes:
+        name: how messages call it.
+        names: of the classes, in the order of their indices; None where labels are indices of classes that the network names.
+        targets: a class index a picture.
+        picture: RGB picture by number.
+        called: a picture's name by number.
+        validation: pictures that are published for validation; None: a share of these is held out.
+    """
+
+    name: str
+    names: tuple[str, ...] | None
+    targets: tuple[int, ...]
+    picture: Callable[[int], Image.Image]
+    called: Callable[[int], str]
+    validation: Labelled | None = None
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+
+@dataclass(frozen=True)
+class _Published:
+    """A data set of torchvision's: what is trained on, and what is published for validation. Test splits are never opened."""
+
+    build: Callable[[str, str], Any]
+    train: str
+    validation: str | None = None
+
+
+def _cifar(name: str) -> Callable[[str, str], Any]:
+    return lambda root, _split: getattr(datasets, name)(root, train=True)
+
+
+PUBLISHED = {
+    "fgvc-aircraft": _Published(lambda root, split: datasets.FGVCAircraft(root, split=split), "train", "val"),
+    "stanford-cars": _Published(lambda root, split: datasets.StanfordCars(root, split=split), "train"),
+    "oxford-pets": _Published(lambda root, split: datasets.OxfordIIITPet(root, split=split), "trainval"),
+    "cifar10": _Published(_cifar("CIFAR10"), "train"),
+    "cifar100": _Published(_cifar("CIFAR100"), "train"),
+}
+CUB = "cub"
+
+
+def open_data(data: str | Path | Labelled, classes: Classes = "folders") -> Labelled:
+    """Opens training data.
+
+    Args:
+        data: a folder with a folder a class; a CSV with columns `image` and `label` (class index or name); or `NAME:ROOT` of
+            fgvc-aircraft, stanford-cars, oxford-pets, cifar10, cifar100 as torchvision lays them out, or cub as it is published.
+        classes: "folders": the folders' names in order are the classes; "wnid": folders are called by WordNet ids, and labels are
+            the indices of ImageNet's 1000 classes.
+
+    Raises:
+        InputError: nothing there, a class without pictures, or labels that are missing.
+        NameUnknownError: a folder that is no ImageNet class.
+    """
+    if isinstance(data, Labelled):
+        return data
+    name, colon, root = str(data).partition(":")
+    if colon and name == CUB:
+        found = _cub(Path(root))
+    elif colon and name in PUBLISHED:
+        found = _published(name, root)
+    elif Path(data).suffix.lower() == ".csv":
+        found = _csv(Path(data))
+    elif Path(data).is_dir():
+        found = _folders(Path(data))
+    else:
+        known = ", ".join(f"{key}:ROOT" for key in sorted([*PUBLISHED, CUB]))
+        raise InputError(f"training data '{data}' is no folder and no CSV, nor one of {known}.")
+    return _by_wnid(found) if classes == "wnid" else found
+
+
+def _of_source(name: str, source: ImageSource, labels: Sequence[str], names: Sequence[str]) -> Labelled:
+    index = {label: number for number, label in enumerate(names)}
+    paths = [image.path for image in source.images]
+
+    def picture(number: int) -> Image.Image:
+        path = paths[number]
+        try:
+            return read_picture(path)  # type: ignore[arg-type]  # those of folders and CSVs have one
+        except ImageError as error:
+            raise ImageError(f"training picture {path}: {error}. Take it out, and the same command goes on.") from error
+
+    return Labelled(name, tuple(names), tuple(index[label] for label in labels), picture, lambda number: source.images[number].name)
+
+
+def _folders(folder: Path) -> Labelled:
+    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if len(names) < 2:
+        raise InputError(f"training data '{folder}' needs a folder for each of two classes or more; it has {', '.join(names) or 'none'}.")
+    source = ImageSource([str(folder / name) for name in names])
+    labels = [image.path.relative_to(folder).parts[0] for image in source.images if image.path is not None]
+    if empty := [name for name in names if name not in set(labels)]:
+        raise InputError(f"{len(empty)} class folders of '{folder}' hold no pictures: {', '.join(empty[:5])}. Fill them or remove them.")
+    return _of_source(str(folder), source, labels, names)
+
+
+def _csv(path: Path) -> Labelled:
+    source = ImageSource(str(path))
+    labels = [image.label for image in source.images]
+    if None in labels:
+        raise InputError(f"{path} has no label for {source.images[labels.index(None)].name}: training needs one for each image.")
+    if all(isinstance(label, int) for label in labels):
+        found = _of_source(str(path), source, [str(label) for label in labels], [str(number) for number in range(max(labels) + 1)])  # type: ignore[operator, type-var]
+        return Labelled(found.name, None, found.targets, found.picture, found.called)
+    texts = [str(label) for label in labels]
+    return _of_source(str(path), source, texts, sorted(set(texts)))
+
+
+def _cub(root: Path) -> Labelled:
+    """The training split of CUB-200-2011 as published: `images.txt`, `image_class_labels.txt`, `train_test_split.txt`, `classes.txt`."""
+
+    def table(name: str) -> list[tuple[str, str]]:
+        try:
+            lines = (root / f"{name}.txt").read_text(encoding="utf-8").splitlines()
+        except OSError as error:
+            raise InputError(f"cub:{root} needs {root / name}.txt, as in CUB_200_2011.tgz ({error.strerror}).") from error
+        return [(key, value) for key, _, value in (line.strip().partition(" ") for line in lines if line.strip())]
+
+    names = [name for _, name in table("classes")]
+    training = {key for key, value in table("train_test_split") if value == "1"}
+    number = {key: int(value) - 1 for key, value in table("image_class_labels")}
+    chosen = [(key, file) for key, file in table("images") if key in training]
+    if missing := [file for _, file in chosen if not (root / "images" / file).is_file()]:
+        raise InputError(f"cub:{root} lacks {len(missing)} of its {len(chosen)} training pictures, as {root / 'images' / missing[0]}.")
+    source = ImageSource([str(root / "images" / file) for _, file in chosen])
+    label = {(root / "images" / file).resolve(): names[number[key]] for key, file in chosen}
+    return _of_source(f"cub:{root}", source, [label[image.path.resolve()] for image in source.images if image.path is not None], names)
+
+
+def _published(name: str, root: str) -> Labelled:
+    about = PUBLISHED[name]
+
+    def split(which: str) -> Labelled:
+        try:
+            items = about.build(root, which)
+        except (RuntimeError, OSError) as error:
+            raise InputError(
+                f"{name}:{root} could not be opened ({error}). torchvision.datasets says how its folder is laid out."
+            ) from error
+        targets = next(getattr(items, key) for key in ("targets", "_labels", "_samples") if hasattr(items, key))
+        indices = tuple(int(target[1] if isinstance(target, tuple) else target) for target in targets)
+        names = tuple(items.classes)
+        return Labelled(
+            f"{name}:{root}", names, indices, lambda number: items[number][0].convert("RGB"), lambda number: f"{which} {number}"
+        )
+
+    found = split(about.train)
+    if about.validation is None:
+        return found
+    return Labelled(found.name, found.names, found.targets, found.picture, found.called, split(about.validation))
+
+
+def _by_wnid(data: Labelled) -> Labelled:
+    if importlib.util.find_spec("timm") is None:
+        raise MissingPackageError("timm", "train", "--classes wnid")
+    wnids: list[str] = importlib.import_module("timm.data").ImageNetInfo().label_names()
+    if data.names is None:
+        raise InputError(f"{data.name} has class indices already: leave out --classes wnid.")
+    if unknown := [name for name in data.names if name not in wnids]:
+        raise NameUnknownError("ImageNet class (a WordNet id, as n01440764)", unknown[0], wnids)
+    index = [wnids.index(name) for name in data.names]
+    return Labelled(data.name, None, tuple(index[target] for target in data.targets), data.picture, data.called)
+
+
+def held_out(targets: Sequence[int], share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Numbers of what is trained on and of what is held out: a share of each class, at least one picture where a class has two."""
+    generator = torch.Generator().manual_seed(seed)
+    by_class: dict[int, list[int]] = {}
+    for number, target in enumerate(targets):
+        by_class.setdefault(target, []).append(number)
+    kept, out = [], []
+    for numbers in by_class.values():
+        shuffled = [numbers[place] for place in torch.randperm(len(numbers), generator=generator).tolist()]
+        count = min(max(1, round(share * len(numbers))), len(numbers) - 1) if share else 0
+        out += shuffled[:count]
+        kept += shuffled[count:]
+    return sorted(kept), sorted(out)
+
+
+class Crops(Dataset[tuple[Tensor, int]]):
+    """Augmented uint8 crops, each a pure function of seed, epoch and number; without a smallest share, the classifier's own crop.
+
+    Args:
+        data: pictures.
+        preprocessing: of the classifier.
+        smallest: share of the picture's area that a random crop covers at least; None: no augmentation.
+        seed: of the augmentation.
+    """
+
+    def __init__(self, data: Labelled, preprocessing: Preprocessing, smallest: float | None, seed: int) -> None:
+        self.data = data
+        self.preprocessing = preprocessing
+        self.seed = seed
+        self.augment = None
+        if smallest is not None:
+            interpolation = v2.InterpolationMode(preprocessing.interpolation)
+            crop = v2.RandomResizedCrop(preprocessing.input_size, scale=(smallest, 1.0), interpolation=interpolation, antialias=True)
+            self.augment = v2.Compose([crop, v2.RandomHorizontalFlip(), v2.PILToTensor()])
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, int]:
+        epoch, number = key if isinstance(key, tuple) else (0, key)
+        picture = self.data.picture(number)
+        if self.augment is None:
+            return self.preprocessing.crop(picture), self.data.targets[number]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(mixed(self.seed, epoch, number))
+            crop: Tensor = self.augment(picture)
+        return crop, self.data.targets[number]
+
+
+class EpochOrder(Sampler[tuple[int, int]]):
+    """Keys `(epoch, number)` in an order that epoch and seed alone decide.
+
+    Args:
+        numbers: of the pictures.
+        seed: of the order.
+        epoch: which one begins.
+    """
+
+    def __init__(self, numbers: Sequence[int], seed: int, epoch: Callable[[], int]) -> None:
+        self.numbers = numbers
+        self.seed = seed
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        epoch = self.epoch()
+        order = torch.randperm(len(self.numbers), generator=torch.Generator().manual_seed(mixed(self.seed, epoch, -1)))
+        return iter([(epoch, self.numbers[place]) for place in order.tolist()])
+
+
+def mixed(seed: int, epoch: int, number: int) -> int:
+    """One seed of three numbers, unlike that of any neighbouring three."""
+    value = 0
+    for part in (seed, epoch, number):
+        value = ((value ^ (part & 0xFFFFFFFF)) * 0x9E3779B97F4A7C15 + 0x7F4A7C15) & 0x7FFFFFFFFFFFFFFF
+        value ^= value >> 29
+    return value
+
+
+def splits(data: Labelled, preprocessing: Preprocessing, share: float, smallest: float, seed: int) -> tuple[Crops, list[int], Dataset[Any]]:
+    """Augmented crops with the numbers that are trained on, and what is held out for validation."""
+    training = Crops(data, preprocessing, smallest, seed)
+    if data.validation is not None:
+        return training, list(range(len(data))), Crops(data.validation, preprocessing, None, seed)
+    kept, out = held_out(data.targets, share, seed)
+    return training, kept, Subset(Crops(data, preprocessing, None, seed), out)

@@ -1,0 +1,150 @@
+"""A classifier as Lightning trains it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim import Optimizer
+
+from xattn.classifiers import Classifier, evaluating
+from xattn.classifiers.preprocessing import pixels
+from xattn.errors import XattnError
+from xattn.training.data import mixed
+from xattn.training.loss import distillation
+from xattn.training.recipe import Recipe
+
+
+class DivergedError(XattnError, ArithmeticError):
+    """The loss is no longer a number."""
+
+
+class Training(lightning.LightningModule):
+    """One classifier, its recipe and, where there is one, its teacher.
+
+    Args:
+        classifier: whose head, or head and network, is trained.
+        recipe: how.
+        teacher: whose answers are learnt beside the labels; frozen, in eval mode, never saved.
+        log_gradients: log each layer's gradient norm.
+        seed: of what is random in the head.
+    """
+
+    def __init__(self, classifier: Classifier, recipe: Recipe, teacher: Classifier | None, log_gradients: bool, seed: int) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.recipe = recipe
+        self.seed = seed
+        self.log_gradients = log_gradients
+        self.strict_loading = False  # of a frozen network nothing is saved
+        self._teacher = [teacher]  # in a list, so that it is no part of this module: not trained, not saved, not synchronised
+
+    def configure_optimizers(self) -> Any:
+        trained = [parameter for parameter in self.classifier.parameters() if parameter.requires_grad]
+        steps = max(1, int(self.trainer.estimated_stepping_batches))
+        optimiser = optimiser_of(self.recipe, trained)
+        factor = schedule_of(self.recipe, steps)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_fit_start(self) -> None:
+        if (teacher := self._teacher[0]) is not None:
+            teacher.to(self.device)
+
+    def on_train_epoch_start(self) -> None:
+        torch.manual_seed(mixed(self.seed, self.current_epoch, -2 - self.global_rank))  # so that dropout is the same after a restart
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self.classifier.train()
+        if not self.recipe.backbone:
+            self.classifier.network.eval()
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        images, labels = pixels(batch[0], self.device), batch[1]
+        attended = self.classifier.run(images, labels)
+        loss = self._loss(attended.output, labels, images)
+        for logits in attended.probes.values():
+            loss = loss + functional.cross_entropy(logits, labels)
+        if not bool(torch.isfinite(loss)):
+            raise DivergedError(
+                f"the loss is {float(loss)} in epoch {self.current_epoch + 1}, step {batch_idx + 1}: it diverged. Give a lower learning "
+                f"rate (it was {self.recipe.lr:g}); what was finished before is kept."
+            )
+        self.log("loss", loss, on_step=True, on_epoch=True, batch_size=len(labels), sync_dist=True)
+        return loss
+
+    def _loss(self, logits: Tensor, labels: Tensor, images: Tensor) -> Tensor:
+        if (teacher := self._teacher[0]) is None:
+            return functional.cross_entropy(logits, labels)
+        return distillation(logits, teacher.predict(images).clone(), labels, alpha=self.recipe.alpha, temperature=self.recipe.temperature)
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        images, labels = pixels(batch[0], self.device), batch[1]
+        logits = self.classifier(images).float()
+        count = len(labels)
+        self.log("val_loss", functional.cross_entropy(logits, labels), batch_size=count, sync_dist=True)
+        self.log("val_accuracy", 100.0 * (logits.argmax(dim=1) == labels).float().mean(), batch_size=count, sync_dist=True)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        if self.log_gradients:
+            norms = {f"gradient_norm/{name}": norm for name, norm in gradient_norms(self.classifier).items()}
+            self.log_dict(norms, on_step=True, on_epoch=False)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if not self.recipe.backbone:
+            kept = {key: value for key, value in checkpoint["state_dict"].items() if not key.startswith("classifier.network.")}
+            checkpoint["state_dict"] = kept
+
+
+def gradient_norms(module: nn.Module) -> dict[str, Tensor]:
+    """Euclidean norm of the gradient of each layer that has one, by its name."""
+    norms = {}
+    for name, layer in module.named_modules():
+        found = [parameter.grad for parameter in layer.parameters(recurse=False) if parameter.grad is not None]
+        if found:
+            norms[name] = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(gradient) for gradient in found]))
+    return norms
+
+
+def optimiser_of(recipe: Recipe, parameters: list[nn.Parameter]) -> Optimizer:
+    """The optimiser that a recipe names."""
+    if recipe.optimiser == "sgd":
+        return torch.optim.SGD(parameters, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+    kind = torch.optim.Adam if recipe.optimiser == "adam" else torch.optim.AdamW
+    return kind(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
+
+
+def schedule_of(recipe: Recipe, steps: int) -> Callable[[int], float]:
+    """Factor of the learning rate at each of `steps` steps."""
+    an_epoch = max(1, steps // recipe.epochs)
+    if recipe.schedule == "cosine":
+        return lambda step: 0.5 * (1 + math.cos(math.pi * min(step, steps) / steps))
+    if recipe.schedule == "step":
+        return lambda step: 0.1 ** (step // an_epoch // recipe.step)
+    return lambda step: 1.0
+
+
+def freeze(classifier: Classifier, *, backbone: bool) -> dict[nn.Parameter, bool]:
+    """Leaves a gradient to what is to be trained and has part in the logits; gives the flags as they were.
+
+    A head with a classifier of its own leaves the network's without use: it is neither trained nor waited for by other processes.
+    """
+    before = {parameter: parameter.requires_grad for parameter in classifier.parameters()}
+    for parameter in classifier.network.parameters():
+        parameter.requires_grad_(backbone)
+    for parameter in classifier.head.parameters():
+        parameter.requires_grad_()
+    trained = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
+    probe = torch.rand((1, 3, *classifier.input_size), generator=torch.Generator().manual_seed(0)).to(classifier.mean)
+    with evaluating(classifier), torch.enable_grad():
+        attended = classifier.run(probe, torch.zeros(1, dtype=torch.long, device=probe.device))
+        said = sum((logits.sum() for logits in attended.probes.values()), attended.output.sum())
+    if trained and isinstance(said, Tensor) and said.requires_grad:
+        for parameter, gradient in zip(trained, torch.autograd.grad(said, trained, allow_unused=True), strict=True):
+            parameter.requires_grad_(gradient is not None)
+    return before

@@ -1,0 +1,105 @@
+"""How a head is trained: settings with named presets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
+
+from xattn.errors import NameUnknownError, SettingError
+
+Optimiser = Literal["sgd", "adam", "adamw"]
+Schedule = Literal["constant", "cosine", "step"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings of a training.
+
+    Attributes:
+        backbone: train the network too; False trains the head alone, with the network frozen and in eval mode.
+        epochs: passes over the training pictures.
+        batch_size: pictures a step, on all devices together.
+        optimiser: "sgd", "adam" or "adamw".
+        lr: learning rate.
+        momentum: of sgd.
+        weight_decay: of the optimiser.
+        schedule: of the learning rate: "constant", "cosine" to 0, or "step", × 0.1 every `step` epochs.
+        step: epochs.
+        dropout: share of the head's vector that is dropped; None: as the head's settings say.
+        alpha: weight of the labels beside the teacher's answers.
+        temperature: of the teacher's answers.
+        smallest_crop: share of a picture's area that a random crop covers at least.
+        patience: epochs without a better validation loss before it stops; None: all epochs.
+        validation: share of each class that is held out, where the data has no validation split of its own.
+    """
+
+    backbone: bool = False
+    epochs: int = 6
+    batch_size: int = 64
+    optimiser: Optimiser = "adamw"
+    lr: float = 1e-3
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    schedule: Schedule = "cosine"
+    step: int = 30
+    dropout: float | None = None
+    alpha: float = 0.5
+    temperature: float = 1.0
+    smallest_crop: float = 0.35
+    patience: int | None = None
+    validation: float = 0.1
+
+    def __post_init__(self) -> None:
+        wrong = [
+            f"{name}={getattr(self, name)}"
+            for name, fine in (
+                ("epochs", self.epochs >= 1),
+                ("batch_size", self.batch_size >= 1),
+                ("lr", self.lr > 0),
+                ("weight_decay", self.weight_decay >= 0),
+                ("dropout", self.dropout is None or 0 <= self.dropout < 1),
+                ("alpha", 0 <= self.alpha <= 1),
+                ("temperature", self.temperature > 0),
+                ("smallest_crop", 0 < self.smallest_crop <= 1),
+                ("patience", self.patience is None or self.patience >= 1),
+                ("validation", 0 < self.validation < 1),
+            )
+            if not fine
+        ]
+        if wrong:
+            raise SettingError(f"a training cannot have {', '.join(wrong)}.")
+
+    def with_(self, **changes: Any) -> Recipe:
+        """The same with some settings changed; None leaves a setting."""
+        return replace(self, **{key: value for key, value in changes.items() if value is not None})
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Recipe:
+        """What `to_json` gave."""
+        known = {field.name for field in fields(cls)}
+        return cls(**{key: value for key, value in stored.items() if key in known})
+
+
+PRESETS: dict[str, Recipe] = {
+    # Torres et al. 2024, App. B: 256 pictures a step on eight GPUs; crops as in torchvision's reference training.
+    "ca-stream": Recipe(epochs=90, batch_size=256, optimiser="sgd", lr=0.1, schedule="step", step=30, smallest_crop=0.08),
+    "head": Recipe(),
+    "full": Recipe(backbone=True, epochs=10, batch_size=32, lr=3e-4),
+}
+
+
+def recipe_of(preset: str) -> Recipe:
+    """The recipe of a preset's name."""
+    if preset not in PRESETS:
+        raise NameUnknownError("preset", preset, PRESETS)
+    return PRESETS[preset]
+
+
+def default_preset(head: str) -> str:
+    """What a head is trained by unless a preset is named: ca-stream alone, the others with the network."""
+    return "head" if head.partition(":")[0] == "ca-stream" else "full"

@@ -1,0 +1,144 @@
+"""Search of training settings by Optuna's tree-structured Parzen estimator."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+from torch import nn
+
+from xattn.classifiers import Classifier
+from xattn.errors import UnsupportedError
+from xattn.training.data import Classes, Labelled, open_data
+from xattn.training.fit import begin, fit
+from xattn.training.module import DivergedError
+from xattn.training.recipe import Recipe, default_preset, recipe_of
+
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+TEMPERATURES = (1.0, 6.0, 11.0, 16.0, 21.0)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found.
+
+    Attributes:
+        recipe: the best settings.
+        accuracy: validation accuracy with them, in percent.
+        trials: how many were finished, pruned and diverged ones among them.
+        pruned: how many were given up early.
+    """
+
+    recipe: Recipe
+    accuracy: float
+    trials: int
+    pruned: int
+
+
+def search(
+    classifier: Classifier,
+    data: str | Path | Labelled,
+    out: str | Path,
+    trials: int,
+    *,
+    recipe: Recipe | str | None = None,
+    classes: Classes = "folders",
+    teacher: Classifier | None = None,
+    seed: int = 0,
+    progress: bool = True,
+    **options: Any,
+) -> Found:
+    """Searches learning rate, optimiser, weight decay, dropout and, with a teacher, α and temperature; keeps the best trial's weights.
+
+    The study lies in a folder beside `out`, called alike with `.search`; called again it goes on to `trials` in all. A trial behind the
+    median of the others at the same epoch is given up. The classifier itself stays as it is.
+
+    Args:
+        classifier: what each trial begins with.
+        data: what `open_data` takes, or gave.
+        out: the `.safetensors` of the best trial; its settings are written beside it as `.json`.
+        trials: how many in all.
+        recipe: what is not searched; a preset's name; None: the head's default.
+        classes: as for `fit`.
+        teacher: as for `fit`.
+        seed: of sampler and trainings.
+        progress: a line a trial on stderr.
+        options: as for `fit`.
+
+    Source: Gomez et al. 2021, Sec. 4.1, whose code searches T in {1, 6, 11, 16, 21} and α in [0, 0.9].
+    """
+    if classifier.source is None:
+        raise UnsupportedError(f"{classifier.name} was attached from a module in hand, and trials are saved: load it by a name.")
+    base = recipe_of(recipe or default_preset(classifier.head_name)) if not isinstance(recipe, Recipe) else recipe
+    opened = open_data(data, classes)
+    folder = Path(out).with_suffix(".search")
+    settings = {"head": classifier.head_name, "data": opened.name, "recipe": base.to_json(), "weights": classifier.digest(), "seed": seed}
+    begin(folder, settings | {"teacher": None if teacher is None else teacher.digest()})
+    optuna.logging.set_verbosity(logging.WARNING)
+    storage = JournalStorage(JournalFileBackend(str(folder / "study.log")))
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=1)
+    study = optuna.create_study(study_name="training", storage=storage, load_if_exists=True, direction="maximize", pruner=pruner)
+    for torn in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):  # a kill left them
+        study.tell(torn.number, state=TrialState.FAIL)
+    done = len(study.get_trials(deepcopy=False, states=FINISHED))
+    study.sampler = optuna.samplers.TPESampler(seed=seed + done)
+
+    def objective(trial: optuna.Trial) -> float:
+        chosen = _suggested(trial, base, classifier, teacher is not None)
+        file = folder / f"trial-{trial.number:03d}.safetensors"
+
+        def report(epoch: int, accuracy: float) -> None:
+            trial.report(accuracy, epoch)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+
+        fitted = fit(
+            copy.deepcopy(classifier), opened, file, recipe=chosen, teacher=teacher, seed=seed, progress=False, on_epoch=report, **options
+        )
+        trial.set_user_attr("recipe", chosen.to_json())
+        return fitted.accuracy
+
+    def tell(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+        best = study.best_trial.number if study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)) else None
+        for file in folder.glob("trial-*.safetensors"):
+            if file.stem != f"trial-{best:03d}":
+                file.unlink()
+        if progress:
+            value = "–" if trial.value is None else f"{trial.value:.2f} %"
+            described = ", ".join(
+                f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}" for key, value in trial.params.items()
+            )
+            print(f"trial {trial.number + 1} of {trials}: {trial.state.name.lower()}, accuracy {value} ({described})", file=sys.stderr)
+
+    study.optimize(objective, n_trials=max(0, trials - done), catch=(DivergedError,), callbacks=[tell])
+    finished = study.get_trials(deepcopy=False, states=FINISHED)
+    if not any(trial.state == TrialState.COMPLETE for trial in finished):
+        raise UnsupportedError(f"none of {len(finished)} trials was finished (diverged or pruned): allow more trials, or a longer recipe.")
+    best = study.best_trial
+    found = Recipe.from_json(best.user_attrs["recipe"])
+    (folder / f"trial-{best.number:03d}.safetensors").replace(out)
+    Path(out).with_suffix(".json").write_text(json.dumps({"accuracy": best.value, "recipe": found.to_json()}, indent=1), encoding="utf-8")
+    return Found(found, float(best.value or 0.0), len(finished), sum(trial.state == TrialState.PRUNED for trial in finished))
+
+
+def _suggested(trial: optuna.Trial, base: Recipe, classifier: Classifier, taught: bool) -> Recipe:
+    changes: dict[str, Any] = {
+        "optimiser": trial.suggest_categorical("optimiser", ["sgd", "adam", "adamw"]),
+        "lr": trial.suggest_float("lr", 1e-5, 1e-1, log=True),
+        "weight_decay": trial.suggest_float("weight_decay", 1e-6, 1e-2, log=True),
+    }
+    if isinstance(getattr(classifier.head, "dropout", None), nn.Dropout):
+        changes["dropout"] = trial.suggest_float("dropout", 0.0, 0.5)
+    if taught:
+        changes["alpha"] = trial.suggest_float("alpha", 0.0, 0.9)
+        changes["temperature"] = trial.suggest_categorical("temperature", list(TEMPERATURES))
+    return base.with_(**changes)
