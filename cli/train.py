@@ -88,6 +88,8 @@ def train(
     """Trains a HEAD on a network, alone or with it, and writes one file that --model takes."""
     if not out.endswith(".safetensors"):
         raise InputError(f"--out is a .safetensors, which --model takes; got '{out}'.")
+    import torch
+
     from xattn.classifiers import load
     from xattn.heads import heads
     from xattn.training import fit, open_data
@@ -98,6 +100,7 @@ def train(
     replaces = heads.part(head).facts.replaces
     opened = open_data(data, classes)
     sys.path.append(os.getcwd())  # where package.module:factory is looked for
+    torch.manual_seed(seed)  # of the head's first weights
     cpu = "cpu" if accelerator == "cpu" else None
     classifier = load(
         model,

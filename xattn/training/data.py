@@ -111,7 +111,7 @@ def _of_source(name: str, source: ImageSource, labels: Sequence[str], names: Seq
         except ImageError as error:
             raise ImageError(f"training picture {path}: {error}. Take it out, and the same command goes on.") from error
 
-    return Labelled(name, tuple(names), tuple(index[label] for label in labels), picture, lambda number: source.images[number].name)
+    return Labelled(name, tuple(names), tuple(index[label] for label in labels), picture, lambda number: str(paths[number]))
 
 
 def _folders(folder: Path) -> Labelled:

@@ -56,10 +56,10 @@ class Training(lightning.LightningModule):
         if (teacher := self._teacher[0]) is not None:
             teacher.to(self.device)
 
-    def on_train_epoch_start(self) -> None:
-        torch.manual_seed(mixed(self.seed, self.current_epoch, -2 - self.global_rank))  # so that dropout is the same after a restart
-
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        torch.manual_seed(
+            mixed(mixed(self.seed, self.current_epoch, self.global_rank), batch_idx, -2)
+        )  # dropout is the same after a restart
         self.classifier.train()
         if not self.recipe.backbone:
             self.classifier.network.eval()
@@ -72,8 +72,8 @@ class Training(lightning.LightningModule):
             loss = loss + functional.cross_entropy(logits, labels)
         if not bool(torch.isfinite(loss)):
             raise DivergedError(
-                f"the loss is {float(loss)} in epoch {self.current_epoch + 1}, step {batch_idx + 1}: it diverged. Give a lower learning "
-                f"rate (it was {self.recipe.lr:g}); what was finished before is kept."
+                f"the loss is {float(loss.detach())} in epoch {self.current_epoch + 1}, step {batch_idx + 1}: it diverged. Give a lower "
+                f"learning rate (it was {self.recipe.lr:g}); what was finished before is kept."
             )
         self.log("loss", loss, on_step=True, on_epoch=True, batch_size=len(labels), sync_dist=True)
         return loss

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,7 +126,7 @@ def search(
         raise UnsupportedError(f"none of {len(finished)} trials was finished (diverged or pruned): allow more trials, or a longer recipe.")
     best = study.best_trial
     found = Recipe.from_json(best.user_attrs["recipe"])
-    (folder / f"trial-{best.number:03d}.safetensors").replace(out)
+    shutil.copyfile(folder / f"trial-{best.number:03d}.safetensors", out)  # the study keeps its own, to go on with
     Path(out).with_suffix(".json").write_text(json.dumps({"accuracy": best.value, "recipe": found.to_json()}, indent=1), encoding="utf-8")
     return Found(found, float(best.value or 0.0), len(finished), sum(trial.state == TrialState.PRUNED for trial in finished))
 

@@ -1,0 +1,184 @@
+"""Training data in every layout that is taken, its splits and its augmentation."""
+
+from __future__ import annotations
+
+import csv
+import pickle
+from pathlib import Path
+
+import pytest
+import scipy.io
+import torch
+from PIL import Image
+from torchvision import datasets
+
+from tests.training.conftest import paint
+from xattn.classifiers import Preprocessing
+from xattn.errors import InputError, NameUnknownError
+from xattn.training import open_data
+from xattn.training.data import Crops, EpochOrder, held_out
+
+SMALL = Preprocessing(input_size=(32, 32), resize=36)
+
+
+def picture(path: Path, colour: tuple[int, int, int] = (10, 20, 30)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (20, 16), colour).save(path)
+
+
+def test_a_folder_a_class(painted: Path) -> None:
+    data = open_data(painted)
+    assert data.names == ("blue", "green", "red")
+    assert data.targets == (0,) * 12 + (1,) * 12 + (2,) * 12
+    assert data.picture(13).size == (40, 40)
+
+
+def test_an_empty_class_folder_and_no_folders_are_told(painted: Path, tmp_path: Path) -> None:
+    (painted / "yellow").mkdir()
+    with pytest.raises(InputError, match=r"1 class folders of .* hold no pictures: yellow. Fill them or remove them"):
+        open_data(painted)
+    with pytest.raises(InputError, match="needs a folder for each of two classes or more; it has none"):
+        open_data(painted / "red")
+    with pytest.raises(InputError, match=r"is no folder and no CSV, nor one of cifar10:ROOT, .* cub:ROOT"):
+        open_data(tmp_path / "nowhere")
+
+
+def test_folders_called_by_wordnet_ids_are_imagenet_s_classes(tmp_path: Path) -> None:
+    for wnid in ("n01440764", "n03394916", "n15075141"):
+        picture(tmp_path / wnid / "a.png")
+    data = open_data(tmp_path, "wnid")
+    assert data.names is None
+    assert data.targets == (0, 566, 999)  # tench, French horn, toilet tissue
+    picture(tmp_path / "n00000000" / "a.png")
+    with pytest.raises(NameUnknownError, match="Unknown ImageNet class"):
+        open_data(tmp_path, "wnid")
+
+
+def test_a_csv_with_names_or_indices(painted: Path, tmp_path: Path) -> None:
+    rows = [(f"painted/{name}/{number:02d}.png", name) for name in ("red", "blue") for number in range(2)]
+    path = tmp_path / "names.csv"
+    path.write_text("image,label\n" + "".join(f"{image},{label}\n" for image, label in rows))
+    data = open_data(path)
+    assert data.names == ("blue", "red")
+    assert data.targets == (1, 1, 0, 0)
+    path.write_text("image,label\npainted/red/00.png,7\npainted/red/01.png,0\n")
+    data = open_data(path)
+    assert data.names is None
+    assert data.targets == (7, 0)
+    path.write_text("image,label\npainted/red/00.png,\n")
+    with pytest.raises(InputError, match=r"has no label for painted/red/00.png"):
+        open_data(path)
+
+
+def test_cub_as_it_is_published_without_its_test_split(tmp_path: Path) -> None:
+    files = ["001.Albatross/a.jpg", "001.Albatross/b.jpg", "002.Auklet/c.jpg"]
+    for file in files:
+        picture(tmp_path / "images" / file)
+    (tmp_path / "images.txt").write_text("".join(f"{n} {file}\n" for n, file in enumerate(files, 1)))
+    (tmp_path / "image_class_labels.txt").write_text("1 1\n2 1\n3 2\n")
+    (tmp_path / "train_test_split.txt").write_text("1 1\n2 0\n3 1\n")
+    with pytest.raises(InputError, match=r"needs .*classes.txt, as in CUB_200_2011"):
+        open_data(f"cub:{tmp_path}")
+    (tmp_path / "classes.txt").write_text("1 001.Albatross\n2 002.Auklet\n")
+    data = open_data(f"cub:{tmp_path}")
+    assert data.names == ("001.Albatross", "002.Auklet")
+    assert data.targets == (0, 1)
+    assert [data.called(number).rpartition("/")[2] for number in range(2)] == ["a.jpg", "c.jpg"]
+
+
+def test_fgvc_aircraft_has_a_validation_split_of_its_own(tmp_path: Path) -> None:
+    root = tmp_path / "fgvc-aircraft-2013b" / "data"
+    for split, names in (("train", "ab"), ("val", "c"), ("test", "d")):
+        for name in names:
+            picture(root / "images" / f"{name}.jpg")
+        (root / f"images_variant_{split}.txt").write_text("".join(f"{name} {'707-320' if name < 'b' else 'A300'}\n" for name in names))
+    (root / "variants.txt").write_text("707-320\nA300\n")
+    data = open_data(f"fgvc-aircraft:{tmp_path}")
+    assert data.names == ("707-320", "A300")
+    assert data.targets == (0, 1)
+    assert data.validation is not None
+    assert data.validation.targets == (1,)
+    assert data.picture(0).mode == "RGB"
+
+
+def test_stanford_cars_and_oxford_pets_as_they_are_published(tmp_path: Path) -> None:
+    cars = tmp_path / "stanford_cars"
+    for name in ("00001.jpg", "00002.jpg"):
+        picture(cars / "cars_train" / name)
+    (cars / "devkit").mkdir()
+    annotations = [{"fname": "00001.jpg", "class": 2}, {"fname": "00002.jpg", "class": 1}]
+    scipy.io.savemat(cars / "devkit" / "cars_train_annos.mat", {"annotations": annotations})
+    scipy.io.savemat(cars / "devkit" / "cars_meta.mat", {"class_names": ["Acura", "Audi"]})
+    data = open_data(f"stanford-cars:{tmp_path}")
+    assert (data.names, data.targets) == (("Acura", "Audi"), (1, 0))
+    pets = tmp_path / "oxford-iiit-pet"
+    for name in ("Abyssinian_1", "beagle_1"):
+        picture(pets / "images" / f"{name}.jpg")
+    (pets / "annotations").mkdir()
+    (pets / "annotations" / "trainval.txt").write_text("Abyssinian_1 1 1 1\nbeagle_1 2 2 1\n")
+    data = open_data(f"oxford-pets:{tmp_path}")
+    assert (data.names, data.targets) == (("Abyssinian", "Beagle"), (0, 1))
+    with pytest.raises(InputError, match=r"oxford-pets:/nowhere could not be opened \(.*torchvision.datasets says"):
+        open_data("oxford-pets:/nowhere")
+
+
+def test_cifar_as_it_is_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "cifar-10-batches-py"
+    root.mkdir()
+    for number in range(1, 6):
+        with open(root / f"data_batch_{number}", "wb") as file:
+            pickle.dump({"data": torch.zeros(2, 3072, dtype=torch.uint8).numpy(), "labels": [number, 0]}, file)
+    with open(root / "batches.meta", "wb") as file:
+        pickle.dump({"label_names": [f"class {k}" for k in range(10)]}, file)
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
+    data = open_data(f"cifar10:{tmp_path}")
+    assert len(data) == 10
+    assert data.targets[:2] == (1, 0)
+    assert data.picture(0).size == (32, 32)
+    assert isinstance(data.names, tuple)
+    assert datasets.CIFAR10 is not None
+
+
+def test_a_share_of_each_class_is_held_out_by_the_seed() -> None:
+    targets = [0] * 20 + [1] * 10 + [2] * 2 + [3]
+    kept, out = held_out(targets, 0.1, seed=3)
+    assert sorted(kept + out) == list(range(33))
+    assert [sum(targets[number] == k for number in out) for k in range(4)] == [2, 1, 1, 0]  # a class of one keeps it
+    assert held_out(targets, 0.1, seed=3) == (kept, out)
+    assert held_out(targets, 0.1, seed=4) != (kept, out)
+
+
+def test_augmentation_is_keyed_by_seed_epoch_and_number(tmp_path: Path) -> None:
+    data = open_data(paint(tmp_path / "painted", count=2))
+    crops = Crops(data, SMALL, 0.3, seed=1)
+    state = torch.random.get_rng_state()
+    one = crops[2, 3][0]
+    torch.rand(5)
+    assert torch.equal(crops[2, 3][0], one)
+    assert not torch.equal(crops[3, 3][0], one)
+    assert not torch.equal(Crops(data, SMALL, 0.3, seed=2)[2, 3][0], one)
+    assert one.dtype == torch.uint8
+    assert one.shape == (3, 32, 32)
+    torch.random.set_rng_state(state)
+    plain = Crops(data, SMALL, None, seed=1)[3]
+    assert torch.equal(plain[0], SMALL.crop(data.picture(3)))
+    assert plain[1] == data.targets[3]
+
+
+def test_the_order_is_that_of_the_epoch() -> None:
+    epoch = 0
+    order = EpochOrder([5, 6, 7, 8, 9, 10], 0, lambda: epoch)
+    first = list(order)
+    assert list(order) == first
+    assert sorted(number for _, number in first) == [5, 6, 7, 8, 9, 10]
+    epoch = 1
+    second = list(order)
+    assert {e for e, _ in second} == {1}
+    assert [number for _, number in second] != [number for _, number in first]
+
+
+def test_wordnet_ids_are_those_of_the_data_s_own_list(data: Path) -> None:
+    found = open_data(data / "imagenette" / "val", "wnid")
+    with open(data / "imagenet_classes.csv", encoding="utf-8") as file:
+        index = {row["wnid"]: int(row["index"]) for row in csv.DictReader(file)}
+    assert [found.targets[number] for number in range(len(found))] == [index[Path(found.called(n)).parent.name] for n in range(len(found))]
