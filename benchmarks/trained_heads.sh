@@ -53,6 +53,8 @@ find "$DATA/photos" -name '*.jpg' | sort > "$RUNS/photos-order.txt"
 mapfile -t photos < <(head -n "$SHOWN" "$RUNS/photos-order.txt")
 xattn explain "${photos[@]}" --labels-csv "$DATA/photos.csv" "${both[@]}" "${cams[@]}" "${metrics[@]}" --out "$RUNS/photos"
 xattn compare "$RUNS/photos" > "$RESULTS/trained-ca-stream-photos.md"
+xattn explain "${photos[@]}" --target predicted --labels-csv "$DATA/photos.csv" "${both[@]}" "${cams[@]}" "${metrics[@]}" --out "$RUNS/photos-predicted"
+xattn compare "$RUNS/photos-predicted" > "$RESULTS/trained-ca-stream-photos-predicted.md"
 xattn explain "$RUNS/val-shown.csv" "${both[@]}" "${cams[@]}" "${metrics[@]}" --out "$RUNS/imagenette"
 xattn compare "$RUNS/imagenette" > "$RESULTS/trained-ca-stream-imagenette.md"
 mapfile -t photos < <(head -n "$SCORED" "$RUNS/photos-order.txt")

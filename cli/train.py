@@ -93,6 +93,7 @@ def train(
     from xattn.classifiers import load
     from xattn.heads import heads
     from xattn.training import fit, open_data
+    from xattn.training.fit import is_first_process
     from xattn.training.recipe import default_preset, recipe_of
     from xattn.training.search import search
 
@@ -117,9 +118,14 @@ def train(
     if teacher is not None:
         taught = load(teacher, device=cpu)
         classifier.begin_with(taught)
+
+    def say(line: str) -> None:
+        if is_first_process():
+            click.echo(line, err=True)
+
     what = "head and network" if recipe.backbone else "the head alone"
-    click.echo(f"{classifier.name} · {classifier.head_name} · {classifier.class_count} classes · {classifier.device}: {what}", err=True)
-    click.echo(f"{opened.name}: {len(opened)} pictures of {len(set(opened.targets))} classes", err=True)
+    say(f"{classifier.name} · {classifier.head_name} · {classifier.class_count} classes · {classifier.device}: {what}")
+    say(f"{opened.name}: {len(opened)} pictures of {len(set(opened.targets))} classes")
     options: dict[str, Any] = {
         "recipe": recipe,
         "teacher": taught,
@@ -134,14 +140,12 @@ def train(
     if trials is not None:
         found = search(classifier, opened, out, trials, **options)
         settings = ", ".join(f"{key} {value}" for key, value in found.recipe.to_json().items() if value != getattr(recipe, key))
-        click.echo(
-            f"best of {found.trials} trials ({found.pruned} pruned): validation accuracy {found.accuracy:.2f} %, {settings}", err=True
-        )
+        say(f"best of {found.trials} trials ({found.pruned} pruned): validation accuracy {found.accuracy:.2f} %, {settings}")
     else:
         fitted = fit(classifier, opened, out, **options)
-        click.echo(
+        say(
             f"kept epoch {fitted.best} of {fitted.epochs}: validation loss {fitted.loss:.4f}, accuracy {fitted.accuracy:.2f} %; "
             f"logs in {fitted.folder}",
-            err=True,
         )
-    click.echo(out)
+    if is_first_process():
+        click.echo(out)

@@ -169,7 +169,7 @@ def test_list_shows_every_registered_part_with_its_settings_and_cautions() -> No
     assert {entry["name"] for entry in entries} == set(metrics.entries)
     assert next(entry for entry in entries if entry["name"] == "insertion")["settings"]["protocol"] == "ca-stream"
     assert {line.split()[0] for line in run("list", "protocols").stdout.splitlines()} == set(PROTOCOLS)
-    assert run("list", "heads").stdout.startswith("gap ")
+    assert [line.split()[0] for line in run("list", "heads").stdout.splitlines()] == ["b-cnn", "br-npa", "ca-stream", "gap"]
     assert "torchvision:resnet50" in run("list", "models").stdout.split()
 
 

@@ -265,7 +265,7 @@ def test_masks_are_saved_in_16_bits_when_asked_for(tiny: Classifier, folder: Pat
     from PIL import Image
 
     study([tiny], folder, tmp_path / "run", save_maps=True, methods=["grad-cam"]).run()
-    saved = Image.open(tmp_path / "run" / "maps" / "tiny" / "grad-cam" / "below" / "8.png.png")
+    saved = Image.open(tmp_path / "run" / "maps" / "tiny" / "gap" / "grad-cam" / "below" / "8.png.png")
     mask = xattn.explain(tiny, folder, ["grad-cam"])["grad-cam"][8]
     level = torch.as_tensor(numpy.array(saved).astype(float)) / 65535
     assert torch.allclose(level, mask.double(), atol=1e-4)

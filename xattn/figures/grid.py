@@ -21,7 +21,7 @@ from xattn.explainers.facts import methods
 from xattn.images import ImageSource
 from xattn.metrics.masking import to_masks
 from xattn.study.compare import shown_names
-from xattn.study.store import Store, StoredMap
+from xattn.study.store import Store, StoredMap, labels_key
 
 COLOURS = "inferno"
 COVER = 0.6  # how much of the colour covers the picture
@@ -64,7 +64,9 @@ def grid(
     maps: dict[tuple[str, str, str, str], StoredMap] = {}
     shown = shown_names(stores)
     for store, called in zip(stores, shown, strict=True):
-        maps |= {(image, called[model], head, method): found for (image, model, head, method), found in store.maps(names, methods).items()}
+        maps |= {
+            (image, called[model, head], head, method): found for (image, model, head, method), found in store.maps(names, methods).items()
+        }
     names = [name for name in names if any(key[0] == name for key in maps)]
     columns = list(dict.fromkeys(key[1:] for key in maps))
     if missing := set(methods or ()) - {column[2] for column in columns}:
@@ -73,12 +75,17 @@ def grid(
         )
     if not names:
         raise InputError("none of the chosen images has maps in these runs.")
-    models = {shown[number][model["name"]]: (model, number) for number, run in enumerate(about) for model in run["settings"]["models"]}
-    labels = {shown[number][name]: classes for number, run in enumerate(about) for name, classes in run["labels"].items()}
+    models: dict[tuple[str, str], tuple[dict[str, Any], int]] = {}
+    labels: dict[tuple[str, str], Sequence[str] | None] = {}
+    for number, run in enumerate(about):
+        for model in run["settings"]["models"]:
+            key = (shown[number][model["name"], model["head"]], model["head"])
+            models[key] = (model, number)
+            labels[key] = run["labels"][labels_key(model["name"], model["head"])]
     crops = {
-        (name, model): sources[number].decode(_named(sources[number], name), Preprocessing.from_json(settings["preprocessing"]))[1]
+        (name, *key): sources[number].decode(_named(sources[number], name), Preprocessing.from_json(settings["preprocessing"]))[1]
         for name in names
-        for model, (settings, number) in models.items()
+        for key, (settings, number) in models.items()
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context({"pdf.fonttype": 42, "svg.fonttype": "path", "font.size": 7, "font.family": "DejaVu Sans"}):
@@ -109,8 +116,8 @@ def _draw(
     names: Sequence[str],
     columns: Sequence[Column],
     maps: dict[tuple[str, str, str, str], StoredMap],
-    crops: dict[tuple[str, str], Tensor],
-    labels: dict[str, Sequence[str] | None],
+    crops: dict[tuple[str, str, str], Tensor],
+    labels: dict[tuple[str, str], Sequence[str] | None],
 ) -> Figure:
     pairs = {column[:2] for column in columns}
     several, lines = len(pairs) > 1, 2 * len(pairs)
@@ -121,7 +128,7 @@ def _draw(
     axes = figure.subplots(len(names), len(columns) + 1, squeeze=False)
     for row, name in enumerate(names):
         first = next(key for key in maps if key[0] == name)
-        _show(axes[row][0], crops[name, first[1]].permute(1, 2, 0))
+        _show(axes[row][0], crops[name, first[1], first[2]].permute(1, 2, 0))
         axes[row][0].set_xlabel(_caption(name, columns, maps, labels), fontsize=6, labelpad=2)
         for place, (model, head, method) in enumerate(columns, start=1):
             axis = axes[row][place]
@@ -129,7 +136,7 @@ def _draw(
             if found is None:
                 axis.set_axis_off()
                 continue
-            crop = crops[name, model]
+            crop = crops[name, model, head]
             size = (crop.shape[1], crop.shape[2])
             direct = method in methods.entries and methods.entries[method].facts.direct
             mask = _resized(found.raw, size) if direct else to_masks(found.raw[None], size).masks[0]
@@ -157,20 +164,20 @@ def _caption(
     name: str,
     columns: Sequence[Column],
     maps: dict[tuple[str, str, str, str], StoredMap],
-    labels: dict[str, Sequence[str] | None],
+    labels: dict[tuple[str, str], Sequence[str] | None],
 ) -> str:
     lines = []
     for model, head in dict.fromkeys(column[:2] for column in columns):
         about = next((found.about for key, found in maps.items() if key[:3] == (name, model, head)), None)
         if about is None:
             continue
-        classes = labels.get(model)
+        classes = labels.get((model, head))
         target = about["target"]
         named = classes[target] if classes is not None else f"class {target}"
         several = len({column[:2] for column in columns}) > 1
         predicted = about["predicted"]
         other = f"\n(predicted {classes[predicted] if classes is not None else predicted})" if predicted != target else ""
-        lines.append(f"{_short(model) + chr(10) if several else ''}{named}, p = {about['probability']:.2f}{other}")
+        lines.append(f"{_short(model) + ' · ' + head + chr(10) if several else ''}{named}, p = {about['probability']:.2f}{other}")
     return "\n".join(dict.fromkeys(lines))
 
 

@@ -16,15 +16,15 @@ KEYS = ["image", "model", "head", "method", "metric"]
 AGREE = 0.01  # percent: how far one value may differ between batch sizes
 
 
-def shown_names(stores: Sequence[Store]) -> list[dict[str, str]]:
-    """How each run's models are called beside the others': by the run's path too, where two of one name have other weights."""
-    digests: dict[str, str] = {}
+def shown_names(stores: Sequence[Store]) -> list[dict[tuple[str, str], str]]:
+    """How each run's models are called beside the others', by model and head: by the run's path too, where weights differ."""
+    digests: dict[tuple[str, str], str] = {}
     shown = []
     for store in stores:
         names = {}
         for model in store.read_run()["settings"]["models"]:
-            name, digest = model["name"], model["weights"]
-            names[name] = name if digests.setdefault(name, digest) == digest else f"{name} ({store.folder})"
+            key = (model["name"], model["head"])
+            names[key] = key[0] if digests.setdefault(key, model["weights"]) == model["weights"] else f"{key[0]} ({store.folder})"
         shown.append(names)
     return shown
 
@@ -47,7 +47,8 @@ def compare_runs(runs: Sequence[str | Path], against: str | None = None) -> Tabl
     frames = []
     for store, names in zip(stores, shown_names(stores), strict=True):
         rows = store.rows()
-        frames.append(rows.assign(model=rows["model"].replace(names)))
+        called = [names.get(key, key[0]) for key in zip(rows["model"], rows["head"], strict=True)]
+        frames.append(rows.assign(model=called))
     rows = pd.concat(frames, ignore_index=True)
     _refuse_mixed_targets(rows)
     values = rows.groupby(KEYS, sort=False)["value"]

@@ -30,7 +30,7 @@ from xattn.images import Batch, ImageSource
 from xattn.progress import Progress
 from xattn.registry import Part
 from xattn.study.scoring import COLUMNS, Scores, metric_parts, rows_of, score
-from xattn.study.store import Store, map_columns
+from xattn.study.store import Store, labels_key, map_columns
 
 DEFAULT_METHODS = ("activation-map", "grad-cam", "grad-cam++", "random", "centre")
 DEFAULT_METRICS = ("average-drop", "average-gain", "average-increase", "insertion", "deletion", "sparsity")
@@ -179,7 +179,7 @@ class Study:
             "began": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "command": sys.argv,
             "labels_csv": self.source.labels_csv,
-            "labels": {classifier.name: classifier.labels for classifier in self.classifiers},
+            "labels": {labels_key(*_key(classifier)): classifier.labels for classifier in self.classifiers},
             "protocol": {part.spec: _described(part.run) for part in self.methods}
             | {part.spec: _described(part.run) for part in self.metrics},
             "versions": {"python": platform.python_version(), **_versions()},

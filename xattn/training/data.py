@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,6 +116,7 @@ def _of_source(name: str, source: ImageSource, labels: Sequence[str], names: Seq
 
 
 def _folders(folder: Path) -> Labelled:
+    folder = Path(os.path.abspath(folder))
     names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if len(names) < 2:
         raise InputError(f"training data '{folder}' needs a folder for each of two classes or more; it has {', '.join(names) or 'none'}.")

@@ -19,6 +19,7 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -113,7 +114,7 @@ def fit(
     device = classifier.device
     batch = max(1, chosen.batch_size // _count(devices, nodes))
     shared: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0}
-    keeper = Keeper(folder, len(numbers), chosen.epochs, progress, on_epoch)
+    keeper = Keeper(folder, len(numbers), chosen.epochs, progress and is_first_process(), on_epoch)
     callbacks: list[lightning.Callback] = [keeper]
     if chosen.patience is not None:
         callbacks.append(EarlyStopping("val_loss", patience=chosen.patience))
@@ -154,6 +155,12 @@ def fit(
     if trainer.is_global_zero and classifier.source is not None:
         classifier.save(str(out))
     return Fitted(trainer.current_epoch, keeper.best_epoch, keeper.best_loss, keeper.best_accuracy, folder)
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one of a training on several devices that speaks."""
+    rank: int | None = rank_zero_only.rank
+    return not rank
 
 
 def _count(devices: int | str, nodes: int) -> int:
@@ -224,7 +231,7 @@ def begin(folder: Path, settings: dict[str, Any]) -> None:
                 was = ", ".join(f"{key} was {stored.get(key)}, is {settings[key]}" for key in apart)
                 raise RunError(f"'{folder}' holds another training ({was}): give another --out, or remove the folder.")
             return
-        part = path.with_suffix(".part")
+        part = path.with_suffix(f".{os.getpid()}.part")  # several processes may begin at once
         part.write_text(json.dumps(settings, indent=1), encoding="utf-8")
         part.replace(path)
     except OSError as error:
