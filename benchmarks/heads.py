@@ -158,7 +158,7 @@ def main() -> None:
         channels = network.fc.in_features
         images = torch.rand(given.batch, 3, given.side, given.side, device=device)
         side = given.side // 32
-        runs: dict[str, tuple[Callable[[], Tensor], list[nn.Parameter]]] = {}
+        runs: Runs = {}
         for head, build in HEADS.items():
             module = build(channels, 200).to(device).train()
             if given.head_alone:
@@ -167,7 +167,7 @@ def main() -> None:
             else:
                 body = nn.Sequential(*list(network.children())[:-2])
                 whole = nn.Sequential(body, module)
-                runs[head] = (lambda whole=whole: whole(images).sum(), list(whole.parameters()))
+                runs[head] = (lambda whole=whole, images=images: whole(images).sum(), list(whole.parameters()))
         of_features = f"{given.batch} × {channels} × {side} × {side} features"
         what = of_features if given.head_alone else f"{given.batch} images of {given.side}²"
         lines += compare(name, what, runs, given.repeats, device)

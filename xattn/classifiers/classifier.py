@@ -16,7 +16,7 @@ from xattn.classifiers.preprocessing import Preprocessing, content_seeds
 from xattn.classifiers.stages import Stage, find_stages, named_stage
 from xattn.classifiers.wiring import Wiring, attend, find_tail, made, site_of
 from xattn.errors import InputError, NameUnknownError, UnsupportedError
-from xattn.heads import Attended, BRNPAHead, HeadFacts, heads
+from xattn.heads import Attended, BRNPAHead, Head, HeadFacts, heads
 from xattn.heads.facts import HeadSettings
 
 
@@ -63,6 +63,7 @@ class Classifier(nn.Module):
     ) -> None:
         super().__init__()
         part = heads.part(head)
+        settings: HeadSettings = part.run  # type: ignore[assignment]  # what is registered as a head
         self.network = network
         self.head_name = part.spec
         self.name = name
@@ -76,14 +77,14 @@ class Classifier(nn.Module):
             with torch.no_grad():
                 own = int(self._bare(self._probe()).shape[-1])
             self.stages: tuple[Stage, ...] = tuple(find_stages(self.network, self._bare, self._probe(), named=name))
-            self.wiring = self._wired(part.run, part.facts)
+            self.wiring = self._wired(settings, part.facts)
         if classes not in (None, own) and part.facts.replaces != "classifier":
             raise InputError(
                 f"{self.head_name} keeps the classifier of {name}, which has {own} classes; {classes} were asked for. Use br-npa or b-cnn, "
                 "whose classifier is their own, or labels among the network's classes."
             )
         self.class_count = classes or own
-        self.head: nn.Module = made(part.run, self.wiring.stages, self.class_count, self.mean)
+        self.head: Head = made(settings, self.wiring.stages, self.class_count, self.mean)
         self.head.train(network.training)
         self.grafted = fresh and self._graft()
         self.trained = part.facts.replaces == "nothing" or self.grafted
@@ -151,8 +152,6 @@ class Classifier(nn.Module):
         return self._attend(normalised).output
 
     def _attend(self, normalised: Tensor, classes: Tensor | None = None) -> Attended:
-        if not self.wiring.stages:
-            return Attended(self._logits(self.network(normalised)))
         is_random = isinstance(self.head, BRNPAHead) and self.head.settings.selection == "random" and not self.head.training
         seeds = content_seeds(normalised * self.std + self.mean) if is_random else None
         return attend(self.network, normalised, self.head, self.wiring, self._logits, classes, seeds)

@@ -135,14 +135,15 @@ def _strideless(call: _Call, stage: str) -> nn.Module:
         module.stride = (1, 1)
         if isinstance(module.padding, str) or type(module) is not nn.Conv2d or any(module.padding) or not any(reach):
             return module  # padded already, or padding itself as it runs
-        padded = nn.Conv2d(1, 1, module.kernel_size, dilation=module.dilation, padding="same", padding_mode="replicate")
+        kernel, dilation = (module.kernel_size[0], module.kernel_size[1]), (module.dilation[0], module.dilation[1])
+        padded = nn.Conv2d(1, 1, kernel, dilation=dilation, padding="same", padding_mode="replicate")
         vars(padded)["_parameters"] = module._parameters
         for name in ("in_channels", "out_channels", "groups"):
             setattr(padded, name, getattr(module, name))
         return padded.train(module.training)
     if isinstance(module, nn.AvgPool2d):
-        kernel = module.kernel_size if isinstance(module.kernel_size, int) else module.kernel_size[0]
-        return nn.Sequential(nn.ReplicationPad2d((0, kernel - 1, 0, kernel - 1)), nn.AvgPool2d(kernel, 1)).train(module.training)
+        side = module.kernel_size if isinstance(module.kernel_size, int) else module.kernel_size[0]
+        return nn.Sequential(nn.ReplicationPad2d((0, side - 1, 0, side - 1)), nn.AvgPool2d(side, 1)).train(module.training)
     raise UnsupportedError(
         f"high resolution takes the stride out of convolutions and average poolings; '{stage}' shrinks its map by '{call.name}', a "
         f"{type(module).__name__}. Choose a later stage, or another network (ResNet, MobileNet, ConvNeXt, EfficientNet, DenseNet)."

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from xattn.classifiers.capture import captured, tapped, to_nchw
 from xattn.classifiers.stages import Stage
 from xattn.errors import UnsupportedError
-from xattn.heads import Attended, CAStreamHead, Place, Site
+from xattn.heads import Attended, CAStreamHead, ClassifierHead, Head, Place, Site
 from xattn.heads.facts import HeadSettings
 
 Forward = Callable[[Tensor], Tensor]
@@ -54,7 +54,7 @@ def find_tail(network: nn.Module, forward: Forward, image: Tensor, last: Stage) 
         calls[name] += 1
         given = args[0] if len(args) == 1 else None
         is_vector = isinstance(given, Tensor) and given.dim() in (2, 4) and given.numel() == last.channels == max(given.shape)
-        if reached and is_vector:
+        if reached and is_vector and given is not None:
             entries.append((name, calls[name], given))
 
     modules = {name: module for name, module in network.named_modules() if name}
@@ -81,13 +81,14 @@ def _tail(modules: dict[str, nn.Module], entries: Sequence[tuple[str, int, Tenso
         slack = PROBE_TOLERANCE * features.abs().amax()
         if not ((pooled >= low - slack) & (pooled <= high + slack)).all():
             continue  # it has been through a layer: a pooling stays between the smallest and the largest value of each channel
-        linear = next((m for m in modules.values() if _is_classifier(m, pooled, logits)), None)
+        linears = (module for module in modules.values() if isinstance(module, nn.Linear))
+        linear = next((linear for linear in linears if _is_classifier(linear, pooled, logits)), None)
         return Tail(name, call, linear)
     return Tail()
 
 
-def _is_classifier(module: nn.Module, pooled: Tensor, logits: Tensor) -> bool:
-    if not isinstance(module, nn.Linear) or (module.in_features, module.out_features) != (len(pooled), logits.shape[1]):
+def _is_classifier(module: nn.Linear, pooled: Tensor, logits: Tensor) -> bool:
+    if (module.in_features, module.out_features) != (len(pooled), logits.shape[1]):
         return False
     said = module(pooled[None])
     return bool(torch.allclose(said, logits, rtol=PROBE_TOLERANCE, atol=PROBE_TOLERANCE * float(logits.abs().max())))
@@ -120,7 +121,7 @@ def site_of(network: nn.Module, name: str, stages: Sequence[Stage], tail: Tail) 
 def attend(
     network: nn.Module,
     normalised: Tensor,
-    head: nn.Module,
+    head: Head,
     wiring: Wiring,
     logits_of: Callable[[Any], Tensor],
     classes: Tensor | None,
@@ -139,6 +140,8 @@ def attend(
     """
     if isinstance(head, CAStreamHead):
         return _stream(network, normalised, head, wiring, logits_of, classes)
+    if not isinstance(head, ClassifierHead):
+        return Attended(logits_of(network(normalised)))
     found: list[Attended] = []
 
     def tap(stage: Stage, tensor: Tensor) -> None:
@@ -203,6 +206,6 @@ def _replaced(network: nn.Module, tail: Tail, vector: Callable[[], Tensor]) -> I
         handle.remove()
 
 
-def made(settings: HeadSettings, stages: Sequence[Stage], classes: int, like: Tensor) -> nn.Module:
+def made(settings: HeadSettings, stages: Sequence[Stage], classes: int, like: Tensor) -> Head:
     """A head's module for these stages, where the network is and in its precision."""
     return settings.build([stage.channels for stage in stages], classes).to(device=like.device, dtype=like.dtype)

@@ -41,5 +41,4 @@ class RawAttention:
             raise UnsupportedError(f"{classifier.head_name} has no attention at stage '{stage}'. Choose one of: {', '.join(maps)}.")
         with torch.no_grad():
             found = maps[stage].detach()
-            saliency: Tensor = classifier.head.saliency(trace.features, found if found.dtype == torch.float64 else found.float())
-        return saliency
+            return classifier.head.saliency(trace.features, found if found.dtype == torch.float64 else found.float())

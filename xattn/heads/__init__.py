@@ -4,7 +4,7 @@ from xattn.heads import b_cnn, br_npa, ca_stream, gap
 from xattn.heads.b_cnn import BCNN, BCNNHead
 from xattn.heads.br_npa import BRNPA, BRNPAHead, representatives
 from xattn.heads.ca_stream import CAStream, CAStreamHead
-from xattn.heads.facts import Attended, HeadFacts, Place, Site, heads
+from xattn.heads.facts import Attended, ClassifierHead, Head, HeadFacts, Place, Site, heads
 from xattn.heads.gap import Gap, GapHead
 
 __all__ = [
@@ -15,8 +15,10 @@ __all__ = [
     "BRNPAHead",
     "CAStream",
     "CAStreamHead",
+    "ClassifierHead",
     "Gap",
     "GapHead",
+    "Head",
     "HeadFacts",
     "Place",
     "Site",

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
 from xattn.errors import SettingError
-from xattn.heads.facts import Attended, HeadFacts, Site, heads
+from xattn.heads.facts import Attended, ClassifierHead, HeadFacts, Site, heads, norm_weighted
 
 
 @heads.register("b-cnn", HeadFacts(source="Gomez et al. 2021, Sec. 4.1", replaces="classifier"))
@@ -39,7 +39,7 @@ class BCNN:
         return BCNNHead(channels[-1], classes, self)
 
 
-class BCNNHead(nn.Module):
+class BCNNHead(ClassifierHead):
     """B-CNN as a module: features `(B, C, h, w)` → logits `(B, K)`.
 
     Args:
@@ -71,16 +71,6 @@ class BCNNHead(nn.Module):
         vectors = torch.bmm(maps.flatten(2), features.to(maps.dtype).flatten(2).transpose(1, 2)) / positions
         return Attended(self.linear(self.dropout(vectors.flatten(1))), {place: maps})
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Logits `(B, K)`."""
-        return self.attend(features).output
-
     def saliency(self, features: Tensor, maps: Tensor) -> Tensor:
-        """One map of the head: the mean of its maps times the norm of the features, `(B, h, w)`, ≥ 0.
-
-        Args:
-            features: `(B, C, h, w)`.
-            maps: `(B, N, h, w)`.
-        """
-        norms: Tensor = torch.linalg.vector_norm(features, dim=1)
-        return maps.mean(dim=1) * norms
+        """The mean of its maps `(B, N, h, w)` times the norm of the features `(B, C, h, w)`: `(B, h, w)`, ≥ 0."""
+        return norm_weighted(features, maps)

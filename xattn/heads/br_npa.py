@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from xattn.errors import InputError, SettingError
-from xattn.heads.facts import Attended, HeadFacts, Site, heads
+from xattn.heads.facts import Attended, ClassifierHead, HeadFacts, Site, heads, norm_weighted
 
 Suppression = Literal["cosine", "weight"]
 Selection = Literal["active", "random"]
@@ -80,7 +80,7 @@ def representatives(
             maps.append(weights)
         weights = torch.stack(maps, dim=1)
         vectors = torch.bmm(weights, flat.transpose(1, 2)) if refine else torch.stack(picked, dim=1)
-    return vectors, weights.unflatten(2, (height, width))
+    return vectors, weights.view(len(weights), n, height, width)
 
 
 def _normalised(cosines: Tensor) -> Tensor:
@@ -135,7 +135,7 @@ class BRNPA:
         return BRNPAHead(channels[-1], classes, self)
 
 
-class BRNPAHead(nn.Module):
+class BRNPAHead(ClassifierHead):
     """BR-NPA as a module: features `(B, C, h, w)` → logits `(B, K)`.
 
     Args:
@@ -183,22 +183,9 @@ class BRNPAHead(nn.Module):
             probes[name] = linear(vectors[:, ranks].detach().flatten(1))
         return Attended(self.linear(self.dropout(vectors.flatten(1))), {place: maps}, probes=probes)
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Logits `(B, K)`."""
-        return self.attend(features).output
-
     def saliency(self, features: Tensor, maps: Tensor) -> Tensor:
-        """One map of the head: the mean of its maps times the norm of the features.
-
-        Args:
-            features: `(B, C, h, w)`.
-            maps: `(B, N, h, w)`.
-
-        Returns:
-            `(B, h, w)`, ≥ 0.
-        """
-        norms: Tensor = torch.linalg.vector_norm(features, dim=1)
-        return maps.mean(dim=1) * norms
+        """The mean of its maps `(B, N, h, w)` times the norm of the features `(B, C, h, w)`: `(B, h, w)`, ≥ 0."""
+        return norm_weighted(features, maps)
 
 
 def _probe(ranks: Sequence[int]) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from xattn.errors import InputError, SettingError, UnsupportedError
-from xattn.heads.facts import HeadFacts, Place, Site, heads
+from xattn.heads.facts import Head, HeadFacts, Place, Site, heads
 
 # The places of the paper's two families, by the class of the network, in torchvision and in timm.
 RELEASED = (
@@ -77,7 +77,7 @@ def _last_of_each(places: Sequence[Place]) -> tuple[str, ...]:
     return tuple(place.name for number, place in enumerate(places) if kinds[number] not in kinds[number + 1 :])
 
 
-class CAStreamHead(nn.Module):
+class CAStreamHead(Head):
     """The stream as a module: a list of features `(B, C_ℓ, h_ℓ, w_ℓ)` → the vector `(B, C)` in the place of the pooled one.
 
     One query, one head, no residual and no norm: α = softmax(q · F / √C), q ← W Σ α F.
@@ -138,8 +138,8 @@ class CAStreamHead(nn.Module):
         scores = torch.bmm(scaled[:, None].to(keys.dtype), keys)[:, 0]
         attention = (scores if scores.dtype == torch.float64 else scores.float()).softmax(dim=1)
         gathered = torch.bmm(values, attention[:, :, None].to(values.dtype))[:, :, 0]
-        size = features.shape[2:]
-        return self.project[number](gathered), attention.unflatten(1, size), scores.unflatten(1, size)
+        shape = (len(features), *features.shape[2:])
+        return self.project[number](gathered), attention.view(shape), scores.view(shape)
 
     def forward(self, features: Sequence[Tensor], classes: Tensor | None = None) -> Tensor:
         """The vector `(B, C)`.

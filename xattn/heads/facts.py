@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from xattn.registry import Registry
@@ -72,13 +73,53 @@ class Attended:
     probes: dict[str, Tensor] = field(default_factory=dict)
 
 
+class Head(nn.Module):
+    """A head's module; abstract."""
+
+    def saliency(self, features: Tensor, maps: Tensor) -> Tensor:
+        """One map of the head.
+
+        Args:
+            features: `(B, C, h, w)`.
+            maps: its attention `(B, N, h, w)` there.
+
+        Returns:
+            `(B, h, w)`, ≥ 0.
+        """
+        raise NotImplementedError
+
+
+class ClassifierHead(Head):
+    """A head that gives logits from what enters the pooling; abstract."""
+
+    def attend(self, features: Tensor, place: str = "", seeds: Sequence[int] | None = None) -> Attended:
+        """Logits and attention maps.
+
+        Args:
+            features: `(B, C, h, w)`.
+            place: under which name the maps are given.
+            seeds: one an image, for what is random; None: torch's generator.
+        """
+        raise NotImplementedError
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits `(B, K)` of features `(B, C, h, w)`."""
+        return self.attend(features).output
+
+
+def norm_weighted(features: Tensor, maps: Tensor) -> Tensor:
+    """The mean of maps `(B, N, h, w)` times the norm of the features `(B, C, h, w)`: `(B, h, w)`, ≥ 0."""
+    norms: Tensor = torch.linalg.vector_norm(features, dim=1)
+    return maps.mean(dim=1) * norms
+
+
 class HeadSettings(Protocol):
     """A registered head: a frozen dataclass of settings that builds the module."""
 
     def places(self, site: Site) -> tuple[str, ...]:
         """Names of the stages that the head reads, in order."""
 
-    def build(self, channels: Sequence[int], classes: int) -> nn.Module:
+    def build(self, channels: Sequence[int], classes: int) -> Head:
         """The module for places of these channel counts."""
 
 

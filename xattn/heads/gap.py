@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from xattn.heads.facts import HeadFacts, Site, heads
+from xattn.heads.facts import Head, HeadFacts, Site, heads
 
 
 @heads.register("gap", HeadFacts(source="the network's own", replaces="nothing", attention=False))
@@ -25,14 +25,15 @@ class Gap:
         return GapHead()
 
 
-class GapHead(nn.Module):
+class GapHead(Head):
     """Stands where other heads have weights."""
 
-    def saliency(self, features: Tensor) -> Tensor:
+    def saliency(self, features: Tensor, maps: Tensor | None = None) -> Tensor:
         """What the head looks at: the norm of each feature vector.
 
         Args:
             features: `(B, C, h, w)`.
+            maps: none.
 
         Returns:
             `(B, h, w)`, ≥ 0.

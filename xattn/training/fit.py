@@ -159,8 +159,7 @@ def fit(
 
 def is_first_process() -> bool:
     """Whether this process is the one of a training on several devices that speaks."""
-    rank: int | None = rank_zero_only.rank
-    return not rank
+    return not getattr(rank_zero_only, "rank", None)
 
 
 def _count(devices: int | str, nodes: int) -> int:
