@@ -1,4 +1,4 @@
-"""Writes the README's tables of methods, metrics and protocols from the registries; with --check, says whether they are up to date."""
+"""Writes the README's tables of parts from the registries; with --check, says whether they are up to date."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ def table(kind: str) -> str:
     """A Markdown table of a kind's own parts."""
     entries = [entry for entry in listing(kind) if ":" not in entry["name"]]
     columns = {
+        "heads": {"name": "head", "summary": "what it does", "settings": "settings", "replaces": "replaces", "source": "source"},
         "methods": {"name": "method", "summary": "what it shows", "settings": "settings", "source": "source"},
         "metrics": {"name": "metric", "symbol": "symbol", "better": "better", "summary": "what it tells", "source": "source"},
         "protocols": {"name": "protocol", "summary": "how"},
@@ -41,7 +42,7 @@ def table(kind: str) -> str:
 
 def main() -> None:
     before = after = README.read_text(encoding="utf-8")
-    for kind in ("methods", "metrics", "protocols"):
+    for kind in ("heads", "methods", "metrics", "protocols"):
         made = f"<!-- {kind} -->\n{table(kind)}\n<!-- /{kind} -->"
         after = re.sub(f"<!-- {kind} -->.*?<!-- /{kind} -->", lambda _, made=made: made, after, flags=re.DOTALL)
     if "--check" in sys.argv and before != after:

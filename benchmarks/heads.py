@@ -108,9 +108,10 @@ def peak(run: Callable[[], Tensor], parameters: list[nn.Parameter], device: torc
     return alive.peak / 2**20
 
 
-def compare(
-    name: str, what: str, runs: dict[str, tuple[Callable[[], Tensor], list[nn.Parameter]]], repeats: int, device: torch.device
-) -> list[dict[str, Any]]:
+Runs = dict[str, tuple[Callable[[], Tensor], list[nn.Parameter]]]
+
+
+def compare(name: str, what: str, runs: Runs, repeats: int, device: torch.device) -> list[dict[str, Any]]:
     """A line a head: latency and peak, and both over BR-NPA's."""
     seconds: dict[str, list[float]] = {head: [] for head in runs}
     for run, _ in runs.values():

@@ -6,9 +6,9 @@ cd "$(dirname "$0")/.."
 DATA=${XATTN_DATA:-../shared/data}
 RUNS=${RUNS:-runs/trained}
 RESULTS=benchmarks/results
-SHOWN=${SHOWN:-80}      # images of each set that are explained by the CAMs
-SCORED=${SCORED:-6}     # and by Score-CAM
-PER_CLASS=${PER_CLASS:-40}
+SHOWN=${SHOWN:-60}      # images of each set that are explained by the CAMs
+SCORED=${SCORED:-4}     # and by Score-CAM
+PER_CLASS=${PER_CLASS:-24}
 mkdir -p "$RUNS"
 weights=$DATA/weights/mobilenet_v2.pth
 mobilenet=(--model torchvision:mobilenet_v2 --weights "$weights")

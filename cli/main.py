@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from xattn import __version__
+from xattn.cli.options import triple
 from xattn.cli.train import train
 from xattn.errors import InputError, XattnError
 
@@ -39,15 +40,6 @@ def main() -> None:
 
     Exit codes: 0 all done; 1 the run failed; 2 the command line was wrong; 3 done, but some images failed and are named.
     """
-
-
-def _triple(_ctx: click.Context, _param: click.Parameter, value: str | None) -> list[float] | None:
-    if value is None:
-        return None
-    try:
-        return [float(number) for number in value.replace(",", " ").split()]
-    except ValueError as error:
-        raise click.BadParameter(f"three numbers are needed, as 0.485,0.456,0.406; got '{value}'.") from error
 
 
 @main.command()
@@ -80,8 +72,8 @@ def _triple(_ctx: click.Context, _param: click.Parameter, value: str | None) -> 
 @click.option("--out", required=True, type=click.Path(file_okay=False), help="Run folder; a run that was cut off goes on there.")
 @click.option("--input-size", type=int, help="Side of the crop.")
 @click.option("--resize", type=int, help="Shorter side before the crop.")
-@click.option("--mean", callback=_triple, help="Of the normalisation, R,G,B in [0, 1].")
-@click.option("--std", callback=_triple, help="Likewise.")
+@click.option("--mean", callback=triple, help="Of the normalisation, R,G,B in [0, 1].")
+@click.option("--std", callback=triple, help="Likewise.")
 @click.option("--device", help="cpu, cuda, cuda:1, mps; default: a GPU where there is one.")
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Images a part.")
 @click.option("--workers", type=click.IntRange(0), help="Processes that decode; default: one a core but one.")

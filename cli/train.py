@@ -8,11 +8,8 @@ from typing import Any
 
 import click
 
+from xattn.cli.options import stages, triple
 from xattn.errors import InputError
-
-
-def _stages(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[str, ...]:
-    return tuple(filter(None, (part.strip() for part in (value or "").split(","))))
 
 
 @click.command()
@@ -40,8 +37,11 @@ def _stages(_ctx: click.Context, _param: click.Parameter, value: str | None) -> 
 @click.option("--batch-size", type=int, help="Pictures a step, on all devices together.")
 @click.option("--optimiser", type=click.Choice(["sgd", "adam", "adamw"]))
 @click.option("--lr", type=float, help="Learning rate.")
+@click.option("--momentum", type=float, help="Of sgd.")
 @click.option("--weight-decay", type=float)
 @click.option("--schedule", type=click.Choice(["constant", "cosine", "step"]))
+@click.option("--step", type=int, help="Epochs between the steps of the schedule.")
+@click.option("--smallest-crop", type=float, help="Share of a picture's area that a random crop covers at least.")
 @click.option("--dropout", type=float, help="Of the head's vector.")
 @click.option("--patience", type=int, help="Epochs without a better validation loss before it stops.")
 @click.option("--validation", type=float, help="Share of each class that is held out, where the data has no validation split.")
@@ -50,10 +50,12 @@ def _stages(_ctx: click.Context, _param: click.Parameter, value: str | None) -> 
 )
 @click.option("--alpha", type=float, help="Weight of the labels beside the teacher's answers.")
 @click.option("--temperature", type=float, help="Of the teacher's answers.")
-@click.option("--high-res", callback=_stages, help="Stages whose stride is taken out, as layer3,layer4.")
+@click.option("--high-res", callback=stages, help="Stages whose stride is taken out, as layer3,layer4.")
 @click.option("--dilate", is_flag=True, help="Widen the kernels behind them instead.")
 @click.option("--input-size", type=int, help="Side of the crop.")
 @click.option("--resize", type=int, help="Shorter side before the crop.")
+@click.option("--mean", callback=triple, help="Of the normalisation, R,G,B in [0, 1].")
+@click.option("--std", callback=triple, help="Likewise.")
 @click.option("--search", "trials", type=click.IntRange(1), help="Search the settings in this many trials in all, and keep the best.")
 @click.option("--accelerator", help="cpu, gpu, mps, as Lightning takes it. Default: a GPU where there is one.")
 @click.option("--devices", default="1", show_default=True, help="How many on each node, as Lightning takes it.")
@@ -75,6 +77,8 @@ def train(
     dilate: bool,
     input_size: int | None,
     resize: int | None,
+    mean: list[float] | None,
+    std: list[float] | None,
     trials: int | None,
     accelerator: str | None,
     devices: str,
@@ -112,6 +116,8 @@ def train(
         dilate=dilate,
         input_size=input_size,
         resize=resize,
+        mean=mean,
+        std=std,
         device=cpu,
     )
     taught = None

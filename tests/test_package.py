@@ -22,7 +22,7 @@ def modules_after(code: str) -> set[str]:
     return set(json.loads(found.stdout.splitlines()[-1]))
 
 
-HEAVY = {"torch", "torchvision", "numpy", "pandas", "matplotlib", "scipy", "captum", "timm", "pytorch_grad_cam", "PIL"}
+HEAVY = {"torch", "torchvision", "numpy", "pandas", "matplotlib", "scipy", "captum", "timm", "pytorch_grad_cam", "PIL", "lightning"}
 
 
 @pytest.mark.parametrize(
@@ -32,6 +32,7 @@ HEAVY = {"torch", "torchvision", "numpy", "pandas", "matplotlib", "scipy", "capt
         "import xattn.errors, xattn.registry",
         "from xattn.cli import main; main(['--help'], standalone_mode=False)",
         "from xattn.cli import main; main(['explain', '--help'], standalone_mode=False)",
+        "from xattn.cli import main; main(['train', '--help'], standalone_mode=False)",
     ],
 )
 def test_neither_the_package_nor_the_command_s_help_loads_torch_or_anything_heavy(code: str) -> None:
@@ -43,7 +44,7 @@ def test_neither_the_package_nor_the_command_s_help_loads_torch_or_anything_heav
 def test_explaining_loads_neither_matplotlib_nor_the_other_libraries() -> None:
     loaded = modules_after("import xattn; xattn.explain, xattn.load")
     assert "torch" in loaded
-    assert not loaded & {"matplotlib", "captum", "timm", "pytorch_grad_cam"}
+    assert not loaded & {"matplotlib", "captum", "timm", "pytorch_grad_cam", "lightning", "optuna"}
 
 
 @pytest.mark.parametrize(("command", "limit"), [(["-c", "import xattn"], 0.1), (["-m", "xattn.cli", "--help"], 0.3)])

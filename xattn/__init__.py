@@ -33,11 +33,16 @@ _HOMES = {
 }
 
 
+_PACKAGES = ("classifiers", "explainers", "figures", "heads", "metrics", "study", "training")
+
+
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in _PACKAGES:
+        return importlib.import_module(f"xattn.{name}")
     raise AttributeError(f"module 'xattn' has no attribute '{name}'")
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, "__version__"])
+    return sorted([*__all__, *_PACKAGES, "__version__"])
