@@ -18,9 +18,11 @@ import xattn
 from tests import networks
 from tests.test_images import bad_files
 from xattn.classifiers import Classifier
-from xattn.errors import InputError, RunError
+from xattn.errors import InputError, RunError, UnsupportedError
+from xattn.figures import grid
 from xattn.images import ImageSource
 from xattn.metrics import average_drop, insertion
+from xattn.study import Study
 from xattn.study import store as store_module
 from xattn.study.compare import compare_runs
 from xattn.study.scoring import COLUMNS
@@ -418,3 +420,28 @@ def test_runs_of_other_batch_sizes_and_methods_are_one_table(tiny: Classifier, f
     assert table.frame["n"].tolist() == [10, 10]
     (tmp_path / "b" / "table.csv").unlink()
     assert "is not finished" in compare_runs([tmp_path / "a", tmp_path / "b"]).text("markdown")
+
+
+def test_two_heads_on_one_network_are_one_run_with_a_row_each(folder: Path, tmp_path: Path) -> None:
+    network = networks.small()
+    pair = [xattn.attach(network, head=head, input_size=32, resize=36, name="tiny") for head in ("gap", "br-npa:n=2")]
+    done = Study(pair, ["grad-cam", "raw-attention"], ["sparsity"], folder, tmp_path / "run", workers=0, progress=False, save_maps=True)
+    done.run()
+    table = done.table()
+    assert list(zip(table["head"], table["method"], strict=True)) == [
+        ("gap", "grad-cam"),
+        ("br-npa:n=2", "grad-cam"),
+        ("br-npa:n=2", "raw-attention"),
+    ]
+    shown = compare_runs([tmp_path / "run"]).frame
+    assert set(shown["model"]) == {"tiny"}  # other weights of another head do not make it another model
+    grid([tmp_path / "run"], tmp_path / "grid.svg", images=["3.png"])
+    drawn = (tmp_path / "grid.svg").read_text()
+    assert "svg" in drawn
+    assert (tmp_path / "run" / "maps" / "tiny" / "br-npa_n=2" / "grad-cam" / "3.png.png").exists()
+    with pytest.raises(UnsupportedError, match="raw-attention shows a head's attention, and tiny · gap has none"):
+        Study(pair[:1], ["grad-cam", "raw-attention"], ["sparsity"], folder, tmp_path / "other")
+    pair[1].trained = False
+    with pytest.raises(UnsupportedError, match="never trained"):
+        Study(pair, ["grad-cam"], ["sparsity"], folder, tmp_path / "other")
+    Study(pair, ["grad-cam"], ["sparsity"], folder, tmp_path / "other", untrained=True)

@@ -119,8 +119,7 @@ def _draw(
     crops: dict[tuple[str, str, str], Tensor],
     labels: dict[tuple[str, str], Sequence[str] | None],
 ) -> Figure:
-    pairs = {column[:2] for column in columns}
-    several, lines = len(pairs) > 1, 2 * len(pairs)
+    lines = 2 * len({column[:2] for column in columns})
     figure = Figure(
         figsize=(CELL_INCHES * (len(columns) + 1) + 0.4, (CELL_INCHES + 0.13 * lines) * len(names) + 0.2),
         layout=ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.0),
@@ -144,7 +143,7 @@ def _draw(
             if found.about["degenerate"]:
                 axis.set_xlabel("no contrast", fontsize=6, labelpad=2)
             if row == 0:
-                axis.set_title(f"{_short(model)} · {head}\n{_broken(method)}" if several else _broken(method), fontsize=7)
+                axis.set_title("\n".join([*_called(model, head, columns), _broken(method)]), fontsize=7)
     axes[0][0].set_title("input", fontsize=7)
     bar = figure.colorbar(ScalarMappable(cmap=COLOURS), ax=axes, fraction=0.012, pad=0.01, aspect=40)
     bar.set_label("mask, 0 to 1 within each map", fontsize=6)
@@ -174,11 +173,17 @@ def _caption(
         classes = labels.get((model, head))
         target = about["target"]
         named = classes[target] if classes is not None else f"class {target}"
-        several = len({column[:2] for column in columns}) > 1
         predicted = about["predicted"]
         other = f"\n(predicted {classes[predicted] if classes is not None else predicted})" if predicted != target else ""
-        lines.append(f"{_short(model) + ' · ' + head + chr(10) if several else ''}{named}, p = {about['probability']:.2f}{other}")
+        called = [" · ".join(found)] if (found := _called(model, head, columns)) else []
+        lines.append("\n".join([*called, f"{named}, p = {about['probability']:.2f}{other}"]))
     return "\n".join(dict.fromkeys(lines))
+
+
+def _called(model: str, head: str, columns: Sequence[Column]) -> list[str]:
+    """What tells a column's classifier from the others': its model, its head, both or neither."""
+    models, heads = ({column[place] for column in columns} for place in (0, 1))
+    return [_short(model)] * (len(models) > 1) + [_broken(head)] * (len(heads) > 1)
 
 
 def _broken(method: str) -> str:
