@@ -7,19 +7,20 @@ DATA=${XATTN_DATA:-../shared/data}
 RUNS=${RUNS:-runs/trained}
 RESULTS=benchmarks/results
 SHOWN=${SHOWN:-60}      # images of each set that are explained by the CAMs
-SCORED=${SCORED:-4}     # and by Score-CAM
+SCORED=${SCORED:-6}     # and by Score-CAM
 PER_CLASS=${PER_CLASS:-24}
 mkdir -p "$RUNS"
 weights=$DATA/weights/mobilenet_v2.pth
 mobilenet=(--model torchvision:mobilenet_v2 --weights "$weights")
 
 # Labels of imagenette/val by ImageNet index, and as names; every class alike often among the first images.
-python - "$DATA" "$RUNS" "$PER_CLASS" "$SHOWN" <<'PY'
+python - "$DATA" "$RUNS" "$PER_CLASS" "$SHOWN" "$SCORED" <<'PY'
 import csv
 import sys
 from pathlib import Path
 
-data, runs, per_class, shown = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+data, runs = Path(sys.argv[1]), Path(sys.argv[2])
+per_class, shown, scored = (int(argument) for argument in sys.argv[3:])
 index = {row["wnid"]: row["index"] for row in csv.DictReader(open(data / "imagenet_classes.csv", encoding="utf-8"))}
 folders = sorted(folder for folder in (data / "imagenette" / "val").iterdir())
 turns = sorted((turn, file) for folder in folders for turn, file in enumerate(sorted(folder.iterdir())))
@@ -32,7 +33,9 @@ def write(name, rows):
 
 write("val-index.csv", [(f"{file.parent.name}/{file.name}", index[file.parent.name]) for _, file in turns])
 write("val-name.csv", [(f"{file.parent.name}/{file.name}", file.parent.name) for _, file in turns])
-write("val-shown.csv", [(str(file.resolve()), index[file.parent.name]) for _, file in turns[:shown]])
+explained = [(str(file.resolve()), index[file.parent.name]) for _, file in turns[:shown]]
+write("val-shown.csv", explained)
+write("val-scored.csv", explained[:scored])
 train = [file.resolve() for folder in sorted((data / "imagenette" / "train").iterdir()) for file in sorted(folder.iterdir())[:per_class]]
 write("train-few.csv", [(str(file), file.parent.name) for file in train])
 PY
@@ -57,16 +60,17 @@ xattn explain "${photos[@]}" --target predicted --labels-csv "$DATA/photos.csv" 
 xattn compare "$RUNS/photos-predicted" > "$RESULTS/trained-ca-stream-photos-predicted.md"
 xattn explain "$RUNS/val-shown.csv" "${both[@]}" "${cams[@]}" "${metrics[@]}" --out "$RUNS/imagenette"
 xattn compare "$RUNS/imagenette" > "$RESULTS/trained-ca-stream-imagenette.md"
-mapfile -t photos < <(head -n "$SCORED" "$RUNS/photos-order.txt")
-xattn explain "${photos[@]}" --labels-csv "$DATA/photos.csv" "${both[@]}" --method=score-cam "${metrics[@]}" --out "$RUNS/score-cam"
+xattn explain "$RUNS/val-scored.csv" "${both[@]}" --method=score-cam "${metrics[@]}" --out "$RUNS/score-cam"
 xattn compare "$RUNS/score-cam" > "$RESULTS/trained-ca-stream-score-cam.md"
 
-# 3. BR-NPA and B-CNN on the ten classes with the network fine-tuned, at its own 7×7 and, taught by that, at 14×14.
+# 3. BR-NPA and B-CNN on the ten classes with the network fine-tuned, at its own 7×7 and, taught by that, at 14×14. The BatchNorm of these
+# weights was folded away: its statistics are those of no picture, and stay frozen.
 tuned=()
 for head in br-npa b-cnn; do
-    xattn train "${mobilenet[@]}" --head "$head" --data "$RUNS/train-few.csv" --epochs 3 --out "$RUNS/$head-7.safetensors"
-    xattn train "${mobilenet[@]}" --head "$head" --data "$RUNS/train-few.csv" --epochs 3 --high-res features.14 \
-        --teacher "$RUNS/$head-7.safetensors" --out "$RUNS/$head-14.safetensors"
+    xattn train "${mobilenet[@]}" --head "$head" --data "$RUNS/train-few.csv" --epochs 3 --freeze-statistics \
+        --out "$RUNS/$head-7.safetensors"
+    xattn train "${mobilenet[@]}" --head "$head" --data "$RUNS/train-few.csv" --epochs 3 --freeze-statistics \
+        --high-res features.14 --teacher "$RUNS/$head-7.safetensors" --out "$RUNS/$head-14.safetensors"
     tuned+=(--model "$RUNS/$head-7.safetensors" --model "$RUNS/$head-14.safetensors")
 done
 xattn explain "$DATA/imagenette/val" --labels-csv "$RUNS/val-name.csv" "${tuned[@]}" --method=raw-attention --method=grad-cam \

@@ -15,7 +15,7 @@ from xattn.errors import InputError
 @click.command()
 @click.option("--model", required=True, help="As for explain.")
 @click.option("--weights", help="Local .pth or .safetensors, or the name of torchvision weights.")
-@click.option("--head", default="ca-stream", show_default=True, help="name[:key=value,…]; see `xattn list heads`.")
+@click.option("--head", help="name[:key=value,…]; see `xattn list heads`. Default: that of a saved file, else ca-stream.")
 @click.option(
     "--data",
     required=True,
@@ -34,6 +34,7 @@ from xattn.errors import InputError
 )
 @click.option("--preset", help="ca-stream (the paper's), head (cheap; the head alone), full (head and network). Default: by the head.")
 @click.option("--epochs", type=int)
+@click.option("--freeze-statistics", is_flag=True, default=None, help="Keep the network's BatchNorm statistics as they are, and use them.")
 @click.option("--batch-size", type=int, help="Pictures a step, on all devices together.")
 @click.option("--optimiser", type=click.Choice(["sgd", "adam", "adamw"]))
 @click.option("--lr", type=float, help="Learning rate.")
@@ -48,6 +49,7 @@ from xattn.errors import InputError
 @click.option(
     "--teacher", type=click.Path(exists=True, dir_okay=False), help="A trained .safetensors: learn its answers and begin with its weights."
 )
+@click.option("--teacher-weights", help="Where the weights of the teacher's network lie, if its file holds a head alone.")
 @click.option("--alpha", type=float, help="Weight of the labels beside the teacher's answers.")
 @click.option("--temperature", type=float, help="Of the teacher's answers.")
 @click.option("--high-res", callback=stages, help="Stages whose stride is taken out, as layer3,layer4.")
@@ -67,12 +69,13 @@ from xattn.errors import InputError
 def train(
     model: str,
     weights: str | None,
-    head: str,
+    head: str | None,
     data: str,
     out: str,
     classes: Any,
     preset: str | None,
     teacher: str | None,
+    teacher_weights: str | None,
     high_res: tuple[str, ...],
     dilate: bool,
     input_size: int | None,
@@ -95,23 +98,26 @@ def train(
     import torch
 
     from xattn.classifiers import load
+    from xattn.classifiers.checkpoints import read_header
     from xattn.heads import heads
     from xattn.training import fit, open_data
     from xattn.training.fit import is_first_process
     from xattn.training.recipe import default_preset, recipe_of
     from xattn.training.search import search
 
-    recipe = recipe_of(preset or default_preset(head)).with_(**changes)
-    replaces = heads.part(head).facts.replaces
+    saved = model.endswith(".safetensors")
+    name = read_header(model)["head"] if saved else head or "ca-stream"
+    recipe = recipe_of(preset or default_preset(name)).with_(**changes)
     opened = open_data(data, classes)
     sys.path.append(os.getcwd())  # where package.module:factory is looked for
     torch.manual_seed(seed)  # of the head's first weights
     cpu = "cpu" if accelerator == "cpu" else None
+    of_its_own = not saved and opened.names is not None and heads.part(name).facts.replaces == "classifier"
     classifier = load(
         model,
-        head=head,
+        head=head or ("gap" if saved else name),
         weights=weights,
-        classes=len(opened.names) if opened.names is not None and replaces == "classifier" else None,
+        classes=len(opened.names) if of_its_own and opened.names is not None else None,
         high_res=high_res,
         dilate=dilate,
         input_size=input_size,
@@ -122,7 +128,7 @@ def train(
     )
     taught = None
     if teacher is not None:
-        taught = load(teacher, device=cpu)
+        taught = load(teacher, weights=teacher_weights, device=cpu)
         classifier.begin_with(taught)
 
     def say(line: str) -> None:

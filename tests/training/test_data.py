@@ -32,7 +32,7 @@ def test_a_folder_a_class(painted: Path, relative: bool, monkeypatch: pytest.Mon
     data = open_data("painted" if relative else painted)
     assert data.names == ("blue", "green", "red")
     assert data.targets == (0,) * 12 + (1,) * 12 + (2,) * 12
-    assert data.picture(13).size == (40, 40)
+    assert data.pictures.picture(13).size == (40, 40)
 
 
 def test_an_empty_class_folder_and_no_folders_are_told(painted: Path, tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_cub_as_it_is_published_without_its_test_split(tmp_path: Path) -> None:
     data = open_data(f"cub:{tmp_path}")
     assert data.names == ("001.Albatross", "002.Auklet")
     assert data.targets == (0, 1)
-    assert [data.called(number).rpartition("/")[2] for number in range(2)] == ["a.jpg", "c.jpg"]
+    assert [data.pictures.called(number).rpartition("/")[2] for number in range(2)] == ["a.jpg", "c.jpg"]
 
 
 def test_fgvc_aircraft_has_a_validation_split_of_its_own(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_fgvc_aircraft_has_a_validation_split_of_its_own(tmp_path: Path) -> None
     assert data.targets == (0, 1)
     assert data.validation is not None
     assert data.validation.targets == (1,)
-    assert data.picture(0).mode == "RGB"
+    assert data.pictures.picture(0).mode == "RGB"
 
 
 def test_stanford_cars_and_oxford_pets_as_they_are_published(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_cifar_as_it_is_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     data = open_data(f"cifar10:{tmp_path}")
     assert len(data) == 10
     assert data.targets[:2] == (1, 0)
-    assert data.picture(0).size == (32, 32)
+    assert data.pictures.picture(0).size == (32, 32)
     assert isinstance(data.names, tuple)
     assert datasets.CIFAR10 is not None
 
@@ -163,7 +163,7 @@ def test_augmentation_is_keyed_by_seed_epoch_and_number(tmp_path: Path) -> None:
     assert one.shape == (3, 32, 32)
     torch.random.set_rng_state(state)
     plain = Crops(data, SMALL, None, seed=1)[3]
-    assert torch.equal(plain[0], SMALL.crop(data.picture(3)))
+    assert torch.equal(plain[0], SMALL.crop(data.pictures.picture(3)))
     assert plain[1] == data.targets[3]
 
 
@@ -183,4 +183,6 @@ def test_wordnet_ids_are_those_of_the_data_s_own_list(data: Path) -> None:
     found = open_data(data / "imagenette" / "val", "wnid")
     with open(data / "imagenet_classes.csv", encoding="utf-8") as file:
         index = {row["wnid"]: int(row["index"]) for row in csv.DictReader(file)}
-    assert [found.targets[number] for number in range(len(found))] == [index[Path(found.called(n)).parent.name] for n in range(len(found))]
+    assert [found.targets[number] for number in range(len(found))] == [
+        index[Path(found.pictures.called(n)).parent.name] for n in range(len(found))
+    ]

@@ -14,7 +14,7 @@ from xattn.classifiers.capture import captured, to_nchw
 from xattn.classifiers.checkpoints import Source, digest_of, fit_weights, save_classifier
 from xattn.classifiers.preprocessing import Preprocessing, content_seeds
 from xattn.classifiers.stages import Stage, find_stages, named_stage
-from xattn.classifiers.wiring import Wiring, attend, find_tail, made, site_of
+from xattn.classifiers.wiring import Wiring, asked_classes, attend, find_tail, made, site_of
 from xattn.errors import InputError, NameUnknownError, UnsupportedError
 from xattn.heads import Attended, BRNPAHead, Head, HeadFacts, heads
 from xattn.heads.facts import HeadSettings
@@ -84,7 +84,8 @@ class Classifier(nn.Module):
                 "whose classifier is their own, or labels among the network's classes."
             )
         self.class_count = classes or own
-        self.head: Head = made(settings, self.wiring.stages, self.class_count, self.mean)
+        with torch.inference_mode(False):
+            self.head: Head = made(settings, self.wiring.stages, self.class_count, self.mean)
         self.head.train(network.training)
         self.grafted = fresh and self._graft()
         self.trained = part.facts.replaces == "nothing" or self.grafted
@@ -155,6 +156,10 @@ class Classifier(nn.Module):
         is_random = isinstance(self.head, BRNPAHead) and self.head.settings.selection == "random" and not self.head.training
         seeds = content_seeds(normalised * self.std + self.mean) if is_random else None
         return attend(self.network, normalised, self.head, self.wiring, self._logits, classes, seeds)
+
+    def asked_classes(self, images: Tensor) -> Tensor | None:
+        """What the network itself predicts for images in pixel space, for a head with a query for each class; None for others."""
+        return asked_classes(self.network, self.normalise(images), self.head, self._logits)
 
     def _bare(self, images: Tensor) -> Tensor:
         """Logits of the network as it is, without the head."""

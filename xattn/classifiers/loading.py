@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import inspect
 import math
+import os
 import sys
 import urllib.error
 from collections.abc import Callable, Sequence
@@ -79,6 +80,9 @@ def load(
     """
     if model.endswith(".safetensors"):
         header = read_header(model)
+        came = {"head": head, "high_res": tuple(high_res), "dilate": dilate, "classes": classes}
+        if given := [name for name, left_out in _BESIDE.items() if came[name] not in (left_out, header.get(name))]:
+            raise InputError(f"'{model}' knows its own {', '.join(given)}: leave that out, or name the network.")
         source, network = _saved(model, header, weights)
         base, names = Preprocessing.from_json(header["preprocessing"]), header["labels"]
         head, multi_label, classes = header["head"], header["multi_label"], header["classes"]
@@ -86,7 +90,7 @@ def load(
     else:
         header = None
         network, base, names = _source(model)(model, weights, None)
-        source = Source(model, None if weights is None else str(weights), digest_of(network.state_dict()), tuple(high_res), dilate)
+        source = Source(_absolute(model), _kept(weights), digest_of(network.state_dict()), tuple(high_res), dilate)
         name = model
     preprocessing = preprocessing_with(base, input_size=input_size, resize=resize, mean=mean, std=std)
     network.eval()
@@ -132,7 +136,8 @@ def _saved(path: str, header: dict[str, Any], weights: str | Path | None) -> tup
     try:
         network, _, _ = build(stored.model, chosen, None)
     except (WeightsError, InputError) as error:
-        raise WeightsError(f"{needs}, and they could not be had: {error} Give them as weights.") from error
+        wanting = "" if chosen is None or Path(chosen).is_file() else " Give where they lie now as weights."
+        raise WeightsError(f"{needs}, and they could not be had: {error}{wanting}") from error
     for name, value in header["build"].items():
         setattr(network, name, value)
     if (digest := digest_of(network.state_dict())) != stored.digest:
@@ -204,6 +209,7 @@ def model_names() -> list[str]:
 
 
 Weights = str | Path | dict[str, Tensor] | None  # a file or a name, or what a file of ours held
+_BESIDE = {"head": "gap", "high_res": (), "dilate": False, "classes": None}  # what a file of ours knows, and how it is left out
 _Found = tuple[nn.Module, Preprocessing, Sequence[str] | None]
 
 
@@ -348,3 +354,14 @@ def _state(weights: str | Path | dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _called(weights: Weights) -> str:
     return "of the file" if isinstance(weights, dict) else str(weights)
+
+
+def _kept(weights: str | Path | None) -> str | None:
+    """How a file of ours names weights: a local file by its whole path."""
+    return None if weights is None else os.path.abspath(weights) if Path(weights).is_file() else str(weights)
+
+
+def _absolute(model: str) -> str:
+    """How a file of ours names its network: one's own code by the whole path of its file."""
+    place, colon, attribute = model.rpartition(":")
+    return f"{os.path.abspath(place)}{colon}{attribute}" if place.endswith(".py") else model

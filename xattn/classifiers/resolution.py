@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
 from xattn.classifiers.stages import first_tensor
 from xattn.errors import NameUnknownError, UnsupportedError
@@ -33,10 +34,10 @@ class _Call:
 def high_resolution(
     network: nn.Module, stages: Sequence[str], *, dilate: bool = False, input_size: int | tuple[int, int] = PROBE_SIDE
 ) -> None:
-    """Takes the stride out of stages, in place: their maps, and those of what follows, double in height and width.
+    """Takes the stride out of stages, in place: their maps, and those of what follows, grow by as much as they strode.
 
-    The convolution that strides and its shortcut get stride 1; weights stay. Where a kernel has no padding (ConvNeXt's 2×2) and in
-    pooled shortcuts, the map is padded right and below by replication.
+    The convolution that strides and its shortcut get stride 1; weights stay. Where a kernel has no padding (ConvNeXt's 2×2, pooled
+    shortcuts) the map is padded right and below by replication.
 
     Args:
         network: a ResNet, MobileNet, ConvNeXt or the like.
@@ -47,13 +48,20 @@ def high_resolution(
 
     Raises:
         NameUnknownError: no module of that name.
-        UnsupportedError: the stage does not shrink its map, or by something else than a convolution or an average pooling; the network
-            is as it was.
+        UnsupportedError: the stage does not shrink its map, or by something else than a convolution or an average pooling. The network
+            is as it was, in all stages.
 
     Source: Gomez et al. 2021, Sec. 3.1.
     """
-    for stage in stages:
-        _without_stride(network, stage, dilate, (input_size, input_size) if isinstance(input_size, int) else input_size)
+    before = [(module, dict(vars(module)), dict(module._modules)) for module in network.modules()]
+    try:
+        for stage in stages:
+            _without_stride(network, stage, dilate, (input_size, input_size) if isinstance(input_size, int) else input_size)
+    except Exception:
+        for module, settings, children in before:
+            vars(module).update(settings)
+            module._modules.update(children)
+        raise
 
 
 def _without_stride(network: nn.Module, stage: str, dilate: bool, size: tuple[int, int]) -> None:
@@ -69,28 +77,21 @@ def _without_stride(network: nn.Module, stage: str, dilate: bool, size: tuple[in
         shrinking = _right_before(calls[: inside[0]], calls[inside[0]].before)
     if not shrinking:
         raise UnsupportedError(f"high resolution takes strides out, and '{stage}' has none, nor has what stands right before it.")
-    kept = {call.name: call.module for call in calls}
-    settings = {name: dict(vars(module)) for name, module in kept.items()}
+    for call in shrinking:
+        _put(network, call.name, _strideless(call, stage))
+    if dilate:
+        first = min(number for number, call in enumerate(calls) if call in shrinking and isinstance(call.module, nn.Conv2d))
+        for call in calls[first + 1 :]:
+            if call not in shrinking:
+                _widen(network.get_submodule(call.name))
     try:
-        for call in shrinking:
-            _put(network, call.name, _strideless(call, stage))
-        if dilate:
-            first = min(number for number, call in enumerate(calls) if call in shrinking and isinstance(call.module, nn.Conv2d))
-            for call in calls[first + 1 :]:
-                if call not in shrinking:
-                    _widen(network.get_submodule(call.name))
         grown = _probe(network, size)[1].get(stage)
-        if grown is None or grown <= sizes[stage]:
-            raise UnsupportedError(f"'{stage}' gives a map of {grown} instead of {sizes[stage]} after its strides were taken out.")
-    except Exception as error:
-        for name, module in kept.items():
-            vars(module).update(settings[name])
-            _put(network, name, module)
-        if isinstance(error, UnsupportedError):
-            raise
+    except Exception as error:  # whatever a network raises where two maps no longer fit each other
         raise UnsupportedError(
             f"with the strides of '{stage}' taken out the network does not run ({error}): is there one in its code?"
         ) from error
+    if grown is None or grown <= sizes[stage]:
+        raise UnsupportedError(f"'{stage}' gives a map of {grown} instead of {sizes[stage]} after its strides were taken out.")
 
 
 def _probe(network: nn.Module, size: tuple[int, int]) -> tuple[list[_Call], dict[str, tuple[int, int]]]:
@@ -128,22 +129,29 @@ def _right_before(calls: Sequence[_Call], size: tuple[int, int]) -> list[_Call]:
     return [call for call in shrinking if call.after == size and call.before == shrinking[-1].before]
 
 
+class _PaddedConv2d(nn.Conv2d):
+    """A convolution without padding whose map is padded right and below by replication, so that it stays as large."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        below, right = (dilation * (kernel - 1) for dilation, kernel in zip(self.dilation, self.kernel_size, strict=True))
+        return super().forward(functional.pad(features, (0, right, 0, below), mode="replicate"))
+
+
 def _strideless(call: _Call, stage: str) -> nn.Module:
     module = call.module
     if isinstance(module, nn.Conv2d):
-        reach = [dilation * (kernel - 1) for dilation, kernel in zip(module.dilation, module.kernel_size, strict=True)]
         module.stride = (1, 1)
-        if isinstance(module.padding, str) or type(module) is not nn.Conv2d or any(module.padding) or not any(reach):
+        if isinstance(module.padding, str) or type(module) is not nn.Conv2d or any(module.padding) or module.kernel_size == (1, 1):
             return module  # padded already, or padding itself as it runs
-        kernel, dilation = (module.kernel_size[0], module.kernel_size[1]), (module.dilation[0], module.dilation[1])
-        padded = nn.Conv2d(1, 1, kernel, dilation=dilation, padding="same", padding_mode="replicate")
-        vars(padded)["_parameters"] = module._parameters
-        for name in ("in_channels", "out_channels", "groups"):
-            setattr(padded, name, getattr(module, name))
-        return padded.train(module.training)
+        padded = _PaddedConv2d(1, 1, (module.kernel_size[0], module.kernel_size[1]))
+        vars(padded).update(vars(module))
+        return padded
     if isinstance(module, nn.AvgPool2d):
-        side = module.kernel_size if isinstance(module.kernel_size, int) else module.kernel_size[0]
-        return nn.Sequential(nn.ReplicationPad2d((0, side - 1, 0, side - 1)), nn.AvgPool2d(side, 1)).train(module.training)
+        kernel, padding = (side if isinstance(side, tuple) else (side, side) for side in (module.kernel_size, module.padding))
+        if any(padding):
+            module.stride = 1
+            return module
+        return nn.Sequential(nn.ReplicationPad2d((0, kernel[1] - 1, 0, kernel[0] - 1)), nn.AvgPool2d(kernel, 1)).train(module.training)
     raise UnsupportedError(
         f"high resolution takes the stride out of convolutions and average poolings; '{stage}' shrinks its map by '{call.name}', a "
         f"{type(module).__name__}. Choose a later stage, or another network (ResNet, MobileNet, ConvNeXt, EfficientNet, DenseNet)."

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from xattn.classifiers.capture import captured, tapped, to_nchw
 from xattn.classifiers.stages import Stage
 from xattn.errors import UnsupportedError
-from xattn.heads import Attended, CAStreamHead, ClassifierHead, Head, Place, Site
+from xattn.heads import Attended, CAStreamHead, ClassifierHead, GapHead, Head, Place, Site
 from xattn.heads.facts import HeadSettings
 
 Forward = Callable[[Tensor], Tensor]
@@ -81,8 +81,9 @@ def _tail(modules: dict[str, nn.Module], entries: Sequence[tuple[str, int, Tenso
         slack = PROBE_TOLERANCE * features.abs().amax()
         if not ((pooled >= low - slack) & (pooled <= high + slack)).all():
             continue  # it has been through a layer: a pooling stays between the smallest and the largest value of each channel
+        means = any(torch.allclose(pooled, mean, rtol=PROBE_TOLERANCE, atol=float(slack)) for mean in (features.mean(dim=(2, 3))[0], high))
         linears = (module for module in modules.values() if isinstance(module, nn.Linear))
-        linear = next((linear for linear in linears if _is_classifier(linear, pooled, logits)), None)
+        linear = next((linear for linear in linears if means and _is_classifier(linear, pooled, logits)), None)
         return Tail(name, call, linear)
     return Tail()
 
@@ -140,17 +141,28 @@ def attend(
     """
     if isinstance(head, CAStreamHead):
         return _stream(network, normalised, head, wiring, logits_of, classes)
-    if not isinstance(head, ClassifierHead):
+    if isinstance(head, GapHead):
         return Attended(logits_of(network(normalised)))
+    if not isinstance(head, ClassifierHead):
+        raise UnsupportedError(f"{type(head).__name__} is neither a ClassifierHead nor a CAStreamHead: nothing says how to put it on.")
     found: list[Attended] = []
 
-    def tap(stage: Stage, tensor: Tensor) -> None:
+    def tap(stage: Stage, tensor: Tensor) -> Tensor | None:
         found.append(head.attend(to_nchw(tensor, stage.layout), stage.name, seeds))
+        return _to_go_on(tensor)
 
     with tapped(network, wiring.stages, tap):
         network(normalised)
     _all_reached(wiring, len(found))
     return found[0]
+
+
+def asked_classes(network: nn.Module, normalised: Tensor, head: Head, logits_of: Callable[[Any], Tensor]) -> Tensor | None:
+    """The classes `(B,)` that the network itself predicts, for a head with a query for each; None for others."""
+    if not isinstance(head, CAStreamHead) or not head.settings.per_class:
+        return None
+    with torch.no_grad():
+        return logits_of(network(normalised)).argmax(dim=1)
 
 
 def _stream(
@@ -161,22 +173,27 @@ def _stream(
     logits_of: Callable[[Any], Tensor],
     classes: Tensor | None,
 ) -> Attended:
-    if head.settings.per_class and classes is None:
-        with torch.no_grad():
-            classes = logits_of(network(normalised)).argmax(dim=1)
+    if classes is None:
+        classes = asked_classes(network, normalised, head, logits_of)
     query = head.begin(len(normalised), classes)
     attention: dict[str, Tensor] = {}
     scores: dict[str, Tensor] = {}
 
-    def tap(stage: Stage, tensor: Tensor) -> None:
+    def tap(stage: Stage, tensor: Tensor) -> Tensor | None:
         nonlocal query
         query, maps, before = head.step(len(attention), query, to_nchw(tensor, stage.layout))
         attention[stage.name], scores[stage.name] = maps[:, None], before[:, None]
+        return _to_go_on(tensor)
 
     with tapped(network, wiring.stages, tap), _replaced(network, wiring.tail, lambda: query):
         logits = logits_of(network(normalised))
     _all_reached(wiring, len(attention))
     return Attended(logits, attention, scores)
+
+
+def _to_go_on(tensor: Tensor) -> Tensor | None:
+    """A copy for what follows, so that an in-place operation there leaves what the head's backward needs."""
+    return tensor.clone() if torch.is_grad_enabled() else None
 
 
 def _all_reached(wiring: Wiring, count: int) -> None:

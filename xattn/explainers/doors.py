@@ -27,6 +27,7 @@ from xattn.classifiers.classifier import Classifier, evaluating
 from xattn.errors import MissingPackageError, NameUnknownError, SettingError, UnsupportedError
 from xattn.explainers.facts import MethodFacts, methods
 from xattn.explainers.trace import Trace
+from xattn.heads import CAStreamHead
 from xattn.registry import Door, Part
 
 CELLS = 7
@@ -158,6 +159,11 @@ def _layer(trace: Trace, spec: str, *, channels_first: bool) -> nn.Module:
         raise UnsupportedError(f"{spec} hooks a module; stage '{stage.name}' is a function's output. Choose a stage that is a module.")
     if stage.calls > 1:
         raise UnsupportedError(f"{spec} hooks a module, and '{stage.module}' runs {stage.calls} times in a forward. Choose another stage.")
+    head = trace.classifier.head
+    if isinstance(head, CAStreamHead) and head.settings.per_class:
+        raise UnsupportedError(
+            f"{spec} hooks a module, and a head with a query for each class runs the network twice. Use xattn's own CAMs."
+        )
     if channels_first and stage.layout != "NCHW":
         raise UnsupportedError(
             f"{spec} takes axis 1 for the channels; stage '{stage.name}' has them last, and the map would be wrong without an error."

@@ -123,10 +123,11 @@ def _trace(
     leaf = images.detach().requires_grad_() if to_image else images.detach()
     with ExitStack() as stack:
         stack.enter_context(evaluating(classifier))
+        classes = classifier.asked_classes(leaf)  # a forward of its own, before features are kept
         stack.enter_context(torch.set_grad_enabled(to_image))
         cut = Need.GRADIENTS in needs and not to_image
         found = stack.enter_context(captured(classifier.network, [place], cut=cut))
-        attended = classifier.run(leaf)
+        attended = classifier.run(leaf, classes)
     logits = attended.output
     if targets is None:
         targets = logits.detach().argmax(dim=1)

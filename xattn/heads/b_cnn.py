@@ -68,7 +68,8 @@ class BCNNHead(ClassifierHead):
         """
         maps = self.attention(self.block(features)).relu()
         positions = maps.shape[2] * maps.shape[3]
-        vectors = torch.bmm(maps.flatten(2), features.to(maps.dtype).flatten(2).transpose(1, 2)) / positions
+        shares = maps.flatten(2) / positions  # before the sum, which in half precision could overflow
+        vectors = torch.bmm(shares, features.to(maps.dtype).flatten(2).transpose(1, 2))
         return Attended(self.linear(self.dropout(vectors.flatten(1))), {place: maps})
 
     def saliency(self, features: Tensor, maps: Tensor) -> Tensor:

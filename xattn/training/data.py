@@ -6,9 +6,9 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from PIL import Image
@@ -24,6 +24,46 @@ from xattn.images import ImageSource, read_picture
 Classes = Literal["folders", "wnid"]
 
 
+class Pictures(Protocol):
+    """Where pictures come from; goes into worker processes, so it is a class and holds no function."""
+
+    def picture(self, number: int) -> Image.Image:
+        """The RGB picture of a number."""
+
+    def called(self, number: int) -> str:
+        """How messages call it."""
+
+
+@dataclass(frozen=True)
+class _Files:
+    paths: tuple[Path, ...]
+
+    def picture(self, number: int) -> Image.Image:
+        try:
+            return read_picture(self.paths[number])
+        except ImageError as error:
+            raise ImageError(
+                f"training picture {self.paths[number]}: {error}. Put a whole one in its place, and the same command goes on; without it, "
+                "train into another file."
+            ) from error
+
+    def called(self, number: int) -> str:
+        return str(self.paths[number])
+
+
+@dataclass(frozen=True)
+class _Items:
+    items: Any
+    split: str
+
+    def picture(self, number: int) -> Image.Image:
+        found: Image.Image = self.items[number][0].convert("RGB")
+        return found
+
+    def called(self, number: int) -> str:
+        return f"{self.split} {number}"
+
+
 @dataclass(frozen=True)
 class Labelled:
     """Pictures with a class index each.
@@ -32,20 +72,23 @@ class Labelled:
         name: how messages call it.
         names: of the classes, in the order of their indices; None where labels are indices of classes that the network names.
         targets: a class index a picture.
-        picture: RGB picture by number.
-        called: a picture's name by number.
+        pictures: by number.
         validation: pictures that are published for validation; None: a share of these is held out.
     """
 
     name: str
     names: tuple[str, ...] | None
     targets: tuple[int, ...]
-    picture: Callable[[int], Image.Image]
-    called: Callable[[int], str]
+    pictures: Pictures
     validation: Labelled | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    def renumbered(self, index: Sequence[int]) -> Labelled:
+        """The same with class `k` called `index[k]` of somebody else's classes."""
+        validation = None if self.validation is None else self.validation.renumbered(index)
+        return Labelled(self.name, None, tuple(index[target] for target in self.targets), self.pictures, validation)
 
 
 @dataclass(frozen=True)
@@ -103,16 +146,8 @@ def open_data(data: str | Path | Labelled, classes: Classes = "folders") -> Labe
 
 def _of_source(name: str, source: ImageSource, labels: Sequence[str], names: Sequence[str]) -> Labelled:
     index = {label: number for number, label in enumerate(names)}
-    paths = [image.path for image in source.images]
-
-    def picture(number: int) -> Image.Image:
-        path = paths[number]
-        try:
-            return read_picture(path)  # type: ignore[arg-type]  # those of folders and CSVs have one
-        except ImageError as error:
-            raise ImageError(f"training picture {path}: {error}. Take it out, and the same command goes on.") from error
-
-    return Labelled(name, tuple(names), tuple(index[label] for label in labels), picture, lambda number: str(paths[number]))
+    paths = tuple(image.path for image in source.images if image.path is not None)
+    return Labelled(name, tuple(names), tuple(index[label] for label in labels), _Files(paths))
 
 
 def _folders(folder: Path) -> Labelled:
@@ -134,7 +169,7 @@ def _csv(path: Path) -> Labelled:
         raise InputError(f"{path} has no label for {source.images[labels.index(None)].name}: training needs one for each image.")
     if all(isinstance(label, int) for label in labels):
         found = _of_source(str(path), source, [str(label) for label in labels], [str(number) for number in range(max(labels) + 1)])  # type: ignore[operator, type-var]
-        return Labelled(found.name, None, found.targets, found.picture, found.called)
+        return Labelled(found.name, None, found.targets, found.pictures)
     texts = [str(label) for label in labels]
     return _of_source(str(path), source, texts, sorted(set(texts)))
 
@@ -156,8 +191,10 @@ def _cub(root: Path) -> Labelled:
     if missing := [file for _, file in chosen if not (root / "images" / file).is_file()]:
         raise InputError(f"cub:{root} lacks {len(missing)} of its {len(chosen)} training pictures, as {root / 'images' / missing[0]}.")
     source = ImageSource([str(root / "images" / file) for _, file in chosen])
-    label = {(root / "images" / file).resolve(): names[number[key]] for key, file in chosen}
-    return _of_source(f"cub:{root}", source, [label[image.path.resolve()] for image in source.images if image.path is not None], names)
+    label = {os.path.abspath(root / "images" / file): names[number[key]] for key, file in chosen}
+    return _of_source(
+        f"cub:{root}", source, [label[os.path.abspath(image.path)] for image in source.images if image.path is not None], names
+    )
 
 
 def _published(name: str, root: str) -> Labelled:
@@ -172,15 +209,10 @@ def _published(name: str, root: str) -> Labelled:
             ) from error
         targets = next(getattr(items, key) for key in ("targets", "_labels", "_samples") if hasattr(items, key))
         indices = tuple(int(target[1] if isinstance(target, tuple) else target) for target in targets)
-        names = tuple(items.classes)
-        return Labelled(
-            f"{name}:{root}", names, indices, lambda number: items[number][0].convert("RGB"), lambda number: f"{which} {number}"
-        )
+        return Labelled(f"{name}:{root}", tuple(items.classes), indices, _Items(items, which))
 
     found = split(about.train)
-    if about.validation is None:
-        return found
-    return Labelled(found.name, found.names, found.targets, found.picture, found.called, split(about.validation))
+    return found if about.validation is None else replace(found, validation=split(about.validation))
 
 
 def _by_wnid(data: Labelled) -> Labelled:
@@ -191,8 +223,7 @@ def _by_wnid(data: Labelled) -> Labelled:
         raise InputError(f"{data.name} has class indices already: leave out --classes wnid.")
     if unknown := [name for name in data.names if name not in wnids]:
         raise NameUnknownError("ImageNet class (a WordNet id, as n01440764)", unknown[0], wnids)
-    index = [wnids.index(name) for name in data.names]
-    return Labelled(data.name, None, tuple(index[target] for target in data.targets), data.picture, data.called)
+    return data.renumbered([wnids.index(name) for name in data.names])
 
 
 def held_out(targets: Sequence[int], share: float, seed: int) -> tuple[list[int], list[int]]:
@@ -235,7 +266,7 @@ class Crops(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, int]:
         epoch, number = key if isinstance(key, tuple) else (0, key)
-        picture = self.data.picture(number)
+        picture = self.data.pictures.picture(number)
         if self.augment is None:
             return self.preprocessing.crop(picture), self.data.targets[number]
         with torch.random.fork_rng(devices=[]):
@@ -282,4 +313,6 @@ def splits(data: Labelled, preprocessing: Preprocessing, share: float, smallest:
     if data.validation is not None:
         return training, list(range(len(data))), Crops(data.validation, preprocessing, None, seed)
     kept, out = held_out(data.targets, share, seed)
+    if not out:
+        raise InputError(f"{data.name} has one picture a class: nothing can be held out for validation. Give two or more of a class.")
     return training, kept, Subset(Crops(data, preprocessing, None, seed), out)

@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
-import logging
-import math
 import os
-import sys
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 from torch.utils.data import DataLoader
 
 from xattn.classifiers import Classifier
-from xattn.errors import InputError, RunError
-from xattn.progress import Progress
+from xattn.errors import InputError
+from xattn.heads import heads
 from xattn.training.data import Classes, EpochOrder, Labelled, open_data, splits
-from xattn.training.module import Training, freeze
+from xattn.training.keeper import BEST, Keeper, begin, loggers, quiet
+from xattn.training.module import DivergedError, Training, freeze
 from xattn.training.recipe import Recipe, default_preset, recipe_of
 
-LAST, BEST, SETTINGS = "last.ckpt", "best.ckpt", "training.json"
+DTYPES = {"64-true": torch.float64, "bf16-true": torch.bfloat16, "16-true": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -70,7 +64,7 @@ def fit(
     progress: bool = True,
     on_epoch: Callable[[int, float], None] | None = None,
 ) -> Fitted:
-    """Trains a classifier's head, or head and network, in place, and saves it.
+    """Trains a classifier's head, or head and network, in place, and saves it where it was loaded by a name.
 
     A training that was cut off goes on from its last finished epoch when it is called again with the same `out`, and ends in the same
     weights. What is kept is the epoch of the lowest loss on the validation split; no test split is ever opened.
@@ -80,8 +74,8 @@ def fit(
         data: what `open_data` takes, or gave.
         out: the `.safetensors` to write; logs and checkpoints go into a folder beside it, called alike with `.training`.
         recipe: settings, or a preset's name; None: "head" for ca-stream, "full" for the others.
-        classes: what folders' names are, as for `open_data`.
-        teacher: a classifier of the same classes whose answers are learnt beside the labels.
+        classes: what folders' names are, as for `open_data`. Names that the classifier knows are taken as its own classes.
+        teacher: a classifier of the same classes whose answers are learnt beside the labels; `begin_with` gives its weights to begin with.
         seed: of the split, the order, the augmentation and dropout.
         workers: processes that decode; None: one a core but one, at most 8.
         accelerator: "cpu", "gpu", "mps", …; None: where the classifier is.
@@ -95,66 +89,92 @@ def fit(
     Raises:
         InputError: labels outside the classes, a teacher of other classes, or nothing to train.
         RunError: the folder holds another training.
-        DivergedError: the loss became infinite or no number; what was finished before is kept.
+        DivergedError: the loss became infinite or no number; the best epoch before it, if there was one, is saved.
 
     Source: Torres et al. 2024, App. B; Gomez et al. 2021, Sec. 3.1.
     """
     chosen = recipe_of(recipe or default_preset(classifier.head_name)) if not isinstance(recipe, Recipe) else recipe
-    opened = open_data(data, classes)
-    _check(classifier, opened, teacher, chosen)
-    folder = Path(out).with_suffix(".training")
-    begin(folder, _settings(classifier, opened, teacher, chosen, seed, precision))
-    workers = min(8, max(1, (os.cpu_count() or 1) - 1)) if workers is None else workers
-    if chosen.dropout is not None:
-        _dropout(classifier).p = chosen.dropout
+    opened = in_classes_of(classifier, open_data(data, classes))
+    _check(classifier, opened, teacher, chosen, precision)
     training, numbers, validation = splits(opened, classifier.preprocessing, chosen.validation, chosen.smallest_crop, seed)
-    module = Training(classifier, chosen, teacher, log_gradients, seed)
-    flags = freeze(classifier, backbone=chosen.backbone)
-    modes = {part: part.training for part in classifier.modules()}
-    device = classifier.device
-    batch = max(1, chosen.batch_size // _count(devices, nodes))
-    shared: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0}
+    folder = Path(out).with_suffix(".training")
     keeper = Keeper(folder, len(numbers), chosen.epochs, progress and is_first_process(), on_epoch)
-    callbacks: list[lightning.Callback] = [keeper]
-    if chosen.patience is not None:
-        callbacks.append(EarlyStopping("val_loss", patience=chosen.patience))
-    try:
-        with quiet():
-            trainer = lightning.Trainer(
-                accelerator=accelerator or {"cuda": "gpu"}.get(device.type, device.type),
-                devices=[device.index or 0] if device.type == "cuda" and devices == 1 else devices,
-                num_nodes=nodes,
-                precision=precision,
-                max_epochs=chosen.epochs,
-                logger=_loggers(folder),
-                callbacks=callbacks,
-                log_every_n_steps=1,
-                num_sanity_val_steps=0,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                enable_checkpointing=True,
-            )
-            resumed = str(folder / LAST) if (folder / LAST).exists() else None
-            first = keeper.skip(resumed)
-            order = EpochOrder(numbers, seed, lambda: max(first, trainer.current_epoch))  # asked before Lightning has restored its own
-            loader = DataLoader(training, batch, sampler=order, drop_last=len(numbers) > batch, **shared)
-            trainer.fit(module, loader, DataLoader(validation, batch, **shared), ckpt_path=resumed, weights_only=True)
+    stop = [] if chosen.patience is None else [EarlyStopping("val_loss", patience=chosen.patience)]
+    where = accelerator or {"cuda": "gpu"}.get(classifier.device.type, classifier.device.type)
+    diverged: DivergedError | None = None
+    with _as_it_was(classifier), keeper.progress, quiet():
+        trainer = lightning.Trainer(
+            accelerator=where,
+            devices=[classifier.device.index or 0] if where == "gpu" and classifier.device.type == "cuda" and devices == 1 else devices,
+            num_nodes=nodes,
+            precision=precision,
+            max_epochs=chosen.epochs,
+            logger=loggers(folder),
+            callbacks=[keeper, *stop],
+            log_every_n_steps=1,
+            num_sanity_val_steps=0,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=True,
+        )
+        begin(folder, _settings(classifier, opened, teacher, chosen, seed, precision))
+        if chosen.dropout is not None:
+            classifier.head.dropout.p = chosen.dropout  # type: ignore[union-attr]  # checked above
+        module = Training(classifier, chosen, teacher, log_gradients, seed)
+        freeze(classifier, backbone=chosen.backbone)
+        checkpoint = keeper.resume()
+        first = keeper.kept["epochs"]
+        processes = trainer.num_devices * trainer.num_nodes
+        batch = max(1, chosen.batch_size // processes)
+        workers = min(8, max(1, (os.cpu_count() or 1) - 1)) if workers is None else workers
+        shared: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0}
+        loader = DataLoader(
+            training,
+            batch,
+            sampler=EpochOrder(numbers, seed, lambda: max(first, trainer.current_epoch)),  # asked before Lightning has restored its own
+            drop_last=1 < len(numbers) and -(-len(numbers) // processes) % batch == 1,  # BatchNorm can do nothing with a single picture
+            **shared,
+        )
+        if not keeper.kept["finished"]:
+            try:
+                trainer.fit(module, loader, DataLoader(validation, batch, **shared), ckpt_path=checkpoint, weights_only=True)
+            except DivergedError as error:
+                if not (folder / BEST).exists():
+                    raise
+                diverged = error
         best = torch.load(folder / BEST, map_location="cpu", weights_only=True)
         module.load_state_dict(best["state_dict"], strict=False)
-    finally:
-        keeper.close()
-        classifier.to(device)
-        for parameter, flag in flags.items():
-            parameter.requires_grad_(flag)
-            parameter.grad = None
-        for part, mode in modes.items():
-            part.training = mode
     classifier.trained = True
-    if opened.names is not None and len(opened.names) == classifier.class_count:
+    if opened.names is not None:
         classifier.labels = opened.names
     if trainer.is_global_zero and classifier.source is not None:
         classifier.save(str(out))
-    return Fitted(trainer.current_epoch, keeper.best_epoch, keeper.best_loss, keeper.best_accuracy, folder)
+    if diverged is not None:
+        kept = f"The best epoch before it, {keeper.kept['best_epoch']}, is in {out}; train with other settings into another file."
+        raise DivergedError(f"{diverged} {kept}") from diverged
+    found = keeper.kept
+    return Fitted(found["epochs"], found["best_epoch"], found["best_loss"], found["best_accuracy"], folder)
+
+
+@contextmanager
+def _as_it_was(classifier: Classifier) -> Iterator[None]:
+    """Where the classifier is, its flags and its dropout are the same afterwards, and so is torch's generator; its weights are not."""
+    device, dropout = classifier.device, getattr(classifier.head, "dropout", None)
+    share = dropout.p if isinstance(dropout, nn.Dropout) else 0.0
+    flags = {parameter: parameter.requires_grad for parameter in classifier.parameters()}
+    modes = {part: part.training for part in classifier.modules()}
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        try:
+            yield
+        finally:
+            classifier.to(device)
+            for parameter, flag in flags.items():
+                parameter.requires_grad_(flag)
+                parameter.grad = None
+            for part, mode in modes.items():
+                part.training = mode
+            if isinstance(dropout, nn.Dropout):
+                dropout.p = share
 
 
 def is_first_process() -> bool:
@@ -162,32 +182,42 @@ def is_first_process() -> bool:
     return not getattr(rank_zero_only, "rank", None)
 
 
-def _count(devices: int | str, nodes: int) -> int:
-    return (int(devices) if str(devices).isdigit() else 1) * nodes
+def in_classes_of(classifier: Classifier, data: Labelled) -> Labelled:
+    """Data whose classes are called as the classifier calls some of its own, in the classifier's numbers.
+
+    Raises:
+        InputError: the head keeps the network's classifier, which knows none of these names.
+    """
+    known = classifier.labels
+    if data.names is None or known is None:
+        return data
+    if set(data.names) <= set(known):
+        return data.renumbered([known.index(name) for name in data.names])
+    if heads.part(classifier.head_name).facts.replaces == "classifier" and len(data.names) == classifier.class_count:
+        return data  # classes of its own
+    unknown = next(name for name in data.names if name not in known)
+    if heads.part(classifier.head_name).facts.replaces != "classifier":
+        raise InputError(
+            f"{classifier.head_name} keeps the classifier of {classifier.name}, which knows no class '{unknown}' of {data.name}. Call "
+            f"folders as it does ({', '.join(known[:3])}, …), give --classes wnid for ImageNet's WordNet ids, or use br-npa or b-cnn."
+        )
+    return data
 
 
-def _dropout(classifier: Classifier) -> nn.Dropout:
-    found = getattr(classifier.head, "dropout", None)
-    if not isinstance(found, nn.Dropout):
-        raise InputError(f"{classifier.head_name} has no dropout to set: leave it out of the recipe.")
-    return found
-
-
-def _check(classifier: Classifier, data: Labelled, teacher: Classifier | None, recipe: Recipe) -> None:
-    for part in (data, data.validation):
-        for number, target in enumerate(part.targets if part is not None else ()):
-            if not 0 <= target < classifier.class_count:
-                raise InputError(
-                    f"{data.name}: {part.called(number) if part else number} has label {target}, outside the "
-                    f"{classifier.class_count} classes of {classifier.name} · {classifier.head_name}. Load it with the number of classes "
-                    "of the data, or relabel."
-                )
+def _check(classifier: Classifier, data: Labelled, teacher: Classifier | None, recipe: Recipe, precision: Any) -> None:
     if data.names is not None and len(data.names) != classifier.class_count:
         raise InputError(
             f"{data.name} has {len(data.names)} classes, {classifier.name} · {classifier.head_name} {classifier.class_count}: load it with "
             f"classes={len(data.names)} (br-npa and b-cnn have a classifier of their own), or give labels among the network's classes "
             "(--classes wnid for folders called by ImageNet's WordNet ids)."
         )
+    for part in (data, data.validation):
+        for number, target in enumerate(part.targets if part is not None else ()):
+            if part is not None and not 0 <= target < classifier.class_count:
+                raise InputError(
+                    f"{data.name}: {part.pictures.called(number)} has label {target}, outside the {classifier.class_count} classes of "
+                    f"{classifier.name} · {classifier.head_name}. Load it with the number of classes of the data, or relabel."
+                )
     if teacher is not None and teacher.class_count != classifier.class_count:
         raise InputError(
             f"the teacher has {teacher.class_count} classes, {classifier.name} {classifier.class_count}: they must be the same."
@@ -196,131 +226,31 @@ def _check(classifier: Classifier, data: Labelled, teacher: Classifier | None, r
         raise InputError(
             f"{classifier.head_name} has no weights of its own to train: train the network too (preset full), or use ca-stream."
         )
+    if recipe.dropout is not None and not isinstance(getattr(classifier.head, "dropout", None), nn.Dropout):
+        raise InputError(f"{classifier.head_name} has no dropout to set: leave it out of the recipe.")
+    if classifier.multi_label:
+        raise InputError(f"{classifier.name} is multi-label, and training here has one class a picture: train it in a loop of your own.")
+    wanted = DTYPES.get(str(precision))
+    if wanted is not None and wanted != classifier.mean.dtype:
+        raise InputError(
+            f"precision '{precision}' would turn the weights of {classifier.name} from {classifier.mean.dtype} into {wanted}, frozen ones "
+            "too: turn the classifier first, or use 32-true, 16-mixed or bf16-mixed."
+        )
 
 
 def _settings(
     classifier: Classifier, data: Labelled, teacher: Classifier | None, recipe: Recipe, seed: int, precision: Any
 ) -> dict[str, Any]:
+    source = classifier.source
     return {
         "model": classifier.name,
         "head": classifier.head_name,
         "classes": classifier.class_count,
-        "network": classifier.source.digest if classifier.source else None,
-        "high_res": list(classifier.source.high_res) if classifier.source else None,
+        "network": None if source is None else {"digest": source.digest, "high_res": source.high_res, "dilate": source.dilate},
+        "preprocessing": asdict(classifier.preprocessing),
         "data": {"name": data.name, "count": len(data), "sum": sum((n + 1) * (t + 1) for n, t in enumerate(data.targets))},
         "teacher": None if teacher is None else teacher.digest(),
         "recipe": recipe.to_json(),
         "seed": seed,
         "precision": precision,
     }
-
-
-def begin(folder: Path, settings: dict[str, Any]) -> None:
-    """Makes a training's folder, or finds that it holds this very training.
-
-    Raises:
-        RunError: it holds another one, or cannot be written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / SETTINGS
-        if path.exists():
-            stored = json.loads(path.read_text(encoding="utf-8"))
-            if apart := [key for key in settings if stored.get(key) != settings[key]]:
-                was = ", ".join(f"{key} was {stored.get(key)}, is {settings[key]}" for key in apart)
-                raise RunError(f"'{folder}' holds another training ({was}): give another --out, or remove the folder.")
-            return
-        part = path.with_suffix(f".{os.getpid()}.part")  # several processes may begin at once
-        part.write_text(json.dumps(settings, indent=1), encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        if isinstance(error, RunError):
-            raise
-        raise RunError(f"'{folder}' cannot be written ({error.strerror}).") from error
-
-
-class Keeper(Checkpoint):
-    """Keeps the last finished epoch and the best one, each written whole or not at all, and tells how far it is."""
-
-    def __init__(self, folder: Path, images: int, epochs: int, wanted: bool, on_epoch: Callable[[int, float], None] | None) -> None:
-        self.folder = folder
-        self.images = images
-        self.wanted = wanted
-        self.epochs = epochs
-        self.on_epoch = on_epoch
-        self.progress: Progress | None = Progress(images * epochs, wanted)
-        self.best_epoch, self.best_loss, self.best_accuracy = 0, math.inf, math.nan
-
-    def skip(self, checkpoint: str | None) -> int:
-        """Counts the epochs that an earlier run has finished."""
-        if checkpoint is None:
-            return 0
-        finished = int(torch.load(checkpoint, map_location="cpu", weights_only=True)["epoch"]) + 1
-        if self.progress is not None:
-            self.progress.skip(self.images * finished)
-        return finished
-
-    def close(self) -> None:
-        """Ends the bar."""
-        if self.progress is not None:
-            self.progress.__exit__()
-        self.progress = None
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"best_epoch": self.best_epoch, "best_loss": self.best_loss, "best_accuracy": self.best_accuracy}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        vars(self).update(state_dict)
-
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if trainer.is_global_zero and self.progress is not None:
-            self.progress.add(len(batch[1]) * trainer.world_size)
-
-    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        found = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        epoch, loss, accuracy = trainer.current_epoch + 1, found["val_loss"], found["val_accuracy"]
-        if loss < self.best_loss or not self.best_epoch:
-            self.best_epoch, self.best_loss, self.best_accuracy = epoch, loss, accuracy
-            self._save(trainer, BEST)
-        self._save(trainer, LAST)
-        if trainer.is_global_zero and self.wanted:
-            line = f"epoch {epoch} of {self.epochs}: loss {found['loss_epoch']:.4f}, validation loss {loss:.4f}, accuracy {accuracy:.2f} %"
-            print(line, file=sys.stderr)
-        if self.on_epoch is not None:
-            self.on_epoch(epoch, accuracy)
-
-    def _save(self, trainer: Any, name: str) -> None:
-        trainer.save_checkpoint(self.folder / f"{name}.part")
-        if trainer.is_global_zero:
-            (self.folder / f"{name}.part").replace(self.folder / name)
-
-
-def _loggers(folder: Path) -> list[Logger]:
-    loggers: list[Logger] = [CSVLogger(folder, name="", prefix="")]
-    if importlib.util.find_spec("tensorboard") is not None:
-        loggers.append(TensorBoardLogger(folder, name="", version=f"tensorboard_{loggers[0].version}"))
-    return loggers
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Lightning's announcements and hints left out; its errors stay."""
-    names = (
-        "lightning",
-        "lightning.pytorch",
-        "lightning.fabric",
-        "lightning.pytorch.utilities.rank_zero",
-        "lightning.fabric.utilities.seed",
-    )
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="lightning.*")
-            warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")  # Lightning's order under mixed precision
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -10,6 +10,7 @@ import lightning
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from xattn.classifiers import Classifier, evaluating
@@ -63,6 +64,10 @@ class Training(lightning.LightningModule):
         self.classifier.train()
         if not self.recipe.backbone:
             self.classifier.network.eval()
+        elif self.recipe.freeze_statistics:
+            for layer in self.classifier.network.modules():
+                if isinstance(layer, _BatchNorm):
+                    layer.eval()
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = pixels(batch[0], self.device), batch[1]
@@ -129,12 +134,11 @@ def schedule_of(recipe: Recipe, steps: int) -> Callable[[int], float]:
     return lambda step: 1.0
 
 
-def freeze(classifier: Classifier, *, backbone: bool) -> dict[nn.Parameter, bool]:
-    """Leaves a gradient to what is to be trained and has part in the logits; gives the flags as they were.
+def freeze(classifier: Classifier, *, backbone: bool) -> None:
+    """Leaves a gradient to what is to be trained and has part in the logits.
 
     A head with a classifier of its own leaves the network's without use: it is neither trained nor waited for by other processes.
     """
-    before = {parameter: parameter.requires_grad for parameter in classifier.parameters()}
     for parameter in classifier.network.parameters():
         parameter.requires_grad_(backbone)
     for parameter in classifier.head.parameters():
@@ -147,4 +151,3 @@ def freeze(classifier: Classifier, *, backbone: bool) -> dict[nn.Parameter, bool
     if trained and isinstance(said, Tensor) and said.requires_grad:
         for parameter, gradient in zip(trained, torch.autograd.grad(said, trained, allow_unused=True), strict=True):
             parameter.requires_grad_(gradient is not None)
-    return before

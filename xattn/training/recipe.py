@@ -18,6 +18,8 @@ class Recipe:
 
     Attributes:
         backbone: train the network too; False trains the head alone, with the network frozen and in eval mode.
+        freeze_statistics: keep the running statistics of the network's BatchNorm as they are, and use them: for few pictures a step, and
+            for networks whose BatchNorm was folded away.
         epochs: passes over the training pictures.
         batch_size: pictures a step, on all devices together.
         optimiser: "sgd", "adam" or "adamw".
@@ -35,6 +37,7 @@ class Recipe:
     """
 
     backbone: bool = False
+    freeze_statistics: bool = False
     epochs: int = 6
     batch_size: int = 64
     optimiser: Optimiser = "adamw"

@@ -18,13 +18,14 @@ from optuna.trial import TrialState
 from torch import nn
 
 from xattn.classifiers import Classifier
-from xattn.errors import UnsupportedError
+from xattn.errors import InputError, UnsupportedError
 from xattn.training.data import Classes, Labelled, open_data
-from xattn.training.fit import begin, fit
+from xattn.training.fit import fit
+from xattn.training.keeper import begin
 from xattn.training.module import DivergedError
 from xattn.training.recipe import Recipe, default_preset, recipe_of
 
-FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+DIVERGED = "diverged"
 TEMPERATURES = (1.0, 6.0, 11.0, 16.0, 21.0)
 
 
@@ -79,18 +80,20 @@ def search(
     """
     if classifier.source is None:
         raise UnsupportedError(f"{classifier.name} was attached from a module in hand, and trials are saved: load it by a name.")
+    if str(options.get("devices", 1)) != "1" or options.get("nodes", 1) != 1:
+        raise InputError("a search runs its trials on one device, one after the other: leave out --devices and --nodes.")
     base = recipe_of(recipe or default_preset(classifier.head_name)) if not isinstance(recipe, Recipe) else recipe
     opened = open_data(data, classes)
     folder = Path(out).with_suffix(".search")
     settings = {"head": classifier.head_name, "data": opened.name, "recipe": base.to_json(), "weights": classifier.digest(), "seed": seed}
-    begin(folder, settings | {"teacher": None if teacher is None else teacher.digest()})
-    optuna.logging.set_verbosity(logging.WARNING)
+    begin(folder, settings | {"teacher": None if teacher is None else teacher.digest()}, "study.log")
+    optuna.logging.set_verbosity(logging.CRITICAL)  # what is to be said is said here
     storage = JournalStorage(JournalFileBackend(str(folder / "study.log")))
     pruner = optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=1)
     study = optuna.create_study(study_name="training", storage=storage, load_if_exists=True, direction="maximize", pruner=pruner)
     for torn in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):  # a kill left them
         study.tell(torn.number, state=TrialState.FAIL)
-    done = len(study.get_trials(deepcopy=False, states=FINISHED))
+    done = len(_finished(study))
     study.sampler = optuna.samplers.TPESampler(seed=seed + done)
 
     def objective(trial: optuna.Trial) -> float:
@@ -102,9 +105,12 @@ def search(
             if trial.should_prune():
                 raise optuna.TrialPruned
 
-        fitted = fit(
-            copy.deepcopy(classifier), opened, file, recipe=chosen, teacher=teacher, seed=seed, progress=False, on_epoch=report, **options
-        )
+        student = copy.deepcopy(classifier)
+        try:
+            fitted = fit(student, opened, file, recipe=chosen, teacher=teacher, seed=seed, progress=False, on_epoch=report, **options)
+        except DivergedError:
+            trial.set_user_attr(DIVERGED, True)
+            raise
         trial.set_user_attr("recipe", chosen.to_json())
         return fitted.accuracy
 
@@ -121,7 +127,7 @@ def search(
             print(f"trial {trial.number + 1} of {trials}: {trial.state.name.lower()}, accuracy {value} ({described})", file=sys.stderr)
 
     study.optimize(objective, n_trials=max(0, trials - done), catch=(DivergedError,), callbacks=[tell])
-    finished = study.get_trials(deepcopy=False, states=FINISHED)
+    finished = _finished(study)
     if not any(trial.state == TrialState.COMPLETE for trial in finished):
         raise UnsupportedError(f"none of {len(finished)} trials was finished (diverged or pruned): allow more trials, or a longer recipe.")
     best = study.best_trial
@@ -129,6 +135,13 @@ def search(
     shutil.copyfile(folder / f"trial-{best.number:03d}.safetensors", out)  # the study keeps its own, to go on with
     Path(out).with_suffix(".json").write_text(json.dumps({"accuracy": best.value, "recipe": found.to_json()}, indent=1), encoding="utf-8")
     return Found(found, float(best.value or 0.0), len(finished), sum(trial.state == TrialState.PRUNED for trial in finished))
+
+
+def _finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+    """Trials that ended by themselves: a diverged one did, one that was cut off did not."""
+    found = study.get_trials(deepcopy=False)
+    ended = (TrialState.COMPLETE, TrialState.PRUNED)
+    return [trial for trial in found if trial.state in ended or (trial.state == TrialState.FAIL and DIVERGED in trial.user_attrs)]
 
 
 def _suggested(trial: optuna.Trial, base: Recipe, classifier: Classifier, taught: bool) -> Recipe:
