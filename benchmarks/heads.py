@@ -3,8 +3,8 @@
 python benchmarks/heads.py [--out FILE.csv] [--backbone resnet18 …] [--side 448] [--batch 10] [--repeats 5] [--device cpu] [--threads 2]
 
 Heads take turns within each repeat, so that a slow moment of the machine meets all of them; ratios are of one repeat, and given as
-median [lowest, highest]. On a GPU the peak is the allocator's; on a CPU it is the largest sum of tensors alive, as the dispatcher sees
-them, parameters and gradients included.
+median [lowest, highest]. On a GPU the peak is the allocator's; on a CPU it is the largest sum of tensors alive that operations made, as the
+dispatcher sees them: activations and gradients, not what was there before.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def step(run: Callable[[], Tensor], device: torch.device) -> float:
 
 
 def peak(run: Callable[[], Tensor], parameters: list[nn.Parameter], device: torch.device) -> float:
-    """MiB at the peak of one forward and backward, without the parameters themselves."""
+    """MiB at the peak of one forward and backward, beyond what was there before."""
     for parameter in parameters:
         parameter.grad = None
     if device.type == "cuda":
@@ -103,6 +103,7 @@ def peak(run: Callable[[], Tensor], parameters: list[nn.Parameter], device: torc
         run().backward()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     alive = Alive()
+    alive.known = {parameter.untyped_storage()._cdata: 0 for parameter in parameters}
     with alive:
         run().backward()
     return alive.peak / 2**20

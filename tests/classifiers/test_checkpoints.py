@@ -42,7 +42,9 @@ def test_beside_a_network_as_it_was_loaded_the_head_alone_is_saved(head: str, tm
     assert (again.name, again.head_name, again.trained) == (clf.name, head, True)
     assert again.preprocessing == clf.preprocessing
     weights.rename(tmp_path / "moved.pth")
-    with pytest.raises(WeightsError, match=r"holds a head for .*mine.py:build with the weights .*net.pth, .* Give them as weights"):
+    with pytest.raises(
+        WeightsError, match=r"holds a head for .*mine.py:build with the weights .*net.pth, .* Give where they lie now as weights"
+    ):
         xattn.load(str(tmp_path / "head.safetensors"), device="cpu")
     moved = xattn.load(str(tmp_path / "head.safetensors"), weights=tmp_path / "moved.pth", device="cpu")
     assert torch.equal(moved.predict(images), clf.predict(images))

@@ -199,6 +199,62 @@ def test_a_query_per_class_is_that_of_the_network_s_prediction_and_in_training_t
         assert torch.allclose(clf(pictures, others)[:1], clf(pictures[:1], others[:1]))
 
 
+def test_cams_and_attention_of_a_query_per_class_are_those_of_its_own_forward(images: Tensor) -> None:
+    clf = attached(networks.small().double(), "ca-stream:per_class=true", input_size=32, resize=36)
+    single = attached(clf.network, "ca-stream", input_size=32, resize=36)
+    pictures = images[:2].double()
+    predicted = attached(clf.network, "gap", input_size=32, resize=36).predict(pictures).argmax(dim=1)
+    for i in range(2):
+        weights = {**clf.head.state_dict(), "query": clf.head.query[predicted[i] : predicted[i] + 1].detach()}
+        single.head.load_state_dict(weights)
+        for methods in (["grad-cam", "raw-attention"], ["grad-cam", "guided-backprop"], ["score-cam"]):
+            found = xattn.explain(clf, pictures[i : i + 1], methods, untrained=True)
+            expected = xattn.explain(single, pictures[i : i + 1], methods, target=found.targets, untrained=True)
+            for method in methods:
+                if method != "score-cam":  # which asks anew for each masked image
+                    assert torch.allclose(found.raw[method], expected.raw[method])
+    with pytest.raises(UnsupportedError, match="runs the network twice"):
+        xattn.explain(clf, pictures, ["captum:LayerGradCam"], untrained=True)
+
+
+class InPlace(nn.Module):
+    """Blocks that begin by rectifying what they are given, in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.block = nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(6, 8, 3, stride=2, padding=1))
+        self.last = nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(8, 8, 3, stride=2, padding=1))
+        self.end = nn.ReLU(inplace=True)
+        self.linear = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.end(self.last(self.block(self.stem(x)))).mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize("head", ["ca-stream", "br-npa", "b-cnn"])
+def test_what_works_in_place_behind_a_stage_does_not_disturb_the_head(head: str, images: Tensor) -> None:
+    clf = attached(InPlace(), head, input_size=32, resize=36)
+    nn.functional.cross_entropy(clf(images), torch.zeros(7, dtype=torch.long)).backward()
+    assert all(torch.isfinite(p.grad).all() for p in clf.head.parameters() if p.grad is not None)
+    for stage in clf.wiring.stages:
+        assert xattn.explain(clf, images, ["grad-cam"], stage=stage.name, untrained=True).raw["grad-cam"].isfinite().all()
+
+
+def test_a_scaled_pooling_is_no_linear_layer_on_the_pooled_vector() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = networks.small()[:4]
+            self.linear = nn.Linear(16, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(0.5 * self.body(x).mean(dim=(2, 3)))
+
+    with pytest.warns(UserWarning, match="not one linear layer on the pooled vector"):
+        assert not xattn.attach(networks.seeded(Scaled), head="br-npa", input_size=32, resize=36).grafted
+
+
 def test_another_number_of_classes_needs_a_classifier_of_its_own() -> None:
     with pytest.raises(InputError, match=r"ca-stream keeps the classifier of it, which has 5 classes; 3 were asked for"):
         attached(networks.small(), "ca-stream", classes=3, input_size=32, resize=36, name="it")

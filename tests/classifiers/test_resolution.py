@@ -68,22 +68,42 @@ def test_dilated_every_second_position_is_as_before() -> None:
     image = networks.pictures(1, size=96).double()
     before = clf.features(image)["layer4"]
     high_resolution(network, ["layer4"], dilate=True, input_size=96)
-    assert torch.allclose(clf.features(image)["layer4"][:, :, ::2, ::2], before)
+    assert torch.allclose(clf.features(image)["layer4"][:, :, ::2, ::2], before, atol=1e-6)
 
 
-def test_a_kernel_without_padding_is_padded_right_and_below_by_replication() -> None:
+@pytest.mark.parametrize("side", [2, 3])
+def test_a_kernel_without_padding_is_padded_right_and_below_by_replication(side: int) -> None:
     network = nn.Sequential(
-        nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 6, 2, stride=2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 2)
+        nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 6, side, stride=2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 2)
     )
     image = networks.pictures(1, size=8)
     features = network[0](image)
     high_resolution(network, ["1"], input_size=8)
-    padded = nn.functional.pad(features, (0, 1, 0, 1), mode="replicate")
+    padded = nn.functional.pad(features, (0, side - 1, 0, side - 1), mode="replicate")
     expected = nn.functional.conv2d(padded, network[1].weight, network[1].bias)
-    assert torch.allclose(network[1](features), expected)
-    assert torch.allclose(
-        network[1](features)[:, :, ::2, ::2], nn.functional.conv2d(features, network[1].weight, network[1].bias, stride=2)
+    assert torch.allclose(network[1](features), expected, atol=1e-6)
+    strided = nn.functional.conv2d(features, network[1].weight, network[1].bias, stride=2)
+    found = network[1](features)[:, :, ::2, ::2]
+    assert torch.allclose(found[:, :, : strided.shape[2], : strided.shape[3]], strided, atol=1e-6)
+
+
+def test_a_padded_average_pooling_keeps_its_places() -> None:
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.AvgPool2d(3, 2, padding=1), nn.Conv2d(4, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
     )
+    features = network[0](networks.pictures(1, size=8))
+    before = network[1](features)
+    high_resolution(network, ["1"], input_size=8)
+    assert torch.allclose(network[1](features)[:, :, ::2, ::2], before, atol=1e-6)
+
+
+def test_a_refused_list_leaves_its_earlier_stages_as_they_were() -> None:
+    network = networks.seeded(lambda: models.resnet18())
+    image = networks.pictures(1, size=64)
+    expected = network(image).detach()
+    with pytest.raises(UnsupportedError, match="gives none"):
+        high_resolution(network, ["layer4", "fc"], input_size=64)
+    assert torch.equal(network(image).detach(), expected)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +111,7 @@ def test_a_kernel_without_padding_is_padded_right_and_below_by_replication() -> 
     [
         (lambda: models.vgg11(init_weights=False), "features.20", "shrinks its map by 'features.20', a MaxPool2d"),
         (lambda: timm.create_model("resnetblur50"), "layer4", "by 'layer4.0.aa', a BlurPool2d"),
-        (lambda: models.resnet18(), "layer1.1.conv1", "a MaxPool2d|has none"),
+        (lambda: models.resnet18(), "layer1.1.conv1", "by 'maxpool', a MaxPool2d"),
         (lambda: models.resnet18(), "fc", "gives none"),
     ],
 )

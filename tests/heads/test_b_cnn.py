@@ -24,3 +24,11 @@ def test_each_map_weights_the_features_before_average_pooling() -> None:
 def test_it_has_a_block_a_1x1_convolution_without_bias_and_a_linear_layer() -> None:
     head = BCNNHead(64, 10)
     assert sum(p.numel() for p in head.parameters()) == 2 * (9 * 64 * 64 + 2 * 64) + 3 * 64 + 3 * 64 * 10 + 10
+
+
+def test_half_precision_does_not_overflow_over_a_large_map() -> None:
+    head = BCNNHead(8, 4).half().eval()
+    with torch.no_grad():
+        head.attention.weight.fill_(0.2)
+    logits = head(torch.full((1, 8, 56, 56), 30.0, dtype=torch.float16))
+    assert torch.isfinite(logits).all()

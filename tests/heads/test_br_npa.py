@@ -52,7 +52,7 @@ def test_it_is_algorithm_1(suppression: Any, rectify: bool, relu: bool) -> None:
 
 
 def two_clusters() -> Tensor:
-    """Six positions of norm 2 on one axis, three of norm 1.9 on another."""
+    """Six positions of norm 2 on one axis, three of norm 1.5 on another."""
     given = torch.zeros(1, 4, 3, 3, dtype=torch.float64)
     given[0, 0].view(-1)[:6] = 2.0
     given[0, 1].view(-1)[6:] = 1.5

@@ -19,11 +19,12 @@ from torch.nn import functional
 
 import xattn
 from tests import networks
-from tests.training.conftest import fresh
+from tests.training.conftest import fresh, paint
 from xattn.classifiers import Classifier
 from xattn.cli import main
 from xattn.errors import ImageError, InputError, NameUnknownError, RunError, SettingError
-from xattn.training import DivergedError, Recipe, distillation, fit, gradient_norms
+from xattn.training import DivergedError, Recipe, distillation, fit, gradient_norms, open_data
+from xattn.training.fit import in_classes_of
 from xattn.training.module import optimiser_of, schedule_of
 
 QUICK = Recipe(backbone=True, epochs=3, batch_size=8, lr=0.01, optimiser="sgd")
@@ -59,13 +60,14 @@ def test_a_frozen_network_is_bit_identical_after_training_statistics_included(he
     clf = fresh(head)
     clf.network.train()
     clf.network[0].weight.grad = torch.full_like(clf.network[0].weight, 7.0)
-    before, flags = state(clf), [(p.requires_grad, m) for p in clf.parameters() for m in [p.requires_grad]]
+    clf.network[2][0].weight.requires_grad_(False)
+    before, flags = state(clf), [p.requires_grad for p in clf.parameters()]
     modes = [m.training for m in clf.modules()]
     fit(clf, painted, tmp_path / "out.safetensors", recipe=QUICK.with_(epochs=2, backbone=False), workers=0, progress=False)
     after = state(clf)
     assert all(torch.equal(after[key], value) for key, value in before.items() if key.startswith("network."))
     assert not all(torch.equal(after[key], value) for key, value in before.items() if key.startswith("head."))
-    assert [(p.requires_grad, m) for p in clf.parameters() for m in [p.requires_grad]] == flags
+    assert [p.requires_grad for p in clf.parameters()] == flags
     assert [m.training for m in clf.modules()] == modes
 
 
@@ -106,7 +108,20 @@ def test_kill_9_loses_no_finished_epoch_and_ends_in_the_same_weights(
     painted: Path, tmp_path: Path, factory: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def arguments(out: str) -> list[str]:
-        options = ["--preset", "full", "--epochs", "4", "--batch-size", "8", "--optimiser", "sgd", "--accelerator", "cpu", "--workers", "0"]
+        options = [
+            "--preset",
+            "full",
+            "--epochs",
+            "12",
+            "--batch-size",
+            "8",
+            "--optimiser",
+            "sgd",
+            "--accelerator",
+            "cpu",
+            "--workers",
+            "0",
+        ]
         shape = ["--input-size", "32", "--resize", "36", "--head", "ca-stream", "--seed", "3"]
         return ["train", "--model", factory, "--data", str(painted), "--out", out, *options, *shape]
 
@@ -120,7 +135,7 @@ def test_kill_9_loses_no_finished_epoch_and_ends_in_the_same_weights(
     while not last.exists() and running.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     running.send_signal(signal.SIGKILL)
-    running.wait()
+    assert running.wait() == -signal.SIGKILL  # it was in the middle
     assert last.exists()
     for name in ("cut.safetensors", "whole.safetensors"):
         done = CliRunner().invoke(main, arguments(name))
@@ -157,28 +172,106 @@ def test_the_distillation_loss_is_equation_1() -> None:
     assert float(distillation(student, teacher, labels, alpha=1.0)) == float(functional.cross_entropy(student, labels))
 
 
-def test_a_diverging_loss_is_told_and_what_was_finished_is_kept(painted: Path, tmp_path: Path) -> None:
-    clf = fresh()
-    with pytest.raises(DivergedError, match=r"the loss is (nan|inf) in epoch \d+, step \d+: it diverged. Give a lower learning rate"):
-        fit(clf, painted, tmp_path / "out.safetensors", recipe=QUICK.with_(epochs=40, lr=1e18), workers=0, progress=False)
-    assert not (tmp_path / "out.safetensors").exists()
-    assert (tmp_path / "out.training" / "training.json").exists()
+def test_a_diverging_loss_is_told_and_the_best_epoch_before_it_is_kept(painted: Path, tmp_path: Path, factory: str) -> None:
+    clf = xattn.load(factory, head="br-npa:n=2", input_size=32, resize=36, device="cpu")
+    generator = torch.random.get_rng_state()
+
+    def spoil(epoch: int, accuracy: float) -> None:
+        if epoch == 2:
+            with torch.no_grad():
+                clf.network[0].weight.mul_(torch.nan)
+
+    out = tmp_path / "out.safetensors"
+    with pytest.raises(
+        DivergedError, match=r"loss is nan in epoch 3, step 1: .* lower learning rate .* The best epoch before it, \d, is in"
+    ):
+        fit(clf, painted, out, recipe=QUICK.with_(epochs=5), workers=0, progress=False, on_epoch=spoil)
+    assert torch.equal(torch.random.get_rng_state(), generator)
+    assert torch.isfinite(xattn.load(str(out), device="cpu").predict(networks.pictures(1))).all()
+    assert torch.isfinite(clf.predict(networks.pictures(1))).all()
     assert all(p.grad is None for p in clf.parameters())
+    with pytest.raises(DivergedError, match=r"(nan|inf)"):  # at once: nothing was finished, and nothing is written
+        fit(fresh(), painted, tmp_path / "other.safetensors", recipe=QUICK.with_(epochs=1, lr=1e30), workers=0, progress=False)
+    assert not (tmp_path / "other.training" / "best.ckpt").exists()
+    fit(fresh(), painted, tmp_path / "other.safetensors", recipe=QUICK.with_(epochs=1), workers=0, progress=False)  # the folder is free
 
 
 def test_another_training_in_the_same_folder_is_refused(painted: Path, tmp_path: Path) -> None:
     fit(fresh(), painted, tmp_path / "out.safetensors", recipe=QUICK.with_(epochs=1), workers=0, progress=False)
-    with pytest.raises(RunError, match=r"holds another training \(recipe was .* give another --out"):
+    with pytest.raises(RunError, match=r"holds another training \(recipe: epochs was 1, is 2\): give another --out"):
         fit(fresh(), painted, tmp_path / "out.safetensors", recipe=QUICK.with_(epochs=2), workers=0, progress=False)
     with pytest.raises(RunError, match="seed was 0, is 1"):
         fit(fresh(), painted, tmp_path / "out.safetensors", recipe=QUICK.with_(epochs=1), seed=1, workers=0, progress=False)
 
 
-def test_early_stop_looks_at_the_validation_loss(painted: Path, tmp_path: Path) -> None:
-    fitted = fit(
-        fresh(), painted, tmp_path / "out.safetensors", recipe=QUICK.with_(epochs=50, lr=1e-12, patience=2), workers=0, progress=False
-    )
+def test_early_stop_looks_at_the_validation_loss_and_is_the_end(painted: Path, tmp_path: Path) -> None:
+    recipe = QUICK.with_(epochs=50, lr=1e-12, patience=2)
+    fitted = fit(fresh(), painted, tmp_path / "out.safetensors", recipe=recipe, workers=0, progress=False)
     assert fitted.epochs < 10
+    again = fit(fresh(), painted, tmp_path / "out.safetensors", recipe=recipe, workers=0, progress=False)
+    assert again == fitted
+    better = fit(fresh(), painted, tmp_path / "better.safetensors", recipe=recipe.with_(epochs=6, lr=0.01), workers=0, progress=False)
+    assert better.best == better.epochs == 6  # a loss that falls does not stop it
+
+
+def test_statistics_stay_where_they_are_to_stay(painted: Path, tmp_path: Path) -> None:
+    clf = fresh()
+    before = state(clf)
+    fit(clf, painted, tmp_path / "out.safetensors", recipe=QUICK.with_(freeze_statistics=True), workers=0, progress=False)
+    after = state(clf)
+    assert all(torch.equal(after[key], before[key]) for key in before if "running" in key or "batches" in key)
+    assert not torch.equal(after["network.2.1.weight"], before["network.2.1.weight"])
+
+
+def test_folders_called_as_the_classifier_s_classes_are_these_classes(painted: Path, tmp_path: Path) -> None:
+    clf = xattn.attach(networks.small(4), head="ca-stream", input_size=32, resize=36, labels=["red", "grey", "green", "blue"])
+    assert in_classes_of(clf, open_data(painted)).targets == (3,) * 12 + (2,) * 12 + (0,) * 12  # blue, green, red
+    fit(clf, painted, tmp_path / "out.safetensors", recipe=Recipe(epochs=1), workers=0, progress=False)
+    assert clf.labels == ("red", "grey", "green", "blue")
+    other = xattn.attach(networks.small(3), head="ca-stream", input_size=32, resize=36, labels=["a", "b", "c"])
+    with pytest.raises(InputError, match=r"which knows no class 'blue' of .*painted. Call folders as it does \(a, b, c"):
+        fit(other, painted, tmp_path / "other.safetensors")
+
+
+def test_what_cannot_be_trained_so_is_told_before_a_folder_is_made(painted: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.safetensors"
+    with pytest.raises(InputError, match=r"precision 'bf16-true' would turn the weights of small from torch.float32 .* frozen ones too"):
+        fit(fresh(), painted, out, precision="bf16-true")
+    clf = fresh("ca-stream")
+    clf.multi_label = True
+    with pytest.raises(InputError, match="is multi-label"):
+        fit(clf, painted, out)
+    with pytest.raises(InputError, match="one picture a class: nothing can be held out"):
+        fit(fresh(), paint(tmp_path / "few", count=1), out)
+    assert not (tmp_path / "out.training").exists()
+
+
+def test_a_setting_that_changes_the_crop_is_another_training(painted: Path, tmp_path: Path) -> None:
+    fit(fresh(), painted, tmp_path / "out.safetensors", recipe=QUICK.with_(epochs=1), workers=0, progress=False)
+    clf = xattn.attach(networks.small(5), head="br-npa:n=2", classes=5, input_size=32, resize=40, name="small")
+    clf.head = fresh().head
+    clf.class_count = 3
+    with pytest.raises(RunError, match="preprocessing: resize was 36, is 40"):
+        fit(clf, painted, tmp_path / "out.safetensors", recipe=QUICK.with_(epochs=1), workers=0, progress=False)
+
+
+def test_two_processes_train_one_head(painted: Path, tmp_path: Path, factory: str) -> None:
+    options = ["--preset", "full", "--epochs", "2", "--batch-size", "28", "--accelerator", "cpu", "--devices", "2", "--workers", "0"]
+    shape = ["--input-size", "32", "--resize", "36", "--head", "br-npa:n=2", "--model", factory, "--data", str(painted)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "xattn.cli", "train", *options, *shape, "--out", "two.safetensors"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "two.safetensors\n"
+    assert done.stderr.count("\nepoch 2 of 2: ") == 1
+    assert xattn.load(str(tmp_path / "two.safetensors"), device="cpu").trained
 
 
 def test_gradient_norms_are_those_of_each_layer() -> None:
@@ -238,7 +331,7 @@ def test_wrong_labels_teachers_and_settings_are_told(painted: Path, tmp_path: Pa
     with pytest.raises(SettingError, match=r"cannot have lr=-1.0, alpha=2.0"):
         Recipe(lr=-1.0, alpha=2.0)
     (painted / "red" / "03.png").write_bytes(b"no picture")
-    with pytest.raises(ImageError, match=r"training picture .*red/03.png: .* Take it out, and the same command goes on"):
+    with pytest.raises(ImageError, match=r"training picture .*red/03.png: .* Put a whole one in its place, and the same command goes on"):
         fit(fresh(), painted, tmp_path / "c.safetensors", recipe=QUICK, workers=0, progress=False)
 
 

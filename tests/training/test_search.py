@@ -11,7 +11,7 @@ import torch
 import xattn
 from tests.training.conftest import fresh
 from xattn.cli import main
-from xattn.errors import RunError, UnsupportedError
+from xattn.errors import InputError, RunError, UnsupportedError
 from xattn.training import Recipe
 from xattn.training.search import TEMPERATURES, search
 
@@ -71,6 +71,30 @@ def test_trials_behind_the_median_are_pruned_and_diverged_ones_do_not_end_the_se
     assert [file.name for file in (tmp_path / "best.search").glob("*.safetensors")] == ["trial-002.safetensors"]
 
 
+def test_a_trial_that_was_cut_off_does_not_count(painted: Path, tmp_path: Path, factory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from xattn.training import search as module
+    from xattn.training.fit import Fitted
+
+    calls = []
+
+    def pretended(clf: object, data: object, out: Path, **_: object) -> Fitted:
+        calls.append(out)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        Path(out).write_bytes(b"weights")
+        return Fitted(1, 1, 0.1, 50.0, Path(out).parent)
+
+    monkeypatch.setattr(module, "fit", pretended)
+    clf = xattn.load(factory, head="ca-stream", **SHAPE)
+    out = tmp_path / "best.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        module.search(clf, painted, out, 3, progress=False)
+    assert module.search(clf, painted, out, 3, progress=False).trials == 3
+    assert len(calls) == 4
+    with pytest.raises(InputError, match="trials on one device"):
+        module.search(clf, painted, out, 3, devices=2)
+
+
 def test_trials_of_a_module_in_hand_are_refused(painted: Path, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="trials are saved: load it by a name"):
         search(fresh(), painted, tmp_path / "x.safetensors", 2)
@@ -98,6 +122,13 @@ def test_the_command_line_trains_searches_and_explains(
     assert "high.safetensors" in taught
     assert xattn.load("high.safetensors", device="cpu").stages[-1].size == (16, 16)
     assert "best of 2 trials" in run(*base, "--head", "ca-stream", "--epochs", "1", "--search", "2", "--out", "ca.safetensors")
+    more = run(
+        *base, "--epochs", "1", "--batch-size", "8", "--out", "more.safetensors", "--model", "low.safetensors"
+    )  # its own head goes on
+    assert "br-npa:n=2" in more
+    assert "head and network" in more
+    assert "knows its own head" in run(*base, "--head", "b-cnn", "--out", "x.safetensors", "--model", "low.safetensors", code=2)
+    assert "knows its own high_res" in run(*base, "--high-res", "3", "--out", "x.safetensors", "--model", "low.safetensors", code=2)
     assert "is a .safetensors" in run(*base, "--out", "low.pth", code=2)
     assert "never trained" in run("explain", str(painted), "--model", factory, "--head", "ca-stream", *shape, "--out", "x", code=1)
     cheap = ["--metric", "sparsity", "--metric", "average-drop", "--workers", "0", "--device", "cpu"]

@@ -132,7 +132,7 @@ def fit(
             training,
             batch,
             sampler=EpochOrder(numbers, seed, lambda: max(first, trainer.current_epoch)),  # asked before Lightning has restored its own
-            drop_last=1 < len(numbers) and -(-len(numbers) // processes) % batch == 1,  # BatchNorm can do nothing with a single picture
+            drop_last=len(numbers) > 1 and -(-len(numbers) // processes) % batch == 1,  # BatchNorm can do nothing with a single picture
             **shared,
         )
         if not keeper.kept["finished"]:

@@ -98,7 +98,8 @@ class Keeper(Checkpoint):
         self.kept = dict(state_dict)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self.progress.add(len(batch[1]) * trainer.world_size)
+        seen = len(batch[1]) * trainer.world_size  # processes are given the same number, some pictures twice
+        self.progress.add(min(seen, self.progress.total - self.progress.before - self.progress.now))
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         found = {name: float(value) for name, value in trainer.callback_metrics.items()}
