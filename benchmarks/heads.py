@@ -1,16 +1,18 @@
 """Latency of a training step and peak memory of BR-NPA beside B-CNN (as Gomez et al. 2021, Fig. 9) and beside a plain Algorithm 1.
 
-python benchmarks/heads.py [--out FILE.csv] [--backbone resnet18 …] [--side 448] [--batch 10] [--repeats 5] [--device cpu] [--threads 2]
+python benchmarks/heads.py [--head-alone] [--out FILE.csv] [--backbone resnet18 …] [--side 448] [--batch 10] [--repeats 5] [--device cpu]
+    [--threads 2] > TABLE.md
 
 Heads take turns within each repeat, so that a slow moment of the machine meets all of them; ratios are of one repeat, and given as
-median [lowest, highest]. On a GPU the peak is the allocator's; on a CPU it is the largest sum of tensors alive that operations made, as the
-dispatcher sees them: activations and gradients, not what was there before.
+median [lowest, highest]. On a GPU the peak is the allocator's; on a CPU it is the largest sum of tensors alive that operations gave, as the
+dispatcher sees them: activations and gradients, of parameters those alone that an operation gives a view of.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 import warnings
 import weakref
@@ -94,7 +96,7 @@ def step(run: Callable[[], Tensor], device: torch.device) -> float:
 
 
 def peak(run: Callable[[], Tensor], parameters: list[nn.Parameter], device: torch.device) -> float:
-    """MiB at the peak of one forward and backward, beyond what was there before."""
+    """MiB at the peak of one forward and backward."""
     for parameter in parameters:
         parameter.grad = None
     if device.type == "cuda":
@@ -103,7 +105,6 @@ def peak(run: Callable[[], Tensor], parameters: list[nn.Parameter], device: torc
         run().backward()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     alive = Alive()
-    alive.known = {parameter.untyped_storage()._cdata: 0 for parameter in parameters}
     with alive:
         run().backward()
     return alive.peak / 2**20
@@ -135,7 +136,7 @@ def compare(name: str, what: str, runs: Runs, repeats: int, device: torch.device
                 "peak over br-npa": round(peaks[head] / peaks["br-npa"], 2),
             }
         )
-        print(lines[-1], flush=True)
+        print(lines[-1], file=sys.stderr, flush=True)
     return lines
 
 

@@ -76,3 +76,7 @@ done
 xattn explain "$DATA/imagenette/val" --labels-csv "$RUNS/val-name.csv" "${tuned[@]}" --method=raw-attention --method=grad-cam \
     --metric=sparsity --out "$RUNS/resolution"
 xattn compare "$RUNS/resolution" > "$RESULTS/trained-br-npa-b-cnn-imagenette.md"
+
+# 4. The figure: the six photographs of grid.png, with their credits there.
+chosen=(014f0024918a7b6f.jpg 0af0a5dfee6b84ff.jpg 0c7ac4a8c9dfa802.jpg 0e0f1fd2ed183781.jpg 16bbe588e0ecc6ab.jpg 18d5f99fe237a306.jpg)
+xattn figure "$RUNS/photos-predicted" --out "$RESULTS/trained-grid.png" "${chosen[@]/#/--image=}" --method grad-cam --method raw-attention
