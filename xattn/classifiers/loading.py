@@ -86,7 +86,7 @@ def load(
         source, network = _saved(model, header, weights)
         base, names = Preprocessing.from_json(header["preprocessing"]), header["labels"]
         head, multi_label, classes = header["head"], header["multi_label"], header["classes"]
-        name = header["name"] if header["head_alone"] else model
+        name = header["name"] if header["head_alone"] else Path(model).stem
     else:
         header = None
         network, base, names = _source(model)(model, weights, None)
