@@ -58,9 +58,8 @@ class Training(lightning.LightningModule):
             teacher.to(self.device)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        torch.manual_seed(
-            mixed(mixed(self.seed, self.current_epoch, self.global_rank), batch_idx, -2)
-        )  # dropout is the same after a restart
+        seed = mixed(self.seed, self.current_epoch, self.global_rank)
+        torch.manual_seed(mixed(seed, batch_idx, -2))  # so that dropout is the same after a restart
         self.classifier.train()
         if not self.recipe.backbone:
             self.classifier.network.eval()
