@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from xattn import __version__
-from xattn.cli.options import triple
+from xattn.cli.options import in_plain_lines, triple
 from xattn.cli.train import train
 from xattn.errors import InputError, XattnError
 
@@ -172,7 +172,8 @@ def _load(models: Sequence[str], weights: Sequence[str], heads: Sequence[str], o
         file = weights[number] if weights and weights[number] else None
         saved = model.endswith(".safetensors")
         for head in heads[:1] if saved else heads:
-            classifier = load(model, head="gap" if saved else head, weights=file, **options)
+            with in_plain_lines():
+                classifier = load(model, head="gap" if saved else head, weights=file, **options)
             loaded.append((classifier, model if saved else file or ""))
     names = [(classifier.name, classifier.head_name) for classifier, _ in loaded]
     for (classifier, file), name in zip(loaded, names, strict=True):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import click
 
 
@@ -18,3 +22,13 @@ def triple(_ctx: click.Context, _param: click.Parameter, value: str | None) -> l
 def stages(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[str, ...]:
     """Names with commas between them."""
     return tuple(filter(None, (part.strip() for part in (value or "").split(","))))
+
+
+@contextmanager
+def in_plain_lines() -> Iterator[None]:
+    """What xattn warns of inside, as a line each on stderr."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        yield
+    for warning in caught:
+        click.echo(f"  note: {warning.message}", err=True)

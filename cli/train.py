@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from typing import Any
 
 import click
 
-from xattn.cli.options import stages, triple
+from xattn.cli.options import in_plain_lines, stages, triple
 from xattn.errors import InputError
 
 
@@ -100,32 +101,37 @@ def train(
     from xattn.classifiers import load
     from xattn.classifiers.checkpoints import read_header
     from xattn.heads import heads
+
+    saved = model.endswith(".safetensors")
+    name = read_header(model)["head"] if saved else head or "ca-stream"
+    replaces = heads.part(name).facts.replaces  # a wrong name is told before anything is loaded
     from xattn.training import fit, open_data
     from xattn.training.fit import is_first_process
     from xattn.training.recipe import default_preset, recipe_of
     from xattn.training.search import search
 
-    saved = model.endswith(".safetensors")
-    name = read_header(model)["head"] if saved else head or "ca-stream"
     recipe = recipe_of(preset or default_preset(name)).with_(**changes)
     opened = open_data(data, classes)
     sys.path.append(os.getcwd())  # where package.module:factory is looked for
     torch.manual_seed(seed)  # of the head's first weights
     cpu = "cpu" if accelerator == "cpu" else None
-    of_its_own = not saved and opened.names is not None and heads.part(name).facts.replaces == "classifier"
-    classifier = load(
-        model,
-        head=head or ("gap" if saved else name),
-        weights=weights,
-        classes=len(opened.names) if of_its_own and opened.names is not None else None,
-        high_res=high_res,
-        dilate=dilate,
-        input_size=input_size,
-        resize=resize,
-        mean=mean,
-        std=std,
-        device=cpu,
-    )
+    of_its_own = not saved and opened.names is not None and replaces == "classifier"
+    with warnings.catch_warnings() if teacher is not None else in_plain_lines():
+        if teacher is not None:
+            warnings.simplefilter("ignore", UserWarning)  # of a fresh classifier, for the teacher's follows
+        classifier = load(
+            model,
+            head=head or ("gap" if saved else name),
+            weights=weights,
+            classes=len(opened.names) if of_its_own and opened.names is not None else None,
+            high_res=high_res,
+            dilate=dilate,
+            input_size=input_size,
+            resize=resize,
+            mean=mean,
+            std=std,
+            device=cpu,
+        )
     taught = None
     if teacher is not None:
         taught = load(teacher, weights=teacher_weights, device=cpu)
@@ -135,8 +141,13 @@ def train(
         if is_first_process():
             click.echo(line, err=True)
 
+    place = classifier.stages[-1]
     what = "head and network" if recipe.backbone else "the head alone"
     say(f"{classifier.name} · {classifier.head_name} · {classifier.class_count} classes · {classifier.device}: {what}")
+    say(f"  {classifier.preprocessing}")
+    say(f"  looks at {place.name} ({place.channels} × {place.size[0]} × {place.size[1]})")
+    if teacher is not None:
+        say(f"  begins with the weights of {teacher}, and learns its answers")
     say(f"{opened.name}: {len(opened)} pictures of {len(set(opened.targets))} classes")
     options: dict[str, Any] = {
         "recipe": recipe,
@@ -156,8 +167,8 @@ def train(
     else:
         fitted = fit(classifier, opened, out, **options)
         say(
-            f"kept epoch {fitted.best} of {fitted.epochs}: validation loss {fitted.loss:.4f}, accuracy {fitted.accuracy:.2f} %; "
-            f"logs in {fitted.folder}",
+            f"kept epoch {fitted.best} of {fitted.epochs}: validation loss {fitted.loss:.4f}, accuracy {fitted.accuracy:.2f} % on "
+            f"{fitted.validation} pictures; logs in {fitted.folder}",
         )
     if is_first_process():
         click.echo(out)

@@ -43,7 +43,7 @@ def test_beside_a_network_as_it_was_loaded_the_head_alone_is_saved(head: str, tm
     assert again.preprocessing == clf.preprocessing
     weights.rename(tmp_path / "moved.pth")
     with pytest.raises(
-        WeightsError, match=r"holds a head for .*mine.py:build with the weights .*net.pth, .* Give where they lie now as weights"
+        WeightsError, match=r"holds a head for .*mine.py:build with the weights .*net.pth, .* Say where they lie now by weights"
     ):
         xattn.load(str(tmp_path / "head.safetensors"), device="cpu")
     moved = xattn.load(str(tmp_path / "head.safetensors"), weights=tmp_path / "moved.pth", device="cpu")

@@ -34,7 +34,8 @@ def test_the_last_map_grows_and_no_weight_changes_or_is_called_otherwise(case: s
     build, stages, side = GROWN[case]
     network = networks.seeded(build)
     before = {key: value.clone() for key, value in network.state_dict().items()}
-    high_resolution(network, stages, input_size=96)
+    changed = high_resolution(network, stages, input_size=96)
+    assert changed
     after = network.state_dict()
     assert list(after) == list(before)
     assert all(torch.equal(after[key], value) for key, value in before.items())
@@ -111,8 +112,9 @@ def test_a_refused_list_leaves_its_earlier_stages_as_they_were() -> None:
     [
         (lambda: models.vgg11(init_weights=False), "features.20", "shrinks its map by 'features.20', a MaxPool2d"),
         (lambda: timm.create_model("resnetblur50"), "layer4", "by 'layer4.0.aa', a BlurPool2d"),
-        (lambda: models.resnet18(), "layer1.1.conv1", "by 'maxpool', a MaxPool2d"),
+        (lambda: models.resnet18(), "layer1.1.conv1", r"has none, .* The network strides at conv1, maxpool, layer2.0.conv1"),
         (lambda: models.resnet18(), "fc", "gives none"),
+        (lambda: models.mobilenet_v2(), "features.13", r"'features.13' has none, .* strides at .*features.14.conv.1.0: name a module"),
     ],
 )
 def test_what_cannot_grow_is_refused_and_left_as_it_was(build: Callable[[], nn.Module], stage: str, reason: str) -> None:

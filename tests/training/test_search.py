@@ -61,7 +61,7 @@ def test_trials_behind_the_median_are_pruned_and_diverged_ones_do_not_end_the_se
         for epoch in (1, 2, 3):
             on_epoch(epoch, level + epoch)
         Path(out).write_bytes(b"weights")
-        return Fitted(3, 3, 0.1, level, Path(out).parent)
+        return Fitted(3, 3, 0.1, level, 6, Path(out).parent)
 
     monkeypatch.setattr(module, "fit", pretended)
     clf = xattn.load(factory, head="ca-stream", **SHAPE)
@@ -82,7 +82,7 @@ def test_a_trial_that_was_cut_off_does_not_count(painted: Path, tmp_path: Path, 
         if len(calls) == 2:
             raise KeyboardInterrupt
         Path(out).write_bytes(b"weights")
-        return Fitted(1, 1, 0.1, 50.0, Path(out).parent)
+        return Fitted(1, 1, 0.1, 50.0, 6, Path(out).parent)
 
     monkeypatch.setattr(module, "fit", pretended)
     clf = xattn.load(factory, head="ca-stream", **SHAPE)
@@ -117,9 +117,18 @@ def test_the_command_line_trains_searches_and_explains(
     full = ["--head", "br-npa:n=2", "--epochs", "3", "--batch-size", "8", "--lr", "0.01"]
     said = run(*base, *full, "--out", "low.safetensors")
     assert "head and network" in said
+    assert "looks at 3 (16 × 8 × 8)" in said
     assert "kept epoch" in said
+    assert "on 3 pictures" in said
     taught = run(*base, *full, "--high-res", "3", "--teacher", "low.safetensors", "--alpha", "0.3", "--out", "high.safetensors")
     assert "high.safetensors" in taught
+    assert "begins with the weights of low.safetensors" in taught
+    assert "looks at 3 (16 × 16 × 16)" in taught
+    (tmp_path / "five.py").write_text("from tests import networks\n\n\ndef build():\n    return networks.small(5)\n")
+    fresh = run(*base, "--head", "b-cnn", "--epochs", "1", "--out", "b.safetensors", "--model", "five.py:build")
+    assert "UserWarning" not in fresh
+    note = run(*base, "--head", "br-npa", "--epochs", "1", "--out", "n.safetensors", "--model", "five.py:build")
+    assert "note: br-npa on five.py:build begins with a fresh classifier of 3 classes: its own has 5 classes" in note
     assert xattn.load("high.safetensors", device="cpu").stages[-1].size == (16, 16)
     assert "best of 2 trials" in run(*base, "--head", "ca-stream", "--epochs", "1", "--search", "2", "--out", "ca.safetensors")
     more = run(

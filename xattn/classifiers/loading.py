@@ -136,8 +136,7 @@ def _saved(path: str, header: dict[str, Any], weights: str | Path | None) -> tup
     try:
         network, _, _ = build(stored.model, chosen, None)
     except (WeightsError, InputError) as error:
-        wanting = "" if chosen is None or Path(chosen).is_file() else " Give where they lie now as weights."
-        raise WeightsError(f"{needs}, and they could not be had: {error}{wanting}") from error
+        raise WeightsError(f"{needs}, and they could not be had: {error} Say where they lie now by weights (--weights).") from error
     for name, value in header["build"].items():
         setattr(network, name, value)
     if (digest := digest_of(network.state_dict())) != stored.digest:

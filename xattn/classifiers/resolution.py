@@ -33,7 +33,7 @@ class _Call:
 
 def high_resolution(
     network: nn.Module, stages: Sequence[str], *, dilate: bool = False, input_size: int | tuple[int, int] = PROBE_SIDE
-) -> None:
+) -> list[str]:
     """Takes the stride out of stages, in place: their maps, and those of what follows, grow by as much as they strode.
 
     The convolution that strides and its shortcut get stride 1; weights stay. Where a kernel has no padding (ConvNeXt's 2×2, pooled
@@ -46,6 +46,9 @@ def high_resolution(
             from before. As torchvision's `replace_stride_with_dilation`.
         input_size: side, or height and width, of the images it is probed with.
 
+    Returns:
+        Names of the modules whose stride was taken out.
+
     Raises:
         NameUnknownError: no module of that name.
         UnsupportedError: the stage does not shrink its map, or by something else than a convolution or an average pooling. The network
@@ -54,9 +57,9 @@ def high_resolution(
     Source: Gomez et al. 2021, Sec. 3.1.
     """
     before = [(module, dict(vars(module)), dict(module._modules)) for module in network.modules()]
+    size = (input_size, input_size) if isinstance(input_size, int) else input_size
     try:
-        for stage in stages:
-            _without_stride(network, stage, dilate, (input_size, input_size) if isinstance(input_size, int) else input_size)
+        return [name for stage in stages for name in _without_stride(network, stage, dilate, size)]
     except Exception:
         for module, settings, children in before:
             vars(module).update(settings)
@@ -64,10 +67,10 @@ def high_resolution(
         raise
 
 
-def _without_stride(network: nn.Module, stage: str, dilate: bool, size: tuple[int, int]) -> None:
+def _without_stride(network: nn.Module, stage: str, dilate: bool, size: tuple[int, int]) -> list[str]:
     modules = dict(network.named_modules())
     if stage not in modules or not stage:
-        raise NameUnknownError("stage", stage, (name for name, _ in network.named_children()), "Any other module can be named as well.")
+        raise NameUnknownError("stage", stage, (name for name, _ in network.named_children()), _strides(_probe(network, size)[0]))
     calls, sizes = _probe(network, size)
     inside = [number for number, call in enumerate(calls) if call.name == stage or call.name.startswith(f"{stage}.")]
     if not inside or stage not in sizes:
@@ -76,7 +79,9 @@ def _without_stride(network: nn.Module, stage: str, dilate: bool, size: tuple[in
     if not shrinking:
         shrinking = _right_before(calls[: inside[0]], calls[inside[0]].before)
     if not shrinking:
-        raise UnsupportedError(f"high resolution takes strides out, and '{stage}' has none, nor has what stands right before it.")
+        raise UnsupportedError(
+            f"high resolution takes strides out, and '{stage}' has none, nor has what stands right before it. {_strides(calls)}"
+        )
     for call in shrinking:
         _put(network, call.name, _strideless(call, stage))
     if dilate:
@@ -92,6 +97,12 @@ def _without_stride(network: nn.Module, stage: str, dilate: bool, size: tuple[in
         ) from error
     if grown is None or grown <= sizes[stage]:
         raise UnsupportedError(f"'{stage}' gives a map of {grown} instead of {sizes[stage]} after its strides were taken out.")
+    return [call.name for call in shrinking]
+
+
+def _strides(calls: Sequence[_Call]) -> str:
+    found = dict.fromkeys(call.name for call in calls if call.shrinks)
+    return f"The network strides at {', '.join(found)}: name a module that holds one of these."
 
 
 def _probe(network: nn.Module, size: tuple[int, int]) -> tuple[list[_Call], dict[str, tuple[int, int]]]:
@@ -124,9 +135,8 @@ def _probe(network: nn.Module, size: tuple[int, int]) -> tuple[list[_Call], dict
 
 
 def _right_before(calls: Sequence[_Call], size: tuple[int, int]) -> list[_Call]:
-    """What made the map as small as it enters a stage, in the last step."""
-    shrinking = [call for call in calls if call.shrinks]
-    return [call for call in shrinking if call.after == size and call.before == shrinking[-1].before]
+    """The stride at the very end of what runs before a stage, as ConvNeXt's downsampling."""
+    return [calls[-1]] if calls and calls[-1].shrinks and calls[-1].after == size else []
 
 
 class _PaddedConv2d(nn.Conv2d):

@@ -36,6 +36,7 @@ class Fitted:
         best: epoch whose weights were kept, from 1: the lowest validation loss.
         loss: validation loss of that epoch.
         accuracy: validation accuracy of that epoch, in percent.
+        validation: pictures that loss and accuracy are of.
         folder: logs and checkpoints.
     """
 
@@ -43,6 +44,7 @@ class Fitted:
     best: int
     loss: float
     accuracy: float
+    validation: int
     folder: Path
 
 
@@ -153,7 +155,7 @@ def fit(
         kept = f"The best epoch before it, {keeper.kept['best_epoch']}, is in {out}; train with other settings into another file."
         raise DivergedError(f"{diverged} {kept}") from diverged
     found = keeper.kept
-    return Fitted(found["epochs"], found["best_epoch"], found["best_loss"], found["best_accuracy"], folder)
+    return Fitted(found["epochs"], found["best_epoch"], found["best_loss"], found["best_accuracy"], len(validation), folder)  # type: ignore[arg-type]  # a data set with a length
 
 
 @contextmanager
