@@ -98,6 +98,13 @@ def test_a_padded_average_pooling_keeps_its_places() -> None:
     assert torch.allclose(network[1](features)[:, :, ::2, ::2], before, atol=1e-6)
 
 
+def test_a_pooling_can_be_dilated_away() -> None:
+    network = networks.seeded(lambda: models.densenet121())
+    high_resolution(network, ["features.transition3"], dilate=True, input_size=64)
+    assert network.features.denseblock4.denselayer1.conv2.dilation == (2, 2)
+    assert network.features.denseblock3.denselayer1.conv2.dilation == (1, 1)
+
+
 def test_a_refused_list_leaves_its_earlier_stages_as_they_were() -> None:
     network = networks.seeded(lambda: models.resnet18())
     image = networks.pictures(1, size=64)

@@ -85,7 +85,7 @@ def _without_stride(network: nn.Module, stage: str, dilate: bool, size: tuple[in
     for call in shrinking:
         _put(network, call.name, _strideless(call, stage))
     if dilate:
-        first = min(number for number, call in enumerate(calls) if call in shrinking and isinstance(call.module, nn.Conv2d))
+        first = min(number for number, call in enumerate(calls) if call in shrinking)
         for call in calls[first + 1 :]:
             if call not in shrinking:
                 _widen(network.get_submodule(call.name))

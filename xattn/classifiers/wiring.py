@@ -48,24 +48,19 @@ def find_tail(network: nn.Module, forward: Forward, image: Tensor, last: Stage) 
     """
     entries: list[tuple[str, int, Tensor]] = []
     calls: Counter[str] = Counter()
-    reached = False
 
     def before(name: str, args: tuple[Any, ...]) -> None:
         calls[name] += 1
         given = args[0] if len(args) == 1 else None
-        is_vector = isinstance(given, Tensor) and given.dim() in (2, 4) and given.numel() == last.channels == max(given.shape)
-        if reached and is_vector and given is not None:
+        if not isinstance(given, Tensor) or last.name not in found:
+            return
+        if given.dim() in (2, 4) and given.numel() == last.channels == max(given.shape):
             entries.append((name, calls[name], given))
 
     modules = {name: module for name, module in network.named_modules() if name}
     handles = [module.register_forward_pre_hook(lambda _m, args, name=name: before(name, args)) for name, module in modules.items()]
-
-    def reach(_stage: Stage, _tensor: Tensor) -> None:
-        nonlocal reached
-        reached = True
-
     try:
-        with torch.no_grad(), tapped(network, [last], reach), captured(network, [last]) as found:
+        with torch.no_grad(), captured(network, [last]) as found:
             logits = forward(image)
     finally:
         for handle in handles:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
 from xattn.errors import SettingError
-from xattn.heads.facts import Attended, ClassifierHead, HeadFacts, Site, heads, norm_weighted
+from xattn.heads.facts import Attended, ClassifierHead, HeadFacts, Site, heads
 
 
 @heads.register("b-cnn", HeadFacts(source="Gomez et al. 2021, Sec. 4.1", replaces="classifier"))
@@ -71,7 +71,3 @@ class BCNNHead(ClassifierHead):
         shares = maps.flatten(2) / positions  # before the sum, which in half precision could overflow
         vectors = torch.bmm(shares, features.to(maps.dtype).flatten(2).transpose(1, 2))
         return Attended(self.linear(self.dropout(vectors.flatten(1))), {place: maps})
-
-    def saliency(self, features: Tensor, maps: Tensor) -> Tensor:
-        """The mean of its maps `(B, N, h, w)` times the norm of the features `(B, C, h, w)`: `(B, h, w)`, ≥ 0."""
-        return norm_weighted(features, maps)

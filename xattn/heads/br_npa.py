@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from xattn.errors import InputError, SettingError
-from xattn.heads.facts import Attended, ClassifierHead, HeadFacts, Site, heads, norm_weighted
+from xattn.heads.facts import Attended, ClassifierHead, HeadFacts, Site, heads
 
 Suppression = Literal["cosine", "weight"]
 Selection = Literal["active", "random"]
@@ -182,10 +182,6 @@ class BRNPAHead(ClassifierHead):
             ranks = [int(digit) - 1 for digit in name.removeprefix("ranks_")]
             probes[name] = linear(vectors[:, ranks].detach().flatten(1))
         return Attended(self.linear(self.dropout(vectors.flatten(1))), {place: maps}, probes=probes)
-
-    def saliency(self, features: Tensor, maps: Tensor) -> Tensor:
-        """The mean of its maps `(B, N, h, w)` times the norm of the features `(B, C, h, w)`: `(B, h, w)`, ≥ 0."""
-        return norm_weighted(features, maps)
 
 
 def _probe(ranks: Sequence[int]) -> str:

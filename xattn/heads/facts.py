@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
@@ -73,9 +74,10 @@ class Attended:
     probes: dict[str, Tensor] = field(default_factory=dict)
 
 
-class Head(nn.Module):
+class Head(nn.Module, ABC):
     """A head's module; abstract."""
 
+    @abstractmethod
     def saliency(self, features: Tensor, maps: Tensor) -> Tensor:
         """One map of the head.
 
@@ -86,12 +88,12 @@ class Head(nn.Module):
         Returns:
             `(B, h, w)`, ≥ 0.
         """
-        raise NotImplementedError
 
 
 class ClassifierHead(Head):
     """A head that gives logits from what enters the pooling; abstract."""
 
+    @abstractmethod
     def attend(self, features: Tensor, place: str = "", seeds: Sequence[int] | None = None) -> Attended:
         """Logits and attention maps.
 
@@ -100,17 +102,15 @@ class ClassifierHead(Head):
             place: under which name the maps are given.
             seeds: one an image, for what is random; None: torch's generator.
         """
-        raise NotImplementedError
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits `(B, K)` of features `(B, C, h, w)`."""
         return self.attend(features).output
 
-
-def norm_weighted(features: Tensor, maps: Tensor) -> Tensor:
-    """The mean of maps `(B, N, h, w)` times the norm of the features `(B, C, h, w)`: `(B, h, w)`, ≥ 0."""
-    norms: Tensor = torch.linalg.vector_norm(features, dim=1)
-    return maps.mean(dim=1) * norms
+    def saliency(self, features: Tensor, maps: Tensor) -> Tensor:
+        """The mean of its maps `(B, N, h, w)` times the norm of the features `(B, C, h, w)`: `(B, h, w)`, ≥ 0."""
+        norms: Tensor = torch.linalg.vector_norm(features, dim=1)
+        return maps.mean(dim=1) * norms
 
 
 class HeadSettings(Protocol):

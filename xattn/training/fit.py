@@ -195,15 +195,13 @@ def in_classes_of(classifier: Classifier, data: Labelled) -> Labelled:
         return data
     if set(data.names) <= set(known):
         return data.renumbered([known.index(name) for name in data.names])
-    if heads.part(classifier.head_name).facts.replaces == "classifier" and len(data.names) == classifier.class_count:
-        return data  # classes of its own
     unknown = next(name for name in data.names if name not in known)
     if heads.part(classifier.head_name).facts.replaces != "classifier":
         raise InputError(
             f"{classifier.head_name} keeps the classifier of {classifier.name}, which knows no class '{unknown}' of {data.name}. Call "
             f"folders as it does ({', '.join(known[:3])}, …), give --classes wnid for ImageNet's WordNet ids, or use br-npa or b-cnn."
         )
-    return data
+    return data  # classes of its own
 
 
 def _check(classifier: Classifier, data: Labelled, teacher: Classifier | None, recipe: Recipe, precision: Any) -> None:

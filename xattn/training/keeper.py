@@ -94,9 +94,6 @@ class Keeper(Checkpoint):
     def state_dict(self) -> dict[str, Any]:
         return dict(self.kept)
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.kept = dict(state_dict)
-
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         seen = len(batch[1]) * trainer.world_size  # processes are given the same number, some pictures twice
         self.progress.add(min(seen, self.progress.total - self.progress.before - self.progress.now))

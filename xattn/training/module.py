@@ -83,7 +83,7 @@ class Training(lightning.LightningModule):
         return loss
 
     def _loss(self, logits: Tensor, labels: Tensor, images: Tensor) -> Tensor:
-        if (teacher := self._teacher[0]) is None:
+        if (teacher := self._teacher[0]) is None or self.recipe.alpha == 1:
             return functional.cross_entropy(logits, labels)
         return distillation(logits, teacher.predict(images).clone(), labels, alpha=self.recipe.alpha, temperature=self.recipe.temperature)
 

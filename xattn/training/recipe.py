@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from xattn.errors import NameUnknownError, SettingError
+from xattn.heads import heads
 
 Optimiser = Literal["sgd", "adam", "adamw"]
 Schedule = Literal["constant", "cosine", "step"]
@@ -104,5 +105,5 @@ def recipe_of(preset: str) -> Recipe:
 
 
 def default_preset(head: str) -> str:
-    """What a head is trained by unless a preset is named: ca-stream alone, the others with the network."""
-    return "head" if head.partition(":")[0] == "ca-stream" else "full"
+    """What a head is trained by unless a preset is named: alone before the network's own classifier, else with the network."""
+    return "head" if heads.part(head).facts.replaces == "pooling" else "full"
