@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from xattn import __version__
+from xattn.cli.demo import demo
 from xattn.cli.options import in_plain_lines, triple
 from xattn.cli.train import train
 from xattn.errors import InputError, XattnError
@@ -49,7 +50,7 @@ def main() -> None:
     "models",
     multiple=True,
     required=True,
-    help="torchvision:NAME, timm:NAME, package.module:factory, path/file.py:factory, or a saved .safetensors. Repeatable.",
+    help="birds:NAME, torchvision:NAME, timm:NAME, package.module:factory, path/file.py:factory, or a saved .safetensors. Repeatable.",
 )
 @click.option(
     "--weights",
@@ -166,11 +167,12 @@ def _load(models: Sequence[str], weights: Sequence[str], heads: Sequence[str], o
     from pathlib import Path
 
     from xattn.classifiers import load
+    from xattn.classifiers.loading import own_file
 
     loaded: list[tuple[Classifier, str]] = []
     for number, model in enumerate(models):
         file = weights[number] if weights and weights[number] else None
-        saved = model.endswith(".safetensors")
+        saved = own_file(model) is not None
         for head in heads[:1] if saved else heads:
             with in_plain_lines():
                 classifier = load(model, head="gap" if saved else head, weights=file, **options)
@@ -187,6 +189,7 @@ def _listed(classifier: Classifier) -> str:
 
 
 main.add_command(train)
+main.add_command(demo)
 
 
 @main.command()
@@ -202,15 +205,21 @@ def compare(runs: Sequence[str], form: Any, against: str | None) -> None:
 
 @main.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(exists=True, file_okay=False))
-@click.option("--kind", type=click.Choice(["grid"]), default="grid", show_default=True)
+@click.option(
+    "--kind",
+    type=click.Choice(["grid", "parts"]),
+    default="grid",
+    show_default=True,
+    help="grid: images × methods; parts: the ranked maps of br-npa and b-cnn in red, green and blue beside the others' maps.",
+)
 @click.option("--out", required=True, type=click.Path(dir_okay=False), help="A .pdf, .svg or .png.")
 @click.option("--image", "images", multiple=True, help="An image by its name in the rows. Repeatable; the first six if none.")
 @click.option("--method", "methods", multiple=True, help="A method by its name in the rows. Repeatable; all if none.")
 def figure(runs: Sequence[str], kind: str, out: str, images: Sequence[str], methods: Sequence[str]) -> None:
-    """Draws a figure of RUNS: images × methods over the crops that the network saw."""
-    from xattn.figures import grid
+    """Draws a figure of RUNS, over the crops that the network saw."""
+    from xattn.figures import KINDS
 
-    grid(runs, out, images=images or None, methods=methods or None)
+    KINDS[kind](runs, out, images=images or None, methods=methods or None)
     click.echo(out)
 
 

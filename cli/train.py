@@ -100,10 +100,12 @@ def train(
 
     from xattn.classifiers import load
     from xattn.classifiers.checkpoints import read_header
+    from xattn.classifiers.loading import own_file
     from xattn.heads import heads
 
-    saved = model.endswith(".safetensors")
-    name = read_header(model)["head"] if saved else head or "ca-stream"
+    file = own_file(model)
+    saved = file is not None
+    name = head or "ca-stream" if file is None else read_header(file)["head"]
     replaces = heads.part(name).facts.replaces  # a wrong name is told before anything is loaded
     from xattn.training import fit, open_data
     from xattn.training.fit import is_first_process

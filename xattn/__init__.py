@@ -33,7 +33,7 @@ _HOMES = {
 }
 
 
-_PACKAGES = ("classifiers", "explainers", "figures", "heads", "metrics", "study", "training")
+_PACKAGES = ("birds", "classifiers", "explainers", "figures", "heads", "metrics", "study", "training")
 
 
 def __getattr__(name: str) -> Any:

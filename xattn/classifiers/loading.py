@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from xattn import birds
+from xattn.birds import box
 from xattn.classifiers.checkpoints import (
     Source,
     classes_in,
@@ -55,8 +57,9 @@ def load(
     """Loads a pretrained classifier by name.
 
     Args:
-        model: `torchvision:NAME`, `timm:NAME`, `package.module:factory`, `path/file.py:factory` (a callable without arguments that
-            gives the network), or a `.safetensors` that `Classifier.save` or `xattn train` wrote, which knows its own head.
+        model: `birds:NAME` of the shipped classifiers, `torchvision:NAME`, `timm:NAME`, `package.module:factory`,
+            `path/file.py:factory` (a callable without arguments that gives the network), or a `.safetensors` that `Classifier.save` or
+            `xattn train` wrote, which knows its own head.
         head: which head gives the logits, `name[:key=value,…]`.
         classes: outputs of a head with a linear layer of its own (br-npa, b-cnn); None: the network's number.
         high_res: stages whose stride is taken out, as ["layer3", "layer4"]: `xattn.classifiers.high_resolution`.
@@ -78,15 +81,17 @@ def load(
         WeightsError: the weights do not fit, cannot be read, or cannot be had.
         MissingPackageError: timm is asked for and not installed.
     """
-    if model.endswith(".safetensors"):
-        header = read_header(model)
+    file = own_file(model)
+    if file is not None:
+        header = read_header(file)
         came = {"head": head, "high_res": tuple(high_res), "dilate": dilate, "classes": classes}
         if given := [name for name, left_out in _BESIDE.items() if came[name] not in (left_out, header.get(name))]:
             raise InputError(f"'{model}' knows its own {', '.join(given)}: leave that out, or name the network.")
-        source, network = _saved(model, header, weights)
+        source, network = _saved(file, header, weights)
         base, names = Preprocessing.from_json(header["preprocessing"]), header["labels"]
         head, multi_label, classes = header["head"], header["multi_label"], header["classes"]
         name = header["name"] if header["head_alone"] else Path(model).stem
+        name = model if model.startswith(box.PREFIX) else name
     else:
         header = None
         network, base, names = _source(model)(model, weights, None)
@@ -108,7 +113,7 @@ def load(
         multi_label=multi_label,
     )
     if header is not None:
-        fit_weights(classifier.head, split_weights(model)[1], model)
+        fit_weights(classifier.head, split_weights(file)[1], model)
         classifier.trained = header["trained"]
     if labels is None and names is not None and len(names) == classifier.class_count:
         classifier.labels = tuple(names)  # ImageNet's, which a network with another number of classes does not have
@@ -118,6 +123,13 @@ def load(
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"device '{device}' cannot be used here ({reason}). Give cpu, or a GPU that torch sees.") from error
+
+
+def own_file(model: str) -> str | None:
+    """The file of ours that a name means, head and all; None where it means a network."""
+    if model.startswith(box.PREFIX) and model != box.NETWORK:
+        return str(box.file_of(model))
+    return model if model.endswith(".safetensors") else None
 
 
 def _saved(path: str, header: dict[str, Any], weights: str | Path | None) -> tuple[Source, nn.Module]:
@@ -328,9 +340,18 @@ def _from_code(model: str, weights: Weights, classes: int | None) -> _Found:
     return network, Preprocessing(), None
 
 
+def _from_birds(model: str, weights: Weights, classes: int | None) -> _Found:
+    file = box.file_of(model)
+    header = read_header(file)
+    network = birds.small_resnet()
+    fit_weights(network, split_weights(file)[0] if weights is None else _state(weights), model if weights is None else _called(weights))
+    return network, Preprocessing.from_json(header["preprocessing"]), header["labels"]
+
+
 _SOURCES: dict[str, Callable[[str, Weights, int | None], _Found]] = {
     "torchvision": _from_torchvision,
     "timm": _from_timm,
+    "birds": _from_birds,
 }
 
 

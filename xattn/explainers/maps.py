@@ -15,7 +15,8 @@ from xattn.classifiers.preprocessing import pixels
 from xattn.classifiers.stages import Stage
 from xattn.errors import ImageError, InputError, UnsupportedError
 from xattn.explainers.facts import MethodFacts, methods
-from xattn.explainers.trace import TargetRule, trace
+from xattn.explainers.trace import TargetRule, Trace, trace
+from xattn.heads import ClassifierHead
 from xattn.images import ImageSource
 from xattn.metrics.masking import Masks, to_masks
 from xattn.registry import Part
@@ -41,6 +42,7 @@ class Maps(Mapping[str, Tensor]):
         names: of the images.
         images: `(B, 3, H, W)` in pixel space.
         seed: of the run.
+        ranked: `(B, N, h, w)`, maps of a head that has several, in their order, times the min-maxed norm of the features; else None.
     """
 
     masks: dict[str, Tensor]
@@ -53,6 +55,7 @@ class Maps(Mapping[str, Tensor]):
     names: tuple[str, ...]
     images: Tensor
     seed: int = 0
+    ranked: Tensor | None = None
 
     def __getitem__(self, method: str) -> Tensor:
         if method not in self.masks:
@@ -85,6 +88,7 @@ class Maps(Mapping[str, Tensor]):
             self.names[start:stop],
             (self.images if images is None else images)[start:stop],
             self.seed,
+            None if self.ranked is None else self.ranked[start:stop],
         )
 
 
@@ -204,7 +208,15 @@ def maps_of_batch(
         tuple(names),
         images,
         seed,
+        _ranked(traced),
     )
+
+
+def _ranked(traced: Trace) -> Tensor | None:
+    head, maps = traced.classifier.head, traced.attended.attention.get(traced.stage.name)
+    if not isinstance(head, ClassifierHead) or maps is None:
+        return None
+    return head.ranked(traced.features, maps.detach().to(traced.features.dtype))
 
 
 def resolve_targets(
@@ -275,4 +287,5 @@ def _joined(pieces: Sequence[Maps]) -> Maps:
         tuple(name for piece in pieces for name in piece.names),
         torch.cat([piece.images for piece in pieces]),
         first.seed,
+        None if first.ranked is None else torch.cat([piece.ranked for piece in pieces if piece.ranked is not None]),
     )

@@ -1,5 +1,8 @@
-"""Pictures for papers, drawn from run folders."""
+"""Pictures for papers."""
 
 from xattn.figures.grid import grid
+from xattn.figures.parts import parts
 
-__all__ = ["grid"]
+KINDS = {"grid": grid, "parts": parts}
+
+__all__ = ["KINDS", "grid", "parts"]

@@ -112,6 +112,12 @@ class ClassifierHead(Head):
         norms: Tensor = torch.linalg.vector_norm(features, dim=1)
         return maps.mean(dim=1) * norms
 
+    def ranked(self, features: Tensor, maps: Tensor) -> Tensor:
+        """Its maps as a picture shows them: each times the norm of the features, min-maxed per image; `(B, N, h, w)`, ≥ 0."""
+        norms: Tensor = torch.linalg.vector_norm(features, dim=1)
+        low, high = norms.amin(dim=(1, 2), keepdim=True), norms.amax(dim=(1, 2), keepdim=True)
+        return maps * ((norms - low) / (high - low).clamp(min=torch.finfo(norms.dtype).tiny))[:, None]
+
 
 class HeadSettings(Protocol):
     """A registered head: a frozen dataclass of settings that builds the module."""

@@ -46,12 +46,17 @@ SCHEMA = pa.schema(
         ("degenerate", pa.bool_()),
         ("seed", pa.int64()),
         ("error", pa.string()),
-        # A row without metric and without error holds the method's raw map, see `map_columns`: float16, times `scale`, of this height.
+        # A row without metric and without error holds the method's raw map, see `map_columns`: float16, times `scale`. One without a
+        # method too holds the head's ranked maps.
         ("map", pa.binary()),
+        ("count", pa.int32()),
         ("height", pa.int32()),
         ("scale", pa.float64()),
     ]
 )
+
+
+MAP_COLUMNS = len(SCHEMA) - len(COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,8 @@ class StoredMap:
     """A raw map as a run keeps it.
 
     Attributes:
-        raw: `(h, w)` float32, from float16; one at the image's size is kept reduced unless the run was told to save maps.
+        raw: `(h, w)` float32, from float16; one at the image's size is kept reduced unless the run was told to save maps. Of a head's
+            ranked maps `(N, h, w)`.
         about: target, label, predicted, probability and degenerate of its row.
     """
 
@@ -212,30 +218,44 @@ class Store:
 
     def maps(self, images: Iterable[str], methods: Iterable[str] | None = None) -> dict[tuple[str, str, str, str], StoredMap]:
         """Raw maps of some images, by image, model, head and method."""
-        wanted, chosen = set(images), None if methods is None else set(methods)
-        found = {}
-        for path in sorted(self.parts.glob("*.parquet")):
-            for row in pq.read_table(path, filters=[("image", "in", wanted)]).to_pylist() if wanted else ():
-                if row["map"] is not None and (chosen is None or row["method"] in chosen):
-                    raw = torch.frombuffer(bytearray(row["map"]), dtype=torch.float16).view(row["height"], -1)
-                    about = {key: row[key] for key in ("target", "label", "predicted", "probability", "degenerate")}
-                    found[row["image"], row["model"], row["head"], row["method"]] = StoredMap(raw.float() * row["scale"], about)
-        return found
+        chosen = None if methods is None else set(methods)
+        return {
+            (row["image"], row["model"], row["head"], row["method"]): _stored(row)
+            for row in self._map_rows(images)
+            if row["method"] is not None and (chosen is None or row["method"] in chosen)
+        }
+
+    def ranked(self, images: Iterable[str]) -> dict[tuple[str, str, str], StoredMap]:
+        """Ranked maps `(N, h, w)` of some images, by image, model and head; those of heads that have several."""
+        return {(row["image"], row["model"], row["head"]): _stored(row) for row in self._map_rows(images) if row["method"] is None}
+
+    def _map_rows(self, images: Iterable[str]) -> Iterator[dict[str, Any]]:
+        wanted = set(images)
+        for path in sorted(self.parts.glob("*.parquet")) if wanted else ():
+            for row in pq.read_table(path, filters=[("image", "in", wanted)]).to_pylist():
+                if row["map"] is not None:
+                    yield row
 
 
-def map_columns(raw: Tensor, image_size: tuple[int, int], *, whole: bool) -> tuple[bytes, int, float]:
-    """A raw map as the last three columns hold it: float16 of the map over its largest magnitude, so that none is lost to range.
+def _stored(row: Mapping[str, Any]) -> StoredMap:
+    shape = (row["height"], -1) if row["method"] is not None else (row["count"], row["height"], -1)
+    raw = torch.frombuffer(bytearray(row["map"]), dtype=torch.float16).view(shape)
+    return StoredMap(raw.float() * row["scale"], {key: row[key] for key in ("target", "label", "predicted", "probability", "degenerate")})
+
+
+def map_columns(raw: Tensor, image_size: tuple[int, int], *, whole: bool) -> tuple[bytes, int, int, float]:
+    """Raw maps as the last four columns hold them: float16 of the map over its largest magnitude, so that none is lost to range.
 
     Args:
-        raw: `(h, w)`.
+        raw: `(N, h, w)`.
         image_size: a map of this size is kept as means over cells, at most `PREVIEW` a side, enough for a look.
         whole: keep it whole all the same.
     """
     finite = torch.nan_to_num(raw.float(), nan=0.0, posinf=0.0, neginf=0.0)
-    if tuple(raw.shape) == image_size and max(image_size) > PREVIEW and not whole:
-        finite = functional.adaptive_avg_pool2d(finite[None], (min(image_size[0], PREVIEW), min(image_size[1], PREVIEW)))[0]
+    if tuple(raw.shape[1:]) == image_size and max(image_size) > PREVIEW and not whole:
+        finite = functional.adaptive_avg_pool2d(finite, (min(image_size[0], PREVIEW), min(image_size[1], PREVIEW)))
     scale = float(finite.abs().max()) or 1.0
-    return (finite / scale).half().cpu().contiguous().numpy().tobytes(), finite.shape[0], scale
+    return (finite / scale).half().cpu().contiguous().numpy().tobytes(), finite.shape[0], finite.shape[1], scale
 
 
 class Summary:

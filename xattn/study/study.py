@@ -30,7 +30,7 @@ from xattn.images import Batch, ImageSource
 from xattn.progress import Progress
 from xattn.registry import Part
 from xattn.study.scoring import COLUMNS, Scores, metric_parts, rows_of, score
-from xattn.study.store import Store, labels_key, map_columns
+from xattn.study.store import MAP_COLUMNS, Store, labels_key, map_columns
 
 DEFAULT_METHODS = ("activation-map", "grad-cam", "grad-cam++", "random", "centre")
 DEFAULT_METRICS = ("average-drop", "average-gain", "average-increase", "insertion", "deletion", "sparsity")
@@ -204,7 +204,7 @@ class Study:
 
     def rows(self, batch: Batch, classifiers: Sequence[Classifier]) -> list[tuple[object, ...]]:
         """The work of one batch: the rows of its part, a pure function of the batch."""
-        blank = (None,) * 3
+        blank = (None,) * MAP_COLUMNS
         rows: list[tuple[object, ...]] = [
             (image.name, *(None,) * (len(COLUMNS) - 3), self.seed, reason, *blank) for image, reason in batch.failed
         ]
@@ -233,30 +233,22 @@ class Study:
         scores = score(classifier, maps, self.metrics, self.chunk)
         if self.save_maps:
             self._write_masks(classifier, maps)
-        rows = [(*row, *(None,) * 3) for row in rows_of(classifier, maps, scores, labels, self.seed)]
+        rows = [(*row, *(None,) * MAP_COLUMNS) for row in rows_of(classifier, maps, scores, labels, self.seed)]
         return rows + self._map_rows(classifier, maps, scores, labels)
 
     def _map_rows(self, classifier: Classifier, maps: Maps, scores: Scores, labels: Sequence[int | None]) -> list[tuple[object, ...]]:
         targets, size = maps.targets.tolist(), (maps.images.shape[2], maps.images.shape[3])
+        found: dict[str | None, Tensor] = {method: raw[:, None].cpu() for method, raw in maps.raw.items()}
+        if maps.ranked is not None:
+            found[None] = maps.ranked.cpu()
         rows: list[tuple[object, ...]] = []
-        for method, raw in maps.raw.items():
-            kept, flags = raw.cpu(), maps.degenerate[method].tolist()
+        for method, kept in found.items():
+            flags = [False] * len(kept) if method is None else maps.degenerate[method].tolist()
             for i, name in enumerate(maps.names):
                 if scores.errors[i] is None:
-                    about = (targets[i], maps.target_rule, labels[i], scores.predicted[i], scores.probability[i], flags[i], self.seed)
-                    rows.append(
-                        (
-                            name,
-                            classifier.name,
-                            classifier.head_name,
-                            method,
-                            None,
-                            None,
-                            *about,
-                            None,
-                            *map_columns(kept[i], size, whole=self.save_maps),
-                        )
-                    )
+                    here = (name, classifier.name, classifier.head_name, method, None, None)
+                    about = (targets[i], maps.target_rule, labels[i], scores.predicted[i], scores.probability[i], flags[i], self.seed, None)
+                    rows.append((*here, *about, *map_columns(kept[i], size, whole=self.save_maps)))
         return rows
 
     def _write_masks(self, classifier: Classifier, maps: Maps) -> None:

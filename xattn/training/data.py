@@ -57,8 +57,10 @@ class _Items:
     split: str
 
     def picture(self, number: int) -> Image.Image:
-        found: Image.Image = self.items[number][0].convert("RGB")
-        return found
+        found = self.items[number][0]
+        if not isinstance(found, Image.Image):
+            raise InputError(f"{self.called(number)} is a {type(found).__name__}; training needs PIL pictures: set no transform.")
+        return found.convert("RGB")
 
     def called(self, number: int) -> str:
         return f"{self.split} {number}"
@@ -114,12 +116,13 @@ PUBLISHED = {
 CUB = "cub"
 
 
-def open_data(data: str | Path | Labelled, classes: Classes = "folders") -> Labelled:
+def open_data(data: str | Path | Labelled | Dataset[Any], classes: Classes = "folders") -> Labelled:
     """Opens training data.
 
     Args:
         data: a folder with a folder a class; a CSV with columns `image` and `label` (class index or name); or `NAME:ROOT` of
-            fgvc-aircraft, stanford-cars, oxford-pets, cifar10, cifar100 as torchvision lays them out, or cub as it is published.
+            fgvc-aircraft, stanford-cars, oxford-pets, cifar10, cifar100 as torchvision lays them out, or cub as it is published; or a
+            torch data set of pictures with `classes` and `targets`, as torchvision's have.
         classes: "folders": the folders' names in order are the classes; "wnid": folders are called by WordNet ids, and labels are
             the indices of ImageNet's 1000 classes.
 
@@ -129,6 +132,8 @@ def open_data(data: str | Path | Labelled, classes: Classes = "folders") -> Labe
     """
     if isinstance(data, Labelled):
         return data
+    if isinstance(data, Dataset):
+        return _dataset(data)
     name, colon, root = str(data).partition(":")
     if colon and name == CUB:
         found = _cub(Path(root))
@@ -142,6 +147,15 @@ def open_data(data: str | Path | Labelled, classes: Classes = "folders") -> Labe
         known = ", ".join(f"{key}:ROOT" for key in sorted([*PUBLISHED, CUB]))
         raise InputError(f"training data '{data}' is no folder and no CSV, nor one of {known}.")
     return _by_wnid(found) if classes == "wnid" else found
+
+
+def _dataset(items: Any) -> Labelled:
+    if missing := [name for name in ("classes", "targets", "__len__") if not hasattr(items, name)]:
+        raise InputError(
+            f"training needs a data set with classes and targets, as torchvision's have; {type(items).__name__} lacks {missing[0]}."
+        )
+    name = repr(items).partition("\n")[0]
+    return Labelled(name, tuple(items.classes), tuple(int(target) for target in items.targets), _Items(items, name))
 
 
 def _of_source(name: str, source: ImageSource, labels: Sequence[str], names: Sequence[str]) -> Labelled:
@@ -307,7 +321,9 @@ def mixed(seed: int, epoch: int, number: int) -> int:
     return value
 
 
-def splits(data: Labelled, preprocessing: Preprocessing, share: float, smallest: float, seed: int) -> tuple[Crops, list[int], Dataset[Any]]:
+def splits(
+    data: Labelled, preprocessing: Preprocessing, share: float, smallest: float | None, seed: int
+) -> tuple[Crops, list[int], Dataset[Any]]:
     """Augmented crops with the numbers that are trained on, and what is held out for validation."""
     training = Crops(data, preprocessing, smallest, seed)
     if data.validation is not None:

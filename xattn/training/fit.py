@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from xattn.classifiers import Classifier
 from xattn.errors import InputError
@@ -50,7 +50,7 @@ class Fitted:
 
 def fit(
     classifier: Classifier,
-    data: str | Path | Labelled,
+    data: str | Path | Labelled | Dataset[Any],
     out: str | Path,
     *,
     recipe: Recipe | str | None = None,

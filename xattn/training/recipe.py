@@ -32,7 +32,7 @@ class Recipe:
         dropout: share of the head's vector that is dropped; None: as the head's settings say.
         alpha: weight of the labels beside the teacher's answers.
         temperature: of the teacher's answers.
-        smallest_crop: share of a picture's area that a random crop covers at least.
+        smallest_crop: share of a picture's area that a random crop covers at least; None: no crops and no flips, for data that vary enough.
         patience: epochs without a better validation loss before it stops; None: all epochs.
         validation: share of each class that is held out, where the data has no validation split of its own.
     """
@@ -50,7 +50,7 @@ class Recipe:
     dropout: float | None = None
     alpha: float = 0.5
     temperature: float = 1.0
-    smallest_crop: float = 0.35
+    smallest_crop: float | None = 0.35
     patience: int | None = None
     validation: float = 0.1
 
@@ -65,7 +65,7 @@ class Recipe:
                 ("dropout", self.dropout is None or 0 <= self.dropout < 1),
                 ("alpha", 0 <= self.alpha <= 1),
                 ("temperature", self.temperature > 0),
-                ("smallest_crop", 0 < self.smallest_crop <= 1),
+                ("smallest_crop", self.smallest_crop is None or 0 < self.smallest_crop <= 1),
                 ("patience", self.patience is None or self.patience >= 1),
                 ("validation", 0 < self.validation < 1),
             )

@@ -1,0 +1,65 @@
+"""Pages of results: a table, and a line a claim with its verdict, both from numbers alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from xattn.metrics.statistics import Interval, mean_interval
+
+Line = dict[str, str]
+
+
+def cell(values: Tensor, digits: int = 2) -> str:
+    """A mean over images with its interval."""
+    return shown(mean_interval(values), digits)
+
+
+def over_seeds(values: Sequence[float], digits: int = 2) -> str:
+    """A mean over seeds with its interval."""
+    return shown(mean_interval(torch.tensor(values, dtype=torch.float64)), digits)
+
+
+def shown(interval: Interval, digits: int = 2) -> str:
+    """An interval as mean ± half its width."""
+    if math.isnan(interval.mean):
+        return "–"
+    half = "" if math.isnan(interval.low) else f" ± {interval.high - interval.mean:.{digits}f}"
+    return f"{interval.mean:.{digits}f}{half}"
+
+
+def claim(text: str, difference: Interval, way: int, digits: int = 2) -> str:
+    """A claim and whether the interval of a difference bears it out.
+
+    Args:
+        text: the claim.
+        difference: of the two means that it compares.
+        way: sign that the claim gives the difference; 0: that there is none.
+        digits: after the point.
+    """
+    numbers = f"{difference.mean:+.{digits}f}, 95 % [{difference.low:+.{digits}f}, {difference.high:+.{digits}f}], n = {difference.n}"
+    return f"{text}: **{verdict(difference, way)}** ({numbers})"
+
+
+def verdict(difference: Interval, way: int) -> str:
+    """Reproduced, not reproduced, or not decided."""
+    if math.isnan(difference.low):
+        return "not testable here"
+    apart = 0 if difference.low <= 0 <= difference.high else (1 if difference.mean > 0 else -1)
+    if way == 0:
+        return "as printed, no difference seen" if apart == 0 else "not reproduced: they differ"
+    if apart == 0:
+        return "not decided: the interval holds 0"
+    return "reproduced" if apart == way else "not reproduced: it is the other way round"
+
+
+def page(title: str, about: Sequence[str], table: pd.DataFrame, lines: Sequence[str]) -> str:
+    """One page of Markdown."""
+    parts = [f"# {title}", *about, table.to_markdown(index=False, disable_numparse=True)]
+    if lines:
+        parts.append("\n".join(f"- {line}" for line in lines))
+    return "\n\n".join(parts) + "\n"

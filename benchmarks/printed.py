@@ -1,0 +1,31 @@
+"""What the papers print, to stand beside what is measured here. Facts of Gomez et al. 2021 (BR-NPA) and Torres et al. 2024 (CA-Stream)."""
+
+from __future__ import annotations
+
+# CA-Stream, Table 1, ResNet-50: (AD, AG, AI, I, D) by attribution and pooling, and accuracy by pooling.
+CA_TABLE_1 = {
+    ("grad-cam", "gap"): (13.04, 17.56, 44.47, 72.57, 13.24),
+    ("grad-cam", "ca-stream"): (12.54, 22.67, 48.56, 75.53, 13.50),
+    ("grad-cam++", "gap"): (13.79, 15.87, 42.08, 72.32, 13.33),
+    ("grad-cam++", "ca-stream"): (13.99, 19.29, 44.60, 75.21, 13.78),
+    ("score-cam", "gap"): (8.83, 17.97, 48.46, 71.99, 14.31),
+    ("score-cam", "ca-stream"): (7.09, 23.65, 54.20, 74.91, 14.68),
+}
+CA_ACCURACY = {"gap": 74.55, "ca-stream": 74.70}
+
+# CA-Stream, Tables 4 to 6, ResNet-50: parameters in millions and accuracy.
+CA_BLOCKS = {"ca-stream": (6.96, 74.70), "ca-stream:projection=true": (18.13, 74.41)}
+CA_PLACEMENT = {0: (6.96, 74.70), 1: (6.95, 74.67), 2: (6.82, 74.67), 3: (6.29, 74.67), 4: (4.20, 74.63)}
+CA_QUERIES = {"ca-stream": (32.53, 74.70), "ca-stream:per_class=true": (32.59, 74.68)}
+
+# BR-NPA, Table 4 (as 7): accuracy by selection and refinement.
+SELECTION = {("random", False): 21.0, ("random", True): 53.0, ("active", False): 73.0, ("active", True): 81.0}
+# Table 5: accuracy by the ranks that a classifier is given.
+RANKS = {"1 2 3": 79.5, "1 2": 79.1, "2 3": 77.9, "1": 77.3, "2": 73.2, "3": 56.8}
+# Table 6: accuracy and sparsity by head and by whether it is high-resolution and distilled.
+RESOLUTION = {
+    ("b-cnn", False): (82.9, 11.2),
+    ("b-cnn", True): (84.6, 19.6),
+    ("br-npa", False): (85.2, 7.46),
+    ("br-npa", True): (85.5, 21.3),
+}

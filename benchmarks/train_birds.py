@@ -1,0 +1,125 @@
+"""Trains the classifiers that are shipped, from random weights, and writes them where `xattn.load("birds:…")` finds them.
+
+    python benchmarks/train_birds.py runs/box
+
+A run that was cut off goes on. Accuracies on the test split, of the files as they are shipped, are printed and written beside them.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import xattn
+from xattn.birds import CLASSES, SketchBirds
+from xattn.birds.box import FOLDER
+from xattn.training import Recipe, fit, open_data
+from xattn.training.data import Labelled
+
+FULL = Recipe(backbone=True, epochs=6, batch_size=64, lr=2e-3, weight_decay=0.02, smallest_crop=None)
+TUNED = FULL.with_(epochs=2, lr=5e-4)
+PLAN: dict[str, dict[str, Any]] = {
+    "gap": {"recipe": FULL},
+    "ca-stream": {"head": "ca-stream", "recipe": replace(FULL, backbone=False, epochs=4, lr=3e-3)},
+    "br-npa": {"head": "br-npa", "recipe": TUNED},
+    "b-cnn": {"head": "b-cnn", "recipe": TUNED.with_(lr=1e-3)},
+    "br-npa-high-res": {"head": "br-npa", "high_res": ["layer3", "layer4"], "teacher": "br-npa", "recipe": TUNED.with_(epochs=1)},
+    "gap-spurious": {"recipe": FULL.with_(epochs=4), "spurious": 0.9},
+}
+TEST = 1600
+
+
+class Kept(SketchBirds):
+    """Pictures drawn once and kept in memory."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.drawn: dict[int, tuple[Any, int]] = {}
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        if index not in self.drawn:
+            self.drawn[index] = super().__getitem__(index)
+        return self.drawn[index]
+
+
+@cache
+def birds(count: int, seed: int = 0, spurious: float | None = None) -> Labelled:
+    """Training pictures, with whole birds for validation."""
+    return replace(
+        open_data(Kept("train", count, seed=seed, spurious=spurious)),
+        validation=open_data(Kept("validation", 800, seed=seed, spurious=spurious)),
+    )
+
+
+def begun(name: str) -> xattn.Classifier:
+    """What a training begins with: random weights, or the network of `birds:gap`."""
+    plan = PLAN[name]
+    torch.manual_seed(0)
+    if "head" not in plan:
+        return xattn.load("xattn.birds:small_resnet", input_size=64, resize=64, labels=list(CLASSES), device="cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # b-cnn's classifier is fresh, as it should be
+        return xattn.load("birds:gap", head=plan["head"], high_res=plan.get("high_res", ()), device="cpu")
+
+
+def ship(trained: Path, shipped: Path) -> None:
+    """The file with its weights in half precision."""
+    with safe_open(trained, framework="pt") as opened:
+        header = opened.metadata()
+    tensors = {key: value.half() if value.is_floating_point() else value for key, value in load_file(trained).items()}
+    save_file(tensors, shipped, metadata=header)
+
+
+def accuracy(classifier: xattn.Classifier, spurious: float | None = None, count: int = TEST) -> float:
+    """Share of the test split that is recognised, in percent."""
+    data = SketchBirds("test", count, spurious=spurious)
+    right = 0
+    for start in range(0, count, 100):
+        images = torch.stack([xattn.birds.pixels(data.scene(number)) for number in range(start, min(count, start + 100))])
+        found = classifier.predict(images.float() / 255).argmax(1)
+        right += int((found == torch.tensor(data.targets[start : start + 100])).sum())
+    return 100 * right / count
+
+
+@click.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--only", multiple=True, type=click.Choice(list(PLAN)))
+@click.option("--count", default=20_000, show_default=True, help="Training pictures.")
+@click.option("--shipped", "folder", default=FOLDER, type=click.Path(path_type=Path))
+def main(out: Path, only: tuple[str, ...], count: int, folder: Path) -> None:
+    """Trains in OUT, and writes the shipped files."""
+    out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(2)
+    for name in only or PLAN:
+        plan = PLAN[name]
+        file = out / f"{name}.safetensors"
+        classifier = begun(name)
+        teacher = xattn.load(f"birds:{plan['teacher']}", device="cpu") if "teacher" in plan else None
+        if teacher is not None:
+            classifier.begin_with(teacher)
+        spurious = plan.get("spurious")
+        fit(classifier, birds(count, spurious=spurious), file, recipe=plan["recipe"], teacher=teacher, workers=0, precision="bf16-mixed")
+        ship(file, folder / file.name)
+        record(name, folder, spurious)
+
+
+def record(name: str, folder: Path, spurious: float | None) -> None:
+    """Writes the accuracy of a shipped file beside it."""
+    path = folder / "accuracy.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    known[f"birds:{name}"] = accuracy(xattn.load(f"birds:{name}", device="cpu"), spurious)
+    path.write_text(json.dumps(known, indent=1) + "\n")
+    click.echo(f"birds:{name}: {known[f'birds:{name}']:.2f} % of {TEST} test birds")
+
+
+if __name__ == "__main__":
+    main()

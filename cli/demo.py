@@ -1,0 +1,47 @@
+"""`xattn demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+METHODS = ("activation-map", "grad-cam", "grad-cam++", "score-cam", "guided-grad-cam", "raw-attention", "random")
+METRICS = ("average-drop", "average-gain", "average-increase", "insertion", "deletion", "sparsity")
+HEADS = ("gap", "ca-stream", "b-cnn", "br-npa", "br-npa-high-res")
+SHOWN = 5
+
+
+@click.command()
+@click.option("--out", default="xattn-demo", show_default=True, type=click.Path(file_okay=False), help="Where it all goes.")
+@click.option("--birds", "count", default=10, show_default=True, type=click.IntRange(1), help="How many pictures.")
+def demo(out: str, count: int) -> None:
+    """The whole job on shipped classifiers and drawn birds: no download, no GPU."""
+    from xattn.birds import SketchBirds
+    from xattn.classifiers import load
+    from xattn.figures import grid, parts
+    from xattn.study import Study
+
+    folder = Path(out)
+    pictures, run = folder / "birds", folder / "run"
+    SketchBirds("test", count).export(pictures)
+    models = [f"birds:{name}" for name in HEADS]
+    given = " ".join(
+        [*(f"--model {model}" for model in models), *(f"--method {method}" for method in METHODS), *(f"--metric {m}" for m in METRICS)]
+    )
+    labels = pictures / "labels.csv"
+    command = f"xattn explain {pictures} --labels-csv {labels} {given} --out {run}"
+    click.echo(f"{count} drawn birds lie in {pictures}. What follows is what this command does:\n  {command}", err=True)
+    study = Study([load(model) for model in models], METHODS, METRICS, pictures, run, labels_csv=labels)
+    study.run()
+    names = [image.name for image in study.source.images[:SHOWN]]
+    figures = {"grid": folder / "grid.png", "parts": folder / "parts.png"}
+    grid([run], figures["grid"], images=names, methods=["grad-cam", "raw-attention"])
+    parts([run], figures["parts"], images=names, methods=["grad-cam"])
+    click.echo(study.table().drop(columns=["degenerate_share"]).to_string(index=False, float_format=lambda value: f"{value:.2f}"))
+    click.echo(f"scores: {run}/scores.csv   table: {run}/table.csv   figures: {figures['grid']}, {figures['parts']}", err=True)
+    click.echo(
+        "On your own pictures and network, photos/ being a folder of them:\n"
+        "  xattn explain photos/ --model torchvision:resnet50 --method grad-cam --method random --out runs/mine",
+        err=True,
+    )

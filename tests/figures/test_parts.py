@@ -1,0 +1,97 @@
+"""The parts figure shows ranked maps as they were computed, and the true parts of a drawn bird."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import xattn
+from xattn.birds import PARTS, SketchBirds, masks
+from xattn.errors import InputError
+from xattn.figures import grid, parts
+from xattn.figures.parts import PART_COLOURS, coloured, true_parts
+from xattn.study.store import Store
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("parts")
+    pictures = SketchBirds("test", 3).export(folder / "birds")
+    heads = [xattn.load(f"birds:{name}", device="cpu") for name in ("gap", "br-npa", "b-cnn")]
+    study = xattn.Study(heads, ["grad-cam"], ["sparsity"], pictures, folder / "run", workers=0, progress=False)
+    study.run()
+    return folder / "run"
+
+
+def test_a_run_keeps_the_ranked_maps_of_heads_that_have_several_and_of_no_other(run: Path) -> None:
+    names = [f"{SketchBirds('test', 3).classes[number]}/{number:06d}.png" for number in range(3)]
+    stored = Store(run).ranked(names)
+    assert {key[1] for key in stored} == {"birds:br-npa", "birds:b-cnn"}
+    classifier = xattn.load("birds:br-npa", device="cpu")
+    maps = xattn.explain(classifier, run.parent / "birds" / names[1], ["grad-cam"])
+    assert maps.ranked is not None
+    assert torch.allclose(stored[names[1], "birds:br-npa", "br-npa"].raw, maps.ranked[0], atol=1e-3 * float(maps.ranked.max()))
+
+
+def test_ranked_maps_are_the_attention_times_the_norm_min_maxed() -> None:
+    classifier = xattn.load("birds:br-npa", device="cpu")
+    data = SketchBirds("test", 2)
+    images = torch.stack([xattn.birds.pixels(data.scene(number)) for number in range(2)]).float() / 255
+    maps = xattn.explain(classifier, images, ["grad-cam"], batch_size=1)
+    features = classifier.features(images, ["layer4"])["layer4"]
+    _, weights = xattn.heads.representatives(features, 3)
+    norms = features.norm(dim=1)
+    scaled = torch.stack([(norm - norm.min()) / (norm.max() - norm.min()) for norm in norms])
+    assert maps.ranked is not None
+    assert torch.allclose(maps.ranked, (weights * scaled[:, None]).detach(), atol=1e-6)
+    assert xattn.explain(xattn.load("birds:gap", device="cpu"), images, ["grad-cam"]).ranked is None
+
+
+def test_ranked_maps_are_not_counted_as_a_method(run: Path) -> None:
+    table = (run / "table.csv").read_text()
+    assert len(table.splitlines()) == 1 + 3
+    assert set(key[3] for key in Store(run).maps([f"{SketchBirds('test', 1).classes[0]}/000000.png"])) == {"grad-cam"}
+
+
+def test_the_first_three_maps_are_red_green_and_blue_min_maxed_together() -> None:
+    ranked = torch.zeros(4, 2, 2)
+    ranked[0, 0, 0], ranked[1, 0, 1], ranked[2, 1, 0], ranked[3, 1, 1] = 4, 2, 1, 9
+    shown = coloured(ranked)
+    assert shown[0, 0].tolist() == [1, 0, 0]
+    assert shown[0, 1].tolist() == [0, 0.5, 0]
+    assert shown[1, 0].tolist() == [0, 0, 0.25]
+    assert coloured(ranked[:1])[0, 0].tolist() == [1, 0, 0]
+    assert coloured(torch.ones(3, 2, 2)).tolist() == torch.zeros(2, 2, 3).tolist()
+
+
+def test_true_parts_are_coloured_where_their_visible_masks_are() -> None:
+    scene = SketchBirds("test", 1).scene(0)
+    visible = masks(scene).visible
+    shown = true_parts(xattn.birds.pixels(scene), visible)
+    for part, mask in zip(PARTS, visible, strict=True):
+        colour = torch.tensor([int(PART_COLOURS[part][at : at + 2], 16) / 255 for at in (1, 3, 5)])
+        assert torch.allclose(shown[mask & (visible.sum(dim=0) == 1)], colour)  # at an edge two parts may share a pixel
+    outside = shown[~visible.any(dim=0)]
+    assert torch.equal(outside[:, 0], outside[:, 1])
+
+
+@pytest.mark.parametrize("ending", ["png", "pdf", "svg"])
+def test_the_figure_is_written_in_every_format(run: Path, tmp_path: Path, ending: str) -> None:
+    out = tmp_path / f"parts.{ending}"
+    parts([run], out)
+    assert out.stat().st_size > 10_000
+    if ending == "png":
+        with Image.open(out) as picture:
+            assert picture.size[0] > 600
+
+
+def test_runs_without_ranked_maps_are_told_to_draw_a_grid(tmp_path: Path) -> None:
+    pictures = SketchBirds("test", 1).export(tmp_path / "birds")
+    gap = xattn.load("birds:gap", device="cpu")
+    xattn.Study([gap], ["grad-cam"], ["sparsity"], pictures, tmp_path / "run", workers=0, progress=False).run()
+    grid([tmp_path / "run"], tmp_path / "grid.png")
+    with pytest.raises(InputError, match="run br-npa or b-cnn, or draw --kind grid"):
+        parts([tmp_path / "run"], tmp_path / "parts.png")

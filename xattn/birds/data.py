@@ -1,0 +1,106 @@
+"""SketchBirds as a torch data set that needs no storage, and as folders."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from torch.utils.data import Dataset
+
+from xattn.birds.drawing import render
+from xattn.birds.scene import CLASSES, SPLITS, Scene, Split, scene
+from xattn.errors import InputError
+
+KEY = "sketchbirds"
+
+
+class SketchBirds(Dataset[tuple[Any, int]]):
+    """Drawn birds of 16 kinds that differ in their parts, as pairs of picture and class index, each drawn when it is asked for.
+
+    Args:
+        split: birds of "train" lack parts and clutter at random, those of "validation" and "test" are whole.
+        count: pictures; classes take turns.
+        seed: of the data set.
+        spurious: share of pictures whose cue, a mushroom or a kite, is that of their class; None: no cues.
+        transform: of the RGB picture, as torchvision's data sets take it; None: the picture itself, 64 × 64.
+
+    Raises:
+        InputError: an unknown split, a count below 1, or a share outside [0, 1].
+    """
+
+    def __init__(
+        self,
+        split: Split = "train",
+        count: int = 20_000,
+        *,
+        seed: int = 0,
+        spurious: float | None = None,
+        transform: Callable[[Any], Any] | None = None,
+    ) -> None:
+        if split not in SPLITS:
+            raise InputError(f"SketchBirds has no split '{split}'. Splits: {', '.join(SPLITS)}.")
+        if count < 1 or not 0 <= (spurious or 0) <= 1:
+            raise InputError(f"SketchBirds needs one picture or more, and a share in [0, 1] as spurious; got {count} and {spurious}.")
+        self.split: Split = split
+        self.count = count
+        self.seed = seed
+        self.spurious = spurious
+        self.transform = transform
+        self.classes = tuple(CLASSES)
+        self.targets = tuple(index % len(CLASSES) for index in range(count))
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __repr__(self) -> str:
+        return f"SketchBirds({self.split}, {self.count}, seed={self.seed}, spurious={self.spurious})"
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        shown = self.scene(index)
+        picture = render(shown)
+        return (picture if self.transform is None else self.transform(picture)), shown.label
+
+    def scene(self, index: int) -> Scene:
+        """What the picture of a number shows."""
+        if not 0 <= index < self.count:
+            raise IndexError(f"{self!r} has no picture {index}.")
+        return scene(index, split=self.split, seed=self.seed, spurious=self.spurious)
+
+    def _key(self, index: int) -> PngInfo:
+        key = PngInfo()
+        key.add_text(KEY, json.dumps({"index": index, "split": self.split, "seed": self.seed, "spurious": self.spurious}))
+        return key
+
+    def export(self, folder: str | Path) -> Path:
+        """Writes the pictures as PNG, in a folder a class, with `labels.csv` (image, label) beside them.
+
+        Each file says in a text field which scene it shows, so that `scene_of` finds the truth of it; its pixels do not.
+
+        Returns:
+            The folder, for `explain` and `train`.
+        """
+        folder = Path(folder)
+        rows = []
+        for index in range(self.count):
+            name = f"{self.classes[self.targets[index]]}/{index:06d}.png"
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            render(self.scene(index)).save(path, pnginfo=self._key(index))
+            rows.append((name, self.classes[self.targets[index]]))
+        with open(folder / "labels.csv", "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(("image", "label"))
+            writer.writerows(rows)
+        return folder
+
+
+def scene_of(path: str | Path) -> Scene | None:
+    """What an exported picture shows; None for any other picture."""
+    with Image.open(path) as picture:
+        key = getattr(picture, "text", {}).get(KEY)
+    return None if key is None else scene(**json.loads(key))

@@ -1,0 +1,209 @@
+"""Scenes as pictures: drawn at several times the size with Pillow, then reduced; and the masks of what was drawn."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from xattn.birds.scene import PALETTE, PARTS, VARIANTS, Scene, Thing
+from xattn.birds.shapes import BELLY, BODY, EYE, FIXED, GLINT, GROUNDS, HEAD, NECK, SHAPES, THINGS, Colour, Point
+
+SIDE = 64
+OVERSAMPLING = 4
+
+
+@dataclass(frozen=True)
+class Masks:
+    """Where the parts are.
+
+    Attributes:
+        visible: `(5, H, W)` bool in the order of `PARTS`: pixels that the part colours, wholly or at an edge.
+        full: likewise, what is hidden behind other things included.
+        bird: `(H, W)` bool, the whole bird as it is seen.
+        clutter: `(H, W)` bool, as it is seen, without the cue.
+        cue: `(H, W)` bool, what is tied to a class in the spurious split, as it is seen.
+    """
+
+    visible: Tensor
+    full: Tensor
+    bird: Tensor
+    clutter: Tensor
+    cue: Tensor
+
+
+def render(scene: Scene, remove: Iterable[str] = (), background: Colour | None = None) -> Image.Image:
+    """Draws a scene; the same pixels wherever and whenever.
+
+    Args:
+        scene: what to draw.
+        remove: parts to leave out; all else stays as it is.
+        background: one colour in the place of habitat and clutter.
+
+    Returns:
+        RGB picture, 64 × 64.
+
+    Raises:
+        InputError: a name that is no part.
+    """
+    bare = scene.without(*remove)
+    canvas = _canvas(scene, background)
+    _paint(canvas, _strokes(bare, clutter=background is None))
+    return _reduced(canvas, scene.light)
+
+
+def pixels(scene: Scene, remove: Iterable[str] = (), background: Colour | None = None) -> Tensor:
+    """`render` as a uint8 tensor `(3, 64, 64)`."""
+    made: Tensor = pil_to_tensor(render(scene, remove, background))
+    return made
+
+
+def subsets(scene: Scene) -> Tensor:
+    """The scene with every subset of its parts: uint8 `(32, 3, 64, 64)`, part `i` of `PARTS` shown where bit `i` of the number is set."""
+    canvas = _canvas(scene, None)
+    made = []
+    for number in range(2 ** len(PARTS)):
+        picture = canvas.copy()
+        _paint(picture, _strokes(scene.without(*(part for place, part in enumerate(PARTS) if not number >> place & 1))))
+        made.append(pil_to_tensor(_reduced(picture, scene.light)))
+    return torch.stack(made)
+
+
+def masks(scene: Scene) -> Masks:
+    """Where the parts of a scene are to be seen, and where they would be if nothing hid them."""
+    strokes = _strokes(scene)
+    seen = _owners(strokes)
+    full = [_owners([stroke for stroke in strokes if stroke.owner == part]) < len(_OWNERS) for part in PARTS]
+    at = {owner: _cells(seen == number) for number, owner in enumerate(_OWNERS)}
+    visible = torch.stack([at[part] for part in PARTS])
+    return Masks(visible, torch.stack([_cells(one) for one in full]), visible.any(0) | at["body"], at["clutter"], at["cue"])
+
+
+_BIG = (SIDE * OVERSAMPLING, SIDE * OVERSAMPLING)
+_OWNERS = (*PARTS, "body", "clutter", "cue")
+
+
+@dataclass(frozen=True)
+class _Stroke:
+    """A filled polygon in pixels of the large picture, and whose it is."""
+
+    owner: str
+    points: list[Point]
+    colour: Colour
+
+
+def _canvas(scene: Scene, background: Colour | None) -> Image.Image:
+    return _habitat(scene) if background is None else Image.new("RGB", _BIG, background)
+
+
+def _paint(canvas: Image.Image, strokes: list[_Stroke]) -> None:
+    pen = ImageDraw.Draw(canvas)
+    for stroke in strokes:
+        pen.polygon(stroke.points, fill=stroke.colour)
+
+
+def _reduced(canvas: Image.Image, light: float) -> Image.Image:
+    return canvas.reduce(OVERSAMPLING).point([min(255, round(level * light)) for level in range(256)] * 3)
+
+
+def _owners(strokes: list[_Stroke]) -> Tensor:
+    """Whose stroke lies uppermost: `(4·H, 4·W)`, numbers of `_OWNERS`, 255 where there is none."""
+    canvas = Image.new("L", _BIG, 255)
+    pen = ImageDraw.Draw(canvas)
+    for stroke in strokes:
+        pen.polygon(stroke.points, fill=_OWNERS.index(stroke.owner))
+    made: Tensor = pil_to_tensor(canvas)[0]
+    return made
+
+
+def _cells(mask: Tensor) -> Tensor:
+    return mask.view(SIDE, OVERSAMPLING, SIDE, OVERSAMPLING).any(3).any(1)
+
+
+def _strokes(scene: Scene, *, clutter: bool = True) -> list[_Stroke]:
+    """All polygons of clutter and bird, from the lowest to the uppermost."""
+    behind = [stroke for thing in scene.clutter if clutter and not thing.front for stroke in _thing(thing)]
+    before = [stroke for thing in scene.clutter if clutter and thing.front for stroke in _thing(thing)]
+    parts = {part: _part(scene, part) for part in scene.present}
+    body = [(BODY, 1.0), (NECK, 1.0), (HEAD, 1.0), (BELLY, 1.17)]
+    torso = [_Stroke("body", _placed(scene, points), _shaded(scene.plumage, factor)) for points, factor in body]
+    eye = [_Stroke("body", _placed(scene, points), colour) for points, colour in ((EYE, (18, 16, 20)), (GLINT, (240, 240, 240)))]
+    lower, upper = ("legs", "tail", "crest"), ("beak", "wing")
+    below = [stroke for part in lower for stroke in parts.get(part, [])]
+    above = [stroke for part in upper for stroke in parts.get(part, [])]
+    return behind + below + torso + above + eye + before
+
+
+def _part(scene: Scene, part: str) -> list[_Stroke]:
+    look = scene.looks[part]
+    name, colour = VARIANTS[part][look.variant]
+    tinted = (PALETTE[colour][0] + look.tint[0], PALETTE[colour][1] + look.tint[1], PALETTE[colour][2] + look.tint[2])
+    (x, y), cosine, sine = FIXED[part], look.stretch * math.cos(look.turn), look.stretch * math.sin(look.turn)
+    return [
+        _Stroke(part, _placed(scene, [(x + cosine * u - sine * v, y + sine * u + cosine * v) for u, v in points]), _shaded(tinted, factor))
+        for points, factor in SHAPES[part, name]
+    ]
+
+
+def _placed(scene: Scene, points: list[Point]) -> list[Point]:
+    """From the bird's frame to pixels of the large picture."""
+    pose, side = scene.pose, _BIG[0]
+    cosine, sine = pose.size * math.cos(pose.tilt) * side, -pose.size * math.sin(pose.tilt) * side
+    x, y = pose.x * side, pose.y * side
+    return [(x + pose.facing * (cosine * u - sine * v), y + sine * u + cosine * v) for u, v in points]
+
+
+def _shaded(colour: Colour, factor: float) -> Colour:
+    red, green, blue = (max(0, min(255, round(channel * factor))) for channel in colour)
+    return red, green, blue
+
+
+# What lies around
+
+
+def _thing(thing: Thing) -> list[_Stroke]:
+    side, colour = _BIG[0], PALETTE[thing.colour]
+    size, cosine, sine = thing.size * side, math.cos(thing.turn), math.sin(thing.turn)
+    owner = "cue" if thing.kind in ("mushroom", "kite") else "clutter"
+    return [
+        _Stroke(
+            owner,
+            [(thing.x * side + size * (cosine * u - sine * v), thing.y * side + size * (sine * u + cosine * v)) for u, v in points],
+            tint or _shaded(colour, factor),
+        )
+        for points, factor, tint in THINGS[thing.kind]
+    ]
+
+
+def _habitat(scene: Scene) -> Image.Image:
+    """Out of focus behind, a ground below, blades and grains on it."""
+    draw = random.Random(scene.background)
+    far, near = GROUNDS[scene.habitat]
+    horizon = draw.uniform(0.52, 0.78)
+    coarse, fine = (_patches(draw, count, horizon, far, near) for count in (8, 32))
+    picture = Image.blend(coarse.resize(fine.size, Image.Resampling.BICUBIC), fine, 0.28).resize(_BIG, Image.Resampling.BICUBIC)
+    pen, side = ImageDraw.Draw(picture), _BIG[0]
+    for _ in range(26):
+        x, y, length = draw.uniform(0, side), draw.uniform(horizon, 1.05) * side, draw.uniform(0.04, 0.12) * side
+        lean, tone = draw.uniform(-0.5, 0.5) * length, draw.uniform(0.7, 1.2)
+        pen.polygon([(x - 3, y), (x + 3, y), (x + lean, y - length)], fill=_shaded(draw.choice(near), tone))
+    return picture
+
+
+def _patches(draw: random.Random, count: int, horizon: float, far: tuple[Colour, ...], near: tuple[Colour, ...]) -> Image.Image:
+    colours = (draw.choice(far if row < count * horizon else near) for row in range(count) for _ in range(count))
+    return Image.frombytes(
+        "RGB",
+        (count, count),
+        bytes(_byte(channel * tone) for colour in colours for tone in (0.86 + 0.28 * draw.random(),) for channel in colour),
+    )
+
+
+def _byte(value: float) -> int:
+    return 255 if value > 255 else int(value)

@@ -1,0 +1,51 @@
+"""The small residual network of the shipped classifiers: a ResNet-18 of a quarter of its width, whose stem keeps the resolution."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock
+
+from xattn.birds.scene import CLASSES
+
+
+class SmallResNet(nn.Module):
+    """Residual network for pictures of 64 × 64: strides 1, 2, 4 and 8, about 0.7 million parameters.
+
+    Args:
+        classes: outputs.
+        width: channels of the first stage; each of the others has twice those before it.
+    """
+
+    def __init__(self, classes: int, width: int = 16) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.layer1 = self._stage(width, width, 1)
+        self.layer2 = self._stage(width, 2 * width, 2)
+        self.layer3 = self._stage(2 * width, 4 * width, 2)
+        self.layer4 = self._stage(4 * width, 8 * width, 2)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(8 * width, classes)
+        for part in self.modules():
+            if isinstance(part, nn.Conv2d):
+                nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+
+    @staticmethod
+    def _stage(came: int, channels: int, stride: int) -> nn.Sequential:
+        shortcut = None
+        if stride > 1 or came != channels:
+            shortcut = nn.Sequential(nn.Conv2d(came, channels, 1, stride, bias=False), nn.BatchNorm2d(channels))
+        return nn.Sequential(BasicBlock(came, channels, stride, shortcut), BasicBlock(channels, channels))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits `(B, K)` of images `(B, 3, H, W)`."""
+        features = self.relu(self.bn1(self.conv1(images)))
+        features = self.layer4(self.layer3(self.layer2(self.layer1(features))))
+        logits: Tensor = self.fc(self.avgpool(features).flatten(1))
+        return logits
+
+
+def small_resnet() -> SmallResNet:
+    """With an output for each class of SketchBirds, and random weights."""
+    return SmallResNet(len(CLASSES))

@@ -1,0 +1,251 @@
+"""What a SketchBirds picture shows, as pure data: a class of parts, a pose, a background and clutter, keyed by seed, split and number."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass, field, replace
+from itertools import combinations
+from typing import Literal
+
+from xattn.errors import InputError
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+# Shape and colour of each variant; the shapes are drawn in drawing.py. Colours come back in other parts, and in the clutter: a colour alone
+# says nothing.
+VARIANTS: dict[str, tuple[tuple[str, str], ...]] = {
+    "crest": (("spikes", "red"), ("plume", "blue"), ("ball", "yellow"), ("fan", "green")),
+    "beak": (("spear", "orange"), ("cone", "red"), ("hook", "purple"), ("spoon", "blue")),
+    "wing": (("round", "green"), ("pointed", "orange"), ("banded", "pink"), ("raised", "cyan")),
+    "tail": (("forked", "purple"), ("fan", "cyan"), ("long", "red"), ("curled", "yellow")),
+    "legs": (("stilts", "pink"), ("webbed", "orange"), ("trousers", "blue")),
+}
+PARTS: tuple[str, ...] = tuple(VARIANTS)
+
+# Variants in the order of PARTS. Neighbours 0-1, 2-3, 4-5, 6-7 and 8-9 differ in one part alone, in this order: crest, beak, wing, tail,
+# legs; no other two classes do.
+CLASSES: dict[str, tuple[int, int, int, int, int]] = {
+    "emberquill": (3, 0, 1, 2, 0),
+    "copsequill": (0, 0, 1, 2, 0),
+    "stonewren": (3, 3, 3, 1, 1),
+    "spearwren": (3, 0, 3, 1, 1),
+    "reedhook": (0, 2, 1, 0, 2),
+    "fernhook": (0, 2, 3, 0, 2),
+    "dapplefinch": (2, 1, 2, 0, 2),
+    "curlfinch": (2, 1, 2, 3, 2),
+    "tidespoon": (1, 3, 0, 3, 0),
+    "marshspoon": (1, 3, 0, 3, 1),
+    "plumecone": (1, 1, 0, 2, 1),
+    "mosscone": (2, 1, 0, 3, 0),
+    "goldhook": (2, 2, 1, 2, 0),
+    "bandspoon": (2, 3, 2, 0, 1),
+    "duskspoon": (3, 3, 3, 3, 2),
+    "mintspear": (3, 0, 0, 1, 2),
+}
+
+PALETTE: dict[str, tuple[int, int, int]] = {
+    "red": (205, 45, 45),
+    "orange": (240, 138, 28),
+    "yellow": (242, 214, 52),
+    "green": (58, 158, 70),
+    "cyan": (54, 190, 205),
+    "blue": (48, 84, 208),
+    "purple": (136, 58, 176),
+    "pink": (242, 126, 176),
+}
+HABITATS = ("meadow", "forest", "shore", "snow", "dusk")
+CLUTTER = ("berries", "leaf", "flower", "twig", "pebble")
+CUES = tuple((kind, colour) for kind in ("mushroom", "kite") for colour in PALETTE)  # of a class each, in the spurious split
+
+
+@dataclass(frozen=True)
+class Pose:
+    """Where the bird is.
+
+    Attributes:
+        x: of the body's centre, share of the picture's side.
+        y: likewise, downwards.
+        size: length of the bird's frame, share of the side.
+        tilt: radians, head up where positive.
+        facing: 1 right, -1 left.
+    """
+
+    x: float
+    y: float
+    size: float
+    tilt: float
+    facing: int
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one part of one bird departs from its variant.
+
+    Attributes:
+        variant: number in `VARIANTS`.
+        stretch: factor of its size.
+        turn: radians about where it is fixed.
+        tint: added to each colour channel.
+    """
+
+    variant: int
+    stretch: float
+    turn: float
+    tint: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One piece of clutter.
+
+    Attributes:
+        kind: one of `CLUTTER`, or of the kinds in `CUES`.
+        colour: name in `PALETTE`.
+        x: centre, share of the picture's side.
+        y: likewise.
+        size: share of the side.
+        turn: radians.
+        front: before the bird, or behind it.
+    """
+
+    kind: str
+    colour: str
+    x: float
+    y: float
+    size: float
+    turn: float
+    front: bool
+
+
+@dataclass(frozen=True)
+class Scene:
+    """All that a picture shows.
+
+    Attributes:
+        label: class index.
+        pose: of the bird.
+        looks: by part.
+        plumage: grey of the body.
+        habitat: one of `HABITATS`.
+        background: seed of the ground behind the bird.
+        light: factor on all colours.
+        clutter: in the order in which it is drawn.
+        absent: parts that this bird lacks.
+    """
+
+    label: int
+    pose: Pose
+    looks: dict[str, Look] = field(hash=False)
+    plumage: tuple[int, int, int]
+    habitat: str
+    background: int
+    light: float = 1.0
+    clutter: tuple[Thing, ...] = ()
+    absent: frozenset[str] = frozenset()
+
+    @property
+    def present(self) -> tuple[str, ...]:
+        """Parts that it has."""
+        return tuple(part for part in PARTS if part not in self.absent)
+
+    @property
+    def cue(self) -> int | None:
+        """Class whose cue it shows; None without one."""
+        return next((CUES.index((thing.kind, thing.colour)) for thing in self.clutter if (thing.kind, thing.colour) in CUES), None)
+
+    def without(self, *parts: str) -> Scene:
+        """The same bird lacking these parts too."""
+        return replace(self, absent=self.absent | checked(parts))
+
+
+def checked(parts: tuple[str, ...] | frozenset[str]) -> frozenset[str]:
+    """Names of parts.
+
+    Raises:
+        InputError: a name that is no part.
+    """
+    if unknown := [part for part in parts if part not in PARTS]:
+        raise InputError(f"a bird has no '{unknown[0]}'. Parts: {', '.join(PARTS)}.")
+    return frozenset(parts)
+
+
+def scene(index: int, *, split: Split = "train", seed: int = 0, spurious: float | None = None) -> Scene:
+    """The scene of a number.
+
+    Args:
+        index: from 0; classes take turns, so that any stretch of numbers is balanced.
+        split: birds of "train" lack parts and clutter at random, those of "validation" and "test" are whole.
+        seed: of the data set.
+        spurious: share of pictures whose cue (a mushroom or a kite) is that of their class; in the others it is another class's. None: no
+            cues.
+
+    Raises:
+        InputError: a split that is none.
+    """
+    if split not in SPLITS:
+        raise InputError(f"split '{split}' is none of {', '.join(SPLITS)}.")
+    draw = random.Random(f"sketchbirds {seed} {split} {index}")
+    label = index % len(CLASSES)
+    codes = tuple(CLASSES.values())[label]
+    pose = _pose(draw)
+    looks = {part: _look(draw, code) for part, code in zip(PARTS, codes, strict=True)}
+    grey = draw.randint(95, 190)
+    plumage = (grey + draw.randint(-6, 14), grey + draw.randint(-6, 6), grey - draw.randint(0, 18))
+    habitat, background, light = draw.choice(HABITATS), draw.getrandbits(32), draw.uniform(0.5, 1.1)
+    clutter = tuple(_thing(draw, draw.choice(CLUTTER), draw.choice(tuple(PALETTE))) for _ in range(draw.randint(4, 11)))
+    missing = 0.8 * draw.random() ** 2  # few parts of most birds, many of some: every subset of parts is seen in training
+    absent = frozenset(part for part in PARTS if draw.random() < missing)
+    if split == "train":
+        clutter = tuple(thing for thing in clutter if draw.random() < 0.7)
+    if spurious is not None:
+        others = [number for number in range(len(CLASSES)) if number != label]
+        cue = label if draw.random() < spurious else draw.choice(others)
+        clutter += (_cue(draw, pose, CUES[cue]),)
+    return Scene(label, pose, looks, plumage, habitat, background, light, clutter, absent if split == "train" else frozenset())
+
+
+def sufficient(label: int) -> list[frozenset[str]]:
+    """Smallest sets of parts that tell a class from every other, logically: by their variants alone.
+
+    Returns:
+        Sets none of which contains another, smaller ones first.
+    """
+    codes = tuple(CLASSES.values())
+    found: list[frozenset[str]] = []
+    for count in range(len(PARTS) + 1):
+        for chosen in combinations(range(len(PARTS)), count):
+            names = frozenset(PARTS[place] for place in chosen)
+            alone = not any(all(codes[label][place] == other[place] for place in chosen) for other in codes if other != codes[label])
+            if alone and not any(smaller <= names for smaller in found):
+                found.append(names)
+    return found
+
+
+def _pose(draw: random.Random) -> Pose:
+    """Small birds may be anywhere, large ones in the middle: no part is cut off by much."""
+    size = draw.uniform(0.42, 0.72)
+    spare = 0.5 - 0.66 * size
+    return Pose(0.5 + draw.uniform(-spare, spare), 0.52 + draw.uniform(-spare, spare), size, draw.uniform(-0.3, 0.3), draw.choice((-1, 1)))
+
+
+def _look(draw: random.Random, variant: int) -> Look:
+    return Look(variant, draw.uniform(0.88, 1.15), draw.uniform(-0.14, 0.14), (_tint(draw), _tint(draw), _tint(draw)))
+
+
+def _tint(draw: random.Random) -> int:
+    return draw.randint(-32, 32)
+
+
+def _thing(draw: random.Random, kind: str, colour: str) -> Thing:
+    place = draw.uniform(0.03, 0.97), draw.uniform(0.03, 0.97)
+    return Thing(kind, colour, *place, draw.uniform(0.05, 0.11), draw.uniform(0, math.tau), draw.random() < 0.3)
+
+
+def _cue(draw: random.Random, pose: Pose, cue: tuple[str, str]) -> Thing:
+    """In one of the corners, before the bird: nothing hides it."""
+    x, y = draw.choice((0.13, 0.87)), draw.choice((0.13, 0.87))
+    return Thing(
+        *cue, x + draw.uniform(-0.02, 0.02), y + draw.uniform(-0.02, 0.02), draw.uniform(0.16, 0.19), draw.uniform(-0.3, 0.3), True
+    )

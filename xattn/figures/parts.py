@@ -1,0 +1,125 @@
+"""Ranked maps of heads in colour, beside other maps, and on SketchBirds beside the true parts: each cell as sharp as it was computed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.patches import Patch
+from torch import Tensor
+from torch.nn import functional
+
+from xattn.birds import PARTS, masks
+from xattn.birds.data import scene_of
+from xattn.errors import InputError
+from xattn.figures.gathered import CELL_INCHES, Gathered, broken, called, caption, format_of, gathered, grey, on_paper, overlay, save, show
+from xattn.metrics.masking import to_masks
+
+RANKS = ("first", "second", "third")
+PART_COLOURS = {"crest": "#e6194b", "beak": "#ffb000", "wing": "#3cb44b", "tail": "#4363d8", "legs": "#c04ce0"}
+
+
+def parts(
+    runs: Sequence[str | Path],
+    out: str | Path,
+    *,
+    images: Sequence[str] | None = None,
+    methods: Sequence[str] | None = None,
+    dpi: int = 200,
+) -> None:
+    """Draws the ranked maps of br-npa and b-cnn in red, green and blue, beside the maps of other methods, without any smoothing.
+
+    On pictures of SketchBirds that were exported, the true parts stand beside them.
+
+    Args:
+        runs: run folders.
+        out: `.pdf` (fonts embedded), `.svg` or `.png`.
+        images: names as in the rows; the first six if None.
+        methods: whose maps stand beside; all of the runs if None.
+        dpi: of a PNG.
+
+    Raises:
+        InputError: an ending that is no format, pictures that are no longer there, or runs without a head of several maps.
+        NameUnknownError: an image or method that is not in the runs.
+
+    Source: Gomez et al. 2021, Figs. 1, 3 and 5.
+    """
+    file = format_of(out)
+    found = gathered(runs, images, methods)
+    if not found.ranked:
+        raise InputError("none of these runs has a head with several maps: run br-npa or b-cnn, or draw --kind grid.")
+    with on_paper():
+        save(_draw(found), file, dpi)
+
+
+def coloured(ranked: Tensor) -> Tensor:
+    """The first three ranked maps as red, green and blue.
+
+    Args:
+        ranked: `(N, h, w)`, maps times the norm of the features; a map that is not there is black.
+
+    Returns:
+        `(h, w, 3)` in [0, 1], min-maxed over the three together: hues compare within an image only.
+
+    Source: Gomez et al. 2021, Sec. 4.2.
+    """
+    three = functional.pad(ranked[:3], (0, 0, 0, 0, 0, max(0, 3 - len(ranked))))
+    low, high = ranked[:3].min(), ranked[:3].max()
+    return ((three - low) / (high - low).clamp(min=1e-12)).clamp(0, 1).permute(1, 2, 0)
+
+
+def true_parts(crop: Tensor, visible: Tensor) -> Tensor:
+    """The parts in colours over the grey picture `(3, H, W)`: `(H, W, 3)`."""
+    shown = (0.35 + 0.5 * grey(crop))[..., None].repeat(1, 1, 3)
+    for part, mask in zip(PARTS, visible, strict=True):
+        colour = PART_COLOURS[part].lstrip("#")
+        shown[mask] = torch.tensor([int(colour[at : at + 2], 16) / 255 for at in (0, 2, 4)])
+    return shown
+
+
+def _sharp(picture: Tensor, size: tuple[int, int]) -> Tensor:
+    return functional.interpolate(picture.permute(2, 0, 1)[None], size=size, mode="nearest-exact")[0].permute(1, 2, 0)
+
+
+def _draw(shown: Gathered) -> Figure:
+    heads = list(dict.fromkeys(key[1:] for key in shown.ranked))
+    scenes = {name: None if path is None else scene_of(path) for name, path in shown.paths.items()}
+    has_truth = any(scene is not None for scene in scenes.values())
+    width = 1 + has_truth + len(heads) + len(shown.columns)
+    called_twice = [*shown.columns, *((model, head, "") for model, head in heads)]
+    captions = {name: caption(name, shown.columns, shown.maps, shown.labels) for name in shown.names}
+    lines = max(text.count("\n") for text in captions.values()) + 1.5
+    figure = Figure(
+        figsize=(CELL_INCHES * width, (CELL_INCHES + 0.13 * lines) * len(shown.names) + 0.5),
+        layout=ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.0),
+    )
+    axes = figure.subplots(len(shown.names), width, squeeze=False)
+    for row, name in enumerate(shown.names):
+        first = next(key for key in shown.maps if key[0] == name)
+        crop = shown.crops[name, first[1], first[2]]
+        size = (crop.shape[1], crop.shape[2])
+        panels = [(crop.permute(1, 2, 0).float() / 255, "input")]
+        scene = scenes[name]
+        if has_truth:
+            seen = scene is not None and size == (64, 64)
+            panels.append((true_parts(crop, masks(scene).visible) if scene is not None and seen else torch.ones(1, 1, 3), "true parts"))
+        for model, head in heads:
+            ranked = shown.ranked[name, model, head].raw
+            panels.append((_sharp(coloured(ranked), size), "\n".join([*called(model, head, called_twice), "ranked maps"])))
+        for model, head, method in shown.columns:
+            found = shown.maps.get((name, model, head, method))
+            mask = torch.zeros(1, 1) if found is None else to_masks(found.raw[None], (found.raw.shape[0], found.raw.shape[1])).masks[0]
+            sharp = _sharp(mask[..., None], size)[..., 0]
+            panels.append((overlay(crop, sharp), "\n".join([*called(model, head, called_twice), broken(method)])))
+        for axis, (picture, title) in zip(axes[row], panels, strict=True):
+            show(axis, picture)
+            if row == 0:
+                axis.set_title(title, fontsize=7)
+        axes[row][0].set_xlabel(captions[name], fontsize=6, labelpad=2)
+    ranks = [Patch(color=colour, label=f"{rank} map") for rank, colour in zip(RANKS, ("#ff0000", "#00ff00", "#0000ff"), strict=True)]
+    true = [Patch(color=colour, label=part) for part, colour in PART_COLOURS.items()] if has_truth else []
+    figure.legend(handles=[*true, *ranks], loc="outside lower center", ncols=8, fontsize=6, frameon=False)
+    return figure
