@@ -77,6 +77,7 @@ def ship(trained: Path, shipped: Path) -> None:
         header = opened.metadata()
     tensors = {key: value.half() if value.is_floating_point() else value for key, value in load_file(trained).items()}
     save_file(tensors, shipped, metadata=header)
+    shipped.chmod(0o644)
 
 
 def accuracy(classifier: xattn.Classifier, spurious: float | None = None, count: int = TEST) -> float:
@@ -94,8 +95,7 @@ def accuracy(classifier: xattn.Classifier, spurious: float | None = None, count:
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--only", multiple=True, type=click.Choice(list(PLAN)))
 @click.option("--count", default=20_000, show_default=True, help="Training pictures.")
-@click.option("--shipped", "folder", default=FOLDER, type=click.Path(path_type=Path))
-def main(out: Path, only: tuple[str, ...], count: int, folder: Path) -> None:
+def main(out: Path, only: tuple[str, ...], count: int) -> None:
     """Trains in OUT, and writes the shipped files."""
     out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(2)
@@ -108,13 +108,13 @@ def main(out: Path, only: tuple[str, ...], count: int, folder: Path) -> None:
             classifier.begin_with(teacher)
         spurious = plan.get("spurious")
         fit(classifier, birds(count, spurious=spurious), file, recipe=plan["recipe"], teacher=teacher, workers=0, precision="bf16-mixed")
-        ship(file, folder / file.name)
-        record(name, folder, spurious)
+        ship(file, FOLDER / file.name)
+        record(name, spurious)
 
 
-def record(name: str, folder: Path, spurious: float | None) -> None:
+def record(name: str, spurious: float | None) -> None:
     """Writes the accuracy of a shipped file beside it."""
-    path = folder / "accuracy.json"
+    path = FOLDER / "accuracy.json"
     known = json.loads(path.read_text()) if path.exists() else {}
     known[f"birds:{name}"] = accuracy(xattn.load(f"birds:{name}", device="cpu"), spurious)
     path.write_text(json.dumps(known, indent=1) + "\n")

@@ -9,12 +9,12 @@ import click
 METHODS = ("activation-map", "grad-cam", "grad-cam++", "score-cam", "guided-grad-cam", "raw-attention", "random")
 METRICS = ("average-drop", "average-gain", "average-increase", "insertion", "deletion", "sparsity")
 HEADS = ("gap", "ca-stream", "b-cnn", "br-npa", "br-npa-high-res")
-SHOWN = 5
+SHOWN = 6
 
 
 @click.command()
 @click.option("--out", default="xattn-demo", show_default=True, type=click.Path(file_okay=False), help="Where it all goes.")
-@click.option("--birds", "count", default=10, show_default=True, type=click.IntRange(1), help="How many pictures.")
+@click.option("--birds", "count", default=6, show_default=True, type=click.IntRange(1), help="How many pictures.")
 def demo(out: str, count: int) -> None:
     """The whole job on shipped classifiers and drawn birds: no download, no GPU."""
     from xattn.birds import SketchBirds

@@ -176,3 +176,32 @@ def test_list_shows_every_registered_part_with_its_settings_and_cautions() -> No
 def test_masks_are_saved_when_asked_for(folder: Path, tmp_path: Path) -> None:
     assert run("explain", folder, *MODEL, *QUICK, "--save-maps", "--out", tmp_path / "run").exit_code == 0
     assert len(list((tmp_path / "run" / "maps").rglob("*.png"))) == 20
+
+
+def test_the_demo_leaves_pictures_scores_a_table_and_two_figures_and_says_how_to_go_on(tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    result = run("demo", "--out", out, "--birds", 1)
+    assert result.exit_code == 0, result.output
+    for made in ("birds/labels.csv", "run/scores.csv", "run/table.csv", "grid.png", "parts.png"):
+        assert (out / made).stat().st_size > 0
+    assert "birds:br-npa-high-res" in result.stdout
+    assert f"xattn explain {out}/birds --labels-csv" in result.stderr
+    assert "On your own pictures" in result.stderr
+
+
+def test_what_the_demo_prints_is_the_command_that_does_it(tmp_path: Path) -> None:
+    result = run("demo", "--out", tmp_path / "demo", "--birds", 1)
+    command = next(line.split() for line in result.stderr.splitlines() if line.startswith("  xattn explain"))
+    again = run(*command[1:])
+    assert again.exit_code == 0, again.output  # the same settings: it finds all done
+
+
+def test_figure_draws_ranked_maps(tmp_path: Path) -> None:
+    from xattn.birds import SketchBirds
+
+    pictures = SketchBirds("test", 1).export(tmp_path / "birds")
+    arguments = ["--model", "birds:b-cnn", "--method", "grad-cam", "--metric", "sparsity", "--out", tmp_path / "run", "--workers", 0]
+    assert run("explain", pictures, *arguments).exit_code == 0
+    result = run("figure", tmp_path / "run", "--kind", "parts", "--out", tmp_path / "parts.svg")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "parts.svg").stat().st_size > 0

@@ -53,7 +53,7 @@ def test_ranked_maps_are_the_attention_times_the_norm_min_maxed() -> None:
 def test_ranked_maps_are_not_counted_as_a_method(run: Path) -> None:
     table = (run / "table.csv").read_text()
     assert len(table.splitlines()) == 1 + 3
-    assert set(key[3] for key in Store(run).maps([f"{SketchBirds('test', 1).classes[0]}/000000.png"])) == {"grad-cam"}
+    assert {key[3] for key in Store(run).maps([f"{SketchBirds('test', 1).classes[0]}/000000.png"])} == {"grad-cam"}
 
 
 def test_the_first_three_maps_are_red_green_and_blue_min_maxed_together() -> None:

@@ -112,7 +112,7 @@ def load(
         source=source,
         multi_label=multi_label,
     )
-    if header is not None:
+    if file is not None and header is not None:
         fit_weights(classifier.head, split_weights(file)[1], model)
         classifier.trained = header["trained"]
     if labels is None and names is not None and len(names) == classifier.class_count:
@@ -209,10 +209,11 @@ def read_labels(labels: str | Path | Sequence[str]) -> list[str]:
 
 
 def model_names() -> list[str]:
-    """Every network that `load` knows by name: torchvision's classification networks, and timm's where it is installed."""
+    """What `load` knows by name: the shipped classifiers, torchvision's classification networks, and timm's where it is installed."""
     from torchvision import models
 
-    names = [f"torchvision:{name}" for name in models.list_models(module=models)]
+    names = birds.shipped()
+    names += [f"torchvision:{name}" for name in models.list_models(module=models)]
     if importlib.util.find_spec("timm") is not None:
         timm = importlib.import_module("timm")
         names += [f"timm:{name}" for name in timm.list_models()]
