@@ -56,7 +56,7 @@ class Papers:
 
     def cross_attention(self) -> str:
         """CA-Stream, Table 1."""
-        pooled, streamed = (xattn.load(f"birds:{name}", device="cpu") for name in ("gap", "ca-stream"))
+        pooled, streamed = (xattn.load(f"birds:{name}") for name in ("gap", "ca-stream"))
         rows = self.scores("cross-attention", [pooled, streamed], [*CAMS, "raw-attention"], list(SCORES))
         table, lines = [], []
         for method in (*CAMS, "raw-attention"):
@@ -285,12 +285,18 @@ TABLES: dict[str, Callable[[Papers], str]] = {
 @click.argument("work", type=click.Path(path_type=Path))
 @click.option("--only", multiple=True, type=click.Choice(list(TABLES)))
 @click.option("--smoke", is_flag=True, help="At toy size: whether it runs, not what it shows.")
+@click.option("--count", default=Budget.count, show_default=True, help="Training pictures.")
+@click.option("--epochs", default=Budget.epochs, show_default=True, help="Of head and network from random weights.")
+@click.option("--tuned", default=Budget.tuned, show_default=True, help="Epochs at high resolution.")
+@click.option("--stream", default=Budget.stream, show_default=True, help="Epochs of a stream.")
+@click.option("--birds", default=Budget.explained, show_default=True, help="Test birds that are explained, and whose effects are found.")
 @click.option("--out", default=RESULTS / "papers", type=click.Path(path_type=Path))
-def main(work: Path, only: tuple[str, ...], smoke: bool, out: Path) -> None:
+def main(work: Path, only: tuple[str, ...], smoke: bool, count: int, epochs: int, tuned: int, stream: int, birds: int, out: Path) -> None:
     """Makes the tables in OUT, with what they need in WORK."""
     torch.set_num_threads(2)
     out.mkdir(parents=True, exist_ok=True)
-    papers = Papers(work, SMOKE if smoke else Budget())
+    spent = Budget(count, epochs, tuned, stream, explained=birds, true=birds)
+    papers = Papers(work, SMOKE if smoke else spent)
     for name in only or TABLES:
         text = TABLES[name](papers)
         (out / f"{name}.md").write_text(text, encoding="utf-8")

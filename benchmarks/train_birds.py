@@ -65,10 +65,10 @@ def begun(name: str) -> xattn.Classifier:
     plan = PLAN[name]
     torch.manual_seed(0)
     if "head" not in plan:
-        return xattn.load("xattn.birds:small_resnet", input_size=64, resize=64, labels=list(CLASSES), device="cpu")
+        return xattn.load("xattn.birds:small_resnet", input_size=64, resize=64, labels=list(CLASSES))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # b-cnn's classifier is fresh, as it should be
-        return xattn.load("birds:gap", head=plan["head"], high_res=plan.get("high_res", ()), device="cpu")
+        return xattn.load("birds:gap", head=plan["head"], high_res=plan.get("high_res", ()))
 
 
 def ship(trained: Path, shipped: Path) -> None:
@@ -86,7 +86,7 @@ def accuracy(classifier: xattn.Classifier, spurious: float | None = None, count:
     right = 0
     for start in range(0, count, 100):
         images = torch.stack([xattn.birds.pixels(data.scene(number)) for number in range(start, min(count, start + 100))])
-        found = classifier.predict(images.float() / 255).argmax(1)
+        found = classifier.predict(images.to(classifier.device).float() / 255).argmax(1).cpu()
         right += int((found == torch.tensor(data.targets[start : start + 100])).sum())
     return 100 * right / count
 
@@ -103,7 +103,7 @@ def main(out: Path, only: tuple[str, ...], count: int) -> None:
         plan = PLAN[name]
         file = out / f"{name}.safetensors"
         classifier = begun(name)
-        teacher = xattn.load(f"birds:{plan['teacher']}", device="cpu") if "teacher" in plan else None
+        teacher = xattn.load(f"birds:{plan['teacher']}") if "teacher" in plan else None
         if teacher is not None:
             classifier.begin_with(teacher)
         spurious = plan.get("spurious")
@@ -116,7 +116,7 @@ def record(name: str, spurious: float | None) -> None:
     """Writes the accuracy of a shipped file beside it."""
     path = FOLDER / "accuracy.json"
     known = json.loads(path.read_text()) if path.exists() else {}
-    known[f"birds:{name}"] = accuracy(xattn.load(f"birds:{name}", device="cpu"), spurious)
+    known[f"birds:{name}"] = accuracy(xattn.load(f"birds:{name}"), spurious)
     path.write_text(json.dumps(known, indent=1) + "\n")
     click.echo(f"birds:{name}: {known[f'birds:{name}']:.2f} % of {TEST} test birds")
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
 import torch
 from torch import Tensor
 from train_birds import birds
@@ -62,12 +63,18 @@ class Trainings:
         self.folder = folder
         self.budget = budget
         folder.mkdir(parents=True, exist_ok=True)
+        said, path = json.dumps({name: getattr(budget, name) for name in ("count", "epochs", "tuned", "stream")}), folder / "budget.json"
+        if path.exists() and path.read_text() != said:
+            raise click.ClickException(
+                f"{folder} holds trainings of the budget {path.read_text()}; this one is {said}. Give another folder."
+            )
+        path.write_text(said)
 
     def low(self, head: str, seed: int) -> xattn.Classifier:
         """Head and network from random weights."""
 
         def begun() -> xattn.Classifier:
-            return xattn.load("xattn.birds:small_resnet", head=head, input_size=64, resize=64, labels=list(CLASSES), device="cpu")
+            return xattn.load("xattn.birds:small_resnet", head=head, input_size=64, resize=64, labels=list(CLASSES))
 
         return self._trained(f"low {head}", seed, begun, self._full(self.budget.epochs, 2e-3))
 
@@ -76,7 +83,7 @@ class Trainings:
         teacher = self.low(head, seed)
 
         def begun() -> xattn.Classifier:
-            size: dict[str, Any] = {"input_size": 64, "resize": 64, "labels": list(CLASSES), "device": "cpu"}
+            size: dict[str, Any] = {"input_size": 64, "resize": 64, "labels": list(CLASSES)}
             classifier = xattn.load("xattn.birds:small_resnet", head=head, high_res=HIGH, **size)
             classifier.begin_with(teacher)
             return classifier
@@ -87,7 +94,7 @@ class Trainings:
     def stream(self, head: str, seed: int) -> xattn.Classifier:
         """A stream beside the frozen network of birds:gap."""
         recipe = Recipe(epochs=self.budget.stream, batch_size=64, lr=3e-3, smallest_crop=None)
-        return self._trained(f"stream {head}", seed, lambda: xattn.load("birds:gap", head=head, device="cpu"), recipe)
+        return self._trained(f"stream {head}", seed, lambda: xattn.load("birds:gap", head=head), recipe)
 
     def log(self, kind: str, head: str, seed: int) -> Path:
         """The CSV log of a training."""
@@ -111,7 +118,7 @@ class Trainings:
                 classifier = begun()
             options: dict[str, Any] = {"workers": 0, "precision": "bf16-mixed", "log_gradients": name.startswith("low")}
             fit(classifier, birds(self.budget.count), file, recipe=recipe, teacher=teacher, seed=seed, **options)
-        classifier = xattn.load(str(file), device="cpu")
+        classifier = xattn.load(str(file))
         classifier.name = file.stem
         return classifier
 
@@ -134,7 +141,7 @@ def test_birds(count: int) -> tuple[Tensor, Tensor]:
 
 
 def _accuracy(classifier: xattn.Classifier, count: int) -> dict[str, float]:
-    images, targets = test_birds(count)
+    images, targets = (found.to(classifier.device) for found in test_birds(count))
     right: dict[str, int] = {}
     classifier.eval()
     for start in range(0, count, 100):

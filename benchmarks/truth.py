@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import pandas as pd
@@ -33,13 +33,17 @@ def _images(scenes: Sequence[Scene]) -> Tensor:
     return torch.stack([pixels(scene) for scene in scenes]).float() / 255
 
 
+def _predict(classifier: xattn.Classifier, images: Tensor) -> Tensor:
+    return classifier.predict(images.to(classifier.device)).cpu()
+
+
 def _methods(head: str) -> list[str]:
     return [*(method for method in METHODS if head != "gap" or method != "raw-attention"), *CONTROLS]
 
 
 @cache
 def _load(name: str) -> xattn.Classifier:
-    return xattn.load(f"birds:{name}", device="cpu")
+    return xattn.load(f"birds:{name}")
 
 
 def _effects(folder: Path, name: str, count: int) -> pd.DataFrame:
@@ -50,12 +54,12 @@ def _effects(folder: Path, name: str, count: int) -> pd.DataFrame:
     classifier, rows = _load(name), []
     for scenes in _pieces(SketchBirds("test", count)):
         labels = [scene.label for scene in scenes]
-        true = effects(classifier.predict, scenes, labels)
+        true = effects(partial(_predict, classifier), scenes, labels)
         found = [masks(scene) for scene in scenes]
         visible, bird = torch.stack([mask.visible for mask in found]), torch.stack([mask.bird for mask in found])
         maps = xattn.explain(classifier, _images(scenes), _methods(name), target="label", labels=labels, batch_size=CHUNK, chunk=64)
         for method in maps:
-            shown = in_parts(maps[method], visible)
+            shown = in_parts(maps[method], visible).cpu()
             removal, shapley = rank_correlation(shown, true.removal), rank_correlation(shown, true.shapley)
             inside = share_inside(maps[method], bird)
             area = bird.double().mean(dim=(1, 2))
@@ -146,13 +150,13 @@ def _order(head: str, count: int) -> pd.DataFrame:
     classifier, rows = _load(head), []
     for scenes in _pieces(SketchBirds("test", count)):
         labels = [scene.label for scene in scenes]
-        true = effects(classifier.predict, scenes, labels).shapley
+        true = effects(partial(_predict, classifier), scenes, labels).shapley
         found = [masks(scene) for scene in scenes]
         visible, bird = torch.stack([mask.visible for mask in found]), torch.stack([mask.bird for mask in found])
-        ranked = xattn.explain(classifier, _images(scenes), ["activation-map"], target="label", labels=labels, batch_size=CHUNK).ranked
+        ranked = xattn.explain(classifier, _images(scenes), ["activation-map"], batch_size=CHUNK).ranked
         if ranked is None:
             raise TypeError(f"birds:{head} has no ranked maps")
-        large = functional.interpolate(ranked, size=bird.shape[1:], mode="bilinear", align_corners=False)
+        large = functional.interpolate(ranked.cpu(), size=bird.shape[1:], mode="bilinear", align_corners=False)
         for place in range(large.shape[1]):
             on = in_parts(large[:, place], visible).nan_to_num(-1).argmax(dim=1)
             inside = share_inside(large[:, place], bird)
@@ -218,12 +222,13 @@ def _spurious(name: str, count: int) -> pd.DataFrame:
             maps = xattn.explain(classifier, images, _methods("gap"), batch_size=CHUNK, chunk=64)
         bare = [replace(scene, clutter=scene.clutter[:-1]) for scene in scenes]  # the cue is the last
         partless = [scene.without(*PARTS) for scene in scenes]
-        whole, without_cue, without_parts = (classifier.predict(_images(some)).double() for some in (scenes, bare, partless))
-        target = maps.targets[:, None]
+        whole, without_cue, without_parts = (_predict(classifier, _images(some)).double() for some in (scenes, bare, partless))
+        target = maps.targets.cpu()[:, None]
         falls = [(whole.gather(1, target) - less.gather(1, target))[:, 0] for less in (without_cue, without_parts)]
         for method in maps:
-            means = [(maps[method].double() * some).sum(dim=(1, 2)) / some.sum(dim=(1, 2)) for some in (cue, bird)]
-            in_cue, in_bird = share_inside(maps[method], cue), share_inside(maps[method], bird)
+            shown = maps[method].cpu()
+            means = [(shown.double() * some).sum(dim=(1, 2)) / some.sum(dim=(1, 2)) for some in (cue, bird)]
+            in_cue, in_bird = share_inside(shown, cue), share_inside(shown, bird)
             for number, scene in enumerate(scenes):
                 answer = int(maps.targets[number])
                 rows.append(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 
 import pytest
 import torch
@@ -16,9 +17,10 @@ RECORDED = json.loads((FOLDER / "accuracy.json").read_text())
 HEADS = {"gap": "gap", "gap-spurious": "gap", "ca-stream": "ca-stream", "b-cnn": "b-cnn", "br-npa": "br-npa", "br-npa-high-res": "br-npa"}
 
 
-def _images(count: int, spurious: float | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    data = SketchBirds("test", count, spurious=spurious)
-    return torch.stack([pixels(data.scene(number)) for number in range(count)]).float() / 255, torch.tensor(data.targets)
+@cache
+def _pictures(spurious: float | None) -> tuple[torch.Tensor, torch.Tensor]:
+    data = SketchBirds("test", 1600, spurious=spurious)
+    return torch.stack([pixels(data.scene(number)) for number in range(1600)]), torch.tensor(data.targets)
 
 
 def test_what_is_shipped_is_what_was_recorded_and_at_most_8_mb() -> None:
@@ -38,12 +40,10 @@ def test_a_shipped_classifier_scores_what_is_recorded(name: str) -> None:
     assert classifier.head_name == HEADS[name]
     assert classifier.trained
     assert classifier.labels == SketchBirds("test", 1).classes
-    count = 160
-    images, targets = _images(count, 0.9 if name == "gap-spurious" else None)
-    found = torch.cat([classifier.predict(images[start : start + 40]) for start in range(0, count, 40)]).argmax(dim=1)
-    share = RECORDED[f"birds:{name}"] / 100
-    slack = 3 * (share * (1 - share) / count) ** 0.5 + 0.01  # three standard errors of so few
-    assert float((found == targets).double().mean()) == pytest.approx(share, abs=slack)
+    pictures, targets = _pictures(0.9 if name == "gap-spurious" else None)
+    found = torch.cat([classifier.predict(some.float() / 255).argmax(dim=1) for some in pictures.split(50)])
+    accuracy = 100 * float((found == targets).double().mean())
+    assert accuracy == pytest.approx(RECORDED[f"birds:{name}"], abs=0.2)  # three pictures: other machines round otherwise
 
 
 def test_maps_are_8_by_8_and_32_by_32_at_high_resolution() -> None:

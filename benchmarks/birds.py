@@ -1,0 +1,64 @@
+"""How fast SketchBirds is drawn, and what it looks like.
+
+    python benchmarks/birds.py [--out benchmarks/results/papers]
+
+Pictures a second of a DataLoader with one and two worker processes, as median and range over repeats; a sheet of test birds, two of each
+kind in the order of the classes, and one of birds with the cues of their kinds.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+from torchvision.transforms.v2 import PILToTensor
+
+from xattn.birds import CLASSES, SketchBirds
+from xattn.birds.drawing import SIDE
+
+REPEATS, COUNT, ENLARGED = 5, 2000, 2
+
+
+def rate(workers: int) -> list[float]:
+    """Pictures a second of each repeat; starting the workers is not counted."""
+    found = []
+    for seed in range(REPEATS):
+        data = SketchBirds("train", COUNT, seed=seed, transform=PILToTensor())
+        batches = iter(DataLoader(data, 50, num_workers=workers))
+        next(batches)
+        began = time.perf_counter()
+        count = sum(len(labels) for _, labels in batches)
+        found.append(count / (time.perf_counter() - began))
+    return sorted(found)
+
+
+def sheet(data: SketchBirds) -> Image.Image:
+    """All pictures, those of a class below each other."""
+    across = len(CLASSES)
+    size = SIDE * ENLARGED
+    made = Image.new("RGB", (across * size, -(-len(data) // across) * size))
+    for number in range(len(data)):
+        picture = data[number][0].resize((size, size), Image.Resampling.NEAREST)
+        made.paste(picture, (number % across * size, number // across * size))
+    return made
+
+
+@click.command()
+@click.option("--out", default=Path(__file__).parent / "results" / "papers", type=click.Path(path_type=Path))
+def main(out: Path) -> None:
+    """Measures, and writes the sheets into OUT."""
+    out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    for workers in (1, 2):
+        found = rate(workers)
+        click.echo(f"{workers} workers: {found[len(found) // 2]:.0f} pictures a second [{found[0]:.0f}, {found[-1]:.0f}]")
+    sheet(SketchBirds("test", 2 * len(CLASSES))).save(out / "birds.png")
+    sheet(SketchBirds("test", len(CLASSES), spurious=1.0)).save(out / "birds-with-cues.png")
+
+
+if __name__ == "__main__":
+    main()
