@@ -33,7 +33,7 @@ def shown(interval: Interval, digits: int = 2) -> str:
 
 
 def claim(text: str, difference: Interval, way: int, digits: int = 2) -> str:
-    """A claim and whether the interval of a difference bears it out.
+    """A claim of a paper and whether the interval of a difference bears it out.
 
     Args:
         text: the claim.
@@ -41,8 +41,14 @@ def claim(text: str, difference: Interval, way: int, digits: int = 2) -> str:
         way: sign that the claim gives the difference; 0: that there is none.
         digits: after the point.
     """
-    numbers = f"{difference.mean:+.{digits}f}, 95 % [{difference.low:+.{digits}f}, {difference.high:+.{digits}f}], n = {difference.n}"
-    return f"{text}: **{verdict(difference, way)}** ({numbers})"
+    return f"{text}: **{verdict(difference, way)}**{_numbers(difference, digits)}"
+
+
+def question(text: str, difference: Interval, digits: int = 2) -> str:
+    """A question of our own, with its question mark, whether a difference is above 0; and its answer."""
+    answers = {"reproduced": "yes", "not reproduced: it is the other way round": "no, the other way round"}
+    found = "no difference at all" if difference.low == difference.high == 0 else verdict(difference, 1)
+    return f"{text} **{answers.get(found, found)}**{_numbers(difference, digits)}"
 
 
 def verdict(difference: Interval, way: int) -> str:
@@ -55,6 +61,12 @@ def verdict(difference: Interval, way: int) -> str:
     if apart == 0:
         return "not decided: the interval holds 0"
     return "reproduced" if apart == way else "not reproduced: it is the other way round"
+
+
+def _numbers(difference: Interval, digits: int) -> str:
+    if math.isnan(difference.low):
+        return f" (n = {difference.n})"
+    return f" ({difference.mean:+.{digits}f}, 95 % [{difference.low:+.{digits}f}, {difference.high:+.{digits}f}], n = {difference.n})"
 
 
 def page(title: str, about: Sequence[str], table: pd.DataFrame, lines: Sequence[str]) -> str:

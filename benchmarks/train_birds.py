@@ -33,7 +33,7 @@ PLAN: dict[str, dict[str, Any]] = {
     "br-npa": {"head": "br-npa", "recipe": TUNED},
     "b-cnn": {"head": "b-cnn", "recipe": TUNED.with_(lr=1e-3)},
     "br-npa-high-res": {"head": "br-npa", "high_res": ["layer3", "layer4"], "teacher": "br-npa", "recipe": TUNED.with_(epochs=1)},
-    "gap-spurious": {"recipe": FULL.with_(epochs=4), "spurious": 0.9},
+    "gap-spurious": {"recipe": FULL.with_(epochs=2), "spurious": 1.0},
 }
 TEST = 1600
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from claims import cell, claim, page
+from claims import cell, page, question
 from torch import Tensor
 from torch.nn import functional
 
@@ -96,10 +96,10 @@ def effects_page(folder: Path, count: int) -> str:
     lines = []
     for head in HEADS[1:]:
         against = paired(_of(frames[head], "raw-attention", "shapley"), _of(frames[head], "grad-cam", "shapley")).difference
-        lines.append(claim(f"birds:{head}: attention ranks the parts better than Grad-CAM on the same classifier", against, 1))
+        lines.append(question(f"birds:{head}: does attention rank the parts better than Grad-CAM of the same classifier?", against))
     for method in ("grad-cam", "score-cam", "guided-grad-cam", "activation-map", "edges"):
         against = paired(_of(frames["gap"], method, "shapley"), _of(frames["gap"], "random", "shapley")).difference
-        lines.append(claim(f"birds:gap: {method} ranks the parts better than noise", against, 1))
+        lines.append(question(f"birds:gap: does {method} rank the parts better than noise?", against))
     area = 100 * float(frames["gap"]["area"].mean())
     about = [
         f"Spearman's ρ, within each of n = {count} test birds, between the mean of the mask in a part's visible pixels and the part's true "
@@ -137,8 +137,13 @@ def order_page(folder: Path, count: int) -> str:
     lines = []
     for head in ("br-npa", "br-npa-high-res"):
         chance = torch.full_like(hits[head, 1], 1 / len(PARTS))
-        lines.append(claim(f"birds:{head}: its first map lies on the part that matters most", paired(hits[head, 1], chance).difference, 1))
-        lines.append(claim(f"birds:{head}: more often than its third", paired(hits[head, 1], hits[head, 3]).difference, 1))
+        lines.append(
+            question(
+                f"birds:{head}: does its first map lie on the part that matters most more often than by chance?",
+                paired(hits[head, 1], chance).difference,
+            )
+        )
+        lines.append(question(f"birds:{head}: more often than its third?", paired(hits[head, 1], hits[head, 3]).difference))
     about = [
         f"n = {count} test birds. A map lies on the part in which its mean is greatest, of the parts that are to be seen; the part that "
         "matters most has the greatest Shapley value for the label's logit. By chance: 20 %, rank 2. Shares of the parts in %.",
@@ -188,10 +193,9 @@ def spurious_page(folder: Path, count: int) -> str:
             )
     methods = [method for method in _methods("gap") if method not in CONTROLS]
     lines = [
-        claim(
-            f"{method} goes to the cue where it was learnt",
+        question(
+            f"does {method} go to the cue where it was learnt?",
             paired(100 * _of(frames["gap-spurious"], method, "cue"), 100 * _of(frames["gap"], method, "cue")).difference,
-            1,
         )
         for method in (*methods, *CONTROLS)
     ]
@@ -205,7 +209,7 @@ def spurious_page(folder: Path, count: int) -> str:
             f"{cell(numbers[3])} without all parts of the bird."
         )
     about.append(
-        "birds:gap-spurious was trained with a cue of the bird's class in 90 % of the pictures; birds:gap never saw one. Explained: the "
+        "birds:gap-spurious was trained with the cue of the bird's class in every picture; birds:gap never saw one. Explained: the "
         "answer given."
     )
     return page("Do maps leave the bird where the network does?", about, pd.DataFrame(table), lines)

@@ -44,3 +44,10 @@ def test_a_mean_is_shown_with_half_its_interval(claims: ModuleType) -> None:
     assert claims.over_seeds([1.0, 2.0, 3.0]) == "2.00 ± 2.48"  # Student's t of 2 degrees, 4.303, times 1/√3
     assert claims.over_seeds([1.5]) == "1.50"
     assert claims.over_seeds([math.nan]) == "–"
+
+
+def test_a_question_is_answered_by_yes_only_if_the_difference_is_above_0(claims: ModuleType) -> None:
+    assert claims.question("higher?", Interval(2.0, 1.0, 3.0, 9)) == "higher? **yes** (+2.00, 95 % [+1.00, +3.00], n = 9)"
+    assert "**no, the other way round**" in claims.question("higher?", Interval(-2.0, -3.0, -1.0, 9))
+    assert "**no difference at all**" in claims.question("higher?", Interval(0.0, 0.0, 0.0, 9))
+    assert claims.question("higher?", Interval(math.nan, math.nan, math.nan, 0)) == "higher? **not testable here** (n = 0)"
