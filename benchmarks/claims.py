@@ -32,16 +32,17 @@ def shown(interval: Interval, digits: int = 2) -> str:
     return f"{interval.mean:.{digits}f}{half}"
 
 
-def claim(text: str, difference: Interval, way: int, digits: int = 2) -> str:
+def claim(text: str, difference: Interval, way: int, digits: int = 2, margin: float = 0.0) -> str:
     """A claim of a paper and whether the interval of a difference bears it out.
 
     Args:
         text: the claim.
         difference: of the two means that it compares.
-        way: sign that the claim gives the difference; 0: that there is none.
+        way: sign that the claim gives the difference; 0: that there is none beyond the margin.
         digits: after the point.
+        margin: how large a difference counts as none.
     """
-    return f"{text}: **{verdict(difference, way)}**{_numbers(difference, digits)}"
+    return f"{text}: **{verdict(difference, way, margin)}**{_numbers(difference, digits)}"
 
 
 def question(text: str, difference: Interval, digits: int = 2) -> str:
@@ -51,14 +52,16 @@ def question(text: str, difference: Interval, digits: int = 2) -> str:
     return f"{text} **{answers.get(found, found)}**{_numbers(difference, digits)}"
 
 
-def verdict(difference: Interval, way: int) -> str:
-    """Reproduced, not reproduced, or not decided."""
+def verdict(difference: Interval, way: int, margin: float = 0.0) -> str:
+    """Reproduced, not reproduced, or not decided: an interval that holds 0 shows neither a difference nor, unless it is narrow, none."""
     if math.isnan(difference.low):
         return "not testable here"
     apart = 0 if difference.low <= 0 <= difference.high else (1 if difference.mean > 0 else -1)
-    if way == 0:
-        return "as printed, no difference seen" if apart == 0 else "not reproduced: they differ"
-    if apart == 0:
+    if way == 0 and -margin < difference.low and difference.high < margin:
+        return f"reproduced, within {margin:g}"
+    if way == 0 and apart != 0:
+        return "not reproduced: they differ"
+    if apart == 0 or way == 0:
         return "not decided: the interval holds 0"
     return "reproduced" if apart == way else "not reproduced: it is the other way round"
 

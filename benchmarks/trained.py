@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import click
+import pandas as pd
 import torch
 from torch import Tensor
 from train_birds import birds
 
 import xattn
 from xattn.birds import CLASSES, SketchBirds, pixels
+from xattn.birds.scene import SPLITS
 from xattn.training import Recipe, fit
 
 HIGH = ("layer3", "layer4")
@@ -48,7 +52,7 @@ class Budget:
     true: int = 200
 
 
-SMOKE = Budget(count=64, epochs=1, tuned=1, stream=1, seeds=(0, 1), numbers=(1, 3), tested=32, explained=2, true=3)
+SMOKE = Budget(count=192, epochs=1, tuned=1, stream=1, seeds=(0, 1), numbers=(1, 3), tested=32, explained=2, true=3)
 
 
 class Trainings:
@@ -63,12 +67,17 @@ class Trainings:
         self.folder = folder
         self.budget = budget
         folder.mkdir(parents=True, exist_ok=True)
-        said, path = json.dumps({name: getattr(budget, name) for name in ("count", "epochs", "tuned", "stream")}), folder / "budget.json"
+        path, said = folder / "budget.json", json.dumps(self._spent())
         if path.exists() and path.read_text() != said:
             raise click.ClickException(
-                f"{folder} holds trainings of the budget {path.read_text()}; this one is {said}. Give another folder."
+                f"{folder} holds trainings of another budget or of other pictures: {path.read_text()}, not {said}. Give another folder."
             )
         path.write_text(said)
+
+    def _spent(self) -> dict[str, Any]:
+        """What the trainings depend on."""
+        recipes = {name: getattr(self, f"_{name}")().to_json() for name in ("low", "high", "stream")}
+        return {"count": self.budget.count, "pixels": drawn(), **recipes}
 
     def low(self, head: str, seed: int) -> xattn.Classifier:
         """Head and network from random weights."""
@@ -76,7 +85,7 @@ class Trainings:
         def begun() -> xattn.Classifier:
             return xattn.load("xattn.birds:small_resnet", head=head, input_size=64, resize=64, labels=list(CLASSES))
 
-        return self._trained(f"low {head}", seed, begun, self._full(self.budget.epochs, 2e-3))
+        return self._trained(f"low {head}", seed, begun, self._low())
 
     def high(self, head: str, seed: int, distilled: bool) -> xattn.Classifier:
         """The same at high resolution, from its weights at low resolution; taught by it, or by the labels alone."""
@@ -89,19 +98,27 @@ class Trainings:
             return classifier
 
         name = f"high {head} {'distilled' if distilled else 'alone'}"
-        return self._trained(name, seed, begun, self._full(self.budget.tuned, 5e-4), teacher if distilled else None)
+        return self._trained(name, seed, begun, self._high(), teacher if distilled else None)
 
     def stream(self, head: str, seed: int) -> xattn.Classifier:
         """A stream beside the frozen network of birds:gap."""
-        recipe = Recipe(epochs=self.budget.stream, batch_size=64, lr=3e-3, smallest_crop=None)
-        return self._trained(f"stream {head}", seed, lambda: xattn.load("birds:gap", head=head), recipe)
+        return self._trained(f"stream {head}", seed, lambda: xattn.load("birds:gap", head=head), self._stream())
 
-    def log(self, kind: str, head: str, seed: int) -> Path:
-        """The CSV log of a training."""
-        return sorted((self._file(f"{kind} {head}", seed).with_suffix(".training")).rglob("metrics.csv"))[-1]
+    def log(self, head: str, seed: int) -> pd.DataFrame:
+        """Gradient norms of the steps of a training at low resolution; a step that a resumed one did again stands once."""
+        files = self._file(f"low {head}", seed).with_suffix(".training").rglob("metrics.csv")
+        steps = pd.concat([pd.read_csv(file) for file in sorted(files, key=lambda file: file.stat().st_mtime)])
+        norms = steps.set_index("step").filter(like="gradient_norm/").dropna()
+        return norms[~norms.index.duplicated(keep="last")].sort_index()
 
-    def _full(self, epochs: int, lr: float) -> Recipe:
-        return Recipe(backbone=True, epochs=epochs, batch_size=64, lr=lr, weight_decay=0.02, smallest_crop=None)
+    def _low(self) -> Recipe:
+        return Recipe(backbone=True, epochs=self.budget.epochs, batch_size=64, lr=2e-3, weight_decay=0.02, smallest_crop=None)
+
+    def _high(self) -> Recipe:
+        return self._low().with_(epochs=self.budget.tuned, lr=5e-4)
+
+    def _stream(self) -> Recipe:
+        return Recipe(epochs=self.budget.stream, batch_size=64, lr=3e-3, smallest_crop=None)
 
     def _file(self, name: str, seed: int) -> Path:
         clean = "".join(character if character.isalnum() or character in "-." else "_" for character in name)
@@ -122,16 +139,25 @@ class Trainings:
         classifier.name = file.stem
         return classifier
 
-    def accuracy(self, classifier: xattn.Classifier) -> dict[str, float]:
-        """Accuracy on the test split in percent: of the classifier as "1 2 3", and of its probes by their ranks."""
-        path = self.folder / "accuracy.json"
-        known = json.loads(path.read_text()) if path.exists() else {}
-        key = f"{classifier.name} {classifier.head_name} {classifier.digest()} {self.budget.tested}"
-        if key not in known:
-            known[key] = _accuracy(classifier, self.budget.tested)
-            path.write_text(json.dumps(known, indent=1) + "\n")
-        found: dict[str, float] = known[key]
+    def right(self, classifier: xattn.Classifier) -> dict[str, Tensor]:
+        """Whether each test bird is recognised: by the classifier as "1 2 3", and by its probes by their ranks."""
+        path = self.folder / "right" / f"{classifier.digest()}-{drawn()}-{self.budget.tested}.pt"
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            torch.save(_right(classifier, self.budget.tested), path)
+        found: dict[str, Tensor] = torch.load(path, weights_only=True)
         return found
+
+    def accuracy(self, classifier: xattn.Classifier) -> dict[str, float]:
+        """The same as shares, in percent."""
+        return {name: 100 * float(right.double().mean()) for name, right in self.right(classifier).items()}
+
+
+@cache
+def drawn() -> str:
+    """A digest of some pictures: whether SketchBirds is drawn as it was."""
+    some = [pixels(SketchBirds(split, 8, spurious=0.5).scene(number)) for split in SPLITS for number in range(8)]
+    return hashlib.sha256(torch.stack(some).numpy().tobytes()).hexdigest()[:8]
 
 
 def test_birds(count: int) -> tuple[Tensor, Tensor]:
@@ -140,14 +166,15 @@ def test_birds(count: int) -> tuple[Tensor, Tensor]:
     return torch.stack([pixels(data.scene(number)) for number in range(count)]).float() / 255, torch.tensor(data.targets)
 
 
-def _accuracy(classifier: xattn.Classifier, count: int) -> dict[str, float]:
+def _right(classifier: xattn.Classifier, count: int) -> dict[str, Tensor]:
     images, targets = (found.to(classifier.device) for found in test_birds(count))
-    right: dict[str, int] = {}
+    right: dict[str, list[Tensor]] = {}
     classifier.eval()
     for start in range(0, count, 100):
+        some = images[start : start + 100]
         with torch.inference_mode():
-            found = classifier.run(images[start : start + 100], classifier.asked_classes(images[start : start + 100]))
+            found = classifier.run(some, classifier.asked_classes(some))
         answers = {"1 2 3": found.output} | {" ".join(name.removeprefix("ranks_")): logits for name, logits in found.probes.items()}
         for name, logits in answers.items():
-            right[name] = right.get(name, 0) + int((logits.argmax(1) == targets[start : start + 100]).sum())
-    return {name: 100 * number / count for name, number in right.items()}
+            right.setdefault(name, []).append(logits.argmax(1) == targets[start : start + 100])
+    return {name: torch.cat(pieces).cpu() for name, pieces in right.items()}

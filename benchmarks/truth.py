@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -13,6 +13,7 @@ import torch
 from claims import cell, page, question
 from torch import Tensor
 from torch.nn import functional
+from trained import drawn
 
 import xattn
 from xattn.birds import PARTS, Scene, SketchBirds, effects, in_parts, masks, pixels, rank_correlation, share_inside
@@ -33,10 +34,6 @@ def _images(scenes: Sequence[Scene]) -> Tensor:
     return torch.stack([pixels(scene) for scene in scenes]).float() / 255
 
 
-def _predict(classifier: xattn.Classifier, images: Tensor) -> Tensor:
-    return classifier.predict(images.to(classifier.device)).cpu()
-
-
 def _methods(head: str) -> list[str]:
     return [*(method for method in METHODS if head != "gap" or method != "raw-attention"), *CONTROLS]
 
@@ -46,33 +43,38 @@ def _load(name: str) -> xattn.Classifier:
     return xattn.load(f"birds:{name}")
 
 
-def _effects(folder: Path, name: str, count: int) -> pd.DataFrame:
+def _kept(folder: Path, name: str, count: int, make: Callable[[str, int], pd.DataFrame]) -> pd.DataFrame:
+    """What was found of a shipped classifier and so many birds, found again while neither it nor a pixel has changed."""
+    file = folder / f"{name}-{count}-{_load(name).digest()}-{drawn()}.csv"
+    if not file.exists():
+        frame = make(name, count)
+        folder.mkdir(parents=True, exist_ok=True)
+        frame.to_csv(file, index=False)
+    return pd.read_csv(file)
+
+
+def _effects(name: str, count: int) -> pd.DataFrame:
     """A row a bird and method: rank correlations of the map in the parts with removal and Shapley value, and its energy in the bird."""
-    file = folder / f"{name}-{count}.csv"
-    if file.exists():
-        return pd.read_csv(file)
     classifier, rows = _load(name), []
     for scenes in _pieces(SketchBirds("test", count)):
         labels = [scene.label for scene in scenes]
-        true = effects(partial(_predict, classifier), scenes, labels)
+        true = effects(classifier.predict, scenes, labels)
         found = [masks(scene) for scene in scenes]
         visible, bird = torch.stack([mask.visible for mask in found]), torch.stack([mask.bird for mask in found])
         maps = xattn.explain(classifier, _images(scenes), _methods(name), target="label", labels=labels, batch_size=CHUNK, chunk=64)
+        area = bird.double().mean(dim=(1, 2))
         for method in maps:
-            shown = in_parts(maps[method], visible).cpu()
-            removal, shapley = rank_correlation(shown, true.removal), rank_correlation(shown, true.shapley)
-            inside = share_inside(maps[method], bird)
-            area = bird.double().mean(dim=(1, 2))
-            rows += [
-                {"bird": f"{scene.label}-{number}", "method": method, "removal": r, "shapley": s, "inside": i, "area": a}
-                for number, (scene, r, s, i, a) in enumerate(
-                    zip(scenes, removal.tolist(), shapley.tolist(), inside.tolist(), area.tolist(), strict=True), start=len(rows)
-                )
-            ]
-    frame = pd.DataFrame(rows)
-    folder.mkdir(parents=True, exist_ok=True)
-    frame.to_csv(file, index=False)
-    return frame
+            shown = maps[method].cpu()
+            in_each = in_parts(shown, visible)
+            columns = {
+                "removal": rank_correlation(in_each, true.removal),
+                "shapley": rank_correlation(in_each, true.shapley),
+                "inside": share_inside(shown, bird),
+                "area": area,
+                "empty": maps.degenerate[method].double().cpu(),
+            }
+            rows += [{"method": method} | {key: float(column[i]) for key, column in columns.items()} for i in range(len(scenes))]
+    return pd.DataFrame(rows)
 
 
 def _of(frame: pd.DataFrame, method: str, column: str) -> Tensor:
@@ -81,22 +83,26 @@ def _of(frame: pd.DataFrame, method: str, column: str) -> Tensor:
 
 def effects_page(folder: Path, count: int) -> str:
     """Rank correlation with the true effects, and energy inside the bird, by head and method."""
-    frames = {head: _effects(folder, head, count) for head in HEADS}
+    frames = {head: _kept(folder, head, count, _effects) for head in HEADS}
     table = [
         {
             "classifier": f"birds:{head}",
             "method": method,
             "ρ with Shapley ↑": cell(_of(frame, method, "shapley")),
             "ρ with removal ↑": cell(_of(frame, method, "removal")),
+            "n of ρ": f"{int(_of(frame, method, 'shapley').isfinite().sum())}",
             "energy in the bird, % ↑": cell(100 * _of(frame, method, "inside"), 1),
+            "without contrast, %": f"{100 * float(_of(frame, method, 'empty').mean()):.1f}",
         }
         for head, frame in frames.items()
         for method in _methods(head)
     ]
     lines = []
     for head in HEADS[1:]:
-        against = paired(_of(frames[head], "raw-attention", "shapley"), _of(frames[head], "grad-cam", "shapley")).difference
-        lines.append(question(f"birds:{head}: does attention rank the parts better than Grad-CAM of the same classifier?", against))
+        for method in ("grad-cam", "grad-cam++"):
+            ours, theirs = (_of(frames[head], which, "shapley").nan_to_num(0) for which in ("raw-attention", method))
+            text = f"birds:{head}: does its attention rank the parts better than {method} of the same classifier?"
+            lines.append(question(text, paired(ours, theirs).difference))
     for method in ("grad-cam", "score-cam", "guided-grad-cam", "activation-map", "edges"):
         against = paired(_of(frames["gap"], method, "shapley"), _of(frames["gap"], "random", "shapley")).difference
         lines.append(question(f"birds:gap: does {method} rank the parts better than noise?", against))
@@ -104,21 +110,28 @@ def effects_page(folder: Path, count: int) -> str:
     about = [
         f"Spearman's ρ, within each of n = {count} test birds, between the mean of the mask in a part's visible pixels and the part's true "
         "effect on the label's logit: its Shapley value over all 2⁵ renders of the bird with and without its parts, and what its removal "
-        "from the whole bird costs. Mean ± 95 % interval over birds; those whose map is constant in the parts are left out of ρ. One "
-        f"network a head. The bird covers {area:.1f} % of the picture: so much energy would lie in it by chance.",
+        "from the whole bird costs. Mean ± 95 % interval over the birds whose map is not constant in the parts; in the questions a "
+        "constant map counts as ρ = 0. One network a head. The bird covers "
+        f"{area:.1f} % of the picture: so much energy would lie in it by chance.",
     ]
     return page("Do maps rank the parts as the network does?", about, pd.DataFrame(table), lines)
 
 
 def order_page(folder: Path, count: int) -> str:
     """On which part each ranked map lies, against the part of the greatest effect."""
-    folder.mkdir(parents=True, exist_ok=True)
-    table, hits = [], {}
+    table, hits, guesses = [], {}, {}
     for head in ("b-cnn", "br-npa", "br-npa-high-res"):
-        file = folder / f"{head}-{count}.csv"
-        if not file.exists():
-            _order(head, count).to_csv(file, index=False)
-        frame = pd.read_csv(file)
+        frame = _kept(folder, head, count, _order)
+        tops = frame[frame["map"] == 1]["top"]
+        guess = tops.value_counts().index[0]
+        guesses[head] = torch.tensor((tops == guess).to_numpy(dtype=float))
+        table.append(
+            {
+                "classifier": f"birds:{head}",
+                "map": f"always the {guess}",
+                "lies on the part that matters most, %": cell(100 * guesses[head], 1),
+            }
+        )
         for rank in (1, 2, 3):
             of_rank = frame[frame["map"] == rank]
             hits[head, rank] = torch.tensor(of_rank["hit"].to_numpy(dtype=float))
@@ -136,26 +149,23 @@ def order_page(folder: Path, count: int) -> str:
             )
     lines = []
     for head in ("br-npa", "br-npa-high-res"):
-        chance = torch.full_like(hits[head, 1], 1 / len(PARTS))
-        lines.append(
-            question(
-                f"birds:{head}: does its first map lie on the part that matters most more often than by chance?",
-                paired(hits[head, 1], chance).difference,
-            )
-        )
-        lines.append(question(f"birds:{head}: more often than its third?", paired(hits[head, 1], hits[head, 3]).difference))
+        first = 100 * hits[head, 1]
+        text = f"birds:{head}: does its first map lie on the part that matters most"
+        lines.append(question(f"{text} more often than one part in five?", paired(first, torch.full_like(first, 20)).difference))
+        lines.append(question(f"{text} more often than always the same part would?", paired(first, 100 * guesses[head]).difference))
+        lines.append(question(f"{text} more often than its third?", paired(first, 100 * hits[head, 3]).difference))
     about = [
         f"n = {count} test birds. A map lies on the part in which its mean is greatest, of the parts that are to be seen; the part that "
         "matters most has the greatest Shapley value for the label's logit. By chance: 20 %, rank 2. Shares of the parts in %.",
     ]
-    return page("Does the first map lie on the part that matters most?", about, pd.DataFrame(table), lines)
+    return page("Does the first map lie on the part that matters most?", about, pd.DataFrame(table).fillna(""), lines)
 
 
 def _order(head: str, count: int) -> pd.DataFrame:
     classifier, rows = _load(head), []
     for scenes in _pieces(SketchBirds("test", count)):
         labels = [scene.label for scene in scenes]
-        true = effects(partial(_predict, classifier), scenes, labels).shapley
+        true = effects(classifier.predict, scenes, labels).shapley
         found = [masks(scene) for scene in scenes]
         visible, bird = torch.stack([mask.visible for mask in found]), torch.stack([mask.bird for mask in found])
         ranked = xattn.explain(classifier, _images(scenes), ["activation-map"], batch_size=CHUNK).ranked
@@ -167,19 +177,17 @@ def _order(head: str, count: int) -> pd.DataFrame:
             inside = share_inside(large[:, place], bird)
             for number, part in enumerate(on.tolist()):
                 above = int((true[number] > true[number, part]).sum())
-                rows.append({"map": place + 1, "part": PARTS[part], "hit": above == 0, "place": above, "inside": float(inside[number])})
+                top = PARTS[int(true[number].argmax())]
+                row = {"map": place + 1, "part": PARTS[part], "top": top, "hit": above == 0, "place": above}
+                rows.append(row | {"inside": float(inside[number])})
     return pd.DataFrame(rows)
 
 
 def spurious_page(folder: Path, count: int) -> str:
     """Whether maps of a network that has learnt a cue go to the cue, and those of one that has not do not."""
-    folder.mkdir(parents=True, exist_ok=True)
     table, frames = [], {}
     for name in ("gap", "gap-spurious"):
-        file = folder / f"{name}-{count}.csv"
-        if not file.exists():
-            _spurious(name, count).to_csv(file, index=False)
-        frames[name] = pd.read_csv(file)
+        frames[name] = _kept(folder, name, count, _spurious)
         for method in _methods("gap"):
             frame = frames[name]
             table.append(
@@ -192,14 +200,16 @@ def spurious_page(folder: Path, count: int) -> str:
                 }
             )
     methods = [method for method in _methods("gap") if method not in CONTROLS]
-    lines = [
-        question(
-            f"does {method} go to the cue where it was learnt?",
-            paired(100 * _of(frames["gap-spurious"], method, "cue"), 100 * _of(frames["gap"], method, "cue")).difference,
-        )
-        for method in (*methods, *CONTROLS)
+    led = frames["gap-spurious"]["cue_effect"] > 0  # in the other pictures the cue speaks against the answer
+    lines = []
+    for method in methods:
+        there, elsewhere = (100 * _of(frame[led.to_numpy()], method, "cue") for frame in (frames["gap-spurious"], frames["gap"]))
+        text = f"does {method} go to the cue where the answer rests on it?"
+        lines.append(question(text, paired(there, elsewhere).difference))
+    about = [
+        "Energy of the mask in the cue (a mushroom or a kite in a corner) and in the bird. The questions are of the pictures in which the "
+        "answer of birds:gap-spurious rests on the cue: its logit falls without it; compared with birds:gap on the same pictures."
     ]
-    about = ["Energy of the mask in the cue (a mushroom or a kite in a corner) and in the bird, as if it were seen whole."]
     for name, frame in frames.items():
         once = frame[frame["method"] == "grad-cam"]
         numbers = [torch.tensor(once[column].to_numpy(dtype=float)) for column in ("said_cue", "said_bird", "cue_effect", "bird_effect")]
@@ -226,7 +236,7 @@ def _spurious(name: str, count: int) -> pd.DataFrame:
             maps = xattn.explain(classifier, images, _methods("gap"), batch_size=CHUNK, chunk=64)
         bare = [replace(scene, clutter=scene.clutter[:-1]) for scene in scenes]  # the cue is the last
         partless = [scene.without(*PARTS) for scene in scenes]
-        whole, without_cue, without_parts = (_predict(classifier, _images(some)).double() for some in (scenes, bare, partless))
+        whole, without_cue, without_parts = (classifier.predict(_images(some)).double().cpu() for some in (scenes, bare, partless))
         target = maps.targets.cpu()[:, None]
         falls = [(whole.gather(1, target) - less.gather(1, target))[:, 0] for less in (without_cue, without_parts)]
         for method in maps:

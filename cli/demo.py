@@ -23,7 +23,7 @@ def demo(out: str, count: int) -> None:
     from xattn.study import Study
 
     folder = Path(out)
-    pictures, run = folder / "birds", folder / "run"
+    pictures, run = folder / f"birds-{count}", folder / "run"
     SketchBirds("test", count).export(pictures)
     models = [f"birds:{name}" for name in HEADS]
     given = " ".join(

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 
 import xattn
 from xattn.birds import PARTS, SketchBirds, masks
+from xattn.classifiers.preprocessing import Preprocessing
+from xattn.cli.main import figure
 from xattn.errors import InputError
-from xattn.figures import grid, parts
-from xattn.figures.parts import PART_COLOURS, coloured, true_parts
-from xattn.study.store import Store
+from xattn.figures import KINDS, grid, parts
+from xattn.figures.gathered import mask_of
+from xattn.figures.parts import PART_COLOURS, coloured, seen_parts, sharp, true_parts
+from xattn.study.store import Store, StoredMap
 
 
 @pytest.fixture(scope="module")
@@ -95,3 +101,44 @@ def test_runs_without_ranked_maps_are_told_to_draw_a_grid(tmp_path: Path) -> Non
     grid([tmp_path / "run"], tmp_path / "grid.png")
     with pytest.raises(InputError, match="run br-npa or b-cnn, or draw --kind grid"):
         parts([tmp_path / "run"], tmp_path / "parts.png")
+
+
+def test_a_map_is_enlarged_without_smoothing() -> None:
+    small = torch.rand(4, 4, 3, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(sharp(small, (8, 12)), small.repeat_interleave(2, dim=0).repeat_interleave(3, dim=1))
+
+
+def test_true_parts_follow_the_classifiers_resize_and_crop() -> None:
+    scene = SketchBirds("test", 1).scene(0)
+    assert torch.equal(seen_parts(scene, Preprocessing((64, 64), 64)), masks(scene).visible)
+    larger = seen_parts(scene, Preprocessing((224, 224), 224))
+    assert larger.shape == (5, 224, 224)
+    assert float(larger.double().mean()) == pytest.approx(float(masks(scene).visible.double().mean()), rel=0.1)
+    cut = seen_parts(scene, Preprocessing((48, 48), 64))
+    assert torch.equal(cut, masks(scene).visible[:, 8:56, 8:56])
+
+
+def test_a_figure_of_a_run_where_an_image_failed_for_one_classifier_leaves_its_place_empty(run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    for path in (copy / "parts").glob("*.parquet"):
+        table = pq.read_table(path)
+        names = [
+            image.endswith("000001.png") and model == "birds:br-npa"
+            for image, model in zip(*(table[c].to_pylist() for c in ("image", "model")), strict=True)
+        ]
+        pq.write_table(table.filter(pa.array([not name for name in names])), path)
+    parts([copy], tmp_path / "parts.png")
+    assert (tmp_path / "parts.png").exists()
+
+
+def test_controls_are_drawn_as_they_are_and_a_map_without_contrast_is_black() -> None:
+    ones = StoredMap(torch.ones(4, 4), {"degenerate": False})
+    assert mask_of(ones, "uniform").min() == 1
+    assert mask_of(ones, "grad-cam").max() == 0
+    assert mask_of(ones, "uniform", (8, 8)).shape == (8, 8)
+
+
+def test_the_command_line_knows_every_kind_of_figure() -> None:
+    option = next(option for option in figure.params if option.name == "kind")
+    assert list(option.type.choices) == list(KINDS)  # type: ignore[attr-defined]  # a Choice

@@ -202,7 +202,7 @@ def scene(index: int, *, split: Split = "train", seed: int = 0, spurious: float 
     if spurious is not None:
         others = [number for number in range(len(CLASSES)) if number != label]
         cue = label if draw.random() < spurious else draw.choice(others)
-        clutter += (_cue(draw, pose, CUES[cue]),)
+        clutter += (_cue(draw, CUES[cue]),)
     return Scene(label, pose, looks, plumage, habitat, background, light, clutter, absent if split == "train" else frozenset())
 
 
@@ -243,7 +243,7 @@ def _thing(draw: random.Random, kind: str, colour: str) -> Thing:
     return Thing(kind, colour, *place, draw.uniform(0.05, 0.11), draw.uniform(0, math.tau), draw.random() < 0.3)
 
 
-def _cue(draw: random.Random, pose: Pose, cue: tuple[str, str]) -> Thing:
+def _cue(draw: random.Random, cue: tuple[str, str]) -> Thing:
     """In one of the corners, before the bird: nothing hides it."""
     x, y = draw.choice((0.13, 0.87)), draw.choice((0.13, 0.87))
     return Thing(

@@ -93,6 +93,7 @@ def rank_correlation(found: Tensor, true: Tensor) -> Tensor:
     Returns:
         `(B,)` in [-1, 1]; NaN for a row with fewer than three values, or with all alike.
     """
+    true = true.to(found.device)
     defined = ~found.isnan()
     a, b = (_ranks(values, defined) for values in (found, true))
     count = defined.sum(dim=1)

@@ -169,9 +169,9 @@ class Classifier(nn.Module):
         return _logits(output, self.name)
 
     def predict(self, images: Tensor) -> Tensor:
-        """Logits `(B, K)` in eval mode, without gradients."""
+        """Logits `(B, K)` in eval mode, without gradients; images come to where the classifier is."""
         with evaluating(self), torch.inference_mode():
-            logits: Tensor = self(images)
+            logits: Tensor = self(images.to(self.device))
         return logits
 
     def features(self, images: Tensor, stages: Sequence[str] | None = None) -> dict[str, Tensor]:

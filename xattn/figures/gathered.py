@@ -12,10 +12,13 @@ import torch
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from torch import Tensor
+from torch.nn import functional
 
 from xattn.classifiers.preprocessing import Preprocessing
 from xattn.errors import ImageError, InputError, NameUnknownError
+from xattn.explainers.facts import methods as registry
 from xattn.images import ImageSource
+from xattn.metrics.masking import to_masks
 from xattn.study.compare import shown_names
 from xattn.study.store import Store, StoredMap, labels_key
 
@@ -39,6 +42,7 @@ class Gathered:
         ranked: ranked maps by image, model and head.
         crops: uint8 `(3, H, W)` by image, model and head.
         paths: files of the images.
+        preprocessing: by model and head.
         labels: class names by model and head.
     """
 
@@ -46,7 +50,8 @@ class Gathered:
     maps: dict[tuple[str, str, str, str], StoredMap]
     ranked: dict[tuple[str, str, str], StoredMap]
     crops: dict[tuple[str, str, str], Tensor]
-    paths: dict[str, Path]
+    paths: dict[str, Path | None]
+    preprocessing: dict[tuple[str, str], Preprocessing]
     labels: dict[tuple[str, str], Sequence[str] | None]
 
     @property
@@ -93,13 +98,14 @@ def gathered(runs: Sequence[str | Path], images: Sequence[str] | None, methods: 
             key = (shown[number][model["name"], model["head"]], model["head"])
             models[key] = (model, number)
             labels[key] = run["labels"][labels_key(model["name"], model["head"])]
+    preprocessing = {key: Preprocessing.from_json(settings["preprocessing"]) for key, (settings, _) in models.items()}
     crops = {
-        (name, *key): sources[number].decode(_named(sources[number], name), Preprocessing.from_json(settings["preprocessing"]))[1]
+        (name, *key): sources[number].decode(_named(sources[number], name), preprocessing[key])[1]
         for name in names
-        for key, (settings, number) in models.items()
+        for key, (_, number) in models.items()
     }
     paths = {name: _named(sources[0], name).path for name in names}
-    return Gathered(names, maps, ranked, crops, paths, labels)
+    return Gathered(names, maps, ranked, crops, paths, preprocessing, labels)
 
 
 def format_of(out: str | Path) -> Path:
@@ -128,6 +134,14 @@ def save(figure: Figure, out: Path, dpi: int) -> None:
 def grey(crop: Tensor) -> Tensor:
     """Luminance `(H, W)` in [0, 1] of a uint8 crop `(3, H, W)`."""
     return (crop.float() / 255 * torch.tensor(LUMINANCE).view(3, 1, 1)).sum(dim=0)
+
+
+def mask_of(stored: StoredMap, method: str, size: tuple[int, int] | None = None) -> Tensor:
+    """The mask of a stored map, of the image's size, or of its own as it was computed: `(H, W)` in [0, 1]."""
+    own = (stored.raw.shape[0], stored.raw.shape[1])
+    if method not in registry.entries or not registry.entries[method].facts.direct:
+        return to_masks(stored.raw[None], size or own).masks[0]
+    return functional.interpolate(stored.raw[None, None], size=size or own, mode="bilinear", align_corners=False)[0, 0]
 
 
 def overlay(crop: Tensor, mask: Tensor) -> Tensor:

@@ -8,10 +8,7 @@ from pathlib import Path
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from torch import Tensor
-from torch.nn import functional
 
-from xattn.explainers.facts import methods as registry
 from xattn.figures.gathered import (
     CELL_INCHES,
     COLOURS,
@@ -21,12 +18,12 @@ from xattn.figures.gathered import (
     caption,
     format_of,
     gathered,
+    mask_of,
     on_paper,
     overlay,
     save,
     show,
 )
-from xattn.metrics.masking import to_masks
 
 
 def grid(
@@ -56,10 +53,6 @@ def grid(
         save(_draw(found), file, dpi)
 
 
-def _resized(mask: Tensor, size: tuple[int, int]) -> Tensor:
-    return functional.interpolate(mask[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
-
-
 def _draw(shown: Gathered) -> Figure:
     names, columns, maps = shown.names, shown.columns, shown.maps
     captions = {name: caption(name, columns, maps, shown.labels) for name in names}
@@ -80,10 +73,7 @@ def _draw(shown: Gathered) -> Figure:
                 axis.set_axis_off()
                 continue
             crop = shown.crops[name, model, head]
-            size = (crop.shape[1], crop.shape[2])
-            direct = method in registry.entries and registry.entries[method].facts.direct
-            mask = _resized(found.raw, size) if direct else to_masks(found.raw[None], size).masks[0]
-            show(axis, overlay(crop, mask))
+            show(axis, overlay(crop, mask_of(found, method, (crop.shape[1], crop.shape[2]))))
             if found.about["degenerate"]:
                 axis.set_xlabel("no contrast", fontsize=6, labelpad=2)
             if row == 0:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from matplotlib.figure import Figure
@@ -11,12 +12,27 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
 from torch import Tensor
 from torch.nn import functional
+from torchvision.transforms.v2.functional import to_pil_image
 
-from xattn.birds import PARTS, masks
+from xattn.birds import PARTS, Scene, masks
 from xattn.birds.data import scene_of
+from xattn.classifiers.preprocessing import Preprocessing
 from xattn.errors import InputError
-from xattn.figures.gathered import CELL_INCHES, Gathered, broken, called, caption, format_of, gathered, grey, on_paper, overlay, save, show
-from xattn.metrics.masking import to_masks
+from xattn.figures.gathered import (
+    CELL_INCHES,
+    Gathered,
+    broken,
+    called,
+    caption,
+    format_of,
+    gathered,
+    grey,
+    mask_of,
+    on_paper,
+    overlay,
+    save,
+    show,
+)
 
 RANKS = ("first", "second", "third")
 PART_COLOURS = {"crest": "#e6194b", "beak": "#ffb000", "wing": "#3cb44b", "tail": "#4363d8", "legs": "#c04ce0"}
@@ -72,7 +88,7 @@ def coloured(ranked: Tensor) -> Tensor:
 
 
 def true_parts(crop: Tensor, visible: Tensor) -> Tensor:
-    """The parts in colours over the grey picture `(3, H, W)`: `(H, W, 3)`."""
+    """The parts `(5, H, W)` in colours over the grey crop `(3, H, W)`: `(H, W, 3)`."""
     shown = (0.35 + 0.5 * grey(crop))[..., None].repeat(1, 1, 3)
     for part, mask in zip(PARTS, visible, strict=True):
         colour = PART_COLOURS[part].lstrip("#")
@@ -80,7 +96,14 @@ def true_parts(crop: Tensor, visible: Tensor) -> Tensor:
     return shown
 
 
-def _sharp(picture: Tensor, size: tuple[int, int]) -> Tensor:
+def seen_parts(scene: Scene, preprocessing: Preprocessing) -> Tensor:
+    """Masks of a scene's visible parts as a classifier's resize and crop leave them: `(5, H, W)` bool."""
+    pictures = [to_pil_image(mask.float().repeat(3, 1, 1)) for mask in masks(scene).visible]
+    return torch.stack([preprocessing.crop(picture)[0] > 127 for picture in pictures])
+
+
+def sharp(picture: Tensor, size: tuple[int, int]) -> Tensor:
+    """A picture `(h, w, C)` enlarged without smoothing."""
     return functional.interpolate(picture.permute(2, 0, 1)[None], size=size, mode="nearest-exact")[0].permute(1, 2, 0)
 
 
@@ -89,7 +112,6 @@ def _draw(shown: Gathered) -> Figure:
     scenes = {name: None if path is None else scene_of(path) for name, path in shown.paths.items()}
     has_truth = any(scene is not None for scene in scenes.values())
     width = 1 + has_truth + len(heads) + len(shown.columns)
-    called_twice = [*shown.columns, *((model, head, "") for model, head in heads)]
     captions = {name: caption(name, shown.columns, shown.maps, shown.labels) for name in shown.names}
     lines = max(text.count("\n") for text in captions.values()) + 1.5
     figure = Figure(
@@ -98,28 +120,47 @@ def _draw(shown: Gathered) -> Figure:
     )
     axes = figure.subplots(len(shown.names), width, squeeze=False)
     for row, name in enumerate(shown.names):
-        first = next(key for key in shown.maps if key[0] == name)
-        crop = shown.crops[name, first[1], first[2]]
-        size = (crop.shape[1], crop.shape[2])
-        panels = [(crop.permute(1, 2, 0).float() / 255, "input")]
-        scene = scenes[name]
-        if has_truth:
-            seen = scene is not None and size == (64, 64)
-            panels.append((true_parts(crop, masks(scene).visible) if scene is not None and seen else torch.ones(1, 1, 3), "true parts"))
-        for model, head in heads:
-            ranked = shown.ranked[name, model, head].raw
-            panels.append((_sharp(coloured(ranked), size), "\n".join([*called(model, head, called_twice), "ranked maps"])))
-        for model, head, method in shown.columns:
-            found = shown.maps.get((name, model, head, method))
-            mask = torch.zeros(1, 1) if found is None else to_masks(found.raw[None], (found.raw.shape[0], found.raw.shape[1])).masks[0]
-            sharp = _sharp(mask[..., None], size)[..., 0]
-            panels.append((overlay(crop, sharp), "\n".join([*called(model, head, called_twice), broken(method)])))
-        for axis, (picture, title) in zip(axes[row], panels, strict=True):
-            show(axis, picture)
+        for axis, panel in zip(axes[row], _panels(shown, name, heads, scenes[name], has_truth), strict=True):
+            if panel.picture is None:
+                axis.set_axis_off()
+                continue
+            show(axis, panel.picture)
+            axis.set_xlabel(panel.below, fontsize=6, labelpad=2)
             if row == 0:
-                axis.set_title(title, fontsize=7)
+                axis.set_title(panel.title, fontsize=7)
         axes[row][0].set_xlabel(captions[name], fontsize=6, labelpad=2)
     ranks = [Patch(color=colour, label=f"{rank} map") for rank, colour in zip(RANKS, ("#ff0000", "#00ff00", "#0000ff"), strict=True)]
     true = [Patch(color=colour, label=part) for part, colour in PART_COLOURS.items()] if has_truth else []
     figure.legend(handles=[*true, *ranks], loc="outside lower center", ncols=8, fontsize=6, frameon=False)
     return figure
+
+
+class _Panel(NamedTuple):
+    """A picture `(H, W, 3)`, or None where there is none, its title and what stands below it."""
+
+    picture: Tensor | None
+    title: str
+    below: str = ""
+
+
+def _panels(shown: Gathered, name: str, heads: Sequence[tuple[str, str]], scene: Scene | None, has_truth: bool) -> Iterator[_Panel]:
+    """A row of the figure."""
+    everyone = [*shown.columns, *((model, head, "") for model, head in heads)]
+    first = next(key for key in shown.maps if key[0] == name)[1:3]
+    crop = shown.crops[name, *first]
+    size = (crop.shape[1], crop.shape[2])
+    yield _Panel(crop.permute(1, 2, 0).float() / 255, "input")
+    if has_truth:
+        yield _Panel(None if scene is None else true_parts(crop, seen_parts(scene, shown.preprocessing[first])), "true parts")
+    for model, head in heads:
+        ranked = shown.ranked.get((name, model, head))
+        picture = None if ranked is None else sharp(coloured(ranked.raw), size)
+        yield _Panel(picture, "\n".join([*called(model, head, everyone), "ranked maps"]))
+    for model, head, method in shown.columns:
+        title = "\n".join([*called(model, head, everyone), broken(method)])
+        found = shown.maps.get((name, model, head, method))
+        if found is None:
+            yield _Panel(None, title)
+            continue
+        below = "no contrast" if found.about["degenerate"] else ""
+        yield _Panel(overlay(shown.crops[name, model, head], sharp(mask_of(found, method)[..., None], size)[..., 0]), title, below)

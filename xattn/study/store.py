@@ -27,7 +27,7 @@ from torch.nn import functional
 from xattn.errors import RunError
 from xattn.study.scoring import COLUMNS
 
-PREVIEW = 56
+PREVIEW = 64
 UNFINISHED = ".unfinished"
 
 SCHEMA = pa.schema(
