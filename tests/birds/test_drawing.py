@@ -6,9 +6,12 @@ import hashlib
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 from xattn.birds import PARTS, Scene, masks, pixels, scene, subsets
 from xattn.birds.drawing import SIDE
@@ -112,3 +115,12 @@ def test_pixels_are_the_same_in_another_process_with_another_number_of_threads(t
     environment = {"OMP_NUM_THREADS": threads, "PYTHONHASHSEED": threads, "PATH": ""}
     made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert made.stdout.strip() == _digest()
+
+
+def test_pixels_are_those_that_the_shipped_classifiers_were_trained_on() -> None:
+    with Image.open(Path(__file__).parents[2] / "benchmarks" / "results" / "papers" / "birds.png") as sheet:
+        drawn = pil_to_tensor(sheet)[:, ::2, ::2].short()  # two rows of sixteen, each pixel twice
+    made = torch.cat(
+        [torch.cat([pixels(scene(16 * row + place, split="test")) for place in range(16)], dim=2) for row in range(2)], dim=1
+    ).short()
+    assert ((made - drawn).abs() > 2).double().mean() < 0.0005, "the drawing has changed: run benchmarks/train_birds.py and birds.py again"
