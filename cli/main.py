@@ -12,7 +12,7 @@ import click
 
 from xattn import __version__
 from xattn.cli.demo import demo
-from xattn.cli.options import in_plain_lines, triple
+from xattn.cli.options import in_plain_lines, shard, triple
 from xattn.cli.train import train
 from xattn.errors import InputError, XattnError
 
@@ -79,6 +79,9 @@ def main() -> None:
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Images a part.")
 @click.option("--workers", type=click.IntRange(0), help="Processes that decode; default: one a core but one.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of what is random.")
+@click.option(
+    "--shard", default="1/1", callback=shard, help="i/n: do the i-th of n parts alone, in a folder of its own; compare joins them."
+)
 @click.option("--untrained", is_flag=True, help="Explain a head that was never trained all the same.")
 @click.option("--save-maps", is_flag=True, help="Also write masks of the crop's size, as 16-bit PNG, and keep maps of that size whole.")
 def explain(
@@ -101,6 +104,7 @@ def explain(
     batch_size: int,
     workers: int | None,
     seed: int,
+    shard: tuple[int, int],
     untrained: bool,
     save_maps: bool,
 ) -> None:
@@ -133,6 +137,7 @@ def explain(
         seed=seed,
         save_maps=save_maps,
         untrained=untrained,
+        shard=shard,
     )
     for classifier in classifiers:
         place = study.stage_of(classifier)
@@ -141,7 +146,7 @@ def explain(
         click.echo(f"  stage {place.name} ({place.channels} × {place.size[0]} × {place.size[1]}); others: {_listed(classifier)}", err=True)
         if left := [part.spec for part in study.methods if part not in study.methods_of(classifier)]:
             click.echo(f"  without {', '.join(left)}: this head has no attention", err=True)
-    click.echo(f"{len(source)} images × {len(methods)} methods × {len(metrics)} metrics, target: {study.target}", err=True)
+    click.echo(f"{len(study.images)} images × {len(methods)} methods × {len(metrics)} metrics, target: {study.target}", err=True)
     try:
         outcome = study.run()
     except KeyboardInterrupt:
@@ -152,7 +157,7 @@ def explain(
         from xattn.figures import grid
 
         figure = os.path.join(out, "figures", "grid.png")
-        grid([out], figure, images=[image.name for image in source.images if image.name not in failed][:6])
+        grid([out], figure, images=[image.name for image in study.images if image.name not in failed][:6])
         click.echo(study.table().to_string(index=False, float_format=lambda value: f"{value:.2f}"))
         click.echo(f"scores: {out}/scores.csv   table: {out}/table.csv   figure: {figure}", err=True)
     if outcome.failed:

@@ -19,6 +19,14 @@ def triple(_ctx: click.Context, _param: click.Parameter, value: str | None) -> l
         raise click.BadParameter(f"three numbers are needed, as 0.485,0.456,0.406; got '{value}'.") from error
 
 
+def shard(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[int, int]:
+    """One of several parts of the work, i/n."""
+    place, slash, count = value.partition("/")
+    if not slash or not place.isdigit() or not count.isdigit():
+        raise click.BadParameter(f"a shard is i/n, as 2/8 for the second of eight; got '{value}'.")
+    return int(place), int(count)
+
+
 def stages(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[str, ...]:
     """Names with commas between them."""
     return tuple(filter(None, (part.strip() for part in (value or "").split(","))))

@@ -184,7 +184,7 @@ def test_bad_files_are_told_with_their_batch_and_the_good_ones_are_read(folder: 
 
 
 def test_batches_that_are_done_are_left_out(folder: Path) -> None:
-    assert [batch.number for batch in ImageSource(folder).batches(EXACT, 4, done={0, 2})] == [1]
+    assert [batch.number for batch in ImageSource(folder).batches(EXACT, 4, wanted=[1])] == [1]
 
 
 def test_the_crop_is_torchvision_s(folder: Path) -> None:

@@ -7,7 +7,7 @@ import glob
 import hashlib
 import os
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -161,10 +161,12 @@ class ImageSource:
         came = tuple(picture.shape) if isinstance(picture, Tensor) else type(picture).__name__
         raise ImageError(f"a dataset gives PIL pictures, or tensors (3, {preprocessing.input_size}) in [0, 1] or uint8; got {came}.")
 
-    def batches(self, preprocessing: Preprocessing, batch_size: int, *, workers: int = 0, done: Collection[int] = ()) -> Iterator[Batch]:
-        """Decoded batches in order, read ahead by worker processes; those whose number is in `done` are left out."""
+    def batches(
+        self, preprocessing: Preprocessing, batch_size: int, *, workers: int = 0, wanted: Sequence[int] | None = None
+    ) -> Iterator[Batch]:
+        """Decoded batches in order, read ahead by worker processes; those of the wanted numbers, all if None."""
         decoder = _Batches(self, preprocessing, batch_size)
-        wanted = [number for number in range(decoder.count) if number not in done]
+        wanted = range(decoder.count) if wanted is None else wanted
         loader = DataLoader(decoder, batch_size=None, sampler=wanted, num_workers=min(workers, len(wanted)))
         yield from loader
 

@@ -26,7 +26,7 @@ from xattn.errors import InputError, NameUnknownError, RunError, UnsupportedErro
 from xattn.explainers.facts import MethodFacts, Need
 from xattn.explainers.maps import Maps, maps_of_batch, method_parts, refuse_untrained, resolve_targets
 from xattn.heads import heads
-from xattn.images import Batch, ImageSource
+from xattn.images import Batch, ImageSource, NamedImage
 from xattn.progress import Progress
 from xattn.registry import Part
 from xattn.study.scoring import COLUMNS, Scores, metric_parts, rows_of, score
@@ -69,6 +69,8 @@ class Study:
         save_maps: also write masks at the images' size, as 16-bit PNG under `maps/`, and keep raw maps of that size whole.
         progress: a bar on stderr where it is a terminal, a line now and then where not.
         untrained: explain heads that were never trained all the same.
+        shard: `(i, n)`: only every n-th batch, the i-th of them (from 1); several machines do a shard each into a folder each, and
+            `compare` takes all of them.
 
     Methods that show a head's attention are left out for the classifiers whose head has none, as long as another has some.
 
@@ -96,6 +98,7 @@ class Study:
         save_maps: bool = False,
         progress: bool = True,
         untrained: bool = False,
+        shard: tuple[int, int] = (1, 1),
     ) -> None:
         self.classifiers = list(classifiers)
         self.methods = method_parts(methods)
@@ -108,6 +111,7 @@ class Study:
         self.seed = seed
         self.save_maps = save_maps
         self.progress = progress
+        self.shard = shard
         self._check()
         for classifier in () if untrained else self.classifiers:
             refuse_untrained(classifier)
@@ -122,6 +126,12 @@ class Study:
             raise InputError(f"two classifiers are called {', '.join(twice)}: rows would not tell them apart. Set .name on one.")
         if self.batch_size < 1:
             raise InputError(f"a batch needs at least one image; got batch_size {self.batch_size}.")
+        place, count = self.shard
+        if not 1 <= place <= count or not self._numbers():
+            raise InputError(
+                f"shard {place}/{count} holds no batch of the {-(-len(self.source) // self.batch_size)} that {len(self.source)} images in "
+                f"batches of {self.batch_size} make: give i/n with i from 1 to n, fewer shards, or a smaller batch size."
+            )
         if self.target == "label" and not self.source.labelled:
             raise InputError("target 'label' needs a label for every image: give labels_csv, or a source that has them.")
         wanting = [part.spec for part in self.methods if not any(part in self.methods_of(classifier) for classifier in self.classifiers)]
@@ -139,6 +149,17 @@ class Study:
                         classifier.class_index(image.label)
                     except (InputError, NameUnknownError) as error:
                         raise InputError(f"the label of {image.name} does not fit {classifier.name}: {error}") from error
+
+    def _numbers(self) -> list[int]:
+        """Numbers of the batches of this shard."""
+        place, count = self.shard
+        return list(range(place - 1, -(-len(self.source) // self.batch_size), count))
+
+    @property
+    def images(self) -> list[NamedImage]:
+        """The images of this shard."""
+        size = self.batch_size
+        return [image for number in self._numbers() for image in self.source.images[number * size : (number + 1) * size]]
 
     def settings(self) -> dict[str, Any]:
         """What the numbers depend on: a run goes on in a folder only where all of it is the same."""
@@ -159,6 +180,7 @@ class Study:
             "metrics": [part.spec for part in self.metrics],
             "target": self.target,
             "images": {"origin": self.source.origin, "count": len(self.source), "digest": self.source.digest()},
+            "shard": list(self.shard),
             "batch_size": self.batch_size,
             "chunk": self.chunk,
             "seed": self.seed,
@@ -191,16 +213,16 @@ class Study:
         for classifier in self.classifiers:
             groups.setdefault(classifier.preprocessing, []).append(classifier)
         done = self.store.done()
-        per_group = -(-len(self.source) // self.batch_size)
-        with Progress(len(self.source) * len(groups), self.progress) as progress:
+        with Progress(len(self.images) * len(groups), self.progress) as progress:
             for group, (preprocessing, classifiers) in enumerate(groups.items()):
-                names = {number: f"{group:02d}-{number:06d}" for number in range(per_group)}
-                skipped = {number for number, name in names.items() if name in done}
+                names = {number: f"{group:02d}-{number:06d}" for number in self._numbers()}
+                wanted = [number for number, name in names.items() if name not in done]
+                skipped = set(names) - set(wanted)
                 progress.skip(sum(min(self.batch_size, len(self.source) - number * self.batch_size) for number in skipped))
-                for batch in self.source.batches(preprocessing, self.batch_size, workers=self.workers, done=skipped):
+                for batch in self.source.batches(preprocessing, self.batch_size, workers=self.workers, wanted=wanted):
                     self.store.write_part(names[batch.number], self.rows(batch, classifiers))
                     progress.add(len(batch.images) + len(batch.failed))
-        return Outcome(len(self.source), self.store.finish([part.spec for part in self.metrics]))
+        return Outcome(len(self.images), self.store.finish([part.spec for part in self.metrics]))
 
     def rows(self, batch: Batch, classifiers: Sequence[Classifier]) -> list[tuple[object, ...]]:
         """The work of one batch: the rows of its part, a pure function of the batch."""
