@@ -331,12 +331,23 @@ TABLES: dict[str, Callable[[Papers], str]] = {
 @click.option("--stream", default=Budget.stream, show_default=True, help="Epochs of a stream.")
 @click.option("--seeds", default=len(Budget.seeds), show_default=True, help="How many.")
 @click.option("--birds", default=Budget.explained, show_default=True, help="Test birds that are explained, and whose effects are found.")
+@click.option("--threads", default=2, show_default=True, help="Of this process; several may share WORK, each with --only of its own.")
 @click.option("--out", default=RESULTS / "papers", type=click.Path(path_type=Path))
 def main(
-    work: Path, only: tuple[str, ...], smoke: bool, count: int, epochs: int, tuned: int, stream: int, seeds: int, birds: int, out: Path
+    work: Path,
+    only: tuple[str, ...],
+    smoke: bool,
+    count: int,
+    epochs: int,
+    tuned: int,
+    stream: int,
+    seeds: int,
+    birds: int,
+    threads: int,
+    out: Path,
 ) -> None:
     """Makes the tables in OUT, with what they need in WORK."""
-    torch.set_num_threads(2)
+    torch.set_num_threads(threads)
     out.mkdir(parents=True, exist_ok=True)
     spent = Budget(count, epochs, tuned, stream, tuple(range(seeds)), explained=birds, true=birds)
     papers = Papers(work, SMOKE if smoke else spent)

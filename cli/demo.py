@@ -23,7 +23,7 @@ def demo(out: str, count: int) -> None:
     from xattn.study import Study
 
     folder = Path(out)
-    pictures, run = folder / f"birds-{count}", folder / "run"
+    pictures, run = folder / f"birds-{count}", folder / f"run-{count}"
     SketchBirds("test", count).export(pictures)
     models = [f"birds:{name}" for name in HEADS]
     given = " ".join(
@@ -38,8 +38,16 @@ def demo(out: str, count: int) -> None:
     figures = {"grid": folder / "grid.png", "parts": folder / "parts.png"}
     grid([run], figures["grid"], images=names, methods=["grad-cam", "raw-attention"])
     parts([run], figures["parts"], images=names, methods=["grad-cam"])
-    click.echo(study.table().drop(columns=["degenerate_share"]).to_string(index=False, float_format=lambda value: f"{value:.2f}"))
-    click.echo(f"scores: {run}/scores.csv   table: {run}/table.csv   figures: {figures['grid']}, {figures['parts']}", err=True)
+    click.echo(study.table().to_string(index=False, float_format=lambda value: f"{value:.2f}"))
+    click.echo(
+        "Lower is better for average-drop and deletion, higher for the others; degenerate_share: maps without contrast, as Grad-CAM's on "
+        "br-npa, whose mean gradient points away from what its vectors gather.\n"
+        f"With intervals and tests:  xattn compare {run} --against random\n"
+        f"Scores: {run}/scores.csv   table: {run}/table.csv   figures, made by:\n"
+        f"  xattn figure {run} --kind grid --method grad-cam --method raw-attention --out {figures['grid']}\n"
+        f"  xattn figure {run} --kind parts --method grad-cam --out {figures['parts']}",
+        err=True,
+    )
     click.echo(
         "On your own pictures and network, photos/ being a folder of them:\n"
         "  xattn explain photos/ --model torchvision:resnet50 --method grad-cam --method random --out runs/mine",

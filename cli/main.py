@@ -58,7 +58,10 @@ def main() -> None:
     help="Local .pth or .safetensors, or the name of torchvision weights; one for each --model, in order, '' for its own.",
 )
 @click.option(
-    "--head", "heads", multiple=True, default=("gap",), show_default=True, help="What gives the logits; see `xattn list heads`. Repeatable."
+    "--head",
+    "heads",
+    multiple=True,
+    help="What gives the logits; see `xattn list heads`. Repeatable. Default: a saved model's own, else gap.",
 )
 @click.option("--stage", help="Where features are taken; default: what enters the pooling.")
 @click.option("--method", "methods", multiple=True, help=f"{PART}; see `xattn list methods`. Repeatable; some CAMs and controls if none.")
@@ -146,6 +149,11 @@ def explain(
         click.echo(f"  stage {place.name} ({place.channels} × {place.size[0]} × {place.size[1]}); others: {_listed(classifier)}", err=True)
         if left := [part.spec for part in study.methods if part not in study.methods_of(classifier)]:
             click.echo(f"  without {', '.join(left)}: this head has no attention", err=True)
+    if shard[1] > 1:
+        click.echo(
+            f"shard {shard[0]} of {shard[1]}: {len(study.images)} of {len(source)} images; `xattn compare` joins the folders of all",
+            err=True,
+        )
     click.echo(f"{len(study.images)} images × {len(methods)} methods × {len(metrics)} metrics, target: {study.target}", err=True)
     try:
         outcome = study.run()
@@ -178,9 +186,12 @@ def _load(models: Sequence[str], weights: Sequence[str], heads: Sequence[str], o
     for number, model in enumerate(models):
         file = weights[number] if weights and weights[number] else None
         saved = own_file(model) is not None
-        for head in heads[:1] if saved else heads:
+        if saved and heads and len(models) > 1:
+            click.echo(f"  note: {model} knows its own head; --head is for the others", err=True)
+        given = heads if heads and not (saved and len(models) > 1) else (None,)
+        for head in given:
             with in_plain_lines():
-                classifier = load(model, head="gap" if saved else head, weights=file, **options)
+                classifier = load(model, head=head, weights=file, **options)
             loaded.append((classifier, model if saved else file or ""))
     names = [(classifier.name, classifier.head_name) for classifier, _ in loaded]
     for (classifier, file), name in zip(loaded, names, strict=True):

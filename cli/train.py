@@ -123,7 +123,7 @@ def train(
             warnings.simplefilter("ignore", UserWarning)  # of a fresh classifier, for the teacher's follows
         classifier = load(
             model,
-            head=head or ("gap" if saved else name),
+            head=head if saved else name,
             weights=weights,
             classes=len(opened.names) if of_its_own and opened.names is not None else None,
             high_res=high_res,

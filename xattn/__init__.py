@@ -10,6 +10,7 @@ Names are loaded on first use: importing xattn loads no torch.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,6 +18,12 @@ if TYPE_CHECKING:
     from xattn.errors import XattnError
     from xattn.explainers import Maps, explain
     from xattn.study import Study, evaluate
+
+if importlib.util.find_spec("xattn.metrics") is None:
+    raise ImportError(
+        f"{__path__[0]} is the folder of a checkout, found before the installed package, whose metrics and cli lie elsewhere: install the "
+        "checkout with pip install -e, or run from another folder."
+    )
 
 __version__ = "0.1.0"
 __all__ = ["Classifier", "Maps", "Study", "XattnError", "attach", "evaluate", "explain", "load"]

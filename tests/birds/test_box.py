@@ -66,8 +66,10 @@ def test_the_network_of_gap_takes_another_head() -> None:
 
 
 def test_a_shipped_head_is_not_exchanged_and_a_wrong_name_is_told() -> None:
-    with pytest.raises(InputError, match="'birds:br-npa' knows its own head"):
-        xattn.load("birds:br-npa", head="b-cnn", device="cpu")
+    for head in ("b-cnn", "gap"):
+        with pytest.raises(InputError, match="'birds:br-npa' knows its own head"):
+            xattn.load("birds:br-npa", head=head, device="cpu")
+    assert xattn.load("birds:br-npa", head="br-npa", device="cpu").head_name == "br-npa"
     with pytest.raises(NameUnknownError, match="shipped classifier 'birds:gab'. Did you mean 'birds:gap'"):
         xattn.load("birds:gab", device="cpu")
 

@@ -13,6 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import PILToTensor
 
+import xattn
 from xattn.birds import CLASSES, SketchBirds, pixels, scene
 from xattn.birds.data import scene_of
 from xattn.errors import InputError
@@ -78,3 +79,17 @@ def _seconds(data: SketchBirds) -> float:
     for number in range(100):
         data[number]
     return time.perf_counter() - began
+
+
+def test_a_folder_with_other_pictures_is_not_exported_into(tmp_path: Path) -> None:
+    SketchBirds("test", 4).export(tmp_path)
+    SketchBirds("test", 4).export(tmp_path)  # the same once more
+    with pytest.raises(InputError, match="holds other pictures"):
+        SketchBirds("test", 2).export(tmp_path)
+
+
+def test_explain_takes_the_data_sets_labels() -> None:
+    classifier = xattn.load("birds:gap", device="cpu")
+    maps = xattn.explain(classifier, SketchBirds("test", 3), ["grad-cam"], target="label")
+    assert maps.targets.tolist() == [0, 1, 2]
+    assert maps.target_rule == "label"

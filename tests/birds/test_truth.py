@@ -91,3 +91,12 @@ def test_the_share_of_energy_inside_is_one_for_a_map_that_is_the_mask() -> None:
     assert share_inside(bird.float(), bird) == pytest.approx(1)
     assert share_inside(torch.ones(1, 64, 64), bird) == pytest.approx(float(bird.float().mean()))
     assert share_inside(torch.zeros(1, 64, 64), bird).isnan().all()
+
+
+def test_shapes_that_do_not_go_together_are_told() -> None:
+    visible = masks(SCENES[0]).visible
+    for saliency, parts in ((torch.rand(1, 64, 64), visible), (torch.rand(1, 8, 8), visible[None]), (torch.rand(64, 64), visible[None])):
+        with pytest.raises(InputError, match="not raw maps, and .visible\\[None\\] of one scene"):
+            in_parts(saliency, parts)
+    with pytest.raises(InputError, match="a list of scenes"):
+        effects(lambda images: images, SCENES[0])  # type: ignore[arg-type]  # what a user might write

@@ -182,10 +182,10 @@ def test_the_demo_leaves_pictures_scores_a_table_and_two_figures_and_says_how_to
     out = tmp_path / "demo"
     result = run("demo", "--out", out, "--birds", 1)
     assert result.exit_code == 0, result.output
-    for made in ("birds/labels.csv", "run/scores.csv", "run/table.csv", "grid.png", "parts.png"):
+    for made in ("birds-1/labels.csv", "run-1/scores.csv", "run-1/table.csv", "grid.png", "parts.png"):
         assert (out / made).stat().st_size > 0
     assert "birds:br-npa-high-res" in result.stdout
-    assert f"xattn explain {out}/birds --labels-csv" in result.stderr
+    assert f"xattn explain {out}/birds-1 --labels-csv" in result.stderr
     assert "On your own pictures" in result.stderr
 
 

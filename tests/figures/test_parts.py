@@ -142,3 +142,12 @@ def test_controls_are_drawn_as_they_are_and_a_map_without_contrast_is_black() ->
 def test_the_command_line_knows_every_kind_of_figure() -> None:
     option = next(option for option in figure.params if option.name == "kind")
     assert list(option.type.choices) == list(KINDS)  # type: ignore[attr-defined]  # a Choice
+
+
+def test_classifiers_of_different_input_sizes_stand_side_by_side(tmp_path: Path) -> None:
+    pictures = SketchBirds("test", 2).export(tmp_path / "birds")
+    small = xattn.load("birds:br-npa", device="cpu")
+    large = xattn.load("xattn.birds:small_resnet", input_size=96, resize=96, device="cpu")
+    xattn.Study([small, large], ["grad-cam"], ["sparsity"], pictures, tmp_path / "run", workers=0, progress=False).run()
+    parts([tmp_path / "run"], tmp_path / "parts.png")
+    assert (tmp_path / "parts.png").exists()

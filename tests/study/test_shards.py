@@ -79,3 +79,12 @@ def test_a_command_does_its_shard_and_draws_its_images(folder: Path, tmp_path: P
     wrong = CliRunner().invoke(main, [*given, "--shard", "3"])
     assert wrong.exit_code == 2
     assert "a shard is i/n, as 2/8" in wrong.output
+
+
+def test_a_table_says_which_shards_are_missing_and_refuses_those_of_another_cut(tiny: Classifier, folder: Path, tmp_path: Path) -> None:
+    for place, count in ((1, 3), (3, 3), (2, 2)):
+        _study(tiny, folder, tmp_path / f"{place}-{count}", shard=(place, count)).run()
+    text = compare_runs([tmp_path / "1-3", tmp_path / "3-3"]).text("markdown")
+    assert "Of 3 shards 2 are not here" in text
+    with pytest.raises(InputError, match="one run cut into 2 and 3 parts"):
+        compare_runs([tmp_path / "1-3", tmp_path / "2-2"])

@@ -1,7 +1,7 @@
 """SketchBirds: drawn birds whose parts are known, and the small classifiers that are shipped with them."""
 
 from xattn.birds.box import shipped
-from xattn.birds.data import SketchBirds
+from xattn.birds.data import SketchBirds, scene_of
 from xattn.birds.drawing import Masks, masks, pixels, render, subsets
 from xattn.birds.network import SmallResNet, small_resnet
 from xattn.birds.scene import CLASSES, PARTS, Scene, scene, sufficient
@@ -22,6 +22,7 @@ __all__ = [
     "rank_correlation",
     "render",
     "scene",
+    "scene_of",
     "share_inside",
     "shipped",
     "small_resnet",

@@ -83,11 +83,16 @@ class SketchBirds(Dataset[tuple[Any, int]]):
 
         Returns:
             The folder, for `explain` and `train`.
+
+        Raises:
+            InputError: the folder holds other pictures.
         """
         folder = Path(folder)
+        names = [f"{self.classes[self.targets[index]]}/{index:06d}.png" for index in range(self.count)]
+        if other := {path.relative_to(folder).as_posix() for path in folder.glob("*/*.png")} - set(names):
+            raise InputError(f"'{folder}' holds other pictures, as {min(other)}: export into a new folder.")
         rows = []
-        for index in range(self.count):
-            name = f"{self.classes[self.targets[index]]}/{index:06d}.png"
+        for index, name in enumerate(names):
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             render(self.scene(index)).save(path, pnginfo=self._key(index))

@@ -33,8 +33,8 @@ def effects(predict: Callable[[Tensor], Tensor], scenes: Sequence[Scene], target
     """The true effect of each part on the target's logit, from renders of all 2⁵ subsets of the parts.
 
     Args:
-        predict: images `(B, 3, 64, 64)` in pixel space → logits `(B, K)`.
-        scenes: whole birds, or birds that lack parts, whose effect is 0 then.
+        predict: images `(B, 3, 64, 64)` in pixel space, float in [0, 1] → logits `(B, K)`; `classifier.predict` for one.
+        scenes: a list of them, as `SketchBirds.scene` gives: whole birds, or birds that lack parts, whose effect is 0 then.
         targets: a class index a scene; None: each bird's own class.
 
     Returns:
@@ -43,6 +43,8 @@ def effects(predict: Callable[[Tensor], Tensor], scenes: Sequence[Scene], target
     Raises:
         InputError: another number of targets than of scenes, or none.
     """
+    if isinstance(scenes, Scene):
+        raise InputError("effects takes a list of scenes: write [scene].")
     wanted = [scene.label for scene in scenes] if targets is None else [int(target) for target in targets]
     if not scenes or len(wanted) != len(scenes):
         raise InputError(f"effects needs a target for each of one scene or more; got {len(scenes)} scenes and {len(wanted)} targets.")
@@ -72,12 +74,20 @@ def in_parts(saliency: Tensor, visible: Tensor) -> Tensor:
     """Mean saliency in each part.
 
     Args:
-        saliency: `(B, H, W)`.
-        visible: `(B, 5, H, W)` bool, the parts' visible masks.
+        saliency: `(B, H, W)`, as masks of `xattn.explain` are.
+        visible: `(B, 5, H, W)` bool, the parts' visible masks: `masks(scene).visible[None]` for one.
 
     Returns:
         `(B, 5)` float64; NaN for a part that is not to be seen.
+
+    Raises:
+        InputError: shapes that do not go together.
     """
+    if visible.dim() != 4 or saliency.shape != (len(visible), *visible.shape[2:]):
+        raise InputError(
+            f"in_parts takes saliency (batch, height, width) and masks (batch, parts, height, width) of the same size; got "
+            f"{tuple(saliency.shape)} and {tuple(visible.shape)}. Use maps[method], not raw maps, and .visible[None] of one scene."
+        )
     weights = visible.to(saliency.device, torch.float64)
     total: Tensor = (saliency.double()[:, None] * weights).sum(dim=(2, 3))
     return total / weights.sum(dim=(2, 3))

@@ -41,7 +41,7 @@ INCEPTIONS = ("googlenet", "inception_v3")
 def load(
     model: str,
     *,
-    head: str = "gap",
+    head: str | None = None,
     classes: int | None = None,
     high_res: Sequence[str] = (),
     dilate: bool = False,
@@ -60,7 +60,7 @@ def load(
         model: `birds:NAME` of the shipped classifiers, `torchvision:NAME`, `timm:NAME`, `package.module:factory`,
             `path/file.py:factory` (a callable without arguments that gives the network), or a `.safetensors` that `Classifier.save` or
             `xattn train` wrote, which knows its own head.
-        head: which head gives the logits, `name[:key=value,…]`.
+        head: which head gives the logits, `name[:key=value,…]`; None: a saved file's own, else gap.
         classes: outputs of a head with a linear layer of its own (br-npa, b-cnn); None: the network's number.
         high_res: stages whose stride is taken out, as ["layer3", "layer4"]: `xattn.classifiers.high_resolution`.
         dilate: widen the kernels behind them instead.
@@ -106,7 +106,7 @@ def load(
         name=name,
         preprocessing=preprocessing,
         labels=None if labels is None else read_labels(labels),
-        head=head,
+        head=head or "gap",
         classes=classes,
         fresh=header is None,
         source=source,
@@ -221,7 +221,7 @@ def model_names() -> list[str]:
 
 
 Weights = str | Path | dict[str, Tensor] | None  # a file or a name, or what a file of ours held
-_BESIDE = {"head": "gap", "high_res": (), "dilate": False, "classes": None}  # what a file of ours knows, and how it is left out
+_BESIDE = {"head": None, "high_res": (), "dilate": False, "classes": None}  # what a file of ours knows, and how it is left out
 _Found = tuple[nn.Module, Preprocessing, Sequence[str] | None]
 
 
@@ -301,8 +301,8 @@ def _from_code(model: str, weights: Weights, classes: int | None) -> _Found:
     place, colon, attribute = model.rpartition(":")
     if not colon or not place or not attribute:
         raise InputError(
-            f"model '{model}' names no source: write torchvision:NAME, timm:NAME, package.module:factory, path/file.py:factory, "
-            "or a .safetensors that xattn saved."
+            f"model '{model}' names no source: write birds:NAME, torchvision:NAME, timm:NAME, package.module:factory, "
+            "path/file.py:factory (the function in it that gives the network), or a .safetensors that xattn saved."
         )
     if place.endswith(".py"):
         path = Path(place).resolve()

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from xattn.classifiers.classifier import Classifier
 from xattn.classifiers.preprocessing import pixels
@@ -21,7 +22,7 @@ from xattn.images import ImageSource
 from xattn.metrics.masking import Masks, to_masks
 from xattn.registry import Part
 
-Images = Tensor | str | Path | Sequence[str | Path]
+Images = Tensor | str | Path | Sequence[str | Path] | Dataset[Any]
 Target = str | int | Tensor | Sequence[int]
 
 
@@ -109,7 +110,8 @@ def explain(
 
     Args:
         classifier: from `xattn.load` or `xattn.attach`.
-        images: `(B, 3, H, W)` in pixel space (float in [0, 1], not normalised), or files: a folder, a glob, a path, a list of paths.
+        images: `(B, 3, H, W)` in pixel space (float in [0, 1], not normalised), or files: a folder, a glob, a path, a list of paths;
+            or a torch data set of pictures, or of pairs of picture and label.
         methods: names with settings, `name[:key=value,…]`.
         target: "predicted", "label", a class index or name, or an index an image.
         labels: `(B,)` class indices, for target "label".
@@ -258,13 +260,15 @@ def _images(classifier: Classifier, images: Images) -> tuple[list[str], Tensor, 
             )
         return [str(number) for number in range(len(images))], images.to(classifier.device), None
     source = ImageSource(images)
-    crops = []
+    crops, found = [], []
     for image in source.images:
         try:
-            crops.append(source.decode(image, classifier.preprocessing)[1])
+            decoded, crop = source.decode(image, classifier.preprocessing)
+            crops.append(crop)
+            found.append(decoded)
         except ImageError as error:
             raise ImageError(f"{image.path}: {error}. A study goes on without such an image; explain needs all of them.") from error
-    labels = [classifier.class_index(image.label) for image in source.images if image.label is not None]
+    labels = [classifier.class_index(image.label) for image in found if image.label is not None]
     return [image.name for image in source.images], pixels(torch.stack(crops), classifier.device), labels if source.labelled else None
 
 

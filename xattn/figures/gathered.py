@@ -99,11 +99,7 @@ def gathered(runs: Sequence[str | Path], images: Sequence[str] | None, methods: 
             models[key] = (model, number)
             labels[key] = run["labels"][labels_key(model["name"], model["head"])]
     preprocessing = {key: Preprocessing.from_json(settings["preprocessing"]) for key, (settings, _) in models.items()}
-    crops = {
-        (name, *key): sources[number].decode(_named(sources[number], name), preprocessing[key])[1]
-        for name in names
-        for key, (_, number) in models.items()
-    }
+    crops = {(name, *key): _crop(sources[number], name, preprocessing[key]) for name in names for key, (_, number) in models.items()}
     paths = {name: _named(sources[0], name).path for name in names}
     return Gathered(names, maps, ranked, crops, paths, preprocessing, labels)
 
@@ -243,3 +239,10 @@ def _named(source: ImageSource, name: str) -> Any:
     if found is None:
         raise ImageError(f"'{name}' is no longer among the pictures of the run.")
     return found
+
+
+def _crop(source: ImageSource, name: str, preprocessing: Preprocessing) -> Tensor:
+    try:
+        return source.decode(_named(source, name), preprocessing)[1]
+    except ImageError as error:
+        raise ImageError(f"'{name}': {error}") from error

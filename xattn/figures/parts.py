@@ -34,8 +34,8 @@ from xattn.figures.gathered import (
     show,
 )
 
-RANKS = ("first", "second", "third")
-PART_COLOURS = {"crest": "#e6194b", "beak": "#ffb000", "wing": "#3cb44b", "tail": "#4363d8", "legs": "#c04ce0"}
+MAP_COLOURS = {"map 1": "#ff0000", "map 2": "#00ff00", "map 3": "#0000ff"}
+PART_COLOURS = {"crest": "#e08214", "beak": "#f4e04d", "wing": "#35a7a0", "tail": "#9c6b3c", "legs": "#b07ad0"}  # none of the maps' hues
 
 
 def parts(
@@ -129,9 +129,13 @@ def _draw(shown: Gathered) -> Figure:
             if row == 0:
                 axis.set_title(panel.title, fontsize=7)
         axes[row][0].set_xlabel(captions[name], fontsize=6, labelpad=2)
-    ranks = [Patch(color=colour, label=f"{rank} map") for rank, colour in zip(RANKS, ("#ff0000", "#00ff00", "#0000ff"), strict=True)]
-    true = [Patch(color=colour, label=part) for part, colour in PART_COLOURS.items()] if has_truth else []
-    figure.legend(handles=[*true, *ranks], loc="outside lower center", ncols=8, fontsize=6, frameon=False)
+    style = {"fontsize": 6, "title_fontsize": 6, "frameon": False}
+    if has_truth:
+        true = [Patch(color=colour, label=part) for part, colour in PART_COLOURS.items()]
+        figure.legend(handles=true, loc="outside lower left", ncols=len(true), title="true parts", **style)
+    maps = [Patch(color=colour, label=label) for label, colour in MAP_COLOURS.items()]
+    title = "maps of a head, brighter where the features are strong; br-npa's by rank"
+    figure.legend(handles=maps, loc="outside lower right", ncols=3, title=title, **style)
     return figure
 
 
@@ -148,14 +152,13 @@ def _panels(shown: Gathered, name: str, heads: Sequence[tuple[str, str]], scene:
     everyone = [*shown.columns, *((model, head, "") for model, head in heads)]
     first = next(key for key in shown.maps if key[0] == name)[1:3]
     crop = shown.crops[name, *first]
-    size = (crop.shape[1], crop.shape[2])
     yield _Panel(crop.permute(1, 2, 0).float() / 255, "input")
     if has_truth:
         yield _Panel(None if scene is None else true_parts(crop, seen_parts(scene, shown.preprocessing[first])), "true parts")
     for model, head in heads:
         ranked = shown.ranked.get((name, model, head))
-        picture = None if ranked is None else sharp(coloured(ranked.raw), size)
-        yield _Panel(picture, "\n".join([*called(model, head, everyone), "ranked maps"]))
+        picture = None if ranked is None else sharp(coloured(ranked.raw), _size(shown.crops[name, model, head]))
+        yield _Panel(picture, "\n".join([*called(model, head, everyone), "maps 1 2 3"]))
     for model, head, method in shown.columns:
         title = "\n".join([*called(model, head, everyone), broken(method)])
         found = shown.maps.get((name, model, head, method))
@@ -163,4 +166,9 @@ def _panels(shown: Gathered, name: str, heads: Sequence[tuple[str, str]], scene:
             yield _Panel(None, title)
             continue
         below = "no contrast" if found.about["degenerate"] else ""
-        yield _Panel(overlay(shown.crops[name, model, head], sharp(mask_of(found, method)[..., None], size)[..., 0]), title, below)
+        seen = shown.crops[name, model, head]
+        yield _Panel(overlay(seen, sharp(mask_of(found, method)[..., None], _size(seen))[..., 0]), title, below)
+
+
+def _size(crop: Tensor) -> tuple[int, int]:
+    return crop.shape[1], crop.shape[2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -40,7 +41,7 @@ def compare_runs(runs: Sequence[str | Path], against: str | None = None) -> Tabl
         against: a method to test the others against.
 
     Raises:
-        InputError: two runs give one value differently.
+        InputError: two runs give one value differently, or are shards of different cuts.
         RunError: a folder that is no run.
     """
     stores = [Store(run) for run in runs]
@@ -62,8 +63,31 @@ def compare_runs(runs: Sequence[str | Path], against: str | None = None) -> Tabl
         )
     table = comparison(rows.drop_duplicates(KEYS), against)
     unfinished = [str(store.folder) for store in stores if not (store.folder / "table.csv").exists()]
-    notes = tuple(f"{folder} is not finished: its part of the table is over the images done so far." for folder in unfinished)
-    return replace(table, notes=table.notes + notes)
+    notes = [f"{folder} is not finished: its part of the table is over the images done so far." for folder in unfinished]
+    return replace(table, notes=(*table.notes, *notes, *_missing_shards(stores)))
+
+
+def _missing_shards(stores: Sequence[Store]) -> list[str]:
+    """What is not there of runs that were done in shards.
+
+    Raises:
+        InputError: shards of one run that was cut in two ways.
+    """
+    places: dict[str, dict[int, set[int]]] = {}
+    for store in stores:
+        settings = store.read_run()["settings"]
+        place, count = settings.pop("shard", (1, 1))
+        places.setdefault(json.dumps(settings, sort_keys=True), {}).setdefault(count, set()).add(place)
+    notes = []
+    for cuts in places.values():
+        if len(cuts) > 1:
+            raise InputError(
+                f"these are shards of one run cut into {' and '.join(map(str, sorted(cuts)))} parts: compare those of one cut."
+            )
+        for count, found in cuts.items():
+            if missing := sorted(set(range(1, count + 1)) - found):
+                notes.append(f"Of {count} shards {', '.join(map(str, missing))} are not here: the table is over the images of the others.")
+    return notes
 
 
 def _refuse_mixed_targets(rows: pd.DataFrame) -> None:

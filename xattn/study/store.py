@@ -105,7 +105,7 @@ class Store:
             if differences := list(_differences(before, now)):
                 shown = "; ".join(differences[:6]) + ("; …" if len(differences) > 6 else "")
                 raise RunError(
-                    f"'{self.folder}' holds a run with other settings: {shown}. Give another folder, or the same settings to go on."
+                    f"'{self.folder}' holds a run with other settings: give another folder, or the same settings to go on. {shown}."
                 )
             for unfinished in self.folder.rglob(f".*{UNFINISHED}"):
                 unfinished.unlink(missing_ok=True)
@@ -306,7 +306,15 @@ def _differences(before: Any, now: Any, path: str = "") -> Iterator[str]:
         for number, (old, new) in enumerate(zip(before, now, strict=True)):
             yield from _differences(old, new, f"{path}[{number}]")
     elif before != now:
-        yield f"{path} was {before!r}, is {now!r}"
+        yield f"{path} was {_short(before)}, is {_short(now)}"
+
+
+def _short(value: Any) -> str:
+    """A setting in a message: of things with a name the names, and at most a line."""
+    if isinstance(value, list) and value and all(isinstance(item, dict) and "name" in item for item in value):
+        value = [" · ".join(str(item[key]) for key in ("name", "head") if key in item) for item in value]
+    text = repr(value)
+    return text if len(text) <= 160 else f"{text[:157]}…"
 
 
 @contextlib.contextmanager

@@ -154,7 +154,9 @@ def _dataset(items: Any) -> Labelled:
         raise InputError(
             f"training needs a data set with classes and targets, as torchvision's have; {type(items).__name__} lacks {missing[0]}."
         )
-    name = type(items).__qualname__ if type(items).__repr__ is object.__repr__ else repr(items).partition("\n")[0]
+    name = repr(items).partition("\n")[0]
+    if " at 0x" in name:  # Python's own, which another process writes differently
+        name = type(items).__qualname__
     return Labelled(name, tuple(items.classes), tuple(int(target) for target in items.targets), _Items(items, name))
 
 
