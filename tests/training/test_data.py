@@ -5,17 +5,20 @@ from __future__ import annotations
 import csv
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import scipy.io
 import torch
 from PIL import Image
+from torch.utils.data import Dataset
 
 from tests.training.conftest import paint
+from xattn.birds import SketchBirds, pixels
 from xattn.classifiers import Preprocessing
 from xattn.errors import InputError, NameUnknownError
 from xattn.training import open_data
-from xattn.training.data import Crops, EpochOrder, held_out
+from xattn.training.data import Crops, EpochOrder, held_out, splits
 
 SMALL = Preprocessing(input_size=(32, 32), resize=36)
 
@@ -190,3 +193,39 @@ def test_wordnet_ids_are_those_of_the_data_s_own_list(data: Path) -> None:
     assert [found.targets[number] for number in range(len(found))] == [
         index[Path(found.pictures.called(n)).parent.name] for n in range(len(found))
     ]
+
+
+def test_a_torch_data_set_with_classes_and_targets_is_trained_on_as_it_is() -> None:
+    birds = SketchBirds("train", 40, seed=2)
+    data = open_data(birds)
+    assert data.names == birds.classes
+    assert data.targets == birds.targets
+    assert data.pictures.picture(3).tobytes() == birds[3][0].tobytes()
+    assert data.name == "SketchBirds(train, 40, seed=2, spurious=None)"
+
+
+def test_a_data_set_that_cannot_be_trained_on_is_told_and_one_without_a_name_is_called_by_its_type() -> None:
+    class Plain(Dataset[Any]):
+        classes = ("a", "b")
+        targets = (0, 1)
+
+        def __len__(self) -> int:
+            return 2
+
+        def __getitem__(self, index: int) -> Any:
+            return torch.zeros(3, 8, 8), index
+
+    assert " at 0x" not in open_data(Plain()).name
+    assert open_data(Plain()).name.endswith("Plain")
+    with pytest.raises(InputError, match="is a Tensor; training needs PIL pictures"):
+        open_data(Plain()).pictures.picture(0)
+    with pytest.raises(InputError, match="TensorDataset lacks classes"):
+        open_data(torch.utils.data.TensorDataset(torch.zeros(2)))
+
+
+def test_without_a_smallest_crop_training_pictures_are_the_classifiers_own_crop() -> None:
+    data = open_data(SketchBirds("train", 32))
+    training, numbers, _ = splits(data, Preprocessing((64, 64), 64), 0.5, None, 0)
+    crop, label = training[(3, numbers[0])]
+    assert torch.equal(crop, pixels(SketchBirds("train", 32).scene(numbers[0])))
+    assert label == numbers[0] % 16

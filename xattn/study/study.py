@@ -180,7 +180,6 @@ class Study:
             "metrics": [part.spec for part in self.metrics],
             "target": self.target,
             "images": {"origin": self.source.origin, "count": len(self.source), "digest": self.source.digest()},
-            "shard": list(self.shard),
             "batch_size": self.batch_size,
             "chunk": self.chunk,
             "seed": self.seed,
@@ -188,7 +187,7 @@ class Study:
             "device": self.classifiers[0].device.type,
             "xattn": metadata.version("xattn"),
             "torch": torch.__version__,
-        }
+        } | ({"shard": list(self.shard)} if self.shard[1] > 1 else {})
 
     def run(self) -> Outcome:
         """Does what is not done yet, then makes the tables.
