@@ -133,7 +133,7 @@ def test_a_module_in_hand_cannot_be_saved_without_a_name_to_build_it_by(tiny: xa
 @pytest.mark.parametrize(
     ("model", "error", "message"),
     [
-        ("resnet50", InputError, "write torchvision:NAME"),
+        ("resnet50", InputError, "write birds:NAME, torchvision:NAME"),
         ("torchvision:resnet5", NameUnknownError, "Did you mean 'resnet50'"),
         ("timm:resnet_18", NameUnknownError, "Unknown timm network"),
         ("no.such.module:f", InputError, "no module 'no'"),
