@@ -2,12 +2,13 @@
 
     python benchmarks/birds.py [--out benchmarks/results/papers]
 
-Pictures a second of a DataLoader with one and two worker processes, as median and range over repeats; a sheet of test birds, two of each
-kind in the order of the classes, and one of birds with the cues of their kinds.
+Writes `speed.md`, pictures a second of a DataLoader with one and two worker processes as median and range over repeats; a sheet of test
+birds, two of each kind in the order of the classes; and one of birds with the cues of their kinds.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -53,9 +54,13 @@ def main(out: Path) -> None:
     """Measures, and writes the sheets into OUT."""
     out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
+    lines = ["| workers | pictures a second, median [lowest, highest] |", "|---|---|"]
     for workers in (1, 2):
         found = rate(workers)
-        click.echo(f"{workers} workers: {found[len(found) // 2]:.0f} pictures a second [{found[0]:.0f}, {found[-1]:.0f}]")
+        lines.append(f"| {workers} | {found[len(found) // 2]:.0f} [{found[0]:.0f}, {found[-1]:.0f}] |")
+    text = f"# Drawing SketchBirds on {os.cpu_count()} cores, {REPEATS} × {COUNT} pictures\n\n" + "\n".join(lines) + "\n"
+    (out / "speed.md").write_text(text, encoding="utf-8")
+    click.echo(text)
     sheet(SketchBirds("test", 2 * len(CLASSES))).save(out / "birds.png")
     sheet(SketchBirds("test", len(CLASSES), spurious=1.0)).save(out / "birds-with-cues.png")
 
