@@ -7,7 +7,6 @@ from pathlib import Path
 import click
 
 METHODS = ("activation-map", "grad-cam", "grad-cam++", "score-cam", "guided-grad-cam", "raw-attention", "random")
-METRICS = ("average-drop", "average-gain", "average-increase", "insertion", "deletion", "sparsity")
 HEADS = ("gap", "ca-stream", "b-cnn", "br-npa", "br-npa-high-res")
 SHOWN = 6
 
@@ -20,19 +19,23 @@ def demo(out: str, count: int) -> None:
     from xattn.birds import SketchBirds
     from xattn.classifiers import load
     from xattn.figures import grid, parts
-    from xattn.study import Study
+    from xattn.study import DEFAULT_METRICS, Study
 
     folder = Path(out)
     pictures, run = folder / f"birds-{count}", folder / f"run-{count}"
     SketchBirds("test", count).export(pictures)
     models = [f"birds:{name}" for name in HEADS]
     given = " ".join(
-        [*(f"--model {model}" for model in models), *(f"--method {method}" for method in METHODS), *(f"--metric {m}" for m in METRICS)]
+        [
+            *(f"--model {model}" for model in models),
+            *(f"--method {method}" for method in METHODS),
+            *(f"--metric {m}" for m in DEFAULT_METRICS),
+        ]
     )
     labels = pictures / "labels.csv"
     command = f"xattn explain {pictures} --labels-csv {labels} {given} --out {run}"
     click.echo(f"{count} drawn birds lie in {pictures}. What follows is what this command does:\n  {command}", err=True)
-    study = Study([load(model) for model in models], METHODS, METRICS, pictures, run, labels_csv=labels)
+    study = Study([load(model) for model in models], METHODS, DEFAULT_METRICS, pictures, run, labels_csv=labels)
     study.run()
     names = [image.name for image in study.source.images[:SHOWN]]
     figures = {"grid": folder / "grid.png", "parts": folder / "parts.png"}

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from xattn.birds.scene import PALETTE, PARTS, VARIANTS, Scene, Thing
+from xattn.birds.scene import CUE_KINDS, PALETTE, PARTS, VARIANTS, Scene, Thing
 from xattn.birds.shapes import BELLY, BODY, EYE, FIXED, GLINT, GROUNDS, HEAD, NECK, SHAPES, THINGS, Colour, Point
 
 SIDE = 64
@@ -170,7 +170,7 @@ def _shaded(colour: Colour, factor: float) -> Colour:
 def _thing(thing: Thing) -> list[_Stroke]:
     side, colour = _BIG[0], PALETTE[thing.colour]
     size, cosine, sine = thing.size * side, math.cos(thing.turn), math.sin(thing.turn)
-    owner = "cue" if thing.kind in ("mushroom", "kite") else "clutter"
+    owner = "cue" if thing.kind in CUE_KINDS else "clutter"
     return [
         _Stroke(
             owner,

@@ -13,7 +13,7 @@ from xattn.errors import InputError
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
-# Shape and colour of each variant; the shapes are drawn in drawing.py. Colours come back in other parts, and in the clutter: a colour alone
+# Shape and colour of each variant; the shapes are in shapes.py. Colours come back in other parts, and in the clutter: a colour alone
 # says nothing.
 VARIANTS: dict[str, tuple[tuple[str, str], ...]] = {
     "crest": (("spikes", "red"), ("plume", "blue"), ("ball", "yellow"), ("fan", "green")),
@@ -57,7 +57,8 @@ PALETTE: dict[str, tuple[int, int, int]] = {
 }
 HABITATS = ("meadow", "forest", "shore", "snow", "dusk")
 CLUTTER = ("berries", "leaf", "flower", "twig", "pebble")
-CUES = tuple((kind, colour) for kind in ("mushroom", "kite") for colour in PALETTE)  # of a class each, in the spurious split
+CUE_KINDS = ("mushroom", "kite")
+CUES = tuple((kind, colour) for kind in CUE_KINDS for colour in PALETTE)  # of a class each, in the spurious split
 
 
 @dataclass(frozen=True)
