@@ -58,7 +58,7 @@ class Papers:
         pictures = SketchBirds("test", count).export(self.work / f"birds-{count}")
         out = self.work / "runs" / f"{name}-{count}"
         study = xattn.Study(
-            classifiers, methods, metrics, pictures, out, labels_csv=pictures / "labels.csv", workers=0, chunk=64, batch_size=20
+            classifiers, methods, metrics, pictures, out, labels_csv=pictures / "labels.csv", workers=0, tune="chunk=64", batch_size=20
         )
         study.run()
         return study.scores()

@@ -17,6 +17,7 @@ from trained import drawn
 
 import xattn
 from xattn.birds import PARTS, Scene, SketchBirds, effects, in_parts, masks, pixels, rank_correlation, share_inside
+from xattn.classifiers import Predictor, Tuning
 from xattn.metrics.statistics import paired
 
 HEADS = ("gap", "ca-stream", "b-cnn", "br-npa", "br-npa-high-res")
@@ -61,7 +62,15 @@ def _effects(name: str, count: int) -> pd.DataFrame:
         true = effects(classifier.predict, scenes, labels)
         found = [masks(scene) for scene in scenes]
         visible, bird = torch.stack([mask.visible for mask in found]), torch.stack([mask.bird for mask in found])
-        maps = xattn.explain(classifier, _images(scenes), _methods(name), target="label", labels=labels, batch_size=CHUNK, chunk=64)
+        maps = xattn.explain(
+            classifier,
+            _images(scenes),
+            _methods(name),
+            target="label",
+            labels=labels,
+            batch_size=CHUNK,
+            predictor=Predictor(classifier, Tuning(64)),
+        )
         area = bird.double().mean(dim=(1, 2))
         for method in maps:
             shown = maps[method].cpu()
@@ -233,7 +242,7 @@ def _spurious(name: str, count: int) -> pd.DataFrame:
         cue, bird = torch.stack([mask.cue for mask in found]), torch.stack([mask.bird for mask in found])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
-            maps = xattn.explain(classifier, images, _methods("gap"), batch_size=CHUNK, chunk=64)
+            maps = xattn.explain(classifier, images, _methods("gap"), batch_size=CHUNK, predictor=Predictor(classifier, Tuning(64)))
         bare = [replace(scene, clutter=scene.clutter[:-1]) for scene in scenes]  # the cue is the last
         partless = [scene.without(*PARTS) for scene in scenes]
         whole, without_cue, without_parts = (classifier.predict(_images(some)).double().cpu() for some in (scenes, bare, partless))

@@ -81,6 +81,20 @@ def main() -> None:
 @click.option("--device", help="cpu, cuda, cuda:1, mps; default: a GPU where there is one.")
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Images a part.")
 @click.option("--workers", type=click.IntRange(0), help="Processes that decode; default: one a core but one.")
+@click.option(
+    "--level",
+    type=click.Choice(["exact", "fast"]),
+    default="exact",
+    show_default=True,
+    help="fast: in half precision where that is faster here; the run says how far its values lie off.",
+)
+@click.option(
+    "--tune",
+    default="auto",
+    show_default=True,
+    help="How forwards are run: off; auto, measured where the work is worth it; full; or chunk=16,folded=true,compiled=true by hand.",
+)
+@click.option("--memory", help="Most that the run may hold beside the models, as 2GB. Default: most of what is free.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of what is random.")
 @click.option(
     "--shard", default="1/1", callback=shard, help="i/n: do the i-th of n parts alone, in a folder of its own; compare joins them."
@@ -106,6 +120,9 @@ def explain(
     device: str | None,
     batch_size: int,
     workers: int | None,
+    level: Any,
+    tune: str,
+    memory: str | None,
     seed: int,
     shard: tuple[int, int],
     untrained: bool,
@@ -137,6 +154,9 @@ def explain(
         stage=stage,
         batch_size=batch_size,
         workers=workers,
+        level=level,
+        tune=tune,
+        memory=memory,
         seed=seed,
         save_maps=save_maps,
         untrained=untrained,

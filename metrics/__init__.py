@@ -6,8 +6,9 @@ float64. Nothing here knows a classifier or an explainer.
 
 from xattn.metrics.curves import PROTOCOLS, deletion, deletion_correlation, insertion, insertion_correlation
 from xattn.metrics.facts import MetricFacts, metrics
+from xattn.metrics.looks import ranks
 from xattn.metrics.masking import average_drop, average_drop_deletion, average_gain, average_increase, degenerate, to_masks
-from xattn.metrics.perturbation import look_at, ranks
+from xattn.metrics.perturbation import look_at
 from xattn.metrics.probability import Predict, Probability, probability
 from xattn.metrics.sparsity import sparsity
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from xattn.errors import InputError, NameUnknownError
 from xattn.metrics.facts import MetricFacts, metrics
-from xattn.metrics.perturbation import Baseline, Curve, CurveSeen, Look, Seen, look_at
+from xattn.metrics.looks import Baseline, Curve, Look
+from xattn.metrics.perturbation import CurveSeen, Seen, look_at
 from xattn.metrics.probability import Predict
 
 FLAT_CURVE = 1e-9
@@ -54,7 +55,9 @@ PROTOCOLS: dict[str, Protocol] = {
 }
 
 
-def _check(protocol: str, step: int | None, blur: int | None) -> None:
+def _check(protocol: str, step: int | None, blur: int | None, tolerance: float | None = None) -> None:
+    if tolerance is not None and not tolerance > 0:
+        raise InputError(f"a tolerance is in points of area, above 0; got {tolerance}.")
     if protocol not in PROTOCOLS:
         raise NameUnknownError("protocol", protocol, PROTOCOLS)
     if step is not None and step < 1:
@@ -146,7 +149,26 @@ def _constant(values: Tensor) -> Tensor:
 @metrics.register("insertion", MetricFacts("I", "higher", "%", (0, 100), ("masks", "fill"), "Petsiuk et al. 2018"))
 @dataclass(frozen=True)
 class Insertion(_Inserting):
-    """How soon the target is recognised as the mask's pixels are put in, highest first."""
+    """How soon the target is recognised as the mask's pixels are put in, highest first.
+
+    Attributes:
+        tolerance: look only at as many steps as bring the estimated error of an image's area below so many points, where the curve
+            bends first; None: at all. The estimate takes the curve for smooth: a run says how far its areas lie off on a sample.
+    """
+
+    tolerance: float | None = None
+
+    def __post_init__(self) -> None:
+        _check(self.protocol, self.step, self.blur, self.tolerance)
+
+    @property
+    def curve(self) -> Curve:
+        return replace(super().curve, tolerance=self.tolerance)
+
+    @property
+    def exact(self) -> Insertion:
+        """Every step looked at."""
+        return replace(self, tolerance=None)
 
     def value(self, seen: Seen) -> Tensor:
         return area(seen.curve(self.curve))
@@ -155,7 +177,26 @@ class Insertion(_Inserting):
 @metrics.register("deletion", MetricFacts("D", "lower", "%", (0, 100), ("masks", "fill"), "Petsiuk et al. 2018"))
 @dataclass(frozen=True)
 class Deletion(_Deleting):
-    """How long the target is recognised as the mask's pixels are taken out, highest first."""
+    """How long the target is recognised as the mask's pixels are taken out, highest first.
+
+    Attributes:
+        tolerance: look only at as many steps as bring the estimated error of an image's area below so many points, where the curve
+            bends first; None: at all. The estimate takes the curve for smooth: a run says how far its areas lie off on a sample.
+    """
+
+    tolerance: float | None = None
+
+    def __post_init__(self) -> None:
+        _check(self.protocol, self.step, None, self.tolerance)
+
+    @property
+    def curve(self) -> Curve:
+        return replace(super().curve, tolerance=self.tolerance)
+
+    @property
+    def exact(self) -> Deletion:
+        """Every step looked at."""
+        return replace(self, tolerance=None)
 
     def value(self, seen: Seen) -> Tensor:
         return area(seen.curve(self.curve))
@@ -192,6 +233,7 @@ def insertion(
     protocol: ProtocolName = "ca-stream",
     step: int | None = None,
     blur: int | None = None,
+    tolerance: float | None = None,
     multi_label: bool = False,
     chunk: int = 8,
 ) -> Tensor:
@@ -206,6 +248,7 @@ def insertion(
         protocol: "ca-stream", "rise" or "gomez".
         step: pixels (gomez: cells) a step; None: the protocol's.
         blur: side of the blur's kernel, odd; None: the protocol's.
+        tolerance: points of area that an image's estimated error may reach, for fewer forwards; None: every step is looked at.
         multi_label: sigmoid instead of softmax.
         chunk: images a forward.
 
@@ -214,7 +257,7 @@ def insertion(
 
     Differs: the released code of "gomez" overshoots its last step; ours ends with a shorter one, and areas use the true shares.
     """
-    return _measure(Insertion(protocol, step, blur), predict, images, masks, targets, fill, multi_label, chunk)
+    return _measure(Insertion(protocol, step, blur, tolerance=tolerance), predict, images, masks, targets, fill, multi_label, chunk)
 
 
 def deletion(
@@ -226,6 +269,7 @@ def deletion(
     fill: Fill,
     protocol: ProtocolName = "ca-stream",
     step: int | None = None,
+    tolerance: float | None = None,
     multi_label: bool = False,
     chunk: int = 8,
 ) -> Tensor:
@@ -233,7 +277,7 @@ def deletion(
 
     Arguments, range and differences as for `insertion`; lower is better.
     """
-    return _measure(Deletion(protocol, step), predict, images, masks, targets, fill, multi_label, chunk)
+    return _measure(Deletion(protocol, step, tolerance=tolerance), predict, images, masks, targets, fill, multi_label, chunk)
 
 
 def insertion_correlation(

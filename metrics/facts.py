@@ -12,7 +12,8 @@ from torch import Tensor
 from xattn.registry import Registry
 
 if TYPE_CHECKING:
-    from xattn.metrics.perturbation import Look, Seen
+    from xattn.metrics.looks import Look
+    from xattn.metrics.perturbation import Seen
     from xattn.metrics.probability import Predict
 
 Better = Literal["lower", "higher"]

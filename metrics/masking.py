@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from xattn.metrics.facts import mask_metric
-from xattn.metrics.perturbation import KEPT, ORIGINAL, REMOVED
+from xattn.metrics.looks import KEPT, ORIGINAL, REMOVED
 from xattn.metrics.probability import Probability
 
 EPSILON = torch.finfo(torch.float64).eps

@@ -1,80 +1,26 @@
-"""One engine under every metric that changes images: what to look at, and the network's answer in full chunks of one size.
+"""One engine under every metric that changes images: the network's answer to all looks, in full chunks of one size.
 
-A *look* is a way to change an image: keep what the mask shows, remove it, or change its pixels step by step in the mask's order.
 `look_at` flattens all looks of all images under all masks into one stream. What no mask touches (the image itself, its baseline) is
-looked at once for all of them, and the ends of every curve are taken from there.
+looked at once for all of them, the ends of every curve are taken from there, and what two masks show alike is looked at once.
 """
 
 from __future__ import annotations
 
 import bisect
-import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from xattn.errors import InputError
-from xattn.metrics.probability import Predict, Probability, probability, widened
+from xattn.metrics.adaptive import first_points, next_points, spanned
+from xattn.metrics.looks import ORIGINAL, Curve, Kept, Look, Ordered, Original, Removed, baseline_images, ranked
+from xattn.metrics.probability import Predict, Probability, probability
 
-BLUR_SIGMA = 5.0
-COARSE_STEPS = 196
 EDGE = 1e-4
-
-
-@dataclass(frozen=True)
-class Original:
-    """The image as it is."""
-
-
-@dataclass(frozen=True)
-class Kept:
-    """The image times the mask."""
-
-
-@dataclass(frozen=True)
-class Removed:
-    """The image times one minus the mask."""
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """What an image becomes when all its pixels are changed.
-
-    Attributes:
-        kind: one colour, or a blur whose outside is that colour.
-        colour: the mean colour that `look_at` is given, or black.
-        side: of the blur's kernel; None: max(H // 5, 9) made odd.
-    """
-
-    kind: Literal["colour", "gaussian", "box"]
-    colour: Literal["mean", "black"] = "mean"
-    side: int | None = None
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Pixels changed step by step, those where the mask is highest first.
-
-    Attributes:
-        insertion: from the baseline to the image; else from the image to the baseline.
-        baseline: what a changed (deletion) or not yet changed (insertion) pixel shows.
-        step: pixels a step; None: 8 · W; with `cells`, cells a step; None: ceil(cells / 196).
-        cells: rank the cells of the map at its own resolution instead of the pixels of the mask.
-    """
-
-    insertion: bool
-    baseline: Baseline
-    step: int | None = None
-    cells: bool = False
-
-
-Look = Original | Kept | Removed | Curve
-ORIGINAL, KEPT, REMOVED = Original(), Kept(), Removed()
 
 
 class CurveSeen(NamedTuple):
@@ -82,7 +28,8 @@ class CurveSeen(NamedTuple):
 
     Attributes:
         shares: `(B, T + 1)` float64, share of the pixels changed, from 0 to 1.
-        p: `(B, T + 1)` float64, the target's probability.
+        p: `(B, T + 1)` float64, the target's probability; between the steps that were looked at a straight line, where the look has a
+            tolerance.
         mask_means: `(B, T)` float64, mean mask value of the pixels of each step.
     """
 
@@ -108,92 +55,6 @@ class Seen:
 
     def curve(self, look: Curve) -> CurveSeen:
         return self.curves[look]
-
-
-def ranks(masks: Tensor) -> Tensor:
-    """Each pixel's place in descending order: `(B, h, w)` → `(B, h, w)` int64.
-
-    Ties, of which ReLU'd maps have plateaus, are broken by one permutation fixed for all images. Definitions, Conventions.
-    """
-    flat = masks.flatten(1)
-    count = flat.shape[1]
-    permutation = _permutation(count).to(flat.device)
-    order = permutation[flat[:, permutation].argsort(dim=1, descending=True, stable=True)]
-    positions = torch.arange(count, device=flat.device).expand_as(order)
-    return torch.empty_like(order).scatter_(1, order, positions).view(masks.shape)
-
-
-@functools.lru_cache(maxsize=16)
-def _permutation(count: int) -> Tensor:
-    return torch.randperm(count, generator=torch.Generator().manual_seed(0))
-
-
-def baseline_images(images: Tensor, baseline: Baseline, mean: Tensor | None) -> Tensor:
-    """Images with all pixels changed, `(B, 3, H, W)`.
-
-    Raises:
-        InputError: the mean colour is needed and was not given.
-    """
-    colour = images.new_zeros(3, 1, 1)
-    if baseline.colour == "mean":
-        if mean is None:
-            raise InputError("this protocol fills with the classifier's mean colour: pass fill=classifier.mean, or three values in [0, 1].")
-        if mean.numel() != len(colour):
-            raise InputError(f"a fill is three values in [0, 1], red, green and blue; got {mean.numel()}.")
-        colour = mean.to(images).view(3, 1, 1)
-    if baseline.kind == "colour":
-        return colour.expand_as(images)
-    side = baseline.side if baseline.side is not None else max(images.shape[2] // 5, 9) // 2 * 2 + 1
-    kernel = torch.full((side,), 1 / side) if baseline.kind == "box" else _gaussian(side)
-    line = kernel.to(images).expand(3, 1, -1)
-    blurred = images - colour  # the outside becomes zero, which convolution pads with
-    blurred = functional.conv2d(blurred, line[:, :, None, :], padding=(0, side // 2), groups=3)
-    blurred = functional.conv2d(blurred, line[:, :, :, None], padding=(side // 2, 0), groups=3)
-    return blurred + colour
-
-
-@functools.lru_cache(maxsize=16)
-def _gaussian(side: int) -> Tensor:
-    """What both releases blur with: scipy's Gaussian filter, σ = 5, reflected at the borders, of a unit impulse of this side."""
-    from scipy.ndimage import gaussian_filter1d
-
-    impulse = [0.0] * side
-    impulse[side // 2] = 1.0
-    return torch.as_tensor(gaussian_filter1d(impulse, BLUR_SIGMA, output=float))
-
-
-@dataclass(frozen=True)
-class _Ordered:
-    """A curve of a batch under one mask, ranked."""
-
-    ranks: Tensor  # (B, H, W)
-    cuts: Tensor  # (T + 1,) ranks below which pixels have changed
-    shares: Tensor
-    mask_means: Tensor
-
-
-def _order(look: Curve, masks: Tensor, cells: Tensor, size: tuple[int, int]) -> _Ordered:
-    values = cells if look.cells else masks
-    count = values[0].numel()
-    step = look.step if look.step is not None else (-(-count // COARSE_STEPS) if look.cells else 8 * size[1])
-    if count > size[0] * size[1]:
-        raise InputError(f"a map of {tuple(values.shape[1:])} has more cells than an image of {size} has pixels.")
-    places = ranks(values)
-    cuts = torch.tensor([*range(0, count, step), count], device=values.device)
-    wide = widened(values)
-    spread, area = places, torch.ones_like(wide)
-    if values.shape[-2:] != size:
-        spread = functional.interpolate(places[:, None].float(), size=size, mode="nearest")[:, 0].long()
-        cell = functional.interpolate(torch.arange(count).view(1, 1, *values.shape[1:]).float(), size=size, mode="nearest")
-        pixels_of_cell = torch.bincount(cell.flatten().long(), minlength=count)
-        area = pixels_of_cell.to(wide).view(1, *values.shape[1:]).expand_as(wide)
-    order = places.flatten(1).argsort(dim=1).to(wide.device)
-    ordered_area = area.flatten(1).gather(1, order)
-    ordered_mask = wide.flatten(1).gather(1, order) * ordered_area
-    at = cuts.to(wide.device)
-    pixels = functional.pad(ordered_area.cumsum(1), (1, 0))[:, at]
-    weighted = functional.pad(ordered_mask.cumsum(1), (1, 0))[:, at]
-    return _Ordered(spread, cuts, pixels / pixels[:, -1:], weighted.diff(dim=1) / pixels.diff(dim=1))
 
 
 @dataclass(frozen=True)
@@ -234,6 +95,43 @@ def look_at(
     """
     cells = masks if cells is None else cells
     size = (images.shape[2], images.shape[3])
+    _check(images, targets, masks, cells, looks)
+    targets = targets.to(images.device)
+
+    def run(jobs: Sequence[_Job]) -> list[Probability]:
+        return list(_stream(predict, jobs, images, targets, multi_label, chunk))
+
+    bases = sorted({look.baseline for look in looks if isinstance(look, Curve)}, key=repr)
+    based = {base: baseline_images(images, base, mean) for base in bases}
+    owners = _owners(masks, cells if any(isinstance(look, Curve) and look.cells for look in looks) else masks)
+    rows = {name: (owner == number).nonzero()[:, 0] for number, (name, owner) in enumerate(owners.items())}
+    jobs: dict[object, _Job] = {key: _plain(some) for key, some in {ORIGINAL: images, **based}.items()}
+    curves: dict[tuple[str, Curve], _Line] = {}
+    ordered: dict[tuple[str, bool, int | None], Ordered] = {}
+    for name, mask in masks.items():
+        for look in looks:
+            if isinstance(look, Kept | Removed) and len(rows[name]):
+                shown = mask.to(images)
+                jobs[name, look] = _masked(images, shown if isinstance(look, Kept) else 1 - shown, rows[name])
+            elif isinstance(look, Curve):
+                key = (name, look.cells, look.step)
+                if key not in ordered:
+                    ordered[key] = ranked(look, mask, cells[name], size)
+                curves[name, look] = line = _Line(look, ordered[key], images, based[look.baseline], rows[name])
+                if (job := line.begin()) is not None:
+                    jobs[name, look] = job
+    scored = dict(zip(jobs, run(list(jobs.values())), strict=True))
+    for (name, look), line in curves.items():
+        line.end(scored[look.baseline].p, scored[ORIGINAL].p)
+        line.take(scored.get((name, look)))
+    while pending := {line: job for line in curves.values() if (job := line.more()) is not None}:
+        for line, found in zip(pending, run(list(pending.values())), strict=True):
+            line.take(found)
+    return {name: _seen(name, looks, scored, curves, owners, rows) for name in masks}
+
+
+def _check(images: Tensor, targets: Tensor, masks: Mapping[str, Tensor], cells: Mapping[str, Tensor], looks: Sequence[Look]) -> None:
+    size = (images.shape[2], images.shape[3])
     for name, mask in masks.items():
         needed = cells[name].shape[:1] if all(isinstance(look, Curve) and look.cells for look in looks) else mask.shape
         if needed[0] != len(images) or (len(needed) == 3 and tuple(needed[1:]) != size):
@@ -248,65 +146,113 @@ def look_at(
             )
     if targets.shape != (len(images),):
         raise InputError(f"targets must be one class index an image, ({len(images)},); got {tuple(targets.shape)}.")
-    targets = targets.to(images.device)
-    jobs: dict[object, _Job] = {ORIGINAL: _plain(images)}
-    bases = {look.baseline for look in looks if isinstance(look, Curve)}
-    based = {base: baseline_images(images, base, mean) for base in sorted(bases, key=repr)}
-    jobs |= {base: _plain(changed) for base, changed in based.items()}
-    ordered: dict[tuple[str, bool, int | None], _Ordered] = {}
-    for name, mask in masks.items():
-        for look in looks:
-            match look:
-                case Kept():
-                    jobs[name, look] = _masked(images, mask.to(images))
-                case Removed():
-                    jobs[name, look] = _masked(images, 1 - mask.to(images))
-                case Curve():
-                    key = (name, look.cells, look.step)
-                    if key not in ordered:
-                        ordered[key] = _order(look, mask, cells[name], size)
-                    jobs[name, look] = _curve(images, based[look.baseline], look.insertion, ordered[key])
-                case Original():
-                    pass
-    found = _stream(predict, list(jobs.values()), images, targets, multi_label, chunk)
-    scored = dict(zip(jobs, found, strict=True))
-    seen = {}
-    for name in masks:
-        probabilities: dict[Look, Probability] = {
-            look: scored[ORIGINAL if look == ORIGINAL else (name, look)] for look in looks if not isinstance(look, Curve)
-        }
-        curves = {}
-        for look in looks:
-            if isinstance(look, Curve):
-                ends = (scored[look.baseline].p, scored[ORIGINAL].p)
-                first, last = ends if look.insertion else ends[::-1]
-                inner = scored[name, look].p.view(len(images), -1)
-                curve = ordered[name, look.cells, look.step]
-                p = torch.cat([first[:, None], inner, last[:, None]], dim=1)
-                curves[look] = CurveSeen(curve.shares.to(p.device), p, curve.mask_means.to(p.device))
-        seen[name] = Seen(probabilities, curves)
-    return seen
+
+
+def _owners(masks: Mapping[str, Tensor], cells: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """For each mask of an image the number of the first that is the same, its own if none is: `(B,)`."""
+    owners: dict[str, Tensor] = {}
+    names = list(masks)
+    for number, name in enumerate(names):
+        owner = torch.full((len(masks[name]),), number, device=masks[name].device)
+        for before, other in enumerate(names[:number]):
+            if masks[name].shape == masks[other].shape and cells[name].shape == cells[other].shape:
+                alike = (masks[name] == masks[other]).flatten(1).all(dim=1) & (cells[name] == cells[other]).flatten(1).all(dim=1)
+                owner = torch.where(alike & (owner == number), before, owner)
+        owners[name] = owner
+    return owners
+
+
+def _seen(
+    name: str,
+    looks: Sequence[Look],
+    scored: Mapping[object, Probability],
+    curves: Mapping[tuple[str, Curve], _Line],
+    owners: Mapping[str, Tensor],
+    rows: Mapping[str, Tensor],
+) -> Seen:
+    """What the looks under one mask gave, the images that another mask was looked at for taken from there."""
+    names, original = list(owners), scored[ORIGINAL]
+    from_whom = [(names[number], (owners[name] == number).nonzero()[:, 0]) for number in owners[name].unique().tolist()]
+    probabilities: dict[Look, Probability] = {}
+    seen: dict[Curve, CurveSeen] = {}
+    for look in looks:
+        if isinstance(look, Curve):
+            own = curves[name, look]
+            p = torch.empty_like(own.p)
+            for other, some in from_whom:
+                p[some.to(p.device)] = curves[other, look].p[some.to(p.device)]
+            p = p.masked_fill(p.isinf(), torch.nan) if look.tolerance is None else spanned(p, own.shares)
+            seen[look] = CurveSeen(own.shares, p, own.ordered.mask_means.to(p.device))
+        elif isinstance(look, Original):
+            probabilities[look] = original
+        else:
+            p, rest = torch.empty_like(original.p), torch.empty_like(original.rest)
+            for other, some in from_whom:
+                at, to = torch.searchsorted(rows[other], some).to(p.device), some.to(p.device)
+                p[to], rest[to] = scored[other, look].p[at], scored[other, look].rest[at]
+            probabilities[look] = Probability(p, rest)
+    return Seen(probabilities, seen)
+
+
+class _Line:
+    """A curve of the images of a batch under one mask, as far as it is known.
+
+    Attributes:
+        p: `(B, T + 1)` float64, NaN where nothing was looked at.
+    """
+
+    def __init__(self, look: Curve, ordered: Ordered, images: Tensor, base: Tensor, rows: Tensor) -> None:
+        self.look, self.ordered, self.rows = look, ordered, rows
+        self.before, self.after = (base, images) if look.insertion else (images, base)
+        self.p = torch.empty(0)
+        self.shares = ordered.shares.expand(len(images), -1)
+        self.asked: tuple[Tensor, Tensor] | None = None
+
+    def begin(self) -> _Job | None:
+        """The first steps to look at: all between the ends, or some."""
+        steps = torch.arange(1, len(self.ordered.cuts) - 1, device=self.rows.device)
+        if self.look.tolerance is not None:
+            steps = first_points(len(self.ordered.cuts)).to(steps)
+        return self._at(self.rows.repeat_interleave(len(steps)), steps.repeat(len(self.rows)))
+
+    def more(self) -> _Job | None:
+        """The next steps to look at; None where the curve is known well enough."""
+        if self.look.tolerance is None:
+            return None
+        rows = self.rows.to(self.p.device)
+        wanted = next_points(self.p[rows], self.shares[rows], self.look.tolerance)
+        row, step = wanted.nonzero(as_tuple=True)
+        return self._at(self.rows[row.to(self.rows.device)], step.to(self.rows.device))
+
+    def end(self, base: Tensor, original: Tensor) -> None:
+        """The probabilities at the two ends."""
+        self.shares = self.shares.to(base.device)
+        self.p = torch.full_like(self.shares, torch.nan)
+        self.p[:, 0], self.p[:, -1] = (base, original) if self.look.insertion else (original, base)
+
+    def take(self, found: Probability | None) -> None:
+        """What the steps that were asked for gave."""
+        if found is not None and self.asked is not None:
+            index, step = (which.to(self.p.device) for which in self.asked)
+            self.p[index, step] = found.p.nan_to_num(nan=torch.inf)  # looked at, and no number; NaN is what was not looked at
+
+    def _at(self, index: Tensor, step: Tensor) -> _Job | None:
+        self.asked = (index, step)
+
+        def make(flat: Tensor) -> tuple[Tensor, Tensor]:
+            chosen = index[flat]
+            changed = self.ordered.ranks[chosen] < self.ordered.cuts[step[flat]][:, None, None]
+            return torch.where(changed[:, None], self.after[chosen], self.before[chosen]), chosen
+
+        return _Job(len(index), make) if len(index) else None
 
 
 def _plain(images: Tensor) -> _Job:
     return _Job(len(images), lambda flat: (images[flat], flat))
 
 
-def _masked(images: Tensor, masks: Tensor) -> _Job:
-    return _Job(len(images), lambda flat: (images[flat] * masks[flat][:, None], flat))
-
-
-def _curve(images: Tensor, base: Tensor, insertion: bool, curve: _Ordered) -> _Job:
-    """All images' steps between the two ends, image by image."""
-    inner = len(curve.cuts) - 2
-    before, after = (base, images) if insertion else (images, base)
-
-    def make(flat: Tensor) -> tuple[Tensor, Tensor]:
-        index, step = flat // inner, flat % inner + 1
-        changed = curve.ranks[index] < curve.cuts[step][:, None, None]
-        return torch.where(changed[:, None], after[index], before[index]), index
-
-    return _Job(len(images) * inner, make)
+def _masked(images: Tensor, masks: Tensor, rows: Tensor) -> _Job:
+    return _Job(len(rows), lambda flat: (images[rows[flat]] * masks[rows[flat]][:, None], rows[flat]))
 
 
 def _stream(

@@ -18,6 +18,12 @@ torch.set_num_threads(1)
 DATA = Path(os.environ.get("XATTN_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is measured of tiny networks stays out of the user's cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
 @pytest.fixture
 def data() -> Path:
     """The folder of real networks and photographs; tests that need it are skipped where it is absent."""

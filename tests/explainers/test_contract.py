@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import xattn
 from tests import networks
-from xattn.classifiers import Classifier
+from xattn.classifiers import Classifier, Predictor
 from xattn.errors import InputError, NameUnknownError, SettingError, UnsupportedError
 from xattn.explainers import Need, methods
 from xattn.heads import heads
@@ -155,15 +155,15 @@ def test_one_forward_and_one_backward_serve_all_gradient_methods_and_one_more_al
     assert (len(forwards), len(backwards)) == (1, 2)
 
 
-def test_no_hook_is_alive_while_score_cam_runs_the_network(tiny: Classifier, images: Tensor) -> None:
+def test_no_hook_is_alive_while_score_cam_runs_the_network(tiny: Classifier, images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     hooks = []
-    predict = tiny.predict
+    run = Predictor.__call__
 
-    def watched(batch: Tensor) -> Tensor:
+    def watched(self: Predictor, batch: Tensor) -> Tensor:
         hooks.append(sum(len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in tiny.modules()))
-        return predict(batch)
+        return run(self, batch)
 
-    tiny.predict = watched  # type: ignore[method-assign]
+    monkeypatch.setattr(Predictor, "__call__", watched)
     xattn.explain(tiny, images[:1], ["score-cam"])
     assert hooks
     assert not any(hooks)

@@ -131,6 +131,35 @@ def test_score_cam_never_runs_a_constant_channel(images: Tensor) -> None:
     assert sum(seen) == alive <= 18
 
 
+def test_score_cam_runs_channels_of_one_mask_once_and_weighs_each(images: Tensor) -> None:
+    classifier = double(networks.small())
+    seen = []
+    classifier.network.register_forward_hook(lambda _m, inputs, _o: seen.append(len(inputs[0])))
+    twice, half = trace(classifier, images), trace(classifier, images)
+    twice.captured.data[:, 8:] = twice.captured.data[:, :8]
+    half.captured.data[:, 8:] = 0
+    seen.clear()
+    found = methods.part("score-cam:chunk=1").run(twice)
+    assert sum(seen) == int(((half.features.amax((2, 3)) - half.features.amin((2, 3))) > 0).sum())
+    assert torch.allclose(found, 2 * methods.part("score-cam").run(half), atol=1e-12)
+
+
+def test_score_cam_of_the_top_channels_runs_those_alone_and_is_off_by_no_more_than_the_rest(classifier: Classifier, images: Tensor) -> None:
+    seen = []
+    handle = classifier.network.register_forward_hook(lambda _m, inputs, _o: seen.append(len(inputs[0])))
+    traced = trace(classifier, images)
+    seen.clear()
+    found = methods.part("score-cam:top=5,chunk=1").run(traced)
+    handle.remove()
+    assert sum(seen) == 5 * len(images)
+    full = methods.part("score-cam").run(traced)
+    energy = traced.features.abs().sum(dim=(2, 3))
+    left = torch.ones_like(energy).scatter_(1, energy.topk(5, dim=1).indices, 0.0)
+    bound = (left[:, :, None, None] * traced.features.abs()).sum(dim=1)
+    assert ((found - full).abs() <= bound + 1e-12).all()
+    assert torch.allclose(methods.part("score-cam:top=16").run(traced), full, atol=1e-12)
+
+
 def plain_guided(network: networks.Rectifiers, image: Tensor, target: int, classifier: Classifier) -> Tensor:
     """Guided backpropagation by hand: convolution by convolution, from the logit to the image."""
 

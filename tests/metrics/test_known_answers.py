@@ -95,7 +95,7 @@ def test_an_additive_classifier_has_insertion_100_minus_deletion_at_any_step(ste
 
 
 def _insertion_from_black(step: int):
-    from xattn.metrics.perturbation import Baseline, Curve
+    from xattn.metrics.looks import Baseline, Curve
 
     return Curve(True, Baseline("colour", "black"), step)
 

@@ -14,7 +14,8 @@ from tests import networks
 from xattn import metrics as m
 from xattn.errors import InputError, NameUnknownError
 from xattn.metrics.curves import PROTOCOLS, Deletion, Insertion
-from xattn.metrics.perturbation import KEPT, ORIGINAL, REMOVED, Baseline, baseline_images, look_at, ranks
+from xattn.metrics.looks import KEPT, ORIGINAL, REMOVED, Baseline, baseline_images, ranks
+from xattn.metrics.perturbation import look_at
 
 MEAN = torch.tensor([0.485, 0.456, 0.406], dtype=torch.float64)
 
@@ -217,3 +218,38 @@ def test_multi_label_probabilities_are_sigmoids() -> None:
 def test_a_softmax_over_one_class_is_refused() -> None:
     with pytest.raises(InputError, match="multi_label=True"):
         m.probability(torch.zeros(2, 1), torch.zeros(2, dtype=torch.long))
+
+
+def test_what_two_masks_show_alike_is_looked_at_once_and_given_to_both(predict) -> None:
+    count = 0
+
+    def counted(images: Tensor) -> Tensor:
+        nonlocal count
+        count += len(images)
+        return predict(images)
+
+    images, targets = networks.pictures(3).double(), torch.tensor([0, 1, 2])
+    a, b = (networks.pictures(3, seed=k)[:, 0].double() for k in (1, 2))
+    some = torch.stack([b[0], a[1], b[2]])  # the second image's is a's
+    masks = {"a": a, "b": b, "again": a.clone(), "some": some}
+    looks = [ORIGINAL, KEPT, REMOVED, Insertion().curve, Deletion().curve]
+    found = look_at(counted, images, targets, masks, looks, mean=MEAN, chunk=1)
+    inner = 32 * 32 // (8 * 32) - 1
+    assert count == 3 * 3 + 2 * 3 * (2 + 2 * inner)
+    for name, mask in masks.items():
+        alone = look_at(predict, images, targets, {name: mask}, looks, mean=MEAN, chunk=1)[name]
+        for look in looks[1:3]:
+            assert torch.equal(found[name].probability(look).p, alone.probability(look).p)
+            assert torch.equal(found[name].probability(look).rest, alone.probability(look).rest)
+        for look in looks[3:]:
+            assert torch.equal(found[name].curve(look).p, alone.curve(look).p)
+
+
+def test_masks_that_are_alike_over_cells_that_are_not_are_looked_at_apart(predict) -> None:
+    images, targets = networks.pictures(2).double(), torch.tensor([0, 1])
+    masks = {name: networks.pictures(2, seed=1)[:, 0].double() for name in ("a", "b")}
+    generator = torch.Generator().manual_seed(0)
+    cells = {name: torch.rand(2, 4, 4, dtype=torch.float64, generator=generator) for name in masks}
+    curve = Deletion(protocol="gomez").curve
+    found = look_at(predict, images, targets, masks, [curve], cells=cells, mean=MEAN)
+    assert not torch.equal(found["a"].curve(curve).p, found["b"].curve(curve).p)

@@ -75,8 +75,8 @@ class Classifier(nn.Module):
         self.register_buffer("std", like.new_tensor(preprocessing.std).view(3, 1, 1), persistent=False)
         with evaluating(self), torch.inference_mode(False):
             with torch.no_grad():
-                own = int(self._bare(self._probe()).shape[-1])
-            self.stages: tuple[Stage, ...] = tuple(find_stages(self.network, self._bare, self._probe(), named=name))
+                own = int(self._bare(self.probe()).shape[-1])
+            self.stages: tuple[Stage, ...] = tuple(find_stages(self.network, self._bare, self.probe(), named=name))
             self.wiring = self._wired(settings, part.facts)
         if classes not in (None, own) and part.facts.replaces != "classifier":
             raise InputError(
@@ -103,16 +103,17 @@ class Classifier(nn.Module):
         """Where the classifier computes."""
         return self.mean.device
 
-    def _probe(self) -> Tensor:
+    def probe(self) -> Tensor:
+        """One image of noise, always the same, of the input size and in the network's precision."""
         noise = torch.rand((1, 3, *self.input_size), generator=torch.Generator().manual_seed(0))
         return noise.to(self.mean)
 
     def _wired(self, settings: HeadSettings, facts: HeadFacts) -> Wiring:
         if facts.replaces == "nothing":
             return Wiring()
-        tail = find_tail(self.network, self._bare, self._probe(), self.stages[-1])
+        tail = find_tail(self.network, self._bare, self.probe(), self.stages[-1])
         names = settings.places(site_of(self.network, self.name, self.stages, tail))
-        return Wiring(tuple(named_stage(self.network, self._bare, self._probe(), name, self.stages) for name in names), tail)
+        return Wiring(tuple(named_stage(self.network, self._bare, self.probe(), name, self.stages) for name in names), tail)
 
     def _graft(self) -> bool:
         if not isinstance(self.head, BRNPAHead):
@@ -186,7 +187,7 @@ class Classifier(nn.Module):
         if name is None:
             return self.stages[-1]
         with evaluating(self), torch.inference_mode(False):
-            return named_stage(self.network, self._bare, self._probe(), name, self.stages)
+            return named_stage(self.network, self._bare, self.probe(), name, self.stages)
 
     def class_index(self, target: int | str) -> int:
         """The index of a class given by index or name.

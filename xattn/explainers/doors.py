@@ -273,7 +273,7 @@ def _offered(image: Tensor, target: int, trace: Trace, cells: int) -> dict[str, 
         "sliding_window_shapes": window,
         "strides": (3, max(1, window[1] // 2), max(1, window[2] // 2)),
         "layer_mask": torch.arange(trace.stage.size[0] * trace.stage.size[1], device=image.device).view(1, 1, *trace.stage.size),
-        "internal_batch_size": trace.chunk,
+        "internal_batch_size": trace.predictor.chunk,
     }
 
 

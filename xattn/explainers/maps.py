@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from xattn.classifiers.classifier import Classifier
+from xattn.classifiers.forwards import Predictor
 from xattn.classifiers.preprocessing import pixels
 from xattn.classifiers.stages import Stage
 from xattn.errors import ImageError, InputError, UnsupportedError
@@ -102,7 +103,7 @@ def explain(
     labels: Tensor | Sequence[int] | None = None,
     stage: str | None = None,
     batch_size: int = 8,
-    chunk: int = 8,
+    predictor: Predictor | None = None,
     seed: int = 0,
     untrained: bool = False,
 ) -> Maps:
@@ -117,7 +118,7 @@ def explain(
         labels: `(B,)` class indices, for target "label".
         stage: where to take features; what enters the pooling if None.
         batch_size: images a forward.
-        chunk: images a forward of methods that run the network again.
+        predictor: for methods that run the network again, from `xattn.classifiers.fastest`; the default one, unmeasured, if None.
         seed: of what is random; mixed with each image's content.
         untrained: explain a head that was never trained all the same.
 
@@ -132,6 +133,7 @@ def explain(
     names, tensor, found_labels = _images(classifier, images)
     targets, rule = resolve_targets(classifier, target, found_labels if labels is None else labels, len(names))
     place = classifier.stage(stage)
+    runs = predictor or Predictor(classifier)
     pieces = [
         maps_of_batch(
             classifier,
@@ -141,7 +143,7 @@ def explain(
             rule,
             names[start : start + batch_size],
             place,
-            chunk,
+            runs,
             seed,
         )
         for start in range(0, len(names), batch_size)
@@ -176,12 +178,12 @@ def maps_of_batch(
     rule: TargetRule,
     names: Sequence[str],
     stage: Stage,
-    chunk: int,
+    predictor: Predictor,
     seed: int = 0,
 ) -> Maps:
     """All methods' maps of one batch, from one trace."""
     needs = frozenset().union(*(part.facts.needs for part in parts))
-    traced = trace(classifier, images, targets, stage=stage, needs=needs, chunk=chunk, seed=seed)
+    traced = trace(classifier, images, targets, stage=stage, needs=needs, predictor=predictor, seed=seed)
     size = (images.shape[2], images.shape[3])
     raw: dict[str, Tensor] = {}
     masks: dict[str, Masks] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -24,42 +24,87 @@ class ScoreCAM:
     """Feature maps weighted by the target's score when only they are left to see.
 
     Masks are made inside each chunk of forwards: nothing of size channels × H × W is ever held. A constant channel weighs 0 and is
-    not run.
+    not run; channels whose masks are the same are run once.
 
     Attributes:
         weighting: "probability", the authors'; "logit-softmax", softmax over the channels of the logits, as pytorch-grad-cam has it.
         chunk: masked images a forward; None: the run's.
+        top: run only the channels with the largest sum of |F|; the others weigh 0. With "probability" a cell of the raw map is then
+            off by at most what |F| adds up to there over the channels left out; a run says how far its scores lie off on a sample.
+            None: all.
     """
 
     weighting: Weighting = "probability"
     chunk: int | None = None
+    top: int | None = None
 
     def __post_init__(self) -> None:
         if self.chunk is not None and self.chunk < 1:
             raise SettingError(f"score-cam runs at least one masked image a forward; got chunk={self.chunk}.")
+        if self.top is not None and self.top < 1:
+            raise SettingError(f"score-cam runs at least one channel; got top={self.top}.")
+
+    @property
+    def exact(self) -> ScoreCAM:
+        """Every channel run."""
+        return replace(self, top=None)
+
+    def forwards(self, channels: int) -> int:
+        """Forwards of an image, at most."""
+        return channels if self.top is None else min(self.top, channels)
 
     def __call__(self, trace: Trace) -> Tensor:
         """Raw map `(B, h, w)`, ≥ 0, at the stage's resolution."""
-        features, size = trace.features, trace.images.shape[-2:]
-        channels = features.shape[1]
-        alive = ~degenerate(features.flatten(0, 1)).view(len(features), channels)
-        image, channel = alive.nonzero(as_tuple=True)
-        scores = widened(features.new_zeros(alive.shape))
-        chunk = self.chunk or trace.chunk
+        features = trace.features
+        wanted = ~degenerate(features.flatten(0, 1)).view(features.shape[:2])
+        if self.top is not None and self.top < features.shape[1]:
+            energy = features.abs().sum(dim=(2, 3)).masked_fill(~wanted, -1.0)
+            wanted &= torch.zeros_like(wanted).scatter_(1, energy.topk(self.top, dim=1).indices, True)
+        scores = widened(features.new_full(wanted.shape, -torch.inf))
+        scores[wanted.to(scores.device)] = self._scores(trace, *wanted.nonzero(as_tuple=True))
+        scores = scores.softmax(dim=1).nan_to_num(0.0) if self.weighting == "logit-softmax" else scores.clamp(min=0)
+        return (scores.to(features)[:, :, None, None] * features).sum(dim=1).relu()
+
+    def _scores(self, trace: Trace, image: Tensor, channel: Tensor) -> Tensor:
+        """What the target gets when an image is seen through a channel, for each pair."""
+        image, channel, back = _distinct(trace.features, image, channel)
+        size, chunk = trace.images.shape[-2:], self.chunk or trace.predictor.chunk
+        found = []
         for start in range(0, len(image), chunk):
             i, c = image[start : start + chunk], channel[start : start + chunk]
-            maps = functional.interpolate(features[i, c][:, None], size=size, mode="bilinear", align_corners=False)
+            maps = functional.interpolate(trace.features[i, c][:, None], size=size, mode="bilinear", align_corners=False)
             low, high = (extreme[:, None, None, None] for extreme in maps.flatten(1).aminmax(dim=1))
             masked = trace.images.detach()[i] * ((maps - low) / (high - low))
-            logits = trace.classifier.predict(functional.pad(masked, (0, 0) * 3 + (0, chunk - len(i))))[: len(i)]
-            found = self._score(logits, trace.targets[i], trace.classifier.multi_label)
-            scores[i.to(scores.device), c.to(scores.device)] = found
-        if self.weighting == "logit-softmax":
-            scores = scores.masked_fill(~alive.to(scores.device), -torch.inf).softmax(dim=1).nan_to_num(0.0)
-        weights = scores.to(features)[:, :, None, None]
-        return (weights * features).sum(dim=1).relu()
+            logits = trace.predictor(functional.pad(masked, (0, 0) * 3 + (0, chunk - len(i))))[: len(i)]
+            found.append(self._score(logits, trace.targets[i], trace.classifier.multi_label))
+        return torch.cat(found)[back.to(found[0].device)] if found else widened(trace.features.new_empty(0))
 
     def _score(self, logits: Tensor, targets: Tensor, multi_label: bool) -> Tensor:
         if self.weighting == "probability":
             return probability(logits, targets, multi_label=multi_label).p
         return widened(logits.gather(1, targets[:, None]).squeeze(1))
+
+
+def _distinct(features: Tensor, image: Tensor, channel: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The pairs of image and channel whose masks differ, and for each pair given the place of its like among them.
+
+    Channels that fire at one and the same cell alone are the usual case.
+    """
+    chosen: list[Tensor] = []
+    back: list[Tensor] = []
+    for own in range(len(features)):
+        pairs = (image == own).nonzero()[:, 0]
+        if not len(pairs):
+            continue
+        maps = features[own, channel[pairs]].flatten(1)
+        low, high = (extreme[:, None] for extreme in maps.aminmax(dim=1))
+        _, kind = ((maps - low) / (high - low)).unique(dim=0, return_inverse=True)
+        places = torch.arange(len(kind), device=kind.device)
+        first = places.new_full((int(kind.max()) + 1,), len(kind)).scatter_reduce_(0, kind, places, "amin")
+        kept = first.sort().values
+        back.append(torch.searchsorted(kept, first[kind]) + sum(len(some) for some in chosen))
+        chosen.append(pairs[kept])
+    if not chosen:
+        return image, channel, image
+    together = torch.cat(chosen)
+    return image[together], channel[together], torch.cat(back)

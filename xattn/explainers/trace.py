@@ -13,6 +13,7 @@ from torch import Tensor
 
 from xattn.classifiers.capture import captured, to_nchw
 from xattn.classifiers.classifier import Classifier, evaluating
+from xattn.classifiers.forwards import Predictor
 from xattn.classifiers.preprocessing import content_seeds
 from xattn.classifiers.stages import Stage
 from xattn.errors import InputError
@@ -29,14 +30,14 @@ class Trace:
     Gradients are taken with respect to the features or the image alone: no parameter's `.grad` changes.
 
     Attributes:
-        classifier: the network, for methods that run it again; `classifier.predict` is without gradients.
+        classifier: the network.
         images: `(B, 3, H, W)` in pixel space; a leaf of the graph where image gradients were asked for.
         logits: `(B, K)`.
         targets: `(B,)` class indices.
         stage: where the features were taken.
         captured: the features in the network's own layout; `features` is what methods use.
         attended: what the head gave: attention by stage, and what it was made of.
-        chunk: images a forward, for methods that run the network again.
+        predictor: logits of changed images, for methods that run the network again.
         seed: of the run.
         shared: what several methods of one batch share, by name.
     """
@@ -48,7 +49,7 @@ class Trace:
     stage: Stage
     captured: Tensor
     attended: Attended
-    chunk: int = 8
+    predictor: Predictor
     seed: int = 0
     shared: dict[str, Tensor] = field(default_factory=dict)
 
@@ -87,7 +88,7 @@ def trace(
     *,
     stage: str | Stage | None = None,
     needs: Collection[Need] = frozenset(Need),
-    chunk: int = 8,
+    predictor: Predictor | None = None,
     seed: int = 0,
 ) -> Trace:
     """Runs a batch once, in eval mode, and keeps what `needs` names.
@@ -98,11 +99,11 @@ def trace(
         targets: `(B,)` class indices; each image's predicted class if None.
         stage: where to take features; what enters the pooling if None.
         needs: without image gradients the graph begins at the stage, and what lies before it runs without one.
-        chunk: images a forward for methods that run the network again.
+        predictor: for methods that run the network again; the default one if None.
         seed: of the run, for what is random.
     """
     with torch.inference_mode(False):
-        return _trace(classifier, images.clone() if images.is_inference() else images, targets, stage, needs, chunk, seed)
+        return _trace(classifier, images.clone() if images.is_inference() else images, targets, stage, needs, predictor, seed)
 
 
 def _full(values: Tensor) -> Tensor:
@@ -115,7 +116,7 @@ def _trace(
     targets: Tensor | None,
     stage: str | Stage | None,
     needs: Collection[Need],
-    chunk: int,
+    predictor: Predictor | None,
     seed: int,
 ) -> Trace:
     place = stage if isinstance(stage, Stage) else classifier.stage(stage)
@@ -134,4 +135,4 @@ def _trace(
     targets = targets.to(images.device)
     if targets.shape != (len(images),):
         raise InputError(f"targets must be one class index an image, ({len(images)},); got {tuple(targets.shape)}.")
-    return Trace(classifier, leaf, logits, targets, place, found[place.name], attended, chunk, seed)
+    return Trace(classifier, leaf, logits, targets, place, found[place.name], attended, predictor or Predictor(classifier), seed)

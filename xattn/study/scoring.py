@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from xattn.classifiers.classifier import Classifier
+from xattn.classifiers.forwards import Predictor
 from xattn.errors import InputError
 from xattn.explainers.maps import Images, Maps
 from xattn.metrics.facts import MetricFacts, metrics
@@ -59,7 +60,7 @@ def metric_parts(specs: Sequence[str]) -> list[Part[MetricFacts]]:
     return list({part.spec: part for part in (metrics.part(spec) for spec in specs)}.values())
 
 
-def score(classifier: Classifier, maps: Maps, parts: Sequence[Part[MetricFacts]], chunk: int) -> Scores:
+def score(classifier: Classifier, maps: Maps, parts: Sequence[Part[MetricFacts]], predictor: Predictor) -> Scores:
     """Every metric of every method's maps, on the maps' own targets; the unmasked images are looked at once for all."""
     looks = list(dict.fromkeys(look for part in parts if "masks" in part.facts.takes for look in part.run.looks))  # type: ignore[attr-defined]
     original = probability(maps.logits, maps.targets, multi_label=classifier.multi_label)
@@ -68,7 +69,7 @@ def score(classifier: Classifier, maps: Maps, parts: Sequence[Part[MetricFacts]]
     seen: dict[str, Seen] = {}
     if looks:
         seen = look_at(
-            classifier.predict,
+            predictor,
             maps.images,
             maps.targets,
             maps.masks,
@@ -76,7 +77,7 @@ def score(classifier: Classifier, maps: Maps, parts: Sequence[Part[MetricFacts]]
             cells=maps.cells,
             mean=classifier.mean,
             multi_label=classifier.multi_label,
-            chunk=chunk,
+            chunk=predictor.chunk,
         )
         for found in seen.values():
             changed_finite = changed_finite & found.finite().to(finite.device)
@@ -100,7 +101,7 @@ def evaluate(
     metrics: Sequence[str] = ("average-drop", "average-gain", "average-increase", "insertion", "deletion", "sparsity"),
     *,
     batch_size: int = 8,
-    chunk: int = 8,
+    predictor: Predictor | None = None,
 ) -> pd.DataFrame:
     """Scores maps on their own targets.
 
@@ -110,7 +111,7 @@ def evaluate(
         maps: what `explain` gave.
         metrics: names with settings, `name[:key=value,…]`.
         batch_size: images scored at once.
-        chunk: images a forward.
+        predictor: of changed images, from `xattn.classifiers.fastest`; the default one, unmeasured, if None.
 
     Returns:
         A row a value, with the columns of a run's `scores.csv`.
@@ -123,10 +124,11 @@ def evaluate(
             f"maps are of images {tuple(maps.images.shape)}; got images {tuple(images.shape)}. Pass the images that were explained."
         )
     parts = metric_parts(metrics)
+    runs = predictor or Predictor(classifier)
     frames = []
     for start in range(0, len(images), batch_size):
         piece = maps.part(start, start + batch_size, images)
-        scores = score(classifier, piece, parts, chunk)
+        scores = score(classifier, piece, parts, runs)
         frames.append(pd.DataFrame(rows_of(classifier, piece, scores, [None] * len(piece.names), maps.seed), columns=list(COLUMNS)))
     rows = pd.concat(frames, ignore_index=True)
     return rows.astype({"label": "Int64", "target": "Int64", "predicted": "Int64"})

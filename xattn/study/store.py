@@ -115,6 +115,10 @@ class Store:
             raise RunError(f"'{self.folder}' is not empty and holds no run.json. Give a new or empty folder.")
         self.write_text("run.json", json.dumps({"settings": settings, **notes}, indent=1, ensure_ascii=False) + "\n")
 
+    def note(self, key: str, value: Any) -> None:
+        """Adds to what `run.json` says."""
+        self.write_text("run.json", json.dumps({**self.read_run(), key: value}, indent=1, ensure_ascii=False) + "\n")
+
     def read_run(self) -> dict[str, Any]:
         """What `run.json` holds.
 

@@ -7,6 +7,7 @@ import os
 import platform
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from importlib import metadata
@@ -20,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from xattn.classifiers.classifier import Classifier
+from xattn.classifiers.forwards import Level, Predictor
 from xattn.classifiers.preprocessing import Preprocessing, pixels
 from xattn.classifiers.stages import Stage
 from xattn.errors import InputError, NameUnknownError, RunError, UnsupportedError
@@ -27,8 +29,10 @@ from xattn.explainers.facts import MethodFacts, Need
 from xattn.explainers.maps import Maps, maps_of_batch, method_parts, refuse_untrained, resolve_targets
 from xattn.heads import heads
 from xattn.images import Batch, ImageSource, NamedImage
+from xattn.memory import is_out_of_memory, kept_pages, parse_size
 from xattn.progress import Progress
 from xattn.registry import Part
+from xattn.study.forwards import Forwards, settle
 from xattn.study.scoring import COLUMNS, Scores, metric_parts, rows_of, score
 from xattn.study.store import MAP_COLUMNS, Store, labels_key, map_columns
 
@@ -63,7 +67,11 @@ class Study:
         labels_csv: a CSV with columns `image` and `label`.
         stage: where features are taken; what enters the pooling if None.
         batch_size: images a part.
-        chunk: images a forward of perturbed images; None: 8 on the CPU, 64 on a GPU.
+        level: "exact", float32 as the network is; "fast", in half precision where that is faster, and the run says how far its values
+            lie off.
+        tune: how forwards are run: "off", the defaults; "auto", measured where the work is worth it; "full"; or by hand, `chunk=16`;
+            see `xattn.classifiers.tuned`.
+        memory: most bytes that the run may hold beside the classifiers, as `2GB`; None: most of what is free.
         workers: processes that decode; None: one a core but one, at most 8.
         seed: of what is random.
         save_maps: also write masks at the images' size, as 16-bit PNG under `maps/`, and keep raw maps of that size whole.
@@ -92,7 +100,9 @@ class Study:
         labels_csv: str | Path | None = None,
         stage: str | None = None,
         batch_size: int = 8,
-        chunk: int | None = None,
+        level: Level = "exact",
+        tune: str = "auto",
+        memory: str | int | None = None,
         workers: int | None = None,
         seed: int = 0,
         save_maps: bool = False,
@@ -107,6 +117,9 @@ class Study:
         self.store = Store(out)
         self.target: str | int = target if target is not None else ("label" if self.source.labelled else "predicted")
         self.batch_size = batch_size
+        self.level: Level = level
+        self.tune = tune
+        self.memory = None if memory is None else parse_size(memory)
         self.workers = min(8, max(1, (os.cpu_count() or 1) - 1)) if workers is None else workers
         self.seed = seed
         self.save_maps = save_maps
@@ -116,7 +129,9 @@ class Study:
         for classifier in () if untrained else self.classifiers:
             refuse_untrained(classifier)
         self.stages = {_key(classifier): classifier.stage(stage) for classifier in self.classifiers}
-        self.chunk = chunk if chunk is not None else (8 if self.classifiers[0].device.type == "cpu" else 64)
+        self.forwards: dict[str, Forwards] = {}
+        self._predictors: dict[str, Predictor] = {}
+        self._at_once: dict[str, int] = {}  # where memory ran out
 
     def _check(self) -> None:
         names = [" · ".join(_key(classifier)) for classifier in self.classifiers]
@@ -181,7 +196,7 @@ class Study:
             "target": self.target,
             "images": {"origin": self.source.origin, "count": len(self.source), "digest": self.source.digest()},
             "batch_size": self.batch_size,
-            "chunk": self.chunk,
+            "level": self.level,
             "seed": self.seed,
             "save_maps": self.save_maps,
             "device": self.classifiers[0].device.type,
@@ -207,7 +222,26 @@ class Study:
             "threads": torch.get_num_threads(),
             "machine": f"{platform.system()} {platform.machine()}",
         }
+        with kept_pages():
+            self._begin(notes)
+            return self._run()
+
+    def _begin(self, notes: dict[str, Any]) -> None:
+        """The folder, and how the forwards are run: as the run began, or settled now."""
         self.store.begin(self.settings(), notes)
+        kept = self.store.read_run().get("forwards", {})
+        for classifier in self.classifiers:
+            key = labels_key(*_key(classifier))
+            self.forwards[key] = Forwards.of(kept[key]) if key in kept else settle(self, classifier)
+        if not kept:
+            self.store.note("forwards", {key: found.as_dict() for key, found in self.forwards.items()})
+        if self.progress:
+            for key, found in self.forwards.items():
+                print(f"{key}: {found.tuned}", file=sys.stderr)
+                for metric, (mean, most) in (found.off or {}).items():
+                    print(f"  {metric} lies {mean:.2g} off exact on average, {most:.2g} at most, on a sample", file=sys.stderr)
+
+    def _run(self) -> Outcome:
         groups: dict[Preprocessing, list[Classifier]] = {}
         for classifier in self.classifiers:
             groups.setdefault(classifier.preprocessing, []).append(classifier)
@@ -249,13 +283,46 @@ class Study:
     ) -> list[tuple[object, ...]]:
         known = [label for label in labels if label is not None]
         targets, rule = resolve_targets(classifier, self.target, known if self.target == "label" else None, len(labels))
-        stage = self.stage_of(classifier)
-        maps = maps_of_batch(classifier, images, self.methods_of(classifier), targets, rule, names, stage, self.chunk, self.seed)
-        scores = score(classifier, maps, self.metrics, self.chunk)
-        if self.save_maps:
-            self._write_masks(classifier, maps)
-        rows = [(*row, *(None,) * MAP_COLUMNS) for row in rows_of(classifier, maps, scores, labels, self.seed)]
-        return rows + self._map_rows(classifier, maps, scores, labels)
+        stage, predictor, step = self.stage_of(classifier), self.predictor(classifier), self.at_once(classifier)
+        scored: list[tuple[object, ...]] = []
+        mapped: list[tuple[object, ...]] = []
+        start = 0
+        while start < len(names):
+            some = slice(start, start + step)
+            given = None if targets is None else targets[some]
+            methods = self.methods_of(classifier)
+            try:
+                maps = maps_of_batch(classifier, images[some], methods, given, rule, names[some], stage, predictor, self.seed)
+                scores = score(classifier, maps, self.metrics, predictor)
+            except RuntimeError as error:
+                if not is_out_of_memory(error) or step == 1:
+                    raise
+                step = max(1, step // 2)
+                warnings.warn(f"memory ran out: {classifier.name} goes on with {step} images at once.", stacklevel=2)
+                self._at_once[labels_key(*_key(classifier))] = step
+                continue
+            if self.save_maps:
+                self._write_masks(classifier, maps)
+            scored += [(*row, *(None,) * MAP_COLUMNS) for row in rows_of(classifier, maps, scores, labels[some], self.seed)]
+            mapped += self._map_rows(classifier, maps, scores, labels[some])
+            start += len(maps.names)
+        return scored + mapped
+
+    def predictor(self, classifier: Classifier) -> Predictor:
+        """What runs a classifier's forwards of changed images here; built in each process where it is first used."""
+        key = labels_key(*_key(classifier))
+        if key not in self._predictors:
+            found = self.forwards.get(key)
+            self._predictors[key] = Predictor(classifier, found.tuned.tuning if found else None, self.level)
+        return self._predictors[key]
+
+    def at_once(self, classifier: Classifier) -> int:
+        """Images of a batch that are explained and scored together."""
+        key = labels_key(*_key(classifier))
+        return self._at_once.get(key, self.forwards[key].at_once if key in self.forwards else self.batch_size)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_predictors": {}}
 
     def _map_rows(self, classifier: Classifier, maps: Maps, scores: Scores, labels: Sequence[int | None]) -> list[tuple[object, ...]]:
         targets, size = maps.targets.tolist(), (maps.images.shape[2], maps.images.shape[3])

@@ -1,0 +1,118 @@
+"""Curves that are looked at only where they bend."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests import networks
+from xattn import metrics as m
+from xattn.errors import InputError
+from xattn.metrics.curves import Deletion, Insertion
+from xattn.metrics.perturbation import look_at
+
+SIZE = 32
+STEP = 32  # pixels: 32 steps, 31 of them between the ends
+
+
+class Counted:
+    """Counts the images that it is asked about, and answers with a function of the share of pixels that are not black."""
+
+    def __init__(self, curve) -> None:
+        self.curve = curve
+        self.count = 0
+
+    def __call__(self, images: Tensor) -> Tensor:
+        self.count += len(images)
+        p = self.curve((images > 0).double().mean(dim=(1, 2, 3)))
+        return torch.stack([p, 1 - p], dim=1).clamp(1e-12).log()
+
+
+def areas(curve, tolerance: float | None) -> tuple[float, int]:
+    """The deletion area of a network that follows the curve, and how many images it took."""
+    predict = Counted(curve)
+    masks = torch.arange(SIZE * SIZE, dtype=torch.float64).view(1, SIZE, SIZE) / SIZE**2
+    images = torch.ones(1, 3, SIZE, SIZE, dtype=torch.float64)
+    found = m.deletion(predict, images, masks, torch.tensor([0]), fill=[0.0, 0.0, 0.0], step=STEP, tolerance=tolerance, chunk=1)
+    return float(found), predict.count
+
+
+CURVES = {
+    "straight": lambda share: share,
+    "constant": lambda share: torch.full_like(share, 0.3),
+    "steep": lambda share: torch.sigmoid(60 * (share - 0.4)),
+    "late": lambda share: share**6,
+    "wave": lambda share: 0.5 + 0.4 * torch.sin(9 * share),
+}
+
+
+@pytest.mark.parametrize("curve", CURVES.values(), ids=CURVES)
+@pytest.mark.parametrize("tolerance", [0.5, 2.0])
+def test_a_smooth_curves_area_lies_within_the_tolerance_for_fewer_forwards(curve, tolerance: float) -> None:
+    full, whole = areas(curve, None)
+    found, some = areas(curve, tolerance)
+    assert abs(found - full) <= tolerance
+    assert some < 0.9 * whole
+
+
+def test_a_straight_line_costs_its_quarters_and_is_exact() -> None:
+    full, _ = areas(CURVES["straight"], None)
+    found, some = areas(CURVES["straight"], 0.5)
+    assert found == pytest.approx(full, abs=1e-9)
+    assert some == 2 + 3  # the image, its baseline, three points between
+
+
+def test_a_smaller_tolerance_costs_more_and_comes_nearer() -> None:
+    counts, errors = [], []
+    full, _ = areas(CURVES["steep"], None)
+    for tolerance in (8.0, 2.0, 0.5, 0.05):
+        found, some = areas(CURVES["steep"], tolerance)
+        counts.append(some)
+        errors.append(abs(found - full))
+    assert counts == sorted(counts)
+    assert counts[0] < counts[-1]
+    assert errors[-1] <= 0.05 < errors[0]
+
+
+def test_with_next_to_no_tolerance_every_step_that_bends_is_looked_at_and_the_area_is_the_full_one() -> None:
+    predict = networks.small().double().requires_grad_(False)
+    images, masks = networks.pictures(3).double(), networks.pictures(3, seed=5)[:, 0].double()
+    targets, fill = torch.tensor([0, 3, 2]), [0.485, 0.456, 0.406]
+    for metric in (m.insertion, m.deletion):
+        full = metric(predict, images, masks, targets, fill=fill)
+        found = metric(predict, images, masks, targets, fill=fill, tolerance=1e-9)
+        assert torch.allclose(found, full, atol=1e-8)
+
+
+def test_between_the_steps_that_were_looked_at_the_curve_is_straight() -> None:
+    curve = Deletion(step=STEP, tolerance=50.0).curve
+    masks = torch.arange(SIZE * SIZE, dtype=torch.float64).view(1, SIZE, SIZE) / SIZE**2
+    images = torch.ones(1, 3, SIZE, SIZE, dtype=torch.float64)
+    predict = Counted(CURVES["steep"])
+    seen = look_at(predict, images, torch.tensor([0]), {"": masks}, [curve], mean=torch.zeros(3), chunk=1)[""].curve(curve)
+    quarter = seen.p[0, :9]
+    assert torch.allclose(quarter.diff(), (quarter[-1] - quarter[0]) / 8 * torch.ones(8, dtype=torch.float64))
+    assert not seen.p.isnan().any()
+
+
+def test_each_image_stops_where_it_is_known_well_enough_whatever_the_batch() -> None:
+    predict = networks.small().double().requires_grad_(False)
+    images, masks = networks.pictures(5).double(), networks.pictures(5, seed=5)[:, 0].double()
+    targets = torch.tensor([0, 3, 2, 1, 4])
+
+    def of(some: slice) -> Tensor:
+        return m.insertion(predict, images[some], masks[some], targets[some], fill=[0.5, 0.5, 0.5], step=64, tolerance=0.01)
+
+    assert torch.allclose(of(slice(None)), torch.cat([of(slice(0, 2)), of(slice(2, 5))]), atol=1e-9)
+
+
+def test_a_probability_that_is_not_a_number_ends_the_search() -> None:
+    found, some = areas(lambda share: torch.where((share > 0.4) & (share < 0.6), torch.nan, share**6), 0.5)
+    assert found != found
+    assert some <= 33
+
+
+def test_a_tolerance_that_is_none_is_refused() -> None:
+    with pytest.raises(InputError, match="a tolerance is in points of area, above 0; got -1"):
+        Insertion(tolerance=-1)

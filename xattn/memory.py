@@ -1,0 +1,119 @@
+"""What a computation holds at its peak, what is free, and an allocator that keeps its pages."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import platform
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from xattn.errors import InputError
+
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # glibc: malloc.h
+KEEPING = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 2**26}
+DEFAULTS = {M_MMAP_MAX: 65536, M_TRIM_THRESHOLD: 2**17, M_TOP_PAD: 2**17}
+UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+
+
+def parse_size(text: str | int) -> int:
+    """Bytes of `2GB`, `500M`, `1.5GiB` or a number; units are powers of 1024.
+
+    Raises:
+        InputError: it reads as none of these, or is not above zero.
+    """
+    found = re.fullmatch(r"\s*([\d.]+)\s*([kmgt]?)(i?b)?\s*", str(text).lower())
+    try:
+        size = int(float(found[1]) * UNITS[found[2]]) if found else 0
+    except ValueError:
+        size = 0
+    if size <= 0:
+        raise InputError(f"a size of memory is a number with a unit, as 500MB or 2GB; got '{text}'.")
+    return size
+
+
+def shown(size: float) -> str:
+    """Bytes for a reader."""
+    return f"{size / 2**30:.1f} GB" if size >= 2**30 else f"{size / 2**20:.0f} MB"
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that a device has left; of the machine for the CPU and where a device does not say."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        meminfo = Path("/proc/meminfo").read_text(encoding="ascii")
+        return int(re.search(r"MemAvailable:\s+(\d+) kB", meminfo)[1]) * 1024  # type: ignore[index]  # TypeError where it is not told
+    except (OSError, TypeError):
+        return 4 * 2**30  # told by no portable call; what any machine of today has
+
+
+class _Held(TorchDispatchMode):
+    """Counts the bytes of all tensors that are made inside and still alive, after every operation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        given = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)}
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor) and leaf.untyped_storage()._cdata not in given:
+                storage = leaf.untyped_storage()
+                self.alive[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+        self.alive = {key: entry for key, entry in self.alive.items() if not entry[0].expired()}
+        self.peak = max(self.peak, sum(size for _, size in self.alive.values()))
+        return result
+
+
+def peak_bytes(compute: Callable[[], object]) -> int:
+    """The most bytes of tensors that `compute` makes and holds at one time, on whatever device; an operation's own scratch apart."""
+    with _Held() as held:
+        compute()
+    return held.peak
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch says that a device, or the machine, has no room left."""
+    return isinstance(error, torch.cuda.OutOfMemoryError) or "can't allocate memory" in str(error) or "out of memory" in str(error)
+
+
+@functools.lru_cache(maxsize=1)
+def _glibc() -> ctypes.CDLL | None:
+    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
+
+
+_depth = 0
+
+
+@contextlib.contextmanager
+def kept_pages() -> Iterator[None]:
+    """Inside, freed memory stays with the process and is used again, as a forward's tensors come and go in the same sizes.
+
+    glibc gives every large tensor fresh pages of the system and takes them back at once; the faults cost a third to a half of a
+    small network's forward. What was kept is given back at the end. Without glibc nothing changes.
+    """
+    global _depth
+    libc = _glibc()
+    _depth += 1
+    if libc is not None and _depth == 1:
+        for option, value in KEEPING.items():
+            libc.mallopt(option, value)
+    try:
+        yield
+    finally:
+        _depth -= 1
+        if libc is not None and _depth == 0:
+            for option, value in DEFAULTS.items():
+                libc.mallopt(option, value)
+            libc.malloc_trim(0)
