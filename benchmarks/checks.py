@@ -1,0 +1,131 @@
+"""Whether the libraries compute the same, before any time is believed: on few images, with a stated tolerance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import ours
+import rivals
+import torch
+from subjects import Subject
+from torch import Tensor
+from torch.nn import functional
+
+from xattn.metrics import average_drop, average_increase, deletion, insertion, to_masks
+from xattn.metrics.perturbation import Baseline, baseline_images
+
+POINT = 0.01  # percent of a probability: what float32 leaves of a mean of equal definitions
+
+
+@dataclass(frozen=True)
+class Check:
+    """Whether two compute the same.
+
+    Attributes:
+        what: is compared.
+        of: the contenders that it is about.
+        found: the difference, or where `at_least` the correlation.
+        bound: up to which they agree; None: it is told and not judged.
+        at_least: the bound is from below.
+    """
+
+    what: str
+    of: tuple[str, ...]
+    found: float
+    bound: float | None
+    at_least: bool = False
+
+    @property
+    def agrees(self) -> bool | None:
+        if self.bound is None:
+            return None
+        return self.found >= self.bound if self.at_least else self.found <= self.bound
+
+
+def blurred(subject: Subject, images: Tensor) -> Tensor:
+    return baseline_images(images, Baseline("gaussian", side=5), subject.classifier.mean)
+
+
+def _masks(raw: Tensor, size: tuple[int, ...]) -> Tensor:
+    return to_masks(raw.float(), (size[-2], size[-1])).masks
+
+
+def _correlation(a: Tensor, b: Tensor) -> float:
+    """The lowest over the images."""
+    return min(float(torch.corrcoef(torch.stack([x.flatten(), y.flatten()]).double())[0, 1]) for x, y in zip(a, b, strict=True))
+
+
+def of_maps(subject: Subject, images: Tensor, targets: Tensor, method: str, batch: int) -> list[Check]:
+    """Maps of one method by all three, of the network without normalisation: they mask before it, we in pixel space."""
+    plain, spec = subject.plain, method + (":weighting=logit-softmax" if method == "score-cam" else "")
+    own = ours.maps(plain.classifier, images, targets, [spec], "exact", batch)
+    size, small = tuple(images.shape), tuple(own.raw[spec].shape)
+    theirs = torch.as_tensor(rivals.grad_cam_map(plain, images, targets, method, batch)).to(own[spec])
+    torch_cam = rivals.torch_cam_map(plain, images, targets, method, batch)
+    by_grad_cam = (_masks(own[spec], size), _masks(theirs, size))  # it min-maxes once more at the images' size
+    by_torch_cam = (_masks(own.raw[spec], small), _masks(torch_cam, small))
+    at_grad_cam, at_torch_cam = ("pytorch-grad-cam", "pytorch-grad-cam + Quantus"), ("torch-cam", "torch-cam, maps kept")
+    if method == "grad-cam":
+        what, bound = f"{method}: largest difference of the masks", 1e-3
+        pairs = ((at_grad_cam, by_grad_cam), (at_torch_cam, by_torch_cam))
+        return [Check(f"{what}, {of[0]}", of, float((a - b).abs().max()), bound) for of, (a, b) in pairs]
+    if method == "score-cam":
+        return [
+            Check(f"{method}: correlation, pytorch-grad-cam, which upsamples with aligned corners", at_grad_cam, c, 0.99, at_least=True)
+            for c in [_correlation(*by_grad_cam)]
+        ] + [
+            Check(f"{method}: correlation, torch-cam, which min-maxes before it upsamples", at_torch_cam, c, 0.99, at_least=True)
+            for c in [_correlation(*by_torch_cam)]
+        ]
+    return [
+        Check(
+            f"{method}: correlation, pytorch-grad-cam, which adds 1e-6 to the denominator", at_grad_cam, _correlation(*by_grad_cam), None
+        ),
+        Check(f"{method}: correlation, torch-cam, which does not divide", at_torch_cam, _correlation(*by_torch_cam), None),
+    ]
+
+
+def _noise(images: Tensor) -> Tensor:
+    """Masks in which no two pixels tie: each library breaks ties its own way."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand((len(images), *images.shape[2:]), generator=generator).to(images)
+
+
+def of_masks(subject: Subject, images: Tensor, targets: Tensor, batch: int) -> list[Check]:
+    """Average drop and increase of the same masks, of the network without normalisation."""
+    plain, masks, of = subject.plain, _noise(images), ("torch-cam", "torch-cam, maps kept")
+    with torch.no_grad():
+        theirs = rivals.torch_cam_scores(plain, images, targets, rivals.KeptMaps(plain, masks), batch)
+    drop, increase = (float(metric(plain.classifier.predict, images, masks, targets).mean()) for metric in (average_drop, average_increase))
+    return [
+        Check("average drop of the same masks, points, torch-cam", of, abs(drop - 100 * theirs["avg_drop"]), POINT),
+        Check("average increase of the same masks, points, torch-cam", of, abs(increase - 100 * theirs["conf_increase"]), POINT),
+    ]
+
+
+def of_curves(subject: Subject, images: Tensor, targets: Tensor, batch: int) -> list[Check]:
+    """Insertion and deletion of the same masks, of the network as it is."""
+    masks, of, classifier = _noise(images), ("torch-cam", "torch-cam, maps kept"), subject.classifier
+    deleted, inserted = (
+        float(metric(classifier.predict, images, masks, targets, fill=classifier.mean).mean()) for metric in (deletion, insertion)
+    )
+    kept, start = rivals.KeptMaps(subject, masks), subject.normalised(blurred(subject, images))
+    with torch.no_grad():
+        to_mean = rivals.torch_cam_scores(subject, images, targets, kept, batch, classification=False)
+        from_blur = rivals.torch_cam_scores(subject, images, targets, kept, batch, baseline=lambda _: start, classification=False)
+    features = rivals.quantus_step(masks[0].numel(), subject.steps)
+    given = subject.normalised(images).cpu().numpy()
+    flipped = torch.as_tensor(rivals.quantus_curve(subject, given, targets, masks.cpu().numpy(), None)).double()
+    first = functional.softmax(classifier.predict(images).double(), dim=1).gather(1, targets[:, None]).cpu()
+    area = float(100 * torch.trapezoid(torch.cat([first, flipped], dim=1), dx=1 / flipped.shape[1]).mean())
+    same_steps = deletion(classifier.predict, images, masks, targets, fill=classifier.mean, step=round(features / 3))
+    return [
+        Check("deletion of the same masks, points, torch-cam", of, abs(deleted - 100 * to_mean["deletion_auc"]), POINT),
+        Check("insertion of the same masks, points, torch-cam given our blur", of, abs(inserted - 100 * from_blur["insertion_auc"]), POINT),
+        Check(
+            "deletion of the same masks, points, Quantus with the unperturbed point put before (its steps split pixels)",
+            ("pytorch-grad-cam + Quantus",),
+            abs(area - float(same_steps.mean())),
+            0.5,
+        ),
+    ]

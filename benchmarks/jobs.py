@@ -1,0 +1,272 @@
+"""The jobs: who does them, what is checked first, and what is asked of the times."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ours
+import rivals
+from checks import Check, blurred, of_curves, of_maps, of_masks
+from measure import Contender
+from subjects import Subject
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What is asked: `field` of `over` divided by that of `under`, at least or at most so much."""
+
+    text: str
+    over: str
+    under: str
+    target: float
+    at_least: bool = True
+    field: str = "seconds"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job.
+
+    Attributes:
+        title: of its section.
+        about: what is done, and with what.
+        contenders: who does it; the first is what the others are set beside.
+        checks: made before any time is believed, on a few images and their targets.
+        claims: what is asked.
+        alone: levels of xattn beside which the network's bare forwards are clocked.
+    """
+
+    title: str
+    about: str
+    contenders: tuple[Contender, ...]
+    checks: Callable[[Tensor, Tensor], list[Check]]
+    claims: tuple[Claim, ...]
+    alone: tuple[str, ...] = ()
+
+
+def bare(level: str) -> str:
+    """What the passes of a level cost at the best throughput measured, as a contender's name."""
+    return f"passes alone, {level}"
+
+
+def xattn_at(level: str) -> str:
+    return f"xattn, {level}"
+
+
+def _own(subject: Subject, run: Callable[[Tensor, Tensor, str], Any], note: str) -> tuple[Contender, ...]:
+    """xattn at each of its levels; forwards are counted at `exact`, since other levels may run a network of their own."""
+    return tuple(
+        Contender(
+            xattn_at(level),
+            lambda images, targets, level=level: run(images, targets, level),
+            subject.classifier.network if level == "exact" else None,
+            note,
+        )
+        for level in ours.LEVELS
+    )
+
+
+def table(subject: Subject, batch: int) -> Job:
+    """Three methods by five metrics."""
+    contenders = (
+        *_own(
+            subject,
+            lambda images, targets, level: ours.table(subject.classifier, images, targets, level, batch),
+            "AD, AG, AI, I from a blur, D to the mean colour; the unmasked image and the curves' ends are looked at once for all",
+        ),
+        Contender(
+            "torch-cam",
+            lambda images, targets: rivals.torch_cam_table(subject, images, targets, batch),
+            subject.network,
+            "ClassificationMetric and DeletionInsertionMetric as documented: the map is computed anew for each; no AG; I from the mean "
+            "colour, since one baseline serves both curves",
+        ),
+        Contender(
+            "torch-cam, maps kept",
+            lambda images, targets: rivals.torch_cam_table_of_kept(subject, images, targets, batch),
+            subject.network,
+            "the same metrics given each map once by a stand-in for the extractor, which its pages tell nothing of",
+        ),
+        Contender(
+            "pytorch-grad-cam + Quantus",
+            lambda images, targets: rivals.grad_cam_and_quantus_table(
+                subject, images, targets, lambda given: blurred(subject, given), batch
+            ),
+            subject.network,
+            "AD, AG and AI from CamMultImageConfidenceChange; PixelFlipping for D and, with a perturbation of one's own, I, in fewer steps "
+            f"({3 * subject.side**2 // rivals.quantus_step(subject.side**2, subject.steps)}, as its step must divide the pixels), without "
+            "the unperturbed point; the steps of one image one after another",
+        ),
+    )
+
+    def checks(images: Tensor, targets: Tensor) -> list[Check]:
+        found = [check for method in ours.CAMS[:2] for check in of_maps(subject, images, targets, method, batch)]
+        found += of_maps(subject, images[:1], targets[:1], "score-cam", batch)
+        return found + of_masks(subject, images, targets, batch) + of_curves(subject, images, targets, batch)
+
+    return Job(
+        "The table job",
+        "Grad-CAM, Grad-CAM++ and Score-CAM, each scored by average drop, gain and increase, insertion and deletion in "
+        f"{subject.steps} steps.",
+        contenders,
+        checks,
+        (
+            Claim("torch-cam over xattn, exact", "torch-cam", xattn_at("exact"), 8),
+            Claim("torch-cam over xattn, fast", "torch-cam", xattn_at("fast"), 20),
+            Claim("xattn, exact, over its passes alone", xattn_at("exact"), bare("exact"), 1.15, at_least=False),
+            Claim("xattn, fast, over its passes alone", xattn_at("fast"), bare("fast"), 1.15, at_least=False),
+        ),
+        ours.LEVELS,
+    )
+
+
+def score_cam(subject: Subject, batch: int) -> Job:
+    """Score-CAM alone."""
+    spec = "score-cam:weighting=logit-softmax"
+    contenders = (
+        *_own(
+            subject,
+            lambda images, targets, level: ours.maps(subject.classifier, images, targets, [spec], level, batch),
+            "constant channels are not run",
+        ),
+        Contender(
+            "pytorch-grad-cam",
+            lambda images, targets: rivals.grad_cam_map(subject, images, targets, "score-cam", batch),
+            subject.network,
+            "ScoreCAM with batch_size; all masked images are built before the first is run",
+        ),
+        Contender(
+            "torch-cam",
+            lambda images, targets: rivals.torch_cam_map(subject, images, targets, "score-cam", batch),
+            subject.network,
+            "ScoreCAM(batch_size=…), without gradients; the map at its own resolution",
+        ),
+    )
+    return Job(
+        "Score-CAM",
+        "All channels of the last stage, weighted by softmax of the logits, as both others do.",
+        contenders,
+        lambda images, targets: of_maps(subject, images[:1], targets[:1], "score-cam", batch),
+        (
+            Claim("pytorch-grad-cam over xattn, exact", "pytorch-grad-cam", xattn_at("exact"), 4),
+            Claim("torch-cam over xattn, exact", "torch-cam", xattn_at("exact"), 4),
+            Claim("pytorch-grad-cam over xattn, fast", "pytorch-grad-cam", xattn_at("fast"), 10),
+            Claim("torch-cam over xattn, fast", "torch-cam", xattn_at("fast"), 10),
+            Claim("peak memory, xattn, exact, over pytorch-grad-cam", xattn_at("exact"), "pytorch-grad-cam", 0.25, False, "peak"),
+        ),
+        ours.LEVELS,
+    )
+
+
+def at_once(subject: Subject, batch: int) -> Job:
+    """All gradient methods of one trace beside one of them; `subject` has a head with attention."""
+    several = ("activation-map", "grad-cam", "grad-cam++", "raw-attention")
+
+    def one_or_all(name: str, methods: tuple[str, ...]) -> Contender:
+        run = lambda images, targets: ours.maps(subject.classifier, images, targets, methods, "exact", batch)  # noqa: E731
+        return Contender(name, run, subject.classifier.network, ", ".join(methods))
+
+    def checks(images: Tensor, targets: Tensor) -> list[Check]:
+        found = [ours.maps(subject.classifier, images, targets, methods, "exact", batch) for methods in (several, several[1:2])]
+        apart = float((found[0]["grad-cam"] - found[1]["grad-cam"]).abs().max())
+        return [Check("Grad-CAM by itself and among the others: largest difference of the masks", ("all at once",), apart, 0.0)]
+
+    return Job(
+        "All gradient methods at once",
+        f"On {subject.classifier.head_name}, never trained, which costs as much as trained.",
+        (one_or_all("Grad-CAM alone", several[1:2]), one_or_all("all at once", several)),
+        checks,
+        (Claim("all at once over Grad-CAM alone", "all at once", "Grad-CAM alone", 1.2, at_least=False),),
+    )
+
+
+def grad_cam(subject: Subject, batch: int) -> Job:
+    """Grad-CAM on batches."""
+    contenders = (
+        *_own(subject, lambda images, targets, level: ours.maps(subject.classifier, images, targets, ["grad-cam"], level, batch), ""),
+        *(
+            Contender(name, lambda images, targets, run=run: run(subject, images, targets, "grad-cam", batch), subject.network, note)
+            for name, run, note in (
+                ("pytorch-grad-cam", rivals.grad_cam_map, "its backward goes to the first layer"),
+                ("torch-cam", rivals.torch_cam_map, "the map at its own resolution"),
+            )
+        ),
+    )
+    return Job(
+        "Grad-CAM on batches",
+        "Masks at the images' size.",
+        contenders,
+        lambda images, targets: of_maps(subject, images, targets, "grad-cam", batch),
+        (Claim("pytorch-grad-cam over xattn, exact", "pytorch-grad-cam", xattn_at("exact"), 1.5),),
+    )
+
+
+def guided(subject: Subject, batch: int) -> Job:
+    """Guided backpropagation."""
+    own = _own(
+        subject, lambda images, targets, level: ours.maps(subject.classifier, images, targets, ["guided-backprop"], level, batch), ""
+    )
+    captum = Contender("captum", lambda images, targets: rivals.captum_guided(subject, images, targets), subject.network)
+
+    def checks(images: Tensor, targets: Tensor) -> list[Check]:
+        theirs = rivals.captum_guided(subject, images, targets)
+        raw = ours.maps(subject.classifier, images, targets, ["guided-backprop"], "exact", batch).raw["guided-backprop"]
+        return [Check("largest difference over the largest value", ("captum",), float((raw - theirs).abs().max() / theirs.max()), 1e-3)]
+
+    return Job(
+        "Guided backpropagation",
+        "At the image, the largest magnitude over the channels.",
+        (*own, captum),
+        checks,
+        (Claim("xattn, exact, over captum", xattn_at("exact"), "captum", 1.0, at_least=False),),
+    )
+
+
+def curves(subject: Subject, batch: int) -> Job:
+    """Insertion and deletion of Grad-CAM."""
+
+    def with_quantus(images: Tensor, targets: Tensor) -> dict[str, float]:
+        masks = rivals.grad_cam_map(subject, images, targets, "grad-cam", batch)
+        return rivals.quantus_curves(subject, images, targets, masks, blurred(subject, images))
+
+    return Job(
+        "Insertion and deletion",
+        f"Of Grad-CAM, whose map each makes itself; {subject.steps} steps.",
+        (
+            *_own(
+                subject,
+                lambda images, targets, level: ours.table(
+                    subject.classifier, images, targets, level, batch, ("grad-cam",), ("insertion", "deletion")
+                ),
+                "I from a blur, D to the mean colour",
+            ),
+            Contender(
+                "torch-cam",
+                lambda images, targets: rivals.torch_cam_curves(subject, images, targets, batch),
+                subject.network,
+                "DeletionInsertionMetric(batch_size=…); I and D with one baseline, the mean colour",
+            ),
+            Contender(
+                "pytorch-grad-cam + Quantus",
+                with_quantus,
+                subject.network,
+                "PixelFlipping, fewer steps, without the unperturbed point; a forward holds one step of every image",
+            ),
+        ),
+        lambda images, targets: of_curves(subject, images, targets, batch),
+        (),
+        ours.LEVELS,
+    )
+
+
+JOBS: dict[str, Callable[[Subject, int], Job]] = {
+    "table": table,
+    "score-cam": score_cam,
+    "at-once": at_once,
+    "grad-cam": grad_cam,
+    "guided": guided,
+    "curves": curves,
+}

@@ -1,0 +1,200 @@
+"""Clocks, counts and peaks: how a thing is measured, whatever it is."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+PACKAGES = ("xattn", "torch", "torchvision", "torchcam", "grad-cam", "quantus", "captum", "numpy", "ray")
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way of doing a job.
+
+    Attributes:
+        name: as rows call it.
+        run: images in pixel space and their targets → whatever comes of it.
+        network: whose forwards are counted; None: they cannot be seen from outside.
+        note: what it does, and in what that is less, more or other than the rest.
+    """
+
+    name: str
+    run: Callable[[Tensor, Tensor], Any]
+    network: nn.Module | None
+    note: str = ""
+
+
+def clocked(run: Callable[[], Any], device: torch.device) -> float:
+    """Seconds until all that `run` began is done."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+@contextmanager
+def forwards(network: nn.Module | None) -> Iterator[list[int]]:
+    """The number of images of each forward of a network."""
+    seen: list[int] = []
+    handle = None if network is None else network.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    try:
+        yield seen
+    finally:
+        if handle is not None:
+            handle.remove()
+
+
+def interleaved(
+    contenders: Sequence[Contender],
+    batches: Sequence[tuple[Tensor, Tensor]],
+    device: torch.device,
+    aside: Callable[[Tensor, Tensor], None],
+    say: Callable[[str], None],
+) -> dict[str, dict[str, Any]]:
+    """Seconds of every contender on every batch, the contenders taking turns; each is warmed up, and its forwards counted, on the first.
+
+    A slow moment of the machine meets all of them, and who comes first changes from batch to batch. `aside` is what else is measured on
+    each batch, among them.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for contender in contenders:
+        with forwards(contender.network) as seen:
+            warm_up = clocked(lambda contender=contender: contender.run(*batches[0]), device)
+        passes = sum(seen) / len(batches[0][0]) if seen else None
+        found[contender.name] = {"note": contender.note, "passes": passes, "warm_up": warm_up, "images": [], "seconds": []}
+        say(f"{contender.name}: warm-up {warm_up:.2f} s")
+    for number, batch in enumerate(batches):
+        aside(*batch)
+        for turn in range(len(contenders)):
+            contender = contenders[(number + turn) % len(contenders)]
+            seconds = clocked(lambda contender=contender, batch=batch: contender.run(*batch), device)
+            if contender.network is not None:
+                contender.network.zero_grad(set_to_none=True)  # pytorch-grad-cam leaves gradients at the parameters
+            found[contender.name]["seconds"].append(seconds)
+            found[contender.name]["images"].append(len(batch[0]))
+            say(f"pair {number + 1}, {contender.name}: {seconds:.2f} s")
+    return found
+
+
+def fastest_forward(predict: Callable[[Tensor], Tensor], image: Tensor, chunks: Sequence[int], device: torch.device) -> dict[int, float]:
+    """Seconds an image of a forward alone, by the number of images in it; each is run once before it is clocked."""
+    found = {}
+    for chunk in chunks:
+        batch = image.expand(chunk, -1, -1, -1).contiguous()
+        times = max(2, -(-max(chunks) // chunk))
+        with torch.no_grad():
+            predict(batch)
+            found[chunk] = clocked(lambda batch=batch, times=times: [predict(batch) for _ in range(times)], device) / (times * chunk)
+    return found
+
+
+def peak_mib(run: Callable[[], Any], device: torch.device) -> float:
+    """MiB that `run` needs at its peak above what is held before it: of the GPU's allocator, else of the process.
+
+    The process's high-water mark is set back before the run where the system can do that (Linux); elsewhere the mark that loading left
+    counts as held. It only tells something in a process that has done nothing else.
+    """
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        held = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        run()
+        torch.cuda.synchronize(device)
+        return float(torch.cuda.max_memory_allocated(device) - held) / 2**20
+    status = Path("/proc/self/status")
+    if not status.exists():
+        unit = 2**20 if sys.platform == "darwin" else 2**10
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        run()
+        return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / unit
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # what the allocator keeps of freed memory would hide the same size of new
+    if trim is not None:
+        trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    held_kib = process_kib("VmRSS")
+    run()
+    return (process_kib("VmHWM") - held_kib) / 2**10
+
+
+def process_kib(field: str) -> int:
+    """A field of the process's status in KiB (Linux)."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1])
+    raise ValueError(f"the system tells no {field}")
+
+
+def covered(intervals: Sequence[tuple[float, float]]) -> float:
+    """Length of the union of intervals."""
+    total, reached = 0.0, float("-inf")
+    for start, stop in sorted(intervals):
+        total += max(0.0, stop - max(start, reached))
+        reached = max(reached, stop)
+    return total
+
+
+def busy_share(run: Callable[[], Any], device: torch.device) -> float:
+    """Share of the time of `run` in which the GPU computes: the union of its kernels' times over the wall clock's."""
+    from torch.autograd import DeviceType
+    from torch.profiler import ProfilerActivity, profile
+
+    run()
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+        seconds = clocked(run, device)
+    kernels = [event.time_range for event in profiled.events() if event.device_type == DeviceType.CUDA]
+    return covered([(kernel.start, kernel.end) for kernel in kernels]) / (1e6 * seconds)
+
+
+def conditions(device: torch.device) -> dict[str, Any]:
+    """What a measurement depends on, without the machine's name."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "date": time.strftime("%Y-%m-%d %H:%M %z"),
+        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *(_unplaced(part) for part in sys.argv[1:])]),
+        "device": device.type,
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "threads": torch.get_num_threads(),
+        "load": os.getloadavg()[0],
+        "versions": versions,
+    }
+
+
+def _unplaced(argument: str) -> str:
+    """Where a folder lies on one's machine is nobody's business."""
+    return Path(argument).name if argument.startswith("/") else argument
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()

@@ -1,0 +1,140 @@
+"""One point of a scale: measured in a process of its own, told as JSON on its last line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from measure import peak_mib, process_kib
+from PIL import Image
+from subjects import photographs
+from torch import nn
+
+import xattn
+from xattn.birds.network import SmallResNet
+from xattn.images import ImageSource
+from xattn.study.store import Store
+
+GRADIENTS = (("grad-cam", "grad-cam++"), ("average-drop", "average-gain"))
+CURVES = (("grad-cam",), ("insertion", "deletion"))
+
+
+def pictures(data: Path, folder: Path, count: int) -> Path:
+    """A folder of so many pictures: the photographs over and over, as links; drawn noise where there are none."""
+    here = folder / f"pictures-{count}"
+    if here.exists():
+        return here
+    files = sorted((data / "photos").glob("*.jpg"))
+    if not files:
+        drawn = folder / "drawn"
+        drawn.mkdir(parents=True, exist_ok=True)
+        for number in range(8):
+            noise = torch.randint(0, 256, (99, 99, 3), generator=torch.Generator().manual_seed(number), dtype=torch.uint8)
+            Image.fromarray(noise.numpy()).save(drawn / f"{number}.jpg")
+        files = sorted(drawn.glob("*.jpg"))
+    unfinished = folder / f"pictures-{count}.unfinished"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    for number in range(count):
+        (unfinished / f"{number:06d}.jpg").symlink_to(files[number % len(files)].resolve())
+    unfinished.rename(here)
+    return here
+
+
+def _network(name: str, data: Path) -> xattn.Classifier:
+    weights = data / "weights" / f"{name}.pth"
+    return xattn.load(f"torchvision:{name}", weights=weights) if weights.exists() else xattn.load("birds:gap")
+
+
+def _study(classifier: xattn.Classifier, work: tuple[Sequence[str], Sequence[str]], images: Path, out: Path, **engine: Any) -> xattn.Study:
+    shutil.rmtree(out, ignore_errors=True)
+    return xattn.Study([classifier], *work, images, out, workers=0, progress=False, **engine)
+
+
+def images(data: Path, folder: Path, count: int, network: str) -> dict[str, Any]:
+    """A study of so many images; all that is loaded on first use is loaded by a small one before."""
+    classifier = _network(network, data)
+    _study(classifier, GRADIENTS, pictures(data, folder, 16), folder / "warm-up").run()
+    study = _study(classifier, GRADIENTS, pictures(data, folder, count), folder / f"run-{count}")
+    start = time.perf_counter()
+    peak = peak_mib(lambda: study.run(), torch.device("cpu"))
+    seconds = time.perf_counter() - start
+    found = {"seconds": seconds, "images": count, "peak": peak, "whole": process_kib("VmHWM") / 2**10}
+    found["stored"] = sum(file.stat().st_size for file in study.store.folder.rglob("*") if file.is_file()) / count
+    found["finish"] = _clock(lambda: study.store.finish([part.spec for part in study.metrics])) / count
+    source = ImageSource(pictures(data, folder, 16))
+    found["decode"] = _clock(lambda: [source.decode(image, classifier.preprocessing) for image in source.images]) / 16
+    (batch,) = list(source.batches(classifier.preprocessing, study.batch_size, wanted=[0]))
+    rows, other = study.rows(batch, [classifier]), Store(folder / "written")
+    found["write"] = _clock(lambda: [other.write_part(f"{number}", rows) for number in range(20)]) / 20
+    return found | {"batch": study.batch_size}
+
+
+def side(data: Path, folder: Path, count: int, pixels: int) -> dict[str, Any]:
+    """Grad-CAM, insertion and deletion of images of one size."""
+    classifier = xattn.load("birds:gap", input_size=pixels, resize=pixels)
+    given = photographs(data, classifier, count)
+
+    def run() -> None:
+        maps = xattn.explain(classifier, given, list(CURVES[0]))
+        xattn.evaluate(classifier, given, maps, list(CURVES[1]))
+
+    classifier.predict(given[:8])
+    return {"peak": peak_mib(run, torch.device("cpu")), "seconds": _clock(run), "images": count}
+
+
+def channels(data: Path, folder: Path, count: int, wide: int) -> dict[str, Any]:
+    """Score-CAM of a last map of so many channels, on one small network."""
+    torch.manual_seed(0)
+    trunk = nn.Sequential(*list(SmallResNet(10, 4).children())[:-2])
+    network = nn.Sequential(
+        trunk, nn.Sequential(nn.Conv2d(32, wide, 1), nn.ReLU()), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(wide, 10)
+    )
+    classifier = xattn.attach(network.eval(), input_size=64)
+    given = photographs(data, classifier, count)
+
+    def run() -> None:
+        xattn.explain(classifier, given, ["score-cam"])
+
+    classifier.predict(given)
+    return {"peak": peak_mib(run, torch.device("cpu")), "seconds": _clock(run), "images": count}
+
+
+def steady(written: Sequence[float], workers: int) -> float:
+    """Seconds a part from the times at which parts were written, without each worker's first: start-up stays apart."""
+    times = sorted(written)
+    if len(times) <= workers:
+        raise ValueError(f"{len(times)} parts tell nothing of {workers} workers: measure longer")
+    return (times[-1] - times[workers - 1]) / (len(times) - workers)
+
+
+def engine(data: Path, folder: Path, count: int, network: str, actors: int) -> dict[str, Any]:
+    """A study by so many actors of Ray, or by this process for 0; `seconds` are those of a steady stretch, for all images."""
+    more = {} if actors == 0 else {"engine": "ray", "actors": actors}
+    study = _study(_network(network, data), CURVES, pictures(data, folder, count), folder / f"engine-{actors}", **more)
+    whole = _clock(study.run)
+    written = [file.stat().st_mtime for file in study.store.parts.glob("*.parquet")]
+    return {"seconds": steady(written, max(1, actors)) * len(written), "images": count, "whole run": whole}
+
+
+def _clock(run: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+KINDS: dict[str, Callable[..., dict[str, Any]]] = {"images": images, "side": side, "channels": channels, "engine": engine}
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    asked = json.loads(sys.argv[1])
+    made = KINDS[asked.pop("kind")](Path(asked.pop("data")), Path(asked.pop("folder")), **asked)
+    print(json.dumps(made))

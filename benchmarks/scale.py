@@ -1,0 +1,227 @@
+"""How xattn grows: over images, their size, channels and workers; and the arithmetic of ImageNet × ten networks.
+
+    python benchmarks/scale.py --out runs/scale [--only images,side,channels,engine] [--counts 100,1000,10000] [--rounds 3] [--minutes 3]
+        [--speed runs/speed] [--price 2] [--page] [--smoke]
+
+Every point is measured in a process of its own, on one thread, the points of a scale by turns. Writes OUT/scale.json; `--page` makes
+benchmarks/results/scale/README.md of it and, for what computing costs, of the JSON that `speed.py` left in the folder `--speed` names.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import click
+import torch
+from arithmetic import Figures, arithmetic
+from measure import conditions
+from speed_page import section
+
+DATA = Path(__file__).parents[2] / "shared" / "data"
+RESULTS = Path(__file__).parent / "results" / "scale"
+SIDES, CHANNELS = (64, 128, 192, 256, 384), (64, 256, 1024)
+WORKERS = {"in this process": 0, "Ray, one worker": 1, "Ray, two workers": 2}
+
+say = partial(click.echo, err=True)
+Rounds = dict[str, list[dict[str, Any]]]
+
+
+def point(**asked: Any) -> dict[str, Any] | None:
+    """What a process of its own finds; None, said aloud, where it fails."""
+    script = Path(__file__).with_name("points.py")
+    ran = subprocess.run(
+        [sys.executable, str(script), json.dumps(asked)], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    if ran.returncode:
+        say(f"{asked}: failed\n{ran.stderr[-1500:]}")
+        return None
+    found: dict[str, Any] = json.loads(ran.stdout.strip().splitlines()[-1])
+    say(f"{ {key: value for key, value in asked.items() if key not in ('data', 'folder')} }: {found['seconds']:.2f} s")
+    return found
+
+
+def by_turns(points: dict[str, dict[str, Any]], rounds: int) -> Rounds:
+    """Every point so many times, each round in another order; points that fail are left out."""
+    names = list(points)
+    found: Rounds = {name: [] for name in names}
+    for number in range(rounds):
+        for turn in range(len(names)):
+            name = names[(number + turn) % len(names)]
+            one = point(**points[name])
+            if one is not None:
+                found[name].append(one)
+    return {name: ones for name, ones in found.items() if len(ones) == rounds}
+
+
+def entry(job: str, title: str, about: str, found: Rounds, claims: list[dict[str, Any]]) -> dict[str, Any]:
+    """As `speed_page.section` takes it, with all that the points told."""
+    contenders = {
+        name: {
+            "note": "",
+            "passes": None,
+            "images": [one["images"] for one in ones],
+            "seconds": [one["seconds"] for one in ones],
+            "peak": [one["peak"] for one in ones if "peak" in one],
+        }
+        for name, ones in found.items()
+    }
+    return {
+        "job": job,
+        "title": title,
+        "about": about,
+        "checks": [],
+        "contenders": contenders,
+        "claims": claims,
+        "points": found,
+        "beside": job == "engine",
+        "weights": "shipped",
+    }
+
+
+def claim(text: str, ratios: list[float], target: float, *, at_least: bool = False, worst: bool = False) -> dict[str, Any]:
+    return {"text": text, "of": [], "ratios": ratios, "target": target, "at_least": at_least, "worst": worst}
+
+
+def over_images(found: Rounds, counts: list[int]) -> list[dict[str, Any]]:
+    """Whether the slope of time over images stays, and the memory."""
+    ones = [found.get(f"{count:,} images", []) for count in counts]
+    bends, flat = [], []
+    for one in zip(*ones, strict=True):
+        slopes = [(b["seconds"] - a["seconds"]) / (b["images"] - a["images"]) for a, b in pairwise(one)]
+        bends += [abs(slope / slopes[-1] - 1) for slope in slopes[:-1]]
+        flat += [each["whole"] / one[0]["whole"] - 1 for each in one[1:]]
+    return [
+        claim("seconds an image between two counts, |change| of the slope", bends, 0.05),
+        claim("peak memory of the process over that with the fewest images, growth", flat, 0.02, worst=True),
+    ]
+
+
+def over_workers(found: Rounds) -> list[dict[str, Any]]:
+    here, one, two = (found.get(name, []) for name in WORKERS)
+    gain = [a["seconds"] / b["seconds"] for a, b in zip(one, two, strict=False)]
+    cost = [a["seconds"] / b["seconds"] - 1 for a, b in zip(one, here, strict=False)]
+    return [
+        claim("two workers over one, speed-up", gain, 1.85, at_least=True),
+        claim("Ray with one worker over this process, overhead", cost, 0.05),
+    ]
+
+
+def figures(scale: list[dict[str, Any]], speed: Path) -> list[Figures]:
+    """Measured figures of the arithmetic, one for each network and device of the table job."""
+    kinds = {one["job"]: one for one in scale}
+    path = speed / "speed.json"
+    if "images" not in kinds or not kinds["images"]["points"] or not path.exists():
+        return []
+    ones = list(kinds["images"]["points"].values())[-1]
+    pairs = next((one["ratios"] for one in kinds.get("engine", {}).get("claims", []) if one["at_least"]), [])
+    found = []
+    for one in json.loads(path.read_text(encoding="utf-8"))["entries"]:
+        if one["job"] != "table":
+            continue
+        ours = one["contenders"].get("xattn, fast") or one["contenders"]["xattn, exact"]
+        compute = median([seconds / images for seconds, images in zip(ours["seconds"], ours["images"], strict=True)])
+        middle = {key: median([each[key] for each in ones]) for key in ("decode", "write", "finish", "stored")}
+        device = one["conditions"]["device"]
+        found.append(Figures(device, one["network"], compute, **middle, batch=ones[0]["batch"], speed_up=median(pairs) if pairs else None))
+    return found
+
+
+def page(entries: list[dict[str, Any]], speed: Path, price: float) -> str:
+    """All scales, and the arithmetic where there are figures for it."""
+    parts = [
+        "# How it grows",
+        "Made by `benchmarks/scale.py --page`. Every point is a process of its own on one thread, by turns; median [lowest, highest].",
+    ]
+    if any(one["smoke"] for one in entries):
+        parts.append("**Some of this was made with `--smoke`, at toy size: it shows that the benchmark runs, nothing else.**")
+    parts += [section(one) for one in entries]
+    measured = figures(entries, speed)
+    if measured:
+        parts.append(arithmetic(measured, price))
+    return "\n\n".join(parts) + "\n"
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/scale"), show_default=True)
+@click.option("--only", default="images,side,channels,engine", show_default=True)
+@click.option("--counts", default="100,1000,10000", show_default=True)
+@click.option("--rounds", default=3, show_default=True)
+@click.option("--minutes", default=3.0, show_default=True, help="Of work for one worker.")
+@click.option(
+    "--network", default="mobilenet_v2", show_default=True, help="Of the engine's work; birds:gap where its weights are not there."
+)
+@click.option("--data", type=click.Path(path_type=Path), envvar="XATTN_DATA", default=DATA)
+@click.option("--speed", type=click.Path(path_type=Path), default=Path("runs/speed"), show_default=True)
+@click.option("--price", default=2.0, show_default=True, help="Of a GPU-hour: assumed, not measured.")
+@click.option("--page", "with_page", is_flag=True)
+@click.option("--results", type=click.Path(path_type=Path), default=RESULTS)
+@click.option("--smoke", is_flag=True, help="At toy size: whether it runs, not what it shows.")
+def main(
+    out: Path,
+    only: str,
+    counts: str,
+    rounds: int,
+    minutes: float,
+    network: str,
+    data: Path,
+    speed: Path,
+    price: float,
+    with_page: bool,
+    results: Path,
+    smoke: bool,
+) -> None:
+    """Measures, writes OUT/scale.json, and makes the page."""
+    torch.set_num_threads(1)
+    if smoke:
+        only, counts, rounds = "images", "16,24,40", 1
+    kinds, sizes = only.split(","), [int(count) for count in counts.split(",")]
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "scale.json"
+    entries: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["entries"] if path.exists() else []
+    base = {"data": str(data.resolve()), "folder": str((out / "work").resolve())}
+
+    def keep(one: dict[str, Any], of: str) -> None:
+        one |= {"network": of, "smoke": smoke, "conditions": conditions(torch.device("cpu"))}
+        entries[:] = [old for old in entries if old["job"] != one["job"]] + [one]
+        path.write_text(json.dumps({"entries": entries}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    if "images" in kinds:
+        points = {f"{count:,} images": base | {"kind": "images", "count": count, "network": "birds:gap"} for count in sizes}
+        found = by_turns(points, rounds)
+        about = "A study of Grad-CAM and Grad-CAM++ by average drop and gain, the photographs over and over, from files to tables."
+        keep(entry("images", "Over images", about, found, over_images(found, sizes)), "birds:gap")
+    if "side" in kinds:
+        points = {f"{pixels}²": base | {"kind": "side", "count": 8, "pixels": pixels} for pixels in SIDES}
+        about = "Grad-CAM, insertion and deletion of 8 images at once; steps grow with the side: 8·W pixels each."
+        keep(entry("side", "Over image size", about, by_turns(points, rounds), []), "birds:gap")
+    if "channels" in kinds:
+        points = {f"{wide} channels": base | {"kind": "channels", "count": 4, "wide": wide} for wide in CHANNELS}
+        about = "Score-CAM of 4 images; one small trunk, a last map of so many channels."
+        keep(entry("channels", "Over channels", about, by_turns(points, rounds), []), "random")
+    if "engine" in kinds:
+        asked = base | {"kind": "engine", "network": network}
+        first = point(**asked, count=32, actors=0)
+        if first is not None:
+            count = max(64, int(60 * minutes / (first["seconds"] / first["images"])) // 8 * 8)
+            found = by_turns({name: asked | {"count": count, "actors": actors} for name, actors in WORKERS.items()}, rounds)
+            about = (
+                f"A study of Grad-CAM by insertion and deletion, {minutes:g} minutes for one worker of one thread each. Clocked between "
+                "the times at which parts were written, without each worker's first: start-up is apart."
+            )
+            keep(entry("engine", "Over workers", about, found, over_workers(found)), network)
+    if with_page:
+        results.mkdir(parents=True, exist_ok=True)
+        (results / "README.md").write_text(page(entries, speed, price), encoding="utf-8")
+        say(f"{results / 'README.md'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,240 @@
+"""xattn beside torch-cam, pytorch-grad-cam, Quantus and captum: the same jobs, in one run, by turns.
+
+    python benchmarks/speed.py --out runs/speed [--only table,score-cam] [--networks squeezenet1_0,mobilenet_v2] [--images 1] [--pairs 5]
+        [--threads 1] [--device cuda] [--page] [--smoke]
+
+Writes OUT/speed.json (raw samples, checks, conditions), a job after another: a later run replaces the jobs that it does again. Values are
+checked equal where definitions agree, before anything is clocked. Memory is measured in a process of its own for each contender.
+`--page` makes benchmarks/results/speed/README.md of what OUT/speed.json holds; with `--only none` it does nothing else. The real networks
+and photographs are read from `../shared/data` or XATTN_DATA. BR-NPA beside B-CNN is measured by `heads.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+import ours
+import torch
+from first import adaptive, start
+from jobs import JOBS, Claim, Contender, Job, bare
+from measure import busy_share, clocked, conditions, fastest_forward, forwards, interleaved, peak_mib
+from speed_page import page
+from subjects import TINY, WEIGHTS, Subject, photographs, subject
+from torch import Tensor
+
+DATA = Path(__file__).parents[2] / "shared" / "data"
+RESULTS = Path(__file__).parent / "results" / "speed"
+IMAGES = {"table": 1, "score-cam": 1, "at-once": 16, "grad-cam": 16, "guided": 8, "curves": 8}  # a pair
+NETWORKS = {"at-once": ("mobilenet_v2", "resnet50"), "grad-cam": (*WEIGHTS, "resnet50"), "guided": ("squeezenet1_0", "resnet50")}
+ON_GPU = ("resnet50", "convnext_base")
+CHUNKS = {"cpu": (1, 4, 8, 16, 32), "cuda": (16, 64, 128, 256)}
+HEADS = {"at-once": "ca-stream"}
+CHECKED = 2
+
+say = partial(click.echo, err=True)
+
+
+def pairs_of(one: Subject, data: Path, images: int, pairs: int) -> list[tuple[Tensor, Tensor]]:
+    """Batches of different photographs, with the classes that are predicted."""
+    pictures = photographs(data, one.classifier, images * pairs)
+    targets = one.classifier.predict(pictures[:1]).new_zeros(0).long()
+    for batch in pictures.split(8):
+        targets = torch.cat([targets, one.classifier.predict(batch).argmax(dim=1)])
+    return list(zip(pictures.split(images), targets.split(images), strict=True))
+
+
+def measured(name: str, job: Job, one: Subject, batches: list[tuple[Tensor, Tensor]], chunks: tuple[int, ...]) -> dict[str, Any]:
+    """Checks, then times."""
+    device = one.classifier.device
+    pictures, targets = batches[0]
+    if len(pictures) < CHECKED and len(batches) > 1:
+        pictures, targets = (torch.cat([batches[0][part], batches[1][part]]) for part in (0, 1))
+    checks = job.checks(pictures[:CHECKED], targets[:CHECKED])
+    for check in checks:
+        say(f"{check.what}: {check.found:.3g} ({'told' if check.agrees is None else 'agrees' if check.agrees else 'DIFFERS'})")
+    alone: dict[str, list[float]] = {level: [] for level in job.alone}
+    throughput: dict[str, list[dict[int, float]]] = {level: [] for level in job.alone}
+
+    def passes_alone(images: Tensor, of: Tensor) -> None:
+        if not job.alone:
+            return
+        with forwards(job.contenders[0].network) as seen:
+            job.contenders[0].run(images, of)
+        for level in job.alone:
+            found = fastest_forward(ours.predict(one.classifier, level), images[:1], chunks, device)
+            throughput[level].append(found)
+            alone[level].append(sum(seen) * min(found.values()))
+
+    contenders = interleaved(job.contenders, batches, device, passes_alone, say)
+    for level, seconds in alone.items():
+        note = "so many forwards at the best throughput of all chunk sizes, measured beside each pair; backwards count as nothing"
+        passes = contenders[job.contenders[0].name]["passes"]
+        contenders[bare(level)] = {"note": note, "passes": passes, "images": [len(batch[0]) for batch in batches], "seconds": seconds}
+    entry = {
+        "job": name,
+        "title": job.title,
+        "about": job.about,
+        "checks": [asdict(check) | {"agrees": check.agrees} for check in checks],
+        "contenders": contenders,
+        "seconds a forward, by images in it": throughput,
+    }
+    if device.type == "cuda":
+        for contender in job.contenders:
+            entry["contenders"][contender.name]["busy"] = busy_share(lambda contender=contender: contender.run(*batches[0]), device)
+    return entry
+
+
+def judged(entry: dict[str, Any], claims: tuple[Claim, ...]) -> None:
+    """Puts the ratios of each pair to each claim; none where one of the two was not measured."""
+    found = []
+    for claim in claims:
+        over, under = (entry["contenders"].get(name, {}).get(claim.field, []) for name in (claim.over, claim.under))
+        ratios = [a / b for a, b in zip(over, under, strict=False)]
+        found.append(
+            {"text": claim.text, "of": [claim.over, claim.under], "ratios": ratios, "target": claim.target, "at_least": claim.at_least}
+        )
+    entry["claims"] = found
+
+
+def peak_of(contender: Contender, one: Subject, batch: tuple[Tensor, Tensor]) -> float:
+    """In a process that has loaded the network and run it once."""
+    one.classifier.predict(batch[0][:1])
+    return peak_mib(lambda: contender.run(*batch), one.classifier.device)
+
+
+def peaks(contenders: Sequence[Contender], given: list[str]) -> dict[str, float]:
+    """Each contender in a process of its own."""
+    found = {}
+    for contender in contenders:
+        ran = subprocess.run([sys.executable, __file__, *given, "--alone", contender.name], capture_output=True, text=True)
+        if ran.returncode:
+            say(f"peak of {contender.name}: failed\n{ran.stderr[-2000:]}")
+        else:
+            found[contender.name] = float(ran.stdout.split()[-1])
+            say(f"peak of {contender.name}: {found[contender.name]:.0f} MiB")
+    return found
+
+
+class Kept:
+    """OUT/speed.json: written after every job, whole."""
+
+    def __init__(self, out: Path) -> None:
+        self.path = out / "speed.json"
+        self.entries: list[dict[str, Any]] = json.loads(self.path.read_text(encoding="utf-8"))["entries"] if self.path.exists() else []
+
+    def put(self, entry: dict[str, Any]) -> None:
+        def key(of: dict[str, Any]) -> tuple[object, ...]:
+            return of["job"], of["network"], of["conditions"]["device"], of["conditions"]["threads"]
+
+        self.entries = [old for old in self.entries if key(old) != key(entry)] + [entry]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = self.path.with_suffix(".tmp")
+        unfinished.write_text(json.dumps({"entries": self.entries}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        unfinished.replace(self.path)
+
+
+def listed(_: click.Context, __: click.Parameter, value: str | None) -> list[str] | None:
+    return None if value is None else [name for name in value.split(",") if name]
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/speed"), show_default=True)
+@click.option("--only", callback=listed, help=f"Of {','.join([*JOBS, 'adaptive', 'start'])}.")
+@click.option("--networks", callback=listed, help="Of torchvision's; random weights where none lie in the data.")
+@click.option("--images", type=int, help="A pair; None: what suits the job.")
+@click.option("--pairs", default=5, show_default=True)
+@click.option("--adaptive-images", default=100, show_default=True)
+@click.option("--batch", type=int, help="Images a forward for all; None: at which the network alone is fastest, measured first.")
+@click.option("--threads", default=1, show_default=True)
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--data", type=click.Path(path_type=Path), envvar="XATTN_DATA", default=DATA)
+@click.option("--memory/--no-memory", default=True, show_default=True)
+@click.option("--page", "with_page", is_flag=True, help=f"Make {RESULTS.relative_to(RESULTS.parents[2])}/README.md of the JSON.")
+@click.option("--results", type=click.Path(path_type=Path), default=RESULTS)
+@click.option("--smoke", is_flag=True, help="All jobs at toy size: whether they run, not what they show.")
+@click.option("--alone", hidden=True, help="Print the peak memory of this contender alone.")
+def main(
+    out: Path,
+    only: list[str] | None,
+    networks: list[str] | None,
+    images: int | None,
+    pairs: int,
+    adaptive_images: int,
+    batch: int | None,
+    threads: int,
+    device: str,
+    data: Path,
+    memory: bool,
+    with_page: bool,
+    results: Path,
+    smoke: bool,
+    alone: str | None,
+) -> None:
+    """Measures, writes OUT/speed.json, and makes the page."""
+    torch.set_num_threads(threads)
+    warnings.simplefilter("ignore")
+    place = torch.device(device)
+    if smoke:
+        networks, images, pairs, adaptive_images = [TINY], images or 2, 2, 4
+    kept = None if alone else Kept(out)
+    for name in JOBS if only is None else [name for name in only if name in JOBS]:
+        default = ON_GPU if place.type == "cuda" else NETWORKS.get(name, WEIGHTS)
+        for network in networks or default:
+            try:
+                one = subject(network, data, place, HEADS.get(name, "gap"))
+            except FileNotFoundError as error:
+                say(f"{name} on {network} left out: {error}")
+                continue
+            batches = pairs_of(one, data, images or IMAGES[name], 1 if alone else pairs)
+            chunks = (1, 4) if smoke else CHUNKS[place.type]
+            if batch is None:
+                found = fastest_forward(ours.predict(one.classifier, "exact"), batches[0][0][:1], chunks, place)
+                own_batch = min(found, key=lambda chunk: found[chunk])
+            else:
+                own_batch = batch
+            job = JOBS[name](one, own_batch)
+            if alone:
+                click.echo(peak_of(next(contender for contender in job.contenders if contender.name == alone), one, batches[0]))
+                return
+            say(f"== {name} on {network}, {own_batch} images a forward")
+            entry = measured(name, job, one, batches, chunks)
+            if memory:
+                again = ["--only", name, "--networks", network, "--images", str(len(batches[0][0])), "--batch", str(own_batch)]
+                again += ["--threads", str(threads), "--device", device, "--data", str(data)]
+                some = job.contenders[: 1 if smoke else None] if name == "table" or not smoke else ()
+                for contender, peak in peaks(some, again).items():
+                    entry["contenders"][contender]["peak"] = [peak]
+            judged(entry, job.claims)
+            place_of = {"network": network, "weights": one.origin, "images a forward": own_batch, "smoke": smoke}
+            kept.put(entry | place_of | {"conditions": conditions(place)})
+    if "adaptive" in (only or ["adaptive"]):
+        for network in networks or WEIGHTS:
+            try:
+                one = subject(network, data, place)
+            except FileNotFoundError as error:
+                say(f"adaptive on {network} left out: {error}")
+                continue
+            entry = adaptive(one, photographs(data, one.classifier, adaptive_images), say)
+            kept.put(entry | {"network": network, "weights": one.origin, "smoke": smoke, "conditions": conditions(place)})
+    if "start" in (only or ["start"]):
+        kept.put(
+            start(pairs, smoke, clocked, say)
+            | {"network": "birds:gap", "weights": "shipped", "smoke": smoke, "conditions": conditions(place)}
+        )
+    if with_page:
+        results.mkdir(parents=True, exist_ok=True)
+        (results / "README.md").write_text(page(kept.entries), encoding="utf-8")
+        say(f"{results / 'README.md'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""The page of the speed benchmark, of its JSON alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import median
+from typing import Any
+
+Entry = dict[str, Any]
+
+
+def number(value: float) -> str:
+    """Three figures, without an exponent."""
+    if not math.isfinite(value):
+        return "–"
+    if value == 0:
+        return "0"
+    digits = max(0, 2 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{min(digits, 6)}f}"
+
+
+def spread(values: Sequence[float]) -> str:
+    """Median [lowest, highest]."""
+    if not values:
+        return "–"
+    middle = number(median(values))
+    return middle if len(values) == 1 else f"{middle} [{number(min(values))}, {number(max(values))}]"
+
+
+def verdict(claim: dict[str, Any], checks: Sequence[dict[str, Any]]) -> str:
+    """Whether the median of the pairs' ratios reaches the target, and whether every pair does."""
+    ratios, target = claim["ratios"], claim["target"]
+    if differing := [check["what"] for check in checks if check["agrees"] is False and set(check["of"]) & set(claim["of"])]:
+        return f"not comparable: {'; '.join(differing)}"
+    if not ratios:
+        return "not measured"
+    met = [ratio >= target if claim["at_least"] else ratio <= target for ratio in ratios]
+    if claim.get("worst"):
+        return "met" if all(met) else f"**not met** by {met.count(False)} of {len(met)}"
+    middle = median(ratios)
+    if not (middle >= target if claim["at_least"] else middle <= target):
+        return "**not met**"
+    return "met" if all(met) else f"met by the median, not by {met.count(False)} of {len(met)} pairs"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Markdown, without the columns that no row fills."""
+    used = [place for place in range(len(header)) if any(row[place] not in ("", "–") for row in rows)]
+    lines = [[header[place] for place in used], ["---"] * len(used), *([row[place].replace("|", "\\|") for place in used] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _contenders(entry: Entry) -> str:
+    first = next(iter(entry["contenders"].values()))["seconds"]
+    rows = []
+    for name, found in entry["contenders"].items():
+        counted = bool(found["images"])
+        each = [seconds / count for seconds, count in zip(found["seconds"], found["images"] or [1] * len(found["seconds"]), strict=True)]
+        ratios = [own / other for own, other in zip(found["seconds"], first, strict=True)] if counted and entry.get("beside", True) else []
+        passes, busy = found.get("passes"), found.get("busy")
+        rows.append(
+            [
+                name,
+                spread(each),
+                number(1 / median(each)) if counted else "",
+                "" if passes is None else number(passes),
+                spread(ratios),
+                spread(found.get("peak", [])),
+                "" if busy is None else f"{100 * busy:.0f}",
+                found["note"],
+            ]
+        )
+    names = (
+        "",
+        "seconds an image" if any(found["images"] for found in entry["contenders"].values()) else "seconds",
+        "images a second",
+        "forwards an image",
+        "time over the first",
+        "peak, MiB",
+        "GPU computes, %",
+        "",
+    )
+    return table(names, rows)
+
+
+def _claims(entry: Entry) -> str:
+    rows = [
+        [
+            claim["text"],
+            f"{'≥' if claim['at_least'] else '≤'} {number(claim['target'])}",
+            spread(claim["ratios"]),
+            verdict(claim, entry["checks"]),
+        ]
+        for claim in entry["claims"]
+    ]
+    return table(("asked", "target", "found", "verdict"), rows)
+
+
+def _checks(entry: Entry) -> str:
+    rows = []
+    for check in entry["checks"]:
+        bound = "" if check["bound"] is None else f"{'≥' if check['at_least'] else '≤'} {number(check['bound'])}"
+        said = {None: "told, not judged", True: "agrees", False: "**differs**"}[check["agrees"]]
+        rows.append([check["what"], f"{check['found']:.3g}", bound, said])
+    return table(("checked first", "found", "bound", ""), rows)
+
+
+def section(entry: Entry) -> str:
+    """One job on one network."""
+    conditions = entry["conditions"]
+    where = conditions["gpu"] or f"{conditions['processor']}, {conditions['threads']} of {conditions['cores']} cores"
+    weights = "" if entry["weights"] == "shipped" else f" ({entry['weights']} weights)"
+    parts = [f"## {entry['title']}: {entry['network']}{weights}", entry["about"]]
+    if "left out" in entry:
+        parts.append(f"Not measured: {entry['left out']}")
+    parts += [make(entry) for make, of in ((_claims, "claims"), (_contenders, "contenders"), (_checks, "checks")) if entry[of]]
+    pairs = max((len(found["seconds"]) for found in entry["contenders"].values()), default=0)
+    images = next((found["images"][0] for found in entry["contenders"].values() if found["images"]), 0)
+    work = f"{pairs} pairs of {images} images, {entry['images a forward']} images a forward. " if "images a forward" in entry else ""
+    parts.append(
+        f"<sub>{work}{where}; {conditions['date']}; load {conditions['load']:.2f} at the end; `{conditions['command']}`; "
+        f"{', '.join(f'{package} {version}' for package, version in conditions['versions'].items())}.</sub>"
+    )
+    return "\n\n".join(parts)
+
+
+def page(entries: Sequence[Entry]) -> str:
+    """All jobs."""
+    smoke = any(entry["smoke"] for entry in entries)
+    parts = [
+        "# Speed beside other libraries",
+        "Made by `benchmarks/speed.py --page` of the JSON that the measuring writes. Contenders take turns on the same images; ratios "
+        "are of one turn each, as median [lowest, highest]; clocks stop when the device is done; everyone is warmed up on the first batch, "
+        "and given the targets and the batch size at which the network alone is fastest. The others are given the network in the memory "
+        "layout that torchvision gives it, ours is channels-last as `xattn.load` makes it. Peaks are of a process of its own, above what "
+        "the loaded network holds. A verdict is that of the median.",
+    ]
+    if smoke:
+        parts.append("**Some of this was made with `--smoke`, at toy size: it shows that the benchmark runs, nothing else.**")
+    parts.append("BR-NPA beside B-CNN: [heads](../heads-alone.md), made by `benchmarks/heads.py`.")
+    return "\n\n".join([*parts, *(section(entry) for entry in entries)]) + "\n"

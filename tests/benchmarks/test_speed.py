@@ -1,0 +1,116 @@
+"""Verdicts, pages and arithmetic follow from the numbers alone."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture
+def module(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+
+    def load(name: str) -> ModuleType:
+        return importlib.import_module(name)
+
+    return load
+
+
+def claim(ratios: list[float], target: float, **more: Any) -> dict[str, Any]:
+    return {"text": "theirs over ours", "of": ["theirs", "ours"], "ratios": ratios, "target": target, "at_least": True} | more
+
+
+CHECK = {"what": "masks", "of": ["theirs"], "found": 0.5, "bound": 0.1, "at_least": False, "agrees": False}
+
+
+@pytest.mark.parametrize(
+    ("asked", "checks", "said"),
+    [
+        (claim([8.5, 9.0, 9.5], 8), [], "met"),
+        (claim([7.5, 9.0, 9.5], 8), [], "met by the median, not by 1 of 3 pairs"),
+        (claim([7.0, 7.5, 9.5], 8), [], "**not met**"),
+        (claim([1.1, 1.1, 1.3], 1.15, at_least=False), [], "met by the median, not by 1 of 3 pairs"),
+        (claim([0.1, 0.2, 0.6], 0.5, at_least=False, worst=True), [], "**not met** by 1 of 3"),
+        (claim([], 8), [], "not measured"),
+        (claim([9.0], 8), [CHECK], "not comparable: masks"),
+        (claim([9.0], 8), [CHECK | {"agrees": None}], "met"),
+        (claim([9.0], 8), [CHECK | {"of": ["another"]}], "met"),
+    ],
+)
+def test_a_target_is_met_if_the_median_of_the_pairs_meets_it_and_what_is_compared_is_the_same(
+    module: Any, asked: dict[str, Any], checks: list[dict[str, Any]], said: str
+) -> None:
+    assert module("speed_page").verdict(asked, checks) == said
+
+
+def test_a_page_shows_time_an_image_ratios_of_pairs_and_what_was_checked(module: Any) -> None:
+    ours = {"note": "", "passes": 10.0, "images": [2, 2, 2], "seconds": [1.0, 2.0, 1.0], "peak": [5.0]}
+    theirs = ours | {"note": "anew", "passes": 20.0, "seconds": [8.0, 18.0, 10.0]}
+    conditions = {
+        "gpu": None,
+        "processor": "a processor",
+        "threads": 1,
+        "cores": 2,
+        "date": "today",
+        "load": 0.0,
+        "command": "python",
+        "versions": {"torch": "2"},
+    }
+    entry = {
+        "title": "Job",
+        "job": "job",
+        "about": "What.",
+        "network": "net",
+        "weights": "random",
+        "smoke": False,
+        "contenders": {"ours": ours, "theirs": theirs},
+        "checks": [CHECK | {"found": 0.01, "agrees": True}],
+        "claims": [claim([8.0, 9.0, 10.0], 8)],
+        "conditions": conditions,
+        "images a forward": 4,
+    }
+    text = module("speed_page").page([entry])
+    assert "| theirs over ours | ≥ 8.00 | 9.00 [8.00, 10.0] | met |" in text
+    assert "| theirs | 5.00 [4.00, 9.00] | 0.200 | 20.0 | 9.00 [8.00, 10.0] | 5.00 | anew |" in text
+    assert "| masks | 0.01 | ≤ 0.100 | agrees |" in text
+    assert "GPU computes" not in text  # a column that nobody fills is left out
+    assert "--smoke" in module("speed_page").page([entry | {"smoke": True}])
+
+
+def test_time_in_which_a_device_is_busy_counts_overlapping_kernels_once(module: Any) -> None:
+    assert module("measure").covered([(0, 2), (1, 3), (5, 6), (5.2, 5.4)]) == 4
+    assert module("measure").covered([]) == 0
+
+
+def test_a_path_of_the_machine_is_not_written_down(module: Any) -> None:
+    assert module("measure")._unplaced("/home/someone/runs") == "runs"
+    assert module("measure")._unplaced("runs/speed") == "runs/speed"
+
+
+def test_the_steady_stretch_of_a_run_leaves_each_worker_s_first_part_out(module: Any) -> None:
+    assert module("points").steady([10.0, 11.0, 12.0, 13.0], 1) == 1.0
+    assert module("points").steady([12.0, 10.0, 10.5, 11.0, 11.5], 2) == pytest.approx(0.5)
+    with pytest.raises(ValueError, match="measure longer"):
+        module("points").steady([1.0, 2.0], 2)
+
+
+def test_what_breaks_first_is_the_serial_part_that_takes_most(module: Any) -> None:
+    figures = module("arithmetic").Figures("cuda", "net", 0.36, 0.01, 0.08, 0.001, 1024.0, 8, 1.9)
+    one, many = (module("arithmetic").cost(figures, gpus, images=1000, networks=10) for gpus in (1, 64))
+    assert one.compute == pytest.approx(1.0)
+    assert one.bottleneck == "computing"
+    assert one.wall == pytest.approx(1.0 + one.finish)
+    assert many.compute == pytest.approx(1 / 64)
+    assert many.finish == one.finish
+    assert module("arithmetic").breaks(figures) == {"one writer of parts": pytest.approx(360), "making the tables": pytest.approx(360)}
+    assert "Breaks first" in module("arithmetic").arithmetic([figures], 2.0)
+
+
+def test_quantus_takes_the_smallest_step_that_divides_the_pixels(module: Any) -> None:
+    pytest.importorskip("quantus")
+    assert module("rivals").quantus_step(224 * 224, 28) == 6272
+    assert 3 * 224 * 224 // 6272 == 24
