@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from xattn.metrics import average_drop, average_increase, deletion, insertion, to_masks
-from xattn.metrics.perturbation import Baseline, baseline_images
+from xattn.metrics.looks import Baseline, baseline_images
 
 POINT = 0.01  # percent of a probability: what float32 leaves of a mean of equal definitions
 
@@ -58,7 +58,7 @@ def _correlation(a: Tensor, b: Tensor) -> float:
 def of_maps(subject: Subject, images: Tensor, targets: Tensor, method: str, batch: int) -> list[Check]:
     """Maps of one method by all three, of the network without normalisation: they mask before it, we in pixel space."""
     plain, spec = subject.plain, method + (":weighting=logit-softmax" if method == "score-cam" else "")
-    own = ours.maps(plain.classifier, images, targets, [spec], "exact", batch)
+    own = ours.maps(plain.classifier, images, targets, [spec], "exact")
     size, small = tuple(images.shape), tuple(own.raw[spec].shape)
     theirs = torch.as_tensor(rivals.grad_cam_map(plain, images, targets, method, batch)).to(own[spec])
     torch_cam = rivals.torch_cam_map(plain, images, targets, method, batch)

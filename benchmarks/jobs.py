@@ -56,16 +56,18 @@ def xattn_at(level: str) -> str:
     return f"xattn, {level}"
 
 
-def _own(subject: Subject, run: Callable[[Tensor, Tensor, str], Any], note: str) -> tuple[Contender, ...]:
-    """xattn at each of its levels; forwards are counted at `exact`, since other levels may run a network of their own."""
+def _own(
+    subject: Subject, run: Callable[[Tensor, Tensor, str], Any], note: str, levels: tuple[str, ...] = ours.LEVELS
+) -> tuple[Contender, ...]:
+    """xattn at each of its levels."""
     return tuple(
         Contender(
             xattn_at(level),
             lambda images, targets, level=level: run(images, targets, level),
-            subject.classifier.network if level == "exact" else None,
+            subject.classifier.network,
             note,
         )
-        for level in ours.LEVELS
+        for level in levels
     )
 
 
@@ -74,7 +76,7 @@ def table(subject: Subject, batch: int) -> Job:
     contenders = (
         *_own(
             subject,
-            lambda images, targets, level: ours.table(subject.classifier, images, targets, level, batch),
+            lambda images, targets, level: ours.table(subject.classifier, images, targets, level),
             "AD, AG, AI, I from a blur, D to the mean colour; the unmasked image and the curves' ends are looked at once for all",
         ),
         Contender(
@@ -129,7 +131,7 @@ def score_cam(subject: Subject, batch: int) -> Job:
     contenders = (
         *_own(
             subject,
-            lambda images, targets, level: ours.maps(subject.classifier, images, targets, [spec], level, batch),
+            lambda images, targets, level: ours.maps(subject.classifier, images, targets, [spec], level),
             "constant channels are not run",
         ),
         Contender(
@@ -166,11 +168,11 @@ def at_once(subject: Subject, batch: int) -> Job:
     several = ("activation-map", "grad-cam", "grad-cam++", "raw-attention")
 
     def one_or_all(name: str, methods: tuple[str, ...]) -> Contender:
-        run = lambda images, targets: ours.maps(subject.classifier, images, targets, methods, "exact", batch)  # noqa: E731
+        run = lambda images, targets: ours.maps(subject.classifier, images, targets, methods, "exact")  # noqa: E731
         return Contender(name, run, subject.classifier.network, ", ".join(methods))
 
     def checks(images: Tensor, targets: Tensor) -> list[Check]:
-        found = [ours.maps(subject.classifier, images, targets, methods, "exact", batch) for methods in (several, several[1:2])]
+        found = [ours.maps(subject.classifier, images, targets, methods, "exact") for methods in (several, several[1:2])]
         apart = float((found[0]["grad-cam"] - found[1]["grad-cam"]).abs().max())
         return [Check("Grad-CAM by itself and among the others: largest difference of the masks", ("all at once",), apart, 0.0)]
 
@@ -186,7 +188,7 @@ def at_once(subject: Subject, batch: int) -> Job:
 def grad_cam(subject: Subject, batch: int) -> Job:
     """Grad-CAM on batches."""
     contenders = (
-        *_own(subject, lambda images, targets, level: ours.maps(subject.classifier, images, targets, ["grad-cam"], level, batch), ""),
+        *_own(subject, lambda images, targets, level: ours.maps(subject.classifier, images, targets, ["grad-cam"], level), "", ("exact",)),
         *(
             Contender(name, lambda images, targets, run=run: run(subject, images, targets, "grad-cam", batch), subject.network, note)
             for name, run, note in (
@@ -206,14 +208,12 @@ def grad_cam(subject: Subject, batch: int) -> Job:
 
 def guided(subject: Subject, batch: int) -> Job:
     """Guided backpropagation."""
-    own = _own(
-        subject, lambda images, targets, level: ours.maps(subject.classifier, images, targets, ["guided-backprop"], level, batch), ""
-    )
+    own = _own(subject, lambda images, targets, level: ours.maps(subject.classifier, images, targets, ["guided-backprop"], level), "")
     captum = Contender("captum", lambda images, targets: rivals.captum_guided(subject, images, targets), subject.network)
 
     def checks(images: Tensor, targets: Tensor) -> list[Check]:
         theirs = rivals.captum_guided(subject, images, targets)
-        raw = ours.maps(subject.classifier, images, targets, ["guided-backprop"], "exact", batch).raw["guided-backprop"]
+        raw = ours.maps(subject.classifier, images, targets, ["guided-backprop"], "exact").raw["guided-backprop"]
         return [Check("largest difference over the largest value", ("captum",), float((raw - theirs).abs().max() / theirs.max()), 1e-3)]
 
     return Job(
@@ -239,7 +239,7 @@ def curves(subject: Subject, batch: int) -> Job:
             *_own(
                 subject,
                 lambda images, targets, level: ours.table(
-                    subject.classifier, images, targets, level, batch, ("grad-cam",), ("insertion", "deletion")
+                    subject.classifier, images, targets, level, ("grad-cam",), ("insertion", "deletion")
                 ),
                 "I from a blur, D to the mean colour",
             ),

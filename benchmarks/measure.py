@@ -19,6 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from xattn.classifiers import Predictor
+
+FORWARDS_CLOCKED = 32
 PACKAGES = ("xattn", "torch", "torchvision", "torchcam", "grad-cam", "quantus", "captum", "numpy", "ray")
 
 
@@ -53,12 +56,29 @@ def clocked(run: Callable[[], Any], device: torch.device) -> float:
 
 @contextmanager
 def forwards(network: nn.Module | None) -> Iterator[list[int]]:
-    """The number of images of each forward of a network."""
+    """The number of images of each forward of a network; those of our predictors, which may run a twin of it, among them."""
     seen: list[int] = []
-    handle = None if network is None else network.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    run, inside = Predictor.__call__, False
+
+    def counted(self: Predictor, images: Tensor) -> Tensor:
+        nonlocal inside
+        seen.append(len(images))
+        inside = True
+        try:
+            return run(self, images)
+        finally:
+            inside = False
+
+    def before(_: nn.Module, given: tuple[Tensor, ...]) -> None:
+        if not inside:
+            seen.append(len(given[0]))
+
+    handle = None if network is None else network.register_forward_pre_hook(before)
+    Predictor.__call__ = counted  # type: ignore[method-assign]
     try:
         yield seen
     finally:
+        Predictor.__call__ = run  # type: ignore[method-assign]
         if handle is not None:
             handle.remove()
 
@@ -95,16 +115,13 @@ def interleaved(
     return found
 
 
-def fastest_forward(predict: Callable[[Tensor], Tensor], image: Tensor, chunks: Sequence[int], device: torch.device) -> dict[int, float]:
-    """Seconds an image of a forward alone, by the number of images in it; each is run once before it is clocked."""
-    found = {}
-    for chunk in chunks:
-        batch = image.expand(chunk, -1, -1, -1).contiguous()
-        times = max(2, -(-max(chunks) // chunk))
-        with torch.no_grad():
-            predict(batch)
-            found[chunk] = clocked(lambda batch=batch, times=times: [predict(batch) for _ in range(times)], device) / (times * chunk)
-    return found
+def forward_alone(predict: Callable[[Tensor], Tensor], image: Tensor, chunk: int, device: torch.device) -> float:
+    """Seconds an image of a forward of so many alone, run once before it is clocked."""
+    batch = image.expand(chunk, -1, -1, -1).contiguous()
+    times = max(2, FORWARDS_CLOCKED // chunk)
+    with torch.no_grad():
+        predict(batch)
+        return clocked(lambda: [predict(batch) for _ in range(times)], device) / (times * chunk)
 
 
 def peak_mib(run: Callable[[], Any], device: torch.device) -> float:

@@ -2,38 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import cache
+from typing import Literal
 
 import pandas as pd
 from torch import Tensor
 
 import xattn
+from xattn.classifiers import Predictor, Tuning, fastest
 from xattn.explainers import Maps
 
 METRICS = ("average-drop", "average-gain", "average-increase", "insertion", "deletion")
 CAMS = ("grad-cam", "grad-cam++", "score-cam")
-LEVELS = ("exact",)
+LEVELS: tuple[Literal["exact", "fast"], ...] = ("exact", "fast")
 
 
-def predict(classifier: xattn.Classifier, level: str) -> Callable[[Tensor], Tensor]:
-    """The network alone, as a level runs it."""
-    return classifier.predict
+@cache
+def predictor(classifier: xattn.Classifier, level: Literal["exact", "fast"]) -> Predictor:
+    """The network as a level runs it here, measured once."""
+    return fastest(classifier, level, "full")
 
 
-def maps(classifier: xattn.Classifier, images: Tensor, targets: Tensor, methods: Sequence[str], level: str, chunk: int) -> Maps:
+def ways(classifier: xattn.Classifier, level: Literal["exact", "fast"], chunks: Sequence[int]) -> list[Predictor]:
+    """The network as a level runs it, and the same with other sizes of a forward: among them is the best throughput."""
+    own = predictor(classifier, level)
+    return [own] + [Predictor(classifier, Tuning(**own.tuning.as_dict() | {"chunk": chunk, "compiled": False}), level) for chunk in chunks]
+
+
+def maps(classifier: xattn.Classifier, images: Tensor, targets: Tensor, methods: Sequence[str], level: Literal["exact", "fast"]) -> Maps:
     """Maps of a batch by several methods."""
-    return xattn.explain(classifier, images, methods, target=targets, batch_size=len(images), chunk=chunk, untrained=True)
+    runs = predictor(classifier, level) if "score-cam" in " ".join(methods) else None
+    return xattn.explain(classifier, images, methods, target=targets, batch_size=len(images), predictor=runs, untrained=True)
 
 
 def table(
     classifier: xattn.Classifier,
     images: Tensor,
     targets: Tensor,
-    level: str,
-    chunk: int,
+    level: Literal["exact", "fast"],
     methods: Sequence[str] = CAMS,
     metrics: Sequence[str] = METRICS,
 ) -> pd.DataFrame:
     """Maps by several methods, and every metric of them."""
-    found = maps(classifier, images, targets, methods, level, chunk)
-    return xattn.evaluate(classifier, images, found, metrics, batch_size=len(images), chunk=chunk)
+    found = maps(classifier, images, targets, methods, level)
+    return xattn.evaluate(classifier, images, found, metrics, batch_size=len(images), predictor=predictor(classifier, level))

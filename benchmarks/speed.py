@@ -26,10 +26,12 @@ import ours
 import torch
 from first import adaptive, start
 from jobs import JOBS, Claim, Contender, Job, bare
-from measure import busy_share, clocked, conditions, fastest_forward, forwards, interleaved, peak_mib
+from measure import busy_share, clocked, conditions, forward_alone, forwards, interleaved, peak_mib
 from speed_page import page
 from subjects import TINY, WEIGHTS, Subject, photographs, subject
 from torch import Tensor
+
+from xattn.memory import kept_pages
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 RESULTS = Path(__file__).parent / "results" / "speed"
@@ -52,6 +54,12 @@ def pairs_of(one: Subject, data: Path, images: int, pairs: int) -> list[tuple[Te
     return list(zip(pictures.split(images), targets.split(images), strict=True))
 
 
+def others(one: Subject, images: Tensor) -> Tensor:
+    """The network as the others are given it."""
+    found: Tensor = one.network(one.normalised(images))
+    return found
+
+
 def measured(name: str, job: Job, one: Subject, batches: list[tuple[Tensor, Tensor]], chunks: tuple[int, ...]) -> dict[str, Any]:
     """Checks, then times."""
     device = one.classifier.device
@@ -62,7 +70,8 @@ def measured(name: str, job: Job, one: Subject, batches: list[tuple[Tensor, Tens
     for check in checks:
         say(f"{check.what}: {check.found:.3g} ({'told' if check.agrees is None else 'agrees' if check.agrees else 'DIFFERS'})")
     alone: dict[str, list[float]] = {level: [] for level in job.alone}
-    throughput: dict[str, list[dict[int, float]]] = {level: [] for level in job.alone}
+    throughput: dict[str, list[dict[str, float]]] = {level: [] for level in job.alone}
+    own_ways = {level: ours.ways(one.classifier, level, chunks) for level in job.alone}
 
     def passes_alone(images: Tensor, of: Tensor) -> None:
         if not job.alone:
@@ -70,7 +79,8 @@ def measured(name: str, job: Job, one: Subject, batches: list[tuple[Tensor, Tens
         with forwards(job.contenders[0].network) as seen:
             job.contenders[0].run(images, of)
         for level in job.alone:
-            found = fastest_forward(ours.predict(one.classifier, level), images[:1], chunks, device)
+            with kept_pages():
+                found = {str(way.tuning): forward_alone(way, images[:1], way.chunk, device) for way in own_ways[level]}
             throughput[level].append(found)
             alone[level].append(sum(seen) * min(found.values()))
 
@@ -85,7 +95,8 @@ def measured(name: str, job: Job, one: Subject, batches: list[tuple[Tensor, Tens
         "about": job.about,
         "checks": [asdict(check) | {"agrees": check.agrees} for check in checks],
         "contenders": contenders,
-        "seconds a forward, by images in it": throughput,
+        "seconds an image of a forward alone": throughput,
+        "tuning": {level: str(ours.predictor(one.classifier, level).tuning) for level in job.alone},
     }
     if device.type == "cuda":
         for contender in job.contenders:
@@ -197,7 +208,8 @@ def main(
             batches = pairs_of(one, data, images or IMAGES[name], 1 if alone else pairs)
             chunks = (1, 4) if smoke else CHUNKS[place.type]
             if batch is None:
-                found = fastest_forward(ours.predict(one.classifier, "exact"), batches[0][0][:1], chunks, place)
+                image = batches[0][0][:1]
+                found = {chunk: forward_alone(partial(others, one), image, chunk, place) for chunk in chunks}
                 own_batch = min(found, key=lambda chunk: found[chunk])
             else:
                 own_batch = batch

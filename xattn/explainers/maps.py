@@ -20,6 +20,7 @@ from xattn.explainers.facts import MethodFacts, methods
 from xattn.explainers.trace import TargetRule, Trace, trace
 from xattn.heads import ClassifierHead
 from xattn.images import ImageSource
+from xattn.memory import kept_pages
 from xattn.metrics.masking import Masks, to_masks
 from xattn.registry import Part
 
@@ -134,20 +135,21 @@ def explain(
     targets, rule = resolve_targets(classifier, target, found_labels if labels is None else labels, len(names))
     place = classifier.stage(stage)
     runs = predictor or Predictor(classifier)
-    pieces = [
-        maps_of_batch(
-            classifier,
-            tensor[start : start + batch_size],
-            parts,
-            None if targets is None else targets[start : start + batch_size],
-            rule,
-            names[start : start + batch_size],
-            place,
-            runs,
-            seed,
-        )
-        for start in range(0, len(names), batch_size)
-    ]
+    with kept_pages():
+        pieces = [
+            maps_of_batch(
+                classifier,
+                tensor[start : start + batch_size],
+                parts,
+                None if targets is None else targets[start : start + batch_size],
+                rule,
+                names[start : start + batch_size],
+                place,
+                runs,
+                seed,
+            )
+            for start in range(0, len(names), batch_size)
+        ]
     return _joined(pieces)
 
 

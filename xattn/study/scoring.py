@@ -13,6 +13,7 @@ from xattn.classifiers.classifier import Classifier
 from xattn.classifiers.forwards import Predictor
 from xattn.errors import InputError
 from xattn.explainers.maps import Images, Maps
+from xattn.memory import kept_pages
 from xattn.metrics.facts import MetricFacts, metrics
 from xattn.metrics.perturbation import Seen, look_at
 from xattn.metrics.probability import probability
@@ -128,7 +129,8 @@ def evaluate(
     frames = []
     for start in range(0, len(images), batch_size):
         piece = maps.part(start, start + batch_size, images)
-        scores = score(classifier, piece, parts, runs)
+        with kept_pages():
+            scores = score(classifier, piece, parts, runs)
         frames.append(pd.DataFrame(rows_of(classifier, piece, scores, [None] * len(piece.names), maps.seed), columns=list(COLUMNS)))
     rows = pd.concat(frames, ignore_index=True)
     return rows.astype({"label": "Int64", "target": "Int64", "predicted": "Int64"})
