@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -180,10 +180,48 @@ def _stream(
         attention[stage.name], scores[stage.name] = maps[:, None], before[:, None]
         return _to_go_on(tensor)
 
-    with tapped(network, wiring.stages, tap), _replaced(network, wiring.tail, lambda: query):
+    with tapped(network, wiring.stages, tap), _replaced(network, wiring.tail, lambda pooled: _like(pooled, query)):
         logits = logits_of(network(normalised))
     _all_reached(wiring, len(attention))
     return Attended(logits, attention, scores)
+
+
+def attend_together(
+    network: nn.Module, normalised: Tensor, heads: Sequence[Head], wirings: Sequence[Wiring], logits_of: Callable[[Any], Tensor]
+) -> list[Tensor]:
+    """The logits of several heads from one forward of the network, without gradients.
+
+    What enters the classifier is the pooled vector, and below it in the batch the vector of each stream.
+    """
+    found: dict[int, Tensor] = {}
+    queries: dict[int, Tensor] = {}
+    steps: Counter[int] = Counter()
+
+    def tap_of(number: int, head: Head) -> Callable[[Stage, Tensor], None]:
+        def tap(stage: Stage, tensor: Tensor) -> None:
+            features = to_nchw(tensor, stage.layout)
+            if isinstance(head, CAStreamHead):
+                queries[number], _, _ = head.step(steps[number], queries[number], features)
+            elif isinstance(head, ClassifierHead):
+                found[number] = head.attend(features, stage.name, None).output
+            steps[number] += 1
+
+        return tap
+
+    with torch.no_grad(), ExitStack() as stack:
+        for number, (head, wiring) in enumerate(zip(heads, wirings, strict=True)):
+            if isinstance(head, CAStreamHead):
+                queries[number] = head.begin(len(normalised), None)
+                tail = wiring.tail
+            if wiring.stages:
+                stack.enter_context(tapped(network, wiring.stages, tap_of(number, head)))
+        if queries:
+            stack.enter_context(_replaced(network, tail, lambda pooled: torch.cat([pooled, *(_like(pooled, q) for q in queries.values())])))
+        own, *streamed = logits_of(network(normalised)).split(len(normalised))
+    for number, wiring in enumerate(wirings):
+        _all_reached(wiring, steps[number])
+    found |= dict(zip(queries, streamed, strict=True))
+    return [found.get(number, own) for number in range(len(heads))]
 
 
 def _to_go_on(tensor: Tensor) -> Tensor | None:
@@ -199,15 +237,19 @@ def _all_reached(wiring: Wiring, count: int) -> None:
         )
 
 
+def _like(pooled: Tensor, vector: Tensor) -> Tensor:
+    return vector.to(pooled.dtype).reshape(pooled.shape)
+
+
 @contextmanager
-def _replaced(network: nn.Module, tail: Tail, vector: Callable[[], Tensor]) -> Iterator[None]:
-    """What enters the classifier is the vector, in the shape of the pooled one."""
+def _replaced(network: nn.Module, tail: Tail, vector: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """What enters the classifier is made of the pooled vector."""
     calls = 0
 
     def put(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         nonlocal calls
         calls += 1
-        return (vector().to(args[0].dtype).reshape(args[0].shape),) if calls == tail.call else None
+        return (vector(args[0]),) if calls == tail.call else None
 
     if tail.entry is None:
         raise UnsupportedError("the network has no module that takes the pooled vector.")

@@ -184,8 +184,25 @@ def maps_of_batch(
     seed: int = 0,
 ) -> Maps:
     """All methods' maps of one batch, from one trace."""
+    return maps_of_trace(trace_of_batch(classifier, images, parts, targets, stage, predictor, seed), parts, rule, names, images)
+
+
+def trace_of_batch(
+    classifier: Classifier,
+    images: Tensor,
+    parts: Sequence[Part[MethodFacts]],
+    targets: Tensor | None,
+    stage: Stage,
+    predictor: Predictor,
+    seed: int = 0,
+) -> Trace:
+    """One trace for what all methods need."""
     needs = frozenset().union(*(part.facts.needs for part in parts))
-    traced = trace(classifier, images, targets, stage=stage, needs=needs, predictor=predictor, seed=seed)
+    return trace(classifier, images, targets, stage=stage, needs=needs, predictor=predictor, seed=seed)
+
+
+def maps_of_trace(traced: Trace, parts: Sequence[Part[MethodFacts]], rule: TargetRule, names: Sequence[str], images: Tensor) -> Maps:
+    """All methods' maps from one trace."""
     size = (images.shape[2], images.shape[3])
     raw: dict[str, Tensor] = {}
     masks: dict[str, Masks] = {}
@@ -213,7 +230,7 @@ def maps_of_batch(
         rule,
         tuple(names),
         images,
-        seed,
+        traced.seed,
         _ranked(traced),
     )
 

@@ -66,18 +66,28 @@ class ScoreCAM:
         return (scores.to(features)[:, :, None, None] * features).sum(dim=1).relu()
 
     def _scores(self, trace: Trace, image: Tensor, channel: Tensor) -> Tensor:
-        """What the target gets when an image is seen through a channel, for each pair."""
+        """What the target gets when an image is seen through a channel, for each pair; for a family of heads once."""
+        key = repr(self)
+        if key not in trace.shared:
+            family = trace.family or [trace]
+            for each, found in zip(family, self._run(trace, family, image, channel), strict=True):
+                each.shared[key] = found
+        return trace.shared[key]
+
+    def _run(self, trace: Trace, family: list[Trace], image: Tensor, channel: Tensor) -> list[Tensor]:
         image, channel, back = _distinct(trace.features, image, channel)
         size, chunk = trace.images.shape[-2:], self.chunk or trace.predictor.chunk
-        found = []
+        found: list[list[Tensor]] = [[widened(trace.features.new_empty(0))] for _ in family]
         for start in range(0, len(image), chunk):
             i, c = image[start : start + chunk], channel[start : start + chunk]
             maps = functional.interpolate(trace.features[i, c][:, None], size=size, mode="bilinear", align_corners=False)
             low, high = (extreme[:, None, None, None] for extreme in maps.flatten(1).aminmax(dim=1))
             masked = trace.images.detach()[i] * ((maps - low) / (high - low))
-            logits = trace.predictor(functional.pad(masked, (0, 0) * 3 + (0, chunk - len(i))))[: len(i)]
-            found.append(self._score(logits, trace.targets[i], trace.classifier.multi_label))
-        return torch.cat(found)[back.to(found[0].device)] if found else widened(trace.features.new_empty(0))
+            padded = functional.pad(masked, (0, 0) * 3 + (0, chunk - len(i)))
+            logits = trace.joint(padded) if trace.joint is not None else [trace.predictor(padded)]
+            for each, said, scores in zip(family, logits, found, strict=True):
+                scores.append(self._score(said[: len(i)], each.targets[i], each.classifier.multi_label))
+        return [torch.cat(scores)[back.to(scores[0].device)] for scores in found]
 
     def _score(self, logits: Tensor, targets: Tensor, multi_label: bool) -> Tensor:
         if self.weighting == "probability":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,6 +20,7 @@ from xattn.errors import InputError
 from xattn.explainers.facts import Need
 from xattn.heads import Attended
 
+Joint = Callable[[Tensor], list[Tensor]]
 TargetRule = Literal["predicted", "label", "given"]
 
 
@@ -39,7 +40,9 @@ class Trace:
         attended: what the head gave: attention by stage, and what it was made of.
         predictor: logits of changed images, for methods that run the network again.
         seed: of the run.
-        shared: what several methods of one batch share, by name.
+        shared: what several methods of one batch, or the heads of a family, share, by name.
+        family: traces of the same images by several heads on one backbone, whose features are the same; empty where it stands alone.
+        joint: the logits of all of the family from one forward, in its order.
     """
 
     classifier: Classifier
@@ -52,6 +55,8 @@ class Trace:
     predictor: Predictor
     seed: int = 0
     shared: dict[str, Tensor] = field(default_factory=dict)
+    family: list[Trace] = field(default_factory=list)
+    joint: Joint | None = None
 
     @property
     def features(self) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -16,7 +16,7 @@ from xattn.explainers.maps import Images, Maps
 from xattn.memory import kept_pages
 from xattn.metrics.facts import MetricFacts, metrics
 from xattn.metrics.perturbation import Seen, look_at
-from xattn.metrics.probability import probability
+from xattn.metrics.probability import Predict, probability
 from xattn.registry import Part
 
 COLUMNS = (
@@ -54,6 +54,21 @@ class Scores:
     errors: list[str | None]
 
 
+@dataclass(frozen=True)
+class Common:
+    """Methods whose masks are looked at in one stream.
+
+    Attributes:
+        methods: by their names in the maps.
+        predict: images in pixel space → logits.
+        chunk: images a forward.
+    """
+
+    methods: Collection[str]
+    predict: Predict
+    chunk: int
+
+
 def metric_parts(specs: Sequence[str]) -> list[Part[MetricFacts]]:
     """The metrics that specs name, each once."""
     if isinstance(specs, str):
@@ -61,25 +76,46 @@ def metric_parts(specs: Sequence[str]) -> list[Part[MetricFacts]]:
     return list({part.spec: part for part in (metrics.part(spec) for spec in specs)}.values())
 
 
-def score(classifier: Classifier, maps: Maps, parts: Sequence[Part[MetricFacts]], predictor: Predictor) -> Scores:
-    """Every metric of every method's maps, on the maps' own targets; the unmasked images are looked at once for all."""
+def score(
+    classifier: Classifier,
+    maps: Maps,
+    parts: Sequence[Part[MetricFacts]],
+    predictor: Predictor,
+    common: Common | None = None,
+) -> Scores:
+    """Every metric of every method's maps, on the maps' own targets; the unmasked images are looked at once for all.
+
+    Args:
+        classifier: whose maps.
+        maps: of a batch.
+        parts: the metrics.
+        predictor: of changed images.
+        common: what several heads on one backbone have in common; None where there is none.
+    """
     looks = list(dict.fromkeys(look for part in parts if "masks" in part.facts.takes for look in part.run.looks))  # type: ignore[attr-defined]
     original = probability(maps.logits, maps.targets, multi_label=classifier.multi_label)
     finite = torch.isfinite(original.p)
     changed_finite = torch.ones_like(finite)
     seen: dict[str, Seen] = {}
     if looks:
-        seen = look_at(
-            predictor,
-            maps.images,
-            maps.targets,
-            maps.masks,
-            looks,
-            cells=maps.cells,
-            mean=classifier.mean,
-            multi_label=classifier.multi_label,
-            chunk=predictor.chunk,
-        )
+        alone = Common([method for method in maps if common is None or method not in common.methods], predictor, predictor.chunk)
+        for stream in filter(None, (alone, common)):
+            some = stream.methods
+            seen |= (
+                {}
+                if not some
+                else look_at(
+                    stream.predict,
+                    maps.images,
+                    maps.targets,
+                    {method: maps.masks[method] for method in some},
+                    looks,
+                    cells={method: maps.cells[method] for method in some},
+                    mean=classifier.mean,
+                    multi_label=classifier.multi_label,
+                    chunk=stream.chunk,
+                )
+            )
         for found in seen.values():
             changed_finite = changed_finite & found.finite().to(finite.device)
     columns: dict[tuple[str, str], Tensor] = {}

@@ -8,7 +8,7 @@ import platform
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from importlib import metadata
 from pathlib import Path
@@ -24,16 +24,18 @@ from xattn.classifiers.classifier import Classifier
 from xattn.classifiers.forwards import Level, Predictor
 from xattn.classifiers.preprocessing import Preprocessing, pixels
 from xattn.classifiers.stages import Stage
+from xattn.classifiers.together import families
 from xattn.errors import InputError, NameUnknownError, RunError, UnsupportedError
 from xattn.explainers.facts import MethodFacts, Need
-from xattn.explainers.maps import Maps, maps_of_batch, method_parts, refuse_untrained, resolve_targets
+from xattn.explainers.maps import Maps, method_parts, refuse_untrained, resolve_targets
 from xattn.heads import heads
 from xattn.images import Batch, ImageSource, NamedImage
 from xattn.memory import is_out_of_memory, kept_pages, parse_size
 from xattn.progress import Progress
 from xattn.registry import Part
+from xattn.study.families import Member, explained, joint_of, scored
 from xattn.study.forwards import Forwards, settle
-from xattn.study.scoring import COLUMNS, Scores, metric_parts, rows_of, score
+from xattn.study.scoring import COLUMNS, Scores, metric_parts, rows_of
 from xattn.study.store import MAP_COLUMNS, Store, labels_key, map_columns
 
 DEFAULT_METHODS = ("activation-map", "grad-cam", "grad-cam++", "random", "centre")
@@ -131,6 +133,8 @@ class Study:
         self.stages = {_key(classifier): classifier.stage(stage) for classifier in self.classifiers}
         self.forwards: dict[str, Forwards] = {}
         self._predictors: dict[str, Predictor] = {}
+        self._families: dict[tuple[str, ...], list[list[Classifier]]] = {}
+        self._joints: dict[tuple[str, ...], Callable[[Tensor], list[Tensor]] | None] = {}
         self._at_once: dict[str, int] = {}  # where memory ran out
 
     def _check(self) -> None:
@@ -263,50 +267,71 @@ class Study:
         rows: list[tuple[object, ...]] = [
             (image.name, *(None,) * (len(COLUMNS) - 3), self.seed, reason, *blank) for image, reason in batch.failed
         ]
-        for classifier in classifiers:
-            images, labels, keep = [], [], []
-            for number, image in enumerate(batch.images):
-                try:
-                    labels.append(None if image.label is None else classifier.class_index(image.label))
-                except (InputError, NameUnknownError) as error:  # a dataset tells its labels late
-                    here = (image.name, classifier.name, classifier.head_name)
-                    rows.append((*here, *(None,) * (len(COLUMNS) - 5), self.seed, f"label: {error}", *blank))
-                else:
-                    images.append(image.name)
-                    keep.append(number)
-            if keep:
-                rows += self._scored(classifier, pixels(batch.crops[keep], classifier.device), images, labels)
-        return rows
+        found: dict[tuple[str, str], list[tuple[object, ...]]] = {}
+        for family in self._families_of(classifiers):
+            members: dict[tuple[int, ...], list[Member]] = {}  # by the images that they take: nearly always all
+            for classifier in family:
+                labels, keep = [], []
+                for number, image in enumerate(batch.images):
+                    try:
+                        labels.append(None if image.label is None else classifier.class_index(image.label))
+                    except (InputError, NameUnknownError) as error:  # a dataset tells its labels late
+                        here = (image.name, classifier.name, classifier.head_name)
+                        rows.append((*here, *(None,) * (len(COLUMNS) - 5), self.seed, f"label: {error}", *blank))
+                    else:
+                        keep.append(number)
+                members.setdefault(tuple(keep), []).append(self._member(classifier, labels))
+            for kept, some in members.items():
+                if kept:
+                    crops, names = batch.crops[list(kept)], [batch.images[number].name for number in kept]
+                    found |= self._scored(some, pixels(crops, some[0].classifier.device), names)
+        return rows + [row for classifier in classifiers for row in found.get(_key(classifier), [])]
 
-    def _scored(
-        self, classifier: Classifier, images: Tensor, names: Sequence[str], labels: Sequence[int | None]
-    ) -> list[tuple[object, ...]]:
+    def _member(self, classifier: Classifier, labels: Sequence[int | None]) -> Member:
         known = [label for label in labels if label is not None]
         targets, rule = resolve_targets(classifier, self.target, known if self.target == "label" else None, len(labels))
-        stage, predictor, step = self.stage_of(classifier), self.predictor(classifier), self.at_once(classifier)
-        scored: list[tuple[object, ...]] = []
-        mapped: list[tuple[object, ...]] = []
-        start = 0
+        return Member(classifier, self.methods_of(classifier), targets, rule, labels, self.stage_of(classifier), self.predictor(classifier))
+
+    def _scored(self, family: Sequence[Member], images: Tensor, names: Sequence[str]) -> dict[tuple[str, str], list[tuple[object, ...]]]:
+        """The rows of each head of one backbone."""
+        rows: list[tuple[list[tuple[object, ...]], list[tuple[object, ...]]]] = [([], []) for _ in family]
+        joint = self._joint(family)
+        step, start = min(self.at_once(each.classifier) for each in family), 0
         while start < len(names):
             some = slice(start, start + step)
-            given = None if targets is None else targets[some]
-            methods = self.methods_of(classifier)
+            part = [each.some(some) for each in family]
             try:
-                maps = maps_of_batch(classifier, images[some], methods, given, rule, names[some], stage, predictor, self.seed)
-                scores = score(classifier, maps, self.metrics, predictor)
+                maps = explained(part, images[some], names[some], self.seed, joint)
+                scores = scored(part, maps, self.metrics, joint)
             except RuntimeError as error:
                 if not is_out_of_memory(error) or step == 1:
                     raise
                 step = max(1, step // 2)
-                warnings.warn(f"memory ran out: {classifier.name} goes on with {step} images at once.", stacklevel=2)
-                self._at_once[labels_key(*_key(classifier))] = step
+                warnings.warn(f"memory ran out: {family[0].classifier.name} goes on with {step} images at once.", stacklevel=2)
+                self._at_once |= {labels_key(*_key(each.classifier)): step for each in family}
                 continue
-            if self.save_maps:
-                self._write_masks(classifier, maps)
-            scored += [(*row, *(None,) * MAP_COLUMNS) for row in rows_of(classifier, maps, scores, labels[some], self.seed)]
-            mapped += self._map_rows(classifier, maps, scores, labels[some])
-            start += len(maps.names)
-        return scored + mapped
+            for each, found, values, (first, second) in zip(part, maps, scores, rows, strict=True):
+                if self.save_maps:
+                    self._write_masks(each.classifier, found)
+                first += [(*row, *(None,) * MAP_COLUMNS) for row in rows_of(each.classifier, found, values, each.labels, self.seed)]
+                second += self._map_rows(each.classifier, found, values, each.labels)
+            start += len(names[some])
+        return {_key(each.classifier): first + second for each, (first, second) in zip(family, rows, strict=True)}
+
+    def _families_of(self, classifiers: Sequence[Classifier]) -> list[list[Classifier]]:
+        key = tuple(labels_key(*_key(classifier)) for classifier in classifiers)
+        if key not in self._families:
+            self._families[key] = families(classifiers)
+        return self._families[key]
+
+    def _joint(self, family: Sequence[Member]) -> Callable[[Tensor], list[Tensor]] | None:
+        """What runs all heads of a family at once; built in each process where it is first used."""
+        if len(family) == 1:
+            return None
+        key = tuple(labels_key(*_key(each.classifier)) for each in family)
+        if key not in self._joints:
+            self._joints[key] = joint_of([each.classifier for each in family], family[0].predictor.tuning, self.level)
+        return self._joints[key]
 
     def predictor(self, classifier: Classifier) -> Predictor:
         """What runs a classifier's forwards of changed images here; built in each process where it is first used."""
@@ -322,7 +347,7 @@ class Study:
         return self._at_once.get(key, self.forwards[key].at_once if key in self.forwards else self.batch_size)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_predictors": {}}
+        return {**self.__dict__, "_predictors": {}, "_joints": {}, "_families": {}}
 
     def _map_rows(self, classifier: Classifier, maps: Maps, scores: Scores, labels: Sequence[int | None]) -> list[tuple[object, ...]]:
         targets, size = maps.targets.tolist(), (maps.images.shape[2], maps.images.shape[3])
