@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 from xattn.classifiers.classifier import Classifier
 from xattn.classifiers.preprocessing import Preprocessing, pixels
 from xattn.classifiers.stages import Stage
-from xattn.errors import InputError, NameUnknownError, RunError, UnsupportedError
+from xattn.errors import InputError, NameUnknownError, UnsupportedError
 from xattn.explainers.facts import MethodFacts, Need
 from xattn.explainers.maps import Maps, maps_of_batch, method_parts, refuse_untrained, resolve_targets
 from xattn.heads import heads
@@ -58,7 +58,7 @@ class Study:
         methods: names with settings.
         metrics: names with settings.
         images: a folder, a glob, a CSV, a list of these, or a torch dataset.
-        out: the run folder; a run that was cut off goes on there.
+        out: the run folder, a path or a URL (s3://, gs://, …); a run that was cut off goes on there.
         target: "predicted", "label", or a class index or name; None: "label" where there are labels, else "predicted".
         labels_csv: a CSV with columns `image` and `label`.
         stage: where features are taken; what enters the pooling if None.
@@ -295,10 +295,7 @@ class Study:
         Raises:
             RunError: the run is not finished.
         """
-        path = self.store.folder / "table.csv"
-        if not path.exists():
-            raise RunError(f"'{self.store.folder}' has no table yet: call run() first.")
-        return pd.read_csv(path)
+        return self.store.table()
 
     def scores(self) -> pd.DataFrame:
         """A row a value, without those of images that failed."""
