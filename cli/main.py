@@ -93,6 +93,14 @@ def main() -> None:
 @click.option(
     "--shard", default="1/1", callback=shard, help="i/n: do the i-th of n parts alone, in a folder of its own; compare joins them."
 )
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="ray: over the machines of a Ray cluster, that of RAY_ADDRESS or `ray start`, else over this machine's cores.",
+)
+@click.option("--actors", type=click.IntRange(1), help="Processes of Ray that hold the networks; default: one a GPU, else one a CPU.")
 @click.option("--untrained", is_flag=True, help="Explain a head that was never trained all the same.")
 @click.option("--save-maps", is_flag=True, help="Also write masks of the crop's size, as 16-bit PNG, and keep maps of that size whole.")
 def explain(
@@ -116,6 +124,8 @@ def explain(
     workers: int | None,
     seed: int,
     shard: tuple[int, int],
+    engine: str,
+    actors: int | None,
     untrained: bool,
     save_maps: bool,
 ) -> None:
@@ -149,6 +159,8 @@ def explain(
         save_maps=save_maps,
         untrained=untrained,
         shard=shard,
+        engine=engine,
+        actors=actors,
     )
     for classifier in classifiers:
         place = study.stage_of(classifier)
