@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from xattn import __version__
 from xattn.cli.demo import demo
-from xattn.cli.options import in_plain_lines, shard, triple
+from xattn.cli.options import PathOrURL, in_plain_lines, shard, triple
 from xattn.cli.train import train
 from xattn.errors import InputError, XattnError
 
@@ -69,11 +72,16 @@ def main() -> None:
 @click.option("--target", help="predicted, label, or a class index or name. Default: label where labels are given, else predicted.")
 @click.option(
     "--labels-csv",
-    type=click.Path(exists=True, dir_okay=False),
+    type=PathOrURL(exists=True, dir_okay=False),
     help="CSV with columns image (path relative to the folder) and label (class index or name).",
 )
 @click.option("--labels", type=click.Path(exists=True, dir_okay=False), help="Text file with a class name a line.")
-@click.option("--out", required=True, type=click.Path(file_okay=False), help="Run folder; a run that was cut off goes on there.")
+@click.option(
+    "--out",
+    required=True,
+    type=PathOrURL(file_okay=False),
+    help="Run folder, a path or a URL as s3://bucket/run; a run that was cut off goes on there.",
+)
 @click.option("--input-size", type=int, help="Side of the crop.")
 @click.option("--resize", type=int, help="Shorter side before the crop.")
 @click.option("--mean", callback=triple, help="Of the normalisation, R,G,B in [0, 1].")
@@ -99,6 +107,14 @@ def main() -> None:
 @click.option(
     "--shard", default="1/1", callback=shard, help="i/n: do the i-th of n parts alone, in a folder of its own; compare joins them."
 )
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="ray: over the machines of a Ray cluster, that of RAY_ADDRESS or `ray start`, else over this machine's cores.",
+)
+@click.option("--actors", type=click.IntRange(1), help="Processes of Ray that hold the networks; default: one a GPU, else one a CPU.")
 @click.option("--untrained", is_flag=True, help="Explain a head that was never trained all the same.")
 @click.option("--save-maps", is_flag=True, help="Also write masks of the crop's size, as 16-bit PNG, and keep maps of that size whole.")
 def explain(
@@ -125,10 +141,12 @@ def explain(
     memory: str | None,
     seed: int,
     shard: tuple[int, int],
+    engine: str,
+    actors: int | None,
     untrained: bool,
     save_maps: bool,
 ) -> None:
-    """Explains and scores IMAGES (folders, globs, files, CSVs): maps, scores.csv, table.csv and a figure in the run folder."""
+    """Explains and scores IMAGES (folders, globs, files, CSVs, by path or URL): maps, scores.csv, table.csv and a figure in RUN."""
     if weights and len(weights) != len(models):
         raise InputError(f"{len(weights)} --weights came for {len(models)} --model: give one for each, in order, or none.")
     from xattn.images import ImageSource
@@ -161,6 +179,8 @@ def explain(
         save_maps=save_maps,
         untrained=untrained,
         shard=shard,
+        engine=engine,
+        actors=actors,
     )
     for classifier in classifiers:
         place = study.stage_of(classifier)
@@ -184,8 +204,11 @@ def explain(
     if len(failed) < outcome.images:
         from xattn.figures import grid
 
-        figure = os.path.join(out, "figures", "grid.png")
-        grid([out], figure, images=[image.name for image in study.images if image.name not in failed][:6])
+        figure = f"{out}/figures/grid.png"
+        with tempfile.TemporaryDirectory() as folder, study.store.whole(Path("figures/grid.png")) as path:
+            drawn = Path(folder) / "grid.png"
+            grid([out], drawn, images=[image.name for image in study.images if image.name not in failed][:6])
+            shutil.copyfile(drawn, path)
         click.echo(study.table().to_string(index=False, float_format=lambda value: f"{value:.2f}"))
         click.echo(f"scores: {out}/scores.csv   table: {out}/table.csv   figure: {figure}", err=True)
     if outcome.failed:
@@ -197,8 +220,6 @@ def explain(
 
 def _load(models: Sequence[str], weights: Sequence[str], heads: Sequence[str], options: dict[str, Any]) -> list[Classifier]:
     """Every model with every head, a saved one with its own; two of one name and head are told apart by the file of their weights."""
-    from pathlib import Path
-
     from xattn.classifiers import load
     from xattn.classifiers.loading import own_file
 
@@ -229,7 +250,7 @@ main.add_command(demo)
 
 
 @main.command()
-@click.argument("runs", nargs=-1, required=True, type=click.Path(exists=True, file_okay=False))
+@click.argument("runs", nargs=-1, required=True, type=PathOrURL(exists=True, file_okay=False))
 @click.option("--format", "form", type=click.Choice(["csv", "latex", "markdown"]), default="markdown", show_default=True)
 @click.option("--against", metavar="METHOD", help="Test every other method against this one, on the same images.")
 def compare(runs: Sequence[str], form: Any, against: str | None) -> None:
@@ -240,7 +261,7 @@ def compare(runs: Sequence[str], form: Any, against: str | None) -> None:
 
 
 @main.command()
-@click.argument("runs", nargs=-1, required=True, type=click.Path(exists=True, file_okay=False))
+@click.argument("runs", nargs=-1, required=True, type=PathOrURL(exists=True, file_okay=False))
 @click.option(
     "--kind",
     type=click.Choice(["grid", "parts"]),

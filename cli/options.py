@@ -5,8 +5,18 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import click
+
+from xattn.urls import is_url, without_file_scheme
+
+
+class PathOrURL(click.Path):
+    """A path, looked at as click does, or a URL, which is looked at when it is read."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if is_url(value) else super().convert(without_file_scheme(value) if isinstance(value, str) else value, param, ctx)
 
 
 def triple(_ctx: click.Context, _param: click.Parameter, value: str | None) -> list[float] | None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 __all__ = [
     "ImageError",
@@ -35,6 +36,16 @@ class XattnError(Exception):
     """Root of all errors raised on purpose."""
 
     exit_code = 1
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Between processes an error is its kind and its message: what some are made of (a name, what is known) is not kept.
+        return _again, (type(self), str(self)), self.__dict__ or None
+
+
+def _again(kind: type[XattnError], message: str) -> XattnError:
+    error = kind.__new__(kind, message)
+    error.args = (message,)
+    return error
 
 
 class NameUnknownError(XattnError, ValueError):

@@ -1,15 +1,16 @@
-"""Where images come from: folders, globs, files, a CSV, torch datasets; decoded as a viewer would show them, in worker processes."""
+"""Where images come from: folders, globs, files, a CSV, URLs, torch datasets; decoded as a viewer would show them, in worker processes."""
 
 from __future__ import annotations
 
 import csv
 import glob
 import hashlib
+import io
 import os
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
@@ -17,8 +18,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from xattn import urls
 from xattn.classifiers.preprocessing import MAX_PIXELS, Preprocessing
-from xattn.errors import ImageError, InputError
+from xattn.errors import ImageError, InputError, RunError
 
 SUFFIXES = frozenset(
     [
@@ -50,15 +52,17 @@ class NamedImage:
 
     Attributes:
         name: how rows call it: the path relative to the given folder, or the number in a dataset.
-        path: the file; None for an item of a dataset.
+        path: the file, a string where it is a URL; None for an item of a dataset.
         label: class index or name as the label file or the dataset gives it.
         index: the number in a dataset.
+        size: bytes of a file at a URL, as its folder tells them.
     """
 
     name: str
-    path: Path | None = None
+    path: Path | str | None = None
     label: int | str | None = None
     index: int | None = None
+    size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -82,8 +86,8 @@ class ImageSource:
     """Named images in a fixed order.
 
     Args:
-        images: a folder (read recursively), a glob, a file, a CSV with columns `image` and `label`, a list of these, or a torch
-            dataset of pictures, or of pairs of picture and label.
+        images: a folder (read recursively), a glob, a file, a CSV with columns `image` and `label`, each a path or a URL that fsspec
+            knows, a list of these, or a torch dataset of pictures, or of pairs of picture and label.
         labels_csv: a CSV with columns `image` (path relative to the given folder) and `label` (class index or name).
 
     Raises:
@@ -105,11 +109,14 @@ class ImageSource:
                 raise InputError(
                     f"images are paths, a torch dataset or, for explain, a tensor (batch, 3, height, width) in [0, 1]; got {wrong[0]}."
                 )
-            self.origin = [os.path.abspath(item) for item in given]
-            self.images = _unique([image for item in given for image in _files(str(item))])
-        self.labels_csv = None if labels_csv is None else str(Path(labels_csv).resolve())
+            places = [urls.without_file_scheme(str(item)) for item in given]
+            self.origin = [place if urls.is_url(place) else os.path.abspath(place) for place in places]
+            self.images = _unique([image for place in places for image in (_at_url if urls.is_url(place) else _files)(place)])
+        self.labels_csv: str | None = None
         if labels_csv is not None:
-            self.images = _labelled(self.images, Path(labels_csv))
+            table = urls.without_file_scheme(str(labels_csv))
+            self.labels_csv = table if urls.is_url(table) else str(Path(table).resolve())
+            self.images = _labelled(self.images, table)
         if not self.images:
             shown = ", ".join(self.origin) or "the dataset"
             raise InputError(f"no images in {shown}: files of {', '.join(sorted(SUFFIXES))} are read, folders recursively.")
@@ -126,7 +133,7 @@ class ImageSource:
         """What tells this source from another: names, labels and sizes of files; of a dataset its type and three of its items."""
         digest = hashlib.sha256()
         for image in self.images:
-            size = image.path.stat().st_size if image.path is not None and image.path.is_file() else None
+            size = image.path.stat().st_size if isinstance(image.path, Path) and image.path.is_file() else image.size
             digest.update(f"{image.name}\0{image.label}\0{size}\n".encode())
         if self.dataset is not None:
             digest.update(type(self.dataset).__qualname__.encode())
@@ -165,13 +172,13 @@ class ImageSource:
         self, preprocessing: Preprocessing, batch_size: int, *, workers: int = 0, wanted: Sequence[int] | None = None
     ) -> Iterator[Batch]:
         """Decoded batches in order, read ahead by worker processes; those of the wanted numbers, all if None."""
-        decoder = _Batches(self, preprocessing, batch_size)
+        decoder = Batches(self, preprocessing, batch_size)
         wanted = range(decoder.count) if wanted is None else wanted
         loader = DataLoader(decoder, batch_size=None, sampler=wanted, num_workers=min(workers, len(wanted)))
         yield from loader
 
 
-class _Batches(Dataset[Batch]):
+class Batches(Dataset[Batch]):
     """Batches by number, so that a worker decodes a whole one."""
 
     def __init__(self, source: ImageSource, preprocessing: Preprocessing, batch_size: int) -> None:
@@ -198,14 +205,15 @@ def read_picture(path: str | Path) -> Image.Image:
 
     Raises:
         ImageError: empty, torn, no picture, or larger than `MAX_PIXELS`.
+        RunError: its store did not answer.
     """
-    path = Path(path)
+    content = io.BytesIO(_fetched(path)) if isinstance(path, str) and urls.is_url(path) else None
     try:
-        if path.stat().st_size == 0:
+        if (Path(path).stat().st_size if content is None else len(content.getbuffer())) == 0:
             raise ImageError("empty file (0 bytes)")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the size is checked here, and metadata that Pillow doubts does not matter
-            with Image.open(path) as picture:
+            with Image.open(path if content is None else content) as picture:
                 width, height = picture.size
                 if width * height > MAX_PIXELS:
                     raise ImageError(f"{width}×{height} pixels, more than {MAX_PIXELS:,}: a decompression bomb?")
@@ -222,6 +230,15 @@ def read_picture(path: str | Path) -> Image.Image:
         raise ImageError(error.strerror or f"torn or damaged: {error}") from error
     except Exception as error:  # what Pillow's decoders raise on broken files has no common root
         raise ImageError(f"damaged: {type(error).__name__} {error}") from error
+
+
+def _fetched(url: str) -> bytes:
+    try:
+        return urls.read(url)
+    except (FileNotFoundError, PermissionError) as error:
+        raise ImageError(error.strerror or f"not there, or not for us to read: {error}") from error
+    except OSError as error:  # a store that does not answer says nothing of the image: the run stops, and goes on later
+        raise RunError(f"'{url}' could not be read ({error}). What was finished is kept: run the same command to go on.") from error
 
 
 def _as_rgb(picture: Image.Image) -> Image.Image:
@@ -242,7 +259,7 @@ def _files(given: str) -> list[NamedImage]:
     if path.is_dir():
         return [NamedImage(file.relative_to(path).as_posix(), file) for file in _walk(path)]
     if path.suffix.lower() == ".csv" and path.is_file():
-        listed = [NamedImage(name, path.parent / name, label) for name, label in _read_csv(path).items()]
+        listed = [NamedImage(name, path.parent / name, label) for name, label in _read_csv(given).items()]
         inside = all(os.path.abspath(image.path or "").startswith(os.path.abspath(path.parent) + os.sep) for image in listed)
         return listed if inside else _by_common_root(listed)
     if path.is_file():
@@ -252,6 +269,22 @@ def _files(given: str) -> list[NamedImage]:
         raise InputError(f"'{given}' is no file, no folder, and no pattern that matches one.")
     root = Path(os.path.commonpath([match.parent for match in matches]))
     return [NamedImage(file.relative_to(root).as_posix(), file) for file in matches if file.suffix.lower() in SUFFIXES]
+
+
+def _at_url(given: str) -> list[NamedImage]:
+    """As `_files`, at a URL."""
+    try:
+        found = urls.found(given)
+    except OSError as error:
+        raise InputError(f"'{given}' could not be read ({error}).") from error
+    if not found:
+        raise InputError(f"'{given}' is no file, no folder, and no pattern that matches one.")
+    if given.lower().endswith(".csv") and found[0].name == PurePosixPath(given).name:
+        below = urls.parent(given)
+        listed = [NamedImage(name, urls.joined(below, name), label) for name, label in _read_csv(given).items()]
+        return listed if all(str(image.path).startswith(f"{below}/") for image in listed) else _by_common_root(listed)
+    shown = [file for file in found if not any(part.startswith(".") for part in file.name.split("/"))]
+    return [NamedImage(file.name, file.url, size=file.size) for file in shown if PurePosixPath(file.name).suffix.lower() in SUFFIXES]
 
 
 def _walk(folder: Path) -> list[Path]:
@@ -272,14 +305,22 @@ def _unique(images: list[NamedImage]) -> list[NamedImage]:
 
 
 def _by_common_root(images: list[NamedImage]) -> list[NamedImage]:
-    paths = [Path(os.path.abspath(image.path)) for image in images if image.path is not None]
-    root = os.path.commonpath([path.parent for path in paths])
-    return [NamedImage(path.relative_to(root).as_posix(), path, image.label) for path, image in zip(paths, images, strict=True)]
+    paths = [_absolute(image.path) for image in images if image.path is not None]
+    under = [Path(f"/{path}") if isinstance(path, str) else path for path in paths]  # a URL has a place beside paths, for its name alone
+    root = os.path.commonpath([path.parent for path in under])
+    return [
+        replace(image, name=here.relative_to(root).as_posix(), path=path) for image, path, here in zip(images, paths, under, strict=True)
+    ]
 
 
-def _read_csv(path: Path) -> dict[str, int | str | None]:
+def _absolute(path: Path | str) -> Path | str:
+    return path if isinstance(path, str) else Path(os.path.abspath(path))
+
+
+def _read_csv(path: str) -> dict[str, int | str | None]:
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
+        content = urls.read(path) if urls.is_url(path) else Path(path).read_bytes()
+        with io.TextIOWrapper(io.BytesIO(content), newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             columns = reader.fieldnames or []
             if "image" not in columns:
@@ -295,7 +336,7 @@ def _label(text: str | None) -> int | str | None:
     return int(text) if text.strip().isdigit() else text.strip()
 
 
-def _labelled(images: list[NamedImage], path: Path) -> list[NamedImage]:
+def _labelled(images: list[NamedImage], path: str) -> list[NamedImage]:
     labels = _read_csv(path)
     without = [image.name for image in images if labels.get(image.name) is None]
     if without:
@@ -305,7 +346,7 @@ def _labelled(images: list[NamedImage], path: Path) -> list[NamedImage]:
             f"{len(without)} of {len(images)} images have no label in {path} ({shown}). Its column 'image' holds {known}, …: "
             "paths relative to the given folder are needed."
         )
-    return [NamedImage(image.name, image.path, labels[image.name]) for image in images]
+    return [replace(image, label=labels[image.name]) for image in images]
 
 
 def _first_item(dataset: Dataset[Any], count: int) -> Any:

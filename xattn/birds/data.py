@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch.utils.data import Dataset
 
+from xattn import urls
 from xattn.birds.drawing import render
 from xattn.birds.scene import CLASSES, SPLITS, Scene, Split, scene
 from xattn.errors import InputError
@@ -106,6 +108,6 @@ class SketchBirds(Dataset[tuple[Any, int]]):
 
 def scene_of(path: str | Path) -> Scene | None:
     """What an exported picture shows; None for any other picture."""
-    with Image.open(path) as picture:
+    with Image.open(io.BytesIO(urls.read(path)) if isinstance(path, str) and urls.is_url(path) else path) as picture:
         key = getattr(picture, "text", {}).get(KEY)
     return None if key is None else scene(**json.loads(key))

@@ -50,7 +50,7 @@ class Gathered:
     maps: dict[tuple[str, str, str, str], StoredMap]
     ranked: dict[tuple[str, str, str], StoredMap]
     crops: dict[tuple[str, str, str], Tensor]
-    paths: dict[str, Path | None]
+    paths: dict[str, Path | str | None]
     preprocessing: dict[tuple[str, str], Preprocessing]
     labels: dict[tuple[str, str], Sequence[str] | None]
 

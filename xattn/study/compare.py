@@ -62,7 +62,7 @@ def compare_runs(runs: Sequence[str | Path], against: str | None = None) -> Tabl
             "They were run with other settings; compare them apart."
         )
     table = comparison(rows.drop_duplicates(KEYS), against)
-    unfinished = [str(store.folder) for store in stores if not (store.folder / "table.csv").exists()]
+    unfinished = [str(store.folder) for store in stores if not store.finished]
     notes = [f"{folder} is not finished: its part of the table is over the images done so far." for folder in unfinished]
     return replace(table, notes=(*table.notes, *notes, *_missing_shards(stores)))
 

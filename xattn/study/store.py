@@ -1,15 +1,15 @@
 """A run folder: `run.json`, `parts/*.parquet`, and the tables made of them.
 
-Every file is written whole or not at all: under another name first, then renamed. A part is the work of one batch; a run that was cut
-off has the parts that it finished, and goes on with the others.
+Every file is written whole or not at all (`folders`). A part is the work of one batch; a run that was cut off has the parts that it
+finished, and goes on with the others.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import math
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,10 +25,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from xattn.errors import RunError
+from xattn.study.folders import LocalFolder, folder_at
 from xattn.study.scoring import COLUMNS
 
 PREVIEW = 64
-UNFINISHED = ".unfinished"
+PARTS, PART = "parts", ".parquet"
 
 SCHEMA = pa.schema(
     [
@@ -82,16 +83,12 @@ class Store:
     """A run folder.
 
     Args:
-        folder: where; made by `begin`.
+        folder: where, a path or a URL that fsspec knows; made by `begin`.
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-        self.parts = self.folder / "parts"
-
-    @property
-    def run_file(self) -> Path:
-        return self.folder / "run.json"
+        self.files = folder_at(folder)
+        self.folder: Path | str = self.files.path if isinstance(self.files, LocalFolder) else self.files.url
 
     def begin(self, settings: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
         """Makes the folder, or goes on in one that was begun with the same settings.
@@ -99,7 +96,7 @@ class Store:
         Raises:
             RunError: the folder holds a run with other settings, holds something else, or cannot be written.
         """
-        if self.run_file.exists():
+        if self.files.exists("run.json"):
             before = self.read_run()["settings"]
             now = json.loads(json.dumps(settings))
             if differences := list(_differences(before, now)):
@@ -107,11 +104,9 @@ class Store:
                 raise RunError(
                     f"'{self.folder}' holds a run with other settings: give another folder, or the same settings to go on. {shown}."
                 )
-            for unfinished in self.folder.rglob(f".*{UNFINISHED}"):
-                unfinished.unlink(missing_ok=True)
+            self.files.tidy()
             return
-        left = [path for path in self.folder.iterdir() if path != self.parts] if self.folder.exists() else []
-        if any(not path.name.endswith(UNFINISHED) for path in left) or any(self.parts.glob("*.parquet")):
+        if set(self.files.top()) - {PARTS} or self.done():
             raise RunError(f"'{self.folder}' is not empty and holds no run.json. Give a new or empty folder.")
         self.write_text("run.json", json.dumps({"settings": settings, **notes}, indent=1, ensure_ascii=False) + "\n")
 
@@ -126,16 +121,35 @@ class Store:
             RunError: there is none, or it is damaged.
         """
         try:
-            found: dict[str, Any] = json.loads(self.run_file.read_text(encoding="utf-8"))
+            found: dict[str, Any] = json.loads(self.files.read("run.json").decode("utf-8"))
         except FileNotFoundError as error:
             raise RunError(f"'{self.folder}' is no run: it has no run.json. Give a folder that `xattn explain --out` wrote.") from error
         except (OSError, ValueError) as error:
-            raise RunError(f"'{self.run_file}' could not be read ({error}).") from error
+            raise RunError(f"'{self.folder}/run.json' could not be read ({error}).") from error
         return found
 
     def done(self) -> set[str]:
         """Names of the parts that are there."""
-        return {path.stem for path in self.parts.glob("*.parquet")}
+        return {Path(name).stem for name in self.files.listed(PARTS, PART)}
+
+    def has(self, name: str) -> bool:
+        """Whether a part is there."""
+        return self.files.exists(f"{PARTS}/{name}{PART}")
+
+    @property
+    def finished(self) -> bool:
+        """Whether the tables were made."""
+        return self.files.exists("table.csv")
+
+    def table(self) -> pd.DataFrame:
+        """What `table.csv` holds.
+
+        Raises:
+            RunError: the run is not finished.
+        """
+        if not self.finished:
+            raise RunError(f"'{self.folder}' has no table yet: call run() first.")
+        return pd.read_csv(io.BytesIO(self.files.read("table.csv")))
 
     def write_part(self, name: str, rows: Sequence[Sequence[object]]) -> None:
         """Writes one part, whole or not at all.
@@ -145,7 +159,7 @@ class Store:
         """
         columns = list(zip(*rows, strict=True)) if rows else [()] * len(SCHEMA)
         table = pa.table([pa.array(column, type=field.type) for column, field in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
-        with self.whole(Path("parts") / f"{name}.parquet") as path:
+        with self.whole(Path(PARTS) / f"{name}{PART}") as path:
             pq.write_table(table, path, compression="zstd")
 
     def write_text(self, name: str, text: str) -> None:
@@ -153,33 +167,20 @@ class Store:
         with self.whole(Path(name)) as path:
             path.write_text(text, encoding="utf-8")
 
-    @contextlib.contextmanager
-    def whole(self, name: Path) -> Iterator[Path]:
-        """A path to write to, which becomes `name` in the folder when all is written."""
-        target = self.folder / name
-        if not Path(os.path.abspath(target)).is_relative_to(os.path.abspath(self.folder)):
-            raise RunError(f"'{name}' lies outside the run folder '{self.folder}'.")
-        unfinished = target.with_name(f".{target.name}.{os.getpid()}{UNFINISHED}")
-        try:
-            with _writing(target):
-                target.parent.mkdir(parents=True, exist_ok=True)
-                yield unfinished
-                with open(unfinished, "rb") as written:
-                    os.fsync(written.fileno())
-                os.replace(unfinished, target)
-        finally:
-            with contextlib.suppress(OSError):
-                unfinished.unlink(missing_ok=True)
+    def whole(self, name: Path) -> contextlib.AbstractContextManager[Path]:
+        """A local path to write to, which becomes `name` in the folder when all is written."""
+        return self.files.whole(name)
 
     def tables(self) -> Iterator[pa.Table]:
         """The parts in order, one in memory at a time; an image that failed for every classifier alike is told once."""
         told: set[str] = set()
-        for path in sorted(self.parts.glob("*.parquet")):
+        for part in self.files.listed(PARTS, PART):
             try:
-                table = pq.read_table(path)
+                with self.files.opened(part) as source:
+                    table = pq.read_table(source)
             except (OSError, pa.ArrowException) as error:
                 raise RunError(
-                    f"'{path}' is damaged ({error}). Delete it and run the same command: only that part is made again."
+                    f"'{self.folder}/{part}' is damaged ({error}). Delete it and run the same command: only that part is made again."
                 ) from error
             failed = [
                 name if model is None else None for name, model in zip(table["image"].to_pylist(), table["model"].to_pylist(), strict=True)
@@ -235,8 +236,10 @@ class Store:
 
     def _map_rows(self, images: Iterable[str]) -> Iterator[dict[str, Any]]:
         wanted = set(images)
-        for path in sorted(self.parts.glob("*.parquet")) if wanted else ():
-            for row in pq.read_table(path, filters=[("image", "in", wanted)]).to_pylist():
+        for part in self.files.listed(PARTS, PART) if wanted else ():
+            with self.files.opened(part) as source:
+                table = pq.read_table(source, filters=[("image", "in", wanted)])
+            for row in table.to_pylist():
                 if row["map"] is not None:
                     yield row
 
@@ -319,16 +322,3 @@ def _short(value: Any) -> str:
         value = [" · ".join(str(item[key]) for key in ("name", "head") if key in item) for item in value]
     text = repr(value)
     return text if len(text) <= 160 else f"{text[:157]}…"
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, pa.ArrowException) as error:
-        if isinstance(error, RunError):
-            raise
-        raise RunError(
-            f"'{path}' could not be written ({getattr(error, 'strerror', None) or error}). What was finished is kept: "
-            "make room or mend the folder, and run the same command to go on."
-        ) from error

@@ -25,7 +25,7 @@ from xattn.classifiers.forwards import Level, Predictor
 from xattn.classifiers.preprocessing import Preprocessing, pixels
 from xattn.classifiers.stages import Stage
 from xattn.classifiers.together import families
-from xattn.errors import InputError, NameUnknownError, RunError, UnsupportedError
+from xattn.errors import InputError, NameUnknownError, UnsupportedError
 from xattn.explainers.facts import MethodFacts, Need
 from xattn.explainers.maps import Maps, method_parts, refuse_untrained, resolve_targets
 from xattn.heads import heads
@@ -33,6 +33,8 @@ from xattn.images import Batch, ImageSource, NamedImage
 from xattn.memory import is_out_of_memory, kept_pages, parse_size
 from xattn.progress import Progress
 from xattn.registry import Part
+from xattn.study import engines
+from xattn.study.engines import Unit
 from xattn.study.families import Member, explained, joint_of, scored
 from xattn.study.forwards import Forwards, settle
 from xattn.study.scoring import COLUMNS, Scores, metric_parts, rows_of
@@ -64,7 +66,7 @@ class Study:
         methods: names with settings.
         metrics: names with settings.
         images: a folder, a glob, a CSV, a list of these, or a torch dataset.
-        out: the run folder; a run that was cut off goes on there.
+        out: the run folder, a path or a URL (s3://, gs://, …); a run that was cut off goes on there.
         target: "predicted", "label", or a class index or name; None: "label" where there are labels, else "predicted".
         labels_csv: a CSV with columns `image` and `label`.
         stage: where features are taken; what enters the pooling if None.
@@ -74,13 +76,16 @@ class Study:
         tune: how forwards are run: "off", the defaults; "auto", measured where the work is worth it; "full"; or by hand, `chunk=16`;
             see `xattn.classifiers.tuned`.
         memory: most bytes that the run may hold beside the classifiers, as `2GB`; None: most of what is free.
-        workers: processes that decode; None: one a core but one, at most 8.
+        workers: processes that decode, under Ray threads of each actor; None: one a core but one, at most 8.
         seed: of what is random.
         save_maps: also write masks at the images' size, as 16-bit PNG under `maps/`, and keep raw maps of that size whole.
         progress: a bar on stderr where it is a terminal, a line now and then where not.
         untrained: explain heads that were never trained all the same.
         shard: `(i, n)`: only every n-th batch, the i-th of them (from 1); several machines do a shard each into a folder each, and
             `compare` takes all of them.
+        engine: "local", this process, or "ray", the actors of a Ray cluster: the one that `RAY_ADDRESS` or `ray start` tells, else one
+            on this machine. Rows are the same, bit for bit where torch has the same number of threads.
+        actors: processes of Ray that hold the classifiers; None: one a GPU where these are on one, else one a CPU.
 
     Methods that show a head's attention are left out for the classifiers whose head has none, as long as another has some.
 
@@ -88,6 +93,7 @@ class Study:
         NameUnknownError: an unknown method, metric, setting, stage or class.
         InputError: no images, two classifiers of one name, or labels that do not match.
         UnsupportedError: a head that was never trained, or a method that none of the classifiers can take.
+        MissingPackageError: the engine is Ray's, which is not installed.
     """
 
     def __init__(
@@ -111,6 +117,8 @@ class Study:
         progress: bool = True,
         untrained: bool = False,
         shard: tuple[int, int] = (1, 1),
+        engine: str = "local",
+        actors: int | None = None,
     ) -> None:
         self.classifiers = list(classifiers)
         self.methods = method_parts(methods)
@@ -127,6 +135,8 @@ class Study:
         self.save_maps = save_maps
         self.progress = progress
         self.shard = shard
+        self.actors = actors
+        self._engine = engines.named(engine, actors)
         self._check()
         for classifier in () if untrained else self.classifiers:
             refuse_untrained(classifier)
@@ -208,11 +218,26 @@ class Study:
             "torch": torch.__version__,
         } | ({"shard": list(self.shard)} if self.shard[1] > 1 else {})
 
+    def groups(self) -> list[tuple[Preprocessing, list[Classifier]]]:
+        """The classifiers by their preprocessing, each group of which takes the same crops."""
+        groups: dict[Preprocessing, list[Classifier]] = {}
+        for classifier in self.classifiers:
+            groups.setdefault(classifier.preprocessing, []).append(classifier)
+        return list(groups.items())
+
+    def units(self) -> list[Unit]:
+        """The work: each batch of this shard for each group of classifiers."""
+        return [Unit(group, number) for group in range(len(self.groups())) for number in self._numbers()]
+
+    def count(self, unit: Unit) -> int:
+        """How many images a unit has."""
+        return min(self.batch_size, len(self.source) - unit.number * self.batch_size)
+
     def run(self) -> Outcome:
         """Does what is not done yet, then makes the tables.
 
         Raises:
-            RunError: the folder holds another run, or cannot be written.
+            RunError: the folder holds another run, or cannot be written, or a cluster's processes died again and again.
             UnsupportedError: a method cannot run on a network; nothing is lost, the other methods can be run without it.
         """
         notes = {
@@ -223,16 +248,20 @@ class Study:
             "protocol": {part.spec: _described(part.run) for part in self.methods}
             | {part.spec: _described(part.run) for part in self.metrics},
             "versions": {"python": platform.python_version(), **_versions()},
-            "threads": torch.get_num_threads(),
             "machine": f"{platform.system()} {platform.machine()}",
         }
-        with kept_pages():
-            self._begin(notes)
-            return self._run()
+        with kept_pages(), self._engine(self) as engine:
+            self.store.begin(self.settings(), {**notes, **engine.used})
+            self._settle()
+            done = self.store.done()
+            units = self.units()
+            with Progress(sum(self.count(unit) for unit in units), self.progress) as progress:
+                progress.skip(sum(self.count(unit) for unit in units if unit.name in done))
+                engine.work([unit for unit in units if unit.name not in done], progress.add)
+        return Outcome(len(self.images), self.store.finish([part.spec for part in self.metrics]))
 
-    def _begin(self, notes: dict[str, Any]) -> None:
-        """The folder, and how the forwards are run: as the run began, or settled now."""
-        self.store.begin(self.settings(), notes)
+    def _settle(self) -> None:
+        """How the forwards are run: as the run began, or settled now."""
         kept = self.store.read_run().get("forwards", {})
         for classifier in self.classifiers:
             key = labels_key(*_key(classifier))
@@ -244,22 +273,6 @@ class Study:
                 print(f"{key}: {found.tuned}", file=sys.stderr)
                 for metric, (mean, most) in (found.off or {}).items():
                     print(f"  {metric} lies {mean:.2g} off exact on average, {most:.2g} at most, on a sample", file=sys.stderr)
-
-    def _run(self) -> Outcome:
-        groups: dict[Preprocessing, list[Classifier]] = {}
-        for classifier in self.classifiers:
-            groups.setdefault(classifier.preprocessing, []).append(classifier)
-        done = self.store.done()
-        with Progress(len(self.images) * len(groups), self.progress) as progress:
-            for group, (preprocessing, classifiers) in enumerate(groups.items()):
-                names = {number: f"{group:02d}-{number:06d}" for number in self._numbers()}
-                wanted = [number for number, name in names.items() if name not in done]
-                skipped = set(names) - set(wanted)
-                progress.skip(sum(min(self.batch_size, len(self.source) - number * self.batch_size) for number in skipped))
-                for batch in self.source.batches(preprocessing, self.batch_size, workers=self.workers, wanted=wanted):
-                    self.store.write_part(names[batch.number], self.rows(batch, classifiers))
-                    progress.add(len(batch.images) + len(batch.failed))
-        return Outcome(len(self.images), self.store.finish([part.spec for part in self.metrics]))
 
     def rows(self, batch: Batch, classifiers: Sequence[Classifier]) -> list[tuple[object, ...]]:
         """The work of one batch: the rows of its part, a pure function of the batch."""
@@ -387,10 +400,7 @@ class Study:
         Raises:
             RunError: the run is not finished.
         """
-        path = self.store.folder / "table.csv"
-        if not path.exists():
-            raise RunError(f"'{self.store.folder}' has no table yet: call run() first.")
-        return pd.read_csv(path)
+        return self.store.table()
 
     def scores(self) -> pd.DataFrame:
         """A row a value, without those of images that failed."""

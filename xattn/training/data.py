@@ -36,7 +36,7 @@ class Pictures(Protocol):
 
 @dataclass(frozen=True)
 class _Files:
-    paths: tuple[Path, ...]
+    paths: tuple[Path | str, ...]
 
     def picture(self, number: int) -> Image.Image:
         try:
@@ -172,7 +172,7 @@ def _folders(folder: Path) -> Labelled:
     if len(names) < 2:
         raise InputError(f"training data '{folder}' needs a folder for each of two classes or more; it has {', '.join(names) or 'none'}.")
     source = ImageSource([str(folder / name) for name in names])
-    labels = [image.path.relative_to(folder).parts[0] for image in source.images if image.path is not None]
+    labels = [image.path.relative_to(folder).parts[0] for image in source.images if isinstance(image.path, Path)]
     if empty := [name for name in names if name not in set(labels)]:
         raise InputError(f"{len(empty)} class folders of '{folder}' hold no pictures: {', '.join(empty[:5])}. Fill them or remove them.")
     return _of_source(str(folder), source, labels, names)

@@ -1,0 +1,155 @@
+"""The files of a run, in a folder of this machine (or one that several machines mount) or at a URL.
+
+Either way a file is written whole or not at all: here under another name first, then renamed; at a URL by one upload, which object
+stores show when it is complete.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import posixpath
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from xattn import urls
+from xattn.errors import RunError
+
+UNFINISHED = ".unfinished"
+
+
+class LocalFolder:
+    """Files below a path."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def exists(self, name: str) -> bool:
+        """Whether there is a file of that name."""
+        return (self.path / name).exists()
+
+    def top(self) -> list[str]:
+        """Names of the files and folders that it holds, unfinished files left out."""
+        found = list(self.path.iterdir()) if self.path.exists() else []
+        return [path.name for path in found if not path.name.endswith(UNFINISHED)]
+
+    def listed(self, folder: str, suffix: str) -> list[str]:
+        """Names of the files in a folder of it, in order."""
+        return [f"{folder}/{path.name}" for path in sorted((self.path / folder).glob(f"*{suffix}"))]
+
+    def read(self, name: str) -> bytes:
+        """All of a file."""
+        return (self.path / name).read_bytes()
+
+    @contextlib.contextmanager
+    def opened(self, name: str) -> Iterator[Any]:
+        """What pyarrow reads a file by."""
+        yield self.path / name
+
+    @contextlib.contextmanager
+    def whole(self, name: Path) -> Iterator[Path]:
+        """A path to write to, which becomes `name` in the folder when all is written."""
+        target = self.path / name
+        if not Path(os.path.abspath(target)).is_relative_to(os.path.abspath(self.path)):
+            raise RunError(f"'{name}' lies outside the run folder '{self.path}'.")
+        unfinished = target.with_name(f".{target.name}.{os.getpid()}{UNFINISHED}")
+        try:
+            with _writing(target):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                yield unfinished
+                with open(unfinished, "rb") as written:
+                    os.fsync(written.fileno())
+                os.replace(unfinished, target)
+        finally:
+            with contextlib.suppress(OSError):
+                unfinished.unlink(missing_ok=True)
+
+    def tidy(self) -> None:
+        """Removes what processes that were killed left unfinished."""
+        for unfinished in self.path.rglob(f".*{UNFINISHED}"):
+            unfinished.unlink(missing_ok=True)
+
+
+class UrlFolder:
+    """Files below a URL."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def _at(self, name: str) -> str:
+        return f"{self.url}/{name}"
+
+    def exists(self, name: str) -> bool:
+        """Whether there is a file of that name."""
+        with _reached(self.url), urls.filesystem(self._at(name)) as (files, path):
+            files.invalidate_cache()
+            return bool(files.exists(path))
+
+    def top(self) -> list[str]:
+        """Names of the files and folders that it holds."""
+        with _reached(self.url), urls.filesystem(self.url) as (files, path):
+            files.invalidate_cache()
+            return [posixpath.basename(found.rstrip("/")) for found in files.ls(path, detail=False)] if files.isdir(path) else []
+
+    def listed(self, folder: str, suffix: str) -> list[str]:
+        """Names of the files in a folder of it, in order."""
+        with _reached(self.url):
+            return [f"{folder}/{found.name}" for found in urls.found(self._at(folder)) if found.name.endswith(suffix)]
+
+    def read(self, name: str) -> bytes:
+        """All of a file."""
+        return urls.read(self._at(name))
+
+    @contextlib.contextmanager
+    def opened(self, name: str) -> Iterator[Any]:
+        """What pyarrow reads a file by."""
+        with urls.filesystem(self._at(name)) as (files, path), files.open(path, "rb") as file:
+            yield file
+
+    @contextlib.contextmanager
+    def whole(self, name: Path) -> Iterator[Path]:
+        """A local path to write to, which is uploaded as `name` when all is written."""
+        inside = posixpath.normpath(name.as_posix())
+        if inside.startswith(("../", "/")):
+            raise RunError(f"'{name}' lies outside the run folder '{self.url}'.")
+        with _writing(self._at(inside)), tempfile.TemporaryDirectory(prefix="xattn-") as folder:
+            file = Path(folder) / name.name
+            yield file
+            urls.put(file, self._at(inside))
+
+    def tidy(self) -> None:
+        """Nothing is left unfinished at a URL."""
+
+
+def folder_at(place: str | Path) -> LocalFolder | UrlFolder:
+    """The files of a run, by its path or URL."""
+    if isinstance(place, str) and urls.is_url(place):
+        return UrlFolder(place.rstrip("/"))
+    return LocalFolder(Path(urls.without_file_scheme(str(place))))
+
+
+@contextlib.contextmanager
+def _reached(url: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, RunError):
+            raise
+        raise RunError(f"'{url}' could not be read ({error}). What was finished is kept: run the same command to go on.") from error
+
+
+@contextlib.contextmanager
+def _writing(place: Path | str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        if isinstance(error, RunError):
+            raise
+        raise RunError(
+            f"'{place}' could not be written ({getattr(error, 'strerror', None) or error}). What was finished is kept: "
+            "make room or mend the folder, and run the same command to go on."
+        ) from error

@@ -1,0 +1,280 @@
+"""The work of a study on a Ray cluster, by Ray Data: actors hold the classifiers, decode, compute and write parts themselves.
+
+What goes to an actor is numbers of batches, what comes back is how many images each had: rows and pictures never pass through the driver.
+An actor that dies is started again and its batches are given out again, those whose parts are there being left out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import pickle
+import socket
+import sys
+import sysconfig
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import ray
+import torch
+from ray import cloudpickle
+from ray.data import ActorPoolStrategy, DataContext
+from ray.exceptions import RayError
+
+from xattn.classifiers.classifier import Classifier
+from xattn.errors import InputError, RunError, UnsupportedError
+from xattn.images import Batches
+from xattn.memory import kept_pages
+from xattn.study.engines import Engine, Unit
+
+if TYPE_CHECKING:
+    from xattn.study.study import Study
+
+ORDER = 16  # batches that an actor is given at once, at most: they are decoded ahead of the computing
+ORDERS_EACH = 8  # orders an actor, at least, where there are batches enough: the last ones end at about the same time
+DEATHS = 5  # times that an actor may die of the same batches before the run stops
+
+
+@dataclass(frozen=True)
+class _Share:
+    """What of the cluster the actors take.
+
+    Attributes:
+        actors: how many.
+        cpus: of each, which is also its torch threads.
+        gpus: of each.
+    """
+
+    actors: int
+    cpus: int
+    gpus: int
+
+
+@contextlib.contextmanager
+def on_cluster(study: Study) -> Iterator[Engine]:
+    """The cluster that this process is connected to, or that `RAY_ADDRESS` or `ray start` tells; else one on this machine, for the run."""
+    with _connected():
+        share = _share(study.actors, study.classifiers[0].device.type == "cuda")
+        used = {"engine": "ray", "ray": ray.__version__, "actors": share.actors, "threads": share.cpus}
+        yield Engine(used, partial(_work, study, share))
+
+
+@contextlib.contextmanager
+def _connected() -> Iterator[None]:
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ part writes to stderr whatever Python's loggers are told
+    ray.init(logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _share(actors: int | None, on_gpu: bool) -> _Share:
+    """As many CPUs an actor as each machine can give to its own."""
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus = [int(machine.get("GPU", 0)) for machine in machines]
+    cores = [int(machine.get("CPU", 0)) for machine in machines]
+    if on_gpu:
+        if not sum(gpus):
+            raise InputError("the classifiers are on a GPU, and no machine of the Ray cluster has one: load them with device='cpu'.")
+        wanted = actors or sum(gpus)
+        fits = (c for c in range(max(cores), 0, -1) if sum(min(g, n // c) for g, n in zip(gpus, cores, strict=True)) >= wanted)
+    else:
+        wanted = actors or max(1, sum(cores))
+        fits = (c for c in range(max(cores), 0, -1) if sum(n // c for n in cores) >= wanted)
+    return _Share(wanted, next(fits, 1), int(on_gpu))
+
+
+def _work(study: Study, share: _Share, units: Sequence[Unit], tell: Callable[[int], object]) -> None:
+    if not units:
+        return
+    orders = _orders(units, share.actors)
+    with _on_the_cpu(study.classifiers), _quiet():
+        arguments = (ray.put(_packed(study)), _Begun.remote(), share.cpus, os.getcwd())
+        # Ray Data starts actors that died again, and gives their orders out again, without end: `_Begun` ends it.
+        # Orders lie in the object store from the beginning: no reader needs a CPU beside actors that may have claimed them all.
+        data = ray.data.from_items(orders, override_num_blocks=len(orders)).map_batches(
+            _Actor,
+            batch_size=1,
+            batch_format="pyarrow",
+            fn_constructor_args=arguments,
+            compute=ActorPoolStrategy(size=min(share.actors, len(orders)), max_tasks_in_flight_per_actor=2),
+            num_cpus=share.cpus,
+            num_gpus=share.gpus,
+        )
+        try:
+            for block in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+                for row in block.to_pylist():
+                    if row["error"] is not None:
+                        raise pickle.loads(row["error"])
+                    tell(row["images"])
+        except RayError as error:
+            raise RunError(
+                f"the cluster failed ({type(error).__name__}: {str(error).strip().splitlines()[0]}). What was finished is kept: see Ray's "
+                "logs for what ended its processes, memory for one, and run the same command to go on."
+            ) from error
+    study.store.files.tidy()
+
+
+def _orders(units: Sequence[Unit], actors: int) -> list[dict[str, Any]]:
+    """Batches of one group each, in pieces small enough that every actor gets several."""
+    size = max(1, min(ORDER, len(units) // (actors * ORDERS_EACH)))
+    found = []
+    for group in dict.fromkeys(unit.group for unit in units):
+        numbers = [unit.number for unit in units if unit.group == group]
+        found += [{"group": group, "numbers": numbers[start : start + size]} for start in range(0, len(numbers), size)]
+    return found
+
+
+class _Actor:
+    """Does orders of batches. Nothing is raised here: what goes wrong is sent to the driver, which raises it as it was."""
+
+    def __init__(self, packed: Any, begun: Any, threads: int, folder: str) -> None:
+        self.packed = packed
+        self.begun = begun
+        self.threads = threads
+        self.folder = folder
+        self.study: Study | None = None
+
+    def __call__(self, orders: pa.Table) -> Iterator[pa.Table]:
+        try:
+            if self.study is None:
+                self.study = self._unpacked()
+            images = sum(self._do(self.study, order["group"], order["numbers"]) for order in orders.to_pylist())
+            yield _answer(images, None)
+        except Exception as error:
+            yield _answer(0, _sendable(error))
+
+    def _unpacked(self) -> Study:
+        torch.set_num_threads(self.threads)
+        with contextlib.suppress(OSError):
+            os.chdir(self.folder)  # where relative paths begin
+        study: Study = pickle.loads(ray.get(self.packed))
+        for classifier in study.classifiers:
+            classifier.to("cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu")
+        seen = f"from {socket.gethostname()}: several machines need a folder that all of them mount under one path, or a URL as s3://bucket/run."
+        if not study.store.files.exists("run.json"):
+            raise RunError(f"the run folder '{study.store.folder}' is not seen {seen}")
+        first = study.source.images[0].path
+        if isinstance(first, Path) and not first.parent.exists():
+            raise InputError(f"the images' folder '{first.parent}' is not seen {seen}")
+        return study
+
+    def _do(self, study: Study, group: int, numbers: Sequence[int]) -> int:
+        """Does the batches of an order that are not done yet, decoding ahead, and counts the images of all."""
+        preprocessing, classifiers = study.groups()[group]
+        units = [Unit(group, number) for number in numbers]
+        wanted = [unit for unit in units if not study.store.has(unit.name)]
+        batches = Batches(study.source, preprocessing, study.batch_size)
+        with kept_pages(), ThreadPoolExecutor(max(1, study.workers)) as pool:
+            for unit, batch in zip(wanted, pool.map(lambda unit: batches[unit.number], wanted), strict=True):
+                if ray.get(self.begun.count.remote(unit.name)) > DEATHS:
+                    first = study.source.images[unit.number * study.batch_size].name
+                    raise RunError(
+                        f"batch {unit.number}, which begins with {first}, ended {DEATHS} processes that did it: out of memory? "
+                        "What was finished is kept: give a smaller batch size, or fewer actors, each of which has more memory then."
+                    )
+                study.store.write_part(unit.name, study.rows(batch, classifiers))
+        return sum(study.count(unit) for unit in units)
+
+
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
+class _Begun:
+    """How many times each batch was begun."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+
+    def count(self, name: str) -> int:
+        self.counts[name] += 1
+        return self.counts[name]
+
+
+def _answer(images: int, error: bytes | None) -> pa.Table:
+    return pa.table({"images": pa.array([images], pa.int64()), "error": pa.array([error], pa.binary())})
+
+
+def _sendable(error: Exception) -> bytes:
+    """An error with its traceback as a note; one that cannot travel as a RuntimeError of its text."""
+    error.add_note(f"in an actor on {socket.gethostname()}:\n{traceback.format_exc()}")
+    try:
+        sent: bytes = cloudpickle.dumps(error)
+        pickle.loads(sent)
+    except Exception:
+        sent = cloudpickle.dumps(RuntimeError(f"{type(error).__name__}: {error}\n{traceback.format_exc()}"))
+    return sent
+
+
+def _packed(study: Study) -> bytes:
+    """The study with its classifiers, and with the code of theirs that is not installed: the actors' machines need not have it.
+
+    Raises:
+        UnsupportedError: something in it cannot be sent to another process.
+    """
+    own = [module for module in list(sys.modules.values()) if _is_own(module)]
+    for module in own:
+        cloudpickle.register_pickle_by_value(module)
+    try:
+        packed: bytes = cloudpickle.dumps(study)
+    except Exception as error:  # what cannot be pickled says so in its own way
+        names = ", ".join(classifier.name for classifier in study.classifiers)
+        raise UnsupportedError(
+            f"engine 'ray' sends the study to other processes, and that failed ({type(error).__name__}: {str(error).splitlines()[0]}). "
+            f"Look for locks, open files or generators in {names} or the data set, or use engine 'local' with --shard on each machine."
+        ) from error
+    finally:
+        for module in own:
+            cloudpickle.unregister_pickle_by_value(module)
+    return packed
+
+
+def _is_own(module: ModuleType) -> bool:
+    """Whether a module is a user's file, not an installed package's."""
+    file = getattr(module, "__file__", None)
+    if not isinstance(file, str) or module.__name__.partition(".")[0] in ("xattn", "__main__", "__mp_main__"):
+        return False
+    return not any(Path(file).is_relative_to(place) for place in map(sysconfig.get_path, ("stdlib", "platstdlib", "purelib", "platlib")))
+
+
+@contextlib.contextmanager
+def _on_the_cpu(classifiers: Sequence[Classifier]) -> Iterator[None]:
+    """The classifiers on the CPU for as long as the actors compute: any machine can take them up, and the GPU is the actors'."""
+    devices = [classifier.device for classifier in classifiers]
+    try:
+        for classifier in classifiers:
+            classifier.to("cpu")
+        yield
+    finally:
+        for classifier, device in zip(classifiers, devices, strict=True):
+            classifier.to(device)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Ray Data without its bars and plans; its log files have them."""
+    context = DataContext.get_current()
+    before = context.enable_progress_bars, context.print_on_execution_start
+    logger = logging.getLogger("ray.data")
+    levels = {handler: handler.level for handler in logger.handlers if isinstance(handler, logging.StreamHandler)}
+    context.enable_progress_bars = context.print_on_execution_start = False
+    for handler in levels:
+        handler.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        context.enable_progress_bars, context.print_on_execution_start = before
+        for handler, level in levels.items():
+            handler.setLevel(level)
