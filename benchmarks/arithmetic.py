@@ -98,11 +98,11 @@ def arithmetic(figures: Sequence[Figures], price: float) -> str:
         first = min(limits, key=lambda name: limits[name])
         workers = "no two workers were measured" if of.speed_up is None else f"two workers were {number(of.speed_up)} × as fast as one"
         parts += [
-            f"Measured of {of.network} on {of.device}: {number(of.compute)} s an image to compute on one device, {number(of.decode)} s to "
-            f"decode on one core, {number(1000 * of.write)} ms to write a part of {of.batch} images, {number(1000 * of.finish)} ms an "
-            f"image for the tables in the end, {number(of.stored / 1024)} KiB an image kept. Assumed: all {NETWORKS} networks cost as "
-            f"much as this one and share one decoding ({CORES} cores beside each device), one process writes all parts, and computing "
-            f"divides evenly; {workers}.",
+            f"Measured of {of.network} on {of.device}: {number(of.compute)} s an image to compute on one device, {number(of.decode)} s "
+            f"to decode on one core, {number(1000 * of.write)} ms to write a part of {of.batch} images, {number(1000 * of.finish)} ms an "
+            f"image for the tables in the end, {number(of.stored / 1024)} KiB an image kept. Assumed: all {NETWORKS} networks cost as much "
+            f"as this one and share one decoding ({CORES} cores beside each device), one process writes all parts, and computing divides "
+            f"evenly; {workers}.",
             table((*names, f"price at {number(price)} a GPU-hour", "longest"), rows),
             f"Breaks first: {first}, which with {limits[first]:,.0f} devices takes as long as the computing; "
             + "; ".join(f"{name}, with {devices:,.0f}" for name, devices in limits.items() if name != first)

@@ -24,6 +24,7 @@ from xattn.study.store import Store
 
 GRADIENTS = (("grad-cam", "grad-cam++"), ("average-drop", "average-gain"))
 CURVES = (("grad-cam",), ("insertion", "deletion"))
+STEPS = 28
 
 
 def pictures(data: Path, folder: Path, count: int) -> Path:
@@ -78,13 +79,14 @@ def images(data: Path, folder: Path, count: int, network: str) -> dict[str, Any]
 
 
 def side(data: Path, folder: Path, count: int, pixels: int) -> dict[str, Any]:
-    """Grad-CAM, insertion and deletion of images of one size."""
+    """Grad-CAM, insertion and deletion of images of one size, in as many steps whatever the size."""
     classifier = xattn.load("birds:gap", input_size=pixels, resize=pixels)
     given = photographs(data, classifier, count)
+    metrics = [f"{metric}:step={-(-(pixels**2) // STEPS)}" for metric in CURVES[1]]
 
     def run() -> None:
         maps = xattn.explain(classifier, given, list(CURVES[0]))
-        xattn.evaluate(classifier, given, maps, list(CURVES[1]))
+        xattn.evaluate(classifier, given, maps, metrics)
 
     classifier.predict(given[:8])
     return {"peak": peak_mib(run, torch.device("cpu")), "seconds": _clock(run), "images": count}
