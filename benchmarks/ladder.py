@@ -34,7 +34,7 @@ RUNGS: dict[str, tuple[Tuning | int, bool]] = {
     "+ compiled and frozen": (Tuning(8, folded=True, compiled=True), True),
     "folded, bfloat16, not compiled": (Tuning(8, folded=True, precision="bfloat16"), True),
 }
-FORWARDS = 32
+CLOCKED_S = 1.0
 
 
 def runs(one: Subject) -> dict[str, tuple[Callable[[Tensor], Tensor], int, bool]]:
@@ -60,8 +60,10 @@ def rates(one: Subject, images: Tensor, rounds: int) -> dict[str, list[float]]:
             given = images[:1].expand(chunk, -1, -1, -1).contiguous()
             with torch.no_grad(), kept_pages() if keep else nullcontext():
                 run(given)
-                times = max(1, FORWARDS // chunk)
-                seconds = clocked(lambda run=run, given=given, times=times: [run(given) for _ in range(times)], one.classifier.device)
+                times, seconds = 0, 0.0
+                while seconds < CLOCKED_S:
+                    seconds += clocked(lambda run=run, given=given: run(given), one.classifier.device)
+                    times += 1
             if number:  # the first round compiles
                 found[name].append(times * chunk / seconds)
     return found

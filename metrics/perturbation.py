@@ -105,7 +105,7 @@ def look_at(
     based = {base: baseline_images(images, base, mean) for base in bases}
     owners = _owners(masks, cells if any(isinstance(look, Curve) and look.cells for look in looks) else masks)
     rows = {name: (owner == number).nonzero()[:, 0] for number, (name, owner) in enumerate(owners.items())}
-    jobs: dict[object, _Job] = {key: _plain(some) for key, some in {ORIGINAL: images, **based}.items()}
+    jobs: dict[object, _Job] = {ORIGINAL: _plain(images)} | {base: _plain(changed) for base, changed in based.items()}
     curves: dict[tuple[str, Curve], _Line] = {}
     ordered: dict[tuple[str, bool, int | None], Ordered] = {}
     for name, mask in masks.items():

@@ -60,7 +60,7 @@ class _Held(TorchDispatchMode):
     """Counts the bytes of all tensors that are made inside and still alive, after every operation."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.alive: dict[int, tuple[StorageWeakRef, int]] = {}
         self.peak = 0
 
@@ -78,7 +78,8 @@ class _Held(TorchDispatchMode):
 
 def peak_bytes(compute: Callable[[], object]) -> int:
     """The most bytes of tensors that `compute` makes and holds at one time, on whatever device; an operation's own scratch apart."""
-    with _Held() as held:
+    held = _Held()
+    with held:
         compute()
     return held.peak
 

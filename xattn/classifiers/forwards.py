@@ -153,7 +153,7 @@ def _built(classifier: Classifier, tuning: Tuning) -> Callable[[Tensor], Tensor]
 
     run: Callable[[Tensor], Tensor] = forward
     if tuning.compiled:
-        options = {"freezing": True} | ({"triton.cudagraphs": True} if classifier.device.type == "cuda" else {})
+        options: dict[str, Any] = {"freezing": True} | ({"triton.cudagraphs": True} if classifier.device.type == "cuda" else {})
         run = torch.compile(forward, dynamic=False, options=options)
         if classifier.device.type == "cpu":
             logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it misses a GPU, which nobody asked for
@@ -231,7 +231,7 @@ def _fold(twin: Classifier) -> None:
             handle.remove()
     for convolution, norm in pairs:
         if calls[convolution] == calls[norm] == 1 and not (_watched(convolution) or _watched(norm)):
-            fused: Any = fuse_conv_bn_eval(convolution, norm)  # type: ignore[type-var]
+            fused: Any = fuse_conv_bn_eval(convolution, norm)  # type: ignore[type-var, arg-type]
             _exchange(twin.network, convolution, fused)
             _exchange(twin.network, norm, nn.Identity())
 

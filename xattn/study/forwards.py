@@ -79,7 +79,7 @@ def passes_an_image(study: Study, classifier: Classifier) -> int:
     looks = {look for part in study.metrics if "masks" in part.facts.takes for look in part.run.looks}  # type: ignore[attr-defined]
     methods = study.methods_of(classifier)
     each = sum(passes(look, classifier.input_size) for look in looks)
-    own = sum(part.run.forwards(study.stage_of(classifier).channels) for part in methods if hasattr(part.run, "forwards"))
+    own: int = sum(part.run.forwards(study.stage_of(classifier).channels) for part in methods if hasattr(part.run, "forwards"))
     return 1 + each * len(methods) + own
 
 

@@ -103,7 +103,7 @@ def _work(study: Study, share: _Share, units: Sequence[Unit], tell: Callable[[in
         return
     orders = _orders(units, share.actors)
     with _on_the_cpu(study.classifiers), _quiet():
-        arguments = (ray.put(_packed(study)), _Begun.remote(), share.cpus, os.getcwd())
+        arguments = (ray.put(_packed(study)), _Begun.remote(), share.cpus, os.getcwd())  # type: ignore[attr-defined]  # the decorator's
         # Ray Data starts actors that died again, and gives their orders out again, without end: `_Begun` ends it.
         # Orders lie in the object store from the beginning: no reader needs a CPU beside actors that may have claimed them all.
         data = ray.data.from_items(orders, override_num_blocks=len(orders)).map_batches(
@@ -117,7 +117,7 @@ def _work(study: Study, share: _Share, units: Sequence[Unit], tell: Callable[[in
         )
         try:
             for block in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-                for row in block.to_pylist():
+                for row in block.to_pylist():  # type: ignore[union-attr, operator]  # a pyarrow table, as asked for
                     if row["error"] is not None:
                         raise pickle.loads(row["error"])
                     tell(row["images"])
