@@ -67,16 +67,15 @@ with kept_pages():
     with kept_pages():
         pass
     kept, inside = faults(), held()
-print(plain, kept, faults(), inside - held())
+print(plain, kept, inside - held())
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator is told to keep pages")
 def test_pages_are_kept_inside_and_given_back_behind() -> None:
     ran = subprocess.run([sys.executable, "-c", PAGES], capture_output=True, text=True, check=True)
-    plain, kept, behind, given_back = (int(number) for number in ran.stdout.split())
+    plain, kept, given_back = (int(number) for number in ran.stdout.split())
     assert kept < 0.5 * plain
-    assert behind > 0.5 * plain
     assert given_back >= 32
 
 
