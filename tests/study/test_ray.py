@@ -75,7 +75,9 @@ def study(tmp_path: Path, folder: Path, name: str, **settings: object) -> xattn.
 
 
 @pytest.mark.usefixtures("_cluster")
-def test_two_actors_one_of_them_killed_go_on_with_a_run_and_end_in_its_bytes(folder: Path, tmp_path: Path) -> None:
+def test_two_actors_one_of_them_killed_go_on_with_a_run_and_end_in_its_bytes(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     study(tmp_path, folder, "whole").run()
     study(tmp_path, folder, "run").run()
     kept, *lost = sorted((tmp_path / "run" / "parts").iterdir())
@@ -89,6 +91,7 @@ def test_two_actors_one_of_them_killed_go_on_with_a_run_and_end_in_its_bytes(fol
     plan = study(tmp_path, folder, "run", engine="ray", actors=2)
     outcome = plan.run()
     assert (outcome.images, outcome.failed) == (10, [])
+    assert capsys.readouterr().out == "", "what Ray tells of the dead goes to stderr"
     assert not (fate / "kill").exists()
     pids = {int(path.name.removeprefix("pid-")) for path in fate.glob("pid-*")}
     assert len(pids) > 1
@@ -136,28 +139,30 @@ def test_a_shard_by_ray_and_one_by_this_process_are_one_table_and_stdout_holds_d
 
 
 @pytest.mark.parametrize(
-    ("machines", "actors", "on_gpu", "share"),
+    ("machines", "actors", "device", "share"),
     [
-        ([{"CPU": 4.0}, {"CPU": 2.0}], None, False, (6, 1, 0)),
-        ([{"CPU": 4.0}, {"CPU": 2.0}], 2, False, (2, 2, 0)),  # one of three would find no place beside the other
-        ([{"CPU": 8.0}, {"CPU": 4.0}], 1, False, (1, 8, 0)),
-        ([{"CPU": 2.0}], 3, False, (3, 1, 0)),
-        ([{"CPU": 16.0}, {"CPU": 8.0, "GPU": 4.0}], None, True, (4, 2, 1)),
-        ([{"CPU": 1.0, "GPU": 2.0}], None, True, (2, 1, 1)),
+        ([{"CPU": 4.0}, {"CPU": 2.0}], None, "cpu", (6, 1, 0)),
+        ([{"CPU": 4.0}, {"CPU": 2.0}], 2, "cpu", (2, 2, 0)),  # one of three would find no place beside the other
+        ([{"CPU": 8.0}, {"CPU": 4.0}], 1, "cpu", (1, 8, 0)),
+        ([{"CPU": 2.0}], 3, "cpu", (3, 1, 0)),
+        ([{"CPU": 16.0}, {"CPU": 8.0, "GPU": 4.0}], None, "cuda", (4, 2, 1)),
+        ([{"CPU": 1.0, "GPU": 2.0}], None, "cuda", (2, 1, 1)),
     ],
 )
 def test_actors_take_as_many_cpus_as_every_machine_can_give_its_own(
-    machines: list[dict[str, float]], actors: int | None, on_gpu: bool, share: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+    machines: list[dict[str, float]], actors: int | None, device: str, share: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": machine} for machine in machines])
-    found = engine._share(actors, on_gpu)
+    found = engine._share(actors, device)
     assert (found.actors, found.cpus, found.gpus) == share
 
 
 def test_a_cluster_without_a_gpu_says_so_to_classifiers_that_are_on_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 4.0}}])
     with pytest.raises(InputError, match="no machine of the Ray cluster has one"):
-        engine._share(None, True)
+        engine._share(None, "cuda")
+    with pytest.raises(InputError, match="the classifiers are on mps"):
+        engine._share(None, "mps")
 
 
 def test_what_cannot_be_sent_says_so(folder: Path, tmp_path: Path) -> None:

@@ -62,8 +62,8 @@ class _Share:
 @contextlib.contextmanager
 def on_cluster(study: Study) -> Iterator[Engine]:
     """The cluster that this process is connected to, or that `RAY_ADDRESS` or `ray start` tells; else one on this machine, for the run."""
-    with _connected():
-        share = _share(study.actors, study.classifiers[0].device.type == "cuda")
+    with contextlib.redirect_stdout(sys.stderr), _connected():  # Ray prints of nodes that died, and stdout is for data
+        share = _share(study.actors, study.classifiers[0].device.type)
         used = {"engine": "ray", "ray": ray.__version__, "actors": share.actors, "threads": share.cpus}
         yield Engine(used, partial(_work, study, share))
 
@@ -82,12 +82,14 @@ def _connected() -> Iterator[None]:
         ray.shutdown()
 
 
-def _share(actors: int | None, on_gpu: bool) -> _Share:
+def _share(actors: int | None, device: str) -> _Share:
     """As many CPUs an actor as each machine can give to its own."""
+    if device not in ("cpu", "cuda"):
+        raise InputError(f"Ray gives out CPUs and CUDA's GPUs; the classifiers are on {device}: load them with device='cpu'.")
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     gpus = [int(machine.get("GPU", 0)) for machine in machines]
     cores = [int(machine.get("CPU", 0)) for machine in machines]
-    if on_gpu:
+    if device == "cuda":
         if not sum(gpus):
             raise InputError("the classifiers are on a GPU, and no machine of the Ray cluster has one: load them with device='cpu'.")
         wanted = actors or sum(gpus)
@@ -95,7 +97,7 @@ def _share(actors: int | None, on_gpu: bool) -> _Share:
     else:
         wanted = actors or max(1, sum(cores))
         fits = (c for c in range(max(cores), 0, -1) if sum(n // c for n in cores) >= wanted)
-    return _Share(wanted, next(fits, 1), int(on_gpu))
+    return _Share(wanted, next(fits, 1), int(device == "cuda"))
 
 
 def _work(study: Study, share: _Share, units: Sequence[Unit], tell: Callable[[int], object]) -> None:
@@ -103,8 +105,9 @@ def _work(study: Study, share: _Share, units: Sequence[Unit], tell: Callable[[in
         return
     orders = _orders(units, share.actors)
     with _on_the_cpu(study.classifiers), _quiet():
-        arguments = (ray.put(_packed(study)), _Begun.remote(), share.cpus, os.getcwd())  # type: ignore[attr-defined]  # the decorator's
-        # Ray Data starts actors that died again, and gives their orders out again, without end: `_Begun` ends it.
+        # Ray Data starts actors that died again, and gives their orders out again, without end: what is counted here ends it.
+        begun = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Begun).remote()
+        arguments = (ray.put(_packed(study)), begun, share, os.getcwd())
         # Orders lie in the object store from the beginning: no reader needs a CPU beside actors that may have claimed them all.
         data = ray.data.from_items(orders, override_num_blocks=len(orders)).map_batches(
             _Actor,
@@ -142,10 +145,10 @@ def _orders(units: Sequence[Unit], actors: int) -> list[dict[str, Any]]:
 class _Actor:
     """Does orders of batches. Nothing is raised here: what goes wrong is sent to the driver, which raises it as it was."""
 
-    def __init__(self, packed: Any, begun: Any, threads: int, folder: str) -> None:
+    def __init__(self, packed: Any, begun: Any, share: _Share, folder: str) -> None:
         self.packed = packed
         self.begun = begun
-        self.threads = threads
+        self.share = share
         self.folder = folder
         self.study: Study | None = None
 
@@ -159,12 +162,12 @@ class _Actor:
             yield _answer(0, _sendable(error))
 
     def _unpacked(self) -> Study:
-        torch.set_num_threads(self.threads)
+        torch.set_num_threads(self.share.cpus)
         with contextlib.suppress(OSError):
             os.chdir(self.folder)  # where relative paths begin
         study: Study = pickle.loads(ray.get(self.packed))
         for classifier in study.classifiers:
-            classifier.to("cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu")
+            classifier.to("cuda" if self.share.gpus else "cpu")
         seen = f"from {socket.gethostname()}: several machines need a folder that all of them mount under one path, or a URL as s3://bucket/run."
         if not study.store.files.exists("run.json"):
             raise RunError(f"the run folder '{study.store.folder}' is not seen {seen}")
@@ -191,7 +194,6 @@ class _Actor:
         return sum(study.count(unit) for unit in units)
 
 
-@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
 class _Begun:
     """How many times each batch was begun."""
 
@@ -224,7 +226,7 @@ def _packed(study: Study) -> bytes:
     Raises:
         UnsupportedError: something in it cannot be sent to another process.
     """
-    own = [module for module in list(sys.modules.values()) if _is_own(module)]
+    own = [module for name, module in list(sys.modules.items()) if _is_own(name, module)]
     for module in own:
         cloudpickle.register_pickle_by_value(module)
     try:
@@ -241,12 +243,13 @@ def _packed(study: Study) -> bytes:
     return packed
 
 
-def _is_own(module: ModuleType) -> bool:
+def _is_own(name: str, module: ModuleType) -> bool:
     """Whether a module is a user's file, not an installed package's."""
     file = getattr(module, "__file__", None)
-    if not isinstance(file, str) or module.__name__.partition(".")[0] in ("xattn", "__main__", "__mp_main__"):
+    if not isinstance(file, str) or getattr(module, "__name__", None) != name or name.partition(".")[0] in ("xattn", "__mp_main__"):
         return False
-    return not any(Path(file).is_relative_to(place) for place in map(sysconfig.get_path, ("stdlib", "platstdlib", "purelib", "platlib")))
+    installed = {"site-packages", "dist-packages"} & set(Path(file).parts)
+    return not installed and not Path(file).is_relative_to(sysconfig.get_path("stdlib"))
 
 
 @contextlib.contextmanager
