@@ -18,9 +18,10 @@ import click
 import torch
 from measure import clocked, conditions
 from speed import DATA, RESULTS
-from speed_page import spread, table
+from speed_page import number, spread, table
 from subjects import Subject, photographs, subject
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from xattn.classifiers import Predictor, Tuning
 from xattn.memory import kept_pages
@@ -35,6 +36,23 @@ RUNGS: dict[str, tuple[Tuning | int, bool]] = {
     "folded, bfloat16, not compiled": (Tuning(8, folded=True, precision="bfloat16"), True),
 }
 CLOCKED_S = 1.0
+
+
+def matrix_gflops(seconds: float = CLOCKED_S) -> float:
+    """What this machine's threads multiply in float32 at their best, GFLOP a second: no forward of convolutions goes faster."""
+    a, b = torch.rand(2048, 2048), torch.rand(2048, 2048)
+    best, spent = 0.0, 0.0
+    while spent < seconds:
+        took = clocked(lambda: a @ b, torch.device("cpu"))
+        best, spent = max(best, 2 * 2048**3 / took / 1e9), spent + took
+    return best
+
+
+def gflop_an_image(one: Subject) -> float:
+    """Floating-point operations of a forward of one image, in billions."""
+    with FlopCounterMode(display=False) as counted, torch.no_grad():
+        one.network(one.normalised(one.classifier.probe()))
+    return counted.get_total_flops() / 1e9
 
 
 def runs(one: Subject) -> dict[str, tuple[Callable[[Tensor], Tensor], int, bool]]:
@@ -80,15 +98,25 @@ def main(networks: str, threads: int, rounds: int, device: str, data: Path, out:
     """Measures and writes the table."""
     torch.set_num_threads(threads)
     warnings.simplefilter("ignore")
-    found = {}
+    found, needs, limits = {}, {}, []
     for name in networks.split(","):
         one = subject(name, data, torch.device(device))
+        needs[name] = gflop_an_image(one)
+        limits.append(matrix_gflops())
         found[name] = rates(one, photographs(data, one.classifier, 1), rounds)
         click.echo(f"{name}: " + "; ".join(f"{way} {median(rate):.1f}" for way, rate in found[name].items()), err=True)
     about = conditions(torch.device(device))
     out.mkdir(parents=True, exist_ok=True)
-    (out / "ladder.json").write_text(json.dumps({"rates": found, "conditions": about}, indent=1) + "\n", encoding="utf-8")
+    (out / "ladder.json").write_text(
+        json.dumps({"rates": found, "gflop_an_image": needs, "matrix_gflops": limits, "conditions": about}, indent=1) + "\n",
+        encoding="utf-8",
+    )
     rows = [[way, *(spread(found[name][way]) for name in found)] for way in RUNGS]
+    if device == "cpu":
+        most = {name: max(limits) / needs[name] for name in found}
+        rows.append(["at the rate of one large matrix product (the limit of float32)", *(number(most[name]) for name in found)])
+        ratios = {name: most[name] / median(found[name][next(iter(RUNGS))]) for name in found}
+        rows.append(["the most that any way could gain over the first row, ×", *(number(ratios[name]) for name in found)])
     text = (
         "# What each way of running forwards brings\n\nImages a second of the network alone at 224 px, by turns; median [lowest, highest]. "
         "Made by `benchmarks/ladder.py`.\n\n"

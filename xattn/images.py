@@ -81,6 +81,10 @@ class Batch:
     crops: Tensor = field(default_factory=lambda: torch.empty(0, 3, 0, 0, dtype=torch.uint8))
     failed: list[tuple[NamedImage, str]] = field(default_factory=list)
 
+    def pin_memory(self) -> Batch:
+        """In memory from which a GPU copies while it computes; the loader asks for it where there is one."""
+        return replace(self, crops=self.crops.pin_memory()) if len(self.crops) else self
+
 
 class ImageSource:
     """Named images in a fixed order.
@@ -174,7 +178,9 @@ class ImageSource:
         """Decoded batches in order, read ahead by worker processes; those of the wanted numbers, all if None."""
         decoder = Batches(self, preprocessing, batch_size)
         wanted = range(decoder.count) if wanted is None else wanted
-        loader = DataLoader(decoder, batch_size=None, sampler=wanted, num_workers=min(workers, len(wanted)))
+        loader = DataLoader(
+            decoder, batch_size=None, sampler=wanted, num_workers=min(workers, len(wanted)), pin_memory=torch.cuda.is_available()
+        )
         yield from loader
 
 

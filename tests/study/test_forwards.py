@@ -15,7 +15,9 @@ from tests.study.test_study import study
 from xattn.classifiers import Classifier, Tuning
 from xattn.classifiers import tuning as tuning_module
 from xattn.errors import InputError
+from xattn.explainers import Need, methods
 from xattn.memory import peak_bytes
+from xattn.metrics import metrics
 from xattn.study.forwards import passes_an_image
 
 CAMS = ["grad-cam", "score-cam", "activation-map"]
@@ -35,6 +37,19 @@ def test_no_tuning_changes_a_value_beyond_the_tolerance_of_a_batch(tiny: Classif
     study([tiny], folder, tmp_path / "plain", methods=CAMS, metrics=PERTURBING, tune="chunk=8").run()
     study([tiny], folder, tmp_path / "tuned", methods=CAMS, metrics=PERTURBING, tune=tune, batch_size=4).run()
     assert (values(tmp_path / "plain") - values(tmp_path / "tuned")).abs().max() <= 0.01
+
+
+def test_exact_gives_the_plain_networks_values_of_every_method_by_every_metric(tiny: Classifier, folder: Path, tmp_path: Path) -> None:
+    own = [name for name, entry in methods.entries.items() if Need.ATTENTION not in entry.facts.needs]
+    settings = {"methods": own, "metrics": list(metrics.entries)}
+    study([tiny], folder, tmp_path / "plain", tune="off", **settings).run()
+    study([tiny], folder, tmp_path / "quick", tune="chunk=13,folded=true", **settings).run()
+    plain, quick = values(tmp_path / "plain"), values(tmp_path / "quick")
+    assert len(plain) == 10 * len(own) * len(metrics.entries)
+    is_percent = plain.index.get_level_values("metric").map(lambda name: metrics.entries[name].facts.unit == "%")
+    assert (plain - quick)[is_percent].abs().max() <= 0.01
+    assert (plain - quick)[~is_percent].abs().max() <= 1e-3
+    assert (plain.isna() == quick.isna()).all()
 
 
 def test_how_forwards_are_run_is_kept_and_used_again_by_a_run_that_goes_on(
