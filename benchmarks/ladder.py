@@ -71,9 +71,9 @@ def rates(one: Subject, images: Tensor, rounds: int) -> dict[str, list[float]]:
     ways = runs(one)
     found: dict[str, list[float]] = {name: [] for name in ways}
     names = list(ways)
-    for number in range(rounds + 1):
+    for round_ in range(rounds + 1):
         for turn in range(len(names)):
-            name = names[(number + turn) % len(names)]
+            name = names[(round_ + turn) % len(names)]
             run, chunk, keep = ways[name]
             given = images[:1].expand(chunk, -1, -1, -1).contiguous()
             with torch.no_grad(), kept_pages() if keep else nullcontext():
@@ -82,7 +82,7 @@ def rates(one: Subject, images: Tensor, rounds: int) -> dict[str, list[float]]:
                 while seconds < CLOCKED_S:
                     seconds += clocked(lambda run=run, given=given: run(given), one.classifier.device)
                     times += 1
-            if number:  # the first round compiles
+            if round_:  # the first round compiles
                 found[name].append(times * chunk / seconds)
     return found
 

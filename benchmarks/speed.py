@@ -117,8 +117,10 @@ def judged(entry: dict[str, Any], claims: tuple[Claim, ...]) -> None:
 
 
 def peak_of(contender: Contender, one: Subject, batch: tuple[Tensor, Tensor]) -> float:
-    """In a process that has loaded the network and run it once."""
+    """In a process that has loaded the network and run it once, and has measured how to run it."""
     one.classifier.predict(batch[0][:1])
+    for level in ours.LEVELS if contender.name.startswith("xattn") else ():
+        ours.predictor(one.classifier, level)(batch[0][:1])
     return peak_mib(lambda: contender.run(*batch), one.classifier.device)
 
 

@@ -97,6 +97,7 @@ def look_at(
     size = (images.shape[2], images.shape[3])
     _check(images, targets, masks, cells, looks)
     targets = targets.to(images.device)
+    masks, cells = ({name: some.to(images.device) for name, some in given.items()} for given in (masks, cells))
 
     def run(jobs: Sequence[_Job]) -> list[Probability]:
         return list(_stream(predict, jobs, images, targets, multi_label, chunk))

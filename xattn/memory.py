@@ -7,6 +7,7 @@ import ctypes
 import functools
 import platform
 import re
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,7 @@ def _glibc() -> ctypes.CDLL | None:
 
 
 _depth = 0
+_lock = threading.Lock()
 
 
 @contextlib.contextmanager
@@ -102,19 +104,27 @@ def kept_pages() -> Iterator[None]:
     """Inside, freed memory stays with the process and is used again, as a forward's tensors come and go in the same sizes.
 
     glibc gives every large tensor fresh pages of the system and takes them back at once; the faults cost a third to a half of a
-    small network's forward. What was kept is given back at the end. Without glibc nothing changes.
+    small network's forward. What was kept is given back at the end, where glibc's own defaults are set again (without their slow
+    adaptation, which any setting turns off). Without glibc nothing changes.
     """
-    global _depth
     libc = _glibc()
-    _depth += 1
-    if libc is not None and _depth == 1:
-        for option, value in KEEPING.items():
-            libc.mallopt(option, value)
+    if libc is None:
+        yield
+        return
+    _deeper(libc, 1)
     try:
         yield
     finally:
-        _depth -= 1
-        if libc is not None and _depth == 0:
-            for option, value in DEFAULTS.items():
+        _deeper(libc, -1)
+
+
+def _deeper(libc: ctypes.CDLL, step: int) -> None:
+    """The first to come in keeps pages, the last to go out gives them back, from whatever threads."""
+    global _depth
+    with _lock:
+        was, _depth = _depth, _depth + step
+        if 0 in (was, _depth):
+            for option, value in (KEEPING if _depth else DEFAULTS).items():
                 libc.mallopt(option, value)
-            libc.malloc_trim(0)
+            if not _depth:
+                libc.malloc_trim(0)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import xattn
 from tests import networks
-from xattn.classifiers import Classifier, Predictor, Tuning
+from xattn.classifiers import Classifier, Predictor, Tuning, tuned
 from xattn.classifiers.forwards import twin_of
 from xattn.errors import NameUnknownError, SettingError
 
@@ -118,6 +118,36 @@ def test_tuning_refuses_to_fold_where_the_output_of_the_convolution_is_wanted_el
     assert bench.rate(Tuning(4, folded=True)) == 0
     assert "probabilities differ" in bench.refused[str(Tuning(4, folded=True))]
     assert bench.rate(Tuning(4)) > 0
+
+
+def test_a_norm_behind_an_in_place_rectifier_or_beside_another_is_not_folded(images: Tensor) -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.a, self.b, self.fc = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.BatchNorm2d(6), nn.Linear(6, 5)
+
+        def forward(self, images: Tensor) -> Tensor:
+            found = self.conv(images)
+            return self.fc((self.a(found) + self.b(found)).relu().mean(dim=(2, 3)))
+
+    def behind() -> nn.Module:
+        return nn.Sequential(
+            nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(inplace=True), nn.BatchNorm2d(6)),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(6, 5),
+        )
+
+    for make in (Two, behind):
+        classifier = xattn.attach(networks.seeded(make), input_size=32, name="unusual")
+        assert apart(Predictor(classifier, Tuning(7, folded=True))(images), classifier.predict(images)) <= 1e-5
+
+
+def test_a_wrong_fold_by_hand_is_refused_at_both_levels() -> None:
+    classifier = xattn.attach(networks.seeded(Forked), input_size=32, name="forked")
+    for level in ("exact", "fast"):
+        with pytest.raises(SettingError, match="forked cannot run in .* batch norms folded: probabilities differ"):
+            tuned(classifier, level, "folded=true")
 
 
 class Cramped(nn.Module):

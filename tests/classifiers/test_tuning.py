@@ -19,7 +19,7 @@ from xattn.errors import InputError, SettingError
 def measuring(monkeypatch: pytest.MonkeyPatch) -> None:
     """Any work is worth a measurement, none a compilation."""
     monkeypatch.setattr(module, "WORTH_MEASURING_S", 0.0)
-    monkeypatch.setattr(module, "WORTH_COMPILING_S", float("inf"))
+    monkeypatch.setattr(module, "WORTH_COMPILING_S", float("inf"))  # also for work without end
 
 
 def cached(home: Path) -> list[Path]:
@@ -29,11 +29,11 @@ def cached(home: Path) -> list[Path]:
 @pytest.mark.usefixtures("measuring")
 def test_what_was_measured_is_kept_and_taken_the_next_time(tiny: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    first = tuned(tiny)
+    first = tuned(tiny, forwards=10_000)
     assert first.origin == "measured"
     assert first.speed[str(first.tuning)] == pytest.approx(max(first.speed.values()), rel=0.5)
     assert len(cached(tmp_path)) == 1
-    again = tuned(tiny)
+    again = tuned(tiny, forwards=10_000)
     assert (again.tuning, again.origin) == (first.tuning, "kept from an earlier measurement")
 
 
@@ -49,6 +49,33 @@ def test_a_damaged_cache_is_measured_anew_and_one_that_cannot_be_written_does_no
     blocked.write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
     assert tuned(tiny).origin == "measured"
+
+
+@pytest.mark.usefixtures("measuring")
+def test_what_was_measured_in_little_memory_is_not_kept(tiny: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    tuned(tiny, memory=2_000_000)
+    assert cached(tmp_path) == []
+
+
+def test_compilation_is_kept_for_work_that_pays_for_it() -> None:
+    kept = module.Tuned(Tuning(8, compiled=True), "exact", "kept", {str(Tuning(8, compiled=True)): 100.0})
+    assert module._for_work(kept, 1000).tuning == Tuning(8)
+    assert module._for_work(kept, 1_000_000).tuning == Tuning(8, compiled=True)
+    untried = module.Tuned(Tuning(8), "exact", "kept", {str(Tuning(8)): 100.0})
+    assert module._for_work(untried, 1_000_000) is None
+
+
+@pytest.mark.usefixtures("measuring")
+def test_what_is_kept_is_taken_only_where_it_still_gives_the_networks_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(module, "WORTH_COMPILING_S", 1e9)
+    classifier = xattn.attach(networks.small(), input_size=32, name="small")
+    tuned(classifier, forwards=10_000)
+    path = cached(tmp_path)[0]
+    path.write_text(path.read_text().replace('"precision": "own"', '"precision": "bfloat16"'))
+    found = tuned(classifier, forwards=10_000)
+    assert (found.origin, found.tuning.precision) == ("measured", "own")
 
 
 def test_little_work_is_not_measured_and_off_never_is(tiny: Classifier) -> None:

@@ -13,8 +13,9 @@ from torch import Tensor
 import xattn
 from tests import networks
 from tests.study.test_study import study
-from xattn.classifiers import Classifier, Predictor
+from xattn.classifiers import Classifier, Predictor, Tuning
 from xattn.classifiers.together import Together, families
+from xattn.study.families import joint_of
 
 HEADS = ["gap", "ca-stream", "br-npa", "b-cnn"]
 METHODS = ["score-cam", "activation-map", "grad-cam", "random", "centre"]
@@ -87,7 +88,8 @@ def test_what_heads_have_in_common_is_run_once(folder: Path, tmp_path: Path, cou
     together, first, second = totals
     of_a_mask = 1 + 3  # kept, and three steps between the ends
     image_and_baseline = 2  # once more for each head, beside the masks that are its own
-    assert together <= first + 10 * (of_a_mask + 2 * image_and_baseline) + 1  # a probe of the two together
+    probes = 10  # before the first batch, of each and of both together
+    assert together <= first + 10 * (of_a_mask + 2 * image_and_baseline) + probes
     assert together < 0.7 * (first + second)
 
 
@@ -101,6 +103,30 @@ def test_heads_that_need_a_forward_of_their_own_and_other_weights_stand_alone() 
         ["gap"],
         ["ca-stream:per_class=true"],
     ]
+
+
+def test_networks_of_the_same_weights_that_stride_otherwise_are_no_family() -> None:
+    finer = networks.small()
+    finer[3][0].stride = (1, 1)
+    other = xattn.attach(finer, input_size=32, resize=36, name="finer", head="br-npa")
+    assert [len(family) for family in families([with_head("gap"), other])] == [1, 1]
+
+
+def test_heads_of_a_network_whose_end_does_not_take_more_vectors_run_alone(folder: Path, tmp_path: Path) -> None:
+    class Residual(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.trunk, self.norm, self.last = networks.small()[:4], torch.nn.Identity(), torch.nn.Linear(16, 5)
+
+        def forward(self, images: Tensor) -> Tensor:
+            pooled = self.trunk(images).mean(dim=(2, 3))
+            return self.last(self.norm(pooled) + pooled.flip(0).flip(0))
+
+    network = networks.seeded(Residual)
+    heads = [xattn.attach(network, input_size=32, resize=36, name="residual", head=head) for head in ("gap", "ca-stream")]
+    assert len(families(heads)) == 1
+    assert joint_of(heads, Tuning(4), "exact") is None
+    assert study(heads, folder, tmp_path / "run", methods=["random"], metrics=["average-drop"], untrained=True).run().failed == []
 
 
 def test_adaptive_curves_of_heads_are_looked_at_apart(folder: Path, tmp_path: Path) -> None:

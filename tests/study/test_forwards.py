@@ -69,6 +69,13 @@ def test_how_forwards_are_run_is_kept_and_used_again_by_a_run_that_goes_on(
     assert (tmp_path / "run" / "scores.csv").read_bytes() == whole
 
 
+def test_a_run_that_goes_on_with_other_memory_is_settled_anew(tiny: Classifier, folder: Path, tmp_path: Path) -> None:
+    study([tiny], folder, tmp_path / "run").run()
+    sorted((tmp_path / "run" / "parts").glob("*.parquet"))[1].unlink()
+    study([tiny], folder, tmp_path / "run", memory="20MB").run()
+    assert kept(tmp_path / "run")["memory"] == 20 * 2**20
+
+
 def test_a_run_says_how_its_forwards_go(tiny: Classifier, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     study([tiny], folder, tmp_path / "run", progress=True, tune="chunk=16,folded=true").run()
     assert "tiny · gap: chunks of 16, channels-last, batch norms folded (by hand)" in capsys.readouterr().err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -82,7 +83,8 @@ class Predictor:
     """Images in pixel space `(B, 3, H, W)` → logits `(B, K)`, float32 or float64, in eval mode and without gradients.
 
     The classifier stays as it is: a tuning that changes weights is carried out on a twin, which shares all weights that it leaves
-    alone. Memory that runs out halves the chunk, and the work goes on.
+    alone: make a new predictor when weights have changed or the classifier has moved to another device. Memory that runs out halves
+    the chunk, and the work goes on.
 
     Args:
         classifier: whose logits.
@@ -184,15 +186,14 @@ def twin_of(classifier: Classifier, form: torch.memory_format, dtype: torch.dtyp
     """A copy in eval mode that shares the weights which it need not change, in a memory format and precision, batch norms folded or not."""
 
     def converted(tensor: Tensor) -> Tensor:
-        wanted = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
-        return tensor.detach().to(dtype=wanted, memory_format=form if tensor.dim() == 4 else torch.preserve_format)
+        return tensor.detach().to(memory_format=form if tensor.dim() == 4 else torch.preserve_format)
 
     memo: dict[int, Any] = {id(weight): nn.Parameter(converted(weight), requires_grad=False) for weight in classifier.parameters()}
     memo |= {id(buffer): converted(buffer) for buffer in classifier.buffers()}
     twin = copy.deepcopy(classifier, memo).eval()
     if folded:
-        _fold(twin)
-    return twin
+        _fold(twin)  # in its own precision, whatever it is to be
+    return twin if dtype is None else twin.to(dtype)
 
 
 def _fold(twin: Classifier) -> None:
@@ -200,7 +201,7 @@ def _fold(twin: Classifier) -> None:
 
     Whether the convolution's output is wanted elsewhere too is not seen here; whoever uses a folded twin compares its logits.
     """
-    gave: dict[int, nn.Module] = {}
+    gave: dict[int, tuple[nn.Module, int]] = {}
     kept: list[Tensor] = []  # alive, so that no two have one id
     calls: dict[nn.Module, int] = {}
     pairs: list[tuple[nn.Module, nn.Module]] = []
@@ -208,13 +209,13 @@ def _fold(twin: Classifier) -> None:
     def after(module: nn.Module, _args: Any, output: Any) -> None:
         calls[module] = calls.get(module, 0) + 1
         if isinstance(output, Tensor):
-            gave[id(output)] = module
+            gave[id(output)] = (module, output._version)
             kept.append(output)
 
     def before(module: nn.Module, args: tuple[Any, ...]) -> None:
         calls[module] = calls.get(module, 0) + 1
-        source = gave.get(id(args[0])) if args else None
-        if source is not None:
+        source, version = gave.get(id(args[0]), (None, 0)) if args else (None, 0)
+        if source is not None and args[0]._version == version:  # nothing was done to it in place
             pairs.append((source, module))
 
     handles: list[Any] = []
@@ -229,7 +230,10 @@ def _fold(twin: Classifier) -> None:
     finally:
         for handle in handles:
             handle.remove()
+    taken = Counter(convolution for convolution, _ in pairs)
     for convolution, norm in pairs:
+        if taken[convolution] > 1:
+            continue
         if calls[convolution] == calls[norm] == 1 and not (_watched(convolution) or _watched(norm)):
             fused: Any = fuse_conv_bn_eval(convolution, norm)  # type: ignore[type-var, arg-type]
             _exchange(twin.network, convolution, fused)

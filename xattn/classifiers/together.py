@@ -64,5 +64,13 @@ def _backbone(classifier: Classifier) -> object:
     if isinstance(head, BRNPAHead) and head.settings.selection == "random":
         return None
     network = classifier.network
-    kind = (type(network).__qualname__, digest_of(dict(network.state_dict())))
-    return (*kind, classifier.preprocessing, classifier.multi_label, classifier.device, classifier.mean.dtype)
+    # What the weights do not say, strides and the like, a network's own words do.
+    kind = (type(network).__module__, type(network).__qualname__, repr(network), getattr(network, "transform_input", None))
+    return (
+        *kind,
+        digest_of(dict(network.state_dict())),
+        classifier.preprocessing,
+        classifier.multi_label,
+        classifier.device,
+        classifier.mean.dtype,
+    )

@@ -34,6 +34,7 @@ LARGEST = {"cpu": 64}
 LARGEST_ELSEWHERE = 1024
 SHARE_OF_FREE = 0.6
 SAMPLE = 4
+FAR = 0.1  # what rounding may do to a probability; values' own distance is measured and told
 
 
 @dataclass(frozen=True)
@@ -103,17 +104,22 @@ def tuned(
         SettingError: settings by hand that do not fit the level.
         InputError: not even one image fits the memory.
     """
-    if tune not in EFFORTS:
-        by_hand = Tuning.read(tune) if "=" in tune else _no_effort(tune)
-        if level == "exact" and by_hand.precision != "own":
-            raise SettingError(f"precision={by_hand.precision} is not exact: it is for level fast, which says how far its values lie off.")
-        return Tuned(by_hand, level, "by hand")
+    by_hand = None if tune in EFFORTS else Tuning.read(tune) if "=" in tune else _no_effort(tune)
+    if by_hand is not None and level == "exact" and by_hand.precision != "own":
+        raise SettingError(f"precision={by_hand.precision} is not exact: it is for level fast, which says how far its values lie off.")
     bench = _Bench(classifier, level, _sampled(classifier, sample), _largest_chunk(classifier, memory))
+    if by_hand is not None:
+        fitting = bench.fitting(by_hand)
+        if (by_hand.folded or by_hand.compiled) and bench.quietly_ready(fitting) is None:
+            raise SettingError(f"{classifier.name} cannot run in {fitting}: {bench.refused[str(fitting)]}. Leave it to tune=auto.")
+        return Tuned(fitting, level, "by hand")
     if tune == "off":
         return Tuned(bench.fitting(plain_tuning(classifier)), level, "not measured")
     keep = _Kept(_key(classifier, level))
     if tune == "auto" and (found := keep.read()) is not None:
-        return replace(found, tuning=bench.fitting(found.tuning))
+        found = _for_work(found, forwards)
+        if found is not None and bench.quietly_ready(bench.fitting(found.tuning)) is not None:
+            return replace(found, tuning=bench.fitting(found.tuning))
     with kept_pages(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a way that complains is measured, or refused, all the same
         best = bench.fitting(plain_tuning(classifier))
@@ -123,8 +129,18 @@ def tuned(
             return Tuned(best, level, "too little work to measure")
         best = bench.best(best, compiling=tune == "full" or work > WORTH_COMPILING_S)
     done = Tuned(best, level, "measured", bench.rates, bench.refused)
-    keep.write(done)
+    if memory is None:  # what was measured in little memory is not the fastest elsewhere
+        keep.write(done)
     return done
+
+
+def _for_work(found: Tuned, forwards: int | None) -> Tuned | None:
+    """What was kept, for other work than it was measured for: compiled only where that pays, None where it would and was not tried."""
+    rate = found.speed.get(str(found.tuning))
+    work = float("inf") if forwards is None or not rate else forwards / rate
+    if work <= WORTH_COMPILING_S:
+        return replace(found, tuning=replace(found.tuning, compiled=False))
+    return found if any("compiled" in way for way in (*found.speed, *found.refused)) else None
 
 
 def fastest(
@@ -247,7 +263,7 @@ class _Bench:
         if way not in self.predictors:
             try:
                 predictor = Predictor(self.classifier, tuning, self.level)
-                why = self._strays(predictor(self._images(tuning)))
+                why = self._strays(tuning, predictor(self._images(tuning)))
                 why = "memory ran out" if predictor.chunk != tuning.chunk else why
             except RuntimeError as error:
                 why = "memory ran out" if is_out_of_memory(error) else _first_line(error)
@@ -258,6 +274,12 @@ class _Bench:
                 return None
             self.predictors[way] = predictor
         return self.predictors[way]
+
+    def quietly_ready(self, tuning: Tuning) -> Predictor | None:
+        """The same, without what libraries warn of."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return self._ready(tuning)
 
     def _images(self, tuning: Tuning) -> Tensor:
         return self.sample.repeat(-(-tuning.chunk // len(self.sample)), 1, 1, 1)[: tuning.chunk]
@@ -275,18 +297,32 @@ class _Bench:
     def _finish(self) -> None:
         if self.classifier.device.type == "cuda":
             torch.cuda.synchronize(self.classifier.device)
+        elif self.classifier.device.type == "mps":
+            torch.mps.synchronize()
 
-    def _strays(self, logits: Tensor) -> str | None:
-        """Why these logits cannot stand for the plain network's; None if they can."""
-        if not torch.isfinite(logits).all():
-            return "it gives values that are not finite"
-        if self.level == "fast":
-            return None
-        plain = self.classifier.predict(self.sample[: len(logits)])
-        found = logits[: len(self.sample)].to(plain.dtype)
-        far = max(float((_probabilities(a, found) - _probabilities(a, plain)).abs().max()) for a in (True, False))
-        tolerance = TOLERANCE.get(plain.dtype, 1e-5)
-        return None if far <= tolerance else f"probabilities differ by {far:.1g}, more than {tolerance:g}"
+    def _strays(self, tuning: Tuning, logits: Tensor) -> str | None:
+        plain = self.classifier.predict(self.sample)
+        if self.level == "fast" and tuning.folded:  # a fold has to be right before anything is rounded
+            folded = Predictor(self.classifier, Tuning(len(self.sample), tuning.memory_format, folded=True))(self.sample)
+            if (why := strays(folded, plain)) is not None:
+                return why
+        few = min(len(logits), len(self.sample))
+        return strays(logits[:few], plain[:few], None if self.level == "exact" else FAR)
+
+
+def strays(logits: Tensor, plain: Tensor, tolerance: float | None = None) -> str | None:
+    """Why these logits cannot stand for the plain network's; None if they can.
+
+    Args:
+        logits: `(B, K)`.
+        plain: `(B, K)`.
+        tolerance: of probabilities; None: of a batch in the precision of `plain`.
+    """
+    if not torch.equal(torch.isfinite(logits), torch.isfinite(plain)):
+        return "it gives values that are not finite"
+    limit = TOLERANCE.get(plain.dtype, 1e-5) if tolerance is None else tolerance
+    far = max(float((_probabilities(a, logits) - _probabilities(a, plain)).abs().nan_to_num(0.0).max()) for a in (True, False))
+    return None if far <= limit else f"probabilities differ by {far:.1g}, more than {limit:g}"
 
 
 def _probabilities(multi_label: bool, logits: Tensor) -> Tensor:
@@ -300,11 +336,10 @@ def _first_line(error: Exception) -> str:
 def _key(classifier: Classifier, level: Level) -> str:
     """What a measurement holds for: the network's shape, head and input, the machine, torch and the level."""
     shapes = [(name, tuple(tensor.shape), str(tensor.dtype)) for name, tensor in classifier.state_dict().items()]
-    device = (
-        torch.cuda.get_device_name(classifier.device) if classifier.device.type == "cuda" else f"{_processor()}×{torch.get_num_threads()}"
-    )
-    about = (type(classifier.network).__qualname__, shapes, classifier.head_name, classifier.input_size, device, torch.__version__, level)
-    return hashlib.sha256(repr(about).encode()).hexdigest()[:20]
+    network, device = classifier.network, classifier.device
+    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{_processor()}×{torch.get_num_threads()}"
+    about = (type(network).__module__, repr(network), shapes, classifier.head_name, classifier.input_size)
+    return hashlib.sha256(repr((*about, device.type, machine, torch.__version__, level)).encode()).hexdigest()[:20]
 
 
 def _processor() -> str:

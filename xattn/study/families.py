@@ -13,16 +13,17 @@ from xattn.classifiers.classifier import Classifier
 from xattn.classifiers.forwards import Level, Predictor, Tuning
 from xattn.classifiers.stages import Stage
 from xattn.classifiers.together import Together
-from xattn.errors import XattnError
+from xattn.classifiers.tuning import strays
 from xattn.explainers.facts import MethodFacts
 from xattn.explainers.maps import Maps, maps_of_trace, trace_of_batch
 from xattn.explainers.trace import TargetRule, Trace
 from xattn.metrics.facts import MetricFacts
-from xattn.metrics.probability import Predict, probability
+from xattn.metrics.looks import Curve
+from xattn.metrics.probability import Predict
 from xattn.registry import Part
 from xattn.study.scoring import Common, Scores, score
 
-TOLERANCE = 1e-5
+PROBES = 3
 
 
 @dataclass(frozen=True)
@@ -55,21 +56,20 @@ class Member:
 def joint_of(classifiers: Sequence[Classifier], tuning: Tuning, level: Level) -> Callable[[Tensor], list[Tensor]] | None:
     """What gives the logits of all heads from one pass; None where it would not give what each gives alone."""
     together = Together(classifiers)
-    predictor = Predictor(together, tuning, level)
+    noise = torch.rand((PROBES, 3, *classifiers[0].input_size), generator=torch.Generator().manual_seed(1)).to(classifiers[0].device)
+    try:
+        found = together.split(Predictor(together, Tuning(PROBES))(noise))
+        for classifier, logits in zip(classifiers, found, strict=True):
+            if strays(logits, classifier.predict(noise)) is not None:
+                return None
+        predictor = Predictor(together, tuning, level)
+        predictor(noise[:1].expand(tuning.chunk, -1, -1, -1))
+    except Exception:  # what follows the pooling may not take a batch of vectors, and says so in its own way: each head runs alone
+        return None
 
     def joint(images: Tensor) -> list[Tensor]:
         return together.split(predictor(images))
 
-    probe = classifiers[0].probe().float()
-    try:
-        found = joint(probe)
-    except (RuntimeError, XattnError):  # what follows the pooling does not take a batch of vectors
-        return None
-    target = torch.zeros(1, dtype=torch.long, device=probe.device)
-    for classifier, logits in zip(classifiers, found, strict=True):
-        one, other = (probability(some, target, multi_label=classifier.multi_label).p for some in (logits, classifier.predict(probe)))
-        if not torch.allclose(one, other, rtol=0, atol=TOLERANCE if tuning.precision == "own" else 1.0):
-            return None
     return joint
 
 
@@ -83,11 +83,14 @@ def explained(
     """The maps of each head."""
     traces = [trace_of_batch(each.classifier, images, each.methods, each.targets, each.stage, each.predictor, seed) for each in family]
     alike = all(traced.features.shape == traces[0].features.shape and torch.equal(traced.features, traces[0].features) for traced in traces)
-    if joint is not None and alike:
-        together: list[Trace] = []
-        traces = [replace(traced, family=together, joint=joint) for traced in traces]
-        together += traces
-    return [maps_of_trace(traced, each.methods, each.rule, names, images) for traced, each in zip(traces, family, strict=True)]
+    if joint is None or not alike:
+        return [maps_of_trace(traced, each.methods, each.rule, names, images) for traced, each in zip(traces, family, strict=True)]
+    together: list[Trace] = []
+    together += (replace(traced, family=together, joint=joint) for traced in traces)
+    try:
+        return [maps_of_trace(traced, each.methods, each.rule, names, images) for traced, each in zip(together, family, strict=True)]
+    finally:
+        together.clear()  # traces that know each other would hold their graphs until the collector comes
 
 
 def scored(
@@ -109,7 +112,8 @@ def scored(
 
 def _common(maps: Sequence[Maps], metrics: Sequence[Part[MetricFacts]]) -> Collection[str]:
     """Methods whose masks are the same for all heads; none where a curve goes on by what each head says."""
-    if any(getattr(part.run, "tolerance", None) is not None for part in metrics):
+    looks = [look for part in metrics if "masks" in part.facts.takes for look in part.run.looks]  # type: ignore[attr-defined]
+    if any(isinstance(look, Curve) and look.tolerance is not None for look in looks):
         return []
 
     def same(a: dict[str, Tensor], b: dict[str, Tensor], method: str) -> bool:

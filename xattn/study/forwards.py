@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 COMPARED_AT_MOST, COMPARED_OF = 8, 50
 STUB_CHUNK = 4
+SMALL = 8
 
 
 @dataclass(frozen=True)
@@ -37,19 +38,21 @@ class Forwards:
         at_once: images of a batch that are explained and scored together.
         off: how far the values lie from those of level exact without short cuts, by metric, as mean and largest difference on a
             sample; None where nothing is cut short.
+        memory: bytes that it was settled for; None: most of what was free.
     """
 
     tuned: Tuned
     at_once: int
     off: dict[str, tuple[float, float]] | None = None
+    memory: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        return {**self.tuned.as_dict(), "images_at_once": self.at_once, "off": self.off}
+        return {**self.tuned.as_dict(), "images_at_once": self.at_once, "off": self.off, "memory": self.memory}
 
     @classmethod
     def of(cls, kept: dict[str, Any]) -> Forwards:
         off = None if kept["off"] is None else {metric: (float(mean), float(most)) for metric, (mean, most) in kept["off"].items()}
-        return cls(Tuned.of(kept, "as the run began"), int(kept["images_at_once"]), off)
+        return cls(Tuned.of(kept, "as the run began"), int(kept["images_at_once"]), off, kept["memory"])
 
 
 def settle(study: Study, classifier: Classifier) -> Forwards:
@@ -62,6 +65,9 @@ def settle(study: Study, classifier: Classifier) -> Forwards:
     forwards = len(study.images) * passes_an_image(study, classifier)
     room = None if study.memory is None else study.memory // 2
     found = tuned(classifier, study.level, study.tune, forwards=forwards, sample=crops, memory=room)
+    # A chunk larger than what a batch has to run would be mostly padding.
+    most = max(SMALL, study.batch_size * passes_an_image(study, classifier))
+    found = replace(found, tuning=replace(found.tuning, chunk=min(found.tuning.chunk, most)))
     at_once = study.batch_size
     if room is not None and crops is not None:
         each = _bytes_an_image(study, classifier, crops[:1])
@@ -71,7 +77,7 @@ def settle(study: Study, classifier: Classifier) -> Forwards:
                 "Allow more, or take fewer methods; guided methods keep a whole forward's features."
             )
         at_once = min(at_once, room // each)
-    return Forwards(found, at_once, None if crops is None else _off(study, classifier, found, crops))
+    return Forwards(found, at_once, None if crops is None else _off(study, classifier, found, crops), study.memory)
 
 
 def passes_an_image(study: Study, classifier: Classifier) -> int:

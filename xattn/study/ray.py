@@ -188,7 +188,7 @@ class _Actor:
                     first = study.source.images[unit.number * study.batch_size].name
                     raise RunError(
                         f"batch {unit.number}, which begins with {first}, ended {DEATHS} processes that did it: out of memory? "
-                        "What was finished is kept: give a smaller batch size, or fewer actors, each of which has more memory then."
+                        "What was finished is kept: give --memory, or fewer --actors, each of which has more memory then."
                     )
                 study.store.write_part(unit.name, study.rows(batch, classifiers))
         return sum(study.count(unit) for unit in units)
@@ -259,6 +259,8 @@ def _on_the_cpu(classifiers: Sequence[Classifier]) -> Iterator[None]:
     try:
         for classifier in classifiers:
             classifier.to("cpu")
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # an actor of this machine computes there
         yield
     finally:
         for classifier, device in zip(classifiers, devices, strict=True):

@@ -163,11 +163,11 @@ def evaluate(
     parts = metric_parts(metrics)
     runs = predictor or Predictor(classifier)
     frames = []
-    for start in range(0, len(images), batch_size):
-        piece = maps.part(start, start + batch_size, images)
-        with kept_pages():
+    with kept_pages():
+        for start in range(0, len(images), batch_size):
+            piece = maps.part(start, start + batch_size, images)
             scores = score(classifier, piece, parts, runs)
-        frames.append(pd.DataFrame(rows_of(classifier, piece, scores, [None] * len(piece.names), maps.seed), columns=list(COLUMNS)))
+            frames.append(pd.DataFrame(rows_of(classifier, piece, scores, [None] * len(piece.names), maps.seed), columns=list(COLUMNS)))
     rows = pd.concat(frames, ignore_index=True)
     return rows.astype({"label": "Int64", "target": "Int64", "predicted": "Int64"})
 

@@ -75,7 +75,8 @@ class Study:
             lie off.
         tune: how forwards are run: "off", the defaults; "auto", measured where the work is worth it; "full"; or by hand, `chunk=16`;
             see `xattn.classifiers.tuned`.
-        memory: most bytes that the run may hold beside the classifiers, as `2GB`; None: most of what is free.
+        memory: most bytes that the run may hold beside the classifiers, as `2GB`; under Ray that each actor may; None: most of what is
+            free. A run that goes on with another is settled anew.
         workers: processes that decode, under Ray threads of each actor; None: one a core but one, at most 8.
         seed: of what is random.
         save_maps: also write masks at the images' size, as 16-bit PNG under `maps/`, and keep raw maps of that size whole.
@@ -265,8 +266,9 @@ class Study:
         kept = self.store.read_run().get("forwards", {})
         for classifier in self.classifiers:
             key = labels_key(*_key(classifier))
-            self.forwards[key] = Forwards.of(kept[key]) if key in kept else settle(self, classifier)
-        if not kept:
+            before = Forwards.of(kept[key]) if key in kept else None
+            self.forwards[key] = before if before is not None and before.memory == self.memory else settle(self, classifier)
+        if {key: found.memory for key, found in self.forwards.items()} != {key: found["memory"] for key, found in kept.items()}:
             self.store.note("forwards", {key: found.as_dict() for key, found in self.forwards.items()})
         if self.progress:
             for key, found in self.forwards.items():
@@ -310,6 +312,7 @@ class Study:
         rows: list[tuple[list[tuple[object, ...]], list[tuple[object, ...]]]] = [([], []) for _ in family]
         joint = self._joint(family)
         step, start = min(self.at_once(each.classifier) for each in family), 0
+        step = step if self.memory is None else max(1, step // len(family))  # the traces of all are held at once
         while start < len(names):
             some = slice(start, start + step)
             part = [each.some(some) for each in family]
