@@ -120,7 +120,7 @@ def _work(study: Study, share: _Share, units: Sequence[Unit], tell: Callable[[in
         )
         try:
             for block in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-                for row in block.to_pylist():  # type: ignore[union-attr, operator]  # a pyarrow table, as asked for
+                for row in block.to_pylist():
                     if row["error"] is not None:
                         raise pickle.loads(row["error"])
                     tell(row["images"])
