@@ -35,7 +35,7 @@ def demo(out: str, count: int) -> None:
     labels = pictures / "labels.csv"
     command = f"xattn explain {pictures} --labels-csv {labels} {given} --out {run}"
     click.echo(f"{count} drawn birds lie in {pictures}. What follows is what this command does:\n  {command}", err=True)
-    study = Study([load(model) for model in models], METHODS, DEFAULT_METRICS, pictures, run, labels_csv=labels)
+    study = Study([load(model) for model in models], METHODS, DEFAULT_METRICS, pictures, run, labels_csv=labels, tune="off")  # six birds
     study.run()
     names = [image.name for image in study.source.images[:SHOWN]]
     figures = {"grid": folder / "grid.png", "parts": folder / "parts.png"}
