@@ -7,42 +7,46 @@ from dataclasses import dataclass
 
 from speed_page import number, table
 
-IMAGES, NETWORKS, GPUS = 50_000, 10, (1, 8, 64)
-CORES = 8  # a GPU's share of a server's
+IMAGES, NETWORKS, DEVICES = 50_000, 10, (1, 8, 64)
+CORES = 8  # that decode, beside each device
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What was measured.
+    """What is known of one network on one device.
 
     Attributes:
-        device: on which.
+        device: on which, in words.
         network: of which.
+        passes: forwards an image, of all methods and metrics.
         compute: seconds an image of all methods and metrics, on one device.
         decode: seconds an image to read and crop, on one core.
-        write: seconds a part, on the one process that writes.
-        finish: seconds an image, in the end, on one core: `scores.csv` and `table.csv`.
-        stored: bytes an image in the run folder.
+        write: seconds a part.
+        finish: seconds an image and network, in the end, on one core: `scores.csv` and `table.csv`.
+        stored: bytes an image and network in the run folder.
         batch: images a part.
-        speed_up: of two workers over one; 2 is perfect.
+        priced: devices of this kind have a price.
+        source: where `compute` comes from, in words.
     """
 
     device: str
     network: str
+    passes: float
     compute: float
     decode: float
     write: float
     finish: float
     stored: float
     batch: int
-    speed_up: float | None
+    priced: bool
+    source: str
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Hours of each part of the work with so many GPUs, and which takes longest."""
+    """Hours of each part of the work with so many devices."""
 
-    gpus: int
+    devices: int
     compute: float
     decode: float
     write: float
@@ -50,8 +54,8 @@ class Cost:
 
     @property
     def wall(self) -> float:
-        """Decoding and writing go on beside the computing; the tables come after."""
-        return max(self.compute, self.decode, self.write) + self.finish
+        """Decoding goes on beside the computing; parts are written between batches; the tables come after."""
+        return max(self.compute + self.write, self.decode) + self.finish
 
     @property
     def bottleneck(self) -> str:
@@ -59,53 +63,57 @@ class Cost:
         return max(parts, key=lambda name: parts[name])
 
 
-def cost(of: Figures, gpus: int, images: int = IMAGES, networks: int = NETWORKS) -> Cost:
-    """Computing divides by the GPUs, decoding by their servers' cores; the parts are written and the tables made by one process."""
-    jobs = images * networks
-    hours = 3600.0
+def cost(of: Figures, devices: int, images: int = IMAGES, networks: int = NETWORKS) -> Cost:
+    """Computing and writing divide by the devices, each of which has its own writer; decoding by their cores; the tables are one's."""
+    jobs, hours = images * networks, 3600.0
     return Cost(
-        gpus,
-        jobs * of.compute / gpus / hours,
-        images * of.decode / (gpus * CORES) / hours,
-        images / of.batch * of.write / hours,
+        devices,
+        jobs * of.compute / devices / hours,
+        images * of.decode / (devices * CORES) / hours,
+        images / of.batch * of.write / devices / hours,
         jobs * of.finish / hours,
     )
 
 
-def breaks(of: Figures, networks: int = NETWORKS) -> dict[str, float]:
-    """With how many GPUs each serial part takes as long as the computing."""
-    each = networks * of.compute
-    serial = {"one writer of parts": of.write / of.batch, "making the tables": networks * of.finish}
-    return {name: each / seconds for name, seconds in serial.items() if seconds > 0}
+def breaks(of: Figures) -> float:
+    """With how many devices the tables, which one process makes in the end, take as long as the computing."""
+    return of.compute / of.finish
 
 
-def arithmetic(figures: Sequence[Figures], price: float) -> str:
+def starves(of: Figures, networks: int = NETWORKS) -> float:
+    """How many forwards a second a device may do before its cores cannot decode fast enough."""
+    return of.passes * networks * CORES / of.decode
+
+
+def arithmetic(figures: Sequence[Figures], price: float, speed_up: float | None) -> str:
     """A section a device and network."""
-    parts = [f"## {IMAGES:,} validation images × {NETWORKS} networks"]
+    workers = "No two workers were measured" if speed_up is None else f"Two workers were measured {number(speed_up)} × as fast as one"
+    parts = [
+        f"## {IMAGES:,} validation images × {NETWORKS} networks",
+        f"Assumed: all {NETWORKS} networks cost as much as the one measured and share one decoding; {CORES} cores decode beside each "
+        f"device; each device's process writes its own parts; computing divides evenly by the devices. {workers}.",
+    ]
     for of in figures:
-        costs = [cost(of, gpus) for gpus in GPUS]
+        costs = [cost(of, devices) for devices in DEVICES]
         rows = [
             [
-                str(one.gpus),
+                str(one.devices),
                 *(number(hours) for hours in (one.compute, one.decode, one.write, one.finish, one.wall)),
-                number(one.wall * one.gpus * price) if of.device == "cuda" else "",
+                number(one.wall * one.devices * price) if of.priced else "",
                 one.bottleneck,
             ]
             for one in costs
         ]
-        names = (of.device if of.device == "cuda" else "cores", "computing, h", "decoding, h", "writing parts, h", "tables, h", "in all, h")
-        limits = breaks(of)
-        first = min(limits, key=lambda name: limits[name])
-        workers = "no two workers were measured" if of.speed_up is None else f"two workers were {number(of.speed_up)} × as fast as one"
+        names = (of.device, "computing, h", "decoding, h", "writing parts, h", "tables, h", "in all, h")
         parts += [
-            f"Measured of {of.network} on {of.device}: {number(of.compute)} s an image to compute on one device, {number(of.decode)} s "
-            f"to decode on one core, {number(1000 * of.write)} ms to write a part of {of.batch} images, {number(1000 * of.finish)} ms an "
-            f"image for the tables in the end, {number(of.stored / 1024)} KiB an image kept. Assumed: all {NETWORKS} networks cost as much "
-            f"as this one and share one decoding ({CORES} cores beside each device), one process writes all parts, and computing divides "
-            f"evenly; {workers}.",
-            table((*names, f"price at {number(price)} a GPU-hour", "longest"), rows),
-            f"Breaks first: {first}, which with {limits[first]:,.0f} devices takes as long as the computing; "
-            + "; ".join(f"{name}, with {devices:,.0f}" for name, devices in limits.items() if name != first)
-            + f". The run folder holds {number(IMAGES * NETWORKS * of.stored / 2**30)} GiB in {IMAGES / of.batch:,.0f} parts.",
+            f"### {of.network}, {of.device}",
+            f"{number(of.passes)} forwards an image; {number(of.compute)} s an image to compute on one device ({of.source}); measured on "
+            f"one core: {number(1000 * of.decode)} ms an image to decode, {number(1000 * of.write)} ms to write a part of {of.batch} "
+            f"images, {number(1000 * of.finish)} ms an image and network for the tables in the end, {number(of.stored / 1024)} KiB an "
+            "image and network kept.",
+            table((*names, f"price at {number(price)} a device-hour", "longest"), rows),
+            f"What breaks first: the tables, which with {breaks(of):,.0f} devices take as long as the computing. Decoding would starve a "
+            f"device of more than {starves(of):,.0f} forwards a second. The run folder holds "
+            f"{number(IMAGES * NETWORKS * of.stored / 2**30)} GiB in {IMAGES / of.batch:,.0f} parts.",
         ]
     return "\n\n".join(parts)

@@ -21,6 +21,7 @@ import xattn
 from xattn.birds.network import SmallResNet
 from xattn.images import ImageSource
 from xattn.study.store import Store
+from xattn.study.work import Work
 
 GRADIENTS = (("grad-cam", "grad-cam++"), ("average-drop", "average-gain"))
 CURVES = (("grad-cam",), ("insertion", "deletion"))
@@ -73,7 +74,7 @@ def images(data: Path, folder: Path, count: int, network: str) -> dict[str, Any]
     source = ImageSource(pictures(data, folder, 16))
     found["decode"] = _clock(lambda: [source.decode(image, classifier.preprocessing) for image in source.images]) / 16
     (batch,) = list(source.batches(classifier.preprocessing, study.batch_size, wanted=[0]))
-    rows, other = study.rows(batch, [classifier]), Store(folder / "written")
+    rows, other = Work(study).rows(0, batch), Store(folder / "written")
     found["write"] = _clock(lambda: [other.write_part(f"{number}", rows) for number in range(20)]) / 20
     return found | {"batch": study.batch_size}
 
@@ -122,7 +123,7 @@ def engine(data: Path, folder: Path, count: int, network: str, actors: int) -> d
     more = {} if actors == 0 else {"engine": "ray", "actors": actors}
     study = _study(_network(network, data), CURVES, pictures(data, folder, count), folder / f"engine-{actors}", **more)
     whole = _clock(study.run)
-    written = [file.stat().st_mtime for file in study.store.parts.glob("*.parquet")]
+    written = [file.stat().st_mtime for file in (Path(study.store.folder) / "parts").glob("*.parquet")]
     return {"seconds": steady(written, max(1, actors)) * len(written), "images": count, "whole run": whole}
 
 

@@ -1,7 +1,7 @@
 """How xattn grows: over images, their size, channels and workers; and the arithmetic of ImageNet × ten networks.
 
     python benchmarks/scale.py --out runs/scale [--only images,side,channels,engine] [--counts 100,1000,10000] [--rounds 3] [--minutes 3]
-        [--speed runs/speed] [--price 2] [--page] [--smoke]
+        [--speed runs/speed] [--price 2] [--rate 2000] [--page] [--smoke]
 
 Every point is measured in a process of its own, on one thread, the points of a scale by turns. Writes OUT/scale.json; `--page` makes
 benchmarks/results/scale/README.md of it and, for what computing costs, of the JSON that `speed.py` left in the folder `--speed` names.
@@ -114,27 +114,31 @@ def over_workers(found: Rounds) -> list[dict[str, Any]]:
     ]
 
 
-def figures(scale: list[dict[str, Any]], speed: Path) -> list[Figures]:
-    """Measured figures of the arithmetic, one for each network and device of the table job."""
+def figures(scale: list[dict[str, Any]], speed: Path, rate: float) -> list[Figures]:
+    """Figures of the arithmetic for each network and device of the table job, and for a GPU of an assumed rate where none was measured."""
     kinds = {one["job"]: one for one in scale}
     path = speed / "speed.json"
     if "images" not in kinds or not kinds["images"]["points"] or not path.exists():
         return []
     ones = list(kinds["images"]["points"].values())[-1]
-    pairs = next((one["ratios"] for one in kinds.get("engine", {}).get("claims", []) if one["at_least"]), [])
+    middle = {key: median([each[key] for each in ones]) for key in ("decode", "write", "finish", "stored")}
+    tables = [one for one in json.loads(path.read_text(encoding="utf-8"))["entries"] if one["job"] == "table"]
     found = []
-    for one in json.loads(path.read_text(encoding="utf-8"))["entries"]:
-        if one["job"] != "table":
-            continue
-        ours = one["contenders"].get("xattn, fast") or one["contenders"]["xattn, exact"]
-        compute = median([seconds / images for seconds, images in zip(ours["seconds"], ours["images"], strict=True)])
-        middle = {key: median([each[key] for each in ones]) for key in ("decode", "write", "finish", "stored")}
-        device = one["conditions"]["device"]
-        found.append(Figures(device, one["network"], compute, **middle, batch=ones[0]["batch"], speed_up=median(pairs) if pairs else None))
+    for one in tables:
+        ours = one["contenders"]["xattn, exact"]
+        seconds = median([seconds / images for seconds, images in zip(ours["seconds"], ours["images"], strict=True)])
+        on_gpu = one["conditions"]["device"] == "cuda"
+        device = "GPUs" if on_gpu else f"processes of {one['conditions']['threads']} threads"
+        about = (one["network"], ours["passes"])
+        found.append(Figures(device, *about, seconds, **middle, batch=ones[0]["batch"], priced=on_gpu, source="measured by `speed.py`"))
+        if not any(other["conditions"]["device"] == "cuda" for other in tables):
+            source = f"assumed: {rate:,.0f} forwards a second, no GPU having been at hand; hours of computing are in proportion"
+            assumed = ours["passes"] / rate
+            found.append(Figures("GPUs, assumed", *about, assumed, **middle, batch=ones[0]["batch"], priced=True, source=source))
     return found
 
 
-def page(entries: list[dict[str, Any]], speed: Path, price: float) -> str:
+def page(entries: list[dict[str, Any]], speed: Path, price: float, rate: float) -> str:
     """All scales, and the arithmetic where there are figures for it."""
     parts = [
         "# How it grows",
@@ -143,9 +147,10 @@ def page(entries: list[dict[str, Any]], speed: Path, price: float) -> str:
     if any(one["smoke"] for one in entries):
         parts.append("**Some of this was made with `--smoke`, at toy size: it shows that the benchmark runs, nothing else.**")
     parts += [section(one) for one in entries]
-    measured = figures(entries, speed)
-    if measured:
-        parts.append(arithmetic(measured, price))
+    known = figures(entries, speed, rate)
+    if known:
+        gains = [claim["ratios"] for one in entries if one["job"] == "engine" for claim in one["claims"] if claim["at_least"]]
+        parts.append(arithmetic(known, price, median(gains[0]) if gains and gains[0] else None))
     return "\n\n".join(parts) + "\n"
 
 
@@ -161,6 +166,7 @@ def page(entries: list[dict[str, Any]], speed: Path, price: float) -> str:
 @click.option("--data", type=click.Path(path_type=Path), envvar="XATTN_DATA", default=DATA)
 @click.option("--speed", type=click.Path(path_type=Path), default=Path("runs/speed"), show_default=True)
 @click.option("--price", default=2.0, show_default=True, help="Of a GPU-hour: assumed, not measured.")
+@click.option("--rate", default=2000.0, show_default=True, help="Forwards a second of a GPU: assumed where none was measured.")
 @click.option("--page", "with_page", is_flag=True)
 @click.option("--results", type=click.Path(path_type=Path), default=RESULTS)
 @click.option("--smoke", is_flag=True, help="At toy size: whether it runs, not what it shows.")
@@ -174,6 +180,7 @@ def main(
     data: Path,
     speed: Path,
     price: float,
+    rate: float,
     with_page: bool,
     results: Path,
     smoke: bool,
@@ -219,7 +226,7 @@ def main(
             keep(entry("engine", "Over workers", about, found, over_workers(found)), network)
     if with_page:
         results.mkdir(parents=True, exist_ok=True)
-        (results / "README.md").write_text(page(entries, speed, price), encoding="utf-8")
+        (results / "README.md").write_text(page(entries, speed, price, rate), encoding="utf-8")
         say(f"{results / 'README.md'}")
 
 

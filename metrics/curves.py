@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
@@ -55,42 +55,37 @@ PROTOCOLS: dict[str, Protocol] = {
 }
 
 
-def _check(protocol: str, step: int | None, blur: int | None, tolerance: float | None = None) -> None:
-    if tolerance is not None and not tolerance > 0:
-        raise InputError(f"a tolerance is in points of area, above 0; got {tolerance}.")
-    if protocol not in PROTOCOLS:
-        raise NameUnknownError("protocol", protocol, PROTOCOLS)
-    if step is not None and step < 1:
-        raise InputError(f"a step needs at least one pixel; got {step}.")
-    if blur is not None and (blur < 1 or blur % 2 == 0):
-        raise InputError(f"a blur's side must be odd; got {blur}.")
-
-
 def _settled(base: Baseline, fill: Colour | None, blur: int | None) -> Baseline:
     return Baseline(base.kind, base.colour if fill is None else fill, base.side if blur is None else blur)
 
 
 @dataclass(frozen=True)
-class _Deleting:
-    """Settings of a metric along the deletion curve.
+class _Curved:
+    """Settings of a metric along a curve.
 
     Attributes:
         protocol: a named protocol.
         step: pixels (gomez: cells) a step instead of the protocol's.
-        fill: colour of deleted pixels instead of the protocol's.
     """
 
     protocol: ProtocolName = "ca-stream"
     step: int | None = None
-    fill: Colour | None = None
 
     def __post_init__(self) -> None:
-        _check(self.protocol, self.step, None)
+        if self.protocol not in PROTOCOLS:
+            raise NameUnknownError("protocol", self.protocol, PROTOCOLS)
+        if self.step is not None and self.step < 1:
+            raise InputError(f"a step needs at least one pixel; got {self.step}.")
+
+    @property
+    def whole(self) -> Curve:
+        """The curve, every step of it looked at."""
+        raise NotImplementedError
 
     @property
     def curve(self) -> Curve:
-        protocol = PROTOCOLS[self.protocol]
-        return Curve(False, _settled(protocol.deletion, self.fill, None), self.step, protocol.cells)
+        """The curve as the metric follows it."""
+        return self.whole
 
     @property
     def looks(self) -> tuple[Look, ...]:
@@ -98,32 +93,71 @@ class _Deleting:
 
 
 @dataclass(frozen=True)
-class _Inserting:
+class _Deleting(_Curved):
+    """Settings of a metric along the deletion curve.
+
+    Attributes:
+        fill: colour of deleted pixels instead of the protocol's.
+    """
+
+    fill: Colour | None = None
+
+    @property
+    def whole(self) -> Curve:
+        protocol = PROTOCOLS[self.protocol]
+        return Curve(False, _settled(protocol.deletion, self.fill, None), self.step, protocol.cells)
+
+
+@dataclass(frozen=True)
+class _Inserting(_Curved):
     """Settings of a metric along the insertion curve.
 
     Attributes:
-        protocol: a named protocol.
-        step: pixels (gomez: cells) a step instead of the protocol's.
         blur: side of the blur's kernel instead of the protocol's.
         fill: colour outside the image, for the blur, instead of the protocol's.
     """
 
-    protocol: ProtocolName = "ca-stream"
-    step: int | None = None
     blur: int | None = None
     fill: Colour | None = None
 
     def __post_init__(self) -> None:
-        _check(self.protocol, self.step, self.blur)
+        super().__post_init__()
+        if self.blur is not None and (self.blur < 1 or self.blur % 2 == 0):
+            raise InputError(f"a blur's side must be odd; got {self.blur}.")
 
     @property
-    def curve(self) -> Curve:
+    def whole(self) -> Curve:
         protocol = PROTOCOLS[self.protocol]
         return Curve(True, _settled(protocol.insertion, self.fill, self.blur), self.step, protocol.cells)
 
+
+@dataclass(frozen=True)
+class _Area(_Curved):
+    """The area under a curve, of which fewer steps may be looked at.
+
+    Attributes:
+        tolerance: look only at as many steps as bring the estimated error of an image's area below so many points, where the curve
+            bends first; None: at all. The estimate takes the curve for smooth: a run says how far its areas lie off on a sample.
+    """
+
+    tolerance: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tolerance is not None and not self.tolerance > 0:
+            raise InputError(f"a tolerance is in points of area, above 0; got {self.tolerance}.")
+
     @property
-    def looks(self) -> tuple[Look, ...]:
-        return (self.curve,)
+    def curve(self) -> Curve:
+        return replace(self.whole, tolerance=self.tolerance)
+
+    @property
+    def exact(self) -> Self:
+        """Every step looked at."""
+        return replace(self, tolerance=None)
+
+    def value(self, seen: Seen) -> Tensor:
+        return area(seen.curve(self.curve))
 
 
 def area(curve: CurveSeen) -> Tensor:
@@ -148,58 +182,14 @@ def _constant(values: Tensor) -> Tensor:
 
 @metrics.register("insertion", MetricFacts("I", "higher", "%", (0, 100), ("masks", "fill"), "Petsiuk et al. 2018"))
 @dataclass(frozen=True)
-class Insertion(_Inserting):
-    """How soon the target is recognised as the mask's pixels are put in, highest first.
-
-    Attributes:
-        tolerance: look only at as many steps as bring the estimated error of an image's area below so many points, where the curve
-            bends first; None: at all. The estimate takes the curve for smooth: a run says how far its areas lie off on a sample.
-    """
-
-    tolerance: float | None = None
-
-    def __post_init__(self) -> None:
-        _check(self.protocol, self.step, self.blur, self.tolerance)
-
-    @property
-    def curve(self) -> Curve:
-        return replace(super().curve, tolerance=self.tolerance)
-
-    @property
-    def exact(self) -> Insertion:
-        """Every step looked at."""
-        return replace(self, tolerance=None)
-
-    def value(self, seen: Seen) -> Tensor:
-        return area(seen.curve(self.curve))
+class Insertion(_Area, _Inserting):
+    """How soon the target is recognised as the mask's pixels are put in, highest first."""
 
 
 @metrics.register("deletion", MetricFacts("D", "lower", "%", (0, 100), ("masks", "fill"), "Petsiuk et al. 2018"))
 @dataclass(frozen=True)
-class Deletion(_Deleting):
-    """How long the target is recognised as the mask's pixels are taken out, highest first.
-
-    Attributes:
-        tolerance: look only at as many steps as bring the estimated error of an image's area below so many points, where the curve
-            bends first; None: at all. The estimate takes the curve for smooth: a run says how far its areas lie off on a sample.
-    """
-
-    tolerance: float | None = None
-
-    def __post_init__(self) -> None:
-        _check(self.protocol, self.step, None, self.tolerance)
-
-    @property
-    def curve(self) -> Curve:
-        return replace(super().curve, tolerance=self.tolerance)
-
-    @property
-    def exact(self) -> Deletion:
-        """Every step looked at."""
-        return replace(self, tolerance=None)
-
-    def value(self, seen: Seen) -> Tensor:
-        return area(seen.curve(self.curve))
+class Deletion(_Area, _Deleting):
+    """How long the target is recognised as the mask's pixels are taken out, highest first."""
 
 
 @metrics.register("insertion-correlation", MetricFacts("IC", "higher", "1", (-1, 1), ("masks", "fill"), "Gomez et al. 2022"))

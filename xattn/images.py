@@ -1,16 +1,14 @@
-"""Where images come from: folders, globs, files, a CSV, URLs, torch datasets; decoded as a viewer would show them, in worker processes."""
+"""Images of files, URLs and torch datasets, decoded as a viewer would show them, in worker processes."""
 
 from __future__ import annotations
 
-import csv
-import glob
 import hashlib
 import io
 import os
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,48 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from xattn import urls
 from xattn.classifiers.preprocessing import MAX_PIXELS, Preprocessing
 from xattn.errors import ImageError, InputError, RunError
-
-SUFFIXES = frozenset(
-    [
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".png",
-        ".bmp",
-        ".gif",
-        ".webp",
-        ".tif",
-        ".tiff",
-        ".ppm",
-        ".pgm",
-        ".pbm",
-        ".pnm",
-        ".avif",
-        ".jp2",
-        ".tga",
-        ".ico",
-    ]
-)
-
-
-@dataclass(frozen=True)
-class NamedImage:
-    """One image before it is decoded.
-
-    Attributes:
-        name: how rows call it: the path relative to the given folder, or the number in a dataset.
-        path: the file, a string where it is a URL; None for an item of a dataset.
-        label: class index or name as the label file or the dataset gives it.
-        index: the number in a dataset.
-        size: bytes of a file at a URL, as its folder tells them.
-    """
-
-    name: str
-    path: Path | str | None = None
-    label: int | str | None = None
-    index: int | None = None
-    size: int | None = None
+from xattn.listing import SUFFIXES, NamedImage, labelled, listed, unique
 
 
 @dataclass(frozen=True)
@@ -115,12 +72,12 @@ class ImageSource:
                 )
             places = [urls.without_file_scheme(str(item)) for item in given]
             self.origin = [place if urls.is_url(place) else os.path.abspath(place) for place in places]
-            self.images = _unique([image for place in places for image in (_at_url if urls.is_url(place) else _files)(place)])
+            self.images = unique([image for place in places for image in listed(place)])
         self.labels_csv: str | None = None
         if labels_csv is not None:
             table = urls.without_file_scheme(str(labels_csv))
             self.labels_csv = table if urls.is_url(table) else str(Path(table).resolve())
-            self.images = _labelled(self.images, table)
+            self.images = labelled(self.images, table)
         if not self.images:
             shown = ", ".join(self.origin) or "the dataset"
             raise InputError(f"no images in {shown}: files of {', '.join(sorted(SUFFIXES))} are read, folders recursively.")
@@ -258,101 +215,6 @@ def _as_rgb(picture: Image.Image) -> Image.Image:
         picture = picture.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
     return picture.convert("RGB")
-
-
-def _files(given: str) -> list[NamedImage]:
-    path = Path(given)
-    if path.is_dir():
-        return [NamedImage(file.relative_to(path).as_posix(), file) for file in _walk(path)]
-    if path.suffix.lower() == ".csv" and path.is_file():
-        listed = [NamedImage(name, path.parent / name, label) for name, label in _read_csv(given).items()]
-        inside = all(os.path.abspath(image.path or "").startswith(os.path.abspath(path.parent) + os.sep) for image in listed)
-        return listed if inside else _by_common_root(listed)
-    if path.is_file():
-        return [NamedImage(path.name, path)]
-    matches = sorted(Path(match) for match in glob.glob(given, recursive=True)) if glob.has_magic(given) else []
-    if not matches:
-        raise InputError(f"'{given}' is no file, no folder, and no pattern that matches one.")
-    root = Path(os.path.commonpath([match.parent for match in matches]))
-    return [NamedImage(file.relative_to(root).as_posix(), file) for file in matches if file.suffix.lower() in SUFFIXES]
-
-
-def _at_url(given: str) -> list[NamedImage]:
-    """As `_files`, at a URL."""
-    try:
-        found = urls.found(given)
-    except OSError as error:
-        raise InputError(f"'{given}' could not be read ({error}).") from error
-    if not found:
-        raise InputError(f"'{given}' is no file, no folder, and no pattern that matches one.")
-    if given.lower().endswith(".csv") and found[0].name == PurePosixPath(given).name:
-        below = urls.parent(given)
-        listed = [NamedImage(name, urls.joined(below, name), label) for name, label in _read_csv(given).items()]
-        return listed if all(str(image.path).startswith(f"{below}/") for image in listed) else _by_common_root(listed)
-    shown = [file for file in found if not any(part.startswith(".") for part in file.name.split("/"))]
-    return [NamedImage(file.name, file.url, size=file.size) for file in shown if PurePosixPath(file.name).suffix.lower() in SUFFIXES]
-
-
-def _walk(folder: Path) -> list[Path]:
-    found, seen = [], set()
-    for parent, below, names in os.walk(folder, followlinks=True):
-        below[:] = [name for name in below if os.path.realpath(os.path.join(parent, name)) not in seen]  # a link back is not followed
-        seen.add(os.path.realpath(parent))
-        found += [Path(parent) / name for name in names if Path(name).suffix.lower() in SUFFIXES]
-    return sorted(file for file in found if not any(part.startswith(".") for part in file.relative_to(folder).parts))
-
-
-def _unique(images: list[NamedImage]) -> list[NamedImage]:
-    """Each file once, each under a name of its own: two of one name are called by their paths below what all share."""
-    images = list({image.path: image for image in images}.values())
-    if len({image.name for image in images}) == len(images):
-        return images
-    return _by_common_root(images)
-
-
-def _by_common_root(images: list[NamedImage]) -> list[NamedImage]:
-    paths = [_absolute(image.path) for image in images if image.path is not None]
-    under = [Path(f"/{path}") if isinstance(path, str) else path for path in paths]  # a URL has a place beside paths, for its name alone
-    root = os.path.commonpath([path.parent for path in under])
-    return [
-        replace(image, name=here.relative_to(root).as_posix(), path=path) for image, path, here in zip(images, paths, under, strict=True)
-    ]
-
-
-def _absolute(path: Path | str) -> Path | str:
-    return path if isinstance(path, str) else Path(os.path.abspath(path))
-
-
-def _read_csv(path: str) -> dict[str, int | str | None]:
-    try:
-        content = urls.read(path) if urls.is_url(path) else Path(path).read_bytes()
-        with io.TextIOWrapper(io.BytesIO(content), newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            columns = reader.fieldnames or []
-            if "image" not in columns:
-                raise InputError(f"{path} needs the columns 'image' and 'label'; it has {', '.join(columns) or 'none'}.")
-            return {row["image"]: _label(row.get("label")) for row in reader}
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} could not be read as CSV ({error}).") from error
-
-
-def _label(text: str | None) -> int | str | None:
-    if text is None or not text.strip():
-        return None
-    return int(text) if text.strip().isdigit() else text.strip()
-
-
-def _labelled(images: list[NamedImage], path: str) -> list[NamedImage]:
-    labels = _read_csv(path)
-    without = [image.name for image in images if labels.get(image.name) is None]
-    if without:
-        shown = ", ".join(without[:3]) + (", …" if len(without) > 3 else "")
-        known = ", ".join(list(labels)[:3])
-        raise InputError(
-            f"{len(without)} of {len(images)} images have no label in {path} ({shown}). Its column 'image' holds {known}, …: "
-            "paths relative to the given folder are needed."
-        )
-    return [replace(image, label=labels[image.name]) for image in images]
 
 
 def _first_item(dataset: Dataset[Any], count: int) -> Any:

@@ -98,16 +98,28 @@ def test_the_steady_stretch_of_a_run_leaves_each_worker_s_first_part_out(module:
         module("points").steady([1.0, 2.0], 2)
 
 
-def test_what_breaks_first_is_the_serial_part_that_takes_most(module: Any) -> None:
-    figures = module("arithmetic").Figures("cuda", "net", 0.36, 0.01, 0.08, 0.001, 1024.0, 8, 1.9)
-    one, many = (module("arithmetic").cost(figures, gpus, images=1000, networks=10) for gpus in (1, 64))
+def test_arithmetic_divides_what_each_device_does_and_leaves_the_tables_to_one(module: Any) -> None:
+    figures = module("arithmetic").Figures("GPUs", "net", 684.0, 0.36, 0.01, 0.08, 0.001, 1024.0, 8, True, "measured")
+    one, many = (module("arithmetic").cost(figures, devices, images=1000, networks=10) for devices in (1, 64))
     assert one.compute == pytest.approx(1.0)
     assert one.bottleneck == "computing"
-    assert one.wall == pytest.approx(1.0 + one.finish)
+    assert one.wall == pytest.approx(1.0 + one.write + one.finish)
     assert many.compute == pytest.approx(1 / 64)
+    assert many.write == pytest.approx(one.write / 64)
     assert many.finish == one.finish
-    assert module("arithmetic").breaks(figures) == {"one writer of parts": pytest.approx(360), "making the tables": pytest.approx(360)}
-    assert "Breaks first" in module("arithmetic").arithmetic([figures], 2.0)
+    assert module("arithmetic").breaks(figures) == pytest.approx(360)
+    assert module("arithmetic").starves(figures, networks=10) == pytest.approx(684 * 10 * 8 / 0.01)
+    assert "What breaks first" in module("arithmetic").arithmetic([figures], 2.0, 1.9)
+
+
+def test_points_of_a_scale_tell_what_its_page_needs(module: Any, tmp_path: Path) -> None:
+    """At toy size: a point that no longer runs would be seen only after an hour of measuring."""
+    points = module("points")
+    found = points.images(tmp_path, tmp_path / "work", 16, "birds:gap")
+    assert {"seconds", "images", "peak", "whole", "decode", "write", "finish", "stored", "batch"} <= set(found)
+    assert points.engine(tmp_path, tmp_path / "work", 16, "birds:gap", 0)["images"] == 16
+    assert points.side(tmp_path, tmp_path / "work", 1, 64)["seconds"] > 0
+    assert points.channels(tmp_path, tmp_path / "work", 1, 16)["seconds"] > 0
 
 
 def test_quantus_takes_the_smallest_step_that_divides_the_pixels(module: Any) -> None:

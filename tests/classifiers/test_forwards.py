@@ -111,10 +111,10 @@ class Forked(nn.Module):
 
 
 def test_tuning_refuses_to_fold_where_the_output_of_the_convolution_is_wanted_elsewhere() -> None:
-    from xattn.classifiers.tuning import _Bench
+    from xattn.classifiers.bench import Bench
 
     classifier = xattn.attach(networks.seeded(Forked), input_size=32, name="forked")
-    bench = _Bench(classifier, "exact", networks.pictures(4), 8)
+    bench = Bench(classifier, "exact", networks.pictures(4), 8)
     assert bench.rate(Tuning(4, folded=True)) == 0
     assert "probabilities differ" in bench.refused[str(Tuning(4, folded=True))]
     assert bench.rate(Tuning(4)) > 0

@@ -19,6 +19,7 @@ from xattn.explainers import Need, methods
 from xattn.memory import peak_bytes
 from xattn.metrics import metrics
 from xattn.study.forwards import passes_an_image
+from xattn.study.work import Work
 
 CAMS = ["grad-cam", "score-cam", "activation-map"]
 PERTURBING = ["average-drop", "average-gain", "insertion", "deletion"]
@@ -156,10 +157,7 @@ def test_memory_that_runs_out_in_a_batch_is_met_with_smaller_ones(folder: Path, 
     assert (values(tmp_path / "cramped") - values(tmp_path / "wide")).abs().max() <= 0.01
 
 
-def test_a_study_travels_without_what_runs_its_forwards_which_is_built_where_it_is_used(
-    tiny: Classifier, folder: Path, tmp_path: Path
-) -> None:
+def test_work_builds_its_predictors_as_the_study_settled_them(tiny: Classifier, folder: Path, tmp_path: Path) -> None:
     made = study([tiny], folder, tmp_path / "run", tune="chunk=16,folded=true")
     made.run()
-    assert made.predictor(tiny).tuning == Tuning(16, folded=True)
-    assert made.__getstate__()["_predictors"] == {}
+    assert Work(made).predictor(tiny).tuning == Tuning(16, folded=True)

@@ -17,7 +17,7 @@ class Together(Classifier):
     """Classifiers of one network that differ in their heads alone, as one: the logits `(B, K₁ + K₂ + …)` side by side.
 
     Args:
-        classifiers: two or more, for which `can_be_together` holds.
+        classifiers: two or more, of one of `families`.
     """
 
     def __init__(self, classifiers: Sequence[Classifier]) -> None:
@@ -48,9 +48,9 @@ class Together(Classifier):
 
 def families(classifiers: Sequence[Classifier]) -> list[list[Classifier]]:
     """Classifiers in groups that one pass of a network can serve, in their order; most stand alone."""
-    found: dict[object, list[Classifier]] = {}
     if len(classifiers) == 1:
-        return [list(classifiers)]
+        return [list(classifiers)]  # the digest of its weights would tell nothing
+    found: dict[object, list[Classifier]] = {}
     for number, classifier in enumerate(classifiers):
         found.setdefault(_backbone(classifier) or number, []).append(classifier)
     return list(found.values())

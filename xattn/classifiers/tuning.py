@@ -7,9 +7,7 @@ import hashlib
 import json
 import os
 import platform
-import time
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,24 +15,20 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from xattn.classifiers.bench import Bench
 from xattn.classifiers.classifier import Classifier
-from xattn.classifiers.forwards import NORMS, Level, Precision, Predictor, Tuning, plain_tuning
+from xattn.classifiers.forwards import Level, Predictor, Tuning, plain_tuning
 from xattn.errors import InputError, SettingError
-from xattn.memory import free_memory, is_out_of_memory, kept_pages, peak_bytes, shown
+from xattn.memory import free_memory, kept_pages, peak_bytes, shown
 
 Effort = Literal["off", "auto", "full"]
 EFFORTS: tuple[Effort, ...] = ("off", "auto", "full")
-TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 WORTH_MEASURING_S = 20.0
 WORTH_COMPILING_S = 300.0
-GAIN = 1.03
-ROUNDS = 4
-HOPELESS = 0.25
 LARGEST = {"cpu": 64}
 LARGEST_ELSEWHERE = 1024
 SHARE_OF_FREE = 0.6
 SAMPLE = 4
-FAR = 0.1  # what rounding may do to a probability; values' own distance is measured and told
 
 
 @dataclass(frozen=True)
@@ -107,7 +101,7 @@ def tuned(
     by_hand = None if tune in EFFORTS else Tuning.read(tune) if "=" in tune else _no_effort(tune)
     if by_hand is not None and level == "exact" and by_hand.precision != "own":
         raise SettingError(f"precision={by_hand.precision} is not exact: it is for level fast, which says how far its values lie off.")
-    bench = _Bench(classifier, level, _sampled(classifier, sample), _largest_chunk(classifier, memory))
+    bench = Bench(classifier, level, _sampled(classifier, sample), _largest_chunk(classifier, memory))
     if by_hand is not None:
         fitting = bench.fitting(by_hand)
         if (by_hand.folded or by_hand.compiled) and bench.quietly_ready(fitting) is None:
@@ -143,17 +137,9 @@ def _for_work(found: Tuned, forwards: int | None) -> Tuned | None:
     return found if any("compiled" in way for way in (*found.speed, *found.refused)) else None
 
 
-def fastest(
-    classifier: Classifier,
-    level: Level = "exact",
-    tune: str = "auto",
-    *,
-    forwards: int | None = None,
-    sample: Tensor | None = None,
-    memory: int | None = None,
-) -> Predictor:
+def fastest(classifier: Classifier, level: Level = "exact", tune: str = "auto") -> Predictor:
     """What runs a classifier's forwards best on this machine, for `explain` and `evaluate`. Arguments and errors as for `tuned`."""
-    return Predictor(classifier, tuned(classifier, level, tune, forwards=forwards, sample=sample, memory=memory).tuning, level)
+    return Predictor(classifier, tuned(classifier, level, tune).tuning, level)
 
 
 def _no_effort(tune: str) -> Tuning:
@@ -176,161 +162,6 @@ def _largest_chunk(classifier: Classifier, memory: int | None) -> int:
     if each > room:
         raise InputError(f"{classifier.name} needs {shown(each)} for a forward of one image; {shown(room)} came. Allow more memory.")
     return min(room // each, LARGEST.get(classifier.device.type, LARGEST_ELSEWHERE))
-
-
-class _Bench:
-    """Measures ways of running one classifier.
-
-    Attributes:
-        rates: images a second, by the way's words.
-        refused: why a way was not used.
-    """
-
-    def __init__(self, classifier: Classifier, level: Level, sample: Tensor, largest: int) -> None:
-        self.classifier = classifier
-        self.level = level
-        self.sample = sample
-        self.largest = largest
-        self.predictors: dict[str, Predictor] = {}
-        self.rates: dict[str, float] = {}
-        self.refused: dict[str, str] = {}
-
-    def fitting(self, tuning: Tuning) -> Tuning:
-        """The same with a chunk that fits the memory."""
-        return replace(tuning, chunk=min(tuning.chunk, self.largest))
-
-    def best(self, tuning: Tuning, *, compiling: bool) -> Tuning:
-        """The fastest of the neighbours of a tuning, one question after the other."""
-        best = self._better(tuning, [replace(tuning, folded=True)] if self._has_norms() else [])
-        best = self._better(best, [replace(best, memory_format="contiguous")])
-        if self.level == "fast":
-            halves: list[Precision] = ["bfloat16", "float16"] if self.classifier.device.type == "cuda" else ["bfloat16"]
-            best = self._better(best, [replace(best, precision=half) for half in halves])
-        best = self._climb(best)
-        if compiling:
-            compiled = self._better(best, [replace(best, compiled=True)])
-            best = self._climb(compiled, turns=1) if compiled.compiled else compiled
-        return best
-
-    def _has_norms(self) -> bool:
-        return any(type(module) in NORMS for module in self.classifier.network.modules())
-
-    def _climb(self, best: Tuning, turns: int = 8) -> Tuning:
-        """Doubles, else halves, the chunk as long as that is faster."""
-        for factor in (2.0, 0.5):
-            start = best
-            for _ in range(turns):
-                chunk = int(best.chunk * factor)
-                if not 1 <= chunk <= self.largest:
-                    break
-                last, best = best, self._better(best, [replace(best, chunk=chunk)])
-                if best == last:
-                    break
-            if best != start:
-                break
-        return best
-
-    def _better(self, best: Tuning, others: list[Tuning]) -> Tuning:
-        """The fastest; another has to be faster by more than noise, side by side."""
-        for other in others:
-            if self._is_faster(other, best):
-                best = other
-        return best
-
-    def _is_faster(self, other: Tuning, best: Tuning) -> bool:
-        rival = self._ready(other)
-        champion = self._ready(best)
-        if rival is None or champion is None:
-            return False
-        for _ in range(ROUNDS):
-            rates = [self._timed(other, rival), self._timed(best, champion)]
-            if rates[0] < HOPELESS * rates[1]:
-                break
-        is_faster = self.rates[str(other)] > GAIN * self.rates[str(best)]
-        self.predictors.pop(str(best if is_faster else other))  # never more than two at a time: each may hold weights of its own
-        return is_faster
-
-    def rate(self, tuning: Tuning) -> float:
-        """Images a second, by one forward after a first; 0 for a way that cannot be used."""
-        predictor = self._ready(tuning)
-        return 0.0 if predictor is None else self._timed(tuning, predictor)
-
-    def _ready(self, tuning: Tuning) -> Predictor | None:
-        """What runs a way, warmed up and seen to give the network's logits; None for one that cannot be used."""
-        way = str(tuning)
-        if way in self.refused:
-            return None
-        if way not in self.predictors:
-            try:
-                predictor = Predictor(self.classifier, tuning, self.level)
-                why = self._strays(tuning, predictor(self._images(tuning)))
-                why = "memory ran out" if predictor.chunk != tuning.chunk else why
-            except RuntimeError as error:
-                why = "memory ran out" if is_out_of_memory(error) else _first_line(error)
-            except Exception as error:  # torch.compile, copy.deepcopy and users' modules raise whatever they like; the plain way remains
-                why = _first_line(error)
-            if why is not None:
-                self.refused[way] = why
-                return None
-            self.predictors[way] = predictor
-        return self.predictors[way]
-
-    def quietly_ready(self, tuning: Tuning) -> Predictor | None:
-        """The same, without what libraries warn of."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return self._ready(tuning)
-
-    def _images(self, tuning: Tuning) -> Tensor:
-        return self.sample.repeat(-(-tuning.chunk // len(self.sample)), 1, 1, 1)[: tuning.chunk]
-
-    def _timed(self, tuning: Tuning, predictor: Predictor) -> float:
-        images = self._images(tuning)
-        self._finish()
-        start = time.perf_counter()
-        predictor(images)
-        self._finish()
-        rate = tuning.chunk / (time.perf_counter() - start)
-        self.rates[str(tuning)] = max(rate, self.rates.get(str(tuning), 0.0))
-        return rate
-
-    def _finish(self) -> None:
-        if self.classifier.device.type == "cuda":
-            torch.cuda.synchronize(self.classifier.device)
-        elif self.classifier.device.type == "mps":
-            torch.mps.synchronize()
-
-    def _strays(self, tuning: Tuning, logits: Tensor) -> str | None:
-        plain = self.classifier.predict(self.sample)
-        if self.level == "fast" and tuning.folded:  # a fold has to be right before anything is rounded
-            folded = Predictor(self.classifier, Tuning(len(self.sample), tuning.memory_format, folded=True))(self.sample)
-            if (why := strays(folded, plain)) is not None:
-                return why
-        few = min(len(logits), len(self.sample))
-        return strays(logits[:few], plain[:few], None if self.level == "exact" else FAR)
-
-
-def strays(logits: Tensor, plain: Tensor, tolerance: float | None = None) -> str | None:
-    """Why these logits cannot stand for the plain network's; None if they can.
-
-    Args:
-        logits: `(B, K)`.
-        plain: `(B, K)`.
-        tolerance: of probabilities; None: of a batch in the precision of `plain`.
-    """
-    if not torch.equal(torch.isfinite(logits), torch.isfinite(plain)):
-        return "it gives values that are not finite"
-    limit = TOLERANCE.get(plain.dtype, 1e-5) if tolerance is None else tolerance
-    far = max(float((_probabilities(a, logits) - _probabilities(a, plain)).abs().nan_to_num(0.0).max()) for a in (True, False))
-    return None if far <= limit else f"probabilities differ by {far:.1g}, more than {limit:g}"
-
-
-def _probabilities(multi_label: bool, logits: Tensor) -> Tensor:
-    return logits.cpu().double().sigmoid() if multi_label else logits.cpu().double().softmax(dim=1)
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:160]}" if str(error).strip() else type(error).__name__
 
 
 def _key(classifier: Classifier, level: Level) -> str:
@@ -375,11 +206,3 @@ class _Kept:
         except OSError:
             with contextlib.suppress(OSError):
                 unfinished.unlink(missing_ok=True)
-
-
-def ways(found: Tuned) -> Iterator[str]:
-    """A line for each way that was measured or refused, fastest first."""
-    for way, rate in sorted(found.speed.items(), key=lambda entry: -entry[1]):
-        yield f"{rate:8.1f} images a second: {way}"
-    for way, why in found.refused.items():
-        yield f"{'–':>8} {way}: {why}"

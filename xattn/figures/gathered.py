@@ -20,7 +20,8 @@ from xattn.explainers.facts import methods as registry
 from xattn.images import ImageSource
 from xattn.metrics.masking import to_masks
 from xattn.study.compare import shown_names
-from xattn.study.store import Store, StoredMap, labels_key
+from xattn.study.scoring import run_key
+from xattn.study.store import Store, StoredMap
 
 COLOURS = "inferno"
 COVER = 0.6  # how much of the colour covers the picture
@@ -97,7 +98,7 @@ def gathered(runs: Sequence[str | Path], images: Sequence[str] | None, methods: 
         for model in run["settings"]["models"]:
             key = (shown[number][model["name"], model["head"]], model["head"])
             models[key] = (model, number)
-            labels[key] = run["labels"][labels_key(model["name"], model["head"])]
+            labels[key] = run["labels"][run_key(model["name"], model["head"])]
     preprocessing = {key: Preprocessing.from_json(settings["preprocessing"]) for key, (settings, _) in models.items()}
     crops = {(name, *key): _crop(sources[number], name, preprocessing[key]) for name in names for key, (_, number) in models.items()}
     paths = {name: _named(sources[0], name).path for name in names}

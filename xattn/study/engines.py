@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from xattn.errors import InputError, MissingPackageError, NameUnknownError
+from xattn.study.work import Work
 
 if TYPE_CHECKING:
     from xattn.study.study import Study
@@ -83,8 +84,9 @@ def in_process(study: Study) -> Iterator[Engine]:
 
 
 def _work(study: Study, units: Sequence[Unit], tell: Callable[[int], object]) -> None:
-    for group, (preprocessing, classifiers) in enumerate(study.groups()):
+    work = Work(study)
+    for group, (preprocessing, _) in enumerate(study.groups()):
         wanted = [unit.number for unit in units if unit.group == group]
         for batch in study.source.batches(preprocessing, study.batch_size, workers=study.workers, wanted=wanted):
-            study.store.write_part(Unit(group, batch.number).name, study.rows(batch, classifiers))
+            study.store.write_part(Unit(group, batch.number).name, work.rows(group, batch))
             tell(len(batch.images) + len(batch.failed))

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from xattn.classifiers.bench import strays
 from xattn.classifiers.classifier import Classifier
 from xattn.classifiers.forwards import Level, Predictor, Tuning
 from xattn.classifiers.stages import Stage
 from xattn.classifiers.together import Together
-from xattn.classifiers.tuning import strays
 from xattn.explainers.facts import MethodFacts
 from xattn.explainers.maps import Maps, maps_of_trace, trace_of_batch
 from xattn.explainers.trace import TargetRule, Trace

@@ -35,6 +35,7 @@ from xattn.errors import InputError, RunError, UnsupportedError
 from xattn.images import Batches
 from xattn.memory import kept_pages
 from xattn.study.engines import Engine, Unit
+from xattn.study.work import Work
 
 if TYPE_CHECKING:
     from xattn.study.study import Study
@@ -101,8 +102,6 @@ def _share(actors: int | None, device: str) -> _Share:
 
 
 def _work(study: Study, share: _Share, units: Sequence[Unit], tell: Callable[[int], object]) -> None:
-    if not units:
-        return
     orders = _orders(units, share.actors)
     with _on_the_cpu(study.classifiers), _quiet():
         # Ray Data starts actors that died again, and gives their orders out again, without end: what is counted here ends it.
@@ -150,13 +149,13 @@ class _Actor:
         self.begun = begun
         self.share = share
         self.folder = folder
-        self.study: Study | None = None
+        self.work: Work | None = None
 
     def __call__(self, orders: pa.Table) -> Iterator[pa.Table]:
         try:
-            if self.study is None:
-                self.study = self._unpacked()
-            images = sum(self._do(self.study, order["group"], order["numbers"]) for order in orders.to_pylist())
+            if self.work is None:
+                self.work = Work(self._unpacked())
+            images = sum(self._do(self.work, order["group"], order["numbers"]) for order in orders.to_pylist())
             yield _answer(images, None)
         except Exception as error:
             yield _answer(0, _sendable(error))
@@ -176,9 +175,10 @@ class _Actor:
             raise InputError(f"the images' folder '{first.parent}' is not seen {seen}")
         return study
 
-    def _do(self, study: Study, group: int, numbers: Sequence[int]) -> int:
+    def _do(self, work: Work, group: int, numbers: Sequence[int]) -> int:
         """Does the batches of an order that are not done yet, decoding ahead, and counts the images of all."""
-        preprocessing, classifiers = study.groups()[group]
+        study = work.study
+        preprocessing, _ = study.groups()[group]
         units = [Unit(group, number) for number in numbers]
         wanted = [unit for unit in units if not study.store.has(unit.name)]
         batches = Batches(study.source, preprocessing, study.batch_size)
@@ -190,7 +190,7 @@ class _Actor:
                         f"batch {unit.number}, which begins with {first}, ended {DEATHS} processes that did it: out of memory? "
                         "What was finished is kept: give --memory, or fewer --actors, each of which has more memory then."
                     )
-                study.store.write_part(unit.name, study.rows(batch, classifiers))
+                study.store.write_part(unit.name, work.rows(group, batch))
         return sum(study.count(unit) for unit in units)
 
 

@@ -69,6 +69,16 @@ class Common:
     chunk: int
 
 
+def run_key(name: str, head: str) -> str:
+    """What `run.json` calls a classifier."""
+    return f"{name} · {head}"
+
+
+def key_of(classifier: Classifier) -> str:
+    """What a study and its `run.json` call a classifier."""
+    return run_key(classifier.name, classifier.head_name)
+
+
 def metric_parts(specs: Sequence[str]) -> list[Part[MetricFacts]]:
     """The metrics that specs name, each once."""
     if isinstance(specs, str):
@@ -97,27 +107,22 @@ def score(
     finite = torch.isfinite(original.p)
     changed_finite = torch.ones_like(finite)
     seen: dict[str, Seen] = {}
-    if looks:
-        alone = Common([method for method in maps if common is None or method not in common.methods], predictor, predictor.chunk)
-        for stream in filter(None, (alone, common)):
-            some = stream.methods
-            seen |= (
-                {}
-                if not some
-                else look_at(
-                    stream.predict,
-                    maps.images,
-                    maps.targets,
-                    {method: maps.masks[method] for method in some},
-                    looks,
-                    cells={method: maps.cells[method] for method in some},
-                    mean=classifier.mean,
-                    multi_label=classifier.multi_label,
-                    chunk=stream.chunk,
-                )
+    alone = Common([method for method in maps if common is None or method not in common.methods], predictor, predictor.chunk)
+    for stream in (alone, common) if looks else ():
+        if stream is not None and stream.methods:
+            seen |= look_at(
+                stream.predict,
+                maps.images,
+                maps.targets,
+                {method: maps.masks[method] for method in stream.methods},
+                looks,
+                cells={method: maps.cells[method] for method in stream.methods},
+                mean=classifier.mean,
+                multi_label=classifier.multi_label,
+                chunk=stream.chunk,
             )
-        for found in seen.values():
-            changed_finite = changed_finite & found.finite().to(finite.device)
+    for found in seen.values():
+        changed_finite = changed_finite & found.finite().to(finite.device)
     columns: dict[tuple[str, str], Tensor] = {}
     for method in maps:
         for part in parts:

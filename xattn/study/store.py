@@ -74,11 +74,6 @@ class StoredMap:
     about: dict[str, Any]
 
 
-def labels_key(name: str, head: str) -> str:
-    """Under which name `run.json` keeps a classifier's labels."""
-    return f"{name} · {head}"
-
-
 class Store:
     """A run folder.
 

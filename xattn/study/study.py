@@ -7,8 +7,7 @@ import os
 import platform
 import sys
 import time
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from importlib import metadata
 from pathlib import Path
@@ -16,29 +15,26 @@ from typing import Any
 
 import pandas as pd
 import torch
-from PIL import Image
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from xattn.classifiers.classifier import Classifier
-from xattn.classifiers.forwards import Level, Predictor
-from xattn.classifiers.preprocessing import Preprocessing, pixels
+from xattn.classifiers.forwards import Level
+from xattn.classifiers.preprocessing import Preprocessing
 from xattn.classifiers.stages import Stage
-from xattn.classifiers.together import families
 from xattn.errors import InputError, NameUnknownError, UnsupportedError
 from xattn.explainers.facts import MethodFacts, Need
-from xattn.explainers.maps import Maps, method_parts, refuse_untrained, resolve_targets
+from xattn.explainers.maps import method_parts, refuse_untrained
 from xattn.heads import heads
-from xattn.images import Batch, ImageSource, NamedImage
-from xattn.memory import is_out_of_memory, kept_pages, parse_size
+from xattn.images import ImageSource
+from xattn.listing import NamedImage
+from xattn.memory import kept_pages, parse_size
 from xattn.progress import Progress
 from xattn.registry import Part
 from xattn.study import engines
 from xattn.study.engines import Unit
-from xattn.study.families import Member, explained, joint_of, scored
 from xattn.study.forwards import Forwards, settle
-from xattn.study.scoring import COLUMNS, Scores, metric_parts, rows_of
-from xattn.study.store import MAP_COLUMNS, Store, labels_key, map_columns
+from xattn.study.scoring import key_of, metric_parts
+from xattn.study.store import Store
 
 DEFAULT_METHODS = ("activation-map", "grad-cam", "grad-cam++", "random", "centre")
 DEFAULT_METRICS = ("average-drop", "average-gain", "average-increase", "insertion", "deletion", "sparsity")
@@ -141,15 +137,11 @@ class Study:
         self._check()
         for classifier in () if untrained else self.classifiers:
             refuse_untrained(classifier)
-        self.stages = {_key(classifier): classifier.stage(stage) for classifier in self.classifiers}
+        self.stages = {key_of(classifier): classifier.stage(stage) for classifier in self.classifiers}
         self.forwards: dict[str, Forwards] = {}
-        self._predictors: dict[str, Predictor] = {}
-        self._families: dict[tuple[str, ...], list[list[Classifier]]] = {}
-        self._joints: dict[tuple[str, ...], Callable[[Tensor], list[Tensor]] | None] = {}
-        self._at_once: dict[str, int] = {}  # where memory ran out
 
     def _check(self) -> None:
-        names = [" · ".join(_key(classifier)) for classifier in self.classifiers]
+        names = [key_of(classifier) for classifier in self.classifiers]
         if not names or not self.methods:
             raise InputError("a study needs at least one classifier and one method.")
         if twice := {name for name in names if names.count(name) > 1}:
@@ -245,7 +237,7 @@ class Study:
             "began": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "command": sys.argv,
             "labels_csv": self.source.labels_csv,
-            "labels": {labels_key(*_key(classifier)): classifier.labels for classifier in self.classifiers},
+            "labels": {key_of(classifier): classifier.labels for classifier in self.classifiers},
             "protocol": {part.spec: _described(part.run) for part in self.methods}
             | {part.spec: _described(part.run) for part in self.metrics},
             "versions": {"python": platform.python_version(), **_versions()},
@@ -254,18 +246,18 @@ class Study:
         with kept_pages(), self._engine(self) as engine:
             self.store.begin(self.settings(), {**notes, **engine.used})
             self._settle()
-            done = self.store.done()
-            units = self.units()
+            done, units = self.store.done(), self.units()
             with Progress(sum(self.count(unit) for unit in units), self.progress) as progress:
                 progress.skip(sum(self.count(unit) for unit in units if unit.name in done))
-                engine.work([unit for unit in units if unit.name not in done], progress.add)
+                if left := [unit for unit in units if unit.name not in done]:
+                    engine.work(left, progress.add)
         return Outcome(len(self.images), self.store.finish([part.spec for part in self.metrics]))
 
     def _settle(self) -> None:
         """How the forwards are run: as the run began, or settled now."""
         kept = self.store.read_run().get("forwards", {})
         for classifier in self.classifiers:
-            key = labels_key(*_key(classifier))
+            key = key_of(classifier)
             before = Forwards.of(kept[key]) if key in kept else None
             self.forwards[key] = before if before is not None and before.memory == self.memory else settle(self, classifier)
         if {key: found.memory for key, found in self.forwards.items()} != {key: found["memory"] for key, found in kept.items()}:
@@ -276,118 +268,6 @@ class Study:
                 for metric, (mean, most) in (found.off or {}).items():
                     print(f"  {metric} lies {mean:.2g} off exact on average, {most:.2g} at most, on a sample", file=sys.stderr)
 
-    def rows(self, batch: Batch, classifiers: Sequence[Classifier]) -> list[tuple[object, ...]]:
-        """The work of one batch: the rows of its part, a pure function of the batch."""
-        blank = (None,) * MAP_COLUMNS
-        rows: list[tuple[object, ...]] = [
-            (image.name, *(None,) * (len(COLUMNS) - 3), self.seed, reason, *blank) for image, reason in batch.failed
-        ]
-        found: dict[tuple[str, str], list[tuple[object, ...]]] = {}
-        for family in self._families_of(classifiers):
-            members: dict[tuple[int, ...], list[Member]] = {}  # by the images that they take: nearly always all
-            for classifier in family:
-                labels, keep = [], []
-                for number, image in enumerate(batch.images):
-                    try:
-                        labels.append(None if image.label is None else classifier.class_index(image.label))
-                    except (InputError, NameUnknownError) as error:  # a dataset tells its labels late
-                        here = (image.name, classifier.name, classifier.head_name)
-                        rows.append((*here, *(None,) * (len(COLUMNS) - 5), self.seed, f"label: {error}", *blank))
-                    else:
-                        keep.append(number)
-                members.setdefault(tuple(keep), []).append(self._member(classifier, labels))
-            for kept, some in members.items():
-                if kept:
-                    crops, names = batch.crops[list(kept)], [batch.images[number].name for number in kept]
-                    found |= self._scored(some, pixels(crops, some[0].classifier.device), names)
-        return rows + [row for classifier in classifiers for row in found.get(_key(classifier), [])]
-
-    def _member(self, classifier: Classifier, labels: Sequence[int | None]) -> Member:
-        known = [label for label in labels if label is not None]
-        targets, rule = resolve_targets(classifier, self.target, known if self.target == "label" else None, len(labels))
-        return Member(classifier, self.methods_of(classifier), targets, rule, labels, self.stage_of(classifier), self.predictor(classifier))
-
-    def _scored(self, family: Sequence[Member], images: Tensor, names: Sequence[str]) -> dict[tuple[str, str], list[tuple[object, ...]]]:
-        """The rows of each head of one backbone."""
-        rows: list[tuple[list[tuple[object, ...]], list[tuple[object, ...]]]] = [([], []) for _ in family]
-        joint = self._joint(family)
-        step, start = min(self.at_once(each.classifier) for each in family), 0
-        step = step if self.memory is None else max(1, step // len(family))  # the traces of all are held at once
-        while start < len(names):
-            some = slice(start, start + step)
-            part = [each.some(some) for each in family]
-            try:
-                maps = explained(part, images[some], names[some], self.seed, joint)
-                scores = scored(part, maps, self.metrics, joint)
-            except RuntimeError as error:
-                if not is_out_of_memory(error) or step == 1:
-                    raise
-                step = max(1, step // 2)
-                warnings.warn(f"memory ran out: {family[0].classifier.name} goes on with {step} images at once.", stacklevel=2)
-                self._at_once |= {labels_key(*_key(each.classifier)): step for each in family}
-                continue
-            for each, found, values, (first, second) in zip(part, maps, scores, rows, strict=True):
-                if self.save_maps:
-                    self._write_masks(each.classifier, found)
-                first += [(*row, *(None,) * MAP_COLUMNS) for row in rows_of(each.classifier, found, values, each.labels, self.seed)]
-                second += self._map_rows(each.classifier, found, values, each.labels)
-            start += len(names[some])
-        return {_key(each.classifier): first + second for each, (first, second) in zip(family, rows, strict=True)}
-
-    def _families_of(self, classifiers: Sequence[Classifier]) -> list[list[Classifier]]:
-        key = tuple(labels_key(*_key(classifier)) for classifier in classifiers)
-        if key not in self._families:
-            self._families[key] = families(classifiers)
-        return self._families[key]
-
-    def _joint(self, family: Sequence[Member]) -> Callable[[Tensor], list[Tensor]] | None:
-        """What runs all heads of a family at once; built in each process where it is first used."""
-        if len(family) == 1:
-            return None
-        key = tuple(labels_key(*_key(each.classifier)) for each in family)
-        if key not in self._joints:
-            self._joints[key] = joint_of([each.classifier for each in family], family[0].predictor.tuning, self.level)
-        return self._joints[key]
-
-    def predictor(self, classifier: Classifier) -> Predictor:
-        """What runs a classifier's forwards of changed images here; built in each process where it is first used."""
-        key = labels_key(*_key(classifier))
-        if key not in self._predictors:
-            found = self.forwards.get(key)
-            self._predictors[key] = Predictor(classifier, found.tuned.tuning if found else None, self.level)
-        return self._predictors[key]
-
-    def at_once(self, classifier: Classifier) -> int:
-        """Images of a batch that are explained and scored together."""
-        key = labels_key(*_key(classifier))
-        return self._at_once.get(key, self.forwards[key].at_once if key in self.forwards else self.batch_size)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_predictors": {}, "_joints": {}, "_families": {}}
-
-    def _map_rows(self, classifier: Classifier, maps: Maps, scores: Scores, labels: Sequence[int | None]) -> list[tuple[object, ...]]:
-        targets, size = maps.targets.tolist(), (maps.images.shape[2], maps.images.shape[3])
-        found: dict[str | None, Tensor] = {method: raw[:, None].cpu() for method, raw in maps.raw.items()}
-        if maps.ranked is not None:
-            found[None] = maps.ranked.cpu()
-        rows: list[tuple[object, ...]] = []
-        for method, kept in found.items():
-            flags = [False] * len(kept) if method is None else maps.degenerate[method].tolist()
-            for i, name in enumerate(maps.names):
-                if scores.errors[i] is None:
-                    here = (name, classifier.name, classifier.head_name, method, None, None)
-                    about = (targets[i], maps.target_rule, labels[i], scores.predicted[i], scores.probability[i], flags[i], self.seed, None)
-                    rows.append((*here, *about, *map_columns(kept[i], size, whole=self.save_maps)))
-        return rows
-
-    def _write_masks(self, classifier: Classifier, maps: Maps) -> None:
-        for method, masks in maps.masks.items():
-            levels = (masks * 65535).round().to(torch.int32).cpu()
-            for name, level in zip(maps.names, levels, strict=True):
-                place = Path("maps") / file_name(classifier.name) / file_name(classifier.head_name) / file_name(method) / f"{name}.png"
-                with self.store.whole(place) as path:
-                    _picture(level).save(path, format="PNG")
-
     def methods_of(self, classifier: Classifier) -> list[Part[MethodFacts]]:
         """The methods that a classifier can take: those of attention only where its head has some."""
         attends = heads.part(classifier.head_name).facts.attention
@@ -395,7 +275,7 @@ class Study:
 
     def stage_of(self, classifier: Classifier) -> Stage:
         """Where a classifier's features are taken."""
-        return self.stages[_key(classifier)]
+        return self.stages[key_of(classifier)]
 
     def table(self) -> pd.DataFrame:
         """A row per model × head × method, a column per metric: `table.csv`.
@@ -410,10 +290,6 @@ class Study:
         return self.store.rows()
 
 
-def _key(classifier: Classifier) -> tuple[str, str]:
-    return classifier.name, classifier.head_name
-
-
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -423,15 +299,6 @@ def _described(part: Any) -> dict[str, Any]:
     settings = asdict(part) if is_dataclass(part) and not isinstance(part, type) else {}
     looks = [repr(look) for look in getattr(part, "looks", ())]
     return {"settings": {key: str(value) for key, value in settings.items()}} | ({"looks": looks} if looks else {})
-
-
-def file_name(text: str) -> str:
-    """Text as part of a file name."""
-    return "".join(character if character.isalnum() or character in "-_.+=" else "_" for character in text).strip(".") or "_"
-
-
-def _picture(level: Tensor) -> Image.Image:
-    return Image.fromarray(level.numpy().astype("uint16"))
 
 
 def _versions() -> dict[str, str]:
