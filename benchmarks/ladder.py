@@ -20,7 +20,7 @@ from measure import clocked, conditions
 from speed import DATA, RESULTS
 from speed_page import number, spread, table
 from subjects import Subject, photographs, subject
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from xattn.classifiers import Predictor, Tuning
@@ -53,6 +53,36 @@ def gflop_an_image(one: Subject) -> float:
     with FlopCounterMode(display=False) as counted, torch.no_grad():
         one.network(one.normalised(one.classifier.probe()))
     return counted.get_total_flops() / 1e9
+
+
+def copied_gib(seconds: float = CLOCKED_S) -> float:
+    """What this machine's threads read and write at their best, GiB a second, of tensors as large as a chunk's features."""
+    a, b = torch.rand(8, 96, 112, 112), torch.empty(8, 96, 112, 112)
+    best, spent = 0.0, 0.0
+    while spent < seconds:
+        took = clocked(lambda: b.copy_(a), torch.device("cpu"))
+        best, spent = max(best, 2 * a.nbytes / 2**30 / took), spent + took
+    return best
+
+
+def layered(one: Subject, gflops: float, gib: float, chunk: int = 8) -> float:
+    """Images a second if every convolution and linear layer took no longer than its arithmetic at the rate of a matrix product, or than
+    reading its input and weights and writing its output once, whichever is more; and all else took nothing."""
+    seconds = 0.0
+
+    def after(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal seconds
+        weight: Tensor = module.weight  # type: ignore[assignment]
+        work = 2 * output.numel() * weight[0].numel() / 1e9
+        moved = (args[0].nbytes + weight.nbytes + output.nbytes) / 2**30
+        seconds += max(work / gflops, moved / gib)
+
+    handles = [module.register_forward_hook(after) for module in one.network.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+    with torch.no_grad():
+        one.network(one.normalised(one.classifier.probe().expand(chunk, -1, -1, -1)))
+    for handle in handles:
+        handle.remove()
+    return chunk / seconds
 
 
 def runs(one: Subject) -> dict[str, tuple[Callable[[Tensor], Tensor], int, bool]]:
@@ -98,24 +128,37 @@ def main(networks: str, threads: int, rounds: int, device: str, data: Path, out:
     """Measures and writes the table."""
     torch.set_num_threads(threads)
     warnings.simplefilter("ignore")
-    found, needs, limits = {}, {}, []
+    found, needs, limits, copies, ones = {}, {}, [], [], {}
     for name in networks.split(","):
-        one = subject(name, data, torch.device(device))
+        ones[name] = one = subject(name, data, torch.device(device))
         needs[name] = gflop_an_image(one)
         limits.append(matrix_gflops())
+        copies.append(copied_gib())
         found[name] = rates(one, photographs(data, one.classifier, 1), rounds)
         click.echo(f"{name}: " + "; ".join(f"{way} {median(rate):.1f}" for way, rate in found[name].items()), err=True)
     about = conditions(torch.device(device))
     out.mkdir(parents=True, exist_ok=True)
+    thin = {name: layered(one, max(limits), max(copies)) for name, one in ones.items()} if device == "cpu" else {}
     (out / "ladder.json").write_text(
-        json.dumps({"rates": found, "gflop_an_image": needs, "matrix_gflops": limits, "conditions": about}, indent=1) + "\n",
+        json.dumps(
+            {"rates": found, "gflop_an_image": needs, "matrix_gflops": limits, "copied_gib": copies, "layered": thin, "conditions": about},
+            indent=1,
+        )
+        + "\n",
         encoding="utf-8",
     )
     rows = [[way, *(spread(found[name][way]) for name in found)] for way in RUNGS]
     if device == "cpu":
         most = {name: max(limits) / needs[name] for name in found}
-        rows.append(["at the rate of one large matrix product (the limit of float32)", *(number(most[name]) for name in found)])
-        ratios = {name: most[name] / median(found[name][next(iter(RUNGS))]) for name in found}
+        rows.append(
+            [
+                "at the rate of one large matrix product (the limit of direct convolution in float32)",
+                *(number(most[name]) for name in found),
+            ]
+        )
+        way = "layer by layer, each no faster than that or than its tensors can be moved"
+        rows.append([way, *(number(thin[name]) for name in found)])
+        ratios = {name: thin[name] / median(found[name][next(iter(RUNGS))]) for name in found}
         rows.append(["the most that any way could gain over the first row, ×", *(number(ratios[name]) for name in found)])
     text = (
         "# What each way of running forwards brings\n\nImages a second of the network alone at 224 px, by turns; median [lowest, highest]. "

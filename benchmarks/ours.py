@@ -15,13 +15,14 @@ from xattn.explainers import Maps
 
 METRICS = ("average-drop", "average-gain", "average-increase", "insertion", "deletion")
 CAMS = ("grad-cam", "grad-cam++", "score-cam")
+effort: Literal["full", "auto"] = "full"  # "auto" takes what was measured before
 LEVELS: tuple[Literal["exact", "fast"], ...] = ("exact", "fast")
 
 
 @cache
 def predictor(classifier: xattn.Classifier, level: Literal["exact", "fast"]) -> Predictor:
     """The network as a level runs it here, measured once."""
-    return fastest(classifier, level, "full")
+    return fastest(classifier, level, effort)
 
 
 def ways(classifier: xattn.Classifier, level: Literal["exact", "fast"], chunks: Sequence[int]) -> list[Predictor]:

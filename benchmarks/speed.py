@@ -25,7 +25,7 @@ import click
 import ours
 import torch
 from first import adaptive, start
-from jobs import JOBS, Claim, Contender, Job, bare
+from jobs import JOBS, Claim, Contender, Job, bare, xattn_at
 from measure import busy_share, clocked, conditions, forward_alone, forwards, interleaved, peak_mib
 from speed_page import page
 from subjects import TINY, WEIGHTS, Subject, photographs, subject
@@ -117,10 +117,12 @@ def judged(entry: dict[str, Any], claims: tuple[Claim, ...]) -> None:
 
 
 def peak_of(contender: Contender, one: Subject, batch: tuple[Tensor, Tensor]) -> float:
-    """In a process that has loaded the network and run it once, and has measured how to run it."""
+    """In a process that has loaded the network and run it once, as it was measured before to run best."""
+    ours.effort = "auto"
     one.classifier.predict(batch[0][:1])
-    for level in ours.LEVELS if contender.name.startswith("xattn") else ():
-        ours.predictor(one.classifier, level)(batch[0][:1])
+    for level in ours.LEVELS:
+        if contender.name == xattn_at(level):
+            ours.predictor(one.classifier, level)(batch[0][:1])
     return peak_mib(lambda: contender.run(*batch), one.classifier.device)
 
 
@@ -246,7 +248,9 @@ def main(
         )
     if with_page:
         results.mkdir(parents=True, exist_ok=True)
-        (results / "README.md").write_text(page(kept.entries), encoding="utf-8")
+        ladder = results / "ladder.json"
+        limits = json.loads(ladder.read_text(encoding="utf-8")) if ladder.exists() else None
+        (results / "README.md").write_text(page(kept.entries, limits), encoding="utf-8")
         say(f"{results / 'README.md'}")
 
 

@@ -106,7 +106,29 @@ def _checks(entry: Entry) -> str:
     return table(("checked first", "found", "bound", ""), rows)
 
 
-def section(entry: Entry) -> str:
+def _limit(entry: Entry, ladder: Entry) -> str:
+    """What the forwards of xattn would take at the machine's limits, and the others beside that; empty where the ladder tells nothing."""
+    network, conditions = entry["network"], entry["conditions"]
+    same = all(ladder["conditions"][key] == conditions[key] for key in ("processor", "threads", "device"))
+    ours = entry["contenders"].get("passes alone, exact")
+    if not same or ours is None or network not in ladder["rates"]:
+        return ""
+    passes = ours["passes"]
+    product = passes * ladder["gflop_an_image"][network] / max(ladder["matrix_gflops"])
+    layers = passes / ladder["layered"][network]
+    beside = []
+    for name, found in entry["contenders"].items():
+        if not name.startswith(("xattn", "passes")):
+            each = median([seconds / images for seconds, images in zip(found["seconds"], found["images"], strict=True)])
+            beside.append(f"{name} {number(each / product)} and {number(each / layers)}")
+    return (
+        f"**The limit of direct convolution in float32 here** ([ladder](ladder.md)): {number(passes)} forwards "
+        f"at the rate of one large matrix product take {number(product)} s, layer by layer no faster than tensors can be moved "
+        f"{number(layers)} s. Times as long as these: {'; '.join(beside)}."
+    )
+
+
+def section(entry: Entry, ladder: Entry | None = None) -> str:
     """One job on one network."""
     conditions = entry["conditions"]
     where = conditions["gpu"] or f"{conditions['processor']}, {conditions['threads']} of {conditions['cores']} cores"
@@ -114,7 +136,9 @@ def section(entry: Entry) -> str:
     parts = [f"## {entry['title']}: {entry['network']}{weights}", entry["about"]]
     if "left out" in entry:
         parts.append(f"Not measured: {entry['left out']}")
+    limit = _limit(entry, ladder) if ladder else ""
     parts += [make(entry) for make, of in ((_claims, "claims"), (_contenders, "contenders"), (_checks, "checks")) if entry[of]]
+    parts += [limit] if limit else []
     pairs = max((len(found["seconds"]) for found in entry["contenders"].values()), default=0)
     images = next((found["images"][0] for found in entry["contenders"].values() if found["images"]), 0)
     work = f"{pairs} pairs of {images} images, {entry['images a forward']} images a forward. " if "images a forward" in entry else ""
@@ -125,8 +149,8 @@ def section(entry: Entry) -> str:
     return "\n\n".join(parts)
 
 
-def page(entries: Sequence[Entry]) -> str:
-    """All jobs."""
+def page(entries: Sequence[Entry], ladder: Entry | None = None) -> str:
+    """All jobs; `ladder` is what `ladder.py` left, where it ran."""
     smoke = any(entry["smoke"] for entry in entries)
     parts = [
         "# Speed beside other libraries",
@@ -139,4 +163,4 @@ def page(entries: Sequence[Entry]) -> str:
     if smoke:
         parts.append("**Some of this was made with `--smoke`, at toy size: it shows that the benchmark runs, nothing else.**")
     parts.append("BR-NPA beside B-CNN: [heads](../heads-alone.md), made by `benchmarks/heads.py`.")
-    return "\n\n".join([*parts, *(section(entry) for entry in entries)]) + "\n"
+    return "\n\n".join([*parts, *(section(entry, ladder) for entry in entries)]) + "\n"

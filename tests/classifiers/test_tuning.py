@@ -12,6 +12,7 @@ import xattn
 from tests import networks
 from xattn.classifiers import Classifier, Predictor, Tuning, fastest, tuned
 from xattn.classifiers import tuning as module
+from xattn.classifiers.bench import Bench
 from xattn.errors import InputError, SettingError
 
 
@@ -64,6 +65,26 @@ def test_compilation_is_kept_for_work_that_pays_for_it() -> None:
     assert module._for_work(kept, 1_000_000).tuning == Tuning(8, compiled=True)
     untried = module.Tuned(Tuning(8), "exact", "kept", {str(Tuning(8)): 100.0})
     assert module._for_work(untried, 1_000_000) is None
+
+
+@pytest.mark.parametrize(
+    ("rates", "chunk"),
+    [
+        ({8: 10.0, 16: 20.0, 32: 20.1}, 16),  # not for a gain within noise
+        ({8: 10.0, 16: 10.1, 4: 10.0, 2: 9.9}, 4),  # the smaller of two that are as fast: it holds less
+        ({8: 10.0, 16: 9.0, 4: 9.9}, 8),
+    ],
+)
+def test_a_forward_is_larger_where_that_is_faster_and_smaller_where_it_is_no_slower(
+    tiny: Classifier, rates: dict[int, float], chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def timed(self: Bench, tuning: Tuning, _predictor: Predictor) -> float:
+        rate = rates[tuning.chunk] if tuning.memory_format == "channels-last" and not tuning.folded else 0.0
+        self.rates[str(tuning)] = rate
+        return rate
+
+    monkeypatch.setattr(Bench, "_timed", timed)
+    assert Bench(tiny, "exact", networks.pictures(4), 32).best(Tuning(8), compiling=False).chunk == chunk
 
 
 @pytest.mark.usefixtures("measuring")

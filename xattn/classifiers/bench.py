@@ -64,28 +64,28 @@ class Bench:
         return any(type(module) in NORMS for module in self.classifier.network.modules())
 
     def _climb(self, best: Tuning, turns: int = 8) -> Tuning:
-        """Doubles, else halves, the chunk as long as that is faster."""
-        for factor in (2.0, 0.5):
+        """Doubles the chunk as long as that is faster; else halves it as long as that is no slower, since a smaller one holds less."""
+        for factor, gain in ((2.0, GAIN), (0.5, 1.0)):
             start = best
             for _ in range(turns):
                 chunk = int(best.chunk * factor)
                 if not 1 <= chunk <= self.largest:
                     break
-                last, best = best, self._better(best, [replace(best, chunk=chunk)])
+                last, best = best, self._better(best, [replace(best, chunk=chunk)], gain)
                 if best == last:
                     break
             if best != start:
                 break
         return best
 
-    def _better(self, best: Tuning, others: list[Tuning]) -> Tuning:
+    def _better(self, best: Tuning, others: list[Tuning], gain: float = GAIN) -> Tuning:
         """The fastest; another has to be faster by more than noise, side by side."""
         for other in others:
-            if self._is_faster(other, best):
+            if self._is_faster(other, best, gain):
                 best = other
         return best
 
-    def _is_faster(self, other: Tuning, best: Tuning) -> bool:
+    def _is_faster(self, other: Tuning, best: Tuning, gain: float) -> bool:
         rival = self._ready(other)
         champion = self._ready(best)
         if rival is None or champion is None:
@@ -94,7 +94,7 @@ class Bench:
             rates = [self._timed(other, rival), self._timed(best, champion)]
             if rates[0] < HOPELESS * rates[1]:
                 break
-        is_faster = self.rates[str(other)] > GAIN * self.rates[str(best)]
+        is_faster = self.rates[str(other)] >= gain * self.rates[str(best)]
         self.predictors.pop(str(best if is_faster else other))  # never more than two at a time: each may hold weights of its own
         return is_faster
 
