@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
+from unittest import mock
 
 import ours
 import rivals
@@ -11,6 +13,7 @@ from subjects import Subject
 from torch import Tensor
 from torch.nn import functional
 
+from xattn.explainers import score_cam
 from xattn.metrics import average_drop, average_increase, deletion, insertion, to_masks
 from xattn.metrics.looks import Baseline, baseline_images
 
@@ -70,12 +73,13 @@ def of_maps(subject: Subject, images: Tensor, targets: Tensor, method: str, batc
         pairs = ((at_grad_cam, by_grad_cam), (at_torch_cam, by_torch_cam))
         return [Check(f"{what}, {of[0]}", of, float((a - b).abs().max()), bound) for of, (a, b) in pairs]
     if method == "score-cam":
+        with mock.patch.object(score_cam, "functional", SimpleNamespace(interpolate=_aligned, pad=functional.pad)):
+            as_they_do = _masks(ours.maps(plain.classifier, images, targets, [spec], "exact").raw[spec], size)
+        aligned, apart, order = _correlation(as_they_do, by_grad_cam[1]), _correlation(*by_grad_cam), _correlation(*by_torch_cam)
         return [
-            Check(f"{method}: correlation, pytorch-grad-cam, which upsamples with aligned corners", at_grad_cam, c, 0.99, at_least=True)
-            for c in [_correlation(*by_grad_cam)]
-        ] + [
-            Check(f"{method}: correlation, torch-cam, which min-maxes before it upsamples", at_torch_cam, c, 0.99, at_least=True)
-            for c in [_correlation(*by_torch_cam)]
+            Check(f"{method}: correlation, pytorch-grad-cam, both upsampling with aligned corners", at_grad_cam, aligned, 0.999, True),
+            Check(f"{method}: correlation, pytorch-grad-cam, ours upsampling without", at_grad_cam, apart, None),
+            Check(f"{method}: correlation, torch-cam, which min-maxes before it upsamples", at_torch_cam, order, 0.99, True),
         ]
     return [
         Check(
@@ -83,6 +87,11 @@ def of_maps(subject: Subject, images: Tensor, targets: Tensor, method: str, batc
         ),
         Check(f"{method}: correlation, torch-cam, which does not divide", at_torch_cam, _correlation(*by_torch_cam), None),
     ]
+
+
+def _aligned(maps: Tensor, size: tuple[int, int], mode: str, align_corners: bool) -> Tensor:
+    """pytorch-grad-cam's upsampling in the place of ours."""
+    return functional.interpolate(maps, size=size, mode=mode, align_corners=True)
 
 
 def _noise(images: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ import xattn
 from xattn.classifiers import Predictor, Tuning
 from xattn.errors import XattnError
 
-TOLERANCE, ASKED = 2.0, 0.5  # points of an image's area, of a table's cell
+TOLERANCES, ASKED = {"insertion": 2.0, "deletion": 1.0}, 0.5  # points of an image's area, of a table's cell
 CELL = "the mean over the images"
 FIRST_MAP = """
 import xattn
@@ -39,10 +39,10 @@ COMMANDS: dict[str, list[str]] = {
 
 def adaptive(subject: Subject, images: Tensor, say: Callable[[str], None]) -> dict[str, Any]:
     """Passes and areas of adaptive insertion and deletion beside the full curves', image by image; a forward holds one image."""
-    full, short = (("insertion", "deletion"), (f"insertion:tolerance={TOLERANCE}", f"deletion:tolerance={TOLERANCE}"))
+    full, short = tuple(TOLERANCES), tuple(f"{metric}:tolerance={points:g}" for metric, points in TOLERANCES.items())
     passes: dict[str, list[int]] = {spec: [] for spec in full + short}
     areas: dict[str, list[float]] = {spec: [] for spec in full + short}
-    about = f"Of Grad-CAM, on {len(images)} images; passes of each metric by itself, without those of the map."
+    about = f"{' and '.join(short)}, of Grad-CAM, on {len(images)} images; passes of each metric by itself, without those of the map."
     entry: dict[str, Any] = {"job": "adaptive", "title": "Adaptive insertion and deletion", "about": about, "checks": [], "contenders": {}}
     claims = [
         {"text": f"passes of adaptive over full, {metric}", "of": [], "ratios": [], "target": 0.25, "at_least": False} for metric in full

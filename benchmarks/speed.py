@@ -60,15 +60,21 @@ def others(one: Subject, images: Tensor) -> Tensor:
     return found
 
 
-def measured(name: str, job: Job, one: Subject, batches: list[tuple[Tensor, Tensor]], chunks: tuple[int, ...]) -> dict[str, Any]:
-    """Checks, then times."""
-    device = one.classifier.device
+def checked(job: Job, batches: list[tuple[Tensor, Tensor]]) -> list[dict[str, Any]]:
+    """Whether the contenders compute the same."""
     pictures, targets = batches[0]
     if len(pictures) < CHECKED and len(batches) > 1:
         pictures, targets = (torch.cat([batches[0][part], batches[1][part]]) for part in (0, 1))
     checks = job.checks(pictures[:CHECKED], targets[:CHECKED])
     for check in checks:
         say(f"{check.what}: {check.found:.3g} ({'told' if check.agrees is None else 'agrees' if check.agrees else 'DIFFERS'})")
+    return [asdict(check) | {"agrees": check.agrees} for check in checks]
+
+
+def measured(name: str, job: Job, one: Subject, batches: list[tuple[Tensor, Tensor]], chunks: tuple[int, ...]) -> dict[str, Any]:
+    """Checks, then times."""
+    device = one.classifier.device
+    checks = checked(job, batches)
     alone: dict[str, list[float]] = {level: [] for level in job.alone}
     throughput: dict[str, list[dict[str, float]]] = {level: [] for level in job.alone}
     own_ways = {level: ours.ways(one.classifier, level, chunks) for level in job.alone}
@@ -93,7 +99,7 @@ def measured(name: str, job: Job, one: Subject, batches: list[tuple[Tensor, Tens
         "job": name,
         "title": job.title,
         "about": job.about,
-        "checks": [asdict(check) | {"agrees": check.agrees} for check in checks],
+        "checks": checks,
         "contenders": contenders,
         "seconds an image of a forward alone": throughput,
         "tuning": {level: str(ours.predictor(one.classifier, level).tuning) for level in job.alone},
@@ -139,6 +145,11 @@ def peaks(contenders: Sequence[Contender], given: list[str]) -> dict[str, float]
     return found
 
 
+def key(of: dict[str, Any]) -> tuple[object, ...]:
+    """What a later entry replaces an earlier one by."""
+    return of["job"], of["network"], of["conditions"]["device"], of["conditions"]["threads"]
+
+
 class Kept:
     """OUT/speed.json: written after every job, whole."""
 
@@ -147,9 +158,6 @@ class Kept:
         self.entries: list[dict[str, Any]] = json.loads(self.path.read_text(encoding="utf-8"))["entries"] if self.path.exists() else []
 
     def put(self, entry: dict[str, Any]) -> None:
-        def key(of: dict[str, Any]) -> tuple[object, ...]:
-            return of["job"], of["network"], of["conditions"]["device"], of["conditions"]["threads"]
-
         self.entries = [old for old in self.entries if key(old) != key(entry)] + [entry]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = self.path.with_suffix(".tmp")
@@ -172,6 +180,7 @@ def listed(_: click.Context, __: click.Parameter, value: str | None) -> list[str
 @click.option("--threads", default=1, show_default=True)
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--data", type=click.Path(path_type=Path), envvar="XATTN_DATA", default=DATA)
+@click.option("--recheck", is_flag=True, help="Make the checks of what was measured anew, and keep the times.")
 @click.option("--memory/--no-memory", default=True, show_default=True)
 @click.option("--page", "with_page", is_flag=True, help=f"Make {RESULTS.relative_to(RESULTS.parents[2])}/README.md of the JSON.")
 @click.option("--results", type=click.Path(path_type=Path), default=RESULTS)
@@ -188,6 +197,7 @@ def main(
     threads: int,
     device: str,
     data: Path,
+    recheck: bool,
     memory: bool,
     with_page: bool,
     results: Path,
@@ -222,6 +232,11 @@ def main(
                 click.echo(peak_of(next(contender for contender in job.contenders if contender.name == alone), one, batches[0]))
                 return
             say(f"== {name} on {network}, {own_batch} images a forward")
+            if recheck:
+                before = next((old for old in kept.entries if key(old) == (name, network, place.type, threads)), None)
+                if before is not None:
+                    kept.put(before | {"checks": checked(job, batches)})
+                continue
             entry = measured(name, job, one, batches, chunks)
             if memory:
                 again = ["--only", name, "--networks", network, "--images", str(len(batches[0][0])), "--batch", str(own_batch)]

@@ -1,16 +1,19 @@
-"""Where a curve is worth looking at: at its quarters first, then between the points where it bends the most."""
+"""Where a curve is worth looking at: at a few points first, then between those where it bends the most."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-FIRST = 4
+QUARTERS, HALVINGS = (1 / 4, 1 / 2, 3 / 4), (1 / 2, 1 / 4, 1 / 8, 1 / 16)
 
 
-def first_points(count: int) -> Tensor:
-    """The steps to begin with, of `count` with the ends: those that cut the curve into FIRST pieces."""
-    return torch.linspace(0, count - 1, FIRST + 1)[1:-1].round().long().unique() if count > 2 else torch.empty(0, dtype=torch.long)
+def first_points(count: int, *, early: bool) -> Tensor:
+    """The steps to begin with, of `count` with the ends, which are left out: the quarters; or halves towards the beginning where most
+    happens there, as a network forgets its target with the first pixels that are taken from it."""
+    last = count - 1
+    points = torch.tensor([round(last * share) for share in (HALVINGS if early else QUARTERS)]).unique()
+    return points[(points > 0) & (points < last)]
 
 
 def spanned(p: Tensor, shares: Tensor) -> Tensor:

@@ -213,7 +213,7 @@ class _Line:
         """The first steps to look at: all between the ends, or some."""
         steps = torch.arange(1, len(self.ordered.cuts) - 1, device=self.rows.device)
         if self.look.tolerance is not None:
-            steps = first_points(len(self.ordered.cuts)).to(steps)
+            steps = first_points(len(self.ordered.cuts), early=not self.look.insertion).to(steps)
         return self._at(self.rows.repeat_interleave(len(steps)), steps.repeat(len(self.rows)))
 
     def more(self) -> _Job | None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from tests import networks
 from xattn import metrics as m
 from xattn.errors import InputError
+from xattn.metrics.adaptive import first_points
 from xattn.metrics.curves import Deletion, Insertion
 from xattn.metrics.perturbation import look_at
 
@@ -56,11 +57,21 @@ def test_a_smooth_curves_area_lies_within_the_tolerance_for_fewer_forwards(curve
     assert some < 0.9 * whole
 
 
-def test_a_straight_line_costs_its_quarters_and_is_exact() -> None:
+def test_a_straight_line_costs_its_first_points_and_is_exact() -> None:
     full, _ = areas(CURVES["straight"], None)
     found, some = areas(CURVES["straight"], 0.5)
     assert found == pytest.approx(full, abs=1e-9)
-    assert some == 2 + 3  # the image, its baseline, three points between
+    assert some == 2 + 4  # the image, its baseline, four points between
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5, 29, 197])
+@pytest.mark.parametrize("early", [True, False])
+def test_the_first_points_lie_between_the_ends_and_early_ones_at_the_beginning(count: int, early: bool) -> None:
+    points = first_points(count, early=early).tolist()
+    assert points == sorted(set(points))
+    assert all(0 < point < count - 1 for point in points)
+    if count == 29:
+        assert points == ([2, 4, 7, 14] if early else [7, 14, 21])
 
 
 def test_a_smaller_tolerance_costs_more_and_comes_nearer() -> None:
@@ -91,8 +102,8 @@ def test_between_the_steps_that_were_looked_at_the_curve_is_straight() -> None:
     images = torch.ones(1, 3, SIZE, SIZE, dtype=torch.float64)
     predict = Counted(CURVES["steep"])
     seen = look_at(predict, images, torch.tensor([0]), {"": masks}, [curve], mean=torch.zeros(3), chunk=1)[""].curve(curve)
-    quarter = seen.p[0, :9]
-    assert torch.allclose(quarter.diff(), (quarter[-1] - quarter[0]) / 8 * torch.ones(8, dtype=torch.float64))
+    stretch = seen.p[0, 8:17]
+    assert torch.allclose(stretch.diff(), (stretch[-1] - stretch[0]) / 8 * torch.ones(8, dtype=torch.float64))
     assert not seen.p.isnan().any()
 
 
