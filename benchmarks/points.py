@@ -119,7 +119,12 @@ def steady(written: Sequence[float], workers: int) -> float:
 
 
 def engine(data: Path, folder: Path, count: int, network: str, actors: int) -> dict[str, Any]:
-    """A study by so many actors of Ray, or by this process for 0; `seconds` are those of a steady stretch, for all images."""
+    """A study by so many actors of Ray, of one CPU and thread each, or by this process for 0; `seconds` are those of a steady stretch, for
+    all images."""
+    if actors:
+        import ray
+
+        ray.init(address="local", num_cpus=actors, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     more = {} if actors == 0 else {"engine": "ray", "actors": actors}
     study = _study(_network(network, data), CURVES, pictures(data, folder, count), folder / f"engine-{actors}", **more)
     whole = _clock(study.run)

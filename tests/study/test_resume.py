@@ -1,6 +1,6 @@
 """kill -9 at random moments of a run, then the same command again: nothing is lost and nothing changes.
 
-One kill as the folder appears and five later; XATTN_KILLS=20 for twenty.
+One kill as the folder appears and three later; XATTN_KILLS=20 for twenty.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from PIL import Image
 
 from tests import networks
 
-KILLS = int(os.environ.get("XATTN_KILLS", "5"))
+KILLS = int(os.environ.get("XATTN_KILLS", "3"))
 
 
 def command(images: Path, out: Path) -> list[str]:
