@@ -10,6 +10,7 @@ import importlib
 import json
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,7 +23,7 @@ import xattn
 from tests import networks
 from xattn.classifiers import Classifier
 from xattn.cli import main
-from xattn.errors import InputError, UnsupportedError
+from xattn.errors import InputError, RunError, UnsupportedError
 from xattn.study.compare import compare_runs
 
 ray = pytest.importorskip("ray", reason="the engine's package is not installed: pip install 'xattn[ray]'")
@@ -101,6 +102,24 @@ def test_two_actors_one_of_them_killed_go_on_with_a_run_and_end_in_its_bytes(
     assert kept.stat().st_mtime_ns == before
     assert not list((tmp_path / "run").rglob("*.unfinished"))
     assert plan.classifiers[0].network.fate == fate, "the driver's own network is as it was"
+
+
+def test_a_cluster_that_is_gone_is_said_to_be_and_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    engine._refuse_a_cluster_that_is_gone()  # none is told of: one is made of this machine
+    (tmp_path / "ray").mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = "{}:{}".format(*server.getsockname())
+        (tmp_path / "ray" / "ray_current_cluster").write_text(address)
+        engine._refuse_a_cluster_that_is_gone()
+    with pytest.raises(RunError, match=rf"no Ray cluster answers at {address} .*ray_current_cluster' says .*`ray stop`"):
+        engine._refuse_a_cluster_that_is_gone()
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(RunError, match="where RAY_ADDRESS says"):
+        engine._refuse_a_cluster_that_is_gone()
+    monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
+    engine._refuse_a_cluster_that_is_gone()  # Ray's client says itself what does not answer
 
 
 @pytest.mark.usefixtures("_cluster")

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 ORDER = 16  # batches that an actor is given at once, at most: they are decoded ahead of the computing
 ORDERS_EACH = 8  # orders an actor, at least, where there are batches enough: the last ones end at about the same time
+ANSWERS_S = 10.0  # in which a cluster that is there takes a connection
 DEATHS = 5  # times that an actor may die of the same batches before the run stops
 
 
@@ -74,6 +75,7 @@ def _connected() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    _refuse_a_cluster_that_is_gone()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ part writes to stderr whatever Python's loggers are told
     ray.init(logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False)
@@ -81,6 +83,27 @@ def _connected() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _refuse_a_cluster_that_is_gone() -> None:
+    """Ray waits for minutes, and says nothing, for a cluster that ended without `ray stop`: what that one wrote down is still there.
+
+    Raises:
+        RunError: where a cluster is told of, nothing answers.
+    """
+    place = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp", "ray", "ray_current_cluster")
+    told = os.environ.get("RAY_ADDRESS", "auto")
+    address, source = (told, "RAY_ADDRESS") if told != "auto" else (place.read_text().strip() if place.exists() else "", f"'{place}'")
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or "://" in address:  # none is told of, or in words that Ray looks into itself
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=ANSWERS_S).close()
+    except OSError as error:
+        raise RunError(
+            f"no Ray cluster answers at {address} ({error}), where {source} says that one is. Start it, or let it be forgotten: "
+            "`ray stop`, or unset RAY_ADDRESS."
+        ) from error
 
 
 def _share(actors: int | None, device: str) -> _Share:
