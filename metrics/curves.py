@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Self
@@ -60,7 +61,7 @@ def _settled(base: Baseline, fill: Colour | None, blur: int | None) -> Baseline:
 
 
 @dataclass(frozen=True)
-class _Curved:
+class _Curved(ABC):
     """Settings of a metric along a curve.
 
     Attributes:
@@ -78,9 +79,9 @@ class _Curved:
             raise InputError(f"a step needs at least one pixel; got {self.step}.")
 
     @property
+    @abstractmethod
     def whole(self) -> Curve:
         """The curve, every step of it looked at."""
-        raise NotImplementedError
 
     @property
     def curve(self) -> Curve:
