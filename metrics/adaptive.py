@@ -12,7 +12,7 @@ def first_points(count: int, *, early: bool) -> Tensor:
     """The steps to begin with, of `count` with the ends, which are left out: the quarters; or halves towards the beginning where most
     happens there, as a network forgets its target with the first pixels that are taken from it."""
     last = count - 1
-    points = torch.tensor([round(last * share) for share in (HALVINGS if early else QUARTERS)]).unique()
+    points: Tensor = torch.tensor([round(last * share) for share in (HALVINGS if early else QUARTERS)]).unique()
     return points[(points > 0) & (points < last)]
 
 
