@@ -69,9 +69,9 @@ def _files(given: str) -> list[NamedImage]:
     if path.is_dir():
         return [NamedImage(file.relative_to(path).as_posix(), file) for file in _walk(path)]
     if path.suffix.lower() == ".csv" and path.is_file():
-        listed = [NamedImage(name, path.parent / name, label) for name, label in _read_csv(given).items()]
-        inside = all(os.path.abspath(image.path or "").startswith(os.path.abspath(path.parent) + os.sep) for image in listed)
-        return listed if inside else _by_common_root(listed)
+        rows = [NamedImage(name, path.parent / name, label) for name, label in _read_csv(given).items()]
+        inside = all(os.path.abspath(image.path or "").startswith(os.path.abspath(path.parent) + os.sep) for image in rows)
+        return rows if inside else _by_common_root(rows)
     if path.is_file():
         return [NamedImage(path.name, path)]
     matches = sorted(Path(match) for match in glob.glob(given, recursive=True)) if glob.has_magic(given) else []
@@ -91,8 +91,8 @@ def _at_url(given: str) -> list[NamedImage]:
         raise InputError(f"'{given}' is no file, no folder, and no pattern that matches one.")
     if given.lower().endswith(".csv") and found[0].name == PurePosixPath(given).name:
         below = urls.parent(given)
-        listed = [NamedImage(name, urls.joined(below, name), label) for name, label in _read_csv(given).items()]
-        return listed if all(str(image.path).startswith(f"{below}/") for image in listed) else _by_common_root(listed)
+        rows = [NamedImage(name, urls.joined(below, name), label) for name, label in _read_csv(given).items()]
+        return rows if all(str(image.path).startswith(f"{below}/") for image in rows) else _by_common_root(rows)
     shown = [file for file in found if not any(part.startswith(".") for part in file.name.split("/"))]
     return [NamedImage(file.name, file.url, size=file.size) for file in shown if PurePosixPath(file.name).suffix.lower() in SUFFIXES]
 
@@ -147,6 +147,11 @@ def _label(text: str | None) -> int | str | None:
 
 
 def labelled(images: list[NamedImage], path: str) -> list[NamedImage]:
+    """The images with their labels of a CSV.
+
+    Raises:
+        InputError: it cannot be read, or has none for some image.
+    """
     labels = _read_csv(path)
     without = [image.name for image in images if labels.get(image.name) is None]
     if without:
