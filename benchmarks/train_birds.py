@@ -53,10 +53,10 @@ class Kept(SketchBirds):
 
 @cache
 def birds(count: int, seed: int = 0, spurious: float | None = None) -> Labelled:
-    """Training pictures, with whole birds for validation."""
+    """Training pictures, with whole birds for validation: 800, or no more than are trained on."""
     return replace(
         open_data(Kept("train", count, seed=seed, spurious=spurious)),
-        validation=open_data(Kept("validation", 800, seed=seed, spurious=spurious)),
+        validation=open_data(Kept("validation", min(800, count), seed=seed, spurious=spurious)),
     )
 
 

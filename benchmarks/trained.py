@@ -39,6 +39,7 @@ class Budget:
         tested: birds that accuracy is of.
         explained: birds that are explained and scored.
         true: birds whose true effects are found.
+        precision: of the trainings, as Lightning takes it.
     """
 
     count: int = 4000
@@ -50,9 +51,12 @@ class Budget:
     tested: int = 1600
     explained: int = 200
     true: int = 200
+    precision: str = "bf16-mixed"
 
 
-SMOKE = Budget(count=192, epochs=1, tuned=1, stream=1, seeds=(0, 1), numbers=(1, 3), tested=32, explained=2, true=3)
+SMOKE = Budget(  # in float32: processors without bfloat16 train many times slower in it
+    count=128, epochs=1, tuned=1, stream=1, seeds=(0, 1), numbers=(1, 3), tested=32, explained=2, true=3, precision="32-true"
+)
 
 
 class Trainings:
@@ -77,7 +81,7 @@ class Trainings:
     def _spent(self) -> dict[str, Any]:
         """What the trainings depend on."""
         recipes = {name: getattr(self, f"_{name}")().to_json() for name in ("low", "high", "stream")}
-        return {"count": self.budget.count, "pixels": drawn(), **recipes}
+        return {"count": self.budget.count, "precision": self.budget.precision, "pixels": drawn(), **recipes}
 
     def low(self, head: str, seed: int) -> xattn.Classifier:
         """Head and network from random weights."""
@@ -133,7 +137,7 @@ class Trainings:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # b-cnn's classifier is fresh, as it should be
                 classifier = begun()
-            options: dict[str, Any] = {"workers": 0, "precision": "bf16-mixed", "log_gradients": name.startswith("low")}
+            options: dict[str, Any] = {"workers": 0, "precision": self.budget.precision, "log_gradients": name.startswith("low")}
             fit(classifier, birds(self.budget.count), file, recipe=recipe, teacher=teacher, seed=seed, **options)
         classifier = xattn.load(str(file))
         classifier.name = file.stem
