@@ -349,7 +349,7 @@ def main(
     """Makes the tables in OUT, with what they need in WORK."""
     torch.set_num_threads(threads)
     out.mkdir(parents=True, exist_ok=True)
-    spent = Budget(count, epochs, tuned, stream, tuple(range(seeds)), explained=birds, true=birds)
+    spent = Budget(count, epochs=epochs, tuned=tuned, stream=stream, seeds=tuple(range(seeds)), explained=birds, true=birds)
     papers = Papers(work, SMOKE if smoke else spent)
     for name in only or TABLES:
         text = TABLES[name](papers)

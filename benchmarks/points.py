@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 import time
 import warnings
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import peak_mib, process_kib
+from measure import forwards, peak_mib, process_kib
 from PIL import Image
 from subjects import photographs
 from torch import nn
@@ -68,7 +69,7 @@ def images(data: Path, folder: Path, count: int, network: str) -> dict[str, Any]
     start = time.perf_counter()
     peak = peak_mib(lambda: study.run(), torch.device("cpu"))
     seconds = time.perf_counter() - start
-    found = {"seconds": seconds, "images": count, "peak": peak, "whole": process_kib("VmHWM") / 2**10}
+    found = {"seconds": seconds, "images": count, "size": count, "peak": peak, "whole": process_kib("VmHWM") / 2**10}
     found["stored"] = sum(file.stat().st_size for file in study.store.folder.rglob("*") if file.is_file()) / count
     found["finish"] = _clock(lambda: study.store.finish([part.spec for part in study.metrics])) / count
     source = ImageSource(pictures(data, folder, 16))
@@ -90,7 +91,7 @@ def side(data: Path, folder: Path, count: int, pixels: int) -> dict[str, Any]:
         xattn.evaluate(classifier, given, maps, metrics)
 
     classifier.predict(given[:8])
-    return {"peak": peak_mib(run, torch.device("cpu")), "seconds": _clock(run), "images": count}
+    return {"peak": peak_mib(run, torch.device("cpu")), "seconds": _clock(run), "images": count, "size": pixels**2}
 
 
 def channels(data: Path, folder: Path, count: int, wide: int) -> dict[str, Any]:
@@ -107,7 +108,9 @@ def channels(data: Path, folder: Path, count: int, wide: int) -> dict[str, Any]:
         xattn.explain(classifier, given, ["score-cam"])
 
     classifier.predict(given)
-    return {"peak": peak_mib(run, torch.device("cpu")), "seconds": _clock(run), "images": count}
+    with forwards(None) as seen:
+        peak = peak_mib(run, torch.device("cpu"))
+    return {"peak": peak, "seconds": _clock(run), "images": count, "size": sum(seen), "passes": sum(seen) / count}
 
 
 def steady(written: Sequence[float], workers: int) -> float:
@@ -118,18 +121,31 @@ def steady(written: Sequence[float], workers: int) -> float:
     return (times[-1] - times[workers - 1]) / (len(times) - workers)
 
 
-def engine(data: Path, folder: Path, count: int, network: str, actors: int) -> dict[str, Any]:
-    """A study by so many actors of Ray, of one CPU and thread each, or by this process for 0; `seconds` are those of a steady stretch, for
-    all images."""
+def engine(data: Path, folder: Path, count: int, network: str, actors: int, shard: tuple[int, int] = (1, 1)) -> dict[str, Any]:
+    """A study, or a shard of it, by so many actors of Ray, of one CPU and thread each, or by this process for 0; `seconds` are those of a
+    steady stretch, for all images."""
     if actors:
         import ray
 
         ray.init(address="local", num_cpus=actors, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     more = {} if actors == 0 else {"engine": "ray", "actors": actors}
-    study = _study(_network(network, data), CURVES, pictures(data, folder, count), folder / f"engine-{actors}", **more)
+    out = folder / f"engine-{actors}-{shard[0]}"
+    study = _study(_network(network, data), CURVES, pictures(data, folder, count), out, shard=tuple(shard), **more)
     whole = _clock(study.run)
-    written = [file.stat().st_mtime for file in (Path(study.store.folder) / "parts").glob("*.parquet")]
-    return {"seconds": steady(written, max(1, actors)) * len(written), "images": count, "whole run": whole}
+    written = [file.stat().st_mtime for file in (out / "parts").glob("*.parquet")]
+    return {"seconds": steady(written, max(1, actors)) * len(written), "images": count, "whole run": whole, "written": written}
+
+
+def shards(data: Path, folder: Path, count: int, network: str, processes: int) -> dict[str, Any]:
+    """The same study by so many processes at once, a shard each: what the machine gives to processes that share nothing."""
+    asked = {"kind": "engine", "data": str(data), "folder": str(folder), "count": count, "network": network, "actors": 0}
+    begun = [
+        subprocess.Popen([sys.executable, __file__, json.dumps(asked | {"shard": [place + 1, processes]})], stdout=subprocess.PIPE)
+        for place in range(processes)
+    ]
+    told = [json.loads(one.communicate()[0].splitlines()[-1]) for one in begun]
+    written = [moment for one in told for moment in one["written"]]
+    return {"seconds": steady(written, processes) * len(written), "images": count, "whole run": max(one["whole run"] for one in told)}
 
 
 def _clock(run: Callable[[], Any]) -> float:
@@ -138,7 +154,7 @@ def _clock(run: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-KINDS: dict[str, Callable[..., dict[str, Any]]] = {"images": images, "side": side, "channels": channels, "engine": engine}
+KINDS: dict[str, Callable[..., dict[str, Any]]] = {"images": images, "side": side, "channels": channels, "engine": engine, "shards": shards}
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

@@ -28,7 +28,12 @@ from speed_page import section
 DATA = Path(__file__).parents[2] / "shared" / "data"
 RESULTS = Path(__file__).parent / "results" / "scale"
 SIDES, CHANNELS = (64, 128, 192, 256), (64, 256, 1024)
-WORKERS = {"in this process": 0, "Ray, one worker": 1, "Ray, two workers": 2}
+WORKERS = {
+    "in this process": {"kind": "engine", "actors": 0},
+    "Ray, one worker": {"kind": "engine", "actors": 1},
+    "Ray, two workers": {"kind": "engine", "actors": 2},
+    "two processes with --shard": {"kind": "shards", "processes": 2},
+}
 
 say = partial(click.echo, err=True)
 Rounds = dict[str, list[dict[str, Any]]]
@@ -66,7 +71,7 @@ def entry(job: str, title: str, about: str, found: Rounds, claims: list[dict[str
     contenders = {
         name: {
             "note": "",
-            "passes": None,
+            "passes": ones[0].get("passes"),
             "images": [one["images"] for one in ones],
             "seconds": [one["seconds"] for one in ones],
             "peak": [one["peak"] for one in ones if "peak" in one],
@@ -90,27 +95,33 @@ def claim(text: str, ratios: list[float], target: float, *, at_least: bool = Fal
     return {"text": text, "of": [], "ratios": ratios, "target": target, "at_least": at_least, "worst": worst}
 
 
-def over_images(found: Rounds, counts: list[int]) -> list[dict[str, Any]]:
-    """Whether the slope of time over images stays, and the memory."""
-    ones = [found.get(f"{count:,} images", []) for count in counts]
+def growth(found: Rounds, of: str, memory: str | None, what: str = "") -> list[dict[str, Any]]:
+    """Whether the slope of time over the size of a point stays, and the memory.
+
+    Args:
+        found: the points of a scale, of growing size.
+        of: what the size counts.
+        memory: which figure has to stay; None: memory may grow.
+        what: that figure in words.
+    """
     bends, flat = [], []
-    for one in zip(*ones, strict=False):  # a count that failed leaves nothing to compare
-        slopes = [(b["seconds"] - a["seconds"]) / (b["images"] - a["images"]) for a, b in pairwise(one)]
+    for one in zip(*found.values(), strict=True):
+        slopes = [(b["seconds"] - a["seconds"]) / (b["size"] - a["size"]) for a, b in pairwise(one)]
         bends += [abs(slope / slopes[-1] - 1) for slope in slopes[:-1]]
-        flat += [each["whole"] / one[0]["whole"] - 1 for each in one[1:]]
-    return [
-        claim("seconds an image between two counts, |change| of the slope", bends, 0.05),
-        claim("peak memory of the process over that with the fewest images, growth", flat, 0.02, worst=True),
-    ]
+        flat += [] if memory is None else [each[memory] / one[0][memory] - 1 for each in one[1:]]
+    claims = [claim(f"seconds {of} between two points, |change| of the slope", bends, 0.05)]
+    return claims if memory is None else [*claims, claim(f"{what} over that of the smallest, growth", flat, 0.02, worst=True)]
 
 
 def over_workers(found: Rounds) -> list[dict[str, Any]]:
-    here, one, two = (found.get(name, []) for name in WORKERS)
+    here, one, two, apart = (found.get(name, []) for name in WORKERS)
     gain = [a["seconds"] / b["seconds"] for a, b in zip(one, two, strict=False)]
     cost = [a["seconds"] / b["seconds"] - 1 for a, b in zip(one, here, strict=False)]
+    beside = [a["seconds"] / b["seconds"] - 1 for a, b in zip(two, apart, strict=False)]
     return [
         claim("two workers over one, speed-up", gain, 1.85, at_least=True),
         claim("Ray with one worker over this process, overhead", cost, 0.05),
+        claim("Ray with two workers over two processes that share nothing, overhead", beside, 0.05),
     ]
 
 
@@ -204,21 +215,24 @@ def main(
         points = {f"{count:,} images": base | {"kind": "images", "count": count, "network": "birds:gap"} for count in sizes}
         found = by_turns(points, rounds)
         about = "A study of Grad-CAM and Grad-CAM++ by average drop and gain, the photographs over and over, from files to tables."
-        keep(entry("images", "Over images", about, found, over_images(found, sizes)), "birds:gap")
+        keep(entry("images", "Over images", about, found, growth(found, "an image", "whole", "peak memory of the process")), "birds:gap")
     if "side" in kinds:
         points = {f"{pixels}²": base | {"kind": "side", "count": 2, "pixels": pixels} for pixels in SIDES}
         about = "Grad-CAM, insertion and deletion of 2 images at once, in as many steps whatever the size."
-        keep(entry("side", "Over image size", about, by_turns(points, rounds), []), "birds:gap")
+        found = by_turns(points, rounds)
+        keep(entry("side", "Over image size", about, found, growth(found, "a pixel", None)), "birds:gap")
     if "channels" in kinds:
         points = {f"{wide} channels": base | {"kind": "channels", "count": 4, "wide": wide} for wide in CHANNELS}
         about = "Score-CAM of 4 images; one small trunk, a last map of so many channels."
-        keep(entry("channels", "Over channels", about, by_turns(points, rounds), []), "random")
+        found = by_turns(points, rounds)
+        claims = growth(found, "a forward", "peak", "peak memory above the network's")
+        keep(entry("channels", "Over channels", about, found, claims), "random")
     if "engine" in kinds:
-        asked = base | {"kind": "engine", "network": network}
-        first = point(**asked, count=32, actors=0)
+        asked = base | {"network": network}
+        first = point(**asked, **WORKERS["in this process"], count=32)
         if first is not None:
-            count = max(64, int(60 * minutes / (first["seconds"] / first["images"])) // 8 * 8)
-            found = by_turns({name: asked | {"count": count, "actors": actors} for name, actors in WORKERS.items()}, rounds)
+            count = max(64, int(60 * minutes / (first["seconds"] / first["images"])) // 16 * 16)  # as many batches for each of two
+            found = by_turns({name: asked | {"count": count} | engine for name, engine in WORKERS.items()}, rounds)
             about = (
                 f"A study of Grad-CAM by insertion and deletion, {minutes:g} minutes for one worker of one thread each. Clocked between "
                 "the times at which parts were written, without each worker's first: start-up is apart."

@@ -31,6 +31,7 @@ class Budget:
 
     Attributes:
         count: training pictures.
+        batch_size: of a step.
         epochs: of head and network, from random weights.
         tuned: epochs of a student at high resolution, from the weights of the same head at low resolution.
         stream: epochs of a stream beside the frozen network.
@@ -43,6 +44,7 @@ class Budget:
     """
 
     count: int = 4000
+    batch_size: int = 64
     epochs: int = 8
     tuned: int = 2
     stream: int = 3
@@ -55,7 +57,7 @@ class Budget:
 
 
 SMOKE = Budget(  # in float32: processors without bfloat16 train many times slower in it
-    count=128, epochs=1, tuned=1, stream=1, seeds=(0, 1), numbers=(1, 3), tested=32, explained=2, true=3, precision="32-true"
+    32, 16, epochs=1, tuned=1, stream=1, seeds=(0, 1), numbers=(1, 3), tested=32, explained=2, true=3, precision="32-true"
 )
 
 
@@ -116,13 +118,15 @@ class Trainings:
         return norms[~norms.index.duplicated(keep="last")].sort_index()
 
     def _low(self) -> Recipe:
-        return Recipe(backbone=True, epochs=self.budget.epochs, batch_size=64, lr=2e-3, weight_decay=0.02, smallest_crop=None)
+        return Recipe(
+            backbone=True, epochs=self.budget.epochs, batch_size=self.budget.batch_size, lr=2e-3, weight_decay=0.02, smallest_crop=None
+        )
 
     def _high(self) -> Recipe:
         return self._low().with_(epochs=self.budget.tuned, lr=5e-4)
 
     def _stream(self) -> Recipe:
-        return Recipe(epochs=self.budget.stream, batch_size=64, lr=3e-3, smallest_crop=None)
+        return Recipe(epochs=self.budget.stream, batch_size=self.budget.batch_size, lr=3e-3, smallest_crop=None)
 
     def _file(self, name: str, seed: int) -> Path:
         clean = "".join(character if character.isalnum() or character in "-." else "_" for character in name)

@@ -104,6 +104,16 @@ def test_the_steady_stretch_of_a_run_leaves_each_worker_s_first_part_out(module:
         module("points").steady([1.0, 2.0], 2)
 
 
+def test_growth_is_the_change_of_the_slope_and_of_the_memory(module: Any) -> None:
+    sizes, seconds, peaks = (100, 1000, 10000), (3.0, 12.0, 111.0), (50.0, 50.5, 52.0)  # 0.01 s each, then 0.011
+    found = {f"{size}": [{"size": size, "seconds": s, "peak": p}] for size, s, p in zip(sizes, seconds, peaks, strict=True)}
+    time, memory = module("scale").growth(found, "an image", "peak", "peak memory")
+    assert time["ratios"] == [pytest.approx(1 / 11)]
+    assert memory["ratios"] == [pytest.approx(0.01), pytest.approx(0.04)]
+    assert module("speed_page").verdict(memory, []) == "**not met** by 1 of 2"
+    assert len(module("scale").growth(found, "an image", None)) == 1
+
+
 def test_arithmetic_divides_what_each_device_does_and_leaves_the_tables_to_one(module: Any) -> None:
     figures = module("arithmetic").Figures("GPUs", "net", 684.0, 0.36, 0.01, 0.08, 0.001, 1024.0, 8, True, "measured")
     one, many = (module("arithmetic").cost(figures, devices, images=1000, networks=10) for devices in (1, 64))
@@ -124,6 +134,7 @@ def test_points_of_a_scale_tell_what_its_page_needs(module: Any, tmp_path: Path)
     found = points.images(tmp_path, tmp_path / "work", 16, "birds:gap")
     assert {"seconds", "images", "peak", "whole", "decode", "write", "finish", "stored", "batch"} <= set(found)
     assert points.engine(tmp_path, tmp_path / "work", 16, "birds:gap", 0)["images"] == 16
+    assert points.shards(tmp_path, tmp_path / "work", 32, "birds:gap", 2)["seconds"] > 0
     assert points.side(tmp_path, tmp_path / "work", 1, 64)["seconds"] > 0
     assert points.channels(tmp_path, tmp_path / "work", 1, 16)["seconds"] > 0
 

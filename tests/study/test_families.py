@@ -64,7 +64,7 @@ def test_two_streams_beside_each_other_each_keep_their_own_vector(images: Tensor
 @pytest.mark.parametrize("target", ["predicted", 2])
 def test_values_of_heads_together_are_those_of_heads_alone(folder: Path, tmp_path: Path, target: str | int) -> None:
     classifiers = [with_head(head) for head in HEADS]
-    settings = {"methods": METHODS, "metrics": METRICS, "target": target, "untrained": True}
+    settings = {"methods": METHODS, "metrics": METRICS, "target": target, "untrained": True, "tune": "chunk=64"}
     study(classifiers, folder, tmp_path / "together", **settings).run()
     for classifier in classifiers:
         study([classifier], folder, tmp_path / classifier.head_name, **settings).run()
