@@ -61,11 +61,22 @@ def _study(classifier: xattn.Classifier, work: tuple[Sequence[str], Sequence[str
     return xattn.Study([classifier], *work, images, out, workers=0, progress=False, **engine)
 
 
-def images(data: Path, folder: Path, count: int, network: str) -> dict[str, Any]:
-    """A study of so many images; all that is loaded on first use is loaded by a small one before."""
-    classifier = _network(network, data)
-    _study(classifier, GRADIENTS, pictures(data, folder, 16), folder / "warm-up").run()
-    study = _study(classifier, GRADIENTS, pictures(data, folder, count), folder / f"run-{count}")
+def _ray(actors: int) -> dict[str, Any]:
+    """A cluster of one CPU for each of so many actors, and what a study takes to use it; nothing for 0."""
+    if actors == 0:
+        return {}
+    import ray
+
+    ray.init(address="local", num_cpus=actors, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    return {"engine": "ray", "actors": actors}
+
+
+def images(data: Path, folder: Path, count: int, network: str, actors: int = 0) -> dict[str, Any]:
+    """A study of so many images, by so many actors of Ray or by this process for 0; what is told of memory is this process's, the driver's.
+    All that is loaded on first use is loaded by a small one before."""
+    classifier, engine = _network(network, data), _ray(actors)
+    _study(classifier, GRADIENTS, pictures(data, folder, 16), folder / "warm-up", **engine).run()
+    study = _study(classifier, GRADIENTS, pictures(data, folder, count), folder / f"run-{count}-{actors}", **engine)
     start = time.perf_counter()
     peak = peak_mib(lambda: study.run(), torch.device("cpu"))
     seconds = time.perf_counter() - start
@@ -124,13 +135,8 @@ def steady(written: Sequence[float], workers: int) -> float:
 def engine(data: Path, folder: Path, count: int, network: str, actors: int, shard: tuple[int, int] = (1, 1)) -> dict[str, Any]:
     """A study, or a shard of it, by so many actors of Ray, of one CPU and thread each, or by this process for 0; `seconds` are those of a
     steady stretch, for all images."""
-    if actors:
-        import ray
-
-        ray.init(address="local", num_cpus=actors, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    more = {} if actors == 0 else {"engine": "ray", "actors": actors}
     out = folder / f"engine-{actors}-{shard[0]}"
-    study = _study(_network(network, data), CURVES, pictures(data, folder, count), out, shard=tuple(shard), **more)
+    study = _study(_network(network, data), CURVES, pictures(data, folder, count), out, shard=tuple(shard), **_ray(actors))
     whole = _clock(study.run)
     written = [file.stat().st_mtime for file in (out / "parts").glob("*.parquet")]
     return {"seconds": steady(written, max(1, actors)) * len(written), "images": count, "whole run": whole, "written": written}

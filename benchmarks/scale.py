@@ -1,7 +1,7 @@
 """How xattn grows: over images, their size, channels and workers; and the arithmetic of ImageNet × ten networks.
 
-    python benchmarks/scale.py --out runs/scale [--only images,side,channels,engine] [--counts 100,1000,10000] [--rounds 3] [--minutes 3]
-        [--speed runs/speed] [--price 2] [--rate 2000] [--page] [--smoke]
+    python benchmarks/scale.py --out runs/scale [--only images,driver,side,channels,engine] [--counts 100,1000,10000] [--rounds 3]
+        [--minutes 3] [--speed runs/speed] [--price 2] [--rate 2000] [--page] [--smoke]
 
 Every point is measured in a process of its own, on one thread, the points of a scale by turns. Writes OUT/scale.json; `--page` makes
 benchmarks/results/scale/README.md of it and, for what computing costs, of the JSON that `speed.py` left in the folder `--speed` names.
@@ -86,7 +86,7 @@ def entry(job: str, title: str, about: str, found: Rounds, claims: list[dict[str
         "contenders": contenders,
         "claims": claims,
         "points": found,
-        "beside": job != "images",
+        "beside": job not in ("images", "driver"),
         "weights": "shipped",
     }
 
@@ -167,7 +167,7 @@ def page(entries: list[dict[str, Any]], speed: Path, price: float, rate: float) 
 
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/scale"), show_default=True)
-@click.option("--only", default="images,side,channels,engine", show_default=True)
+@click.option("--only", default="images,driver,side,channels,engine", show_default=True)
 @click.option("--counts", default="100,1000,10000", show_default=True)
 @click.option("--rounds", default=3, show_default=True)
 @click.option("--minutes", default=3.0, show_default=True, help="Of work for one worker.")
@@ -216,6 +216,13 @@ def main(
         found = by_turns(points, rounds)
         about = "A study of Grad-CAM and Grad-CAM++ by average drop and gain, the photographs over and over, from files to tables."
         keep(entry("images", "Over images", about, found, growth(found, "an image", "whole", "peak memory of the process")), "birds:gap")
+    if "driver" in kinds:
+        some = sizes[: max(2, len(sizes) - 1)]
+        points = {f"{count:,} images": base | {"kind": "images", "count": count, "network": "birds:gap", "actors": 1} for count in some}
+        found = by_turns(points, rounds)
+        about = "The same by an actor of Ray; memory is that of the driver, seconds are of the whole run."
+        claims = growth(found, "an image", "whole", "peak memory of the driver")[1:]
+        keep(entry("driver", "Over images, by Ray", about, found, claims), "birds:gap")
     if "side" in kinds:
         points = {f"{pixels}²": base | {"kind": "side", "count": 2, "pixels": pixels} for pixels in SIDES}
         about = "Grad-CAM, insertion and deletion of 2 images at once, in as many steps whatever the size."

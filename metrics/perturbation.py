@@ -18,7 +18,7 @@ from torch import Tensor
 from xattn.errors import InputError
 from xattn.metrics.adaptive import first_points, next_points, spanned
 from xattn.metrics.looks import ORIGINAL, Curve, Kept, Look, Ordered, Original, Removed, baseline_images, ranked
-from xattn.metrics.probability import Predict, Probability, probability
+from xattn.metrics.probability import Predict, Probability, probability, widened
 
 EDGE = 1e-4
 
@@ -261,7 +261,7 @@ def _stream(
 ) -> Iterator[Probability]:
     """Runs all jobs' images through the network in chunks of one size, the last one padded, and gives each job its probabilities."""
     edges = [0, *accumulate(job.count for job in jobs)]
-    found = []
+    p, rest = (widened(images.new_empty(edges[-1])) for _ in range(2))  # in one block each: many small ones would break memory up
     for start in range(0, edges[-1], chunk):
         stop = min(start + chunk, edges[-1])
         pieces = []
@@ -276,7 +276,6 @@ def _stream(
         padded = torch.cat([batch, batch[-1:].expand(chunk - len(batch), -1, -1, -1)]) if len(batch) < chunk else batch
         with torch.no_grad():
             logits = predict(padded)[: len(batch)]
-        found.append(probability(logits, targets[index], multi_label=multi_label))
-    p, rest = torch.cat([part.p for part in found]), torch.cat([part.rest for part in found])
+        p[start:stop], rest[start:stop] = probability(logits, targets[index], multi_label=multi_label)
     for start, stop in pairwise(edges):
         yield Probability(p[start:stop], rest[start:stop])

@@ -77,7 +77,7 @@ class ScoreCAM:
     def _run(self, trace: Trace, family: list[Trace], image: Tensor, channel: Tensor) -> list[Tensor]:
         image, channel, back = _distinct(trace.features, image, channel)
         size, chunk = trace.images.shape[-2:], self.chunk or trace.predictor.chunk
-        found: list[list[Tensor]] = [[widened(trace.features.new_empty(0))] for _ in family]
+        found = [widened(trace.features.new_empty(len(image))) for _ in family]  # one block: many small ones would break memory up
         for start in range(0, len(image), chunk):
             i, c = image[start : start + chunk], channel[start : start + chunk]
             maps = functional.interpolate(trace.features[i, c][:, None], size=size, mode="bilinear", align_corners=False)
@@ -86,8 +86,8 @@ class ScoreCAM:
             padded = functional.pad(masked, (0, 0) * 3 + (0, chunk - len(i)))
             logits = trace.joint(padded) if trace.joint is not None else [trace.predictor(padded)]
             for each, said, scores in zip(family, logits, found, strict=True):
-                scores.append(self._score(said[: len(i)], each.targets[i], each.classifier.multi_label))
-        return [torch.cat(scores)[back.to(scores[0].device)] for scores in found]
+                scores[start : start + len(i)] = self._score(said[: len(i)], each.targets[i], each.classifier.multi_label)
+        return [scores[back.to(scores.device)] for scores in found]
 
     def _score(self, logits: Tensor, targets: Tensor, multi_label: bool) -> Tensor:
         if self.weighting == "probability":

@@ -14,7 +14,6 @@ import socket
 import sys
 import sysconfig
 import traceback
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from xattn.images import Batches
 from xattn.memory import kept_pages
 from xattn.study.engines import Engine, Unit
 from xattn.study.work import Work
+from xattn.tally import Tally
 
 if TYPE_CHECKING:
     from xattn.study.study import Study
@@ -128,7 +128,7 @@ def _work(study: Study, share: _Share, units: Sequence[Unit], tell: Callable[[in
     orders = _orders(units, share.actors)
     with _on_the_cpu(study.classifiers), _quiet():
         # Ray Data starts actors that died again, and gives their orders out again, without end: what is counted here ends it.
-        begun = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Begun).remote()
+        begun = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Tally).remote()
         arguments = (ray.put(_packed(study)), begun, share, os.getcwd())
         # Orders lie in the object store from the beginning: no reader needs a CPU beside actors that may have claimed them all.
         data = ray.data.from_items(orders, override_num_blocks=len(orders)).map_batches(
@@ -215,17 +215,6 @@ class _Actor:
                     )
                 study.store.write_part(unit.name, work.rows(group, batch))
         return sum(study.count(unit) for unit in units)
-
-
-class _Begun:
-    """How many times each batch was begun."""
-
-    def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-
-    def count(self, name: str) -> int:
-        self.counts[name] += 1
-        return self.counts[name]
 
 
 def _answer(images: int, error: bytes | None) -> pa.Table:
