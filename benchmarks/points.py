@@ -27,6 +27,7 @@ from xattn.study.work import Work
 GRADIENTS = (("grad-cam", "grad-cam++"), ("average-drop", "average-gain"))
 CURVES = (("grad-cam",), ("insertion", "deletion"))
 STEPS = 28
+SMALL_PART = 2  # images: the end of a run, where one of two workers has nothing to do, is short
 
 
 def pictures(data: Path, folder: Path, count: int) -> Path:
@@ -136,7 +137,8 @@ def engine(data: Path, folder: Path, count: int, network: str, actors: int, shar
     """A study, or a shard of it, by so many actors of Ray, of one CPU and thread each, or by this process for 0; `seconds` are those of a
     steady stretch, for all images."""
     out = folder / f"engine-{actors}-{shard[0]}"
-    study = _study(_network(network, data), CURVES, pictures(data, folder, count), out, shard=tuple(shard), **_ray(actors))
+    more = {"shard": tuple(shard), "batch_size": SMALL_PART, **_ray(actors)}
+    study = _study(_network(network, data), CURVES, pictures(data, folder, count), out, **more)
     whole = _clock(study.run)
     written = [file.stat().st_mtime for file in (out / "parts").glob("*.parquet")]
     return {"seconds": steady(written, max(1, actors)) * len(written), "images": count, "whole run": whole, "written": written}

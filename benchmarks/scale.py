@@ -23,6 +23,7 @@ import click
 import torch
 from arithmetic import Figures, arithmetic
 from measure import conditions
+from points import SMALL_PART
 from speed_page import section
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -241,8 +242,8 @@ def main(
             count = max(64, int(60 * minutes / (first["seconds"] / first["images"])) // 16 * 16)  # as many batches for each of two
             found = by_turns({name: asked | {"count": count} | engine for name, engine in WORKERS.items()}, rounds)
             about = (
-                f"A study of Grad-CAM by insertion and deletion, {minutes:g} minutes for one worker of one thread each. Clocked between "
-                "the times at which parts were written, without each worker's first: start-up is apart."
+                f"A study of Grad-CAM by insertion and deletion, {minutes:g} minutes for one worker of one thread each, in "
+                f"parts of {SMALL_PART} images. Clocked between the times at which parts were written, without each worker's first."
             )
             keep(entry("engine", "Over workers", about, found, over_workers(found)), network)
     if with_page:

@@ -134,7 +134,7 @@ def test_points_of_a_scale_tell_what_its_page_needs(module: Any, tmp_path: Path)
     found = points.images(tmp_path, tmp_path / "work", 16, "birds:gap")
     assert {"seconds", "images", "peak", "whole", "decode", "write", "finish", "stored", "batch"} <= set(found)
     assert points.engine(tmp_path, tmp_path / "work", 16, "birds:gap", 0)["images"] == 16
-    assert points.shards(tmp_path, tmp_path / "work", 32, "birds:gap", 2)["seconds"] > 0
+    assert points.shards(tmp_path, tmp_path / "work", 8, "birds:gap", 2)["seconds"] > 0
     assert points.side(tmp_path, tmp_path / "work", 1, 64)["seconds"] > 0
     assert points.channels(tmp_path, tmp_path / "work", 1, 16)["seconds"] > 0
 
