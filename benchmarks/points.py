@@ -27,7 +27,7 @@ from xattn.study.work import Work
 GRADIENTS = (("grad-cam", "grad-cam++"), ("average-drop", "average-gain"))
 CURVES = (("grad-cam",), ("insertion", "deletion"))
 STEPS = 28
-SMALL_PART = 2  # images: the end of a run, where one of two workers has nothing to do, is short
+SMALL_PART = 2  # images: so that workers end at about the same time
 
 
 def pictures(data: Path, folder: Path, count: int) -> Path:

@@ -57,7 +57,17 @@ class Budget:
 
 
 SMOKE = Budget(  # in float32: processors without bfloat16 train many times slower in it
-    32, 16, epochs=1, tuned=1, stream=1, seeds=(0, 1), numbers=(1, 3), tested=32, explained=2, true=3, precision="32-true"
+    count=32,
+    batch_size=16,
+    epochs=1,
+    tuned=1,
+    stream=1,
+    seeds=(0, 1),
+    numbers=(1, 3),
+    tested=32,
+    explained=2,
+    true=3,
+    precision="32-true",
 )
 
 
