@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from xattn.classifiers import Predictor
 
-FORWARDS_CLOCKED = 32
+FORWARDS_CLOCKED = 96
 PACKAGES = ("xattn", "torch", "torchvision", "torchcam", "grad-cam", "quantus", "captum", "numpy", "ray")
 
 

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import click
@@ -75,8 +76,8 @@ def measured(name: str, job: Job, one: Subject, batches: list[tuple[Tensor, Tens
     """Checks, then times."""
     device = one.classifier.device
     checks = checked(job, batches)
-    alone: dict[str, list[float]] = {level: [] for level in job.alone}
     throughput: dict[str, list[dict[str, float]]] = {level: [] for level in job.alone}
+    passes_of_pairs: list[int] = []
     own_ways = {level: ours.ways(one.classifier, level, chunks) for level in job.alone}
 
     def passes_alone(images: Tensor, of: Tensor) -> None:
@@ -84,15 +85,16 @@ def measured(name: str, job: Job, one: Subject, batches: list[tuple[Tensor, Tens
             return
         with forwards(job.contenders[0].network) as seen:
             job.contenders[0].run(images, of)
+        passes_of_pairs.append(sum(seen))
         for level in job.alone:
             with kept_pages():
-                found = {str(way.tuning): forward_alone(way, images[:1], way.chunk, device) for way in own_ways[level]}
-            throughput[level].append(found)
-            alone[level].append(sum(seen) * min(found.values()))
+                throughput[level].append({str(way.tuning): forward_alone(way, images[:1], way.chunk, device) for way in own_ways[level]})
 
     contenders = interleaved(job.contenders, batches, device, passes_alone, say)
-    for level, seconds in alone.items():
-        note = "so many forwards at the best throughput of all chunk sizes, measured beside each pair; backwards count as nothing"
+    for level, found in throughput.items():
+        note = "so many forwards as the chunk size runs them that is best over all pairs, clocked beside each; backwards count as nothing"
+        best = min(found[0], key=lambda way, found=found: median(pair[way] for pair in found))
+        seconds = [passes * pair[best] for passes, pair in zip(passes_of_pairs, found, strict=True)]
         passes = contenders[job.contenders[0].name]["passes"]
         contenders[bare(level)] = {"note": note, "passes": passes, "images": [len(batch[0]) for batch in batches], "seconds": seconds}
     entry = {

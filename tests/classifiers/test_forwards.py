@@ -77,6 +77,18 @@ def test_a_compiled_network_gives_the_same_probabilities(images: Tensor, head: s
     assert apart(predictor(images.flip(0)), classifier.predict(images.flip(0))) <= 1e-5
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiled_networks_weights_are_frozen(images: Tensor) -> None:
+    classifier = xattn.attach(networks.small(), input_size=32, name="small")
+    predictor = Predictor(classifier, Tuning(7, compiled=True))
+    before = predictor(images)
+    with torch.no_grad():
+        for weight in classifier.network.parameters():
+            weight.zero_()
+    assert torch.equal(predictor(images), before)  # they are constants in the compiled code, packed as its kernels like them
+
+
 def test_folding_takes_the_norms_behind_convolutions_out_and_leaves_the_classifier_as_it_was(
     classifier: Classifier, images: Tensor
 ) -> None:

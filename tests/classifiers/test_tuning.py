@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import xattn
 from tests import networks
-from xattn.classifiers import Classifier, Predictor, Tuning, fastest, tuned
+from xattn.classifiers import Classifier, Predictor, Tuning, bench, fastest, tuned
 from xattn.classifiers import tuning as module
 from xattn.classifiers.bench import Bench
 from xattn.errors import InputError, SettingError
@@ -18,7 +18,8 @@ from xattn.errors import InputError, SettingError
 
 @pytest.fixture
 def measuring(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Any work is worth a measurement, none a compilation."""
+    """Any work is worth a measurement, a short one, and none a compilation."""
+    monkeypatch.setattr(bench, "TURN_S", 0.001)
     monkeypatch.setattr(module, "WORTH_MEASURING_S", 0.0)
     monkeypatch.setattr(module, "WORTH_COMPILING_S", float("inf"))  # also for work without end
 
@@ -85,6 +86,21 @@ def test_a_forward_is_larger_where_that_is_faster_and_smaller_where_it_is_no_slo
 
     monkeypatch.setattr(Bench, "_timed", timed)
     assert Bench(tiny, "exact", networks.pictures(4), 32).best(Tuning(8), compiling=False).chunk == chunk
+
+
+def test_a_way_is_judged_by_the_turns_it_takes_beside_its_rival(tiny: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    turns = 0
+
+    def timed(self: Bench, tuning: Tuning, _predictor: Predictor) -> float:
+        nonlocal turns
+        turns += 1
+        rate = {8: 10.0, 16: 12.0}.get(tuning.chunk, 1.0) * (1.0 if tuning.memory_format == "channels-last" else 0.5)
+        rate *= 2.0 if turns <= 2 * bench.ROUNDS else 1.0  # the machine slows down after the first question
+        self.rates[str(tuning)] = max(rate, self.rates.get(str(tuning), 0.0))
+        return rate
+
+    monkeypatch.setattr(Bench, "_timed", timed)
+    assert Bench(tiny, "exact", networks.pictures(4), 32).best(Tuning(8), compiling=False).chunk == 16
 
 
 @pytest.mark.usefixtures("measuring")

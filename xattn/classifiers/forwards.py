@@ -150,20 +150,20 @@ def _built(classifier: Classifier, tuning: Tuning) -> Callable[[Tensor], Tensor]
     is_plain = channels_last and not (tuning.folded or tuning.compiled or dtype)
     twin = classifier if is_plain else twin_of(classifier, form, dtype, folded=tuning.folded)
 
-    def forward(normalised: Tensor) -> Tensor:
-        return twin.logits(normalised)
+    def forward(images: Tensor) -> Tensor:
+        normalised = classifier.normalise(images).to(memory_format=form)
+        return twin.logits(normalised if dtype is None else normalised.to(dtype))
 
     run: Callable[[Tensor], Tensor] = forward
     if tuning.compiled:
-        options: dict[str, Any] = {"freezing": True} | ({"triton.cudagraphs": True} if classifier.device.type == "cuda" else {})
+        options: dict[str, Any] = {"triton.cudagraphs": True} if classifier.device.type == "cuda" else {}
         run = torch.compile(forward, dynamic=False, options=options)
         if classifier.device.type == "cpu":
             logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it misses a GPU, which nobody asked for
 
     def logits(images: Tensor) -> Tensor:
         with _compiling() if tuning.compiled else torch.inference_mode():
-            normalised = classifier.normalise(images).to(memory_format=form)
-            found = run(normalised if dtype is None else normalised.to(dtype))
+            found = run(images.contiguous() if tuning.compiled else images)  # one layout, so that it is compiled once
         found = found if found.dtype == torch.float64 else found.float()
         return found.clone() if tuning.compiled else found  # a CUDA graph writes its next answer into the same memory
 
@@ -172,13 +172,16 @@ def _built(classifier: Classifier, tuning: Tuning) -> Callable[[Tensor], Tensor]
 
 @contextmanager
 def _compiling() -> Iterator[None]:
-    """Without gradients, but not in inference mode, which freezing refuses; and with as many compilations as are asked for.
+    """Without gradients, but not in inference mode, which freezing refuses; with frozen weights; and with as many compilations as are
+    asked for.
 
-    Each classifier and chunk compiles the same few functions anew; torch would stop after eight and go on uncompiled.
+    As an option of torch.compile freezing changes nothing in torch 2.15: it is looked up before the options hold. Each classifier and
+    chunk compiles the same few functions anew; torch would stop after eight and go on uncompiled.
     """
     import torch._dynamo
+    import torch._inductor.config
 
-    with torch.no_grad(), torch._dynamo.config.patch(recompile_limit=256):
+    with torch.no_grad(), torch._inductor.config.patch(freezing=True), torch._dynamo.config.patch(recompile_limit=256):
         yield
 
 
