@@ -18,7 +18,7 @@ from xattn.memory import is_out_of_memory
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 FAR = 0.1  # what rounding may do to a probability; values' own distance is measured and told
 GAIN = 1.03
-LARGER = 1.05  # a chunk twice as large holds twice as much
+LARGER = 1.1  # a chunk twice as large holds twice as much
 ROUNDS = 5
 TURN_S = 0.1
 DUEL_S = 4.0
