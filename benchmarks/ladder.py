@@ -21,24 +21,20 @@ from speed import DATA, RESULTS
 from speed_page import number, spread, table
 from subjects import Subject, photographs, subject
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from xattn.classifiers import Predictor, Tuning
 from xattn.memory import kept_pages
 
-COMPILED = "+ compiled and frozen"
 RUNGS: dict[str, tuple[Tuning | int, bool]] = {
     "contiguous, 32 images (as the others run it)": (32, False),
     "contiguous, 8 images": (8, False),
     "channels-last, 8 images": (Tuning(8), False),
     "+ pages kept": (Tuning(8), True),
     "+ batch norms folded": (Tuning(8, folded=True), True),
-    COMPILED: (Tuning(8, folded=True, compiled=True), True),
+    "+ compiled and frozen": (Tuning(8, folded=True, compiled=True), True),
     "folded, bfloat16, not compiled": (Tuning(8, folded=True, precision="bfloat16"), True),
 }
-KERNELS = ("convolution", "linear", "addmm")  # as the profiler names them
-PROFILED = 9
 CLOCKED_S = 1.0
 
 
@@ -87,21 +83,6 @@ def layered(one: Subject, gflops: float, gib: float, chunk: int = 8) -> float:
     for handle in handles:
         handle.remove()
     return chunk / seconds
-
-
-def kernels_alone(one: Subject, images: Tensor) -> float:
-    """Images a second of the compiled network if all but its convolutions and linear layers took nothing, as their kernels run here."""
-    way = RUNGS[COMPILED][0]
-    assert isinstance(way, Tuning)
-    predict, given, seconds = Predictor(one.classifier, way), images[:1].expand(way.chunk, -1, -1, -1).contiguous(), []
-    with kept_pages():
-        predict(given)
-        for _ in range(PROFILED):
-            with profile(activities=[ProfilerActivity.CPU]) as profiled:
-                predict(given)
-            events = profiled.key_averages()
-            seconds.append(sum(event.self_cpu_time_total for event in events if any(kind in event.key for kind in KERNELS)) / 1e6)
-    return way.chunk / median(seconds)
 
 
 def runs(one: Subject) -> dict[str, tuple[Callable[[Tensor], Tensor], int, bool]]:
@@ -157,13 +138,10 @@ def main(networks: str, threads: int, rounds: int, device: str, data: Path, out:
         click.echo(f"{name}: " + "; ".join(f"{way} {median(rate):.1f}" for way, rate in found[name].items()), err=True)
     about = conditions(torch.device(device))
     out.mkdir(parents=True, exist_ok=True)
-    on_cpu = ones.items() if device == "cpu" else {}.items()
-    thin = {name: layered(one, max(limits), max(copies)) for name, one in on_cpu}
-    kernels = {name: kernels_alone(one, photographs(data, one.classifier, 1)) for name, one in on_cpu}
+    thin = {name: layered(one, max(limits), max(copies)) for name, one in ones.items()} if device == "cpu" else {}
     (out / "ladder.json").write_text(
         json.dumps(
-            {"rates": found, "gflop_an_image": needs, "matrix_gflops": limits, "copied_gib": copies, "layered": thin}
-            | {"kernels_alone": kernels, "conditions": about},
+            {"rates": found, "gflop_an_image": needs, "matrix_gflops": limits, "copied_gib": copies, "layered": thin, "conditions": about},
             indent=1,
         )
         + "\n",
@@ -180,7 +158,6 @@ def main(networks: str, threads: int, rounds: int, device: str, data: Path, out:
         )
         way = "layer by layer, each no faster than that or than its tensors can be moved"
         rows.append([way, *(number(thin[name]) for name in found)])
-        rows.append(["the compiled network's convolutions and linear layers alone", *(number(kernels[name]) for name in found)])
         ratios = {name: thin[name] / median(found[name][next(iter(RUNGS))]) for name in found}
         rows.append(["the most that any way could gain over the first row, ×", *(number(ratios[name]) for name in found)])
     text = (

@@ -116,17 +116,15 @@ def _limit(entry: Entry, ladder: Entry) -> str:
     passes = ours["passes"]
     product = passes * ladder["gflop_an_image"][network] / max(ladder["matrix_gflops"])
     layers = passes / ladder["layered"][network]
-    kernels = passes / ladder["kernels_alone"][network]
     beside = []
     for name, found in entry["contenders"].items():
         if not name.startswith(("xattn", "passes")):
             each = median([seconds / images for seconds, images in zip(found["seconds"], found["images"], strict=True)])
-            beside.append(f"{name} {number(each / product)}, {number(each / layers)} and {number(each / kernels)}")
+            beside.append(f"{name} {number(each / product)} and {number(each / layers)}")
     return (
         f"**The limit of direct convolution in float32 here** ([ladder](ladder.md)): {number(passes)} forwards "
         f"at the rate of one large matrix product take {number(product)} s, layer by layer no faster than tensors can be moved "
-        f"{number(layers)} s, in the library's own convolutions and linear layers alone {number(kernels)} s. Times as long as "
-        f"these: {'; '.join(beside)}."
+        f"{number(layers)} s. Times as long as these: {'; '.join(beside)}."
     )
 
 
