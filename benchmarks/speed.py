@@ -126,7 +126,7 @@ def judged(entry: dict[str, Any], claims: tuple[Claim, ...]) -> None:
 
 def peak_of(contender: Contender, one: Subject, batch: tuple[Tensor, Tensor]) -> float:
     """In a process that has loaded the network and run it once, as it was measured before to run best."""
-    ours.effort = "auto"
+    ours.effort = "auto" if ours.effort == "full" else ours.effort
     one.classifier.predict(batch[0][:1])
     for level in ours.LEVELS:
         if contender.name == xattn_at(level):
@@ -212,6 +212,7 @@ def main(
     place = torch.device(device)
     if smoke:
         networks, images, pairs, adaptive_images = [TINY], images or 2, 2, 4
+        ours.effort = "chunk=4"  # measuring compiles anew for each network, level and size
     kept = None if alone else Kept(out)
     for name in JOBS if only is None else [name for name in only if name in JOBS]:
         default = ON_GPU if place.type == "cuda" else NETWORKS.get(name, WEIGHTS)
@@ -242,7 +243,7 @@ def main(
             entry = measured(name, job, one, batches, chunks)
             if memory:
                 again = ["--only", name, "--networks", network, "--images", str(len(batches[0][0])), "--batch", str(own_batch)]
-                again += ["--threads", str(threads), "--device", device, "--data", str(data)]
+                again += ["--threads", str(threads), "--device", device, "--data", str(data), *(["--smoke"] if smoke else [])]
                 some = job.contenders[: 1 if smoke else None] if name == "table" or not smoke else ()
                 for contender, peak in peaks(some, again).items():
                     entry["contenders"][contender]["peak"] = [peak]

@@ -143,7 +143,7 @@ class Bench:
         images, times = self._images(tuning), 0
         self._finish()
         start = stop = time.perf_counter()
-        while stop - start < TURN_S:
+        while not times or stop - start < TURN_S:
             predictor(images)
             self._finish()
             times, stop = times + 1, time.perf_counter()
