@@ -20,8 +20,8 @@ FAR = 0.1  # what rounding may do to a probability; values' own distance is meas
 GAIN = 1.03
 LARGER = 1.1  # a chunk twice as large holds twice as much
 ROUNDS = 5
-TURN_S = 0.1
-DUEL_S = 4.0
+TURN_S = 0.1  # at least, so that a small network's turn is several forwards
+DUEL_S = 4.0  # after which no turn begins: a slow network's few turns are long
 HOPELESS = 0.25
 
 
