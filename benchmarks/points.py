@@ -10,23 +10,27 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
-from measure import forwards, peak_mib, process_kib
+from measure import forward_alone, forwards, peak_mib, process_kib
 from PIL import Image
 from subjects import photographs
-from torch import nn
+from torch import Tensor, nn
 
 import xattn
 from xattn.birds.network import SmallResNet
+from xattn.classifiers import Predictor
 from xattn.images import ImageSource
+from xattn.memory import kept_pages, peak_bytes
 from xattn.study.store import Store
 from xattn.study.work import Work
 
 GRADIENTS = (("grad-cam", "grad-cam++"), ("average-drop", "average-gain"))
 CURVES = (("grad-cam",), ("insertion", "deletion"))
 STEPS = 28
+TURNS, TURNS_S = 3, 10.0  # at least so many and so long
 SMALL_PART = 2  # images: so that workers end at about the same time
 
 
@@ -74,8 +78,9 @@ def _ray(actors: int) -> dict[str, Any]:
 
 def images(data: Path, folder: Path, count: int, network: str, actors: int = 0) -> dict[str, Any]:
     """A study of so many images, by so many actors of Ray or by this process for 0; what is told of memory is this process's, the driver's.
-    All that is loaded on first use is loaded by a small one before."""
-    classifier, engine = _network(network, data), _ray(actors)
+    All that is loaded on first use is loaded by a small one before. Forwards are run alike whatever the number of images: how much work
+    there is decides how much the tuner tries, and what it tries is the peak."""
+    classifier, engine = _network(network, data), _ray(actors) | {"tune": "off"}
     _study(classifier, GRADIENTS, pictures(data, folder, 16), folder / "warm-up", **engine).run()
     study = _study(classifier, GRADIENTS, pictures(data, folder, count), folder / f"run-{count}-{actors}", **engine)
     start = time.perf_counter()
@@ -95,34 +100,49 @@ def images(data: Path, folder: Path, count: int, network: str, actors: int = 0) 
 def side(data: Path, folder: Path, count: int, pixels: int) -> dict[str, Any]:
     """Grad-CAM, insertion and deletion of images of one size, in as many steps whatever the size."""
     classifier = xattn.load("birds:gap", input_size=pixels, resize=pixels)
-    given = photographs(data, classifier, count)
+    given, runs = photographs(data, classifier, count), Predictor(classifier)
     metrics = [f"{metric}:step={-(-(pixels**2) // STEPS)}" for metric in CURVES[1]]
 
     def run() -> None:
-        maps = xattn.explain(classifier, given, list(CURVES[0]))
-        xattn.evaluate(classifier, given, maps, metrics)
+        maps = xattn.explain(classifier, given, list(CURVES[0]), predictor=runs)
+        xattn.evaluate(classifier, given, maps, metrics, predictor=runs)
 
-    classifier.predict(given[:8])
-    return {"peak": peak_mib(run, torch.device("cpu")), "seconds": _clock(run), "images": count, "size": pixels**2}
+    return _beside_forwards(run, runs, given) | {"size": pixels**2}
 
 
-def channels(data: Path, folder: Path, count: int, wide: int) -> dict[str, Any]:
-    """Score-CAM of a last map of so many channels, on one small network."""
+def channels(data: Path, folder: Path, count: int, wide: int, size: int = 224) -> dict[str, Any]:
+    """Score-CAM of a last map of so many channels, at 7 × 7 as networks have it at 224 px, on one small network."""
     torch.manual_seed(0)
-    trunk = nn.Sequential(*list(SmallResNet(10, 4).children())[:-2])
+    trunk = nn.Sequential(*list(SmallResNet(10, 4).children())[:-2], nn.AdaptiveAvgPool2d(7))
     network = nn.Sequential(
         trunk, nn.Sequential(nn.Conv2d(32, wide, 1), nn.ReLU()), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(wide, 10)
     )
-    classifier = xattn.attach(network.eval(), input_size=64)
-    given = photographs(data, classifier, count)
+    classifier = xattn.attach(network.eval(), input_size=size)
+    given, runs = photographs(data, classifier, count), Predictor(classifier)
+    found = _beside_forwards(lambda: xattn.explain(classifier, given, ["score-cam"], predictor=runs), runs, given)
+    return found | {"size": found["passes"] * count}
 
-    def run() -> None:
-        xattn.explain(classifier, given, ["score-cam"])
 
-    classifier.predict(given)
+def _beside_forwards(run: Callable[[], Any], runs: Predictor, given: Tensor) -> dict[str, Any]:
+    """Peak of the process and of the tensors held in a run, its seconds, and those of its forwards alone, clocked by turns.
+
+    The process's peak is what a user's machine needs; with how the heap breaks up it varies by a tenth from run to run, which the tensors'
+    does not.
+    """
+    with kept_pages():
+        forward_alone(runs, given[:1], runs.chunk, given.device)  # what is loaded at the first forward is the network's
+    peak = peak_mib(run, given.device)
     with forwards(None) as seen:
-        peak = peak_mib(run, torch.device("cpu"))
-    return {"peak": peak, "seconds": _clock(run), "images": count, "size": sum(seen), "passes": sum(seen) / count}
+        held = peak_bytes(run) / 2**20
+    seconds: list[float] = []
+    alone: list[float] = []
+    while len(seconds) < TURNS or sum(seconds) < TURNS_S:
+        seconds.append(_clock(run))
+        with kept_pages():
+            alone.append(sum(seen) * forward_alone(runs, given[:1], runs.chunk, given.device))
+    over = [one / other for one, other in zip(seconds, alone, strict=True)]
+    found = {"peak": peak, "held": held, "images": len(given), "passes": sum(seen) / len(given)}
+    return found | {"seconds": median(seconds), "alone": median(alone), "over": median(over)}
 
 
 def steady(written: Sequence[float], workers: int) -> float:

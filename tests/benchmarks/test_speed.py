@@ -128,15 +128,17 @@ def test_arithmetic_divides_what_each_device_does_and_leaves_the_tables_to_one(m
     assert "What breaks first" in module("arithmetic").arithmetic([figures], 2.0, 1.9)
 
 
-def test_points_of_a_scale_tell_what_its_page_needs(module: Any, tmp_path: Path) -> None:
+def test_points_of_a_scale_tell_what_its_page_needs(module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At toy size: a point that no longer runs would be seen only after an hour of measuring."""
     points = module("points")
+    monkeypatch.setattr(points, "TURNS_S", 0.0)
     found = points.images(tmp_path, tmp_path / "work", 16, "birds:gap")
     assert {"seconds", "images", "peak", "whole", "decode", "write", "finish", "stored", "batch"} <= set(found)
     assert points.engine(tmp_path, tmp_path / "work", 16, "birds:gap", 0)["images"] == 16
     assert points.shards(tmp_path, tmp_path / "work", 8, "birds:gap", 2)["seconds"] > 0
-    assert points.side(tmp_path, tmp_path / "work", 1, 64)["seconds"] > 0
-    assert points.channels(tmp_path, tmp_path / "work", 1, 16)["seconds"] > 0
+    for found in (points.side(tmp_path, tmp_path / "work", 1, 64), points.channels(tmp_path, tmp_path / "work", 1, 16, 64)):
+        assert found["over"] == pytest.approx(found["seconds"] / found["alone"], rel=0.5)
+        assert found["passes"] > 1
 
 
 def test_quantus_takes_the_smallest_step_that_divides_the_pixels(module: Any) -> None:

@@ -25,6 +25,7 @@ from xattn.classifiers import Classifier
 from xattn.cli import main
 from xattn.errors import InputError, RunError, UnsupportedError
 from xattn.study.compare import compare_runs
+from xattn.study.engines import Unit
 
 ray = pytest.importorskip("ray", reason="the engine's package is not installed: pip install 'xattn[ray]'")
 engine = importlib.import_module("xattn.study.ray")
@@ -73,6 +74,18 @@ def study(tmp_path: Path, folder: Path, name: str, **settings: object) -> xattn.
     given = {"images": folder, "out": tmp_path / name, "batch_size": 1, "workers": 0, "progress": False, **settings}
     methods, metrics = ["grad-cam", "random"], ["average-drop", "insertion"]
     return xattn.Study([fated(tmp_path, tmp_path / name)], methods, metrics, **given)  # type: ignore[arg-type]  # settings by name
+
+
+def test_orders_are_all_batches_of_one_group_each_and_small_in_the_end() -> None:
+    units = [Unit(group, number) for group in range(2) for number in range(3, 203)]
+    orders = engine._orders(units, actors=2)
+    assert [Unit(order["group"], number) for order in orders for number in order["numbers"]] == units
+    sizes = [len(order["numbers"]) for order in orders]
+    assert sizes[0] == engine.ORDER
+    assert sizes[-2 * engine.ORDERS_LEFT :] == [1] * 2 * engine.ORDERS_LEFT, "the last to end has little more to do than the others"
+    assert len(sizes) < len(units) / 4, "most go out by the dozen"
+    assert engine._orders(units[:1], actors=2) == [{"group": 0, "numbers": [3]}]
+    assert engine._orders([], actors=2) == []
 
 
 @pytest.mark.usefixtures("_cluster")

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from xattn.study.study import Study
 
 ORDER = 16  # batches that an actor is given at once, at most: they are decoded ahead of the computing
-ORDERS_EACH = 8  # orders an actor, at least, where there are batches enough: the last ones end at about the same time
+ORDERS_LEFT = 4  # orders of a size that what is left would still be for each actor, at least: towards the end they are of one batch
 ANSWERS_S = 10.0  # in which a cluster that is there takes a connection
 DEATHS = 5  # times that an actor may die of the same batches before the run stops
 
@@ -155,12 +156,13 @@ def _work(study: Study, share: _Share, units: Sequence[Unit], tell: Callable[[in
 
 
 def _orders(units: Sequence[Unit], actors: int) -> list[dict[str, Any]]:
-    """Batches of one group each, in pieces small enough that every actor gets several."""
-    size = max(1, min(ORDER, len(units) // (actors * ORDERS_EACH)))
-    found = []
-    for group in dict.fromkeys(unit.group for unit in units):
-        numbers = [unit.number for unit in units if unit.group == group]
-        found += [{"group": group, "numbers": numbers[start : start + size]} for start in range(0, len(numbers), size)]
+    """Batches of one group each, ever fewer an order towards the end, so that the actors end at about the same time."""
+    found, start = [], 0
+    while start < len(units):
+        size, group = max(1, min(ORDER, (len(units) - start) // (actors * ORDERS_LEFT))), units[start].group
+        numbers = [unit.number for unit in takewhile(lambda unit, group=group: unit.group == group, units[start : start + size])]
+        found.append({"group": group, "numbers": numbers})
+        start += len(numbers)
     return found
 
 
