@@ -244,7 +244,7 @@ def main(
         points = {f"{wide} channels": base | {"kind": "channels", "count": 2, "wide": wide} for wide in CHANNELS}
         about = "Score-CAM of 2 images at 224 px; one small trunk, a last map of so many channels at 7 × 7."
         found = by_turns(points, rounds)
-        claims = growth(found, "a forward", "held", "tensors held at the peak") + beside_forwards(found)
+        claims = growth(found, "a forward", "held", "tensors held at the peak")
         keep(entry("channels", "Over channels", about, found, claims), "random")
     if "engine" in kinds:
         asked = base | {"network": network}

@@ -18,7 +18,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import takewhile
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -157,12 +158,14 @@ def _work(study: Study, share: _Share, units: Sequence[Unit], tell: Callable[[in
 
 def _orders(units: Sequence[Unit], actors: int) -> list[dict[str, Any]]:
     """Batches of one group each, ever fewer an order towards the end, so that the actors end at about the same time."""
-    found, start = [], 0
-    while start < len(units):
-        size, group = max(1, min(ORDER, (len(units) - start) // (actors * ORDERS_LEFT))), units[start].group
-        numbers = [unit.number for unit in takewhile(lambda unit, group=group: unit.group == group, units[start : start + size])]
-        found.append({"group": group, "numbers": numbers})
-        start += len(numbers)
+    found, left = [], len(units)
+    for group, together in groupby(units, key=attrgetter("group")):
+        numbers = [unit.number for unit in together]
+        while numbers:
+            size = max(1, min(ORDER, left // (actors * ORDERS_LEFT)))
+            found.append({"group": group, "numbers": numbers[:size]})
+            left -= len(numbers[:size])
+            numbers = numbers[size:]
     return found
 
 
