@@ -79,6 +79,32 @@ def test_pages_are_kept_inside_and_given_back_behind() -> None:
     assert given_back >= 32
 
 
+AFTERWARDS = """
+import resource
+import torch
+from xattn.memory import kept_pages
+
+def work():
+    for _ in range(10):
+        held = [torch.ones(15 * 2**18) for _ in range(3)]  # 15 MB each, freed for the next: what a forward of some images makes
+        del held
+
+with kept_pages():
+    torch.ones(2**18)
+work()  # glibc's own adaptation takes one round too
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+work()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator is told to keep pages")
+def test_other_code_of_the_process_allocates_as_cheaply_afterwards_as_in_a_fresh_one() -> None:
+    fresh = AFTERWARDS.replace("with kept_pages()", "if True")
+    faults = [int(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout) for code in (fresh, AFTERWARDS)]
+    assert faults[1] <= faults[0] + 100
+
+
 LIMITED = """
 import resource, sys
 import torch

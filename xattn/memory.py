@@ -19,9 +19,11 @@ from torch.utils._pytree import tree_leaves
 
 from xattn.errors import InputError
 
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # glibc: malloc.h
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -2, -3, -4  # glibc: malloc.h
 KEEPING = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 2**26}
-DEFAULTS = {M_MMAP_MAX: 65536, M_TRIM_THRESHOLD: 2**17, M_TOP_PAD: 2**17}
+# Any setting ends glibc's own adaptation for good, and its first thresholds would make all other code of the process two to three times
+# slower from then on: what is left behind is what the adaptation comes to once a tensor of 32 MiB has been freed, which is as far as it goes.
+ADAPTED = {M_MMAP_MAX: 65536, M_MMAP_THRESHOLD: 2**25, M_TRIM_THRESHOLD: 2**26, M_TOP_PAD: 2**17}
 UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
 
@@ -103,9 +105,9 @@ _lock = threading.Lock()
 def kept_pages() -> Iterator[None]:
     """Inside, freed memory stays with the process and is used again, as a forward's tensors come and go in the same sizes.
 
-    glibc gives every large tensor fresh pages of the system and takes them back at once; the faults cost a third to a half of a
-    small network's forward. What was kept is given back at the end, where glibc's own defaults are set again (without their slow
-    adaptation, which any setting turns off). Without glibc nothing changes.
+    glibc gives every tensor of more than 32 MiB fresh pages of the system and takes them back at once; the faults cost a third to a half
+    of a forward of many images. What was kept is given back at the end, and the allocator left as its own adaptation leaves it.
+    Without glibc nothing changes.
     """
     libc = _glibc()
     if libc is None:
@@ -124,7 +126,7 @@ def _deeper(libc: ctypes.CDLL, step: int) -> None:
     with _lock:
         was, _depth = _depth, _depth + step
         if 0 in (was, _depth):
-            for option, value in (KEEPING if _depth else DEFAULTS).items():
+            for option, value in (KEEPING if _depth else ADAPTED).items():
                 libc.mallopt(option, value)
             if not _depth:
                 libc.malloc_trim(0)
