@@ -178,11 +178,13 @@ class _Actor:
         self.share = share
         self.folder = folder
         self.work: Work | None = None
+        self.pages = contextlib.ExitStack()
 
     def __call__(self, orders: pa.Table) -> Iterator[pa.Table]:
         try:
             if self.work is None:
                 self.work = Work(self._unpacked())
+                self.pages.enter_context(kept_pages())  # as long as the process lives: given back after each order, they are faulted in anew
             images = sum(self._do(self.work, order["group"], order["numbers"]) for order in orders.to_pylist())
             yield _answer(images, None)
         except Exception as error:
@@ -210,7 +212,7 @@ class _Actor:
         units = [Unit(group, number) for number in numbers]
         wanted = [unit for unit in units if not study.store.has(unit.name)]
         batches = Batches(study.source, preprocessing, study.batch_size)
-        with kept_pages(), ThreadPoolExecutor(max(1, study.workers)) as pool:
+        with ThreadPoolExecutor(max(1, study.workers)) as pool:
             for unit, batch in zip(wanted, pool.map(lambda unit: batches[unit.number], wanted), strict=True):
                 if ray.get(self.begun.count.remote(unit.name)) > DEATHS:
                     first = study.source.images[unit.number * study.batch_size].name
