@@ -13,6 +13,8 @@ from measure import Contender
 from subjects import Subject
 from torch import Tensor
 
+OWN_BATCH = {"torch-cam": 32, "pytorch-grad-cam": 16}  # images a forward where nobody sets it
+
 
 @dataclass(frozen=True)
 class Claim:
@@ -56,6 +58,31 @@ def xattn_at(level: str) -> str:
     return f"xattn, {level}"
 
 
+def untuned(library: str) -> str:
+    """A library at its own size of a forward, as a contender's name."""
+    return f"{library}, {OWN_BATCH[library]} images a forward"
+
+
+def _at_both(library: str, run: Callable[[Tensor, Tensor, int], Any], subject: Subject, batch: int, note: str) -> tuple[Contender, ...]:
+    """A library at the size of a forward that is best for the network here, and at its own."""
+    return (
+        Contender(library, lambda images, targets: run(images, targets, batch), subject.network, note),
+        Contender(
+            untuned(library), lambda images, targets: run(images, targets, OWN_BATCH[library]), subject.network, "the same as it comes"
+        ),
+    )
+
+
+def _times_faster(libraries: tuple[str, ...], exact: float, fast: float) -> tuple[Claim, ...]:
+    """What is asked of both levels beside libraries, at the size of a forward that was found for them and at their own."""
+    return tuple(
+        Claim(f"{name} over xattn, {level}", name, xattn_at(level), target)
+        for level, target in (("exact", exact), ("fast", fast))
+        for library in libraries
+        for name in (library, untuned(library))
+    )
+
+
 def _own(
     subject: Subject, run: Callable[[Tensor, Tensor, str], Any], note: str, levels: tuple[str, ...] = ours.LEVELS
 ) -> tuple[Contender, ...]:
@@ -79,10 +106,11 @@ def table(subject: Subject, batch: int) -> Job:
             lambda images, targets, level: ours.table(subject.classifier, images, targets, level),
             "AD, AG, AI, I from a blur, D to the mean colour; the unmasked image and the curves' ends are looked at once for all",
         ),
-        Contender(
+        *_at_both(
             "torch-cam",
-            lambda images, targets: rivals.torch_cam_table(subject, images, targets, batch),
-            subject.network,
+            lambda images, targets, size: rivals.torch_cam_table(subject, images, targets, size),
+            subject,
+            batch,
             "ClassificationMetric and DeletionInsertionMetric as documented: the map is computed anew for each; no AG; I from the mean "
             "colour, since one baseline serves both curves",
         ),
@@ -116,8 +144,7 @@ def table(subject: Subject, batch: int) -> Job:
         contenders,
         checks,
         (
-            Claim("torch-cam over xattn, exact", "torch-cam", xattn_at("exact"), 8),
-            Claim("torch-cam over xattn, fast", "torch-cam", xattn_at("fast"), 20),
+            *_times_faster(("torch-cam",), 8, 20),
             Claim("xattn, exact, over its passes alone", xattn_at("exact"), bare("exact"), 1.15, at_least=False),
             Claim("xattn, fast, over its passes alone", xattn_at("fast"), bare("fast"), 1.15, at_least=False),
         ),
@@ -134,16 +161,18 @@ def score_cam(subject: Subject, batch: int) -> Job:
             lambda images, targets, level: ours.maps(subject.classifier, images, targets, [spec], level),
             "constant channels are not run",
         ),
-        Contender(
+        *_at_both(
             "pytorch-grad-cam",
-            lambda images, targets: rivals.grad_cam_map(subject, images, targets, "score-cam", batch),
-            subject.network,
+            lambda images, targets, size: rivals.grad_cam_map(subject, images, targets, "score-cam", size),
+            subject,
+            batch,
             "ScoreCAM with batch_size; all masked images are built before the first is run",
         ),
-        Contender(
+        *_at_both(
             "torch-cam",
-            lambda images, targets: rivals.torch_cam_map(subject, images, targets, "score-cam", batch),
-            subject.network,
+            lambda images, targets, size: rivals.torch_cam_map(subject, images, targets, "score-cam", size),
+            subject,
+            batch,
             "ScoreCAM(batch_size=…), without gradients; the map at its own resolution",
         ),
     )
@@ -153,10 +182,7 @@ def score_cam(subject: Subject, batch: int) -> Job:
         contenders,
         lambda images, targets: of_maps(subject, images[:1], targets[:1], "score-cam", batch),
         (
-            Claim("pytorch-grad-cam over xattn, exact", "pytorch-grad-cam", xattn_at("exact"), 4),
-            Claim("torch-cam over xattn, exact", "torch-cam", xattn_at("exact"), 4),
-            Claim("pytorch-grad-cam over xattn, fast", "pytorch-grad-cam", xattn_at("fast"), 10),
-            Claim("torch-cam over xattn, fast", "torch-cam", xattn_at("fast"), 10),
+            *_times_faster(("pytorch-grad-cam", "torch-cam"), 4, 10),
             Claim("peak memory, xattn, exact, over pytorch-grad-cam", xattn_at("exact"), "pytorch-grad-cam", 0.25, False, "peak"),
         ),
         ours.LEVELS,

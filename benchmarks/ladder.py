@@ -34,13 +34,15 @@ RUNGS: dict[str, tuple[Tuning | int, bool]] = {
     "+ batch norms folded": (Tuning(8, folded=True), True),
     "+ compiled and frozen": (Tuning(8, folded=True, compiled=True), True),
     "folded, bfloat16, not compiled": (Tuning(8, folded=True, precision="bfloat16"), True),
+    "folded, bfloat16, compiled and frozen": (Tuning(8, folded=True, compiled=True, precision="bfloat16"), True),
 }
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 CLOCKED_S = 1.0
 
 
-def matrix_gflops(seconds: float = CLOCKED_S) -> float:
-    """What this machine's threads multiply in float32 at their best, GFLOP a second: no forward of convolutions goes faster."""
-    a, b = torch.rand(2048, 2048), torch.rand(2048, 2048)
+def matrix_gflops(dtype: torch.dtype, seconds: float = CLOCKED_S) -> float:
+    """What this machine's threads multiply at their best, GFLOP a second: no forward of convolutions goes faster."""
+    a, b = torch.rand(2048, 2048).to(dtype), torch.rand(2048, 2048).to(dtype)
     best, spent = 0.0, 0.0
     while spent < seconds:
         took = clocked(lambda: a @ b, torch.device("cpu"))
@@ -65,16 +67,16 @@ def copied_gib(seconds: float = CLOCKED_S) -> float:
     return best
 
 
-def layered(one: Subject, gflops: float, gib: float, chunk: int = 8) -> float:
+def layered(one: Subject, gflops: float, gib: float, dtype: torch.dtype, chunk: int = 8) -> float:
     """Images a second if every convolution and linear layer took no longer than its arithmetic at the rate of a matrix product, or than
-    reading its input and weights and writing its output once, whichever is more; and all else took nothing."""
+    reading its input and weights and writing its output once in this precision, whichever is more; and all else took nothing."""
     seconds = 0.0
 
     def after(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         nonlocal seconds
         weight: Tensor = module.weight  # type: ignore[assignment]
         work = 2 * output.numel() * weight[0].numel() / 1e9
-        moved = (args[0].nbytes + weight.nbytes + output.nbytes) / 2**30
+        moved = (args[0].numel() + weight.numel() + output.numel()) * dtype.itemsize / 2**30
         seconds += max(work / gflops, moved / gib)
 
     handles = [module.register_forward_hook(after) for module in one.network.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
@@ -128,38 +130,36 @@ def main(networks: str, threads: int, rounds: int, device: str, data: Path, out:
     """Measures and writes the table."""
     torch.set_num_threads(threads)
     warnings.simplefilter("ignore")
-    found, needs, limits, copies, ones = {}, {}, [], [], {}
+    found, needs, ones = {}, {}, {}
+    products: dict[str, float] = dict.fromkeys(PRECISIONS, 0.0)
+    copied = 0.0
     for name in networks.split(","):
         ones[name] = one = subject(name, data, torch.device(device))
         needs[name] = gflop_an_image(one)
-        limits.append(matrix_gflops())
-        copies.append(copied_gib())
+        products |= {precision: max(products[precision], matrix_gflops(dtype)) for precision, dtype in PRECISIONS.items()}
+        copied = max(copied, copied_gib())
         found[name] = rates(one, photographs(data, one.classifier, 1), rounds)
         click.echo(f"{name}: " + "; ".join(f"{way} {median(rate):.1f}" for way, rate in found[name].items()), err=True)
     about = conditions(torch.device(device))
-    out.mkdir(parents=True, exist_ok=True)
-    thin = {name: layered(one, max(limits), max(copies)) for name, one in ones.items()} if device == "cpu" else {}
-    (out / "ladder.json").write_text(
-        json.dumps(
-            {"rates": found, "gflop_an_image": needs, "matrix_gflops": limits, "copied_gib": copies, "layered": thin, "conditions": about},
-            indent=1,
-        )
-        + "\n",
-        encoding="utf-8",
-    )
     rows = [[way, *(spread(found[name][way]) for name in found)] for way in RUNGS]
+    limits: dict[str, dict[str, dict[str, float]]] = {}
     if device == "cpu":
-        most = {name: max(limits) / needs[name] for name in found}
-        rows.append(
-            [
-                "at the rate of one large matrix product (the limit of direct convolution in float32)",
-                *(number(most[name]) for name in found),
+        first = next(iter(RUNGS))
+        for precision, dtype in PRECISIONS.items():
+            product = {name: products[precision] / needs[name] for name in found}
+            layers = {name: layered(one, products[precision], copied, dtype) for name, one in ones.items()}
+            limits[precision] = {"product": product, "layers": layers}
+            rows += [
+                [f"{precision}, at the rate of one large matrix product (the limit of direct convolution)", *map(number, product.values())],
+                [f"{precision}, layer by layer, each no faster than that or than its tensors can be moved", *map(number, layers.values())],
+                [
+                    f"the most that any way in {precision} could gain over the first row, ×",
+                    *(number(layers[name] / median(found[name][first])) for name in found),
+                ],
             ]
-        )
-        way = "layer by layer, each no faster than that or than its tensors can be moved"
-        rows.append([way, *(number(thin[name]) for name in found)])
-        ratios = {name: thin[name] / median(found[name][next(iter(RUNGS))]) for name in found}
-        rows.append(["the most that any way could gain over the first row, ×", *(number(ratios[name]) for name in found)])
+    out.mkdir(parents=True, exist_ok=True)
+    kept = {"rates": found, "gflop_an_image": needs, "matrix_gflops": products, "copied_gib": copied, "limits": limits, "conditions": about}
+    (out / "ladder.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     text = (
         "# What each way of running forwards brings\n\nImages a second of the network alone at 224 px, by turns; median [lowest, highest]. "
         "Made by `benchmarks/ladder.py`.\n\n"

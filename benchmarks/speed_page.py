@@ -113,19 +113,24 @@ def _limit(entry: Entry, ladder: Entry) -> str:
     ours = entry["contenders"].get("passes alone, exact")
     if not same or ours is None or network not in ladder["rates"]:
         return ""
-    passes = ours["passes"]
-    product = passes * ladder["gflop_an_image"][network] / max(ladder["matrix_gflops"])
-    layers = passes / ladder["layered"][network]
-    beside = []
-    for name, found in entry["contenders"].items():
-        if not name.startswith(("xattn", "passes")):
-            each = median([seconds / images for seconds, images in zip(found["seconds"], found["images"], strict=True)])
-            beside.append(f"{name} {number(each / product)} and {number(each / layers)}")
+    passes, rows = ours["passes"], []
+    for precision, found in ladder["limits"].items():
+        for how, words in (("product", "at the rate of one large matrix product"), ("layers", "layer by layer, as tensors can be moved")):
+            seconds = passes / found[how][network]
+            rows.append([f"{precision}, {words}", number(seconds), *(number(each / seconds) for each in _others(entry).values())])
     return (
-        f"**The limit of direct convolution in float32 here** ([ladder](ladder.md)): {number(passes)} forwards "
-        f"at the rate of one large matrix product take {number(product)} s, layer by layer no faster than tensors can be moved "
-        f"{number(layers)} s. Times as long as these: {'; '.join(beside)}."
+        f"**The limit of direct convolution here** ([ladder](ladder.md)): seconds of {number(passes)} forwards, and how many times as long "
+        f"the others take.\n\n{table(('', 'seconds an image', *_others(entry)), rows)}"
     )
+
+
+def _others(entry: Entry) -> dict[str, float]:
+    """Seconds an image of the other libraries."""
+    return {
+        name: median([seconds / images for seconds, images in zip(found["seconds"], found["images"], strict=True)])
+        for name, found in entry["contenders"].items()
+        if not name.startswith(("xattn", "passes"))
+    }
 
 
 def section(entry: Entry, ladder: Entry | None = None) -> str:

@@ -21,8 +21,8 @@ from xattn.errors import InputError
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -2, -3, -4  # glibc: malloc.h
 KEEPING = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 2**26}
-# Any setting ends glibc's own adaptation for good, and its first thresholds would make all other code of the process two to three times
-# slower from then on: what is left behind is what the adaptation comes to once a tensor of 32 MiB has been freed, which is as far as it goes.
+# Any setting ends glibc's own adaptation for good, and with its first thresholds all other code of the process would be two to three times
+# slower from then on: what is left behind is what the adaptation comes to once 32 MiB have been freed at once, which is as far as it goes.
 ADAPTED = {M_MMAP_MAX: 65536, M_MMAP_THRESHOLD: 2**25, M_TRIM_THRESHOLD: 2**26, M_TOP_PAD: 2**17}
 UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 

@@ -80,10 +80,15 @@ def test_a_page_shows_time_an_image_ratios_of_pairs_and_what_was_checked(module:
     assert "GPU computes" not in text  # a column that nobody fills is left out
     assert "--smoke" in module("speed_page").page([entry | {"smoke": True}])
     alone = entry | {"contenders": {"theirs": theirs, "passes alone, exact": ours}, "conditions": conditions | {"device": "cpu"}}
-    ladder = {"conditions": alone["conditions"], "rates": {"net": {}}, "gflop_an_image": {"net": 2.0}, "matrix_gflops": [20.0, 10.0]}
-    text = module("speed_page").page([alone], ladder | {"layered": {"net": 5.0}})
-    assert "take 1.00 s, layer by layer no faster than tensors can be moved 2.00 s. Times as long as these: theirs 5.00 and 2.50" in text
-    elsewhere = ladder | {"layered": {"net": 5.0}, "conditions": alone["conditions"] | {"threads": 2}}
+    limits = {
+        "float32": {"product": {"net": 10.0}, "layers": {"net": 5.0}},
+        "bfloat16": {"product": {"net": 20.0}, "layers": {"net": 10.0}},
+    }
+    ladder = {"conditions": alone["conditions"], "rates": {"net": {}}, "limits": limits}
+    text = module("speed_page").page([alone], ladder)
+    assert "| float32, at the rate of one large matrix product | 1.00 | 5.00 |" in text
+    assert "| bfloat16, layer by layer, as tensors can be moved | 1.00 | 5.00 |" in text
+    elsewhere = ladder | {"conditions": alone["conditions"] | {"threads": 2}}
     assert "limit of direct" not in module("speed_page").page([alone], elsewhere)
 
 

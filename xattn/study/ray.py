@@ -184,7 +184,9 @@ class _Actor:
         try:
             if self.work is None:
                 self.work = Work(self._unpacked())
-                self.pages.enter_context(kept_pages())  # as long as the process lives: given back after each order, they are faulted in anew
+                self.pages.enter_context(
+                    kept_pages()
+                )  # as long as the process lives: given back after each order, they are faulted in anew
             images = sum(self._do(self.work, order["group"], order["numbers"]) for order in orders.to_pylist())
             yield _answer(images, None)
         except Exception as error:
