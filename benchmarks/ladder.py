@@ -16,7 +16,7 @@ from statistics import median
 
 import click
 import torch
-from measure import clocked, conditions
+from measure import conditions, repeated
 from speed import DATA, RESULTS
 from speed_page import number, spread, table
 from subjects import Subject, photographs, subject
@@ -37,17 +37,13 @@ RUNGS: dict[str, tuple[Tuning | int, bool]] = {
     "folded, bfloat16, compiled and frozen": (Tuning(8, folded=True, compiled=True, precision="bfloat16"), True),
 }
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-CLOCKED_S = 1.0
+CLOCKED_S = 2.0
 
 
-def matrix_gflops(dtype: torch.dtype, seconds: float = CLOCKED_S) -> float:
+def matrix_gflops(dtype: torch.dtype) -> float:
     """What this machine's threads multiply at their best, GFLOP a second: no forward of convolutions goes faster."""
     a, b = torch.rand(2048, 2048).to(dtype), torch.rand(2048, 2048).to(dtype)
-    best, spent = 0.0, 0.0
-    while spent < seconds:
-        took = clocked(lambda: a @ b, torch.device("cpu"))
-        best, spent = max(best, 2 * 2048**3 / took / 1e9), spent + took
-    return best
+    return 2 * 2048**3 / min(repeated(lambda: a @ b, torch.device("cpu"), CLOCKED_S)) / 1e9
 
 
 def gflop_an_image(one: Subject) -> float:
@@ -57,14 +53,10 @@ def gflop_an_image(one: Subject) -> float:
     return counted.get_total_flops() / 1e9
 
 
-def copied_gib(seconds: float = CLOCKED_S) -> float:
+def copied_gib() -> float:
     """What this machine's threads read and write at their best, GiB a second, of tensors as large as a chunk's features."""
     a, b = torch.rand(8, 96, 112, 112), torch.empty(8, 96, 112, 112)
-    best, spent = 0.0, 0.0
-    while spent < seconds:
-        took = clocked(lambda: b.copy_(a), torch.device("cpu"))
-        best, spent = max(best, 2 * a.nbytes / 2**30 / took), spent + took
-    return best
+    return 2 * a.nbytes / 2**30 / min(repeated(lambda: b.copy_(a), torch.device("cpu"), CLOCKED_S))
 
 
 def layered(one: Subject, gflops: float, gib: float, dtype: torch.dtype, chunk: int = 8) -> float:
@@ -110,12 +102,9 @@ def rates(one: Subject, images: Tensor, rounds: int) -> dict[str, list[float]]:
             given = images[:1].expand(chunk, -1, -1, -1).contiguous()
             with torch.no_grad(), kept_pages() if keep else nullcontext():
                 run(given)
-                times, seconds = 0, 0.0
-                while seconds < CLOCKED_S:
-                    seconds += clocked(lambda run=run, given=given: run(given), one.classifier.device)
-                    times += 1
+                seconds = repeated(lambda run=run, given=given: run(given), one.classifier.device, CLOCKED_S)
             if round_:  # the first round compiles
-                found[name].append(times * chunk / seconds)
+                found[name].append(len(seconds) * chunk / sum(seconds))
     return found
 
 

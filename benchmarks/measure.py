@@ -44,14 +44,25 @@ class Contender:
 
 def clocked(run: Callable[[], Any], device: torch.device) -> float:
     """Seconds until all that `run` began is done."""
+    return repeated(run, device, 0.0)[0]
+
+
+def repeated(run: Callable[[], Any], device: torch.device, seconds: float) -> list[float]:
+    """Seconds of each of as many runs, one after the other, as come to so many together; of one at least."""
     gc.collect()
+    found: list[float] = []
+    while not found or sum(found) < seconds:
+        _finish(device)
+        start = time.perf_counter()
+        run()
+        _finish(device)
+        found.append(time.perf_counter() - start)
+    return found
+
+
+def _finish(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
 
 
 @contextmanager
