@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import json
 import os
 import platform
 import resource
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -22,6 +24,7 @@ from torch import Tensor, nn
 from xattn.classifiers import Predictor
 
 FORWARDS_CLOCKED = 96
+WARM_UP = "warm-up"
 PACKAGES = ("xattn", "torch", "torchvision", "torchcam", "grad-cam", "quantus", "captum", "numpy", "ray")
 
 
@@ -94,35 +97,76 @@ def forwards(network: nn.Module | None) -> Iterator[list[int]]:
             handle.remove()
 
 
+class Here:
+    """A contender in this process. Asked for a batch by its number, or for "warm-up", it runs that and tells how long it took."""
+
+    def __init__(self, contender: Contender, batches: Sequence[tuple[Tensor, Tensor]], device: torch.device) -> None:
+        self.contender, self.batches, self.device = contender, batches, device
+
+    def ask(self, what: str) -> dict[str, Any]:
+        contender, batch = self.contender, self.batches[0 if what == WARM_UP else int(what)]
+        if what == WARM_UP:
+            with forwards(contender.network) as seen:
+                seconds = clocked(lambda: contender.run(*batch), self.device)
+            return {"seconds": seconds, "passes": sum(seen) / len(batch[0]) if seen else None}
+        seconds = clocked(lambda: contender.run(*batch), self.device)
+        if contender.network is not None:
+            contender.network.zero_grad(set_to_none=True)  # pytorch-grad-cam leaves gradients at the parameters
+        return {"seconds": seconds}
+
+    def serve(self) -> None:
+        """Answers what is asked on standard input, a line each."""
+        for line in sys.stdin:
+            print(json.dumps(self.ask(line.strip())), flush=True)
+
+    def close(self) -> None:
+        """There is nothing to end."""
+
+
+class Apart:
+    """A contender in a process of its own that serves: no state of one library, its allocator's least of all, reaches another's clock."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+    def ask(self, what: str) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(f"{what}\n")
+        self.process.stdin.flush()
+        for line in self.process.stdout:
+            if line.startswith("{"):  # libraries may print of their own
+                answer: dict[str, Any] = json.loads(line)
+                return answer
+        raise RuntimeError(f"a contender ended with exit code {self.process.wait()} when it was asked for {what}")
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
 def interleaved(
-    contenders: Sequence[Contender],
-    batches: Sequence[tuple[Tensor, Tensor]],
-    device: torch.device,
-    aside: Callable[[Tensor, Tensor], None],
-    say: Callable[[str], None],
+    contenders: Mapping[str, Here | Apart], images: Sequence[int], aside: Callable[[int], None], say: Callable[[str], None]
 ) -> dict[str, dict[str, Any]]:
-    """Seconds of every contender on every batch, the contenders taking turns; each is warmed up, and its forwards counted, on the first.
+    """Seconds of every contender on every batch, of so many images, the contenders taking turns; each is warmed up on the first.
 
     A slow moment of the machine meets all of them, and who comes first changes from batch to batch. `aside` is what else is measured on
     each batch, among them.
     """
     found: dict[str, dict[str, Any]] = {}
-    for contender in contenders:
-        with forwards(contender.network) as seen:
-            warm_up = clocked(lambda contender=contender: contender.run(*batches[0]), device)
-        passes = sum(seen) / len(batches[0][0]) if seen else None
-        found[contender.name] = {"note": contender.note, "passes": passes, "warm_up": warm_up, "images": [], "seconds": []}
-        say(f"{contender.name}: warm-up {warm_up:.2f} s")
-    for number, batch in enumerate(batches):
-        aside(*batch)
-        for turn in range(len(contenders)):
-            contender = contenders[(number + turn) % len(contenders)]
-            seconds = clocked(lambda contender=contender, batch=batch: contender.run(*batch), device)
-            if contender.network is not None:
-                contender.network.zero_grad(set_to_none=True)  # pytorch-grad-cam leaves gradients at the parameters
-            found[contender.name]["seconds"].append(seconds)
-            found[contender.name]["images"].append(len(batch[0]))
-            say(f"pair {number + 1}, {contender.name}: {seconds:.2f} s")
+    for name, contender in contenders.items():
+        told = contender.ask(WARM_UP)
+        found[name] = {"passes": told["passes"], "warm_up": told["seconds"], "images": [], "seconds": []}
+        say(f"{name}: warm-up {told['seconds']:.2f} s")
+    names = list(contenders)
+    for number, count in enumerate(images):
+        aside(number)
+        for turn in range(len(names)):
+            name = names[(number + turn) % len(names)]
+            seconds = contenders[name].ask(str(number))["seconds"]
+            found[name]["seconds"].append(seconds)
+            found[name]["images"].append(count)
+            say(f"pair {number + 1}, {name}: {seconds:.2f} s")
     return found
 
 

@@ -27,7 +27,7 @@ import ours
 import torch
 from first import adaptive, start
 from jobs import JOBS, Claim, Contender, Job, bare, xattn_at
-from measure import busy_share, clocked, conditions, forward_alone, forwards, interleaved, peak_mib
+from measure import Apart, Here, busy_share, clocked, conditions, forward_alone, forwards, interleaved, peak_mib
 from speed_page import page
 from subjects import TINY, WEIGHTS, Subject, photographs, subject
 from torch import Tensor
@@ -72,25 +72,38 @@ def checked(job: Job, batches: list[tuple[Tensor, Tensor]]) -> list[dict[str, An
     return [asdict(check) | {"agrees": check.agrees} for check in checks]
 
 
-def measured(name: str, job: Job, one: Subject, batches: list[tuple[Tensor, Tensor]], chunks: tuple[int, ...]) -> dict[str, Any]:
-    """Checks, then times."""
+def measured(
+    name: str, job: Job, one: Subject, batches: list[tuple[Tensor, Tensor]], chunks: tuple[int, ...], again: list[str], *, smoke: bool
+) -> dict[str, Any]:
+    """Checks, then times, each contender in a process of its own that `again` starts; with `smoke` the first alone."""
     device = one.classifier.device
     checks = checked(job, batches)
     throughput: dict[str, list[dict[str, float]]] = {level: [] for level in job.alone}
     passes_of_pairs: list[int] = []
     own_ways = {level: ours.ways(one.classifier, level, chunks) for level in job.alone}
 
-    def passes_alone(images: Tensor, of: Tensor) -> None:
+    def passes_alone(number: int) -> None:
         if not job.alone:
             return
+        images = batches[number][0]
         with forwards(job.contenders[0].network) as seen:
-            job.contenders[0].run(images, of)
+            job.contenders[0].run(*batches[number])
         passes_of_pairs.append(sum(seen))
         for level in job.alone:
             with kept_pages():
                 throughput[level].append({str(way.tuning): forward_alone(way, images[:1], way.chunk, device) for way in own_ways[level]})
 
-    contenders = interleaved(job.contenders, batches, device, passes_alone, say)
+    running: dict[str, Here | Apart] = {}
+    try:
+        for contender in job.contenders:
+            command = [sys.executable, __file__, *again, "--pairs", str(len(batches)), "--alone", contender.name, "--serve"]
+            running[contender.name] = Here(contender, batches, device) if smoke and running else Apart(command)
+        contenders = interleaved(running, [len(images) for images, _ in batches], passes_alone, say)
+    finally:
+        for each in running.values():
+            each.close()
+    for contender in job.contenders:
+        contenders[contender.name]["note"] = contender.note
     for level, found in throughput.items():
         note = "so many forwards as the chunk size runs them that is best over all pairs, clocked beside each; backwards count as nothing"
         best = min(found[0], key=lambda way, found=found: median(pair[way] for pair in found))
@@ -126,7 +139,6 @@ def judged(entry: dict[str, Any], claims: tuple[Claim, ...]) -> None:
 
 def peak_of(contender: Contender, one: Subject, batch: tuple[Tensor, Tensor]) -> float:
     """In a process that has loaded the network and run it once, as it was measured before to run best."""
-    ours.effort = "auto" if ours.effort == "full" else ours.effort
     one.classifier.predict(batch[0][:1])
     for level in ours.LEVELS:
         if contender.name == xattn_at(level):
@@ -188,6 +200,7 @@ def listed(_: click.Context, __: click.Parameter, value: str | None) -> list[str
 @click.option("--results", type=click.Path(path_type=Path), default=RESULTS)
 @click.option("--smoke", is_flag=True, help="All jobs at toy size: whether they run, not what they show.")
 @click.option("--alone", hidden=True, help="Print the peak memory of this contender alone.")
+@click.option("--serve", is_flag=True, hidden=True, help="With --alone: run the batches that are asked for on standard input.")
 def main(
     out: Path,
     only: list[str] | None,
@@ -205,6 +218,7 @@ def main(
     results: Path,
     smoke: bool,
     alone: str | None,
+    serve: bool,
 ) -> None:
     """Measures, writes OUT/speed.json, and makes the page."""
     torch.set_num_threads(threads)
@@ -213,6 +227,8 @@ def main(
     if smoke:
         networks, images, pairs, adaptive_images = [TINY], images or 2, 2, 4
         ours.effort = "chunk=4"  # measuring compiles anew for each network, level and size
+    elif alone:
+        ours.effort = "auto"  # as it was measured before
     kept = None if alone else Kept(out)
     for name in JOBS if only is None else [name for name in only if name in JOBS]:
         default = ON_GPU if place.type == "cuda" else NETWORKS.get(name, WEIGHTS)
@@ -222,7 +238,7 @@ def main(
             except FileNotFoundError as error:
                 say(f"{name} on {network} left out: {error}")
                 continue
-            batches = pairs_of(one, data, images or IMAGES[name], 1 if alone else pairs)
+            batches = pairs_of(one, data, images or IMAGES[name], pairs)
             chunks = (1, 4) if smoke else CHUNKS[place.type]
             if batch is None:
                 image = batches[0][0][:1]
@@ -232,7 +248,11 @@ def main(
                 own_batch = batch
             job = JOBS[name](one, own_batch)
             if alone:
-                click.echo(peak_of(next(contender for contender in job.contenders if contender.name == alone), one, batches[0]))
+                contender = next(contender for contender in job.contenders if contender.name == alone)
+                if serve:
+                    Here(contender, batches, place).serve()
+                else:
+                    click.echo(peak_of(contender, one, batches[0]))
                 return
             say(f"== {name} on {network}, {own_batch} images a forward")
             if recheck:
@@ -240,12 +260,12 @@ def main(
                 if before is not None:
                     kept.put(before | {"checks": checked(job, batches)})
                 continue
-            entry = measured(name, job, one, batches, chunks)
+            again = ["--only", name, "--networks", network, "--images", str(len(batches[0][0])), "--batch", str(own_batch)]
+            again += ["--threads", str(threads), "--device", device, "--data", str(data), *(["--smoke"] if smoke else [])]
+            entry = measured(name, job, one, batches, chunks, again, smoke=smoke)
             if memory:
-                again = ["--only", name, "--networks", network, "--images", str(len(batches[0][0])), "--batch", str(own_batch)]
-                again += ["--threads", str(threads), "--device", device, "--data", str(data), *(["--smoke"] if smoke else [])]
                 some = job.contenders[: 1 if smoke else None] if name == "table" or not smoke else ()
-                for contender, peak in peaks(some, again).items():
+                for contender, peak in peaks(some, [*again, "--pairs", "1"]).items():
                     entry["contenders"][contender]["peak"] = [peak]
             judged(entry, job.claims)
             place_of = {"network": network, "weights": one.origin, "images a forward": own_batch, "smoke": smoke}

@@ -159,11 +159,11 @@ def page(entries: Sequence[Entry], ladder: Entry | None = None) -> str:
     smoke = any(entry["smoke"] for entry in entries)
     parts = [
         "# Speed beside other libraries",
-        "Made by `benchmarks/speed.py --page` of the JSON that the measuring writes. Contenders take turns on the same images; ratios "
-        "are of one turn each, as median [lowest, highest]; clocks stop when the device is done; everyone is warmed up on the first batch, "
-        "and given the targets and the batch size at which the network alone is fastest. The others are given the network in the memory "
-        "layout that torchvision gives it, ours is channels-last as `xattn.load` makes it. Peaks are of a process of its own, above what "
-        "the loaded network holds. A verdict is that of the median.",
+        "Made by `benchmarks/speed.py --page` of the JSON that the measuring writes. Contenders take turns on the same images, each in a "
+        "process of its own; ratios are of one turn each, as median [lowest, highest]; clocks stop when the device is done; everyone is "
+        "warmed up on the first batch, and given the targets and the batch size at which the network alone is fastest. The others are "
+        "given the network in the memory layout that torchvision gives it, ours is channels-last as `xattn.load` makes it. Peaks are "
+        "above what the loaded network holds. A verdict is that of the median.",
     ]
     if smoke:
         parts.append("**Some of this was made with `--smoke`, at toy size: it shows that the benchmark runs, nothing else.**")
