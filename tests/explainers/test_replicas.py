@@ -13,6 +13,7 @@ from xattn.classifiers import Classifier
 from xattn.errors import UnsupportedError
 from xattn.explainers import methods, trace
 from xattn.explainers.guided import guided_gradients
+from xattn.explainers.score_cam import outermost
 
 
 def double(network: nn.Module) -> Classifier:
@@ -114,6 +115,19 @@ def test_score_cam_weighs_channels_by_what_is_left_of_the_target(
         weights = weights.softmax(0) if weighting == "logit-softmax" else weights
         expected = sum(weight * channel for weight, channel in zip(weights, features, strict=True))
         assert torch.allclose(found[i], expected.clamp(min=0), atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("cells", "pixels"), [((7, 7), (224, 224)), ((13, 9), (100, 64)), ((1, 2), (8, 8)), ((16, 16), (9, 12)), ((5, 5), (5, 5))]
+)
+def test_the_extremes_of_an_upsampled_map_are_among_its_outermost_pixels(cells: tuple[int, int], pixels: tuple[int, int]) -> None:
+    maps = torch.randn(50, 1, *cells, generator=torch.Generator().manual_seed(0))
+    whole = functional.interpolate(maps, size=pixels, mode="bilinear", align_corners=False)
+    rows, columns = (outermost(*sides) for sides in zip(cells, pixels, strict=True))
+    some = whole[:, :, rows[:, None], columns]
+    for found, expected in zip(some.flatten(1).aminmax(dim=1), whole.flatten(1).aminmax(dim=1), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    assert some.numel() <= whole.numel()
 
 
 def test_score_cam_never_runs_a_constant_channel(images: Tensor) -> None:

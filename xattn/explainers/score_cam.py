@@ -76,14 +76,18 @@ class ScoreCAM:
 
     def _run(self, trace: Trace, family: list[Trace], image: Tensor, channel: Tensor) -> list[Tensor]:
         image, channel, back = _distinct(trace.features, image, channel)
-        size, chunk = trace.images.shape[-2:], self.chunk or trace.predictor.chunk
+        size, chunk, owners = trace.images.shape[-2:], self.chunk or trace.predictor.chunk, image.tolist()
+        rows, columns = (outermost(*sides).to(image.device) for sides in zip(trace.features.shape[-2:], size, strict=True))
         found = [widened(trace.features.new_empty(len(image))) for _ in family]  # one block: many small ones would break memory up
         for start in range(0, len(image), chunk):
             i, c = image[start : start + chunk], channel[start : start + chunk]
             maps = functional.interpolate(trace.features[i, c][:, None], size=size, mode="bilinear", align_corners=False)
-            low, high = (extreme[:, None, None, None] for extreme in maps.flatten(1).aminmax(dim=1))
-            masked = trace.images.detach()[i] * ((maps - low) / (high - low))
-            padded = functional.pad(masked, (0, 0) * 3 + (0, chunk - len(i)))
+            corners = maps[:, :, rows[:, None], columns].flatten(1)
+            low, high = (extreme[:, None, None, None] for extreme in corners.aminmax(dim=1))
+            of_one = owners[start] == owners[start + len(i) - 1]
+            shown = trace.images.detach()[owners[start], None] if of_one else trace.images.detach()[i]
+            masked = shown * maps.sub_(low).div_(high - low)
+            padded = functional.pad(masked, (0, 0) * 3 + (0, chunk - len(i))) if len(i) < chunk else masked
             logits = trace.joint(padded) if trace.joint is not None else [trace.predictor(padded)]
             for each, said, scores in zip(family, logits, found, strict=True):
                 scores[start : start + len(i)] = self._score(said[: len(i)], each.targets[i], each.classifier.multi_label)
@@ -93,6 +97,17 @@ class ScoreCAM:
         if self.weighting == "probability":
             return probability(logits, targets, multi_label=multi_label).p
         return widened(logits.gather(1, targets[:, None]).squeeze(1))
+
+
+def outermost(cells: int, pixels: int) -> Tensor:
+    """The places along a side of a map of so many cells, upsampled to so many pixels, among which its extremes are.
+
+    Between two neighbouring cells' centres a bilinear map is straight along either side, so no pixel there exceeds the first and the last.
+    """
+    between = ((torch.arange(pixels) + 0.5) * cells / pixels - 0.5).clamp(min=0).floor()
+    changes = between.diff() != 0
+    ends = torch.ones(1, dtype=torch.bool)
+    return (torch.cat([ends, changes]) | torch.cat([changes, ends])).nonzero()[:, 0]
 
 
 def _distinct(features: Tensor, image: Tensor, channel: Tensor) -> tuple[Tensor, Tensor, Tensor]:
