@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, SupportsIndex
@@ -135,7 +136,8 @@ def explain(
     targets, rule = resolve_targets(classifier, target, found_labels if labels is None else labels, len(names))
     place = classifier.stage(stage)
     runs = predictor or Predictor(classifier)
-    with kept_pages():
+    runs_again = len(names) > batch_size or any(hasattr(part.run, "forwards") for part in parts)
+    with kept_pages() if runs_again else nullcontext():  # one pass uses no page twice, and would leave none to the next call
         pieces = [
             maps_of_batch(
                 classifier,
