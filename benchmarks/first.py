@@ -17,8 +17,12 @@ from torch import Tensor
 import xattn
 from xattn.classifiers import Predictor, Tuning
 from xattn.errors import XattnError
+from xattn.metrics import to_masks
+from xattn.metrics.curves import Deletion, Insertion
+from xattn.metrics.perturbation import look_at
 
-TOLERANCES, ASKED = {"insertion": 2.0, "deletion": 1.0}, 0.5  # points of an image's area, of a table's cell
+TOLERANCES, ASKED, QUARTER = {"insertion": 4.0, "deletion": 3.0}, 0.5, 0.25  # points of an image's area, of a table's cell; of the passes
+GAMES = {"insertion": Insertion().curve, "deletion": Deletion().curve}
 CELL = "the mean over the images"
 FIRST_MAP = """
 import xattn
@@ -42,10 +46,11 @@ def adaptive(subject: Subject, images: Tensor, say: Callable[[str], None]) -> di
     full, short = tuple(TOLERANCES), tuple(f"{metric}:tolerance={points:g}" for metric, points in TOLERANCES.items())
     passes: dict[str, list[int]] = {spec: [] for spec in full + short}
     areas: dict[str, list[float]] = {spec: [] for spec in full + short}
+    curves: dict[str, list[Tensor]] = {spec: [] for spec in full}
     about = f"{' and '.join(short)}, of Grad-CAM, on {len(images)} images; passes of each metric by itself, without those of the map."
     entry: dict[str, Any] = {"job": "adaptive", "title": "Adaptive insertion and deletion", "about": about, "checks": [], "contenders": {}}
     claims = [
-        {"text": f"passes of adaptive over full, {metric}", "of": [], "ratios": [], "target": 0.25, "at_least": False} for metric in full
+        {"text": f"passes of adaptive over full, {metric}", "of": [], "ratios": [], "target": QUARTER, "at_least": False} for metric in full
     ]
     claims += [
         {"text": f"|Δ area|, points, {metric}, {of}", "of": [], "ratios": [], "target": ASKED, "at_least": False, "worst": of != CELL}
@@ -63,6 +68,11 @@ def adaptive(subject: Subject, images: Tensor, say: Callable[[str], None]) -> di
                     rows = xattn.evaluate(subject.classifier, image[None], found, [spec], predictor=one_by_one)
                 passes[spec].append(sum(seen))
                 areas[spec].append(float(rows["value"].iloc[0]))
+            masks = {"": to_masks(found["grad-cam"], image.shape[-2:]).masks}
+            mean = subject.classifier.mean.flatten()
+            seen = look_at(one_by_one, image[None], targets, masks, list(GAMES.values()), mean=mean, chunk=1)[""]
+            for metric, curve in GAMES.items():
+                curves[metric].append(seen.curve(curve).p)
             if number % 10 == 0:
                 say(f"adaptive: image {number + 1} of {len(images)}")
     except XattnError as error:
@@ -74,7 +84,28 @@ def adaptive(subject: Subject, images: Tensor, say: Callable[[str], None]) -> di
         apart = torch.tensor(areas[other]) - torch.tensor(areas[metric])
         claims[2 * place + 2]["ratios"] = [float(apart.mean().abs())]
         claims[2 * place + 3]["ratios"] = apart.abs().tolist()
+    entry["roughness"] = {metric: rough(torch.cat(found)) for metric, found in curves.items()}
     return entry | {"passes": passes, "areas": areas}
+
+
+def rough(p: Tensor) -> dict[str, float]:
+    """How far curves jump from step to step, and what that alone leaves unknown of an area when so many steps are not looked at.
+
+    A fourth difference sees nothing of what is cubic over five steps; of jumps that know nothing of each other it has seventy times the
+    variance. Whoever knew all but the jumps at the steps not looked at would be off by their mean.
+
+    Args:
+        p: `(N, T + 1)`, full curves.
+
+    Returns:
+        The jumps' mean deviation in points of probability, the mean |Δ area| that they leave at a quarter of the steps, and the share of
+        the curves that they put further off than is asked; the last two of normal jumps.
+    """
+    jumps = 100 * (p.diff(n=4, dim=1).square().mean(dim=1) / 70).sqrt()
+    steps = p.shape[1] - 1
+    off = jumps * ((1 - QUARTER) * (steps + 1)) ** 0.5 / steps
+    beyond = torch.special.erfc(ASKED / off / 2**0.5)
+    return {"jumps": float(jumps.mean()), "mean": float((off * (2 / torch.pi) ** 0.5).mean()), "beyond": float(beyond.mean())}
 
 
 def start(times: int, few: bool, clocked: Callable[[Callable[[], Any], torch.device], float], say: Callable[[str], None]) -> dict[str, Any]:

@@ -124,6 +124,18 @@ def _limit(entry: Entry, ladder: Entry) -> str:
     )
 
 
+def _roughness(entry: Entry) -> str:
+    """What the jumps between a curve's steps leave unknown, whichever of them are looked at; empty where none were measured."""
+    if "roughness" not in entry:
+        return ""
+    header = ("", "jumps of the probability, points", "mean \\|Δ area\\| that they leave", "images beyond half a point, %")
+    rows = [[metric, number(at["jumps"]), number(at["mean"]), number(100 * at["beyond"])] for metric, at in entry["roughness"].items()]
+    return (
+        "**The limit of each image**: curves jump from step to step. What a quarter of the steps leaves unknown even where all but the "
+        f"jumps is known, by the fourth differences of the full curves:\n\n{table(header, rows)}"
+    )
+
+
 def _others(entry: Entry) -> dict[str, float]:
     """Seconds an image of the other libraries."""
     return {
@@ -143,7 +155,7 @@ def section(entry: Entry, ladder: Entry | None = None) -> str:
         parts.append(f"Not measured: {entry['left out']}")
     limit = _limit(entry, ladder) if ladder else ""
     parts += [make(entry) for make, of in ((_claims, "claims"), (_contenders, "contenders"), (_checks, "checks")) if entry[of]]
-    parts += [limit] if limit else []
+    parts += [part for part in (limit, _roughness(entry)) if part]
     pairs = max((len(found["seconds"]) for found in entry["contenders"].values()), default=0)
     images = next((found["images"][0] for found in entry["contenders"].values() if found["images"]), 0)
     work = f"{pairs} pairs of {images} images, {entry['images a forward']} images a forward. " if "images a forward" in entry else ""

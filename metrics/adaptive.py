@@ -5,24 +5,60 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-QUARTERS, HALVINGS = (1 / 4, 1 / 2, 3 / 4), (1 / 2, 1 / 4, 1 / 8, 1 / 16)
+FALLING, RISING = (1 / 16, 1 / 8, 1 / 4, 1 / 2), (1 / 8, 1 / 4, 1 / 2, 3 / 4)
 
 
 def first_points(count: int, *, early: bool) -> Tensor:
-    """The steps to begin with, of `count` with the ends, which are left out: the quarters; or halves towards the beginning where most
-    happens there, as a network forgets its target with the first pixels that are taken from it."""
+    """The steps to begin with, of `count` with the ends, which are left out: the quarters and an eighth, as most curves rise at first;
+    or halves towards the beginning where most happens there, as a network forgets its target with the first pixels taken from it."""
     last = count - 1
-    points: Tensor = torch.tensor([round(last * share) for share in (HALVINGS if early else QUARTERS)]).unique()
+    points: Tensor = torch.tensor([int(last * share) for share in (FALLING if early else RISING)]).unique()
     return points[(points > 0) & (points < last)]
 
 
 def spanned(p: Tensor, shares: Tensor) -> Tensor:
-    """A curve with straight lines where it was not looked at: `(B, T + 1)`, NaN there, → `(B, T + 1)`, NaN where no number came."""
-    before, after = _neighbours(~p.isnan())
-    start, stop = shares.gather(1, before), shares.gather(1, after)
-    part = torch.where(stop > start, (shares - start) / (stop - start), 0.0)
-    line = torch.lerp(p.gather(1, before), p.gather(1, after), part)
-    return line.masked_fill(~line.isfinite(), torch.nan)
+    """A curve with monotone cubic pieces where it was not looked at (Fritsch and Butland 1984; SciPy's `PchipInterpolator`).
+
+    Straight lines cut off the bends, all of them on the same side; a cubic that keeps to the values beside it adds no bend of its own.
+
+    Args:
+        p: `(B, T + 1)`, NaN where it is not known; both ends are.
+        shares: `(B, T + 1)`.
+
+    Returns:
+        `(B, T + 1)`, the known values as they were, NaN where no number came.
+    """
+    known = ~p.isnan()
+    before, after = _neighbours(known)
+    slope, width, _ = _chord(p, shares, before, after)
+    tangents = _tangents(p, shares, before, after)
+    part = (shares - shares.gather(1, before)) / width
+    bend = (1 - part) * (tangents.gather(1, before) - slope) - part * (tangents.gather(1, after) - slope)
+    cubic = torch.lerp(p.gather(1, before), p.gather(1, after), part) + width * part * (1 - part) * bend
+    found = torch.where(known, p, cubic)
+    return found.masked_fill(~found.isfinite(), torch.nan)
+
+
+def _tangents(p: Tensor, shares: Tensor, before: Tensor, after: Tensor) -> Tensor:
+    """The curve's slope at each known point: the harmonic mean of the chords beside it, 0 where they turn. Elsewhere it says nothing."""
+    last = p.shape[1] - 1
+    places = torch.arange(last + 1, device=p.device).expand_as(p)
+    previous, following = before.gather(1, (places - 1).clamp(min=0)), after.gather(1, (places + 1).clamp(max=last))
+    left, left_width, _ = _chord(p, shares, previous, places)
+    right, right_width, _ = _chord(p, shares, places, following)
+    heavy, light = 2 * right_width + left_width, right_width + 2 * left_width
+    tangents = torch.where(left * right > 0, (heavy + light) / (heavy / left + light / right), 0.0)
+    second, second_last = following[:, :1], previous[:, -1:]
+    tangents[:, :1] = _at_end(right[:, :1], right_width[:, :1], right.gather(1, second), right_width.gather(1, second))
+    tangents[:, -1:] = _at_end(left[:, -1:], left_width[:, -1:], left.gather(1, second_last), left_width.gather(1, second_last))
+    return tangents
+
+
+def _at_end(first: Tensor, width: Tensor, second: Tensor, second_width: Tensor) -> Tensor:
+    """The slope at an end: that of a parabola through three points, held so that the piece stays monotone; a line's, of two points."""
+    parabola = ((2 * width + second_width) * first - width * second) / (width + second_width)
+    held = torch.where((first * second < 0) & (parabola.abs() > 3 * first.abs()), 3 * first, parabola)
+    return torch.where(second.isnan(), first, torch.where(held * first > 0, held, 0.0))
 
 
 def next_points(p: Tensor, shares: Tensor, tolerance: float) -> Tensor:

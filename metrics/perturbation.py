@@ -28,7 +28,7 @@ class CurveSeen(NamedTuple):
 
     Attributes:
         shares: `(B, T + 1)` float64, share of the pixels changed, from 0 to 1.
-        p: `(B, T + 1)` float64, the target's probability; between the steps that were looked at a straight line, where the look has a
+        p: `(B, T + 1)` float64, the target's probability; between the steps that were looked at a monotone cubic, where the look has a
             tolerance.
         mask_means: `(B, T)` float64, mean mask value of the pixels of each step.
     """

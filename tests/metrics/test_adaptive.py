@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 
 from tests import networks
 from xattn import metrics as m
 from xattn.errors import InputError
-from xattn.metrics.adaptive import first_points
-from xattn.metrics.curves import Deletion, Insertion
-from xattn.metrics.perturbation import look_at
+from xattn.metrics.adaptive import first_points, spanned
+from xattn.metrics.curves import Insertion
 
 SIZE = 32
 STEP = 32  # pixels: 32 steps, 31 of them between the ends
@@ -71,7 +71,7 @@ def test_the_first_points_lie_between_the_ends_and_early_ones_at_the_beginning(c
     assert points == sorted(set(points))
     assert all(0 < point < count - 1 for point in points)
     if count == 29:
-        assert points == ([2, 4, 7, 14] if early else [7, 14, 21])
+        assert points == ([1, 3, 7, 14] if early else [3, 7, 14, 21])
 
 
 def test_a_smaller_tolerance_costs_more_and_comes_nearer() -> None:
@@ -96,15 +96,35 @@ def test_with_next_to_no_tolerance_every_step_that_bends_is_looked_at_and_the_ar
         assert torch.allclose(found, full, atol=1e-8)
 
 
-def test_between_the_steps_that_were_looked_at_the_curve_is_straight() -> None:
-    curve = Deletion(step=STEP, tolerance=50.0).curve
-    masks = torch.arange(SIZE * SIZE, dtype=torch.float64).view(1, SIZE, SIZE) / SIZE**2
-    images = torch.ones(1, 3, SIZE, SIZE, dtype=torch.float64)
-    predict = Counted(CURVES["steep"])
-    seen = look_at(predict, images, torch.tensor([0]), {"": masks}, [curve], mean=torch.zeros(3), chunk=1)[""].curve(curve)
-    stretch = seen.p[0, 8:17]
-    assert torch.allclose(stretch.diff(), (stretch[-1] - stretch[0]) / 8 * torch.ones(8, dtype=torch.float64))
-    assert not seen.p.isnan().any()
+def known_in_part(count: int, kind: str, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """A curve of so many steps at uneven shares, the same with NaN at most of what lies between the ends, and the shares."""
+    draw = torch.Generator().manual_seed(seed)
+    shares = torch.cat([torch.zeros(1), torch.rand(count, generator=draw).cumsum(0)]).double()
+    p = torch.rand(count + 1, generator=draw, dtype=torch.float64)
+    p = {"rough": p, "rising": p.sort().values, "with plateaus": (3 * p).round() / 3}[kind]
+    known = torch.rand(count + 1, generator=draw) < 0.3
+    known[0] = known[-1] = True
+    return p, torch.where(known, p, torch.nan), shares / shares[-1]
+
+
+@pytest.mark.parametrize("kind", ["rough", "rising", "with plateaus"])
+@pytest.mark.parametrize("count", [1, 2, 3, 8, 28])
+def test_between_the_steps_that_were_looked_at_the_curve_is_scipys_monotone_cubic(count: int, kind: str) -> None:
+    for seed in range(20):
+        p, some, shares = known_in_part(count, kind, seed)
+        known = ~some.isnan()
+        expected = PchipInterpolator(shares[known].numpy(), p[known].numpy())(shares.numpy())
+        found = spanned(some[None], shares[None])[0]
+        assert torch.equal(found[known], p[known])
+        assert torch.allclose(found, torch.from_numpy(expected), atol=1e-12, rtol=0)
+
+
+def test_a_step_that_gave_no_number_leaves_none_in_the_pieces_beside_it_and_none_missing_elsewhere() -> None:
+    some = torch.full((1, 13), torch.nan, dtype=torch.float64)
+    some[0, [0, 2, 4, 6, 8, 10, 12]] = torch.tensor([0.0, 0.1, 0.3, torch.inf, 0.5, 0.8, 0.9], dtype=torch.float64)
+    found = spanned(some, torch.linspace(0, 1, 13, dtype=torch.float64)[None])[0]
+    assert found[[5, 6, 7]].isnan().all()
+    assert not found[[0, 1, 2, 4, 8, 10, 11, 12]].isnan().any()
 
 
 def test_each_image_stops_where_it_is_known_well_enough_whatever_the_batch() -> None:
