@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import subprocess
 import sys
 
@@ -103,6 +104,31 @@ def test_other_code_of_the_process_allocates_as_cheaply_afterwards_as_in_a_fresh
     fresh = AFTERWARDS.replace("with kept_pages()", "if True")
     faults = [int(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout) for code in (fresh, AFTERWARDS)]
     assert faults[1] <= faults[0] + 100
+
+
+AGAIN = """
+import resource
+import torch
+from torch import nn
+import xattn
+
+torch.set_num_threads(1)
+convolutions = nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 3, padding=1)
+network = nn.Sequential(*convolutions, nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+classifier = xattn.attach(network, input_size=256, name="large maps")  # 4 MB of features
+images = torch.rand(2, 3, 256, 256)
+xattn.explain(classifier, images, ["grad-cam"], batch_size=1)
+for _ in range(3):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    xattn.explain(classifier, images, ["grad-cam"])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator is told to keep pages")
+def test_a_batch_explained_again_and_again_finds_the_pages_of_the_time_before() -> None:
+    ran = subprocess.run([sys.executable, "-c", AGAIN], capture_output=True, text=True, check=True)
+    assert int(ran.stdout) * resource.getpagesize() < 8 * 2**20
 
 
 LIMITED = """
