@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -153,15 +156,53 @@ def steady(written: Sequence[float], workers: int) -> float:
     return (times[-1] - times[workers - 1]) / (len(times) - workers)
 
 
+def _cpu_beside_the_actors() -> float:
+    """Seconds of CPU so far of this process and all that it started, and they, without the actors that compute (Linux)."""
+    parents: dict[int, int] = {}
+    used: dict[int, int] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            parents[int(folder.name)], used[int(folder.name)] = int(fields[1]), int(fields[11]) + int(fields[12])
+            if (folder / "cmdline").read_bytes().startswith(b"ray::MapWorker"):
+                used[int(folder.name)] = 0
+    family, more = {os.getpid()}, {os.getpid()}
+    while more:
+        more = {pid for pid, parent in parents.items() if parent in more} - family
+        family |= more
+    return sum(used.get(pid, 0) for pid in family) / os.sysconf("SC_CLK_TCK")
+
+
+class _Watch(threading.Thread):
+    """Notes every second what has been used beside the actors, until it is told to end."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.ended = threading.Event()
+        self.noted: list[tuple[float, float]] = []
+
+    def run(self) -> None:
+        while not self.ended.wait(1):
+            self.noted.append((time.time(), _cpu_beside_the_actors()))
+
+    def cores(self, start: float, stop: float) -> float:
+        """CPU seconds a second between two times."""
+        (began, before), *_, (ended, after) = [one for one in self.noted if start <= one[0] <= stop]
+        return (after - before) / (ended - began)
+
+
 def engine(data: Path, folder: Path, count: int, network: str, actors: int, shard: tuple[int, int] = (1, 1)) -> dict[str, Any]:
     """A study, or a shard of it, by so many actors of Ray, of one CPU and thread each, or by this process for 0; `seconds` are those of a
-    steady stretch, for all images."""
+    steady stretch, for all images. `beside` is how many cores that stretch took beside the actors: Ray's own processes and the driver."""
     out = folder / f"engine-{actors}-{shard[0]}"
     more = {"shard": tuple(shard), "batch_size": SMALL_PART, **_ray(actors)}
-    study = _study(_network(network, data), CURVES, pictures(data, folder, count), out, **more)
+    study, watch = _study(_network(network, data), CURVES, pictures(data, folder, count), out, **more), _Watch()
+    watch.start()
     whole = _clock(study.run)
-    written = [file.stat().st_mtime for file in (out / "parts").glob("*.parquet")]
-    return {"seconds": steady(written, max(1, actors)) * len(written), "images": count, "whole run": whole, "written": written}
+    watch.ended.set()
+    written = sorted(file.stat().st_mtime for file in (out / "parts").glob("*.parquet"))
+    found = {"seconds": steady(written, max(1, actors)) * len(written), "images": count, "whole run": whole, "written": written}
+    return found | ({"beside": watch.cores(written[actors - 1], written[-1])} if actors else {})
 
 
 def shards(data: Path, folder: Path, count: int, network: str, processes: int) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def entry(job: str, title: str, about: str, found: Rounds, claims: list[dict[str
     """As `speed_page.section` takes it, with all that the points told."""
     contenders = {
         name: {
-            "note": _beside(ones) if "over" in ones[0] else "",
+            "note": _beside(ones),
             "passes": ones[0].get("passes"),
             "images": [one["images"] for one in ones],
             "seconds": [one["seconds"] for one in ones],
@@ -93,6 +93,10 @@ def entry(job: str, title: str, about: str, found: Rounds, claims: list[dict[str
 
 
 def _beside(ones: list[dict[str, Any]]) -> str:
+    if "beside" in ones[0]:
+        return f"{spread([one['beside'] for one in ones])} cores are taken beside its workers, by Ray's own processes and the driver"
+    if "over" not in ones[0]:
+        return ""
     over, held = (spread([one[figure] for one in ones]) for figure in ("over", "held"))
     return f"{over} × its forwards alone; tensors of {held} MiB held at their peak"
 

@@ -175,7 +175,8 @@ def page(entries: Sequence[Entry], ladder: Entry | None = None) -> str:
         "process of its own; ratios are of one turn each, as median [lowest, highest]; clocks stop when the device is done; everyone is "
         "warmed up on the first batch, and given the targets and the batch size at which the network alone is fastest. The others are "
         "given the network in the memory layout that torchvision gives it, ours is channels-last as `xattn.load` makes it. Peaks are "
-        "above what the loaded network holds. A verdict is that of the median.",
+        "above what the loaded network holds. A verdict is that of the median. Machines differ from section to section, as the small print "
+        "under each says: only what stands in one section compares.",
     ]
     if smoke:
         parts.append("**Some of this was made with `--smoke`, at toy size: it shows that the benchmark runs, nothing else.**")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 
 @pytest.fixture
@@ -107,6 +110,35 @@ def test_the_steady_stretch_of_a_run_leaves_each_worker_s_first_part_out(module:
     assert module("points").steady([12.0, 10.0, 10.5, 11.0, 11.5], 2) == pytest.approx(0.5)
     with pytest.raises(ValueError, match="measure longer"):
         module("points").steady([1.0, 2.0], 2)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the benchmark reads what processes used where Linux tells it")
+@pytest.mark.parametrize(("name", "counts"), [("another", True), ("ray::MapWorker(MapBatches(_Actor))", False)])
+def test_what_is_taken_beside_the_actors_is_that_of_all_started_here_but_of_them(module: Any, name: str, counts: bool) -> None:
+    before = module("points")._cpu_beside_the_actors()
+    busy = "import time\nwhile time.process_time() < 0.5: pass\nprint(flush=True)\ninput()"
+    with subprocess.Popen([name, "-c", busy], executable=sys.executable, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        child.stdout.readline()
+        used = module("points")._cpu_beside_the_actors() - before
+        child.communicate(b"\n")
+    assert (used >= 0.45) == counts
+
+
+def test_cores_beside_the_actors_are_those_of_the_stretch_alone(module: Any) -> None:
+    watch = module("points")._Watch()
+    watch.noted = [(0.0, 0.0), (10.0, 7.0), (20.0, 8.0), (30.0, 9.0), (40.0, 99.0)]
+    assert watch.cores(9.5, 31.0) == pytest.approx(0.1)
+
+
+def test_jumps_of_a_curve_are_told_from_its_course(module: Any) -> None:
+    course = torch.linspace(0, 1, 29, dtype=torch.float64) ** 3
+    jumps = 0.03 * torch.randn(2000, 29, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert module("first").rough(course[None])["jumps"] == pytest.approx(0, abs=1e-9)
+    found = module("first").rough(course + jumps)
+    assert found["jumps"] == pytest.approx(3, rel=0.05)
+    unseen = 100 * jumps[:, 1:22].sum(dim=1) / 28  # about three quarters of the steps
+    assert found["mean"] == pytest.approx(float(unseen.abs().mean()), rel=0.1)
+    assert found["beyond"] == pytest.approx(float((unseen.abs() > 0.5).double().mean()), rel=0.1)
 
 
 def test_growth_is_the_change_of_the_slope_and_of_the_memory(module: Any) -> None:
