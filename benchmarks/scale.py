@@ -24,7 +24,7 @@ import torch
 from arithmetic import Figures, arithmetic
 from measure import conditions
 from points import SMALL_PART
-from speed_page import section, spread
+from speed_page import number, section, spread
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 RESULTS = Path(__file__).parent / "results" / "scale"
@@ -58,9 +58,9 @@ def by_turns(points: dict[str, dict[str, Any]], rounds: int) -> Rounds:
     """Every point so many times, each round in another order; points that fail are left out."""
     names = list(points)
     found: Rounds = {name: [] for name in names}
-    for number in range(rounds):
+    for first in range(rounds):
         for turn in range(len(names)):
-            name = names[(number + turn) % len(names)]
+            name = names[(first + turn) % len(names)]
             one = point(**points[name])
             if one is not None:
                 found[name].append(one)
@@ -141,6 +141,20 @@ def over_workers(found: Rounds) -> list[dict[str, Any]]:
     ]
 
 
+def left_to_two(one: dict[str, Any]) -> list[str]:
+    """How much faster two workers could be at the most, by what the machine gives two and Ray takes of it; nothing where not measured."""
+    points = one["points"]
+    if not all(points.get(name) for name in WORKERS) or "beside" not in points["Ray, two workers"][0]:
+        return []
+    seconds = {name: median([each["seconds"] for each in points[name]]) for name in WORKERS}
+    taken, cores = median([each["beside"] for each in points["Ray, two workers"]]), one["conditions"]["cores"]
+    gain = seconds["Ray, one worker"] / seconds["two processes with --shard"]
+    return [
+        f"**The limit here**: two processes that share nothing are {number(gain)} × as fast as one worker of Ray. Of {cores} cores "
+        f"{number(taken)} are taken beside two workers, which leaves them {number(gain * min(1.0, (cores - taken) / 2))} ×."
+    ]
+
+
 def figures(scale: list[dict[str, Any]], speed: Path, rate: float) -> list[Figures]:
     """Figures of the arithmetic for each network and device of the table job, and for a GPU of an assumed rate where none was measured."""
     kinds = {one["job"]: one for one in scale}
@@ -173,7 +187,8 @@ def page(entries: list[dict[str, Any]], speed: Path, price: float, rate: float) 
     ]
     if any(one["smoke"] for one in entries):
         parts.append("**Some of this was made with `--smoke`, at toy size: it shows that the benchmark runs, nothing else.**")
-    parts += [section(one) for one in entries]
+    for one in entries:
+        parts += [section(one), *(left_to_two(one) if one["job"] == "engine" else [])]
     known = figures(entries, speed, rate)
     if known:
         gains = [claim["ratios"] for one in entries if one["job"] == "engine" for claim in one["claims"] if claim["at_least"]]

@@ -64,8 +64,9 @@ def _at_end(first: Tensor, width: Tensor, second: Tensor, second_width: Tensor) 
 def next_points(p: Tensor, shares: Tensor, tolerance: float) -> Tensor:
     """Which step of each curve to look at next: `(B, T + 1)` bool, at most one a curve, none where the area is known well enough.
 
-    Between two known points a and b the area's error is estimated by the geometric mean of two guesses: what a parabola through the
-    neighbours would leave out (where the curve bends), and half of the rectangle from a to b, which no monotone curve exceeds.
+    Between two known points a and b the error that a straight line's area would have is estimated by the geometric mean of two guesses:
+    what a parabola through the neighbours would leave out (where the curve bends), and half of the rectangle from a to b, which no monotone
+    curve exceeds.
 
     Args:
         p: `(B, T + 1)`, NaN where it is not known; both ends are.

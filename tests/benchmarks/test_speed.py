@@ -130,6 +130,17 @@ def test_cores_beside_the_actors_are_those_of_the_stretch_alone(module: Any) -> 
     assert watch.cores(9.5, 31.0) == pytest.approx(0.1)
 
 
+def test_what_is_left_to_two_workers_is_what_two_processes_gain_without_what_ray_takes(module: Any) -> None:
+    seconds = {"in this process": 100.0, "Ray, one worker": 98.0, "Ray, two workers": 54.0, "two processes with --shard": 50.0}
+    points = {name: [{"seconds": found, "beside": 0.1}] for name, found in seconds.items()}
+    (told,) = module("scale").left_to_two({"points": points, "conditions": {"cores": 2}})
+    assert "1.96 × as fast" in told
+    assert told.endswith("leaves them 1.86 ×.")
+    (told,) = module("scale").left_to_two({"points": points, "conditions": {"cores": 8}})
+    assert told.endswith("leaves them 1.96 ×.")
+    assert module("scale").left_to_two({"points": points | {"Ray, two workers": [{"seconds": 54.0}]}}) == []
+
+
 def test_jumps_of_a_curve_are_told_from_its_course(module: Any) -> None:
     course = torch.linspace(0, 1, 29, dtype=torch.float64) ** 3
     jumps = 0.03 * torch.randn(2000, 29, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
