@@ -116,6 +116,7 @@ def main() -> None:
 )
 @click.option("--actors", type=click.IntRange(1), help="Processes of Ray that hold the networks; default: one a GPU, else one a CPU.")
 @click.option("--untrained", is_flag=True, help="Explain a head that was never trained all the same.")
+@click.option("--trust-code", is_flag=True, help="Import and run the code that a saved .safetensors names as the source of its network.")
 @click.option("--save-maps", is_flag=True, help="Also write masks of the crop's size, as 16-bit PNG, and keep maps of that size whole.")
 def explain(
     images: Sequence[str],
@@ -144,6 +145,7 @@ def explain(
     engine: str,
     actors: int | None,
     untrained: bool,
+    trust_code: bool,
     save_maps: bool,
 ) -> None:
     """Explains and scores IMAGES (folders, globs, files, CSVs, by path or URL): maps, scores.csv, table.csv and a figure in RUN."""
@@ -161,7 +163,7 @@ def explain(
     source = ImageSource(list(images), labels_csv)
     sys.path.append(os.getcwd())  # where package.module:factory is looked for
     shape = {"input_size": input_size, "resize": resize, "mean": mean, "std": std}
-    classifiers = _load(models, weights, heads, {**shape, "labels": labels, "device": device})
+    classifiers = _load(models, weights, heads, {**shape, "labels": labels, "device": device, "trust_code": trust_code})
     study = Study(
         classifiers,
         methods,

@@ -51,6 +51,7 @@ from xattn.errors import InputError
     "--teacher", type=click.Path(exists=True, dir_okay=False), help="A trained .safetensors: learn its answers and begin with its weights."
 )
 @click.option("--teacher-weights", help="Where the weights of the teacher's network lie, if its file holds a head alone.")
+@click.option("--trust-code", is_flag=True, help="Import and run the code that a saved .safetensors names as the source of its network.")
 @click.option("--alpha", type=float, help="Weight of the labels beside the teacher's answers.")
 @click.option("--temperature", type=float, help="Of the teacher's answers.")
 @click.option("--high-res", callback=stages, help="Stages whose stride is taken out, as layer3,layer4.")
@@ -77,6 +78,7 @@ def train(
     preset: str | None,
     teacher: str | None,
     teacher_weights: str | None,
+    trust_code: bool,
     high_res: tuple[str, ...],
     dilate: bool,
     input_size: int | None,
@@ -100,7 +102,7 @@ def train(
 
     from xattn.classifiers import load
     from xattn.classifiers.checkpoints import read_header
-    from xattn.classifiers.loading import own_file
+    from xattn.classifiers.loading import names_code_of, own_file
     from xattn.heads import heads
 
     file = own_file(model)
@@ -133,10 +135,11 @@ def train(
             mean=mean,
             std=std,
             device=cpu,
+            trust_code=trust_code,
         )
     taught = None
     if teacher is not None:
-        taught = load(teacher, weights=teacher_weights, device=cpu)
+        taught = load(teacher, weights=teacher_weights, device=cpu, trust_code=trust_code or names_code_of(teacher, model))
         classifier.begin_with(taught)
 
     def say(line: str) -> None:

@@ -6,6 +6,7 @@
     ├── InputError                 tensors, labels or arguments that cannot be used         (ValueError, exit 2)
     ├── UnsupportedError           the network cannot take what was asked of it             (ValueError)
     ├── WeightsError               a weights file that does not fit or cannot be read       (ValueError)
+    ├── UntrustedCodeError         a file that names code which loading it would run        (PermissionError, exit 2)
     ├── ImageError                 one image that cannot be read or scored                  (ValueError)
     ├── RunError                   a run folder that cannot be used or written              (OSError)
     └── MissingPackageError        an optional package that the name asks for               (ImportError)
@@ -27,6 +28,7 @@ __all__ = [
     "RunError",
     "SettingError",
     "UnsupportedError",
+    "UntrustedCodeError",
     "WeightsError",
     "XattnError",
 ]
@@ -80,6 +82,12 @@ class UnsupportedError(XattnError, ValueError):
 
 class WeightsError(XattnError, ValueError):
     """A weights file that cannot be read or does not fit the network."""
+
+
+class UntrustedCodeError(XattnError, PermissionError):
+    """A file names code that loading it would import and run, and nobody said that it is to be trusted."""
+
+    exit_code = 2
 
 
 class ImageError(XattnError, ValueError):

@@ -120,7 +120,7 @@ def test_without_timm_its_networks_say_what_to_install(monkeypatch: pytest.Monke
 def test_a_saved_classifier_loads_with_its_settings(tmp_path: Path, images: Tensor) -> None:
     clf = xattn.load(FACTORY, labels=list("abcde"), mean=(0.1, 0.2, 0.3), std=(1, 1, 1), **SMALL)
     clf.save(str(tmp_path / "mine.safetensors"))
-    again = xattn.load(str(tmp_path / "mine.safetensors"), device="cpu")
+    again = xattn.load(str(tmp_path / "mine.safetensors"), device="cpu", trust_code=True)
     assert torch.equal(again.predict(images), clf.predict(images))
     assert (again.preprocessing, again.labels, again.digest()) == (clf.preprocessing, clf.labels, clf.digest())
 

@@ -141,7 +141,7 @@ def test_kill_9_loses_no_finished_epoch_and_ends_in_the_same_weights(
         done = CliRunner().invoke(main, arguments(name))
         assert done.exit_code == 0
         assert done.stdout == f"{name}\n"
-    whole, cut = (xattn.load(name, device="cpu") for name in ("whole.safetensors", "cut.safetensors"))
+    whole, cut = (xattn.load(name, device="cpu", trust_code=True) for name in ("whole.safetensors", "cut.safetensors"))
     assert same(state(whole), state(cut))
 
 
@@ -187,7 +187,7 @@ def test_a_diverging_loss_is_told_and_the_best_epoch_before_it_is_kept(painted: 
     ):
         fit(clf, painted, out, recipe=QUICK.with_(epochs=5), workers=0, progress=False, on_epoch=spoil)
     assert torch.equal(torch.random.get_rng_state(), generator)
-    assert torch.isfinite(xattn.load(str(out), device="cpu").predict(networks.pictures(1))).all()
+    assert torch.isfinite(xattn.load(str(out), device="cpu", trust_code=True).predict(networks.pictures(1))).all()
     assert torch.isfinite(clf.predict(networks.pictures(1))).all()
     assert all(p.grad is None for p in clf.parameters())
     with pytest.raises(DivergedError, match=r"(nan|inf)"):  # at once: nothing was finished, and nothing is written
@@ -271,7 +271,7 @@ def test_two_processes_train_one_head(painted: Path, tmp_path: Path, factory: st
     assert done.returncode == 0, done.stderr
     assert done.stdout == "two.safetensors\n"
     assert done.stderr.count("\nepoch 2 of 2: ") == 1
-    assert xattn.load(str(tmp_path / "two.safetensors"), device="cpu").trained
+    assert xattn.load(str(tmp_path / "two.safetensors"), device="cpu", trust_code=True).trained
 
 
 def test_gradient_norms_are_those_of_each_layer() -> None:

@@ -40,7 +40,7 @@ def test_a_search_goes_on_keeps_the_best_and_leaves_the_classifier(
     assert found.recipe.dropout is not None
     assert found.recipe.temperature in TEMPERATURES
     assert 0 <= found.recipe.alpha <= 0.9
-    assert xattn.load(str(out), device="cpu").trained
+    assert xattn.load(str(out), device="cpu", trust_code=True).trained
     with pytest.raises(RunError, match="holds another training"):
         search(clf, painted, out, 6, **{**options, "recipe": QUICK.with_(epochs=3)})
 
@@ -129,19 +129,20 @@ def test_the_command_line_trains_searches_and_explains(
     assert "UserWarning" not in fresh
     note = run(*base, "--head", "br-npa", "--epochs", "1", "--out", "n.safetensors", "--model", "five.py:build")
     assert "note: br-npa on five.py:build begins with a fresh classifier of 3 classes: its own has 5 classes" in note
-    assert xattn.load("high.safetensors", device="cpu").stages[-1].size == (16, 16)
+    assert xattn.load("high.safetensors", device="cpu", trust_code=True).stages[-1].size == (16, 16)
     assert "best of 2 trials" in run(*base, "--head", "ca-stream", "--epochs", "1", "--search", "2", "--out", "ca.safetensors")
     more = run(
-        *base, "--epochs", "1", "--batch-size", "8", "--out", "more.safetensors", "--model", "low.safetensors"
+        *base, "--epochs", "1", "--batch-size", "8", "--out", "more.safetensors", "--model", "low.safetensors", "--trust-code"
     )  # its own head goes on
     assert "br-npa:n=2" in more
     assert "head and network" in more
     assert "knows its own head" in run(*base, "--head", "b-cnn", "--out", "x.safetensors", "--model", "low.safetensors", code=2)
     assert "knows its own high_res" in run(*base, "--high-res", "3", "--out", "x.safetensors", "--model", "low.safetensors", code=2)
+    assert "--trust-code" in run(*base, "--out", "x.safetensors", "--model", "low.safetensors", code=2)
     assert "is a .safetensors" in run(*base, "--out", "low.pth", code=2)
     assert "never trained" in run("explain", str(painted), "--model", factory, "--head", "ca-stream", *shape, "--out", "x", code=1)
     cheap = ["--metric", "sparsity", "--metric", "average-drop", "--workers", "0", "--device", "cpu"]
-    both = ["--model", factory, "--model", "ca.safetensors", "--method", "raw-attention", "--method", "grad-cam"]
+    both = ["--model", factory, "--model", "ca.safetensors", "--trust-code", "--method", "raw-attention", "--method", "grad-cam"]
     said = run("explain", str(painted), *both, *shape, *cheap, "--out", "run")
     assert "without raw-attention: this head has no attention" in said
     table = (tmp_path / "run" / "table.csv").read_text()

@@ -1,6 +1,7 @@
 """A pretrained network behind one face: source, stages, layout, resolution, head, normalisation, labels."""
 
-from xattn.classifiers.classifier import Classifier, evaluating
+from xattn.classifiers.classifier import Classifier
+from xattn.classifiers.concurrency import evaluating
 from xattn.classifiers.forwards import Predictor, Tuning
 from xattn.classifiers.loading import attach, load, model_names
 from xattn.classifiers.preprocessing import Preprocessing

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from xattn.classifiers.concurrency import in_this_thread
 from xattn.classifiers.stages import Layout, Stage, first_tensor
 from xattn.errors import UnsupportedError
 
@@ -66,7 +67,7 @@ def tapped(network: nn.Module, stages: Sequence[Stage], tap: Tap) -> Iterator[No
     taps = _Taps(stages, tap)
     modules = dict(network.named_modules())
     handles = [
-        modules[name].register_forward_hook(lambda _m, _a, output, name=name: taps.after_module(name, output))
+        modules[name].register_forward_hook(in_this_thread(lambda _m, _a, output, name=name: taps.after_module(name, output)))
         for name in dict.fromkeys(stage.module for stage in stages)
     ]
     try:

@@ -24,6 +24,7 @@ PREFIXES = ("module.", "_orig_mod.", "model.", "network.", "net.")
 HEADER = "xattn"
 FORMAT = 2
 NETWORK, HEAD = "network.", "head."  # before the keys in a file of ours
+FLAGS = ("transform_input",)  # of a network, which its weights do not say
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ def save_classifier(classifier: Classifier, path: str | Path) -> None:
         "labels": classifier.labels,
         "multi_label": classifier.multi_label,
         "preprocessing": asdict(classifier.preprocessing),
-        "build": {name: getattr(classifier.network, name) for name in ("transform_input",) if hasattr(classifier.network, name)},
+        "build": {name: getattr(classifier.network, name) for name in FLAGS if hasattr(classifier.network, name)},
     }
     kept = {f"{HEAD}{key}": value for key, value in head.items()}
     if not head_alone:
@@ -170,6 +171,17 @@ def save_classifier(classifier: Classifier, path: str | Path) -> None:
     part = Path(f"{path}.part")
     save_file(tensors, part, metadata={HEADER: json.dumps(header)})
     part.replace(path)
+
+
+def is_saved(path: str | Path) -> bool:
+    """Whether a file is a `.safetensors` that `save_classifier` wrote."""
+    if Path(path).suffix != ".safetensors" or not Path(path).is_file():
+        return False
+    try:
+        with safe_open(path, framework="pt") as opened:
+            return HEADER in (opened.metadata() or {})
+    except (OSError, SafetensorError):
+        return False
 
 
 def read_header(path: str | Path) -> dict[str, Any]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from xattn.classifiers.capture import captured, to_nchw
 from xattn.classifiers.checkpoints import Source, digest_of, fit_weights, save_classifier
+from xattn.classifiers.concurrency import evaluating
 from xattn.classifiers.preprocessing import Preprocessing, content_seeds
 from xattn.classifiers.stages import Stage, find_stages, named_stage
 from xattn.classifiers.wiring import Wiring, asked_classes, attend, find_tail, made, site_of
@@ -248,21 +248,3 @@ def _logits(output: Any, name: str) -> Tensor:
         came = tuple(found.shape) if isinstance(found, Tensor) else type(output).__name__
         raise UnsupportedError(f"{name} must give logits (batch, classes), alone or as 'logits' or in a tuple; it gave {came}.")
     return found
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode and, on a GPU, convolutions in full float32 inside; each module's own flag and the precision as they were after."""
-    precise = torch.backends.cudnn.allow_tf32
-    if torch.cuda.is_available():
-        torch.backends.cudnn.allow_tf32 = False  # probabilities hold to 1e-5 whatever the batch
-    training = [m for m in module.modules() if m.training]
-    for m in training:
-        m.training = False
-    try:
-        yield
-    finally:
-        for m in training:
-            m.training = True
-        if torch.cuda.is_available():
-            torch.backends.cudnn.allow_tf32 = precise

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from xattn.classifiers.classifier import Classifier, evaluating
+from xattn.classifiers.classifier import Classifier
+from xattn.classifiers.concurrency import evaluating
 from xattn.errors import NameUnknownError, SettingError
 from xattn.memory import is_out_of_memory
 from xattn.registry import coerce, split_spec
@@ -140,6 +141,7 @@ def _rounding(level: Level) -> Iterator[None]:
         yield
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
+        torch.backends.cudnn.allow_tf32 = False  # as `evaluating` has it, which another thread may still be in
 
 
 def _built(classifier: Classifier, tuning: Tuning) -> Callable[[Tensor], Tensor]:

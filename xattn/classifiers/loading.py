@@ -20,10 +20,12 @@ from torch import Tensor, nn
 from xattn import birds
 from xattn.birds import box
 from xattn.classifiers.checkpoints import (
+    FLAGS,
     Source,
     classes_in,
     digest_of,
     fit_weights,
+    is_saved,
     mismatch,
     read_header,
     read_weights,
@@ -32,7 +34,7 @@ from xattn.classifiers.checkpoints import (
 from xattn.classifiers.classifier import Classifier
 from xattn.classifiers.preprocessing import Preprocessing, preprocessing_with
 from xattn.classifiers.resolution import high_resolution
-from xattn.errors import InputError, MissingPackageError, NameUnknownError, WeightsError
+from xattn.errors import InputError, MissingPackageError, NameUnknownError, UntrustedCodeError, WeightsError
 
 Size = int | Sequence[int]
 INCEPTIONS = ("googlenet", "inception_v3")
@@ -53,6 +55,7 @@ def load(
     std: Sequence[float] | None = None,
     multi_label: bool = False,
     device: str | torch.device | None = None,
+    trust_code: bool = False,
 ) -> Classifier:
     """Loads a pretrained classifier by name.
 
@@ -67,7 +70,8 @@ def load(
         weights: a local `.pth` or `.safetensors`, read without executing anything in it, or the name of one of torchvision's
             weights. None: the library's default, downloaded if it is not in the cache; for a factory, what it gives. A local file of
             a GoogLeNet or an Inception is taken as torchvision's own are, with transform_input. For a file that holds a head alone:
-            where the network's weights lie now.
+            where the network's weights lie now. A `.safetensors` that `Classifier.save` or `xattn train` wrote brings its head,
+            preprocessing and labels with it.
         labels: a text file with a class name a line, or the names.
         input_size: side of the crop, or height and width.
         resize: shorter side before the crop, or height and width.
@@ -75,23 +79,31 @@ def load(
         std: likewise.
         multi_label: probabilities are sigmoids of each logit.
         device: where to put it; None: a GPU where there is one, else the CPU.
+        trust_code: import and run the code that a `.safetensors` names as the source of its network. Without it a file builds only what
+            xattn itself knows by name (birds:, torchvision:, timm:).
 
     Raises:
         NameUnknownError: no such network.
+        UntrustedCodeError: the file names code, and it was not said that it is to be trusted.
         WeightsError: the weights do not fit, cannot be read, or cannot be had.
         MissingPackageError: timm is asked for and not installed.
     """
     file = own_file(model)
+    named = None  # the network of a file of ours, where the user names it
+    if file is None and weights is not None and is_saved(weights):
+        file, named, weights = str(weights), _absolute(model), None
     if file is not None:
         header = read_header(file)
         came = {"head": head, "high_res": tuple(high_res), "dilate": dilate, "classes": classes}
         if given := [name for name, left_out in _BESIDE.items() if came[name] not in (left_out, header.get(name))]:
-            raise InputError(f"'{model}' knows its own {', '.join(given)}: leave that out, or name the network.")
-        source, network = _saved(file, header, weights)
+            raise InputError(f"'{file}' knows its own {', '.join(given)}: leave that out, or give the network's weights alone.")
+        if named is None and not trust_code:
+            _refuse_code(file, header["source"]["model"])
+        source, network = _saved(file, header, weights, named)
         base, names = Preprocessing.from_json(header["preprocessing"]), header["labels"]
         head, multi_label, classes = header["head"], header["multi_label"], header["classes"]
-        name = header["name"] if header["head_alone"] else Path(model).stem
-        name = model if model.startswith(box.PREFIX) else name
+        name = header["name"] if header["head_alone"] else Path(file).stem
+        name = model if model.startswith(box.PREFIX) or named is not None else name
     else:
         header = None
         network, base, names = _source(model)(model, weights, None)
@@ -132,16 +144,38 @@ def own_file(model: str) -> str | None:
     return model if model.endswith(".safetensors") else None
 
 
-def _saved(path: str, header: dict[str, Any], weights: str | Path | None) -> tuple[Source, nn.Module]:
-    """The network of a file of ours: its own weights, or those that its head was trained on."""
+def names_code_of(file: str | Path, model: str) -> bool:
+    """Whether a file of ours has its network from the code that a user names as the model anyway."""
+    return bool(read_header(file)["source"]["model"] == _absolute(model))
+
+
+def _refuse_code(path: str, model: str) -> None:
+    """Raises where building a file's network would import and run code that is not xattn's to know."""
+    if model.partition(":")[0] in _SOURCES:
+        return
+    raise UntrustedCodeError(
+        f"'{path}' names '{model}' as the source of its network: loading it would import that code and run it. If you trust the file and "
+        f"the code, say so: --trust-code, in Python trust_code=True. Or name the network yourself, --model {model} --weights {path}."
+    )
+
+
+def _saved(path: str, header: dict[str, Any], weights: str | Path | None, named: str | None) -> tuple[Source, nn.Module]:
+    """The network of a file of ours: its own weights, or those that its head was trained on.
+
+    Args:
+        path: the file.
+        header: what it says.
+        weights: where the weights of its network lie now.
+        named: the network, where the user names it; None: what the file says.
+    """
     stored = Source(**{**header["source"], "high_res": tuple(header["source"]["high_res"])})
+    stored = stored if named is None else replace(stored, model=named)
     build = _source(stored.model)
     if not header["head_alone"]:
         if weights is not None:
             raise InputError(f"'{path}' holds its own weights; weights='{weights}' came beside it. Give one of the two.")
         network, _, _ = build(stored.model, split_weights(path)[0], None)
-        for name, value in header["build"].items():
-            setattr(network, name, value)
+        _set_flags(network, header["build"], path)
         return replace(stored, digest=""), network
     chosen = stored.weights if weights is None else str(weights)
     needs = f"'{path}' holds a head for {stored.model} with the weights {stored.weights or 'that its library gives'}"
@@ -149,13 +183,22 @@ def _saved(path: str, header: dict[str, Any], weights: str | Path | None) -> tup
         network, _, _ = build(stored.model, chosen, None)
     except (WeightsError, InputError) as error:
         raise WeightsError(f"{needs}, and they could not be had: {error} Say where they lie now by weights (--weights).") from error
-    for name, value in header["build"].items():
-        setattr(network, name, value)
+    _set_flags(network, header["build"], path)
     if (digest := digest_of(network.state_dict())) != stored.digest:
         raise WeightsError(
             f"{needs} (digest {stored.digest}); those of {chosen or stored.model} have {digest}: the head was trained on others."
         )
     return replace(stored, weights=chosen), network
+
+
+def _set_flags(network: nn.Module, flags: dict[str, Any], path: str) -> None:
+    """Sets what `save_classifier` keeps of a network beside its weights, and nothing else that a file may say."""
+    for name, value in flags.items():
+        if name not in FLAGS or not isinstance(value, bool) or not hasattr(network, name):
+            raise WeightsError(
+                f"'{path}' would set '{name}' of its network to {value!r}, which xattn never wrote: the file is not to be trusted."
+            )
+        setattr(network, name, value)
 
 
 def attach(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from xattn.classifiers.concurrency import in_this_thread
 from xattn.classifiers.stages import first_tensor
 from xattn.errors import NameUnknownError, UnsupportedError
 
@@ -118,7 +119,10 @@ def _probe(network: nn.Module, size: tuple[int, int]) -> tuple[list[_Call], dict
         if next(module.children(), None) is None:
             calls.append(_Call(name, module, (given.shape[2], given.shape[3]), (gave.shape[2], gave.shape[3])))
 
-    handles = [m.register_forward_hook(lambda m, args, out, name=name: note(name, m, args, out)) for name, m in network.named_modules()]
+    handles = [
+        m.register_forward_hook(in_this_thread(lambda m, args, out, name=name: note(name, m, args, out)))
+        for name, m in network.named_modules()
+    ]
     training = [m for m in network.modules() if m.training]
     like = next(network.parameters())
     try:

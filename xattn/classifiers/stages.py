@@ -19,6 +19,7 @@ from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
+from xattn.classifiers.concurrency import in_this_thread
 from xattn.errors import NameUnknownError, UnsupportedError
 
 Layout = Literal["NCHW", "NHWC"]
@@ -159,8 +160,8 @@ def find_stages(network: nn.Module, forward: Callable[[Tensor], Tensor], image: 
     handles: list[RemovableHandle] = []
     for name, module in network.named_modules():
         if name:
-            handles.append(module.register_forward_pre_hook(lambda _m, _a, name=name: recorder.enter(name)))
-            handles.append(module.register_forward_hook(lambda m, _a, out: recorder.leave(m, out)))
+            handles.append(module.register_forward_pre_hook(in_this_thread(lambda _m, _a, name=name: recorder.enter(name))))
+            handles.append(module.register_forward_hook(in_this_thread(lambda m, _a, out: recorder.leave(m, out))))
     try:
         with torch.enable_grad(), recorder:
             image = image.detach().clone().requires_grad_()
@@ -372,7 +373,7 @@ def named_stage(network: nn.Module, forward: Callable[[Tensor], Tensor], image: 
         tensor = first_tensor(output)
         shapes.append(None if tensor is None else tuple(tensor.shape))
 
-    handle = modules[name].register_forward_hook(note)
+    handle = modules[name].register_forward_hook(in_this_thread(note))
     try:
         with torch.no_grad():
             forward(image)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from xattn.classifiers.capture import captured, tapped, to_nchw
+from xattn.classifiers.concurrency import in_this_thread
 from xattn.classifiers.stages import Stage
 from xattn.errors import UnsupportedError
 from xattn.heads import Attended, CAStreamHead, ClassifierHead, GapHead, Head, Place, Site
@@ -58,7 +59,9 @@ def find_tail(network: nn.Module, forward: Forward, image: Tensor, last: Stage) 
             entries.append((name, calls[name], given))
 
     modules = {name: module for name, module in network.named_modules() if name}
-    handles = [module.register_forward_pre_hook(lambda _m, args, name=name: before(name, args)) for name, module in modules.items()]
+    handles = [
+        module.register_forward_pre_hook(in_this_thread(lambda _m, args, name=name: before(name, args))) for name, module in modules.items()
+    ]
     try:
         with torch.no_grad(), captured(network, [last]) as found:
             logits = forward(image)
@@ -253,7 +256,7 @@ def _replaced(network: nn.Module, tail: Tail, vector: Callable[[Tensor], Tensor]
 
     if tail.entry is None:
         raise UnsupportedError("the network has no module that takes the pooled vector.")
-    handle = network.get_submodule(tail.entry).register_forward_pre_hook(put)
+    handle = network.get_submodule(tail.entry).register_forward_pre_hook(in_this_thread(put))
     try:
         yield
     finally:

@@ -13,22 +13,27 @@ import importlib.util
 import inspect
 import io
 import random
+import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from torch import Tensor, nn
 
-from xattn.classifiers.classifier import Classifier, evaluating
+from xattn.classifiers.classifier import Classifier
+from xattn.classifiers.concurrency import evaluating, exclusive
 from xattn.errors import MissingPackageError, NameUnknownError, SettingError, UnsupportedError
 from xattn.explainers.facts import MethodFacts, methods
 from xattn.explainers.trace import Trace
 from xattn.heads import CAStreamHead
 from xattn.registry import Door, Part
+
+_one_at_a_time = threading.RLock()  # the libraries print and draw random numbers, which are the process's own
 
 CELLS = 7
 EXHAUSTIVE_CELLS = 2  # all orders of n cells are n! passes
@@ -57,9 +62,10 @@ class Foreign:
             UnsupportedError: the library's own reason why it cannot run on this network.
         """
         maps = []
-        network = _Network(trace.classifier)
-        normalised = trace.classifier.normalise(trace.images.detach())
-        with evaluating(trace.classifier), restored(trace.classifier), warnings.catch_warnings():
+        classifier = trace.classifier
+        network = _Network(classifier)
+        normalised = classifier.normalise(trace.images.detach())
+        with _one_at_a_time, exclusive(classifier.network), evaluating(classifier), restored(classifier), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the libraries announce the hooks they set
             for image, target, seed in zip(normalised, trace.targets.tolist(), trace.seeds, strict=True):
                 with seeded(seed), torch.enable_grad(), silent():
@@ -109,9 +115,23 @@ def restored(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def silent() -> Iterator[None]:
-    """The libraries print and draw progress bars: stdout is for data."""
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    """The libraries print and draw progress bars: stdout is for data. What other threads print passes."""
+    with contextlib.redirect_stdout(_Muted(sys.stdout)), contextlib.redirect_stderr(_Muted(sys.stderr)):
         yield
+
+
+class _Muted(io.TextIOBase):
+    """A stream that drops what the thread writes that made it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        self.owner = threading.get_ident()
+
+    def write(self, text: str) -> int:
+        return len(text) if threading.get_ident() == self.owner else self.stream.write(text)
+
+    def flush(self) -> None:
+        self.stream.flush()
 
 
 @contextmanager

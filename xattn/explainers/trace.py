@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from xattn.classifiers.capture import captured, to_nchw
-from xattn.classifiers.classifier import Classifier, evaluating
+from xattn.classifiers.classifier import Classifier
+from xattn.classifiers.concurrency import evaluating
 from xattn.classifiers.forwards import Predictor
 from xattn.classifiers.preprocessing import content_seeds
 from xattn.classifiers.stages import Stage

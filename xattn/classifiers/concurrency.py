@@ -1,0 +1,125 @@
+"""One network explained by several threads at a time: hooks that act in their own thread, flags that are counted, and turns.
+
+xattn's own methods only read a network, so that any number of threads may run one; they wait for nobody. Other libraries change modules,
+hooks and the process's random generators while they run: they have the network to themselves, and whoever else wants it waits as long.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+
+def in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """A module hook that does nothing in a forward of another thread than the one that registers it."""
+    if torch.compiler.is_compiling():  # what is compiled runs no hooks but those that were there then
+        return hook
+    owner = threading.get_ident()
+    return lambda *args: hook(*args) if threading.get_ident() == owner else None
+
+
+class _Turns:
+    """Who runs a network: any number of threads at once, or one that changes it."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self.running: Counter[int] = Counter()
+        self.alone: int | None = None
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        me = threading.get_ident()
+        with self.changed:
+            self.changed.wait_for(lambda: self.alone in (None, me))
+            self.running[me] += 1
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.running[me] -= 1
+                self.running += Counter()  # drops threads that are done
+                self.changed.notify_all()
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        me = threading.get_ident()
+        with self.changed:
+            self.changed.wait_for(lambda: self.alone is None and not set(self.running) - {me})
+            self.alone = me
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.alone = None
+                self.changed.notify_all()
+
+
+_lock = threading.Lock()
+_turns: WeakKeyDictionary[nn.Module, _Turns] = WeakKeyDictionary()
+_evaluated: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # modules in training mode that are held in eval mode, and how often
+_precise = 0
+_tf32 = False
+
+
+def _turns_of(network: nn.Module) -> _Turns:
+    with _lock:
+        return _turns.setdefault(network, _Turns())
+
+
+@contextmanager
+def exclusive(network: nn.Module) -> Iterator[None]:
+    """No other thread runs the network inside, as far as it runs it through xattn."""
+    with _turns_of(network).exclusive():
+        yield
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode and, on a GPU, convolutions in full float32 inside; each module's own flag and the precision as they were after.
+
+    The last of several threads to leave puts the flags back.
+
+    Args:
+        module: a classifier, or a network.
+    """
+    network = getattr(module, "network", module)
+    with _turns_of(network).shared():
+        held = _hold(module)
+        try:
+            yield
+        finally:
+            _release(held)
+
+
+def _hold(module: nn.Module) -> list[nn.Module]:
+    global _precise, _tf32
+    with _lock:
+        held = [part for part in module.modules() if part.training or (_evaluated and part in _evaluated)]
+        for part in held:
+            _evaluated[part] = _evaluated.get(part, 0) + 1
+            part.training = False
+        if torch.cuda.is_available():
+            _tf32 = _tf32 if _precise else torch.backends.cudnn.allow_tf32
+            torch.backends.cudnn.allow_tf32 = False  # probabilities hold to 1e-5 whatever the batch
+            _precise += 1
+    return held
+
+
+def _release(held: list[nn.Module]) -> None:
+    global _precise
+    with _lock:
+        for part in held:
+            _evaluated[part] -= 1
+            if not _evaluated[part]:
+                del _evaluated[part]
+                part.training = True
+        if torch.cuda.is_available():
+            _precise -= 1
+            torch.backends.cudnn.allow_tf32 = _tf32 if not _precise else torch.backends.cudnn.allow_tf32
