@@ -12,13 +12,13 @@ import torch
 from scipy.stats import binomtest
 
 import xattn
-from xattn.classifiers.preprocessing import pixels
-from xattn.images import ImageSource
+from xattn.data.images import ImageSource
+from xattn.data.preprocessing import pixels
 
 
 def right(classifier: xattn.Classifier, source: ImageSource) -> dict[str, list[bool]]:
     """Whether each image is recognised, over all classes and over those that occur."""
-    labels = torch.tensor([classifier.class_index(image.label) for image in source.images if image.label is not None])
+    labels = torch.tensor([index for image in source.images if image.label is not None for index in classifier.class_indices(image.label)])
     occurring = labels.unique()
     logits = [
         classifier.predict(pixels(batch.crops, classifier.device)).cpu()

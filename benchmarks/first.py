@@ -15,11 +15,11 @@ from subjects import Subject
 from torch import Tensor
 
 import xattn
-from xattn.classifiers import Predictor, Tuning
 from xattn.errors import XattnError
+from xattn.inference import Predictor, Tuning
 from xattn.metrics import to_masks
 from xattn.metrics.curves import Deletion, Insertion
-from xattn.metrics.perturbation import look_at
+from xattn.metrics.responses import evaluate_perturbations
 
 TOLERANCES, ASKED, QUARTER = {"insertion": 4.0, "deletion": 3.0}, 0.5, 0.25  # points of an image's area, of a table's cell; of the passes
 GAMES = {"insertion": Insertion().curve, "deletion": Deletion().curve}
@@ -70,7 +70,7 @@ def adaptive(subject: Subject, images: Tensor, say: Callable[[str], None]) -> di
                 areas[spec].append(float(rows["value"].iloc[0]))
             masks = {"": to_masks(found["grad-cam"], image.shape[-2:]).masks}
             mean = subject.classifier.mean.flatten()
-            seen = look_at(one_by_one, image[None], targets, masks, list(GAMES.values()), mean=mean, chunk=1)[""]
+            seen = evaluate_perturbations(one_by_one, image[None], targets, masks, list(GAMES.values()), mean=mean, chunk=1)[""]
             for metric, curve in GAMES.items():
                 curves[metric].append(seen.curve(curve).p)
             if number % 10 == 0:

@@ -23,8 +23,8 @@ from subjects import Subject, photographs, subject
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from xattn.classifiers import Predictor, Tuning
-from xattn.memory import kept_pages
+from xattn.inference import Predictor, Tuning
+from xattn.inference.memory import kept_pages
 
 RUNGS: dict[str, tuple[Tuning | int, bool]] = {
     "contiguous, 32 images (as the others run it)": (32, False),

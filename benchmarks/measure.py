@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xattn.classifiers import Predictor
+from xattn.inference import Predictor
 
 FORWARDS_CLOCKED = 96
 WARM_UP = "warm-up"

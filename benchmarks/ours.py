@@ -10,8 +10,8 @@ import pandas as pd
 from torch import Tensor
 
 import xattn
-from xattn.classifiers import Predictor, Tuning, fastest
 from xattn.explainers import Maps
+from xattn.inference import Predictor, Tuning, fastest
 
 METRICS = ("average-drop", "average-gain", "average-increase", "insertion", "deletion")
 CAMS = ("grad-cam", "grad-cam++", "score-cam")

@@ -24,11 +24,11 @@ from torch import Tensor, nn
 
 import xattn
 from xattn.birds.network import SmallResNet
-from xattn.classifiers import Predictor
-from xattn.images import ImageSource
-from xattn.memory import kept_pages, peak_bytes
+from xattn.data.images import ImageSource
+from xattn.inference import Predictor
+from xattn.inference.memory import kept_pages, peak_bytes
+from xattn.study.executor import Executor
 from xattn.study.store import Store
-from xattn.study.work import Work
 
 GRADIENTS = (("grad-cam", "grad-cam++"), ("average-drop", "average-gain"))
 CURVES = (("grad-cam",), ("insertion", "deletion"))
@@ -80,9 +80,9 @@ def _ray(actors: int) -> dict[str, Any]:
 
 
 def images(data: Path, folder: Path, count: int, network: str, actors: int = 0) -> dict[str, Any]:
-    """A study of so many images, by so many actors of Ray or by this process for 0; what is told of memory is this process's, the driver's.
-    All that is loaded on first use is loaded by a small one before. Forwards are run alike whatever the number of images: how much work
-    there is decides how much the tuner tries, and what it tries is the peak."""
+    """A study of so many images, by so many actors of Ray or by this process for 0; the memory is this process's, the driver's.
+    A small run before it loads all that is loaded on first use. Forwards are run alike whatever the number of images: how much work there
+    is decides how much the tuner tries, and what it tries would be the peak."""
     classifier, engine = _network(network, data), _ray(actors) | {"tune": "off"}
     _study(classifier, GRADIENTS, pictures(data, folder, 16), folder / "warm-up", **engine).run()
     study = _study(classifier, GRADIENTS, pictures(data, folder, count), folder / f"run-{count}-{actors}", **engine)
@@ -90,14 +90,14 @@ def images(data: Path, folder: Path, count: int, network: str, actors: int = 0) 
     peak = peak_mib(lambda: study.run(), torch.device("cpu"))
     seconds = time.perf_counter() - start
     found = {"seconds": seconds, "images": count, "size": count, "peak": peak, "whole": process_kib("VmHWM") / 2**10}
-    found["stored"] = sum(file.stat().st_size for file in study.store.folder.rglob("*") if file.is_file()) / count
-    found["finish"] = _clock(lambda: study.store.finish([part.spec for part in study.metrics])) / count
+    found["stored"] = sum(file.stat().st_size for file in Path(study.store.folder).rglob("*") if file.is_file()) / count
+    found["finish"] = _clock(lambda: study.store.finish([part.spec for part in study.plan.metrics])) / count
     source = ImageSource(pictures(data, folder, 16))
     found["decode"] = _clock(lambda: [source.decode(image, classifier.preprocessing) for image in source.images]) / 16
-    (batch,) = list(source.batches(classifier.preprocessing, study.batch_size, wanted=[0]))
-    rows, other = Work(study).rows(0, batch), Store(folder / "written")
+    (batch,) = list(source.batches(classifier.preprocessing, study.plan.batch_size, wanted=[0]))
+    rows, other = Executor(study.plan, study.store).rows(0, batch), Store(folder / "written")
     found["write"] = _clock(lambda: [other.write_part(f"{number}", rows) for number in range(20)]) / 20
-    return found | {"batch": study.batch_size}
+    return found | {"batch": study.plan.batch_size}
 
 
 def side(data: Path, folder: Path, count: int, pixels: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What the papers print, to stand beside what is measured here. Facts of Gomez et al. 2021 (BR-NPA) and Torres et al. 2024 (CA-Stream)."""
+"""What the papers print, beside what is measured here. Values of Gomez et al. 2021 (BR-NPA) and Torres et al. 2024 (CA-Stream)."""
 
 from __future__ import annotations
 

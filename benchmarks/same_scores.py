@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pandas as pd
 
-DATA = Path(os.environ.get("XATTN_DATA", Path(__file__).parents[2] / "shared" / "data"))
+DATA = Path(os.environ.get("XATTN_DATA", Path(__file__).parents[2] / "shared" / "data")).resolve()
 TOLERANCE = 1e-9
 KEYS = ["image", "model", "head", "method", "metric"]
 CAMS = ["activation-map", "grad-cam", "grad-cam++"]
@@ -27,7 +27,7 @@ GUIDED = ["guided-backprop", "guided-grad-cam", "guided-grad-cam++"]
 CONTROLS = ["random", "centre", "edges", "uniform", "fake-cam"]
 MASKED = ["average-drop", "average-gain", "average-increase", "average-drop-deletion"]
 ALONG_CURVES = ["insertion", "deletion", "insertion-correlation", "deletion-correlation"]
-PROTOCOLS = [f"{name}:protocol={protocol}" for name in ALONG_CURVES for protocol in ("rise", "gomez")]
+PROTOCOLS = ["insertion:protocol=rise", *(f"{name}:protocol=gomez,step=64" for name in ALONG_CURVES)]
 HEADS = ["gap", "ca-stream", "b-cnn", "br-npa", "br-npa-high-res"]
 
 
@@ -41,7 +41,7 @@ def runs(out: Path) -> dict[str, list[str]]:
     if not birds.exists():
         from xattn.birds import SketchBirds
 
-        SketchBirds("test", 6).export(birds)
+        SketchBirds("test", 4).export(birds)
     photographs = [str(path) for path in sorted((DATA / "photos").glob("*.jpg"))[:12]]
     labels = ["--labels-csv", str(DATA / "photos.csv")]
     mobilenet = ["--model", "torchvision:mobilenet_v2", "--weights", str(DATA / "weights" / "mobilenet_v2.pth")]
@@ -75,7 +75,7 @@ def runs(out: Path) -> dict[str, list[str]]:
         "one-class-on-a-network-from-a-file": [
             str(DATA / "cifar10"),
             *["--labels-csv", str(cifar), "--target", "3", "--input-size", "32", "--resize", "32"],
-            *["--model", f"{Path(__file__).parent / 'cifar_resnet.py'}:resnet20"],
+            *["--model", "cifar_resnet.py:resnet20"],  # relative, so that rows of two checkouts are called alike
             *["--weights", str(DATA / "weights" / "cifar10_resnet20.th")],
             *options("--method", [*CAMS, "score-cam", *GUIDED, *CONTROLS]),
             *options("--metric", [*MASKED, *ALONG_CURVES, *PROTOCOLS, "sparsity"]),
@@ -92,10 +92,12 @@ def runs(out: Path) -> dict[str, list[str]]:
 
 def run(out: Path) -> None:
     """Does the five runs into folders below `out`."""
+    out = out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     for name, arguments in runs(out).items():
         command = [sys.executable, "-m", "xattn.cli", "explain", *arguments, "--tune", "off", "--device", "cpu", "--out", str(out / name)]
-        subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "2"}, stdout=subprocess.DEVNULL)
+        environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+        subprocess.run(command, check=True, env=environment, cwd=Path(__file__).parent, stdout=subprocess.DEVNULL)
 
 
 def compare(before: Path, after: Path) -> bool:

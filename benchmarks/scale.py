@@ -88,7 +88,7 @@ def entry(job: str, title: str, about: str, found: Rounds, claims: list[dict[str
         "claims": claims,
         "points": found,
         "beside": job not in ("images", "driver"),
-        "weights": "shipped",
+        "weights": "weights",
     }
 
 
@@ -208,7 +208,7 @@ def page(entries: list[dict[str, Any]], speed: Path, price: float, rate: float) 
 @click.option("--data", type=click.Path(path_type=Path), envvar="XATTN_DATA", default=DATA)
 @click.option("--speed", type=click.Path(path_type=Path), default=Path("runs/speed"), show_default=True)
 @click.option("--price", default=2.0, show_default=True, help="Of a GPU-hour: assumed, not measured.")
-@click.option("--rate", default=2000.0, show_default=True, help="Forwards a second of a GPU: assumed where none was measured.")
+@click.option("--rate", default=2000.0, show_default=True, help="ExecutionPlan a second of a GPU: assumed where none was measured.")
 @click.option("--page", "with_page", is_flag=True)
 @click.option("--results", type=click.Path(path_type=Path), default=RESULTS)
 @click.option("--smoke", is_flag=True, help="At toy size: whether it runs, not what it shows.")

@@ -32,7 +32,7 @@ from speed_page import page
 from subjects import TINY, WEIGHTS, Subject, photographs, subject
 from torch import Tensor
 
-from xattn.memory import kept_pages
+from xattn.inference.memory import kept_pages
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 RESULTS = Path(__file__).parent / "results" / "speed"
@@ -291,7 +291,7 @@ def main(
     if "start" in (only or ["start"]):
         kept.put(
             start(pairs, smoke, clocked, say)
-            | {"network": "birds:gap", "weights": "shipped", "smoke": smoke, "conditions": conditions(place)}
+            | {"network": "birds:gap", "weights": "weights", "smoke": smoke, "conditions": conditions(place)}
         )
     if with_page:
         results.mkdir(parents=True, exist_ok=True)

@@ -149,7 +149,7 @@ def section(entry: Entry, ladder: Entry | None = None) -> str:
     """One job on one network."""
     conditions = entry["conditions"]
     where = conditions["gpu"] or f"{conditions['processor']}, {conditions['threads']} of {conditions['cores']} cores"
-    weights = "" if entry["weights"] == "shipped" else f" ({entry['weights']} weights)"
+    weights = "" if entry["weights"] == "weights" else f" ({entry['weights']} weights)"
     parts = [f"## {entry['title']}: {entry['network']}{weights}", entry["about"]]
     if "left out" in entry:
         parts.append(f"Not measured: {entry['left out']}")

@@ -14,8 +14,8 @@ from torchvision import models
 
 import xattn
 from xattn.birds.network import SmallResNet
-from xattn.classifiers.preprocessing import pixels
-from xattn.images import ImageSource
+from xattn.data.images import ImageSource
+from xattn.data.preprocessing import pixels
 
 WEIGHTS = ("squeezenet1_0", "mobilenet_v2")
 TINY = "tiny"  # with random weights, for --smoke

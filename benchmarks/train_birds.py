@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 import xattn
 from xattn.birds import CLASSES, SketchBirds
-from xattn.birds.box import FOLDER
+from xattn.birds.pretrained import FOLDER
 from xattn.training import Recipe, fit, open_data
 from xattn.training.data import Labelled
 
@@ -105,7 +105,7 @@ def main(out: Path, only: tuple[str, ...], count: int) -> None:
         classifier = begun(name)
         teacher = xattn.load(f"birds:{plan['teacher']}") if "teacher" in plan else None
         if teacher is not None:
-            classifier.begin_with(teacher)
+            classifier.start_from(teacher)
         spurious = plan.get("spurious")
         fit(classifier, birds(count, spurious=spurious), file, recipe=plan["recipe"], teacher=teacher, workers=0, precision="bf16-mixed")
         ship(file, FOLDER / file.name)

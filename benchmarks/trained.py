@@ -110,7 +110,7 @@ class Trainings:
         def begun() -> xattn.Classifier:
             size: dict[str, Any] = {"input_size": 64, "resize": 64, "labels": list(CLASSES)}
             classifier = xattn.load("xattn.birds:small_resnet", head=head, high_res=HIGH, **size)
-            classifier.begin_with(teacher)
+            classifier.start_from(teacher)
             return classifier
 
         name = f"high {head} {'distilled' if distilled else 'alone'}"

@@ -13,13 +13,13 @@ TUNE = "folded=true"  # six small birds are too little work to measure for
 
 
 @click.command()
-@click.option("--out", default="xattn-demo", show_default=True, type=click.Path(file_okay=False), help="Where it all goes.")
-@click.option("--birds", "count", default=6, show_default=True, type=click.IntRange(1), help="How many pictures.")
+@click.option("--out", default="xattn-demo", show_default=True, type=click.Path(file_okay=False), help="Folder to write to.")
+@click.option("--birds", "count", default=6, show_default=True, type=click.IntRange(1), help="Number of pictures.")
 def demo(out: str, count: int) -> None:
-    """The whole job on shipped classifiers and drawn birds: no download, no GPU."""
+    """Run the whole job on shipped classifiers and drawn birds: no download, no GPU."""
     from xattn.birds import SketchBirds
-    from xattn.classifiers import load
-    from xattn.figures import grid, parts
+    from xattn.figures import figure
+    from xattn.models import load
     from xattn.study import DEFAULT_METRICS, Study
 
     folder = Path(out)
@@ -35,17 +35,17 @@ def demo(out: str, count: int) -> None:
     )
     labels = pictures / "labels.csv"
     command = f"xattn explain {pictures} --labels-csv {labels} {given} --tune {TUNE} --out {run}"
-    click.echo(f"{count} drawn birds lie in {pictures}. What follows is what this command does:\n  {command}", err=True)
+    click.echo(f"{count} drawn birds are in {pictures}. This command does what follows:\n  {command}", err=True)
     study = Study([load(model) for model in models], METHODS, DEFAULT_METRICS, pictures, run, labels_csv=labels, tune=TUNE)
     study.run()
-    names = [image.name for image in study.source.images[:SHOWN]]
+    names = [image.name for image in study.images[:SHOWN]]
     figures = {"grid": folder / "grid.png", "parts": folder / "parts.png"}
-    grid([run], figures["grid"], images=names, methods=["grad-cam", "raw-attention"])
-    parts([run], figures["parts"], images=names, methods=["grad-cam"])
+    figure([run], figures["grid"], "grid", images=names, methods=["grad-cam", "raw-attention"])
+    figure([run], figures["parts"], "parts", images=names, methods=["grad-cam"])
     click.echo(study.table().to_string(index=False, float_format=lambda value: f"{value:.2f}"))
     click.echo(
-        "Lower is better for average-drop and deletion, higher for the others; degenerate_share: maps without contrast, as Grad-CAM's on "
-        "br-npa, whose mean gradient points away from what its vectors gather.\n"
+        "Lower is better for average-drop and deletion, higher for the others. degenerate_share: maps without contrast, such as Grad-CAM's "
+        "on br-npa, where the mean gradient is negative on the channels that its vectors collect.\n"
         f"With intervals and tests:  xattn compare {run} --against random\n"
         f"Scores: {run}/scores.csv   table: {run}/table.csv   figures, made by:\n"
         f"  xattn figure {run} --kind grid --method grad-cam --method raw-attention --out {figures['grid']}\n"

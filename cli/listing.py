@@ -8,9 +8,9 @@ from typing import Any
 
 
 def listing(kind: str) -> list[dict[str, Any]]:
-    """Every part of a kind with its summary, settings and facts, ready for JSON."""
+    """Every component of a kind with its summary, settings and metadata, ready for JSON."""
     if kind == "models":
-        from xattn.classifiers import model_names
+        from xattn.models import model_names
 
         return [{"name": name} for name in model_names()]
     if kind == "protocols":
@@ -19,10 +19,10 @@ def listing(kind: str) -> list[dict[str, Any]]:
         return [{"name": name, "summary": protocol.summary} for name, protocol in PROTOCOLS.items()]
     registry = _registry(kind)
     entries = [
-        {"name": entry.name, "summary": entry.summary, "settings": entry.settings, **_plain(dataclasses.asdict(entry.facts))}
+        {"name": entry.name, "summary": entry.summary, "settings": entry.settings, **_plain(dataclasses.asdict(entry.metadata))}
         for _, entry in sorted(registry.entries.items())
     ]
-    return entries + [{"name": name, "summary": summary, "settings": {}} for name, summary in sorted(registry.foreign().items())]
+    return entries + [{"name": name, "summary": summary, "settings": {}} for name, summary in sorted(registry.adapted_names().items())]
 
 
 def _registry(kind: str) -> Any:
@@ -34,13 +34,17 @@ def _registry(kind: str) -> Any:
         from xattn.metrics import metrics
 
         return metrics
+    if kind == "figures":
+        from xattn.figures import kinds
+
+        return kinds
     from xattn.explainers import methods
 
     return methods
 
 
-def _plain(facts: dict[str, Any]) -> dict[str, Any]:
-    return {key: _json(value) for key, value in facts.items()}
+def _plain(metadata: dict[str, Any]) -> dict[str, Any]:
+    return {key: _json(value) for key, value in metadata.items()}
 
 
 def _json(value: Any) -> Any:

@@ -9,65 +9,70 @@ from typing import Any
 
 import click
 
-from xattn.cli.options import in_plain_lines, stages, triple
+from xattn.cli.options import stages, triple
+from xattn.cli.terminal import warned_lines
 from xattn.errors import InputError
 
 
 @click.command()
-@click.option("--model", required=True, help="As for explain.")
-@click.option("--weights", help="Local .pth or .safetensors, or the name of torchvision weights.")
-@click.option("--head", help="name[:key=value,…]; see `xattn list heads`. Default: that of a saved file, else ca-stream.")
+@click.option("--model", required=True, help="Network, as for explain.")
+@click.option("--weights", help="Weights: a local .pth or .safetensors, or the name of torchvision weights.")
+@click.option("--head", help="Head to train, name[:key=value,…]; see `xattn list heads`. Default: that of a saved file, else ca-stream.")
 @click.option(
     "--data",
     required=True,
-    help="A folder with a folder a class, a CSV (image, label), or NAME:ROOT of fgvc-aircraft, stanford-cars, oxford-pets, cifar10, "
-    "cifar100, cub.",
+    help="Training data: a folder per class, a CSV (image, label), or NAME:ROOT of fgvc-aircraft, stanford-cars, oxford-pets, "
+    "cifar10, cifar100, cub.",
 )
 @click.option(
-    "--out", required=True, type=click.Path(dir_okay=False), help="The .safetensors to write; a training that was cut off goes on."
+    "--out", required=True, type=click.Path(dir_okay=False), help="File to write, a .safetensors; a training that was cut off goes on."
 )
 @click.option(
     "--classes",
     type=click.Choice(["folders", "wnid"]),
     default="folders",
     show_default=True,
-    help="What folders are called: classes of their own, or WordNet ids of ImageNet's 1000, which the network's classifier knows.",
+    help="Names of the folders: classes of their own, or WordNet ids of ImageNet's 1000 classes, which the network's classifier has.",
 )
-@click.option("--preset", help="ca-stream (the paper's), head (cheap; the head alone), full (head and network). Default: by the head.")
-@click.option("--epochs", type=int)
+@click.option(
+    "--preset", help="Preset: ca-stream (the paper's), head (cheap; the head alone), full (head and network). Default: by the head."
+)
+@click.option("--epochs", type=int, help="Passes over the training pictures.")
 @click.option("--freeze-statistics", is_flag=True, default=None, help="Keep the network's BatchNorm statistics as they are, and use them.")
-@click.option("--batch-size", type=int, help="Pictures a step, on all devices together.")
-@click.option("--optimiser", type=click.Choice(["sgd", "adam", "adamw"]))
+@click.option("--batch-size", type=int, help="Pictures per step, on all devices together.")
+@click.option("--optimiser", type=click.Choice(["sgd", "adam", "adamw"]), help="Optimiser.")
 @click.option("--lr", type=float, help="Learning rate.")
-@click.option("--momentum", type=float, help="Of sgd.")
-@click.option("--weight-decay", type=float)
-@click.option("--schedule", type=click.Choice(["constant", "cosine", "step"]))
+@click.option("--momentum", type=float, help="Momentum of sgd.")
+@click.option("--weight-decay", type=float, help="Weight decay of the optimiser.")
+@click.option("--schedule", type=click.Choice(["constant", "cosine", "step"]), help="Schedule of the learning rate.")
 @click.option("--step", type=int, help="Epochs between the steps of the schedule.")
-@click.option("--smallest-crop", type=float, help="Share of a picture's area that a random crop covers at least.")
-@click.option("--dropout", type=float, help="Of the head's vector.")
+@click.option("--smallest-crop", type=float, help="Smallest share of a picture's area that a random crop covers.")
+@click.option("--dropout", type=float, help="Dropout of the head's vector.")
 @click.option("--patience", type=int, help="Epochs without a better validation loss before it stops.")
 @click.option("--validation", type=float, help="Share of each class that is held out, where the data has no validation split.")
 @click.option(
-    "--teacher", type=click.Path(exists=True, dir_okay=False), help="A trained .safetensors: learn its answers and begin with its weights."
+    "--teacher",
+    type=click.Path(exists=True, dir_okay=False),
+    help="Trained .safetensors whose answers are learnt and whose weights the student starts from.",
 )
-@click.option("--teacher-weights", help="Where the weights of the teacher's network lie, if its file holds a head alone.")
+@click.option("--teacher-weights", help="Weights of the teacher's network, if its file holds a head alone.")
 @click.option("--trust-code", is_flag=True, help="Import and run the code that a saved .safetensors names as the source of its network.")
 @click.option("--alpha", type=float, help="Weight of the labels beside the teacher's answers.")
-@click.option("--temperature", type=float, help="Of the teacher's answers.")
-@click.option("--high-res", callback=stages, help="Stages whose stride is taken out, as layer3,layer4.")
+@click.option("--temperature", type=float, help="Temperature of the teacher's answers.")
+@click.option("--high-res", callback=stages, help="Stages whose stride is removed, as layer3,layer4.")
 @click.option("--dilate", is_flag=True, help="Widen the kernels behind them instead.")
 @click.option("--input-size", type=int, help="Side of the crop.")
 @click.option("--resize", type=int, help="Shorter side before the crop.")
-@click.option("--mean", callback=triple, help="Of the normalisation, R,G,B in [0, 1].")
-@click.option("--std", callback=triple, help="Likewise.")
-@click.option("--search", "trials", type=click.IntRange(1), help="Search the settings in this many trials in all, and keep the best.")
+@click.option("--mean", callback=triple, help="Mean of the normalisation, R,G,B in [0, 1].")
+@click.option("--std", callback=triple, help="Standard deviation of the normalisation, R,G,B in [0, 1].")
+@click.option("--search", "trials", type=click.IntRange(1), help="Search the settings in this many trials, and keep the best.")
 @click.option("--accelerator", help="cpu, gpu, mps, as Lightning takes it. Default: a GPU where there is one.")
-@click.option("--devices", default="1", show_default=True, help="How many on each node, as Lightning takes it.")
-@click.option("--nodes", type=click.IntRange(1), default=1, show_default=True)
-@click.option("--precision", default="32-true", show_default=True, help="As Lightning takes it: 16-mixed, bf16-mixed, …")
-@click.option("--workers", type=click.IntRange(0), help="Processes that decode; default: one a core but one.")
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--log-gradients", is_flag=True, help="Log each layer's gradient norm at each step.")
+@click.option("--devices", default="1", show_default=True, help="Number of devices on each node, as Lightning takes it.")
+@click.option("--nodes", type=click.IntRange(1), default=1, show_default=True, help="Number of machines.")
+@click.option("--precision", default="32-true", show_default=True, help="Precision, as Lightning takes it: 16-mixed, bf16-mixed, …")
+@click.option("--workers", type=click.IntRange(0), help="Processes that decode; default: one per core but one.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of whatever is random.")
+@click.option("--log-gradients", is_flag=True, help="Log the gradient norm of each layer at each step.")
 def train(
     model: str,
     weights: str | None,
@@ -95,20 +100,20 @@ def train(
     log_gradients: bool,
     **changes: Any,
 ) -> None:
-    """Trains a HEAD on a network, alone or with it, and writes one file that --model takes."""
+    """Train a HEAD on a network, alone or with it, and write one file that --model takes."""
     if not out.endswith(".safetensors"):
         raise InputError(f"--out is a .safetensors, which --model takes; got '{out}'.")
     import torch
 
-    from xattn.classifiers import load
-    from xattn.classifiers.checkpoints import read_header
-    from xattn.classifiers.loading import names_code_of, own_file
     from xattn.heads import heads
+    from xattn.models import load
+    from xattn.models.checkpoints import read_header
+    from xattn.models.loading import names_code_of, own_file
 
     file = own_file(model)
     saved = file is not None
-    name = head or "ca-stream" if file is None else read_header(file)["head"]
-    replaces = heads.part(name).facts.replaces  # a wrong name is told before anything is loaded
+    name = head or "ca-stream" if file is None else read_header(file).head
+    replaces = heads.create(name).metadata.replaces  # a wrong name is reported before anything is loaded
     from xattn.training import fit, open_data
     from xattn.training.fit import is_first_process
     from xattn.training.recipe import default_preset, recipe_of
@@ -116,13 +121,13 @@ def train(
 
     recipe = recipe_of(preset or default_preset(name)).with_(**changes)
     opened = open_data(data, classes)
-    sys.path.append(os.getcwd())  # where package.module:factory is looked for
+    sys.path.append(os.getcwd())  # where package.module:factory is searched
     torch.manual_seed(seed)  # of the head's first weights
     cpu = "cpu" if accelerator == "cpu" else None
     of_its_own = not saved and opened.names is not None and replaces == "classifier"
-    with warnings.catch_warnings() if teacher is not None else in_plain_lines():
+    with warnings.catch_warnings() if teacher is not None else warned_lines():
         if teacher is not None:
-            warnings.simplefilter("ignore", UserWarning)  # of a fresh classifier, for the teacher's follows
+            warnings.simplefilter("ignore", UserWarning)  # of a fresh classifier: the teacher's follows
         classifier = load(
             model,
             head=head if saved else name,
@@ -140,7 +145,7 @@ def train(
     taught = None
     if teacher is not None:
         taught = load(teacher, weights=teacher_weights, device=cpu, trust_code=trust_code or names_code_of(teacher, model))
-        classifier.begin_with(taught)
+        classifier.start_from(taught)
 
     def say(line: str) -> None:
         if is_first_process():
@@ -150,9 +155,9 @@ def train(
     what = "head and network" if recipe.backbone else "the head alone"
     say(f"{classifier.name} · {classifier.head_name} · {classifier.class_count} classes · {classifier.device}: {what}")
     say(f"  {classifier.preprocessing}")
-    say(f"  looks at {place.name} ({place.channels} × {place.size[0]} × {place.size[1]})")
+    say(f"  reads {place.name} ({place.channels} × {place.size[0]} × {place.size[1]})")
     if teacher is not None:
-        say(f"  begins with the weights of {teacher}, and learns its answers")
+        say(f"  starts from the weights of {teacher}, and learns its answers")
     say(f"{opened.name}: {len(opened)} pictures of {len(set(opened.targets))} classes")
     options: dict[str, Any] = {
         "recipe": recipe,

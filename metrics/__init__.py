@@ -1,35 +1,89 @@
 """Metrics of saliency maps, as functions in pixel space.
 
-Each takes `predict` (any callable from images to logits), images, masks or raw maps, and targets, and gives a value per image, `(B,)`
-float64. Nothing here knows a classifier or an explainer.
+Most take `predict` (any callable from images to the network's output), images, masks and targets (class indices, or a target of
+`xattn.metrics.targets`), some raw maps or masks alone; each gives one value per image, `(B,)` float64. Nothing here knows a classifier or
+an explainer.
 """
 
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from xattn.metrics.base import (
+    CurveMetric,
+    Evidence,
+    ExplanationMetric,
+    MaskMetric,
+    Metric,
+    MetricMetadata,
+    RawMapMetric,
+    ResponseMetric,
+    metrics,
+)
 from xattn.metrics.curves import PROTOCOLS, deletion, deletion_correlation, insertion, insertion_correlation
-from xattn.metrics.facts import MetricFacts, metrics
-from xattn.metrics.looks import ranks
-from xattn.metrics.masking import average_drop, average_drop_deletion, average_gain, average_increase, degenerate, to_masks
-from xattn.metrics.perturbation import look_at
-from xattn.metrics.probability import Predict, Probability, probability
+from xattn.metrics.explanation import adcc, coherency
+from xattn.metrics.masking import (
+    average_drop,
+    average_drop_deletion,
+    average_gain,
+    average_increase,
+    complexity,
+    degenerate,
+    to_masks,
+)
+from xattn.metrics.perturbations import ranks
+from xattn.metrics.probability import Probability
+from xattn.metrics.responses import evaluate_perturbations
 from xattn.metrics.sparsity import sparsity
+from xattn.metrics.targets import ClassTarget, Contrast, OutputFunction, Predict, Region, Similarity, Target
+from xattn.registry import import_modules
+
+import_modules(__name__, __path__)  # what a module of this folder registers is known without being named here
 
 __all__ = [
     "PROTOCOLS",
-    "MetricFacts",
+    "ClassTarget",
+    "Contrast",
+    "CurveMetric",
+    "Evidence",
+    "ExplanationMetric",
+    "MaskMetric",
+    "Metric",
+    "MetricMetadata",
+    "OutputFunction",
     "Predict",
     "Probability",
+    "RawMapMetric",
+    "Region",
+    "ResponseMetric",
+    "Similarity",
+    "Target",
+    "adcc",
     "average_drop",
     "average_drop_deletion",
     "average_gain",
     "average_increase",
+    "coherency",
+    "complexity",
     "degenerate",
     "deletion",
     "deletion_correlation",
+    "evaluate_perturbations",
     "insertion",
     "insertion_correlation",
-    "look_at",
     "metrics",
-    "probability",
     "ranks",
     "sparsity",
     "to_masks",
 ]
+__all__ += sorted({name.replace("-", "_") for name in metrics.entries} - set(__all__))
+
+
+def __getattr__(name: str) -> Callable[..., Any]:
+    """The function of a registered metric that is not imported above."""
+    entry = metrics.entries.get(name.replace("_", "-"))
+    function = None if entry is None else getattr(sys.modules[entry.obj.__module__], name, None)
+    if function is None:
+        raise AttributeError(f"module 'xattn.metrics' has no attribute '{name}'")
+    found: Callable[..., Any] = function
+    return found

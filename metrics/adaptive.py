@@ -1,4 +1,4 @@
-"""Where a curve is worth looking at: at a few points first, then between those where it bends the most."""
+"""Which points of a curve to evaluate: a few first, then between those where it bends the most."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ FALLING, RISING = (1 / 16, 1 / 8, 1 / 4, 1 / 2), (1 / 8, 1 / 4, 1 / 2, 3 / 4)
 
 
 def first_points(count: int, *, early: bool) -> Tensor:
-    """The steps to begin with, of `count` with the ends, which are left out: the quarters and an eighth, as most curves rise at first;
+    """The steps to evaluate first, of `count` with the ends, which are left out: the quarters and an eighth, as most curves rise at first;
     or halves towards the beginning where most happens there, as a network forgets its target with the first pixels taken from it."""
     last = count - 1
     points: Tensor = torch.tensor([int(last * share) for share in (FALLING if early else RISING)]).unique()
     return points[(points > 0) & (points < last)]
 
 
-def spanned(p: Tensor, shares: Tensor) -> Tensor:
-    """A curve with monotone cubic pieces where it was not looked at (Fritsch and Butland 1984; SciPy's `PchipInterpolator`).
+def interpolated(p: Tensor, shares: Tensor) -> Tensor:
+    """A curve with monotone cubic pieces between the points that were evaluated (Fritsch and Butland 1984; SciPy's `PchipInterpolator`).
 
     Straight lines cut off the bends, all of them on the same side; a cubic that keeps to the values beside it adds no bend of its own.
 
@@ -62,7 +62,7 @@ def _at_end(first: Tensor, width: Tensor, second: Tensor, second_width: Tensor) 
 
 
 def next_points(p: Tensor, shares: Tensor, tolerance: float) -> Tensor:
-    """Which step of each curve to look at next: `(B, T + 1)` bool, at most one a curve, none where the area is known well enough.
+    """Which step of each curve to evaluate next: `(B, T + 1)` bool, at most one a curve, none where the area is known well enough.
 
     Between two known points a and b the error that a straight line's area would have is estimated by the geometric mean of two guesses:
     what a parabola through the neighbours would leave out (where the curve bends), and half of the rectangle from a to b, which no monotone

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Self
@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from xattn.errors import InputError, NameUnknownError
-from xattn.metrics.facts import MetricFacts, metrics
-from xattn.metrics.looks import Baseline, Curve, Look
-from xattn.metrics.perturbation import CurveSeen, Seen, look_at
-from xattn.metrics.probability import Predict
+from xattn.metrics.base import CurveMetric, measured, register
+from xattn.metrics.perturbations import Baseline, Curve
+from xattn.metrics.responses import CurveResponse
+from xattn.metrics.targets import Predict, Targets
 
 FLAT_CURVE = 1e-9
 FLAT_STEPS = 1e-6
@@ -30,43 +30,44 @@ class Protocol:
     Attributes:
         deletion: what a deleted pixel shows.
         insertion: what the image is before pixels are inserted.
-        cells: the steps are cells of the map at its own resolution, not pixels of the mask.
+        low_res: the steps are cells of the map at its own resolution, not pixels of the mask.
         summary: in words.
     """
 
     deletion: Baseline
     insertion: Baseline
-    cells: bool
+    low_res: bool
     summary: str
 
 
 PROTOCOLS: dict[str, Protocol] = {
     "ca-stream": Protocol(
-        Baseline("colour"), Baseline("gaussian", side=5), False, "8·W pixels a step; deletes to the mean colour; inserts from blur 5"
+        Baseline("colour"), Baseline("gaussian", side=5), False, "8·W pixels per step; deletes to the mean colour; inserts from blur 5"
     ),
     "rise": Protocol(
-        Baseline("colour"), Baseline("gaussian", side=11), False, "8·W pixels a step; deletes to the mean colour; inserts from blur 11"
+        Baseline("colour"), Baseline("gaussian", side=11), False, "8·W pixels per step; deletes to the mean colour; inserts from blur 11"
     ),
     "gomez": Protocol(
         Baseline("colour", "black"),
         Baseline("box", "black"),
         True,
-        "map cells, ceil(n/196) a step; deletes to black; inserts from a box blur of side max(H // 5, 9)",
+        "map cells, ceil(n/196) per step; deletes to black (fill=mean: to the mean colour, as the authors' demo does); inserts from a box "
+        "blur of side max(H // 5, 9)",
     ),
 }
 
 
-def _settled(base: Baseline, fill: Colour | None, blur: int | None) -> Baseline:
+def _chosen(base: Baseline, fill: Colour | None, blur: int | None) -> Baseline:
     return Baseline(base.kind, base.colour if fill is None else fill, base.side if blur is None else blur)
 
 
 @dataclass(frozen=True)
-class _Curved(ABC):
+class _Protocolled(CurveMetric):
     """Settings of a metric along a curve.
 
     Attributes:
         protocol: a named protocol.
-        step: pixels (gomez: cells) a step instead of the protocol's.
+        step: pixels (gomez: cells) per step instead of the protocol's.
     """
 
     protocol: ProtocolName = "ca-stream"
@@ -81,20 +82,16 @@ class _Curved(ABC):
     @property
     @abstractmethod
     def whole(self) -> Curve:
-        """The curve, every step of it looked at."""
+        """The curve, every step of it evaluated."""
 
     @property
     def curve(self) -> Curve:
         """The curve as the metric follows it."""
         return self.whole
 
-    @property
-    def looks(self) -> tuple[Look, ...]:
-        return (self.curve,)
-
 
 @dataclass(frozen=True)
-class _Deleting(_Curved):
+class _Deleting(_Protocolled):
     """Settings of a metric along the deletion curve.
 
     Attributes:
@@ -106,11 +103,11 @@ class _Deleting(_Curved):
     @property
     def whole(self) -> Curve:
         protocol = PROTOCOLS[self.protocol]
-        return Curve(False, _settled(protocol.deletion, self.fill, None), self.step, protocol.cells)
+        return Curve(False, _chosen(protocol.deletion, self.fill, None), self.step, protocol.low_res)
 
 
 @dataclass(frozen=True)
-class _Inserting(_Curved):
+class _Inserting(_Protocolled):
     """Settings of a metric along the insertion curve.
 
     Attributes:
@@ -129,16 +126,17 @@ class _Inserting(_Curved):
     @property
     def whole(self) -> Curve:
         protocol = PROTOCOLS[self.protocol]
-        return Curve(True, _settled(protocol.insertion, self.fill, self.blur), self.step, protocol.cells)
+        return Curve(True, _chosen(protocol.insertion, self.fill, self.blur), self.step, protocol.low_res)
 
 
 @dataclass(frozen=True)
-class _Area(_Curved):
-    """The area under a curve, of which fewer steps may be looked at.
+class _Area(_Protocolled):
+    """The area under a curve, of which fewer steps may be evaluated.
 
     Attributes:
-        tolerance: look only at as many steps as bring the estimated error of an image's area below so many points, where the curve
-            bends first; None: at all. The estimate takes the curve for smooth: a run says how far its areas lie off on a sample.
+        tolerance: evaluate only as many steps as bring the estimated error of an image's area below so many points, where the curve
+            bends first; None: all steps. The estimate assumes a smooth curve: a run reports by how much its areas differ from exact ones
+            on a sample.
     """
 
     tolerance: float | None = None
@@ -154,19 +152,19 @@ class _Area(_Curved):
 
     @property
     def exact(self) -> Self:
-        """Every step looked at."""
+        """Every step evaluated."""
         return replace(self, tolerance=None)
 
-    def value(self, seen: Seen) -> Tensor:
-        return area(seen.curve(self.curve))
+    def of_curve(self, curve: CurveResponse) -> Tensor:
+        return area(curve)
 
 
-def area(curve: CurveSeen) -> Tensor:
+def area(curve: CurveResponse) -> Tensor:
     """100 · area under the probability against the share of pixels changed, trapezoid, both ends included. `(B,)`."""
     return 100 * torch.trapezoid(curve.p, curve.shares, dim=1)
 
 
-def correlation(curve: CurveSeen, sign: float) -> Tensor:
+def correlation(curve: CurveResponse, sign: float) -> Tensor:
     """Pearson r between the mean mask value of each step's pixels and the change of p at that step per pixel. `(B,)`, NaN if constant."""
     change = sign * curve.p.diff(dim=1) / curve.shares.diff(dim=1)
     flat = curve.p.amax(1) - curve.p.amin(1) <= FLAT_CURVE
@@ -181,34 +179,34 @@ def _constant(values: Tensor) -> Tensor:
     return values.amax(1) - values.amin(1) <= FLAT_STEPS * values.abs().amax(1)
 
 
-@metrics.register("insertion", MetricFacts("I", "higher", "%", (0, 100), ("masks", "fill"), "Petsiuk et al. 2018"))
+@register("insertion", symbol="I", better="higher", source="Petsiuk et al. 2018")
 @dataclass(frozen=True)
 class Insertion(_Area, _Inserting):
-    """How soon the target is recognised as the mask's pixels are put in, highest first."""
+    """How soon the target is recognised as the mask's pixels are inserted, highest first."""
 
 
-@metrics.register("deletion", MetricFacts("D", "lower", "%", (0, 100), ("masks", "fill"), "Petsiuk et al. 2018"))
+@register("deletion", symbol="D", better="lower", source="Petsiuk et al. 2018")
 @dataclass(frozen=True)
 class Deletion(_Area, _Deleting):
-    """How long the target is recognised as the mask's pixels are taken out, highest first."""
+    """How long the target is recognised as the mask's pixels are deleted, highest first."""
 
 
-@metrics.register("insertion-correlation", MetricFacts("IC", "higher", "1", (-1, 1), ("masks", "fill"), "Gomez et al. 2022"))
+@register("insertion-correlation", symbol="IC", better="higher", limits=(-1, 1), unit="1", source="Gomez et al. 2022")
 @dataclass(frozen=True)
 class InsertionCorrelation(_Inserting):
-    """Whether pixels of a higher mask value raise the target's probability more when they are put in."""
+    """Whether pixels of a higher mask value raise the target's probability more when they are inserted."""
 
-    def value(self, seen: Seen) -> Tensor:
-        return correlation(seen.curve(self.curve), 1.0)
+    def of_curve(self, curve: CurveResponse) -> Tensor:
+        return correlation(curve, 1.0)
 
 
-@metrics.register("deletion-correlation", MetricFacts("DC", "higher", "1", (-1, 1), ("masks", "fill"), "Gomez et al. 2022"))
+@register("deletion-correlation", symbol="DC", better="higher", limits=(-1, 1), unit="1", source="Gomez et al. 2022")
 @dataclass(frozen=True)
 class DeletionCorrelation(_Deleting):
-    """Whether pixels of a higher mask value lower the target's probability more when they are taken out."""
+    """Whether pixels of a higher mask value lower the target's probability more when they are deleted."""
 
-    def value(self, seen: Seen) -> Tensor:
-        return correlation(seen.curve(self.curve), -1.0)
+    def of_curve(self, curve: CurveResponse) -> Tensor:
+        return correlation(curve, -1.0)
 
 
 Fill = Tensor | Sequence[float] | None
@@ -218,7 +216,7 @@ def insertion(
     predict: Predict,
     images: Tensor,
     masks: Tensor,
-    targets: Tensor,
+    targets: Targets,
     *,
     fill: Fill,
     protocol: ProtocolName = "ca-stream",
@@ -228,34 +226,40 @@ def insertion(
     multi_label: bool = False,
     chunk: int = 8,
 ) -> Tensor:
-    """100 · area under the target's probability while the mask's pixels are put into a blurred image. Definitions, Metrics.
+    """100 · area under the target's probability while the mask's pixels are inserted into a blurred image. Definitions, Metrics.
 
     Args:
-        predict: images in pixel space `(B, 3, H, W)` → logits `(B, K)`.
+        predict: images in pixel space `(B, 3, H, W)` → output.
         images: `(B, 3, H, W)` in pixel space.
         masks: `(B, H, W)`; for protocol "gomez" maps of any resolution, whose cells are ranked.
-        targets: `(B,)` class indices.
+        targets: class indices `(B,)`, or a target.
         fill: the classifier's mean colour, three values in pixel space; None is enough for "gomez", which uses black.
         protocol: "ca-stream", "rise" or "gomez".
-        step: pixels (gomez: cells) a step; None: the protocol's.
+        step: pixels (gomez: cells) per step; None: the protocol's.
         blur: side of the blur's kernel, odd; None: the protocol's.
-        tolerance: points of area that an image's estimated error may reach, for fewer forwards; None: every step is looked at.
+        tolerance: points of area that an image's estimated error may reach, for fewer forwards; None: every step is evaluated.
         multi_label: sigmoid instead of softmax.
-        chunk: images a forward.
+        chunk: images per forward.
 
     Returns:
         `(B,)` float64, percent in [0, 100]; higher is better.
 
     Differs: the released code of "gomez" overshoots its last step; ours ends with a shorter one, and areas use the true shares.
+
+    >>> import torch
+    >>> images, constant = torch.rand(1, 3, 16, 16), lambda x: torch.zeros(len(x), 4)
+    >>> insertion(constant, images, torch.rand(1, 16, 16), torch.tensor([0]), fill=[0.5, 0.5, 0.5])
+    tensor([25.], dtype=torch.float64)
     """
-    return _measure(Insertion(protocol, step, blur, tolerance=tolerance), predict, images, masks, targets, fill, multi_label, chunk)
+    metric = Insertion(protocol, step, blur, tolerance=tolerance)
+    return measured("insertion", metric, predict, images, masks, targets, mean=_mean(fill), multi_label=multi_label, chunk=chunk)
 
 
 def deletion(
     predict: Predict,
     images: Tensor,
     masks: Tensor,
-    targets: Tensor,
+    targets: Targets,
     *,
     fill: Fill,
     protocol: ProtocolName = "ca-stream",
@@ -264,18 +268,24 @@ def deletion(
     multi_label: bool = False,
     chunk: int = 8,
 ) -> Tensor:
-    """100 · area under the target's probability while the mask's pixels are taken out. Definitions, Metrics.
+    """100 · area under the target's probability while the mask's pixels are deleted. Definitions, Metrics.
 
     Arguments, range and differences as for `insertion`; lower is better.
+
+    >>> import torch
+    >>> images, constant = torch.rand(1, 3, 16, 16), lambda x: torch.zeros(len(x), 4)
+    >>> deletion(constant, images, torch.rand(1, 16, 16), torch.tensor([0]), fill=[0.5, 0.5, 0.5])
+    tensor([25.], dtype=torch.float64)
     """
-    return _measure(Deletion(protocol, step, tolerance=tolerance), predict, images, masks, targets, fill, multi_label, chunk)
+    metric = Deletion(protocol, step, tolerance=tolerance)
+    return measured("deletion", metric, predict, images, masks, targets, mean=_mean(fill), multi_label=multi_label, chunk=chunk)
 
 
 def insertion_correlation(
     predict: Predict,
     images: Tensor,
     masks: Tensor,
-    targets: Tensor,
+    targets: Targets,
     *,
     fill: Fill,
     protocol: ProtocolName = "ca-stream",
@@ -287,15 +297,23 @@ def insertion_correlation(
     """Pearson r between each step's mean mask value and the rise of the target's probability per pixel. Definitions, Metrics.
 
     Arguments as for `insertion`. `(B,)` float64 in [-1, 1], NaN for a constant curve or map; higher is better.
+
+    >>> import torch
+    >>> images, constant = torch.rand(1, 3, 16, 16), lambda x: torch.zeros(len(x), 4)
+    >>> insertion_correlation(constant, images, torch.rand(1, 16, 16), torch.tensor([0]), fill=[0.5, 0.5, 0.5])
+    tensor([nan], dtype=torch.float64)
     """
-    return _measure(InsertionCorrelation(protocol, step, blur), predict, images, masks, targets, fill, multi_label, chunk)
+    metric = InsertionCorrelation(protocol, step, blur)
+    return measured(
+        "insertion-correlation", metric, predict, images, masks, targets, mean=_mean(fill), multi_label=multi_label, chunk=chunk
+    )
 
 
 def deletion_correlation(
     predict: Predict,
     images: Tensor,
     masks: Tensor,
-    targets: Tensor,
+    targets: Targets,
     *,
     fill: Fill,
     protocol: ProtocolName = "ca-stream",
@@ -306,20 +324,15 @@ def deletion_correlation(
     """Pearson r between each step's mean mask value and the fall of the target's probability per pixel. Definitions, Metrics.
 
     Arguments as for `insertion`. `(B,)` float64 in [-1, 1], NaN for a constant curve or map; higher is better.
+
+    >>> import torch
+    >>> images, constant = torch.rand(1, 3, 16, 16), lambda x: torch.zeros(len(x), 4)
+    >>> deletion_correlation(constant, images, torch.rand(1, 16, 16), torch.tensor([0]), fill=[0.5, 0.5, 0.5])
+    tensor([nan], dtype=torch.float64)
     """
-    return _measure(DeletionCorrelation(protocol, step), predict, images, masks, targets, fill, multi_label, chunk)
+    metric = DeletionCorrelation(protocol, step)
+    return measured("deletion-correlation", metric, predict, images, masks, targets, mean=_mean(fill), multi_label=multi_label, chunk=chunk)
 
 
-def _measure(
-    metric: Insertion | Deletion | InsertionCorrelation | DeletionCorrelation,
-    predict: Predict,
-    images: Tensor,
-    masks: Tensor,
-    targets: Tensor,
-    fill: Fill,
-    multi_label: bool,
-    chunk: int,
-) -> Tensor:
-    mean = None if fill is None else torch.as_tensor(fill)
-    seen = look_at(predict, images, targets, {"": masks}, metric.looks, mean=mean, multi_label=multi_label, chunk=chunk)
-    return metric.value(seen[""])
+def _mean(fill: Fill) -> Tensor | None:
+    return None if fill is None else torch.as_tensor(fill)

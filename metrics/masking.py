@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from xattn.metrics.facts import mask_metric
-from xattn.metrics.looks import KEPT, ORIGINAL, REMOVED
-from xattn.metrics.probability import Probability
+from xattn.metrics.base import ResponseMetric, mask_metric, measured, register, response_metric
+from xattn.metrics.perturbations import KEPT, ORIGINAL, Perturbation, Removed, Upsampling
+from xattn.metrics.probability import Probability, widened
+from xattn.metrics.targets import Predict, Targets
 
 EPSILON = torch.finfo(torch.float64).eps
 MARGIN = 1e-6
@@ -30,7 +32,7 @@ class Masks(NamedTuple):
 
 
 def degenerate(raw: Tensor) -> Tensor:
-    """Whether a raw map says nothing: not finite, or max − min ≤ 1e-6 · max|map|. `(B, h, w)` → `(B,)` bool."""
+    """Whether a raw map shows nothing: not finite, or max − min ≤ 1e-6 · max|map|. `(B, h, w)` → `(B,)` bool."""
     flat = raw.flatten(1)
     low, high = flat.aminmax(dim=1)
     return ~torch.isfinite(flat).all(dim=1) | ~(high - low > FLAT * flat.abs().amax(dim=1))
@@ -45,6 +47,11 @@ def to_masks(raw: Tensor, size: tuple[int, int]) -> Masks:
 
     Returns:
         Masks `(B, H, W)`; all zeros, and flagged, for a degenerate map.
+
+    >>> import torch
+    >>> to_masks(torch.tensor([[[0.0, 1.0], [2.0, 4.0]]]), (2, 2)).masks
+    tensor([[[0.0000, 0.2500],
+             [0.5000, 1.0000]]])
     """
     flagged = degenerate(raw)
     clean = torch.where(flagged[:, None, None], torch.zeros_like(raw), raw)
@@ -55,46 +62,127 @@ def to_masks(raw: Tensor, size: tuple[int, int]) -> Masks:
     return Masks(scaled.clamp(0, 1), flagged)
 
 
-@mask_metric("average-drop", symbol="AD", better="lower", limits=(0, 100), looks=(ORIGINAL, KEPT), source="Chattopadhay et al. 2018")
+@response_metric("average-drop", symbol="AD", better="lower", perturbations=(ORIGINAL, KEPT), source="Chattopadhay et al. 2018")
 def average_drop(original: Probability, kept: Probability) -> Tensor:
     """How much of the target's probability is lost when only the masked image is seen: 100 · max(o − e, 0)/(o + ε).
 
     Definitions, Metrics. Percent in [0, 100]; lower is better.
+
+    >>> import torch
+    >>> from xattn.metrics import average_drop
+    >>> images, brightness = torch.ones(1, 3, 4, 4), lambda x: torch.stack([x.mean((1, 2, 3)), 0 * x.mean((1, 2, 3))], dim=1)
+    >>> average_drop(brightness, images, torch.zeros(1, 4, 4), torch.tensor([0])).round(decimals=2)
+    tensor([31.6100], dtype=torch.float64)
     """
+    return average_drop_of(original, kept)
+
+
+def average_drop_of(original: Probability, kept: Probability) -> Tensor:
+    """Average drop of two probabilities, percent `(B,)`."""
     return 100 * (original.p - kept.p).clamp(min=0) / (original.p + EPSILON)
 
 
-@mask_metric("average-gain", symbol="AG", better="higher", limits=(0, 100), looks=(ORIGINAL, KEPT), source="Zhang et al. 2023")
+@response_metric("average-gain", symbol="AG", better="higher", perturbations=(ORIGINAL, KEPT), source="Zhang et al. 2023")
 def average_gain(original: Probability, kept: Probability) -> Tensor:
-    """How much of what the target lacked is won when only the masked image is seen: 100 · max(e − o, 0)/(1 − o + ε).
+    """How much of the probability that the target lacks is gained when only the masked image is seen: 100 · max(e − o, 0)/(1 − o + ε).
 
     Definitions, Metrics. Percent in [0, 100]; higher is better. 1 − o is summed from the other classes, so that it holds near o = 1.
+
+    >>> import torch
+    >>> from xattn.metrics import average_gain
+    >>> images, darkness = torch.ones(1, 3, 4, 4), lambda x: torch.stack([-x.mean((1, 2, 3)), 0 * x.mean((1, 2, 3))], dim=1)
+    >>> average_gain(darkness, images, torch.zeros(1, 4, 4), torch.tensor([0])).round(decimals=2)
+    tensor([31.6100], dtype=torch.float64)
     """
     return 100 * (original.rest - kept.rest).clamp(min=0) / (original.rest + EPSILON)
 
 
-@mask_metric("average-increase", symbol="AI", better="higher", limits=(0, 100), looks=(ORIGINAL, KEPT), source="Chattopadhay et al. 2018")
+@response_metric("average-increase", symbol="AI", better="higher", perturbations=(ORIGINAL, KEPT), source="Chattopadhay et al. 2018")
 def average_increase(original: Probability, kept: Probability) -> Tensor:
     """Whether the masked image is recognised better: 100 · [e > o + 1e-6].
 
-    Definitions, Metrics. 0 or 100 an image; higher is better.
+    Definitions, Metrics. 0 or 100 per image; higher is better.
 
     Differs: the paper has no margin; it keeps rounding noise from counting as an increase.
+
+    >>> import torch
+    >>> from xattn.metrics import average_increase
+    >>> images, darkness = torch.ones(1, 3, 4, 4), lambda x: torch.stack([-x.mean((1, 2, 3)), 0 * x.mean((1, 2, 3))], dim=1)
+    >>> average_increase(darkness, images, torch.zeros(1, 4, 4), torch.tensor([0]))
+    tensor([100.], dtype=torch.float64)
     """
     return 100 * (kept.p > original.p + MARGIN).double()
 
 
-@mask_metric(
+@register(
     "average-drop-deletion",
     symbol="ADD",
     better="higher",
     limits=(-float("inf"), 100),
-    looks=(ORIGINAL, REMOVED),
-    source="Gomez et al. 2022",
+    source="Jung et al. 2021, as in Gomez et al. 2022",
 )
-def average_drop_deletion(original: Probability, removed: Probability) -> Tensor:
+@dataclass(frozen=True)
+class AverageDropDeletion(ResponseMetric):
     """How much of the target's probability is lost when what the mask shows is taken away: 100 · (o − p(x ⊙ (1 − mask)))/(o + ε).
 
-    Definitions, Metrics. Percent, at most 100, negative where the probability rises; higher is better.
+    Attributes:
+        upsample: "bilinear"; "bicubic", as the code released with Gomez et al. 2022 brings maps to the image's size.
     """
-    return 100 * (original.p - removed.p) / (original.p + EPSILON)
+
+    upsample: Upsampling = "bilinear"
+
+    @property
+    def perturbations(self) -> tuple[Perturbation, ...]:
+        return ORIGINAL, Removed(self.upsample)
+
+    def of_probabilities(self, *probabilities: Probability) -> Tensor:
+        original, removed = probabilities
+        return 100 * (original.p - removed.p) / (original.p + EPSILON)
+
+
+def average_drop_deletion(
+    predict: Predict,
+    images: Tensor,
+    masks: Tensor,
+    targets: Targets,
+    *,
+    upsample: Upsampling = "bilinear",
+    multi_label: bool = False,
+    chunk: int = 8,
+) -> Tensor:
+    """How much of the target's probability is lost when what the mask shows is taken away: 100 · (o − p(x ⊙ (1 − mask)))/(o + ε).
+
+    Definitions, Metrics.
+
+    Args:
+        predict: images in pixel space `(B, 3, H, W)` → output.
+        images: `(B, 3, H, W)` in pixel space.
+        masks: `(B, H, W)` in [0, 1]; with upsample="bicubic" min-maxed maps of any resolution.
+        targets: class indices `(B,)`, or a target.
+        upsample: "bilinear", or "bicubic" as the code released with Gomez et al. 2022.
+        multi_label: sigmoid instead of softmax.
+        chunk: images per forward.
+
+    Returns:
+        `(B,)` float64, percent, at most 100, negative where the probability rises; higher is better.
+
+    >>> import torch
+    >>> images, brightness = torch.ones(1, 3, 4, 4), lambda x: torch.stack([x.mean((1, 2, 3)), 0 * x.mean((1, 2, 3))], dim=1)
+    >>> average_drop_deletion(brightness, images, torch.ones(1, 4, 4), torch.tensor([0])).round(decimals=2)
+    tensor([31.6100], dtype=torch.float64)
+    """
+    metric = AverageDropDeletion(upsample)
+    return measured("average-drop-deletion", metric, predict, images, masks, targets, multi_label=multi_label, chunk=chunk)
+
+
+@mask_metric("complexity", symbol="Com", better="lower", source="Poppi et al. 2021, Eq. 5")
+def complexity(masks: Tensor) -> Tensor:
+    """How much of the image the mask shows: its mean.
+
+    Definitions, Metrics. In [0, 1]; lower is better.
+
+    >>> import torch
+    >>> complexity(torch.tensor([[[0.0, 0.5], [0.5, 1.0]]]))
+    tensor([0.5000], dtype=torch.float64)
+    """
+    return widened(masks).mean(dim=(1, 2))

@@ -8,15 +8,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from xattn.metrics.facts import MetricFacts, metrics
+from xattn.metrics.base import Aggregation, RawMapMetric, register
 from xattn.metrics.probability import widened
 
 Definition = Literal["max-over-mean", "minmax", "released"]
 
 
-@metrics.register("sparsity", MetricFacts("S", "higher", "1", (1, float("inf")), ("maps",), "Gomez et al. 2021, Sec. 4.2"))
+@register("sparsity", symbol="S", better="higher", limits=(1, float("inf")), unit="1", source="Gomez et al. 2021, Sec. 4.2")
 @dataclass(frozen=True)
-class Sparsity:
+class Sparsity(RawMapMetric):
     """Peak of the raw map over its mean.
 
     Attributes:
@@ -25,8 +25,14 @@ class Sparsity:
 
     definition: Definition = "max-over-mean"
 
-    def of_maps(self, raw_maps: Tensor) -> Tensor:
-        return sparsity(raw_maps, definition=self.definition)
+    @property
+    def aggregation(self) -> Aggregation:
+        """As released, a table's cell is the inverse of the mean over images, not the mean of the inverses."""
+        return "harmonic mean" if self.definition == "released" else "mean"
+
+    def of_raw_maps(self, raw_maps: Tensor, head_maps: Tensor | None = None) -> Tensor:
+        several = self.definition == "released" and head_maps is not None
+        return sparsity(head_maps if several and head_maps is not None else raw_maps, definition=self.definition)
 
 
 def sparsity(raw_maps: Tensor, *, definition: Definition = "max-over-mean") -> Tensor:
@@ -35,16 +41,23 @@ def sparsity(raw_maps: Tensor, *, definition: Definition = "max-over-mean") -> T
     Args:
         raw_maps: `(B, h, w)`; with "released" also `(B, N, h, w)`, a head's N maps, each times the norm of the features.
         definition: "max-over-mean"; "minmax": 1 / mean of the min-maxed map; "released": each map over its own maximum, the mean of
-            all of them inverted, as BR-NPA's code has it.
+            all of them inverted, as in BR-NPA's code; one of several maps that is all zeros counts 0. A mean over images is harmonic then.
 
     Returns:
         `(B,)` float64, ≥ 1, unitless: n/k for k equal peaks among n cells; NaN for a map without a positive value, or not finite.
         Higher is better.
+
+    Differs: the released code adds 1e-5 to each maximum, which lowers the value of maps as small as that.
+
+    >>> import torch
+    >>> sparsity(torch.tensor([[[1.0, 0.0], [0.0, 0.0]], [[1.0, 1.0], [1.0, 1.0]]]))
+    tensor([4., 1.], dtype=torch.float64)
     """
     values = widened(raw_maps)
     if definition == "released":
         values = values.clamp(min=0).flatten(2) if raw_maps.dim() == 4 else values.clamp(min=0).flatten(1)[:, None]
-        peak, mean = torch.ones_like(values[:, 0, 0]), (values / values.amax(2, keepdim=True)).mean(dim=(1, 2))
+        peaks = values.amax(2, keepdim=True)
+        peak, mean = torch.ones_like(values[:, 0, 0]), (values / torch.where(peaks == 0, 1, peaks)).mean(dim=(1, 2))
     else:
         values = values.flatten(1)
         if definition == "minmax":

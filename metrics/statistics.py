@@ -1,4 +1,4 @@
-"""How sure a mean is, and whether two methods differ: intervals and paired tests over images."""
+"""Confidence intervals of means, and paired tests between methods, over images."""
 
 from __future__ import annotations
 
@@ -87,21 +87,3 @@ def adjusted(p: Sequence[float]) -> list[float]:
     finite = [value for value in p if math.isfinite(value)]
     corrected = iter(false_discovery_control(finite)) if finite else iter(())
     return [float(next(corrected)) if math.isfinite(value) else math.nan for value in p]
-
-
-def mean_ranks(values: Tensor, *, higher_is_better: bool) -> Tensor:
-    """Mean rank of each method over the images, 1 the best, ties sharing their mean rank.
-
-    Args:
-        values: `(n, methods)`; images with a NaN are left out.
-        higher_is_better: which end ranks first.
-
-    Returns:
-        `(methods,)` float64.
-    """
-    from scipy.stats import rankdata
-
-    whole = values.double()[torch.isfinite(values).all(dim=1)]
-    signed = -whole if higher_is_better else whole
-    ranked = torch.as_tensor(rankdata(signed.tolist(), axis=1), dtype=torch.float64) if len(whole) else signed
-    return ranked.mean(dim=0)

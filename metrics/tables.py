@@ -5,17 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import pandas as pd
 import torch
 
 from xattn.errors import InputError, NameUnknownError
-from xattn.metrics.facts import MetricFacts, metrics
-from xattn.metrics.statistics import adjusted, mean_interval, paired
+from xattn.metrics.base import Aggregation, MetricMetadata, metrics
+from xattn.metrics.statistics import Interval, adjusted, mean_interval, paired
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Format = Literal["csv", "latex", "markdown"]
 KEYS = ["model", "head", "method"]
+EXPLAINED = ["image", "target"]  # what a row explains, for one model and head
 SIGNIFICANT = 0.05
 
 
@@ -50,15 +53,17 @@ class Table:
         return body + "".join(f"% {note}\n" for note in self.notes)
 
     def _shown(self, form: Format) -> pd.DataFrame:
+        import pandas as pd
+
         latex = form == "latex"
         marks = {"lower": r"$\downarrow$", "higher": r"$\uparrow$"} if latex else {"lower": "↓", "higher": "↑"}
         plus = r"$\,\pm\,$" if latex else " ± "
         columns: dict[str, list[str]] = {key: [_escaped(str(value), latex) for value in self.frame[key]] for key in KEYS}
         for metric in self.metrics:
-            facts = facts_of(metric)
+            metadata = metadata_of(metric)
             suffix = metric.partition(":")[2]
-            header = f"{facts.symbol}{f' ({suffix})' if suffix else ''}"
-            columns[f"{_escaped(header, latex)} {marks[facts.better]}"] = [
+            header = f"{metadata.symbol}{f' ({suffix})' if suffix else ''}"
+            columns[f"{_escaped(header, latex)} {marks[metadata.better]}"] = [
                 self._cell(row, metric, plus, latex) for _, row in self.frame.iterrows()
             ]
         if "accuracy" in self.frame:
@@ -77,9 +82,26 @@ class Table:
         return text
 
 
-def facts_of(metric: str) -> MetricFacts:
+def metadata_of(metric: str) -> MetricMetadata:
     """What the metric of a row declares of itself."""
-    return metrics.part(metric).facts
+    return metrics.create(metric).metadata
+
+
+def aggregated(values: torch.Tensor, aggregation: Aggregation) -> Interval:
+    """The interval of a table's cell.
+
+    Args:
+        values: of the images, `(n,)`.
+        aggregation: "mean"; "harmonic mean", the inverse of the mean of the inverses.
+    """
+    if aggregation == "mean":
+        return mean_interval(values)
+    inverse = mean_interval(values.reciprocal())
+    return Interval(1 / inverse.mean if inverse.mean else math.nan, _inverse(inverse.high), _inverse(inverse.low), inverse.n)
+
+
+def _inverse(end: float) -> float:
+    return 1 / end if end > 0 else math.inf if end <= 0 else math.nan
 
 
 def comparison(rows: pd.DataFrame, against: str | None = None) -> Table:
@@ -87,11 +109,13 @@ def comparison(rows: pd.DataFrame, against: str | None = None) -> Table:
 
     Args:
         rows: with the columns of `scores.csv`, of one run or several.
-        against: a method; every other is tested against it on the same images, model and head.
+        against: a method; every other one is tested against it on the same images, model and head.
 
     Raises:
         NameUnknownError: no rows of the method `against`.
     """
+    import pandas as pd
+
     rows = rows[rows["metric"].notna()]
     if rows.empty:
         raise InputError("there are no scores to compare: the rows hold no metric.")
@@ -99,19 +123,20 @@ def comparison(rows: pd.DataFrame, against: str | None = None) -> Table:
     if against is not None and against not in known:
         raise NameUnknownError("method in these runs", against, known)
     names = tuple(dict.fromkeys(rows["metric"]))
-    labelled = rows["label"].notna().any()
+    aggregations = {metric: metrics.create(metric).instance.aggregation for metric in names}
+    labelled = (rows["label"].notna() & rows["predicted"].notna() & (rows["target_rule"] != "labels")).any()
     lines = []
     for (model, head, method), group in rows.groupby(KEYS, sort=False):
         line: dict[str, object] = {"model": model, "head": head, "method": method}
         for metric in names:
             values = torch.tensor(group.loc[group["metric"] == metric, "value"].to_list(), dtype=torch.float64)
-            interval = mean_interval(values)
+            interval = aggregated(values, aggregations[metric])
             line |= {metric: interval.mean, f"{metric} low": interval.low, f"{metric} high": interval.high}
             if against is not None:
                 line |= _tested(rows, str(model), str(head), str(method), metric, against)
-        images = group.drop_duplicates("image")
+        images = group.drop_duplicates(EXPLAINED)
         if labelled:
-            labelled_images = images[images["label"].notna()]
+            labelled_images = images[images["label"].notna() & images["predicted"].notna()]
             line["accuracy"] = 100.0 * float((labelled_images["predicted"] == labelled_images["label"]).mean())
         lines.append(line | {"n": len(images), "degenerate_share": float(images["degenerate"].astype(float).mean())})
     frame = pd.DataFrame(lines)
@@ -124,7 +149,9 @@ def comparison(rows: pd.DataFrame, against: str | None = None) -> Table:
 def _tested(rows: pd.DataFrame, model: str, head: str, method: str, metric: str, against: str) -> dict[str, object]:
     if method == against:
         return {f"{metric} difference": math.nan, f"{metric} p": math.nan}
-    here = rows[(rows["model"] == model) & (rows["head"] == head) & (rows["metric"] == metric)].set_index("image")
+    import pandas as pd
+
+    here = rows[(rows["model"] == model) & (rows["head"] == head) & (rows["metric"] == metric)].set_index(EXPLAINED)
     pairs = {name: here.loc[here["method"] == name, "value"] for name in (method, against)}
     both = pd.concat(pairs, axis=1, join="inner")
     values, reference = (torch.tensor(both[name].to_list(), dtype=torch.float64) for name in (method, against))
@@ -135,20 +162,27 @@ def _tested(rows: pd.DataFrame, model: str, head: str, method: str, metric: str,
 def _notes(rows: pd.DataFrame, frame: pd.DataFrame, names: Sequence[str], against: str | None) -> tuple[str, ...]:
     rules = sorted(rows["target_rule"].dropna().unique())
     notes = ["Mean over images ± half of the 95 % confidence interval (Student); n images."]
-    notes.append(f"Target: {', '.join(rules)}.")
+    notes.append(f"Target: {', '.join(rules)}." + (" n counts pairs of image and label." if "labels" in rules else ""))
     if "predicted" in rules and len(frame.drop_duplicates(["model", "head"])) > 1:
         notes.append("Each classifier is explained for its own prediction: rows of different classifiers answer different questions.")
     if frame["n"].nunique() > 1:
         notes.append("Methods were run on different images (see n): their means are not over the same ones.")
     fewer = {m: counts for m in names if (counts := _counts(rows, m)) and max(counts) < int(frame["n"].max())}
     notes += [f"{metric}: over {max(counts)} images at most." for metric, counts in fewer.items()]
+    notes += [
+        f"{metric}: the harmonic mean over images, as released (the inverse of the mean of inverses)."
+        for metric in names
+        if metrics.create(metric).instance.aggregation == "harmonic mean"
+    ]
     undefined = rows[rows["value"].isna()].groupby("metric", sort=False).size()
     notes += [f"{metric}: undefined for {count} maps, left out of the mean." for metric, count in undefined.items()]
     if against is not None:
         notes.append(
             f"* differs from {against} on the same images (Wilcoxon signed-rank, p < {SIGNIFICANT}, Benjamini–Hochberg within a metric)."
         )
-    notes += [f"{facts_of(m).symbol}: {m}, {facts_of(m).better} is better{', in %' if facts_of(m).unit == '%' else ''}." for m in names]
+    notes += [
+        f"{metadata_of(m).symbol}: {m}, {metadata_of(m).better} is better{', in %' if metadata_of(m).unit == '%' else ''}." for m in names
+    ]
     return tuple(notes)
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 import xattn
 from tests import networks
-from xattn.classifiers import Classifier
+from xattn.models import Classifier
 
 torch.set_num_threads(1)
 

@@ -1,4 +1,4 @@
-"""Names, settings and doors: one grammar for heads, methods and metrics."""
+"""Names, settings and adapters: one grammar for heads, methods and metrics."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Literal
 import pytest
 
 from xattn.errors import NameUnknownError, SettingError
-from xattn.registry import Door, Part, Registry
+from xattn.registry import Adapter, Component, Registry
 
 
 @dataclass(frozen=True)
 class Settings:
-    """A part with settings.
+    """A component with settings.
 
     More."""
 
@@ -27,13 +27,17 @@ class Settings:
 
 
 @pytest.fixture
-def registry() -> Registry[str]:
-    made: Registry[str] = Registry("thing")
+def registry() -> Registry[str, object]:
+    made: Registry[str, object] = Registry("thing")
     made.register("with-settings", "fact")(Settings)
     made.register("plain", "fact")(lambda: "plain")
-    made.register_door(
+    made.register_adapter(
         "other",
-        Door(lambda: {"Foreign": Settings}, lambda name, settings: Part(f"other:{name}", lambda: (name, settings), "f"), lambda: True),
+        Adapter(
+            lambda: {"AdaptedMethod": Settings},
+            lambda name, settings: Component(f"other:{name}", lambda: (name, settings), "f"),
+            lambda: True,
+        ),
     )
     return made
 
@@ -50,11 +54,13 @@ def registry() -> Registry[str]:
         ("plain", "plain", "plain"),
     ],
 )
-def test_a_part_is_written_in_one_way_whatever_the_user_wrote(registry: Registry[str], spec: str, written: str, value: object) -> None:
-    part = registry.part(spec)
-    assert part.spec == written
-    assert part.run() == value
-    assert registry.part(part.spec).run() == value
+def test_a_component_is_written_in_one_way_whatever_the_user_wrote(
+    registry: Registry[str, object], spec: str, written: str, value: object
+) -> None:
+    component = registry.create(spec)
+    assert component.spec == written
+    assert component.instance() == value
+    assert registry.create(component.spec).instance() == value
 
 
 @pytest.mark.parametrize(
@@ -66,26 +72,28 @@ def test_a_part_is_written_in_one_way_whatever_the_user_wrote(registry: Registry
         ("with-settings:count=four", SettingError, "takes count=int; got 'four'"),
         ("with-settings:kind=c", SettingError, r"takes kind=a\|b; got 'c'"),
         ("with-settings:deep=yes", SettingError, "takes deep=bool; got 'yes'"),
-        ("with-settings:count", SettingError, "'count' in 'with-settings:count' is no setting"),
-        ("with-settings:count=1,count=2", SettingError, "'count' stands twice"),
+        ("with-settings:count", SettingError, "'count' in 'with-settings:count' is not a setting"),
+        ("with-settings:count=1,count=2", SettingError, "'count' is given twice"),
         ("plain:x=1", SettingError, "'plain' has no settings; got x"),
     ],
 )
-def test_what_cannot_be_meant_is_answered_with_what_can(registry: Registry[str], spec: str, error: type[Exception], message: str) -> None:
+def test_what_cannot_be_meant_is_answered_with_what_can(
+    registry: Registry[str, object], spec: str, error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=message):
-        registry.part(spec)
+        registry.create(spec)
 
 
-def test_a_door_opens_on_its_own_names_with_settings(registry: Registry[str]) -> None:
-    assert registry.part("other:Foreign:a=1").run() == ("Foreign", {"a": "1"})
-    assert registry.names() == ["plain", "with-settings", "other:Foreign"]
+def test_an_adapter_creates_its_own_names_with_settings(registry: Registry[str, object]) -> None:
+    assert registry.create("other:AdaptedMethod:a=1").instance() == ("AdaptedMethod", {"a": "1"})
+    assert registry.names() == ["plain", "with-settings", "other:AdaptedMethod"]
 
 
-def test_a_second_registration_of_a_name_is_an_error(registry: Registry[str]) -> None:
+def test_a_second_registration_of_a_name_is_an_error(registry: Registry[str, object]) -> None:
     with pytest.raises(ValueError, match="'plain' is registered twice"):
         registry.register("plain", "fact")(lambda: None)
 
 
-def test_the_summary_is_the_docstring_s_first_line(registry: Registry[str]) -> None:
-    assert registry.entry("with-settings").summary == "A part with settings."
+def test_the_summary_is_the_docstring_s_first_line(registry: Registry[str, object]) -> None:
+    assert registry.entry("with-settings").summary == "A component with settings."
     assert registry.entry("with-settings").settings == {"count": 3, "share": None, "kind": "a", "deep": False}

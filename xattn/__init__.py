@@ -11,36 +11,54 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from xattn.classifiers import Classifier, attach, load
     from xattn.errors import XattnError
     from xattn.explainers import Maps, explain
+    from xattn.models import Classifier, attach, load
     from xattn.study import Study, evaluate
 
-if importlib.util.find_spec("xattn.metrics") is None:
-    raise ImportError(
-        f"{__path__[0]} is the folder of a checkout, found before the installed package, whose metrics and cli lie elsewhere: install the "
-        "checkout with pip install -e, or run from another folder."
-    )
 
-__version__ = "0.1.0"
+def _refuse_mixed_checkouts() -> None:
+    """Raises where `xattn.metrics` or `xattn.cli` would come from another checkout than this package, or from none.
+
+    A checkout has them beside `xattn/`, an installed package inside it. With an editable install of one checkout, Python run in another
+    would take `xattn` from here and the rest from there, without a word.
+    """
+    home = os.path.dirname(os.path.realpath(__file__))
+    for name in ("metrics", "cli"):
+        spec = importlib.util.find_spec(f"xattn.{name}")
+        places = [] if spec is None else [os.path.realpath(place) for place in spec.submodule_search_locations or ()]
+        if not places:
+            raise ImportError(
+                f"{home} is the folder of a checkout that is not installed: install it with pip install -e {os.path.dirname(home)}, or run "
+                "from another folder."
+            )
+        if places[0] not in (os.path.join(home, name), os.path.join(os.path.dirname(home), name)):
+            raise ImportError(
+                f"two checkouts of xattn are mixed: xattn is {home}, xattn.{name} is {places[0]}. Install the one that you mean into this "
+                f"environment (pip install -e {os.path.dirname(home)}), or run from a folder outside the other."
+            )
+
+
+_refuse_mixed_checkouts()
+
+__version__ = "0.2.0"
 __all__ = ["Classifier", "Maps", "Study", "XattnError", "attach", "evaluate", "explain", "load"]
 
 _HOMES = {
-    "Classifier": "xattn.classifiers",
+    "Classifier": "xattn.models",
     "Maps": "xattn.explainers",
     "Study": "xattn.study",
     "XattnError": "xattn.errors",
-    "attach": "xattn.classifiers",
+    "attach": "xattn.models",
     "evaluate": "xattn.study",
     "explain": "xattn.explainers",
-    "load": "xattn.classifiers",
+    "load": "xattn.models",
 }
-
-
-_PACKAGES = ("birds", "classifiers", "explainers", "figures", "heads", "metrics", "study", "training")
+_PACKAGES = ("birds", "data", "explainers", "figures", "heads", "inference", "metrics", "models", "study", "training")
 
 
 def __getattr__(name: str) -> Any:

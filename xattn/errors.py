@@ -1,15 +1,16 @@
 """Every error that xattn raises on purpose.
 
     XattnError                     root; `exit_code` is what the command line ends with
-    ├── NameUnknownError           a part, class or column of that name does not exist      (ValueError, exit 2)
-    ├── SettingError               a part exists, but not with that setting                 (ValueError, exit 2)
+    ├── NameUnknownError           a component, class or column of that name does not exist (ValueError, exit 2)
+    ├── SettingError               a component exists, but not with that setting            (ValueError, exit 2)
     ├── InputError                 tensors, labels or arguments that cannot be used         (ValueError, exit 2)
     ├── UnsupportedError           the network cannot take what was asked of it             (ValueError)
     ├── WeightsError               a weights file that does not fit or cannot be read       (ValueError)
     ├── UntrustedCodeError         a file that names code which loading it would run        (PermissionError, exit 2)
     ├── ImageError                 one image that cannot be read or scored                  (ValueError)
     ├── RunError                   a run folder that cannot be used or written              (OSError)
-    └── MissingPackageError        an optional package that the name asks for               (ImportError)
+    ├── DivergedError              a training whose loss is no longer a number              (ArithmeticError)
+    └── MissingPackageError        an optional package that is not installed                (ImportError)
 
 A message says what was asked, what it needs, what came and what to do.
 """
@@ -21,6 +22,7 @@ from collections.abc import Iterable
 from typing import Any
 
 __all__ = [
+    "DivergedError",
     "ImageError",
     "InputError",
     "MissingPackageError",
@@ -40,7 +42,7 @@ class XattnError(Exception):
     exit_code = 1
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Between processes an error is its kind and its message: what some are made of (a name, what is known) is not kept.
+        # Between processes an error is its kind and its message; the arguments of some (a name, what is known) are not kept.
         return _again, (type(self), str(self)), self.__dict__ or None
 
 
@@ -65,7 +67,7 @@ class NameUnknownError(XattnError, ValueError):
 
 
 class SettingError(XattnError, ValueError):
-    """A setting that the part does not have, or a value that the setting does not take."""
+    """A setting that the component does not have, or a value that the setting does not take."""
 
     exit_code = 2
 
@@ -96,6 +98,10 @@ class ImageError(XattnError, ValueError):
 
 class RunError(XattnError, OSError):
     """A run folder that cannot be read, continued or written."""
+
+
+class DivergedError(XattnError, ArithmeticError):
+    """The loss of a training is no longer a number."""
 
 
 class MissingPackageError(XattnError, ImportError):

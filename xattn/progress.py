@@ -1,7 +1,8 @@
-"""How far a run is."""
+"""The progress of a run: a bar where stderr is a terminal, else lines by `logging`. Nothing else in the library writes to the terminal."""
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 
@@ -9,13 +10,20 @@ from tqdm import tqdm
 
 LINE_EVERY_S = 10.0
 
+logger = logging.getLogger("xattn")
+
 
 class Progress:
-    """A bar with rate and time left where stderr is a terminal; plain lines where it is not."""
+    """How many images of a run are done, with the rate and the time left.
 
-    def __init__(self, total: int, wanted: bool) -> None:
-        self.bar = tqdm(total=total, unit="image", disable=not (wanted and sys.stderr.isatty()), file=sys.stderr)
-        self.lines = wanted and not sys.stderr.isatty()
+    Args:
+        total: images in all.
+        shown: whether to show it.
+    """
+
+    def __init__(self, total: int, shown: bool) -> None:
+        self.bar = tqdm(total=total, unit="image", disable=not (shown and sys.stderr.isatty()), file=sys.stderr)
+        self.lines = shown and not sys.stderr.isatty()
         self.total, self.before, self.now, self.last_shown = total, 0, 0, 0
         self.start = self.last = time.monotonic()
 
@@ -28,15 +36,16 @@ class Progress:
             self._line()
 
     def skip(self, count: int) -> None:
-        """Images that an earlier run has done."""
+        """Counts images that an earlier run has done."""
         if count and self.lines:
-            print(f"{count} of {self.total} images are done already", file=sys.stderr)
+            logger.info("%d of %d images are done already", count, self.total)
         self.before += count
         self.bar.update(count)
         self.bar.start_t = time.time()
         self.bar.initial = self.before
 
     def add(self, count: int) -> None:
+        """Counts images that are done."""
         self.now += count
         self.bar.update(count)
         if self.lines and time.monotonic() - self.last > LINE_EVERY_S:
@@ -46,4 +55,4 @@ class Progress:
         self.last, self.last_shown = time.monotonic(), self.now
         rate = self.now / max(self.last - self.start, 1e-9)
         left = (self.total - self.before - self.now) / rate
-        print(f"{self.before + self.now} of {self.total} images, {rate:.2f} a second, {left:.0f} s left", file=sys.stderr)
+        logger.info("%d of %d images, %.2f per second, %.0f s left", self.before + self.now, self.total, rate, left)

@@ -1,75 +1,87 @@
-"""Named parts: heads, methods, metrics. One table feeds the API, the command line, the docs and the contract tests.
+"""Registries of components: heads, methods, metrics, figures. One table feeds the API, the command line, the docs and the contract tests.
 
-A part is a function, or a frozen dataclass whose fields are its settings. It is written `name[:key=value,…]` wherever a user names one:
-in Python, on the command line and in the rows of a table. A *door* gives the parts of another library, as `door:NAME[:key=value,…]`.
+A component is a function, or a frozen dataclass whose fields are its settings. It is written `name[:key=value,…]` wherever a user names
+one: in Python, on the command line and in the rows of a table. An *adapter* provides the components of another library, as
+`library:NAME[:key=value,…]`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import inspect
+import pkgutil
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar, get_args, get_origin
 
-from xattn.errors import NameUnknownError, SettingError
+from xattn.errors import InputError, NameUnknownError, SettingError
 
-__all__ = ["Door", "Entry", "Part", "Registry", "coerce", "split_spec", "written"]
+__all__ = ["Adapter", "Component", "Entry", "Registry", "coerce", "import_modules", "split_spec", "written"]
 
-F = TypeVar("F")
+M = TypeVar("M")
+T = TypeVar("T")
 Obj = TypeVar("Obj", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
-class Entry(Generic[F]):
+class Entry(Generic[M]):
     """What is registered under a name.
 
     Attributes:
         name: the name.
-        obj: a function, or a frozen dataclass of settings with `__call__`.
-        facts: what the registry's kind of part declares of itself.
+        obj: a function, or a frozen dataclass of settings.
+        metadata: what it declares of itself.
         summary: first line of the docstring.
-        settings: the settings and their defaults.
     """
 
     name: str
     obj: Callable[..., Any]
-    facts: F
+    metadata: M
     summary: str
 
     @property
     def settings(self) -> dict[str, Any]:
+        """The settings and their defaults."""
         if not (isinstance(self.obj, type) and dataclasses.is_dataclass(self.obj)):
             return {}
         return {f.name: f.default for f in dataclasses.fields(self.obj)}
 
 
 @dataclass(frozen=True)
-class Part(Generic[F]):
-    """A part with its settings, ready to be called.
+class Component(Generic[M, T]):
+    """A component with its settings, ready for use.
 
     Attributes:
-        spec: its name as it stands in the rows: `name`, or `name:key=value,…` with the settings that are not the default.
-        run: the function, or the dataclass instance.
-        facts: the entry's facts.
+        spec: its name as rows show it: `name`, or `name:key=value,…` with the settings that are not the default.
+        instance: the function, or the dataclass instance.
+        metadata: what it declares of itself.
     """
 
     spec: str
-    run: Callable[..., Any]
-    facts: F
+    instance: T
+    metadata: M
 
 
 @dataclass(frozen=True)
-class Door(Generic[F]):
+class Adapter(Generic[M, T]):
+    """The components of another library.
+
+    Attributes:
+        names: what it has, by name, with the object whose docstring describes it.
+        create: a name and settings as text → the component.
+        installed: whether the library is there.
+    """
+
     names: Callable[[], Mapping[str, Any]]
-    open: Callable[[str, Mapping[str, str]], Part[F]]
+    create: Callable[[str, Mapping[str, str]], Component[M, T]]
     installed: Callable[[], bool]
 
 
-class Registry(Generic[F]):
-    """A table of parts of one kind.
+class Registry(Generic[M, T]):
+    """A table of components of one kind.
 
     Args:
         kind: the kind, as messages call it: "method", "metric", "head".
@@ -77,72 +89,84 @@ class Registry(Generic[F]):
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
-        self.entries: dict[str, Entry[F]] = {}
-        self.doors: dict[str, Door[F]] = {}
+        self.entries: dict[str, Entry[M]] = {}
+        self.adapters: dict[str, Adapter[M, T]] = {}
 
-    def register(self, name: str, facts: F) -> Callable[[Obj], Obj]:
-        """Decorator that enters a function or a settings dataclass under a name. A name twice is an error."""
+    def register(self, name: str, metadata: M) -> Callable[[Obj], Obj]:
+        """Decorator that registers a function or a settings dataclass under a name. A second registration of a name is an error."""
 
         def enter(obj: Obj) -> Obj:
             if name in self.entries:
                 raise ValueError(f"{self.kind} '{name}' is registered twice: {self.entries[name].obj!r} and {obj!r}")
             summary = (obj.__doc__ or "").strip().split("\n")[0]
-            self.entries[name] = Entry(name, obj, facts, summary)
+            self.entries[name] = Entry(name, obj, metadata, summary)
             return obj
 
         return enter
 
-    def register_door(self, name: str, door: Door[F]) -> None:
-        """Lets in the parts of another library as `name:NAME`."""
-        self.doors[name] = door
+    def register_adapter(self, name: str, adapter: Adapter[M, T]) -> None:
+        """Adds the components of another library as `name:NAME`."""
+        self.adapters[name] = adapter
 
     def names(self) -> list[str]:
-        """All names, those behind the doors of installed libraries included."""
-        return sorted(self.entries) + sorted(self.foreign())
+        """All names, those of installed libraries included."""
+        return sorted(self.entries) + sorted(self.adapted_names())
 
-    def foreign(self) -> dict[str, str]:
-        """Names behind the doors of installed libraries, with the first line that the library says of each."""
+    def adapted_names(self) -> dict[str, str]:
+        """The names that adapters of installed libraries provide, with the first line of the library's docstring."""
         return {
-            f"{name}:{part}": (inspect.getdoc(obj) or "").strip().split("\n")[0]
-            for name, door in self.doors.items()
-            if door.installed()
-            for part, obj in door.names().items()
+            f"{name}:{inner}": (inspect.getdoc(obj) or "").strip().split("\n")[0]
+            for name, adapter in self.adapters.items()
+            if adapter.installed()
+            for inner, obj in adapter.names().items()
         }
 
-    def entry(self, name: str) -> Entry[F]:
+    def entry(self, name: str) -> Entry[M]:
         """The entry of a name.
 
         Raises:
             NameUnknownError: with the nearest name.
         """
         if name not in self.entries:
-            behind = f"Of other libraries: {', '.join(f'{door}:NAME' for door in self.doors)}." if self.doors else ""
-            raise NameUnknownError(self.kind, name, self.entries, behind)
+            others = f"Of other libraries: {', '.join(f'{adapter}:NAME' for adapter in self.adapters)}." if self.adapters else ""
+            raise NameUnknownError(self.kind, name, self.entries, others)
         return self.entries[name]
 
-    def part(self, spec: str) -> Part[F]:
-        """The part that a user's `name[:key=value,…]` names.
+    def create(self, spec: str) -> Component[M, T]:
+        """The component that a user's `name[:key=value,…]` means.
 
         Raises:
             NameUnknownError: no such name.
             SettingError: no such setting, or a value that does not fit it.
         """
         name, rest = spec.partition(":")[::2]
-        if name in self.doors and rest and not _looks_like_settings(rest):
+        if name in self.adapters and rest and not _looks_like_settings(rest):
             inner, settings = split_spec(rest)
-            return self.doors[name].open(inner, settings)
+            return self.adapters[name].create(inner, settings)
         name, settings = split_spec(spec)
         entry = self.entry(name)
         if settings and not entry.settings:
             raise SettingError(f"{self.kind} '{name}' has no settings; got {', '.join(settings)} in '{spec}'.")
-        if not (isinstance(entry.obj, type) and dataclasses.is_dataclass(entry.obj)):
-            return Part(name, entry.obj, entry.facts)
-        values = {key: self._value(entry, key, text) for key, text in settings.items()}
-        make: Callable[..., Any] = entry.obj
-        instance = make(**values)
-        return Part(written(name, instance), instance, entry.facts)
+        make: Any = entry.obj
+        if not (isinstance(make, type) and dataclasses.is_dataclass(make)):
+            return Component(name, make, entry.metadata)
+        instance: Any = make(**{key: self._value(entry, key, text) for key, text in settings.items()})
+        return Component(written(name, instance), instance, entry.metadata)
 
-    def _value(self, entry: Entry[F], key: str, text: str) -> Any:
+    def create_all(self, specs: Iterable[str], *, allow_none: bool = False) -> list[Component[M, T]]:
+        """The components that specs mean, each once.
+
+        Raises:
+            InputError: a string in the place of a list, or none.
+        """
+        if isinstance(specs, str):
+            raise InputError(f"{self.kind}s are a list: write {self.kind}s=['{specs}'].")
+        found = list({component.spec: component for component in (self.create(spec) for spec in specs)}.values())
+        if not found and not allow_none:
+            raise InputError(f"no {self.kind} is named: write {self.kind}s=['{next(iter(sorted(self.entries)))}'].")
+        return found
+
+    def _value(self, entry: Entry[M], key: str, text: str) -> Any:
         if key not in entry.settings:
             raise NameUnknownError(f"setting of {self.kind} '{entry.name}'", key, entry.settings)
         hint = typing.get_type_hints(entry.obj)[key]
@@ -168,9 +192,9 @@ def split_spec(spec: str) -> tuple[str, dict[str, str]]:
         key, equals, value = item.partition("=")
         key = key.strip().replace("-", "_")
         if not equals or not key:
-            raise SettingError(f"'{item}' in '{spec}' is no setting: write {name}:key=value,key=value.")
+            raise SettingError(f"'{item}' in '{spec}' is not a setting: write {name}:key=value,key=value.")
         if key in settings:
-            raise SettingError(f"setting '{key}' stands twice in '{spec}'.")
+            raise SettingError(f"setting '{key}' is given twice in '{spec}'.")
         settings[key] = value.strip()
     return name.strip(), settings
 
@@ -223,3 +247,15 @@ def _described(hint: Any) -> str:
     if get_origin(hint) in (types.UnionType, typing.Union):
         return "|".join(_described(option) for option in get_args(hint))
     return "none" if hint is type(None) else getattr(hint, "__name__", str(hint))
+
+
+def import_modules(package: str, path: Iterable[str]) -> None:
+    """Imports every module of a package, so that whatever one of them registers is known.
+
+    Args:
+        package: its name, `__name__` in its `__init__`.
+        path: its `__path__`.
+    """
+    for module in pkgutil.iter_modules(path):
+        if not module.name.startswith("_"):
+            importlib.import_module(f"{package}.{module.name}")

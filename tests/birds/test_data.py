@@ -16,8 +16,8 @@ from torchvision.transforms.v2 import PILToTensor
 import xattn
 from xattn.birds import CLASSES, SketchBirds, pixels, scene
 from xattn.birds.data import scene_of
+from xattn.data.images import ImageSource
 from xattn.errors import InputError
-from xattn.images import ImageSource
 
 
 def test_an_item_is_the_picture_of_its_scene_and_its_class() -> None:

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tests import networks
-from tests.test_images import bad_files
+from tests.data.test_images import bad_files
 from xattn.cli import main
 from xattn.explainers import methods
 from xattn.metrics import PROTOCOLS, metrics
@@ -83,7 +83,7 @@ def test_bad_files_end_with_3_and_are_named_on_stderr(folder: Path, tmp_path: Pa
         (["--target", "label"], 2, "needs a label for every image"),
         (["--mean", "a,b,c"], 2, "three numbers are needed"),
         (["--head", "br-npaa"], 2, "Unknown head"),
-        (["--weights", "nowhere.pth"], 2, "are no file"),
+        (["--weights", "nowhere.pth"], 2, "there is no weights file 'nowhere.pth'"),
         (["--device", "gpu"], 2, "device 'gpu' cannot be used here"),
         (["--mean", "128,128,128"], 2, "Divide those of 8-bit images by 255"),
         (["--metric", "insertion:blur=4"], 2, "odd; got 4"),

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 import xattn
 from tests import networks
-from xattn.classifiers import Classifier, Predictor
 from xattn.errors import InputError, NameUnknownError, SettingError, UnsupportedError
 from xattn.explainers import Need, methods
 from xattn.heads import heads
+from xattn.inference import Predictor
+from xattn.models import Classifier
 
 OWN = sorted(methods.entries)
 FOREIGN = [
@@ -29,7 +30,7 @@ FOREIGN += ["grad-cam:LayerCAM", "grad-cam:EigenCAM", "grad-cam:AblationCAM", "g
 
 def head_for(spec: str) -> str:
     """A head that a method can be asked of."""
-    return "br-npa" if spec in OWN and Need.ATTENTION in methods.part(spec).facts.needs else "gap"
+    return "br-npa" if spec in OWN and Need.ATTENTION in methods.create(spec).metadata.needs else "gap"
 
 
 def state(module: nn.Module) -> dict[str, object]:
@@ -78,7 +79,7 @@ def test_a_method_leaves_no_trace(spec: str, images: Tensor) -> None:
 @pytest.mark.parametrize("spec", ["grad-cam", "score-cam", "guided-backprop", "raw-attention", "captum:LayerGradCam", "grad-cam:LayerCAM"])
 def test_a_method_leaves_no_trace_on_any_head(spec: str, head: str, images: Tensor) -> None:
     clf = xattn.attach(networks.small(), head=head, input_size=32, resize=36)
-    if spec == "raw-attention" and not heads.part(head).facts.attention:
+    if spec == "raw-attention" and not heads.create(head).metadata.attention:
         pytest.skip(f"{head} has no attention")
     before = state(clf)
     maps = xattn.explain(clf, images[:2], methods=[spec], untrained=True)
@@ -91,7 +92,7 @@ def test_a_method_leaves_no_trace_on_any_head(spec: str, head: str, images: Tens
 def test_a_foreign_module_that_runs_no_hooks_is_refused_below_a_head(images: Tensor) -> None:
     for head in ("ca-stream", "br-npa"):
         clf = xattn.attach(networks.small(), head=head, input_size=32, resize=36)
-        with pytest.raises(UnsupportedError, match="did not come to '3', where the head looks"):
+        with pytest.raises(UnsupportedError, match="did not reach '3', which the head reads"):
             xattn.explain(clf, images[:1], methods=["grad-cam:AblationCAM"], untrained=True)
 
 
@@ -233,7 +234,7 @@ def test_targets_follow_their_rule(tiny: Classifier, images: Tensor) -> None:
         ({"methods": "grad-cam"}, r"methods are a list: write methods=\['grad-cam'\]"),
         ({"methods": ["grad-cam:x=1"]}, "'grad-cam' has no settings; got x"),
         ({"methods": ["score-cam:weighing=probability"]}, "Unknown setting of method 'score-cam' 'weighing'. Did you mean 'weighting'"),
-        ({"methods": ["score-cam:weighting=logits"]}, r"takes weighting=probability\|logit-softmax; got 'logits'"),
+        ({"methods": ["score-cam:weighting=logits"]}, r"takes weighting=probability\|logit-softmax\|increase; got 'logits'"),
         ({"methods": ["captum:Salience"]}, "Unknown captum method 'Salience'. Did you mean 'Saliency'"),
         ({"methods": ["captum:Saliency:abss=1"]}, "captum:Saliency has no setting 'abss'"),
         ({"target": "label"}, "needs labels"),

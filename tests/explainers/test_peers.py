@@ -9,9 +9,9 @@ from torch.nn import functional
 
 import xattn
 from tests import networks
-from xattn.classifiers import Classifier
 from xattn.explainers import trace
 from xattn.metrics import to_masks
+from xattn.models import Classifier
 
 pytorch_grad_cam = pytest.importorskip("pytorch_grad_cam")
 torchcam_methods = pytest.importorskip("torchcam.methods")

@@ -9,11 +9,11 @@ from torch.nn import functional
 
 import xattn
 from tests import networks
-from xattn.classifiers import Classifier
 from xattn.errors import UnsupportedError
 from xattn.explainers import methods, trace
 from xattn.explainers.guided import guided_gradients
-from xattn.explainers.score_cam import outermost
+from xattn.explainers.score_cam import _outermost as outermost
+from xattn.models import Classifier
 
 
 def double(network: nn.Module) -> Classifier:
@@ -21,8 +21,9 @@ def double(network: nn.Module) -> Classifier:
 
 
 def run(spec: str, classifier: Classifier, images: Tensor, targets: Tensor | None = None) -> Tensor:
-    part = methods.part(spec)
-    return part.run(trace(classifier, images, targets, needs=part.facts.needs)).detach()
+    component = methods.create(spec)
+    target = "predicted" if targets is None else targets
+    return component.instance(trace(classifier, images, target, needs=component.metadata.needs)).detach()
 
 
 def features_and_gradients(classifier: Classifier, image: Tensor, target: int) -> tuple[Tensor, Tensor]:
@@ -140,7 +141,7 @@ def test_score_cam_never_runs_a_constant_channel(images: Tensor) -> None:
     classifier.network.register_forward_hook(lambda _m, inputs, _o: seen.append(len(inputs[0])))
     traced = trace(classifier, images)
     seen.clear()
-    methods.part("score-cam:chunk=1").run(traced)
+    methods.create("score-cam:chunk=1").instance(traced)
     alive = int(((traced.features.amax((2, 3)) - traced.features.amin((2, 3))) > 0).sum())
     assert sum(seen) == alive <= 18
 
@@ -153,9 +154,9 @@ def test_score_cam_runs_channels_of_one_mask_once_and_weighs_each(images: Tensor
     twice.captured.data[:, 8:] = twice.captured.data[:, :8]
     half.captured.data[:, 8:] = 0
     seen.clear()
-    found = methods.part("score-cam:chunk=1").run(twice)
+    found = methods.create("score-cam:chunk=1").instance(twice)
     assert sum(seen) == int(((half.features.amax((2, 3)) - half.features.amin((2, 3))) > 0).sum())
-    assert torch.allclose(found, 2 * methods.part("score-cam").run(half), atol=1e-12)
+    assert torch.allclose(found, 2 * methods.create("score-cam").instance(half), atol=1e-12)
 
 
 def test_score_cam_of_the_top_channels_runs_those_alone_and_is_off_by_no_more_than_the_rest(classifier: Classifier, images: Tensor) -> None:
@@ -163,15 +164,15 @@ def test_score_cam_of_the_top_channels_runs_those_alone_and_is_off_by_no_more_th
     handle = classifier.network.register_forward_hook(lambda _m, inputs, _o: seen.append(len(inputs[0])))
     traced = trace(classifier, images)
     seen.clear()
-    found = methods.part("score-cam:top=5,chunk=1").run(traced)
+    found = methods.create("score-cam:top=5,chunk=1").instance(traced)
     handle.remove()
     assert sum(seen) == 5 * len(images)
-    full = methods.part("score-cam").run(traced)
+    full = methods.create("score-cam").instance(traced)
     energy = traced.features.abs().sum(dim=(2, 3))
     left = torch.ones_like(energy).scatter_(1, energy.topk(5, dim=1).indices, 0.0)
     bound = (left[:, :, None, None] * traced.features.abs()).sum(dim=1)
     assert ((found - full).abs() <= bound + 1e-12).all()
-    assert torch.allclose(methods.part("score-cam:top=16").run(traced), full, atol=1e-12)
+    assert torch.allclose(methods.create("score-cam:top=16").instance(traced), full, atol=1e-12)
 
 
 def plain_guided(network: networks.Rectifiers, image: Tensor, target: int, classifier: Classifier) -> Tensor:
@@ -263,5 +264,5 @@ def test_random_is_seeded_by_the_image_s_content_and_the_run_s_seed(classifier: 
     assert torch.equal(run("random", classifier, images.flip(0)), whole.flip(0))
     assert torch.equal(run("random", classifier, images[1:2])[0], whole[1])
     assert not torch.equal(whole[0], whole[1])
-    other = methods.part("random").run(trace(classifier, images, needs=(), seed=1))
+    other = methods.create("random").instance(trace(classifier, images, needs=(), seed=1))
     assert not torch.equal(other, whole)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import xattn
 from tests import networks
-from xattn.classifiers import Classifier
 from xattn.explainers import methods
+from xattn.models import Classifier
 
 OWN = sorted(set(methods.entries) - {"raw-attention"})
 THREADS = 4

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 import xattn
-from xattn.classifiers import Classifier
-from xattn.figures.grid import overlay
+from xattn.figures.canvas import overlay
 from xattn.metrics import to_masks
+from xattn.models import Classifier
 from xattn.study.store import Store
 
 

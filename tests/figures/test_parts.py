@@ -9,15 +9,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 
 import xattn
 from xattn.birds import PARTS, SketchBirds, masks
-from xattn.classifiers.preprocessing import Preprocessing
-from xattn.cli.main import figure
+from xattn.cli import main
+from xattn.data.preprocessing import Preprocessing
 from xattn.errors import InputError
-from xattn.figures import KINDS, grid, parts
-from xattn.figures.gathered import mask_of
+from xattn.figures import figure, kinds
+from xattn.figures.canvas import mask_of
 from xattn.figures.parts import PART_COLOURS, coloured, seen_parts, sharp, true_parts
 from xattn.study.store import Store, StoredMap
 
@@ -87,7 +88,7 @@ def test_true_parts_are_coloured_where_their_visible_masks_are() -> None:
 @pytest.mark.parametrize("ending", ["png", "pdf", "svg"])
 def test_the_figure_is_written_in_every_format(run: Path, tmp_path: Path, ending: str) -> None:
     out = tmp_path / f"parts.{ending}"
-    parts([run], out)
+    figure([run], out, "parts")
     assert out.stat().st_size > 10_000
     if ending == "png":
         with Image.open(out) as picture:
@@ -98,9 +99,9 @@ def test_runs_without_ranked_maps_are_told_to_draw_a_grid(tmp_path: Path) -> Non
     pictures = SketchBirds("test", 1).export(tmp_path / "birds")
     gap = xattn.load("birds:gap", device="cpu")
     xattn.Study([gap], ["grad-cam"], ["sparsity"], pictures, tmp_path / "run", workers=0, progress=False).run()
-    grid([tmp_path / "run"], tmp_path / "grid.png")
+    figure([tmp_path / "run"], tmp_path / "grid.png")
     with pytest.raises(InputError, match="run br-npa or b-cnn, or draw --kind grid"):
-        parts([tmp_path / "run"], tmp_path / "parts.png")
+        figure([tmp_path / "run"], tmp_path / "parts.png", "parts")
 
 
 def test_a_map_is_enlarged_without_smoothing() -> None:
@@ -128,7 +129,7 @@ def test_a_figure_of_a_run_where_an_image_failed_for_one_classifier_leaves_its_p
             for image, model in zip(*(table[c].to_pylist() for c in ("image", "model")), strict=True)
         ]
         pq.write_table(table.filter(pa.array([not name for name in names])), path)
-    parts([copy], tmp_path / "parts.png")
+    figure([copy], tmp_path / "parts.png", "parts")
     assert (tmp_path / "parts.png").exists()
 
 
@@ -139,9 +140,11 @@ def test_controls_are_drawn_as_they_are_and_a_map_without_contrast_is_black() ->
     assert mask_of(ones, "uniform", (8, 8)).shape == (8, 8)
 
 
-def test_the_command_line_knows_every_kind_of_figure() -> None:
-    option = next(option for option in figure.params if option.name == "kind")
-    assert list(option.type.choices) == list(KINDS)  # type: ignore[attr-defined]  # a Choice
+def test_the_command_line_knows_every_kind_of_figure(run: Path) -> None:
+    listed = CliRunner().invoke(main, ["list", "figures"]).output
+    assert [line.split()[0] for line in listed.splitlines()] == kinds.names()
+    wrong = CliRunner().invoke(main, ["figure", str(run), "--kind", "gird", "--out", str(run / "x.png")])
+    assert (wrong.exit_code, "Unknown figure 'gird'. Did you mean 'grid'?" in wrong.output) == (2, True)
 
 
 def test_classifiers_of_different_input_sizes_stand_side_by_side(tmp_path: Path) -> None:
@@ -149,5 +152,5 @@ def test_classifiers_of_different_input_sizes_stand_side_by_side(tmp_path: Path)
     small = xattn.load("birds:br-npa", device="cpu")
     large = xattn.load("xattn.birds:small_resnet", input_size=96, resize=96, device="cpu")
     xattn.Study([small, large], ["grad-cam"], ["sparsity"], pictures, tmp_path / "run", workers=0, progress=False).run()
-    parts([tmp_path / "run"], tmp_path / "parts.png")
+    figure([tmp_path / "run"], tmp_path / "parts.png", "parts")
     assert (tmp_path / "parts.png").exists()

@@ -179,8 +179,8 @@ def test_its_saliency_is_the_mean_map_times_the_norm() -> None:
 
 
 def test_settings_are_written_as_users_write_them() -> None:
-    part = heads.part("br-npa:n=2,suppression=weight,refine=false")
+    part = heads.create("br-npa:n=2,suppression=weight,refine=false")
     assert part.spec == "br-npa:n=2,suppression=weight,refine=false"
-    assert part.run == BRNPA(n=2, suppression="weight", refine=False)
+    assert part.instance == BRNPA(n=2, suppression="weight", refine=False)
     with pytest.raises(SettingError, match=r"suppression=cosine\|weight; got 'cos'"):
-        heads.part("br-npa:suppression=cos")
+        heads.create("br-npa:suppression=cos")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from xattn.errors import InputError, SettingError
-from xattn.heads import CAStream, CAStreamHead, Place, Site
+from xattn.heads import CAStream, CAStreamHead, NetworkInfo, StageInfo
 
 RESNET_50 = (64, 256, 512, 1024, 2048)
 RESNET_18 = (64, 64, 128, 256, 512)
@@ -67,7 +67,7 @@ def test_over_the_last_stage_alone_without_a_query_it_is_average_pooling() -> No
     assert torch.allclose(head(given), given[0].mean(dim=(2, 3)), atol=1e-12)
 
 
-def test_it_begins_as_definitions_say() -> None:
+def test_it_starts_as_definitions_say() -> None:
     torch.manual_seed(0)
     head = CAStreamHead([512, 512])
     assert abs(float(head.query.detach().mean()) - 1) < 0.15
@@ -104,21 +104,21 @@ def test_a_query_for_each_class_is_that_of_the_given_classes() -> None:
         head(pyramid())
 
 
-def site(*places: tuple[str, int, int], kinds: frozenset[str] = frozenset()) -> Site:
-    return Site("it", tuple(Place(*place) for place in places), kinds, frozenset(name for name, _, _ in places), True)
+def info(*stages: tuple[str, int, int], kinds: frozenset[str] = frozenset()) -> NetworkInfo:
+    return NetworkInfo("it", tuple(StageInfo(*stage) for stage in stages), kinds, frozenset(name for name, _, _ in stages), True)
 
 
 def test_it_attends_to_the_last_map_of_each_stride_and_width() -> None:
-    found = CAStream().places(site(("a", 8, 2), ("b", 8, 4), ("c", 8, 4), ("d", 16, 4), ("e", 16, 8), ("f", 16, 8)))
+    found = CAStream().stages(info(("a", 8, 2), ("b", 8, 4), ("c", 8, 4), ("d", 16, 4), ("e", 16, 8), ("f", 16, 8)))
     assert found == ("a", "c", "d", "f")
-    assert CAStream(start=2).places(site(("a", 8, 2), ("b", 8, 4), ("c", 16, 4))) == ("c",)
+    assert CAStream(start=2).stages(info(("a", 8, 2), ("b", 8, 4), ("c", 16, 4))) == ("c",)
 
 
 def test_on_a_resnet_it_attends_to_the_stem_too_even_where_layer1_is_as_wide() -> None:
     names = (("maxpool", 64, 4), ("layer1", 64, 4), ("layer2", 128, 8), ("layer3", 256, 16), ("layer4", 512, 32))
-    assert CAStream().places(site(*names, kinds=frozenset({"ResNet"}))) == tuple(name for name, _, _ in names)
+    assert CAStream().stages(info(*names, kinds=frozenset({"ResNet"}))) == tuple(name for name, _, _ in names)
 
 
-def test_a_start_behind_the_last_place_is_refused() -> None:
-    with pytest.raises(SettingError, match=r"one of 2 places of it \(a, b\); got start=2"):
-        CAStream(start=2).places(site(("a", 8, 2), ("b", 8, 4)))
+def test_a_start_behind_the_last_stage_is_refused() -> None:
+    with pytest.raises(SettingError, match=r"one of 2 stages of it \(a, b\); got start=2"):
+        CAStream(start=2).stages(info(("a", 8, 2), ("b", 8, 4)))

@@ -1,4 +1,4 @@
-"""Curves that are looked at only where they bend."""
+"""Curves that are evaluated only where they bend."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from tests import networks
 from xattn import metrics as m
 from xattn.errors import InputError
-from xattn.metrics.adaptive import first_points, spanned
+from xattn.metrics.adaptive import first_points, interpolated
 from xattn.metrics.curves import Insertion
 
 SIZE = 32
@@ -114,7 +114,7 @@ def test_between_the_steps_that_were_looked_at_the_curve_is_scipys_monotone_cubi
         p, some, shares = known_in_part(count, kind, seed)
         known = ~some.isnan()
         expected = PchipInterpolator(shares[known].numpy(), p[known].numpy())(shares.numpy())
-        found = spanned(some[None], shares[None])[0]
+        found = interpolated(some[None], shares[None])[0]
         assert torch.equal(found[known], p[known])
         assert torch.allclose(found, torch.from_numpy(expected), atol=1e-12, rtol=0)
 
@@ -122,7 +122,7 @@ def test_between_the_steps_that_were_looked_at_the_curve_is_scipys_monotone_cubi
 def test_a_step_that_gave_no_number_leaves_none_in_the_pieces_beside_it_and_none_missing_elsewhere() -> None:
     some = torch.full((1, 13), torch.nan, dtype=torch.float64)
     some[0, [0, 2, 4, 6, 8, 10, 12]] = torch.tensor([0.0, 0.1, 0.3, torch.inf, 0.5, 0.8, 0.9], dtype=torch.float64)
-    found = spanned(some, torch.linspace(0, 1, 13, dtype=torch.float64)[None])[0]
+    found = interpolated(some, torch.linspace(0, 1, 13, dtype=torch.float64)[None])[0]
     assert found[[5, 6, 7]].isnan().all()
     assert not found[[0, 1, 2, 4, 8, 10, 11, 12]].isnan().any()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import pickle
 import subprocess
 import sys
 
@@ -13,8 +14,9 @@ from torch import Tensor
 import xattn
 from tests import networks
 from xattn import metrics as functions
-from xattn.classifiers import Classifier
-from xattn.metrics import MetricFacts, metrics
+from xattn.errors import UnsupportedError
+from xattn.metrics import MetricMetadata, metrics
+from xattn.models import Classifier
 
 NAMES = sorted(metrics.entries)
 
@@ -23,13 +25,20 @@ def function(name: str):
     return getattr(functions, name.replace("-", "_"))
 
 
+def kind(name: str) -> str:
+    return metrics.entry(name).metadata.kind
+
+
+def again(images: Tensor) -> Tensor:
+    """What a method shows of other images: in these tests their luminance."""
+    return images.mean(dim=1)
+
+
 def call(name: str, predict, images: Tensor, maps: Tensor, masks: Tensor, targets: Tensor) -> Tensor:
-    """A metric's function, given what the metric declares that it takes."""
-    takes = metrics.entry(name).facts.takes
-    if "maps" in takes:
-        return function(name)(maps)
-    fill = {"fill": torch.tensor([0.5, 0.4, 0.3])} if "fill" in takes else {}
-    return function(name)(predict, images, masks, targets, **fill)
+    """A metric's function, given what its signature asks for."""
+    offered = {"predict": predict, "images": images, "masks": masks, "targets": targets, "raw_maps": maps, "explain": again}
+    offered["fill"] = torch.tensor([0.5, 0.4, 0.3])
+    return function(name)(**{key: offered[key] for key in inspect.signature(function(name)).parameters if key in offered})
 
 
 @pytest.fixture
@@ -43,9 +52,9 @@ def predict(images: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_metric_gives_one_float64_an_image_within_its_limits(name: str, inputs) -> None:
+def test_a_metric_gives_one_float64_per_image_within_its_limits(name: str, inputs) -> None:
     found = call(name, predict, *inputs)
-    low, high = metrics.entry(name).facts.limits
+    low, high = metrics.entry(name).metadata.limits
     assert found.shape == (4,)
     assert found.dtype == torch.float64
     assert torch.isfinite(found).all()
@@ -70,29 +79,56 @@ def test_a_metric_changes_none_of_its_inputs(name: str, inputs) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_metric_declares_its_facts_and_has_a_public_documented_function(name: str) -> None:
-    facts = metrics.entry(name).facts
-    assert isinstance(facts, MetricFacts)
-    assert facts.better in ("lower", "higher")
-    assert facts.symbol
-    assert facts.source
+def test_a_metric_declares_its_metadata_and_has_a_public_documented_function(name: str) -> None:
+    metadata = metrics.entry(name).metadata
+    assert isinstance(metadata, MetricMetadata)
+    assert metadata.better in ("lower", "higher")
+    assert metadata.symbol
+    assert metadata.source
     assert name.replace("-", "_") in functions.__all__
     assert "Definitions" in (function(name).__doc__ or "")
-    expected = ["raw_maps"] if "maps" in facts.takes else ["predict", "images", "masks", "targets"]
-    assert list(inspect.signature(function(name)).parameters)[: len(expected)] == expected
+    assert ">>>" in (function(name).__doc__ or "")
+    expected = {
+        "mask": ["masks"],
+        "raw map": ["raw_maps"],
+        "responses": ["predict", "images", "masks", "targets"],
+        "curve": ["predict", "images", "masks", "targets", "fill"],
+        "explanation": ["images", "masks", "explain"],
+    }[metadata.kind]
+    found = list(inspect.signature(function(name)).parameters)
+    assert [parameter for parameter in found if parameter in expected] == expected
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_metric_s_kind_says_what_it_asks_for(name: str) -> None:
+    metric = metrics.create(name).instance
+    assert bool(metric.perturbations) == (kind(name) in ("responses", "curve")) or kind(name) == "explanation"
+    assert bool(metric.explained) == (kind(name) == "explanation")
+    assert metric.exact == metric
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_metric_travels_to_another_process(name: str) -> None:
+    metric = metrics.create(name).instance
+    assert pickle.loads(pickle.dumps(metric)) == metric
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_metric_is_the_same_through_evaluate(name: str, tiny: Classifier, images: Tensor) -> None:
     maps = xattn.explain(tiny, images, ["grad-cam"])
     rows = xattn.evaluate(tiny, images, maps, [name])
-    takes = metrics.entry(name).facts.takes
-    if "maps" in takes:
-        expected = function(name)(maps.raw["grad-cam"])
-    else:
-        fill = {"fill": tiny.mean} if "fill" in takes else {}
-        expected = function(name)(tiny.predict, images, maps["grad-cam"], maps.targets, **fill)
+    offered = {"predict": tiny.predict, "images": images, "masks": maps["grad-cam"], "targets": maps.targets, "fill": tiny.mean}
+    offered["raw_maps"] = maps.raw["grad-cam"]
+    offered["explain"] = lambda others: xattn.explain(tiny, others, ["grad-cam"], target=maps.targets)["grad-cam"]
+    expected = function(name)(**{key: offered[key] for key in inspect.signature(function(name)).parameters if key in offered})
     assert torch.allclose(torch.tensor(rows["value"].to_list(), dtype=torch.float64), expected, atol=0.01)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if metrics.create(name).instance.perturbations])
+def test_a_metric_that_follows_a_probability_refuses_a_target_without_one_by_name(name: str, inputs) -> None:
+    images, maps, masks, _ = inputs
+    with pytest.raises(UnsupportedError, match=f"^{name} follows the target's probability, and a similarity has none"):
+        call(name, predict, images, maps, masks, functions.Similarity(torch.ones(5)))
 
 
 class Brightness(torch.nn.Module):
@@ -111,7 +147,7 @@ def test_average_drop_is_a_peer_s_difference_divided_by_what_was_there(images: T
     masks, bright = networks.pictures(7, seed=3)[:, 0], torch.zeros(7, dtype=torch.long)
     targets = [ClassifierOutputSoftmaxTarget(0)] * 7
     theirs = torch.as_tensor(image_metrics.DropInConfidence()(images.clone(), masks.numpy(), targets, Brightness())).double()
-    o = functions.probability(Brightness()(images), bright).p
+    o = functions.ClassTarget(bright).probability(Brightness()(images)).p
     ours = functions.average_drop(Brightness(), images, masks, bright)
     assert torch.allclose(ours, 100 * theirs / o, atol=1e-3)
     assert float((ours - 100 * theirs).min()) > 5

@@ -40,10 +40,10 @@ def test_deletion_is_50_for_any_map_where_the_probability_is_the_share_of_pixels
 
 
 @pytest.mark.parametrize("step", [1, 7, SIZE * SIZE])
-def test_insertion_is_50_for_any_map_where_the_probability_is_the_share_of_pixels_put_in(step: int) -> None:
+def test_insertion_is_50_for_any_map_where_the_probability_is_the_share_of_pixels_inserted(step: int) -> None:
     masks = torch.rand(2, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
     curve = _insertion_from_black(step)
-    found = area(m.look_at(share_kept, white(), zeros(), {"": masks}, [curve])[""].curve(curve))
+    found = area(m.evaluate_perturbations(share_kept, white(), zeros(), {"": masks}, [curve])[""].curve(curve))
     assert torch.allclose(found, torch.full((2,), 50.0, dtype=torch.float64), atol=1e-9)
 
 
@@ -88,14 +88,14 @@ def test_an_additive_classifier_has_insertion_100_minus_deletion_at_any_step(ste
     weights /= weights.sum()
     arguments = (additive(weights), white(1, size), weights[None], zeros(1))
     deletion = m.deletion(*arguments, fill=FILL, step=step)
-    seen = m.look_at(*arguments[:2], arguments[3], {"": arguments[2]}, [curve := _insertion_from_black(step)], mean=FILL, multi_label=False)
+    seen = m.evaluate_perturbations(*arguments[:2], arguments[3], {"": arguments[2]}, [curve := _insertion_from_black(step)], mean=FILL)
     assert float(area(seen[""].curve(curve)) + deletion) == pytest.approx(100.0)
     if step == 1:
         assert float(correlation(seen[""].curve(curve), 1.0)) == pytest.approx(1.0)
 
 
 def _insertion_from_black(step: int):
-    from xattn.metrics.looks import Baseline, Curve
+    from xattn.metrics.perturbations import Baseline, Curve
 
     return Curve(True, Baseline("colour", "black"), step)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
-from xattn.metrics.statistics import adjusted, mean_interval, mean_ranks, paired
+from xattn.metrics.statistics import adjusted, mean_interval, paired
 
 
 def test_the_interval_is_student_s_and_leaves_undefined_values_out() -> None:
@@ -44,9 +44,3 @@ def test_adjusted_p_values_are_benjamini_and_hochberg_s_and_leave_nan_alone() ->
     assert found[0] == pytest.approx(0.03)
     assert math.isnan(found[1])
     assert found[2:] == pytest.approx([0.03, 0.5])
-
-
-def test_ranks_share_ties_and_one_is_best() -> None:
-    values = torch.tensor([[3.0, 1.0, 1.0], [5.0, 4.0, 2.0], [math.nan, 1.0, 2.0]])
-    assert mean_ranks(values, higher_is_better=True).tolist() == pytest.approx([1.0, 2.25, 2.75])
-    assert mean_ranks(values, higher_is_better=False).tolist() == pytest.approx([3.0, 1.75, 1.25])

@@ -12,8 +12,8 @@ import torch
 
 import xattn
 from xattn import errors
-from xattn.classifiers import Classifier
 from xattn.errors import InputError, MissingPackageError, NameUnknownError
+from xattn.models import Classifier
 
 
 def test_ray_that_is_not_installed_says_how_to_install_it(

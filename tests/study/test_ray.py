@@ -21,14 +21,14 @@ from torch import Tensor, nn
 
 import xattn
 from tests import networks
-from xattn.classifiers import Classifier
 from xattn.cli import main
 from xattn.errors import InputError, RunError, UnsupportedError
+from xattn.models import Classifier
 from xattn.study.compare import compare_runs
-from xattn.study.engines import Unit
+from xattn.study.plan import Unit
 
 ray = pytest.importorskip("ray", reason="the engine's package is not installed: pip install 'xattn[ray]'")
-engine = importlib.import_module("xattn.study.ray")
+engine = importlib.import_module("xattn.study.engines.ray")
 
 pytestmark = [  # Ray Data's own: when it makes its context it sets every field, those too that it warns of.
     pytest.mark.filterwarnings("ignore:`use_push_based_shuffle` is deprecated:DeprecationWarning"),
@@ -102,8 +102,8 @@ def test_two_actors_one_of_them_killed_go_on_with_a_run_and_end_in_its_bytes(
     for path in fate.glob("pid-*"):
         path.unlink()
     (fate / "kill").touch()
-    plan = study(tmp_path, folder, "run", engine="ray", actors=2)
-    outcome = plan.run()
+    made = study(tmp_path, folder, "run", engine="ray", actors=2)
+    outcome = made.run()
     assert (outcome.images, outcome.failed) == (10, [])
     assert capsys.readouterr().out == "", "what Ray tells of the dead goes to stderr"
     assert not (fate / "kill").exists()
@@ -114,7 +114,7 @@ def test_two_actors_one_of_them_killed_go_on_with_a_run_and_end_in_its_bytes(
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert kept.stat().st_mtime_ns == before
     assert not list((tmp_path / "run").rglob("*.unfinished"))
-    assert plan.classifiers[0].network.fate == fate, "the driver's own network is as it was"
+    assert made.plan.classifiers[0].network.fate == fate, "the driver's own network is as it was"
 
 
 def test_a_cluster_that_is_gone_is_said_to_be_and_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,10 +126,10 @@ def test_a_cluster_that_is_gone_is_said_to_be_and_not_waited_for(tmp_path: Path,
         address = "{}:{}".format(*server.getsockname())
         (tmp_path / "ray" / "ray_current_cluster").write_text(address)
         engine._refuse_a_cluster_that_is_gone()
-    with pytest.raises(RunError, match=rf"no Ray cluster answers at {address} .*ray_current_cluster' says .*`ray stop`"):
+    with pytest.raises(RunError, match=rf"no Ray cluster answers at {address} .*ray_current_cluster' names one.*`ray stop`"):
         engine._refuse_a_cluster_that_is_gone()
     monkeypatch.setenv("RAY_ADDRESS", address)
-    with pytest.raises(RunError, match="where RAY_ADDRESS says"):
+    with pytest.raises(RunError, match="where RAY_ADDRESS names one"):
         engine._refuse_a_cluster_that_is_gone()
     monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
     engine._refuse_a_cluster_that_is_gone()  # Ray's client says itself what does not answer
@@ -198,7 +198,7 @@ def test_a_cluster_without_a_gpu_says_so_to_classifiers_that_are_on_one(monkeypa
 
 
 def test_what_cannot_be_sent_says_so(folder: Path, tmp_path: Path) -> None:
-    plan = study(tmp_path, folder, "run")
-    plan.classifiers[0].network.lines = (line for line in "ab")
-    with pytest.raises(UnsupportedError, match="sends the study to other processes, and that failed.*generator"):
-        engine._packed(plan)
+    made = study(tmp_path, folder, "run")
+    made.plan.classifiers[0].network.lines = (line for line in "ab")
+    with pytest.raises(UnsupportedError, match="sends the plan to other processes, and that failed.*generator"):
+        engine._packed(made.plan, made.store)

@@ -10,9 +10,9 @@ from click.testing import CliRunner
 
 import xattn
 from tests import networks
-from xattn.classifiers import Classifier
 from xattn.cli import main
 from xattn.errors import InputError, RunError
+from xattn.models import Classifier
 from xattn.study.compare import compare_runs
 
 

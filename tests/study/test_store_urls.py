@@ -16,10 +16,10 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 import xattn
 from tests import networks
-from xattn.classifiers import Classifier
 from xattn.cli import main
+from xattn.data.images import ImageSource, read_picture
 from xattn.errors import ImageError, InputError, RunError
-from xattn.images import ImageSource, read_picture
+from xattn.models import Classifier
 from xattn.study import Store
 from xattn.study.compare import compare_runs
 
@@ -75,7 +75,7 @@ def test_a_place_at_a_url_that_is_no_run_or_damaged_or_full_says_so(
 ) -> None:
     with pytest.raises(RunError, match=r"'memory://photos' is not empty and holds no run\.json"):
         study(tiny, "memory://photos", "memory://photos").run()
-    with pytest.raises(RunError, match="'memory://nothing' is no run"):
+    with pytest.raises(RunError, match="'memory://nothing' is not a run"):
         compare_runs(["memory://nothing"])
     store = Store("memory://run")
     for name in (Path("../outside.txt"), Path("/outside.txt")):
@@ -117,7 +117,7 @@ def test_pictures_at_urls_are_named_as_those_of_folders_globs_and_tables_are(
     labelled = ImageSource(["memory://photos/3.png"], labels_csv="memory://photos/labels.csv")
     assert labelled.images[0].label == 1
     for nothing in ("memory://nowhere", "memory://photos/*.gif"):
-        with pytest.raises(InputError, match=f"'{nothing.replace('*', '.')}' is no file, no folder, and no pattern"):
+        with pytest.raises(InputError, match=f"'{nothing.replace('*', '.')}' is not a file, not a folder, and not a pattern"):
             ImageSource(nothing)
 
 
@@ -134,7 +134,7 @@ def test_a_bad_picture_at_a_url_is_its_error_and_a_store_that_does_not_answer_st
     memory.pipe_file("/photos/1.png", b"")
     memory.pipe_file("/photos/2.png", b"no picture")
     failed = study(tiny, "memory://photos", "memory://run").run().failed
-    assert failed == [("1.png", "empty file (0 bytes)"), ("2.png", "not a picture in a format that is known")]
+    assert failed == [("1.png", "empty file (0 bytes)"), ("2.png", "not a picture in a known format")]
     with pytest.raises(ImageError, match="not there"):
         read_picture("memory://photos/none.png")
 

@@ -16,12 +16,12 @@ from torch.utils.data import Dataset
 
 import xattn
 from tests import networks
-from tests.test_images import bad_files
-from xattn.classifiers import Classifier
+from tests.data.test_images import bad_files
+from xattn.data.images import ImageSource
 from xattn.errors import InputError, RunError, UnsupportedError
-from xattn.figures import grid
-from xattn.images import ImageSource
+from xattn.figures import figure
 from xattn.metrics import average_drop, insertion
+from xattn.models import Classifier
 from xattn.study import Study
 from xattn.study import store as store_module
 from xattn.study.compare import compare_runs
@@ -119,7 +119,7 @@ def test_labels_set_the_target_and_give_an_accuracy(tiny: Classifier, folder: Pa
     lines = [f"{name},class {label}" for name, label in zip(maps.names, labels.tolist(), strict=True)]
     (tmp_path / "labels.csv").write_text("image,label\n" + "\n".join(lines))
     made = study([tiny], folder, tmp_path / "run", labels_csv=tmp_path / "labels.csv")
-    assert made.target == "label"
+    assert made.plan.target == "label"
     made.run()
     assert made.table()["accuracy"].tolist() == [90.0] * len(METHODS)
     rows = made.scores()
@@ -315,12 +315,12 @@ def test_compare_refuses_runs_that_disagree_and_tells_models_of_other_weights_ap
     with pytest.raises(InputError, match=r"explain tiny · gap for different targets \(given, predicted\)"):
         compare_runs([tmp_path / "a", tmp_path / "b"])
     study([tiny], folder, tmp_path / "d", target="class 2").run()
-    with pytest.raises(InputError, match="different values of insertion of .* run with other settings; compare them apart"):
+    with pytest.raises(InputError, match=r"explain tiny · gap for different targets \(1, 2 on 0.png\)"):
         compare_runs([tmp_path / "b", tmp_path / "d"])
     other = xattn.attach(networks.seeded(networks.small, seed=1), input_size=32, resize=36, name="tiny")
     study([other], folder, tmp_path / "c").run()
     assert set(compare_runs([tmp_path / "a", tmp_path / "c"]).frame["model"]) == {"tiny", f"tiny ({tmp_path / 'c'})"}
-    with pytest.raises(RunError, match="is no run"):
+    with pytest.raises(RunError, match="is not a run"):
         compare_runs([folder])
 
 
@@ -410,7 +410,7 @@ def test_run_json_tells_the_protocol_in_full(tiny: Classifier, folder: Path, tmp
     study([tiny], folder, tmp_path / "run").run()
     protocol = json.loads((tmp_path / "run" / "run.json").read_text())["protocol"]
     assert protocol["insertion"]["settings"]["protocol"] == "ca-stream"
-    assert "gaussian" in protocol["insertion"]["looks"][0]
+    assert "gaussian" in protocol["insertion"]["perturbations"][0]
 
 
 def test_runs_of_other_batch_sizes_and_methods_are_one_table(tiny: Classifier, folder: Path, tmp_path: Path) -> None:
@@ -435,7 +435,7 @@ def test_two_heads_on_one_network_are_one_run_with_a_row_each(folder: Path, tmp_
     ]
     shown = compare_runs([tmp_path / "run"]).frame
     assert set(shown["model"]) == {"tiny"}  # other weights of another head do not make it another model
-    grid([tmp_path / "run"], tmp_path / "grid.svg", images=["3.png"])
+    figure([tmp_path / "run"], tmp_path / "grid.svg", images=["3.png"])
     drawn = (tmp_path / "grid.svg").read_text()
     assert "svg" in drawn
     assert (tmp_path / "run" / "maps" / "tiny" / "br-npa_n=2" / "grad-cam" / "3.png.png").exists()

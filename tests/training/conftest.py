@@ -11,7 +11,7 @@ from PIL import Image
 
 import xattn
 from tests import networks
-from xattn.classifiers import Classifier
+from xattn.models import Classifier
 
 COLOURS = {"blue": (0.2, 0.2, 0.9), "green": (0.2, 0.9, 0.2), "red": (0.9, 0.2, 0.2)}
 

@@ -15,8 +15,8 @@ from torch.utils.data import Dataset
 
 from tests.training.conftest import paint
 from xattn.birds import SketchBirds, pixels
-from xattn.classifiers import Preprocessing
 from xattn.errors import InputError, NameUnknownError
+from xattn.models import Preprocessing
 from xattn.training import open_data
 from xattn.training.data import Crops, EpochOrder, held_out, splits
 

@@ -20,9 +20,9 @@ from torch.nn import functional
 import xattn
 from tests import networks
 from tests.training.conftest import fresh, paint
-from xattn.classifiers import Classifier
 from xattn.cli import main
 from xattn.errors import ImageError, InputError, NameUnknownError, RunError, SettingError
+from xattn.models import Classifier
 from xattn.training import DivergedError, Recipe, distillation, fit, gradient_norms, open_data
 from xattn.training.fit import in_classes_of
 from xattn.training.module import optimiser_of, schedule_of

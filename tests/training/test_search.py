@@ -48,9 +48,9 @@ def test_a_search_goes_on_keeps_the_best_and_leaves_the_classifier(
 def test_trials_behind_the_median_are_pruned_and_diverged_ones_do_not_end_the_search(
     painted: Path, tmp_path: Path, factory: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from xattn.errors import DivergedError
     from xattn.training import search as module
     from xattn.training.fit import Fitted
-    from xattn.training.module import DivergedError
 
     levels = iter([60.0, 70.0, 80.0, -1.0, 10.0])
 
@@ -117,18 +117,18 @@ def test_the_command_line_trains_searches_and_explains(
     full = ["--head", "br-npa:n=2", "--epochs", "3", "--batch-size", "8", "--lr", "0.01"]
     said = run(*base, *full, "--out", "low.safetensors")
     assert "head and network" in said
-    assert "looks at 3 (16 × 8 × 8)" in said
+    assert "reads 3 (16 × 8 × 8)" in said
     assert "kept epoch" in said
     assert "on 3 pictures" in said
     taught = run(*base, *full, "--high-res", "3", "--teacher", "low.safetensors", "--alpha", "0.3", "--out", "high.safetensors")
     assert "high.safetensors" in taught
-    assert "begins with the weights of low.safetensors" in taught
-    assert "looks at 3 (16 × 16 × 16)" in taught
+    assert "starts from the weights of low.safetensors" in taught
+    assert "reads 3 (16 × 16 × 16)" in taught
     (tmp_path / "five.py").write_text("from tests import networks\n\n\ndef build():\n    return networks.small(5)\n")
     fresh = run(*base, "--head", "b-cnn", "--epochs", "1", "--out", "b.safetensors", "--model", "five.py:build")
     assert "UserWarning" not in fresh
     note = run(*base, "--head", "br-npa", "--epochs", "1", "--out", "n.safetensors", "--model", "five.py:build")
-    assert "note: br-npa on five.py:build begins with a fresh classifier of 3 classes: its own has 5 classes" in note
+    assert "note: br-npa on five.py:build starts with a fresh classifier of 3 classes: its own has 5 classes" in note
     assert xattn.load("high.safetensors", device="cpu", trust_code=True).stages[-1].size == (16, 16)
     assert "best of 2 trials" in run(*base, "--head", "ca-stream", "--epochs", "1", "--search", "2", "--out", "ca.safetensors")
     more = run(
@@ -136,8 +136,8 @@ def test_the_command_line_trains_searches_and_explains(
     )  # its own head goes on
     assert "br-npa:n=2" in more
     assert "head and network" in more
-    assert "knows its own head" in run(*base, "--head", "b-cnn", "--out", "x.safetensors", "--model", "low.safetensors", code=2)
-    assert "knows its own high_res" in run(*base, "--high-res", "3", "--out", "x.safetensors", "--model", "low.safetensors", code=2)
+    assert "has its own head" in run(*base, "--head", "b-cnn", "--out", "x.safetensors", "--model", "low.safetensors", code=2)
+    assert "has its own high_res" in run(*base, "--high-res", "3", "--out", "x.safetensors", "--model", "low.safetensors", code=2)
     assert "--trust-code" in run(*base, "--out", "x.safetensors", "--model", "low.safetensors", code=2)
     assert "is a .safetensors" in run(*base, "--out", "low.pth", code=2)
     assert "never trained" in run("explain", str(painted), "--model", factory, "--head", "ca-stream", *shape, "--out", "x", code=1)

@@ -1,11 +1,11 @@
-"""SketchBirds: drawn birds whose parts are known, and the small classifiers that are shipped with them."""
+"""SketchBirds: drawn birds whose parts are known, and small pretrained classifiers of them."""
 
-from xattn.birds.box import shipped
 from xattn.birds.data import SketchBirds, scene_of
 from xattn.birds.drawing import Masks, masks, pixels, render, subsets
+from xattn.birds.ground_truth import Effects, effects, in_parts, rank_correlation, share_inside
 from xattn.birds.network import SmallResNet, small_resnet
+from xattn.birds.pretrained import pretrained_names
 from xattn.birds.scene import CLASSES, PARTS, Scene, scene, sufficient
-from xattn.birds.truth import Effects, effects, in_parts, rank_correlation, share_inside
 
 __all__ = [
     "CLASSES",
@@ -19,13 +19,14 @@ __all__ = [
     "in_parts",
     "masks",
     "pixels",
+    "pretrained_names",
     "rank_correlation",
     "render",
     "scene",
     "scene_of",
     "share_inside",
-    "shipped",
     "small_resnet",
     "subsets",
     "sufficient",
+    "weights",
 ]

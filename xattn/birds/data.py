@@ -13,9 +13,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch.utils.data import Dataset
 
-from xattn import urls
 from xattn.birds.drawing import render
 from xattn.birds.scene import CLASSES, SPLITS, Scene, Split, scene
+from xattn.data import urls
 from xattn.errors import InputError
 
 KEY = "sketchbirds"

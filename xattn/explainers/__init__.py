@@ -1,24 +1,11 @@
-"""Methods that show where a classifier looks: each a pure function of a Trace, entered in one registry."""
+"""Methods that show where a classifier looks: each a pure function of a Trace, in one registry."""
 
-from xattn.explainers import activation, attention, cam, controls, doors, guided, score_cam
-from xattn.explainers.facts import MethodFacts, Need, methods, register
-from xattn.explainers.maps import Maps, explain
+from xattn.explainers.api import explain
+from xattn.explainers.base import MethodMetadata, Need, RunsNetworkAgain, methods, register
+from xattn.explainers.maps import Maps
 from xattn.explainers.trace import Trace, trace
+from xattn.registry import import_modules
 
-__all__ = [
-    "Maps",
-    "MethodFacts",
-    "Need",
-    "Trace",
-    "activation",
-    "attention",
-    "cam",
-    "controls",
-    "doors",
-    "explain",
-    "guided",
-    "methods",
-    "register",
-    "score_cam",
-    "trace",
-]
+import_modules(__name__, __path__)  # what a module of this folder registers is known without being named here
+
+__all__ = ["Maps", "MethodMetadata", "Need", "RunsNetworkAgain", "Trace", "explain", "methods", "register", "trace"]

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from xattn.explainers.facts import Need, register
+from xattn.explainers.base import Need, register
 from xattn.explainers.trace import Trace
 
 

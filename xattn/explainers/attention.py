@@ -1,4 +1,4 @@
-"""What the head itself looks at."""
+"""The attention of the head."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from xattn.errors import UnsupportedError
-from xattn.explainers.facts import Need, register
+from xattn.explainers.base import Need, register
 from xattn.explainers.trace import Trace
 
 
@@ -28,7 +28,7 @@ class RawAttention:
         """Raw map `(B, h, w)`, ≥ 0 but for the scores, at the stage's resolution.
 
         Raises:
-            UnsupportedError: the head has no attention, none at this stage, or none that comes of a softmax.
+            UnsupportedError: the head has no attention, none at this stage, or none that a softmax makes.
         """
         classifier, stage = trace.classifier, trace.stage.name
         maps = trace.attended.attention if self.attention == "softmax" else trace.attended.scores

@@ -1,4 +1,4 @@
-"""Maps that know nothing of the network: what a method has to beat."""
+"""Maps that know nothing of the network: a method that does not beat them shows nothing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from xattn.explainers.facts import register
+from xattn.explainers.base import register
 from xattn.explainers.trace import Trace
 
 LUMINANCE = (0.299, 0.587, 0.114)
@@ -14,7 +14,7 @@ LUMINANCE = (0.299, 0.587, 0.114)
 
 @register("random", source="control", control=True, direct=True)
 def random(trace: Trace) -> Tensor:
-    """Uniform noise, seeded by the image's content: the same in whatever batch it stands.
+    """Uniform noise, seeded by the image's content: the same whatever its batch.
 
     Returns:
         `(B, H, W)` in [0, 1), the mask itself.
@@ -67,7 +67,7 @@ def uniform(trace: Trace) -> Tensor:
 
 @register("fake-cam", source="Poppi et al. 2021, Sec. 3.1", control=True, direct=True)
 def fake_cam(trace: Trace) -> Tensor:
-    """Ones but for the top-left pixel: a map that says nothing and scores well on average drop.
+    """Ones but for the top-left pixel: a map that shows nothing and scores well on average drop.
 
     Returns:
         `(B, H, W)`, the mask itself.

@@ -1,4 +1,4 @@
-"""Guided backpropagation: the gradient at the image, with every rectifier passing on positive gradients alone."""
+"""Guided backpropagation: the gradient at the image, where every rectifier passes only positive gradients."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch.autograd.graph import Node
 from torch.nn import functional
 
 from xattn.errors import UnsupportedError
-from xattn.explainers.cam import GradCAMPlusPlus, grad_cam
-from xattn.explainers.facts import Need, register
+from xattn.explainers.base import Need, register
+from xattn.explainers.cams import GradCAMPlusPlus, grad_cam
 from xattn.explainers.trace import Trace
 
 Activations = Literal["rectifiers", "all"]
@@ -45,7 +45,7 @@ CAUTION = "fails parameter-randomisation tests (Adebayo et al. 2018): it may sho
 def rectified_gradients(output: Tensor, activations: Activations = "rectifiers") -> Iterator[int]:
     """Clamps to ≥ 0 the gradient that reaches every rectifier in `output`'s graph: module, functional, in-place or reused.
 
-    Nothing of the network is touched; the graph's hooks are taken off at the end. Gives the number of rectifiers.
+    Nothing of the network is touched; the graph's hooks are removed at the end. Yields the number of rectifiers.
     """
     kinds = RECTIFIERS if activations == "rectifiers" else RECTIFIERS + OTHERS
     nodes = [node for node in _graph(output) if type(node).__name__.startswith(kinds)]
@@ -73,30 +73,30 @@ def _graph(output: Tensor) -> Iterator[Node]:
 
 
 def guided_gradients(trace: Trace, activations: Activations = "rectifiers") -> Tensor:
-    """Guided gradient of the target logit at the image in pixel space, signed, `(B, 3, H, W)`.
+    """Guided gradient of the score at the image in pixel space, signed, `(B, 3, H, W)`.
 
     Raises:
         UnsupportedError: the network has no rectifier.
     """
-    with rectified_gradients(trace.logits, activations) as count:
+    with rectified_gradients(trace.output, activations) as count:
         if count == 0 and activations == "rectifiers":
             raise UnsupportedError(
                 f"guided backpropagation clamps gradients at rectifiers (ReLU, ReLU6, clamp); {trace.classifier.name} has none. "
                 "activations=all clamps at GELU, SiLU and the like instead, which its paper does not cover."
             )
         key = f"guided gradients at {activations}"
-        if key not in trace.shared:  # every guided method of a batch shares one backward
-            (trace.shared[key],) = torch.autograd.grad(trace.score, trace.images, retain_graph=True)
-    return trace.shared[key]
+        if key not in trace.memo:  # every guided method of a batch shares one backward
+            (trace.memo[key],) = torch.autograd.grad(trace.score, trace.images, retain_graph=True)
+    return trace.memo[key]
 
 
 @register("guided-backprop", needs={Need.IMAGE_GRADIENTS}, source="Springenberg et al. 2015", caution=CAUTION)
 @dataclass(frozen=True)
 class GuidedBackprop:
-    """Gradient at the image, with every rectifier passing on positive gradients alone.
+    """Gradient at the image, where every rectifier passes only positive gradients.
 
     Attributes:
-        activations: "rectifiers" (ReLU, ReLU6, clamp), or "all" (GELU, SiLU, Hardswish and the like too).
+        activations: "rectifiers" (ReLU, ReLU6, clamp), or "all" (GELU, SiLU, Hardswish and the like as well).
 
     Differs: taken in pixel space; libraries that take it at the normalised image differ by a factor 1/std a channel.
     """

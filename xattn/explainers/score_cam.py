@@ -1,4 +1,4 @@
-"""Class activation maps from what the network says to each feature map's view of the image."""
+"""Class activation maps weighted by the network's answer to each feature map's view of the image."""
 
 from __future__ import annotations
 
@@ -9,38 +9,43 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from xattn.errors import SettingError
-from xattn.explainers.facts import Need, register
+from xattn.errors import SettingError, UnsupportedError
+from xattn.explainers.base import Need, RunsNetworkAgain, register
 from xattn.explainers.trace import Trace
 from xattn.metrics.masking import degenerate
-from xattn.metrics.probability import probability, widened
+from xattn.metrics.probability import widened
+from xattn.metrics.stream import PerturbedImages
+from xattn.metrics.targets import Target
 
-Weighting = Literal["probability", "logit-softmax"]
+Weighting = Literal["probability", "logit-softmax", "increase"]
 
 
 @register("score-cam", needs={Need.FEATURES}, source="Wang et al. 2020, Alg. 1")
 @dataclass(frozen=True)
-class ScoreCAM:
-    """Feature maps weighted by the target's score when only they are left to see.
+class ScoreCAM(RunsNetworkAgain):
+    """Feature maps weighted by the target's probability when only the image behind each of them is left.
 
     Masks are made inside each chunk of forwards: nothing of size channels × H × W is ever held. A constant channel weighs 0 and is
     not run; channels whose masks are the same are run once.
 
     Attributes:
-        weighting: "probability", the authors'; "logit-softmax", softmax over the channels of the logits, as pytorch-grad-cam has it.
-        chunk: masked images a forward; None: the run's.
-        top: run only the channels with the largest sum of |F|; the others weigh 0. With "probability" a cell of the raw map is then
-            off by at most what |F| adds up to there over the channels left out; a run says how far its scores lie off on a sample.
-            None: all.
+        weighting: "probability", the authors' code; "logit-softmax", softmax over the channels of the scores, as in pytorch-grad-cam;
+            "increase", softmax over the channels of the increase in probability over a baseline, as the paper's Alg. 1 prints it (the
+            baseline cancels in the softmax and is not run).
+        chunk: masked images per forward; None: the run's.
+        top: run only the channels with the largest sum of |F|; the others weigh 0. With "probability" a cell of the raw map then differs by
+            at most the sum of |F| there over the channels left out; a run reports by how much its scores differ on a sample. None: all.
+        align_corners: upsample feature maps with aligned corners, as pytorch-grad-cam and the CA-Stream release do.
     """
 
     weighting: Weighting = "probability"
     chunk: int | None = None
     top: int | None = None
+    align_corners: bool = False
 
     def __post_init__(self) -> None:
         if self.chunk is not None and self.chunk < 1:
-            raise SettingError(f"score-cam runs at least one masked image a forward; got chunk={self.chunk}.")
+            raise SettingError(f"score-cam runs at least one masked image per forward; got chunk={self.chunk}.")
         if self.top is not None and self.top < 1:
             raise SettingError(f"score-cam runs at least one channel; got top={self.top}.")
 
@@ -50,11 +55,20 @@ class ScoreCAM:
         return replace(self, top=None)
 
     def forwards(self, channels: int) -> int:
-        """Forwards of an image, at most."""
+        """Forwards per image, at most."""
         return channels if self.top is None else min(self.top, channels)
 
     def __call__(self, trace: Trace) -> Tensor:
-        """Raw map `(B, h, w)`, ≥ 0, at the stage's resolution."""
+        """Raw map `(B, h, w)`, ≥ 0, at the stage's resolution.
+
+        Raises:
+            UnsupportedError: the weights are probabilities, and the target has none.
+        """
+        if self.weighting != "logit-softmax" and not trace.target.has_probability:
+            raise UnsupportedError(
+                f"score-cam weights channels by the target's probability, and {trace.target.kind} has none: use "
+                "score-cam:weighting=logit-softmax, which takes the score."
+            )
         features = trace.features
         wanted = ~degenerate(features.flatten(0, 1)).view(features.shape[:2])
         if self.top is not None and self.top < features.shape[1]:
@@ -62,45 +76,39 @@ class ScoreCAM:
             wanted &= torch.zeros_like(wanted).scatter_(1, energy.topk(self.top, dim=1).indices, True)
         scores = widened(features.new_full(wanted.shape, -torch.inf))
         scores[wanted.to(scores.device)] = self._scores(trace, *wanted.nonzero(as_tuple=True))
-        scores = scores.softmax(dim=1).nan_to_num(0.0) if self.weighting == "logit-softmax" else scores.clamp(min=0)
-        return (scores.to(features)[:, :, None, None] * features).sum(dim=1).relu()
+        weights = scores.clamp(min=0) if self.weighting == "probability" else scores.softmax(dim=1).nan_to_num(0.0)
+        return (weights.to(features)[:, :, None, None] * features).sum(dim=1).relu()
 
     def _scores(self, trace: Trace, image: Tensor, channel: Tensor) -> Tensor:
-        """What the target gets when an image is seen through a channel, for each pair; for a family of heads once."""
-        key = repr(self)
-        if key not in trace.shared:
-            family = trace.family or [trace]
-            for each, found in zip(family, self._run(trace, family, image, channel), strict=True):
-                each.shared[key] = found
-        return trace.shared[key]
-
-    def _run(self, trace: Trace, family: list[Trace], image: Tensor, channel: Tensor) -> list[Tensor]:
+        """The target's score or probability for each pair of image and channel."""
         image, channel, back = _distinct(trace.features, image, channel)
-        size, chunk, owners = trace.images.shape[-2:], self.chunk or trace.predictor.chunk, image.tolist()
-        rows, columns = (outermost(*sides).to(image.device) for sides in zip(trace.features.shape[-2:], size, strict=True))
-        found = [widened(trace.features.new_empty(len(image))) for _ in family]  # one block: many small ones would break memory up
-        for start in range(0, len(image), chunk):
-            i, c = image[start : start + chunk], channel[start : start + chunk]
-            maps = functional.interpolate(trace.features[i, c][:, None], size=size, mode="bilinear", align_corners=False)
-            corners = maps[:, :, rows[:, None], columns].flatten(1)
-            low, high = (extreme[:, None, None, None] for extreme in corners.aminmax(dim=1))
-            of_one = owners[start] == owners[start + len(i) - 1]
-            shown = trace.images.detach()[owners[start], None] if of_one else trace.images.detach()[i]
-            masked = shown * maps.sub_(low).div_(high - low)
-            padded = functional.pad(masked, (0, 0) * 3 + (0, chunk - len(i))) if len(i) < chunk else masked
-            logits = trace.joint(padded) if trace.joint is not None else [trace.predictor(padded)]
-            for each, said, scores in zip(family, logits, found, strict=True):
-                scores[start : start + len(i)] = self._score(said[: len(i)], each.targets[i], each.classifier.multi_label)
-        return [scores[back.to(scores.device)] for scores in found]
+        if not len(image):
+            return widened(trace.features.new_empty(0))
+        found = trace.respond(repr(self), self._masked(trace, image, channel), self._read, self.chunk)
+        return found[back.to(found.device)]
 
-    def _score(self, logits: Tensor, targets: Tensor, multi_label: bool) -> Tensor:
-        if self.weighting == "probability":
-            return probability(logits, targets, multi_label=multi_label).p
-        return widened(logits.gather(1, targets[:, None]).squeeze(1))
+    def _masked(self, trace: Trace, image: Tensor, channel: Tensor) -> PerturbedImages:
+        size, owners = trace.images.shape[-2:], image.tolist()
+        images, features = trace.images.detach(), trace.features
+        rows, columns = (_outermost(*sides).to(image.device) for sides in zip(features.shape[-2:], size, strict=True))
+
+        def make(part: slice) -> tuple[Tensor, Tensor]:
+            i, c = image[part], channel[part]
+            maps = functional.interpolate(features[i, c][:, None], size=size, mode="bilinear", align_corners=self.align_corners)
+            within = maps.flatten(1) if self.align_corners else maps[:, :, rows[:, None], columns].flatten(1)
+            low, high = (extreme[:, None, None, None] for extreme in within.aminmax(dim=1))
+            first, last = owners[part.start], owners[part.stop - 1]
+            shown = images[first, None] if first == last else images[i]
+            return shown * maps.sub_(low).div_(high - low), i
+
+        return PerturbedImages(len(image), make)
+
+    def _read(self, target: Target, output: Tensor) -> Tensor:
+        return widened(target.score(output)) if self.weighting == "logit-softmax" else target.probability(output).p
 
 
-def outermost(cells: int, pixels: int) -> Tensor:
-    """The places along a side of a map of so many cells, upsampled to so many pixels, among which its extremes are.
+def _outermost(cells: int, pixels: int) -> Tensor:
+    """The positions along a side of a map of so many cells, upsampled to so many pixels, among which its extremes are.
 
     Between two neighbouring cells' centres a bilinear map is straight along either side, so no pixel there exceeds the first and the last.
     """
@@ -111,9 +119,9 @@ def outermost(cells: int, pixels: int) -> Tensor:
 
 
 def _distinct(features: Tensor, image: Tensor, channel: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The pairs of image and channel whose masks differ, and for each pair given the place of its like among them.
+    """The pairs of image and channel whose masks differ, and for each given pair the position of the one with its mask.
 
-    Channels that fire at one and the same cell alone are the usual case.
+    Channels that are active at one and the same cell alone are the usual case.
     """
     chosen: list[Tensor] = []
     back: list[Tensor] = []
@@ -124,12 +132,12 @@ def _distinct(features: Tensor, image: Tensor, channel: Tensor) -> tuple[Tensor,
         maps = features[own, channel[pairs]].flatten(1)
         low, high = (extreme[:, None] for extreme in maps.aminmax(dim=1))
         _, kind = ((maps - low) / (high - low)).unique(dim=0, return_inverse=True)
-        places = torch.arange(len(kind), device=kind.device)
-        first = places.new_full((int(kind.max()) + 1,), len(kind)).scatter_reduce_(0, kind, places, "amin")
+        positions = torch.arange(len(kind), device=kind.device)
+        first = positions.new_full((int(kind.max()) + 1,), len(kind)).scatter_reduce_(0, kind, positions, "amin")
         kept = first.sort().values
         back.append(torch.searchsorted(kept, first[kind]) + sum(len(some) for some in chosen))
         chosen.append(pairs[kept])
     if not chosen:
         return image, channel, image
-    together = torch.cat(chosen)
-    return image[together], channel[together], torch.cat(back)
+    kept_pairs = torch.cat(chosen)
+    return image[kept_pairs], channel[kept_pairs], torch.cat(back)

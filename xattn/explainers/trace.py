@@ -1,63 +1,148 @@
-"""One forward of a batch and the backwards that were asked for."""
+"""One forward of a batch, and the backwards that were asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Literal
+from typing import Any, Generic, NamedTuple, TypeVar, overload
 
 import torch
 from torch import Tensor
 
-from xattn.classifiers.capture import captured, to_nchw
-from xattn.classifiers.classifier import Classifier
-from xattn.classifiers.concurrency import evaluating
-from xattn.classifiers.forwards import Predictor
-from xattn.classifiers.preprocessing import content_seeds
-from xattn.classifiers.stages import Stage
-from xattn.errors import InputError
-from xattn.explainers.facts import Need
-from xattn.heads import Attended
+from xattn.data.preprocessing import content_seeds
+from xattn.explainers.base import Need
+from xattn.heads.base import Attended
+from xattn.inference.context import BatchContext
+from xattn.inference.predictor import Predictor
+from xattn.metrics.stream import PerturbedImages
+from xattn.metrics.targets import Target
+from xattn.models.capture import captured, to_nchw
+from xattn.models.classifier import Classifier
+from xattn.models.concurrency import evaluating
+from xattn.models.stages import Stage
+from xattn.models.target_rules import Asked, TargetRule, target_rule
 
-Joint = Callable[[Tensor], list[Tensor]]
-TargetRule = Literal["predicted", "label", "given"]
+T = TypeVar("T")
 
 
-@dataclass(frozen=True)
+class _Lazy(Generic[T]):
+    """A property that is computed on first use and kept.
+
+    `functools.cached_property` of Python 3.11 holds one lock for all instances of a class: a thread that waits for its turn at the network
+    would block every other thread's trace.
+    """
+
+    def __init__(self, compute: Callable[[Any], T]) -> None:
+        self.compute = compute
+        self.__doc__ = compute.__doc__
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    @overload
+    def __get__(self, trace: None, owner: type) -> _Lazy[T]: ...
+    @overload
+    def __get__(self, trace: object, owner: type) -> T: ...
+    def __get__(self, trace: object | None, owner: type) -> _Lazy[T] | T:
+        if trace is None:
+            return self
+        kept: dict[str, Any] = vars(trace)
+        if self.name not in kept:
+            kept[self.name] = self.compute(trace)
+        value: T = kept[self.name]
+        return value
+
+
+class _Forward(NamedTuple):
+    """What the forward gave.
+
+    Attributes:
+        features: in the network's own layout.
+        attended: output and attention of the head.
+    """
+
+    features: Tensor
+    attended: Attended
+
+
 class Trace:
-    """What one forward of a batch gave, and its gradients, each computed on first use and once.
+    """What one forward of a batch gives, and its gradients, each computed on first use and once.
 
     Gradients are taken with respect to the features or the image alone: no parameter's `.grad` changes.
 
-    Attributes:
+    Args:
         classifier: the network.
-        images: `(B, 3, H, W)` in pixel space; a leaf of the graph where image gradients were asked for.
-        logits: `(B, K)`.
-        targets: `(B,)` class indices.
-        stage: where the features were taken.
-        captured: the features in the network's own layout; `features` is what methods use.
-        attended: what the head gave: attention by stage, and what it was made of.
-        predictor: logits of changed images, for methods that run the network again.
-        seed: of the run.
-        shared: what several methods of one batch, or the heads of a family, share, by name.
-        family: traces of the same images by several heads on one backbone, whose features are the same; empty where it stands alone.
-        joint: the logits of all of the family from one forward, in its order.
+        images: `(B, 3, H, W)` in pixel space.
+        rule: how the targets are chosen.
+        labels: class index of each image, or None, for the rules that follow them.
+        stage: where features are taken.
+        needs: what will be taken from the trace: without image gradients the graph begins at the stage, and what is before it runs without
+            one.
+        predictor: for methods that run the network again.
+        seed: of the run, for what is random.
+
+    Attributes:
+        images: as given; a leaf of the graph where image gradients are needed.
+        memo: what several methods of the trace share, by name.
     """
 
-    classifier: Classifier
-    images: Tensor
-    logits: Tensor
-    targets: Tensor
-    stage: Stage
-    captured: Tensor
-    attended: Attended
-    predictor: Predictor
-    seed: int = 0
-    shared: dict[str, Tensor] = field(default_factory=dict)
-    family: list[Trace] = field(default_factory=list)
-    joint: Joint | None = None
+    def __init__(
+        self,
+        classifier: Classifier,
+        images: Tensor,
+        rule: TargetRule,
+        labels: Sequence[int | None] = (),
+        *,
+        stage: Stage,
+        needs: Collection[Need],
+        predictor: Predictor,
+        seed: int = 0,
+    ) -> None:
+        self.classifier = classifier
+        self.stage = stage
+        self.predictor = predictor
+        self.seed = seed
+        self.memo: dict[str, Tensor] = {}
+        self._rule, self._labels = rule, labels
+        self._to_image = Need.IMAGE_GRADIENTS in needs or (Need.GRADIENTS in needs and stage.offset is not None)
+        self._cut = Need.GRADIENTS in needs and not self._to_image
+        self._context: BatchContext | None = None
+        self._member = 0
+        with torch.inference_mode(False):
+            plain = images.clone() if images.is_inference() else images
+            self.images = plain.detach().requires_grad_() if self._to_image else plain.detach()
+
+    @_Lazy
+    def _forward(self) -> _Forward:
+        with torch.inference_mode(False), ExitStack() as stack:
+            stack.enter_context(evaluating(self.classifier))
+            classes = self.classifier.asked_classes(self.images)  # a forward of its own, before features are kept
+            stack.enter_context(torch.set_grad_enabled(self._to_image))
+            found = stack.enter_context(captured(self.classifier.network, [self.stage], cut=self._cut))
+            attended = self.classifier.run(self.images, classes)
+        return _Forward(found[self.stage.name], attended)
+
+    @property
+    def output(self) -> Tensor:
+        """The network's output: logits `(B, K)`, vectors `(B, D)` or maps of logits `(B, K, h, w)`."""
+        return self._forward.attended.output
+
+    @property
+    def attended(self) -> Attended:
+        """What the head gave: attention by stage, and what it was made of."""
+        return self._forward.attended
+
+    @_Lazy
+    def target(self) -> Target:
+        """What is explained of each image; fixed once, on these images."""
+        if self._rule.fixed is not None:
+            return self._rule.fixed.expanded(len(self.images)).to(self.images.device)
+        return self._rule.bind(self.classifier, self.output, self._labels).expanded(len(self.images))
+
+    @property
+    def captured(self) -> Tensor:
+        """The features of the stage in the network's own layout and precision; what the gradient is taken with respect to."""
+        return self._forward.features
 
     @property
     def features(self) -> Tensor:
@@ -66,79 +151,82 @@ class Trace:
 
     @property
     def score(self) -> Tensor:
-        """Sum over the batch of each image's target logit: in eval mode its gradient is each image's own."""
-        return self.logits.gather(1, self.targets[:, None]).sum()
+        """Sum over the batch of each image's score: in eval mode its gradient is each image's own."""
+        return self.target.score(self.output).sum()
 
-    @cached_property
+    @_Lazy
     def gradients(self) -> Tensor:
-        """Gradient of the target logit with respect to the features, `(B, C, h, w)`."""
+        """Gradient of the score with respect to the features, `(B, C, h, w)`."""
         (gradient,) = torch.autograd.grad(self.score, self.captured, retain_graph=True)
         return _full(to_nchw(gradient, self.stage.layout))
 
-    @cached_property
+    @_Lazy
     def image_gradients(self) -> Tensor:
-        """Gradient of the target logit with respect to the image in pixel space, `(B, 3, H, W)`."""
+        """Gradient of the score with respect to the image in pixel space, `(B, 3, H, W)`."""
         (gradient,) = torch.autograd.grad(self.score, self.images, retain_graph=True)
         return gradient
 
-    @cached_property
+    @_Lazy
     def seeds(self) -> list[int]:
-        """A seed an image, from the run's seed and the image's content: the same wherever it stands in whatever batch."""
+        """A seed per image, from the run's seed and the image's content: the same wherever it is in whatever batch."""
         return content_seeds(self.images, self.seed)
 
+    def share(self, context: BatchContext, member: int) -> None:
+        """Shares responses to perturbed images with the other heads of a context.
 
-def trace(
-    classifier: Classifier,
-    images: Tensor,
-    targets: Tensor | None = None,
-    *,
-    stage: str | Stage | None = None,
-    needs: Collection[Need] = frozenset(Need),
-    predictor: Predictor | None = None,
-    seed: int = 0,
-) -> Trace:
-    """Runs a batch once, in eval mode, and keeps what `needs` names.
+        Args:
+            context: of the batch.
+            member: which of its heads this trace is of.
+        """
+        self._context, self._member = context, member
 
-    Args:
-        classifier: the network.
-        images: `(B, 3, H, W)` in pixel space.
-        targets: `(B,)` class indices; each image's predicted class if None.
-        stage: where to take features; what enters the pooling if None.
-        needs: without image gradients the graph begins at the stage, and what lies before it runs without one.
-        predictor: for methods that run the network again; the default one if None.
-        seed: of the run, for what is random.
-    """
-    with torch.inference_mode(False):
-        return _trace(classifier, images.clone() if images.is_inference() else images, targets, stage, needs, predictor, seed)
+    def respond(self, key: str, run: PerturbedImages, read: Callable[[Target, Tensor], Tensor], chunk: int | None = None) -> Tensor:
+        """Runs the network on perturbed images, and reads a number off each output.
+
+        Heads on one backbone that share a context are run together, once for all.
+
+        Args:
+            key: what tells these images from others of the batch.
+            run: the perturbed images, each of one of the batch; they depend on the images and their features alone.
+            read: the targets and the output of some of them → `(b,)`.
+            chunk: images per forward; None: the run's.
+
+        Returns:
+            `(count,)` float64.
+        """
+        context = self._context or BatchContext(lambda images: (self.predictor(images),), self.predictor.chunk, [self.target])
+        return context.respond(key, self._member, run, self.images, read, chunk)
 
 
 def _full(values: Tensor) -> Tensor:
     return values if values.dtype == torch.float64 else values.float()
 
 
-def _trace(
+def trace(
     classifier: Classifier,
     images: Tensor,
-    targets: Tensor | None,
-    stage: str | Stage | None,
-    needs: Collection[Need],
-    predictor: Predictor | None,
-    seed: int,
+    target: Asked = "predicted",
+    labels: Sequence[int | None] = (),
+    *,
+    stage: str | Stage | None = None,
+    needs: Collection[Need] = frozenset(Need),
+    predictor: Predictor | None = None,
+    seed: int = 0,
 ) -> Trace:
-    place = stage if isinstance(stage, Stage) else classifier.stage(stage)
-    to_image = Need.IMAGE_GRADIENTS in needs or (Need.GRADIENTS in needs and place.offset is not None)
-    leaf = images.detach().requires_grad_() if to_image else images.detach()
-    with ExitStack() as stack:
-        stack.enter_context(evaluating(classifier))
-        classes = classifier.asked_classes(leaf)  # a forward of its own, before features are kept
-        stack.enter_context(torch.set_grad_enabled(to_image))
-        cut = Need.GRADIENTS in needs and not to_image
-        found = stack.enter_context(captured(classifier.network, [place], cut=cut))
-        attended = classifier.run(leaf, classes)
-    logits = attended.output
-    if targets is None:
-        targets = logits.detach().argmax(dim=1)
-    targets = targets.to(images.device)
-    if targets.shape != (len(images),):
-        raise InputError(f"targets must be one class index an image, ({len(images)},); got {tuple(targets.shape)}.")
-    return Trace(classifier, leaf, logits, targets, place, found[place.name], attended, predictor or Predictor(classifier), seed)
+    """A trace of a batch whose forward is run at once, with what a caller leaves out as `xattn.explain` has it.
+
+    Args:
+        classifier: the network.
+        images: `(B, 3, H, W)` in pixel space.
+        target: what is explained, as for `xattn.explain`.
+        labels: class index of each image, or None.
+        stage: where features are taken; what enters the pooling if None.
+        needs: what will be taken from it.
+        predictor: for methods that run the network again; the default one if None.
+        seed: of the run.
+    """
+    found = stage if isinstance(stage, Stage) else classifier.stage(stage)
+    runs = Predictor(classifier) if predictor is None else predictor
+    traced = Trace(classifier, images, target_rule(classifier, target), labels, stage=found, needs=needs, predictor=runs, seed=seed)
+    _ = traced.output
+    return traced

@@ -1,8 +1,8 @@
-"""Pictures for papers."""
+"""Figures for papers, of one or several runs: a kind per file, in one registry."""
 
-from xattn.figures.grid import grid
-from xattn.figures.parts import parts
+from xattn.figures.base import figure, kinds, register
+from xattn.registry import import_modules
 
-KINDS = {"grid": grid, "parts": parts}
+import_modules(__name__, __path__)  # what a module of this folder registers is known without being named here
 
-__all__ = ["KINDS", "grid", "parts"]
+__all__ = ["figure", "kinds", "register"]

@@ -1,59 +1,19 @@
-"""Images × methods, each mask laid over the crop that the network saw."""
+"""Images × methods."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-from pathlib import Path
 
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from xattn.figures.gathered import (
-    CELL_INCHES,
-    COLOURS,
-    Gathered,
-    broken,
-    called,
-    caption,
-    format_of,
-    gathered,
-    mask_of,
-    on_paper,
-    overlay,
-    save,
-    show,
-)
+from xattn.figures.base import register
+from xattn.figures.canvas import CELL_INCHES, COLOURS, broken, called, caption, mask_of, overlay, show
+from xattn.figures.run_data import RunData
 
 
-def grid(
-    runs: Sequence[str | Path],
-    out: str | Path,
-    *,
-    images: Sequence[str] | None = None,
-    methods: Sequence[str] | None = None,
-    dpi: int = 200,
-) -> None:
-    """Draws images × methods of one or several runs.
-
-    Args:
-        runs: run folders.
-        out: `.pdf` (vector, fonts embedded), `.svg` or `.png`.
-        images: names as in the rows; the first six if None.
-        methods: names as in the rows; all if None.
-        dpi: of a PNG.
-
-    Raises:
-        InputError: an ending that is no format, or pictures that are no longer where the run found them.
-        NameUnknownError: an image or method that is not in the runs.
-    """
-    file = format_of(out)
-    found = gathered(runs, images, methods)
-    with on_paper():
-        save(_draw(found), file, dpi)
-
-
-def _draw(shown: Gathered) -> Figure:
+@register("grid")
+def grid(shown: RunData) -> Figure:
+    """Images × methods, each mask laid over the crop that the network saw."""
     names, columns, maps = shown.names, shown.columns, shown.maps
     captions = {name: caption(name, columns, maps, shown.labels) for name in names}
     lines = max(text.count("\n") for text in captions.values()) + 1.5

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -16,59 +15,14 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from xattn.birds import PARTS, Scene, masks
 from xattn.birds.data import scene_of
-from xattn.classifiers.preprocessing import Preprocessing
+from xattn.data.preprocessing import Preprocessing
 from xattn.errors import InputError
-from xattn.figures.gathered import (
-    CELL_INCHES,
-    Gathered,
-    broken,
-    called,
-    caption,
-    format_of,
-    gathered,
-    grey,
-    mask_of,
-    on_paper,
-    overlay,
-    save,
-    show,
-)
+from xattn.figures.base import register
+from xattn.figures.canvas import CELL_INCHES, broken, called, caption, grey, mask_of, overlay, show
+from xattn.figures.run_data import RunData
 
 MAP_COLOURS = {"map 1": "#ff0000", "map 2": "#00ff00", "map 3": "#0000ff"}
 PART_COLOURS = {"crest": "#e08214", "beak": "#f4e04d", "wing": "#35a7a0", "tail": "#9c6b3c", "legs": "#b07ad0"}  # none of the maps' hues
-
-
-def parts(
-    runs: Sequence[str | Path],
-    out: str | Path,
-    *,
-    images: Sequence[str] | None = None,
-    methods: Sequence[str] | None = None,
-    dpi: int = 200,
-) -> None:
-    """Draws the ranked maps of br-npa and b-cnn in red, green and blue, beside the maps of other methods, without any smoothing.
-
-    On pictures of SketchBirds that were exported, the true parts stand beside them.
-
-    Args:
-        runs: run folders.
-        out: `.pdf` (fonts embedded), `.svg` or `.png`.
-        images: names as in the rows; the first six if None.
-        methods: whose maps stand beside; all of the runs if None.
-        dpi: of a PNG.
-
-    Raises:
-        InputError: an ending that is no format, pictures that are no longer there, or runs without a head of several maps.
-        NameUnknownError: an image or method that is not in the runs.
-
-    Source: Gomez et al. 2021, Figs. 1, 3 and 5.
-    """
-    file = format_of(out)
-    found = gathered(runs, images, methods)
-    if not found.ranked:
-        raise InputError("none of these runs has a head with several maps: run br-npa or b-cnn, or draw --kind grid.")
-    with on_paper():
-        save(_draw(found), file, dpi)
 
 
 def coloured(ranked: Tensor) -> Tensor:
@@ -107,7 +61,17 @@ def sharp(picture: Tensor, size: tuple[int, int]) -> Tensor:
     return functional.interpolate(picture.permute(2, 0, 1)[None], size=size, mode="nearest-exact")[0].permute(1, 2, 0)
 
 
-def _draw(shown: Gathered) -> Figure:
+@register("parts", source="Gomez et al. 2021, Figs. 1, 3 and 5")
+def parts(shown: RunData) -> Figure:
+    """The maps of br-npa and b-cnn in red, green and blue, beside the maps of the methods, without smoothing.
+
+    On pictures of SketchBirds that were exported, the true parts are shown beside them.
+
+    Raises:
+        InputError: none of the runs has a head with several maps.
+    """
+    if not shown.ranked:
+        raise InputError("none of these runs has a head with several maps: run br-npa or b-cnn, or draw --kind grid.")
     heads = list(dict.fromkeys(key[1:] for key in shown.ranked))
     scenes = {name: None if path is None else scene_of(path) for name, path in shown.paths.items()}
     has_truth = any(scene is not None for scene in scenes.values())
@@ -147,7 +111,7 @@ class _Panel(NamedTuple):
     below: str = ""
 
 
-def _panels(shown: Gathered, name: str, heads: Sequence[tuple[str, str]], scene: Scene | None, has_truth: bool) -> Iterator[_Panel]:
+def _panels(shown: RunData, name: str, heads: Sequence[tuple[str, str]], scene: Scene | None, has_truth: bool) -> Iterator[_Panel]:
     """A row of the figure."""
     everyone = [*shown.columns, *((model, head, "") for model, head in heads)]
     first = next(key for key in shown.maps if key[0] == name)[1:3]

@@ -2,10 +2,24 @@
 
 from xattn.heads import b_cnn, br_npa, ca_stream, gap
 from xattn.heads.b_cnn import BCNN, BCNNHead
+from xattn.heads.base import (
+    Attended,
+    ClassifierHead,
+    Head,
+    HeadMaps,
+    HeadMetadata,
+    HeadSettings,
+    NetworkInfo,
+    PoolingHead,
+    StageInfo,
+    heads,
+)
 from xattn.heads.br_npa import BRNPA, BRNPAHead, representatives
 from xattn.heads.ca_stream import CAStream, CAStreamHead
-from xattn.heads.facts import Attended, ClassifierHead, Head, HeadFacts, Place, Site, heads
 from xattn.heads.gap import Gap, GapHead
+from xattn.registry import import_modules
+
+import_modules(__name__, __path__)  # what a module of this folder registers is known without being named here
 
 __all__ = [
     "BCNN",
@@ -19,9 +33,12 @@ __all__ = [
     "Gap",
     "GapHead",
     "Head",
-    "HeadFacts",
-    "Place",
-    "Site",
+    "HeadMaps",
+    "HeadMetadata",
+    "HeadSettings",
+    "NetworkInfo",
+    "PoolingHead",
+    "StageInfo",
     "b_cnn",
     "br_npa",
     "ca_stream",

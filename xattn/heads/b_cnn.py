@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
 from xattn.errors import SettingError
-from xattn.heads.facts import Attended, ClassifierHead, HeadFacts, Site, heads
+from xattn.heads.base import Attended, ClassifierHead, HeadMetadata, HeadSettings, NetworkInfo, heads
 
 
-@heads.register("b-cnn", HeadFacts(source="Gomez et al. 2021, Sec. 4.1", replaces="classifier"))
+@heads.register("b-cnn", HeadMetadata(source="Gomez et al. 2021, Sec. 4.1", replaces="classifier"))
 @dataclass(frozen=True)
-class BCNN:
+class BCNN(HeadSettings):
     """A residual block and a 1×1 convolution give attention maps; each weights the features before average pooling; → linear.
 
     Attributes:
@@ -30,11 +30,7 @@ class BCNN:
         if self.n < 1 or not 0 <= self.dropout < 1:
             raise SettingError(f"b-cnn takes n of at least 1 and dropout in [0, 1); got n={self.n}, dropout={self.dropout}.")
 
-    def places(self, site: Site) -> tuple[str, ...]:
-        """What enters the pooling."""
-        return (site.places[-1].name,)
-
-    def build(self, channels: Sequence[int], classes: int) -> BCNNHead:
+    def build(self, channels: Sequence[int], classes: int, info: NetworkInfo) -> BCNNHead:
         """The module, all its weights fresh."""
         return BCNNHead(channels[-1], classes, self)
 
@@ -58,16 +54,16 @@ class BCNNHead(ClassifierHead):
         self.dropout = nn.Dropout(self.settings.dropout)
         self.linear = nn.Linear(self.settings.n * channels, classes)
 
-    def attend(self, features: Tensor, place: str = "", seeds: Sequence[int] | None = None) -> Attended:
+    def attend(self, features: Tensor, stage: str = "", seeds: Sequence[int] | None = None) -> Attended:
         """Logits and maps.
 
         Args:
             features: `(B, C, h, w)`.
-            place: under which name the maps are given.
+            stage: under which name the maps are given.
             seeds: not used; nothing is random.
         """
         maps = self.attention(self.block(features)).relu()
         positions = maps.shape[2] * maps.shape[3]
         shares = maps.flatten(2) / positions  # before the sum, which in half precision could overflow
         vectors = torch.bmm(shares, features.to(maps.dtype).flatten(2).transpose(1, 2))
-        return Attended(self.linear(self.dropout(vectors.flatten(1))), {place: maps})
+        return Attended(self.linear(self.dropout(vectors.flatten(1))), {stage: maps})

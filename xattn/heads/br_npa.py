@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from xattn.errors import InputError, SettingError
-from xattn.heads.facts import Attended, ClassifierHead, HeadFacts, Site, heads
+from xattn.heads.base import Attended, ClassifierHead, HeadMetadata, HeadSettings, NetworkInfo, heads
 
 Suppression = Literal["cosine", "weight"]
 Selection = Literal["active", "random"]
@@ -29,7 +29,7 @@ def representatives(
     rectify: bool = True,
     seeds: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The strongest feature vectors that differ from each other, each averaged with its like.
+    """The strongest feature vectors that differ from each other, each averaged with the vectors that resemble it.
 
     Two passes over the features for each vector, one to compare and one to average, forward and backward; nothing of size
     `(N, C, h·w)` is made. Computed in float32 at least, whatever the precision around it.
@@ -37,24 +37,29 @@ def representatives(
     Args:
         features: `(B, C, h, w)`.
         n: how many vectors.
-        suppression: what lowers the activation of vectors like those that were taken: their "cosine", as the authors' code has it, or
-            their "weight" in the average, as Alg. 1 prints it, which with weights near 1/(h·w) lowers next to nothing.
+        suppression: what lowers the activation of vectors that resemble those already taken: their "cosine", as in the authors' code,
+            or their "weight" in the average, as Alg. 1 prints it, which with weights near 1/(h·w) lowers next to nothing.
         selection: "active", the highest activation; "random", uniform (the ablation of Tables 4 and 7).
-        refine: average each vector with its like; False takes it as it is, and the maps stay (likewise).
+        refine: average each vector with those that resemble it; False takes it as it is, and the maps stay (the same ablation).
         rectify: take negative cosines as 0.
-        seeds: one an image, for `selection="random"`; None: torch's generator.
+        seeds: one per image, for `selection="random"`; None: torch's generator.
 
     Returns:
-        Vectors `(B, N, C)` and maps `(B, N, h, w)`, each map summing to 1, both in the order of rank. Where all features of an image
+        Vectors `(B, N, C)` and maps `(B, N, h, w)`, each map summing to 1, both in rank order. Where all features of an image
         are 0 its vectors are 0 and its maps uniform.
 
     Raises:
-        InputError: features that are no map, or fewer positions than vectors.
+        InputError: features that are not a map, or fewer positions than vectors.
 
     Source: Gomez et al. 2021, Alg. 1.
 
     Differs: activation is the norm, not its square; negative cosines are clamped (after a ReLU there are none); products of norms are
     floored at 1e-12 and what remains of an activation at 0.
+
+    >>> import torch
+    >>> vectors, maps = representatives(torch.rand(2, 16, 7, 7), n=3)
+    >>> vectors.shape, maps.shape, bool(torch.allclose(maps.sum(dim=(2, 3)), torch.ones(2, 3)))
+    (torch.Size([2, 3, 16]), torch.Size([2, 3, 7, 7]), True)
     """
     if features.dim() != 4 or not features.is_floating_point():
         raise InputError(f"representatives takes features (batch, channels, height, width); got {tuple(features.shape)} {features.dtype}.")
@@ -97,18 +102,18 @@ def _noise(like: Tensor, rank: int, seeds: Sequence[int] | None) -> Tensor:
     return torch.stack(drawn).to(like)
 
 
-@heads.register("br-npa", HeadFacts(source="Gomez et al. 2021, Alg. 1", replaces="classifier"))
+@heads.register("br-npa", HeadMetadata(source="Gomez et al. 2021, Alg. 1", replaces="classifier"))
 @dataclass(frozen=True)
-class BRNPA:
-    """The strongest distinct feature vectors, each averaged with its like; concatenated by rank → linear.
+class BRNPA(HeadSettings):
+    """The strongest distinct feature vectors, each averaged with those that resemble it; concatenated by rank → linear.
 
     Attributes:
         n: number of vectors, and of attention maps.
-        suppression: "cosine", as the authors' code has it, or "weight", as Alg. 1 prints it.
+        suppression: "cosine", as in the authors' code, or "weight", as Alg. 1 prints it.
         selection: "active" or "random".
-        refine: average each vector with its like.
+        refine: average each vector with those that resemble it.
         rectify: take negative cosines as 0.
-        rank_probes: classifiers beside the main one on some of the ranks alone, without a gradient into the features.
+        rank_probes: extra classifiers on some of the ranks alone, without a gradient into the features.
         dropout: share of the concatenated vector that is dropped in training.
     """
 
@@ -126,11 +131,7 @@ class BRNPA:
         if self.rank_probes and self.n < 3:
             raise SettingError(f"br-npa's rank probes look at ranks 1 to 3; got n={self.n}. Give n of at least 3.")
 
-    def places(self, site: Site) -> tuple[str, ...]:
-        """What enters the pooling."""
-        return (site.places[-1].name,)
-
-    def build(self, channels: Sequence[int], classes: int) -> BRNPAHead:
+    def build(self, channels: Sequence[int], classes: int, info: NetworkInfo) -> BRNPAHead:
         """The module, its linear layer fresh."""
         return BRNPAHead(channels[-1], classes, self)
 
@@ -144,6 +145,8 @@ class BRNPAHead(ClassifierHead):
         settings: of the head.
     """
 
+    grafts: ClassVar[bool] = True
+
     def __init__(self, channels: int, classes: int, settings: BRNPA | None = None) -> None:
         super().__init__()
         self.settings = settings or BRNPA()
@@ -152,25 +155,29 @@ class BRNPAHead(ClassifierHead):
         probed = PROBED if self.settings.rank_probes else ()
         self.probes = nn.ModuleDict({_probe(ranks): nn.Linear(len(ranks) * channels, classes) for ranks in probed})
 
+    @property
+    def is_random(self) -> bool:
+        return self.settings.selection == "random"
+
     @torch.no_grad()
     def graft(self, linear: nn.Linear) -> None:
-        """Starts from a classifier on the pooled vector: the logits are the mean of what it says to each vector.
+        """Starts as a classifier on the pooled vector: the logits are the mean of its logits for each vector.
 
         Args:
             linear: `(C → K)`.
 
-        Source: the authors' DG-Net fork has the division by N; the paper does not print it.
+        Source: the division by N is in the authors' DG-Net fork; the paper does not print it.
         """
         self.linear.weight.copy_(linear.weight.repeat(1, self.settings.n) / self.settings.n)
         self.linear.bias.copy_(torch.zeros_like(self.linear.bias) if linear.bias is None else linear.bias)
 
-    def attend(self, features: Tensor, place: str = "", seeds: Sequence[int] | None = None) -> Attended:
+    def attend(self, features: Tensor, stage: str = "", seeds: Sequence[int] | None = None) -> Attended:
         """Logits, maps and, where the settings ask for them, the probes' logits.
 
         Args:
             features: `(B, C, h, w)`.
-            place: under which name the maps are given.
-            seeds: one an image, for `selection="random"`.
+            stage: under which name the maps are given.
+            seeds: one per image, for `selection="random"`.
         """
         s = self.settings
         vectors, maps = representatives(
@@ -181,7 +188,7 @@ class BRNPAHead(ClassifierHead):
         for name, linear in self.probes.items():
             ranks = [int(digit) - 1 for digit in name.removeprefix("ranks_")]
             probes[name] = linear(vectors[:, ranks].detach().flatten(1))
-        return Attended(self.linear(self.dropout(vectors.flatten(1))), {place: maps}, probes=probes)
+        return Attended(self.linear(self.dropout(vectors.flatten(1))), {stage: maps}, probes=probes)
 
 
 def _probe(ranks: Sequence[int]) -> str:

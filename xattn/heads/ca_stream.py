@@ -1,18 +1,21 @@
-"""Cross-Attention Stream: a query that looks at each stage in turn and replaces the pooled vector."""
+"""Cross-Attention Stream: a query that attends to each stage in turn and replaces the pooled vector."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from xattn.errors import InputError, SettingError, UnsupportedError
-from xattn.heads.facts import Head, HeadFacts, Place, Site, heads
+from xattn.errors import InputError, SettingError
+from xattn.heads.base import Attended, Head, HeadMetadata, HeadSettings, NetworkInfo, StageInfo, heads
 
-# The places of the paper's two families, by the class of the network, in torchvision and in timm.
+Init = Literal["xavier", "released"]
+
+# The stages of the paper's two families, by the class of the network, in torchvision and in timm.
 RELEASED = (
     ("ResNet", ("maxpool", "layer1", "layer2", "layer3", "layer4")),
     ("ConvNeXt", ("features.0", "features.2", "features.4", "features.7")),
@@ -20,70 +23,70 @@ RELEASED = (
 )
 
 
-@heads.register("ca-stream", HeadFacts(source="Torres et al. 2024, Sec. 3.3", replaces="pooling"))
+@heads.register("ca-stream", HeadMetadata(source="Torres et al. 2024, Sec. 3.3", replaces="pooling"))
 @dataclass(frozen=True)
-class CAStream:
-    """A learnt query attends to stage after stage; what it has gathered replaces the pooled vector before the network's classifier.
+class CAStream(HeadSettings):
+    """A learnt query attends to one stage after the other; the vector it collects replaces the pooled one before the network's classifier.
 
     Attributes:
-        start: the first place that is attended to, from 0 (Table 5).
+        start: the first stage that is attended to, from 0 (Table 5).
         bias: whether projections have one, as released; the paper's counts of Table 5 are without.
-        projection: key and value projections at each place (Table 4).
+        projection: key and value projections at each stage (Table 4).
         per_class: a query for each class (Table 6): the target's in training, else that of the class which the network predicts.
+        init: "xavier", Xavier-uniform weights and zero biases; "released", the released code's: on ConvNeXt normal weights (σ = 0.02) and
+            zero biases, elsewhere Xavier-uniform weights and biases uniform in ±1/√C.
     """
 
     start: int = 0
     bias: bool = True
     projection: bool = False
     per_class: bool = False
+    init: Init = "xavier"
 
     def __post_init__(self) -> None:
         if self.start < 0:
-            raise SettingError(f"ca-stream starts at a place from 0 on; got start={self.start}.")
+            raise SettingError(f"ca-stream starts at a stage from 0 on; got start={self.start}.")
 
-    def places(self, site: Site) -> tuple[str, ...]:
+    def stages(self, info: NetworkInfo) -> tuple[str, ...]:
         """The paper's for ResNet and ConvNeXt; elsewhere the last map of each stride and number of channels.
 
         Raises:
-            UnsupportedError: the network's classifier takes no pooled vector.
-            SettingError: it starts after the last place.
+            SettingError: it starts after the last stage.
         """
-        if not site.takes_vector:
-            raise UnsupportedError(
-                f"ca-stream replaces the pooled vector before the classifier, and that of {site.name} takes none of "
-                f"{site.places[-1].channels} values (its pooling is not global, or comes after it). Use br-npa, b-cnn or gap."
-            )
-        names = _released(site) or _last_of_each(site.places)
+        names = _released(info) or _last_of_each(info.stages)
         if self.start >= len(names):
             raise SettingError(
-                f"ca-stream starts at one of {len(names)} places of {site.name} ({', '.join(names)}); got start={self.start}."
+                f"ca-stream starts at one of {len(names)} stages of {info.name} ({', '.join(names)}); got start={self.start}."
             )
         return names[self.start :]
 
-    def build(self, channels: Sequence[int], classes: int) -> CAStreamHead:
+    def build(self, channels: Sequence[int], classes: int, info: NetworkInfo) -> CAStreamHead:
         """The module, its weights fresh."""
-        return CAStreamHead(channels, classes, self)
+        head = CAStreamHead(channels, classes, self)
+        if self.init == "released":
+            head.start_as_released("ConvNeXt" in info.kinds)
+        return head
 
 
-def _released(site: Site) -> tuple[str, ...]:
+def _released(info: NetworkInfo) -> tuple[str, ...]:
     for kind, names in RELEASED:
-        if kind in site.kinds and site.modules.issuperset(names) and names[-1] == site.places[-1].name:
+        if kind in info.kinds and info.modules.issuperset(names) and names[-1] == info.stages[-1].name:
             return names
     return ()
 
 
-def _last_of_each(places: Sequence[Place]) -> tuple[str, ...]:
-    kinds = [(place.stride, place.channels) for place in places]
-    return tuple(place.name for number, place in enumerate(places) if kinds[number] not in kinds[number + 1 :])
+def _last_of_each(stages: Sequence[StageInfo]) -> tuple[str, ...]:
+    kinds = [(stage.stride, stage.channels) for stage in stages]
+    return tuple(stage.name for number, stage in enumerate(stages) if kinds[number] not in kinds[number + 1 :])
 
 
 class CAStreamHead(Head):
-    """The stream as a module: a list of features `(B, C_ℓ, h_ℓ, w_ℓ)` → the vector `(B, C)` in the place of the pooled one.
+    """The stream as a module: a list of features `(B, C_ℓ, h_ℓ, w_ℓ)` → the vector `(B, C)` that replaces the pooled one.
 
     One query, one head, no residual and no norm: α = softmax(q · F / √C), q ← W Σ α F.
 
     Args:
-        channels: C_ℓ of each place; the last is C.
+        channels: C_ℓ of each stage; the last is C.
         classes: number of classes, of which each has a query with `per_class`.
         settings: of the head.
     """
@@ -103,8 +106,25 @@ class CAStreamHead(Head):
             if bias:
                 nn.init.zeros_(linear.bias)
 
-    def begin(self, batch: int, classes: Tensor | None = None) -> Tensor:
-        """The first query of each image, `(B, C_0)`.
+    @torch.no_grad()
+    def start_as_released(self, convnext: bool) -> None:
+        """Draws the weights as the authors' code does.
+
+        Args:
+            convnext: as its ConvNeXt, not its ResNet.
+        """
+        for linear in [*self.project, *self.key, *self.value]:
+            if convnext:
+                nn.init.trunc_normal_(linear.weight, std=0.02)
+            elif linear.bias is not None:
+                nn.init.uniform_(linear.bias, -1 / math.sqrt(linear.in_features), 1 / math.sqrt(linear.in_features))
+
+    @property
+    def asks_class(self) -> bool:
+        return self.settings.per_class
+
+    def start(self, batch: int, classes: Tensor | None = None) -> Attended:
+        """The first query of each image, `(B, C_0)`, as the output.
 
         Args:
             batch: B.
@@ -114,16 +134,21 @@ class CAStreamHead(Head):
             InputError: there is a query for each class, and no classes came.
         """
         if not self.settings.per_class:
-            return self.query.expand(batch, -1)
+            return Attended(self.query.expand(batch, -1))
         if classes is None:
             raise InputError("ca-stream:per_class=true has a query for each class: give the class of each image.")
-        return self.query[classes]
+        return Attended(self.query[classes])
+
+    def read(self, attended: Attended, stage: str, features: Tensor, seeds: Sequence[int] | None = None) -> None:
+        """Attends to one stage; the next query becomes the output."""
+        attended.output, maps, scores = self.step(len(attended.attention), attended.output, features)
+        attended.attention[stage], attended.scores[stage] = maps[:, None], scores[:, None]
 
     def step(self, number: int, query: Tensor, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Attends to one place.
+        """Attends to one stage.
 
         Args:
-            number: of the place, from 0.
+            number: of the stage, from 0.
             query: `(B, C_ℓ)`.
             features: `(B, C_ℓ, h, w)`.
 
@@ -145,13 +170,13 @@ class CAStreamHead(Head):
         """The vector `(B, C)`.
 
         Args:
-            features: of each place.
+            features: of each stage.
             classes: `(B,)`, for `per_class`.
         """
-        query = self.begin(len(features[0]), classes)
+        attended = self.start(len(features[0]), classes)
         for number, found in enumerate(features):
-            query = self.step(number, query, found)[0]
-        return query
+            self.read(attended, str(number), found)
+        return attended.output
 
     def saliency(self, features: Tensor, maps: Tensor) -> Tensor:
         """One map of the head: its attention as it is, `(B, h, w)`.

@@ -8,28 +8,31 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from xattn.heads.facts import Head, HeadFacts, Site, heads
+from xattn.heads.base import Attended, Head, HeadMetadata, HeadSettings, NetworkInfo, heads
 
 
-@heads.register("gap", HeadFacts(source="the network's own", replaces="nothing", attention=False))
+@heads.register("gap", HeadMetadata(source="the network's own", replaces="nothing", attention=False))
 @dataclass(frozen=True)
-class Gap:
+class Gap(HeadSettings):
     """The network's own pooling and classifier, untouched."""
 
-    def places(self, site: Site) -> tuple[str, ...]:
+    def stages(self, info: NetworkInfo) -> tuple[str, ...]:
         """None: the network runs as it is."""
         return ()
 
-    def build(self, channels: Sequence[int], classes: int) -> GapHead:
+    def build(self, channels: Sequence[int], classes: int, info: NetworkInfo) -> GapHead:
         """A module without weights."""
         return GapHead()
 
 
 class GapHead(Head):
-    """Stands where other heads have weights."""
+    """The place of a head on a network that keeps its own."""
+
+    def read(self, attended: Attended, stage: str, features: Tensor, seeds: Sequence[int] | None = None) -> None:
+        """Nothing: it reads no stage."""
 
     def saliency(self, features: Tensor, maps: Tensor | None = None) -> Tensor:
-        """What the head looks at: the norm of each feature vector.
+        """The norm of each feature vector.
 
         Args:
             features: `(B, C, h, w)`.

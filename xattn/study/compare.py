@@ -13,12 +13,12 @@ from xattn.errors import InputError
 from xattn.metrics.tables import Table, comparison
 from xattn.study.store import Store
 
-KEYS = ["image", "model", "head", "method", "metric"]
-AGREE = 0.01  # percent: how far one value may differ between batch sizes
+KEYS = ["image", "model", "head", "method", "metric", "target"]
+AGREE = 0.01  # percent: by how much one value may differ between batch sizes
 
 
 def shown_names(stores: Sequence[Store]) -> list[dict[tuple[str, str], str]]:
-    """How each run's models are called beside the others', by model and head: by the run's path too, where weights differ."""
+    """What each run's models are called beside the others', by model and head: with the run's path, where weights differ."""
     digests: dict[tuple[str, str], str] = {}
     shown = []
     for store in stores:
@@ -33,16 +33,16 @@ def shown_names(stores: Sequence[Store]) -> list[dict[tuple[str, str], str]]:
 def compare_runs(runs: Sequence[str | Path], against: str | None = None) -> Table:
     """One comparison table of several runs.
 
-    Two runs may hold the same model, head, method and metric for different images; for the same image they may not differ. A model
-    whose weights differ between runs is called by its run too.
+    Two runs may hold the same model, head, method and metric for different images; for the same image their values may not differ. The
+    name of a model whose weights differ between runs is followed by its run.
 
     Args:
         runs: run folders.
         against: a method to test the others against.
 
     Raises:
-        InputError: two runs give one value differently, or are shards of different cuts.
-        RunError: a folder that is no run.
+        InputError: two runs give different values for the same thing, or are shards of different cuts.
+        RunError: a folder that is not a run.
     """
     stores = [Store(run) for run in runs]
     frames = []
@@ -51,6 +51,7 @@ def compare_runs(runs: Sequence[str | Path], against: str | None = None) -> Tabl
         called = [names.get(key, key[0]) for key in zip(rows["model"], rows["head"], strict=True)]
         frames.append(rows.assign(model=called))
     rows = pd.concat(frames, ignore_index=True)
+    rows = rows.assign(target=rows["target"].astype(str))
     _refuse_mixed_targets(rows)
     values = rows.groupby(KEYS, sort=False)["value"]
     apart = (values.max() - values.min()) > AGREE
@@ -68,7 +69,7 @@ def compare_runs(runs: Sequence[str | Path], against: str | None = None) -> Tabl
 
 
 def _missing_shards(stores: Sequence[Store]) -> list[str]:
-    """What is not there of runs that were done in shards.
+    """Notes on shards that are missing.
 
     Raises:
         InputError: shards of one run that was cut in two ways.
@@ -95,5 +96,12 @@ def _refuse_mixed_targets(rows: pd.DataFrame) -> None:
         if len(rules := sorted(group["target_rule"].dropna().unique())) > 1:
             raise InputError(
                 f"the runs explain {model} · {head} for different targets ({', '.join(rules)}): their means answer different questions. "
+                "Compare them apart, or run them with the same --target."
+            )
+        if rules != ["labels"] and (several := group.groupby("image")["target"].nunique() > 1).any():
+            image = several[several].index[0]
+            targets = ", ".join(sorted(group.loc[group["image"] == image, "target"].unique()))
+            raise InputError(
+                f"the runs explain {model} · {head} for different targets ({targets} on {image}): their means answer different questions. "
                 "Compare them apart, or run them with the same --target."
             )

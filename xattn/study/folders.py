@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from xattn import urls
+from xattn.data import urls
 from xattn.errors import RunError
 
 UNFINISHED = ".unfinished"

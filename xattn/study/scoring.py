@@ -2,39 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import pandas as pd
 import torch
 from torch import Tensor
 
-from xattn.classifiers.classifier import Classifier
-from xattn.classifiers.forwards import Predictor
 from xattn.errors import InputError
-from xattn.explainers.maps import Images, Maps
-from xattn.memory import kept_pages
-from xattn.metrics.facts import MetricFacts, metrics
-from xattn.metrics.perturbation import Seen, look_at
-from xattn.metrics.probability import Predict, probability
-from xattn.registry import Part
+from xattn.explainers.api import Images
+from xattn.explainers.base import methods
+from xattn.explainers.maps import Maps, explainer_of
+from xattn.inference.memory import kept_pages
+from xattn.inference.predictor import Predictor
+from xattn.metrics.base import CurveMetric, Evidence, refuse_without_probability
+from xattn.metrics.base import metrics as registry
+from xattn.metrics.perturbations import Curve, Kept, Perturbation, Removed
+from xattn.metrics.responses import Responses, evaluate_for_all, evaluate_perturbations, shown_share
+from xattn.metrics.stream import PredictAll
+from xattn.models.classifier import Classifier
+from xattn.study.plan import MetricComponent
+from xattn.study.schema import COLUMNS, Row, with_map
 
-COLUMNS = (
-    "image",
-    "model",
-    "head",
-    "method",
-    "metric",
-    "value",
-    "target",
-    "target_rule",
-    "label",
-    "predicted",
-    "probability",
-    "degenerate",
-    "seed",
-    "error",
-)
+ByMethod = Mapping[str, Responses]
 
 
 @dataclass(frozen=True)
@@ -42,98 +32,162 @@ class Scores:
     """Values of one batch, on the CPU.
 
     Attributes:
-        values: by method and metric, one an image.
-        predicted: class index an image.
-        probability: of the target, unmasked, an image.
+        values: by method and metric, one per image.
+        curves: by method and metric, shares and probabilities along the metric's curve, one pair per image.
+        predicted: class index per image; None where the output is not a row of classes.
+        probability: of the target, unmasked, per image; None where the target has none.
         errors: what is wrong with an image, or None.
     """
 
     values: dict[tuple[str, str], list[float]]
-    predicted: list[int]
-    probability: list[float]
+    predicted: list[int | None]
+    probability: list[float | None]
     errors: list[str | None]
+    curves: dict[tuple[str, str], list[tuple[list[float], list[float]]]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Common:
-    """Methods whose masks are looked at in one stream.
+def perturbations_of(metrics: Sequence[MetricComponent]) -> list[Perturbation]:
+    """The perturbations that some metrics ask for, each once."""
+    return list(dict.fromkeys(asked for metric in metrics for asked in metric.instance.perturbations))
 
-    Attributes:
-        methods: by their names in the maps.
-        predict: images in pixel space → logits.
-        chunk: images a forward.
+
+def score_group(
+    classifiers: Sequence[Classifier],
+    maps: Sequence[Maps],
+    metrics: Sequence[MetricComponent],
+    predictors: Sequence[Predictor],
+    predict_all: PredictAll | None,
+) -> list[Scores]:
+    """The values of several heads on one backbone; masks that all have in common are laid on the images once.
+
+    Args:
+        classifiers: backbone and head of each.
+        maps: of each.
+        metrics: to take.
+        predictors: of perturbed images, of each.
+        predict_all: runs all heads at once; None: each runs alone.
     """
+    asked = perturbations_of(metrics)
+    shared = [] if predict_all is None or not asked else _common_methods(maps, asked)
+    found: Sequence[ByMethod] = [{} for _ in maps]
+    if shared and predict_all is not None:
+        first = maps[0]
+        found = evaluate_for_all(
+            predict_all,
+            first.images,
+            [each.target for each in maps],
+            {method: first.masks[method] for method in shared},
+            asked,
+            low_res_masks={method: first.low_res_masks[method] for method in shared},
+            mean=classifiers[0].mean,
+            chunk=predictors[0].chunk,
+        )
+    rows = zip(classifiers, maps, predictors, found, strict=True)
+    return [score(classifier, each, metrics, predictor, responses) for classifier, each, predictor, responses in rows]
 
-    methods: Collection[str]
-    predict: Predict
-    chunk: int
 
+def _common_methods(maps: Sequence[Maps], asked: Sequence[Perturbation]) -> list[str]:
+    """Methods whose masks are the same for all heads; none where a curve goes on by what each head answers."""
+    if any(isinstance(perturbation, Curve) and perturbation.tolerance is not None for perturbation in asked):
+        return []
+    first = maps[0]
 
-def run_key(name: str, head: str) -> str:
-    """What `run.json` calls a classifier."""
-    return f"{name} · {head}"
+    def same(a: dict[str, Tensor], b: dict[str, Tensor], method: str) -> bool:
+        return method in b and torch.equal(a[method], b[method])
 
-
-def key_of(classifier: Classifier) -> str:
-    """What a study and its `run.json` call a classifier."""
-    return run_key(classifier.name, classifier.head_name)
-
-
-def metric_parts(specs: Sequence[str]) -> list[Part[MetricFacts]]:
-    """The metrics that specs name, each once."""
-    if isinstance(specs, str):
-        raise InputError(f"metrics are a list: write metrics=['{specs}'].")
-    return list({part.spec: part for part in (metrics.part(spec) for spec in specs)}.values())
+    return [
+        method
+        for method in first
+        if all(same(first.masks, other.masks, method) and same(first.low_res_masks, other.low_res_masks, method) for other in maps)
+    ]
 
 
 def score(
     classifier: Classifier,
     maps: Maps,
-    parts: Sequence[Part[MetricFacts]],
+    metrics: Sequence[MetricComponent],
     predictor: Predictor,
-    common: Common | None = None,
+    responses: ByMethod | None = None,
 ) -> Scores:
-    """Every metric of every method's maps, on the maps' own targets; the unmasked images are looked at once for all.
+    """Every metric of every method's maps, on the maps' own targets; the unmasked images are run once for all.
 
     Args:
         classifier: whose maps.
         maps: of a batch.
-        parts: the metrics.
-        predictor: of changed images.
-        common: what several heads on one backbone have in common; None where there is none.
+        metrics: to take.
+        predictor: of perturbed images.
+        responses: of methods that were evaluated already.
+
+    Raises:
+        UnsupportedError: a metric follows a probability, and the target has none.
     """
-    looks = list(dict.fromkeys(look for part in parts if "masks" in part.facts.takes for look in part.run.looks))  # type: ignore[attr-defined]
-    original = probability(maps.logits, maps.targets, multi_label=classifier.multi_label)
-    finite = torch.isfinite(original.p)
-    changed_finite = torch.ones_like(finite)
-    seen: dict[str, Seen] = {}
-    alone = Common([method for method in maps if common is None or method not in common.methods], predictor, predictor.chunk)
-    for stream in (alone, common) if looks else ():
-        if stream is not None and stream.methods:
-            seen |= look_at(
-                stream.predict,
-                maps.images,
-                maps.targets,
-                {method: maps.masks[method] for method in stream.methods},
-                looks,
-                cells={method: maps.cells[method] for method in stream.methods},
-                mean=classifier.mean,
-                multi_label=classifier.multi_label,
-                chunk=stream.chunk,
-            )
-    for found in seen.values():
-        changed_finite = changed_finite & found.finite().to(finite.device)
-    columns: dict[tuple[str, str], Tensor] = {}
-    for method in maps:
-        for part in parts:
-            value = part.run.value(seen[method]) if "masks" in part.facts.takes else part.run.of_maps(maps.raw[method])  # type: ignore[attr-defined]
-            columns[method, part.spec] = value
-    table = torch.stack([column.to(original.p.device) for column in columns.values()]).cpu().tolist() if columns else []
+    target = maps.target
+    for metric in metrics:
+        refuse_without_probability(metric.spec, metric.instance, target.has_probability, target.kind)
+    asked, known = perturbations_of(metrics), dict(responses or {})
+    left = [method for method in maps if method not in known]
+    if left:
+        known |= evaluate_perturbations(
+            predictor,
+            maps.images,
+            target,
+            {method: maps.masks[method] for method in left},
+            asked,
+            low_res_masks={method: maps.low_res_masks[method] for method in left},
+            mean=classifier.mean,
+            chunk=predictor.chunk,
+        )
+    evidence = {method: _evidence(classifier, maps, method, metrics, predictor, known[method]) for method in maps}
+    columns = {(method, metric.spec): metric.instance.value(evidence[method]) for method in maps for metric in metrics}
+    original = target.probability(maps.output).p if target.has_probability else None
+    whole = torch.isfinite(original if original is not None else target.score(maps.output))
+    changed = torch.ones_like(whole)
+    for found in known.values():
+        finite = found.finite()
+        changed = changed if finite is None else changed & finite.to(changed.device)
+    table = torch.stack([column.to(whole.device) for column in columns.values()]).cpu().tolist() if columns else []
     errors = [
-        None if whole and changed else "the network gave a non-finite value" + ("" if not whole else " on a changed image")
-        for whole, changed in zip(finite.tolist(), changed_finite.tolist(), strict=True)
+        None if fine and stays else "the network gave a non-finite value" + ("" if not fine else " on a changed image")
+        for fine, stays in zip(whole.tolist(), changed.tolist(), strict=True)
     ]
-    return Scores(dict(zip(columns, table, strict=True)), maps.logits.argmax(dim=1).tolist(), original.p.tolist(), errors)
+    predicted = target.predicted(maps.output)
+    return Scores(
+        dict(zip(columns, table, strict=True)),
+        [None] * len(whole) if predicted is None else predicted.tolist(),
+        [None] * len(whole) if original is None else original.tolist(),
+        errors,
+        _curves(metrics, known),
+    )
+
+
+def _evidence(
+    classifier: Classifier, maps: Maps, method: str, metrics: Sequence[MetricComponent], predictor: Predictor, responses: Responses
+) -> Evidence:
+    component = methods.create(method)
+    head_maps = maps.head_maps.weighted if maps.head_maps is not None and component.metadata.shows_head else None
+    size = (maps.images.shape[2], maps.images.shape[3])
+    explanations: dict[Perturbation, Tensor] = {}
+    for perturbation in dict.fromkeys(asked for metric in metrics for asked in metric.instance.explained):
+        if not isinstance(perturbation, Kept | Removed):
+            raise InputError(f"images can be explained again where a mask is kept or removed; got {perturbation}.")
+        shown = shown_share(perturbation, maps.masks[method], maps.low_res_masks[method], size)
+        explain = explainer_of(classifier, maps, component, predictor)
+        explanations[perturbation] = explain(maps.images * shown.to(maps.images)[:, None])
+    return Evidence(maps.masks[method], maps.raw[method], head_maps, responses, explanations)
+
+
+def _curves(metrics: Sequence[MetricComponent], known: ByMethod) -> dict[tuple[str, str], list[tuple[list[float], list[float]]]]:
+    """The curves that metrics follow, each kept with the first metric that follows it."""
+    owners: dict[Curve, str] = {}
+    for metric in metrics:
+        if isinstance(metric.instance, CurveMetric):
+            owners.setdefault(metric.instance.curve, metric.spec)
+    found = {}
+    for method, responses in known.items():
+        for curve, spec in owners.items():
+            response = responses.curve(curve)
+            found[method, spec] = list(zip(response.shares.tolist(), response.p.tolist(), strict=True))
+    return found
 
 
 def evaluate(
@@ -153,10 +207,19 @@ def evaluate(
         maps: what `explain` gave.
         metrics: names with settings, `name[:key=value,…]`.
         batch_size: images scored at once.
-        predictor: of changed images, from `xattn.classifiers.fastest`; the default one, unmeasured, if None.
+        predictor: of perturbed images, from `xattn.inference.fastest`; the default one, unmeasured, if None.
 
     Returns:
-        A row a value, with the columns of a run's `scores.csv`.
+        One row per value, with the columns of a run's `scores.csv`.
+
+    Raises:
+        UnsupportedError: a metric follows a probability, and the target has none.
+
+    >>> import torch, xattn
+    >>> clf, images = xattn.load("birds:gap", device="cpu"), torch.rand(2, 3, 64, 64)
+    >>> rows = xattn.evaluate(clf, images, xattn.explain(clf, images), ["average-drop", "sparsity"])
+    >>> rows["metric"].to_list()
+    ['average-drop', 'sparsity', 'average-drop', 'sparsity']
     """
     if not isinstance(maps, Maps):
         raise InputError("evaluate scores what explain gave; masks of your own go to the functions of xattn.metrics.")
@@ -165,29 +228,75 @@ def evaluate(
         raise InputError(
             f"maps are of images {tuple(maps.images.shape)}; got images {tuple(images.shape)}. Pass the images that were explained."
         )
-    parts = metric_parts(metrics)
+    components = registry.create_all(metrics)
     runs = predictor or Predictor(classifier)
-    frames = []
+    rows: list[Row] = []
     with kept_pages():
         for start in range(0, len(images), batch_size):
             piece = maps.part(start, start + batch_size, images)
-            scores = score(classifier, piece, parts, runs)
-            frames.append(pd.DataFrame(rows_of(classifier, piece, scores, [None] * len(piece.names), maps.seed), columns=list(COLUMNS)))
-    rows = pd.concat(frames, ignore_index=True)
-    return rows.astype({"label": "Int64", "target": "Int64", "predicted": "Int64"})
+            rows += rows_of(classifier, piece, score(classifier, piece, components, runs), [None] * len(piece.names))
+    return frame_of(pd.DataFrame([{name: getattr(row, name) for name in COLUMNS} for row in rows], columns=list(COLUMNS)))
 
 
-def rows_of(classifier: Classifier, maps: Maps, scores: Scores, labels: Sequence[int | None], seed: int) -> list[tuple[object, ...]]:
+def frame_of(rows: pd.DataFrame) -> pd.DataFrame:
+    """Tidy rows with class indices as nullable integers; the column `target` too, where all targets are classes."""
+    kinds = dict.fromkeys(("label", "predicted"), "Int64")
+    targets = rows["target"].dropna()
+    if targets.map(lambda target: str(target).isdecimal()).all():
+        rows = rows.assign(target=pd.to_numeric(rows["target"]))
+        kinds["target"] = "Int64"
+    return rows.astype(kinds)
+
+
+def rows_of(classifier: Classifier, maps: Maps, scores: Scores, labels: Sequence[int | None]) -> list[Row]:
     """Tidy rows of a batch, image by image; an image with an error has one."""
-    targets = maps.targets.tolist()
+    targets = maps.target.names()
     flags = {method: found.tolist() for method, found in maps.degenerate.items()}
-    model, head = classifier.name, classifier.head_name
-    rows: list[tuple[object, ...]] = []
+    rows: list[Row] = []
     for i, name in enumerate(maps.names):
+        about = Row(name, classifier.name, classifier.head_name, target_rule=maps.target_rule, label=labels[i], seed=maps.seed)
         if scores.errors[i] is not None:
-            rows.append((name, model, head, None, None, None, None, maps.target_rule, labels[i], None, None, None, seed, scores.errors[i]))
+            rows.append(replace(about, error=scores.errors[i]))
             continue
-        about = (targets[i], maps.target_rule, labels[i], scores.predicted[i], scores.probability[i])
+        about = replace(about, target=targets[i], predicted=scores.predicted[i], probability=scores.probability[i])
         for (method, metric), values in scores.values.items():
-            rows.append((name, model, head, method, metric, values[i], *about, flags[method][i], seed, None))
+            row = replace(about, method=method, metric=metric, value=values[i], degenerate=flags[method][i])
+            kept = scores.curves.get((method, metric))
+            rows.append(row if kept is None else replace(row, shares=kept[i][0], curve=kept[i][1]))
+    return rows
+
+
+def map_rows_of(classifier: Classifier, maps: Maps, scores: Scores, labels: Sequence[int | None], *, whole: bool) -> list[Row]:
+    """Rows with the raw maps of each method, and with the maps of a head that has several.
+
+    Args:
+        classifier: whose maps.
+        maps: of a batch.
+        scores: of the batch.
+        labels: of the images.
+        whole: keep maps of the image's size whole.
+    """
+    targets, size = maps.target.names(), (maps.images.shape[2], maps.images.shape[3])
+    found: dict[str | None, Tensor] = {method: raw[:, None].cpu() for method, raw in maps.raw.items()}
+    if maps.ranked is not None:
+        found[None] = maps.ranked.cpu()
+    rows: list[Row] = []
+    for method, kept in found.items():
+        flags = [False] * len(kept) if method is None else maps.degenerate[method].tolist()
+        for i, name in enumerate(maps.names):
+            if scores.errors[i] is None:
+                about = Row(
+                    name,
+                    classifier.name,
+                    classifier.head_name,
+                    method,
+                    target=targets[i],
+                    target_rule=maps.target_rule,
+                    label=labels[i],
+                    predicted=scores.predicted[i],
+                    probability=scores.probability[i],
+                    degenerate=flags[i],
+                    seed=maps.seed,
+                )
+                rows.append(with_map(about, kept[i], size, whole=whole))
     return rows

@@ -9,69 +9,33 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import math
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
-import torch
-from torch import Tensor
-from torch.nn import functional
 
 from xattn.errors import RunError
 from xattn.study.folders import LocalFolder, folder_at
-from xattn.study.scoring import COLUMNS
+from xattn.study.schema import COLUMNS, SCHEMA, Row, StoredMap, arrow_table, stored_map
+from xattn.study.summary import Summary
 
-PREVIEW = 64
 PARTS, PART = "parts", ".parquet"
 
-SCHEMA = pa.schema(
-    [
-        ("image", pa.string()),
-        ("model", pa.string()),
-        ("head", pa.string()),
-        ("method", pa.string()),
-        ("metric", pa.string()),
-        ("value", pa.float64()),
-        ("target", pa.int32()),
-        ("target_rule", pa.string()),
-        ("label", pa.int32()),
-        ("predicted", pa.int32()),
-        ("probability", pa.float64()),
-        ("degenerate", pa.bool_()),
-        ("seed", pa.int64()),
-        ("error", pa.string()),
-        # A row without metric and without error holds the method's raw map, see `map_columns`: float16, times `scale`. One without a
-        # method too holds the head's ranked maps.
-        ("map", pa.binary()),
-        ("count", pa.int32()),
-        ("height", pa.int32()),
-        ("scale", pa.float64()),
-    ]
-)
 
-
-MAP_COLUMNS = len(SCHEMA) - len(COLUMNS)
-
-
-@dataclass(frozen=True)
-class StoredMap:
-    """A raw map as a run keeps it.
+class StoredCurve(NamedTuple):
+    """The target's probability along a metric's curve, as a run keeps it: a float32 per step.
 
     Attributes:
-        raw: `(h, w)` float32, from float16; one at the image's size is kept reduced unless the run was told to save maps. Of a head's
-            ranked maps `(N, h, w)`.
-        about: target, label, predicted, probability and degenerate of its row.
+        shares: share of the pixels changed, from 0 to 1.
+        p: the target's probability.
     """
 
-    raw: Tensor
-    about: dict[str, Any]
+    shares: list[float]
+    p: list[float]
 
 
 class Store:
@@ -106,7 +70,7 @@ class Store:
         self.write_text("run.json", json.dumps({"settings": settings, **notes}, indent=1, ensure_ascii=False) + "\n")
 
     def note(self, key: str, value: Any) -> None:
-        """Adds to what `run.json` says."""
+        """Adds to `run.json`."""
         self.write_text("run.json", json.dumps({**self.read_run(), key: value}, indent=1, ensure_ascii=False) + "\n")
 
     def read_run(self) -> dict[str, Any]:
@@ -118,7 +82,7 @@ class Store:
         try:
             found: dict[str, Any] = json.loads(self.files.read("run.json").decode("utf-8"))
         except FileNotFoundError as error:
-            raise RunError(f"'{self.folder}' is no run: it has no run.json. Give a folder that `xattn explain --out` wrote.") from error
+            raise RunError(f"'{self.folder}' is not a run: it has no run.json. Give a folder that `xattn explain --out` wrote.") from error
         except (OSError, ValueError) as error:
             raise RunError(f"'{self.folder}/run.json' could not be read ({error}).") from error
         return found
@@ -146,14 +110,13 @@ class Store:
             raise RunError(f"'{self.folder}' has no table yet: call run() first.")
         return pd.read_csv(io.BytesIO(self.files.read("table.csv")))
 
-    def write_part(self, name: str, rows: Sequence[Sequence[object]]) -> None:
+    def write_part(self, name: str, rows: Sequence[Row]) -> None:
         """Writes one part, whole or not at all.
 
         Raises:
             RunError: it could not be written, a full disk for one; the parts before it stay.
         """
-        columns = list(zip(*rows, strict=True)) if rows else [()] * len(SCHEMA)
-        table = pa.table([pa.array(column, type=field.type) for column, field in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
+        table = arrow_table(rows)
         with self.whole(Path(PARTS) / f"{name}{PART}") as path:
             pq.write_table(table, path, compression="zstd")
 
@@ -167,15 +130,15 @@ class Store:
         return self.files.whole(name)
 
     def tables(self) -> Iterator[pa.Table]:
-        """The parts in order, one in memory at a time; an image that failed for every classifier alike is told once."""
+        """The parts in order, one in memory at a time; an image that failed for every classifier alike has one row."""
         told: set[str] = set()
         for part in self.files.listed(PARTS, PART):
             try:
                 with self.files.opened(part) as source:
-                    table = pq.read_table(source)
+                    table = _in_schema(pq.read_table(source))
             except (OSError, pa.ArrowException) as error:
                 raise RunError(
-                    f"'{self.folder}/{part}' is damaged ({error}). Delete it and run the same command: only that part is made again."
+                    f"'{self.folder}/{part}' is damaged ({error}). Delete it and run the same command: only that part is computed again."
                 ) from error
             failed = [
                 name if model is None else None for name, model in zip(table["image"].to_pylist(), table["model"].to_pylist(), strict=True)
@@ -220,84 +183,50 @@ class Store:
         """Raw maps of some images, by image, model, head and method."""
         chosen = None if methods is None else set(methods)
         return {
-            (row["image"], row["model"], row["head"], row["method"]): _stored(row)
+            (row["image"], row["model"], row["head"], row["method"]): stored_map(row)
             for row in self._map_rows(images)
             if row["method"] is not None and (chosen is None or row["method"] in chosen)
         }
 
     def ranked(self, images: Iterable[str]) -> dict[tuple[str, str, str], StoredMap]:
         """Ranked maps `(N, h, w)` of some images, by image, model and head; those of heads that have several."""
-        return {(row["image"], row["model"], row["head"]): _stored(row) for row in self._map_rows(images) if row["method"] is None}
+        return {(row["image"], row["model"], row["head"]): stored_map(row) for row in self._map_rows(images) if row["method"] is None}
+
+    def curves(self, images: Iterable[str] | None = None) -> dict[tuple[str, str, str, str, str, str], StoredCurve]:
+        """The curves that metrics followed, by image, model, head, method, metric and target.
+
+        A curve that several metrics follow is kept with the first of them, in the order of the run.
+        """
+        wanted = None if images is None else pa.array(sorted(set(images)))
+        found: dict[tuple[str, str, str, str, str, str], StoredCurve] = {}
+        keys = ["image", "model", "head", "method", "metric", "target"]
+        for table in self.tables():
+            kept = table.select([*keys, "shares", "curve"]).filter(pa.compute.is_valid(table["curve"]))
+            if wanted is not None:
+                kept = kept.filter(pa.compute.is_in(kept["image"], value_set=wanted))
+            for row in kept.to_pylist():
+                found[row["image"], row["model"], row["head"], row["method"], row["metric"], row["target"]] = StoredCurve(
+                    row["shares"], row["curve"]
+                )
+        return found
 
     def _map_rows(self, images: Iterable[str]) -> Iterator[dict[str, Any]]:
         wanted = set(images)
         for part in self.files.listed(PARTS, PART) if wanted else ():
             with self.files.opened(part) as source:
-                table = pq.read_table(source, filters=[("image", "in", wanted)])
+                table = _in_schema(pq.read_table(source, filters=[("image", "in", wanted)]))
             for row in table.to_pylist():
                 if row["map"] is not None:
                     yield row
 
 
-def _stored(row: Mapping[str, Any]) -> StoredMap:
-    shape = (row["height"], -1) if row["method"] is not None else (row["count"], row["height"], -1)
-    raw = torch.frombuffer(bytearray(row["map"]), dtype=torch.float16).view(shape)
-    return StoredMap(raw.float() * row["scale"], {key: row[key] for key in ("target", "label", "predicted", "probability", "degenerate")})
-
-
-def map_columns(raw: Tensor, image_size: tuple[int, int], *, whole: bool) -> tuple[bytes, int, int, float]:
-    """Raw maps as the last four columns hold them: float16 of the map over its largest magnitude, so that none is lost to range.
-
-    Args:
-        raw: `(N, h, w)`.
-        image_size: a map of this size is kept as means over cells, at most `PREVIEW` a side, enough for a look.
-        whole: keep it whole all the same.
-    """
-    finite = torch.nan_to_num(raw.float(), nan=0.0, posinf=0.0, neginf=0.0)
-    if tuple(raw.shape[1:]) == image_size and max(image_size) > PREVIEW and not whole:
-        finite = functional.adaptive_avg_pool2d(finite, (min(image_size[0], PREVIEW), min(image_size[1], PREVIEW)))
-    scale = float(finite.abs().max()) or 1.0
-    return (finite / scale).half().cpu().contiguous().numpy().tobytes(), finite.shape[0], finite.shape[1], scale
-
-
-class Summary:
-    """Means over valid rows, gathered part by part."""
-
-    def __init__(self, metrics: Sequence[str]) -> None:
-        self.metrics = metrics
-        self.sums: dict[tuple[str, str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(lambda: [0.0, 0.0]))
-
-    def add(self, table: pa.Table) -> None:
-        for row in table.select(list(COLUMNS)).to_pylist():
-            if row["method"] is None:
-                continue
-            sums = self.sums[row["model"], row["head"], row["method"]]
-            if row["metric"] is None:
-                _count(sums["n"], 1.0)
-                _count(sums["degenerate_share"], float(row["degenerate"]))
-                if row["label"] is not None:
-                    _count(sums["accuracy"], 100.0 * (row["predicted"] == row["label"]))
-            elif row["value"] is not None and math.isfinite(row["value"]):
-                _count(sums[row["metric"]], row["value"])
-
-    def frame(self) -> pd.DataFrame:
-        """A row per model × head × method: mean of each metric's valid rows, accuracy where labels are known, n, degenerate share."""
-        rows = []
-        labelled = any("accuracy" in sums for sums in self.sums.values())
-        for (model, head, method), sums in self.sums.items():
-            means = {name: total / count for name, (total, count) in sums.items() if count}
-            row: dict[str, object] = {"model": model, "head": head, "method": method}
-            row |= {metric: means.get(metric, math.nan) for metric in self.metrics}
-            if labelled:
-                row["accuracy"] = means.get("accuracy", math.nan)
-            rows.append(row | {"n": int(sums["n"][1]), "degenerate_share": means.get("degenerate_share", 0.0)})
-        columns = ["model", "head", "method", *self.metrics, *(["accuracy"] if labelled else []), "n", "degenerate_share"]
-        return pd.DataFrame(rows, columns=columns)
-
-
-def _count(sums: list[float], value: float) -> None:
-    sums[0] += value
-    sums[1] += 1
+def _in_schema(table: pa.Table) -> pa.Table:
+    """The rows of a part in today's schema: columns that an earlier version did not write are empty."""
+    columns = [
+        table[column.name].cast(column.type) if column.name in table.column_names else pa.nulls(len(table), column.type)
+        for column in SCHEMA
+    ]
+    return pa.table(columns, schema=SCHEMA)
 
 
 def _differences(before: Any, now: Any, path: str = "") -> Iterator[str]:

@@ -1,6 +1,6 @@
 """Training of heads, by Lightning: the head alone beside a frozen network, or head and network, with or without a teacher."""
 
-from xattn.errors import MissingPackageError
+from xattn.errors import DivergedError, MissingPackageError
 
 try:
     import lightning
@@ -10,7 +10,7 @@ except ImportError as error:
 from xattn.training.data import Labelled, open_data
 from xattn.training.fit import Fitted, fit
 from xattn.training.loss import distillation
-from xattn.training.module import DivergedError, gradient_norms
+from xattn.training.module import gradient_norms
 from xattn.training.recipe import PRESETS, Recipe
 
 del lightning

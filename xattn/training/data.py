@@ -17,9 +17,9 @@ from torch.utils.data import Dataset, Sampler, Subset
 from torchvision import datasets
 from torchvision.transforms import v2
 
-from xattn.classifiers.preprocessing import Preprocessing
+from xattn.data.images import ImageSource, read_picture
+from xattn.data.preprocessing import Preprocessing
 from xattn.errors import ImageError, InputError, MissingPackageError, NameUnknownError
-from xattn.images import ImageSource, read_picture
 
 Classes = Literal["folders", "wnid"]
 

@@ -13,15 +13,14 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities import rank_zero_only
-from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from xattn.classifiers import Classifier
-from xattn.errors import InputError
+from xattn.errors import DivergedError, InputError
 from xattn.heads import heads
+from xattn.models import Classifier
+from xattn.training.checkpointing import BEST, Checkpointing, begin, loggers, quiet
 from xattn.training.data import Classes, EpochOrder, Labelled, open_data, splits
-from xattn.training.keeper import BEST, Keeper, begin, loggers, quiet
-from xattn.training.module import DivergedError, Training, freeze
+from xattn.training.module import Training, freeze
 from xattn.training.recipe import Recipe, default_preset, recipe_of
 
 DTYPES = {"64-true": torch.float64, "bf16-true": torch.bfloat16, "16-true": torch.float16}
@@ -77,7 +76,7 @@ def fit(
         out: the `.safetensors` to write; logs and checkpoints go into a folder beside it, called alike with `.training`.
         recipe: settings, or a preset's name; None: "head" for ca-stream, "full" for the others.
         classes: what folders' names are, as for `open_data`. Names that the classifier knows are taken as its own classes.
-        teacher: a classifier of the same classes whose answers are learnt beside the labels; `begin_with` gives its weights to begin with.
+        teacher: a classifier of the same classes whose answers are learnt beside the labels; `start_from` gives the student its weights.
         seed: of the split, the order, the augmentation and dropout.
         workers: processes that decode; None: one a core but one, at most 8.
         accelerator: "cpu", "gpu", "mps", …; None: where the classifier is.
@@ -100,11 +99,11 @@ def fit(
     _check(classifier, opened, teacher, chosen, precision)
     training, numbers, validation = splits(opened, classifier.preprocessing, chosen.validation, chosen.smallest_crop, seed)
     folder = Path(out).with_suffix(".training")
-    keeper = Keeper(folder, len(numbers), chosen.epochs, progress and is_first_process(), on_epoch)
+    checkpointing = Checkpointing(folder, len(numbers), chosen.epochs, progress and is_first_process(), on_epoch)
     stop = [] if chosen.patience is None else [EarlyStopping("val_loss", patience=chosen.patience)]
     where = accelerator or {"cuda": "gpu"}.get(classifier.device.type, classifier.device.type)
     diverged: DivergedError | None = None
-    with _as_it_was(classifier), keeper.progress, quiet():
+    with _as_it_was(classifier), checkpointing.progress, quiet():
         trainer = lightning.Trainer(
             accelerator=where,
             devices=[classifier.device.index or 0] if where == "gpu" and classifier.device.type == "cuda" and devices == 1 else devices,
@@ -112,7 +111,7 @@ def fit(
             precision=precision,
             max_epochs=chosen.epochs,
             logger=loggers(folder),
-            callbacks=[keeper, *stop],
+            callbacks=[checkpointing, *stop],
             log_every_n_steps=1,
             num_sanity_val_steps=0,
             enable_progress_bar=False,
@@ -121,11 +120,12 @@ def fit(
         )
         begin(folder, _settings(classifier, opened, teacher, chosen, seed, precision))
         if chosen.dropout is not None:
-            classifier.head.dropout.p = chosen.dropout  # type: ignore[union-attr]  # checked above
+            for layer in classifier.head.dropouts():
+                layer.p = chosen.dropout
         module = Training(classifier, chosen, teacher, log_gradients, seed)
         freeze(classifier, backbone=chosen.backbone)
-        checkpoint = keeper.resume()
-        first = keeper.kept["epochs"]
+        checkpoint = checkpointing.resume()
+        first = checkpointing.kept["epochs"]
         processes = trainer.num_devices * trainer.num_nodes
         batch = max(1, chosen.batch_size // processes)
         workers = min(8, max(1, (os.cpu_count() or 1) - 1)) if workers is None else workers
@@ -137,7 +137,7 @@ def fit(
             drop_last=len(numbers) > 1 and -(-len(numbers) // processes) % batch == 1,  # BatchNorm can do nothing with a single picture
             **shared,
         )
-        if not keeper.kept["finished"]:
+        if not checkpointing.kept["finished"]:
             try:
                 trainer.fit(module, loader, DataLoader(validation, batch, **shared), ckpt_path=checkpoint, weights_only=True)
             except DivergedError as error:
@@ -152,17 +152,16 @@ def fit(
     if trainer.is_global_zero and classifier.source is not None:
         classifier.save(str(out))
     if diverged is not None:
-        kept = f"The best epoch before it, {keeper.kept['best_epoch']}, is in {out}; train with other settings into another file."
+        kept = f"The best epoch before it, {checkpointing.kept['best_epoch']}, is in {out}; train with other settings into another file."
         raise DivergedError(f"{diverged} {kept}") from diverged
-    found = keeper.kept
+    found = checkpointing.kept
     return Fitted(found["epochs"], found["best_epoch"], found["best_loss"], found["best_accuracy"], len(validation), folder)  # type: ignore[arg-type]  # a data set with a length
 
 
 @contextmanager
 def _as_it_was(classifier: Classifier) -> Iterator[None]:
     """Where the classifier is, its flags and its dropout are the same afterwards, and so is torch's generator; its weights are not."""
-    device, dropout = classifier.device, getattr(classifier.head, "dropout", None)
-    share = dropout.p if isinstance(dropout, nn.Dropout) else 0.0
+    device, dropout = classifier.device, {layer: layer.p for layer in classifier.head.dropouts()}
     flags = {parameter: parameter.requires_grad for parameter in classifier.parameters()}
     modes = {part: part.training for part in classifier.modules()}
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -175,8 +174,8 @@ def _as_it_was(classifier: Classifier) -> Iterator[None]:
                 parameter.grad = None
             for part, mode in modes.items():
                 part.training = mode
-            if isinstance(dropout, nn.Dropout):
-                dropout.p = share
+            for layer, share in dropout.items():
+                layer.p = share
 
 
 def is_first_process() -> bool:
@@ -196,7 +195,7 @@ def in_classes_of(classifier: Classifier, data: Labelled) -> Labelled:
     if set(data.names) <= set(known):
         return data.renumbered([known.index(name) for name in data.names])
     unknown = next(name for name in data.names if name not in known)
-    if heads.part(classifier.head_name).facts.replaces != "classifier":
+    if heads.create(classifier.head_name).metadata.replaces != "classifier":
         raise InputError(
             f"{classifier.head_name} keeps the classifier of {classifier.name}, which knows no class '{unknown}' of {data.name}. Call "
             f"folders as it does ({', '.join(known[:3])}, …), give --classes wnid for ImageNet's WordNet ids, or use br-npa or b-cnn."
@@ -226,7 +225,7 @@ def _check(classifier: Classifier, data: Labelled, teacher: Classifier | None, r
         raise InputError(
             f"{classifier.head_name} has no weights of its own to train: train the network too (preset full), or use ca-stream."
         )
-    if recipe.dropout is not None and not isinstance(getattr(classifier.head, "dropout", None), nn.Dropout):
+    if recipe.dropout is not None and not classifier.head.dropouts():
         raise InputError(f"{classifier.head_name} has no dropout to set: leave it out of the recipe.")
     if classifier.multi_label:
         raise InputError(f"{classifier.name} is multi-label, and training here has one class a picture: train it in a loop of your own.")

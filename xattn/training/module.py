@@ -13,16 +13,12 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
-from xattn.classifiers import Classifier, evaluating
-from xattn.classifiers.preprocessing import pixels
-from xattn.errors import XattnError
+from xattn.data.preprocessing import pixels
+from xattn.errors import DivergedError
+from xattn.models import Classifier, evaluating
 from xattn.training.data import mixed
 from xattn.training.loss import distillation
 from xattn.training.recipe import Recipe
-
-
-class DivergedError(XattnError, ArithmeticError):
-    """The loss is no longer a number."""
 
 
 class Training(lightning.LightningModule):

@@ -106,4 +106,4 @@ def recipe_of(preset: str) -> Recipe:
 
 def default_preset(head: str) -> str:
     """What a head is trained by unless a preset is named: alone before the network's own classifier, else with the network."""
-    return "head" if heads.part(head).facts.replaces == "pooling" else "full"
+    return "head" if heads.create(head).metadata.replaces == "pooling" else "full"

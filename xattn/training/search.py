@@ -15,14 +15,12 @@ import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
-from torch import nn
 
-from xattn.classifiers import Classifier
-from xattn.errors import InputError, UnsupportedError
+from xattn.errors import DivergedError, InputError, UnsupportedError
+from xattn.models import Classifier
+from xattn.training.checkpointing import begin
 from xattn.training.data import Classes, Labelled, open_data
 from xattn.training.fit import fit
-from xattn.training.keeper import begin
-from xattn.training.module import DivergedError
 from xattn.training.recipe import Recipe, default_preset, recipe_of
 
 DIVERGED = "diverged"
@@ -150,7 +148,7 @@ def _suggested(trial: optuna.Trial, base: Recipe, classifier: Classifier, taught
         "lr": trial.suggest_float("lr", 1e-5, 1e-1, log=True),
         "weight_decay": trial.suggest_float("weight_decay", 1e-6, 1e-2, log=True),
     }
-    if isinstance(getattr(classifier.head, "dropout", None), nn.Dropout):
+    if classifier.head.dropouts():
         changes["dropout"] = trial.suggest_float("dropout", 0.0, 0.5)
     if taught:
         changes["alpha"] = trial.suggest_float("alpha", 0.0, 0.9)

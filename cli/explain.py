@@ -1,0 +1,213 @@
+"""`xattn explain`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from xattn.cli.options import PathOrURL, shard, triple
+from xattn.cli.terminal import warned_lines
+from xattn.errors import InputError
+
+if TYPE_CHECKING:
+    from xattn.models import Classifier
+    from xattn.study import Outcome, Study
+
+COMPONENT = "name[:key=value,…]"
+SOME_FAILED = 3
+
+
+@click.command()
+@click.argument("images", nargs=-1, required=True)
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    required=True,
+    help="Network: birds:NAME, torchvision:NAME, timm:NAME, package.module:factory, path/file.py:factory, or a saved .safetensors. "
+    "Repeatable.",
+)
+@click.option(
+    "--weights",
+    multiple=True,
+    help="Weights: a local .pth or .safetensors, or the name of torchvision weights; one for each --model, in order, '' for its own.",
+)
+@click.option(
+    "--head",
+    "heads",
+    multiple=True,
+    help="Head that gives the logits; see `xattn list heads`. Repeatable. Default: a saved model's own, else gap.",
+)
+@click.option("--stage", help="Module whose feature map is explained; default: what enters the pooling.")
+@click.option(
+    "--method", "methods", multiple=True, help=f"{COMPONENT}; see `xattn list methods`. Repeatable; some CAMs and controls if none."
+)
+@click.option("--metric", "metrics", multiple=True, help=f"{COMPONENT}; see `xattn list metrics`. Repeatable.")
+@click.option(
+    "--target",
+    help="What is explained: predicted, label, a class index or name; labels, every label of an image; or a contrast, as 'A - 0.6*B', "
+    "'predicted - second', 'label - predicted'. Default: label where labels are given, else predicted.",
+)
+@click.option(
+    "--labels-csv",
+    type=PathOrURL(exists=True, dir_okay=False),
+    help="CSV with columns image (path relative to the folder) and label (class index or name; several with | between them).",
+)
+@click.option("--labels", type=click.Path(exists=True, dir_okay=False), help="Text file with a class name per line.")
+@click.option(
+    "--out",
+    required=True,
+    type=PathOrURL(file_okay=False),
+    help="Run folder, a path or a URL as s3://bucket/run; a run that was cut off goes on there.",
+)
+@click.option("--input-size", type=int, help="Side of the crop.")
+@click.option("--resize", type=int, help="Shorter side before the crop.")
+@click.option("--mean", callback=triple, help="Mean of the normalisation, R,G,B in [0, 1].")
+@click.option("--std", callback=triple, help="Standard deviation of the normalisation, R,G,B in [0, 1].")
+@click.option("--device", help="cpu, cuda, cuda:1, mps; default: a GPU where there is one.")
+@click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Images per part of the run.")
+@click.option("--workers", type=click.IntRange(0), help="Processes that decode; default: one per core but one.")
+@click.option(
+    "--level",
+    type=click.Choice(["exact", "fast"]),
+    default="exact",
+    show_default=True,
+    help="Precision: fast computes in half precision where that is faster, and the run reports by how much its values differ.",
+)
+@click.option(
+    "--tune",
+    default="auto",
+    show_default=True,
+    help="How forwards are run: off; auto, measured where the work is worth it; full; or chunk=16,folded=true,compiled=true by hand.",
+)
+@click.option("--memory", help="Most memory that the run may hold beside the models, as 2GB. Default: most of what is free.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of whatever is random.")
+@click.option(
+    "--shard",
+    default="1/1",
+    callback=shard,
+    help="i/n: do only the i-th of n shares of the work, in a folder of its own; compare joins them.",
+)
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="ray: run on the machines of a Ray cluster, that of RAY_ADDRESS or `ray start`, else on this machine's cores.",
+)
+@click.option("--actors", type=click.IntRange(1), help="Processes of Ray that hold the networks; default: one per GPU, else one per CPU.")
+@click.option("--untrained", is_flag=True, help="Explain a head that was never trained as well.")
+@click.option("--trust-code", is_flag=True, help="Import and run the code that a saved .safetensors names as the source of its network.")
+@click.option("--save-maps", is_flag=True, help="Also write masks of the crop's size, as 16-bit PNG, and keep maps of that size whole.")
+def explain(
+    images: Sequence[str],
+    models: Sequence[str],
+    weights: Sequence[str],
+    heads: Sequence[str],
+    methods: Sequence[str],
+    metrics: Sequence[str],
+    labels_csv: str | None,
+    labels: str | None,
+    out: str,
+    input_size: int | None,
+    resize: int | None,
+    mean: list[float] | None,
+    std: list[float] | None,
+    device: str | None,
+    trust_code: bool,
+    **options: Any,
+) -> None:
+    """Explain and score IMAGES (folders, globs, files, CSVs, by path or URL): maps, scores.csv, table.csv and a figure in RUN."""
+    if weights and len(weights) != len(models):
+        raise InputError(f"{len(weights)} --weights came for {len(models)} --model: give one for each, in order, or none.")
+    from xattn.data.images import ImageSource
+    from xattn.explainers import methods as method_registry
+    from xattn.metrics import metrics as metric_registry
+    from xattn.study import DEFAULT_METHODS, DEFAULT_METRICS, Study
+
+    methods, metrics = methods or DEFAULT_METHODS, metrics or DEFAULT_METRICS
+    metric_registry.create_all(metrics)  # a wrong name is reported before anything is loaded
+    method_registry.create_all(methods)
+    source = ImageSource(list(images), labels_csv)
+    sys.path.append(os.getcwd())  # where package.module:factory is searched
+    shape = {"input_size": input_size, "resize": resize, "mean": mean, "std": std}
+    classifiers = _load(models, weights, heads, {**shape, "labels": labels, "device": device, "trust_code": trust_code})
+    study = Study(classifiers, methods, metrics, source, out, **options)
+    _announce(study)
+    try:
+        outcome = study.run()
+    except KeyboardInterrupt:
+        click.echo(f"stopped; what was finished is in {out}, and the same command goes on.", err=True)
+        sys.exit(1)
+    _finish(study, outcome, out)
+
+
+def _announce(study: Study) -> None:
+    """Prints what the run is going to do."""
+    plan = study.plan
+    for classifier in plan.classifiers:
+        stage = plan.stage_of(classifier)
+        others = ", ".join(other.name for other in classifier.stages[:-1])
+        click.echo(f"{classifier.name} · {classifier.head_name} · {classifier.class_count} classes · {classifier.device}", err=True)
+        click.echo(f"  {classifier.preprocessing}", err=True)
+        click.echo(f"  stage {stage.name} ({stage.channels} × {stage.size[0]} × {stage.size[1]}); others: {others}", err=True)
+        if left := [method.spec for method in plan.methods if method not in plan.methods_of(classifier)]:
+            click.echo(f"  without {', '.join(left)}: this head has no attention", err=True)
+    place, count = plan.shard
+    if count > 1:
+        click.echo(
+            f"shard {place} of {count}: {len(plan.images)} of {len(plan.source)} images; `xattn compare` joins the folders of all", err=True
+        )
+    click.echo(
+        f"{len(plan.images)} images × {len(plan.methods)} methods × {len(plan.metrics)} metrics, target: {plan.target}",
+        err=True,
+    )
+
+
+def _finish(study: Study, outcome: Outcome, out: str) -> None:
+    """Draws the figure, prints the table, names the images that failed."""
+    failed = {name for name, _ in outcome.failed}
+    if len(failed) < outcome.images:
+        from xattn.figures import figure
+
+        with tempfile.TemporaryDirectory() as folder, study.store.whole(Path("figures/grid.png")) as path:
+            drawn = Path(folder) / "grid.png"
+            figure([out], drawn, images=[image.name for image in study.images if image.name not in failed][:6])
+            shutil.copyfile(drawn, path)
+        click.echo(study.table().to_string(index=False, float_format=lambda value: f"{value:.2f}"))
+        click.echo(f"scores: {out}/scores.csv   table: {out}/table.csv   figure: {out}/figures/grid.png", err=True)
+    if outcome.failed:
+        click.echo(f"{len(outcome.failed)} of {outcome.images} images failed:", err=True)
+        for name, reason in outcome.failed:
+            click.echo(f"  {name}: {reason}", err=True)
+        sys.exit(SOME_FAILED)
+
+
+def _load(models: Sequence[str], weights: Sequence[str], heads: Sequence[str], options: dict[str, Any]) -> list[Classifier]:
+    """Every model with every head, a saved one with its own; two of one name and head are told apart by the file of their weights."""
+    from xattn.models import load
+    from xattn.models.loading import own_file
+
+    loaded: list[tuple[Classifier, str]] = []
+    for number, model in enumerate(models):
+        file = weights[number] if weights and weights[number] else None
+        saved = own_file(model) is not None
+        if saved and heads and len(models) > 1:
+            click.echo(f"  note: {model} has its own head; --head is for the others", err=True)
+        given = heads if heads and not (saved and len(models) > 1) else (None,)
+        for head in given:
+            with warned_lines():
+                classifier = load(model, head=head, weights=file, **options)
+            loaded.append((classifier, model if saved else file or ""))
+    names = [(classifier.name, classifier.head_name) for classifier, _ in loaded]
+    for (classifier, file), name in zip(loaded, names, strict=True):
+        if names.count(name) > 1 and file:
+            classifier.name = f"{classifier.name}@{Path(file).stem}"
+    return [classifier for classifier, _ in loaded]

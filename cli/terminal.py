@@ -1,0 +1,41 @@
+"""What the library logs and warns of, as lines on stderr."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+
+
+class _Lines(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(self.format(record), err=True)
+
+
+@contextmanager
+def logged_lines() -> Iterator[None]:
+    """Prints what xattn logs, a line each, on stderr."""
+    logger, handler = logging.getLogger("xattn"), _Lines()
+    level, propagates = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagates
+
+
+@contextmanager
+def warned_lines() -> Iterator[None]:
+    """Prints what xattn warns of inside, a line each, on stderr."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        yield
+    for warning in caught:
+        click.echo(f"  note: {warning.message}", err=True)

@@ -1,0 +1,324 @@
+"""The kinds of metric, what a metric declares of itself, and the registry.
+
+A metric is a frozen dataclass of settings of one of five kinds. The kind says what it takes, and from that follow its cost in forwards, the
+memory it holds, the arguments of its public function, and the checks of the contract tests:
+
+| kind | takes | examples |
+|---|---|---|
+| `MaskMetric` | the mask alone | complexity |
+| `RawMapMetric` | the raw map at its own resolution | sparsity |
+| `ResponseMetric` | the target's probability under perturbations | average drop |
+| `CurveMetric` | the probability along a curve of perturbations | insertion, deletion |
+| `ExplanationMetric` | the method's map of a perturbed image | coherency |
+"""
+
+from __future__ import annotations
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, Self
+
+from torch import Tensor
+
+from xattn.errors import UnsupportedError
+from xattn.metrics.perturbations import Curve, Perturbation
+from xattn.metrics.probability import Probability
+from xattn.metrics.responses import CurveResponse, Responses, evaluate_perturbations
+from xattn.metrics.targets import Predict, Targets, as_target
+from xattn.registry import Registry
+
+Better = Literal["lower", "higher"]
+Aggregation = Literal["mean", "harmonic mean"]
+
+
+@dataclass(frozen=True)
+class MetricMetadata:
+    """What a metric declares of itself.
+
+    Attributes:
+        symbol: what papers print: AD, I, …
+        better: which direction is better.
+        unit: "%" or "1".
+        limits: lowest and highest value.
+        source: where it was published.
+        kind: which of the kinds it is, in words.
+    """
+
+    symbol: str
+    better: Better
+    unit: str
+    limits: tuple[float, float]
+    source: str
+    kind: str = ""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of one method's maps of a batch.
+
+    Attributes:
+        masks: `(B, H, W)` in [0, 1].
+        raw_maps: `(B, h, w)` at the method's own resolution.
+        head_maps: `(B, N, h, w)`, the maps of a head that has several, each times the norm of the features, where the method shows them.
+        responses: the target's probability under the perturbations that were asked for.
+        explanations: the method's masks of perturbed images, by perturbation.
+    """
+
+    masks: Tensor
+    raw_maps: Tensor
+    head_maps: Tensor | None = None
+    responses: Responses = field(default_factory=Responses)
+    explanations: Mapping[Perturbation, Tensor] = field(default_factory=dict)
+
+
+class Metric(ABC):
+    """Settings of a metric: what it asks for, and its value from what came."""
+
+    @property
+    def perturbations(self) -> tuple[Perturbation, ...]:
+        """The perturbations under which it needs the target's probability."""
+        return ()
+
+    @property
+    def explained(self) -> tuple[Perturbation, ...]:
+        """The perturbations whose images it needs to be explained again."""
+        return ()
+
+    @property
+    def exact(self) -> Self:
+        """The same without a short cut; itself, where it takes none."""
+        return self
+
+    @property
+    def aggregation(self) -> Aggregation:
+        """How a table's cell is made of the values of the images."""
+        return "mean"
+
+    @abstractmethod
+    def value(self, evidence: Evidence) -> Tensor:
+        """`(B,)` float64."""
+
+
+class MaskMetric(Metric):
+    """A metric of the mask alone."""
+
+    kind = "mask"
+
+    @abstractmethod
+    def of_masks(self, masks: Tensor) -> Tensor:
+        """`(B,)` float64 of masks `(B, H, W)` in [0, 1]."""
+
+    def value(self, evidence: Evidence) -> Tensor:
+        return self.of_masks(evidence.masks)
+
+
+class RawMapMetric(Metric):
+    """A metric of the raw map, at its own resolution."""
+
+    kind = "raw map"
+
+    @abstractmethod
+    def of_raw_maps(self, raw_maps: Tensor, head_maps: Tensor | None = None) -> Tensor:
+        """`(B,)` float64 of raw maps `(B, h, w)`, and of the several maps `(B, N, h, w)` of a head, where the method shows them."""
+
+    def value(self, evidence: Evidence) -> Tensor:
+        return self.of_raw_maps(evidence.raw_maps, evidence.head_maps)
+
+
+class ResponseMetric(Metric):
+    """A metric of the target's probability under perturbations."""
+
+    kind = "responses"
+
+    @property
+    @abstractmethod
+    def perturbations(self) -> tuple[Perturbation, ...]: ...
+
+    @abstractmethod
+    def of_probabilities(self, *probabilities: Probability) -> Tensor:
+        """`(B,)` float64 of the probabilities under its perturbations, in their order."""
+
+    def value(self, evidence: Evidence) -> Tensor:
+        return self.of_probabilities(*(evidence.responses.probability(asked) for asked in self.perturbations))
+
+
+class CurveMetric(Metric):
+    """A metric of the target's probability along a curve of perturbations."""
+
+    kind = "curve"
+
+    @property
+    @abstractmethod
+    def curve(self) -> Curve:
+        """The curve."""
+
+    @property
+    def perturbations(self) -> tuple[Perturbation, ...]:
+        return (self.curve,)
+
+    @abstractmethod
+    def of_curve(self, curve: CurveResponse) -> Tensor:
+        """`(B,)` float64 of the probabilities along the curve."""
+
+    def value(self, evidence: Evidence) -> Tensor:
+        return self.of_curve(evidence.responses.curve(self.curve))
+
+
+class ExplanationMetric(Metric):
+    """A metric of the method's maps of perturbed images, beside whatever else it asks for."""
+
+    kind = "explanation"
+
+    @property
+    @abstractmethod
+    def explained(self) -> tuple[Perturbation, ...]: ...
+
+
+metrics: Registry[MetricMetadata, Metric] = Registry("metric")
+
+
+def register(
+    name: str, *, symbol: str, better: Better, source: str, limits: tuple[float, float] = (0, 100), unit: str = "%"
+) -> Callable[[type[Metric]], type[Metric]]:
+    """Decorator that enters a metric, a frozen dataclass of settings of one of the kinds."""
+
+    def enter(metric: type[Metric]) -> type[Metric]:
+        kind: str = getattr(metric, "kind", "")
+        return metrics.register(name, MetricMetadata(symbol, better, unit, limits, source, kind))(metric)
+
+    return enter
+
+
+Formula = Callable[..., Tensor]
+
+
+class MaskFunction(Protocol):
+    """A metric of the mask alone, as users call it: masks `(B, H, W)` in [0, 1] → `(B,)` float64."""
+
+    __name__: str
+
+    def __call__(self, masks: Tensor) -> Tensor: ...
+
+
+def mask_metric(
+    name: str, *, symbol: str, better: Better, source: str, limits: tuple[float, float] = (0, 1), unit: str = "1"
+) -> Callable[[MaskFunction], MaskFunction]:
+    """Decorator that enters a formula over masks `(B, H, W)`; the formula itself is the public function."""
+
+    def enter(formula: MaskFunction) -> MaskFunction:
+        @dataclass(frozen=True)
+        class Formulated(MaskMetric):
+            __doc__ = formula.__doc__
+
+            def of_masks(self, masks: Tensor) -> Tensor:
+                return formula(masks)
+
+        _reachable(Formulated, formula, formula)
+        register(name, symbol=symbol, better=better, source=source, limits=limits, unit=unit)(Formulated)
+        return formula
+
+    return enter
+
+
+def _reachable(metric: type[Metric], formula: Formula, function: Any) -> None:
+    """Gives a metric that was made of a formula a place at its function, by which another process finds it."""
+    metric.__module__, metric.__qualname__ = formula.__module__, f"{formula.__name__}.Metric"
+    function.Metric = metric
+
+
+class ResponseFunction(Protocol):
+    """A metric of responses to perturbations, as users call it."""
+
+    __name__: str
+
+    def __call__(
+        self, predict: Predict, images: Tensor, masks: Tensor, targets: Targets, *, multi_label: bool = False, chunk: int = 8
+    ) -> Tensor: ...
+
+
+def response_metric(
+    name: str,
+    *,
+    symbol: str,
+    better: Better,
+    source: str,
+    perturbations: tuple[Perturbation, ...],
+    limits: tuple[float, float] = (0, 100),
+    unit: str = "%",
+) -> Callable[[Formula], ResponseFunction]:
+    """Decorator that enters a formula over the probabilities under some perturbations, and makes the public function of it.
+
+    The function's arguments: `predict`, images in pixel space `(B, 3, H, W)` → output; `images`; `masks` `(B, H, W)` in [0, 1];
+    `targets`, class indices `(B,)` or a target; `multi_label`, sigmoid instead of softmax; `chunk`, images per forward. It returns `(B,)`
+    float64.
+    """
+
+    def enter(formula: Formula) -> ResponseFunction:
+        asked = perturbations
+
+        @dataclass(frozen=True)
+        class Formulated(ResponseMetric):
+            __doc__ = formula.__doc__
+
+            @property
+            def perturbations(self) -> tuple[Perturbation, ...]:
+                return asked
+
+            def of_probabilities(self, *probabilities: Probability) -> Tensor:
+                return formula(*probabilities)
+
+        @functools.wraps(formula, assigned=("__module__", "__name__", "__qualname__", "__doc__"), updated=())
+        def function(
+            predict: Predict, images: Tensor, masks: Tensor, targets: Targets, *, multi_label: bool = False, chunk: int = 8
+        ) -> Tensor:
+            return measured(name, Formulated(), predict, images, masks, targets, multi_label=multi_label, chunk=chunk)
+
+        del function.__wrapped__  # its signature is not the formula's
+        _reachable(Formulated, formula, function)
+        register(name, symbol=symbol, better=better, source=source, limits=limits, unit=unit)(Formulated)
+        return function
+
+    return enter
+
+
+def measured(
+    name: str,
+    metric: Metric,
+    predict: Predict,
+    images: Tensor,
+    masks: Tensor,
+    targets: Targets,
+    *,
+    mean: Tensor | None = None,
+    multi_label: bool = False,
+    chunk: int = 8,
+    explanations: Mapping[Perturbation, Tensor] | None = None,
+) -> Tensor:
+    """The value of one metric for masks in hand.
+
+    Raises:
+        UnsupportedError: the metric follows a probability, and the target has none.
+        InputError: shapes that do not go together.
+    """
+    target = as_target(targets, len(images), multi_label=multi_label)
+    refuse_without_probability(name, metric, target.has_probability, target.kind)
+    responses = evaluate_perturbations(predict, images, target, {"": masks}, metric.perturbations, mean=mean, chunk=chunk)
+    return metric.value(Evidence(masks, masks, None, responses[""], explanations or {}))
+
+
+def refuse_without_probability(name: str, metric: Metric, has_probability: bool, kind: str) -> None:
+    """Raises where a metric follows a probability and the target has none.
+
+    Args:
+        name: of the metric.
+        metric: its settings.
+        has_probability: whether the target has one.
+        kind: what messages call the target.
+    """
+    if metric.perturbations and not has_probability:
+        raise UnsupportedError(
+            f"{name} follows the target's probability, and {kind} has none. Metrics of the map alone (complexity, sparsity) can be taken, "
+            "or give a target that has a probability."
+        )

@@ -1,0 +1,129 @@
+"""Coherency, and ADCC: what a method shows of the image that its own mask leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from xattn.errors import InputError
+from xattn.metrics.base import Evidence, ExplanationMetric, measured, register
+from xattn.metrics.masking import average_drop_of, complexity, degenerate
+from xattn.metrics.perturbations import KEPT, ORIGINAL, Perturbation
+from xattn.metrics.probability import widened
+from xattn.metrics.targets import Predict, Targets
+
+Explain = Callable[[Tensor], Tensor]
+"""Images in pixel space `(B, 3, H, W)` → masks of them by the same method for the same targets, `(B, H, W)` in [0, 1]."""
+
+
+@register("coherency", symbol="Coh", better="higher", limits=(0, 1), unit="1", source="Poppi et al. 2021, Eq. 4")
+@dataclass(frozen=True)
+class Coherency(ExplanationMetric):
+    """Whether the method shows the same of the masked image as of the whole one: (r(S, S(x ⊙ S)) + 1)/2."""
+
+    @property
+    def explained(self) -> tuple[Perturbation, ...]:
+        return (KEPT,)
+
+    def value(self, evidence: Evidence) -> Tensor:
+        return _coherency(evidence.masks, evidence.explanations[KEPT])
+
+
+@register("adcc", symbol="ADCC", better="higher", limits=(0, 1), unit="1", source="Poppi et al. 2021, Eq. 6")
+@dataclass(frozen=True)
+class ADCC(ExplanationMetric):
+    """Harmonic mean of coherency, 1 − complexity and 1 − average drop."""
+
+    @property
+    def perturbations(self) -> tuple[Perturbation, ...]:
+        return ORIGINAL, KEPT
+
+    @property
+    def explained(self) -> tuple[Perturbation, ...]:
+        return (KEPT,)
+
+    def value(self, evidence: Evidence) -> Tensor:
+        drop = average_drop_of(evidence.responses.probability(ORIGINAL), evidence.responses.probability(KEPT)) / 100
+        terms = torch.stack(
+            [term.to(drop.device) for term in (_coherency(evidence.masks, evidence.explanations[KEPT]), 1 - complexity(evidence.masks))]
+            + [1 - drop]
+        )
+        positive = (terms > 0).all(dim=0)
+        harmonic = len(terms) / torch.where(positive, terms, 1).reciprocal().sum(dim=0)
+        return torch.where(terms.isnan().any(dim=0), torch.nan, torch.where(positive, harmonic, 0))
+
+
+def _coherency(masks: Tensor, again: Tensor) -> Tensor:
+    """(r + 1)/2 with Pearson's r over the pixels; 0 where r is undefined."""
+    undefined = (degenerate(masks) | degenerate(again.to(masks.device))).to(widened(masks).device)
+    a, b = (widened(some.to(masks.device)).flatten(1) for some in (masks, again))
+    a, b = (some - some.mean(dim=1, keepdim=True) for some in (a, b))
+    r = (a * b).sum(dim=1) / (a.norm(dim=1) * b.norm(dim=1))
+    return torch.where(undefined, 0, (r.clamp(-1, 1) + 1) / 2)
+
+
+def coherency(images: Tensor, masks: Tensor, explain: Explain) -> Tensor:
+    """Whether a method shows the same of the masked image as of the whole one: (r(S, S(x ⊙ S)) + 1)/2. Definitions, Metrics.
+
+    Args:
+        images: `(B, 3, H, W)` in pixel space.
+        masks: S, `(B, H, W)` in [0, 1].
+        explain: images → masks by the same method for the same targets.
+
+    Returns:
+        `(B,)` float64 in [0, 1], 0 where the correlation is undefined (a constant mask); higher is better.
+
+    Raises:
+        InputError: `explain` gives masks of another shape.
+
+    >>> import torch
+    >>> images, masks = torch.rand(1, 3, 4, 4), torch.rand(1, 4, 4)
+    >>> coherency(images, masks, lambda masked: masks)
+    tensor([1.], dtype=torch.float64)
+    """
+    return _coherency(masks, _explained(images, masks, explain))
+
+
+def adcc(
+    predict: Predict,
+    images: Tensor,
+    masks: Tensor,
+    targets: Targets,
+    explain: Explain,
+    *,
+    multi_label: bool = False,
+    chunk: int = 8,
+) -> Tensor:
+    """Harmonic mean of coherency, 1 − complexity and 1 − average drop. Definitions, Metrics.
+
+    Args:
+        predict: images in pixel space `(B, 3, H, W)` → output.
+        images: `(B, 3, H, W)` in pixel space.
+        masks: S, `(B, H, W)` in [0, 1].
+        targets: class indices `(B,)`, or a target.
+        explain: images → masks by the same method for the same targets.
+        multi_label: sigmoid instead of softmax.
+        chunk: images per forward.
+
+    Returns:
+        `(B,)` float64 in [0, 1], 0 where one of the three is 0; higher is better.
+
+    >>> import torch
+    >>> images, constant = torch.rand(1, 3, 4, 4), lambda x: torch.zeros(len(x), 2)
+    >>> quarter = torch.eye(4)[None]  # complexity 1/4, no drop, coherency 1
+    >>> adcc(constant, images, quarter, torch.tensor([0]), lambda masked: quarter)
+    tensor([0.9000], dtype=torch.float64)
+    """
+    again: dict[Perturbation, Tensor] = {KEPT: _explained(images, masks, explain)}
+    return measured("adcc", ADCC(), predict, images, masks, targets, multi_label=multi_label, chunk=chunk, explanations=again)
+
+
+def _explained(images: Tensor, masks: Tensor, explain: Explain) -> Tensor:
+    again = explain(images * masks.to(images)[:, None])
+    if not isinstance(again, Tensor) or again.shape != masks.shape:
+        came = tuple(again.shape) if isinstance(again, Tensor) else type(again).__name__
+        raise InputError(f"explain must give masks {tuple(masks.shape)} of the images it is given; got {came}.")
+    return again

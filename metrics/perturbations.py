@@ -1,0 +1,197 @@
+"""How metrics change images: what is kept, removed, or changed step by step, in which order, and to what."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from xattn.errors import InputError
+from xattn.metrics.probability import widened
+
+BLUR_SIGMA = 5.0
+LOW_RES_STEPS = 196
+
+Upsampling = Literal["bilinear", "bicubic"]
+
+
+@dataclass(frozen=True)
+class Original:
+    """The image as it is."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The image times the mask."""
+
+
+@dataclass(frozen=True)
+class Removed:
+    """The image times one minus the mask.
+
+    Attributes:
+        upsampling: "bilinear", the mask as it is; "bicubic", the mask at its map's own resolution, upsampled bicubically.
+    """
+
+    upsampling: Upsampling = "bilinear"
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What an image becomes when all its pixels are changed.
+
+    Attributes:
+        kind: one colour, or a blur whose outside is that colour.
+        colour: the mean colour that is given, or black.
+        side: of the blur's kernel; None: max(H // 5, 9) made odd.
+    """
+
+    kind: Literal["colour", "gaussian", "box"]
+    colour: Literal["mean", "black"] = "mean"
+    side: int | None = None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Pixels changed step by step, those where the mask is highest first.
+
+    Attributes:
+        insertion: from the baseline to the image; else from the image to the baseline.
+        baseline: what a changed (deletion) or not yet changed (insertion) pixel shows.
+        step: pixels per step; None: 8 · W; with `low_res`, cells per step; None: ceil(cells / 196).
+        low_res: rank the cells of the map at its own resolution instead of the pixels of the mask.
+        tolerance: points of area; only as many steps are evaluated as keep the area's estimated error below; None: all.
+    """
+
+    insertion: bool
+    baseline: Baseline
+    step: int | None = None
+    low_res: bool = False
+    tolerance: float | None = None
+
+
+Perturbation = Original | Kept | Removed | Curve
+ORIGINAL, KEPT, REMOVED = Original(), Kept(), Removed()
+
+
+def takes_low_res(perturbation: Perturbation) -> bool:
+    """Whether a perturbation takes the mask at its map's own resolution."""
+    return (isinstance(perturbation, Curve) and perturbation.low_res) or perturbation == Removed("bicubic")
+
+
+def forwards(perturbation: Perturbation, size: tuple[int, int]) -> int:
+    """Forwards that a perturbation costs for one image under one mask, at most; the image itself and its baseline apart."""
+    if isinstance(perturbation, Original):
+        return 0
+    if not isinstance(perturbation, Curve):
+        return 1
+    count, step = (LOW_RES_STEPS, 1) if perturbation.low_res else (size[0] * size[1], perturbation.step or 8 * size[1])
+    return -(-count // step) - 1
+
+
+def ranks(masks: Tensor) -> Tensor:
+    """Each pixel's place in descending order: `(B, h, w)` → `(B, h, w)` int64.
+
+    Ties, of which ReLU'd maps have plateaus, are broken by one permutation fixed for all images. Definitions, Conventions.
+    """
+    flat = masks.flatten(1)
+    count = flat.shape[1]
+    permutation = _permutation(count).to(flat.device)
+    order = permutation[flat[:, permutation].argsort(dim=1, descending=True, stable=True)]
+    positions = torch.arange(count, device=flat.device).expand_as(order)
+    return torch.empty_like(order).scatter_(1, order, positions).view(masks.shape)
+
+
+@functools.lru_cache(maxsize=16)
+def _permutation(count: int) -> Tensor:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(0))
+
+
+def baseline_images(images: Tensor, baseline: Baseline, mean: Tensor | None) -> Tensor:
+    """Images with all pixels changed, `(B, 3, H, W)`.
+
+    Raises:
+        InputError: the mean colour is needed and was not given.
+    """
+    colour = images.new_zeros(3, 1, 1)
+    if baseline.colour == "mean":
+        if mean is None:
+            raise InputError("this protocol fills with the classifier's mean colour: pass fill=classifier.mean, or three values in [0, 1].")
+        if mean.numel() != len(colour):
+            raise InputError(f"a fill is three values in [0, 1], red, green and blue; got {mean.numel()}.")
+        colour = mean.to(images).view(3, 1, 1)
+    if baseline.kind == "colour":
+        return colour.expand_as(images)
+    side = baseline.side if baseline.side is not None else max(images.shape[2] // 5, 9) // 2 * 2 + 1
+    kernel = torch.full((side,), 1 / side) if baseline.kind == "box" else _gaussian(side)
+    line = kernel.to(images).expand(3, 1, -1)
+    blurred = images - colour  # the outside becomes zero, which convolution pads with
+    blurred = functional.conv2d(blurred, line[:, :, None, :], padding=(0, side // 2), groups=3)
+    blurred = functional.conv2d(blurred, line[:, :, :, None], padding=(side // 2, 0), groups=3)
+    return blurred + colour
+
+
+@functools.lru_cache(maxsize=16)
+def _gaussian(side: int) -> Tensor:
+    """The blur of both releases: scipy's Gaussian filter, σ = 5, reflected at the borders, of a unit impulse of this side."""
+    from scipy.ndimage import gaussian_filter1d
+
+    impulse = [0.0] * side
+    impulse[side // 2] = 1.0
+    return torch.as_tensor(gaussian_filter1d(impulse, BLUR_SIGMA, output=float))
+
+
+@dataclass(frozen=True)
+class RankedPixels:
+    """The order in which a curve changes the pixels of a batch under one mask.
+
+    Attributes:
+        ranks: `(B, H, W)`, each pixel's place in the order.
+        cuts: `(T + 1,)`, the ranks below which pixels have changed after each step.
+        shares: `(B, T + 1)`, share of the pixels changed.
+        mask_means: `(B, T)`, mean mask value of the pixels of each step.
+    """
+
+    ranks: Tensor
+    cuts: Tensor
+    shares: Tensor
+    mask_means: Tensor
+
+
+def rank_pixels(curve: Curve, masks: Tensor, low_res_masks: Tensor, size: tuple[int, int]) -> RankedPixels:
+    """The order of a curve's pixels.
+
+    Args:
+        curve: the curve.
+        masks: `(B, H, W)`.
+        low_res_masks: `(B, h, w)`, ranked in the place of the masks where the curve asks for cells.
+        size: H and W.
+
+    Raises:
+        InputError: the map has more cells than the image has pixels.
+    """
+    values = low_res_masks if curve.low_res else masks
+    count = values[0].numel()
+    step = curve.step if curve.step is not None else (-(-count // LOW_RES_STEPS) if curve.low_res else 8 * size[1])
+    if count > size[0] * size[1]:
+        raise InputError(f"a map of {tuple(values.shape[1:])} has more cells than an image of {size} has pixels.")
+    places = ranks(values)
+    cuts = torch.tensor([*range(0, count, step), count], device=values.device)
+    wide = widened(values)
+    spread, area = places, torch.ones_like(wide)
+    if values.shape[-2:] != size:
+        spread = functional.interpolate(places[:, None].float(), size=size, mode="nearest")[:, 0].long()
+        cell = functional.interpolate(torch.arange(count).view(1, 1, *values.shape[1:]).float(), size=size, mode="nearest")
+        pixels_of_cell = torch.bincount(cell.flatten().long(), minlength=count)
+        area = pixels_of_cell.to(wide).view(1, *values.shape[1:]).expand_as(wide)
+    order = places.flatten(1).argsort(dim=1).to(wide.device)
+    ordered_area = area.flatten(1).gather(1, order)
+    ordered_mask = wide.flatten(1).gather(1, order) * ordered_area
+    at = cuts.to(wide.device)
+    pixels = functional.pad(ordered_area.cumsum(1), (1, 0))[:, at]
+    weighted = functional.pad(ordered_mask.cumsum(1), (1, 0))[:, at]
+    return RankedPixels(spread, cuts, pixels / pixels[:, -1:], weighted.diff(dim=1) / pixels.diff(dim=1))

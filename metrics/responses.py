@@ -1,0 +1,342 @@
+"""One engine under every metric that perturbs images: the target's probability under all perturbations, in full chunks of one size.
+
+`evaluate_perturbations` flattens all perturbations of all images under all masks into one stream of images. What no mask touches (the image
+itself, its baselines) is run once for all of them, the ends of every curve are taken from there, and what two masks show alike is run once.
+Several networks that take the same images, as heads on one backbone do, are evaluated by one stream: `evaluate_for_all`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from xattn.errors import InputError
+from xattn.metrics.adaptive import first_points, interpolated, next_points
+from xattn.metrics.perturbations import (
+    ORIGINAL,
+    Baseline,
+    Curve,
+    Kept,
+    Original,
+    Perturbation,
+    RankedPixels,
+    Removed,
+    baseline_images,
+    rank_pixels,
+    takes_low_res,
+)
+from xattn.metrics.probability import Probability
+from xattn.metrics.stream import PerturbedImages, PredictAll, Read, stream
+from xattn.metrics.targets import Predict, Target, Targets, as_target
+
+EDGE = 1e-4
+
+
+class CurveResponse(NamedTuple):
+    """The target's probability along a curve of T steps.
+
+    Attributes:
+        shares: `(B, T + 1)` float64, share of the pixels changed, from 0 to 1.
+        p: `(B, T + 1)` float64, the target's probability; where the curve has a tolerance, a monotone cubic between the steps that were
+            evaluated.
+        mask_means: `(B, T)` float64, mean mask value of the pixels of each step.
+    """
+
+    shares: Tensor
+    p: Tensor
+    mask_means: Tensor
+
+
+@dataclass(frozen=True)
+class Responses:
+    """The target's probability under the perturbations of one mask."""
+
+    probabilities: Mapping[Perturbation, Probability] = field(default_factory=dict)
+    curves: Mapping[Curve, CurveResponse] = field(default_factory=dict)
+
+    def finite(self) -> Tensor | None:
+        """Whether every probability of an image is a number, `(B,)` bool; None where nothing was evaluated."""
+        columns = [found.p[:, None] for found in self.probabilities.values()] + [found.p for found in self.curves.values()]
+        return torch.isfinite(torch.cat(columns, dim=1)).all(dim=1) if columns else None
+
+    def probability(self, perturbation: Perturbation) -> Probability:
+        return self.probabilities[perturbation]
+
+    def curve(self, curve: Curve) -> CurveResponse:
+        return self.curves[curve]
+
+
+def evaluate_perturbations(
+    predict: Predict,
+    images: Tensor,
+    targets: Targets,
+    masks: Mapping[str, Tensor],
+    perturbations: Sequence[Perturbation],
+    *,
+    low_res_masks: Mapping[str, Tensor] | None = None,
+    mean: Tensor | None = None,
+    chunk: int = 8,
+) -> dict[str, Responses]:
+    """The target's probability under every perturbation and every mask.
+
+    Args:
+        predict: images in pixel space → output; it is given chunks of exactly `chunk` images.
+        images: `(B, 3, H, W)` in pixel space.
+        targets: a target, or class indices `(B,)`.
+        masks: by name, `(B, H, W)` in [0, 1].
+        perturbations: without repetition.
+        low_res_masks: by name, masks at their maps' own resolution, for the perturbations that take them; the masks if None.
+        mean: the classifier's mean colour, three values in pixel space.
+        chunk: images per forward.
+
+    Raises:
+        InputError: shapes that do not go together, or a colour that is missing.
+        UnsupportedError: the target has no probability.
+    """
+    target = as_target(targets, len(images))
+    return evaluate_for_all(
+        lambda perturbed: (predict(perturbed),),
+        images,
+        [target],
+        masks,
+        perturbations,
+        low_res_masks=low_res_masks,
+        mean=mean,
+        chunk=chunk,
+    )[0]
+
+
+def evaluate_for_all(
+    predict: PredictAll,
+    images: Tensor,
+    targets: Sequence[Target],
+    masks: Mapping[str, Tensor],
+    perturbations: Sequence[Perturbation],
+    *,
+    low_res_masks: Mapping[str, Tensor] | None = None,
+    mean: Tensor | None = None,
+    chunk: int = 8,
+) -> list[dict[str, Responses]]:
+    """As `evaluate_perturbations`, for several networks that take the same perturbed images; a curve with a tolerance goes with one alone.
+
+    Args:
+        predict: images → an output of each network.
+        targets: of each network.
+    """
+    if not perturbations:
+        return [{name: Responses() for name in masks} for _ in targets]
+    low_res_masks = masks if low_res_masks is None else low_res_masks
+    _check(images, masks, low_res_masks, perturbations)
+    masks, low_res_masks = ({name: some.to(images.device) for name, some in given.items()} for given in (masks, low_res_masks))
+    read = [_probabilities_of(target) for target in targets]
+
+    def run(asked: Mapping[Any, PerturbedImages]) -> list[dict[Any, Probability]]:
+        found = stream(predict, list(asked.values()), images, read, 2, chunk)
+        return [{key: Probability(*columns) for key, columns in zip(asked, of_one, strict=True)} for of_one in found]
+
+    asked = _Asked(images, masks, low_res_masks, perturbations, mean)
+    answers = run(asked.runs)
+    networks = [_Answers(asked, found) for found in answers]
+    if len(networks) == 1:  # what is evaluated next depends on the answers
+        only = networks[0]
+        while more := {key: next_run for key, curve in only.curves.items() if (next_run := curve.more()) is not None}:
+            for key, found in run(more)[0].items():
+                only.curves[key].take(found)
+    return [{name: network.responses(name) for name in masks} for network in networks]
+
+
+def _probabilities_of(target: Target) -> Read:
+    return lambda output, index: target[index].probability(output)
+
+
+class _Asked:
+    """All that is asked of one batch of images: runs of perturbed images, each once.
+
+    Attributes:
+        runs: by mask and perturbation, or by what no mask touches: the original image, a baseline.
+        owners: by mask, for each image the number of the first mask that is the same, `(B,)`.
+        rows: by mask, the images that it is the first for.
+        ranked: the order of the pixels, by mask and what decides it.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        masks: Mapping[str, Tensor],
+        low_res_masks: Mapping[str, Tensor],
+        perturbations: Sequence[Perturbation],
+        mean: Tensor | None,
+    ) -> None:
+        self.images, self.perturbations = images, perturbations
+        size = (images.shape[2], images.shape[3])
+        bases = sorted({asked.baseline for asked in perturbations if isinstance(asked, Curve)}, key=repr)
+        self.baselines: dict[Baseline, Tensor] = {base: baseline_images(images, base, mean) for base in bases}
+        self.owners = _owners(masks, low_res_masks if any(takes_low_res(asked) for asked in perturbations) else masks)
+        self.rows = {name: (owner == number).nonzero()[:, 0] for number, (name, owner) in enumerate(self.owners.items())}
+        self.runs: dict[Any, PerturbedImages] = {ORIGINAL: _plain(images)} | {
+            base: _plain(changed) for base, changed in self.baselines.items()
+        }
+        self.ranked: dict[tuple[str, Curve], RankedPixels] = {}
+        ranked: dict[tuple[str, bool, int | None], RankedPixels] = {}
+        for name, mask in masks.items():
+            for asked in perturbations:
+                if isinstance(asked, Kept | Removed) and len(self.rows[name]):
+                    shown = shown_share(asked, mask, low_res_masks[name], size).to(images)
+                    self.runs[name, asked] = _masked(images, shown, self.rows[name])
+                elif isinstance(asked, Curve):
+                    key = (name, asked.low_res, asked.step)
+                    if key not in ranked:
+                        ranked[key] = rank_pixels(asked, mask, low_res_masks[name], size)
+                    self.ranked[name, asked] = ranked[key]
+                    begun = self.curve(name, asked).begin()
+                    if begun is not None:
+                        self.runs[name, asked] = begun
+
+    def curve(self, name: str, curve: Curve) -> _CurveState:
+        """A curve of which nothing is known yet."""
+        return _CurveState(curve, self.ranked[name, curve], self.images, self.baselines[curve.baseline], self.rows[name])
+
+
+class _Answers:
+    """What one network answered to all that was asked."""
+
+    def __init__(self, asked: _Asked, found: Mapping[Any, Probability]) -> None:
+        self.asked, self.found = asked, found
+        self.curves = {key: asked.curve(*key) for key in asked.ranked}
+        for (name, curve), state in self.curves.items():
+            state.begin()
+            state.end(found[curve.baseline].p, found[ORIGINAL].p)
+            state.take(found.get((name, curve)))
+
+    def responses(self, name: str) -> Responses:
+        """The responses under one mask; those of an image that another mask was evaluated for are taken from there."""
+        owners, original = self.asked.owners, self.found[ORIGINAL]
+        names = list(owners)
+        sources = [(names[number], (owners[name] == number).nonzero()[:, 0]) for number in owners[name].unique().tolist()]
+        probabilities: dict[Perturbation, Probability] = {}
+        curves: dict[Curve, CurveResponse] = {}
+        for asked in self.asked.perturbations:
+            if isinstance(asked, Curve):
+                own = self.curves[name, asked]
+                p = torch.empty_like(own.p)
+                for other, some in sources:
+                    p[some.to(p.device)] = self.curves[other, asked].p[some.to(p.device)]
+                p = p.masked_fill(p.isinf(), torch.nan) if asked.tolerance is None else interpolated(p, own.shares)
+                curves[asked] = CurveResponse(own.shares, p, own.ranked.mask_means.to(p.device))
+            elif isinstance(asked, Original):
+                probabilities[asked] = original
+            else:
+                p, rest = torch.empty_like(original.p), torch.empty_like(original.rest)
+                for other, some in sources:
+                    at, to = torch.searchsorted(self.asked.rows[other], some).to(p.device), some.to(p.device)
+                    p[to], rest[to] = self.found[other, asked].p[at], self.found[other, asked].rest[at]
+                probabilities[asked] = Probability(p, rest)
+        return Responses(probabilities, curves)
+
+
+class _CurveState:
+    """A curve of the images of a batch under one mask, as far as it is known.
+
+    Attributes:
+        p: `(B, T + 1)` float64, NaN where nothing was evaluated.
+    """
+
+    def __init__(self, curve: Curve, ranked: RankedPixels, images: Tensor, base: Tensor, rows: Tensor) -> None:
+        self.curve, self.ranked, self.rows = curve, ranked, rows
+        self.before, self.after = (base, images) if curve.insertion else (images, base)
+        self.p = torch.empty(0)
+        self.shares = ranked.shares.expand(len(images), -1)
+        self.asked: tuple[Tensor, Tensor] | None = None
+
+    def begin(self) -> PerturbedImages | None:
+        """The first steps to evaluate: all between the ends, or some."""
+        steps = torch.arange(1, len(self.ranked.cuts) - 1, device=self.rows.device)
+        if self.curve.tolerance is not None:
+            steps = first_points(len(self.ranked.cuts), early=not self.curve.insertion).to(steps)
+        return self._at(self.rows.repeat_interleave(len(steps)), steps.repeat(len(self.rows)))
+
+    def more(self) -> PerturbedImages | None:
+        """The next steps to evaluate; None where the curve is known well enough."""
+        if self.curve.tolerance is None:
+            return None
+        rows = self.rows.to(self.p.device)
+        wanted = next_points(self.p[rows], self.shares[rows], self.curve.tolerance)
+        row, step = wanted.nonzero(as_tuple=True)
+        return self._at(self.rows[row.to(self.rows.device)], step.to(self.rows.device))
+
+    def end(self, base: Tensor, original: Tensor) -> None:
+        """Sets the probabilities at the two ends."""
+        self.shares = self.shares.to(base.device)
+        self.p = torch.full_like(self.shares, torch.nan)
+        self.p[:, 0], self.p[:, -1] = (base, original) if self.curve.insertion else (original, base)
+
+    def take(self, found: Probability | None) -> None:
+        """Sets the probabilities of the steps that were asked for last."""
+        if found is not None and self.asked is not None:
+            index, step = (which.to(self.p.device) for which in self.asked)
+            self.p[index, step] = found.p.nan_to_num(nan=torch.inf)  # evaluated, and no number; NaN is what was not evaluated
+
+    def _at(self, index: Tensor, step: Tensor) -> PerturbedImages | None:
+        self.asked = (index, step)
+
+        def make(part: slice) -> tuple[Tensor, Tensor]:
+            chosen = index[part]
+            changed = self.ranked.ranks[chosen] < self.ranked.cuts[step[part]][:, None, None]
+            return torch.where(changed[:, None], self.after[chosen], self.before[chosen]), chosen
+
+        return PerturbedImages(len(index), make) if len(index) else None
+
+
+def shown_share(perturbation: Kept | Removed, mask: Tensor, low_res_mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """How much of each pixel a perturbation leaves, `(B, H, W)`."""
+    if isinstance(perturbation, Kept):
+        return mask
+    if perturbation.upsampling == "bicubic":
+        mask = functional.interpolate(low_res_mask[:, None], size=size, mode="bicubic", align_corners=False)[:, 0]
+    return 1 - mask
+
+
+def _check(images: Tensor, masks: Mapping[str, Tensor], low_res_masks: Mapping[str, Tensor], perturbations: Sequence[Perturbation]) -> None:
+    size = (images.shape[2], images.shape[3])
+    for name, mask in masks.items():
+        needed = low_res_masks[name].shape[:1] if all(takes_low_res(asked) for asked in perturbations) else mask.shape
+        if needed[0] != len(images) or (len(needed) == 3 and tuple(needed[1:]) != size):
+            raise InputError(
+                f"masks must be (batch, height, width) = {(len(images), *size)} like the images; got {tuple(mask.shape)}. "
+                "Raw maps become masks by xattn.metrics.to_masks(maps, (height, width))."
+            )
+        ranks_alone = all(isinstance(asked, Curve) for asked in perturbations)
+        if not ranks_alone and (float(mask.min()) < -EDGE or float(mask.max()) > 1 + EDGE):
+            raise InputError(
+                f"masks lie in [0, 1]; these reach from {float(mask.min()):.3g} to {float(mask.max()):.3g}. "
+                "Raw maps become masks by xattn.metrics.to_masks(maps, (height, width))."
+            )
+
+
+def _owners(masks: Mapping[str, Tensor], low_res_masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """For each mask of an image the number of the first that is the same, its own if none is: `(B,)`."""
+    owners: dict[str, Tensor] = {}
+    names = list(masks)
+    for number, name in enumerate(names):
+        owner = torch.full((len(masks[name]),), number, device=masks[name].device)
+        for before, other in enumerate(names[:number]):
+            if masks[name].shape == masks[other].shape and low_res_masks[name].shape == low_res_masks[other].shape:
+                alike = (masks[name] == masks[other]).flatten(1).all(dim=1)
+                alike &= (low_res_masks[name] == low_res_masks[other]).flatten(1).all(dim=1)
+                owner = torch.where(alike & (owner == number), before, owner)
+        owners[name] = owner
+    return owners
+
+
+def _plain(images: Tensor) -> PerturbedImages:
+    index = torch.arange(len(images), device=images.device)
+    return PerturbedImages(len(images), lambda part: (images[part], index[part]))
+
+
+def _masked(images: Tensor, shown: Tensor, rows: Tensor) -> PerturbedImages:
+    return PerturbedImages(len(rows), lambda part: (images[rows[part]] * shown[rows[part]][:, None], rows[part]))

@@ -1,0 +1,395 @@
+"""Targets: what is explained of a network's output for each image of a batch.
+
+A target has a differentiable *score*, which gradient methods follow; a *probability*, which metrics follow, unless it has none; and it says
+what rows call it. Indexing a target follows the images: `target[index]` is the target of `images[index]`, so that one image may stand for
+many perturbed copies of itself.
+
+| target | output of the network | score | probability |
+|---|---|---|---|
+| `ClassTarget` | logits `(B, K)` | the class's logit | softmax, or sigmoid for several labels |
+| `Contrast` | logits `(B, K)` | weighted sum of logits | sigmoid of the score |
+| `Similarity` | vectors `(B, D)` | cosine with a reference | none |
+| `Region` | maps of logits `(B, K, h, w)` | mean of the class's logit over the region | mean of the class's probability there |
+| `OutputFunction` | anything | what the function gives | none, or that of a second function |
+
+Every function of `xattn.metrics` takes any of them, or a tensor of class indices `(B,)`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from xattn.errors import InputError, UnsupportedError
+from xattn.metrics.probability import Probability, sigmoid_probability, softmax_probability
+
+Predict = Callable[[Tensor], Tensor]
+"""Images in pixel space `(B, 3, H, W)` → the network's output: logits `(B, K)`, vectors `(B, D)` or maps of logits `(B, K, h, w)`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Target(ABC):
+    """What is explained of each image of a batch.
+
+    A target of length 1 stands for a batch of any size.
+
+    Attributes:
+        rule: how the targets were chosen, as rows say it: "predicted", "label", "given", …
+    """
+
+    rule: str = field(default="given", kw_only=True)
+
+    @abstractmethod
+    def score(self, output: Tensor) -> Tensor:
+        """The score of each row of the output, `(B,)`, differentiable."""
+
+    def probability(self, output: Tensor) -> Probability:
+        """The probability of each row of the output, float64.
+
+        Raises:
+            UnsupportedError: the target has none.
+        """
+        raise UnsupportedError(f"{self.kind} has no probability. Metrics of the map alone (complexity, sparsity) can be taken.")
+
+    @property
+    def kind(self) -> str:
+        """What messages call it."""
+        return f"a target of kind {type(self).__name__}"
+
+    @property
+    def has_probability(self) -> bool:
+        """Whether metrics can follow its probability."""
+        return True
+
+    @abstractmethod
+    def names(self) -> list[str]:
+        """What the rows' column `target` says of each image."""
+
+    def predicted(self, output: Tensor) -> Tensor | None:
+        """The class that the network predicts for each row `(B,)`; None where the output is no row of classes."""
+        return output.argmax(dim=1) if output.dim() == 2 else None
+
+    def _tensors(self) -> dict[str, Any]:
+        return {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
+
+    def __len__(self) -> int:
+        return len(next(iter(self._tensors().values())))
+
+    def __getitem__(self, index: Tensor | slice) -> Self:
+        return replace(self, **{name: value[_on(index, value)] for name, value in self._tensors().items()})
+
+    def joined(self, others: Sequence[Self]) -> Self:
+        """One target of several batches.
+
+        Args:
+            others: of all of them, in their order.
+        """
+        together: dict[str, Any] = {name: torch.cat([getattr(other, name) for other in others]) for name in self._tensors()}
+        return replace(self, **together)
+
+    def to(self, device: torch.device) -> Self:
+        """The same on a device."""
+        return replace(self, **{name: value.to(device) for name, value in self._tensors().items()})
+
+    def expanded(self, count: int) -> Self:
+        """For a batch of `count` images.
+
+        Raises:
+            InputError: it is for another number of images.
+        """
+        if len(self) == count:
+            return self
+        if len(self) != 1:
+            raise InputError(f"{count} images need a target each; {len(self)} came.")
+        return self[torch.zeros(count, dtype=torch.long)]
+
+
+def _on(index: Tensor | slice, values: Tensor) -> Tensor | slice:
+    return index.to(values.device) if isinstance(index, Tensor) else index
+
+
+@dataclass(frozen=True, eq=False)
+class ClassTarget(Target):
+    """One class per image.
+
+    Args:
+        classes: class indices `(B,)`.
+        multi_label: the probability is the sigmoid of the class's logit instead of its softmax.
+    """
+
+    classes: Tensor
+    multi_label: bool = False
+
+    def score(self, output: Tensor) -> Tensor:
+        _needs(output, 2, self)
+        return output.gather(1, self.classes.to(output.device)[:, None]).squeeze(1)
+
+    def probability(self, output: Tensor) -> Probability:
+        _needs(output, 2, self)
+        if self.multi_label:
+            return sigmoid_probability(self.score(output))
+        return softmax_probability(output, self.classes)
+
+    @property
+    def kind(self) -> str:
+        return "a class"
+
+    def names(self) -> list[str]:
+        return [str(index) for index in self.classes.tolist()]
+
+
+@dataclass(frozen=True, eq=False)
+class Contrast(Target):
+    """Some classes against others: Σ w·z, as `A - 0.6*B`.
+
+    The probability is the sigmoid of the score. For `A - B` it is the softmax over these two classes: how probable A is, if it is A or B.
+
+    Args:
+        classes: class indices `(B, T)`, or `(T,)` for all images.
+        weights: their weights, likewise.
+
+    Raises:
+        InputError: classes and weights that do not go together.
+    """
+
+    classes: Tensor
+    weights: Tensor
+
+    def __post_init__(self) -> None:
+        classes, weights = torch.as_tensor(self.classes, dtype=torch.long), torch.as_tensor(self.weights, dtype=torch.float32)
+        classes, weights = (values[None] if values.dim() == 1 else values for values in (classes, weights))
+        if classes.dim() != 2 or weights.dim() != 2 or classes.shape[1] != weights.shape[1] or not classes.shape[1]:
+            raise InputError(
+                f"a contrast needs one weight for each class, as Contrast([281, 282], [1.0, -0.6]); got classes {tuple(classes.shape)} and "
+                f"weights {tuple(weights.shape)}."
+            )
+        object.__setattr__(self, "classes", classes)
+        object.__setattr__(self, "weights", weights.expand(len(classes), -1))
+
+    def score(self, output: Tensor) -> Tensor:
+        _needs(output, 2, self)
+        return (output.gather(1, self.classes.to(output.device)) * self.weights.to(output)).sum(dim=1)
+
+    def probability(self, output: Tensor) -> Probability:
+        return sigmoid_probability(self.score(output))
+
+    @property
+    def kind(self) -> str:
+        return "a contrast"
+
+    def names(self) -> list[str]:
+        rows = zip(self.classes.tolist(), self.weights.tolist(), strict=True)
+        return [written_contrast([(weight, str(index)) for index, weight in zip(*row, strict=True)]) for row in rows]
+
+
+def written_contrast(terms: Sequence[tuple[float, str]]) -> str:
+    """A contrast of weights and classes as a user writes it: `3 - 0.6*7`."""
+    text = ""
+    for weight, name in terms:
+        sign = ("- " if weight < 0 else "") if not text else (" - " if weight < 0 else " + ")
+        text += sign + (name if abs(weight) == 1 else f"{abs(weight):g}*{name}")
+    return text
+
+
+@dataclass(frozen=True, eq=False)
+class Similarity(Target):
+    """Cosine of the network's vector with a reference vector; for networks that give vectors.
+
+    Args:
+        reference: `(B, D)`, or `(D,)` for all images.
+        name: what rows call it.
+    """
+
+    reference: Tensor
+    name: str = "similarity"
+
+    def __post_init__(self) -> None:
+        if self.reference.dim() not in (1, 2):
+            raise InputError(f"a reference is one vector (D,), or one for each image (B, D); got {tuple(self.reference.shape)}.")
+        object.__setattr__(self, "reference", self.reference[None] if self.reference.dim() == 1 else self.reference)
+
+    def score(self, output: Tensor) -> Tensor:
+        _needs(output, 2, self)
+        if output.shape[1] != self.reference.shape[1]:
+            raise InputError(f"the network gives vectors of {output.shape[1]} values; the reference has {self.reference.shape[1]}.")
+        return functional.cosine_similarity(output, self.reference.to(output), dim=1)
+
+    @property
+    def kind(self) -> str:
+        return "a similarity"
+
+    @property
+    def has_probability(self) -> bool:
+        return False
+
+    def names(self) -> list[str]:
+        return [self.name] * len(self)
+
+    def predicted(self, output: Tensor) -> Tensor | None:
+        return None
+
+
+@dataclass(frozen=True, eq=False)
+class Region(Target):
+    """A class over a region of the image; for networks that give a map of logits.
+
+    A mask of another size than the network's map is brought to it by the share of each cell that it covers.
+
+    Args:
+        classes: class indices `(B,)`, or one for all images.
+        masks: `(B, H, W)`, or `(H, W)` for all images; bool, or weights ≥ 0.
+        multi_label: the probability is the sigmoid of the class's logit instead of its softmax.
+        name: what rows call the region.
+
+    Raises:
+        InputError: an empty region, or masks of another shape.
+    """
+
+    classes: Tensor
+    masks: Tensor
+    multi_label: bool = False
+    name: str = "region"
+
+    def __post_init__(self) -> None:
+        classes = torch.as_tensor(self.classes, dtype=torch.long).reshape(-1)
+        masks = self.masks[None] if self.masks.dim() == 2 else self.masks
+        if masks.dim() != 3 or len(classes) not in (1, len(masks)) or len(masks) not in (1, len(classes)):
+            raise InputError(
+                f"a region needs a class and a mask (H, W) for each image; got {len(classes)} classes and masks {tuple(self.masks.shape)}."
+            )
+        if not bool((masks.flatten(1) > 0).any(dim=1).all()) or bool((masks < 0).any()):
+            raise InputError("a region's mask is not negative, and above zero somewhere: a mask without any pixel came.")
+        count = max(len(classes), len(masks))
+        object.__setattr__(self, "classes", classes.expand(count))
+        object.__setattr__(self, "masks", masks.expand(count, -1, -1))
+
+    def score(self, output: Tensor) -> Tensor:
+        _needs(output, 4, self)
+        own = output.gather(1, self.classes.to(output.device).view(-1, 1, 1, 1).expand(-1, 1, *output.shape[2:]))[:, 0]
+        weights = self._weights(output)
+        return (own * weights).sum(dim=(1, 2)) / weights.sum(dim=(1, 2))
+
+    def probability(self, output: Tensor) -> Probability:
+        _needs(output, 4, self)
+        found = [self._of_image(*row) for row in zip(output, self.classes, self._weights(output).double(), strict=True)]
+        return Probability(*(torch.stack(column) for column in zip(*found, strict=True)))
+
+    def _of_image(self, logits: Tensor, index: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        inside = weights > 0
+        cells, share = logits[:, inside].T, weights[inside] / weights.sum()
+        own = index.expand(len(cells))
+        found = sigmoid_probability(cells.gather(1, own[:, None])[:, 0]) if self.multi_label else softmax_probability(cells, own)
+        return (found.p * share.to(found.p)).sum(), (found.rest * share.to(found.rest)).sum()
+
+    def _weights(self, output: Tensor) -> Tensor:
+        masks = self.masks.to(output.device, output.dtype)
+        if masks.shape[1:] == output.shape[2:]:
+            return masks
+        shrinks = masks.shape[1] > output.shape[2]
+        return functional.interpolate(masks[:, None], size=output.shape[2:], mode="area" if shrinks else "nearest-exact")[:, 0]
+
+    @property
+    def kind(self) -> str:
+        return "a region"
+
+    def names(self) -> list[str]:
+        return [f"{index} in {self.name}" for index in self.classes.tolist()]
+
+
+@dataclass(frozen=True, eq=False)
+class OutputFunction(Target):
+    """A function of the network's output.
+
+    Args:
+        function: output of B images → scores `(B,)`, differentiable.
+        follow: output of B images → probabilities `(B,)` for metrics; None: there is none.
+        count: number of images.
+        name: what rows call it; None: the function's name.
+    """
+
+    function: Callable[[Any], Tensor]
+    follow: Callable[[Any], Tensor] | None = None
+    count: int = 1
+    name: str | None = None
+
+    def score(self, output: Tensor) -> Tensor:
+        return self._checked(self.function(output), output)
+
+    def probability(self, output: Tensor) -> Probability:
+        if self.follow is None:
+            return super().probability(output)
+        p = self._checked(self.follow(output), output).double()
+        return Probability(p, 1 - p)
+
+    def _checked(self, values: Any, output: Tensor) -> Tensor:
+        if not isinstance(values, Tensor) or values.shape != (len(output),):
+            came = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            raise InputError(
+                f"the target function {self.name or _called(self.function)} must give one value per image, ({len(output)},); got {came}."
+            )
+        return values
+
+    @property
+    def kind(self) -> str:
+        return f"the function {self.name or _called(self.function)}"
+
+    @property
+    def has_probability(self) -> bool:
+        return self.follow is not None
+
+    def names(self) -> list[str]:
+        return [self.name or _called(self.function)] * self.count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def joined(self, others: Sequence[Self]) -> Self:
+        return replace(self, count=sum(other.count for other in others))
+
+    def __getitem__(self, index: Tensor | slice) -> Self:
+        count = len(index) if isinstance(index, Tensor) else len(range(*index.indices(self.count)))
+        return replace(self, count=count)
+
+
+def _called(function: Callable[..., Any]) -> str:
+    return str(getattr(function, "__name__", type(function).__name__))
+
+
+def _needs(output: Tensor, axes: int, target: Target) -> None:
+    if output.dim() != axes:
+        wanted = {2: "one row per image, (batch, classes)", 4: "a map of logits, (batch, classes, height, width)"}[axes]
+        raise UnsupportedError(f"{target.kind} is taken of {wanted}; the network gives {tuple(output.shape)}.")
+
+
+Targets = Target | Tensor | Callable[[Any], Tensor]
+"""What metric functions take: a target, class indices `(B,)`, or a function of the output that gives a score per image."""
+
+
+def as_target(targets: Targets, count: int, *, multi_label: bool = False) -> Target:
+    """A target of what a user gives.
+
+    Args:
+        targets: a target, class indices `(B,)`, or a function of the output.
+        count: B.
+        multi_label: for class indices: sigmoid instead of softmax.
+
+    Raises:
+        InputError: it is for another number of images.
+    """
+    if isinstance(targets, Target):
+        return targets.expanded(count)
+    if isinstance(targets, Tensor):
+        if targets.shape != (count,):
+            raise InputError(f"targets must be one class index per image, ({count},); got {tuple(targets.shape)}.")
+        return ClassTarget(targets, multi_label)
+    if callable(targets):
+        return OutputFunction(targets, count=count)
+    raise InputError(
+        f"targets are class indices ({count},), a target of xattn.metrics.targets or a function; got {type(targets).__name__}."
+    )

@@ -1,0 +1,28 @@
+"""The classifiers that are shipped: small networks trained on SketchBirds, each in one file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from xattn.errors import NameUnknownError
+
+PREFIX = "birds:"
+NETWORK = f"{PREFIX}gap"  # whose network bears the others' heads
+FRESH = "xattn.birds:small_resnet"  # the same network before training
+FOLDER = Path(__file__).parent / "weights"
+
+
+def pretrained_names() -> list[str]:
+    """Names as `xattn.load` takes them."""
+    return sorted((f"{PREFIX}{path.stem}" for path in FOLDER.glob("*.safetensors")), key=lambda name: (name != NETWORK, name))
+
+
+def file_of(name: str) -> Path:
+    """The file of a name.
+
+    Raises:
+        NameUnknownError: there is none.
+    """
+    if name not in pretrained_names():
+        raise NameUnknownError("shipped classifier", name, pretrained_names())
+    return FOLDER / f"{name.removeprefix(PREFIX)}.safetensors"

@@ -1,0 +1,1 @@
+"""Images from wherever they lie: listings, labels, decoding, preprocessing."""

@@ -1,0 +1,135 @@
+"""From a decoded picture to pixel space: the crop that the network sees."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional
+
+from xattn.errors import ImageError, InputError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+CROP_SHARE = 224 / 256
+MAX_PIXELS = 100_000_000  # a larger picture, before or after the resize, is taken for a decompression bomb
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Resize, centre crop and normalisation of a classifier; the defaults are torchvision's for ImageNet.
+
+    Attributes:
+        input_size: height and width of the crop.
+        resize: length of the shorter side before the crop, or height and width for a resize that ignores the aspect.
+        mean: per channel, subtracted in [0, 1].
+        std: per channel, divided by.
+        interpolation: "bilinear", "bicubic", … always antialiased.
+    """
+
+    input_size: tuple[int, int] = (224, 224)
+    resize: int | tuple[int, int] = 256
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    interpolation: str = "bilinear"
+
+    def __post_init__(self) -> None:
+        resize = (self.resize, self.resize) if isinstance(self.resize, int) else self.resize
+        sides = (min(self.input_size),) * 2 if isinstance(self.resize, int) else self.input_size
+        if min(self.input_size) < 1 or any(before < after for before, after in zip(resize, sides, strict=True)):
+            raise InputError(f"resize {self.resize} is smaller than the crop {self.input_size}: give a resize of at least the input size.")
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0 or not all(0 <= v <= 1 for v in (*self.mean, *self.std)):
+            raise InputError(
+                f"mean and std need three values each in [0, 1], std above 0; got mean {self.mean} and std {self.std}. "
+                "Divide those of 8-bit images by 255."
+            )
+
+    def crop(self, picture: Image.Image) -> Tensor:
+        """What the network sees of an RGB picture: uint8 `(3, H, W)`; divided by 255 it is pixel space."""
+        size = self._resized(picture)
+        if size[0] * size[-1] > MAX_PIXELS:
+            raise ImageError(f"{picture.width}×{picture.height} would be resized to {size[1]}×{size[0]}: too long and thin")
+        mode = InterpolationMode(self.interpolation)
+        resized = functional.resize(picture, size, interpolation=mode, antialias=True)
+        crop: Tensor = functional.pil_to_tensor(functional.center_crop(resized, list(self.input_size)))
+        return crop
+
+    def _resized(self, picture: Image.Image) -> list[int]:
+        """Height and width of the picture before the crop: torchvision's, which keeps the aspect by the shorter side."""
+        if not isinstance(self.resize, int):
+            return list(self.resize)
+        height, width = self.input_size
+        if height == width:
+            shorter, longer = sorted((picture.width, picture.height))
+            sides = [self.resize, int(self.resize * longer / shorter)]
+            return sides if picture.height <= picture.width else sides[::-1]
+        scale = max(height / picture.height, width / picture.width) * self.resize / min(height, width)
+        return [max(height, round(picture.height * scale)), max(width, round(picture.width * scale))]
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Preprocessing:
+        """From what `dataclasses.asdict` became in a JSON file."""
+        values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()}
+        return cls(**values)
+
+    def __str__(self) -> str:
+        height, width = self.input_size
+        resize = self.resize if isinstance(self.resize, int) else "×".join(map(str, self.resize))
+        mean, std = (" ".join(f"{value:.3g}" for value in values) for values in (self.mean, self.std))
+        return f"resize {resize} ({self.interpolation}), crop {height}×{width}, mean {mean}, std {std}"
+
+
+def preprocessing_with(
+    base: Preprocessing,
+    *,
+    input_size: int | Sequence[int] | None = None,
+    resize: int | Sequence[int] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Preprocessing:
+    """`base` with the user's settings. An input size alone changes the resize too, at torchvision's ratio 224/256."""
+    size = base.input_size if input_size is None else _pair(input_size)
+    if resize is not None:
+        resized = resize if isinstance(resize, int) else _pair(resize)
+    else:
+        resized = base.resize if size == base.input_size else round(min(size) / CROP_SHARE)
+    return Preprocessing(size, resized, _triple(mean, base.mean), _triple(std, base.std), base.interpolation)
+
+
+def _pair(size: int | Sequence[int]) -> tuple[int, int]:
+    values = (size, size) if isinstance(size, int) else tuple(size)
+    if len(values) != 2:
+        raise InputError(f"a size is one number or height and width; got {size}.")
+    return int(values[0]), int(values[1])
+
+
+def _triple(values: Sequence[float] | None, default: tuple[float, float, float]) -> tuple[float, float, float]:
+    if values is None:
+        return default
+    if len(values) != 3:
+        raise InputError(f"mean and std need three values each, red, green and blue in [0, 1]; got {list(values)}.")
+    return float(values[0]), float(values[1]), float(values[2])
+
+
+def pixels(crops: Tensor, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Crops in uint8 → pixel space on the device, channels-last."""
+    return crops.to(device, non_blocking=True).to(dtype, memory_format=torch.channels_last) / 255
+
+
+def content_seeds(images: Tensor, seed: int = 0) -> list[int]:
+    """A seed per image, from the run's seed and the image's content in 8 bits: the same whatever its batch and place in it.
+
+    Args:
+        images: `(B, 3, H, W)` in pixel space.
+        seed: of the run.
+    """
+    crops = (images.detach() * 255).round().clamp(0, 255).to(torch.uint8).cpu().contiguous()
+    run = seed.to_bytes(8, "little", signed=True)
+    digests = [hashlib.sha256(run + crop.numpy().tobytes()).digest() for crop in crops]
+    return [int.from_bytes(digest[:7], "little") for digest in digests]

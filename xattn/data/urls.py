@@ -1,0 +1,125 @@
+"""Files at URLs (s3://, gs://, memory://, …) through fsspec.
+
+Filesystems are asked for each time: fsspec keeps one per process and thread, and one that is carried over a fork does not work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import posixpath
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from xattn.errors import InputError, XattnError
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.:-]+://")
+_LOCAL = ("file://", "local://")
+
+
+def is_url(place: object) -> bool:
+    """Whether a place is a URL of files elsewhere."""
+    return isinstance(place, str) and _URL.match(place) is not None and not place.startswith(_LOCAL)
+
+
+def without_file_scheme(place: str) -> str:
+    """`file:///a/b` as the path that it is; other places unchanged."""
+    return place.partition("://")[2] if place.startswith(_LOCAL) else place
+
+
+def joined(url: str, name: str) -> str:
+    """A file by its name relative to a URL, without `..` in it."""
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{posixpath.normpath(posixpath.join(rest, name))}"
+
+
+def parent(url: str) -> str:
+    """The folder of a file at a URL."""
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{posixpath.dirname(rest)}"
+
+
+@contextlib.contextmanager
+def filesystem(url: str) -> Iterator[tuple[Any, str]]:
+    """The filesystem of a URL and the path on it; any error inside becomes an OSError.
+
+    Raises:
+        InputError: no installed package reaches such URLs.
+        OSError: the store refuses or does not answer.
+    """
+    from fsspec.core import url_to_fs
+
+    try:
+        found = url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise InputError(
+            f"'{url}' cannot be reached: {str(error).rstrip('.')}. Install the package that fsspec uses for it: s3fs for s3://, gcsfs "
+            "for gs://, adlfs for az://."
+        ) from error
+    try:
+        yield found
+    except (XattnError, OSError):
+        raise
+    except Exception as error:  # the errors of stores' libraries have no common root
+        raise OSError(f"{type(error).__name__}: {error}") from error
+
+
+def read(url: str) -> bytes:
+    """All of a file.
+
+    Raises:
+        OSError: it is not there or cannot be read.
+    """
+    with filesystem(url) as (files, path):
+        content: bytes = files.cat_file(path)
+    return content
+
+
+def put(file: Path, url: str) -> None:
+    """Copies a local file to a URL; object stores show it when it is whole.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with filesystem(url) as (files, path):
+        files.put_file(str(file), path)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A file at a URL.
+
+    Attributes:
+        name: its path below the folder that was looked into, or below the folder that all matches of a pattern share.
+        url: where it is.
+        size: bytes, where the store lists them.
+    """
+
+    name: str
+    url: str
+    size: int | None
+
+
+def found(url: str) -> list[Found]:
+    """The file at a URL, all below a folder, or all that match a pattern; in order.
+
+    Raises:
+        OSError: the store refused or did not answer.
+    """
+    url = url.rstrip("/")
+    with filesystem(url) as (files, path):
+        files.invalidate_cache()  # others write there too, and a kept listing would not show it
+        listed = files.glob(path, detail=True) if has_pattern(url) else files.find(path, detail=True)
+        about = {place: info for place, info in sorted(listed.items()) if info["type"] == "file"}
+        before = url.removesuffix(path) if url.endswith(path) else None  # scheme, and host where there is one
+        urls = {place: files.unstrip_protocol(place) if before is None else before + place for place in about}
+    root = posixpath.commonpath([posixpath.dirname(place) for place in about]) if about and has_pattern(url) else path
+    names = {place: posixpath.basename(place) if place == root else posixpath.relpath(place, root) for place in about}
+    return [Found(names[place], urls[place], info.get("size")) for place, info in about.items()]
+
+
+def has_pattern(url: str) -> bool:
+    """Whether a URL is a pattern of several files."""
+    return any(character in url.partition("://")[2] for character in "*?[")

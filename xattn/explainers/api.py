@@ -1,0 +1,160 @@
+"""`explain`: the maps of images by several methods at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from xattn.data.images import ImageSource
+from xattn.data.preprocessing import pixels
+from xattn.errors import ImageError, InputError, UnsupportedError
+from xattn.explainers.base import RunsNetworkAgain
+from xattn.explainers.base import methods as registry
+from xattn.explainers.maps import Maps, joined, maps_of_trace, needs_of
+from xattn.explainers.trace import Trace
+from xattn.inference.memory import kept_pages
+from xattn.inference.predictor import Predictor
+from xattn.metrics.targets import ClassTarget
+from xattn.models.classifier import Classifier
+from xattn.models.target_rules import Asked, Label, target_rule
+
+Images = Tensor | str | Path | Sequence[str | Path] | Dataset[Any]
+
+
+def explain(
+    classifier: Classifier,
+    images: Images,
+    methods: Sequence[str] = ("grad-cam",),
+    *,
+    target: Asked = "predicted",
+    labels: Tensor | Sequence[Any] | None = None,
+    stage: str | None = None,
+    batch_size: int = 8,
+    predictor: Predictor | None = None,
+    seed: int = 0,
+    untrained: bool = False,
+) -> Maps:
+    """Explains images by several methods at once.
+
+    Args:
+        classifier: from `xattn.load` or `xattn.attach`.
+        images: `(B, 3, H, W)` in pixel space (float in [0, 1], not normalised), or files: a folder, a glob, a path, a list of paths;
+            or a torch data set of pictures, or of pairs of picture and label.
+        methods: names with settings, `name[:key=value,…]`.
+        target: "predicted", "label", a class index or name; "labels", every label of an image, each a map of its own; a contrast,
+            `A - 0.6*B`, `predicted - second`, `label - predicted`; an index per image; a target of `xattn.metrics.targets`; or a function
+            of the output that gives a score per image.
+        labels: of the images, for the targets that follow them: an index or name per image, or several per image for target "labels".
+        stage: where features are taken; what enters the pooling if None.
+        batch_size: images per forward.
+        predictor: for methods that run the network again, from `xattn.inference.fastest`; the default one, unmeasured, if None.
+        seed: of what is random; mixed with each image's content.
+        untrained: also explain a head that was never trained.
+
+    Raises:
+        NameUnknownError: an unknown method, setting, stage or class.
+        ImageError: a file that cannot be read.
+        UnsupportedError: a method cannot run on this classifier, or its head was never trained.
+
+    >>> import torch, xattn
+    >>> clf = xattn.load("birds:gap", device="cpu")
+    >>> xattn.explain(clf, torch.rand(2, 3, 64, 64), ["grad-cam", "random"])["grad-cam"].shape
+    torch.Size([2, 64, 64])
+    """
+    components = registry.create_all(methods)
+    if not untrained:
+        refuse_untrained(classifier)
+    names, tensor, found_labels = _images(classifier, images)
+    rule = target_rule(classifier, target)
+    given = _labels(classifier, found_labels if labels is None else labels, len(names))
+    if rule.per_label:
+        names, tensor, given = _per_label(names, tensor, given)
+    batch_labels = [label[0] if label is not None and len(label) == 1 else None for label in given]
+    if len(rule) not in (1, len(names)):
+        what = "classes" if isinstance(rule.fixed, ClassTarget) else "targets"
+        raise InputError(f"{len(names)} images need {len(names)} {what}; {len(rule)} came.")
+    found_stage = classifier.stage(stage)
+    runs = predictor or Predictor(classifier)
+    again = len(names) > batch_size or any(isinstance(component.instance, RunsNetworkAgain) for component in components)
+    needs = needs_of(components)
+    pieces = []
+    with kept_pages() if again else nullcontext():  # one pass uses no page twice, and would leave none to the next call
+        for start in range(0, len(names), batch_size):
+            part = slice(start, start + batch_size)
+            trace = Trace(
+                classifier,
+                tensor[part],
+                rule.part(part),
+                batch_labels[part],
+                stage=found_stage,
+                needs=needs,
+                predictor=runs,
+                seed=seed,
+            )
+            pieces.append(maps_of_trace(trace, components, names[part], tensor[part]))
+    return joined(pieces)
+
+
+def refuse_untrained(classifier: Classifier) -> None:
+    """Raises where a head's logits are those of chance."""
+    if not classifier.trained:
+        raise UnsupportedError(
+            f"{classifier.head_name} on {classifier.name} was never trained: its logits and maps mean nothing. Train it (xattn train), "
+            "load a trained file, or explain it as it is: --untrained, in Python untrained=True (or .trained = True after a loop of "
+            "your own)."
+        )
+
+
+def _labels(classifier: Classifier, labels: Tensor | Sequence[Label] | None, count: int) -> list[tuple[int, ...] | None]:
+    """The class indices of each image's labels."""
+    if labels is None:
+        return [None] * count
+    values = labels.tolist() if isinstance(labels, Tensor) else labels
+    if len(values) != count:
+        raise InputError(f"{count} images need {count} classes; {len(values)} came.")
+    return [None if value is None else classifier.class_indices(value) for value in values]
+
+
+def _per_label(
+    names: list[str], images: Tensor, labels: Sequence[tuple[int, ...] | None]
+) -> tuple[list[str], Tensor, list[tuple[int, ...] | None]]:
+    """Each image once for each of its labels."""
+    pairs = [(number, label) for number, several in enumerate(labels) for label in several or ()]
+    if not pairs:
+        raise InputError("target 'labels' explains every label of an image, and no image has one: pass labels.")
+    index = torch.tensor([number for number, _ in pairs], device=images.device)
+    return [names[number] for number, _ in pairs], images[index], [(label,) for _, label in pairs]
+
+
+def _images(classifier: Classifier, images: Images) -> tuple[list[str], Tensor, list[Any] | None]:
+    if isinstance(images, Tensor):
+        if images.dim() != 4 or len(images) == 0:
+            raise InputError(f"images must be (batch, 3, height, width) with at least one image; got {tuple(images.shape)}.")
+        if images.is_floating_point() and (images.min() < -1e-3 or images.max() > 1 + 1e-3):
+            raise InputError(
+                f"images are in pixel space, [0, 1]; these reach from {images.min():.3g} to {images.max():.3g}. "
+                "Do not normalise them: the classifier does."
+            )
+        if tuple(images.shape[2:]) != classifier.input_size:
+            raise InputError(
+                f"{classifier.name} takes images of {classifier.input_size}; got {tuple(images.shape[2:])}. Resize them, or load the "
+                "classifier with input_size."
+            )
+        return [str(number) for number in range(len(images))], images.to(classifier.device), None
+    source = ImageSource(images)
+    crops, found = [], []
+    for image in source.images:
+        try:
+            decoded, crop = source.decode(image, classifier.preprocessing)
+            crops.append(crop)
+            found.append(decoded)
+        except ImageError as error:
+            raise ImageError(f"{image.path}: {error}. A study goes on without such an image; explain needs all of them.") from error
+    labels = [image.label for image in found] if source.labelled else None
+    return [image.name for image in source.images], pixels(torch.stack(crops), classifier.device), labels

@@ -1,0 +1,139 @@
+"""How figures are put on paper: fonts, overlays, captions, files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import torch
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from torch import Tensor
+from torch.nn import functional
+
+from xattn.errors import InputError
+from xattn.explainers.base import methods as registry
+from xattn.figures.run_data import Column
+from xattn.metrics.masking import to_masks
+from xattn.study.schema import StoredMap
+
+COLOURS = "inferno"
+COVER = 0.6  # how much of the colour covers the picture
+CELL_INCHES = 1.15
+FORMATS = (".pdf", ".svg", ".png")
+LUMINANCE = (0.299, 0.587, 0.114)
+
+
+def format_of(out: str | Path) -> Path:
+    """The path of the file to write.
+
+    Raises:
+        InputError: its ending is not a format.
+    """
+    out = Path(out)
+    if out.suffix.lower() not in FORMATS:
+        raise InputError(f"a figure ends in {', '.join(FORMATS)}; got '{out.name}'.")
+    return out
+
+
+def on_paper() -> Any:
+    """Fonts as papers want them, for as long as a figure is drawn and saved."""
+    return matplotlib.rc_context({"pdf.fonttype": 42, "svg.fonttype": "path", "font.size": 7, "font.family": "DejaVu Sans"})
+
+
+def save(figure: Figure, out: Path, dpi: int) -> None:
+    """Writes a figure, the same bytes for the same figure."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=dpi, bbox_inches="tight", metadata={"Date": None} if out.suffix == ".svg" else None)
+
+
+def grey(crop: Tensor) -> Tensor:
+    """Luminance `(H, W)` in [0, 1] of a uint8 crop `(3, H, W)`."""
+    return (crop.float() / 255 * torch.tensor(LUMINANCE).view(3, 1, 1)).sum(dim=0)
+
+
+def mask_of(stored: StoredMap, method: str, size: tuple[int, int] | None = None) -> Tensor:
+    """The mask of a stored map, at the image's size or at its own: `(H, W)` in [0, 1]."""
+    own = (stored.raw.shape[0], stored.raw.shape[1])
+    if method not in registry.entries or not registry.entries[method].metadata.direct:
+        return to_masks(stored.raw[None], size or own).masks[0]
+    return functional.interpolate(stored.raw[None, None], size=size or own, mode="bilinear", align_corners=False)[0, 0]
+
+
+def overlay(crop: Tensor, mask: Tensor) -> Tensor:
+    """A mask in colour over the grey picture.
+
+    Args:
+        crop: uint8 `(3, H, W)`.
+        mask: `(H, W)` in [0, 1].
+
+    Returns:
+        `(H, W, 3)` in [0, 1].
+    """
+    colour = torch.as_tensor(colormaps[COLOURS](mask.numpy())[..., :3], dtype=torch.float32)
+    return (1 - COVER) * grey(crop)[..., None] + COVER * colour
+
+
+def show(axis: Any, picture: Tensor) -> None:
+    """A picture `(H, W, 3)` without a frame, each pixel sharp."""
+    axis.imshow(picture.numpy(), interpolation="none")
+    axis.set_xticks([])
+    axis.set_yticks([])
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+
+
+def caption(
+    name: str,
+    columns: Sequence[Column],
+    maps: dict[tuple[str, str, str, str], StoredMap],
+    labels: dict[tuple[str, str], Sequence[str] | None],
+) -> str:
+    """What the classifiers answered for an image: in one line where all explain one class, else a line each."""
+    answers: dict[tuple[str, str], dict[str, Any]] = {}
+    for (image, model, head, _), found in maps.items():
+        if image == name and (model, head) in {column[:2] for column in columns}:
+            answers.setdefault((model, head), found.about)
+    named = {key: _class(about["target"], labels.get(key)) for key, about in answers.items()}
+    shares = sorted(f"{about['probability']:.2f}" for about in answers.values() if about["probability"] is not None)
+    if len(set(named.values())) == 1:
+        lines = [_with_probability(next(iter(named.values())), " to ".join(dict.fromkeys((shares[0], shares[-1]))) if shares else None)]
+    else:
+        lines = []
+    for key, about in answers.items():
+        heading = " · ".join(called(*key, columns))
+        if len(set(named.values())) > 1:
+            share = None if about["probability"] is None else f"{about['probability']:.2f}"
+            lines.append("\n".join(filter(None, [heading, _with_probability(named[key], share)])))
+        if about["predicted"] is not None and str(about["target"]).isdecimal() and str(about["predicted"]) != str(about["target"]):
+            lines.append(f"({heading + ' ' if len(answers) > 1 else ''}predicted {_class(about['predicted'], labels.get(key))})")
+    return "\n".join(lines)
+
+
+def _with_probability(name: str, share: str | None) -> str:
+    return name if share is None else f"{name}, p = {share}"
+
+
+def _class(index: int | str | None, classes: Sequence[str] | None) -> str:
+    """The name of a target; what is not a class is called by its own words."""
+    if index is None or not str(index).isdecimal():
+        return str(index)
+    return f"class {index}" if classes is None else classes[int(index)]
+
+
+def called(model: str, head: str, columns: Sequence[Column]) -> list[str]:
+    """What tells a column's classifier from the others': its model, its head, both or neither; a head in the model's name only once."""
+    models, heads = ({column[place] for column in columns} for place in (0, 1))
+    shown = [_short(model)] * (len(models) > 1)
+    return shown if shown and head in shown[0] else shown + [broken(head)] * (len(heads) > 1)
+
+
+def broken(method: str) -> str:
+    """A method with its settings, over several lines."""
+    return method.replace(":", ":\n").replace(",", ",\n")
+
+
+def _short(model: str) -> str:
+    return model.rpartition(":")[2]

@@ -1,0 +1,133 @@
+"""What some runs hold of some images: maps, crops and class names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from xattn.data.images import ImageSource
+from xattn.data.preprocessing import Preprocessing
+from xattn.errors import ImageError, InputError, NameUnknownError
+from xattn.study.compare import shown_names
+from xattn.study.plan import run_key
+from xattn.study.schema import StoredMap
+from xattn.study.store import Store
+
+MOST_IMAGES = 6
+
+Column = tuple[str, str, str]
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What some runs hold of some images.
+
+    Attributes:
+        names: of the images.
+        maps: raw maps by image, model, head and method.
+        ranked: ranked maps by image, model and head.
+        crops: uint8 `(3, H, W)` by image, model and head.
+        paths: files of the images.
+        preprocessing: by model and head.
+        labels: class names by model and head.
+    """
+
+    names: list[str]
+    maps: dict[tuple[str, str, str, str], StoredMap]
+    ranked: dict[tuple[str, str, str], StoredMap]
+    crops: dict[tuple[str, str, str], Tensor]
+    paths: dict[str, Path | str | None]
+    preprocessing: dict[tuple[str, str], Preprocessing]
+    labels: dict[tuple[str, str], Sequence[str] | None]
+
+    @property
+    def columns(self) -> list[Column]:
+        """Model, head and method of the maps."""
+        return list(dict.fromkeys(key[1:] for key in self.maps))
+
+
+def read_runs(runs: Sequence[str | Path], images: Sequence[str] | None, methods: Sequence[str] | None) -> RunData:
+    """Reads what a figure shows of runs.
+
+    Args:
+        runs: run folders.
+        images: names as in the rows; the first six if None.
+        methods: names as in the rows; all if None.
+
+    Raises:
+        InputError: pictures that are no longer where the run found them.
+        NameUnknownError: an image or method that is not in the runs.
+    """
+    stores = [Store(run) for run in runs]
+    about = [store.read_run() for store in stores]
+    sources = [_source(store, run) for store, run in zip(stores, about, strict=True)]
+    names = _chosen_images(sources, images)
+    maps: dict[tuple[str, str, str, str], StoredMap] = {}
+    ranked: dict[tuple[str, str, str], StoredMap] = {}
+    shown = shown_names(stores)
+    for store, called in zip(stores, shown, strict=True):
+        for (image, model, head, method), found in store.maps(names, methods).items():
+            maps[image, called[model, head], head, method] = found
+        for (image, model, head), found in store.ranked(names).items():
+            ranked[image, called[model, head], head] = found
+    if missing := set(methods or ()) - {method for _, _, _, method in maps}:
+        raise NameUnknownError(
+            "method in these runs", min(missing), sorted({method for run in about for method in run["settings"]["methods"]})
+        )
+    names = [name for name in names if any(key[0] == name for key in maps)]
+    if not names:
+        raise InputError("none of the chosen images has maps in these runs.")
+    models: dict[tuple[str, str], tuple[dict[str, Any], int]] = {}
+    labels: dict[tuple[str, str], Sequence[str] | None] = {}
+    for number, run in enumerate(about):
+        for model in run["settings"]["models"]:
+            key = (shown[number][model["name"], model["head"]], model["head"])
+            models[key] = (model, number)
+            labels[key] = run["labels"][run_key(model["name"], model["head"])]
+    preprocessing = {key: Preprocessing.from_json(settings["preprocessing"]) for key, (settings, _) in models.items()}
+    crops = {(name, *key): _crop(sources[number], name, preprocessing[key]) for name in names for key, (_, number) in models.items()}
+    paths = {name: _named(sources[0], name).path for name in names}
+    return RunData(names, maps, ranked, crops, paths, preprocessing, labels)
+
+
+def _source(store: Store, run: dict[str, Any]) -> ImageSource:
+    origin = run["settings"]["images"]["origin"]
+    if not origin:
+        raise InputError(f"'{store.folder}' was run on a data set in memory: its pictures cannot be found again for a figure.")
+    try:
+        return ImageSource(origin)
+    except InputError as error:
+        raise InputError(f"the pictures of '{store.folder}' are no longer where it found them: {error}") from error
+
+
+def _chosen_images(sources: Sequence[ImageSource], asked: Sequence[str] | None) -> list[str]:
+    known = [image.name for image in sources[0].images]
+    for source in sources[1:]:
+        others = {image.name for image in source.images}
+        known = [name for name in known if name in others]
+    if not known:
+        raise InputError("no image is in all of these runs: draw them apart, or choose runs of the same images.")
+    if asked is None:
+        return known[:MOST_IMAGES]
+    for name in asked:
+        if name not in known:
+            raise NameUnknownError("image in these runs", name, known)
+    return list(asked)
+
+
+def _named(source: ImageSource, name: str) -> Any:
+    found = next((image for image in source.images if image.name == name), None)
+    if found is None:
+        raise ImageError(f"'{name}' is no longer among the pictures of the run.")
+    return found
+
+
+def _crop(source: ImageSource, name: str, preprocessing: Preprocessing) -> Tensor:
+    try:
+        return source.decode(_named(source, name), preprocessing)[1]
+    except ImageError as error:
+        raise ImageError(f"'{name}': {error}") from error

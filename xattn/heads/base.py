@@ -1,0 +1,222 @@
+"""What a head is: how it is put on a network, what it gives, and what it declares of itself.
+
+A head is two things: a frozen dataclass of settings, which is registered, says which stages it reads and builds the module; and the module,
+a `Head`. Most heads read one stage and are a `ClassifierHead` (features → logits) or a `PoolingHead` (features → the vector in the place of
+the pooled one, which enters the network's own classifier): one method, `attend`. A head that reads several stages overrides `start` and
+`read`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from xattn.errors import UnsupportedError
+from xattn.registry import Registry
+
+Replaces = Literal["nothing", "pooling", "classifier"]
+
+
+@dataclass(frozen=True)
+class HeadMetadata:
+    """What a head declares of itself.
+
+    Attributes:
+        source: where it was published.
+        replaces: "pooling": its vector enters the network's own classifier; "classifier": it gives the logits; "nothing".
+        attention: whether it has attention maps.
+    """
+
+    source: str
+    replaces: Replaces
+    attention: bool = True
+
+
+class StageInfo(NamedTuple):
+    """A stage of the network, as far as heads need to know it."""
+
+    name: str
+    channels: int
+    stride: int
+
+
+@dataclass(frozen=True)
+class NetworkInfo:
+    """What a head is told of the network.
+
+    Attributes:
+        name: how messages call the network.
+        stages: its stages in the order of the forward; the last is what enters the pooling.
+        kinds: class names of its modules.
+        modules: dotted names of its modules.
+        takes_vector: whether its classifier takes the pooled vector of the last stage.
+    """
+
+    name: str
+    stages: tuple[StageInfo, ...]
+    kinds: frozenset[str]
+    modules: frozenset[str]
+    takes_vector: bool
+
+
+@dataclass
+class Attended:
+    """What a head gives for a batch, filled in as the forward comes to its stages.
+
+    Attributes:
+        output: logits `(B, K)`, or the vector `(B, C)` for the network's own classifier.
+        attention: maps `(B, N, h, w)` by stage.
+        scores: what the attention was made of by a softmax, likewise; empty for heads without one.
+        probes: logits `(B, K)` of classifiers on the side, by name.
+    """
+
+    output: Tensor
+    attention: dict[str, Tensor] = field(default_factory=dict)
+    scores: dict[str, Tensor] = field(default_factory=dict)
+    probes: dict[str, Tensor] = field(default_factory=dict)
+
+
+class HeadSettings(ABC):
+    """A registered head: a frozen dataclass of settings that builds the module."""
+
+    def stages(self, info: NetworkInfo) -> tuple[str, ...]:
+        """Names of the stages that the head reads, in order; what enters the pooling, unless overridden."""
+        return (info.stages[-1].name,)
+
+    @abstractmethod
+    def build(self, channels: Sequence[int], classes: int, info: NetworkInfo) -> Head:
+        """The module, its weights fresh.
+
+        Args:
+            channels: of each stage that it reads.
+            classes: K.
+            info: of the network.
+        """
+
+
+class Head(nn.Module, ABC):
+    """A head's module.
+
+    Attributes:
+        grafts: whether it can start as the network's own classifier, by `graft`.
+    """
+
+    grafts: ClassVar[bool] = False
+
+    @property
+    def is_random(self) -> bool:
+        """Whether it draws random numbers in eval mode: it is given a seed per image, and a forward of its own."""
+        return False
+
+    @property
+    def asks_class(self) -> bool:
+        """Whether it needs the class of each image before the forward: it gets the network's own prediction, and a forward of its own."""
+        return False
+
+    def start(self, batch: int, classes: Tensor | None = None) -> Attended:
+        """What is there before the first stage.
+
+        Args:
+            batch: B.
+            classes: `(B,)`, for a head that asks for the class.
+        """
+        return Attended(torch.empty(0))
+
+    @abstractmethod
+    def read(self, attended: Attended, stage: str, features: Tensor, seeds: Sequence[int] | None = None) -> None:
+        """Takes in the features of one stage.
+
+        Args:
+            attended: what `start` gave, to be filled in.
+            stage: its name, under which maps are kept.
+            features: `(B, C, h, w)`.
+            seeds: one per image, for what is random; None: torch's generator.
+        """
+
+    @abstractmethod
+    def saliency(self, features: Tensor, maps: Tensor) -> Tensor:
+        """One map of the head.
+
+        Args:
+            features: `(B, C, h, w)`.
+            maps: its attention `(B, N, h, w)` there.
+
+        Returns:
+            `(B, h, w)`, ≥ 0.
+        """
+
+    def head_maps(self, features: Tensor, maps: Tensor) -> HeadMaps | None:
+        """The maps of a head that has several to show; None for a head of one."""
+        return None
+
+    def graft(self, linear: nn.Linear) -> None:
+        """Starts as the network's own classifier on the pooled vector `(C → K)`, for a head that grafts."""
+        raise UnsupportedError(f"{type(self).__name__} cannot start as the network's own classifier.")
+
+    def dropouts(self) -> list[nn.Dropout]:
+        """The dropout that training may set; empty where there is none."""
+        return [module for module in self.modules() if isinstance(module, nn.Dropout)]
+
+
+class HeadMaps(NamedTuple):
+    """The maps of a head that has several, in their order.
+
+    Attributes:
+        weighted: `(B, N, h, w)`, each times the norm of the features.
+        shown: `(B, N, h, w)`, as a picture shows them: each times the norm of the features, min-maxed per image.
+    """
+
+    weighted: Tensor
+    shown: Tensor
+
+
+class SingleStageHead(Head):
+    """A head that reads one stage.
+
+    Its saliency is the mean of its maps times the norm of the features.
+    """
+
+    @abstractmethod
+    def attend(self, features: Tensor, stage: str = "", seeds: Sequence[int] | None = None) -> Attended:
+        """Output and attention maps.
+
+        Args:
+            features: `(B, C, h, w)`.
+            stage: under which name the maps are given.
+            seeds: one per image, for what is random; None: torch's generator.
+        """
+
+    def read(self, attended: Attended, stage: str, features: Tensor, seeds: Sequence[int] | None = None) -> None:
+        found = self.attend(features, stage, seeds)
+        attended.output, attended.attention, attended.scores, attended.probes = found.output, found.attention, found.scores, found.probes
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits `(B, K)`, or the vector `(B, C)`, of features `(B, C, h, w)`."""
+        return self.attend(features).output
+
+    def saliency(self, features: Tensor, maps: Tensor) -> Tensor:
+        """The mean of its maps `(B, N, h, w)` times the norm of the features `(B, C, h, w)`: `(B, h, w)`, ≥ 0."""
+        norms: Tensor = torch.linalg.vector_norm(features, dim=1)
+        return maps.mean(dim=1) * norms
+
+
+class ClassifierHead(SingleStageHead):
+    """A head that gives logits `(B, K)` from what enters the pooling."""
+
+    def head_maps(self, features: Tensor, maps: Tensor) -> HeadMaps | None:
+        norms: Tensor = torch.linalg.vector_norm(features, dim=1)
+        low, high = norms.amin(dim=(1, 2), keepdim=True), norms.amax(dim=(1, 2), keepdim=True)
+        shown = (norms - low) / (high - low).clamp(min=torch.finfo(norms.dtype).tiny)
+        return HeadMaps(maps * norms[:, None], maps * shown[:, None])
+
+
+class PoolingHead(SingleStageHead):
+    """A head that gives the vector `(B, C)` in the place of the pooled one, from what enters the pooling."""
+
+
+heads: Registry[HeadMetadata, HeadSettings] = Registry("head")

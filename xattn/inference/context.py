@@ -1,0 +1,87 @@
+"""What the heads on one backbone share while a batch is explained and scored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from xattn.inference.benchmark import mismatch
+from xattn.inference.predictor import Level, Predictor, Tuning
+from xattn.inference.shared_backbone import SharedBackbone
+from xattn.metrics.stream import PerturbedImages, PredictAll, Read, stream
+from xattn.metrics.targets import Target
+from xattn.models.classifier import Classifier
+
+PROBES = 3
+
+
+def shared_predictor(classifiers: Sequence[Classifier], tuning: Tuning, level: Level) -> PredictAll | None:
+    """Runs all heads of one backbone at once: images → an output of each; None where the outputs would not be those of each alone."""
+    shared = SharedBackbone(classifiers)
+    noise = torch.rand((PROBES, 3, *classifiers[0].input_size), generator=torch.Generator().manual_seed(1)).to(shared.device)
+    try:
+        found = shared.split(Predictor(shared, Tuning(PROBES))(noise))
+        for classifier, logits in zip(classifiers, found, strict=True):
+            if mismatch(logits, classifier.predict(noise)) is not None:
+                return None
+        predictor = Predictor(shared, tuning, level)
+        predictor(noise[:1].expand(tuning.chunk, -1, -1, -1))
+    except Exception:  # what follows the pooling may not take a batch of vectors, and fails in its own way: each head runs alone
+        return None
+
+    def predict(images: Tensor) -> list[Tensor]:
+        return shared.split(predictor(images))
+
+    return predict
+
+
+class BatchContext:
+    """What the heads on one backbone share while a batch is explained: their answers to the same perturbed images.
+
+    Whichever head asks first has the images run for all of them; the order does not matter.
+
+    Args:
+        predict: images → an output of each head.
+        chunk: images per forward.
+        targets: of each head.
+    """
+
+    def __init__(self, predict: PredictAll, chunk: int, targets: Sequence[Target]) -> None:
+        self.predict = predict
+        self.chunk = chunk
+        self.targets = targets
+        self._answers: dict[str, list[Tensor]] = {}
+
+    def respond(
+        self,
+        key: str,
+        member: int,
+        run: PerturbedImages,
+        like: Tensor,
+        read: Callable[[Target, Tensor], Tensor],
+        chunk: int | None = None,
+    ) -> Tensor:
+        """A number of each perturbed image for one head.
+
+        Args:
+            key: what tells these images from others of the batch.
+            member: which head.
+            run: the perturbed images.
+            like: on whose device the numbers are.
+            read: the targets and the output of some of them → `(b,)`.
+            chunk: images per forward; None: the context's.
+
+        Returns:
+            `(count,)` float64.
+        """
+        if key not in self._answers:
+            readings = [_reading(target, read) for target in self.targets]
+            found = stream(self.predict, [run], like, readings, 1, chunk or self.chunk)
+            self._answers[key] = [columns[0][0] for columns in found]
+        return self._answers[key][member]
+
+
+def _reading(target: Target, read: Callable[[Target, Tensor], Tensor]) -> Read:
+    return lambda output, index: (read(target[index], output),)

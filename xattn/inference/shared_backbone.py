@@ -1,0 +1,88 @@
+"""Several heads on one frozen backbone: the outputs of all from one pass of the network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from xattn.models.attachment import attend_all
+from xattn.models.checkpoints import digest_of
+from xattn.models.classifier import Classifier
+
+
+class SharedBackbone(nn.Module):
+    """Classifiers of one network that differ in their heads alone, as one: the logits `(B, K₁ + K₂ + …)` side by side.
+
+    Args:
+        classifiers: two or more, one group of `backbone_groups`.
+    """
+
+    def __init__(self, classifiers: Sequence[Classifier]) -> None:
+        super().__init__()
+        self.classifiers = nn.ModuleList(classifiers)
+        self.name = " + ".join(f"{classifier.name} · {classifier.head_name}" for classifier in classifiers)
+
+    @property
+    def _members(self) -> list[Classifier]:
+        return list(self.classifiers)  # type: ignore[arg-type]  # what it was made of
+
+    @property
+    def network(self) -> nn.Module:
+        """The network that all have."""
+        return self._members[0].network
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self._members[0].device
+
+    def probe(self) -> Tensor:
+        """One image of noise, always the same."""
+        return self._members[0].probe()
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """What the network itself is given for images in pixel space."""
+        return self._members[0].normalise(images)
+
+    def logits(self, normalised: Tensor) -> Tensor:
+        """Logits of all heads `(B, K₁ + K₂ + …)` of normalised images."""
+        members = self._members
+        heads, attachments = [member.head for member in members], [member.attachment for member in members]
+        return torch.cat(attend_all(self.network, normalised, heads, attachments, members[0].read_output), dim=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of all heads of images in pixel space."""
+        return self.logits(self.normalise(images))
+
+    def split(self, logits: Tensor) -> list[Tensor]:
+        """The logits of each head."""
+        return list(logits.split([member.class_count for member in self._members], dim=1))
+
+
+def backbone_groups(classifiers: Sequence[Classifier]) -> list[list[Classifier]]:
+    """Classifiers in groups that one pass of a network can serve, in their order; most are alone."""
+    if len(classifiers) == 1:
+        return [list(classifiers)]  # the digest of its weights would tell nothing
+    found: dict[object, list[Classifier]] = {}
+    for number, classifier in enumerate(classifiers):
+        found.setdefault(_backbone(classifier) or number, []).append(classifier)
+    return list(found.values())
+
+
+def _backbone(classifier: Classifier) -> object:
+    """What classifiers of one pass have in common; None for a head that needs a forward of its own."""
+    if classifier.head.asks_class or classifier.head.is_random:
+        return None
+    network = classifier.network
+    # What the weights do not hold, strides and the like, a network's own description does.
+    kind = (type(network).__module__, type(network).__qualname__, repr(network), getattr(network, "transform_input", None))
+    return (
+        *kind,
+        digest_of(dict(network.state_dict())),
+        classifier.preprocessing,
+        classifier.multi_label,
+        classifier.device,
+        classifier.mean.dtype,
+    )

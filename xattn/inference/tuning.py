@@ -1,0 +1,216 @@
+"""The fastest way of running forwards for a network on this machine: measured once, in seconds, and cached."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import warnings
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from xattn.errors import InputError, SettingError
+from xattn.inference.benchmark import Benchmark
+from xattn.inference.memory import free_memory, kept_pages, peak_bytes, shown
+from xattn.inference.predictor import Level, Predictor, Tuning, plain_tuning
+from xattn.models.classifier import Classifier
+
+Effort = Literal["off", "auto", "full"]
+EFFORTS: tuple[Effort, ...] = ("off", "auto", "full")
+WORTH_MEASURING_S = 20.0
+WORTH_COMPILING_S = 300.0
+LARGEST = {"cpu": 64}
+LARGEST_ELSEWHERE = 1024
+SHARE_OF_FREE = 0.6
+SAMPLE = 4
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A tuning and where it comes from.
+
+    Attributes:
+        tuning: how forwards are run.
+        level: "exact" or "fast".
+        origin: "measured", "kept from an earlier measurement", "by hand", or why nothing was measured.
+        speed: images per second with it, and with each other tuning that was measured; empty where nothing was.
+        refused: tunings that could not be used, and why.
+    """
+
+    tuning: Tuning
+    level: Level
+    origin: str
+    speed: dict[str, float] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        rates = [f"{self.speed[str(self.tuning)]:.0f} images per second here"] if str(self.tuning) in self.speed else []
+        plain = next(iter(self.speed), None)
+        rates += [f"{self.speed[plain]:.0f} in {plain}"] if plain not in (None, str(self.tuning)) else []
+        return f"{self.tuning} ({'; '.join([self.origin, *rates])})"
+
+    def as_dict(self) -> dict[str, Any]:
+        rounded = {way: round(rate, 1) for way, rate in self.speed.items()}
+        return {
+            "tuning": self.tuning.as_dict(),
+            "level": self.level,
+            "origin": self.origin,
+            "images_a_second": rounded,
+            "refused": self.refused,
+        }
+
+    @classmethod
+    def of(cls, kept: dict[str, Any], origin: str) -> Tuned:
+        """What `as_dict` gave."""
+        return cls(Tuning(**kept["tuning"]), kept["level"], origin, dict(kept["images_a_second"]), dict(kept["refused"]))
+
+
+def tuned(
+    classifier: Classifier,
+    level: Level = "exact",
+    tune: str = "auto",
+    *,
+    forwards: int | None = None,
+    sample: Tensor | None = None,
+    memory: int | None = None,
+) -> Tuned:
+    """The best way of running a classifier's forwards.
+
+    Level "exact" takes only what leaves the probabilities of the sample within the batch tolerance of the plain network (1e-5 in
+    float32); "fast" may compute in bfloat16, float16 or TF32.
+
+    Args:
+        classifier: the network.
+        level: "exact" or "fast".
+        tune: "off", the defaults; "auto", a measurement of seconds where the work is worth one, cached for the next time; "full", measured
+            again, with compilation whatever the work; or settings by hand, `chunk=16,folded=true,compiled=true,precision=bfloat16`.
+        forwards: images that are to be run, the measure of the work; None: many.
+        sample: images in pixel space to compare on; noise if None.
+        memory: bytes that one chunk may hold; None: more than half of what is free.
+
+    Raises:
+        SettingError: settings by hand that do not fit the level.
+        InputError: not even one image fits the memory.
+    """
+    by_hand = None if tune in EFFORTS else Tuning.read(tune) if "=" in tune else _no_effort(tune)
+    if by_hand is not None and level == "exact" and by_hand.precision != "own":
+        raise SettingError(
+            f"precision={by_hand.precision} is not exact: it is for level fast, which reports by how much its values differ."
+        )
+    benchmark = Benchmark(classifier, level, _sampled(classifier, sample), _largest_chunk(classifier, memory))
+    if by_hand is not None:
+        fitting = benchmark.fitting(by_hand)
+        if (by_hand.folded or by_hand.compiled) and benchmark.quietly_ready(fitting) is None:
+            raise SettingError(f"{classifier.name} cannot run in {fitting}: {benchmark.refused[str(fitting)]}. Leave it to tune=auto.")
+        return Tuned(fitting, level, "by hand")
+    if tune == "off":
+        return Tuned(benchmark.fitting(plain_tuning(classifier)), level, "not measured")
+    cache = _Cache(_key(classifier, level))
+    if tune == "auto" and (found := cache.read()) is not None:
+        found = _for_work(found, forwards)
+        if found is not None and benchmark.quietly_ready(benchmark.fitting(found.tuning)) is not None:
+            return replace(found, tuning=benchmark.fitting(found.tuning))
+    with kept_pages(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a tuning that warns is measured, or refused, all the same
+        best = benchmark.fitting(plain_tuning(classifier))
+        rate = benchmark.rate(best)
+        work = float("inf") if forwards is None or not rate else forwards / rate
+        if tune == "auto" and work < WORTH_MEASURING_S:
+            return Tuned(best, level, "too little work to measure")
+        best = benchmark.best(best, compiling=tune == "full" or work > WORTH_COMPILING_S)
+    done = Tuned(best, level, "measured", benchmark.rates, benchmark.refused)
+    if memory is None:  # what was measured in little memory is not the fastest elsewhere
+        cache.write(done)
+    return done
+
+
+def _for_work(found: Tuned, forwards: int | None) -> Tuned | None:
+    """A cached measurement for other work than it was made for: compiled only where that pays; None where it would and was not tried."""
+    rate = found.speed.get(str(found.tuning))
+    work = float("inf") if forwards is None or not rate else forwards / rate
+    if work <= WORTH_COMPILING_S:
+        return replace(found, tuning=replace(found.tuning, compiled=False))
+    return found if any("compiled" in way for way in (*found.speed, *found.refused)) else None
+
+
+def fastest(classifier: Classifier, level: Level = "exact", tune: str = "auto") -> Predictor:
+    """The fastest predictor of a classifier on this machine, for `explain` and `evaluate`. Arguments and errors as for `tuned`.
+
+    >>> import xattn
+    >>> clf = xattn.load("birds:gap", device="cpu")
+    >>> fastest(clf, tune="off").chunk
+    8
+    """
+    return Predictor(classifier, tuned(classifier, level, tune).tuning, level)
+
+
+def _no_effort(tune: str) -> Tuning:
+    raise SettingError(f"tune is off, auto, full, or settings as chunk=16,compiled=true; got '{tune}'.")
+
+
+def _sampled(classifier: Classifier, sample: Tensor | None) -> Tensor:
+    if sample is None or not len(sample):
+        coarse = torch.rand((SAMPLE, 3, 8, 8), generator=torch.Generator().manual_seed(0))
+        sample = torch.nn.functional.interpolate(coarse, size=classifier.input_size, mode="bilinear")
+    return sample[:SAMPLE].to(device=classifier.device)
+
+
+def _largest_chunk(classifier: Classifier, memory: int | None) -> int:
+    """The most images whose forward fits."""
+    predictor = Predictor(classifier, Tuning(1))
+    image = classifier.probe().float()
+    each = peak_bytes(lambda: predictor(image * 1.0)) + 3 * image.numel() * 4  # the changed image, what it is made of, its mask
+    room = memory if memory is not None else int(SHARE_OF_FREE * free_memory(classifier.device))
+    if each > room:
+        raise InputError(f"{classifier.name} needs {shown(each)} for a forward of one image; {shown(room)} came. Allow more memory.")
+    return min(room // each, LARGEST.get(classifier.device.type, LARGEST_ELSEWHERE))
+
+
+def _key(classifier: Classifier, level: Level) -> str:
+    """What a measurement is valid for: the network's shape, head and input, the machine, torch and the level."""
+    shapes = [(name, tuple(tensor.shape), str(tensor.dtype)) for name, tensor in classifier.state_dict().items()]
+    network, device = classifier.network, classifier.device
+    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{_processor()}×{torch.get_num_threads()}"
+    about = (type(network).__module__, repr(network), shapes, classifier.head_name, classifier.input_size)
+    return hashlib.sha256(repr((*about, device.type, machine, torch.__version__, level)).encode()).hexdigest()[:20]
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return f"{platform.machine()} {model or platform.processor()} {torch.backends.cpu.get_cpu_capability()}"
+
+
+class _Cache:
+    """A measurement in a small file under the user's cache folder."""
+
+    def __init__(self, key: str) -> None:
+        home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+        self.path = Path(home) / "xattn" / "tuning" / f"{key}.json"
+
+    def read(self) -> Tuned | None:
+        """The measurement; None where there is none that can be read."""
+        try:
+            return Tuned.of(json.loads(self.path.read_text(encoding="utf-8")), "kept from an earlier measurement")
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def write(self, found: Tuned) -> None:
+        """Keeps it where that is possible; a cache that cannot be written costs seconds, not a run."""
+        unfinished = self.path.with_suffix(f".{os.getpid()}")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            unfinished.write_text(json.dumps(found.as_dict(), indent=1), encoding="utf-8")
+            os.replace(unfinished, self.path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                unfinished.unlink(missing_ok=True)

@@ -1,0 +1,285 @@
+"""How a head is put between a network's features and its logits, whatever the network: by hooks that live as long as a forward."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xattn.errors import UnsupportedError
+from xattn.heads.base import Attended, Head, HeadMetadata, HeadSettings, NetworkInfo, Replaces, StageInfo
+from xattn.models.capture import captured, tapped, to_nchw
+from xattn.models.concurrency import in_this_thread
+from xattn.models.stages import Stage
+
+Forward = Callable[[Tensor], Tensor]
+PROBE_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class ClassifierEntry:
+    """Where the pooled vector enters a network's classifier.
+
+    Attributes:
+        module: dotted name of the first module that takes the pooled vector `(B, C)`, `(B, C, 1, 1)` or `(B, 1, 1, C)`; None if none
+            does.
+        call: which call of that module, from 1.
+        linear: the classifier, where it is one linear layer on the pooled vector.
+    """
+
+    module: str | None = None
+    call: int = 1
+    linear: nn.Linear | None = None
+
+
+def find_classifier_entry(network: nn.Module, forward: Forward, image: Tensor, last: Stage) -> ClassifierEntry:
+    """Finds where the pooled vector enters the classifier, with one forward of one image in eval mode.
+
+    Args:
+        network: whose modules are searched.
+        forward: images `(1, 3, H, W)` → logits, running `network`.
+        image: `(1, 3, H, W)`.
+        last: what enters the pooling.
+    """
+    candidates: list[tuple[str, int, Tensor]] = []
+    calls: Counter[str] = Counter()
+
+    def before(name: str, args: tuple[Any, ...]) -> None:
+        calls[name] += 1
+        given = args[0] if len(args) == 1 else None
+        if not isinstance(given, Tensor) or last.name not in found:
+            return
+        if given.dim() in (2, 4) and given.numel() == last.channels == max(given.shape):
+            candidates.append((name, calls[name], given))
+
+    modules = {name: module for name, module in network.named_modules() if name}
+    handles = [
+        module.register_forward_pre_hook(in_this_thread(lambda _m, args, name=name: before(name, args))) for name, module in modules.items()
+    ]
+    try:
+        with torch.no_grad(), captured(network, [last]) as found:
+            logits = forward(image)
+    finally:
+        for handle in handles:
+            handle.remove()
+    features = to_nchw(found[last.name], last.layout)
+    return _first_entry(modules, candidates, features, logits)
+
+
+def _first_entry(
+    modules: dict[str, nn.Module], candidates: Sequence[tuple[str, int, Tensor]], features: Tensor, logits: Tensor
+) -> ClassifierEntry:
+    for name, call, vector in candidates:
+        pooled = vector.flatten()
+        low, high = features.flatten(2)[0].amin(dim=1), features.flatten(2)[0].amax(dim=1)
+        slack = PROBE_TOLERANCE * features.abs().amax()
+        if not ((pooled >= low - slack) & (pooled <= high + slack)).all():
+            continue  # it has been through a layer: a pooling stays between the smallest and the largest value of each channel
+        means = any(torch.allclose(pooled, mean, rtol=PROBE_TOLERANCE, atol=float(slack)) for mean in (features.mean(dim=(2, 3))[0], high))
+        linears = (module for module in modules.values() if isinstance(module, nn.Linear))
+        linear = next((linear for linear in linears if means and _is_classifier(linear, pooled, logits)), None)
+        return ClassifierEntry(name, call, linear)
+    return ClassifierEntry()
+
+
+def _is_classifier(module: nn.Linear, pooled: Tensor, logits: Tensor) -> bool:
+    if (module.in_features, module.out_features) != (len(pooled), logits.shape[1]):
+        return False
+    given = module(pooled[None])
+    return bool(torch.allclose(given, logits, rtol=PROBE_TOLERANCE, atol=PROBE_TOLERANCE * float(logits.abs().max())))
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """Where a head is put on a network.
+
+    Attributes:
+        replaces: what of the network it replaces.
+        stages: which it reads, in order.
+        entry: where its vector enters the network's classifier.
+        info: of the network.
+    """
+
+    replaces: Replaces = "nothing"
+    stages: tuple[Stage, ...] = ()
+    entry: ClassifierEntry = field(default_factory=ClassifierEntry)
+    info: NetworkInfo = field(default_factory=lambda: NetworkInfo("", (), frozenset(), frozenset(), False))
+
+
+def attachment_of(
+    network: nn.Module,
+    name: str,
+    head: str,
+    settings: HeadSettings,
+    metadata: HeadMetadata,
+    stages: Sequence[Stage],
+    entry: Callable[[], ClassifierEntry],
+    stage: Callable[[str], Stage],
+) -> Attachment:
+    """Where a head is put on a network.
+
+    Args:
+        network: the network.
+        name: how messages call it.
+        head: how messages call the head.
+        settings: of the head.
+        metadata: of the head.
+        stages: of the network.
+        entry: finds where the pooled vector enters the classifier.
+        stage: a stage by its name.
+
+    Raises:
+        UnsupportedError: the head replaces the pooling, and the network's classifier takes no pooled vector.
+    """
+    if metadata.replaces == "nothing":
+        return Attachment()
+    found = entry()
+    info = NetworkInfo(
+        name=name,
+        stages=tuple(StageInfo(stage.name, stage.channels, stage.stride) for stage in stages),
+        kinds=frozenset(type(module).__name__ for module in network.modules()),
+        modules=frozenset(module for module, _ in network.named_modules()),
+        takes_vector=found.module is not None,
+    )
+    if metadata.replaces == "pooling" and not info.takes_vector:
+        raise UnsupportedError(
+            f"{head} replaces the pooled vector before the classifier, and that of {name} takes none of {stages[-1].channels} values (its "
+            "pooling is not global, or comes after it). Use br-npa, b-cnn or gap."
+        )
+    return Attachment(metadata.replaces, tuple(stage(read) for read in settings.stages(info)), found, info)
+
+
+def attend(
+    network: nn.Module,
+    normalised: Tensor,
+    head: Head,
+    attachment: Attachment,
+    read_output: Callable[[Any], Tensor],
+    classes: Tensor | None = None,
+    seeds: Sequence[int] | None = None,
+) -> Attended:
+    """One forward of the network with its head.
+
+    Args:
+        network: normalised images → whatever holds its output.
+        normalised: images.
+        head: the module.
+        attachment: where it is put.
+        read_output: the output in what the network gives.
+        classes: `(B,)`, for a head that asks for the class; None: the network's own prediction.
+        seeds: one per image, for what is random.
+    """
+    if attachment.replaces == "nothing":
+        return Attended(read_output(network(normalised)))
+    if head.asks_class and classes is None:
+        classes = own_prediction(network, normalised, read_output)
+    attended = head.start(len(normalised), classes)
+    reached: list[str] = []
+
+    def tap(stage: Stage, tensor: Tensor) -> Tensor | None:
+        head.read(attended, stage.name, to_nchw(tensor, stage.layout), seeds)
+        reached.append(stage.name)
+        return _copy_to_go_on(tensor)
+
+    if attachment.replaces == "classifier":
+        with tapped(network, attachment.stages, tap):
+            network(normalised)
+        _all_reached(attachment, len(reached))
+        return attended
+    with (
+        tapped(network, attachment.stages, tap),
+        _replaced(network, attachment.entry, lambda pooled: _shaped_like(pooled, attended.output)),
+    ):
+        output = read_output(network(normalised))
+    _all_reached(attachment, len(reached))
+    attended.output = output
+    return attended
+
+
+def own_prediction(network: nn.Module, normalised: Tensor, read_output: Callable[[Any], Tensor]) -> Tensor:
+    """The classes `(B,)` that the network predicts without a head."""
+    with torch.no_grad():
+        return read_output(network(normalised)).argmax(dim=1)
+
+
+def attend_all(
+    network: nn.Module,
+    normalised: Tensor,
+    heads: Sequence[Head],
+    attachments: Sequence[Attachment],
+    read_output: Callable[[Any], Tensor],
+) -> list[Tensor]:
+    """The outputs of several heads from one forward of the network, without gradients.
+
+    What enters the classifier is the pooled vector, and below it in the batch the vector of each head that replaces the pooling.
+    """
+    count = len(normalised)
+    attended = [head.start(count) for head in heads]
+    reached: Counter[int] = Counter()
+
+    def tap_of(number: int, head: Head) -> Callable[[Stage, Tensor], None]:
+        def tap(stage: Stage, tensor: Tensor) -> None:
+            head.read(attended[number], stage.name, to_nchw(tensor, stage.layout))
+            reached[number] += 1
+
+        return tap
+
+    pooling = [number for number, attachment in enumerate(attachments) if attachment.replaces == "pooling"]
+    with torch.no_grad(), ExitStack() as stack:
+        for number, (head, attachment) in enumerate(zip(heads, attachments, strict=True)):
+            if attachment.stages:
+                stack.enter_context(tapped(network, attachment.stages, tap_of(number, head)))
+        if pooling:
+            entry = attachments[pooling[0]].entry
+
+            def below(pooled: Tensor) -> Tensor:
+                return torch.cat([pooled, *(_shaped_like(pooled, attended[number].output) for number in pooling)])
+
+            stack.enter_context(_replaced(network, entry, below))
+        own, *pooled_outputs = read_output(network(normalised)).split(count)
+    for number, attachment in enumerate(attachments):
+        _all_reached(attachment, reached[number])
+    outputs = dict(zip(pooling, pooled_outputs, strict=True))
+    classifiers = {number for number, attachment in enumerate(attachments) if attachment.replaces == "classifier"}
+    return [attended[number].output if number in classifiers else outputs.get(number, own) for number in range(len(heads))]
+
+
+def _copy_to_go_on(tensor: Tensor) -> Tensor | None:
+    """A copy for what follows, so that an in-place operation there leaves what the head's backward needs."""
+    return tensor.clone() if torch.is_grad_enabled() else None
+
+
+def _all_reached(attachment: Attachment, count: int) -> None:
+    if count < len(attachment.stages):
+        raise UnsupportedError(
+            f"the forward did not reach '{attachment.stages[count].name}', which the head reads: it takes another path now than when the "
+            "head was attached, or the module was exchanged for something that runs no hooks."
+        )
+
+
+def _shaped_like(pooled: Tensor, vector: Tensor) -> Tensor:
+    return vector.to(pooled.dtype).reshape(pooled.shape)
+
+
+@contextmanager
+def _replaced(network: nn.Module, entry: ClassifierEntry, vector: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """What enters the classifier is made of the pooled vector."""
+    calls = 0
+
+    def put(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        nonlocal calls
+        calls += 1
+        return (vector(args[0]),) if calls == entry.call else None
+
+    if entry.module is None:
+        raise UnsupportedError("the network has no module that takes the pooled vector.")
+    handle = network.get_submodule(entry.module).register_forward_pre_hook(in_this_thread(put))
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,119 @@
+"""Taking the features of stages while a forward runs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from xattn.errors import UnsupportedError
+from xattn.models.concurrency import in_this_thread
+from xattn.models.stages import Layout, Stage, first_tensor
+
+Tap = Callable[[Stage, Tensor], Tensor | None]
+
+
+class _Taps(TorchFunctionMode):
+    """Calls `tap` with what each stage gives while a forward runs; what it returns goes on instead."""
+
+    def __init__(self, stages: Sequence[Stage], tap: Tap) -> None:
+        super().__init__()
+        self.stages = stages
+        self.tap = tap
+        self.calls: Counter[str] = Counter()
+        self.position: dict[tuple[str, int], int] = {}
+        self.seen: set[str] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for key in self.position:
+            self.position[key] += 1
+        for stage in self.stages:
+            at_stage = stage.offset is not None and self.position.get((stage.module, stage.call)) == stage.offset
+            if at_stage and stage.name not in self.seen:
+                self.seen.add(stage.name)
+                changed = self.tap(stage, result)
+                result = result if changed is None else changed
+        return result
+
+    def after_module(self, module: str, output: Any) -> Any:
+        self.calls[module] += 1
+        call = self.calls[module]
+        for stage in self.stages:
+            if (stage.module, stage.call) != (module, call) or stage.offset is not None:
+                continue
+            tensor = first_tensor(output)
+            if tensor is None:
+                raise UnsupportedError(f"stage '{stage.name}' gave a tensor in the probe and {type(output).__name__} now.")
+            changed = self.tap(stage, tensor)
+            if changed is not None:
+                output = changed if isinstance(output, Tensor) else type(output)((changed, *output[1:]))
+        if any((stage.module, stage.call, stage.offset is not None) == (module, call, True) for stage in self.stages):
+            self.position[module, call] = 0  # last, so that what is done here does not count
+        return output
+
+
+@contextmanager
+def tapped(network: nn.Module, stages: Sequence[Stage], tap: Tap) -> Iterator[None]:
+    """Calls `tap(stage, tensor)` when the forwards inside come to a stage, with the tensor in the network's own layout.
+
+    What it returns goes on in the place of the tensor; None leaves it.
+    """
+    taps = _Taps(stages, tap)
+    modules = dict(network.named_modules())
+    handles = [
+        modules[name].register_forward_hook(in_this_thread(lambda _m, _a, output, name=name: taps.after_module(name, output)))
+        for name in dict.fromkeys(stage.module for stage in stages)
+    ]
+    try:
+        if any(stage.offset is not None for stage in stages):
+            with taps:
+                yield
+        else:
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def captured(network: nn.Module, stages: Sequence[Stage], *, cut: bool = False) -> Iterator[dict[str, Tensor]]:
+    """Keeps what the stages give during the forwards inside, in the network's own layout; `to_nchw` turns it.
+
+    Args:
+        network: the module in which the stages were found.
+        stages: which to keep.
+        cut: begin the autograd graph at the first stage that is reached, as a leaf: a gradient with respect to it costs the tail
+            of the network alone. Only for stages that are modules' outputs.
+    """
+    features: dict[str, Tensor] = {}
+    uncut = cut and not any(stage.offset is not None for stage in stages)
+
+    def keep(stage: Stage, tensor: Tensor) -> Tensor | None:
+        nonlocal uncut
+        if stage.offset is not None:
+            features[stage.name] = tensor
+            return None
+        if uncut:
+            torch.set_grad_enabled(True)  # the graph begins here; the mode is restored below
+            tensor, uncut = tensor.detach().requires_grad_(), False
+        features[stage.name] = tensor
+        # What follows gets a copy, so that an in-place rectifier behind the stage leaves the features as they were.
+        return tensor.clone()
+
+    mode = torch.is_grad_enabled()
+    try:
+        with tapped(network, stages, keep):
+            yield features
+    finally:
+        torch.set_grad_enabled(mode)
+
+
+def to_nchw(features: Tensor, layout: Layout) -> Tensor:
+    """`(B, C, h, w)`, a view."""
+    return features if layout == "NCHW" else features.permute(0, 3, 1, 2)

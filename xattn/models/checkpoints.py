@@ -1,0 +1,224 @@
+"""Weights files: other people's checkpoints, and xattn's own `.safetensors` with its settings in the header."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from xattn.errors import InputError, WeightsError
+
+WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network")
+PREFIXES = ("module.", "_orig_mod.", "model.", "network.", "net.")
+HEADER = "xattn"
+FORMAT = 2
+NETWORK, HEAD = "network.", "head."  # before the keys in a file of ours
+FLAGS = ("transform_input",)  # of a network, which its weights do not say
+
+
+@dataclass(frozen=True)
+class Source:
+    """How a network is rebuilt.
+
+    Attributes:
+        model: as `xattn.load` takes it.
+        weights: the file or the name of the weights; None: the library's default.
+        digest: of the network's weights as they were loaded.
+        high_res: stages whose stride was taken away.
+        dilate: whether dilation took its place.
+    """
+
+    model: str
+    weights: str | None = None
+    digest: str = ""
+    high_res: tuple[str, ...] = ()
+    dilate: bool = False
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """The state dict in a `.pth`, `.pt`, `.th`, `.ckpt` or `.safetensors` file; nothing in the file is executed.
+
+    Raises:
+        InputError: no such file.
+        WeightsError: not a weights file, or it holds objects other than tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"there is no weights file '{path}'. Give a .pth or .safetensors file.")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # what a file of another kind makes the unpickler raise has no common root
+        reason = "it is not a PyTorch file, or holds more than tensors"
+        if isinstance(error, SafetensorError):
+            reason = str(error)
+        raise WeightsError(
+            f"weights '{path}' could not be read as tensors alone ({reason}). Save a state dict: torch.save(model.state_dict(), path)."
+        ) from error
+    for wrapper in WRAPPERS:
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
+            loaded = loaded[wrapper]
+            break
+    if not isinstance(loaded, Mapping) or not any(isinstance(value, Tensor) for value in loaded.values()):
+        raise WeightsError(f"weights '{path}' hold {type(loaded).__name__} without tensors; a state dict is needed.")
+    return {str(key): value for key, value in loaded.items() if isinstance(value, Tensor)}
+
+
+def fit_weights(network: nn.Module, weights: dict[str, Tensor], path: str | Path) -> None:
+    """Loads a state dict strictly, wrappers' prefixes taken off.
+
+    Raises:
+        WeightsError: which keys are missing or unknown and which shapes differ.
+    """
+    weights = without_prefix(weights, set(network.state_dict()))
+    if problem := mismatch(network, weights):
+        raise WeightsError(f"weights '{path}' do not fit {type(network).__name__}: {problem}.")
+    network.load_state_dict(weights)
+
+
+def without_prefix(weights: dict[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
+    """Keys with `module.` and the like taken off, for as long as that brings them nearer to the wanted ones."""
+    while not wanted & set(weights):
+        for prefix in PREFIXES:
+            if weights and all(key.startswith(prefix) for key in weights):
+                weights = {key.removeprefix(prefix): value for key, value in weights.items()}
+                break
+        else:
+            return weights
+    return weights
+
+
+def mismatch(network: nn.Module, weights: Mapping[str, Tensor]) -> str:
+    """What keeps a state dict from fitting, in words; empty if it fits."""
+    own = network.state_dict()
+    missing = [key for key in own if key not in weights and not key.endswith("num_batches_tracked")]
+    unknown = [key for key in weights if key not in own]
+    shapes = [
+        f"{key} is {tuple(weights[key].shape)}, needed {tuple(own[key].shape)}"
+        for key in own
+        if key in weights and weights[key].shape != own[key].shape
+    ]
+    parts = [
+        f"{len(keys)} {what} ({', '.join(keys[:4])}{', …' if len(keys) > 4 else ''})"
+        for what, keys in (("keys missing", missing), ("keys unknown", unknown), ("shapes differ", shapes))
+        if keys
+    ]
+    return "; ".join(parts)
+
+
+def classes_in(network: nn.Module, weights: dict[str, Tensor]) -> int | None:
+    """The number of classes in a checkpoint whose last layer alone differs in size from the network's; None if it is not so."""
+    weights = without_prefix(weights, set(network.state_dict()))
+    differing = [key for key, own in network.state_dict().items() if key in weights and weights[key].shape != own.shape]
+    counts = {weights[key].shape[0] for key in differing}
+    last = {key.rpartition(".")[0] for key in differing}
+    return counts.pop() if len(last) >= 1 and len(counts) == 1 else None
+
+
+def digest_of(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of tensors by name, first 16 digits."""
+    digest = hashlib.sha256()
+    for key, value in sorted(state.items()):
+        digest.update(key.encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Header:
+    """What one of our `.safetensors` says beside the weights.
+
+    Attributes:
+        source: of the network.
+        head_alone: the file holds the head's weights alone.
+        name: how rows call the classifier.
+        head: its name with settings.
+        trained: whether it was trained.
+        classes: number of classes.
+        labels: class names.
+        multi_label: probabilities are sigmoids.
+        preprocessing: as `dataclasses.asdict` gives it.
+        build: flags of the network that its weights do not hold, of `FLAGS`.
+    """
+
+    source: Source
+    head_alone: bool
+    name: str
+    head: str
+    trained: bool
+    classes: int
+    labels: tuple[str, ...] | None
+    multi_label: bool
+    preprocessing: dict[str, Any]
+    build: dict[str, bool]
+
+
+def save(path: str | Path, header: Header, network: Mapping[str, Tensor], head: Mapping[str, Tensor]) -> None:
+    """Writes the weights of a head, and of its network unless the header says that the head is alone, with what rebuilds them."""
+    kept = {f"{HEAD}{key}": value for key, value in head.items()}
+    if not header.head_alone:
+        kept |= {f"{NETWORK}{key}": value for key, value in network.items()}
+    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in kept.items()}
+    part = Path(f"{path}.part")
+    save_file(tensors, part, metadata={HEADER: json.dumps({"format": FORMAT, **asdict(header)})})
+    part.replace(path)
+
+
+def is_saved(path: str | Path) -> bool:
+    """Whether a file is a `.safetensors` that xattn wrote."""
+    if Path(path).suffix != ".safetensors" or not Path(path).is_file():
+        return False
+    try:
+        with safe_open(path, framework="pt") as opened:
+            return HEADER in (opened.metadata() or {})
+    except (OSError, SafetensorError):
+        return False
+
+
+def read_header(path: str | Path) -> Header:
+    """What one of our `.safetensors` says beside the weights.
+
+    Raises:
+        WeightsError: no such file, or not one that xattn saved.
+    """
+    try:
+        with safe_open(path, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"'{path}' could not be read as .safetensors ({error}).") from error
+    if HEADER not in metadata:
+        raise WeightsError(f"'{path}' holds weights alone: name the network as the model and give this file as its weights.")
+    try:
+        stored = json.loads(metadata[HEADER])
+        if stored.pop("format") != FORMAT:
+            raise WeightsError(f"'{path}' is of another format than {FORMAT}, which this xattn reads. Save it again.")
+        about = stored.pop("source")
+        source = Source(**{**about, "high_res": tuple(about["high_res"])})
+        labels = stored.pop("labels")
+        header = Header(source=source, labels=None if labels is None else tuple(labels), **stored)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        if isinstance(error, WeightsError):
+            raise
+        raise WeightsError(f"the header of '{path}' is damaged ({type(error).__name__}: {error}).") from error
+    for name, value in header.build.items():
+        if name not in FLAGS or not isinstance(value, bool):
+            raise WeightsError(f"'{path}' would set '{name}' of its network to {value!r}, which xattn never writes: do not trust the file.")
+    return header
+
+
+def split_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The network's and the head's weights in one of our `.safetensors`."""
+    found = read_weights(path)
+    network, head = (
+        {key.removeprefix(prefix): value for key, value in found.items() if key.startswith(prefix)} for prefix in (NETWORK, HEAD)
+    )
+    return network, head

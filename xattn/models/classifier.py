@@ -1,0 +1,311 @@
+"""A pretrained network behind one face."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xattn.data.preprocessing import Preprocessing, content_seeds
+from xattn.errors import InputError, NameUnknownError, UnsupportedError
+from xattn.heads.base import Attended, Head, HeadMetadata, HeadSettings, heads
+from xattn.models import checkpoints
+from xattn.models.attachment import Attachment, attachment_of, attend, find_classifier_entry, own_prediction
+from xattn.models.capture import captured, to_nchw
+from xattn.models.checkpoints import Source, digest_of, fit_weights
+from xattn.models.concurrency import evaluating
+from xattn.models.stages import Stage, find_stages, named_stage
+
+OUTPUT_KEYS = ("logits", "out")  # of transformers, and of torchvision's segmentation networks
+
+
+class Classifier(nn.Module):
+    """A network that takes images in pixel space, with its stages, preprocessing and labels.
+
+    It wraps the network and changes nothing in it: training flags, hooks, gradients and weights stay as they are. A head is put in by
+    hooks that live as long as a forward.
+
+    Args:
+        network: normalised images `(B, 3, H, W)` → logits `(B, K)`, vectors `(B, D)` or maps of logits `(B, K, h, w)`, or a tuple, mapping
+            or object that holds them as `logits`.
+        name: how rows call it.
+        preprocessing: crop and normalisation.
+        labels: class names in the order of the logits.
+        head: which head gives the logits.
+        classes: outputs of a head with a linear layer of its own; None: the network's.
+        fresh: whether the head's weights are new, not those of a file that follow.
+        source: how the network is rebuilt; None for a module in hand.
+        multi_label: probabilities are sigmoids of each logit, not their softmax.
+
+    Attributes:
+        stages: cut points in the order of the forward; the last is what enters the pooling.
+        head: the head's module, with weights of its own (`gap` has none).
+        head_name: its name with settings.
+        grafted: whether the head started as the network's own classifier.
+        trained: whether the logits mean something; set it where the head was trained in a loop of one's own.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        name: str,
+        preprocessing: Preprocessing,
+        labels: Sequence[str] | None = None,
+        head: str = "gap",
+        classes: int | None = None,
+        fresh: bool = True,
+        source: Source | None = None,
+        multi_label: bool = False,
+    ) -> None:
+        super().__init__()
+        component = heads.create(head)
+        settings: HeadSettings = component.instance
+        self.network = network
+        self.head_name = component.spec
+        self.name = name
+        self.preprocessing = preprocessing
+        self.source = source
+        self.multi_label = multi_label
+        like = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
+        self.register_buffer("mean", like.new_tensor(preprocessing.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", like.new_tensor(preprocessing.std).view(3, 1, 1), persistent=False)
+        with evaluating(self), torch.inference_mode(False):
+            with torch.no_grad():
+                own = int(self._bare(self.probe()).shape[1])
+            self.stages: tuple[Stage, ...] = tuple(find_stages(self.network, self._bare, self.probe(), named=name))
+            self.attachment = self._attached(settings, component.metadata)
+        if classes not in (None, own) and component.metadata.replaces != "classifier":
+            raise InputError(
+                f"{self.head_name} keeps the classifier of {name}, which has {own} classes; {classes} were asked for. Use br-npa or b-cnn, "
+                "whose classifier is their own, or labels among the network's classes."
+            )
+        self.class_count = classes or own
+        channels = [stage.channels for stage in self.attachment.stages]
+        with torch.inference_mode(False):
+            module = settings.build(channels, self.class_count, self.attachment.info)
+            self.head: Head = module.to(device=self.mean.device, dtype=self.mean.dtype)
+        self.head.train(network.training)
+        self.grafted = fresh and self._graft()
+        self.trained = component.metadata.replaces == "nothing" or self.grafted
+        self.labels = None if labels is None else tuple(labels)
+        if self.labels is not None and len(self.labels) != self.class_count:
+            raise InputError(f"{name} has {self.class_count} classes; {len(self.labels)} labels came. Give one name per class, in order.")
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        return self.preprocessing.input_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where the classifier computes."""
+        return self.mean.device
+
+    def probe(self) -> Tensor:
+        """One image of noise, always the same, of the input size and in the network's precision."""
+        noise = torch.rand((1, 3, *self.input_size), generator=torch.Generator().manual_seed(0))
+        return noise.to(self.mean)
+
+    def _attached(self, settings: HeadSettings, metadata: HeadMetadata) -> Attachment:
+        return attachment_of(
+            self.network,
+            self.name,
+            self.head_name,
+            settings,
+            metadata,
+            self.stages,
+            lambda: find_classifier_entry(self.network, self._bare, self.probe(), self.stages[-1]),
+            lambda name: named_stage(self.network, self._bare, self.probe(), name, self.stages),
+        )
+
+    def _graft(self) -> bool:
+        if not self.head.grafts:
+            return False
+        linear = self.attachment.entry.linear
+        if linear is not None and linear.out_features == self.class_count:
+            self.head.graft(linear)
+            return True
+        why = f"its own has {linear.out_features} classes" if linear is not None else "its own is not one linear layer on the pooled vector"
+        warnings.warn(f"{self.head_name} on {self.name} starts with a fresh classifier of {self.class_count} classes: {why}.", stacklevel=4)
+        return False
+
+    def forward(self, images: Tensor, classes: Tensor | None = None) -> Tensor:
+        """Logits `(B, K)`, or whatever the network gives, of images `(B, 3, H, W)` in pixel space, float in [0, 1]. Differentiable.
+
+        Args:
+            images: in pixel space.
+            classes: `(B,)`, the labels, for a head with a query for each class in training.
+        """
+        return self.run(images, classes).output
+
+    def run(self, images: Tensor, classes: Tensor | None = None) -> Attended:
+        """The output for images in pixel space, and the attention of the head."""
+        if images.dim() != 4 or images.shape[1] != 3 or not images.is_floating_point():
+            raise InputError(
+                f"{self.name} takes images (batch, 3, height, width), float in [0, 1]; got {tuple(images.shape)} {images.dtype}. "
+                "Divide 8-bit images by 255; do not normalise: the classifier does."
+            )
+        return self._attend(self.normalise(images), classes)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """What the network itself is given for images in pixel space, in the network's precision."""
+        normalised: Tensor = (images.to(self.mean.dtype).contiguous(memory_format=torch.channels_last) - self.mean) / self.std
+        return normalised
+
+    def logits(self, normalised: Tensor) -> Tensor:
+        """The output for normalised images."""
+        return self._attend(normalised).output
+
+    def _attend(self, normalised: Tensor, classes: Tensor | None = None) -> Attended:
+        draws = self.head.is_random and not self.head.training
+        seeds = content_seeds(normalised * self.std + self.mean) if draws else None
+        return attend(self.network, normalised, self.head, self.attachment, self.read_output, classes, seeds)
+
+    def asked_classes(self, images: Tensor) -> Tensor | None:
+        """What the network itself predicts for images in pixel space, for a head that asks for the class; None for others."""
+        return own_prediction(self.network, self.normalise(images), self.read_output) if self.head.asks_class else None
+
+    def _bare(self, images: Tensor) -> Tensor:
+        """The output of the network as it is, without the head."""
+        return self.read_output(self.network(self.normalise(images)))
+
+    def read_output(self, output: Any) -> Tensor:
+        """The output in what the network gives: logits `(B, K)`, vectors `(B, D)` or maps of logits `(B, K, h, w)`.
+
+        Raises:
+            UnsupportedError: there is none.
+        """
+        return _read_output(output, self.name)
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Logits `(B, K)`, or whatever the network gives, in eval mode, without gradients; images are moved to the classifier's device.
+
+        >>> import torch, xattn
+        >>> xattn.load("birds:gap", device="cpu").predict(torch.rand(2, 3, 64, 64)).shape
+        torch.Size([2, 16])
+        """
+        with evaluating(self), torch.inference_mode():
+            logits: Tensor = self(images.to(self.device))
+        return logits
+
+    def features(self, images: Tensor, stages: Sequence[str] | None = None) -> dict[str, Tensor]:
+        """Feature maps `{stage: (B, C, h, w)}` in eval mode, whatever the layout inside; all stages if none are named."""
+        chosen = self.stages if stages is None else [self.stage(name) for name in stages]
+        with evaluating(self), captured(self.network, chosen) as found:
+            self._bare(images)
+        return {stage.name: to_nchw(found[stage.name], stage.layout) for stage in chosen}
+
+    def stage(self, name: str | None = None) -> Stage:
+        """A stage by name, any module's that gives a map; the one that enters the pooling if None."""
+        if name is None:
+            return self.stages[-1]
+        with evaluating(self), torch.inference_mode(False):
+            return named_stage(self.network, self._bare, self.probe(), name, self.stages)
+
+    def class_index(self, target: int | str) -> int:
+        """The index of a class given by index or name.
+
+        Raises:
+            NameUnknownError: no class of that name.
+            InputError: an index outside the classes, or a name where no labels are known.
+        """
+        if isinstance(target, str) and self.labels is not None and target in self.labels:
+            return self.labels.index(target)
+        if isinstance(target, str) and not target.lstrip("-").isdigit():
+            if self.labels is None:
+                raise InputError(f"class '{target}' is given by name, but {self.name} has no labels: pass labels, or an index.")
+            raise NameUnknownError("class", target, self.labels)
+        index = int(target)
+        if not 0 <= index < self.class_count:
+            raise InputError(f"class {index} is outside the {self.class_count} classes of {self.name} (0 … {self.class_count - 1}).")
+        return index
+
+    def class_indices(self, label: int | str | Sequence[int | str]) -> tuple[int, ...]:
+        """The indices of the classes of an image's label: one class, several, or several names with `|` between them.
+
+        Raises:
+            NameUnknownError: no class of that name.
+            InputError: as for `class_index`.
+        """
+        if isinstance(label, str) and "|" in label and label not in (self.labels or ()):
+            label = [name.strip() for name in label.split("|")]
+        several = [label] if isinstance(label, (int, str)) else list(label)
+        return tuple(self.class_index(each) for each in several)
+
+    def label(self, index: int) -> str:
+        """The name of a class, or its index where names are unknown."""
+        return str(index) if self.labels is None else self.labels[index]
+
+    def start_from(self, other: Classifier) -> None:
+        """Takes over the weights of another of the same network and head, as a student does at higher resolution.
+
+        Raises:
+            WeightsError: its network or its head is another.
+        """
+        fit_weights(self.network, other.network.state_dict(), f"of {other.name}")
+        fit_weights(self.head, other.head.state_dict(), f"of {other.head_name} on {other.name}")
+        self.trained = other.trained
+
+    def digest(self) -> str:
+        """SHA-256 of the weights and buffers of network and head, first 16 digits."""
+        return digest_of({**self.network.state_dict(), **{f"head.{key}": value for key, value in self.head.state_dict().items()}})
+
+    def save(self, path: str) -> None:
+        """Writes weights and settings to one `.safetensors` that `xattn.load` takes.
+
+        Where the network's weights are as they were loaded, the head's alone: several heads on one network are a small file each.
+
+        Raises:
+            UnsupportedError: it was attached from a module in hand, which no name rebuilds.
+        """
+        if self.source is None:
+            raise UnsupportedError(
+                f"{self.name} was attached from a module in hand, and nothing says how to rebuild it: "
+                "load it as 'package.module:factory', then save."
+            )
+        network, head = self.network.state_dict(), self.head.state_dict()
+        header = checkpoints.Header(
+            source=self.source,
+            head_alone=bool(head) and digest_of(network) == self.source.digest,
+            name=self.name,
+            head=self.head_name,
+            trained=self.trained,
+            classes=self.class_count,
+            labels=self.labels,
+            multi_label=self.multi_label,
+            preprocessing=asdict(self.preprocessing),
+            build={name: getattr(self.network, name) for name in checkpoints.FLAGS if hasattr(self.network, name)},
+        )
+        checkpoints.save(path, header, network, head)
+
+    def __repr__(self) -> str:
+        about = f"{self.class_count} classes, stage {self.stages[-1].name}, {self.preprocessing}, on {self.device}"
+        return f"Classifier({self.name} · {self.head_name}: {about})"
+
+
+def _read_output(output: Any, name: str) -> Tensor:
+    found = output
+    if not isinstance(found, Tensor):
+        if isinstance(found, Mapping):
+            found = next((found[key] for key in OUTPUT_KEYS if key in found), None)
+        elif hasattr(found, "logits"):
+            found = found.logits
+        elif isinstance(found, (tuple, list)):
+            found = next((item for item in found if isinstance(item, Tensor) and item.dim() == 2), None)
+    if isinstance(found, Tensor) and found.dim() == 4 and found.shape[2:] == (1, 1):
+        found = found.flatten(1)
+    if not isinstance(found, Tensor) or found.dim() not in (2, 4):
+        came = tuple(found.shape) if isinstance(found, Tensor) else type(output).__name__
+        raise UnsupportedError(
+            f"{name} must give logits (batch, classes), or a map of logits (batch, classes, height, width), alone or as 'logits' or in a "
+            f"tuple; it gave {came}."
+        )
+    return found

@@ -1,0 +1,263 @@
+"""`load`, a classifier by name or from a file of ours, and `attach`, one around a module in hand."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from xattn.birds import pretrained
+from xattn.data.preprocessing import Preprocessing, preprocessing_with
+from xattn.errors import InputError, UntrustedCodeError, WeightsError
+from xattn.models import sources
+from xattn.models.checkpoints import Header, Source, digest_of, fit_weights, is_saved, read_header, split_weights
+from xattn.models.classifier import Classifier
+from xattn.models.resolution import high_resolution
+
+Size = int | Sequence[int]
+
+
+def load(
+    model: str,
+    *,
+    head: str | None = None,
+    classes: int | None = None,
+    high_res: Sequence[str] = (),
+    dilate: bool = False,
+    weights: str | Path | None = None,
+    labels: str | Path | Sequence[str] | None = None,
+    input_size: Size | None = None,
+    resize: Size | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    multi_label: bool = False,
+    device: str | torch.device | None = None,
+    trust_code: bool = False,
+) -> Classifier:
+    """Loads a pretrained classifier by name.
+
+    Args:
+        model: `birds:NAME` of the shipped classifiers, `torchvision:NAME`, `timm:NAME`, `package.module:factory`,
+            `path/file.py:factory` (a callable without arguments that gives the network), or a `.safetensors` that `Classifier.save` or
+            `xattn train` wrote, which has its own head.
+        head: which head gives the logits, `name[:key=value,…]`; None: a saved file's own, else gap.
+        classes: outputs of a head with a linear layer of its own (br-npa, b-cnn); None: the network's number.
+        high_res: stages whose stride is removed, as ["layer3", "layer4"]: `xattn.models.high_resolution`.
+        dilate: widen the kernels behind them instead.
+        weights: a local `.pth` or `.safetensors`, read without executing anything in it, or the name of one of torchvision's
+            weights. None: the library's default, downloaded if it is not in the cache; for a factory, what it gives. A local file of
+            a GoogLeNet or an Inception is taken as torchvision's own are, with transform_input. For a saved file with a head alone:
+            where the network's weights are now. A `.safetensors` that `Classifier.save` or `xattn train` wrote brings its head,
+            preprocessing and labels with it.
+        labels: a text file with a class name per line, or the names.
+        input_size: side of the crop, or height and width.
+        resize: shorter side before the crop, or height and width.
+        mean: of the normalisation, in [0, 1]; with local weights ImageNet's unless given.
+        std: standard deviation of the normalisation, likewise.
+        multi_label: probabilities are sigmoids of each logit.
+        device: where to put it; None: a GPU where there is one, else the CPU.
+        trust_code: import and run the code that a `.safetensors` names as the source of its network. Without it a file builds only what
+            xattn itself knows by name (birds:, torchvision:, timm:).
+
+    Raises:
+        NameUnknownError: no such network.
+        UntrustedCodeError: the file names code, and trust_code was not given.
+        WeightsError: the weights do not fit, cannot be read, or cannot be had.
+        MissingPackageError: timm is asked for and not installed.
+
+    >>> import xattn
+    >>> xattn.load("birds:gap", device="cpu").class_count
+    16
+    """
+    saved = _saved_file(model, weights, {"head": head, "high_res": tuple(high_res), "dilate": dilate, "classes": classes}, trust_code)
+    if saved is None:
+        network, base, names = sources.build(model, weights)
+        source = Source(sources.absolute(model), _kept(weights), digest_of(network.state_dict()), tuple(high_res), dilate)
+        name = model
+    else:
+        network, source = _network_of(saved, None if saved.named is not None else weights)
+        base, names, name = Preprocessing.from_json(saved.header.preprocessing), saved.header.labels, saved.name
+        head, multi_label, classes = saved.header.head, saved.header.multi_label, saved.header.classes
+    preprocessing = preprocessing_with(base, input_size=input_size, resize=resize, mean=mean, std=std)
+    network.eval()
+    if source.high_res:
+        high_resolution(network, source.high_res, dilate=source.dilate, input_size=preprocessing.input_size)
+    classifier = Classifier(
+        network.to(memory_format=torch.channels_last),
+        name=name,
+        preprocessing=preprocessing,
+        labels=None if labels is None else read_labels(labels),
+        head=head or "gap",
+        classes=classes,
+        fresh=saved is None,
+        source=source,
+        multi_label=multi_label,
+    )
+    if saved is not None:
+        fit_weights(classifier.head, split_weights(saved.file)[1], model)
+        classifier.trained = saved.header.trained
+    if labels is None and names is not None and len(names) == classifier.class_count:
+        classifier.labels = tuple(names)  # ImageNet's, which a network with another number of classes does not have
+    classifier.eval()
+    try:
+        return classifier.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"device '{device}' cannot be used here ({reason}). Give cpu, or a GPU that torch sees.") from error
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """A `.safetensors` of ours that a classifier is loaded from.
+
+    Attributes:
+        file: its path.
+        header: what it says.
+        named: the network, where the user names it; None: as the file says.
+        name: how rows call the classifier.
+    """
+
+    file: str
+    header: Header
+    named: str | None
+    name: str
+
+
+def _saved_file(model: str, weights: str | Path | None, given: dict[str, object], trust_code: bool) -> _Saved | None:
+    """The file of ours that a classifier is to be loaded from; None where a network is.
+
+    Raises:
+        InputError: something is given beside it that it has itself.
+        UntrustedCodeError: it names code, and the user neither names the network nor trusts the code.
+    """
+    file = own_file(model)
+    named = None
+    if file is None:
+        if weights is None or not is_saved(weights):
+            return None
+        file, named = str(weights), sources.absolute(model)
+    header = read_header(file)
+    known = {"head": header.head, "classes": header.classes}
+    if beside := [name for name, value in given.items() if value not in (None, (), False, known.get(name))]:
+        saved = model if named is None else file
+        raise InputError(f"'{saved}' has its own {', '.join(beside)}: leave that out, or give the network's weights alone.")
+    if named is None and not trust_code and sources.is_code(header.source.model):
+        raise UntrustedCodeError(
+            f"'{file}' names '{header.source.model}' as the source of its network: loading it would import that code and run it. If you "
+            f"trust the file and the code, say so: --trust-code, in Python trust_code=True. Or name the network yourself, --model "
+            f"{header.source.model} --weights {file}."
+        )
+    name = model
+    if named is None and not model.startswith(pretrained.PREFIX):
+        name = header.name if header.head_alone else Path(file).stem
+    return _Saved(file, header, named, name)
+
+
+def own_file(model: str) -> str | None:
+    """The file of ours that a name means, head and all; None where it means a network."""
+    if model.startswith(pretrained.PREFIX) and model != pretrained.NETWORK:
+        return str(pretrained.file_of(model))
+    return model if model.endswith(".safetensors") else None
+
+
+def names_code_of(file: str | Path, model: str) -> bool:
+    """Whether a file of ours has its network from the code that a user names as the model anyway."""
+    return read_header(file).source.model == sources.absolute(model)
+
+
+def _network_of(saved: _Saved, weights: str | Path | None) -> tuple[nn.Module, Source]:
+    """The network of a file of ours: with its own weights, or with those that its head was trained on.
+
+    Args:
+        saved: the file.
+        weights: where the weights of its network are now.
+    """
+    stored = saved.header.source if saved.named is None else replace(saved.header.source, model=saved.named)
+    if not saved.header.head_alone:
+        if weights is not None:
+            raise InputError(f"'{saved.file}' holds its own weights; weights='{weights}' came beside it. Give one of the two.")
+        network = sources.build(stored.model, split_weights(saved.file)[0]).network
+        _set_flags(network, saved)
+        return network, replace(stored, digest="")
+    chosen = stored.weights if weights is None else str(weights)
+    needs = f"'{saved.file}' holds a head for {stored.model} with the weights {stored.weights or 'that its library gives'}"
+    try:
+        network = sources.build(stored.model, chosen).network
+    except (WeightsError, InputError) as error:
+        raise WeightsError(f"{needs}, and they could not be had: {error} Say where they are now by weights (--weights).") from error
+    _set_flags(network, saved)
+    if (digest := digest_of(network.state_dict())) != stored.digest:
+        raise WeightsError(
+            f"{needs} (digest {stored.digest}); those of {chosen or stored.model} have {digest}: the head was trained on others."
+        )
+    return network, replace(stored, weights=chosen)
+
+
+def _set_flags(network: nn.Module, saved: _Saved) -> None:
+    for name, value in saved.header.build.items():
+        setattr(network, name, value)
+
+
+def attach(
+    module: nn.Module,
+    *,
+    head: str = "gap",
+    classes: int | None = None,
+    input_size: Size = 224,
+    resize: Size | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    labels: str | Path | Sequence[str] | None = None,
+    name: str | None = None,
+    multi_label: bool = False,
+) -> Classifier:
+    """Wraps a network in hand; it stays where it is and as it is.
+
+    Args:
+        module: normalised images `(B, 3, H, W)` → logits `(B, K)`; or vectors `(B, D)`, or maps of logits `(B, K, h, w)`, for the targets
+            that are taken of these.
+        head: which head gives the logits, `name[:key=value,…]`.
+        classes: outputs of a head with a linear layer of its own (br-npa, b-cnn); None: the network's number.
+        input_size: side of the crop, or height and width.
+        resize: shorter side before the crop; input size × 256/224 if None.
+        mean: of the normalisation that the network was trained with, in [0, 1]; ImageNet's if None.
+        std: standard deviation of the normalisation, likewise.
+        labels: a text file with a class name per line, or the names.
+        name: how rows call it; the class name if None.
+        multi_label: probabilities are sigmoids of each logit.
+
+    >>> import torchvision, xattn
+    >>> clf = xattn.attach(torchvision.models.resnet18(), input_size=64)
+    >>> [stage.name for stage in clf.stages]
+    ['maxpool', 'layer1', 'layer2', 'layer3', 'layer4']
+    """
+    if not isinstance(module, nn.Module):
+        raise InputError(f"attach wraps a torch.nn.Module; got {type(module).__name__}. xattn.load takes a network's name.")
+    return Classifier(
+        module,
+        name=name or type(module).__name__,
+        preprocessing=preprocessing_with(Preprocessing(), input_size=input_size, resize=resize, mean=mean, std=std),
+        labels=None if labels is None else read_labels(labels),
+        head=head,
+        classes=classes,
+        multi_label=multi_label,
+    )
+
+
+def read_labels(labels: str | Path | Sequence[str]) -> list[str]:
+    """Class names, from a text file with one per line or as given."""
+    if not isinstance(labels, (str, Path)):
+        return list(labels)
+    try:
+        return Path(labels).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"labels '{labels}' could not be read ({error}): give a text file with a class name per line.") from error
+
+
+def _kept(weights: str | Path | None) -> str | None:
+    """How a file of ours names weights: a local file by its whole path."""
+    return None if weights is None else os.path.abspath(weights) if Path(weights).is_file() else str(weights)

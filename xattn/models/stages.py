@@ -1,0 +1,390 @@
+"""Where a network can be cut, found from one probing forward.
+
+A *cut point* is a tensor that every path from the image to the logits crosses: a dominator in the autograd graph of the logits.
+Stages are the cut points that stand between blocks. Nothing is known of any architecture: ResNets, DenseNets with a functional
+ReLU before the pooling, SqueezeNet's convolutional classifier and channels-last networks are all read off the same graph.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import Node
+from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
+
+from xattn.errors import NameUnknownError, UnsupportedError
+from xattn.models.concurrency import in_this_thread
+
+Layout = Literal["NCHW", "NHWC"]
+
+FARTHEST_ASPECT = math.log(2) + 1e-9  # 3 × 10 cells for an image of 48 × 160 are right; 1 × 5 for it too
+PARAMETRIC = ("AddmmBackward", "MmBackward", "ConvolutionBackward", "LinearBackward", "BmmBackward")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One place where features are taken.
+
+    Attributes:
+        name: what the user writes: a module's dotted name, `name#2` for its second call, `name+relu` for a function applied to it.
+        channels: number of channels.
+        size: height and width of the map at the classifier's input size.
+        stride: input height over map height.
+        layout: axes of the tensor inside the network.
+        module: the hooked module's dotted name.
+        call: which call of that module, from 1.
+        offset: for a function, how many torch functions after the module's call; None for the module's own output.
+        calls: how often the module runs in one forward.
+    """
+
+    name: str
+    channels: int
+    size: tuple[int, int]
+    stride: int
+    layout: Layout
+    module: str
+    call: int = 1
+    offset: int | None = None
+    calls: int = 1
+
+
+@dataclass
+class _Event:
+    """The output of a module or of a free function during the probe."""
+
+    name: str
+    module: str
+    call: int
+    offset: int | None
+    node: Node
+    shape: tuple[int, ...]
+    children: list[_Event] = field(default_factory=list)
+    is_function: bool = False
+    has_parameters: bool = False
+    aspect: float = 1.0
+
+    @property
+    def is_block(self) -> bool:
+        """A module made of modules that learn; all else is an operation."""
+        return any(child.has_parameters for child in self.children)
+
+    @property
+    def map(self) -> _Map | None:
+        return _as_map(self.shape, self.aspect)
+
+    @property
+    def signature(self) -> tuple[int, int, int]:
+        """Channels, height and width of a map."""
+        found = self.map
+        return (found.channels, found.height, found.width) if found else (0, 0, 0)
+
+    @property
+    def is_cut(self) -> bool:
+        return self.map is not None and self.signature[1] * self.signature[2] > 1
+
+
+class _Recorder(TorchFunctionMode):
+    """Writes down the call tree of a forward: each module's and each free function's output, as the autograd graph knows it."""
+
+    def __init__(self, aspect: float) -> None:
+        super().__init__()
+        self.aspect = aspect
+        self.root = _Event("", "", 1, None, None, ())  # type: ignore[arg-type]
+        self.stack = [self.root]
+        self.calls: Counter[str] = Counter()
+        self.last: tuple[str, int] | None = None
+        self.offset = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.offset += 1
+        if self.last is not None and isinstance(result, Tensor) and result.grad_fn is not None:
+            module, call = self.last
+            label = getattr(func, "__name__", "function").strip("_")
+            name = f"{_call_name(module, call)}+{label}"
+            event = _Event(name, module, call, self.offset, result.grad_fn, tuple(result.shape), is_function=True, aspect=self.aspect)
+            self.stack[-1].children.append(event)
+        return result
+
+    def enter(self, name: str) -> None:
+        self.stack.append(_Event(name, name, 0, None, None, (), aspect=self.aspect))  # type: ignore[arg-type]
+
+    def leave(self, module: nn.Module, output: Any) -> None:
+        event = self.stack.pop()
+        event.has_parameters = any(True for _ in module.parameters())
+        tensor = first_tensor(output)
+        self.calls[event.module] += 1
+        event.call = self.calls[event.module]
+        if tensor is not None and tensor.grad_fn is not None:
+            event.name = _call_name(event.module, event.call)
+            event.node, event.shape = tensor.grad_fn, tuple(tensor.shape)
+            self.stack[-1].children.append(event)
+        self.last, self.offset = (event.module, event.call), 0  # last: reading a tensor's attributes counts as a function too
+
+
+def _call_name(module: str, call: int) -> str:
+    return module if call == 1 else f"{module}#{call}"
+
+
+def first_tensor(output: Any) -> Tensor | None:
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, (tuple, list)) and output and isinstance(output[0], Tensor):
+        return output[0]
+    return None
+
+
+def find_stages(network: nn.Module, forward: Callable[[Tensor], Tensor], image: Tensor, *, named: str = "the network") -> list[Stage]:
+    """Finds a network's stages with one forward of one image.
+
+    Args:
+        network: the module whose submodules are named in the stages, in eval mode.
+        forward: images `(1, 3, H, W)` → logits `(1, K)`, running `network`.
+        image: `(1, 3, H, W)`.
+        named: how to call the network in an error.
+
+    Returns:
+        Stages in the order of the forward; the last is the tensor that enters the global pooling.
+
+    Raises:
+        UnsupportedError: no map with height and width lies between the image and the logits.
+    """
+    recorder = _Recorder(aspect := image.shape[-2] / image.shape[-1])
+    handles: list[RemovableHandle] = []
+    for name, module in network.named_modules():
+        if name:
+            handles.append(module.register_forward_pre_hook(in_this_thread(lambda _m, _a, name=name: recorder.enter(name))))
+            handles.append(module.register_forward_hook(in_this_thread(lambda m, _a, out: recorder.leave(m, out))))
+    try:
+        with torch.enable_grad(), recorder:
+            image = image.detach().clone().requires_grad_()
+            logits = forward(image)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if logits.grad_fn is None:
+        raise UnsupportedError(f"{named} passes no gradient from its logits to the image, so it has no stages to explain at.")
+
+    chain = _dominators(logits.grad_fn)
+    if not chain:
+        raise UnsupportedError(
+            f"{named} lets no gradient reach the image (a part of it runs under no_grad?): explainers need one. Freeze parameters by "
+            "requires_grad_(False) instead."
+        )
+    maps = [node for node in chain if (found := _as_map(_shape(node), aspect)) and found.height * found.width > 1]
+    events = _events_by_node(recorder.root)
+    last = _last_map_before_pooling(chain, maps, classes=logits.shape[-1])
+    while last is not None and last not in events:
+        earlier = maps[: maps.index(last)]
+        last = earlier[-1] if earlier else None
+    if last is None:
+        raise UnsupportedError(
+            f"{named} has no spatial feature map between image and logits (a ViT has tokens alone): explainers need a map "
+            "(batch, channels, height, width). Use a convolutional network, or Swin. The functions of xattn.metrics take any predict."
+        )
+    order = {node: position for position, node in enumerate(chain) if position <= chain.index(last)}
+    cuts = _outermost(recorder.root, order, last)
+    if not cuts or cuts[-1].node is not last:
+        cuts.append(events[last][0])
+    return [_stage(event, tuple(image.shape[-2:]), recorder.calls[event.module]) for event in cuts]
+
+
+def _shape(node: Node) -> tuple[int, ...]:
+    metadata = node._input_metadata
+    return tuple(metadata[0].shape) if metadata else ()
+
+
+class _Map(NamedTuple):
+    """A tensor of four axes read as a feature map."""
+
+    layout: Layout
+    channels: int
+    height: int
+    width: int
+
+
+def _as_map(shape: tuple[int, ...] | None, aspect: float) -> _Map | None:
+    """Reads a shape as a map whose height over width is that of the image, channels first where both readings fit as well."""
+    if shape is None or len(shape) != 4 or min(shape) < 1:
+        return None
+    readings = (_Map("NCHW", shape[1], shape[2], shape[3]), _Map("NHWC", shape[3], shape[1], shape[2]))
+    off = [abs(math.log(reading.height / reading.width / aspect)) for reading in readings]
+    best = 0 if off[0] <= off[1] else 1
+    return readings[best] if off[best] <= FARTHEST_ASPECT else None
+
+
+def _dominators(root: Node) -> list[Node]:
+    """Nodes on every path from the logits to the image, in forward order.
+
+    A node lies on all paths when (paths from the root to it) × (paths from it to the image) is the number of all paths.
+    """
+    order, below = _topological(root)
+    image = next((node for node in reversed(order) if type(node).__name__ == "AccumulateGrad" and _is_image(node)), None)
+    if image is None:
+        return []
+    up: dict[Node, int] = defaultdict(int, {root: 1})
+    for node in order:
+        for child in below[node]:
+            up[child] += up[node]
+    down: dict[Node, int] = defaultdict(int, {image: 1})
+    for node in reversed(order):
+        if node is not image:
+            down[node] = sum(down[child] for child in below[node])
+    total = down[root]
+    return [node for node in reversed(order) if node is not image and up[node] * down[node] == total]
+
+
+def _is_image(node: Node) -> bool:
+    shape = _shape(node)
+    variable: Tensor = node.variable  # type: ignore[attr-defined]
+    return len(shape) == 4 and shape[0] == 1 and shape[1] == 3 and not isinstance(variable, nn.Parameter)
+
+
+def _topological(root: Node) -> tuple[list[Node], dict[Node, list[Node]]]:
+    below: dict[Node, list[Node]] = {}
+    incoming: Counter[Node] = Counter()
+    stack = [root]
+    while stack:
+        node = stack.pop()
+        if node in below:
+            continue
+        below[node] = [child for child, _ in node.next_functions if child is not None]
+        for child in below[node]:
+            incoming[child] += 1
+            stack.append(child)
+    ready, order = [root], []
+    while ready:
+        node = ready.pop()
+        order.append(node)
+        for child in below[node]:
+            incoming[child] -= 1
+            if incoming[child] == 0:
+                ready.append(child)
+    return order, below
+
+
+def _events_by_node(root: _Event) -> dict[Node, list[_Event]]:
+    found: dict[Node, list[_Event]] = defaultdict(list)
+    stack = list(root.children)
+    while stack:
+        event = stack.pop()
+        found[event.node].append(event)
+        stack.extend(event.children)
+    return found
+
+
+def _last_map_before_pooling(chain: Sequence[Node], maps: Sequence[Node], *, classes: int) -> Node | None:
+    """The map that enters the global pooling; before a convolutional classifier, where no linear one follows the pooling."""
+    if not maps:
+        return None
+    last = maps[-1]
+    after = chain[chain.index(last) + 1 :]
+    if any(len(_shape(node)) == 3 and _is_a(node, (*PARAMETRIC, "NativeLayerNormBackward")) for node in after):
+        return None  # tokens go on where the map ends: a vision transformer's patch embedding
+    if not any(_is_a(node, PARAMETRIC) for node in after) and _shape(last)[1] == classes:
+        classifier = next((node for node in reversed(maps) if _is_a(node, ("ConvolutionBackward",))), last)
+        maps = maps[: maps.index(classifier)] or maps
+    while len(maps) > 1 and _is_a(maps[-1], ("AdaptiveAvgPool2DBackward", "CloneBackward")):  # a pooling to 7 × 7, a change of layout
+        maps = maps[:-1]
+    return maps[-1]
+
+
+def _is_a(node: Node, kinds: tuple[str, ...]) -> bool:
+    return type(node).__name__.startswith(kinds)
+
+
+def _outermost(root: _Event, order: dict[Node, int], last: Node) -> list[_Event]:
+    """The blocks that every path crosses; operations before the first block, or of one shape between blocks, count as one stage."""
+    cuts = _expand(root, order, last, size=None)
+    first_block = next((i for i, event in enumerate(cuts) if event.is_block), len(cuts))
+    kept: list[_Event] = []
+    for i, event in enumerate(cuts):
+        following = cuts[i + 1] if i + 1 < len(cuts) else None
+        if following is not None and not event.is_block and not following.is_block:
+            in_stem = i < first_block < len(cuts)
+            if in_stem or event.signature == following.signature:
+                continue
+        kept.append(event)
+    return kept
+
+
+def _expand(parent: _Event, order: dict[Node, int], last: Node, size: tuple[int, ...] | None) -> list[_Event]:
+    """Children of a module that are cut points.
+
+    A child is opened where its inner blocks change the resolution more than once, or where it is the whole way from image to pooling.
+    """
+    cuts: list[_Event] = []
+    for event in parent.children:
+        inner = [e for e in _descendants(event) if e.node in order and e.is_cut]
+        sizes = {e.signature[1:] for e in inner if e.is_block} - {size}
+        whole = size is None and event.node is last
+        if inner and (len(sizes) > 1 or whole):
+            cuts.extend(_expand(event, order, last, size))
+        elif event.node in order and event.is_cut:
+            cuts.append(event)
+        if cuts:
+            size = cuts[-1].signature[1:]
+    distinct: dict[Node, _Event] = {}
+    for event in cuts:  # dropout and identity give back what they got: the first to give it names it
+        if event.node not in distinct or (distinct[event.node].is_function and not event.is_function):
+            distinct[event.node] = event
+    return list(distinct.values())
+
+
+def _descendants(event: _Event) -> Iterator[_Event]:
+    for child in event.children:
+        yield child
+        yield from _descendants(child)
+
+
+def _stage(event: _Event, image_size: tuple[int, ...], calls: int) -> Stage:
+    found = event.map
+    if found is None:
+        raise UnsupportedError(f"stage '{event.name}' gives {event.shape}, which is no map (batch, channels, height, width).")
+    stride = max(1, round(image_size[0] / found.height))
+    return Stage(
+        event.name, found.channels, (found.height, found.width), stride, found.layout, event.module, event.call, event.offset, calls
+    )
+
+
+def named_stage(network: nn.Module, forward: Callable[[Tensor], Tensor], image: Tensor, name: str, known: Sequence[Stage]) -> Stage:
+    """A stage by name: one of those found, or any module of the network that gives a map.
+
+    Raises:
+        NameUnknownError: no module of that name.
+        UnsupportedError: the module gives no map `(batch, channels, height, width)`, or is not run.
+    """
+    listed = {stage.name: stage for stage in known}
+    if name in listed:
+        return listed[name]
+    modules = dict(network.named_modules())
+    if name not in modules or not name:
+        raise NameUnknownError("stage", name, listed, "Any other module of the network can be named as well.")
+    shapes: list[tuple[int, ...] | None] = []
+
+    def note(_module: nn.Module, _args: Any, output: Any) -> None:
+        tensor = first_tensor(output)
+        shapes.append(None if tensor is None else tuple(tensor.shape))
+
+    handle = modules[name].register_forward_hook(in_this_thread(note))
+    try:
+        with torch.no_grad():
+            forward(image)
+    finally:
+        handle.remove()
+    shape = shapes[0] if shapes else None
+    found = _as_map(shape, image.shape[-2] / image.shape[-1])
+    if found is None:
+        came = f"gives {shape}" if shape is not None else "is not run or gives no tensor"
+        raise UnsupportedError(
+            f"a stage needs a feature map (batch, channels, height, width); '{name}' {came}. Choose one of: {', '.join(listed)}."
+        )
+    stride = max(1, round(image.shape[-2] / found.height))
+    return Stage(name, found.channels, (found.height, found.width), stride, found.layout, name, calls=len(shapes))

@@ -1,0 +1,217 @@
+"""From what a user asks to have explained to the target of each image: rules that follow the unmasked output and the labels."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, SupportsIndex
+
+import torch
+from torch import Tensor
+
+from xattn.errors import InputError, NameUnknownError, UnsupportedError
+from xattn.metrics.targets import ClassTarget, Contrast, OutputFunction, Target, written_contrast
+from xattn.models.classifier import Classifier
+
+Asked = str | int | Sequence[int] | Tensor | Target | Callable[[Any], Tensor]
+"""What a user may ask for: "predicted", "second", "label", "labels", a class index or name, a contrast of these (`A - 0.6*B`), an index per
+image, a target of `xattn.metrics.targets`, or a function of the output."""
+
+Label = int | str | Sequence[int | str] | None
+RANKED = {"predicted": 0, "second": 1}
+_OPERATOR = re.compile(r"\s+([+-])\s+")
+_TERM = re.compile(r"(?:([+-])\s*)?(?:(\d+(?:\.\d+)?)\s*\*\s*)?(.+)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class TargetRule(ABC):
+    """How the target of each image is chosen.
+
+    Attributes:
+        text: what rows say of it: "predicted", "label", "given", `predicted - second`, …
+    """
+
+    text: str
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether every image must have a label."""
+        return False
+
+    @property
+    def per_label(self) -> bool:
+        """Whether an image has a target for each of its labels."""
+        return False
+
+    @property
+    def fixed(self) -> Target | None:
+        """The target, where it does not depend on the output."""
+        return None
+
+    def __len__(self) -> int:
+        """For how many images it is; 1: for any number."""
+        return 1
+
+    def part(self, part: slice) -> TargetRule:
+        """The rule for some of the images."""
+        return self
+
+    @abstractmethod
+    def bind(self, classifier: Classifier, output: Tensor, labels: Sequence[int | None]) -> Target:
+        """The targets of a batch.
+
+        Args:
+            classifier: that is explained.
+            output: of the unmasked images.
+            labels: class index of each image, or None.
+        """
+
+
+@dataclass(frozen=True)
+class Terms(TargetRule):
+    """Classes with weights, each an index, "predicted", "second" or "label". One of weight 1 is a class; all else is a contrast."""
+
+    terms: tuple[tuple[float, int | str], ...]
+
+    @property
+    def needs_labels(self) -> bool:
+        return any(term == "label" for _, term in self.terms)
+
+    def bind(self, classifier: Classifier, output: Tensor, labels: Sequence[int | None]) -> Target:
+        columns = [self._column(term, output, labels) for _, term in self.terms]
+        if [weight for weight, _ in self.terms] == [1.0]:
+            return ClassTarget(columns[0], classifier.multi_label, rule=self.text)
+        weights = torch.tensor([weight for weight, _ in self.terms], device=output.device)
+        return Contrast(torch.stack(columns, dim=1), weights, rule=self.text)
+
+    def _column(self, term: int | str, output: Tensor, labels: Sequence[int | None]) -> Tensor:
+        if output.dim() != 2:
+            raise UnsupportedError(
+                f"target '{self.text}' is a class of each image; the network gives {tuple(output.shape)}. Give a region of it, in Python "
+                "xattn.metrics.targets.Region."
+            )
+        if term == "label":
+            if len(labels) != len(output) or any(label is None for label in labels):
+                raise InputError(f"target '{self.text}' needs labels: pass one for every image, or a source that has them.")
+            return torch.tensor(list(labels), device=output.device)
+        if term == "predicted":
+            return output.detach().argmax(dim=1)
+        if term == "second":
+            if output.shape[1] < 2:
+                raise UnsupportedError(f"target '{self.text}' needs two classes; the network gives one.")
+            first = output.detach().argmax(dim=1, keepdim=True)
+            return output.detach().scatter(1, first, -torch.inf).argmax(dim=1)
+        return torch.full((len(output),), int(term), device=output.device)
+
+
+@dataclass(frozen=True)
+class EveryLabel(TargetRule):
+    """Each label of an image; the batch holds an image once for each."""
+
+    @property
+    def needs_labels(self) -> bool:
+        return True
+
+    @property
+    def per_label(self) -> bool:
+        return True
+
+    def bind(self, classifier: Classifier, output: Tensor, labels: Sequence[int | None]) -> Target:
+        return Terms(self.text, ((1.0, "label"),)).bind(classifier, output, labels)
+
+
+@dataclass(frozen=True)
+class Given(TargetRule):
+    """A target in hand, one for all images or one for each."""
+
+    target: Target
+
+    @property
+    def fixed(self) -> Target:
+        return self.target
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    def part(self, part: slice) -> TargetRule:
+        return self if len(self) == 1 else replace(self, target=self.target[part])
+
+    def bind(self, classifier: Classifier, output: Tensor, labels: Sequence[int | None]) -> Target:
+        return self.target.expanded(len(output))
+
+
+def target_rule(classifier: Classifier, asked: Asked) -> TargetRule:
+    """The rule that a user's words mean for a classifier.
+
+    Raises:
+        NameUnknownError: no class of that name.
+        InputError: an index outside the classes, or something that is no target.
+    """
+    if isinstance(asked, Target):
+        return Given(asked.rule, asked)
+    if isinstance(asked, str):
+        return _of_text(classifier, asked)
+    if isinstance(asked, SupportsIndex) and not isinstance(asked, Tensor):
+        return Terms("given", ((1.0, classifier.class_index(int(asked))),))
+    if isinstance(asked, (Tensor, Sequence)):
+        values = asked.tolist() if isinstance(asked, Tensor) else asked
+        classes = torch.tensor([classifier.class_index(value) for value in values])
+        return Given("given", ClassTarget(classes, classifier.multi_label))
+    if callable(asked):
+        return Given("given", OutputFunction(asked))
+    raise InputError(
+        "a target is 'predicted', 'label', 'labels', a class index or name, a contrast as 'A - 0.6*B', a target of xattn.metrics.targets "
+        f"or a function of the output; got {type(asked).__name__}."
+    )
+
+
+def _of_text(classifier: Classifier, text: str) -> TargetRule:
+    if text == "labels":
+        return EveryLabel("labels")
+    if text in ("predicted", "label"):
+        return Terms(text, ((1.0, text),))
+    if text in (classifier.labels or ()):
+        return Terms("given", ((1.0, classifier.class_index(text)),))
+    pieces = _OPERATOR.split(text.strip())
+    if len(pieces) == 1 and text not in RANKED and "*" not in text:
+        return Terms("given", ((1.0, classifier.class_index(text)),))
+    terms = [_term(classifier, piece, sign, text) for piece, sign in zip(pieces[::2], ["", *pieces[1::2]], strict=True)]
+    canonical = written_contrast([(weight, str(term)) for weight, term in terms])
+    return Terms(canonical, tuple(terms))
+
+
+def _term(classifier: Classifier, piece: str, sign: str, whole: str) -> tuple[float, int | str]:
+    found = _TERM.fullmatch(piece.strip())
+    if found is None:
+        raise InputError(f"target '{whole}' has an empty term: write a contrast as 'A - 0.6*B', with spaces around the sign.")
+    own, weight, name = found.groups()
+    factor = (-1.0 if "-" in (sign, own or "") else 1.0) * float(weight or 1)
+    name = name.strip()
+    if name in (*RANKED, "label"):
+        return factor, name
+    try:
+        return factor, classifier.class_index(name)
+    except NameUnknownError as error:
+        raise NameUnknownError(f"class in the target '{whole}'", name, [*RANKED, "label", *(classifier.labels or ())]) from error
+
+
+def described(asked: Asked) -> Any:
+    """What `run.json` keeps of a target: words as they are, tensors by their digest."""
+    if isinstance(asked, (str, int)):
+        return asked
+    if isinstance(asked, Target):
+        about = {f.name: getattr(asked, f.name) for f in fields(asked)}
+        return {"kind": type(asked).__name__} | {name: _plain(value) for name, value in about.items()}
+    return _plain(asked)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        content = value.detach().cpu().contiguous()
+        return {"shape": list(value.shape), "digest": hashlib.sha256(content.numpy().tobytes()).hexdigest()[:16]}
+    if callable(value):
+        return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__qualname__)}"
+    return list(value) if isinstance(value, (tuple, list)) else value

@@ -1,0 +1,28 @@
+"""The work of a plan in this process, with processes that decode ahead of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from xattn.study.engines.base import Running
+from xattn.study.executor import Executor
+from xattn.study.plan import Plan, Unit
+from xattn.study.store import Store
+
+
+@contextmanager
+def in_process(plan: Plan) -> Iterator[Running]:
+    """This process."""
+    yield Running({"engine": "local", "threads": torch.get_num_threads()}, _work)
+
+
+def _work(plan: Plan, store: Store, units: Sequence[Unit], report: Callable[[int], object]) -> None:
+    executor = Executor(plan, store)
+    for group, (preprocessing, _) in enumerate(plan.groups()):
+        wanted = [unit.number for unit in units if unit.group == group]
+        for batch in plan.source.batches(preprocessing, plan.batch_size, workers=plan.workers, wanted=wanted):
+            store.write_part(Unit(group, batch.number).name, executor.rows(group, batch))
+            report(len(batch.images) + len(batch.failed))

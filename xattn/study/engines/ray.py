@@ -1,0 +1,314 @@
+"""The work of a plan on a Ray cluster, by Ray Data: actors hold the classifiers, decode, compute and write parts themselves.
+
+An actor is sent numbers of batches, and sends back how many images each had: rows and pictures never pass through the driver. An actor that
+dies is started again and its batches are given out again, those whose parts are there being left out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import pickle
+import socket
+import sys
+import sysconfig
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+from operator import attrgetter
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pyarrow as pa
+import ray
+import torch
+from ray import cloudpickle
+from ray.data import ActorPoolStrategy, DataContext
+from ray.exceptions import RayError
+
+from xattn.counter import EventCounter
+from xattn.data.images import Batches
+from xattn.errors import InputError, RunError, UnsupportedError
+from xattn.inference.memory import kept_pages
+from xattn.models.classifier import Classifier
+from xattn.study.engines.base import Engine, Running
+from xattn.study.executor import Executor
+from xattn.study.plan import Plan, Unit
+from xattn.study.store import Store
+
+ORDER = 16  # batches that an actor is given at once, at most: they are decoded ahead
+ORDERS_LEFT = 4  # an order is at most this fraction of what is left for each actor: towards the end orders are of one batch
+ANSWERS_S = 10.0  # within which a cluster that is there accepts a connection
+DEATHS = 5  # times that an actor may die of the same batches before the run stops
+
+
+@dataclass(frozen=True)
+class _Share:
+    """What of the cluster the actors take.
+
+    Attributes:
+        actors: how many.
+        cpus: of each, which is also the number of its torch threads.
+        gpus: of each.
+    """
+
+    actors: int
+    cpus: int
+    gpus: int
+
+
+def on_cluster(actors: int | None) -> Engine:
+    """The cluster that this process is connected to, or that `RAY_ADDRESS` or `ray start` names; else one on this machine, for the run.
+
+    Args:
+        actors: how many; None: as many as there is room for.
+    """
+
+    @contextlib.contextmanager
+    def ready(plan: Plan) -> Iterator[Running]:
+        with contextlib.redirect_stdout(sys.stderr), _connected():  # Ray prints of nodes that died, and stdout is for data
+            share = _share(actors, plan.classifiers[0].device.type)
+            about = {"engine": "ray", "ray": ray.__version__, "actors": share.actors, "threads": share.cpus}
+            yield Running(about, partial(_work, share))
+
+    return ready
+
+
+@contextlib.contextmanager
+def _connected() -> Iterator[None]:
+    if ray.is_initialized():
+        yield
+        return
+    _refuse_a_cluster_that_is_gone()
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ part writes to stderr whatever Python's loggers are told
+    ray.init(logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _refuse_a_cluster_that_is_gone() -> None:
+    """Ray waits for minutes in silence for a cluster that ended without `ray stop`, whose address file is still there.
+
+    Raises:
+        RunError: nothing answers at the address.
+    """
+    place = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp", "ray", "ray_current_cluster")
+    named = os.environ.get("RAY_ADDRESS", "auto")
+    address, source = (named, "RAY_ADDRESS") if named != "auto" else (place.read_text().strip() if place.exists() else "", f"'{place}'")
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or "://" in address:  # none is named, or in a form that Ray resolves itself
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=ANSWERS_S).close()
+    except OSError as error:
+        raise RunError(
+            f"no Ray cluster answers at {address} ({error}), where {source} names one. Start it, or clear the address: "
+            "`ray stop`, or unset RAY_ADDRESS."
+        ) from error
+
+
+def _share(actors: int | None, device: str) -> _Share:
+    """As many CPUs per actor as each machine has for its own."""
+    if device not in ("cpu", "cuda"):
+        raise InputError(f"Ray schedules CPUs and CUDA GPUs; the classifiers are on {device}: load them with device='cpu'.")
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus = [int(machine.get("GPU", 0)) for machine in machines]
+    cores = [int(machine.get("CPU", 0)) for machine in machines]
+    if device == "cuda":
+        if not sum(gpus):
+            raise InputError("the classifiers are on a GPU, and no machine of the Ray cluster has one: load them with device='cpu'.")
+        wanted = actors or sum(gpus)
+        fits = (c for c in range(max(cores), 0, -1) if sum(min(g, n // c) for g, n in zip(gpus, cores, strict=True)) >= wanted)
+    else:
+        wanted = actors or max(1, sum(cores))
+        fits = (c for c in range(max(cores), 0, -1) if sum(n // c for n in cores) >= wanted)
+    return _Share(wanted, next(fits, 1), int(device == "cuda"))
+
+
+def _work(share: _Share, plan: Plan, store: Store, units: Sequence[Unit], report: Callable[[int], object]) -> None:
+    orders = _orders(units, share.actors)
+    with _on_the_cpu(plan.classifiers), _quiet():
+        # Ray Data restarts actors that died, and gives out their orders again, without end: this count ends it.
+        begun = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(EventCounter).remote()
+        arguments = (ray.put(_packed(plan, store)), begun, share, os.getcwd())
+        # Orders are in the object store from the beginning: no reader needs a CPU beside actors that may have claimed all of them.
+        data = ray.data.from_items(orders, override_num_blocks=len(orders)).map_batches(
+            _Actor,
+            batch_size=1,
+            batch_format="pyarrow",
+            fn_constructor_args=arguments,
+            compute=ActorPoolStrategy(size=min(share.actors, len(orders)), max_tasks_in_flight_per_actor=2),
+            num_cpus=share.cpus,
+            num_gpus=share.gpus,
+        )
+        try:
+            for block in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+                for row in block.to_pylist():
+                    if row["error"] is not None:
+                        raise pickle.loads(row["error"])
+                    report(row["images"])
+        except RayError as error:
+            raise RunError(
+                f"the cluster failed ({type(error).__name__}: {str(error).strip().splitlines()[0]}). What was finished is kept: see Ray's "
+                "logs for what ended its processes, memory for one, and run the same command to go on."
+            ) from error
+    store.files.tidy()
+
+
+def _orders(units: Sequence[Unit], actors: int) -> list[dict[str, Any]]:
+    """Batches of one group each, fewer per order towards the end, so that the actors end at about the same time."""
+    found, left = [], len(units)
+    for group, together in groupby(units, key=attrgetter("group")):
+        numbers = [unit.number for unit in together]
+        while numbers:
+            size = max(1, min(ORDER, left // (actors * ORDERS_LEFT)))
+            found.append({"group": group, "numbers": numbers[:size]})
+            left -= len(numbers[:size])
+            numbers = numbers[size:]
+    return found
+
+
+class _Actor:
+    """Does orders of batches. Nothing is raised here: an error is sent to the driver, which raises it as it was."""
+
+    def __init__(self, packed: Any, begun: Any, share: _Share, folder: str) -> None:
+        self.packed = packed
+        self.begun = begun
+        self.share = share
+        self.folder = folder
+        self.executor: Executor | None = None
+        self.pages = contextlib.ExitStack()
+
+    def __call__(self, orders: pa.Table) -> Iterator[pa.Table]:
+        try:
+            if self.executor is None:
+                self.executor = Executor(*self._unpacked())
+                self.pages.enter_context(
+                    kept_pages()
+                )  # as long as the process lives: given back after each order, they are faulted in again
+            images = sum(self._do(self.executor, order["group"], order["numbers"]) for order in orders.to_pylist())
+            yield _answer(images, None)
+        except Exception as error:
+            yield _answer(0, _sendable(error))
+
+    def _unpacked(self) -> tuple[Plan, Store]:
+        torch.set_num_threads(self.share.cpus)
+        with contextlib.suppress(OSError):
+            os.chdir(self.folder)  # which relative paths start from
+        plan, folder = pickle.loads(ray.get(self.packed))
+        store = Store(folder)
+        for classifier in plan.classifiers:
+            classifier.to("cuda" if self.share.gpus else "cpu")
+        seen = f"from {socket.gethostname()}: several machines need a folder that all of them mount under one path, or a URL as s3://bucket/run."
+        if not store.files.exists("run.json"):
+            raise RunError(f"the run folder '{store.folder}' is not seen {seen}")
+        first = plan.source.images[0].path
+        if isinstance(first, Path) and not first.parent.exists():
+            raise InputError(f"the images' folder '{first.parent}' is not seen {seen}")
+        return plan, store
+
+    def _do(self, executor: Executor, group: int, numbers: Sequence[int]) -> int:
+        """Does the batches of an order that are not done yet, decoding ahead, and counts the images of all."""
+        plan, store = executor.plan, executor.store
+        preprocessing, _ = plan.groups()[group]
+        units = [Unit(group, number) for number in numbers]
+        wanted = [unit for unit in units if not store.has(unit.name)]
+        batches = Batches(plan.source, preprocessing, plan.batch_size)
+        with ThreadPoolExecutor(max(1, plan.workers)) as pool:
+            for unit, batch in zip(wanted, pool.map(lambda unit: batches[unit.number], wanted), strict=True):
+                if ray.get(self.begun.count.remote(unit.name)) > DEATHS:
+                    first = plan.source.images[unit.number * plan.batch_size].name
+                    raise RunError(
+                        f"batch {unit.number}, which begins with {first}, ended {DEATHS} processes that did it: out of memory? "
+                        "What was finished is kept: give --memory, or fewer --actors, each of which has more memory then."
+                    )
+                store.write_part(unit.name, executor.rows(group, batch))
+        return sum(plan.count(unit) for unit in units)
+
+
+def _answer(images: int, error: bytes | None) -> pa.Table:
+    return pa.table({"images": pa.array([images], pa.int64()), "error": pa.array([error], pa.binary())})
+
+
+def _sendable(error: Exception) -> bytes:
+    """An error with its traceback as a note; one that cannot travel as a RuntimeError of its text."""
+    error.add_note(f"in an actor on {socket.gethostname()}:\n{traceback.format_exc()}")
+    try:
+        sent: bytes = cloudpickle.dumps(error)
+        pickle.loads(sent)
+    except Exception:
+        sent = cloudpickle.dumps(RuntimeError(f"{type(error).__name__}: {error}\n{traceback.format_exc()}"))
+    return sent
+
+
+def _packed(plan: Plan, store: Store) -> bytes:
+    """The plan with its classifiers, and with their code that is not installed, which the actors' machines need not have.
+
+    Raises:
+        UnsupportedError: something in it cannot be sent to another process.
+    """
+    own = [module for name, module in list(sys.modules.items()) if _is_own(name, module)]
+    for module in own:
+        cloudpickle.register_pickle_by_value(module)
+    try:
+        packed: bytes = cloudpickle.dumps((plan, store.folder))
+    except Exception as error:  # pickling fails in many ways
+        names = ", ".join(classifier.name for classifier in plan.classifiers)
+        raise UnsupportedError(
+            f"engine 'ray' sends the plan to other processes, and that failed ({type(error).__name__}: {str(error).splitlines()[0]}). "
+            f"Look for locks, open files or generators in {names} or the data set, or use engine 'local' with --shard on each machine."
+        ) from error
+    finally:
+        for module in own:
+            cloudpickle.unregister_pickle_by_value(module)
+    return packed
+
+
+def _is_own(name: str, module: ModuleType) -> bool:
+    """Whether a module is a user's file, not an installed package's."""
+    file = getattr(module, "__file__", None)
+    if not isinstance(file, str) or getattr(module, "__name__", None) != name or name.partition(".")[0] in ("xattn", "__mp_main__"):
+        return False
+    installed = {"site-packages", "dist-packages"} & set(Path(file).parts)
+    return not installed and not Path(file).is_relative_to(sysconfig.get_path("stdlib"))
+
+
+@contextlib.contextmanager
+def _on_the_cpu(classifiers: Sequence[Classifier]) -> Iterator[None]:
+    """The classifiers on the CPU while the actors compute: any machine can load them, and the GPU is free for the actors."""
+    devices = [classifier.device for classifier in classifiers]
+    try:
+        for classifier in classifiers:
+            classifier.to("cpu")
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # an actor of this machine computes there
+        yield
+    finally:
+        for classifier, device in zip(classifiers, devices, strict=True):
+            classifier.to(device)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Ray Data without its bars and plans; its log files have them."""
+    context = DataContext.get_current()
+    before = context.enable_progress_bars, context.print_on_execution_start
+    logger = logging.getLogger("ray.data")
+    levels = {handler: handler.level for handler in logger.handlers if isinstance(handler, logging.StreamHandler)}
+    context.enable_progress_bars = context.print_on_execution_start = False
+    for handler in levels:
+        handler.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        context.enable_progress_bars, context.print_on_execution_start = before
+        for handler, level in levels.items():
+            handler.setLevel(level)

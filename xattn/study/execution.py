@@ -1,0 +1,151 @@
+"""How the forwards of a plan are run: tuned for its work once, within the memory that it is given, and by how much short cuts deviate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from xattn.data.preprocessing import pixels
+from xattn.errors import InputError
+from xattn.explainers.base import RunsNetworkAgain
+from xattn.explainers.maps import Maps, MethodComponent, maps_of_trace, needs_of
+from xattn.explainers.trace import Trace
+from xattn.inference.memory import peak_bytes, shown
+from xattn.inference.predictor import Predictor, Tuning
+from xattn.inference.tuning import Tuned, tuned
+from xattn.metrics.base import Metric
+from xattn.metrics.perturbations import forwards
+from xattn.models.classifier import Classifier
+from xattn.models.target_rules import Given, TargetRule, Terms
+from xattn.registry import Component
+from xattn.study.plan import Execution, MetricComponent, Plan
+from xattn.study.scoring import perturbations_of, score
+
+COMPARED_AT_MOST, COMPARED_OF = 8, 50
+STUB_CHUNK = 4
+SMALL = 8
+
+
+def plan_execution(plan: Plan, classifier: Classifier) -> Execution:
+    """Tunes one classifier for what the plan asks of it.
+
+    Raises:
+        InputError: the memory given is too little for one image.
+    """
+    crops = _some_crops(plan, classifier)
+    each = forwards_per_image(plan, classifier)
+    room = None if plan.memory is None else plan.memory // 2
+    found = tuned(classifier, plan.level, plan.tune, forwards=len(plan.images) * each, sample=crops, memory=room)
+    # A chunk larger than what a batch has to run would be mostly padding.
+    most = max(SMALL, plan.batch_size * each)
+    found = replace(found, tuning=replace(found.tuning, chunk=min(found.tuning.chunk, most)))
+    at_once = plan.batch_size
+    if room is not None and crops is not None:
+        needed = _bytes_per_image(plan, classifier, crops[:1])
+        if needed > room:
+            raise InputError(
+                f"{classifier.name} with these methods and metrics needs {shown(2 * needed)} for one image; memory={shown(2 * room)} came. "
+                "Allow more, or take fewer methods; guided methods keep a whole forward's features."
+            )
+        at_once = min(at_once, room // needed)
+    return Execution(found, at_once, None if crops is None else _deviation(plan, classifier, found, crops), plan.memory)
+
+
+def forwards_per_image(plan: Plan, classifier: Classifier) -> int:
+    """Forwards that an image costs, methods of other libraries apart."""
+    methods, channels = plan.methods_of(classifier), plan.stage_of(classifier).channels
+    perturbed = sum(forwards(asked, classifier.input_size) for asked in perturbations_of(plan.metrics))
+    again = len({asked for metric in plan.metrics for asked in metric.instance.explained})
+    own = [method.instance.forwards(channels) if isinstance(method.instance, RunsNetworkAgain) else 0 for method in methods]
+    explained = sum(bool(method.metadata.needs) + more for method, more in zip(methods, own, strict=True))
+    return 1 + perturbed * len(methods) + sum(own) + again * explained
+
+
+def _some_crops(plan: Plan, classifier: Classifier) -> Tensor | None:
+    """The first batch that can be read, in pixel space; None where none can."""
+    for number in range(-(-len(plan.source) // plan.batch_size)):
+        for batch in plan.source.batches(classifier.preprocessing, plan.batch_size, workers=0, wanted=[number]):
+            if len(batch.crops):
+                return pixels(batch.crops, classifier.device)
+    return None
+
+
+def _bytes_per_image(plan: Plan, classifier: Classifier, image: Tensor) -> int:
+    """The peak memory of an image's maps, masks, ranks and gradients, forwards of perturbed images apart."""
+    stub = _Stub(classifier)
+
+    def work() -> None:
+        score(classifier, _maps(plan, classifier, image, plan.methods_of(classifier), stub), plan.metrics, stub)
+
+    return peak_bytes(work)
+
+
+class _Stub(Predictor):
+    """Answers at once, with zeros."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__(classifier, Tuning(STUB_CHUNK))
+        with torch.no_grad():
+            self.shape = classifier.predict(classifier.probe()).shape[1:]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return images.new_zeros(len(images), *self.shape)
+
+
+def _maps(
+    plan: Plan,
+    classifier: Classifier,
+    images: Tensor,
+    methods: Sequence[MethodComponent],
+    predictor: Predictor,
+    like: Maps | None = None,
+) -> Maps:
+    """The maps of some images, for the targets of `like` or those that the plan's rule gives without labels."""
+    names = [str(number) for number in range(len(images))]
+    rule = _without_labels(plan.rule_of(classifier)) if like is None else Given(like.target_rule, like.target)
+    stage, needs = plan.stage_of(classifier), needs_of(methods)
+    trace = Trace(classifier, images, rule, stage=stage, needs=needs, predictor=predictor, seed=plan.seed)
+    return maps_of_trace(trace, methods, names, images)
+
+
+def _without_labels(rule: TargetRule) -> TargetRule:
+    return Terms("predicted", ((1.0, "predicted"),)) if rule.needs_labels else rule
+
+
+def _deviation(plan: Plan, classifier: Classifier, found: Tuned, crops: Tensor) -> dict[str, tuple[float, float]] | None:
+    """By metric, the mean and the largest difference from level exact without short cuts, on some images, over all methods."""
+    methods: Sequence[MethodComponent] = plan.methods_of(classifier)
+    metrics: Sequence[MetricComponent] = plan.metrics
+    short_methods = [method for method in methods if _exact(method) is not method]
+    short_metrics = [metric for metric in metrics if _exact(metric) is not metric]
+    is_rounded = found.level == "fast" and (found.tuning.precision != "own" or classifier.device.type == "cuda")
+    if not (is_rounded or short_methods or short_metrics):
+        return None
+    if not is_rounded:
+        methods = methods if short_metrics else short_methods
+        metrics = metrics if short_methods else short_metrics
+    images = crops[: min(COMPARED_AT_MOST, max(1, len(plan.images) // COMPARED_OF))]
+    quick = Predictor(classifier, found.tuning, found.level)
+    plain = Predictor(classifier)
+    near = _maps(plan, classifier, images, methods, quick)
+    exact = _maps(plan, classifier, images, [_exact(method) for method in methods], plain, like=near)
+    a = score(classifier, near, metrics, quick).values
+    b = score(classifier, exact, [_exact(metric) for metric in metrics], plain).values
+    differences: dict[str, list[Tensor]] = {}
+    for (key, one), other in zip(a.items(), b.values(), strict=True):
+        difference = (torch.tensor(one) - torch.tensor(other)).abs()
+        differences.setdefault(key[1], []).append(difference[torch.isfinite(difference)])
+    all_methods = {metric: torch.cat(found) for metric, found in differences.items()}
+    return {metric: (float(values.mean()), float(values.max())) for metric, values in all_methods.items() if len(values)}
+
+
+def _exact(component: Component[Any, Any]) -> Component[Any, Any]:
+    """The same without its short cut; itself, where it takes none."""
+    instance = component.instance
+    if not isinstance(instance, RunsNetworkAgain | Metric) or instance.exact == instance:
+        return component
+    return replace(component, instance=instance.exact)

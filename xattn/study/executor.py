@@ -1,0 +1,197 @@
+"""The work of a plan in one process: from decoded batches to the rows of their parts."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from xattn.data.images import Batch
+from xattn.data.preprocessing import pixels
+from xattn.errors import InputError, NameUnknownError
+from xattn.explainers.maps import Maps, MethodComponent, maps_of_trace, needs_of
+from xattn.explainers.trace import Trace
+from xattn.inference.context import BatchContext, shared_predictor
+from xattn.inference.memory import is_out_of_memory
+from xattn.inference.predictor import Predictor
+from xattn.inference.shared_backbone import backbone_groups
+from xattn.metrics.stream import PredictAll
+from xattn.models.classifier import Classifier
+from xattn.models.target_rules import TargetRule
+from xattn.study.plan import Plan, key_of
+from xattn.study.schema import Row
+from xattn.study.scoring import map_rows_of, rows_of, score_group
+from xattn.study.store import Store
+
+logger = logging.getLogger("xattn")
+
+
+@dataclass(frozen=True)
+class Side:
+    """One head's side of a batch.
+
+    Attributes:
+        classifier: backbone and head.
+        methods: that it can take.
+        rule: how its targets are chosen.
+        labels: class index per image, or None.
+        predictor: of perturbed images.
+    """
+
+    classifier: Classifier
+    methods: Sequence[MethodComponent]
+    rule: TargetRule
+    labels: Sequence[int | None]
+    predictor: Predictor
+
+    def part(self, part: slice) -> Side:
+        """The same for some of the images."""
+        return replace(self, labels=self.labels[part])
+
+
+class Executor:
+    """What a process builds to do batches of a plan: predictors, and what runs several heads at once.
+
+    Args:
+        plan: with its execution; each process that works for it makes its own executor.
+        store: where masks are written, if the plan saves them.
+    """
+
+    def __init__(self, plan: Plan, store: Store) -> None:
+        self.plan = plan
+        self.store = store
+        groups = [classifiers for _, classifiers in plan.groups()]
+        self._keys = [[key_of(classifier) for classifier in group] for group in groups]
+        self._backbones = [backbone_groups(group) for group in groups]
+        self._predictors: dict[str, Predictor] = {}
+        self._shared: dict[tuple[str, ...], PredictAll | None] = {}
+        self._at_once: dict[str, int] = {}  # where memory ran out
+
+    def rows(self, group: int, batch: Batch) -> list[Row]:
+        """The rows of a batch's part, a pure function of the plan and the batch.
+
+        Args:
+            group: which of `Plan.groups`, whose crops these are.
+            batch: decoded.
+        """
+        rows = [Row(image.name, seed=self.plan.seed, error=reason) for image, reason in batch.failed]
+        found: dict[str, list[Row]] = {}
+        for backbone in self._backbones[group]:
+            sides: dict[tuple[int, ...], list[Side]] = {}  # by the images that they take: nearly always all
+            for classifier in backbone:
+                numbers: list[int] = []
+                labels: list[int | None] = []
+                rule = self.plan.rule_of(classifier)
+                for number, image in enumerate(batch.images):
+                    try:
+                        known = () if image.label is None else classifier.class_indices(image.label)
+                    except (InputError, NameUnknownError) as error:  # a data set gives its labels late
+                        about = Row(image.name, classifier.name, classifier.head_name, seed=self.plan.seed)
+                        rows.append(replace(about, error=f"label: {error}"))
+                        continue
+                    entries: Sequence[int | None] = known if rule.per_label else [known[0] if len(known) == 1 else None]
+                    numbers += [number] * len(entries)
+                    labels += entries
+                side = Side(classifier, self.plan.methods_of(classifier), rule, labels, self.predictor(classifier))
+                sides.setdefault(tuple(numbers), []).append(side)
+            for numbers_of_all, some in sides.items():
+                if numbers_of_all:
+                    crops, names = batch.crops[list(numbers_of_all)], [batch.images[number].name for number in numbers_of_all]
+                    found |= self._explained_and_scored(some, pixels(crops, some[0].classifier.device), names)
+        return rows + [row for key in self._keys[group] for row in found.get(key, [])]
+
+    def _explained_and_scored(self, sides: Sequence[Side], images: Tensor, names: Sequence[str]) -> dict[str, list[Row]]:
+        """The rows of each head of one backbone."""
+        rows: list[tuple[list[Row], list[Row]]] = [([], []) for _ in sides]
+        predict_all = self._predict_all(sides)
+        step, start = min(self.at_once(side.classifier) for side in sides), 0
+        step = step if self.plan.memory is None else max(1, step // len(sides))  # the traces of all are held at once
+        while start < len(names):
+            some = slice(start, start + step)
+            part = [side.part(some) for side in sides]
+            try:
+                maps = self._explained(part, images[some], names[some], predict_all)
+                scores = score_group(
+                    [side.classifier for side in part], maps, self.plan.metrics, [side.predictor for side in part], predict_all
+                )
+            except RuntimeError as error:
+                if not is_out_of_memory(error) or step == 1:
+                    raise
+                step = max(1, step // 2)
+                logger.warning("memory ran out: %s goes on with %d images at once.", sides[0].classifier.name, step)
+                self._at_once |= {key_of(side.classifier): step for side in sides}
+                continue
+            for side, found, values, (first, second) in zip(part, maps, scores, rows, strict=True):
+                if self.plan.save_maps:
+                    self._write_masks(side.classifier, found)
+                first += rows_of(side.classifier, found, values, side.labels)
+                second += map_rows_of(side.classifier, found, values, side.labels, whole=self.plan.save_maps)
+            start += len(names[some])
+        return {key_of(side.classifier): first + second for side, (first, second) in zip(sides, rows, strict=True)}
+
+    def _explained(self, sides: Sequence[Side], images: Tensor, names: Sequence[str], predict_all: PredictAll | None) -> list[Maps]:
+        """The maps of each head; responses that do not depend on the head's own maps are computed once for all."""
+        traces = [
+            Trace(
+                side.classifier,
+                images,
+                side.rule,
+                side.labels,
+                stage=self.plan.stage_of(side.classifier),
+                needs=needs_of(side.methods),
+                predictor=side.predictor,
+                seed=self.plan.seed,
+            )
+            for side in sides
+        ]
+        first = traces[0]
+        if predict_all is not None and all(
+            trace.features.shape == first.features.shape and torch.equal(trace.features, first.features) for trace in traces
+        ):
+            context = BatchContext(predict_all, sides[0].predictor.chunk, [trace.target for trace in traces])
+            for member, trace in enumerate(traces):
+                trace.share(context, member)
+        return [maps_of_trace(trace, side.methods, names, images) for trace, side in zip(traces, sides, strict=True)]
+
+    def _predict_all(self, sides: Sequence[Side]) -> PredictAll | None:
+        """What runs all heads of one backbone at once."""
+        if len(sides) == 1:
+            return None
+        key = tuple(key_of(side.classifier) for side in sides)
+        if key not in self._shared:
+            self._shared[key] = shared_predictor([side.classifier for side in sides], sides[0].predictor.tuning, self.plan.level)
+        return self._shared[key]
+
+    def predictor(self, classifier: Classifier) -> Predictor:
+        """What runs a classifier's forwards of perturbed images here."""
+        key = key_of(classifier)
+        if key not in self._predictors:
+            self._predictors[key] = Predictor(classifier, self.plan.execution_of(classifier).tuned.tuning, self.plan.level)
+        return self._predictors[key]
+
+    def at_once(self, classifier: Classifier) -> int:
+        """Images of a batch that are explained and scored together."""
+        return self._at_once.get(key_of(classifier), self.plan.execution_of(classifier).at_once)
+
+    def _write_masks(self, classifier: Classifier, maps: Maps) -> None:
+        for method, masks in maps.masks.items():
+            levels = (masks * 65535).round().to(torch.int32).cpu()
+            folder = Path("maps") / file_name(classifier.name) / file_name(classifier.head_name) / file_name(method)
+            for name, target, level in zip(maps.names, maps.target.names(), levels, strict=True):
+                several = f"@{file_name(target)}" if maps.target_rule == "labels" else ""
+                with self.store.whole(folder / f"{name}{several}.png") as path:
+                    _picture(level).save(path, format="PNG")
+
+
+def file_name(text: str) -> str:
+    """Text as part of a file name."""
+    return "".join(character if character.isalnum() or character in "-_.+=" else "_" for character in text).strip(".") or "_"
+
+
+def _picture(level: Tensor) -> Image.Image:
+    return Image.fromarray(level.numpy().astype("uint16"))

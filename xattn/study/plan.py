@@ -1,0 +1,261 @@
+"""The plan of a run: classifiers × methods × metrics over images, as one frozen, picklable value."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, is_dataclass
+from importlib import metadata
+from typing import Any
+
+import torch
+
+from xattn.data.images import ImageSource
+from xattn.data.listing import NamedImage
+from xattn.data.preprocessing import Preprocessing
+from xattn.errors import InputError, NameUnknownError, UnsupportedError
+from xattn.explainers.base import Need
+from xattn.explainers.maps import MethodComponent
+from xattn.heads.base import heads
+from xattn.inference.predictor import Level
+from xattn.inference.tuning import Tuned
+from xattn.metrics.base import Metric, MetricMetadata, refuse_without_probability
+from xattn.models.classifier import Classifier
+from xattn.models.stages import Stage
+from xattn.models.target_rules import Asked, TargetRule, described, target_rule
+from xattn.registry import Component
+
+MetricComponent = Component[MetricMetadata, Metric]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One batch for the classifiers that take the same crops.
+
+    Attributes:
+        group: which of `Plan.groups`.
+        number: of the batch in the source.
+    """
+
+    group: int
+    number: int
+
+    @property
+    def name(self) -> str:
+        """What its part is called."""
+        return f"{self.group:02d}-{self.number:06d}"
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How one classifier's forwards are run; `run.json` keeps it, and a run that goes on uses it again.
+
+    Attributes:
+        tuned: the tuning.
+        at_once: images of a batch that are explained and scored together.
+        deviation: by how much the values differ from those of level exact without short cuts, by metric, as mean and largest difference on
+            a sample; None where nothing is cut short.
+        memory: bytes that it was planned for; None: most of what was free.
+    """
+
+    tuned: Tuned
+    at_once: int
+    deviation: Mapping[str, tuple[float, float]] | None = None
+    memory: int | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        deviation = None if self.deviation is None else dict(self.deviation)
+        return {**self.tuned.as_dict(), "images_at_once": self.at_once, "deviation": deviation, "memory": self.memory}
+
+    @classmethod
+    def of(cls, kept: dict[str, Any]) -> Execution:
+        """What `as_dict` gave."""
+        stored = kept["deviation"]
+        deviation = None if stored is None else {metric: (float(mean), float(most)) for metric, (mean, most) in stored.items()}
+        return cls(Tuned.of(kept, "as the run began"), int(kept["images_at_once"]), deviation, kept["memory"])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run is. An engine does its units, a batch each, into a store.
+
+    Attributes:
+        classifiers: each with a name of its own.
+        methods: of explanation.
+        metrics: of their maps.
+        source: the images.
+        target: what is explained, as the user asked.
+        stages: where features are taken, by `key_of` of the classifiers.
+        batch_size: images per part.
+        level: "exact" or "fast".
+        tune: how forwards are to be tuned.
+        memory: most bytes that a process may hold beside the classifiers; None: most of what is free.
+        workers: processes that decode.
+        seed: of what is random.
+        save_maps: also write masks at the images' size.
+        shard: `(i, n)`: only every n-th batch, the i-th of them, from 1.
+        execution: how the forwards of each classifier are run, once it is decided.
+
+    Raises:
+        InputError: no images, two classifiers of one name, or labels that do not match.
+        UnsupportedError: a method that none of the classifiers can take.
+    """
+
+    classifiers: tuple[Classifier, ...]
+    methods: tuple[MethodComponent, ...]
+    metrics: tuple[MetricComponent, ...]
+    source: ImageSource
+    target: Asked
+    stages: Mapping[str, Stage]
+    batch_size: int = 8
+    level: Level = "exact"
+    tune: str = "auto"
+    memory: int | None = None
+    workers: int = 0
+    seed: int = 0
+    save_maps: bool = False
+    shard: tuple[int, int] = (1, 1)
+    execution: Mapping[str, Execution] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        names = [key_of(classifier) for classifier in self.classifiers]
+        if not names or not self.methods:
+            raise InputError("a study needs at least one classifier and one method.")
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise InputError(f"two classifiers are called {', '.join(twice)}: rows would not tell them apart. Set .name on one.")
+        if self.batch_size < 1:
+            raise InputError(f"a batch needs at least one image; got batch_size {self.batch_size}.")
+        place, count = self.shard
+        if not 1 <= place <= count or not self._numbers():
+            raise InputError(
+                f"shard {place}/{count} holds no batch of the {-(-len(self.source) // self.batch_size)} that {len(self.source)} images in "
+                f"batches of {self.batch_size} make: give i/n with i from 1 to n, fewer shards, or a smaller batch size."
+            )
+        wanting = [part.spec for part in self.methods if not any(part in self.methods_of(classifier) for classifier in self.classifiers)]
+        if wanting or not all(self.methods_of(classifier) for classifier in self.classifiers):
+            raise UnsupportedError(
+                f"{', '.join(wanting) or self.methods[0].spec} shows a head's attention, and {', '.join(names)} has none: use ca-stream, "
+                "br-npa or b-cnn, or another method."
+            )
+        self._check_targets()
+
+    def _check_targets(self) -> None:
+        for classifier in self.classifiers:
+            rule = self.rule_of(classifier)
+            if rule.needs_labels and not self.source.labelled:
+                raise InputError(f"target '{rule.text}' needs a label for every image: give labels_csv, or a source that has them.")
+            if len(rule) != 1:
+                raise InputError(f"a study takes one target for all images; {len(rule)} came. Give a rule, or use explain and evaluate.")
+            if rule.fixed is not None:
+                for metric in self.metrics:
+                    refuse_without_probability(metric.spec, metric.instance, rule.fixed.has_probability, rule.fixed.kind)
+            for image in self.source.images:
+                if image.label is not None:
+                    try:
+                        classifier.class_indices(image.label)
+                    except (InputError, NameUnknownError) as error:
+                        raise InputError(f"the label of {image.name} does not fit {classifier.name}: {error}") from error
+
+    def _numbers(self) -> list[int]:
+        """Numbers of the batches of this shard."""
+        place, count = self.shard
+        return list(range(place - 1, -(-len(self.source) // self.batch_size), count))
+
+    @property
+    def images(self) -> list[NamedImage]:
+        """The images of this shard."""
+        size = self.batch_size
+        return [image for number in self._numbers() for image in self.source.images[number * size : (number + 1) * size]]
+
+    def rule_of(self, classifier: Classifier) -> TargetRule:
+        """How the targets of a classifier are chosen."""
+        return target_rule(classifier, self.target)
+
+    def methods_of(self, classifier: Classifier) -> list[MethodComponent]:
+        """The methods that a classifier can take: those of attention only where its head has some."""
+        attends = heads.create(classifier.head_name).metadata.attention
+        return [method for method in self.methods if attends or Need.ATTENTION not in method.metadata.needs]
+
+    def stage_of(self, classifier: Classifier) -> Stage:
+        """Where a classifier's features are taken."""
+        return self.stages[key_of(classifier)]
+
+    def execution_of(self, classifier: Classifier) -> Execution:
+        """How a classifier's forwards are run."""
+        return self.execution[key_of(classifier)]
+
+    def groups(self) -> list[tuple[Preprocessing, list[Classifier]]]:
+        """The classifiers by their preprocessing, each group of which takes the same crops."""
+        groups: dict[Preprocessing, list[Classifier]] = {}
+        for classifier in self.classifiers:
+            groups.setdefault(classifier.preprocessing, []).append(classifier)
+        return list(groups.items())
+
+    def units(self) -> list[Unit]:
+        """The work: each batch of this shard for each group of classifiers."""
+        return [Unit(group, number) for group in range(len(self.groups())) for number in self._numbers()]
+
+    def count(self, unit: Unit) -> int:
+        """How many images a unit has."""
+        return min(self.batch_size, len(self.source) - unit.number * self.batch_size)
+
+    def settings(self) -> dict[str, Any]:
+        """What the numbers depend on: a run goes on in a folder only where all of it is the same."""
+        return {
+            "models": [
+                {
+                    "name": classifier.name,
+                    "head": classifier.head_name,
+                    "weights": classifier.digest(),
+                    "stage": self.stage_of(classifier).name,
+                    "multi_label": classifier.multi_label,
+                    "labels": None if classifier.labels is None else _digest("\n".join(classifier.labels)),
+                    "preprocessing": asdict(classifier.preprocessing),
+                }
+                for classifier in self.classifiers
+            ],
+            "methods": [method.spec for method in self.methods],
+            "metrics": [metric.spec for metric in self.metrics],
+            "target": described(self.target),
+            "images": {"origin": self.source.origin, "count": len(self.source), "digest": self.source.digest()},
+            "batch_size": self.batch_size,
+            "level": self.level,
+            "seed": self.seed,
+            "save_maps": self.save_maps,
+            "device": self.classifiers[0].device.type,
+            "xattn": metadata.version("xattn"),
+            "torch": torch.__version__,
+        } | ({"shard": list(self.shard)} if self.shard[1] > 1 else {})
+
+    def protocols(self) -> dict[str, dict[str, Any]]:
+        """All settings of each method and metric, the defaults too, and the perturbations that a metric asks for."""
+        parts: list[MethodComponent | MetricComponent] = [*self.methods, *self.metrics]
+        about: dict[str, dict[str, Any]] = {part.spec: {"settings": _settings(part.instance)} for part in parts}
+        for metric in self.metrics:
+            if asked := [repr(perturbation) for perturbation in metric.instance.perturbations]:
+                about[metric.spec]["perturbations"] = asked
+        return about
+
+
+def run_key(name: str, head: str) -> str:
+    """What `run.json` calls a classifier, by its name and head."""
+    return f"{name} · {head}"
+
+
+def key_of(classifier: Classifier) -> str:
+    """What a plan and `run.json` call a classifier."""
+    return run_key(classifier.name, classifier.head_name)
+
+
+def planned_stages(classifiers: Sequence[Classifier], stage: str | None) -> dict[str, Stage]:
+    """Where the features of each classifier are taken; what enters the pooling if None is named."""
+    return {key_of(classifier): classifier.stage(stage) for classifier in classifiers}
+
+
+def _settings(component: Any) -> dict[str, str]:
+    found = asdict(component) if is_dataclass(component) and not isinstance(component, type) else {}
+    return {key: str(value) for key, value in found.items()}
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,116 @@
+"""A row of a run, and the columns that it is written to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+PREVIEW = 64
+
+
+def _column(kind: pa.DataType, *, shown: bool = True) -> Any:
+    return field(default=None, metadata={"type": kind, "shown": shown})
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of a part: a value, a raw map, or an image that failed.
+
+    Attributes:
+        image: path relative to the given folder, or the number in a data set.
+        model: name of the classifier.
+        head: its head.
+        method: the method; None for the maps of a head.
+        metric: the metric; None where the row holds a map.
+        value: of the metric.
+        target: what is explained of the image: a class index, `3 - 0.6*7`, …
+        target_rule: how the target was chosen.
+        label: class index.
+        predicted: class index that the classifier predicts.
+        probability: of the target, unmasked.
+        degenerate: the map shows nothing.
+        seed: of the run.
+        error: why the image failed.
+        shares: shares of the pixels changed along the metric's curve.
+        curve: the target's probability along it.
+        map: raw maps, float16 times `scale`; see `stored_map`.
+        count: how many maps.
+        height: of each.
+        scale: largest magnitude.
+    """
+
+    image: str = field(metadata={"type": pa.string(), "shown": True})
+    model: str | None = _column(pa.string())
+    head: str | None = _column(pa.string())
+    method: str | None = _column(pa.string())
+    metric: str | None = _column(pa.string())
+    value: float | None = _column(pa.float64())
+    target: str | None = _column(pa.string())
+    target_rule: str | None = _column(pa.string())
+    label: int | None = _column(pa.int32())
+    predicted: int | None = _column(pa.int32())
+    probability: float | None = _column(pa.float64())
+    degenerate: bool | None = _column(pa.bool_())
+    seed: int | None = _column(pa.int64())
+    error: str | None = _column(pa.string())
+    shares: Sequence[float] | None = _column(pa.list_(pa.float32()), shown=False)
+    curve: Sequence[float] | None = _column(pa.list_(pa.float32()), shown=False)
+    map: bytes | None = _column(pa.binary(), shown=False)
+    count: int | None = _column(pa.int32(), shown=False)
+    height: int | None = _column(pa.int32(), shown=False)
+    scale: float | None = _column(pa.float64(), shown=False)
+
+
+SCHEMA = pa.schema([(f.name, f.metadata["type"]) for f in fields(Row)])
+COLUMNS = tuple(f.name for f in fields(Row) if f.metadata["shown"])
+"""The columns of `scores.csv`."""
+
+
+def arrow_table(rows: Sequence[Row]) -> pa.Table:
+    """Rows as a table of the schema."""
+    arrays = [pa.array([getattr(row, column.name) for row in rows], type=column.type) for column in SCHEMA]
+    return pa.table(arrays, schema=SCHEMA)
+
+
+def with_map(row: Row, raw: Tensor, image_size: tuple[int, int], *, whole: bool) -> Row:
+    """The row with raw maps: float16 of the maps over their largest magnitude, so that none is lost to range.
+
+    Args:
+        row: about them.
+        raw: `(N, h, w)`.
+        image_size: a map of this size is kept as means over cells, at most `PREVIEW` per side, enough for a look.
+        whole: keep it whole all the same.
+    """
+    finite = torch.nan_to_num(raw.float(), nan=0.0, posinf=0.0, neginf=0.0)
+    if tuple(raw.shape[1:]) == image_size and max(image_size) > PREVIEW and not whole:
+        finite = functional.adaptive_avg_pool2d(finite, (min(image_size[0], PREVIEW), min(image_size[1], PREVIEW)))
+    scale = float(finite.abs().max()) or 1.0
+    content = (finite / scale).half().cpu().contiguous().numpy().tobytes()
+    return replace(row, map=content, count=finite.shape[0], height=finite.shape[1], scale=scale)
+
+
+@dataclass(frozen=True)
+class StoredMap:
+    """A raw map as a run keeps it.
+
+    Attributes:
+        raw: `(h, w)` float32, from float16; one at the image's size is kept reduced unless the run was told to save maps. Of a head's
+            maps `(N, h, w)`.
+        about: target, label, predicted, probability and degenerate of its row.
+    """
+
+    raw: Tensor
+    about: dict[str, Any]
+
+
+def stored_map(row: dict[str, Any]) -> StoredMap:
+    """The raw map of a row."""
+    shape = (row["height"], -1) if row["method"] is not None else (row["count"], row["height"], -1)
+    raw = torch.frombuffer(bytearray(row["map"]), dtype=torch.float16).view(shape)
+    return StoredMap(raw.float() * row["scale"], {key: row[key] for key in ("target", "label", "predicted", "probability", "degenerate")})

@@ -1,0 +1,60 @@
+"""Means over valid rows, part by part: `table.csv`."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+
+import pandas as pd
+import pyarrow as pa
+
+from xattn.metrics.base import metrics as registry
+from xattn.study.schema import COLUMNS
+
+
+class Summary:
+    """Means over valid rows, collected part by part.
+
+    Args:
+        metrics: as named in the rows.
+    """
+
+    def __init__(self, metrics: Sequence[str]) -> None:
+        self.metrics = metrics
+        self.harmonic = {metric for metric in metrics if registry.create(metric).instance.aggregation == "harmonic mean"}
+        self.sums: dict[tuple[str, str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(lambda: [0.0, 0.0]))
+
+    def add(self, table: pa.Table) -> None:
+        """Takes in the rows of a part."""
+        for row in table.select(list(COLUMNS)).to_pylist():
+            if row["method"] is None:
+                continue
+            sums = self.sums[row["model"], row["head"], row["method"]]
+            if row["metric"] is None:
+                _count(sums["n"], 1.0)
+                _count(sums["degenerate_share"], float(row["degenerate"]))
+                if row["label"] is not None and row["predicted"] is not None and row["target_rule"] != "labels":
+                    _count(sums["accuracy"], 100.0 * (row["predicted"] == row["label"]))
+            elif row["value"] is not None and math.isfinite(row["value"]):
+                _count(sums[row["metric"]], 1 / row["value"] if row["metric"] in self.harmonic else row["value"])
+
+    def frame(self) -> pd.DataFrame:
+        """A row per model × head × method: mean of each metric's valid rows, accuracy where labels are known, n, degenerate share."""
+        rows = []
+        labelled = any("accuracy" in sums for sums in self.sums.values())
+        for (model, head, method), sums in self.sums.items():
+            means = {name: total / count for name, (total, count) in sums.items() if count}
+            means |= {metric: 1 / means[metric] for metric in self.harmonic if means.get(metric)}
+            row: dict[str, object] = {"model": model, "head": head, "method": method}
+            row |= {metric: means.get(metric, math.nan) for metric in self.metrics}
+            if labelled:
+                row["accuracy"] = means.get("accuracy", math.nan)
+            rows.append(row | {"n": int(sums["n"][1]), "degenerate_share": means.get("degenerate_share", 0.0)})
+        columns = ["model", "head", "method", *self.metrics, *(["accuracy"] if labelled else []), "n", "degenerate_share"]
+        return pd.DataFrame(rows, columns=columns)
+
+
+def _count(sums: list[float], value: float) -> None:
+    sums[0] += value
+    sums[1] += 1
