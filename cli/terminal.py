@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import click
+from tqdm import tqdm
 
 
 class _Lines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        click.echo(self.format(record), err=True)
+        tqdm.write(self.format(record), file=sys.stderr)  # above a progress bar, if one is drawn
 
 
 @contextmanager

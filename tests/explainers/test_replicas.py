@@ -95,25 +95,28 @@ def test_grad_cam_plus_plus_holds_gradients_whose_cube_leaves_float32() -> None:
     assert found.any()
 
 
-@pytest.mark.parametrize("weighting", ["probability", "logit-softmax"])
-@pytest.mark.parametrize("chunk", [1, 7, 64])
+@pytest.mark.parametrize("weighting", ["probability", "logit-softmax", "increase"])
+@pytest.mark.parametrize(("chunk", "aligned"), [(1, False), (7, False), (7, True), (64, False)])
 def test_score_cam_weighs_channels_by_what_is_left_of_the_target(
-    classifier: Classifier, images: Tensor, weighting: str, chunk: int
+    classifier: Classifier, images: Tensor, weighting: str, chunk: int, aligned: bool
 ) -> None:
-    found = run(f"score-cam:weighting={weighting},chunk={chunk}", classifier, images, TARGETS)
+    found = run(f"score-cam:weighting={weighting},chunk={chunk},align_corners={aligned}".lower(), classifier, images, TARGETS)
+    nothing = classifier(torch.zeros_like(images[:1])).detach()[0].softmax(0)  # the baseline of the increase
     for i in range(3):
         features, _ = features_and_gradients(classifier, images[i], 0)
         scores = []
         for channel in features:
-            mask = functional.interpolate(channel[None, None], size=(32, 32), mode="bilinear", align_corners=False)[0, 0]
+            mask = functional.interpolate(channel[None, None], size=(32, 32), mode="bilinear", align_corners=aligned)[0, 0]
             if mask.max() == mask.min():
-                scores.append(-torch.inf if weighting == "logit-softmax" else 0.0)
+                scores.append(0.0 if weighting == "probability" else -torch.inf)
                 continue
             mask = (mask - mask.min()) / (mask.max() - mask.min())
             logits = classifier((images[i] * mask)[None]).detach()[0]
-            scores.append(float(logits[TARGETS[i]] if weighting == "logit-softmax" else logits.softmax(0)[TARGETS[i]]))
+            p = logits.softmax(0)[TARGETS[i]]
+            answers = {"logit-softmax": logits[TARGETS[i]], "probability": p, "increase": p - nothing[TARGETS[i]]}
+            scores.append(float(answers[weighting]))
         weights = torch.tensor(scores).double()
-        weights = weights.softmax(0) if weighting == "logit-softmax" else weights
+        weights = weights if weighting == "probability" else weights.softmax(0)
         expected = sum(weight * channel for weight, channel in zip(weights, features, strict=True))
         assert torch.allclose(found[i], expected.clamp(min=0), atol=1e-10)
 

@@ -79,6 +79,23 @@ def test_it_starts_as_definitions_say() -> None:
     assert not head.project[0].bias.any()
 
 
+def test_released_weights_are_drawn_as_in_the_authors_code() -> None:
+    """A bias uniform in ±1/√C beside a Xavier weight on a ResNet; on a ConvNeXt N(0, 0.02) and no bias."""
+    torch.manual_seed(0)
+    settings = CAStream(init="released")
+    stages = [("a", 256, 8), ("b", 512, 16)]
+    resnet = settings.build([256, 512], 5, info(*stages, kinds=frozenset({"ResNet"})))
+    for linear in resnet.project:
+        bound = 1 / math.sqrt(linear.in_features)
+        assert 0.9 * bound < float(linear.bias.detach().abs().max()) <= bound
+        assert float(linear.weight.detach().abs().max()) <= math.sqrt(6 / (linear.in_features + linear.out_features))
+    convnext = settings.build([256, 512], 5, info(*stages, kinds=frozenset({"ConvNeXt"})))
+    for linear in convnext.project:
+        assert float(linear.weight.detach().std()) == pytest.approx(0.02, rel=0.03)
+        assert not linear.bias.any()
+    assert not CAStream().build([256, 512], 5, info(*stages, kinds=frozenset({"ResNet"}))).project[0].bias.any()
+
+
 def test_gradients_are_those_of_differences() -> None:
     torch.manual_seed(0)
     head = CAStreamHead([4, 6, 6]).double()

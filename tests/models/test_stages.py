@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torchvision
@@ -200,3 +202,27 @@ class Frozen(nn.Module):
 def test_a_backbone_that_stops_gradients_is_told_what_to_do() -> None:
     with pytest.raises(UnsupportedError, match="lets no gradient reach the image.*requires_grad_"):
         xattn.attach(Frozen().eval(), input_size=32, resize=36, name="frozen")
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "convnext_tiny", "vgg11", "squeezenet1_1"])
+def test_an_embedding_s_stage_is_that_of_the_classifier_it_was_cut_from(name: str) -> None:
+    """Without a linear layer behind the pooling, as many channels as values are no sign of a convolutional classifier."""
+    whole = build(name)
+    expected = xattn.attach(whole, input_size=96, resize=96).stages[-1]
+    headless = copy.deepcopy(whole)
+    if name == "squeezenet1_1":
+        headless.classifier = nn.AdaptiveAvgPool2d(1)
+    elif name == "resnet18":
+        headless.fc = nn.Identity()
+    else:
+        headless.classifier = nn.Identity() if name != "convnext_tiny" else nn.Flatten()
+        if name == "vgg11":
+            headless.avgpool = nn.AdaptiveAvgPool2d(1)
+    assert xattn.attach(headless.eval(), input_size=96, resize=96).stages[-1].name == expected.name
+
+
+def test_a_map_of_logits_is_explained_at_the_features_that_its_classifier_reads() -> None:
+    for upsampled in (False, True):
+        layers = [networks.small()[:4], nn.Conv2d(16, 5, 1), *([nn.Upsample(scale_factor=4)] if upsampled else [])]
+        clf = xattn.attach(nn.Sequential(*layers).eval(), input_size=32, resize=36)
+        assert (clf.stages[-1].name, clf.stages[-1].size) == ("0.3", (8, 8))

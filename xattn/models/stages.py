@@ -26,6 +26,7 @@ Layout = Literal["NCHW", "NHWC"]
 
 FARTHEST_ASPECT = math.log(2) + 1e-9  # 3 × 10 cells for an image of 48 × 160 are right; 1 × 5 for it too
 PARAMETRIC = ("AddmmBackward", "MmBackward", "ConvolutionBackward", "LinearBackward", "BmmBackward")
+NORMALISATIONS = ("NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm", "NativeLayerNorm", "NativeGroupNorm")
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ def find_stages(network: nn.Module, forward: Callable[[Tensor], Tensor], image: 
 
     Args:
         network: the module whose submodules are named in the stages, in eval mode.
-        forward: images `(1, 3, H, W)` → logits `(1, K)`, running `network`.
+        forward: images `(1, 3, H, W)` → logits `(1, K)`, a vector or a map of logits, running `network`.
         image: `(1, 3, H, W)`.
         named: how to call the network in an error.
 
@@ -180,7 +181,7 @@ def find_stages(network: nn.Module, forward: Callable[[Tensor], Tensor], image: 
         )
     maps = [node for node in chain if (found := _as_map(_shape(node), aspect)) and found.height * found.width > 1]
     events = _events_by_node(recorder.root)
-    last = _last_map_before_pooling(chain, maps, classes=logits.shape[-1])
+    last = _last_map_before_pooling(chain, maps, classes=logits.shape[1])
     while last is not None and last not in events:
         earlier = maps[: maps.index(last)]
         last = earlier[-1] if earlier else None
@@ -288,12 +289,20 @@ def _last_map_before_pooling(chain: Sequence[Node], maps: Sequence[Node], *, cla
     after = chain[chain.index(last) + 1 :]
     if any(len(_shape(node)) == 3 and _is_a(node, (*PARAMETRIC, "NativeLayerNormBackward")) for node in after):
         return None  # tokens go on where the map ends: a vision transformer's patch embedding
-    if not any(_is_a(node, PARAMETRIC) for node in after) and _shape(last)[1] == classes:
-        classifier = next((node for node in reversed(maps) if _is_a(node, ("ConvolutionBackward",))), last)
+    if not any(_is_a(node, PARAMETRIC) for node in after) and (classifier := _convolutional_classifier(maps, classes)) is not None:
         maps = maps[: maps.index(classifier)] or maps
     while len(maps) > 1 and _is_a(maps[-1], ("AdaptiveAvgPool2DBackward", "CloneBackward")):  # a pooling to 7 × 7, a change of layout
         maps = maps[:-1]
     return maps[-1]
+
+
+def _convolutional_classifier(maps: Sequence[Node], classes: int) -> Node | None:
+    """The 1×1 convolution that gives a map of logits; None where the last map is one of features, whose mean is an embedding."""
+    place = next((place for place in reversed(range(len(maps))) if _is_a(maps[place], ("ConvolutionBackward",))), None)
+    if place is None or any(_shape(node)[1] != classes or _is_a(node, NORMALISATIONS) for node in maps[place:]):
+        return None
+    weight: Tensor = maps[place]._saved_weight  # type: ignore[attr-defined]
+    return maps[place] if weight.shape[2:].numel() == 1 else None
 
 
 def _is_a(node: Node, kinds: tuple[str, ...]) -> bool:

@@ -7,7 +7,6 @@ import json
 import logging
 import math
 import os
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +19,8 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from xattn.errors import DivergedError, RunError
 from xattn.progress import Progress
+
+logger = logging.getLogger("xattn")
 
 LAST, BEST, SETTINGS = "last.ckpt", "best.ckpt", "training.json"
 
@@ -62,27 +63,27 @@ def _apart(stored: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
 
 
 class Checkpointing(Checkpoint):
-    """Keeps the last finished epoch and the best one, each written whole or not at all, and tells how far it is.
+    """Keeps the last finished epoch and the best one, each written whole or not at all, and reports progress.
 
     Args:
         folder: of the training.
         images: trained on in an epoch.
         epochs: in all.
-        wanted: whether to speak.
+        shown: whether to show progress and log a line per epoch.
         on_epoch: called with each epoch's number and validation accuracy.
     """
 
-    def __init__(self, folder: Path, images: int, epochs: int, wanted: bool, on_epoch: Callable[[int, float], None] | None) -> None:
+    def __init__(self, folder: Path, images: int, epochs: int, shown: bool, on_epoch: Callable[[int, float], None] | None) -> None:
         self.folder = folder
         self.images = images
         self.epochs = epochs
-        self.wanted = wanted
+        self.shown = shown
         self.on_epoch = on_epoch
-        self.progress = Progress(images * epochs, wanted)
+        self.progress = Progress(images * epochs, shown)
         self.kept: dict[str, Any] = {"epochs": 0, "best_epoch": 0, "best_loss": math.inf, "best_accuracy": math.nan, "finished": False}
 
     def resume(self) -> str | None:
-        """The checkpoint of the last finished epoch, if there is one; what is known of it is told by `kept`."""
+        """The checkpoint of the last finished epoch, if there is one; `kept` then says what is known of it."""
         path = self.folder / LAST
         if not path.exists():
             return None
@@ -109,9 +110,9 @@ class Checkpointing(Checkpoint):
         if is_best:
             self._save(trainer, BEST)
         self._save(trainer, LAST)
-        if self.wanted:
-            line = f"epoch {epoch} of {self.epochs}: loss {found['loss_epoch']:.4f}, validation loss {loss:.4f}, accuracy {accuracy:.2f} %"
-            print(line, file=sys.stderr)
+        if self.shown:
+            line = "epoch %d of %d: loss %.4f, validation loss %.4f, accuracy %.2f %%"
+            logger.info(line, epoch, self.epochs, found["loss_epoch"], loss, accuracy)
         if self.on_epoch is not None:
             self.on_epoch(epoch, accuracy)
 

@@ -84,7 +84,7 @@ def fit(
         nodes: how many machines.
         precision: as Lightning takes it: "32-true", "16-mixed", "bf16-mixed", "64-true".
         log_gradients: log the gradient norm of each layer at each step.
-        progress: a bar and a line an epoch on stderr.
+        progress: a bar where stderr is a terminal, and a line per epoch by `logging`.
         on_epoch: called with each epoch's number and validation accuracy; what it raises ends the training.
 
     Raises:

@@ -6,7 +6,6 @@ import copy
 import json
 import logging
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,8 @@ from xattn.training.checkpointing import begin
 from xattn.training.data import Classes, Labelled, open_data
 from xattn.training.fit import fit
 from xattn.training.recipe import Recipe, default_preset, recipe_of
+
+logger = logging.getLogger("xattn")
 
 DIVERGED = "diverged"
 TEMPERATURES = (1.0, 6.0, 11.0, 16.0, 21.0)
@@ -71,7 +72,7 @@ def search(
         classes: as for `fit`.
         teacher: as for `fit`.
         seed: of sampler and trainings.
-        progress: a line a trial on stderr.
+        progress: log a line per trial.
         options: as for `fit`.
 
     Source: Gomez et al. 2021, Sec. 4.1, whose code searches T in {1, 6, 11, 16, 21} and α in [0, 0.9].
@@ -85,7 +86,7 @@ def search(
     folder = Path(out).with_suffix(".search")
     settings = {"head": classifier.head_name, "data": opened.name, "recipe": base.to_json(), "weights": classifier.digest(), "seed": seed}
     begin(folder, settings | {"teacher": None if teacher is None else teacher.digest()}, "study.log")
-    optuna.logging.set_verbosity(logging.CRITICAL)  # what is to be said is said here
+    optuna.logging.set_verbosity(logging.CRITICAL)  # the line per trial is logged here
     storage = JournalStorage(JournalFileBackend(str(folder / "study.log")))
     pruner = optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=1)
     study = optuna.create_study(study_name="training", storage=storage, load_if_exists=True, direction="maximize", pruner=pruner)
@@ -112,7 +113,7 @@ def search(
         trial.set_user_attr("recipe", chosen.to_json())
         return fitted.accuracy
 
-    def tell(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+    def report_trial(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
         best = study.best_trial.number if study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)) else None
         for file in folder.glob("trial-*.safetensors"):
             if file.stem != f"trial-{best:03d}":
@@ -122,9 +123,9 @@ def search(
             described = ", ".join(
                 f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}" for key, value in trial.params.items()
             )
-            print(f"trial {trial.number + 1} of {trials}: {trial.state.name.lower()}, accuracy {value} ({described})", file=sys.stderr)
+            logger.info("trial %d of %d: %s, accuracy %s (%s)", trial.number + 1, trials, trial.state.name.lower(), value, described)
 
-    study.optimize(objective, n_trials=max(0, trials - done), catch=(DivergedError,), callbacks=[tell])
+    study.optimize(objective, n_trials=max(0, trials - done), catch=(DivergedError,), callbacks=[report_trial])
     finished = _finished(study)
     if not any(trial.state == TrialState.COMPLETE for trial in finished):
         raise UnsupportedError(f"none of {len(finished)} trials was finished (diverged or pruned): allow more trials, or a longer recipe.")
