@@ -61,7 +61,8 @@ class Evidence:
     Attributes:
         masks: `(B, H, W)` in [0, 1].
         raw_maps: `(B, h, w)` at the method's own resolution.
-        head_maps: `(B, N, h, w)`, the maps of a head that has several, each times the norm of the features, where the method shows them.
+        head_maps: `(B, N, h, w)`, the maps of a head that has several, each times the norm of the features over their largest
+            norm, where the method shows them.
         responses: the target's probability under the perturbations that were asked for.
         explanations: the method's masks of perturbed images, by perturbation.
     """

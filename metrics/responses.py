@@ -303,8 +303,9 @@ def shown_share(perturbation: Kept | Removed, mask: Tensor, low_res_mask: Tensor
 
 def _check(images: Tensor, masks: Mapping[str, Tensor], low_res_masks: Mapping[str, Tensor], perturbations: Sequence[Perturbation]) -> None:
     size = (images.shape[2], images.shape[3])
+    low_res_alone = all(takes_low_res(asked) for asked in perturbations if not isinstance(asked, Original))
     for name, mask in masks.items():
-        needed = low_res_masks[name].shape[:1] if all(takes_low_res(asked) for asked in perturbations) else mask.shape
+        needed = low_res_masks[name].shape[:1] if low_res_alone else mask.shape
         if needed[0] != len(images) or (len(needed) == 3 and tuple(needed[1:]) != size):
             raise InputError(
                 f"masks must be (batch, height, width) = {(len(images), *size)} like the images; got {tuple(mask.shape)}. "

@@ -11,6 +11,8 @@ from torch import Tensor
 from xattn.metrics.base import Aggregation, RawMapMetric, register
 from xattn.metrics.probability import widened
 
+RELEASED_EPSILON = 1e-5
+
 Definition = Literal["max-over-mean", "minmax", "released"]
 
 
@@ -39,15 +41,15 @@ def sparsity(raw_maps: Tensor, *, definition: Definition = "max-over-mean") -> T
     """a_max / a_mean of each raw map at its own resolution, negatives set to 0. Definitions, Metrics.
 
     Args:
-        raw_maps: `(B, h, w)`; with "released" also `(B, N, h, w)`, a head's N maps, each times the norm of the features.
+        raw_maps: `(B, h, w)`; with "released" also `(B, N, h, w)`, a head's N maps, each times the norm of the features over their
+            largest norm.
         definition: "max-over-mean"; "minmax": 1 / mean of the min-maxed map; "released": each map over its own maximum, the mean of
             all of them inverted, as in BR-NPA's code; one of several maps that is all zeros counts 0. A mean over images is harmonic then.
+            To the maximum of each of N maps, whose scale is known, 1e-5 is added, as that code does.
 
     Returns:
         `(B,)` float64, ≥ 1, unitless: n/k for k equal peaks among n cells; NaN for a map without a positive value, or not finite.
         Higher is better.
-
-    Differs: the released code adds 1e-5 to each maximum, which lowers the value of maps as small as that.
 
     >>> import torch
     >>> sparsity(torch.tensor([[[1.0, 0.0], [0.0, 0.0]], [[1.0, 1.0], [1.0, 1.0]]]))
@@ -55,8 +57,9 @@ def sparsity(raw_maps: Tensor, *, definition: Definition = "max-over-mean") -> T
     """
     values = widened(raw_maps)
     if definition == "released":
-        values = values.clamp(min=0).flatten(2) if raw_maps.dim() == 4 else values.clamp(min=0).flatten(1)[:, None]
-        peaks = values.amax(2, keepdim=True)
+        several = raw_maps.dim() == 4
+        values = values.clamp(min=0).flatten(2) if several else values.clamp(min=0).flatten(1)[:, None]
+        peaks = values.amax(2, keepdim=True) + (RELEASED_EPSILON if several else 0)
         peak, mean = torch.ones_like(values[:, 0, 0]), (values / torch.where(peaks == 0, 1, peaks)).mean(dim=(1, 2))
     else:
         values = values.flatten(1)

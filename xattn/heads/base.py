@@ -167,7 +167,7 @@ class HeadMaps(NamedTuple):
     """The maps of a head that has several, in their order.
 
     Attributes:
-        weighted: `(B, N, h, w)`, each times the norm of the features.
+        weighted: `(B, N, h, w)`, each times the norm of the features over their largest norm.
         shown: `(B, N, h, w)`, as a picture shows them: each times the norm of the features, min-maxed per image.
     """
 
@@ -212,7 +212,8 @@ class ClassifierHead(SingleStageHead):
         norms: Tensor = torch.linalg.vector_norm(features, dim=1)
         low, high = norms.amin(dim=(1, 2), keepdim=True), norms.amax(dim=(1, 2), keepdim=True)
         shown = (norms - low) / (high - low).clamp(min=torch.finfo(norms.dtype).tiny)
-        return HeadMaps(maps * norms[:, None], maps * shown[:, None])
+        relative = norms / high.clamp(min=torch.finfo(norms.dtype).tiny)
+        return HeadMaps(maps * relative[:, None], maps * shown[:, None])
 
 
 class PoolingHead(SingleStageHead):

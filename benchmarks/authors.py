@@ -1,0 +1,189 @@
+"""Runs the authors' own code on inputs made by a formula and keeps what it gives: what tests/authors/test_values.py holds xattn to.
+
+    python benchmarks/authors.py --ca-stream DIR --br-npa DIR --metrics DIR --score-cam DIR
+
+Clones of github.com/ftorres11/CA_Stream, TristanGomez44/br_npa, TristanGomez44/metrics-saliency-maps and haofanwang/Score-CAM, and
+`pip install einops`. Functions and classes are taken out of their files one by one, as the modules import what they do not need; the only
+changes are to what Python, NumPy and SciPy have since taken away (`np.trapz`, `scipy.ndimage.filters`), and to calls of `.cuda()`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import copy
+import json
+import math
+import subprocess
+import sys
+import types
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy
+import scipy.ndimage
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+from tests.authors import inputs  # noqa: E402  # the checkout that this file is of
+
+numpy.trapz = getattr(numpy, "trapz", numpy.trapezoid)  # type: ignore[attr-defined]  # until NumPy 2
+
+
+def taken(file: Path, names: Sequence[str], **given: Any) -> types.SimpleNamespace:
+    """Functions and classes of a file, without its imports."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    chosen: list[ast.stmt] = [node for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name in names]
+    space: dict[str, Any] = {"torch": torch, "nn": nn, "F": functional, "np": numpy, "numpy": numpy, "copy": copy, "math": math, **given}
+    exec(compile(ast.Module(chosen, []), str(file), "exec"), space)
+    return types.SimpleNamespace(**{name: space[name] for name in names})
+
+
+def plain(values: Any) -> Any:
+    """Numbers of a tensor or an array as JSON has them."""
+    if isinstance(values, (Tensor, numpy.ndarray)):
+        return [plain(value) for value in values] if values.ndim else float(f"{float(values):.9g}")
+    return float(f"{float(values):.9g}")
+
+
+def ca_stream_network(clone: Path) -> dict[str, Any]:
+    """Logits of their ResNet-18 with the stream, and the scores of its last attention."""
+    import einops
+    from torchvision.models import resnet
+
+    transformer = taken(clone / "models/transformer.py", ["CLS_Attention"], rearrange=einops.rearrange)
+    names = ["conv3x3", "conv1x1", "BasicBlock", "Bottleneck", "ResNet"]
+    typed = dict.fromkeys(["Type", "Any", "Callable", "Union", "List", "Optional"])
+    import typing
+
+    typed = {name: getattr(typing, name) for name in typed}
+    found = taken(
+        clone / "models/ResNet/resnet_stream.py",
+        names,
+        CLS_Attention=transformer.CLS_Attention,
+        repeat=einops.repeat,
+        rearrange=einops.rearrange,
+        Tensor=Tensor,
+        resnet=resnet,
+        **typed,
+    )
+    network = inputs.filled(found.ResNet(found.BasicBlock, [2, 2, 2, 2], num_classes=10))
+    scores: list[Tensor] = []
+    network.l4.register_forward_hook(lambda module, given, output: scores.append(output[0][:, 0]))
+    with torch.no_grad():
+        logits = network(inputs.normalised(inputs.pictures(2, 96)))
+    return {"logits": plain(logits), "scores": plain(scores[0])}
+
+
+def ca_stream_metrics(clone: Path) -> dict[str, Any]:
+    """AD, AI, AG, insertion and deletion of a batch."""
+    game = taken(clone / "engine/interpretable/ins_del.py", ["gkern", "auc", "CausalMetric"], gaussian_filter=scipy.ndimage.gaussian_filter)
+    recognition = taken(clone / "engine/evaluation.py", ["gradcampp_recognition"], epsilon=sys.float_info.epsilon)
+    network, images, masks = inputs.filled(inputs.Small()), inputs.pictures(), inputs.masks(7)
+    labels = torch.tensor(inputs.TARGETS)
+    with torch.no_grad():
+        whole, shown = (network(inputs.normalised(some)).softmax(1) for some in (images, images * masks[:, None]))
+        drop, increase, gain = recognition.gradcampp_recognition(whole, shown, labels, argparse.Namespace(multilabel=False))
+        kernel = game.gkern(5, 5)
+        found = {"average-drop": plain(drop), "average-increase": plain(increase), "average-gain": plain(gain)}
+        starts = {"insertion": ("ins", lambda x: functional.conv2d(x, kernel, padding=2)), "deletion": ("del", torch.zeros_like)}
+        for name, (mode, start) in starts.items():
+            metric = game.CausalMetric(network, mode, inputs.SIDE * 8, start, inputs.SIDE, 5)
+            scores = metric.evaluate(inputs.normalised(images), masks.numpy(), len(images), labels)
+            found[name] = [plain(100 * game.auc(scores[:, number])) for number in range(len(images))]
+    return found
+
+
+def saliency_metrics(clone: Path) -> dict[str, Any]:
+    """DAUC, IAUC, DC, IC, AD, IIC and ADD of each image, on pictures in [0, 1] and on normalised ones."""
+    sys.path.insert(0, str(clone))
+    from saliency_maps_metrics import multi_step_metrics, single_step_metrics  # type: ignore[import-not-found]
+
+    network, images = inputs.filled(inputs.Small()), inputs.pictures()
+    labels = list(inputs.TARGETS)
+    found: dict[str, Any] = {}
+    for space, given, model in (
+        ("pixels", images, lambda x: network(inputs.normalised(x)).softmax(1)),
+        ("normalised", inputs.normalised(images), lambda x: network(x).softmax(1)),
+    ):
+        maps = inputs.raw_maps(14)[:, None]
+        for kind, area, correlation in (
+            (multi_step_metrics.Deletion, "deletion", "deletion-correlation"),
+            (multi_step_metrics.Insertion, "insertion", "insertion-correlation"),
+        ):
+            metric = kind()
+            scores, levels = metric.compute_scores(model, given, maps, labels)
+            scores = scores.squeeze()
+            found[f"{area}, {space}"] = plain(100 * multi_step_metrics.compute_auc_metric(scores))
+            found[f"{correlation}, {space}"] = plain(metric.compute_calibration_metric(scores, levels))
+        if space == "pixels":
+            one = single_step_metrics.ADD()
+            coarse = inputs.raw_maps(4)
+            values = [one(model, given[i : i + 1], coarse[i, None, None], labels[i : i + 1])["add"] for i in range(len(given))]
+            found["average-drop-deletion"] = plain(100 * numpy.array(values))
+    return found
+
+
+def br_npa(clone: Path) -> dict[str, Any]:
+    """Vectors, maps and sparsity of three images."""
+    model = taken(clone / "code/modelBuilder.py", ["representativeVectors"])
+    sparsity = taken(clone / "code/metrics.py", ["compAttMapSparsity"])
+    features = inputs.features()
+    vectors, maps = model.representativeVectors(features, 3)
+    maps = torch.cat(maps, dim=1)
+    mean = sparsity.compAttMapSparsity(maps.clone(), features.clone()) / len(features)
+    return {"vectors": plain(torch.stack(vectors, dim=1)), "maps": plain(maps), "sparsity": plain(1 / mean)}
+
+
+def score_cam(clone: Path) -> dict[str, Any]:
+    """Their saliency map of two images, min-maxed at the image's size."""
+    base = types.SimpleNamespace()
+
+    class BaseCAM:
+        def __init__(self, network: nn.Module) -> None:
+            self.model_arch = network
+            self.activations: dict[str, Tensor] = {}
+            network.features.register_forward_hook(lambda module, given, output: self.activations.update(value=output))
+
+    base.taken = taken(clone / "cam/scorecam.py", ["ScoreCAM"], BaseCAM=BaseCAM)
+    network = inputs.filled(inputs.Small())
+    found = []
+    cuda, Tensor.cuda = Tensor.cuda, lambda self, *_: self  # type: ignore[method-assign]  # it asks for a GPU whatever there is
+    try:
+        for image, target in zip(inputs.pictures(2), inputs.TARGETS, strict=False):
+            found.append(base.taken.ScoreCAM(network)(image[None], class_idx=target)[0, 0, ::8, ::8])
+    finally:
+        Tensor.cuda = cuda  # type: ignore[method-assign]
+    return {"masks": plain(torch.stack(found))}
+
+
+PARTS = {
+    "ca_stream": ({"network": ca_stream_network, "metrics": ca_stream_metrics}),
+    "metrics": ({"values": saliency_metrics}),
+    "br_npa": ({"head": br_npa}),
+    "score_cam": ({"maps": score_cam}),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in PARTS:
+        parser.add_argument(f"--{name.replace('_', '-')}", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--out", type=Path, default=ROOT / "tests" / "authors" / "values.json")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    values: dict[str, Any] = {"torch": torch.__version__}
+    for name, parts in PARTS.items():
+        clone: Path = getattr(given, name)
+        commit = subprocess.run(["git", "-C", str(clone), "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        values[name] = {"commit": commit} | {part: run(clone) for part, run in parts.items()}
+    given.out.write_text(json.dumps(values, indent=None, separators=(",", ":")).replace('},"', '},\n"') + "\n", encoding="utf-8")
+    print(f"{given.out}: {given.out.stat().st_size / 1024:.0f} KiB")
+
+
+if __name__ == "__main__":
+    main()
