@@ -94,9 +94,9 @@ def test_pytorch_grad_cam_s_grad_cam_plus_plus_is_ours_with_its_epsilon(clf: Cla
 def test_score_cam_by_softmax_of_logits_agrees_with_pytorch_grad_cam(clf: Classifier, images: Tensor) -> None:
     # It masks the normalised image, we mask in pixel space: with mean 0 and std 1 the two are the same.
     plain = xattn.attach(clf.network, input_size=32, resize=36, mean=(0, 0, 0), std=(1, 1, 1))
-    spec = "score-cam:weighting=logit-softmax"
+    spec = "score-cam:weighting=logit-softmax,align_corners=true"  # it upsamples channels so
     ours = xattn.explain(plain, images, [spec], target=TARGETS)
-    assert float((rescaled(ours[spec]) - peer_map(plain, images, "ScoreCAM")).abs().max()) < 10 * PEER
+    assert float((rescaled(ours[spec]) - peer_map(plain, images, "ScoreCAM")).abs().max()) < PEER
 
 
 @pytest.mark.filterwarnings("ignore:Setting backward hooks on ReLU:UserWarning")
