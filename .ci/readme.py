@@ -1,4 +1,4 @@
-"""Writes the README's tables of parts from the registries; with --check, says whether they are up to date."""
+"""Writes the README's tables from the registries; with --check, says whether they are up to date."""
 
 from __future__ import annotations
 
@@ -12,13 +12,22 @@ README = Path(__file__).parents[1] / "README.md"
 
 
 def table(kind: str) -> str:
-    """A Markdown table of a kind's own parts."""
+    """A Markdown table of xattn's own components of a kind."""
     entries = [entry for entry in listing(kind) if ":" not in entry["name"]]
     columns = {
         "heads": {"name": "head", "summary": "what it does", "settings": "settings", "replaces": "replaces", "source": "source"},
         "methods": {"name": "method", "summary": "what it shows", "settings": "settings", "source": "source"},
-        "metrics": {"name": "metric", "symbol": "symbol", "better": "better", "summary": "what it tells", "source": "source"},
+        "metrics": {
+            "name": "metric",
+            "symbol": "symbol",
+            "better": "better",
+            "summary": "what it says",
+            "settings": "settings",
+            "kind": "of",
+            "source": "source",
+        },
         "protocols": {"name": "protocol", "summary": "how"},
+        "figures": {"name": "kind", "summary": "what it shows"},
     }[kind]
     lines = ["| " + " | ".join(columns.values()) + " |", "|" + "---|" * len(columns)]
     for entry in entries:
@@ -42,11 +51,11 @@ def table(kind: str) -> str:
 
 def main() -> None:
     before = after = README.read_text(encoding="utf-8")
-    for kind in ("heads", "methods", "metrics", "protocols"):
+    for kind in ("heads", "methods", "metrics", "protocols", "figures"):
         made = f"<!-- {kind} -->\n{table(kind)}\n<!-- /{kind} -->"
         after = re.sub(f"<!-- {kind} -->.*?<!-- /{kind} -->", lambda _, made=made: made, after, flags=re.DOTALL)
     if "--check" in sys.argv and before != after:
-        sys.exit("README.md lists other parts than the registries hold: run python .ci/readme.py")
+        sys.exit("README.md lists other components than the registries hold: run python .ci/readme.py")
     README.write_text(after, encoding="utf-8")
 
 
