@@ -337,6 +337,9 @@ TABLES: dict[str, Callable[[Papers], str]] = {
 @click.option("--stream", default=Budget.stream, show_default=True, help="Epochs of a stream.")
 @click.option("--seeds", default=len(Budget.seeds), show_default=True, help="How many.")
 @click.option("--birds", default=Budget.explained, show_default=True, help="Test birds that are explained, and whose effects are found.")
+@click.option(
+    "--precision", default=Budget.precision, show_default=True, help="Of the trainings; 32-true where the processor has no bfloat16."
+)
 @click.option("--threads", default=2, show_default=True, help="Of this process; several may share WORK, each with --only of its own.")
 @click.option("--out", default=RESULTS / "papers", type=click.Path(path_type=Path))
 def main(
@@ -349,13 +352,15 @@ def main(
     stream: int,
     seeds: int,
     birds: int,
+    precision: str,
     threads: int,
     out: Path,
 ) -> None:
     """Makes the tables in OUT, with what they need in WORK."""
     torch.set_num_threads(threads)
     out.mkdir(parents=True, exist_ok=True)
-    spent = Budget(count, epochs=epochs, tuned=tuned, stream=stream, seeds=tuple(range(seeds)), explained=birds, true=birds)
+    seeds_of = tuple(range(seeds))
+    spent = Budget(count, epochs=epochs, tuned=tuned, stream=stream, seeds=seeds_of, explained=birds, true=birds, precision=precision)
     papers = Papers(work, SMOKE if smoke else spent)
     for name in only or TABLES:
         text = TABLES[name](papers)

@@ -6,8 +6,6 @@ an explainer.
 """
 
 import sys
-from collections.abc import Callable
-from typing import Any
 
 from xattn.metrics.base import (
     CurveMetric,
@@ -76,14 +74,8 @@ __all__ = [
     "sparsity",
     "to_masks",
 ]
-__all__ += sorted({name.replace("-", "_") for name in metrics.entries} - set(__all__))
-
-
-def __getattr__(name: str) -> Callable[..., Any]:
-    """The function of a registered metric that is not imported above."""
-    entry = metrics.entries.get(name.replace("_", "-"))
-    function = None if entry is None else getattr(sys.modules[entry.obj.__module__], name, None)
-    if function is None:
-        raise AttributeError(f"module 'xattn.metrics' has no attribute '{name}'")
-    found: Callable[..., Any] = function
-    return found
+# The function of a metric whose module is not named above; bound here, since it may be called as its module is.
+_others = {name.replace("-", "_"): sys.modules[entry.obj.__module__] for name, entry in metrics.entries.items()}
+_functions = {name: getattr(module, name) for name, module in _others.items() if name not in __all__ and hasattr(module, name)}
+globals().update(_functions)
+__all__ += sorted(_functions)
