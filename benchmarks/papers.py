@@ -15,7 +15,7 @@ import click
 import ground_truth
 import pandas as pd
 import torch
-from claims import Line, cell, claim, over_seeds, page
+from claims import Line, cell, claim, over_seeds, page, shown
 from printed import (
     CA_ACCURACY,
     CA_BLOCKS,
@@ -32,6 +32,7 @@ from trained import SMOKE, Budget, Trainings
 import xattn
 from xattn.birds import SketchBirds
 from xattn.metrics.statistics import Interval, paired
+from xattn.metrics.tables import aggregated
 
 RELEASED = "sparsity:definition=released"
 CAMS = ("grad-cam", "grad-cam++", "score-cam")
@@ -246,6 +247,30 @@ class Papers:
         ]
         return page("BR-NPA, Table 6: resolution and distillation", about, pd.DataFrame(table), lines)
 
+    def sparsity(self) -> str:
+        """BR-NPA, Table 6, sparsity alone: by the released definition and by xattn's, on the classifiers in the wheel."""
+        table = []
+        for name, printed in (("b-cnn", ("b-cnn", False)), ("br-npa", ("br-npa", False)), ("br-npa-high-res", ("br-npa", True))):
+            classifier = xattn.load(f"birds:{name}")
+            rows = self.scores(f"sparsity {name}", [classifier], ["raw-attention"], ["sparsity", RELEASED])
+            by_metric = {metric: torch.tensor(found["value"].to_numpy()) for metric, found in rows.groupby("metric")}
+            size = classifier.stages[-1].size
+            table.append(
+                {
+                    "classifier": f"birds:{name}",
+                    "map": f"{size[0]}×{size[1]}",
+                    "released: inverse of the mean": shown(aggregated(by_metric[RELEASED], "harmonic mean")),
+                    "default: mean": cell(by_metric["sparsity"]),
+                    "printed": f"{RESOLUTION[printed][1]}",
+                }
+            )
+        about = [
+            f"One seed each, n = {self.budget.explained} test birds; ± is half the 95 % interval. As released: each of the head's several "
+            "maps times the norm of the features, over its own maximum; the paper prints the inverse of the mean over maps and images. "
+            "Default: maximum over mean of the head's one saliency map. Printed: CUB, 14×14 and 56×56, by the released definition.",
+        ]
+        return page("BR-NPA, Table 6: sparsity by two definitions", about, pd.DataFrame(table), [])
+
     def gradients(self) -> str:
         """BR-NPA, Figs. 8 and 9."""
         layers = ("layer4.0.conv2", "layer4.1.conv1", "layer4.1.conv2")
@@ -322,6 +347,7 @@ TABLES: dict[str, Callable[[Papers], str]] = {
     "selection": Papers.selection,
     "ranks": Papers.ranks,
     "resolution": Papers.resolution,
+    "sparsity": Papers.sparsity,
     "gradients": Papers.gradients,
     "stream-design": Papers.stream_design,
 }
