@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 from pathlib import Path
 
 import numpy
 import pandas as pd
-import pyarrow.parquet as pq
 import pytest
 import torch
 from torch.utils.data import Dataset
@@ -18,12 +16,9 @@ import xattn
 from tests import networks
 from tests.data.test_images import bad_files
 from xattn.data.images import ImageSource
-from xattn.errors import InputError, RunError, UnsupportedError
-from xattn.figures import figure
+from xattn.errors import InputError
 from xattn.metrics import average_drop, insertion
 from xattn.models import Classifier
-from xattn.study import Study
-from xattn.study import store as store_module
 from xattn.study.compare import compare_runs
 from xattn.study.scoring import COLUMNS
 from xattn.study.store import Store
@@ -171,81 +166,6 @@ def test_a_map_without_contrast_is_flagged_and_counted(folder: Path, tmp_path: P
     assert set(rows[rows["method"] == "grad-cam"]["degenerate"]) == {True}
 
 
-def test_a_finished_run_started_again_does_nothing_and_an_interrupted_one_goes_on(tiny: Classifier, folder: Path, tmp_path: Path) -> None:
-    study([tiny], folder, tmp_path / "run").run()
-    whole = (tmp_path / "run" / "scores.csv").read_bytes()
-    parts = sorted((tmp_path / "run" / "parts").glob("*.parquet"))
-    kept = parts[0].stat().st_mtime_ns
-    parts[1].unlink()
-    (tmp_path / "run" / "scores.csv").unlink()
-    study([tiny], folder, tmp_path / "run").run()
-    assert (tmp_path / "run" / "scores.csv").read_bytes() == whole
-    assert parts[0].stat().st_mtime_ns == kept
-
-
-@pytest.mark.parametrize(
-    ("changed", "difference"),
-    [
-        ({"methods": ["grad-cam"]}, r"methods was \['grad-cam', 'random', 'uniform', 'fake-cam'\], is \['grad-cam'\]"),
-        ({"seed": 3}, "seed was 0, is 3"),
-        ({"target": "class 1"}, "target was 'predicted', is 'class 1'"),
-        ({"stage": "2"}, r"models\[0\].stage was '3', is '2'"),
-    ],
-)
-def test_a_folder_with_other_settings_is_refused_and_says_what_differs(
-    tiny: Classifier, folder: Path, tmp_path: Path, changed: dict[str, object], difference: str
-) -> None:
-    study([tiny], folder, tmp_path / "run").run()
-    with pytest.raises(RunError, match=difference):
-        study([tiny], folder, tmp_path / "run", **changed).run()
-
-
-def test_other_weights_or_other_images_are_other_settings(tiny: Classifier, folder: Path, tmp_path: Path) -> None:
-    study([tiny], folder, tmp_path / "run").run()
-    other = xattn.attach(networks.seeded(networks.small, seed=1), input_size=32, resize=36, name="tiny", labels=tiny.labels)
-    with pytest.raises(RunError, match=r"models\[0\].weights was"):
-        study([other], folder, tmp_path / "run").run()
-    (folder / "9.png").write_bytes((folder / "1.png").read_bytes())
-    with pytest.raises(RunError, match="images.count was 10, is 11"):
-        study([tiny], folder, tmp_path / "run").run()
-
-
-def test_a_folder_that_holds_something_else_is_refused(tiny: Classifier, folder: Path) -> None:
-    with pytest.raises(RunError, match=r"is not empty and holds no run\.json"):
-        study([tiny], folder, folder).run()
-
-
-def test_a_full_disk_is_told_and_what_was_finished_is_kept(
-    tiny: Classifier, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    written = 0
-    whole = pq.write_table
-
-    def full(table: object, path: Path, **settings: object) -> None:
-        nonlocal written
-        written += 1
-        if written == 3:
-            Path(path).write_bytes(b"half")
-            raise OSError(errno.ENOSPC, "No space left on device")
-        whole(table, path, **settings)
-
-    monkeypatch.setattr(store_module.pq, "write_table", full)
-    with pytest.raises(RunError, match="No space left on device.*What was finished is kept"):
-        study([tiny], folder, tmp_path / "run").run()
-    parts = tmp_path / "run" / "parts"
-    assert len(list(parts.iterdir())) == 2
-    study([tiny], folder, tmp_path / "run").run()
-    assert len(pd.read_csv(tmp_path / "run" / "scores.csv")) == 10 * len(METHODS) * len(METRICS)
-
-
-def test_a_damaged_part_is_named_with_what_to_do(tiny: Classifier, folder: Path, tmp_path: Path) -> None:
-    study([tiny], folder, tmp_path / "run").run()
-    part = next((tmp_path / "run" / "parts").glob("*.parquet"))
-    part.write_bytes(b"PAR1 nonsense")
-    with pytest.raises(RunError, match="is damaged.*Delete it and run the same command"):
-        study([tiny], folder, tmp_path / "run").run()
-
-
 def test_run_json_tells_versions_settings_and_weights(tiny: Classifier, folder: Path, tmp_path: Path) -> None:
     study([tiny], folder, tmp_path / "run").run()
     run = json.loads((tmp_path / "run" / "run.json").read_text())
@@ -291,76 +211,6 @@ def test_a_method_that_cannot_run_says_why_and_what_was_done_before_stays(folder
     clf = xattn.attach(networks.seeded(lambda: networks.Rectifiers("gelu")), input_size=32, resize=36, name="gelu")
     with pytest.raises(xattn.XattnError, match="gelu has none"):
         study([clf], folder, tmp_path / "run", methods=["grad-cam", "guided-backprop"]).run()
-
-
-def test_compare_tests_every_method_against_one_on_the_same_images(tiny: Classifier, folder: Path, tmp_path: Path) -> None:
-    study([tiny], folder, tmp_path / "a").run()
-    study([tiny], folder, tmp_path / "b", methods=["centre"]).run()
-    table = compare_runs([tmp_path / "a", tmp_path / "b"], against="random")
-    assert set(table.frame["method"]) == {*METHODS, "centre"}
-    row = table.frame.set_index("method").loc["uniform"]
-    assert row["average-drop p"] < 0.05
-    assert row["average-drop low"] == row["average-drop"] == 0
-    markdown = table.text("markdown")
-    assert "AD ↓" in markdown
-    assert "* differs from random on the same images" in markdown
-    assert "deletion-correlation: undefined for" in markdown
-    assert r"\begin{tabular}" in table.text("latex")
-    assert table.text("csv").startswith("model,head,method,average-drop,average-drop low,average-drop high")
-
-
-def test_compare_refuses_runs_that_disagree_and_tells_models_of_other_weights_apart(tiny: Classifier, folder: Path, tmp_path: Path) -> None:
-    study([tiny], folder, tmp_path / "a").run()
-    study([tiny], folder, tmp_path / "b", target="class 1").run()
-    with pytest.raises(InputError, match=r"explain tiny · gap for different targets \(given, predicted\)"):
-        compare_runs([tmp_path / "a", tmp_path / "b"])
-    study([tiny], folder, tmp_path / "d", target="class 2").run()
-    with pytest.raises(InputError, match=r"explain tiny · gap for different targets \(1, 2 on 0.png\)"):
-        compare_runs([tmp_path / "b", tmp_path / "d"])
-    other = xattn.attach(networks.seeded(networks.small, seed=1), input_size=32, resize=36, name="tiny")
-    study([other], folder, tmp_path / "c").run()
-    assert set(compare_runs([tmp_path / "a", tmp_path / "c"]).frame["model"]) == {"tiny", f"tiny ({tmp_path / 'c'})"}
-    with pytest.raises(RunError, match="is not a run"):
-        compare_runs([folder])
-
-
-class Shifted(Noise):
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return networks.pictures(1, seed=index + 100)[0]
-
-
-def test_a_run_does_not_go_on_with_other_pictures_labels_or_classes(tiny: Classifier, folder: Path, tmp_path: Path) -> None:
-    study([tiny], Noise(), tmp_path / "a").run()
-    other = Noise()
-    other.__class__ = type("Noise", (Shifted,), {"__qualname__": "Noise"})
-    with pytest.raises(RunError, match="images.digest was"):
-        study([tiny], other, tmp_path / "a").run()
-    study([tiny], folder, tmp_path / "b").run()
-    (folder / "3.png").write_bytes((folder / "4.png").read_bytes() + b"another")
-    with pytest.raises(RunError, match="images.digest was"):
-        study([tiny], folder, tmp_path / "b").run()
-    study([tiny], folder, tmp_path / "c").run()
-    turned = xattn.attach(tiny.network, input_size=32, resize=36, name="tiny", labels=tiny.labels[::-1])
-    with pytest.raises(RunError, match=r"models\[0\].labels was"):
-        study([turned], folder, tmp_path / "c").run()
-
-
-def test_a_run_killed_before_its_first_file_or_while_writing_one_goes_on(tiny: Classifier, folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "run" / "parts").mkdir(parents=True)
-    (tmp_path / "run" / ".run.json.123.unfinished").write_text("{")
-    study([tiny], folder, tmp_path / "run").run()
-    (tmp_path / "run" / "parts" / ".00-000000.parquet.123.unfinished").write_bytes(b"half")
-    (tmp_path / "run" / "scores.csv").unlink()
-    study([tiny], folder, tmp_path / "run").run()
-    assert not list((tmp_path / "run").rglob("*.unfinished"))
-    assert (tmp_path / "run" / "scores.csv").exists()
-
-
-def test_nothing_is_written_outside_the_run_folder(tmp_path: Path) -> None:
-    store = Store(tmp_path / "run")
-    for name in (Path("../outside.txt"), tmp_path / "outside.txt"):
-        with pytest.raises(RunError, match="lies outside the run folder"), store.whole(name) as path:
-            path.write_text("x")
 
 
 def test_an_infinite_logit_is_an_error_and_a_masked_class_is_not(folder: Path, tmp_path: Path) -> None:
@@ -411,37 +261,3 @@ def test_run_json_tells_the_protocol_in_full(tiny: Classifier, folder: Path, tmp
     protocol = json.loads((tmp_path / "run" / "run.json").read_text())["protocol"]
     assert protocol["insertion"]["settings"]["protocol"] == "ca-stream"
     assert "gaussian" in protocol["insertion"]["perturbations"][0]
-
-
-def test_runs_of_other_batch_sizes_and_methods_are_one_table(tiny: Classifier, folder: Path, tmp_path: Path) -> None:
-    study([tiny], folder, tmp_path / "a", methods=["grad-cam"]).run()
-    study([tiny], folder, tmp_path / "b", methods=["grad-cam", "edges"], batch_size=7).run()
-    table = compare_runs([tmp_path / "a", tmp_path / "b"])
-    assert table.frame["n"].tolist() == [10, 10]
-    (tmp_path / "b" / "table.csv").unlink()
-    assert "is not finished" in compare_runs([tmp_path / "a", tmp_path / "b"]).text("markdown")
-
-
-def test_two_heads_on_one_network_are_one_run_with_a_row_each(folder: Path, tmp_path: Path) -> None:
-    network = networks.small()
-    pair = [xattn.attach(network, head=head, input_size=32, resize=36, name="tiny") for head in ("gap", "br-npa:n=2")]
-    done = Study(pair, ["grad-cam", "raw-attention"], ["sparsity"], folder, tmp_path / "run", workers=0, progress=False, save_maps=True)
-    done.run()
-    table = done.table()
-    assert list(zip(table["head"], table["method"], strict=True)) == [
-        ("gap", "grad-cam"),
-        ("br-npa:n=2", "grad-cam"),
-        ("br-npa:n=2", "raw-attention"),
-    ]
-    shown = compare_runs([tmp_path / "run"]).frame
-    assert set(shown["model"]) == {"tiny"}  # other weights of another head do not make it another model
-    figure([tmp_path / "run"], tmp_path / "grid.svg", images=["3.png"])
-    drawn = (tmp_path / "grid.svg").read_text()
-    assert "svg" in drawn
-    assert (tmp_path / "run" / "maps" / "tiny" / "br-npa_n=2" / "grad-cam" / "3.png.png").exists()
-    with pytest.raises(UnsupportedError, match="raw-attention shows a head's attention, and tiny · gap has none"):
-        Study(pair[:1], ["grad-cam", "raw-attention"], ["sparsity"], folder, tmp_path / "other")
-    pair[1].trained = False
-    with pytest.raises(UnsupportedError, match="never trained"):
-        Study(pair, ["grad-cam"], ["sparsity"], folder, tmp_path / "other")
-    Study(pair, ["grad-cam"], ["sparsity"], folder, tmp_path / "other", untrained=True)
