@@ -9,7 +9,7 @@ import click
 METHODS = ("activation-map", "grad-cam", "grad-cam++", "score-cam", "guided-grad-cam", "raw-attention", "random")
 HEADS = ("gap", "ca-stream", "b-cnn", "br-npa", "br-npa-high-res")
 SHOWN = 6
-TUNE = "folded=true"  # six small birds are too little work to measure for
+TUNE = "folded=true"  # six small birds are not enough work to measure for
 
 
 @click.command()

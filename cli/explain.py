@@ -37,43 +37,43 @@ SOME_FAILED = 3
 @click.option(
     "--weights",
     multiple=True,
-    help="Weights: a local .pth or .safetensors, or the name of torchvision weights; one for each --model, in order, '' for its own.",
+    help="Weights: a local .pth or .safetensors, or the name of torchvision weights; one per --model, in order; '' for its own.",
 )
 @click.option(
     "--head",
     "heads",
     multiple=True,
-    help="Head that gives the logits; see `xattn list heads`. Repeatable. Default: a saved model's own, else gap.",
+    help="Head that gives the logits; see `xattn list heads`. Repeatable. Default: that of a saved model, else gap.",
 )
-@click.option("--stage", help="Module whose feature map is explained; default: what enters the pooling.")
+@click.option("--stage", help="Module whose feature map is explained; default: the input of the pooling.")
 @click.option(
     "--method", "methods", multiple=True, help=f"{COMPONENT}; see `xattn list methods`. Repeatable; some CAMs and controls if none."
 )
 @click.option("--metric", "metrics", multiple=True, help=f"{COMPONENT}; see `xattn list metrics`. Repeatable.")
 @click.option(
     "--target",
-    help="What is explained: predicted, label, a class index or name; labels, every label of an image; or a contrast, as 'A - 0.6*B', "
-    "'predicted - second', 'label - predicted'. Default: label where labels are given, else predicted.",
+    help="What to explain: predicted, label, a class index or name; labels (every label of an image); or a contrast, such as "
+    "'A - 0.6*B', 'predicted - second', 'label - predicted'. Default: label if labels are given, else predicted.",
 )
 @click.option(
     "--labels-csv",
     type=PathOrURL(exists=True, dir_okay=False),
-    help="CSV with columns image (path relative to the folder) and label (class index or name; several with | between them).",
+    help="CSV with columns image (path relative to the folder) and label (class index or name; several separated by |).",
 )
-@click.option("--labels", type=click.Path(exists=True, dir_okay=False), help="Text file with a class name per line.")
+@click.option("--labels", type=click.Path(exists=True, dir_okay=False), help="Text file with one class name per line.")
 @click.option(
     "--out",
     required=True,
     type=PathOrURL(file_okay=False),
-    help="Run folder, a path or a URL as s3://bucket/run; a run that was cut off goes on there.",
+    help="Run folder, a path or a URL such as s3://bucket/run; an interrupted run resumes there.",
 )
 @click.option("--input-size", type=int, help="Side of the crop.")
 @click.option("--resize", type=int, help="Shorter side before the crop.")
 @click.option("--mean", callback=triple, help="Mean of the normalisation, R,G,B in [0, 1].")
 @click.option("--std", callback=triple, help="Standard deviation of the normalisation, R,G,B in [0, 1].")
-@click.option("--device", help="cpu, cuda, cuda:1, mps; default: a GPU where there is one.")
+@click.option("--device", help="cpu, cuda, cuda:1, mps; default: a GPU if there is one.")
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Images per part of the run.")
-@click.option("--workers", type=click.IntRange(0), help="Processes that decode; default: one per core but one.")
+@click.option("--workers", type=click.IntRange(0), help="Decoding processes; default: one fewer than the cores.")
 @click.option(
     "--level",
     type=click.Choice(["exact", "fast"]),
@@ -85,27 +85,27 @@ SOME_FAILED = 3
     "--tune",
     default="auto",
     show_default=True,
-    help="How forwards are run: off; auto, measured where the work is worth it; full; or chunk=16,folded=true,compiled=true by hand.",
+    help="How forwards are run: off; auto, measured if the work justifies it; full; or chunk=16,folded=true,compiled=true by hand.",
 )
-@click.option("--memory", help="Most memory that the run may hold beside the models, as 2GB. Default: most of what is free.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of whatever is random.")
+@click.option("--memory", help="Memory that the run may use besides the models, such as 2GB. Default: most of what is free.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed for everything random.")
 @click.option(
     "--shard",
     default="1/1",
     callback=shard,
-    help="i/n: do only the i-th of n shares of the work, in a folder of its own; compare joins them.",
+    help="i/n: do only share i of n of the work, in a folder of its own; compare joins them.",
 )
 @click.option(
     "--engine",
     type=click.Choice(["local", "ray"]),
     default="local",
     show_default=True,
-    help="ray: run on the machines of a Ray cluster, that of RAY_ADDRESS or `ray start`, else on this machine's cores.",
+    help="ray: run on the machines of a Ray cluster (from RAY_ADDRESS or `ray start`), else on this machine's cores.",
 )
-@click.option("--actors", type=click.IntRange(1), help="Processes of Ray that hold the networks; default: one per GPU, else one per CPU.")
-@click.option("--untrained", is_flag=True, help="Explain a head that was never trained as well.")
+@click.option("--actors", type=click.IntRange(1), help="Ray processes that hold the networks; default: one per GPU, else one per CPU.")
+@click.option("--untrained", is_flag=True, help="Also explain heads that were never trained.")
 @click.option("--trust-code", is_flag=True, help="Import and run the code that a saved .safetensors names as the source of its network.")
-@click.option("--save-maps", is_flag=True, help="Also write masks of the crop's size, as 16-bit PNG, and keep maps of that size whole.")
+@click.option("--save-maps", is_flag=True, help="Also write masks at the crop's size, as 16-bit PNG, and keep maps of that size in full.")
 def explain(
     images: Sequence[str],
     models: Sequence[str],
@@ -136,7 +136,7 @@ def explain(
     metric_registry.create_all(metrics)  # a wrong name is reported before anything is loaded
     method_registry.create_all(methods)
     source = ImageSource(list(images), labels_csv)
-    sys.path.append(os.getcwd())  # where package.module:factory is searched
+    sys.path.append(os.getcwd())  # where package.module:factory is looked up
     shape = {"input_size": input_size, "resize": resize, "mean": mean, "std": std}
     classifiers = _load(models, weights, heads, {**shape, "labels": labels, "device": device, "trust_code": trust_code})
     study = Study(classifiers, methods, metrics, source, out, **options)
@@ -150,7 +150,7 @@ def explain(
 
 
 def _announce(study: Study) -> None:
-    """Prints what the run is going to do."""
+    """Prints what the run will do."""
     plan = study.plan
     for classifier in plan.classifiers:
         stage = plan.stage_of(classifier)
@@ -191,7 +191,7 @@ def _finish(study: Study, outcome: Outcome, out: str) -> None:
 
 
 def _load(models: Sequence[str], weights: Sequence[str], heads: Sequence[str], options: dict[str, Any]) -> list[Classifier]:
-    """Every model with every head, a saved one with its own; two of one name and head are told apart by the file of their weights."""
+    """Every model with every head, a saved one with its own; two with the same name and head are told apart by their weights file."""
     from xattn.models import load
     from xattn.models.loading import own_file
 

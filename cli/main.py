@@ -18,7 +18,7 @@ from xattn.errors import XattnError
 
 
 class _Group(click.Group):
-    """Ends with an error's own exit code and its message alone."""
+    """Exits with an error's own code, and prints its message alone."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -34,7 +34,7 @@ class _Group(click.Group):
 def main() -> None:
     """Show where an image classifier looks, and how well each method shows it.
 
-    Exit codes: 0 all done; 1 the run failed; 2 the command line was wrong; 3 done, but some images failed and are named.
+    Exit codes: 0 all done; 1 the run failed; 2 the command line was wrong; 3 done, but some images failed and are listed.
     """
 
 

@@ -35,5 +35,5 @@ def shard(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[int
 
 
 def stages(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[str, ...]:
-    """Names with commas between them."""
+    """Names separated by commas."""
     return tuple(filter(None, (part.strip() for part in (value or "").split(","))))

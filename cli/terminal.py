@@ -1,4 +1,4 @@
-"""What the library logs and warns of, as lines on stderr."""
+"""The library's log messages and warnings, as lines on stderr."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class _Lines(logging.Handler):
 
 @contextmanager
 def logged_lines() -> Iterator[None]:
-    """Prints what xattn logs, a line each, on stderr."""
+    """Prints xattn's log messages on stderr, one line each."""
     logger, handler = logging.getLogger("xattn"), _Lines()
     level, propagates = logger.level, logger.propagate
     logger.addHandler(handler)
@@ -35,7 +35,7 @@ def logged_lines() -> Iterator[None]:
 
 @contextmanager
 def warned_lines() -> Iterator[None]:
-    """Prints what xattn warns of inside, a line each, on stderr."""
+    """Prints xattn's warnings inside on stderr, one line each."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         yield

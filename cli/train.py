@@ -21,57 +21,57 @@ from xattn.errors import InputError
 @click.option(
     "--data",
     required=True,
-    help="Training data: a folder per class, a CSV (image, label), or NAME:ROOT of fgvc-aircraft, stanford-cars, oxford-pets, "
+    help="Training data: a folder per class, a CSV (image, label), or NAME:ROOT for fgvc-aircraft, stanford-cars, oxford-pets, "
     "cifar10, cifar100, cub.",
 )
 @click.option(
-    "--out", required=True, type=click.Path(dir_okay=False), help="File to write, a .safetensors; a training that was cut off goes on."
+    "--out", required=True, type=click.Path(dir_okay=False), help="File to write, a .safetensors; an interrupted training run resumes."
 )
 @click.option(
     "--classes",
     type=click.Choice(["folders", "wnid"]),
     default="folders",
     show_default=True,
-    help="Names of the folders: classes of their own, or WordNet ids of ImageNet's 1000 classes, which the network's classifier has.",
+    help="What folder names mean: classes of their own, or WordNet ids of ImageNet's 1000 classes, which the network's classifier has.",
 )
 @click.option(
-    "--preset", help="Preset: ca-stream (the paper's), head (cheap; the head alone), full (head and network). Default: by the head."
+    "--preset", help="Preset: ca-stream (as in the paper), head (cheap; the head alone), full (head and network). Default: by the head."
 )
 @click.option("--epochs", type=int, help="Passes over the training pictures.")
-@click.option("--freeze-statistics", is_flag=True, default=None, help="Keep the network's BatchNorm statistics as they are, and use them.")
-@click.option("--batch-size", type=int, help="Pictures per step, on all devices together.")
+@click.option("--freeze-statistics", is_flag=True, default=None, help="Keep and use the network's BatchNorm statistics.")
+@click.option("--batch-size", type=int, help="Pictures per step, over all devices.")
 @click.option("--optimiser", type=click.Choice(["sgd", "adam", "adamw"]), help="Optimiser.")
 @click.option("--lr", type=float, help="Learning rate.")
 @click.option("--momentum", type=float, help="Momentum of sgd.")
 @click.option("--weight-decay", type=float, help="Weight decay of the optimiser.")
 @click.option("--schedule", type=click.Choice(["constant", "cosine", "step"]), help="Schedule of the learning rate.")
 @click.option("--step", type=int, help="Epochs between the steps of the schedule.")
-@click.option("--smallest-crop", type=float, help="Smallest share of a picture's area that a random crop covers.")
+@click.option("--smallest-crop", type=float, help="Smallest share of a picture's area that a random crop may cover.")
 @click.option("--dropout", type=float, help="Dropout of the head's vector.")
-@click.option("--patience", type=int, help="Epochs without a better validation loss before it stops.")
-@click.option("--validation", type=float, help="Share of each class that is held out, where the data has no validation split.")
+@click.option("--patience", type=int, help="Epochs without a better validation loss before training stops.")
+@click.option("--validation", type=float, help="Share of each class that is held out if the data has no validation split.")
 @click.option(
     "--teacher",
     type=click.Path(exists=True, dir_okay=False),
-    help="Trained .safetensors whose answers are learnt and whose weights the student starts from.",
+    help="Trained .safetensors; the student learns its answers and starts from its weights.",
 )
 @click.option("--teacher-weights", help="Weights of the teacher's network, if its file holds a head alone.")
 @click.option("--trust-code", is_flag=True, help="Import and run the code that a saved .safetensors names as the source of its network.")
-@click.option("--alpha", type=float, help="Weight of the labels beside the teacher's answers.")
+@click.option("--alpha", type=float, help="Weight of the labels against the teacher's answers.")
 @click.option("--temperature", type=float, help="Temperature of the teacher's answers.")
-@click.option("--high-res", callback=stages, help="Stages whose stride is removed, as layer3,layer4.")
-@click.option("--dilate", is_flag=True, help="Widen the kernels behind them instead.")
+@click.option("--high-res", callback=stages, help="Stages whose stride is removed, such as layer3,layer4.")
+@click.option("--dilate", is_flag=True, help="Dilate the kernels behind these strides, so that each sees what it saw before.")
 @click.option("--input-size", type=int, help="Side of the crop.")
 @click.option("--resize", type=int, help="Shorter side before the crop.")
 @click.option("--mean", callback=triple, help="Mean of the normalisation, R,G,B in [0, 1].")
 @click.option("--std", callback=triple, help="Standard deviation of the normalisation, R,G,B in [0, 1].")
-@click.option("--search", "trials", type=click.IntRange(1), help="Search the settings in this many trials, and keep the best.")
-@click.option("--accelerator", help="cpu, gpu, mps, as Lightning takes it. Default: a GPU where there is one.")
-@click.option("--devices", default="1", show_default=True, help="Number of devices on each node, as Lightning takes it.")
+@click.option("--search", "trials", type=click.IntRange(1), help="Search for the settings in this many trials, and keep the best.")
+@click.option("--accelerator", help="cpu, gpu, mps or another of Lightning's. Default: a GPU if there is one.")
+@click.option("--devices", default="1", show_default=True, help="Number of devices per node, in any form that Lightning accepts.")
 @click.option("--nodes", type=click.IntRange(1), default=1, show_default=True, help="Number of machines.")
-@click.option("--precision", default="32-true", show_default=True, help="Precision, as Lightning takes it: 16-mixed, bf16-mixed, …")
-@click.option("--workers", type=click.IntRange(0), help="Processes that decode; default: one per core but one.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of whatever is random.")
+@click.option("--precision", default="32-true", show_default=True, help="Precision, one of Lightning's: 16-mixed, bf16-mixed, …")
+@click.option("--workers", type=click.IntRange(0), help="Decoding processes; default: one fewer than the cores.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed for everything random.")
 @click.option("--log-gradients", is_flag=True, help="Log the gradient norm of each layer at each step.")
 def train(
     model: str,
@@ -122,12 +122,12 @@ def train(
     recipe = recipe_of(preset or default_preset(name)).with_(**changes)
     opened = open_data(data, classes)
     sys.path.append(os.getcwd())  # where package.module:factory is searched
-    torch.manual_seed(seed)  # of the head's first weights
+    torch.manual_seed(seed)  # for the head's initial weights
     cpu = "cpu" if accelerator == "cpu" else None
     of_its_own = not saved and opened.names is not None and replaces == "classifier"
     with warnings.catch_warnings() if teacher is not None else warned_lines():
         if teacher is not None:
-            warnings.simplefilter("ignore", UserWarning)  # of a fresh classifier: the teacher's follows
+            warnings.simplefilter("ignore", UserWarning)  # about a new classifier: the teacher's weights follow
         classifier = load(
             model,
             head=head if saved else name,

@@ -1,8 +1,8 @@
 """Metrics of saliency maps, as functions in pixel space.
 
 Most take `predict` (any callable from images to the network's output), images, masks and targets (class indices, or a target of
-`xattn.metrics.targets`), some raw maps or masks alone; each gives one value per image, `(B,)` float64. Nothing here knows a classifier or
-an explainer.
+`xattn.metrics.targets`); some take only raw maps or masks. Each gives one value per image, `(B,)` float64. Nothing here depends on a
+classifier or an explainer.
 """
 
 import sys
@@ -36,7 +36,7 @@ from xattn.metrics.sparsity import sparsity
 from xattn.metrics.targets import ClassTarget, Contrast, OutputFunction, Predict, Region, Similarity, Target
 from xattn.registry import import_modules
 
-import_modules(__name__, __path__)  # what a module of this folder registers is known without being named here
+import_modules(__name__, __path__)  # modules of this folder register themselves and need not be listed here
 
 __all__ = [
     "PROTOCOLS",
@@ -74,7 +74,7 @@ __all__ = [
     "sparsity",
     "to_masks",
 ]
-# The function of a metric whose module is not named above; bound here, since it may be called as its module is.
+# The function of a metric whose module is not named above; bound here, since it may have the same name as its module.
 _others = {name.replace("-", "_"): sys.modules[entry.obj.__module__] for name, entry in metrics.entries.items()}
 _functions = {name: getattr(module, name) for name, module in _others.items() if name not in __all__ and hasattr(module, name)}
 globals().update(_functions)

@@ -1,4 +1,4 @@
-"""Which points of a curve to evaluate: a few first, then between those where it bends the most."""
+"""Which points of a curve to evaluate: a few first, then points in between where the curve bends most."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ FALLING, RISING = (1 / 16, 1 / 8, 1 / 4, 1 / 2), (1 / 8, 1 / 4, 1 / 2, 3 / 4)
 
 
 def first_points(count: int, *, early: bool) -> Tensor:
-    """The steps to evaluate first, of `count` with the ends, which are left out: the quarters and an eighth, as most curves rise at first;
-    or halves towards the beginning where most happens there, as a network forgets its target with the first pixels taken from it."""
+    """The steps to evaluate first, of `count` including the ends, which are left out: the quarters and an eighth, since most curves rise
+    at first; with `early`, halves towards the beginning, since a network forgets its target with the first pixels removed from it."""
     last = count - 1
     points: Tensor = torch.tensor([int(last * share) for share in (FALLING if early else RISING)]).unique()
     return points[(points > 0) & (points < last)]
 
 
 def interpolated(p: Tensor, shares: Tensor) -> Tensor:
-    """A curve with monotone cubic pieces between the points that were evaluated (Fritsch and Butland 1984; SciPy's `PchipInterpolator`).
+    """A curve with monotone cubic pieces between the evaluated points (Fritsch and Butland 1984; SciPy's `PchipInterpolator`).
 
-    Straight lines cut off the bends, all of them on the same side; a cubic that keeps to the values beside it adds no bend of its own.
+    Straight lines cut off the bends, all on the same side; a cubic that stays between its neighbouring values adds no bend of its own.
 
     Args:
-        p: `(B, T + 1)`, NaN where it is not known; both ends are.
+        p: `(B, T + 1)`, NaN where it is not known; both ends are known.
         shares: `(B, T + 1)`.
 
     Returns:
-        `(B, T + 1)`, the known values as they were, NaN where no number came.
+        `(B, T + 1)`, the known values unchanged, NaN where an evaluation gave no number.
     """
     known = ~p.isnan()
     before, after = _neighbours(known)
@@ -40,7 +40,7 @@ def interpolated(p: Tensor, shares: Tensor) -> Tensor:
 
 
 def _tangents(p: Tensor, shares: Tensor, before: Tensor, after: Tensor) -> Tensor:
-    """The curve's slope at each known point: the harmonic mean of the chords beside it, 0 where they turn. Elsewhere it says nothing."""
+    """The curve's slope at each known point: the harmonic mean of the chords beside it, 0 where they turn. Meaningless elsewhere."""
     last = p.shape[1] - 1
     places = torch.arange(last + 1, device=p.device).expand_as(p)
     previous, following = before.gather(1, (places - 1).clamp(min=0)), after.gather(1, (places + 1).clamp(max=last))
@@ -55,23 +55,23 @@ def _tangents(p: Tensor, shares: Tensor, before: Tensor, after: Tensor) -> Tenso
 
 
 def _at_end(first: Tensor, width: Tensor, second: Tensor, second_width: Tensor) -> Tensor:
-    """The slope at an end: that of a parabola through three points, held so that the piece stays monotone; a line's, of two points."""
+    """The slope at an end: that of a parabola through three points, limited so that the piece stays monotone; of two points, the line's."""
     parabola = ((2 * width + second_width) * first - width * second) / (width + second_width)
     held = torch.where((first * second < 0) & (parabola.abs() > 3 * first.abs()), 3 * first, parabola)
     return torch.where(second.isnan(), first, torch.where(held * first > 0, held, 0.0))
 
 
 def next_points(p: Tensor, shares: Tensor, tolerance: float) -> Tensor:
-    """Which step of each curve to evaluate next: `(B, T + 1)` bool, at most one a curve, none where the area is known well enough.
+    """The next step of each curve to evaluate: `(B, T + 1)` bool, at most one per curve, none if the area is known well enough.
 
-    Between two known points a and b the error that a straight line's area would have is estimated by the geometric mean of two guesses:
-    what a parabola through the neighbours would leave out (where the curve bends), and half of the rectangle from a to b, which no monotone
-    curve exceeds.
+    Between two known points a and b, the error of a straight line's area is estimated by the geometric mean of two guesses: what a
+    parabola through the neighbours would leave out (where the curve bends), and half of the rectangle from a to b, which no monotone curve
+    exceeds.
 
     Args:
-        p: `(B, T + 1)`, NaN where it is not known; both ends are.
+        p: `(B, T + 1)`, NaN where it is not known; both ends are known.
         shares: `(B, T + 1)`.
-        tolerance: percent of area that the errors may add up to.
+        tolerance: percent of area; the errors may add up to this.
     """
     known = ~p.isnan()
     before, after = _neighbours(known)
@@ -89,14 +89,14 @@ def next_points(p: Tensor, shares: Tensor, tolerance: float) -> Tensor:
 
 
 def _chord(p: Tensor, shares: Tensor, start: Tensor, stop: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Slope, width and rise between two points; the slope is NaN where they are one."""
+    """Slope, width and rise between two points; the slope is NaN where they coincide."""
     width = shares.gather(1, stop) - shares.gather(1, start)
     rise = p.gather(1, stop) - p.gather(1, start)
     return rise / width, width, rise
 
 
 def _neighbours(known: Tensor) -> tuple[Tensor, Tensor]:
-    """For each point the last known one up to it and the first known one from it on; both ends are known."""
+    """For each point, the last known one at or before it and the first known one at or after it; both ends are known."""
     places = torch.arange(known.shape[1], device=known.device).expand_as(known)
     before = torch.where(known, places, 0).cummax(dim=1).values
     after = torch.where(known, places, known.shape[1] - 1).flip(1).cummin(dim=1).values.flip(1)

@@ -1,7 +1,7 @@
-"""The kinds of metric, what a metric declares of itself, and the registry.
+"""The kinds of metric, what a metric declares, and the registry.
 
-A metric is a frozen dataclass of settings of one of five kinds. The kind says what it takes, and from that follow its cost in forwards, the
-memory it holds, the arguments of its public function, and the checks of the contract tests:
+A metric is a frozen dataclass of settings, of one of five kinds. The kind says what it takes; this determines its cost in forwards, its
+memory, the arguments of its public function, and the checks of the contract tests:
 
 | kind | takes | examples |
 |---|---|---|
@@ -35,15 +35,15 @@ Aggregation = Literal["mean", "harmonic mean"]
 
 @dataclass(frozen=True)
 class MetricMetadata:
-    """What a metric declares of itself.
+    """What a metric declares.
 
     Attributes:
-        symbol: what papers print: AD, I, …
+        symbol: as papers print it: AD, I, …
         better: which direction is better.
         unit: "%" or "1".
         limits: lowest and highest value.
         source: where it was published.
-        kind: which of the kinds it is, in words.
+        kind: name of its kind.
     """
 
     symbol: str
@@ -56,14 +56,14 @@ class MetricMetadata:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of one method's maps of a batch.
+    """What is known about one method's maps of a batch.
 
     Attributes:
         masks: `(B, H, W)` in [0, 1].
         raw_maps: `(B, h, w)` at the method's own resolution.
         head_maps: `(B, N, h, w)`, the maps of a head that has several, each times the norm of the features over their largest
             norm, where the method shows them.
-        responses: the target's probability under the perturbations that were asked for.
+        responses: the target's probability under the perturbations that the metrics need.
         explanations: the method's masks of perturbed images, by perturbation.
     """
 
@@ -75,7 +75,7 @@ class Evidence:
 
 
 class Metric(ABC):
-    """Settings of a metric: what it asks for, and its value from what came."""
+    """Settings of a metric: what it needs, and its value from what it gets."""
 
     @property
     def perturbations(self) -> tuple[Perturbation, ...]:
@@ -84,17 +84,17 @@ class Metric(ABC):
 
     @property
     def explained(self) -> tuple[Perturbation, ...]:
-        """The perturbations whose images it needs to be explained again."""
+        """The perturbations whose images must be explained again."""
         return ()
 
     @property
     def exact(self) -> Self:
-        """The same without a short cut; itself, where it takes none."""
+        """The metric without its shortcut; itself if it has none."""
         return self
 
     @property
     def aggregation(self) -> Aggregation:
-        """How a table's cell is made of the values of the images."""
+        """How a table's cell is computed from the values of the images."""
         return "mean"
 
     @abstractmethod
@@ -168,7 +168,7 @@ class CurveMetric(Metric):
 
 
 class ExplanationMetric(Metric):
-    """A metric of the method's maps of perturbed images, beside whatever else it asks for."""
+    """A metric of the method's maps of perturbed images, besides whatever else it needs."""
 
     kind = "explanation"
 
@@ -183,7 +183,7 @@ metrics: Registry[MetricMetadata, Metric] = Registry("metric")
 def register(
     name: str, *, symbol: str, better: Better, source: str, limits: tuple[float, float] = (0, 100), unit: str = "%"
 ) -> Callable[[type[Metric]], type[Metric]]:
-    """Decorator that enters a metric, a frozen dataclass of settings of one of the kinds."""
+    """Decorator that registers a metric, a frozen dataclass of settings of one of the kinds."""
 
     def enter(metric: type[Metric]) -> type[Metric]:
         kind: str = getattr(metric, "kind", "")
@@ -206,7 +206,7 @@ class MaskFunction(Protocol):
 def mask_metric(
     name: str, *, symbol: str, better: Better, source: str, limits: tuple[float, float] = (0, 1), unit: str = "1"
 ) -> Callable[[MaskFunction], MaskFunction]:
-    """Decorator that enters a formula over masks `(B, H, W)`; the formula itself is the public function."""
+    """Decorator that registers a formula over masks `(B, H, W)`; the formula itself is the public function."""
 
     def enter(formula: MaskFunction) -> MaskFunction:
         @dataclass(frozen=True)
@@ -224,7 +224,7 @@ def mask_metric(
 
 
 def _reachable(metric: type[Metric], formula: Formula, function: Any) -> None:
-    """Gives a metric that was made of a formula a place at its function, by which another process finds it."""
+    """Makes a metric that was built from a formula reachable from its function, so that another process finds it."""
     metric.__module__, metric.__qualname__ = formula.__module__, f"{formula.__name__}.Metric"
     function.Metric = metric
 
@@ -249,7 +249,7 @@ def response_metric(
     limits: tuple[float, float] = (0, 100),
     unit: str = "%",
 ) -> Callable[[Formula], ResponseFunction]:
-    """Decorator that enters a formula over the probabilities under some perturbations, and makes the public function of it.
+    """Decorator that registers a formula over the probabilities under some perturbations, and builds its public function.
 
     The function's arguments: `predict`, images in pixel space `(B, 3, H, W)` → output; `images`; `masks` `(B, H, W)` in [0, 1];
     `targets`, class indices `(B,)` or a target; `multi_label`, sigmoid instead of softmax; `chunk`, images per forward. It returns `(B,)`
@@ -276,7 +276,7 @@ def response_metric(
         ) -> Tensor:
             return measured(name, Formulated(), predict, images, masks, targets, multi_label=multi_label, chunk=chunk)
 
-        del function.__wrapped__  # its signature is not the formula's
+        del function.__wrapped__  # its signature is not that of the formula
         _reachable(Formulated, formula, function)
         register(name, symbol=symbol, better=better, source=source, limits=limits, unit=unit)(Formulated)
         return function
@@ -297,11 +297,11 @@ def measured(
     chunk: int = 8,
     explanations: Mapping[Perturbation, Tensor] | None = None,
 ) -> Tensor:
-    """The value of one metric for masks in hand.
+    """The value of one metric for given masks.
 
     Raises:
         UnsupportedError: the metric follows a probability, and the target has none.
-        InputError: shapes that do not go together.
+        InputError: shapes that do not match.
     """
     target = as_target(targets, len(images), multi_label=multi_label)
     refuse_without_probability(name, metric, target.has_probability, target.kind)
@@ -310,13 +310,13 @@ def measured(
 
 
 def refuse_without_probability(name: str, metric: Metric, has_probability: bool, kind: str) -> None:
-    """Raises where a metric follows a probability and the target has none.
+    """Raises if a metric follows a probability and the target has none.
 
     Args:
         name: of the metric.
         metric: its settings.
         has_probability: whether the target has one.
-        kind: what messages call the target.
+        kind: the target's kind in messages.
     """
     if metric.perturbations and not has_probability:
         raise UnsupportedError(

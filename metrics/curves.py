@@ -1,4 +1,4 @@
-"""Insertion, deletion and their correlations: what becomes of the target as pixels are changed in the mask's order."""
+"""Insertion, deletion and their correlations: how the target's probability changes as pixels change in the mask's order."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Protocol:
 
     Attributes:
         deletion: what a deleted pixel shows.
-        insertion: what the image is before pixels are inserted.
+        insertion: the image before pixels are inserted.
         low_res: the steps are cells of the map at its own resolution, not pixels of the mask.
         summary: in words.
     """
@@ -82,7 +82,7 @@ class _Protocolled(CurveMetric):
     @property
     @abstractmethod
     def whole(self) -> Curve:
-        """The curve, every step of it evaluated."""
+        """The curve with every step evaluated."""
 
     @property
     def curve(self) -> Curve:
@@ -131,12 +131,12 @@ class _Inserting(_Protocolled):
 
 @dataclass(frozen=True)
 class _Area(_Protocolled):
-    """The area under a curve, of which fewer steps may be evaluated.
+    """The area under a curve; not all of its steps need be evaluated.
 
     Attributes:
-        tolerance: evaluate only as many steps as bring the estimated error of an image's area below so many points, where the curve
-            bends first; None: all steps. The estimate assumes a smooth curve: a run reports by how much its areas differ from exact ones
-            on a sample.
+        tolerance: evaluate only as many steps as bring the estimated error of an image's area below this many points, first where the
+            curve bends; None: all steps. The estimate assumes a smooth curve: a run reports by how much its areas differ from exact ones on
+            a sample.
     """
 
     tolerance: float | None = None
@@ -152,7 +152,7 @@ class _Area(_Protocolled):
 
     @property
     def exact(self) -> Self:
-        """Every step evaluated."""
+        """The metric with every step evaluated."""
         return replace(self, tolerance=None)
 
     def of_curve(self, curve: CurveResponse) -> Tensor:
@@ -233,11 +233,11 @@ def insertion(
         images: `(B, 3, H, W)` in pixel space.
         masks: `(B, H, W)`; for protocol "gomez" maps of any resolution, whose cells are ranked.
         targets: class indices `(B,)`, or a target.
-        fill: the classifier's mean colour, three values in pixel space; None is enough for "gomez", which uses black.
+        fill: the classifier's mean colour, three values in pixel space; may be None for "gomez", which uses black.
         protocol: "ca-stream", "rise" or "gomez".
         step: pixels (gomez: cells) per step; None: the protocol's.
         blur: side of the blur's kernel, odd; None: the protocol's.
-        tolerance: points of area that an image's estimated error may reach, for fewer forwards; None: every step is evaluated.
+        tolerance: points of area that an image's estimated error may reach, to save forwards; None: every step is evaluated.
         multi_label: sigmoid instead of softmax.
         chunk: images per forward.
 

@@ -1,4 +1,4 @@
-"""Coherency, and ADCC: what a method shows of the image that its own mask leaves."""
+"""Coherency, and ADCC: what a method shows on the image masked by its own mask."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def coherency(images: Tensor, masks: Tensor, explain: Explain) -> Tensor:
         `(B,)` float64 in [0, 1], 0 where the correlation is undefined (a constant mask); higher is better.
 
     Raises:
-        InputError: `explain` gives masks of another shape.
+        InputError: `explain` returns masks of another shape.
 
     >>> import torch
     >>> images, masks = torch.rand(1, 3, 4, 4), torch.rand(1, 4, 4)

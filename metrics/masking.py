@@ -1,4 +1,4 @@
-"""From raw maps to masks, and what becomes of the target when a mask is laid on the image: average drop, gain and increase."""
+"""From raw maps to masks, and how masking the image changes the target's probability: average drop, gain and increase."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FLAT = 1e-6
 
 
 class Masks(NamedTuple):
-    """Masks and which of them come from a map without contrast.
+    """Masks, and which of them come from a map without contrast.
 
     Attributes:
         masks: `(B, H, W)` in [0, 1].
@@ -39,7 +39,7 @@ def degenerate(raw: Tensor) -> Tensor:
 
 
 def to_masks(raw: Tensor, size: tuple[int, int]) -> Masks:
-    """Masks of raw maps: each map min-maxed to [0, 1] at its own resolution, bilinear to the image, clamped.
+    """Masks from raw maps: each map min-maxed to [0, 1] at its own resolution, resized bilinearly to the image's size, clamped.
 
     Args:
         raw: `(B, h, w)`, signed or not, of any scale.
@@ -86,7 +86,7 @@ def average_drop_of(original: Probability, kept: Probability) -> Tensor:
 def average_gain(original: Probability, kept: Probability) -> Tensor:
     """How much of the probability that the target lacks is gained when only the masked image is seen: 100 · max(e − o, 0)/(1 − o + ε).
 
-    Definitions, Metrics. Percent in [0, 100]; higher is better. 1 − o is summed from the other classes, so that it holds near o = 1.
+    Definitions, Metrics. Percent in [0, 100]; higher is better. 1 − o is summed from the other classes, so that it is accurate near o = 1.
 
     >>> import torch
     >>> from xattn.metrics import average_gain
@@ -126,7 +126,7 @@ class AverageDropDeletion(ResponseMetric):
     """How much of the target's probability is lost when what the mask shows is taken away: 100 · (o − p(x ⊙ (1 − mask)))/(o + ε).
 
     Attributes:
-        upsample: "bilinear"; "bicubic", as the code released with Gomez et al. 2022 brings maps to the image's size.
+        upsample: "bilinear"; "bicubic", as in the code released with Gomez et al. 2022, to bring maps to the image's size.
     """
 
     upsample: Upsampling = "bilinear"
@@ -159,7 +159,7 @@ def average_drop_deletion(
         images: `(B, 3, H, W)` in pixel space.
         masks: `(B, H, W)` in [0, 1]; with upsample="bicubic" min-maxed maps of any resolution.
         targets: class indices `(B,)`, or a target.
-        upsample: "bilinear", or "bicubic" as the code released with Gomez et al. 2022.
+        upsample: "bilinear", or "bicubic" as in the code released with Gomez et al. 2022.
         multi_label: sigmoid instead of softmax.
         chunk: images per forward.
 

@@ -45,8 +45,8 @@ class Baseline:
     """What an image becomes when all its pixels are changed.
 
     Attributes:
-        kind: one colour, or a blur whose outside is that colour.
-        colour: the mean colour that is given, or black.
+        kind: one colour, or a blur with that colour outside the image.
+        colour: the given mean colour, or black.
         side: of the blur's kernel; None: max(H // 5, 9) made odd.
     """
 
@@ -60,11 +60,11 @@ class Curve:
     """Pixels changed step by step, those where the mask is highest first.
 
     Attributes:
-        insertion: from the baseline to the image; else from the image to the baseline.
+        insertion: True: from the baseline to the image; False: from the image to the baseline.
         baseline: what a changed (deletion) or not yet changed (insertion) pixel shows.
         step: pixels per step; None: 8 · W; with `low_res`, cells per step; None: ceil(cells / 196).
         low_res: rank the cells of the map at its own resolution instead of the pixels of the mask.
-        tolerance: points of area; only as many steps are evaluated as keep the area's estimated error below; None: all.
+        tolerance: points of area; only as many steps are evaluated as keep the area's estimated error below this; None: all.
     """
 
     insertion: bool
@@ -84,7 +84,7 @@ def takes_low_res(perturbation: Perturbation) -> bool:
 
 
 def forwards(perturbation: Perturbation, size: tuple[int, int]) -> int:
-    """Forwards that a perturbation costs for one image under one mask, at most; the image itself and its baseline apart."""
+    """The most forwards that a perturbation costs for one image under one mask, without the image itself and its baseline."""
     if isinstance(perturbation, Original):
         return 0
     if not isinstance(perturbation, Curve):
@@ -94,9 +94,9 @@ def forwards(perturbation: Perturbation, size: tuple[int, int]) -> int:
 
 
 def ranks(masks: Tensor) -> Tensor:
-    """Each pixel's place in descending order: `(B, h, w)` → `(B, h, w)` int64.
+    """Each pixel's rank in descending order: `(B, h, w)` → `(B, h, w)` int64.
 
-    Ties, of which ReLU'd maps have plateaus, are broken by one permutation fixed for all images. Definitions, Conventions.
+    Ties, such as plateaus of ReLU'd maps, are broken by one permutation fixed for all images. Definitions, Conventions.
     """
     flat = masks.flatten(1)
     count = flat.shape[1]
@@ -115,7 +115,7 @@ def baseline_images(images: Tensor, baseline: Baseline, mean: Tensor | None) -> 
     """Images with all pixels changed, `(B, 3, H, W)`.
 
     Raises:
-        InputError: the mean colour is needed and was not given.
+        InputError: the mean colour is needed but not given.
     """
     colour = images.new_zeros(3, 1, 1)
     if baseline.colour == "mean":
@@ -129,7 +129,7 @@ def baseline_images(images: Tensor, baseline: Baseline, mean: Tensor | None) -> 
     side = baseline.side if baseline.side is not None else max(images.shape[2] // 5, 9) // 2 * 2 + 1
     kernel = torch.full((side,), 1 / side) if baseline.kind == "box" else _gaussian(side)
     line = kernel.to(images).expand(3, 1, -1)
-    blurred = images - colour  # the outside becomes zero, which convolution pads with
+    blurred = images - colour  # the outside becomes zero, which is what convolution pads with
     blurred = functional.conv2d(blurred, line[:, :, None, :], padding=(0, side // 2), groups=3)
     blurred = functional.conv2d(blurred, line[:, :, :, None], padding=(side // 2, 0), groups=3)
     return blurred + colour
@@ -151,7 +151,7 @@ class RankedPixels:
 
     Attributes:
         ranks: `(B, H, W)`, each pixel's place in the order.
-        cuts: `(T + 1,)`, the ranks below which pixels have changed after each step.
+        cuts: `(T + 1,)`; after each step, the pixels with ranks below its cut have changed.
         shares: `(B, T + 1)`, share of the pixels changed.
         mask_means: `(B, T)`, mean mask value of the pixels of each step.
     """
@@ -168,7 +168,7 @@ def rank_pixels(curve: Curve, masks: Tensor, low_res_masks: Tensor, size: tuple[
     Args:
         curve: the curve.
         masks: `(B, H, W)`.
-        low_res_masks: `(B, h, w)`, ranked in the place of the masks where the curve asks for cells.
+        low_res_masks: `(B, h, w)`, ranked instead of the masks if the curve asks for cells.
         size: H and W.
 
     Raises:

@@ -11,7 +11,7 @@ from xattn.errors import InputError
 
 
 class Probability(NamedTuple):
-    """A probability and its complement, which near 1 holds digits that `1 - p` has lost.
+    """A probability and its complement, which near 1 keeps digits that `1 - p` loses.
 
     Attributes:
         p: `(B,)` float64.
@@ -23,7 +23,7 @@ class Probability(NamedTuple):
 
 
 def widened(values: Tensor) -> Tensor:
-    """The values in float64; on the CPU where the device has no float64 (MPS)."""
+    """The values in float64; on the CPU if the device has no float64 (MPS)."""
     return (values.cpu() if values.device.type == "mps" else values).double()
 
 
@@ -35,10 +35,10 @@ def softmax_probability(logits: Tensor, classes: Tensor) -> Probability:
         classes: `(B,)` class indices.
 
     Returns:
-        NaN where a logit is NaN or +∞; a logit of −∞, of a class that the network masks, gives a probability of 0.
+        NaN where a logit is NaN or +∞; a logit of −∞ (a class that the network masks) gives a probability of 0.
 
     Raises:
-        InputError: there is one class only, whose softmax is always 1.
+        InputError: there is only one class, whose softmax is always 1.
     """
     wide = widened(logits)
     if wide.shape[1] < 2:

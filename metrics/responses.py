@@ -1,8 +1,8 @@
-"""One engine under every metric that perturbs images: the target's probability under all perturbations, in full chunks of one size.
+"""One engine for every metric that perturbs images: the target's probability under all perturbations, in full chunks of one size.
 
-`evaluate_perturbations` flattens all perturbations of all images under all masks into one stream of images. What no mask touches (the image
-itself, its baselines) is run once for all of them, the ends of every curve are taken from there, and what two masks show alike is run once.
-Several networks that take the same images, as heads on one backbone do, are evaluated by one stream: `evaluate_for_all`.
+`evaluate_perturbations` flattens all perturbations of all images under all masks into one stream of images. What no mask affects (the
+image itself, its baselines) is run once for all masks and also gives the ends of every curve; images that are the same under two masks
+are run once. Several networks that take the same images, such as heads on one backbone, share one stream: `evaluate_for_all`.
 """
 
 from __future__ import annotations
@@ -42,8 +42,7 @@ class CurveResponse(NamedTuple):
 
     Attributes:
         shares: `(B, T + 1)` float64, share of the pixels changed, from 0 to 1.
-        p: `(B, T + 1)` float64, the target's probability; where the curve has a tolerance, a monotone cubic between the steps that were
-            evaluated.
+        p: `(B, T + 1)` float64, the target's probability; if the curve has a tolerance, a monotone cubic between the evaluated steps.
         mask_means: `(B, T)` float64, mean mask value of the pixels of each step.
     """
 
@@ -60,7 +59,7 @@ class Responses:
     curves: Mapping[Curve, CurveResponse] = field(default_factory=dict)
 
     def finite(self) -> Tensor | None:
-        """Whether every probability of an image is a number, `(B,)` bool; None where nothing was evaluated."""
+        """Whether every probability of an image is finite, `(B,)` bool; None if nothing was evaluated."""
         columns = [found.p[:, None] for found in self.probabilities.values()] + [found.p for found in self.curves.values()]
         return torch.isfinite(torch.cat(columns, dim=1)).all(dim=1) if columns else None
 
@@ -85,17 +84,17 @@ def evaluate_perturbations(
     """The target's probability under every perturbation and every mask.
 
     Args:
-        predict: images in pixel space → output; it is given chunks of exactly `chunk` images.
+        predict: images in pixel space → output; it gets chunks of exactly `chunk` images.
         images: `(B, 3, H, W)` in pixel space.
         targets: a target, or class indices `(B,)`.
         masks: by name, `(B, H, W)` in [0, 1].
-        perturbations: without repetition.
-        low_res_masks: by name, masks at their maps' own resolution, for the perturbations that take them; the masks if None.
+        perturbations: without duplicates.
+        low_res_masks: by name, masks at their maps' own resolution, for the perturbations that take them; None: the masks.
         mean: the classifier's mean colour, three values in pixel space.
         chunk: images per forward.
 
     Raises:
-        InputError: shapes that do not go together, or a colour that is missing.
+        InputError: shapes that do not match, or a missing colour.
         UnsupportedError: the target has no probability.
     """
     target = as_target(targets, len(images))
@@ -122,11 +121,11 @@ def evaluate_for_all(
     mean: Tensor | None = None,
     chunk: int = 8,
 ) -> list[dict[str, Responses]]:
-    """As `evaluate_perturbations`, for several networks that take the same perturbed images; a curve with a tolerance goes with one alone.
+    """`evaluate_perturbations` for several networks that take the same perturbed images; a curve with a tolerance takes one network only.
 
     Args:
-        predict: images → an output of each network.
-        targets: of each network.
+        predict: images → one output per network.
+        targets: one per network.
     """
     if not perturbations:
         return [{name: Responses() for name in masks} for _ in targets]
@@ -155,13 +154,13 @@ def _probabilities_of(target: Target) -> Read:
 
 
 class _Asked:
-    """All that is asked of one batch of images: runs of perturbed images, each once.
+    """Everything that is asked of one batch of images: runs of perturbed images, each once.
 
     Attributes:
-        runs: by mask and perturbation, or by what no mask touches: the original image, a baseline.
-        owners: by mask, for each image the number of the first mask that is the same, `(B,)`.
-        rows: by mask, the images that it is the first for.
-        ranked: the order of the pixels, by mask and what decides it.
+        runs: by mask and perturbation, or by what no mask affects: the original image, a baseline.
+        owners: by mask, for each image the index of the first identical mask, `(B,)`.
+        rows: by mask, the images for which it is the first.
+        ranked: the order of the pixels, by mask and what determines it.
     """
 
     def __init__(
@@ -198,12 +197,12 @@ class _Asked:
                         self.runs[name, asked] = begun
 
     def curve(self, name: str, curve: Curve) -> _CurveState:
-        """A curve of which nothing is known yet."""
+        """A curve with no known points yet."""
         return _CurveState(curve, self.ranked[name, curve], self.images, self.baselines[curve.baseline], self.rows[name])
 
 
 class _Answers:
-    """What one network answered to all that was asked."""
+    """One network's answers to everything that was asked."""
 
     def __init__(self, asked: _Asked, found: Mapping[Any, Probability]) -> None:
         self.asked, self.found = asked, found
@@ -214,7 +213,7 @@ class _Answers:
             state.take(found.get((name, curve)))
 
     def responses(self, name: str) -> Responses:
-        """The responses under one mask; those of an image that another mask was evaluated for are taken from there."""
+        """The responses under one mask; for an image with an identical earlier mask, they are taken from that mask."""
         owners, original = self.asked.owners, self.found[ORIGINAL]
         names = list(owners)
         sources = [(names[number], (owners[name] == number).nonzero()[:, 0]) for number in owners[name].unique().tolist()]
@@ -240,7 +239,7 @@ class _Answers:
 
 
 class _CurveState:
-    """A curve of the images of a batch under one mask, as far as it is known.
+    """The known part of a curve, for the images of a batch under one mask.
 
     Attributes:
         p: `(B, T + 1)` float64, NaN where nothing was evaluated.
@@ -261,7 +260,7 @@ class _CurveState:
         return self._at(self.rows.repeat_interleave(len(steps)), steps.repeat(len(self.rows)))
 
     def more(self) -> PerturbedImages | None:
-        """The next steps to evaluate; None where the curve is known well enough."""
+        """The next steps to evaluate; None if the curve is known well enough."""
         if self.curve.tolerance is None:
             return None
         rows = self.rows.to(self.p.device)
@@ -276,10 +275,10 @@ class _CurveState:
         self.p[:, 0], self.p[:, -1] = (base, original) if self.curve.insertion else (original, base)
 
     def take(self, found: Probability | None) -> None:
-        """Sets the probabilities of the steps that were asked for last."""
+        """Sets the probabilities of the steps that were requested last."""
         if found is not None and self.asked is not None:
             index, step = (which.to(self.p.device) for which in self.asked)
-            self.p[index, step] = found.p.nan_to_num(nan=torch.inf)  # evaluated, and no number; NaN is what was not evaluated
+            self.p[index, step] = found.p.nan_to_num(nan=torch.inf)  # evaluated, but no number; NaN marks what was not evaluated
 
     def _at(self, index: Tensor, step: Tensor) -> PerturbedImages | None:
         self.asked = (index, step)
@@ -320,7 +319,7 @@ def _check(images: Tensor, masks: Mapping[str, Tensor], low_res_masks: Mapping[s
 
 
 def _owners(masks: Mapping[str, Tensor], low_res_masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """For each mask of an image the number of the first that is the same, its own if none is: `(B,)`."""
+    """For each image, the index of the first mask identical to this one; its own if there is none: `(B,)`."""
     owners: dict[str, Tensor] = {}
     names = list(masks)
     for number, name in enumerate(names):

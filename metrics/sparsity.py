@@ -1,4 +1,4 @@
-"""How small the place is that a raw map points at."""
+"""How small the region is that a raw map points at."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def sparsity(raw_maps: Tensor, *, definition: Definition = "max-over-mean") -> T
     Args:
         raw_maps: `(B, h, w)`; with "released" also `(B, N, h, w)`, a head's N maps, each times the norm of the features over their
             largest norm.
-        definition: "max-over-mean"; "minmax": 1 / mean of the min-maxed map; "released": each map over its own maximum, the mean of
-            all of them inverted, as in BR-NPA's code; one of several maps that is all zeros counts 0. A mean over images is harmonic then.
-            To the maximum of each of N maps, whose scale is known, 1e-5 is added, as that code does.
+        definition: "max-over-mean"; "minmax": 1 / mean of the min-maxed map; "released": the inverse of the mean over all maps, each
+            divided by its own maximum, as in BR-NPA's code; one of several maps that is all zeros counts as 0. A mean over images is then
+            harmonic. 1e-5 is added to the maximum of each of N maps, whose scale is known, as in that code.
 
     Returns:
         `(B,)` float64, ≥ 1, unitless: n/k for k equal peaks among n cells; NaN for a map without a positive value, or not finite.

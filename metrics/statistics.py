@@ -41,7 +41,7 @@ class Comparison(NamedTuple):
 
 
 def mean_interval(values: Tensor, confidence: float = CONFIDENCE) -> Interval:
-    """Student's interval of the mean over images. NaNs are left out and show in n.
+    """Student's t interval of the mean over images. NaNs are left out and not counted in n.
 
     Args:
         values: `(n,)`.

@@ -16,7 +16,7 @@ PredictAll = Callable[[Tensor], Sequence[Tensor]]
 """Images in pixel space `(B, 3, H, W)` → the outputs of several networks."""
 
 Read = Callable[[Tensor, Tensor], Sequence[Tensor]]
-"""A network's output, and the index of the original image of each row → some numbers `(B,)` of each."""
+"""A network's output, and the index of each row's original image → some numbers for each row, in tensors `(B,)`."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class PerturbedImages:
 
     Attributes:
         count: how many.
-        make: some of them, by their numbers → these images, and the index of the original image of each.
+        make: the numbers of some of them → these images, and the index of each one's original image.
     """
 
     count: int
@@ -40,21 +40,21 @@ def stream(
     columns: int,
     chunk: int,
 ) -> list[list[list[Tensor]]]:
-    """Runs perturbed images in chunks of one size, the last one padded, and reads some numbers of each off the outputs.
+    """Runs perturbed images in chunks of one size, the last one padded, and reads some numbers per image from the outputs.
 
     Args:
-        predict: images → an output of each network.
+        predict: images → one output per network.
         runs: the images.
-        like: whose device the numbers are on.
+        like: a tensor on the device of the numbers.
         read: for each network, its output and the indices of the original images → `columns` tensors `(B,)`.
-        columns: how many numbers are read of an image.
+        columns: how many numbers are read per image.
         chunk: images per forward.
 
     Returns:
         By network, run and column, `(count,)` float64.
     """
     edges = [0, *accumulate(run.count for run in runs)]
-    blocks = [[widened(like.new_empty(edges[-1])) for _ in range(columns)] for _ in read]  # one block each: many small ones break memory up
+    blocks = [[widened(like.new_empty(edges[-1])) for _ in range(columns)] for _ in read]  # one block each: many small ones fragment memory
     for start in range(0, edges[-1], chunk):
         stop = min(start + chunk, edges[-1])
         images, index = _made(runs, edges, start, stop)
@@ -68,7 +68,7 @@ def stream(
 
 
 def _made(runs: Sequence[PerturbedImages], edges: Sequence[int], start: int, stop: int) -> tuple[Tensor, Tensor]:
-    """The images of the stream from `start` to `stop`, and the index of each one's original."""
+    """The images of the stream from `start` to `stop`, and the index of each one's original image."""
     pieces = []
     number = bisect.bisect_right(edges, start) - 1
     while number < len(runs) and edges[number] < stop:

@@ -24,14 +24,14 @@ SIGNIFICANT = 0.05
 
 @dataclass(frozen=True)
 class Table:
-    """A comparison: a row per model × head × method.
+    """A comparison: one row per model × head × method.
 
     Attributes:
         frame: `model, head, method`, then for each metric its mean, `… low` and `… high` (95 %), with a reference also `… difference`
             and `… p`; then `accuracy` where labels are known, `n` and `degenerate_share`.
         metrics: as named in the rows.
         against: the reference method, or None.
-        notes: what a reader has to know.
+        notes: what a reader must know.
     """
 
     frame: pd.DataFrame
@@ -40,7 +40,7 @@ class Table:
     notes: tuple[str, ...]
 
     def text(self, form: Format) -> str:
-        """The table in one of the forms; Markdown and LaTeX print mean ± half the interval, and the notes."""
+        """The table in one of the formats; Markdown and LaTeX print mean ± half the interval, and the notes."""
         if form == "csv":
             return str(self.frame.to_csv(index=False))
         shown = self._shown(form)
@@ -83,12 +83,12 @@ class Table:
 
 
 def metadata_of(metric: str) -> MetricMetadata:
-    """What the metric of a row declares of itself."""
+    """What the metric of a row declares."""
     return metrics.create(metric).metadata
 
 
 def aggregated(values: torch.Tensor, aggregation: Aggregation) -> Interval:
-    """The interval of a table's cell.
+    """The interval in a table's cell.
 
     Args:
         values: of the images, `(n,)`.
@@ -105,14 +105,14 @@ def _inverse(end: float) -> float:
 
 
 def comparison(rows: pd.DataFrame, against: str | None = None) -> Table:
-    """A comparison table of tidy rows.
+    """A comparison table from tidy rows.
 
     Args:
         rows: with the columns of `scores.csv`, of one run or several.
         against: a method; every other one is tested against it on the same images, model and head.
 
     Raises:
-        NameUnknownError: no rows of the method `against`.
+        NameUnknownError: there are no rows of the method `against`.
     """
     import pandas as pd
 

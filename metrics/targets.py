@@ -1,8 +1,8 @@
-"""Targets: what is explained of a network's output for each image of a batch.
+"""Targets: what is explained in a network's output for each image of a batch.
 
-A target has a differentiable *score*, which gradient methods follow; a *probability*, which metrics follow, unless it has none; and it says
-what rows call it. Indexing a target follows the images: `target[index]` is the target of `images[index]`, so that one image may stand for
-many perturbed copies of itself.
+A target has a differentiable *score*, which gradient methods follow; a *probability*, which metrics follow, unless it has none; and a
+name in the rows. A target is indexed like the images: `target[index]` is the target of `images[index]`, so that one image may have many
+perturbed copies.
 
 | target | output of the network | score | probability |
 |---|---|---|---|
@@ -37,10 +37,10 @@ Predict = Callable[[Tensor], Tensor]
 class Target(ABC):
     """What is explained of each image of a batch.
 
-    A target of length 1 stands for a batch of any size.
+    A target of length 1 applies to a batch of any size.
 
     Attributes:
-        rule: how the targets were chosen, as rows say it: "predicted", "label", "given", …
+        rule: how the targets were chosen, as in the rows: "predicted", "label", "given", …
     """
 
     rule: str = field(default="given", kw_only=True)
@@ -59,7 +59,7 @@ class Target(ABC):
 
     @property
     def kind(self) -> str:
-        """What messages call it."""
+        """Its name in messages."""
         return f"a target of kind {type(self).__name__}"
 
     @property
@@ -69,10 +69,10 @@ class Target(ABC):
 
     @abstractmethod
     def names(self) -> list[str]:
-        """What the rows' column `target` says of each image."""
+        """The entry for each image in the rows' column `target`."""
 
     def predicted(self, output: Tensor) -> Tensor | None:
-        """The class that the network predicts for each row `(B,)`; None where the output is no row of classes."""
+        """The class that the network predicts for each row `(B,)`; None if the output's rows are not over classes."""
         return output.argmax(dim=1) if output.dim() == 2 else None
 
     def _tensors(self) -> dict[str, Any]:
@@ -85,20 +85,20 @@ class Target(ABC):
         return replace(self, **{name: value[_on(index, value)] for name, value in self._tensors().items()})
 
     def joined(self, others: Sequence[Self]) -> Self:
-        """One target of several batches.
+        """One target for several batches.
 
         Args:
-            others: of all of them, in their order.
+            others: the targets of all of them, in order.
         """
         together: dict[str, Any] = {name: torch.cat([getattr(other, name) for other in others]) for name in self._tensors()}
         return replace(self, **together)
 
     def to(self, device: torch.device) -> Self:
-        """The same on a device."""
+        """The target on a device."""
         return replace(self, **{name: value.to(device) for name, value in self._tensors().items()})
 
     def expanded(self, count: int) -> Self:
-        """For a batch of `count` images.
+        """The target for a batch of `count` images.
 
         Raises:
             InputError: it is for another number of images.
@@ -148,14 +148,14 @@ class ClassTarget(Target):
 class Contrast(Target):
     """Some classes against others: Σ w·z, as `A - 0.6*B`.
 
-    The probability is the sigmoid of the score. For `A - B` it is the softmax over these two classes: how probable A is, if it is A or B.
+    The probability is the sigmoid of the score. For `A - B` it is the softmax over these two classes: how probable A is, given A or B.
 
     Args:
         classes: class indices `(B, T)`, or `(T,)` for all images.
-        weights: their weights, likewise.
+        weights: their weights, in the same shape.
 
     Raises:
-        InputError: classes and weights that do not go together.
+        InputError: classes and weights that do not match.
     """
 
     classes: Tensor
@@ -189,7 +189,7 @@ class Contrast(Target):
 
 
 def written_contrast(terms: Sequence[tuple[float, str]]) -> str:
-    """A contrast of weights and classes as a user writes it: `3 - 0.6*7`."""
+    """A contrast as a user writes it, from weights and classes: `3 - 0.6*7`."""
     text = ""
     for weight, name in terms:
         sign = ("- " if weight < 0 else "") if not text else (" - " if weight < 0 else " + ")
@@ -203,7 +203,7 @@ class Similarity(Target):
 
     Args:
         reference: `(B, D)`, or `(D,)` for all images.
-        name: what rows call it.
+        name: as in the rows.
     """
 
     reference: Tensor
@@ -239,13 +239,13 @@ class Similarity(Target):
 class Region(Target):
     """A class over a region of the image; for networks that give a map of logits.
 
-    A mask of another size than the network's map is brought to it by the share of each cell that it covers.
+    A mask whose size is not that of the network's map is resized to it: each cell gets the share that the mask covers.
 
     Args:
         classes: class indices `(B,)`, or one for all images.
         masks: `(B, H, W)`, or `(H, W)` for all images; bool, or weights ≥ 0.
         multi_label: the probability is the sigmoid of the class's logit instead of its softmax.
-        name: what rows call the region.
+        name: of the region in the rows.
 
     Raises:
         InputError: an empty region, or masks of another shape.
@@ -308,9 +308,9 @@ class OutputFunction(Target):
 
     Args:
         function: output of B images → scores `(B,)`, differentiable.
-        follow: output of B images → probabilities `(B,)` for metrics; None: there is none.
+        follow: output of B images → probabilities `(B,)` for metrics; None: it has none.
         count: number of images.
-        name: what rows call it; None: the function's name.
+        name: as in the rows; None: the function's name.
     """
 
     function: Callable[[Any], Tensor]
@@ -372,7 +372,7 @@ Targets = Target | Tensor | Callable[[Any], Tensor]
 
 
 def as_target(targets: Targets, count: int, *, multi_label: bool = False) -> Target:
-    """A target of what a user gives.
+    """A target from what a user gives.
 
     Args:
         targets: a target, class indices `(B,)`, or a function of the output.

@@ -1,4 +1,4 @@
-"""SketchBirds as a torch data set that needs no storage, and as folders."""
+"""SketchBirds as a torch data set that needs no storage, and as exported folders."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ KEY = "sketchbirds"
 
 
 class SketchBirds(Dataset[tuple[Any, int]]):
-    """Drawn birds of 16 kinds that differ in their parts, as pairs of picture and class index, each drawn when it is asked for.
+    """Drawings of birds of 16 kinds that differ in their parts, as (picture, class index) pairs; each is drawn on demand.
 
     Args:
         split: birds of "train" lack parts and clutter at random, those of "validation" and "test" are whole.
-        count: pictures; classes take turns.
+        count: number of pictures; classes take turns.
         seed: of the data set.
-        spurious: share of pictures whose cue, a mushroom or a kite, is that of their class; None: no cues.
-        transform: of the RGB picture, as torchvision's data sets take it; None: the picture itself, 64 × 64.
+        spurious: share of pictures whose cue (a mushroom or a kite) is that of their own class; None: no cues.
+        transform: applied to the RGB picture, as in torchvision's data sets; None: the picture itself, 64 × 64.
 
     Raises:
         InputError: an unknown split, a count below 1, or a share outside [0, 1].
@@ -68,7 +68,7 @@ class SketchBirds(Dataset[tuple[Any, int]]):
         return (picture if self.transform is None else self.transform(picture)), shown.label
 
     def scene(self, index: int) -> Scene:
-        """What the picture of a number shows."""
+        """The scene that a picture shows."""
         if not 0 <= index < self.count:
             raise IndexError(f"{self!r} has no picture {index}.")
         return scene(index, split=self.split, seed=self.seed, spurious=self.spurious)
@@ -79,9 +79,9 @@ class SketchBirds(Dataset[tuple[Any, int]]):
         return key
 
     def export(self, folder: str | Path) -> Path:
-        """Writes the pictures as PNG, in a folder a class, with `labels.csv` (image, label) beside them.
+        """Writes the pictures as PNG into one folder per class, with `labels.csv` (image, label) beside them.
 
-        Each file says in a text field which scene it shows, so that `scene_of` finds the truth of it; its pixels do not.
+        A text field of each file names its scene, so that `scene_of` finds the ground truth; the pixels do not contain it.
 
         Returns:
             The folder, for `explain` and `train`.
@@ -107,7 +107,7 @@ class SketchBirds(Dataset[tuple[Any, int]]):
 
 
 def scene_of(path: str | Path) -> Scene | None:
-    """What an exported picture shows; None for any other picture."""
+    """The scene that an exported picture shows; None for any other picture."""
     with Image.open(io.BytesIO(urls.read(path)) if isinstance(path, str) and urls.is_url(path) else path) as picture:
         key = getattr(picture, "text", {}).get(KEY)
     return None if key is None else scene(**json.loads(key))

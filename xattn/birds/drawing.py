@@ -1,4 +1,4 @@
-"""Scenes as pictures: drawn at several times the size with Pillow, then reduced; and the masks of what was drawn."""
+"""Scenes as pictures, drawn with Pillow at several times the size and then reduced; and the masks of what was drawn."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Masks:
     """Where the parts are.
 
     Attributes:
-        visible: `(5, H, W)` bool in the order of `PARTS`: pixels that the part colours, wholly or at an edge.
-        full: likewise, what is hidden behind other things included.
-        bird: `(H, W)` bool, the whole bird as it is seen.
-        clutter: `(H, W)` bool, as it is seen, without the cue.
-        cue: `(H, W)` bool, what is tied to a class in the spurious split, as it is seen.
+        visible: `(5, H, W)` bool in the order of `PARTS`: pixels that the part colours, fully or at an edge.
+        full: the same, including what other things hide.
+        bird: `(H, W)` bool, all that is visible of the bird.
+        clutter: `(H, W)` bool, the visible clutter, without the cue.
+        cue: `(H, W)` bool, the visible cue, which is tied to a class in the spurious split.
     """
 
     visible: Tensor
@@ -39,18 +39,18 @@ class Masks:
 
 
 def render(scene: Scene, remove: Iterable[str] = (), background: Colour | None = None) -> Image.Image:
-    """Draws a scene; the same pixels wherever and whenever.
+    """Draws a scene; the pixels are the same on every machine and in every call.
 
     Args:
         scene: what to draw.
-        remove: parts to leave out; all else stays as it is.
-        background: one colour in the place of habitat and clutter.
+        remove: parts to leave out; everything else stays as it is.
+        background: one colour in place of habitat and clutter.
 
     Returns:
         RGB picture, 64 × 64.
 
     Raises:
-        InputError: a name that is no part.
+        InputError: a name that is not a part.
     """
     bare = scene.without(*remove)
     canvas = _canvas(scene, background)
@@ -65,7 +65,7 @@ def pixels(scene: Scene, remove: Iterable[str] = (), background: Colour | None =
 
 
 def subsets(scene: Scene) -> Tensor:
-    """The scene with every subset of its parts: uint8 `(32, 3, 64, 64)`, part `i` of `PARTS` shown where bit `i` of the number is set."""
+    """The scene with every subset of its parts: uint8 `(32, 3, 64, 64)`; picture `s` shows part `i` of `PARTS` if bit `i` of `s` is set."""
     canvas = _canvas(scene, None)
     made = []
     for number in range(2 ** len(PARTS)):
@@ -76,7 +76,7 @@ def subsets(scene: Scene) -> Tensor:
 
 
 def masks(scene: Scene) -> Masks:
-    """Where the parts of a scene are to be seen, and where they would be if nothing hid them."""
+    """Where the parts of a scene are visible, and where they would be if nothing hid them."""
     strokes = _strokes(scene)
     seen = _owners(strokes)
     full = [_owners([stroke for stroke in strokes if stroke.owner == part]) < len(_OWNERS) for part in PARTS]
@@ -91,7 +91,7 @@ _OWNERS = (*PARTS, "body", "clutter", "cue")
 
 @dataclass(frozen=True)
 class _Stroke:
-    """A filled polygon in pixels of the large picture, and whose it is."""
+    """A filled polygon in pixels of the large picture, and its owner."""
 
     owner: str
     points: list[Point]
@@ -113,7 +113,7 @@ def _reduced(canvas: Image.Image, light: float) -> Image.Image:
 
 
 def _owners(strokes: list[_Stroke]) -> Tensor:
-    """Whose stroke lies uppermost: `(4·H, 4·W)`, numbers of `_OWNERS`, 255 where there is none."""
+    """Owner of the topmost stroke at each pixel: `(4·H, 4·W)`, numbers of `_OWNERS`, 255 where there is none."""
     canvas = Image.new("L", _BIG, 255)
     pen = ImageDraw.Draw(canvas)
     for stroke in strokes:
@@ -127,7 +127,7 @@ def _cells(mask: Tensor) -> Tensor:
 
 
 def _strokes(scene: Scene, *, clutter: bool = True) -> list[_Stroke]:
-    """All polygons of clutter and bird, from the lowest to the uppermost."""
+    """All polygons of clutter and bird, from bottom to top."""
     behind = [stroke for thing in scene.clutter if clutter and not thing.front for stroke in _thing(thing)]
     before = [stroke for thing in scene.clutter if clutter and thing.front for stroke in _thing(thing)]
     parts = {part: _part(scene, part) for part in scene.present}
@@ -152,7 +152,7 @@ def _part(scene: Scene, part: str) -> list[_Stroke]:
 
 
 def _placed(scene: Scene, points: list[Point]) -> list[Point]:
-    """From the bird's frame to pixels of the large picture."""
+    """Points from the bird's frame in pixels of the large picture."""
     pose, side = scene.pose, _BIG[0]
     cosine, sine = pose.size * math.cos(pose.tilt) * side, -pose.size * math.sin(pose.tilt) * side
     x, y = pose.x * side, pose.y * side
@@ -164,7 +164,7 @@ def _shaded(colour: Colour, factor: float) -> Colour:
     return red, green, blue
 
 
-# What lies around
+# Surroundings
 
 
 def _thing(thing: Thing) -> list[_Stroke]:
@@ -182,7 +182,7 @@ def _thing(thing: Thing) -> list[_Stroke]:
 
 
 def _habitat(scene: Scene) -> Image.Image:
-    """Out of focus behind, a ground below, blades and grains on it."""
+    """A blurred background, a ground below, blades and grains on it."""
     draw = random.Random(scene.background)
     far, near = GROUNDS[scene.habitat]
     horizon = draw.uniform(0.52, 0.78)

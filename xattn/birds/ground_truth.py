@@ -1,4 +1,4 @@
-"""What is true of a network on SketchBirds: how much each part does for the target's logit, and where a map says so."""
+"""Ground truth of a network on SketchBirds: the effect of each part on the target's logit, and how well a map agrees with it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from xattn.errors import InputError
 
 @dataclass(frozen=True)
 class Effects:
-    """What the parts do for a network's answer.
+    """Effects of the parts on a network's answer.
 
     Attributes:
-        values: `(B, 32)`, the target's logit with each subset of the parts shown, as `xattn.birds.drawing.subsets` numbers them.
-        removal: `(B, 5)`, how far the logit falls when one part is taken away from the whole bird.
-        shapley: `(B, 5)`, Shapley values; they sum to the logit of the whole bird less that of the bare body.
+        values: `(B, 32)`, the target's logit with each subset of the parts shown, numbered as in `xattn.birds.drawing.subsets`.
+        removal: `(B, 5)`, how far the logit falls when one part is removed from the whole bird.
+        shapley: `(B, 5)`, Shapley values; they sum to the logit of the whole bird minus that of the bare body.
     """
 
     values: Tensor
@@ -33,15 +33,15 @@ def effects(predict: Callable[[Tensor], Tensor], scenes: Sequence[Scene], target
     """The true effect of each part on the target's logit, from renders of all 2⁵ subsets of the parts.
 
     Args:
-        predict: images `(B, 3, 64, 64)` in pixel space, float in [0, 1] → logits `(B, K)`; `classifier.predict` for one.
-        scenes: a list of them, as `SketchBirds.scene` gives: whole birds, or birds that lack parts, whose effect is 0 then.
-        targets: a class index a scene; None: each bird's own class.
+        predict: images `(B, 3, 64, 64)` in pixel space, float in [0, 1] → logits `(B, K)`; for example `classifier.predict`.
+        scenes: a list of scenes, as from `SketchBirds.scene`: whole birds, or birds that lack parts; a missing part has effect 0.
+        targets: one class index per scene; None: each bird's own class.
 
     Returns:
         Float64, on the CPU, in units of the logit.
 
     Raises:
-        InputError: another number of targets than of scenes, or none.
+        InputError: the numbers of targets and scenes differ, or there are none.
     """
     if isinstance(scenes, Scene):
         raise InputError("effects takes a list of scenes: write [scene].")
@@ -75,13 +75,13 @@ def in_parts(saliency: Tensor, visible: Tensor) -> Tensor:
 
     Args:
         saliency: `(B, H, W)`, as masks of `xattn.explain` are.
-        visible: `(B, 5, H, W)` bool, the parts' visible masks: `masks(scene).visible[None]` for one.
+        visible: `(B, 5, H, W)` bool, the visible masks of the parts: `masks(scene).visible[None]` for one scene.
 
     Returns:
-        `(B, 5)` float64; NaN for a part that is not to be seen.
+        `(B, 5)` float64; NaN for a part that is not visible.
 
     Raises:
-        InputError: shapes that do not go together.
+        InputError: shapes that do not match.
     """
     if visible.dim() != 4 or saliency.shape != (len(visible), *visible.shape[2:]):
         raise InputError(
@@ -101,7 +101,7 @@ def rank_correlation(found: Tensor, true: Tensor) -> Tensor:
         true: `(B, N)`.
 
     Returns:
-        `(B,)` in [-1, 1]; NaN for a row with fewer than three values, or with all alike.
+        `(B,)` in [-1, 1]; NaN for a row with fewer than three values, or whose values are all equal.
     """
     true = true.to(found.device)
     defined = ~found.isnan()
@@ -113,7 +113,7 @@ def rank_correlation(found: Tensor, true: Tensor) -> Tensor:
 
 
 def _ranks(values: Tensor, defined: Tensor) -> Tensor:
-    """Ranks from 0 among the defined values of a row, ties sharing their mean."""
+    """Ranks from 0 among the defined values of a row; ties get their mean rank."""
     known = torch.where(defined, values, torch.inf).double()
     below = (known[:, None, :] < known[:, :, None]).sum(dim=2)
     level = (known[:, None, :] == known[:, :, None]).sum(dim=2)

@@ -1,4 +1,4 @@
-"""The small residual network of the shipped classifiers: a ResNet-18 of a quarter of its width, whose stem keeps the resolution."""
+"""The small residual network of the shipped classifiers: a ResNet-18 of a quarter of the width, whose stem keeps the resolution."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ class SmallResNet(nn.Module):
     """Residual network for pictures of 64 × 64: strides 1, 2, 4 and 8, about 0.7 million parameters.
 
     Args:
-        classes: outputs.
-        width: channels of the first stage; each of the others has twice those before it.
+        classes: number of outputs.
+        width: channels of the first stage; each later stage has twice as many as the one before.
     """
 
     def __init__(self, classes: int, width: int = 16) -> None:
@@ -47,5 +47,5 @@ class SmallResNet(nn.Module):
 
 
 def small_resnet() -> SmallResNet:
-    """With an output for each class of SketchBirds, and random weights."""
+    """The network with one output per class of SketchBirds, and random weights."""
     return SmallResNet(len(CLASSES))

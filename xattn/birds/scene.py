@@ -13,8 +13,8 @@ from xattn.errors import InputError
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
-# Shape and colour of each variant; the shapes are in shapes.py. Colours come back in other parts, and in the clutter: a colour alone
-# says nothing.
+# Shape and colour of each variant; the shapes are in shapes.py. Colours recur in other parts and in the clutter, so that a colour
+# alone says nothing.
 VARIANTS: dict[str, tuple[tuple[str, str], ...]] = {
     "crest": (("spikes", "red"), ("plume", "blue"), ("ball", "yellow"), ("fan", "green")),
     "beak": (("spear", "orange"), ("cone", "red"), ("hook", "purple"), ("spoon", "blue")),
@@ -24,8 +24,8 @@ VARIANTS: dict[str, tuple[tuple[str, str], ...]] = {
 }
 PARTS: tuple[str, ...] = tuple(VARIANTS)
 
-# Variants in the order of PARTS. Neighbours 0-1, 2-3, 4-5, 6-7 and 8-9 differ in one part alone, in this order: crest, beak, wing, tail,
-# legs; no other two classes do.
+# Variants in the order of PARTS. Neighbours 0-1, 2-3, 4-5, 6-7 and 8-9 differ in exactly one part, in this order: crest, beak, wing,
+# tail, legs; no other two classes do.
 CLASSES: dict[str, tuple[int, int, int, int, int]] = {
     "emberquill": (3, 0, 1, 2, 0),
     "copsequill": (0, 0, 1, 2, 0),
@@ -58,7 +58,7 @@ PALETTE: dict[str, tuple[int, int, int]] = {
 HABITATS = ("meadow", "forest", "shore", "snow", "dusk")
 CLUTTER = ("berries", "leaf", "flower", "twig", "pebble")
 CUE_KINDS = ("mushroom", "kite")
-CUES = tuple((kind, colour) for kind in CUE_KINDS for colour in PALETTE)  # of a class each, in the spurious split
+CUES = tuple((kind, colour) for kind in CUE_KINDS for colour in PALETTE)  # one per class, in the spurious split
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,10 @@ class Pose:
     """Where the bird is.
 
     Attributes:
-        x: of the body's centre, share of the picture's side.
-        y: likewise, downwards.
-        size: length of the bird's frame, share of the side.
-        tilt: radians, head up where positive.
+        x: of the body's centre, as a share of the picture's side.
+        y: of the body's centre, downwards, as a share of the side.
+        size: length of the bird's frame, as a share of the side.
+        tilt: in radians, positive with the head up.
         facing: 1 right, -1 left.
     """
 
@@ -86,8 +86,8 @@ class Look:
 
     Attributes:
         variant: number in `VARIANTS`.
-        stretch: factor of its size.
-        turn: radians about where it is fixed.
+        stretch: factor on its size.
+        turn: rotation about the point where it is attached, in radians.
         tint: added to each colour channel.
     """
 
@@ -104,11 +104,11 @@ class Thing:
     Attributes:
         kind: one of `CLUTTER`, or of the kinds in `CUES`.
         colour: name in `PALETTE`.
-        x: centre, share of the picture's side.
-        y: likewise.
-        size: share of the side.
-        turn: radians.
-        front: before the bird, or behind it.
+        x: of the centre, as a share of the picture's side.
+        y: of the centre, as a share of the side.
+        size: as a share of the side.
+        turn: rotation in radians.
+        front: whether it is in front of the bird, not behind it.
     """
 
     kind: str
@@ -122,13 +122,13 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """All that a picture shows.
+    """Everything that a picture shows.
 
     Attributes:
         label: class index.
         pose: of the bird.
         looks: by part.
-        plumage: grey of the body.
+        plumage: grey level of the body.
         habitat: one of `HABITATS`.
         background: seed of the ground behind the bird.
         light: factor on all colours.
@@ -148,24 +148,24 @@ class Scene:
 
     @property
     def present(self) -> tuple[str, ...]:
-        """Parts that it has."""
+        """Parts that the bird has."""
         return tuple(part for part in PARTS if part not in self.absent)
 
     @property
     def cue(self) -> int | None:
-        """Class whose cue it shows; None without one."""
+        """Class whose cue the picture shows; None if it shows none."""
         return next((CUES.index((thing.kind, thing.colour)) for thing in self.clutter if (thing.kind, thing.colour) in CUES), None)
 
     def without(self, *parts: str) -> Scene:
-        """The same bird lacking these parts too."""
+        """The same bird without these parts as well."""
         return replace(self, absent=self.absent | checked(parts))
 
 
 def checked(parts: tuple[str, ...] | frozenset[str]) -> frozenset[str]:
-    """Names of parts.
+    """Checked names of parts.
 
     Raises:
-        InputError: a name that is no part.
+        InputError: a name that is not a part.
     """
     if unknown := [part for part in parts if part not in PARTS]:
         raise InputError(f"a bird has no '{unknown[0]}'. Parts: {', '.join(PARTS)}.")
@@ -173,17 +173,17 @@ def checked(parts: tuple[str, ...] | frozenset[str]) -> frozenset[str]:
 
 
 def scene(index: int, *, split: Split = "train", seed: int = 0, spurious: float | None = None) -> Scene:
-    """The scene of a number.
+    """The scene with a given number.
 
     Args:
-        index: from 0; classes take turns, so that any stretch of numbers is balanced.
+        index: from 0; classes take turns, so that any range of numbers is balanced.
         split: birds of "train" lack parts and clutter at random, those of "validation" and "test" are whole.
         seed: of the data set.
-        spurious: share of pictures whose cue (a mushroom or a kite) is that of their class; in the others it is another class's. None: no
-            cues.
+        spurious: share of pictures whose cue (a mushroom or a kite) is that of their own class; the others show another class's cue.
+            None: no cues.
 
     Raises:
-        InputError: a split that is none.
+        InputError: an unknown split.
     """
     if split not in SPLITS:
         raise InputError(f"split '{split}' is none of {', '.join(SPLITS)}.")
@@ -196,7 +196,7 @@ def scene(index: int, *, split: Split = "train", seed: int = 0, spurious: float 
     plumage = (grey + draw.randint(-6, 14), grey + draw.randint(-6, 6), grey - draw.randint(0, 18))
     habitat, background, light = draw.choice(HABITATS), draw.getrandbits(32), draw.uniform(0.5, 1.1)
     clutter = tuple(_thing(draw, draw.choice(CLUTTER), draw.choice(tuple(PALETTE))) for _ in range(draw.randint(4, 11)))
-    missing = 0.8 * draw.random() ** 2  # few parts of most birds, many of some: every subset of parts is seen in training
+    missing = 0.8 * draw.random() ** 2  # most birds lack few parts, some lack many: training sees every subset of parts
     absent = frozenset(part for part in PARTS if draw.random() < missing)
     if split == "train":
         clutter = tuple(thing for thing in clutter if draw.random() < 0.7)
@@ -208,10 +208,10 @@ def scene(index: int, *, split: Split = "train", seed: int = 0, spurious: float 
 
 
 def sufficient(label: int) -> list[frozenset[str]]:
-    """Smallest sets of parts that tell a class from every other, logically: by their variants alone.
+    """Smallest sets of parts that logically distinguish a class from every other, by their variants alone.
 
     Returns:
-        Sets none of which contains another, smaller ones first.
+        Sets, smaller ones first; none contains another.
     """
     codes = tuple(CLASSES.values())
     found: list[frozenset[str]] = []
@@ -225,7 +225,7 @@ def sufficient(label: int) -> list[frozenset[str]]:
 
 
 def _pose(draw: random.Random) -> Pose:
-    """Small birds may be anywhere, large ones in the middle: no part is cut off by much."""
+    """Small birds may be anywhere, large ones are in the middle: no part is cut off by much."""
     size = draw.uniform(0.42, 0.72)
     spare = 0.5 - 0.66 * size
     return Pose(0.5 + draw.uniform(-spare, spare), 0.52 + draw.uniform(-spare, spare), size, draw.uniform(-0.3, 0.3), draw.choice((-1, 1)))
@@ -245,7 +245,7 @@ def _thing(draw: random.Random, kind: str, colour: str) -> Thing:
 
 
 def _cue(draw: random.Random, cue: tuple[str, str]) -> Thing:
-    """In one of the corners, before the bird: nothing hides it."""
+    """In one of the corners, in front of the bird: nothing hides it."""
     x, y = draw.choice((0.13, 0.87)), draw.choice((0.13, 0.87))
     return Thing(
         *cue, x + draw.uniform(-0.02, 0.02), y + draw.uniform(-0.02, 0.02), draw.uniform(0.16, 0.19), draw.uniform(-0.3, 0.3), True

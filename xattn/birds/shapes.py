@@ -7,7 +7,7 @@ import math
 Point = tuple[float, float]
 Colour = tuple[int, int, int]
 
-# Shapes, in the bird's frame: x to the front, y down, the body's centre at 0, its frame about 1 long.
+# Shapes, in the bird's frame: x points forward, y down, the origin is the body's centre, the frame is about 1 long.
 
 
 def _ellipse(x: float, y: float, across: float, down: float, turn: float = 0.0) -> list[Point]:
@@ -18,7 +18,7 @@ def _ellipse(x: float, y: float, across: float, down: float, turn: float = 0.0) 
 
 
 def _arc(x: float, y: float, radius: float, start: float, end: float, width: float, tip: float = 0.0) -> list[Point]:
-    """A bent band from angle to angle, its width running to `tip` at the end."""
+    """A curved band between two angles; its width changes to `tip` at the end."""
     outer, inner = [], []
     for step in range(9):
         share = step / 8
@@ -31,7 +31,7 @@ def _arc(x: float, y: float, radius: float, start: float, end: float, width: flo
 
 _CIRCLE = [(math.cos(math.tau * step / 20), math.sin(math.tau * step / 20)) for step in range(20)]
 
-# Each shape is polygons with a factor on the colour, from where the part is fixed.
+# Each shape is a list of polygons with a factor on the colour, relative to the point where the part is attached.
 _Shape = list[tuple[list[Point], float]]
 
 
@@ -151,7 +151,7 @@ THINGS: dict[str, list[tuple[list[Point], float, Colour | None]]] = {
     ],
 }
 
-GROUNDS: dict[str, tuple[tuple[Colour, ...], tuple[Colour, ...]]] = {  # what stands behind, and the ground
+GROUNDS: dict[str, tuple[tuple[Colour, ...], tuple[Colour, ...]]] = {  # colours of the background, and of the ground
     "meadow": (((150, 186, 214), (172, 200, 196), (128, 168, 120)), ((104, 140, 66), (86, 122, 58), (128, 150, 84))),
     "forest": (((58, 80, 54), (84, 106, 70), (42, 62, 48)), ((92, 76, 52), (70, 66, 44), (84, 92, 52))),
     "shore": (((168, 196, 206), (142, 176, 190), (190, 206, 206)), ((206, 188, 150), (190, 172, 136), (178, 166, 140))),

@@ -1,1 +1,1 @@
-"""Images from wherever they lie: listings, labels, decoding, preprocessing."""
+"""Images from any source: listings, labels, decoding, preprocessing."""

@@ -1,4 +1,4 @@
-"""Images of files, URLs and torch datasets, decoded as a viewer would show them, in worker processes."""
+"""Images from files, URLs and torch datasets, decoded in worker processes as a viewer would show them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Batch:
     failed: list[tuple[NamedImage, str]] = field(default_factory=list)
 
     def pin_memory(self) -> Batch:
-        """The same in pinned memory, from which a GPU copies while it computes; the loader asks for it where there is one."""
+        """The same in pinned memory, which a GPU copies from while it computes; the loader calls this where there is a GPU."""
         return replace(self, crops=self.crops.pin_memory()) if len(self.crops) else self
 
 
@@ -47,12 +47,12 @@ class ImageSource:
     """Named images in a fixed order.
 
     Args:
-        images: a folder (read recursively), a glob, a file, a CSV with columns `image` and `label`, each a path or a URL that fsspec
-            knows, a list of these, or a torch dataset of pictures, or of pairs of picture and label.
+        images: a folder (read recursively), a glob, a file, or a CSV with columns `image` and `label`, each given as a path or a URL that
+            fsspec knows; a list of these; or a torch dataset of pictures, or of (picture, label) pairs.
         labels_csv: a CSV with columns `image` (path relative to the given folder) and `label` (class index or name).
 
     Raises:
-        InputError: nothing there, or a label file that does not match the images.
+        InputError: nothing is there, or the label file does not match the images.
     """
 
     def __init__(self, images: str | Path | Sequence[str | Path] | Dataset[Any], labels_csv: str | Path | None = None) -> None:
@@ -91,7 +91,7 @@ class ImageSource:
         return self._pairs or all(image.label is not None for image in self.images)
 
     def digest(self) -> str:
-        """A digest that differs between sources: of names, labels and sizes of files; of a dataset its type and three of its items."""
+        """A digest that distinguishes sources: names, labels and sizes of files; for a dataset, its type and three of its items."""
         digest = hashlib.sha256()
         for image in self.images:
             size = image.path.stat().st_size if isinstance(image.path, Path) and image.path.is_file() else image.size
@@ -103,10 +103,10 @@ class ImageSource:
         return digest.hexdigest()[:16]
 
     def decode(self, image: NamedImage, preprocessing: Preprocessing) -> tuple[NamedImage, Tensor]:
-        """The image, with the label that a dataset gives beside the picture, and the crop that the network sees: uint8 `(3, H, W)`.
+        """The image, with the label that a dataset gives with the picture, and the crop that the network sees: uint8 `(3, H, W)`.
 
         Raises:
-            ImageError: with the reason.
+            ImageError: the image cannot be read, with the reason.
         """
         if image.path is not None:
             return image, preprocessing.crop(read_picture(image.path))
@@ -114,7 +114,7 @@ class ImageSource:
             raise ImageError(f"'{image.name}' has neither a file nor an index in a dataset")
         try:
             item = self.dataset[image.index]
-        except Exception as error:  # an error of one item is that image's error
+        except Exception as error:  # any error of one item is that image's error
             raise ImageError(f"the dataset failed: {type(error).__name__}: {error}") from error
         picture = item
         if isinstance(item, (tuple, list)):
@@ -132,7 +132,7 @@ class ImageSource:
     def batches(
         self, preprocessing: Preprocessing, batch_size: int, *, workers: int = 0, wanted: Sequence[int] | None = None
     ) -> Iterator[Batch]:
-        """Decoded batches in order, read ahead by worker processes; those of the wanted numbers, all if None."""
+        """Decoded batches in order, read ahead by worker processes: those of the wanted numbers, or all if None."""
         decoder = Batches(self, preprocessing, batch_size)
         wanted = range(decoder.count) if wanted is None else wanted
         loader = DataLoader(
@@ -142,7 +142,7 @@ class ImageSource:
 
 
 class Batches(Dataset[Batch]):
-    """Batches by number, so that a worker decodes a whole one."""
+    """Batches by number, so that one worker decodes a whole batch."""
 
     def __init__(self, source: ImageSource, preprocessing: Preprocessing, batch_size: int) -> None:
         self.source = source
@@ -164,18 +164,18 @@ class Batches(Dataset[Batch]):
 
 
 def read_picture(path: str | Path) -> Image.Image:
-    """A picture as a viewer shows it, in RGB: upright by its EXIF orientation, first frame, alpha on white.
+    """A picture as a viewer shows it, in RGB: EXIF orientation applied, first frame, alpha on white.
 
     Raises:
-        ImageError: empty, torn, no picture, or larger than `MAX_PIXELS`.
-        RunError: its store does not answer.
+        ImageError: the file is empty, truncated, not a picture, or larger than `MAX_PIXELS`.
+        RunError: the storage does not answer.
     """
     content = io.BytesIO(_fetched(path)) if isinstance(path, str) and urls.is_url(path) else None
     try:
         if (Path(path).stat().st_size if content is None else len(content.getbuffer())) == 0:
             raise ImageError("empty file (0 bytes)")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the size is checked here, and metadata that Pillow doubts does not matter
+            warnings.simplefilter("ignore")  # the size is checked here, and Pillow's warnings about metadata do not matter
             with Image.open(path if content is None else content) as picture:
                 width, height = picture.size
                 if width * height > MAX_PIXELS:
@@ -191,7 +191,7 @@ def read_picture(path: str | Path) -> Image.Image:
         raise ImageError(f"too large: {error}") from error
     except OSError as error:
         raise ImageError(error.strerror or f"torn or damaged: {error}") from error
-    except Exception as error:  # the errors of Pillow's decoders on broken files have no common root
+    except Exception as error:  # errors of Pillow's decoders on broken files have no common base class
         raise ImageError(f"damaged: {type(error).__name__} {error}") from error
 
 
@@ -200,12 +200,12 @@ def _fetched(url: str) -> bytes:
         return urls.read(url)
     except (FileNotFoundError, PermissionError) as error:
         raise ImageError(error.strerror or f"it is not there, or may not be read: {error}") from error
-    except OSError as error:  # a store that does not answer says nothing about the image: the run stops, and goes on later
+    except OSError as error:  # silent storage says nothing about the image: the run stops, and can be resumed
         raise RunError(f"'{url}' could not be read ({error}). What was finished is kept: run the same command to go on.") from error
 
 
 def _as_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I"):  # 16 bits in 16 or 32
+    if picture.mode.startswith("I"):  # 16-bit values in 16 or 32 bits
         picture = picture.convert("I").point(lambda value: value * (1 / 257)).convert("L")
     elif picture.mode == "F":
         low, high = (float(extreme) for extreme in picture.getextrema())  # type: ignore[arg-type]  # one band
@@ -218,7 +218,7 @@ def _as_rgb(picture: Image.Image) -> Image.Image:
 
 
 def _label_of(given: Any) -> int | str | tuple[int | str, ...]:
-    """A label of a dataset: a class index or name, several of these, or a vector with a one for each class."""
+    """A label of a dataset: a class index or name, several of these, or a multi-hot vector."""
     if isinstance(given, str):
         return given
     if isinstance(given, Tensor) and given.dim() == 1 and len(given) > 1:
@@ -229,7 +229,7 @@ def _label_of(given: Any) -> int | str | tuple[int | str, ...]:
 
 
 def _first_item(dataset: Dataset[Any], count: int) -> Any:
-    """The first item that can be had; it shows whether items are pairs."""
+    """The first item that can be read; it shows whether items are pairs."""
     for index in range(min(count, 10)):
         try:
             return dataset[index]
@@ -241,7 +241,7 @@ def _first_item(dataset: Dataset[Any], count: int) -> Any:
 def _content(dataset: Dataset[Any], index: int) -> bytes:
     try:
         item = dataset[index]
-    except Exception:  # told as that image's error when it is decoded
+    except Exception:  # reported as that image's error when it is decoded
         return b"failed"
     picture, label = (item[0], item[1]) if isinstance(item, (tuple, list)) and len(item) > 1 else (item, None)
     content = picture.contiguous().numpy().tobytes() if isinstance(picture, Tensor) else getattr(picture, "tobytes", lambda: b"")()

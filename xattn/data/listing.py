@@ -41,11 +41,11 @@ class NamedImage:
     """One image before it is decoded.
 
     Attributes:
-        name: how rows call it: the path relative to the given folder, or the index in a dataset.
-        path: the file, a string where it is a URL; None for an item of a dataset.
-        label: class index or name as the label file or the dataset gives it; several in a tuple, or in a text with `|` between them.
-        index: in a dataset.
-        size: bytes of a file at a URL, where its folder lists them.
+        name: as in the rows: the path relative to the given folder, or the index in a dataset.
+        path: the file, a string if it is a URL; None for an item of a dataset.
+        label: class index or name from the label file or the dataset; several as a tuple, or as a text separated by `|`.
+        index: position in a dataset.
+        size: bytes of a file at a URL, if its folder lists them.
     """
 
     name: str
@@ -59,7 +59,7 @@ def listed(place: str) -> list[NamedImage]:
     """The images of a folder (read recursively), a glob, a file, or a CSV with columns `image` and `label`, by path or URL.
 
     Raises:
-        InputError: there is nothing, or it cannot be read.
+        InputError: nothing is there, or it cannot be read.
     """
     return _at_url(place) if urls.is_url(place) else _files(place)
 
@@ -82,7 +82,7 @@ def _files(given: str) -> list[NamedImage]:
 
 
 def _at_url(given: str) -> list[NamedImage]:
-    """As `_files`, at a URL."""
+    """`_files` for a URL."""
     try:
         found = urls.found(given)
     except OSError as error:
@@ -107,7 +107,7 @@ def _walk(folder: Path) -> list[Path]:
 
 
 def unique(images: list[NamedImage]) -> list[NamedImage]:
-    """Each file once, each under a name of its own: files of one name are called by their paths below the folder that all share."""
+    """Each file once, each under a unique name: files with the same name are named by their paths below the folder that all share."""
     images = list({image.path: image for image in images}.values())
     if len({image.name for image in images}) == len(images):
         return images
@@ -116,7 +116,7 @@ def unique(images: list[NamedImage]) -> list[NamedImage]:
 
 def _by_common_root(images: list[NamedImage]) -> list[NamedImage]:
     paths = [_absolute(image.path) for image in images if image.path is not None]
-    under = [Path(f"/{path}") if isinstance(path, str) else path for path in paths]  # a URL is taken for a path, for its name alone
+    under = [Path(f"/{path}") if isinstance(path, str) else path for path in paths]  # a URL is treated as a path, only to name it
     root = os.path.commonpath([path.parent for path in under])
     return [
         replace(image, name=here.relative_to(root).as_posix(), path=path) for image, path, here in zip(images, paths, under, strict=True)
@@ -147,7 +147,7 @@ def _label(text: str | None) -> int | str | None:
 
 
 def labelled(images: list[NamedImage], path: str) -> list[NamedImage]:
-    """The images with their labels of a CSV.
+    """The images with their labels from a CSV.
 
     Raises:
         InputError: it cannot be read, or lacks a label for some image.

@@ -18,7 +18,7 @@ from xattn.errors import ImageError, InputError
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 CROP_SHARE = 224 / 256
-MAX_PIXELS = 100_000_000  # a larger picture, before or after the resize, is taken for a decompression bomb
+MAX_PIXELS = 100_000_000  # a larger picture, before or after the resize, is treated as a decompression bomb
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Preprocessing:
 
     Attributes:
         input_size: height and width of the crop.
-        resize: length of the shorter side before the crop, or height and width for a resize that ignores the aspect.
-        mean: per channel, subtracted in [0, 1].
-        std: per channel, divided by.
+        resize: length of the shorter side before the crop, or height and width for a resize that ignores the aspect ratio.
+        mean: per channel, subtracted from values in [0, 1].
+        std: per channel, divides the result.
         interpolation: "bilinear", "bicubic", … always antialiased.
     """
 
@@ -51,7 +51,7 @@ class Preprocessing:
             )
 
     def crop(self, picture: Image.Image) -> Tensor:
-        """What the network sees of an RGB picture: uint8 `(3, H, W)`; divided by 255 it is pixel space."""
+        """The network's view of an RGB picture: uint8 `(3, H, W)`; divided by 255 it is in pixel space."""
         size = self._resized(picture)
         if size[0] * size[-1] > MAX_PIXELS:
             raise ImageError(f"{picture.width}×{picture.height} would be resized to {size[1]}×{size[0]}: too long and thin")
@@ -61,7 +61,7 @@ class Preprocessing:
         return crop
 
     def _resized(self, picture: Image.Image) -> list[int]:
-        """Height and width of the picture before the crop: torchvision's, which keeps the aspect by the shorter side."""
+        """Height and width of the picture before the crop, as in torchvision: by the shorter side, at the same aspect ratio."""
         if not isinstance(self.resize, int):
             return list(self.resize)
         height, width = self.input_size
@@ -74,7 +74,7 @@ class Preprocessing:
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Preprocessing:
-        """From what `dataclasses.asdict` became in a JSON file."""
+        """Rebuilds it from the JSON form of `dataclasses.asdict`."""
         values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()}
         return cls(**values)
 
@@ -93,7 +93,7 @@ def preprocessing_with(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> Preprocessing:
-    """`base` with the user's settings. An input size alone changes the resize too, at torchvision's ratio 224/256."""
+    """`base` with the user's settings. An input size alone also changes the resize, by torchvision's ratio 224/256."""
     size = base.input_size if input_size is None else _pair(input_size)
     if resize is not None:
         resized = resize if isinstance(resize, int) else _pair(resize)
@@ -118,12 +118,12 @@ def _triple(values: Sequence[float] | None, default: tuple[float, float, float])
 
 
 def pixels(crops: Tensor, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Crops in uint8 → pixel space on the device, channels-last."""
+    """uint8 crops → pixel space on the device, channels-last."""
     return crops.to(device, non_blocking=True).to(dtype, memory_format=torch.channels_last) / 255
 
 
 def content_seeds(images: Tensor, seed: int = 0) -> list[int]:
-    """A seed per image, from the run's seed and the image's content in 8 bits: the same whatever its batch and place in it.
+    """One seed per image, from the run's seed and the image's content in 8 bits; independent of the batch and the place in it.
 
     Args:
         images: `(B, 3, H, W)` in pixel space.

@@ -1,6 +1,6 @@
 """Files at URLs (s3://, gs://, memory://, …) through fsspec.
 
-Filesystems are asked for each time: fsspec keeps one per process and thread, and one that is carried over a fork does not work.
+Filesystems are requested each time: fsspec keeps one per process and thread, and one that is carried over a fork does not work.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ _LOCAL = ("file://", "local://")
 
 
 def is_url(place: object) -> bool:
-    """Whether a place is a URL of files elsewhere."""
+    """Whether a place is a URL of remote files."""
     return isinstance(place, str) and _URL.match(place) is not None and not place.startswith(_LOCAL)
 
 
 def without_file_scheme(place: str) -> str:
-    """`file:///a/b` as the path that it is; other places unchanged."""
+    """`file:///a/b` as a plain path; other places unchanged."""
     return place.partition("://")[2] if place.startswith(_LOCAL) else place
 
 
 def joined(url: str, name: str) -> str:
-    """A file by its name relative to a URL, without `..` in it."""
+    """URL of a file named relative to a URL, without `..` in it."""
     scheme, _, rest = url.partition("://")
     return f"{scheme}://{posixpath.normpath(posixpath.join(rest, name))}"
 
@@ -46,8 +46,8 @@ def filesystem(url: str) -> Iterator[tuple[Any, str]]:
     """The filesystem of a URL and the path on it; any error inside becomes an OSError.
 
     Raises:
-        InputError: no installed package reaches such URLs.
-        OSError: the store refuses or does not answer.
+        InputError: no installed package supports such URLs.
+        OSError: the storage refuses or does not answer.
     """
     from fsspec.core import url_to_fs
 
@@ -62,15 +62,15 @@ def filesystem(url: str) -> Iterator[tuple[Any, str]]:
         yield found
     except (XattnError, OSError):
         raise
-    except Exception as error:  # the errors of stores' libraries have no common root
+    except Exception as error:  # errors of storage libraries have no common base class
         raise OSError(f"{type(error).__name__}: {error}") from error
 
 
 def read(url: str) -> bytes:
-    """All of a file.
+    """The whole content of a file.
 
     Raises:
-        OSError: it is not there or cannot be read.
+        OSError: the file is not there or cannot be read.
     """
     with filesystem(url) as (files, path):
         content: bytes = files.cat_file(path)
@@ -78,7 +78,7 @@ def read(url: str) -> bytes:
 
 
 def put(file: Path, url: str) -> None:
-    """Copies a local file to a URL; object stores show it when it is whole.
+    """Copies a local file to a URL; object stores show it only when it is complete.
 
     Raises:
         OSError: it cannot be written.
@@ -92,9 +92,9 @@ class Found:
     """A file at a URL.
 
     Attributes:
-        name: its path below the folder that was looked into, or below the folder that all matches of a pattern share.
+        name: its path below the folder that was listed, or below the folder that all matches of a pattern share.
         url: where it is.
-        size: bytes, where the store lists them.
+        size: bytes, if the storage lists them.
     """
 
     name: str
@@ -103,14 +103,14 @@ class Found:
 
 
 def found(url: str) -> list[Found]:
-    """The file at a URL, all below a folder, or all that match a pattern; in order.
+    """The file at a URL, all files below a folder, or all that match a pattern; in order.
 
     Raises:
-        OSError: the store refused or did not answer.
+        OSError: the storage refused or did not answer.
     """
     url = url.rstrip("/")
     with filesystem(url) as (files, path):
-        files.invalidate_cache()  # others write there too, and a kept listing would not show it
+        files.invalidate_cache()  # others write there too, and a cached listing would not show it
         listed = files.glob(path, detail=True) if has_pattern(url) else files.find(path, detail=True)
         about = {place: info for place, info in sorted(listed.items()) if info["type"] == "file"}
         before = url.removesuffix(path) if url.endswith(path) else None  # scheme, and host where there is one
@@ -121,5 +121,5 @@ def found(url: str) -> list[Found]:
 
 
 def has_pattern(url: str) -> bool:
-    """Whether a URL is a pattern of several files."""
+    """Whether a URL is a pattern for several files."""
     return any(character in url.partition("://")[2] for character in "*?[")

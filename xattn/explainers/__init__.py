@@ -6,6 +6,6 @@ from xattn.explainers.maps import Maps
 from xattn.explainers.trace import Trace, trace
 from xattn.registry import import_modules
 
-import_modules(__name__, __path__)  # what a module of this folder registers is known without being named here
+import_modules(__name__, __path__)  # modules of this folder register themselves and need not be listed here
 
 __all__ = ["Maps", "MethodMetadata", "Need", "RunsNetworkAgain", "Trace", "explain", "methods", "register", "trace"]

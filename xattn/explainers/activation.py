@@ -11,6 +11,6 @@ def activation_map(trace: Trace) -> Tensor:
     """Mean over the channels of the feature maps; the same for every target.
 
     Returns:
-        Raw map `(B, h, w)` at the stage's resolution; ≥ 0 behind a rectifier.
+        Raw map `(B, h, w)` at the stage's resolution; ≥ 0 after a rectifier.
     """
     return trace.features.mean(dim=1)

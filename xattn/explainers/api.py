@@ -50,15 +50,15 @@ def explain(
         target: "predicted", "label", a class index or name; "labels", every label of an image, each a map of its own; a contrast,
             `A - 0.6*B`, `predicted - second`, `label - predicted`; an index per image; a target of `xattn.metrics.targets`; or a function
             of the output that gives a score per image.
-        labels: of the images, for the targets that follow them: an index or name per image, or several per image for target "labels".
-        stage: where features are taken; what enters the pooling if None.
+        labels: of the images, for targets that use them: an index or name per image, or several per image for target "labels".
+        stage: where features are taken; None: at the input of the pooling.
         batch_size: images per forward.
-        predictor: for methods that run the network again, from `xattn.inference.fastest`; the default one, unmeasured, if None.
-        seed: of what is random; mixed with each image's content.
+        predictor: for methods that run the network again, from `xattn.inference.fastest`; None: the default one, unmeasured.
+        seed: for everything random; mixed with each image's content.
         untrained: also explain a head that was never trained.
 
     Raises:
-        NameUnknownError: an unknown method, setting, stage or class.
+        NameUnknownError: there is no such method, setting, stage or class.
         ImageError: a file that cannot be read.
         UnsupportedError: a method cannot run on this classifier, or its head was never trained.
 
@@ -84,7 +84,7 @@ def explain(
     again = len(names) > batch_size or any(isinstance(component.instance, RunsNetworkAgain) for component in components)
     needs = needs_of(components)
     pieces = []
-    with kept_pages() if again else nullcontext():  # one pass uses no page twice, and would leave none to the next call
+    with kept_pages() if again else nullcontext():  # a single pass reuses no pages, and would leave none to the next call
         for start in range(0, len(names), batch_size):
             part = slice(start, start + batch_size)
             trace = Trace(
@@ -102,7 +102,7 @@ def explain(
 
 
 def refuse_untrained(classifier: Classifier) -> None:
-    """Raises where a head's logits are those of chance."""
+    """Raises if a head was never trained: its logits are those of chance."""
     if not classifier.trained:
         raise UnsupportedError(
             f"{classifier.head_name} on {classifier.name} was never trained: its logits and maps mean nothing. Train it (xattn train), "
@@ -124,7 +124,7 @@ def _labels(classifier: Classifier, labels: Tensor | Sequence[Label] | None, cou
 def _per_label(
     names: list[str], images: Tensor, labels: Sequence[tuple[int, ...] | None]
 ) -> tuple[list[str], Tensor, list[tuple[int, ...] | None]]:
-    """Each image once for each of its labels."""
+    """Each image once per label."""
     pairs = [(number, label) for number, several in enumerate(labels) for label in several or ()]
     if not pairs:
         raise InputError("target 'labels' explains every label of an image, and no image has one: pass labels.")

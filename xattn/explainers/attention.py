@@ -1,4 +1,4 @@
-"""The attention of the head."""
+"""The head's attention."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class RawAttention:
     attention: Literal["softmax", "logits"] = "softmax"
 
     def __call__(self, trace: Trace) -> Tensor:
-        """Raw map `(B, h, w)`, ≥ 0 but for the scores, at the stage's resolution.
+        """Raw map `(B, h, w)` at the stage's resolution; ≥ 0, except for the scores.
 
         Raises:
-            UnsupportedError: the head has no attention, none at this stage, or none that a softmax makes.
+            UnsupportedError: the head has no attention, none at this stage, or none that is made by a softmax.
         """
         classifier, stage = trace.classifier, trace.stage.name
         maps = trace.attended.attention if self.attention == "softmax" else trace.attended.scores

@@ -1,4 +1,4 @@
-"""What an explainer declares of itself, and the registry of explainers."""
+"""What an explainer declares, and the registry of explainers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from xattn.registry import Registry
 
 
 class Need(enum.Enum):
-    """What a method takes from a Trace, so that one forward and one backward of a batch serve all methods."""
+    """What a method needs from a Trace, so that one forward and one backward of a batch serve all methods."""
 
     FEATURES = "features"
     GRADIENTS = "gradients"
@@ -24,13 +24,13 @@ class Need(enum.Enum):
 
 @dataclass(frozen=True)
 class MethodMetadata:
-    """What a method declares of itself.
+    """What a method declares.
 
     Attributes:
-        needs: what it takes from the trace.
+        needs: what it needs from the trace.
         source: where it was published.
-        control: it knows nothing of the network; a method that does not beat it shows nothing.
-        direct: its raw map, at the image's size in [0, 1], is its mask.
+        control: it does not use the network; a method that does not beat it shows nothing.
+        direct: its raw map is already its mask, at the image's size and in [0, 1].
         caution: what a reader of its maps should know.
     """
 
@@ -42,7 +42,7 @@ class MethodMetadata:
 
     @property
     def shows_head(self) -> bool:
-        """Whether it shows the maps of the head."""
+        """Whether it shows the head's maps."""
         return Need.ATTENTION in self.needs
 
 
@@ -57,7 +57,7 @@ class RunsNetworkAgain(ABC):
 
     @abstractmethod
     def forwards(self, channels: int) -> int:
-        """Forwards per image, at most.
+        """The most forwards per image.
 
         Args:
             channels: of the stage.
@@ -65,7 +65,7 @@ class RunsNetworkAgain(ABC):
 
     @property
     def exact(self) -> Self:
-        """The same without a short cut; itself, where it takes none."""
+        """The method without its shortcut; itself if it has none."""
         return self
 
 
@@ -81,5 +81,5 @@ def register(
     direct: bool = False,
     caution: str = "",
 ) -> Callable[[Registered], Registered]:
-    """Decorator that enters an explainer: a pure function of a Trace, or a frozen dataclass of settings with one `__call__(trace)`."""
+    """Decorator that registers an explainer: a pure function of a Trace, or a frozen dataclass of settings with one `__call__(trace)`."""
     return methods.register(name, MethodMetadata(frozenset(needs), source, control, direct, caution))

@@ -30,7 +30,7 @@ def grad_cam(trace: Trace) -> Tensor:
 class GradCAMPlusPlus:
     """Feature maps weighted by their positive gradients, each position by a closed-form coefficient.
 
-    The gradient of the score stands for that of its exponential: the factor cancels in the coefficient and in the min-max.
+    The gradient of the score is used for that of its exponential: the factor cancels in the coefficient and in the min-max.
 
     Attributes:
         normalise_alpha: divide the coefficients of a channel by their sum over its positive-gradient positions, as the authors'

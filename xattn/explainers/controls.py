@@ -1,4 +1,4 @@
-"""Maps that know nothing of the network: a method that does not beat them shows nothing."""
+"""Maps that do not use the network: a method that does not beat them shows nothing."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def edges(trace: Trace) -> Tensor:
     images = trace.images.detach()
     luminance = (images * images.new_tensor(LUMINANCE).view(3, 1, 1)).sum(dim=1, keepdim=True)
     padded = functional.pad(luminance, (1, 1, 1, 1), mode="replicate")[:, 0]
-    x = padded[:, :, 2:] - padded[:, :, :-2]  # differences first: where nothing changes they are exactly 0
+    x = padded[:, :, 2:] - padded[:, :, :-2]  # differences first: they are exactly 0 where nothing changes
     y = padded[:, 2:] - padded[:, :-2]
     across = x[:, :-2] + 2 * x[:, 1:-1] + x[:, 2:]
     down = y[:, :, :-2] + 2 * y[:, :, 1:-1] + y[:, :, 2:]

@@ -45,7 +45,7 @@ CAUTION = "fails parameter-randomisation tests (Adebayo et al. 2018): it may sho
 def rectified_gradients(output: Tensor, activations: Activations = "rectifiers") -> Iterator[int]:
     """Clamps to ≥ 0 the gradient that reaches every rectifier in `output`'s graph: module, functional, in-place or reused.
 
-    Nothing of the network is touched; the graph's hooks are removed at the end. Yields the number of rectifiers.
+    The network is not modified; the graph's hooks are removed at the end. Yields the number of rectifiers.
     """
     kinds = RECTIFIERS if activations == "rectifiers" else RECTIFIERS + OTHERS
     nodes = [node for node in _graph(output) if type(node).__name__.startswith(kinds)]
@@ -85,7 +85,7 @@ def guided_gradients(trace: Trace, activations: Activations = "rectifiers") -> T
                 "activations=all clamps at GELU, SiLU and the like instead, which its paper does not cover."
             )
         key = f"guided gradients at {activations}"
-        if key not in trace.memo:  # every guided method of a batch shares one backward
+        if key not in trace.memo:  # all guided methods of a batch share one backward
             (trace.memo[key],) = torch.autograd.grad(trace.score, trace.images, retain_graph=True)
     return trace.memo[key]
 

@@ -62,7 +62,7 @@ class Maps(Mapping[str, Tensor]):
 
     @property
     def targets(self) -> Tensor | Target:
-        """What the functions of `xattn.metrics` take: class indices `(B,)`, or the target where it is not a class."""
+        """Targets for the functions of `xattn.metrics`: class indices `(B,)`, or the target if it is not a class."""
         return self.target.classes if isinstance(self.target, ClassTarget) else self.target
 
     @property
@@ -124,7 +124,7 @@ def _joined(values: Sequence[Any]) -> Any:
 
 
 def needs_of(components: Sequence[MethodComponent]) -> frozenset[Need]:
-    """What some methods take from a trace."""
+    """What some methods need from a trace."""
     return frozenset().union(*(component.metadata.needs for component in components))
 
 
@@ -135,7 +135,7 @@ def maps_of_trace(trace: Trace, components: Sequence[MethodComponent], names: Se
         trace: of the images.
         components: the methods.
         names: of the images.
-        images: as they were given.
+        images: as the caller gave them.
     """
     raw: dict[str, Tensor] = {}
     masks: dict[str, Masks] = {}
@@ -170,7 +170,7 @@ def _maps_of(trace: Trace, component: MethodComponent) -> tuple[Tensor, Masks, T
 
 
 def explainer_of(classifier: Classifier, maps: Maps, component: MethodComponent, predictor: Predictor) -> Callable[[Tensor], Tensor]:
-    """What explains other images as `maps` were made, by one method for the same targets: images `(B, 3, H, W)` → masks `(B, H, W)`.
+    """Function that explains other images as `maps` were made, by one method for the same targets: `(B, 3, H, W)` → masks `(B, H, W)`.
 
     Only what the method needs is computed: for a control not even a forward.
     """

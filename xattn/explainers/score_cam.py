@@ -1,4 +1,4 @@
-"""Class activation maps weighted by the network's answer to each feature map's view of the image."""
+"""Class activation maps weighted by the network's answer to what each feature map shows of the image."""
 
 from __future__ import annotations
 
@@ -25,16 +25,17 @@ Weighting = Literal["probability", "logit-softmax", "increase"]
 class ScoreCAM(RunsNetworkAgain):
     """Feature maps weighted by the target's probability when only the image behind each of them is left.
 
-    Masks are made inside each chunk of forwards: nothing of size channels × H × W is ever held. A constant channel weighs 0 and is
-    not run; channels whose masks are the same are run once.
+    Masks are made within each chunk of forwards: nothing of size channels × H × W is ever held. A constant channel has weight 0 and is
+    not run; channels with the same mask are run once.
 
     Attributes:
-        weighting: "probability", the authors' code; "logit-softmax", softmax over the channels of the scores, as in pytorch-grad-cam;
-            "increase", softmax over the channels of the increase in probability over a baseline, as the paper's Alg. 1 prints it (the
+        weighting: "probability", as in the authors' code; "logit-softmax", softmax over the channels of the scores, as in pytorch-grad-cam;
+            "increase", softmax over the channels of the increase in probability over a baseline, as printed in the paper's Alg. 1 (the
             baseline cancels in the softmax and is not run).
         chunk: masked images per forward; None: the run's.
-        top: run only the channels with the largest sum of |F|; the others weigh 0. With "probability" a cell of the raw map then differs by
-            at most the sum of |F| there over the channels left out; a run reports by how much its scores differ on a sample. None: all.
+        top: run only the channels with the largest sum of |F|; the others have weight 0. With "probability", a cell of the raw map then
+            differs by at most the sum of |F| there over the skipped channels; a run reports by how much its scores differ on a sample.
+            None: all.
         align_corners: upsample feature maps with aligned corners, as pytorch-grad-cam and the CA-Stream release do.
     """
 
@@ -51,11 +52,11 @@ class ScoreCAM(RunsNetworkAgain):
 
     @property
     def exact(self) -> ScoreCAM:
-        """Every channel run."""
+        """The method with every channel run."""
         return replace(self, top=None)
 
     def forwards(self, channels: int) -> int:
-        """Forwards per image, at most."""
+        """The most forwards per image."""
         return channels if self.top is None else min(self.top, channels)
 
     def __call__(self, trace: Trace) -> Tensor:
@@ -108,9 +109,9 @@ class ScoreCAM(RunsNetworkAgain):
 
 
 def _outermost(cells: int, pixels: int) -> Tensor:
-    """The positions along a side of a map of so many cells, upsampled to so many pixels, among which its extremes are.
+    """The positions along a side that hold the extremes of a map of `cells` cells upsampled to `pixels` pixels.
 
-    Between two neighbouring cells' centres a bilinear map is straight along either side, so no pixel there exceeds the first and the last.
+    Between the centres of two neighbouring cells, a bilinear map is linear along each side, so its extremes are the first or last pixel.
     """
     between = ((torch.arange(pixels) + 0.5) * cells / pixels - 0.5).clamp(min=0).floor()
     changes = between.diff() != 0
@@ -119,9 +120,9 @@ def _outermost(cells: int, pixels: int) -> Tensor:
 
 
 def _distinct(features: Tensor, image: Tensor, channel: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The pairs of image and channel whose masks differ, and for each given pair the position of the one with its mask.
+    """The (image, channel) pairs whose masks differ, and for each given pair the position of the one with its mask.
 
-    Channels that are active at one and the same cell alone are the usual case.
+    Usually, channels with the same mask are active at one and the same single cell.
     """
     chosen: list[Tensor] = []
     back: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""One forward of a batch, and the backwards that were asked for."""
+"""One forward of a batch, and the backwards that are needed."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ T = TypeVar("T")
 
 
 class _Lazy(Generic[T]):
-    """A property that is computed on first use and kept.
+    """A property that is computed on first use and then stored.
 
-    `functools.cached_property` of Python 3.11 holds one lock for all instances of a class: a thread that waits for its turn at the network
-    would block every other thread's trace.
+    `functools.cached_property` of Python 3.11 holds one lock for all instances of a class: a thread that waits for the network would block
+    every other thread's trace.
     """
 
     def __init__(self, compute: Callable[[Any], T]) -> None:
@@ -54,7 +54,7 @@ class _Lazy(Generic[T]):
 
 
 class _Forward(NamedTuple):
-    """What the forward gave.
+    """Result of the forward.
 
     Attributes:
         features: in the network's own layout.
@@ -66,7 +66,7 @@ class _Forward(NamedTuple):
 
 
 class Trace:
-    """What one forward of a batch gives, and its gradients, each computed on first use and once.
+    """What one forward of a batch gives, and its gradients; each is computed once, on first use.
 
     Gradients are taken with respect to the features or the image alone: no parameter's `.grad` changes.
 
@@ -74,16 +74,16 @@ class Trace:
         classifier: the network.
         images: `(B, 3, H, W)` in pixel space.
         rule: how the targets are chosen.
-        labels: class index of each image, or None, for the rules that follow them.
+        labels: class index of each image, or None; for rules that follow labels.
         stage: where features are taken.
-        needs: what will be taken from the trace: without image gradients the graph begins at the stage, and what is before it runs without
-            one.
+        needs: what will be read from the trace. Without image gradients, the graph starts at the stage, and what is before it runs without
+            a graph.
         predictor: for methods that run the network again.
-        seed: of the run, for what is random.
+        seed: of the run, for randomness.
 
     Attributes:
         images: as given; a leaf of the graph where image gradients are needed.
-        memo: what several methods of the trace share, by name.
+        memo: results that several methods of the trace share, by name.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class Trace:
     def _forward(self) -> _Forward:
         with torch.inference_mode(False), ExitStack() as stack:
             stack.enter_context(evaluating(self.classifier))
-            classes = self.classifier.asked_classes(self.images)  # a forward of its own, before features are kept
+            classes = self.classifier.asked_classes(self.images)  # a separate forward, before features are kept
             stack.enter_context(torch.set_grad_enabled(self._to_image))
             found = stack.enter_context(captured(self.classifier.network, [self.stage], cut=self._cut))
             attended = self.classifier.run(self.images, classes)
@@ -129,7 +129,7 @@ class Trace:
 
     @property
     def attended(self) -> Attended:
-        """What the head gave: attention by stage, and what it was made of."""
+        """The head's result: attention by stage, and what it was computed from."""
         return self._forward.attended
 
     @_Lazy
@@ -141,7 +141,7 @@ class Trace:
 
     @property
     def captured(self) -> Tensor:
-        """The features of the stage in the network's own layout and precision; what the gradient is taken with respect to."""
+        """The features of the stage in the network's own layout and precision; gradients are taken with respect to them."""
         return self._forward.features
 
     @property
@@ -168,7 +168,7 @@ class Trace:
 
     @_Lazy
     def seeds(self) -> list[int]:
-        """A seed per image, from the run's seed and the image's content: the same wherever it is in whatever batch."""
+        """One seed per image, from the run's seed and the image's content; independent of the batch and the place in it."""
         return content_seeds(self.images, self.seed)
 
     def share(self, context: BatchContext, member: int) -> None:
@@ -176,19 +176,19 @@ class Trace:
 
         Args:
             context: of the batch.
-            member: which of its heads this trace is of.
+            member: index of this trace's head in the context.
         """
         self._context, self._member = context, member
 
     def respond(self, key: str, run: PerturbedImages, read: Callable[[Target, Tensor], Tensor], chunk: int | None = None) -> Tensor:
-        """Runs the network on perturbed images, and reads a number off each output.
+        """Runs the network on perturbed images, and reads one number from each output.
 
         Heads on one backbone that share a context are run together, once for all.
 
         Args:
-            key: what tells these images from others of the batch.
-            run: the perturbed images, each of one of the batch; they depend on the images and their features alone.
-            read: the targets and the output of some of them → `(b,)`.
+            key: identifies these images within the batch.
+            run: the perturbed images, each made from one image of the batch; they depend on the images and their features alone.
+            read: the targets and the output of some images → `(b,)`.
             chunk: images per forward; None: the run's.
 
         Returns:
@@ -213,15 +213,15 @@ def trace(
     predictor: Predictor | None = None,
     seed: int = 0,
 ) -> Trace:
-    """A trace of a batch whose forward is run at once, with what a caller leaves out as `xattn.explain` has it.
+    """A trace of a batch whose forward is run at once; arguments that are left out get the defaults of `xattn.explain`.
 
     Args:
         classifier: the network.
         images: `(B, 3, H, W)` in pixel space.
         target: what is explained, as for `xattn.explain`.
         labels: class index of each image, or None.
-        stage: where features are taken; what enters the pooling if None.
-        needs: what will be taken from it.
+        stage: where features are taken; None: at the input of the pooling.
+        needs: what will be read from the trace.
         predictor: for methods that run the network again; the default one if None.
         seed: of the run.
     """

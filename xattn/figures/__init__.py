@@ -1,8 +1,8 @@
-"""Figures for papers, of one or several runs: a kind per file, in one registry."""
+"""Figures for papers, from one or several runs: one kind per file, in one registry."""
 
 from xattn.figures.base import figure, kinds, register
 from xattn.registry import import_modules
 
-import_modules(__name__, __path__)  # what a module of this folder registers is known without being named here
+import_modules(__name__, __path__)  # modules of this folder register themselves and need not be listed here
 
 __all__ = ["figure", "kinds", "register"]

@@ -1,4 +1,4 @@
-"""Kinds of figure, and how one is drawn of runs."""
+"""Kinds of figure, and how one is drawn from runs."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FigureMetadata:
-    """What a kind of figure declares of itself.
+    """What a kind of figure declares.
 
     Attributes:
-        source: where such a figure was published; "" where it is common.
+        source: where such a figure was published; "" if it is common.
     """
 
     source: str = ""
 
 
 Draw = Callable[["RunData"], "Figure"]
-"""What runs hold of some images → a figure."""
+"""What runs hold for some images → a figure."""
 
 kinds: Registry[FigureMetadata, Draw] = Registry("figure")
 
 
 def register(name: str, *, source: str = "") -> Callable[[Draw], Draw]:
-    """Decorator that enters a kind of figure, a function of what runs hold."""
+    """Decorator that registers a kind of figure: a function of what runs hold."""
     return kinds.register(name, FigureMetadata(source))
 
 
@@ -46,7 +46,7 @@ def figure(
     methods: Sequence[str] | None = None,
     dpi: int = 200,
 ) -> None:
-    """Draws a figure of one or several runs.
+    """Draws a figure from one or several runs.
 
     Args:
         runs: run folders.
@@ -54,12 +54,12 @@ def figure(
         kind: "grid", "parts", …; `xattn list figures` shows all.
         images: names as in the rows; the first six if None.
         methods: names as in the rows; all if None.
-        dpi: of a PNG.
+        dpi: resolution of a PNG.
 
     Raises:
-        InputError: an ending that is not a format, pictures that are no longer where the run found them, or runs without what the kind
-            shows.
-        NameUnknownError: a kind, an image or a method that there is not.
+        InputError: a file ending that is not a format, pictures that are no longer where the run found them, or runs that lack what the
+            kind shows.
+        NameUnknownError: there is no such kind, image or method.
     """
     from xattn.figures.canvas import format_of, on_paper, save
     from xattn.figures.run_data import read_runs

@@ -1,4 +1,4 @@
-"""How figures are put on paper: fonts, overlays, captions, files."""
+"""How figures are drawn: fonts, overlays, captions, files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from xattn.metrics.masking import to_masks
 from xattn.study.schema import StoredMap
 
 COLOURS = "inferno"
-COVER = 0.6  # how much of the colour covers the picture
+COVER = 0.6  # opacity of the colour over the picture
 CELL_INCHES = 1.15
 FORMATS = (".pdf", ".svg", ".png")
 LUMINANCE = (0.299, 0.587, 0.114)
@@ -39,12 +39,12 @@ def format_of(out: str | Path) -> Path:
 
 
 def on_paper() -> Any:
-    """Fonts as papers want them, for as long as a figure is drawn and saved."""
+    """Fonts for papers, while a figure is drawn and saved."""
     return matplotlib.rc_context({"pdf.fonttype": 42, "svg.fonttype": "path", "font.size": 7, "font.family": "DejaVu Sans"})
 
 
 def save(figure: Figure, out: Path, dpi: int) -> None:
-    """Writes a figure, the same bytes for the same figure."""
+    """Writes a figure; the same figure gives the same bytes."""
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=dpi, bbox_inches="tight", metadata={"Date": None} if out.suffix == ".svg" else None)
 
@@ -77,7 +77,7 @@ def overlay(crop: Tensor, mask: Tensor) -> Tensor:
 
 
 def show(axis: Any, picture: Tensor) -> None:
-    """A picture `(H, W, 3)` without a frame, each pixel sharp."""
+    """Shows a picture `(H, W, 3)` without a frame and without smoothing."""
     axis.imshow(picture.numpy(), interpolation="none")
     axis.set_xticks([])
     axis.set_yticks([])
@@ -91,7 +91,7 @@ def caption(
     maps: dict[tuple[str, str, str, str], StoredMap],
     labels: dict[tuple[str, str], Sequence[str] | None],
 ) -> str:
-    """What the classifiers answered for an image: in one line where all explain one class, else a line each."""
+    """The classifiers' answers for an image: in one line if all explain the same class, else one line each."""
     answers: dict[tuple[str, str], dict[str, Any]] = {}
     for (image, model, head, _), found in maps.items():
         if image == name and (model, head) in {column[:2] for column in columns}:
@@ -117,21 +117,21 @@ def _with_probability(name: str, share: str | None) -> str:
 
 
 def _class(index: int | str | None, classes: Sequence[str] | None) -> str:
-    """The name of a target; what is not a class is called by its own words."""
+    """The name of a target's class; a target that is not a class keeps its own text."""
     if index is None or not str(index).isdecimal():
         return str(index)
     return f"class {index}" if classes is None else classes[int(index)]
 
 
 def called(model: str, head: str, columns: Sequence[Column]) -> list[str]:
-    """What tells a column's classifier from the others': its model, its head, both or neither; a head in the model's name only once."""
+    """What distinguishes a column's classifier: its model, its head, both or neither; a head in the model's name is not repeated."""
     models, heads = ({column[place] for column in columns} for place in (0, 1))
     shown = [_short(model)] * (len(models) > 1)
     return shown if shown and head in shown[0] else shown + [broken(head)] * (len(heads) > 1)
 
 
 def broken(method: str) -> str:
-    """A method with its settings, over several lines."""
+    """A method with its settings, broken into several lines."""
     return method.replace(":", ":\n").replace(",", ",\n")
 
 

@@ -1,4 +1,4 @@
-"""Ranked maps of heads in colour, beside other maps, and on SketchBirds beside the true parts: each cell as sharp as it was computed."""
+"""Ranked maps of heads in colour, beside other maps and, on SketchBirds, beside the true parts; no cell is smoothed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def coloured(ranked: Tensor) -> Tensor:
     """The first three ranked maps as red, green and blue.
 
     Args:
-        ranked: `(N, h, w)`, maps times the norm of the features; a map that is not there is black.
+        ranked: `(N, h, w)`, maps times the norm of the features; a missing map is black.
 
     Returns:
         `(h, w, 3)` in [0, 1], min-maxed over the three together: hues compare within an image only.
@@ -51,7 +51,7 @@ def true_parts(crop: Tensor, visible: Tensor) -> Tensor:
 
 
 def seen_parts(scene: Scene, preprocessing: Preprocessing) -> Tensor:
-    """Masks of a scene's visible parts as a classifier's resize and crop leave them: `(5, H, W)` bool."""
+    """Masks of a scene's visible parts after a classifier's resize and crop: `(5, H, W)` bool."""
     pictures = [to_pil_image(mask.float().repeat(3, 1, 1)) for mask in masks(scene).visible]
     return torch.stack([preprocessing.crop(picture)[0] > 127 for picture in pictures])
 
@@ -65,7 +65,7 @@ def sharp(picture: Tensor, size: tuple[int, int]) -> Tensor:
 def parts(shown: RunData) -> Figure:
     """The maps of br-npa and b-cnn in red, green and blue, beside the maps of the methods, without smoothing.
 
-    On pictures of SketchBirds that were exported, the true parts are shown beside them.
+    For exported SketchBirds pictures, the true parts are shown beside the maps.
 
     Raises:
         InputError: none of the runs has a head with several maps.
@@ -104,7 +104,7 @@ def parts(shown: RunData) -> Figure:
 
 
 class _Panel(NamedTuple):
-    """A picture `(H, W, 3)`, or None where there is none, its title and what stands below it."""
+    """A picture `(H, W, 3)`, or None if there is none, its title and the text below it."""
 
     picture: Tensor | None
     title: str
@@ -112,7 +112,7 @@ class _Panel(NamedTuple):
 
 
 def _panels(shown: RunData, name: str, heads: Sequence[tuple[str, str]], scene: Scene | None, has_truth: bool) -> Iterator[_Panel]:
-    """A row of the figure."""
+    """One row of the figure."""
     everyone = [*shown.columns, *((model, head, "") for model, head in heads)]
     first = next(key for key in shown.maps if key[0] == name)[1:3]
     crop = shown.crops[name, *first]

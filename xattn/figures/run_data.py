@@ -1,4 +1,4 @@
-"""What some runs hold of some images: maps, crops and class names."""
+"""What runs hold for some images: maps, crops and class names."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Column = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class RunData:
-    """What some runs hold of some images.
+    """What runs hold for some images.
 
     Attributes:
         names: of the images.
@@ -51,7 +51,7 @@ class RunData:
 
 
 def read_runs(runs: Sequence[str | Path], images: Sequence[str] | None, methods: Sequence[str] | None) -> RunData:
-    """Reads what a figure shows of runs.
+    """Reads from runs what a figure shows.
 
     Args:
         runs: run folders.

@@ -1,4 +1,4 @@
-"""What stands between the features and the logits: each head a plain module, with its settings in a frozen dataclass."""
+"""Heads, which stand between features and logits: each is a plain module, with its settings in a frozen dataclass."""
 
 from xattn.heads import b_cnn, br_npa, ca_stream, gap
 from xattn.heads.b_cnn import BCNN, BCNNHead
@@ -19,7 +19,7 @@ from xattn.heads.ca_stream import CAStream, CAStreamHead
 from xattn.heads.gap import Gap, GapHead
 from xattn.registry import import_modules
 
-import_modules(__name__, __path__)  # what a module of this folder registers is known without being named here
+import_modules(__name__, __path__)  # modules of this folder register themselves and need not be listed here
 
 __all__ = [
     "BCNN",

@@ -31,7 +31,7 @@ class BCNN(HeadSettings):
             raise SettingError(f"b-cnn takes n of at least 1 and dropout in [0, 1); got n={self.n}, dropout={self.dropout}.")
 
     def build(self, channels: Sequence[int], classes: int, info: NetworkInfo) -> BCNNHead:
-        """The module, all its weights fresh."""
+        """The module, with new weights."""
         return BCNNHead(channels[-1], classes, self)
 
 
@@ -59,11 +59,11 @@ class BCNNHead(ClassifierHead):
 
         Args:
             features: `(B, C, h, w)`.
-            stage: under which name the maps are given.
+            stage: name under which the maps are returned.
             seeds: not used; nothing is random.
         """
         maps = self.attention(self.block(features)).relu()
         positions = maps.shape[2] * maps.shape[3]
-        shares = maps.flatten(2) / positions  # before the sum, which in half precision could overflow
+        shares = maps.flatten(2) / positions  # before the sum, which could overflow in half precision
         vectors = torch.bmm(shares, features.to(maps.dtype).flatten(2).transpose(1, 2))
         return Attended(self.linear(self.dropout(vectors.flatten(1))), {stage: maps})

@@ -1,9 +1,9 @@
-"""What a head is: how it is put on a network, what it gives, and what it declares of itself.
+"""What a head is: how it is put on a network, what it gives, and what it declares.
 
-A head is two things: a frozen dataclass of settings, which is registered, says which stages it reads and builds the module; and the module,
-a `Head`. Most heads read one stage and are a `ClassifierHead` (features → logits) or a `PoolingHead` (features → the vector in the place of
-the pooled one, which enters the network's own classifier): one method, `attend`. A head that reads several stages overrides `start` and
-`read`.
+A head has two parts: a frozen dataclass of settings, which is registered, names the stages that it reads and builds the module; and the
+module, a `Head`. Most heads read one stage and are a `ClassifierHead` (features → logits) or a `PoolingHead` (features → the vector that
+replaces the pooled one and enters the network's own classifier), with one method, `attend`. A head that reads several stages overrides
+`start` and `read`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Replaces = Literal["nothing", "pooling", "classifier"]
 
 @dataclass(frozen=True)
 class HeadMetadata:
-    """What a head declares of itself.
+    """What a head declares.
 
     Attributes:
         source: where it was published.
@@ -38,7 +38,7 @@ class HeadMetadata:
 
 
 class StageInfo(NamedTuple):
-    """A stage of the network, as far as heads need to know it."""
+    """What heads need to know about a stage of the network."""
 
     name: str
     channels: int
@@ -47,11 +47,11 @@ class StageInfo(NamedTuple):
 
 @dataclass(frozen=True)
 class NetworkInfo:
-    """What a head is told of the network.
+    """What a head knows about the network.
 
     Attributes:
-        name: how messages call the network.
-        stages: its stages in the order of the forward; the last is what enters the pooling.
+        name: of the network in messages.
+        stages: its stages in forward order; the last is the input of the pooling.
         kinds: class names of its modules.
         modules: dotted names of its modules.
         takes_vector: whether its classifier takes the pooled vector of the last stage.
@@ -66,13 +66,13 @@ class NetworkInfo:
 
 @dataclass
 class Attended:
-    """What a head gives for a batch, filled in as the forward comes to its stages.
+    """What a head gives for a batch, filled in as the forward reaches its stages.
 
     Attributes:
         output: logits `(B, K)`, or the vector `(B, C)` for the network's own classifier.
         attention: maps `(B, N, h, w)` by stage.
-        scores: what the attention was made of by a softmax, likewise; empty for heads without one.
-        probes: logits `(B, K)` of classifiers on the side, by name.
+        scores: inputs of the softmax that gave the attention, in the same form; empty for heads without one.
+        probes: logits `(B, K)` of auxiliary classifiers, by name.
     """
 
     output: Tensor
@@ -85,12 +85,12 @@ class HeadSettings(ABC):
     """A registered head: a frozen dataclass of settings that builds the module."""
 
     def stages(self, info: NetworkInfo) -> tuple[str, ...]:
-        """Names of the stages that the head reads, in order; what enters the pooling, unless overridden."""
+        """Names of the stages that the head reads, in order; by default the input of the pooling."""
         return (info.stages[-1].name,)
 
     @abstractmethod
     def build(self, channels: Sequence[int], classes: int, info: NetworkInfo) -> Head:
-        """The module, its weights fresh.
+        """The module, with new weights.
 
         Args:
             channels: of each stage that it reads.
@@ -103,39 +103,39 @@ class Head(nn.Module, ABC):
     """A head's module.
 
     Attributes:
-        grafts: whether it can start as the network's own classifier, by `graft`.
+        grafts: whether it can be initialised as the network's own classifier, by `graft`.
     """
 
     grafts: ClassVar[bool] = False
 
     @property
     def is_random(self) -> bool:
-        """Whether it draws random numbers in eval mode: it is given a seed per image, and a forward of its own."""
+        """Whether it draws random numbers in eval mode: it then gets one seed per image, and a forward of its own."""
         return False
 
     @property
     def asks_class(self) -> bool:
-        """Whether it needs the class of each image before the forward: it gets the network's own prediction, and a forward of its own."""
+        """Whether it needs each image's class before the forward: it then gets the network's own prediction, and a forward of its own."""
         return False
 
     def start(self, batch: int, classes: Tensor | None = None) -> Attended:
-        """What is there before the first stage.
+        """The state before the first stage.
 
         Args:
             batch: B.
-            classes: `(B,)`, for a head that asks for the class.
+            classes: `(B,)`, for a head that needs the class.
         """
         return Attended(torch.empty(0))
 
     @abstractmethod
     def read(self, attended: Attended, stage: str, features: Tensor, seeds: Sequence[int] | None = None) -> None:
-        """Takes in the features of one stage.
+        """Processes the features of one stage.
 
         Args:
-            attended: what `start` gave, to be filled in.
-            stage: its name, under which maps are kept.
+            attended: the result of `start`, to be filled in.
+            stage: its name, under which maps are stored.
             features: `(B, C, h, w)`.
-            seeds: one per image, for what is random; None: torch's generator.
+            seeds: one per image, for randomness; None: torch's generator.
         """
 
     @abstractmethod
@@ -144,22 +144,22 @@ class Head(nn.Module, ABC):
 
         Args:
             features: `(B, C, h, w)`.
-            maps: its attention `(B, N, h, w)` there.
+            maps: its attention `(B, N, h, w)` at that stage.
 
         Returns:
             `(B, h, w)`, ≥ 0.
         """
 
     def head_maps(self, features: Tensor, maps: Tensor) -> HeadMaps | None:
-        """The maps of a head that has several to show; None for a head of one."""
+        """The maps of a head that has several; None for a head with one."""
         return None
 
     def graft(self, linear: nn.Linear) -> None:
-        """Starts as the network's own classifier on the pooled vector `(C → K)`, for a head that grafts."""
+        """Initialises it as the network's own classifier on the pooled vector `(C → K)`, for a head that supports this."""
         raise UnsupportedError(f"{type(self).__name__} cannot start as the network's own classifier.")
 
     def dropouts(self) -> list[nn.Dropout]:
-        """The dropout that training may set; empty where there is none."""
+        """The dropout layers that training may set; empty if there are none."""
         return [module for module in self.modules() if isinstance(module, nn.Dropout)]
 
 
@@ -168,7 +168,7 @@ class HeadMaps(NamedTuple):
 
     Attributes:
         weighted: `(B, N, h, w)`, each times the norm of the features over their largest norm.
-        shown: `(B, N, h, w)`, as a picture shows them: each times the norm of the features, min-maxed per image.
+        shown: `(B, N, h, w)`, for display: each times the norm of the features, min-maxed per image.
     """
 
     weighted: Tensor
@@ -187,8 +187,8 @@ class SingleStageHead(Head):
 
         Args:
             features: `(B, C, h, w)`.
-            stage: under which name the maps are given.
-            seeds: one per image, for what is random; None: torch's generator.
+            stage: name under which the maps are returned.
+            seeds: one per image, for randomness; None: torch's generator.
         """
 
     def read(self, attended: Attended, stage: str, features: Tensor, seeds: Sequence[int] | None = None) -> None:
@@ -196,7 +196,7 @@ class SingleStageHead(Head):
         attended.output, attended.attention, attended.scores, attended.probes = found.output, found.attention, found.scores, found.probes
 
     def forward(self, features: Tensor) -> Tensor:
-        """Logits `(B, K)`, or the vector `(B, C)`, of features `(B, C, h, w)`."""
+        """Logits `(B, K)`, or the vector `(B, C)`, for features `(B, C, h, w)`."""
         return self.attend(features).output
 
     def saliency(self, features: Tensor, maps: Tensor) -> Tensor:
@@ -206,7 +206,7 @@ class SingleStageHead(Head):
 
 
 class ClassifierHead(SingleStageHead):
-    """A head that gives logits `(B, K)` from what enters the pooling."""
+    """A head that gives logits `(B, K)` from the input of the pooling."""
 
     def head_maps(self, features: Tensor, maps: Tensor) -> HeadMaps | None:
         norms: Tensor = torch.linalg.vector_norm(features, dim=1)
@@ -217,7 +217,7 @@ class ClassifierHead(SingleStageHead):
 
 
 class PoolingHead(SingleStageHead):
-    """A head that gives the vector `(B, C)` in the place of the pooled one, from what enters the pooling."""
+    """A head that gives, from the input of the pooling, the vector `(B, C)` that replaces the pooled one."""
 
 
 heads: Registry[HeadMetadata, HeadSettings] = Registry("head")

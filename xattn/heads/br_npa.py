@@ -31,22 +31,22 @@ def representatives(
 ) -> tuple[Tensor, Tensor]:
     """The strongest feature vectors that differ from each other, each averaged with the vectors that resemble it.
 
-    Two passes over the features for each vector, one to compare and one to average, forward and backward; nothing of size
-    `(N, C, h·w)` is made. Computed in float32 at least, whatever the precision around it.
+    Each vector takes two passes over the features, one to compare and one to average, forward and backward; nothing of size `(N, C, h·w)`
+    is created. Computed in float32 at least, whatever the surrounding precision.
 
     Args:
         features: `(B, C, h, w)`.
-        n: how many vectors.
-        suppression: what lowers the activation of vectors that resemble those already taken: their "cosine", as in the authors' code,
-            or their "weight" in the average, as Alg. 1 prints it, which with weights near 1/(h·w) lowers next to nothing.
+        n: number of vectors.
+        suppression: what lowers the activation of vectors that resemble those already taken: their "cosine", as in the authors' code, or
+            their "weight" in the average, as printed in Alg. 1, which with weights near 1/(h·w) has almost no effect.
         selection: "active", the highest activation; "random", uniform (the ablation of Tables 4 and 7).
-        refine: average each vector with those that resemble it; False takes it as it is, and the maps stay (the same ablation).
-        rectify: take negative cosines as 0.
+        refine: average each vector with those that resemble it; False takes it as it is, with the same maps (the same ablation).
+        rectify: treat negative cosines as 0.
         seeds: one per image, for `selection="random"`; None: torch's generator.
 
     Returns:
-        Vectors `(B, N, C)` and maps `(B, N, h, w)`, each map summing to 1, both in rank order. Where all features of an image
-        are 0 its vectors are 0 and its maps uniform.
+        Vectors `(B, N, C)` and maps `(B, N, h, w)`, each map summing to 1, both in rank order. If all features of an image are 0, its
+        vectors are 0 and its maps uniform.
 
     Raises:
         InputError: features that are not a map, or fewer positions than vectors.
@@ -89,7 +89,7 @@ def representatives(
 
 
 def _normalised(cosines: Tensor) -> Tensor:
-    """Divided by their sum; uniform where that is 0."""
+    """Divided by their sum; uniform if the sum is 0."""
     total = cosines.sum(dim=1, keepdim=True)
     empty = total.abs() < FLOOR
     return torch.where(empty, 1 / cosines.shape[1], cosines / torch.where(empty, 1, total))
@@ -109,11 +109,11 @@ class BRNPA(HeadSettings):
 
     Attributes:
         n: number of vectors, and of attention maps.
-        suppression: "cosine", as in the authors' code, or "weight", as Alg. 1 prints it.
+        suppression: "cosine", as in the authors' code, or "weight", as printed in Alg. 1.
         selection: "active" or "random".
         refine: average each vector with those that resemble it.
-        rectify: take negative cosines as 0.
-        rank_probes: extra classifiers on some of the ranks alone, without a gradient into the features.
+        rectify: treat negative cosines as 0.
+        rank_probes: auxiliary classifiers on some of the ranks alone, without a gradient into the features.
         dropout: share of the concatenated vector that is dropped in training.
     """
 
@@ -132,7 +132,7 @@ class BRNPA(HeadSettings):
             raise SettingError(f"br-npa's rank probes look at ranks 1 to 3; got n={self.n}. Give n of at least 3.")
 
     def build(self, channels: Sequence[int], classes: int, info: NetworkInfo) -> BRNPAHead:
-        """The module, its linear layer fresh."""
+        """The module, with a new linear layer."""
         return BRNPAHead(channels[-1], classes, self)
 
 
@@ -161,7 +161,7 @@ class BRNPAHead(ClassifierHead):
 
     @torch.no_grad()
     def graft(self, linear: nn.Linear) -> None:
-        """Starts as a classifier on the pooled vector: the logits are the mean of its logits for each vector.
+        """Initialises it as a classifier on the pooled vector: the logits are the mean of that classifier's logits over the vectors.
 
         Args:
             linear: `(C → K)`.
@@ -176,7 +176,7 @@ class BRNPAHead(ClassifierHead):
 
         Args:
             features: `(B, C, h, w)`.
-            stage: under which name the maps are given.
+            stage: name under which the maps are returned.
             seeds: one per image, for `selection="random"`.
         """
         s = self.settings

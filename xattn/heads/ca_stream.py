@@ -15,7 +15,7 @@ from xattn.heads.base import Attended, Head, HeadMetadata, HeadSettings, Network
 
 Init = Literal["xavier", "released"]
 
-# The stages of the paper's two families, by the class of the network, in torchvision and in timm.
+# The stages of the paper's two families, by the network's class, in torchvision and in timm.
 RELEASED = (
     ("ResNet", ("maxpool", "layer1", "layer2", "layer3", "layer4")),
     ("ConvNeXt", ("features.0", "features.2", "features.4", "features.7")),
@@ -29,10 +29,10 @@ class CAStream(HeadSettings):
     """A learnt query attends to one stage after the other; the vector it collects replaces the pooled one before the network's classifier.
 
     Attributes:
-        start: the first stage that is attended to, from 0 (Table 5).
-        bias: whether projections have one, as released; the paper's counts of Table 5 are without.
+        start: the first stage that is attended to, counted from 0 (Table 5).
+        bias: whether projections have a bias, as released; the paper's counts in Table 5 are without.
         projection: key and value projections at each stage (Table 4).
-        per_class: a query for each class (Table 6): the target's in training, else that of the class which the network predicts.
+        per_class: one query per class (Table 6): the target's in training, otherwise that of the class that the network predicts.
         init: "xavier", Xavier-uniform weights and zero biases; "released", the released code's: on ConvNeXt normal weights (σ = 0.02) and
             zero biases, elsewhere Xavier-uniform weights and biases uniform in ±1/√C.
     """
@@ -48,10 +48,10 @@ class CAStream(HeadSettings):
             raise SettingError(f"ca-stream starts at a stage from 0 on; got start={self.start}.")
 
     def stages(self, info: NetworkInfo) -> tuple[str, ...]:
-        """The paper's for ResNet and ConvNeXt; elsewhere the last map of each stride and number of channels.
+        """The paper's stages for ResNet and ConvNeXt; elsewhere the last map of each stride and number of channels.
 
         Raises:
-            SettingError: it starts after the last stage.
+            SettingError: `start` is after the last stage.
         """
         names = _released(info) or _last_of_each(info.stages)
         if self.start >= len(names):
@@ -61,7 +61,7 @@ class CAStream(HeadSettings):
         return names[self.start :]
 
     def build(self, channels: Sequence[int], classes: int, info: NetworkInfo) -> CAStreamHead:
-        """The module, its weights fresh."""
+        """The module, with new weights."""
         head = CAStreamHead(channels, classes, self)
         if self.init == "released":
             head.start_as_released("ConvNeXt" in info.kinds)
@@ -87,7 +87,7 @@ class CAStreamHead(Head):
 
     Args:
         channels: C_ℓ of each stage; the last is C.
-        classes: number of classes, of which each has a query with `per_class`.
+        classes: number of classes; with `per_class`, each has a query.
         settings: of the head.
     """
 
@@ -111,7 +111,7 @@ class CAStreamHead(Head):
         """Draws the weights as the authors' code does.
 
         Args:
-            convnext: as its ConvNeXt, not its ResNet.
+            convnext: as for its ConvNeXt, not its ResNet.
         """
         for linear in [*self.project, *self.key, *self.value]:
             if convnext:
@@ -128,10 +128,10 @@ class CAStreamHead(Head):
 
         Args:
             batch: B.
-            classes: `(B,)`, whose queries are taken with `per_class`.
+            classes: `(B,)`; with `per_class`, their queries are taken.
 
         Raises:
-            InputError: there is a query for each class, and no classes came.
+            InputError: there is one query per class, and no classes are given.
         """
         if not self.settings.per_class:
             return Attended(self.query.expand(batch, -1))
@@ -159,7 +159,7 @@ class CAStreamHead(Head):
         keys = values = flat
         if self.settings.projection:
             keys, values = (linear(flat.transpose(1, 2)).transpose(1, 2) for linear in (self.key[number], self.value[number]))
-        scaled = query / math.sqrt(flat.shape[1])  # before the product, which in half precision could overflow
+        scaled = query / math.sqrt(flat.shape[1])  # before the product, which could overflow in half precision
         scores = torch.bmm(scaled[:, None].to(keys.dtype), keys)[:, 0]
         attention = (scores if scores.dtype == torch.float64 else scores.float()).softmax(dim=1)
         gathered = torch.bmm(values, attention[:, :, None].to(values.dtype))[:, :, 0]

@@ -17,7 +17,7 @@ class Gap(HeadSettings):
     """The network's own pooling and classifier, untouched."""
 
     def stages(self, info: NetworkInfo) -> tuple[str, ...]:
-        """None: the network runs as it is."""
+        """No stages: the network runs as it is."""
         return ()
 
     def build(self, channels: Sequence[int], classes: int, info: NetworkInfo) -> GapHead:
@@ -26,17 +26,17 @@ class Gap(HeadSettings):
 
 
 class GapHead(Head):
-    """The place of a head on a network that keeps its own."""
+    """Placeholder for the head of a network that keeps its own pooling and classifier."""
 
     def read(self, attended: Attended, stage: str, features: Tensor, seeds: Sequence[int] | None = None) -> None:
-        """Nothing: it reads no stage."""
+        """Does nothing: it reads no stage."""
 
     def saliency(self, features: Tensor, maps: Tensor | None = None) -> Tensor:
         """The norm of each feature vector.
 
         Args:
             features: `(B, C, h, w)`.
-            maps: none.
+            maps: not used.
 
         Returns:
             `(B, h, w)`, ≥ 0.

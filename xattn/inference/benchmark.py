@@ -1,4 +1,4 @@
-"""Times ways of running one classifier's forwards, side by side; each must first give the plain network's output."""
+"""Times ways of running one classifier's forwards side by side; each must first reproduce the plain network's output."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from xattn.inference.predictor import NORMS, Level, Precision, Predictor, Tuning
 from xattn.models.classifier import Classifier
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
-FAR = 0.1  # what rounding may do to a probability; by how much the values of metrics differ is measured and reported
+FAR = 0.1  # how far rounding may move a probability; its effect on the metrics' values is measured and reported
 GAIN = 1.03
 LARGER = 1.1  # a chunk twice as large needs twice the memory
 ROUNDS = 5
-TURN_S = 0.1  # at least, so that a small network's turn is several forwards
-DUEL_S = 4.0  # after which no turn begins: a slow network's few turns are long
+TURN_S = 0.1  # at least, so that a small network's turn has several forwards
+DUEL_S = 4.0  # no turn starts after this: a slow network's few turns are long
 HOPELESS = 0.25
 
 
 class Benchmark:
-    """Measures ways of running one classifier.
+    """Measures several ways of running one classifier.
 
     Attributes:
         rates: images per second, by the tuning's description.
@@ -44,15 +44,15 @@ class Benchmark:
 
     @cached_property
     def plain(self) -> Tensor:
-        """The output for the sample as the network gives it."""
+        """The network's own output for the sample."""
         return self.classifier.predict(self.sample)
 
     def fitting(self, tuning: Tuning) -> Tuning:
-        """The same with a chunk that fits the memory."""
+        """The same tuning with a chunk that fits into memory."""
         return replace(tuning, chunk=min(tuning.chunk, self.largest))
 
     def best(self, tuning: Tuning, *, compiling: bool) -> Tuning:
-        """The fastest of the neighbours of a tuning, one setting after the other."""
+        """The fastest tuning found by changing one setting after the other."""
         best = self._better(tuning, [replace(tuning, folded=True)] if self._has_norms() else [])
         best = self._better(best, [replace(best, memory_format="contiguous")])
         if self.level == "fast":
@@ -68,7 +68,7 @@ class Benchmark:
         return any(type(module) in NORMS for module in self.classifier.network.modules())
 
     def _climb(self, best: Tuning, turns: int = 8) -> Tuning:
-        """Doubles the chunk as long as that is faster; else halves it as long as that is no slower: it needs less memory."""
+        """Doubles the chunk while that is faster; otherwise halves it while that is no slower, since it then needs less memory."""
         for factor, gain in ((2.0, LARGER), (0.5, 1.0)):
             start = best
             for _ in range(turns):
@@ -83,9 +83,9 @@ class Benchmark:
         return best
 
     def _better(self, best: Tuning, others: list[Tuning], gain: float = GAIN) -> Tuning:
-        """The fastest; another has to be faster by more than noise.
+        """The fastest tuning; another one has to be faster than `best` by more than noise.
 
-        Only turns side by side count: the best rate of a tuning may come from a good moment of the machine.
+        Only turns side by side count: a tuning's best rate may come from a good moment of the machine.
         """
         for other in others:
             if self._is_faster(other, best, gain):
@@ -102,7 +102,7 @@ class Benchmark:
         while not ratios or (len(ratios) < ROUNDS and time.perf_counter() - start < DUEL_S and min(ratios) > HOPELESS):
             ratios.append(self._timed(other, challenger) / self._timed(best, champion))
         is_faster = median(ratios) >= gain
-        self.predictors.pop(str(best if is_faster else other))  # never more than two at a time: each may hold weights of its own
+        self.predictors.pop(str(best if is_faster else other))  # at most two at a time: each may hold its own weights
         return is_faster
 
     def rate(self, tuning: Tuning) -> float:
@@ -122,7 +122,7 @@ class Benchmark:
                 why = "memory ran out" if predictor.chunk != tuning.chunk else why
             except RuntimeError as error:
                 why = "memory ran out" if is_out_of_memory(error) else _first_line(error)
-            except Exception as error:  # torch.compile, copy.deepcopy and users' modules raise whatever they like; the plain way remains
+            except Exception as error:  # torch.compile, copy.deepcopy and users' modules raise all kinds of errors; the plain way remains
                 why = _first_line(error)
             if why is not None:
                 self.refused[way] = why
@@ -131,7 +131,7 @@ class Benchmark:
         return self.predictors[way]
 
     def quietly_ready(self, tuning: Tuning) -> Predictor | None:
-        """The same, without the warnings of libraries."""
+        """`_ready` without the warnings of libraries."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return self._ready(tuning)
@@ -158,7 +158,7 @@ class Benchmark:
             torch.mps.synchronize()
 
     def _mismatch(self, tuning: Tuning, logits: Tensor) -> str | None:
-        if self.level == "fast" and tuning.folded:  # a fold has to be right before anything is rounded
+        if self.level == "fast" and tuning.folded:  # a fold must be right before anything is rounded
             folded = Predictor(self.classifier, Tuning(len(self.sample), tuning.memory_format, folded=True))(self.sample)
             if (why := mismatch(folded, self.plain)) is not None:
                 return why
@@ -172,7 +172,7 @@ def mismatch(logits: Tensor, plain: Tensor, tolerance: float | None = None) -> s
     Args:
         logits: `(B, K)`.
         plain: `(B, K)`.
-        tolerance: of probabilities; None: of a batch in the precision of `plain`.
+        tolerance: of probabilities; None: the batch tolerance in the precision of `plain`.
     """
     if not torch.equal(torch.isfinite(logits), torch.isfinite(plain)):
         return "it gives values that are not finite"

@@ -18,7 +18,7 @@ PROBES = 3
 
 
 def shared_predictor(classifiers: Sequence[Classifier], tuning: Tuning, level: Level) -> PredictAll | None:
-    """Runs all heads of one backbone at once: images → an output of each; None where the outputs would not be those of each alone."""
+    """Runs all heads of one backbone at once: images → one output per head; None if the outputs would differ from those of each alone."""
     shared = SharedBackbone(classifiers)
     noise = torch.rand((PROBES, 3, *classifiers[0].input_size), generator=torch.Generator().manual_seed(1)).to(shared.device)
     try:
@@ -28,7 +28,7 @@ def shared_predictor(classifiers: Sequence[Classifier], tuning: Tuning, level: L
                 return None
         predictor = Predictor(shared, tuning, level)
         predictor(noise[:1].expand(tuning.chunk, -1, -1, -1))
-    except Exception:  # what follows the pooling may not take a batch of vectors, and fails in its own way: each head runs alone
+    except Exception:  # what follows the pooling may not take a batch of vectors, and its errors vary: each head then runs alone
         return None
 
     def predict(images: Tensor) -> list[Tensor]:
@@ -40,12 +40,12 @@ def shared_predictor(classifiers: Sequence[Classifier], tuning: Tuning, level: L
 class BatchContext:
     """What the heads on one backbone share while a batch is explained: their answers to the same perturbed images.
 
-    Whichever head asks first has the images run for all of them; the order does not matter.
+    The first head that asks runs the images for all of them; the order does not matter.
 
     Args:
-        predict: images → an output of each head.
+        predict: images → one output per head.
         chunk: images per forward.
-        targets: of each head.
+        targets: one per head.
     """
 
     def __init__(self, predict: PredictAll, chunk: int, targets: Sequence[Target]) -> None:
@@ -63,14 +63,14 @@ class BatchContext:
         read: Callable[[Target, Tensor], Tensor],
         chunk: int | None = None,
     ) -> Tensor:
-        """A number of each perturbed image for one head.
+        """One number per perturbed image, for one head.
 
         Args:
-            key: what tells these images from others of the batch.
-            member: which head.
+            key: identifies these images within the batch.
+            member: index of the head.
             run: the perturbed images.
-            like: on whose device the numbers are.
-            read: the targets and the output of some of them → `(b,)`.
+            like: a tensor on the device of the numbers.
+            read: the targets and the output of some images → `(b,)`.
             chunk: images per forward; None: the context's.
 
         Returns:

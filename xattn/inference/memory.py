@@ -21,8 +21,8 @@ from xattn.errors import InputError
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -2, -3, -4  # glibc: malloc.h
 KEEPING = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 2**26}
-# Any setting ends glibc's own adaptation for good, and with its first thresholds all other code of the process would be two to three times
-# slower from then on: what is left behind is what the adaptation comes to once 32 MiB have been freed at once, which is as far as it goes.
+# Any setting ends glibc's own adaptation for good, and with the initial thresholds all other code of the process would be two to three
+# times slower from then on. So the values left behind are those that the adaptation reaches, at its limit, once 32 MiB are freed at once.
 ADAPTED = {M_MMAP_MAX: 65536, M_MMAP_THRESHOLD: 2**25, M_TRIM_THRESHOLD: 2**26, M_TOP_PAD: 2**17}
 UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
@@ -31,7 +31,7 @@ def parse_size(text: str | int) -> int:
     """Bytes of `2GB`, `500M`, `1.5GiB` or a number; units are powers of 1024.
 
     Raises:
-        InputError: it is none of these, or is not above zero.
+        InputError: the text is none of these, or is not above zero.
     """
     found = re.fullmatch(r"\s*([\d.]+)\s*([kmgt]?)(i?b)?\s*", str(text).lower())
     try:
@@ -44,23 +44,23 @@ def parse_size(text: str | int) -> int:
 
 
 def shown(size: float) -> str:
-    """Bytes for a reader."""
+    """Bytes in readable form."""
     return f"{size / 2**30:.1f} GB" if size >= 2**30 else f"{size / 2**20:.0f} MB"
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that a device has left; of the machine for the CPU and where a device does not say."""
+    """Free bytes of a device; those of the machine for the CPU, or if the device does not report them."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     try:
         meminfo = Path("/proc/meminfo").read_text(encoding="ascii")
         return int(re.search(r"MemAvailable:\s+(\d+) kB", meminfo)[1]) * 1024  # type: ignore[index]  # TypeError where it is not told
     except (OSError, TypeError):
-        return 4 * 2**30  # no portable call gives it; any machine of today has this
+        return 4 * 2**30  # no portable call reports it; any current machine has this much
 
 
 class _Held(TorchDispatchMode):
-    """Counts the bytes of all tensors that are made inside and still alive, after every operation."""
+    """Counts, after every operation, the bytes of all tensors that were created inside and are still alive."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -80,7 +80,7 @@ class _Held(TorchDispatchMode):
 
 
 def peak_bytes(compute: Callable[[], object]) -> int:
-    """The most bytes of tensors that `compute` makes and holds at one time, on whatever device; an operation's own scratch apart."""
+    """Peak bytes of the tensors that `compute` creates and holds at one time, on any device, without an operation's own scratch memory."""
     held = _Held()
     with held:
         compute()
@@ -88,7 +88,7 @@ def peak_bytes(compute: Callable[[], object]) -> int:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch says that a device, or the machine, has no room left."""
+    """Whether torch reports that a device, or the machine, is out of memory."""
     return isinstance(error, torch.cuda.OutOfMemoryError) or "can't allocate memory" in str(error) or "out of memory" in str(error)
 
 
@@ -103,10 +103,10 @@ _lock = threading.Lock()
 
 @contextlib.contextmanager
 def kept_pages() -> Iterator[None]:
-    """Inside, freed memory stays with the process and is used again, as a forward's tensors come and go in the same sizes.
+    """Inside, freed memory stays with the process for reuse, since a forward's tensors come and go in the same sizes.
 
-    glibc gives every tensor of more than 32 MiB fresh pages of the system and takes them back at once; the faults cost a third to a half
-    of a forward of many images. What was kept is given back at the end, and the allocator left as its own adaptation leaves it.
+    glibc takes fresh pages from the system for every tensor of more than 32 MiB and returns them at once; the page faults cost a third to
+    a half of a forward of many images. At the end the kept pages are returned, and the allocator is left as its own adaptation leaves it.
     Without glibc nothing changes.
     """
     libc = _glibc()
@@ -121,7 +121,7 @@ def kept_pages() -> Iterator[None]:
 
 
 def _deeper(libc: ctypes.CDLL, step: int) -> None:
-    """The first to come in keeps pages, the last to go out gives them back, from whatever threads."""
+    """The first to enter keeps pages, the last to leave returns them, across all threads."""
     global _depth
     with _lock:
         was, _depth = _depth, _depth + step

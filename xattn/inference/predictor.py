@@ -37,9 +37,9 @@ class Tuning:
     Attributes:
         chunk: images per forward.
         memory_format: of images, features and weights.
-        folded: batch norms are folded into the convolutions before them.
-        compiled: by torch.compile, with frozen weights.
-        precision: of the network; "own" is that of its weights. Another is for level "fast" alone, which also lets a GPU use TF32.
+        folded: batch norms are folded into the preceding convolutions.
+        compiled: with torch.compile and frozen weights.
+        precision: of the network; "own" is that of its weights. Others are only for level "fast", which also lets a GPU use TF32.
     """
 
     chunk: int = 8
@@ -60,11 +60,11 @@ class Tuning:
 
     @classmethod
     def read(cls, text: str) -> Tuning:
-        """The tuning that a user writes by hand, as `chunk=16,folded=true`; what is left out is the default.
+        """Parses a tuning that a user writes, such as `chunk=16,folded=true`; what is left out gets its default.
 
         Raises:
-            SettingError: a value that does not fit.
-            NameUnknownError: no such setting.
+            SettingError: a value does not fit.
+            NameUnknownError: there is no such setting.
         """
         hints = get_type_hints(cls)
         given: dict[str, Any] = {}
@@ -87,17 +87,17 @@ Runnable = Classifier | SharedBackbone
 class Predictor:
     """Images in pixel space `(B, 3, H, W)` → the output, float32 or float64, in eval mode and without gradients.
 
-    The classifier stays as it is: a tuning that changes weights is applied to a copy, which shares all weights that it does not change:
-    make a new predictor when weights have changed or the classifier has moved to another device. Where memory runs out the chunk is
-    halved, and the work goes on.
+    The classifier stays unchanged: a tuning that changes weights is applied to a copy, which shares all other weights. Make a new
+    predictor when weights have changed or the classifier has moved to another device. When memory runs out, the chunk is halved and the
+    work continues.
 
     Args:
-        classifier: whose output.
-        tuning: how; the default if None: 8 images per forward on the CPU, 64 on a GPU.
+        classifier: the one to run.
+        tuning: None: the default, 8 images per forward on the CPU, 64 on a GPU.
         level: "fast" lets a GPU round convolutions and products to TF32.
 
     Attributes:
-        chunk: images per forward, what callers should give at a time.
+        chunk: images per forward; callers should pass this many at a time.
     """
 
     def __init__(self, classifier: Runnable, tuning: Tuning | None = None, level: Level = "exact") -> None:
@@ -129,13 +129,13 @@ class Predictor:
 
 
 def plain_tuning(classifier: Runnable) -> Tuning:
-    """The tuning where nothing was measured."""
+    """The tuning that is used if nothing was measured."""
     return Tuning(8 if classifier.device.type == "cpu" else 64)
 
 
 @contextmanager
 def _rounding(level: Level) -> Iterator[None]:
-    """TF32 for level "fast" on a GPU; `evaluating`, around it, forbids it to convolutions and puts all back."""
+    """TF32 for level "fast" on a GPU; `evaluating`, around it, forbids it for convolutions and restores all settings."""
     if level == "exact" or not torch.cuda.is_available():
         yield
         return
@@ -145,11 +145,11 @@ def _rounding(level: Level) -> Iterator[None]:
         yield
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
-        torch.backends.cudnn.allow_tf32 = False  # as `evaluating` has it, which another thread may still be in
+        torch.backends.cudnn.allow_tf32 = False  # as set by `evaluating`, which another thread may still be in
 
 
 def _built(classifier: Runnable, tuning: Tuning) -> Callable[[Tensor], Tensor]:
-    """What gives the output for one chunk."""
+    """The function that computes the output of one chunk."""
     channels_last = tuning.memory_format == "channels-last"
     form = torch.channels_last if channels_last else torch.contiguous_format
     dtype = DTYPES.get(tuning.precision)
@@ -165,24 +165,23 @@ def _built(classifier: Runnable, tuning: Tuning) -> Callable[[Tensor], Tensor]:
         options: dict[str, Any] = {"triton.cudagraphs": True} if classifier.device.type == "cuda" else {}
         run = torch.compile(forward, dynamic=False, options=options)
         if classifier.device.type == "cpu":
-            logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns of a missing GPU, which nobody asked for
+            logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns about a missing GPU, which is irrelevant here
 
     def logits(images: Tensor) -> Tensor:
         with _compiling() if tuning.compiled else torch.inference_mode():
             found = run(images.contiguous() if tuning.compiled else images)  # one layout, so that it is compiled once
         found = found if found.dtype == torch.float64 else found.float()
-        return found.clone() if tuning.compiled else found  # a CUDA graph writes its next answer into the same memory
+        return found.clone() if tuning.compiled else found  # a CUDA graph reuses this memory for its next answer
 
     return logits
 
 
 @contextmanager
 def _compiling() -> Iterator[None]:
-    """Without gradients, but not in inference mode, which freezing refuses; with frozen weights; and with as many compilations as are
-    asked for.
+    """Without gradients, but not in inference mode, which freezing refuses; with frozen weights; and with as many compilations as needed.
 
-    As an option of torch.compile freezing changes nothing in torch 2.15: it is looked up before the options hold. Each classifier and
-    chunk compiles the same few functions anew; torch would stop after eight and go on uncompiled.
+    Freezing as an option of torch.compile has no effect in torch 2.15: it is read before the options apply. Each classifier and chunk
+    compiles the same few functions again; torch would stop after eight and continue uncompiled.
     """
     import torch._dynamo
     import torch._inductor.config
@@ -192,7 +191,7 @@ def _compiling() -> Iterator[None]:
 
 
 def clone_of(classifier: Runnable, form: torch.memory_format, dtype: torch.dtype | None = None, *, folded: bool = False) -> Runnable:
-    """A copy in eval mode that shares the weights which it need not change, in a memory format and precision, batch norms folded or not."""
+    """A copy in eval mode that shares all unchanged weights, in a memory format and precision, with batch norms folded or not."""
 
     def converted(tensor: Tensor) -> Tensor:
         return tensor.detach().to(memory_format=form if tensor.dim() == 4 else torch.preserve_format)
@@ -201,17 +200,17 @@ def clone_of(classifier: Runnable, form: torch.memory_format, dtype: torch.dtype
     memo |= {id(buffer): converted(buffer) for buffer in classifier.buffers()}
     clone: Runnable = copy.deepcopy(classifier, memo).eval()
     if folded:
-        _fold(clone)  # in its own precision, whatever it is to be
+        _fold(clone)  # in its own precision, whatever the final one
     return clone if dtype is None else clone.to(dtype)
 
 
 def _fold(clone: Runnable) -> None:
-    """Puts every batch norm that takes what one convolution gave, and nothing else, into that convolution.
+    """Folds every batch norm whose input is the output of one convolution, and nothing else, into that convolution.
 
-    Whether the convolution's output is wanted elsewhere too is not seen here; whoever uses a folded copy compares its logits.
+    Whether the convolution's output is also used elsewhere is not detected here; whoever uses a folded copy compares its logits.
     """
     gave: dict[int, tuple[nn.Module, int]] = {}
-    kept: list[Tensor] = []  # alive, so that no two have one id
+    kept: list[Tensor] = []  # kept alive, so that no two share an id
     calls: dict[nn.Module, int] = {}
     pairs: list[tuple[nn.Module, nn.Module]] = []
 
@@ -224,7 +223,7 @@ def _fold(clone: Runnable) -> None:
     def before(module: nn.Module, args: tuple[Any, ...]) -> None:
         calls[module] = calls.get(module, 0) + 1
         source, version = gave.get(id(args[0]), (None, 0)) if args else (None, 0)
-        if source is not None and args[0]._version == version:  # nothing was done to it in place
+        if source is not None and args[0]._version == version:  # not modified in place in between
             pairs.append((source, module))
 
     handles: list[Any] = []
@@ -250,7 +249,7 @@ def _fold(clone: Runnable) -> None:
 
 
 def _watched(module: nn.Module) -> bool:
-    """Whether someone's hook, or a parametrisation, would be lost with the module."""
+    """Whether folding the module away would lose a user's hook or parametrisation."""
     return bool(module._forward_hooks or module._forward_pre_hooks or getattr(module, "parametrizations", None))
 
 

@@ -13,7 +13,7 @@ from xattn.models.classifier import Classifier
 
 
 class SharedBackbone(nn.Module):
-    """Classifiers of one network that differ in their heads alone, as one: the logits `(B, K₁ + K₂ + …)` side by side.
+    """Classifiers that share a network and differ only in their heads, as one: the logits `(B, K₁ + K₂ + …)` side by side.
 
     Args:
         classifiers: two or more, one group of `backbone_groups`.
@@ -30,12 +30,12 @@ class SharedBackbone(nn.Module):
 
     @property
     def network(self) -> nn.Module:
-        """The network that all have."""
+        """The network that all share."""
         return self._members[0].network
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """The device that computes."""
         return self._members[0].device
 
     def probe(self) -> Tensor:
@@ -43,7 +43,7 @@ class SharedBackbone(nn.Module):
         return self._members[0].probe()
 
     def normalise(self, images: Tensor) -> Tensor:
-        """What the network itself is given for images in pixel space."""
+        """The network's input for images in pixel space."""
         return self._members[0].normalise(images)
 
     def logits(self, normalised: Tensor) -> Tensor:
@@ -62,9 +62,9 @@ class SharedBackbone(nn.Module):
 
 
 def backbone_groups(classifiers: Sequence[Classifier]) -> list[list[Classifier]]:
-    """Classifiers in groups that one pass of a network can serve, in their order; most are alone."""
+    """Groups of classifiers that one pass of a network can serve, in their order; most groups have one member."""
     if len(classifiers) == 1:
-        return [list(classifiers)]  # the digest of its weights would tell nothing
+        return [list(classifiers)]  # the digest of its weights is not needed
     found: dict[object, list[Classifier]] = {}
     for number, classifier in enumerate(classifiers):
         found.setdefault(_backbone(classifier) or number, []).append(classifier)
@@ -72,11 +72,11 @@ def backbone_groups(classifiers: Sequence[Classifier]) -> list[list[Classifier]]
 
 
 def _backbone(classifier: Classifier) -> object:
-    """What classifiers of one pass have in common; None for a head that needs a forward of its own."""
+    """What the classifiers of one pass have in common; None for a head that needs a forward of its own."""
     if classifier.head.asks_class or classifier.head.is_random:
         return None
     network = classifier.network
-    # What the weights do not hold, strides and the like, a network's own description does.
+    # The network's repr shows what the weights do not, such as strides.
     kind = (type(network).__module__, type(network).__qualname__, repr(network), getattr(network, "transform_input", None))
     return (
         *kind,

@@ -1,4 +1,4 @@
-"""The fastest way of running forwards for a network on this machine: measured once, in seconds, and cached."""
+"""The fastest way to run a network's forwards on this machine: measured once, in seconds, and cached."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Tuned:
         tuning: how forwards are run.
         level: "exact" or "fast".
         origin: "measured", "kept from an earlier measurement", "by hand", or why nothing was measured.
-        speed: images per second with it, and with each other tuning that was measured; empty where nothing was.
+        speed: images per second with it, and with each other tuning that was measured; empty if nothing was.
         refused: tunings that could not be used, and why.
     """
 
@@ -67,7 +67,7 @@ class Tuned:
 
     @classmethod
     def of(cls, kept: dict[str, Any], origin: str) -> Tuned:
-        """What `as_dict` gave."""
+        """Rebuilds it from what `as_dict` gave."""
         return cls(Tuning(**kept["tuning"]), kept["level"], origin, dict(kept["images_a_second"]), dict(kept["refused"]))
 
 
@@ -80,23 +80,23 @@ def tuned(
     sample: Tensor | None = None,
     memory: int | None = None,
 ) -> Tuned:
-    """The best way of running a classifier's forwards.
+    """The best way to run a classifier's forwards.
 
-    Level "exact" takes only what leaves the probabilities of the sample within the batch tolerance of the plain network (1e-5 in
+    Level "exact" accepts only tunings that keep the probabilities of the sample within the batch tolerance of the plain network (1e-5 in
     float32); "fast" may compute in bfloat16, float16 or TF32.
 
     Args:
         classifier: the network.
         level: "exact" or "fast".
-        tune: "off", the defaults; "auto", a measurement of seconds where the work is worth one, cached for the next time; "full", measured
-            again, with compilation whatever the work; or settings by hand, `chunk=16,folded=true,compiled=true,precision=bfloat16`.
-        forwards: images that are to be run, the measure of the work; None: many.
-        sample: images in pixel space to compare on; noise if None.
+        tune: "off", the defaults; "auto", a measurement of seconds if the work justifies one, cached for the next time; "full", a new
+            measurement, with compilation whatever the work; or settings by hand, `chunk=16,folded=true,compiled=true,precision=bfloat16`.
+        forwards: number of images to run, the measure of the work; None: many.
+        sample: images in pixel space to compare on; None: noise.
         memory: bytes that one chunk may hold; None: more than half of what is free.
 
     Raises:
-        SettingError: settings by hand that do not fit the level.
-        InputError: not even one image fits the memory.
+        SettingError: settings by hand do not fit the level.
+        InputError: not even one image fits into the memory.
     """
     by_hand = None if tune in EFFORTS else Tuning.read(tune) if "=" in tune else _no_effort(tune)
     if by_hand is not None and level == "exact" and by_hand.precision != "own":
@@ -117,7 +117,7 @@ def tuned(
         if found is not None and benchmark.quietly_ready(benchmark.fitting(found.tuning)) is not None:
             return replace(found, tuning=benchmark.fitting(found.tuning))
     with kept_pages(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a tuning that warns is measured, or refused, all the same
+        warnings.simplefilter("ignore")  # a tuning that warns is still measured, or refused
         best = benchmark.fitting(plain_tuning(classifier))
         rate = benchmark.rate(best)
         work = float("inf") if forwards is None or not rate else forwards / rate
@@ -125,13 +125,13 @@ def tuned(
             return Tuned(best, level, "too little work to measure")
         best = benchmark.best(best, compiling=tune == "full" or work > WORTH_COMPILING_S)
     done = Tuned(best, level, "measured", benchmark.rates, benchmark.refused)
-    if memory is None:  # what was measured in little memory is not the fastest elsewhere
+    if memory is None:  # the fastest with little memory is not the fastest elsewhere
         cache.write(done)
     return done
 
 
 def _for_work(found: Tuned, forwards: int | None) -> Tuned | None:
-    """A cached measurement for other work than it was made for: compiled only where that pays; None where it would and was not tried."""
+    """A cached measurement adapted to other work: compiled only if that pays; None if it would pay but was not tried."""
     rate = found.speed.get(str(found.tuning))
     work = float("inf") if forwards is None or not rate else forwards / rate
     if work <= WORTH_COMPILING_S:
@@ -162,10 +162,10 @@ def _sampled(classifier: Classifier, sample: Tensor | None) -> Tensor:
 
 
 def _largest_chunk(classifier: Classifier, memory: int | None) -> int:
-    """The most images whose forward fits."""
+    """The largest number of images whose forward fits into memory."""
     predictor = Predictor(classifier, Tuning(1))
     image = classifier.probe().float()
-    each = peak_bytes(lambda: predictor(image * 1.0)) + 3 * image.numel() * 4  # the changed image, what it is made of, its mask
+    each = peak_bytes(lambda: predictor(image * 1.0)) + 3 * image.numel() * 4  # the changed image, its source, its mask
     room = memory if memory is not None else int(SHARE_OF_FREE * free_memory(classifier.device))
     if each > room:
         raise InputError(f"{classifier.name} needs {shown(each)} for a forward of one image; {shown(room)} came. Allow more memory.")
@@ -191,21 +191,21 @@ def _processor() -> str:
 
 
 class _Cache:
-    """A measurement in a small file under the user's cache folder."""
+    """A measurement in a small file in the user's cache folder."""
 
     def __init__(self, key: str) -> None:
         home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
         self.path = Path(home) / "xattn" / "tuning" / f"{key}.json"
 
     def read(self) -> Tuned | None:
-        """The measurement; None where there is none that can be read."""
+        """The measurement; None if there is none that can be read."""
         try:
             return Tuned.of(json.loads(self.path.read_text(encoding="utf-8")), "kept from an earlier measurement")
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def write(self, found: Tuned) -> None:
-        """Keeps it where that is possible; a cache that cannot be written costs seconds, not a run."""
+        """Stores it if possible; a cache that cannot be written costs seconds, not a run."""
         unfinished = self.path.with_suffix(f".{os.getpid()}")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""A pretrained network behind one face: source, stages, layout, resolution, head, normalisation, labels."""
+"""A pretrained network behind one interface: source, stages, layout, resolution, head, normalisation, labels."""
 
 from xattn.data.preprocessing import Preprocessing
 from xattn.models.classifier import Classifier

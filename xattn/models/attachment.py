@@ -1,4 +1,4 @@
-"""How a head is put between a network's features and its logits, whatever the network: by hooks that live as long as a forward."""
+"""How a head is put between the features and the logits of any network: by hooks that last for one forward."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class ClassifierEntry:
     """Where the pooled vector enters a network's classifier.
 
     Attributes:
-        module: dotted name of the first module that takes the pooled vector `(B, C)`, `(B, C, 1, 1)` or `(B, 1, 1, C)`; None if none
-            does.
+        module: dotted name of the first module that takes the pooled vector `(B, C)`, `(B, C, 1, 1)` or `(B, 1, 1, C)`; None if there is
+            none.
         call: which call of that module, from 1.
-        linear: the classifier, where it is one linear layer on the pooled vector.
+        linear: the classifier, if it is one linear layer on the pooled vector.
     """
 
     module: str | None = None
@@ -44,7 +44,7 @@ def find_classifier_entry(network: nn.Module, forward: Forward, image: Tensor, l
         network: whose modules are searched.
         forward: images `(1, 3, H, W)` → logits, running `network`.
         image: `(1, 3, H, W)`.
-        last: what enters the pooling.
+        last: the stage at the input of the pooling.
     """
     candidates: list[tuple[str, int, Tensor]] = []
     calls: Counter[str] = Counter()
@@ -79,7 +79,7 @@ def _first_entry(
         low, high = features.flatten(2)[0].amin(dim=1), features.flatten(2)[0].amax(dim=1)
         slack = PROBE_TOLERANCE * features.abs().amax()
         if not ((pooled >= low - slack) & (pooled <= high + slack)).all():
-            continue  # it has been through a layer: a pooling stays between the smallest and the largest value of each channel
+            continue  # it has been through a layer: pooling stays between the smallest and the largest value of each channel
         means = any(torch.allclose(pooled, mean, rtol=PROBE_TOLERANCE, atol=float(slack)) for mean in (features.mean(dim=(2, 3))[0], high))
         linears = (module for module in modules.values() if isinstance(module, nn.Linear))
         linear = next((linear for linear in linears if means and _is_classifier(linear, pooled, logits)), None)
@@ -99,10 +99,10 @@ class Attachment:
     """Where a head is put on a network.
 
     Attributes:
-        replaces: what of the network it replaces.
-        stages: which it reads, in order.
+        replaces: the part of the network that it replaces.
+        stages: the stages that it reads, in order.
         entry: where its vector enters the network's classifier.
-        info: of the network.
+        info: about the network.
     """
 
     replaces: Replaces = "nothing"
@@ -125,16 +125,16 @@ def attachment_of(
 
     Args:
         network: the network.
-        name: how messages call it.
-        head: how messages call the head.
+        name: of the network in messages.
+        head: name of the head in messages.
         settings: of the head.
         metadata: of the head.
         stages: of the network.
         entry: finds where the pooled vector enters the classifier.
-        stage: a stage by its name.
+        stage: returns a stage by name.
 
     Raises:
-        UnsupportedError: the head replaces the pooling, and the network's classifier takes no pooled vector.
+        UnsupportedError: the head replaces the pooling, but the network's classifier takes no pooled vector.
     """
     if metadata.replaces == "nothing":
         return Attachment()
@@ -166,13 +166,13 @@ def attend(
     """One forward of the network with its head.
 
     Args:
-        network: normalised images → whatever holds its output.
-        normalised: images.
+        network: normalised images → an object that holds its output.
+        normalised: the normalised images.
         head: the module.
-        attachment: where it is put.
-        read_output: the output in what the network gives.
-        classes: `(B,)`, for a head that asks for the class; None: the network's own prediction.
-        seeds: one per image, for what is random.
+        attachment: where the head is put.
+        read_output: finds the output in what the network returns.
+        classes: `(B,)`, for a head that needs the class; None: the network's own prediction.
+        seeds: one per image, for randomness.
     """
     if attachment.replaces == "nothing":
         return Attended(read_output(network(normalised)))
@@ -216,7 +216,7 @@ def attend_all(
 ) -> list[Tensor]:
     """The outputs of several heads from one forward of the network, without gradients.
 
-    What enters the classifier is the pooled vector, and below it in the batch the vector of each head that replaces the pooling.
+    The classifier receives a larger batch: the pooled vectors, followed by the vectors of each head that replaces the pooling.
     """
     count = len(normalised)
     attended = [head.start(count) for head in heads]
@@ -250,7 +250,7 @@ def attend_all(
 
 
 def _copy_to_go_on(tensor: Tensor) -> Tensor | None:
-    """A copy for what follows, so that an in-place operation there leaves what the head's backward needs."""
+    """A copy for the rest of the network, so that an in-place operation there does not change what the head's backward needs."""
     return tensor.clone() if torch.is_grad_enabled() else None
 
 
@@ -268,7 +268,7 @@ def _shaped_like(pooled: Tensor, vector: Tensor) -> Tensor:
 
 @contextmanager
 def _replaced(network: nn.Module, entry: ClassifierEntry, vector: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """What enters the classifier is made of the pooled vector."""
+    """Replaces the input of the classifier, computed from the pooled vector."""
     calls = 0
 
     def put(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:

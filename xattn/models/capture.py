@@ -1,4 +1,4 @@
-"""Taking the features of stages while a forward runs."""
+"""Captures the features of stages while a forward runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Tap = Callable[[Stage, Tensor], Tensor | None]
 
 
 class _Taps(TorchFunctionMode):
-    """Calls `tap` with what each stage gives while a forward runs; what it returns goes on instead."""
+    """Calls `tap` with each stage's output while a forward runs; the forward continues with what `tap` returns."""
 
     def __init__(self, stages: Sequence[Stage], tap: Tap) -> None:
         super().__init__()
@@ -54,15 +54,15 @@ class _Taps(TorchFunctionMode):
             if changed is not None:
                 output = changed if isinstance(output, Tensor) else type(output)((changed, *output[1:]))
         if any((stage.module, stage.call, stage.offset is not None) == (module, call, True) for stage in self.stages):
-            self.position[module, call] = 0  # last, so that what is done here does not count
+            self.position[module, call] = 0  # last, so that functions called here do not count
         return output
 
 
 @contextmanager
 def tapped(network: nn.Module, stages: Sequence[Stage], tap: Tap) -> Iterator[None]:
-    """Calls `tap(stage, tensor)` when the forwards inside come to a stage, with the tensor in the network's own layout.
+    """Calls `tap(stage, tensor)` when a forward inside reaches a stage, with the tensor in the network's own layout.
 
-    What it returns goes on in the place of the tensor; None leaves it.
+    The forward continues with the tensor that `tap` returns; None leaves it unchanged.
     """
     taps = _Taps(stages, tap)
     modules = dict(network.named_modules())
@@ -83,13 +83,13 @@ def tapped(network: nn.Module, stages: Sequence[Stage], tap: Tap) -> Iterator[No
 
 @contextmanager
 def captured(network: nn.Module, stages: Sequence[Stage], *, cut: bool = False) -> Iterator[dict[str, Tensor]]:
-    """Keeps what the stages give during the forwards inside, in the network's own layout; `to_nchw` turns it.
+    """Keeps the outputs of stages during the forwards inside, in the network's own layout; `to_nchw` converts it.
 
     Args:
         network: the module in which the stages were found.
         stages: which to keep.
-        cut: begin the autograd graph at the first stage that is reached, as a leaf: a gradient with respect to it costs the tail
-            of the network alone. Only for stages that are modules' outputs.
+        cut: start the autograd graph at the first stage that is reached, as a leaf: a gradient with respect to it then costs only the
+            tail of the network. Only for stages that are module outputs.
     """
     features: dict[str, Tensor] = {}
     uncut = cut and not any(stage.offset is not None for stage in stages)
@@ -100,10 +100,10 @@ def captured(network: nn.Module, stages: Sequence[Stage], *, cut: bool = False) 
             features[stage.name] = tensor
             return None
         if uncut:
-            torch.set_grad_enabled(True)  # the graph begins here; the mode is restored below
+            torch.set_grad_enabled(True)  # the graph starts here; the mode is restored below
             tensor, uncut = tensor.detach().requires_grad_(), False
         features[stage.name] = tensor
-        # What follows gets a copy, so that an in-place rectifier behind the stage leaves the features as they were.
+        # What follows gets a copy, so that an in-place rectifier after the stage does not change the features.
         return tensor.clone()
 
     mode = torch.is_grad_enabled()

@@ -20,8 +20,8 @@ WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "ne
 PREFIXES = ("module.", "_orig_mod.", "model.", "network.", "net.")
 HEADER = "xattn"
 FORMAT = 2
-NETWORK, HEAD = "network.", "head."  # before the keys in a file of ours
-FLAGS = ("transform_input",)  # of a network, which its weights do not say
+NETWORK, HEAD = "network.", "head."  # prefixes of keys in xattn's own files
+FLAGS = ("transform_input",)  # settings of a network that its weights do not record
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,11 @@ class Source:
     """How a network is rebuilt.
 
     Attributes:
-        model: as `xattn.load` takes it.
+        model: a name that `xattn.load` takes.
         weights: the file or the name of the weights; None: the library's default.
-        digest: of the network's weights as they were loaded.
-        high_res: stages whose stride was taken away.
-        dilate: whether dilation took its place.
+        digest: of the network's weights as loaded.
+        high_res: stages whose stride was removed.
+        dilate: whether dilation replaced it.
     """
 
     model: str
@@ -47,8 +47,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     """The state dict in a `.pth`, `.pt`, `.th`, `.ckpt` or `.safetensors` file; nothing in the file is executed.
 
     Raises:
-        InputError: no such file.
-        WeightsError: not a weights file, or it holds objects other than tensors.
+        InputError: the file does not exist.
+        WeightsError: it is not a weights file, or holds objects other than tensors.
     """
     path = Path(path)
     if not path.is_file():
@@ -57,7 +57,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # what a file of another kind makes the unpickler raise has no common root
+    except Exception as error:  # the unpickler's errors on other kinds of file have no common base class
         reason = "it is not a PyTorch file, or holds more than tensors"
         if isinstance(error, SafetensorError):
             reason = str(error)
@@ -74,10 +74,10 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def fit_weights(network: nn.Module, weights: dict[str, Tensor], path: str | Path) -> None:
-    """Loads a state dict strictly, wrappers' prefixes taken off.
+    """Loads a state dict strictly, after removing wrappers' prefixes.
 
     Raises:
-        WeightsError: which keys are missing or unknown and which shapes differ.
+        WeightsError: the state dict does not fit, with the missing and unknown keys and the shapes that differ.
     """
     weights = without_prefix(weights, set(network.state_dict()))
     if problem := mismatch(network, weights):
@@ -86,7 +86,7 @@ def fit_weights(network: nn.Module, weights: dict[str, Tensor], path: str | Path
 
 
 def without_prefix(weights: dict[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
-    """Keys with `module.` and the like taken off, for as long as that brings them nearer to the wanted ones."""
+    """Keys without `module.` and similar prefixes, removed as long as that brings them closer to the wanted ones."""
     while not wanted & set(weights):
         for prefix in PREFIXES:
             if weights and all(key.startswith(prefix) for key in weights):
@@ -98,7 +98,7 @@ def without_prefix(weights: dict[str, Tensor], wanted: set[str]) -> dict[str, Te
 
 
 def mismatch(network: nn.Module, weights: Mapping[str, Tensor]) -> str:
-    """What keeps a state dict from fitting, in words; empty if it fits."""
+    """Why a state dict does not fit, in words; empty if it fits."""
     own = network.state_dict()
     missing = [key for key in own if key not in weights and not key.endswith("num_batches_tracked")]
     unknown = [key for key in weights if key not in own]
@@ -116,7 +116,7 @@ def mismatch(network: nn.Module, weights: Mapping[str, Tensor]) -> str:
 
 
 def classes_in(network: nn.Module, weights: dict[str, Tensor]) -> int | None:
-    """The number of classes in a checkpoint whose last layer alone differs in size from the network's; None if it is not so."""
+    """The number of classes in a checkpoint that differs from the network only in the size of its last layer; None otherwise."""
     weights = without_prefix(weights, set(network.state_dict()))
     differing = [key for key, own in network.state_dict().items() if key in weights and weights[key].shape != own.shape]
     counts = {weights[key].shape[0] for key in differing}
@@ -135,19 +135,19 @@ def digest_of(state: Mapping[str, Tensor]) -> str:
 
 @dataclass(frozen=True)
 class Header:
-    """What one of our `.safetensors` says beside the weights.
+    """The header of an xattn `.safetensors`, beside the weights.
 
     Attributes:
         source: of the network.
-        head_alone: the file holds the head's weights alone.
-        name: how rows call the classifier.
+        head_alone: the file holds only the head's weights.
+        name: of the classifier in the rows.
         head: its name with settings.
         trained: whether it was trained.
         classes: number of classes.
         labels: class names.
         multi_label: probabilities are sigmoids.
-        preprocessing: as `dataclasses.asdict` gives it.
-        build: flags of the network that its weights do not hold, of `FLAGS`.
+        preprocessing: in the form of `dataclasses.asdict`.
+        build: those of the network's `FLAGS` that its weights do not record.
     """
 
     source: Source
@@ -163,7 +163,7 @@ class Header:
 
 
 def save(path: str | Path, header: Header, network: Mapping[str, Tensor], head: Mapping[str, Tensor]) -> None:
-    """Writes the weights of a head, and of its network unless the header says that the head is alone, with what rebuilds them."""
+    """Writes a head's weights, the network's too unless the header says that the head is alone, and what is needed to rebuild them."""
     kept = {f"{HEAD}{key}": value for key, value in head.items()}
     if not header.head_alone:
         kept |= {f"{NETWORK}{key}": value for key, value in network.items()}
@@ -185,10 +185,10 @@ def is_saved(path: str | Path) -> bool:
 
 
 def read_header(path: str | Path) -> Header:
-    """What one of our `.safetensors` says beside the weights.
+    """The header of an xattn `.safetensors`.
 
     Raises:
-        WeightsError: no such file, or not one that xattn saved.
+        WeightsError: the file does not exist, or xattn did not save it.
     """
     try:
         with safe_open(path, framework="pt") as opened:
@@ -216,7 +216,7 @@ def read_header(path: str | Path) -> Header:
 
 
 def split_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The network's and the head's weights in one of our `.safetensors`."""
+    """The network's and the head's weights in an xattn `.safetensors`."""
     found = read_weights(path)
     network, head = (
         {key.removeprefix(prefix): value for key, value in found.items() if key.startswith(prefix)} for prefix in (NETWORK, HEAD)

@@ -1,4 +1,4 @@
-"""A pretrained network behind one face."""
+"""A pretrained network behind one interface."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ OUTPUT_KEYS = ("logits", "out")  # of transformers, and of torchvision's segment
 class Classifier(nn.Module):
     """A network that takes images in pixel space, with its stages, preprocessing and labels.
 
-    It wraps the network and changes nothing in it: training flags, hooks, gradients and weights stay as they are. A head is put in by
-    hooks that live as long as a forward.
+    It wraps the network without changing it: training flags, hooks, gradients and weights stay as they are. A head is inserted by hooks
+    that last for one forward.
 
     Args:
         network: normalised images `(B, 3, H, W)` → logits `(B, K)`, vectors `(B, D)` or maps of logits `(B, K, h, w)`, or a tuple, mapping
             or object that holds them as `logits`.
-        name: how rows call it.
+        name: as in the rows.
         preprocessing: crop and normalisation.
         labels: class names in the order of the logits.
         head: which head gives the logits.
-        classes: outputs of a head with a linear layer of its own; None: the network's.
-        fresh: whether the head's weights are new, not those of a file that follow.
-        source: how the network is rebuilt; None for a module in hand.
-        multi_label: probabilities are sigmoids of each logit, not their softmax.
+        classes: number of outputs of a head with its own linear layer; None: the network's.
+        fresh: whether the head's weights are new; False if they will be loaded from a file.
+        source: how to rebuild the network; None for a module that the caller built.
+        multi_label: probabilities are the sigmoid of each logit, not their softmax.
 
     Attributes:
-        stages: cut points in the order of the forward; the last is what enters the pooling.
+        stages: cut points in forward order; the last is the input of the pooling.
         head: the head's module, with weights of its own (`gap` has none).
         head_name: its name with settings.
-        grafted: whether the head started as the network's own classifier.
-        trained: whether the logits mean something; set it where the head was trained in a loop of one's own.
+        grafted: whether the head was initialised as the network's own classifier.
+        trained: whether the logits are meaningful; set it after training the head in your own loop.
     """
 
     mean: Tensor
@@ -106,7 +106,7 @@ class Classifier(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the classifier computes."""
+        """Device of the classifier."""
         return self.mean.device
 
     def probe(self) -> Tensor:
@@ -138,16 +138,16 @@ class Classifier(nn.Module):
         return False
 
     def forward(self, images: Tensor, classes: Tensor | None = None) -> Tensor:
-        """Logits `(B, K)`, or whatever the network gives, of images `(B, 3, H, W)` in pixel space, float in [0, 1]. Differentiable.
+        """Logits `(B, K)`, or whatever the network returns, for images `(B, 3, H, W)` in pixel space, float in [0, 1]. Differentiable.
 
         Args:
             images: in pixel space.
-            classes: `(B,)`, the labels, for a head with a query for each class in training.
+            classes: `(B,)`, the labels, for a head that has one query per class in training.
         """
         return self.run(images, classes).output
 
     def run(self, images: Tensor, classes: Tensor | None = None) -> Attended:
-        """The output for images in pixel space, and the attention of the head."""
+        """The output and the head's attention for images in pixel space."""
         if images.dim() != 4 or images.shape[1] != 3 or not images.is_floating_point():
             raise InputError(
                 f"{self.name} takes images (batch, 3, height, width), float in [0, 1]; got {tuple(images.shape)} {images.dtype}. "
@@ -156,7 +156,7 @@ class Classifier(nn.Module):
         return self._attend(self.normalise(images), classes)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """What the network itself is given for images in pixel space, in the network's precision."""
+        """The network's input for images in pixel space, in the network's precision."""
         normalised: Tensor = (images.to(self.mean.dtype).contiguous(memory_format=torch.channels_last) - self.mean) / self.std
         return normalised
 
@@ -170,23 +170,23 @@ class Classifier(nn.Module):
         return attend(self.network, normalised, self.head, self.attachment, self.read_output, classes, seeds)
 
     def asked_classes(self, images: Tensor) -> Tensor | None:
-        """What the network itself predicts for images in pixel space, for a head that asks for the class; None for others."""
+        """The network's own prediction for images in pixel space, if the head needs the class; else None."""
         return own_prediction(self.network, self.normalise(images), self.read_output) if self.head.asks_class else None
 
     def _bare(self, images: Tensor) -> Tensor:
-        """The output of the network as it is, without the head."""
+        """The output of the network alone, without the head."""
         return self.read_output(self.network(self.normalise(images)))
 
     def read_output(self, output: Any) -> Tensor:
-        """The output in what the network gives: logits `(B, K)`, vectors `(B, D)` or maps of logits `(B, K, h, w)`.
+        """Finds the output in what the network returns: logits `(B, K)`, vectors `(B, D)` or maps of logits `(B, K, h, w)`.
 
         Raises:
-            UnsupportedError: there is none.
+            UnsupportedError: there is no such output.
         """
         return _read_output(output, self.name)
 
     def predict(self, images: Tensor) -> Tensor:
-        """Logits `(B, K)`, or whatever the network gives, in eval mode, without gradients; images are moved to the classifier's device.
+        """Logits `(B, K)`, or whatever the network returns, in eval mode, without gradients; images are moved to the classifier's device.
 
         >>> import torch, xattn
         >>> xattn.load("birds:gap", device="cpu").predict(torch.rand(2, 3, 64, 64)).shape
@@ -197,14 +197,14 @@ class Classifier(nn.Module):
         return logits
 
     def features(self, images: Tensor, stages: Sequence[str] | None = None) -> dict[str, Tensor]:
-        """Feature maps `{stage: (B, C, h, w)}` in eval mode, whatever the layout inside; all stages if none are named."""
+        """Feature maps `{stage: (B, C, h, w)}` in eval mode, whatever the network's layout; all stages if none are named."""
         chosen = self.stages if stages is None else [self.stage(name) for name in stages]
         with evaluating(self), captured(self.network, chosen) as found:
             self._bare(images)
         return {stage.name: to_nchw(found[stage.name], stage.layout) for stage in chosen}
 
     def stage(self, name: str | None = None) -> Stage:
-        """A stage by name, any module's that gives a map; the one that enters the pooling if None."""
+        """A stage by name, which any module that gives a map has; None: the input of the pooling."""
         if name is None:
             return self.stages[-1]
         with evaluating(self), torch.inference_mode(False):
@@ -214,7 +214,7 @@ class Classifier(nn.Module):
         """The index of a class given by index or name.
 
         Raises:
-            NameUnknownError: no class of that name.
+            NameUnknownError: there is no class of that name.
             InputError: an index outside the classes, or a name where no labels are known.
         """
         if isinstance(target, str) and self.labels is not None and target in self.labels:
@@ -229,10 +229,10 @@ class Classifier(nn.Module):
         return index
 
     def class_indices(self, label: int | str | Sequence[int | str]) -> tuple[int, ...]:
-        """The indices of the classes of an image's label: one class, several, or several names with `|` between them.
+        """The class indices of an image's label: one class, several, or several names separated by `|`.
 
         Raises:
-            NameUnknownError: no class of that name.
+            NameUnknownError: there is no class of that name.
             InputError: as for `class_index`.
         """
         if isinstance(label, str) and "|" in label and label not in (self.labels or ()):
@@ -245,10 +245,10 @@ class Classifier(nn.Module):
         return str(index) if self.labels is None else self.labels[index]
 
     def start_from(self, other: Classifier) -> None:
-        """Takes over the weights of another of the same network and head, as a student does at higher resolution.
+        """Copies the weights of another classifier with the same network and head, as for a student at higher resolution.
 
         Raises:
-            WeightsError: its network or its head is another.
+            WeightsError: its network or its head is different.
         """
         fit_weights(self.network, other.network.state_dict(), f"of {other.name}")
         fit_weights(self.head, other.head.state_dict(), f"of {other.head_name} on {other.name}")
@@ -259,12 +259,12 @@ class Classifier(nn.Module):
         return digest_of({**self.network.state_dict(), **{f"head.{key}": value for key, value in self.head.state_dict().items()}})
 
     def save(self, path: str) -> None:
-        """Writes weights and settings to one `.safetensors` that `xattn.load` takes.
+        """Writes weights and settings to one `.safetensors` file that `xattn.load` takes.
 
-        Where the network's weights are as they were loaded, the head's alone: several heads on one network are a small file each.
+        If the network's weights are unchanged since loading, only the head's are written: several heads on one network are small files.
 
         Raises:
-            UnsupportedError: it was attached from a module in hand, which no name rebuilds.
+            UnsupportedError: it was made by `attach`, and no name rebuilds its network.
         """
         if self.source is None:
             raise UnsupportedError(

@@ -1,7 +1,7 @@
-"""One network explained by several threads at a time: hooks that act in their own thread, flags that are counted, and turns.
+"""Several threads that explain one network at a time: hooks that act in their own thread, counted flags, and turns.
 
-xattn's own methods only read a network, so that any number of threads may run one; they wait for nobody. Other libraries change modules,
-hooks and the process's random generators while they run: they have the network to themselves, and whoever else wants it waits as long.
+xattn's own methods only read a network, so that any number of threads may run one without waiting. Other libraries change modules,
+hooks and the process's random generators while they run: they get the network for themselves, and everyone else waits.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from torch import nn
 
 
 def in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """A module hook that does nothing in a forward of another thread than the one that registers it."""
-    if torch.compiler.is_compiling():  # what is compiled runs no hooks but those that were there then
+    """A module hook that does nothing in forwards of threads other than the one that registers it."""
+    if torch.compiler.is_compiling():  # compiled code runs only the hooks that existed when it was compiled
         return hook
     owner = threading.get_ident()
     return lambda *args: hook(*args) if threading.get_ident() == owner else None
 
 
 class _Turns:
-    """Who runs a network: any number of threads at once, or one that changes it."""
+    """Decides who runs a network: any number of threads at once, or one that changes it."""
 
     def __init__(self) -> None:
         self.changed = threading.Condition()
@@ -44,7 +44,7 @@ class _Turns:
         finally:
             with self.changed:
                 self.running[me] -= 1
-                self.running += Counter()  # drops threads that are done
+                self.running += Counter()  # drops finished threads
                 self.changed.notify_all()
 
     @contextmanager
@@ -63,7 +63,7 @@ class _Turns:
 
 _lock = threading.Lock()
 _turns: WeakKeyDictionary[nn.Module, _Turns] = WeakKeyDictionary()
-_evaluated: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # modules in training mode that are held in eval mode, and how often
+_evaluated: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # modules in training mode held in eval mode, and how many times
 _precise = 0
 _tf32 = False
 
@@ -75,16 +75,16 @@ def _turns_of(network: nn.Module) -> _Turns:
 
 @contextmanager
 def exclusive(network: nn.Module) -> Iterator[None]:
-    """No other thread runs the network inside, as far as it runs it through xattn."""
+    """Keeps other threads from running the network inside, as far as they run it through xattn."""
     with _turns_of(network).exclusive():
         yield
 
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode and, on a GPU, convolutions in full float32 inside; each module's own flag and the precision as they were after.
+    """Eval mode and, on a GPU, convolutions in full float32 inside; restores each module's own flag and the precision afterwards.
 
-    The last of several threads to leave puts the flags back.
+    With several threads, the last to leave restores the flags.
 
     Args:
         module: a classifier, or a network.
@@ -107,7 +107,7 @@ def _hold(module: nn.Module) -> list[nn.Module]:
             part.training = False
         if torch.cuda.is_available():
             _tf32 = _tf32 if _precise else torch.backends.cudnn.allow_tf32
-            torch.backends.cudnn.allow_tf32 = False  # probabilities hold to 1e-5 whatever the batch
+            torch.backends.cudnn.allow_tf32 = False  # keeps probabilities within 1e-5 whatever the batch
             _precise += 1
     return held
 

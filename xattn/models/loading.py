@@ -1,4 +1,4 @@
-"""`load`, a classifier by name or from a file of ours, and `attach`, one around a module in hand."""
+"""`load` makes a classifier from a name or from an xattn file; `attach` wraps a module that the caller built."""
 
 from __future__ import annotations
 
@@ -41,33 +41,33 @@ def load(
     """Loads a pretrained classifier by name.
 
     Args:
-        model: `birds:NAME` of the shipped classifiers, `torchvision:NAME`, `timm:NAME`, `package.module:factory`,
-            `path/file.py:factory` (a callable without arguments that gives the network), or a `.safetensors` that `Classifier.save` or
+        model: `birds:NAME` for the shipped classifiers, `torchvision:NAME`, `timm:NAME`, `package.module:factory`,
+            `path/file.py:factory` (a callable without arguments that returns the network), or a `.safetensors` that `Classifier.save` or
             `xattn train` wrote, which has its own head.
-        head: which head gives the logits, `name[:key=value,…]`; None: a saved file's own, else gap.
-        classes: outputs of a head with a linear layer of its own (br-npa, b-cnn); None: the network's number.
-        high_res: stages whose stride is removed, as ["layer3", "layer4"]: `xattn.models.high_resolution`.
-        dilate: widen the kernels behind them instead.
-        weights: a local `.pth` or `.safetensors`, read without executing anything in it, or the name of one of torchvision's
-            weights. None: the library's default, downloaded if it is not in the cache; for a factory, what it gives. A local file of
-            a GoogLeNet or an Inception is taken as torchvision's own are, with transform_input. For a saved file with a head alone:
-            where the network's weights are now. A `.safetensors` that `Classifier.save` or `xattn train` wrote brings its head,
-            preprocessing and labels with it.
-        labels: a text file with a class name per line, or the names.
+        head: which head gives the logits, `name[:key=value,…]`; None: that of a saved file, else gap.
+        classes: number of outputs of a head with its own linear layer (br-npa, b-cnn); None: the network's.
+        high_res: stages whose stride is removed, such as ["layer3", "layer4"]; see `xattn.models.high_resolution`.
+        dilate: dilate the kernels behind these strides, so that each sees what it saw before.
+        weights: a local `.pth` or `.safetensors`, read without executing anything in it, or the name of torchvision weights. None: the
+            library's default, downloaded if it is not cached; for a factory, the weights that it returns. A local file for a GoogLeNet or
+            an Inception is loaded like torchvision's own weights, with transform_input. For a saved file that holds only a head: where the
+            network's weights are now. A `.safetensors` that `Classifier.save` or `xattn train` wrote comes with its head, preprocessing
+            and labels.
+        labels: a text file with one class name per line, or the names.
         input_size: side of the crop, or height and width.
         resize: shorter side before the crop, or height and width.
-        mean: of the normalisation, in [0, 1]; with local weights ImageNet's unless given.
+        mean: of the normalisation, in [0, 1]; with local weights, ImageNet's unless given.
         std: standard deviation of the normalisation, likewise.
         multi_label: probabilities are sigmoids of each logit.
-        device: where to put it; None: a GPU where there is one, else the CPU.
-        trust_code: import and run the code that a `.safetensors` names as the source of its network. Without it a file builds only what
-            xattn itself knows by name (birds:, torchvision:, timm:).
+        device: where to put it; None: a GPU if there is one, else the CPU.
+        trust_code: import and run the code that a `.safetensors` names as the source of its network. Without it, only networks that
+            xattn itself knows by name (birds:, torchvision:, timm:) are built.
 
     Raises:
-        NameUnknownError: no such network.
+        NameUnknownError: there is no such network.
         UntrustedCodeError: the file names code, and trust_code was not given.
-        WeightsError: the weights do not fit, cannot be read, or cannot be had.
-        MissingPackageError: timm is asked for and not installed.
+        WeightsError: the weights do not fit, cannot be read, or cannot be obtained.
+        MissingPackageError: timm is needed and not installed.
 
     >>> import xattn
     >>> xattn.load("birds:gap", device="cpu").class_count
@@ -101,7 +101,7 @@ def load(
         fit_weights(classifier.head, split_weights(saved.file)[1], model)
         classifier.trained = saved.header.trained
     if labels is None and names is not None and len(names) == classifier.class_count:
-        classifier.labels = tuple(names)  # ImageNet's, which a network with another number of classes does not have
+        classifier.labels = tuple(names)  # ImageNet's, which do not apply to a network with another number of classes
     classifier.eval()
     try:
         return classifier.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -112,13 +112,13 @@ def load(
 
 @dataclass(frozen=True)
 class _Saved:
-    """A `.safetensors` of ours that a classifier is loaded from.
+    """An xattn `.safetensors` from which a classifier is loaded.
 
     Attributes:
         file: its path.
-        header: what it says.
-        named: the network, where the user names it; None: as the file says.
-        name: how rows call the classifier.
+        header: its header.
+        named: the network that the user names; None: the one in the file.
+        name: of the classifier in the rows.
     """
 
     file: str
@@ -128,10 +128,10 @@ class _Saved:
 
 
 def _saved_file(model: str, weights: str | Path | None, given: dict[str, object], trust_code: bool) -> _Saved | None:
-    """The file of ours that a classifier is to be loaded from; None where a network is.
+    """The xattn file from which a classifier is to be loaded; None if `model` names a network.
 
     Raises:
-        InputError: something is given beside it that it has itself.
+        InputError: a setting is given that the file has itself.
         UntrustedCodeError: it names code, and the user neither names the network nor trusts the code.
     """
     file = own_file(model)
@@ -158,19 +158,19 @@ def _saved_file(model: str, weights: str | Path | None, given: dict[str, object]
 
 
 def own_file(model: str) -> str | None:
-    """The file of ours that a name means, head and all; None where it means a network."""
+    """The xattn file, with its head, that a name means; None if it means a network."""
     if model.startswith(pretrained.PREFIX) and model != pretrained.NETWORK:
         return str(pretrained.file_of(model))
     return model if model.endswith(".safetensors") else None
 
 
 def names_code_of(file: str | Path, model: str) -> bool:
-    """Whether a file of ours has its network from the code that a user names as the model anyway."""
+    """Whether the code that an xattn file names for its network is what the user names as the model anyway."""
     return read_header(file).source.model == sources.absolute(model)
 
 
 def _network_of(saved: _Saved, weights: str | Path | None) -> tuple[nn.Module, Source]:
-    """The network of a file of ours: with its own weights, or with those that its head was trained on.
+    """The network of an xattn file: with its own weights, or with those that its head was trained on.
 
     Args:
         saved: the file.
@@ -215,19 +215,19 @@ def attach(
     name: str | None = None,
     multi_label: bool = False,
 ) -> Classifier:
-    """Wraps a network in hand; it stays where it is and as it is.
+    """Wraps a network that is already built; it stays where it is and as it is.
 
     Args:
-        module: normalised images `(B, 3, H, W)` → logits `(B, K)`; or vectors `(B, D)`, or maps of logits `(B, K, h, w)`, for the targets
-            that are taken of these.
+        module: normalised images `(B, 3, H, W)` → logits `(B, K)`; or vectors `(B, D)`, or maps of logits `(B, K, h, w)`, for targets
+            that use these.
         head: which head gives the logits, `name[:key=value,…]`.
-        classes: outputs of a head with a linear layer of its own (br-npa, b-cnn); None: the network's number.
+        classes: number of outputs of a head with its own linear layer (br-npa, b-cnn); None: the network's.
         input_size: side of the crop, or height and width.
         resize: shorter side before the crop; input size × 256/224 if None.
         mean: of the normalisation that the network was trained with, in [0, 1]; ImageNet's if None.
         std: standard deviation of the normalisation, likewise.
-        labels: a text file with a class name per line, or the names.
-        name: how rows call it; the class name if None.
+        labels: a text file with one class name per line, or the names.
+        name: as in the rows; None: the name of the module's class.
         multi_label: probabilities are sigmoids of each logit.
 
     >>> import torchvision, xattn
@@ -249,7 +249,7 @@ def attach(
 
 
 def read_labels(labels: str | Path | Sequence[str]) -> list[str]:
-    """Class names, from a text file with one per line or as given."""
+    """Class names, as given or from a text file with one per line."""
     if not isinstance(labels, (str, Path)):
         return list(labels)
     try:
@@ -259,5 +259,5 @@ def read_labels(labels: str | Path | Sequence[str]) -> list[str]:
 
 
 def _kept(weights: str | Path | None) -> str | None:
-    """How a file of ours names weights: a local file by its whole path."""
+    """How an xattn file records weights: a local file by its absolute path."""
     return None if weights is None else os.path.abspath(weights) if Path(weights).is_file() else str(weights)

@@ -1,4 +1,4 @@
-"""Larger feature maps from the same weights: strides taken out of the last stages."""
+"""Larger feature maps from the same weights: strides are removed from the last stages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PROBE_SIDE = 224
 
 @dataclass(frozen=True)
 class _Call:
-    """A leaf module's run in the probe, with the sides of its maps."""
+    """A run of a leaf module in the probe, with the sizes of its maps."""
 
     name: str
     module: nn.Module
@@ -28,32 +28,32 @@ class _Call:
 
     @property
     def shrinks(self) -> bool:
-        """Whether it makes a map smaller by a stride."""
+        """Whether it shrinks a map by a stride."""
         return hasattr(self.module, "stride") and self.after < self.before
 
 
 def high_resolution(
     network: nn.Module, stages: Sequence[str], *, dilate: bool = False, input_size: int | tuple[int, int] = PROBE_SIDE
 ) -> list[str]:
-    """Takes the stride out of stages, in place: their maps, and those of what follows, grow by as much as they strode.
+    """Removes the stride from stages, in place: their maps, and those of what follows, grow by the same factor.
 
-    The convolution that strides and its shortcut get stride 1; weights stay. Where a kernel has no padding (ConvNeXt's 2×2, pooled
-    shortcuts) the map is padded right and below by replication.
+    The convolution with the stride and its shortcut get stride 1; weights stay. Where a kernel has no padding (ConvNeXt's 2×2, pooled
+    shortcuts), the map is padded right and below by replication.
 
     Args:
-        network: a ResNet, MobileNet, ConvNeXt or the like.
-        stages: names of modules, as "layer3", "layer4"; a stage without a stride inside stands for the one right before it.
-        dilate: widen the kernels that follow instead, so that each sees what it saw before: at every second position the map is the one
-            from before. As torchvision's `replace_stride_with_dilation`.
-        input_size: side, or height and width, of the images it is probed with.
+        network: a ResNet, MobileNet, ConvNeXt or similar.
+        stages: module names, such as "layer3", "layer4"; for a stage without a stride inside, the stride right before it is removed.
+        dilate: dilate the kernels that follow, so that each sees what it saw before: at every second position the map equals the original
+            one. As in torchvision's `replace_stride_with_dilation`.
+        input_size: side, or height and width, of the probe images.
 
     Returns:
-        Names of the modules whose stride was taken out.
+        Names of the modules whose stride was removed.
 
     Raises:
-        NameUnknownError: no module of that name.
-        UnsupportedError: the stage does not shrink its map, or by something else than a convolution or an average pooling. The network
-            is as it was, in all stages.
+        NameUnknownError: there is no module of that name.
+        UnsupportedError: the stage does not shrink its map, or by something other than a convolution or an average pooling. All stages of
+            the network are then as they were.
 
     Source: Gomez et al. 2021, Sec. 3.1.
     """
@@ -92,7 +92,7 @@ def _without_stride(network: nn.Module, stage: str, dilate: bool, size: tuple[in
                 _widen(network.get_submodule(call.name))
     try:
         grown = _probe(network, size)[1].get(stage)
-    except Exception as error:  # whatever a network raises where two maps no longer fit each other
+    except Exception as error:  # any error of a network in which two maps no longer match
         raise UnsupportedError(
             f"with the strides of '{stage}' taken out the network does not run ({error}): is there one in its code?"
         ) from error
@@ -107,7 +107,7 @@ def _strides(calls: Sequence[_Call]) -> str:
 
 
 def _probe(network: nn.Module, size: tuple[int, int]) -> tuple[list[_Call], dict[str, tuple[int, int]]]:
-    """The runs of leaf modules in order, and the sides of the map that each module gives."""
+    """The runs of leaf modules in order, and the size of the map that each module gives."""
     calls: list[_Call] = []
     sizes: dict[str, tuple[int, int]] = {}
 
@@ -139,12 +139,12 @@ def _probe(network: nn.Module, size: tuple[int, int]) -> tuple[list[_Call], dict
 
 
 def _right_before(calls: Sequence[_Call], size: tuple[int, int]) -> list[_Call]:
-    """The stride at the very end of what runs before a stage, as ConvNeXt's downsampling."""
+    """The stride at the very end of what runs before a stage, such as ConvNeXt's downsampling."""
     return [calls[-1]] if calls and calls[-1].shrinks and calls[-1].after == size else []
 
 
 class _PaddedConv2d(nn.Conv2d):
-    """A convolution without padding whose map is padded right and below by replication, so that it stays as large."""
+    """A convolution without padding whose map is padded right and below by replication, so that its size stays the same."""
 
     def forward(self, features: Tensor) -> Tensor:
         below, right = (dilation * (kernel - 1) for dilation, kernel in zip(self.dilation, self.kernel_size, strict=True))
@@ -156,7 +156,7 @@ def _strideless(call: _Call, stage: str) -> nn.Module:
     if isinstance(module, nn.Conv2d):
         module.stride = (1, 1)
         if isinstance(module.padding, str) or type(module) is not nn.Conv2d or any(module.padding) or module.kernel_size == (1, 1):
-            return module  # padded already, or padding itself as it runs
+            return module  # already padded, or padded as it runs
         padded = _PaddedConv2d(1, 1, (module.kernel_size[0], module.kernel_size[1]))
         vars(padded).update(vars(module))
         return padded
@@ -173,7 +173,7 @@ def _strideless(call: _Call, stage: str) -> nn.Module:
 
 
 def _widen(module: nn.Module) -> None:
-    """Doubles the dilation of a convolution with a kernel larger than 1, and its padding."""
+    """Doubles the dilation and the padding of a convolution with a kernel larger than 1."""
     if isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1:
         module.dilation = (module.dilation[0] * 2, module.dilation[1] * 2)
         if not isinstance(module.padding, str):

@@ -1,4 +1,4 @@
-"""Where networks come from: torchvision, timm, code, the shipped classifiers. Each source builds a network and tells its preprocessing."""
+"""Sources of networks: torchvision, timm, code, the shipped classifiers. Each builds a network and gives its preprocessing."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from xattn.models.checkpoints import classes_in, fit_weights, mismatch, read_hea
 INCEPTIONS = ("googlenet", "inception_v3")
 
 Weights = str | Path | dict[str, Tensor] | None
-"""A file or the name of some weights, or what a file of ours holds; None: the source's own."""
+"""A weights file, the name of some weights, or the content of an xattn file; None: the source's own weights."""
 
 
 class Built(NamedTuple):
-    """A network as its source gives it."""
+    """A network as its source builds it."""
 
     network: nn.Module
     preprocessing: Preprocessing
@@ -42,30 +42,30 @@ def build(model: str, weights: Weights) -> Built:
 
     Args:
         model: `birds:NAME`, `torchvision:NAME`, `timm:NAME`, `package.module:factory` or `path/file.py:factory`.
-        weights: what it is given.
+        weights: the weights to load.
 
     Raises:
         NameUnknownError: there is no such network.
-        WeightsError: the weights do not fit, cannot be read, or cannot be had.
-        InputError: the name means nothing, or its code cannot be imported.
+        WeightsError: the weights do not fit, cannot be read, or cannot be obtained.
+        InputError: the name is not valid, or its code cannot be imported.
         MissingPackageError: its library is not installed.
     """
     return _SOURCES.get(model.partition(":")[0], _from_code)(model, weights)
 
 
 def is_code(model: str) -> bool:
-    """Whether building a network of that name imports and runs code that is neither xattn's nor a library's."""
+    """Whether building the named network imports and runs code that is neither xattn's nor a library's."""
     return model != pretrained.FRESH and model.partition(":")[0] not in _SOURCES
 
 
 def absolute(model: str) -> str:
-    """A model's name that holds wherever it is read: code by the whole path of its file."""
+    """A model's name that is valid from any folder: code by the absolute path of its file."""
     place, colon, attribute = model.rpartition(":")
     return f"{os.path.abspath(place)}{colon}{attribute}" if place.endswith(".py") else model
 
 
 def model_names() -> list[str]:
-    """What `xattn.load` knows by name: the shipped classifiers, torchvision's classification networks, and timm's where it is installed."""
+    """Names that `xattn.load` knows: the shipped classifiers, torchvision's classification networks, and timm's if it is installed."""
     from torchvision import models
 
     names = pretrained.pretrained_names()
@@ -131,7 +131,7 @@ def _from_timm(model: str, weights: Weights) -> Built:
     else:
         try:
             network = timm.create_model(name, pretrained=True)
-        except Exception as error:  # the hub's errors share no root
+        except Exception as error:  # the hub's errors have no common base class
             raise WeightsError(
                 f"the weights of {model} are not in the cache and could not be downloaded ({type(error).__name__}: {error}). "
                 "Give a local file as weights."
@@ -188,7 +188,7 @@ def _module_of_file(model: str, place: str) -> ModuleType:
         raise InputError(f"model '{model}': {place} is not importable.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    sys.path.insert(0, str(path.parent))  # where the file finds its neighbours, as when it is run
+    sys.path.insert(0, str(path.parent))  # so that the file finds its neighbours, as when it is run
     try:
         spec.loader.exec_module(module)
     except ImportError as error:
@@ -209,7 +209,7 @@ _SOURCES: dict[str, Callable[[str, Weights], Built]] = {"torchvision": _from_tor
 
 
 def _with_local_weights(create: Callable[..., nn.Module], state: dict[str, Tensor], weights: Weights) -> nn.Module:
-    """The network with a local file's weights, its last layer as wide as the file's."""
+    """The network with a local file's weights; its last layer is as wide as the file's."""
     network = create()
     if mismatch(network, state) and (count := classes_in(network, state)) is not None:
         network = create(num_classes=count)

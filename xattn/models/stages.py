@@ -1,8 +1,8 @@
-"""Where a network can be cut, found from one probing forward.
+"""Finds where a network can be cut, from one probing forward.
 
 A *cut point* is a tensor that every path from the image to the logits crosses: a dominator in the autograd graph of the logits.
-Stages are the cut points that stand between blocks. Nothing is known of any architecture: ResNets, DenseNets with a functional
-ReLU before the pooling, SqueezeNet's convolutional classifier and channels-last networks are all read off the same graph.
+Stages are the cut points between blocks. No architecture is hard-coded: ResNets, DenseNets with a functional ReLU before the pooling,
+SqueezeNet's convolutional classifier and channels-last networks are all read from the same graph.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from xattn.models.concurrency import in_this_thread
 
 Layout = Literal["NCHW", "NHWC"]
 
-FARTHEST_ASPECT = math.log(2) + 1e-9  # 3 × 10 cells for an image of 48 × 160 are right; 1 × 5 for it too
+FARTHEST_ASPECT = math.log(2) + 1e-9  # 3 × 10 cells are right for an image of 48 × 160; so are 1 × 5
 PARAMETRIC = ("AddmmBackward", "MmBackward", "ConvolutionBackward", "LinearBackward", "BmmBackward")
 NORMALISATIONS = ("NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm", "NativeLayerNorm", "NativeGroupNorm")
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One place where features are taken.
+    """A place where features are taken.
 
     Attributes:
         name: what the user writes: a module's dotted name, `name#2` for its second call, `name+relu` for a function applied to it.
@@ -39,7 +39,7 @@ class Stage:
         size: height and width of the map at the classifier's input size.
         stride: input height over map height.
         layout: axes of the tensor inside the network.
-        module: the hooked module's dotted name.
+        module: dotted name of the hooked module.
         call: which call of that module, from 1.
         offset: for a function, how many torch functions after the module's call; None for the module's own output.
         calls: how often the module runs in one forward.
@@ -73,7 +73,7 @@ class _Event:
 
     @property
     def is_block(self) -> bool:
-        """A module made of modules that learn; all else is an operation."""
+        """Whether it is a module made of modules that learn; everything else is an operation."""
         return any(child.has_parameters for child in self.children)
 
     @property
@@ -92,7 +92,7 @@ class _Event:
 
 
 class _Recorder(TorchFunctionMode):
-    """Writes down the call tree of a forward: each module's and each free function's output, as the autograd graph knows it."""
+    """Records the call tree of a forward: the output of each module and free function, with its place in the autograd graph."""
 
     def __init__(self, aspect: float) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class _Recorder(TorchFunctionMode):
             event.name = _call_name(event.module, event.call)
             event.node, event.shape = tensor.grad_fn, tuple(tensor.shape)
             self.stack[-1].children.append(event)
-        self.last, self.offset = (event.module, event.call), 0  # last: reading a tensor's attributes counts as a function too
+        self.last, self.offset = (event.module, event.call), 0  # last, because reading a tensor's attributes counts as a function too
 
 
 def _call_name(module: str, call: int) -> str:
@@ -149,7 +149,7 @@ def find_stages(network: nn.Module, forward: Callable[[Tensor], Tensor], image: 
         network: the module whose submodules are named in the stages, in eval mode.
         forward: images `(1, 3, H, W)` → logits `(1, K)`, a vector or a map of logits, running `network`.
         image: `(1, 3, H, W)`.
-        named: how to call the network in an error.
+        named: name of the network in errors.
 
     Returns:
         Stages in the order of the forward; the last is the tensor that enters the global pooling.
@@ -203,7 +203,7 @@ def _shape(node: Node) -> tuple[int, ...]:
 
 
 class _Map(NamedTuple):
-    """A tensor of four axes read as a feature map."""
+    """A tensor with four axes read as a feature map."""
 
     layout: Layout
     channels: int
@@ -212,7 +212,7 @@ class _Map(NamedTuple):
 
 
 def _as_map(shape: tuple[int, ...] | None, aspect: float) -> _Map | None:
-    """Reads a shape as a map whose height over width is that of the image, channels first where both readings fit as well."""
+    """Reads a shape as a map with the image's aspect ratio; channels first if both readings fit."""
     if shape is None or len(shape) != 4 or min(shape) < 1:
         return None
     readings = (_Map("NCHW", shape[1], shape[2], shape[3]), _Map("NHWC", shape[3], shape[1], shape[2]))
@@ -224,7 +224,7 @@ def _as_map(shape: tuple[int, ...] | None, aspect: float) -> _Map | None:
 def _dominators(root: Node) -> list[Node]:
     """Nodes on every path from the logits to the image, in forward order.
 
-    A node lies on all paths when (paths from the root to it) × (paths from it to the image) is the number of all paths.
+    A node is on all paths if (paths from the root to it) × (paths from it to the image) is the number of all paths.
     """
     order, below = _topological(root)
     image = next((node for node in reversed(order) if type(node).__name__ == "AccumulateGrad" and _is_image(node)), None)
@@ -282,13 +282,13 @@ def _events_by_node(root: _Event) -> dict[Node, list[_Event]]:
 
 
 def _last_map_before_pooling(chain: Sequence[Node], maps: Sequence[Node], *, classes: int) -> Node | None:
-    """The map that enters the global pooling; before a convolutional classifier, where no linear one follows the pooling."""
+    """The map that enters the global pooling; or the map before a convolutional classifier, if no linear one follows the pooling."""
     if not maps:
         return None
     last = maps[-1]
     after = chain[chain.index(last) + 1 :]
     if any(len(_shape(node)) == 3 and _is_a(node, (*PARAMETRIC, "NativeLayerNormBackward")) for node in after):
-        return None  # tokens go on where the map ends: a vision transformer's patch embedding
+        return None  # tokens continue where the map ends: a vision transformer's patch embedding
     if not any(_is_a(node, PARAMETRIC) for node in after) and (classifier := _convolutional_classifier(maps, classes)) is not None:
         maps = maps[: maps.index(classifier)] or maps
     while len(maps) > 1 and _is_a(maps[-1], ("AdaptiveAvgPool2DBackward", "CloneBackward")):  # a pooling to 7 × 7, a change of layout
@@ -297,7 +297,7 @@ def _last_map_before_pooling(chain: Sequence[Node], maps: Sequence[Node], *, cla
 
 
 def _convolutional_classifier(maps: Sequence[Node], classes: int) -> Node | None:
-    """The 1×1 convolution that gives a map of logits; None where the last map is one of features, whose mean is an embedding."""
+    """The 1×1 convolution that gives a map of logits; None if the last map holds features, whose mean is an embedding."""
     place = next((place for place in reversed(range(len(maps))) if _is_a(maps[place], ("ConvolutionBackward",))), None)
     if place is None or any(_shape(node)[1] != classes or _is_a(node, NORMALISATIONS) for node in maps[place:]):
         return None
@@ -327,7 +327,7 @@ def _outermost(root: _Event, order: dict[Node, int], last: Node) -> list[_Event]
 def _expand(parent: _Event, order: dict[Node, int], last: Node, size: tuple[int, ...] | None) -> list[_Event]:
     """Children of a module that are cut points.
 
-    A child is opened where its inner blocks change the resolution more than once, or where it is the whole way from image to pooling.
+    A child is opened if its inner blocks change the resolution more than once, or if it spans the whole way from image to pooling.
     """
     cuts: list[_Event] = []
     for event in parent.children:
@@ -341,7 +341,7 @@ def _expand(parent: _Event, order: dict[Node, int], last: Node, size: tuple[int,
         if cuts:
             size = cuts[-1].signature[1:]
     distinct: dict[Node, _Event] = {}
-    for event in cuts:  # dropout and identity give back what they got: the first to give it names it
+    for event in cuts:  # dropout and identity return their input: the first to give it names it
         if event.node not in distinct or (distinct[event.node].is_function and not event.is_function):
             distinct[event.node] = event
     return list(distinct.values())
@@ -367,7 +367,7 @@ def named_stage(network: nn.Module, forward: Callable[[Tensor], Tensor], image: 
     """A stage by name: one of those found, or any module of the network that gives a map.
 
     Raises:
-        NameUnknownError: no module of that name.
+        NameUnknownError: there is no module of that name.
         UnsupportedError: the module gives no map `(batch, channels, height, width)`, or is not run.
     """
     listed = {stage.name: stage for stage in known}

@@ -1,4 +1,4 @@
-"""From what a user asks to have explained to the target of each image: rules that follow the unmasked output and the labels."""
+"""From what a user asks to explain to the target of each image: rules that use the unmasked output and the labels."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class TargetRule(ABC):
     """How the target of each image is chosen.
 
     Attributes:
-        text: what rows say of it: "predicted", "label", "given", `predicted - second`, …
+        text: as in the rows: "predicted", "label", "given", `predicted - second`, …
     """
 
     text: str
@@ -48,11 +48,11 @@ class TargetRule(ABC):
 
     @property
     def fixed(self) -> Target | None:
-        """The target, where it does not depend on the output."""
+        """The target, if it does not depend on the output."""
         return None
 
     def __len__(self) -> int:
-        """For how many images it is; 1: for any number."""
+        """Number of images that it is for; 1: any number."""
         return 1
 
     def part(self, part: slice) -> TargetRule:
@@ -64,7 +64,7 @@ class TargetRule(ABC):
         """The targets of a batch.
 
         Args:
-            classifier: that is explained.
+            classifier: the one that is explained.
             output: of the unmasked images.
             labels: class index of each image, or None.
         """
@@ -72,7 +72,7 @@ class TargetRule(ABC):
 
 @dataclass(frozen=True)
 class Terms(TargetRule):
-    """Classes with weights, each an index, "predicted", "second" or "label". One of weight 1 is a class; all else is a contrast."""
+    """Weighted classes, each an index, "predicted", "second" or "label". A single one of weight 1 is a class; all else is a contrast."""
 
     terms: tuple[tuple[float, int | str], ...]
 
@@ -109,7 +109,7 @@ class Terms(TargetRule):
 
 @dataclass(frozen=True)
 class EveryLabel(TargetRule):
-    """Each label of an image; the batch holds an image once for each."""
+    """Each label of an image; the batch holds an image once per label."""
 
     @property
     def needs_labels(self) -> bool:
@@ -125,7 +125,7 @@ class EveryLabel(TargetRule):
 
 @dataclass(frozen=True)
 class Given(TargetRule):
-    """A target in hand, one for all images or one for each."""
+    """A ready-made target, one for all images or one for each."""
 
     target: Target
 
@@ -144,11 +144,11 @@ class Given(TargetRule):
 
 
 def target_rule(classifier: Classifier, asked: Asked) -> TargetRule:
-    """The rule that a user's words mean for a classifier.
+    """The rule for a classifier that a user's request means.
 
     Raises:
-        NameUnknownError: no class of that name.
-        InputError: an index outside the classes, or something that is no target.
+        NameUnknownError: there is no class of that name.
+        InputError: an index outside the classes, or something that is not a target.
     """
     if isinstance(asked, Target):
         return Given(asked.rule, asked)
@@ -199,7 +199,7 @@ def _term(classifier: Classifier, piece: str, sign: str, whole: str) -> tuple[fl
 
 
 def described(asked: Asked) -> Any:
-    """What `run.json` keeps of a target: words as they are, tensors by their digest."""
+    """What `run.json` records of a target: words as they are, tensors by their digest."""
     if isinstance(asked, (str, int)):
         return asked
     if isinstance(asked, Target):

@@ -14,11 +14,11 @@ from xattn.metrics.tables import Table, comparison
 from xattn.study.store import Store
 
 KEYS = ["image", "model", "head", "method", "metric", "target"]
-AGREE = 0.01  # percent: by how much one value may differ between batch sizes
+AGREE = 0.01  # percent: largest accepted difference of one value between batch sizes
 
 
 def shown_names(stores: Sequence[Store]) -> list[dict[tuple[str, str], str]]:
-    """What each run's models are called beside the others', by model and head: with the run's path, where weights differ."""
+    """Names of each run's models for a joint table, by model and head; a run's path is added where weights differ."""
     digests: dict[tuple[str, str], str] = {}
     shown = []
     for store in stores:
@@ -33,7 +33,7 @@ def shown_names(stores: Sequence[Store]) -> list[dict[tuple[str, str], str]]:
 def compare_runs(runs: Sequence[str | Path], against: str | None = None) -> Table:
     """One comparison table of several runs.
 
-    Two runs may hold the same model, head, method and metric for different images; for the same image their values may not differ. The
+    Two runs may hold the same model, head, method and metric for different images; for the same image their values must agree. The
     name of a model whose weights differ between runs is followed by its run.
 
     Args:
@@ -41,7 +41,7 @@ def compare_runs(runs: Sequence[str | Path], against: str | None = None) -> Tabl
         against: a method to test the others against.
 
     Raises:
-        InputError: two runs give different values for the same thing, or are shards of different cuts.
+        InputError: two runs give different values for the same item, or are shards of different splits.
         RunError: a folder that is not a run.
     """
     stores = [Store(run) for run in runs]
@@ -72,7 +72,7 @@ def _missing_shards(stores: Sequence[Store]) -> list[str]:
     """Notes on shards that are missing.
 
     Raises:
-        InputError: shards of one run that was cut in two ways.
+        InputError: shards of one run that was split in two ways.
     """
     places: dict[str, dict[int, set[int]]] = {}
     for store in stores:

@@ -1,4 +1,4 @@
-"""How the forwards of a plan are run: tuned for its work once, within the memory that it is given, and by how much short cuts deviate."""
+"""How the forwards of a plan are run: tuned once for its work, within the given memory; and how much shortcuts change the values."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def plan_execution(plan: Plan, classifier: Classifier) -> Execution:
     """Tunes one classifier for what the plan asks of it.
 
     Raises:
-        InputError: the memory given is too little for one image.
+        InputError: the given memory is too little for one image.
     """
     crops = _some_crops(plan, classifier)
     each = forwards_per_image(plan, classifier)
     room = None if plan.memory is None else plan.memory // 2
     found = tuned(classifier, plan.level, plan.tune, forwards=len(plan.images) * each, sample=crops, memory=room)
-    # A chunk larger than what a batch has to run would be mostly padding.
+    # A chunk larger than what a batch runs would be mostly padding.
     most = max(SMALL, plan.batch_size * each)
     found = replace(found, tuning=replace(found.tuning, chunk=min(found.tuning.chunk, most)))
     at_once = plan.batch_size
@@ -56,7 +56,7 @@ def plan_execution(plan: Plan, classifier: Classifier) -> Execution:
 
 
 def forwards_per_image(plan: Plan, classifier: Classifier) -> int:
-    """Forwards that an image costs, methods of other libraries apart."""
+    """Forwards per image, without methods of other libraries."""
     methods, channels = plan.methods_of(classifier), plan.stage_of(classifier).channels
     perturbed = sum(forwards(asked, classifier.input_size) for asked in perturbations_of(plan.metrics))
     again = len({asked for metric in plan.metrics for asked in metric.instance.explained})
@@ -66,7 +66,7 @@ def forwards_per_image(plan: Plan, classifier: Classifier) -> int:
 
 
 def _some_crops(plan: Plan, classifier: Classifier) -> Tensor | None:
-    """The first batch that can be read, in pixel space; None where none can."""
+    """The first batch that can be read, in pixel space; None if none can."""
     for number in range(-(-len(plan.source) // plan.batch_size)):
         for batch in plan.source.batches(classifier.preprocessing, plan.batch_size, workers=0, wanted=[number]):
             if len(batch.crops):
@@ -75,7 +75,7 @@ def _some_crops(plan: Plan, classifier: Classifier) -> Tensor | None:
 
 
 def _bytes_per_image(plan: Plan, classifier: Classifier, image: Tensor) -> int:
-    """The peak memory of an image's maps, masks, ranks and gradients, forwards of perturbed images apart."""
+    """Peak memory of an image's maps, masks, ranks and gradients, without the forwards of perturbed images."""
     stub = _Stub(classifier)
 
     def work() -> None:
@@ -85,7 +85,7 @@ def _bytes_per_image(plan: Plan, classifier: Classifier, image: Tensor) -> int:
 
 
 class _Stub(Predictor):
-    """Answers at once, with zeros."""
+    """Answers zeros at once."""
 
     def __init__(self, classifier: Classifier) -> None:
         super().__init__(classifier, Tuning(STUB_CHUNK))
@@ -104,7 +104,7 @@ def _maps(
     predictor: Predictor,
     like: Maps | None = None,
 ) -> Maps:
-    """The maps of some images, for the targets of `like` or those that the plan's rule gives without labels."""
+    """The maps of some images, for the targets of `like`, or for those of the plan's rule without labels."""
     names = [str(number) for number in range(len(images))]
     rule = _without_labels(plan.rule_of(classifier)) if like is None else Given(like.target_rule, like.target)
     stage, needs = plan.stage_of(classifier), needs_of(methods)
@@ -117,7 +117,7 @@ def _without_labels(rule: TargetRule) -> TargetRule:
 
 
 def _deviation(plan: Plan, classifier: Classifier, found: Tuned, crops: Tensor) -> dict[str, tuple[float, float]] | None:
-    """By metric, the mean and the largest difference from level exact without short cuts, on some images, over all methods."""
+    """By metric, the mean and the largest difference from level exact without shortcuts, on some images, over all methods."""
     methods: Sequence[MethodComponent] = plan.methods_of(classifier)
     metrics: Sequence[MetricComponent] = plan.metrics
     short_methods = [method for method in methods if _exact(method) is not method]
@@ -144,7 +144,7 @@ def _deviation(plan: Plan, classifier: Classifier, found: Tuned, crops: Tensor) 
 
 
 def _exact(component: Component[Any, Any]) -> Component[Any, Any]:
-    """The same without its short cut; itself, where it takes none."""
+    """The component without its shortcut; itself if it has none."""
     instance = component.instance
     if not isinstance(instance, RunsNetworkAgain | Metric) or instance.exact == instance:
         return component

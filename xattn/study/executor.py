@@ -1,4 +1,4 @@
-"""The work of a plan in one process: from decoded batches to the rows of their parts."""
+"""The work of a plan in one process: decoded batches → the rows of their parts."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ class Side:
 
     Attributes:
         classifier: backbone and head.
-        methods: that it can take.
+        methods: those that it supports.
         rule: how its targets are chosen.
         labels: class index per image, or None.
-        predictor: of perturbed images.
+        predictor: for perturbed images.
     """
 
     classifier: Classifier
@@ -50,15 +50,15 @@ class Side:
     predictor: Predictor
 
     def part(self, part: slice) -> Side:
-        """The same for some of the images."""
+        """The side for some of the images."""
         return replace(self, labels=self.labels[part])
 
 
 class Executor:
-    """What a process builds to do batches of a plan: predictors, and what runs several heads at once.
+    """What a process builds to work on batches of a plan: predictors, and joint forwards of several heads.
 
     Args:
-        plan: with its execution; each process that works for it makes its own executor.
+        plan: with its execution; each process that works on it creates its own executor.
         store: where masks are written, if the plan saves them.
     """
 
@@ -70,19 +70,19 @@ class Executor:
         self._backbones = [backbone_groups(group) for group in groups]
         self._predictors: dict[str, Predictor] = {}
         self._shared: dict[tuple[str, ...], PredictAll | None] = {}
-        self._at_once: dict[str, int] = {}  # where memory ran out
+        self._at_once: dict[str, int] = {}  # reduced where memory ran out
 
     def rows(self, group: int, batch: Batch) -> list[Row]:
-        """The rows of a batch's part, a pure function of the plan and the batch.
+        """The rows of a batch's part; a pure function of the plan and the batch.
 
         Args:
-            group: which of `Plan.groups`, whose crops these are.
-            batch: decoded.
+            group: index into `Plan.groups`; the crops are that group's.
+            batch: the decoded batch.
         """
         rows = [Row(image.name, seed=self.plan.seed, error=reason) for image, reason in batch.failed]
         found: dict[str, list[Row]] = {}
         for backbone in self._backbones[group]:
-            sides: dict[tuple[int, ...], list[Side]] = {}  # by the images that they take: nearly always all
+            sides: dict[tuple[int, ...], list[Side]] = {}  # by the images that they explain: nearly always all
             for classifier in backbone:
                 numbers: list[int] = []
                 labels: list[int | None] = []
@@ -90,7 +90,7 @@ class Executor:
                 for number, image in enumerate(batch.images):
                     try:
                         known = () if image.label is None else classifier.class_indices(image.label)
-                    except (InputError, NameUnknownError) as error:  # a data set gives its labels late
+                    except (InputError, NameUnknownError) as error:  # labels of a data set are known only now
                         about = Row(image.name, classifier.name, classifier.head_name, seed=self.plan.seed)
                         rows.append(replace(about, error=f"label: {error}"))
                         continue
@@ -106,11 +106,11 @@ class Executor:
         return rows + [row for key in self._keys[group] for row in found.get(key, [])]
 
     def _explained_and_scored(self, sides: Sequence[Side], images: Tensor, names: Sequence[str]) -> dict[str, list[Row]]:
-        """The rows of each head of one backbone."""
+        """The rows of each head on one backbone."""
         rows: list[tuple[list[Row], list[Row]]] = [([], []) for _ in sides]
         predict_all = self._predict_all(sides)
         step, start = min(self.at_once(side.classifier) for side in sides), 0
-        step = step if self.plan.memory is None else max(1, step // len(sides))  # the traces of all are held at once
+        step = step if self.plan.memory is None else max(1, step // len(sides))  # the traces of all sides are held at once
         while start < len(names):
             some = slice(start, start + step)
             part = [side.part(some) for side in sides]
@@ -135,7 +135,7 @@ class Executor:
         return {key_of(side.classifier): first + second for side, (first, second) in zip(sides, rows, strict=True)}
 
     def _explained(self, sides: Sequence[Side], images: Tensor, names: Sequence[str], predict_all: PredictAll | None) -> list[Maps]:
-        """The maps of each head; responses that do not depend on the head's own maps are computed once for all."""
+        """The maps of each head; responses that do not depend on the head's own maps are computed once and shared."""
         traces = [
             Trace(
                 side.classifier,
@@ -159,7 +159,7 @@ class Executor:
         return [maps_of_trace(trace, side.methods, names, images) for trace, side in zip(traces, sides, strict=True)]
 
     def _predict_all(self, sides: Sequence[Side]) -> PredictAll | None:
-        """What runs all heads of one backbone at once."""
+        """The function that runs all heads of one backbone at once."""
         if len(sides) == 1:
             return None
         key = tuple(key_of(side.classifier) for side in sides)
@@ -168,14 +168,14 @@ class Executor:
         return self._shared[key]
 
     def predictor(self, classifier: Classifier) -> Predictor:
-        """What runs a classifier's forwards of perturbed images here."""
+        """This process's predictor of a classifier, for perturbed images."""
         key = key_of(classifier)
         if key not in self._predictors:
             self._predictors[key] = Predictor(classifier, self.plan.execution_of(classifier).tuned.tuning, self.plan.level)
         return self._predictors[key]
 
     def at_once(self, classifier: Classifier) -> int:
-        """Images of a batch that are explained and scored together."""
+        """Number of images of a batch that are explained and scored together."""
         return self._at_once.get(key_of(classifier), self.plan.execution_of(classifier).at_once)
 
     def _write_masks(self, classifier: Classifier, maps: Maps) -> None:
@@ -189,7 +189,7 @@ class Executor:
 
 
 def file_name(text: str) -> str:
-    """Text as part of a file name."""
+    """Text made safe for use in a file name."""
     return "".join(character if character.isalnum() or character in "-_.+=" else "_" for character in text).strip(".") or "_"
 
 

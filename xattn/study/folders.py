@@ -1,7 +1,7 @@
-"""The files of a run, in a folder of this machine (or one that several machines mount) or at a URL.
+"""The files of a run, in a local folder (or one that several machines mount) or at a URL.
 
-Either way a file is written whole or not at all: here under another name first, then renamed; at a URL by one upload, which object
-stores show when it is complete.
+Writes are atomic in both cases: locally a file is written under another name and then renamed; at a URL it is one upload, which
+object stores show only when it is complete.
 """
 
 from __future__ import annotations
@@ -29,30 +29,30 @@ class LocalFolder:
         self.path = path
 
     def exists(self, name: str) -> bool:
-        """Whether there is a file of that name."""
+        """Whether a file of that name exists."""
         return (self.path / name).exists()
 
     def top(self) -> list[str]:
-        """Names of the files and folders that it holds, unfinished files left out."""
+        """Names of the files and folders in it, without unfinished files."""
         found = list(self.path.iterdir()) if self.path.exists() else []
         return [path.name for path in found if not path.name.endswith(UNFINISHED)]
 
     def listed(self, folder: str, suffix: str) -> list[str]:
-        """Names of the files in a folder of it, in order."""
+        """Names of the files in one of its subfolders, in order."""
         return [f"{folder}/{path.name}" for path in sorted((self.path / folder).glob(f"*{suffix}"))]
 
     def read(self, name: str) -> bytes:
-        """All of a file."""
+        """The whole content of a file."""
         return (self.path / name).read_bytes()
 
     @contextlib.contextmanager
     def opened(self, name: str) -> Iterator[Any]:
-        """What pyarrow reads a file by."""
+        """A file opened for pyarrow."""
         yield self.path / name
 
     @contextlib.contextmanager
     def whole(self, name: Path) -> Iterator[Path]:
-        """A path to write to, which becomes `name` in the folder when all is written."""
+        """A path to write to; the file becomes `name` in the folder when it is complete."""
         target = self.path / name
         if not Path(os.path.abspath(target)).is_relative_to(os.path.abspath(self.path)):
             raise RunError(f"'{name}' lies outside the run folder '{self.path}'.")
@@ -69,7 +69,7 @@ class LocalFolder:
                 unfinished.unlink(missing_ok=True)
 
     def tidy(self) -> None:
-        """Removes what processes that were killed left unfinished."""
+        """Removes unfinished files that killed processes left."""
         for unfinished in self.path.rglob(f".*{UNFINISHED}"):
             unfinished.unlink(missing_ok=True)
 
@@ -84,35 +84,35 @@ class UrlFolder:
         return f"{self.url}/{name}"
 
     def exists(self, name: str) -> bool:
-        """Whether there is a file of that name."""
+        """Whether a file of that name exists."""
         with _reached(self.url), urls.filesystem(self._at(name)) as (files, path):
             files.invalidate_cache()
             return bool(files.exists(path))
 
     def top(self) -> list[str]:
-        """Names of the files and folders that it holds."""
+        """Names of the files and folders in it."""
         with _reached(self.url), urls.filesystem(self.url) as (files, path):
             files.invalidate_cache()
             return [posixpath.basename(found.rstrip("/")) for found in files.ls(path, detail=False)] if files.isdir(path) else []
 
     def listed(self, folder: str, suffix: str) -> list[str]:
-        """Names of the files in a folder of it, in order."""
+        """Names of the files in one of its subfolders, in order."""
         with _reached(self.url):
             return [f"{folder}/{found.name}" for found in urls.found(self._at(folder)) if found.name.endswith(suffix)]
 
     def read(self, name: str) -> bytes:
-        """All of a file."""
+        """The whole content of a file."""
         return urls.read(self._at(name))
 
     @contextlib.contextmanager
     def opened(self, name: str) -> Iterator[Any]:
-        """What pyarrow reads a file by."""
+        """A file opened for pyarrow."""
         with urls.filesystem(self._at(name)) as (files, path), files.open(path, "rb") as file:
             yield file
 
     @contextlib.contextmanager
     def whole(self, name: Path) -> Iterator[Path]:
-        """A local path to write to, which is uploaded as `name` when all is written."""
+        """A local path to write to; the file is uploaded as `name` when it is complete."""
         inside = posixpath.normpath(name.as_posix())
         if inside.startswith(("../", "/")):
             raise RunError(f"'{name}' lies outside the run folder '{self.url}'.")
@@ -122,7 +122,7 @@ class UrlFolder:
             urls.put(file, self._at(inside))
 
     def tidy(self) -> None:
-        """Nothing is left unfinished at a URL."""
+        """Does nothing: a URL holds no unfinished files."""
 
 
 def folder_at(place: str | Path) -> LocalFolder | UrlFolder:

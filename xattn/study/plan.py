@@ -30,10 +30,10 @@ MetricComponent = Component[MetricMetadata, Metric]
 
 @dataclass(frozen=True)
 class Unit:
-    """One batch for the classifiers that take the same crops.
+    """One batch for the classifiers that share its crops.
 
     Attributes:
-        group: which of `Plan.groups`.
+        group: index into `Plan.groups`.
         number: of the batch in the source.
     """
 
@@ -42,19 +42,19 @@ class Unit:
 
     @property
     def name(self) -> str:
-        """What its part is called."""
+        """Name of its part."""
         return f"{self.group:02d}-{self.number:06d}"
 
 
 @dataclass(frozen=True)
 class Execution:
-    """How one classifier's forwards are run; `run.json` keeps it, and a run that goes on uses it again.
+    """How one classifier's forwards are run; stored in `run.json`, so that a resumed run uses it again.
 
     Attributes:
         tuned: the tuning.
         at_once: images of a batch that are explained and scored together.
-        deviation: by how much the values differ from those of level exact without short cuts, by metric, as mean and largest difference on
-            a sample; None where nothing is cut short.
+        deviation: difference of the values from those of level exact without shortcuts, by metric, as mean and largest difference on a
+            sample; None if no shortcut is taken.
         memory: bytes that it was planned for; None: most of what was free.
     """
 
@@ -69,7 +69,7 @@ class Execution:
 
     @classmethod
     def of(cls, kept: dict[str, Any]) -> Execution:
-        """What `as_dict` gave."""
+        """Rebuilds it from what `as_dict` gave."""
         stored = kept["deviation"]
         deviation = None if stored is None else {metric: (float(mean), float(most)) for metric, (mean, most) in stored.items()}
         return cls(Tuned.of(kept, "as the run began"), int(kept["images_at_once"]), deviation, kept["memory"])
@@ -77,28 +77,28 @@ class Execution:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run is. An engine does its units, a batch each, into a store.
+    """What a run is. An engine works through its units, one batch each, and writes into a store.
 
     Attributes:
-        classifiers: each with a name of its own.
-        methods: of explanation.
-        metrics: of their maps.
+        classifiers: each with a unique name.
+        methods: explanation methods.
+        metrics: for their maps.
         source: the images.
-        target: what is explained, as the user asked.
+        target: what is explained, as the user gave it.
         stages: where features are taken, by `key_of` of the classifiers.
         batch_size: images per part.
         level: "exact" or "fast".
-        tune: how forwards are to be tuned.
-        memory: most bytes that a process may hold beside the classifiers; None: most of what is free.
-        workers: processes that decode.
-        seed: of what is random.
-        save_maps: also write masks at the images' size.
-        shard: `(i, n)`: only every n-th batch, the i-th of them, from 1.
-        execution: how the forwards of each classifier are run, once it is decided.
+        tune: how forwards are tuned.
+        memory: bytes that a process may hold besides the classifiers; None: most of what is free.
+        workers: decoding processes.
+        seed: for everything random.
+        save_maps: also write masks at the size of the images.
+        shard: `(i, n)`: only shard i of n, counted from 1: every n-th batch.
+        execution: how the forwards of each classifier are run, once decided.
 
     Raises:
-        InputError: no images, two classifiers of one name, or labels that do not match.
-        UnsupportedError: a method that none of the classifiers can take.
+        InputError: no images, two classifiers with the same name, or labels that do not match.
+        UnsupportedError: a method that no classifier supports.
     """
 
     classifiers: tuple[Classifier, ...]
@@ -172,7 +172,7 @@ class Plan:
         return target_rule(classifier, self.target)
 
     def methods_of(self, classifier: Classifier) -> list[MethodComponent]:
-        """The methods that a classifier can take: those of attention only where its head has some."""
+        """The methods that a classifier supports: those of attention only if its head has attention."""
         attends = heads.create(classifier.head_name).metadata.attention
         return [method for method in self.methods if attends or Need.ATTENTION not in method.metadata.needs]
 
@@ -185,7 +185,7 @@ class Plan:
         return self.execution[key_of(classifier)]
 
     def groups(self) -> list[tuple[Preprocessing, list[Classifier]]]:
-        """The classifiers by their preprocessing, each group of which takes the same crops."""
+        """The classifiers grouped by preprocessing; each group shares its crops."""
         groups: dict[Preprocessing, list[Classifier]] = {}
         for classifier in self.classifiers:
             groups.setdefault(classifier.preprocessing, []).append(classifier)
@@ -196,11 +196,11 @@ class Plan:
         return [Unit(group, number) for group in range(len(self.groups())) for number in self._numbers()]
 
     def count(self, unit: Unit) -> int:
-        """How many images a unit has."""
+        """Number of images in a unit."""
         return min(self.batch_size, len(self.source) - unit.number * self.batch_size)
 
     def settings(self) -> dict[str, Any]:
-        """What the numbers depend on: a run goes on in a folder only where all of it is the same."""
+        """What the values depend on: a run resumes in a folder only if all of it is the same."""
         return {
             "models": [
                 {
@@ -228,7 +228,7 @@ class Plan:
         } | ({"shard": list(self.shard)} if self.shard[1] > 1 else {})
 
     def protocols(self) -> dict[str, dict[str, Any]]:
-        """All settings of each method and metric, the defaults too, and the perturbations that a metric asks for."""
+        """All settings of each method and metric, defaults included, and the perturbations that a metric needs."""
         parts: list[MethodComponent | MetricComponent] = [*self.methods, *self.metrics]
         about: dict[str, dict[str, Any]] = {part.spec: {"settings": _settings(part.instance)} for part in parts}
         for metric in self.metrics:
@@ -238,17 +238,17 @@ class Plan:
 
 
 def run_key(name: str, head: str) -> str:
-    """What `run.json` calls a classifier, by its name and head."""
+    """Key of a classifier in `run.json`, from its name and head."""
     return f"{name} · {head}"
 
 
 def key_of(classifier: Classifier) -> str:
-    """What a plan and `run.json` call a classifier."""
+    """Key of a classifier in a plan and in `run.json`."""
     return run_key(classifier.name, classifier.head_name)
 
 
 def planned_stages(classifiers: Sequence[Classifier], stage: str | None) -> dict[str, Stage]:
-    """Where the features of each classifier are taken; what enters the pooling if None is named."""
+    """Where the features of each classifier are taken; at the input of the pooling if no stage is named."""
     return {key_of(classifier): classifier.stage(stage) for classifier in classifiers}
 
 

@@ -1,4 +1,4 @@
-"""A row of a run, and the columns that it is written to."""
+"""A row of a run, and the columns in which it is stored."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Row:
         model: name of the classifier.
         head: its head.
         method: the method; None for the maps of a head.
-        metric: the metric; None where the row holds a map.
+        metric: the metric; None for a row that holds a map.
         value: of the metric.
-        target: what is explained of the image: a class index, `3 - 0.6*7`, …
+        target: what is explained in the image: a class index, `3 - 0.6*7`, …
         target_rule: how the target was chosen.
         label: class index.
         predicted: class index that the classifier predicts.
@@ -37,12 +37,12 @@ class Row:
         degenerate: the map shows nothing.
         seed: of the run.
         error: why the image failed.
-        shares: shares of the pixels changed along the metric's curve.
-        curve: the target's probability along it.
-        map: raw maps, float16 times `scale`; see `stored_map`.
-        count: how many maps.
-        height: of each.
-        scale: largest magnitude.
+        shares: shares of the pixels changed, along the metric's curve.
+        curve: the target's probability along that curve.
+        map: raw maps in float16, in units of `scale`; see `stored_map`.
+        count: number of maps.
+        height: of each map.
+        scale: largest magnitude of the maps.
     """
 
     image: str = field(metadata={"type": pa.string(), "shown": True})
@@ -79,13 +79,13 @@ def arrow_table(rows: Sequence[Row]) -> pa.Table:
 
 
 def with_map(row: Row, raw: Tensor, image_size: tuple[int, int], *, whole: bool) -> Row:
-    """The row with raw maps: float16 of the maps over their largest magnitude, so that none is lost to range.
+    """The row with raw maps added: float16 of the maps over their largest magnitude, so that none overflows or underflows.
 
     Args:
-        row: about them.
+        row: the row that describes them.
         raw: `(N, h, w)`.
-        image_size: a map of this size is kept as means over cells, at most `PREVIEW` per side, enough for a look.
-        whole: keep it whole all the same.
+        image_size: a map of this size is stored as cell means, at most `PREVIEW` per side, enough for a preview.
+        whole: store such a map in full all the same.
     """
     finite = torch.nan_to_num(raw.float(), nan=0.0, posinf=0.0, neginf=0.0)
     if tuple(raw.shape[1:]) == image_size and max(image_size) > PREVIEW and not whole:
@@ -97,11 +97,11 @@ def with_map(row: Row, raw: Tensor, image_size: tuple[int, int], *, whole: bool)
 
 @dataclass(frozen=True)
 class StoredMap:
-    """A raw map as a run keeps it.
+    """A raw map as a run stores it.
 
     Attributes:
-        raw: `(h, w)` float32, from float16; one at the image's size is kept reduced unless the run was told to save maps. Of a head's
-            maps `(N, h, w)`.
+        raw: `(h, w)` float32, from float16; a map at the image's size is stored reduced unless the run saves maps. For a head's maps
+            `(N, h, w)`.
         about: target, label, predicted, probability and degenerate of its row.
     """
 
@@ -110,7 +110,7 @@ class StoredMap:
 
 
 def stored_map(row: dict[str, Any]) -> StoredMap:
-    """The raw map of a row."""
+    """The raw map in a row."""
     shape = (row["height"], -1) if row["method"] is not None else (row["count"], row["height"], -1)
     raw = torch.frombuffer(bytearray(row["map"]), dtype=torch.float16).view(shape)
     return StoredMap(raw.float() * row["scale"], {key: row[key] for key in ("target", "label", "predicted", "probability", "degenerate")})

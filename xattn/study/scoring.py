@@ -34,9 +34,9 @@ class Scores:
     Attributes:
         values: by method and metric, one per image.
         curves: by method and metric, shares and probabilities along the metric's curve, one pair per image.
-        predicted: class index per image; None where the output is not a row of classes.
-        probability: of the target, unmasked, per image; None where the target has none.
-        errors: what is wrong with an image, or None.
+        predicted: class index per image; None if the output is not one row of classes per image.
+        probability: of the target, unmasked, per image; None if the target has none.
+        errors: the error of each image, or None.
     """
 
     values: dict[tuple[str, str], list[float]]
@@ -47,7 +47,7 @@ class Scores:
 
 
 def perturbations_of(metrics: Sequence[MetricComponent]) -> list[Perturbation]:
-    """The perturbations that some metrics ask for, each once."""
+    """The perturbations that some metrics need, each once."""
     return list(dict.fromkeys(asked for metric in metrics for asked in metric.instance.perturbations))
 
 
@@ -58,13 +58,13 @@ def score_group(
     predictors: Sequence[Predictor],
     predict_all: PredictAll | None,
 ) -> list[Scores]:
-    """The values of several heads on one backbone; masks that all have in common are laid on the images once.
+    """The values of several heads on one backbone; masks that all heads share are applied to the images once.
 
     Args:
         classifiers: backbone and head of each.
-        maps: of each.
-        metrics: to take.
-        predictors: of perturbed images, of each.
+        maps: of each classifier.
+        metrics: to compute.
+        predictors: one per classifier, for perturbed images.
         predict_all: runs all heads at once; None: each runs alone.
     """
     asked = perturbations_of(metrics)
@@ -87,7 +87,7 @@ def score_group(
 
 
 def _common_methods(maps: Sequence[Maps], asked: Sequence[Perturbation]) -> list[str]:
-    """Methods whose masks are the same for all heads; none where a curve goes on by what each head answers."""
+    """Methods whose masks are the same for all heads; none if a curve's next steps depend on each head's answers."""
     if any(isinstance(perturbation, Curve) and perturbation.tolerance is not None for perturbation in asked):
         return []
     first = maps[0]
@@ -109,14 +109,14 @@ def score(
     predictor: Predictor,
     responses: ByMethod | None = None,
 ) -> Scores:
-    """Every metric of every method's maps, on the maps' own targets; the unmasked images are run once for all.
+    """Every metric of every method's maps, on the maps' own targets; the unmasked images are run once for all metrics.
 
     Args:
-        classifier: whose maps.
+        classifier: the one that was explained.
         maps: of a batch.
-        metrics: to take.
-        predictor: of perturbed images.
-        responses: of methods that were evaluated already.
+        metrics: to compute.
+        predictor: for perturbed images.
+        responses: of methods that were already evaluated.
 
     Raises:
         UnsupportedError: a metric follows a probability, and the target has none.
@@ -177,7 +177,7 @@ def _evidence(
 
 
 def _curves(metrics: Sequence[MetricComponent], known: ByMethod) -> dict[tuple[str, str], list[tuple[list[float], list[float]]]]:
-    """The curves that metrics follow, each kept with the first metric that follows it."""
+    """The curves that metrics follow, each stored with the first metric that follows it."""
     owners: dict[Curve, str] = {}
     for metric in metrics:
         if isinstance(metric.instance, CurveMetric):
@@ -203,11 +203,11 @@ def evaluate(
 
     Args:
         classifier: from `xattn.load` or `xattn.attach`.
-        images: what was explained: `(B, 3, H, W)` in pixel space, or the files, which `maps` holds decoded.
-        maps: what `explain` gave.
+        images: the images that were explained: `(B, 3, H, W)` in pixel space, or their files, which `maps` holds decoded.
+        maps: the result of `explain`.
         metrics: names with settings, `name[:key=value,…]`.
         batch_size: images scored at once.
-        predictor: of perturbed images, from `xattn.inference.fastest`; the default one, unmeasured, if None.
+        predictor: for perturbed images, from `xattn.inference.fastest`; None: the default one, unmeasured.
 
     Returns:
         One row per value, with the columns of a run's `scores.csv`.
@@ -239,7 +239,7 @@ def evaluate(
 
 
 def frame_of(rows: pd.DataFrame) -> pd.DataFrame:
-    """Tidy rows with class indices as nullable integers; the column `target` too, where all targets are classes."""
+    """Tidy rows with class indices as nullable integers, also in the column `target` if all targets are classes."""
     kinds = dict.fromkeys(("label", "predicted"), "Int64")
     targets = rows["target"].dropna()
     if targets.map(lambda target: str(target).isdecimal()).all():
@@ -249,7 +249,7 @@ def frame_of(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def rows_of(classifier: Classifier, maps: Maps, scores: Scores, labels: Sequence[int | None]) -> list[Row]:
-    """Tidy rows of a batch, image by image; an image with an error has one."""
+    """Tidy rows of a batch, image by image; an image with an error has a single row."""
     targets = maps.target.names()
     flags = {method: found.tolist() for method, found in maps.degenerate.items()}
     rows: list[Row] = []
@@ -274,7 +274,7 @@ def map_rows_of(classifier: Classifier, maps: Maps, scores: Scores, labels: Sequ
         maps: of a batch.
         scores: of the batch.
         labels: of the images.
-        whole: keep maps of the image's size whole.
+        whole: store maps of the image's size in full.
     """
     targets, size = maps.target.names(), (maps.images.shape[2], maps.images.shape[3])
     found: dict[str | None, Tensor] = {method: raw[:, None].cpu() for method, raw in maps.raw.items()}

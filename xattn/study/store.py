@@ -1,7 +1,7 @@
-"""A run folder: `run.json`, `parts/*.parquet`, and the tables made of them.
+"""A run folder: `run.json`, `parts/*.parquet`, and the tables made from them.
 
-Every file is written whole or not at all (`folders`). A part is the work of one batch; a run that was cut off has the parts that it
-finished, and goes on with the others.
+Every file is written atomically (`folders`). A part is the work of one batch; an interrupted run keeps its finished parts and resumes
+with the others.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PARTS, PART = "parts", ".parquet"
 
 
 class StoredCurve(NamedTuple):
-    """The target's probability along a metric's curve, as a run keeps it: a float32 per step.
+    """The target's probability along a metric's curve, as a run stores it: one float32 per step.
 
     Attributes:
         shares: share of the pixels changed, from 0 to 1.
@@ -42,7 +42,7 @@ class Store:
     """A run folder.
 
     Args:
-        folder: where, a path or a URL that fsspec knows; made by `begin`.
+        folder: a path or a URL that fsspec knows; created by `begin`.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -50,7 +50,7 @@ class Store:
         self.folder: Path | str = self.files.path if isinstance(self.files, LocalFolder) else self.files.url
 
     def begin(self, settings: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
-        """Makes the folder, or goes on in one that was begun with the same settings.
+        """Creates the folder, or resumes a run that was begun there with the same settings.
 
         Raises:
             RunError: the folder holds a run with other settings, holds something else, or cannot be written.
@@ -70,14 +70,14 @@ class Store:
         self.write_text("run.json", json.dumps({"settings": settings, **notes}, indent=1, ensure_ascii=False) + "\n")
 
     def note(self, key: str, value: Any) -> None:
-        """Adds to `run.json`."""
+        """Adds an entry to `run.json`."""
         self.write_text("run.json", json.dumps({**self.read_run(), key: value}, indent=1, ensure_ascii=False) + "\n")
 
     def read_run(self) -> dict[str, Any]:
-        """What `run.json` holds.
+        """The content of `run.json`.
 
         Raises:
-            RunError: there is none, or it is damaged.
+            RunError: there is no run.json, or it is damaged.
         """
         try:
             found: dict[str, Any] = json.loads(self.files.read("run.json").decode("utf-8"))
@@ -88,20 +88,20 @@ class Store:
         return found
 
     def done(self) -> set[str]:
-        """Names of the parts that are there."""
+        """Names of the parts that exist."""
         return {Path(name).stem for name in self.files.listed(PARTS, PART)}
 
     def has(self, name: str) -> bool:
-        """Whether a part is there."""
+        """Whether a part exists."""
         return self.files.exists(f"{PARTS}/{name}{PART}")
 
     @property
     def finished(self) -> bool:
-        """Whether the tables were made."""
+        """Whether the tables exist."""
         return self.files.exists("table.csv")
 
     def table(self) -> pd.DataFrame:
-        """What `table.csv` holds.
+        """The content of `table.csv`.
 
         Raises:
             RunError: the run is not finished.
@@ -111,26 +111,26 @@ class Store:
         return pd.read_csv(io.BytesIO(self.files.read("table.csv")))
 
     def write_part(self, name: str, rows: Sequence[Row]) -> None:
-        """Writes one part, whole or not at all.
+        """Writes one part atomically.
 
         Raises:
-            RunError: it could not be written, a full disk for one; the parts before it stay.
+            RunError: it could not be written, for example because the disk is full; earlier parts stay.
         """
         table = arrow_table(rows)
         with self.whole(Path(PARTS) / f"{name}{PART}") as path:
             pq.write_table(table, path, compression="zstd")
 
     def write_text(self, name: str, text: str) -> None:
-        """Writes a small file, whole or not at all."""
+        """Writes a small file atomically."""
         with self.whole(Path(name)) as path:
             path.write_text(text, encoding="utf-8")
 
     def whole(self, name: Path) -> contextlib.AbstractContextManager[Path]:
-        """A local path to write to, which becomes `name` in the folder when all is written."""
+        """A local path to write to; the file becomes `name` in the folder when it is complete."""
         return self.files.whole(name)
 
     def tables(self) -> Iterator[pa.Table]:
-        """The parts in order, one in memory at a time; an image that failed for every classifier alike has one row."""
+        """The parts in order, one in memory at a time; an image that failed in the same way for every classifier has one row."""
         told: set[str] = set()
         for part in self.files.listed(PARTS, PART):
             try:
@@ -148,7 +148,7 @@ class Store:
             yield table if all(keep) else table.filter(pa.array(keep))
 
     def finish(self, metrics: Sequence[str]) -> list[tuple[str, str]]:
-        """Makes `scores.csv` and `table.csv` of the parts, in memory that does not grow with the images that were scored.
+        """Makes `scores.csv` and `table.csv` from the parts; memory does not grow with the number of images.
 
         Returns:
             Name and reason of each image that failed.
@@ -189,13 +189,13 @@ class Store:
         }
 
     def ranked(self, images: Iterable[str]) -> dict[tuple[str, str, str], StoredMap]:
-        """Ranked maps `(N, h, w)` of some images, by image, model and head; those of heads that have several."""
+        """Ranked maps `(N, h, w)` of some images, by image, model and head, for heads that have several maps."""
         return {(row["image"], row["model"], row["head"]): stored_map(row) for row in self._map_rows(images) if row["method"] is None}
 
     def curves(self, images: Iterable[str] | None = None) -> dict[tuple[str, str, str, str, str, str], StoredCurve]:
         """The curves that metrics followed, by image, model, head, method, metric and target.
 
-        A curve that several metrics follow is kept with the first of them, in the order of the run.
+        A curve that several metrics follow is stored with the first of them, in the order of the run.
         """
         wanted = None if images is None else pa.array(sorted(set(images)))
         found: dict[tuple[str, str, str, str, str, str], StoredCurve] = {}
@@ -221,7 +221,7 @@ class Store:
 
 
 def _in_schema(table: pa.Table) -> pa.Table:
-    """The rows of a part in today's schema: columns that an earlier version did not write are empty."""
+    """The rows of a part in the current schema: columns that an earlier version did not write are empty."""
     columns = [
         table[column.name].cast(column.type) if column.name in table.column_names else pa.nulls(len(table), column.type)
         for column in SCHEMA
@@ -241,7 +241,7 @@ def _differences(before: Any, now: Any, path: str = "") -> Iterator[str]:
 
 
 def _short(value: Any) -> str:
-    """A setting in a message: of things with a name the names, and at most a line."""
+    """A setting as a message shows it: things with a name by their names, and at most one line."""
     if isinstance(value, list) and value and all(isinstance(item, dict) and "name" in item for item in value):
         value = [" · ".join(str(item[key]) for key in ("name", "head") if key in item) for item in value]
     text = repr(value)

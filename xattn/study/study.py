@@ -41,11 +41,11 @@ logger = logging.getLogger("xattn")
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended.
+    """Result of a run.
 
     Attributes:
-        images: how many were asked for.
-        failed: name and reason of those that could not be read or scored.
+        images: number of images in the run.
+        failed: name and reason of each image that could not be read or scored.
     """
 
     images: int
@@ -53,48 +53,48 @@ class Outcome:
 
 
 class Study:
-    """Classifiers × methods × metrics over images, batch by batch into a run folder.
+    """Classifiers × methods × metrics over images, written batch by batch into a run folder.
 
     Args:
-        classifiers: from `xattn.load` or `xattn.attach`, each with a name of its own.
+        classifiers: from `xattn.load` or `xattn.attach`, each with a unique name.
         methods: names with settings.
         metrics: names with settings.
         images: a folder, a glob, a CSV, a list of these, or a torch data set.
-        out: the run folder, a path or a URL (s3://, gs://, …); a run that was cut off goes on there.
+        out: the run folder, a path or a URL (s3://, gs://, …); an interrupted run resumes there.
         target: "predicted", "label", or a class index or name; "labels", every label of an image; a contrast, `A - 0.6*B`,
             `predicted - second`, `label - predicted`; a target of `xattn.metrics.targets` for all images, or a function of the output.
             None: "label" where there are labels, else "predicted".
         labels_csv: a CSV with columns `image` and `label`.
-        stage: where features are taken; what enters the pooling if None.
+        stage: where features are taken; None: at the input of the pooling.
         batch_size: images per part.
-        level: "exact", float32 as the network is; "fast", in half precision where that is faster, and the run reports by how much its
-            values differ.
-        tune: how forwards are run: "off", the defaults; "auto", measured where the work is worth it; "full"; or by hand, `chunk=16`;
-            see `xattn.inference.tuned`.
-        memory: most bytes that the run may hold beside the classifiers, as `2GB`; under Ray that each actor may; None: most of what is
-            free. A run that goes on with another value is planned again.
-        workers: processes that decode, under Ray threads of each actor; None: one per core but one, at most 8.
-        seed: of what is random.
-        save_maps: also write masks at the images' size, as 16-bit PNG under `maps/`, and keep raw maps of that size whole.
-        progress: a bar where stderr is a terminal; elsewhere lines by `logging`.
+        level: "exact", float32 like the network; "fast", half precision where that is faster, and the run reports by how much its values
+            differ.
+        tune: how forwards are run: "off", the defaults; "auto", measured if the work justifies it; "full"; or settings by hand,
+            `chunk=16`; see `xattn.inference.tuned`.
+        memory: bytes that the run may hold besides the classifiers, such as `2GB`; with Ray, per actor; None: most of what is free. A run
+            that resumes with another value is planned again.
+        workers: decoding processes, with Ray threads of each actor; None: one fewer than the cores, at most 8.
+        seed: for everything random.
+        save_maps: also write masks at the size of the images, as 16-bit PNG under `maps/`, and store raw maps of that size in full.
+        progress: a bar where stderr is a terminal; elsewhere log lines.
         untrained: also explain heads that were never trained.
-        shard: `(i, n)`: only every n-th batch, the i-th of them (from 1); several machines do a shard each into a folder each, and
-            `compare` takes all of them.
-        engine: "local", this process, or "ray", the actors of a Ray cluster: the one that `RAY_ADDRESS` or `ray start` names, else one
-            on this machine. Rows are the same, bit for bit where torch has the same number of threads.
-        actors: processes of Ray that hold the classifiers; None: one per GPU where these are on one, else one per CPU.
+        shard: `(i, n)`: only shard i of n, counted from 1: every n-th batch. Several machines do one shard each, into a folder each, and
+            `compare` takes all of these folders.
+        engine: "local", this process, or "ray", the actors of a Ray cluster: the one that `RAY_ADDRESS` or `ray start` names, else a new
+            one on this machine. Rows are the same, bit for bit if torch has the same number of threads.
+        actors: Ray processes that hold the classifiers; None: one per GPU if the classifiers are on a GPU, else one per CPU.
 
     Attributes:
         plan: what the run is.
         store: the folder that it fills.
 
-    Methods that show a head's attention are left out for the classifiers whose head has none, as long as another has some.
+    Methods that show a head's attention are skipped for classifiers whose head has none, as long as another classifier's head has some.
 
     Raises:
         NameUnknownError: an unknown method, metric, setting, stage or class.
-        InputError: no images, two classifiers of one name, or labels that do not match.
-        UnsupportedError: a head that was never trained, or a method that none of the classifiers can take.
-        MissingPackageError: the engine is Ray's, which is not installed.
+        InputError: no images, two classifiers with the same name, or labels that do not match.
+        UnsupportedError: a head that was never trained, or a method that no classifier supports.
+        MissingPackageError: the engine is "ray", and Ray is not installed.
 
     >>> import tempfile, torch, xattn
     >>> images = torch.utils.data.TensorDataset(torch.rand(4, 3, 64, 64), torch.arange(4))
@@ -159,11 +159,11 @@ class Study:
         return self.plan.images
 
     def run(self) -> Outcome:
-        """Does what is not done yet, then makes the tables.
+        """Does the remaining work, then makes the tables.
 
         Raises:
-            RunError: the folder holds another run, or cannot be written, or a cluster's processes died again and again.
-            UnsupportedError: a method cannot run on a network; nothing is lost, the other methods can be run without it.
+            RunError: the folder holds another run or cannot be written, or a cluster's processes died repeatedly.
+            UnsupportedError: a method cannot run on a network; nothing is lost: run the other methods without it.
         """
         plan = self.plan
         about = {
@@ -186,7 +186,7 @@ class Study:
         return Outcome(len(plan.images), self.store.finish([metric.spec for metric in plan.metrics]))
 
     def _execution(self, plan: Plan) -> dict[str, Execution]:
-        """How the forwards of each classifier are run: as the run began, or decided now."""
+        """How the forwards of each classifier are run: as stored when the run began, or decided now."""
         kept = self.store.read_run().get("forwards", {})
         found: dict[str, Execution] = {}
         for classifier in plan.classifiers:
@@ -202,7 +202,7 @@ class Study:
         return found
 
     def table(self) -> pd.DataFrame:
-        """A row per model × head × method, a column per metric: `table.csv`.
+        """One row per model × head × method, one column per metric: `table.csv`.
 
         Raises:
             RunError: the run is not finished.
@@ -210,7 +210,7 @@ class Study:
         return self.store.table()
 
     def scores(self) -> pd.DataFrame:
-        """One row per value, without those of images that failed."""
+        """One row per value, without images that failed."""
         return frame_of(self.store.rows())
 
 

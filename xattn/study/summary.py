@@ -1,4 +1,4 @@
-"""Means over valid rows, part by part: `table.csv`."""
+"""Means over valid rows, accumulated part by part: `table.csv`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from xattn.study.schema import COLUMNS
 
 
 class Summary:
-    """Means over valid rows, collected part by part.
+    """Means over valid rows, accumulated part by part.
 
     Args:
         metrics: as named in the rows.
@@ -26,7 +26,7 @@ class Summary:
         self.sums: dict[tuple[str, str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(lambda: [0.0, 0.0]))
 
     def add(self, table: pa.Table) -> None:
-        """Takes in the rows of a part."""
+        """Adds the rows of a part."""
         for row in table.select(list(COLUMNS)).to_pylist():
             if row["method"] is None:
                 continue
@@ -40,7 +40,7 @@ class Summary:
                 _count(sums[row["metric"]], 1 / row["value"] if row["metric"] in self.harmonic else row["value"])
 
     def frame(self) -> pd.DataFrame:
-        """A row per model × head × method: mean of each metric's valid rows, accuracy where labels are known, n, degenerate share."""
+        """One row per model × head × method: mean of each metric's valid rows, accuracy where labels are known, n, degenerate share."""
         rows = []
         labelled = any("accuracy" in sums for sums in self.sums.values())
         for (model, head, method), sums in self.sums.items():

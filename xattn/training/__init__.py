@@ -1,4 +1,4 @@
-"""Training of heads, by Lightning: the head alone beside a frozen network, or head and network, with or without a teacher."""
+"""Training of heads with Lightning: the head alone on a frozen network, or head and network, with or without a teacher."""
 
 from xattn.errors import DivergedError, MissingPackageError
 

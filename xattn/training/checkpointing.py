@@ -1,4 +1,4 @@
-"""What a training leaves in its folder: settings, checkpoints, logs."""
+"""What a training run leaves in its folder: settings, checkpoints, logs."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ LAST, BEST, SETTINGS = "last.ckpt", "best.ckpt", "training.json"
 
 
 def begin(folder: Path, settings: Mapping[str, Any], work: str = LAST) -> None:
-    """Makes a training's folder, or finds that it holds this very training.
+    """Creates the folder of a training run, or checks that it already holds this very run.
 
     Args:
-        folder: where.
-        settings: what the weights depend on.
-        work: the file by which a folder is known to hold work that could be lost; without it settings are written anew.
+        folder: where to create it.
+        settings: everything that the weights depend on.
+        work: file whose presence means that the folder holds work that could be lost; without it the settings are overwritten.
 
     Raises:
-        RunError: it holds another training, or cannot be written.
+        RunError: the folder holds another training run, or cannot be written.
     """
     path = folder / SETTINGS
     try:
@@ -44,7 +44,7 @@ def begin(folder: Path, settings: Mapping[str, Any], work: str = LAST) -> None:
             if apart := list(_apart(stored, json.loads(json.dumps(settings)))):
                 raise RunError(f"'{folder}' holds another training ({'; '.join(apart)}): give another --out, or remove the folder.")
             return
-        part = path.with_suffix(f".{os.getpid()}.part")  # several processes may begin at once
+        part = path.with_suffix(f".{os.getpid()}.part")  # several processes may start at once
         part.write_text(json.dumps(settings, indent=1), encoding="utf-8")
         part.replace(path)
     except OSError as error:
@@ -63,12 +63,12 @@ def _apart(stored: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
 
 
 class Checkpointing(Checkpoint):
-    """Keeps the last finished epoch and the best one, each written whole or not at all, and reports progress.
+    """Saves the last finished epoch and the best one, each atomically, and reports progress.
 
     Args:
-        folder: of the training.
-        images: trained on in an epoch.
-        epochs: in all.
+        folder: of the training run.
+        images: number of training images per epoch.
+        epochs: number of epochs in all.
         shown: whether to show progress and log a line per epoch.
         on_epoch: called with each epoch's number and validation accuracy.
     """
@@ -83,7 +83,7 @@ class Checkpointing(Checkpoint):
         self.kept: dict[str, Any] = {"epochs": 0, "best_epoch": 0, "best_loss": math.inf, "best_accuracy": math.nan, "finished": False}
 
     def resume(self) -> str | None:
-        """The checkpoint of the last finished epoch, if there is one; `kept` then says what is known of it."""
+        """The checkpoint of the last finished epoch, if there is one; also restores `kept` from it."""
         path = self.folder / LAST
         if not path.exists():
             return None
@@ -95,7 +95,7 @@ class Checkpointing(Checkpoint):
         return dict(self.kept)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        seen = len(batch[1]) * trainer.world_size  # processes are given the same number, some pictures twice
+        seen = len(batch[1]) * trainer.world_size  # every process gets the same number, so some pictures come twice
         self.progress.add(min(seen, self.progress.total - self.progress.before - self.progress.now))
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
@@ -123,7 +123,7 @@ class Checkpointing(Checkpoint):
 
 
 def loggers(folder: Path) -> list[Logger]:
-    """CSV, and TensorBoard where it is installed."""
+    """A CSV logger, and TensorBoard's where it is installed."""
     made: list[Logger] = [CSVLogger(folder, name="", prefix="")]
     if importlib.util.find_spec("tensorboard") is not None:
         made.append(TensorBoardLogger(folder, name="", version=f"tensorboard_{made[0].version}"))
@@ -132,7 +132,7 @@ def loggers(folder: Path) -> list[Logger]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Lightning's announcements and hints left out; its errors stay."""
+    """Silences Lightning's announcements and hints; its errors are still shown."""
     names = (
         "lightning",
         "lightning.pytorch",
@@ -147,7 +147,7 @@ def quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="lightning.*")
-            warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")  # Lightning's order under mixed precision
+            warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")  # caused by Lightning's order of calls under mixed precision
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

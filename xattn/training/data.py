@@ -1,4 +1,4 @@
-"""What heads are trained on: folders of classes, a CSV, or data sets in their published layout; keyed by seed, epoch and index."""
+"""Training data: class folders, a CSV, or data sets in their published layout. Randomness is keyed by seed, epoch and index."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ Classes = Literal["folders", "wnid"]
 
 
 class Pictures(Protocol):
-    """Where pictures come from; goes into worker processes, so it is a class and holds no function."""
+    """Source of pictures. It is sent to worker processes, so it is a class and holds no function."""
 
     def picture(self, number: int) -> Image.Image:
-        """The RGB picture of a number."""
+        """The RGB picture with this number."""
 
     def called(self, number: int) -> str:
-        """How messages call it."""
+        """Its name in messages."""
 
 
 @dataclass(frozen=True)
@@ -68,14 +68,14 @@ class _Items:
 
 @dataclass(frozen=True)
 class Labelled:
-    """Pictures with a class index each.
+    """Pictures with one class index each.
 
     Attributes:
-        name: how messages call it.
-        names: of the classes, in the order of their indices; None where labels are indices of classes that the network names.
-        targets: a class index a picture.
-        pictures: by number.
-        validation: pictures that are published for validation; None: a share of these is held out.
+        name: as in messages.
+        names: class names in the order of their indices; None where labels are indices of the network's own classes.
+        targets: one class index per picture.
+        pictures: source of the pictures, by number.
+        validation: the published validation pictures; None: a share of these is held out.
     """
 
     name: str
@@ -88,14 +88,14 @@ class Labelled:
         return len(self.targets)
 
     def renumbered(self, index: Sequence[int]) -> Labelled:
-        """The same with class `k` called `index[k]` of somebody else's classes."""
+        """The same pictures with class `k` renumbered to `index[k]`, its index among other classes."""
         validation = None if self.validation is None else self.validation.renumbered(index)
         return Labelled(self.name, None, tuple(index[target] for target in self.targets), self.pictures, validation)
 
 
 @dataclass(frozen=True)
 class _Published:
-    """A data set of torchvision's: what is trained on, and what is published for validation. Test splits are never opened."""
+    """A torchvision data set: its part for training, and its published part for validation. Test splits are never opened."""
 
     build: Callable[[str, str], Any]
     train: str
@@ -120,15 +120,15 @@ def open_data(data: str | Path | Labelled | Dataset[Any], classes: Classes = "fo
     """Opens training data.
 
     Args:
-        data: a folder with a folder a class; a CSV with columns `image` and `label` (class index or name); or `NAME:ROOT` of
-            fgvc-aircraft, stanford-cars, oxford-pets, cifar10, cifar100 as torchvision lays them out, or cub as it is published; or a
-            torch data set of pictures with `classes` and `targets`, as torchvision's have.
-        classes: "folders": the folders' names in order are the classes; "wnid": folders are called by WordNet ids, and labels are
-            the indices of ImageNet's 1000 classes.
+        data: a folder with one subfolder per class; a CSV with columns `image` and `label` (class index or name); `NAME:ROOT` for
+            fgvc-aircraft, stanford-cars, oxford-pets, cifar10, cifar100 in torchvision's layout, or for cub in its published layout;
+            or a torch data set of pictures with `classes` and `targets`, like torchvision's.
+        classes: "folders": the sorted folder names are the classes; "wnid": folders are named by WordNet ids, and labels are the
+            indices of ImageNet's 1000 classes.
 
     Raises:
-        InputError: nothing there, a class without pictures, or labels that are missing.
-        NameUnknownError: a folder that is no ImageNet class.
+        InputError: nothing is there, a class has no pictures, or labels are missing.
+        NameUnknownError: a folder is not named after an ImageNet class.
     """
     if isinstance(data, Labelled):
         return data
@@ -155,7 +155,7 @@ def _dataset(items: Any) -> Labelled:
             f"training needs a data set with classes and targets, as torchvision's have; {type(items).__name__} lacks {missing[0]}."
         )
     name = repr(items).partition("\n")[0]
-    if " at 0x" in name:  # Python's own, which another process writes differently
+    if " at 0x" in name:  # Python's default repr, which differs between processes
         name = type(items).__qualname__
     return Labelled(name, tuple(items.classes), tuple(int(target) for target in items.targets), _Items(items, name))
 
@@ -243,7 +243,7 @@ def _by_wnid(data: Labelled) -> Labelled:
 
 
 def held_out(targets: Sequence[int], share: float, seed: int) -> tuple[list[int], list[int]]:
-    """Numbers of what is trained on and of what is held out: a share of each class, at least one picture where a class has two."""
+    """Numbers of the training pictures and of the held-out ones: a share of each class, at least one where a class has two."""
     generator = torch.Generator().manual_seed(seed)
     by_class: dict[int, list[int]] = {}
     for number, target in enumerate(targets):
@@ -258,12 +258,12 @@ def held_out(targets: Sequence[int], share: float, seed: int) -> tuple[list[int]
 
 
 class Crops(Dataset[tuple[Tensor, int]]):
-    """Augmented uint8 crops, each a pure function of seed, epoch and number; without a smallest share, the classifier's own crop.
+    """Augmented uint8 crops, each a pure function of seed, epoch and number; without `smallest`, the classifier's own crop.
 
     Args:
-        data: pictures.
+        data: the pictures.
         preprocessing: of the classifier.
-        smallest: share of the picture's area that a random crop covers at least; None: no augmentation.
+        smallest: smallest share of the picture's area that a random crop may cover; None: no augmentation.
         seed: of the augmentation.
     """
 
@@ -292,12 +292,12 @@ class Crops(Dataset[tuple[Tensor, int]]):
 
 
 class EpochOrder(Sampler[tuple[int, int]]):
-    """Keys `(epoch, number)` in an order that epoch and seed alone decide.
+    """Keys `(epoch, number)` in an order that depends on epoch and seed alone.
 
     Args:
         numbers: of the pictures.
         seed: of the order.
-        epoch: which one begins.
+        epoch: returns the epoch that is about to start.
     """
 
     def __init__(self, numbers: Sequence[int], seed: int, epoch: Callable[[], int]) -> None:
@@ -315,7 +315,7 @@ class EpochOrder(Sampler[tuple[int, int]]):
 
 
 def mixed(seed: int, epoch: int, number: int) -> int:
-    """One seed of three numbers, unlike that of any neighbouring three."""
+    """One seed from three numbers, different from the seeds of neighbouring triples."""
     value = 0
     for part in (seed, epoch, number):
         value = ((value ^ (part & 0xFFFFFFFF)) * 0x9E3779B97F4A7C15 + 0x7F4A7C15) & 0x7FFFFFFFFFFFFFFF
@@ -326,7 +326,7 @@ def mixed(seed: int, epoch: int, number: int) -> int:
 def splits(
     data: Labelled, preprocessing: Preprocessing, share: float, smallest: float | None, seed: int
 ) -> tuple[Crops, list[int], Dataset[Any]]:
-    """Augmented crops with the numbers that are trained on, and what is held out for validation."""
+    """Augmented crops with the numbers of the training pictures, and the validation data."""
     training = Crops(data, preprocessing, smallest, seed)
     if data.validation is not None:
         return training, list(range(len(data))), Crops(data.validation, preprocessing, None, seed)

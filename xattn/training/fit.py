@@ -1,4 +1,4 @@
-"""Training of a head, or of head and network, in a folder that a cut-off training goes on in."""
+"""Training of a head, or of head and network, in a folder from which an interrupted run resumes."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ DTYPES = {"64-true": torch.float64, "bf16-true": torch.bfloat16, "16-true": torc
 
 @dataclass(frozen=True)
 class Fitted:
-    """How a training ended.
+    """Result of a training run.
 
     Attributes:
-        epochs: how many were run.
-        best: epoch whose weights were kept, from 1: the lowest validation loss.
+        epochs: number of epochs run.
+        best: epoch whose weights were kept, counted from 1: the one with the lowest validation loss.
         loss: validation loss of that epoch.
         accuracy: validation accuracy of that epoch, in percent.
-        validation: pictures that loss and accuracy are of.
-        folder: logs and checkpoints.
+        validation: number of pictures behind loss and accuracy.
+        folder: holds logs and checkpoints.
     """
 
     epochs: int
@@ -65,32 +65,32 @@ def fit(
     progress: bool = True,
     on_epoch: Callable[[int, float], None] | None = None,
 ) -> Fitted:
-    """Trains a classifier's head, or head and network, in place, and saves it where it was loaded by a name.
+    """Trains a classifier's head, or head and network, in place; saves the result if the classifier was loaded by name.
 
-    A training that was cut off goes on from its last finished epoch when it is called again with the same `out`, and ends in the same
-    weights. What is kept is the epoch of the lowest loss on the validation split; no test split is ever opened.
+    An interrupted run resumes from its last finished epoch when `fit` is called again with the same `out`, and ends with the same
+    weights. The weights kept are those of the epoch with the lowest validation loss; no test split is ever opened.
 
     Args:
         classifier: from `xattn.load` or `xattn.attach`.
-        data: what `open_data` takes, or gave.
-        out: the `.safetensors` to write; logs and checkpoints go into a folder beside it, called alike with `.training`.
-        recipe: settings, or a preset's name; None: "head" for ca-stream, "full" for the others.
-        classes: what folders' names are, as for `open_data`. Names that the classifier knows are taken as its own classes.
-        teacher: a classifier of the same classes whose answers are learnt beside the labels; `start_from` gives the student its weights.
-        seed: of the split, the order, the augmentation and dropout.
-        workers: processes that decode; None: one a core but one, at most 8.
-        accelerator: "cpu", "gpu", "mps", …; None: where the classifier is.
-        devices: how many on each node, as Lightning takes them.
-        nodes: how many machines.
-        precision: as Lightning takes it: "32-true", "16-mixed", "bf16-mixed", "64-true".
+        data: anything that `open_data` takes, or its result.
+        out: the `.safetensors` to write; logs and checkpoints go into a folder beside it, with the same name and `.training`.
+        recipe: settings, or the name of a preset; None: "head" for ca-stream, "full" for the others.
+        classes: what folder names mean, as for `open_data`. Names that the classifier knows are taken as its own classes.
+        teacher: a classifier with the same classes; its answers are learnt besides the labels. `start_from` gives the student its weights.
+        seed: for the split, the order, the augmentation and dropout.
+        workers: decoding processes; None: one fewer than the cores, at most 8.
+        accelerator: "cpu", "gpu", "mps", …; None: the classifier's device.
+        devices: number of devices per node, in any form that Lightning accepts.
+        nodes: number of machines.
+        precision: one of Lightning's: "32-true", "16-mixed", "bf16-mixed", "64-true".
         log_gradients: log the gradient norm of each layer at each step.
-        progress: a bar where stderr is a terminal, and a line per epoch by `logging`.
-        on_epoch: called with each epoch's number and validation accuracy; what it raises ends the training.
+        progress: show a bar where stderr is a terminal, and log one line per epoch.
+        on_epoch: called with each epoch's number and validation accuracy; an exception from it ends the training.
 
     Raises:
-        InputError: labels outside the classes, a teacher of other classes, or nothing to train.
-        RunError: the folder holds another training.
-        DivergedError: the loss became infinite or no number; the best epoch before it, if there was one, is saved.
+        InputError: labels outside the classes, a teacher with other classes, or nothing to train.
+        RunError: the folder holds another training run.
+        DivergedError: the loss became infinite or NaN; the best epoch before that, if any, is saved.
 
     Source: Torres et al. 2024, App. B; Gomez et al. 2021, Sec. 3.1.
     """
@@ -133,8 +133,8 @@ def fit(
         loader = DataLoader(
             training,
             batch,
-            sampler=EpochOrder(numbers, seed, lambda: max(first, trainer.current_epoch)),  # asked before Lightning has restored its own
-            drop_last=len(numbers) > 1 and -(-len(numbers) // processes) % batch == 1,  # BatchNorm can do nothing with a single picture
+            sampler=EpochOrder(numbers, seed, lambda: max(first, trainer.current_epoch)),  # called before Lightning restores current_epoch
+            drop_last=len(numbers) > 1 and -(-len(numbers) // processes) % batch == 1,  # BatchNorm cannot train on a single picture
             **shared,
         )
         if not checkpointing.kept["finished"]:
@@ -160,7 +160,7 @@ def fit(
 
 @contextmanager
 def _as_it_was(classifier: Classifier) -> Iterator[None]:
-    """Where the classifier is, its flags and its dropout are the same afterwards, and so is torch's generator; its weights are not."""
+    """Restores the classifier's device, flags and dropout, and torch's generator, at the end; its weights stay changed."""
     device, dropout = classifier.device, {layer: layer.p for layer in classifier.head.dropouts()}
     flags = {parameter: parameter.requires_grad for parameter in classifier.parameters()}
     modes = {part: part.training for part in classifier.modules()}
@@ -179,12 +179,12 @@ def _as_it_was(classifier: Classifier) -> Iterator[None]:
 
 
 def is_first_process() -> bool:
-    """Whether this process is the one of a training on several devices that speaks."""
+    """Whether this is the process that reports, in a training run on several devices."""
     return not getattr(rank_zero_only, "rank", None)
 
 
 def in_classes_of(classifier: Classifier, data: Labelled) -> Labelled:
-    """Data whose classes are called as the classifier calls some of its own, in the classifier's numbers.
+    """Data relabelled with the classifier's class indices, if the classifier has classes of the same names.
 
     Raises:
         InputError: the head keeps the network's classifier, which knows none of these names.
@@ -200,7 +200,7 @@ def in_classes_of(classifier: Classifier, data: Labelled) -> Labelled:
             f"{classifier.head_name} keeps the classifier of {classifier.name}, which knows no class '{unknown}' of {data.name}. Call "
             f"folders as it does ({', '.join(known[:3])}, …), give --classes wnid for ImageNet's WordNet ids, or use br-npa or b-cnn."
         )
-    return data  # classes of its own
+    return data  # the data has its own classes
 
 
 def _check(classifier: Classifier, data: Labelled, teacher: Classifier | None, recipe: Recipe, precision: Any) -> None:

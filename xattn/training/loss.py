@@ -1,4 +1,4 @@
-"""What is minimised."""
+"""Training losses."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from torch.nn import functional
 
 
 def distillation(student: Tensor, teacher: Tensor, labels: Tensor, *, alpha: float = 0.5, temperature: float = 1.0) -> Tensor:
-    """Cross-entropy with the labels beside the divergence from a teacher: α·CE(student, y) + (1 − α)·T²·KL(teacher_T ‖ student_T).
+    """Cross-entropy with the labels plus the divergence from a teacher: α·CE(student, y) + (1 − α)·T²·KL(teacher_T ‖ student_T).
 
     Args:
         student: logits `(B, K)`.
         teacher: logits `(B, K)`, without gradient.
         labels: `(B,)` class indices.
         alpha: weight of the labels; 1 is plain training.
-        temperature: by which both logits are divided in the divergence.
+        temperature: divides both logits in the divergence.
 
     Returns:
         Mean over the batch, a scalar, ≥ 0.

@@ -1,4 +1,4 @@
-"""A classifier as Lightning trains it."""
+"""A classifier as a Lightning module."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Training(lightning.LightningModule):
     """One classifier, its recipe and, where there is one, its teacher.
 
     Args:
-        classifier: whose head, or head and network, is trained.
-        recipe: how.
-        teacher: whose answers are learnt beside the labels; frozen, in eval mode, never saved.
+        classifier: its head, or its head and network, is trained.
+        recipe: settings of the training.
+        teacher: its answers are learnt besides the labels; it is frozen, in eval mode, and never saved.
         log_gradients: log each layer's gradient norm.
-        seed: of what is random in the head.
+        seed: for the randomness in the head.
     """
 
     def __init__(self, classifier: Classifier, recipe: Recipe, teacher: Classifier | None, log_gradients: bool, seed: int) -> None:
@@ -38,8 +38,8 @@ class Training(lightning.LightningModule):
         self.recipe = recipe
         self.seed = seed
         self.log_gradients = log_gradients
-        self.strict_loading = False  # of a frozen network nothing is saved
-        self._teacher = [teacher]  # in a list, so that it is no part of this module: not trained, not saved, not synchronised
+        self.strict_loading = False  # a frozen network is not saved
+        self._teacher = [teacher]  # in a list, so that it is not a submodule: not trained, not saved, not synchronised
 
     def configure_optimizers(self) -> Any:
         trained = [parameter for parameter in self.classifier.parameters() if parameter.requires_grad]
@@ -102,7 +102,7 @@ class Training(lightning.LightningModule):
 
 
 def gradient_norms(module: nn.Module) -> dict[str, Tensor]:
-    """Euclidean norm of the gradient of each layer that has one, by its name."""
+    """Euclidean norm of the gradient of each layer that has one, by layer name."""
     norms = {}
     for name, layer in module.named_modules():
         found = [parameter.grad for parameter in layer.parameters(recurse=False) if parameter.grad is not None]
@@ -120,7 +120,7 @@ def optimiser_of(recipe: Recipe, parameters: list[nn.Parameter]) -> Optimizer:
 
 
 def schedule_of(recipe: Recipe, steps: int) -> Callable[[int], float]:
-    """Factor of the learning rate at each of `steps` steps."""
+    """Learning-rate factor at each of `steps` steps."""
     an_epoch = max(1, steps // recipe.epochs)
     if recipe.schedule == "cosine":
         return lambda step: 0.5 * (1 + math.cos(math.pi * min(step, steps) / steps))
@@ -130,9 +130,9 @@ def schedule_of(recipe: Recipe, steps: int) -> Callable[[int], float]:
 
 
 def freeze(classifier: Classifier, *, backbone: bool) -> None:
-    """Leaves a gradient to what is to be trained and has part in the logits.
+    """Requires gradients only for parameters that are to be trained and that affect the logits.
 
-    A head with a classifier of its own leaves the network's without use: it is neither trained nor waited for by other processes.
+    A head with its own classifier bypasses the network's, which is then neither trained nor waited for by other processes.
     """
     for parameter in classifier.network.parameters():
         parameter.requires_grad_(backbone)

@@ -1,4 +1,4 @@
-"""How a head is trained: settings with named presets."""
+"""How a head is trained: settings and named presets."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ Schedule = Literal["constant", "cosine", "step"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings of a training.
+    """Training settings.
 
     Attributes:
         backbone: train the network too; False trains the head alone, with the network frozen and in eval mode.
-        freeze_statistics: keep the running statistics of the network's BatchNorm as they are, and use them: for few pictures a step, and
-            for networks whose BatchNorm was folded away.
+        freeze_statistics: keep and use the running statistics of the network's BatchNorm: for small batches, and for networks whose
+            BatchNorm was folded away.
         epochs: passes over the training pictures.
-        batch_size: pictures a step, on all devices together.
+        batch_size: pictures per step, over all devices.
         optimiser: "sgd", "adam" or "adamw".
         lr: learning rate.
         momentum: of sgd.
         weight_decay: of the optimiser.
-        schedule: of the learning rate: "constant", "cosine" to 0, or "step", × 0.1 every `step` epochs.
-        step: epochs.
-        dropout: share of the head's vector that is dropped; None: as the head's settings say.
-        alpha: weight of the labels beside the teacher's answers.
+        schedule: of the learning rate: "constant", "cosine" (to 0), or "step" (× 0.1 every `step` epochs).
+        step: epochs between two steps of the schedule.
+        dropout: share of the head's vector that is dropped; None: as in the head's settings.
+        alpha: weight of the labels against the teacher's answers.
         temperature: of the teacher's answers.
-        smallest_crop: share of a picture's area that a random crop covers at least; None: no crops and no flips, for data that vary enough.
-        patience: epochs without a better validation loss before it stops; None: all epochs.
-        validation: share of each class that is held out, where the data has no validation split of its own.
+        smallest_crop: smallest share of a picture that a random crop may cover; None: no crops and no flips, for data that vary enough.
+        patience: epochs without a better validation loss before training stops; None: run all epochs.
+        validation: share of each class that is held out if the data has no validation split of its own.
     """
 
     backbone: bool = False
@@ -75,22 +75,22 @@ class Recipe:
             raise SettingError(f"a training cannot have {', '.join(wrong)}.")
 
     def with_(self, **changes: Any) -> Recipe:
-        """The same with some settings changed; None leaves a setting."""
+        """A copy with some settings changed; None keeps a setting."""
         return replace(self, **{key: value for key, value in changes.items() if value is not None})
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """The recipe as plain values."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Recipe:
-        """What `to_json` gave."""
+        """The recipe that `to_json` wrote."""
         known = {field.name for field in fields(cls)}
         return cls(**{key: value for key, value in stored.items() if key in known})
 
 
 PRESETS: dict[str, Recipe] = {
-    # Torres et al. 2024, App. B: 256 pictures a step on eight GPUs; crops as in torchvision's reference training.
+    # Torres et al. 2024, App. B: 256 pictures per step on eight GPUs; crops as in torchvision's reference training.
     "ca-stream": Recipe(epochs=90, batch_size=256, optimiser="sgd", lr=0.1, schedule="step", step=30, smallest_crop=0.08),
     "head": Recipe(),
     "full": Recipe(backbone=True, epochs=10, batch_size=32, lr=3e-4),
@@ -105,5 +105,5 @@ def recipe_of(preset: str) -> Recipe:
 
 
 def default_preset(head: str) -> str:
-    """What a head is trained by unless a preset is named: alone before the network's own classifier, else with the network."""
+    """Default preset of a head: the head alone if it keeps the network's own classifier, else head and network."""
     return "head" if heads.create(head).metadata.replaces == "pooling" else "full"

@@ -1,4 +1,4 @@
-"""Search of training settings by Optuna's tree-structured Parzen estimator."""
+"""Search for training settings with Optuna's tree-structured Parzen estimator."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ TEMPERATURES = (1.0, 6.0, 11.0, 16.0, 21.0)
 
 @dataclass(frozen=True)
 class Found:
-    """What a search found.
+    """Result of a search.
 
     Attributes:
         recipe: the best settings.
         accuracy: validation accuracy with them, in percent.
-        trials: how many were finished, pruned and diverged ones among them.
-        pruned: how many were given up early.
+        trials: number of finished trials, including pruned and diverged ones.
+        pruned: number of trials that were stopped early.
     """
 
     recipe: Recipe
@@ -60,18 +60,18 @@ def search(
 ) -> Found:
     """Searches learning rate, optimiser, weight decay, dropout and, with a teacher, α and temperature; keeps the best trial's weights.
 
-    The study lies in a folder beside `out`, called alike with `.search`; called again it goes on to `trials` in all. A trial behind the
-    median of the others at the same epoch is given up. The classifier itself stays as it is.
+    The study is kept in a folder beside `out`, with the same name and `.search`; a second call continues it up to `trials` in all. A
+    trial that is worse than the median of the others at the same epoch is stopped. The classifier itself stays unchanged.
 
     Args:
-        classifier: what each trial begins with.
-        data: what `open_data` takes, or gave.
+        classifier: the starting point of each trial.
+        data: anything that `open_data` takes, or its result.
         out: the `.safetensors` of the best trial; its settings are written beside it as `.json`.
-        trials: how many in all.
-        recipe: what is not searched; a preset's name; None: the head's default.
+        trials: number of trials in all.
+        recipe: settings that are not searched, or the name of a preset; None: the head's default.
         classes: as for `fit`.
         teacher: as for `fit`.
-        seed: of sampler and trainings.
+        seed: of the sampler and the training runs.
         progress: log a line per trial.
         options: as for `fit`.
 
@@ -90,7 +90,7 @@ def search(
     storage = JournalStorage(JournalFileBackend(str(folder / "study.log")))
     pruner = optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=1)
     study = optuna.create_study(study_name="training", storage=storage, load_if_exists=True, direction="maximize", pruner=pruner)
-    for torn in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):  # a kill left them
+    for torn in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):  # left by a killed process
         study.tell(torn.number, state=TrialState.FAIL)
     done = len(_finished(study))
     study.sampler = optuna.samplers.TPESampler(seed=seed + done)
@@ -131,13 +131,13 @@ def search(
         raise UnsupportedError(f"none of {len(finished)} trials was finished (diverged or pruned): allow more trials, or a longer recipe.")
     best = study.best_trial
     found = Recipe.from_json(best.user_attrs["recipe"])
-    shutil.copyfile(folder / f"trial-{best.number:03d}.safetensors", out)  # the study keeps its own, to go on with
+    shutil.copyfile(folder / f"trial-{best.number:03d}.safetensors", out)  # the study keeps its own copy, to continue from
     Path(out).with_suffix(".json").write_text(json.dumps({"accuracy": best.value, "recipe": found.to_json()}, indent=1), encoding="utf-8")
     return Found(found, float(best.value or 0.0), len(finished), sum(trial.state == TrialState.PRUNED for trial in finished))
 
 
 def _finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
-    """Trials that ended by themselves: a diverged one did, one that was cut off did not."""
+    """Trials that ended by themselves: diverged ones included, interrupted ones not."""
     found = study.get_trials(deepcopy=False)
     ended = (TrialState.COMPLETE, TrialState.PRUNED)
     return [trial for trial in found if trial.state in ended or (trial.state == TrialState.FAIL and DIVERGED in trial.user_attrs)]

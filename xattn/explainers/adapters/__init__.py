@@ -1,4 +1,4 @@
-"""Methods of other libraries, found in the libraries themselves: `captum:NAME` and `grad-cam:NAME`; a file per library."""
+"""Methods of other libraries, discovered in the libraries themselves: `captum:NAME` and `grad-cam:NAME`; one file per library."""
 
 from xattn.registry import import_modules
 

@@ -1,8 +1,8 @@
-"""How a method of another library is run, and how the network and the process are given back as they were.
+"""How a method of another library is run, and how the network and the process are restored afterwards.
 
-Such methods run on the network and the normalised image, as their users run them, so that 0 is the mean colour. They run on one image at a
-time, seeded by its content, so that what is random in them does not depend on the batch. They change modules, hooks and the process's
-random generators: the network is theirs alone while they run, and they run one after the other.
+Such methods run on the network and the normalised image, as their own users run them, so that 0 is the mean colour. They run on one
+image at a time, seeded by its content, so that their randomness does not depend on the batch. They change modules, hooks and the
+process's random generators: they get the network for themselves, and run one after the other.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class AdaptedMethod:
     """A method of another library.
 
     Attributes:
-        spec: how rows call it.
+        spec: as in the rows.
         attribute: runs it on one image.
     """
 
@@ -64,7 +64,7 @@ class AdaptedMethod:
                 with seeded(seed), torch.enable_grad(), silent():
                     try:
                         found = self.attribute(network, image[None].contiguous(), index, trace)
-                    except Exception as error:  # whatever the library raises is its reason
+                    except Exception as error:  # any error of the library is its reason
                         if isinstance(error, UnsupportedError):
                             raise
                         reason = str(error).strip().split("\n")[0] or type(error).__name__
@@ -73,7 +73,7 @@ class AdaptedMethod:
         return torch.stack(maps)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _recreated, (self.spec,)  # what it closes over is the library's
+        return _recreated, (self.spec,)  # its closure holds the library's objects
 
 
 def _recreated(spec: str) -> Any:
@@ -81,7 +81,7 @@ def _recreated(spec: str) -> Any:
 
 
 def _explained(classifier: Classifier, target: Target) -> tuple[nn.Module, int]:
-    """The network as the library is given it, and the class that it explains; other targets become a network of one class, the score."""
+    """The network as the library gets it, and the class to explain; for other targets, a network with one class, the score."""
     if isinstance(target, ClassTarget):
         return _Network(classifier), int(target.classes[0])
     return _ScoreNetwork(classifier, target), 0
@@ -98,7 +98,7 @@ class _Network(nn.Module):
 
 
 class _ScoreNetwork(nn.Module):
-    """Normalised images → the score of one target, as the logit of a network of one class."""
+    """Normalised images → the score of one target, as the logit of a network with one class."""
 
     def __init__(self, classifier: Classifier, target: Target) -> None:
         super().__init__()
@@ -114,10 +114,10 @@ class _ScoreNetwork(nn.Module):
 
 @contextmanager
 def restored(module: nn.Module) -> Iterator[None]:
-    """Puts modules, hooks, gradients and their flags back as they were, whatever ran inside."""
+    """Restores modules, hooks, gradients and their flags, whatever ran inside."""
     tables = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_forward_hooks_with_kwargs")
     hooks = [(getattr(m, table), dict(getattr(m, table))) for m in module.modules() for table in tables if hasattr(m, table)]
-    children = [(m, dict(m._modules)) for m in module.modules()]  # AblationCAM exchanges a module, and leaves it if it fails
+    children = [(m, dict(m._modules)) for m in module.modules()]  # AblationCAM replaces a module, and leaves it replaced if it fails
     gradients = [(p, p.grad, p.requires_grad) for p in module.parameters()]
     for parameter, _, _ in gradients:
         parameter.grad = None
@@ -137,13 +137,13 @@ def restored(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def silent() -> Iterator[None]:
-    """Drops what the libraries print, and their progress bars: stdout is for data. What other threads print is printed."""
+    """Drops what the libraries print, and their progress bars: stdout is for data. Other threads print as usual."""
     with contextlib.redirect_stdout(_Muted(sys.stdout)), contextlib.redirect_stderr(_Muted(sys.stderr)):
         yield
 
 
 class _Muted(io.TextIOBase):
-    """A stream that drops what the thread that made it writes."""
+    """A stream that drops what its creating thread writes."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
@@ -158,8 +158,8 @@ class _Muted(io.TextIOBase):
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seeds all random generators inside, and puts them back as they were."""
-    numpy = importlib.import_module("numpy")  # pytorch-grad-cam draws from it
+    """Seeds all random generators inside, and restores them afterwards."""
+    numpy = importlib.import_module("numpy")  # pytorch-grad-cam uses its generator
     states = random.getstate(), numpy.random.get_state()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -173,7 +173,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def value_of(text: str) -> Any:
-    """A setting's text as a number, a truth value, None or text."""
+    """A setting's text as a number, a boolean, None or text."""
     for read in (int, float):
         try:
             return read(text)
@@ -183,7 +183,7 @@ def value_of(text: str) -> Any:
 
 
 def spec_of(library: str, name: str, settings: Mapping[str, str]) -> str:
-    """How rows call a method."""
+    """Name of a method in the rows."""
     written = ",".join(f"{key}={value}" for key, value in settings.items())
     return f"{library}:{name}:{written}" if written else f"{library}:{name}"
 
@@ -203,7 +203,7 @@ def layer_of(trace: Trace, spec: str, *, channels_first: bool) -> nn.Module:
     """The module whose output is the trace's stage, for a library that hooks it.
 
     Raises:
-        UnsupportedError: the library would hook something else, or read it wrongly.
+        UnsupportedError: the library would hook something else, or misread it.
     """
     stage = trace.stage
     if stage.offset is not None:

@@ -19,9 +19,9 @@ from xattn.explainers.trace import Trace
 from xattn.registry import Adapter, Component
 
 CELLS = 7
-EXHAUSTIVE_CELLS = 2  # all orders of n cells are n! passes
+EXHAUSTIVE_CELLS = 2  # all orders of n cells take n! passes
 CHANNELS = ("abs-max", "sum")
-OURS = ("cells", "channels")  # settings of the adapter: cells per side of windows and feature masks; how channels become one
+OURS = ("cells", "channels")  # settings of the adapter: cells per side of windows and feature masks; how channels are reduced to one
 GUIDED = ("GuidedBackprop", "Deconvolution", "GuidedGradCam")
 MODEL_ARGUMENTS = ("forward_func", "model", "attribution_method")
 GIVEN = (*MODEL_ARGUMENTS, "layer", "inputs", "target", "additional_forward_args")
@@ -38,7 +38,7 @@ def _is_a(cls: Any, parent: Any) -> bool:
 
 
 def _classes() -> dict[str, Any]:
-    """Every attribution that can be built from a network and a layer, and needs nothing but an image, a target and baselines."""
+    """Every attribution that is built from a network and a layer, and needs only an image, a target and baselines."""
     captum = _captum("captum")
     found: dict[str, Any] = {}
     for name in captum.__all__:
@@ -86,7 +86,7 @@ def _create(name: str, settings: Mapping[str, str]) -> Component[MethodMetadata,
         offered = _offered(image, target, trace, cells)
         inner = arguments_of(captum.Saliency.attribute) if "attribution_method" in build else {}
         given = {key: value for key, value in offered.items() if key in attribute or key in inner}
-        if "baselines" in required_of(cls.attribute):  # a distribution, of two at least
+        if "baselines" in required_of(cls.attribute):  # a distribution, of at least two
             given["baselines"] = torch.cat([torch.zeros_like(image), trace.classifier.normalise(torch.zeros_like(image))])
         found = method.attribute(image, **{**given, **{key: value for key, value in values.items() if key in attribute}})
         maps: Tensor = found[0] if isinstance(found, tuple) else found
@@ -113,7 +113,7 @@ def _model(captum: ModuleType, build: Mapping[str, Any], model: nn.Module) -> An
 
 
 def _offered(image: Tensor, target: int, trace: Trace, cells: int) -> dict[str, Any]:
-    """What attributions may ask for by name, beside the image."""
+    """Arguments that attributions may ask for by name, besides the image."""
     height, width = image.shape[-2:]
     window = (3, max(1, height // cells), max(1, width // cells))
     row, column = torch.arange(height) * cells // height, torch.arange(width) * cells // width

@@ -1,7 +1,7 @@
-"""What does the work of a plan: this process (`local`), or the actors of a Ray cluster (`ray`).
+"""Engines do the work of a plan: this process (`local`), or the actors of a Ray cluster (`ray`).
 
-A unit of work is a batch. Its part is a function of the plan alone and is written whole or not at all, so that any engine may do it,
-twice does no harm, and what one engine left another may go on with.
+A unit of work is a batch. Its part depends on the plan alone and is written atomically, so that any engine may do it, doing it twice
+does no harm, and one engine can finish what another left.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ ENGINES = ("local", "ray")
 
 
 def engine(name: str, actors: int | None) -> Engine:
-    """The engine of a name.
+    """The engine of a given name.
 
     Args:
         name: "local" or "ray".
-        actors: processes of Ray that hold the classifiers; None: as many as the cluster has room for.
+        actors: Ray processes that hold the classifiers; None: as many as fit on the cluster.
 
     Raises:
-        NameUnknownError: there is none.
+        NameUnknownError: there is no engine of that name.
         MissingPackageError: Ray is not installed.
         InputError: actors without Ray, or fewer than one.
     """

@@ -1,4 +1,4 @@
-"""What an engine is."""
+"""The interface of an engine."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Running:
     """An engine that is ready.
 
     Attributes:
-        about: what `run.json` says of it; values depend on the number of threads in their last bits.
-        work: does units of a plan, with its execution, into a store, and reports how many images each was.
+        about: its description in `run.json`; the last bits of values depend on the number of threads.
+        work: does units of a plan, with its execution, into a store, and reports the number of images in each.
     """
 
     about: dict[str, Any]
@@ -25,4 +25,4 @@ class Running:
 
 
 Engine = Callable[[Plan], AbstractContextManager[Running]]
-"""A plan → the engine, ready inside the context."""
+"""A plan → a context in which the engine is ready."""

@@ -1,4 +1,4 @@
-"""The work of a plan in this process, with processes that decode ahead of it."""
+"""The work of a plan in this process; other processes decode ahead of it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from xattn.study.store import Store
 
 @contextmanager
 def in_process(plan: Plan) -> Iterator[Running]:
-    """This process."""
+    """This process as an engine."""
     yield Running({"engine": "local", "threads": torch.get_num_threads()}, _work)
 
 
