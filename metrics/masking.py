@@ -111,7 +111,8 @@ def average_increase(original: Probability, kept: Probability) -> Tensor:
     >>> average_increase(darkness, images, torch.zeros(1, 4, 4), torch.tensor([0]))
     tensor([100.], dtype=torch.float64)
     """
-    return 100 * (kept.p > original.p + MARGIN).double()
+    undefined = original.p.isnan() | kept.p.isnan()
+    return torch.where(undefined, torch.nan, 100 * (kept.p > original.p + MARGIN).double())
 
 
 @register(

@@ -164,7 +164,8 @@ class Contrast(Target):
     def __post_init__(self) -> None:
         classes, weights = torch.as_tensor(self.classes, dtype=torch.long), torch.as_tensor(self.weights, dtype=torch.float32)
         classes, weights = (values[None] if values.dim() == 1 else values for values in (classes, weights))
-        if classes.dim() != 2 or weights.dim() != 2 or classes.shape[1] != weights.shape[1] or not classes.shape[1]:
+        together = classes.dim() == weights.dim() == 2 and classes.shape[1] == weights.shape[1] > 0 and len(weights) in (1, len(classes))
+        if not together:
             raise InputError(
                 f"a contrast needs one weight for each class, as Contrast([281, 282], [1.0, -0.6]); got classes {tuple(classes.shape)} and "
                 f"weights {tuple(weights.shape)}."
@@ -272,12 +273,12 @@ class Region(Target):
     def score(self, output: Tensor) -> Tensor:
         _needs(output, 4, self)
         own = output.gather(1, self.classes.to(output.device).view(-1, 1, 1, 1).expand(-1, 1, *output.shape[2:]))[:, 0]
-        weights = self._weights(output)
-        return (own * weights).sum(dim=(1, 2)) / weights.sum(dim=(1, 2))
+        weights = self._weights(output)  # at least float32, in which many cells do not overflow
+        return (own * (weights / weights.sum(dim=(1, 2), keepdim=True))).sum(dim=(1, 2))
 
     def probability(self, output: Tensor) -> Probability:
         _needs(output, 4, self)
-        found = [self._of_image(*row) for row in zip(output, self.classes, self._weights(output).double(), strict=True)]
+        found = [self._of_image(*row) for row in zip(output, self.classes.to(output.device), self._weights(output).double(), strict=True)]
         return Probability(*(torch.stack(column) for column in zip(*found, strict=True)))
 
     def _of_image(self, logits: Tensor, index: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -288,10 +289,10 @@ class Region(Target):
         return (found.p * share.to(found.p)).sum(), (found.rest * share.to(found.rest)).sum()
 
     def _weights(self, output: Tensor) -> Tensor:
-        masks = self.masks.to(output.device, output.dtype)
+        masks = self.masks.to(output.device, torch.promote_types(output.dtype, torch.float32))
         if masks.shape[1:] == output.shape[2:]:
             return masks
-        shrinks = masks.shape[1] > output.shape[2]
+        shrinks = masks.shape[1] > output.shape[2] or masks.shape[2] > output.shape[3]
         return functional.interpolate(masks[:, None], size=output.shape[2:], mode="area" if shrinks else "nearest-exact")[:, 0]
 
     @property

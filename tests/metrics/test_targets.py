@@ -189,3 +189,23 @@ def test_a_target_of_the_wrong_output_says_what_came() -> None:
         Contrast([0, 1], [1.0])
     with pytest.raises(InputError, match="targets are class indices .* got str"):
         as_target("predicted", 1)
+
+
+def test_a_region_is_brought_to_the_network_s_size_along_each_axis() -> None:
+    """A mask of one pixel covers a share of a cell, also where only one of the sides shrinks."""
+    mask = torch.zeros(8, 16)
+    mask[3, 4] = 1
+    output = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    found = Region(torch.tensor([1]), mask)
+    assert found.score(output).item() == pytest.approx(output[0, 1, 3, 2].item())
+    assert found.probability(output).p.item() == pytest.approx(output[0, :, 3, 2].softmax(0)[1].item())
+
+
+def test_a_region_of_many_cells_does_not_overflow_in_half_precision() -> None:
+    output = torch.full((1, 2, 300, 300), 0.5, dtype=torch.float16)
+    assert Region(torch.tensor([1]), torch.ones(300, 300)).score(output).item() == pytest.approx(0.5, rel=1e-3)
+
+
+def test_a_contrast_of_weights_for_other_rows_is_refused() -> None:
+    with pytest.raises(InputError, match="a contrast needs one weight for each class"):
+        Contrast(torch.zeros(3, 2, dtype=torch.long), torch.ones(2, 2))

@@ -47,7 +47,7 @@ def test_beside_a_network_as_it_was_loaded_the_head_alone_is_saved(head: str, tm
     assert again.preprocessing == clf.preprocessing
     weights.rename(tmp_path / "moved.pth")
     with pytest.raises(
-        WeightsError, match=r"holds a head for .*mine.py:build with the weights .*net.pth, .* Say where they are now by weights"
+        WeightsError, match=r"holds a head for .*mine.py:build with the weights .*net.pth, .* Give their location with weights"
     ):
         xattn.load(str(tmp_path / "head.safetensors"), device="cpu", trust_code=True)
     moved = xattn.load(str(tmp_path / "head.safetensors"), weights=tmp_path / "moved.pth", device="cpu", trust_code=True)

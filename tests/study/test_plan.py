@@ -17,7 +17,7 @@ import xattn
 from tests import networks
 from xattn.errors import InputError, RunError, UnsupportedError
 from xattn.explainers import methods
-from xattn.metrics import deletion, insertion, metrics, sparsity
+from xattn.metrics import average_drop, deletion, insertion, metrics, sparsity
 from xattn.metrics.targets import Contrast, OutputFunction, Region, Similarity, Target
 from xattn.models import Classifier
 from xattn.study.plan import Plan
@@ -272,3 +272,40 @@ def test_a_run_of_an_earlier_version_is_refused_by_name(tiny: Classifier, folder
     path.write_text(json.dumps({**about, "settings": {**about["settings"], "xattn": "0.1.0"}}))
     with pytest.raises(RunError, match=r"xattn was '0\.1\.0', is '0\.2\.0'"):
         study(tiny, folder, tmp_path / "run", ["grad-cam"], ["average-drop"]).run()
+
+
+def test_evaluate_scores_each_label_of_an_image_on_that_image(tiny: Classifier, images: Tensor) -> None:
+    """Images without a label are left out, so that as many maps as images need not be one for each."""
+    maps = xattn.explain(tiny, images[:2], ["grad-cam"], target="labels", labels=[[0, 1], []])
+    rows = xattn.evaluate(tiny, images[:2], maps, ["deletion"])
+    assert rows["image"].tolist() == ["0", "0"]
+    alone = [xattn.explain(tiny, images[:1], ["grad-cam"], target=label) for label in (0, 1)]
+    expected = [xattn.evaluate(tiny, images[:1], found, ["deletion"])["value"].item() for found in alone]
+    assert rows["value"].tolist() == pytest.approx(expected, abs=1e-4)
+
+
+def test_maps_of_a_classifier_of_several_labels_go_to_the_functions_with_their_sigmoid(images: Tensor) -> None:
+    clf = xattn.attach(networks.small(), input_size=32, resize=36, multi_label=True)
+    maps = xattn.explain(clf, images, ["grad-cam"])
+    rows = xattn.evaluate(clf, images, maps, ["average-drop"])
+    assert rows["value"].tolist() == pytest.approx(average_drop(clf.predict, images, maps["grad-cam"], maps.targets).tolist(), abs=1e-4)
+
+
+def test_images_whose_labels_do_not_fit_the_target_are_errors_of_their_own(tiny: Classifier, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("image,label\n0.png,class 1\n1.png,2|3\n2.png,4|4\n")
+    given = [folder / f"{number}.png" for number in range(3)]
+    one = study(tiny, given, tmp_path / "one", ["grad-cam"], ["average-drop"], labels_csv=tmp_path / "labels.csv", target="label")
+    assert one.run().failed == [("1.png", "label: target 'label' needs a label, and the image has 2: give target 'labels'")]
+    assert one.scores()["image"].tolist() == ["0.png", "2.png"]
+    every = study(tiny, given, tmp_path / "every", ["grad-cam"], ["average-drop"], labels_csv=tmp_path / "labels.csv", target="labels")
+    every.run()
+    assert list(zip(every.scores()["image"], every.scores()["target"], strict=True)) == [
+        ("0.png", 1),
+        ("1.png", 2),
+        ("1.png", 3),
+        ("2.png", 4),
+    ]
+
+
+def test_a_target_may_be_a_tensor_of_one_index(tiny: Classifier, images: Tensor) -> None:
+    assert xattn.explain(tiny, images, ["grad-cam"], target=torch.tensor(3)).targets.tolist() == [3] * 7

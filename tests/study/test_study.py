@@ -194,7 +194,7 @@ def test_masks_are_saved_in_16_bits_when_asked_for(tiny: Classifier, folder: Pat
 
 
 def test_two_classifiers_of_one_name_and_other_wrong_plans_are_refused(tiny: Classifier, folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="two classifiers are called tiny"):
+    with pytest.raises(InputError, match="two classifiers are named tiny"):
         study([tiny, tiny], folder, tmp_path / "run")
     with pytest.raises(InputError, match="at least one classifier and one method"):
         study([], folder, tmp_path / "run")

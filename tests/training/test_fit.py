@@ -232,7 +232,7 @@ def test_folders_called_as_the_classifier_s_classes_are_these_classes(painted: P
     fit(clf, painted, tmp_path / "out.safetensors", recipe=Recipe(epochs=1), workers=0, progress=False)
     assert clf.labels == ("red", "grey", "green", "blue")
     other = xattn.attach(networks.small(3), head="ca-stream", input_size=32, resize=36, labels=["a", "b", "c"])
-    with pytest.raises(InputError, match=r"which knows no class 'blue' of .*painted. Call folders as it does \(a, b, c"):
+    with pytest.raises(InputError, match=r"which knows no class 'blue' of .*painted. Name the folders after its classes \(a, b, c"):
         fit(other, painted, tmp_path / "other.safetensors")
 
 
@@ -244,7 +244,7 @@ def test_what_cannot_be_trained_so_is_told_before_a_folder_is_made(painted: Path
     clf.multi_label = True
     with pytest.raises(InputError, match="is multi-label"):
         fit(clf, painted, out)
-    with pytest.raises(InputError, match="one picture a class: nothing can be held out"):
+    with pytest.raises(InputError, match="one picture per class: nothing can be held out"):
         fit(fresh(), paint(tmp_path / "few", count=1), out)
     assert not (tmp_path / "out.training").exists()
 
@@ -334,7 +334,7 @@ def test_wrong_labels_teachers_and_settings_are_told(painted: Path, tmp_path: Pa
     with pytest.raises(SettingError, match=r"cannot have lr=-1.0, alpha=2.0"):
         Recipe(lr=-1.0, alpha=2.0)
     (painted / "red" / "03.png").write_bytes(b"no picture")
-    with pytest.raises(ImageError, match=r"training picture .*red/03.png: .* Put a whole one in its place, and the same command goes on"):
+    with pytest.raises(ImageError, match=r"training picture .*red/03.png: .* Replace it with an intact file and run the same command"):
         fit(fresh(), painted, tmp_path / "c.safetensors", recipe=QUICK, workers=0, progress=False)
 
 

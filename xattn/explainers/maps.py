@@ -63,7 +63,8 @@ class Maps(Mapping[str, Tensor]):
     @property
     def targets(self) -> Tensor | Target:
         """Targets for the functions of `xattn.metrics`: class indices `(B,)`, or the target if it is not a class."""
-        return self.target.classes if isinstance(self.target, ClassTarget) else self.target
+        target = self.target  # indices alone stand for the softmax of a class
+        return target.classes if isinstance(target, ClassTarget) and not target.multi_label else target
 
     @property
     def target_rule(self) -> str:

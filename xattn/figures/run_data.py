@@ -110,7 +110,7 @@ def _chosen_images(sources: Sequence[ImageSource], asked: Sequence[str] | None) 
         others = {image.name for image in source.images}
         known = [name for name in known if name in others]
     if not known:
-        raise InputError("no image is in all of these runs: draw them apart, or choose runs of the same images.")
+        raise InputError("no image is in all of these runs: draw them separately, or choose runs of the same images.")
     if asked is None:
         return known[:MOST_IMAGES]
     for name in asked:

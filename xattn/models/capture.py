@@ -13,7 +13,8 @@ from torch.overrides import TorchFunctionMode
 
 from xattn.errors import UnsupportedError
 from xattn.models.concurrency import in_this_thread
-from xattn.models.stages import Layout, Stage, first_tensor
+from xattn.models.outputs import exchanged, map_in
+from xattn.models.stages import Layout, Stage
 
 Tap = Callable[[Stage, Tensor], Tensor | None]
 
@@ -47,12 +48,12 @@ class _Taps(TorchFunctionMode):
         for stage in self.stages:
             if (stage.module, stage.call) != (module, call) or stage.offset is not None:
                 continue
-            tensor = first_tensor(output)
+            tensor = map_in(output)
             if tensor is None:
                 raise UnsupportedError(f"stage '{stage.name}' gave a tensor in the probe and {type(output).__name__} now.")
             changed = self.tap(stage, tensor)
             if changed is not None:
-                output = changed if isinstance(output, Tensor) else type(output)((changed, *output[1:]))
+                output = exchanged(output, tensor, changed)
         if any((stage.module, stage.call, stage.offset is not None) == (module, call, True) for stage in self.stages):
             self.position[module, call] = 0  # last, so that functions called here do not count
         return output

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from xattn.errors import InputError, WeightsError
+
+logger = logging.getLogger("xattn")
 
 WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network")
 PREFIXES = ("module.", "_orig_mod.", "model.", "network.", "net.")
@@ -82,18 +86,22 @@ def fit_weights(network: nn.Module, weights: dict[str, Tensor], path: str | Path
     weights = without_prefix(weights, set(network.state_dict()))
     if problem := mismatch(network, weights):
         raise WeightsError(f"weights '{path}' do not fit {type(network).__name__}: {problem}.")
-    network.load_state_dict(weights)
+    state = OrderedDict(weights)
+    state._metadata = network.state_dict()._metadata  # type: ignore[attr-defined]  # by which some modules tell their version
+    network.load_state_dict(state)
 
 
 def without_prefix(weights: dict[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
     """Keys without `module.` and similar prefixes, removed as long as that brings them closer to the wanted ones."""
-    while not wanted & set(weights):
-        for prefix in PREFIXES:
-            if weights and all(key.startswith(prefix) for key in weights):
-                weights = {key.removeprefix(prefix): value for key, value in weights.items()}
-                break
-        else:
-            return weights
+    if wanted & set(weights):
+        return weights
+    for prefix in PREFIXES:
+        inner = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+        found = without_prefix(inner, wanted) if inner else {}
+        if wanted & set(found):
+            if beside := [key for key in weights if not key.startswith(prefix)]:  # a loss's own, for one
+                logger.warning("left out of the weights, as they are not the network's: %s", ", ".join(beside))
+            return found
     return weights
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -11,16 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from xattn.data.preprocessing import Preprocessing, content_seeds
-from xattn.errors import InputError, NameUnknownError, UnsupportedError
+from xattn.errors import InputError, NameUnknownError, UnsupportedError, XattnError
 from xattn.heads.base import Attended, Head, HeadMetadata, HeadSettings, heads
 from xattn.models import checkpoints
 from xattn.models.attachment import Attachment, attachment_of, attend, find_classifier_entry, own_prediction
 from xattn.models.capture import captured, to_nchw
 from xattn.models.checkpoints import Source, digest_of, fit_weights
 from xattn.models.concurrency import evaluating
+from xattn.models.outputs import read_output
 from xattn.models.stages import Stage, find_stages, named_stage
-
-OUTPUT_KEYS = ("logits", "out")  # of transformers, and of torchvision's segmentation networks
 
 
 class Classifier(nn.Module):
@@ -75,11 +75,11 @@ class Classifier(nn.Module):
         self.source = source
         self.multi_label = multi_label
         like = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
-        self.register_buffer("mean", like.new_tensor(preprocessing.mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", like.new_tensor(preprocessing.std).view(3, 1, 1), persistent=False)
+        with torch.inference_mode(False):
+            self.register_buffer("mean", like.new_tensor(preprocessing.mean).view(3, 1, 1), persistent=False)
+            self.register_buffer("std", like.new_tensor(preprocessing.std).view(3, 1, 1), persistent=False)
         with evaluating(self), torch.inference_mode(False):
-            with torch.no_grad():
-                own = int(self._bare(self.probe()).shape[1])
+            own = int(self._probed().shape[1])
             self.stages: tuple[Stage, ...] = tuple(find_stages(self.network, self._bare, self.probe(), named=name))
             self.attachment = self._attached(settings, component.metadata)
         if classes not in (None, own) and component.metadata.replaces != "classifier":
@@ -113,6 +113,34 @@ class Classifier(nn.Module):
         """One image of noise, always the same, of the input size and in the network's precision."""
         noise = torch.rand((1, 3, *self.input_size), generator=torch.Generator().manual_seed(0))
         return noise.to(self.mean)
+
+    def _probed(self) -> Tensor:
+        """The output for the probe.
+
+        Raises:
+            UnsupportedError: the network cannot run it.
+        """
+        height, width = self.input_size
+        try:
+            with torch.no_grad():
+                return self._bare(self.probe())
+        except (RuntimeError, TypeError, ValueError, AssertionError, IndexError) as error:
+            if isinstance(error, (XattnError, torch.cuda.OutOfMemoryError)):
+                raise
+            required = [
+                parameter.name
+                for parameter in inspect.signature(self.network.forward).parameters.values()
+                if parameter.default is parameter.empty and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+            ]
+            advice = (
+                f"Its forward takes {', '.join(required)}: wrap it in a module whose forward takes images alone and fills in the rest."
+                if len(required) > 1
+                else "If it takes another size, give it: input_size (--input-size), and resize. Images have three channels."
+            )
+            reason = str(error).strip().partition("\n")[0]
+            raise UnsupportedError(
+                f"{self.name} cannot run an image (1, 3, {height}, {width}): {type(error).__name__}: {reason}. {advice}"
+            ) from error
 
     def _attached(self, settings: HeadSettings, metadata: HeadMetadata) -> Attachment:
         return attachment_of(
@@ -183,7 +211,7 @@ class Classifier(nn.Module):
         Raises:
             UnsupportedError: there is no such output.
         """
-        return _read_output(output, self.name)
+        return read_output(output, self.name)
 
     def predict(self, images: Tensor) -> Tensor:
         """Logits `(B, K)`, or whatever the network returns, in eval mode, without gradients; images are moved to the classifier's device.
@@ -238,7 +266,7 @@ class Classifier(nn.Module):
         if isinstance(label, str) and "|" in label and label not in (self.labels or ()):
             label = [name.strip() for name in label.split("|")]
         several = [label] if isinstance(label, (int, str)) else list(label)
-        return tuple(self.class_index(each) for each in several)
+        return tuple(dict.fromkeys(self.class_index(each) for each in several))
 
     def label(self, index: int) -> str:
         """The name of a class, or its index where names are unknown."""
@@ -289,23 +317,3 @@ class Classifier(nn.Module):
     def __repr__(self) -> str:
         about = f"{self.class_count} classes, stage {self.stages[-1].name}, {self.preprocessing}, on {self.device}"
         return f"Classifier({self.name} · {self.head_name}: {about})"
-
-
-def _read_output(output: Any, name: str) -> Tensor:
-    found = output
-    if not isinstance(found, Tensor):
-        if isinstance(found, Mapping):
-            found = next((found[key] for key in OUTPUT_KEYS if key in found), None)
-        elif hasattr(found, "logits"):
-            found = found.logits
-        elif isinstance(found, (tuple, list)):
-            found = next((item for item in found if isinstance(item, Tensor) and item.dim() == 2), None)
-    if isinstance(found, Tensor) and found.dim() == 4 and found.shape[2:] == (1, 1):
-        found = found.flatten(1)
-    if not isinstance(found, Tensor) or found.dim() not in (2, 4):
-        came = tuple(found.shape) if isinstance(found, Tensor) else type(output).__name__
-        raise UnsupportedError(
-            f"{name} must give logits (batch, classes), or a map of logits (batch, classes, height, width), alone or as 'logits' or in a "
-            f"tuple; it gave {came}."
-        )
-    return found

@@ -12,7 +12,7 @@ from torch import nn
 
 from xattn.birds import pretrained
 from xattn.data.preprocessing import Preprocessing, preprocessing_with
-from xattn.errors import InputError, UntrustedCodeError, WeightsError
+from xattn.errors import InputError, UnsupportedError, UntrustedCodeError, WeightsError
 from xattn.models import sources
 from xattn.models.checkpoints import Header, Source, digest_of, fit_weights, is_saved, read_header, split_weights
 from xattn.models.classifier import Classifier
@@ -87,7 +87,7 @@ def load(
     if source.high_res:
         high_resolution(network, source.high_res, dilate=source.dilate, input_size=preprocessing.input_size)
     classifier = Classifier(
-        network.to(memory_format=torch.channels_last),
+        _channels_last(network),
         name=name,
         preprocessing=preprocessing,
         labels=None if labels is None else read_labels(labels),
@@ -179,7 +179,7 @@ def _network_of(saved: _Saved, weights: str | Path | None) -> tuple[nn.Module, S
     stored = saved.header.source if saved.named is None else replace(saved.header.source, model=saved.named)
     if not saved.header.head_alone:
         if weights is not None:
-            raise InputError(f"'{saved.file}' holds its own weights; weights='{weights}' came beside it. Give one of the two.")
+            raise InputError(f"'{saved.file}' holds its own weights; weights='{weights}' was also given. Give only one.")
         network = sources.build(stored.model, split_weights(saved.file)[0]).network
         _set_flags(network, saved)
         return network, replace(stored, digest="")
@@ -188,7 +188,7 @@ def _network_of(saved: _Saved, weights: str | Path | None) -> tuple[nn.Module, S
     try:
         network = sources.build(stored.model, chosen).network
     except (WeightsError, InputError) as error:
-        raise WeightsError(f"{needs}, and they could not be had: {error} Say where they are now by weights (--weights).") from error
+        raise WeightsError(f"{needs}, and they could not be obtained: {error} Give their location with weights (--weights).") from error
     _set_flags(network, saved)
     if (digest := digest_of(network.state_dict())) != stored.digest:
         raise WeightsError(
@@ -237,6 +237,8 @@ def attach(
     """
     if not isinstance(module, nn.Module):
         raise InputError(f"attach wraps a torch.nn.Module; got {type(module).__name__}. xattn.load takes a network's name.")
+    if any(isinstance(inner, torch.jit.ScriptModule) for inner in module.modules()):
+        raise UnsupportedError("a scripted or traced module runs no Python hooks, by which features are taken: attach the module itself.")
     return Classifier(
         module,
         name=name or type(module).__name__,
@@ -246,6 +248,14 @@ def attach(
         classes=classes,
         multi_label=multi_label,
     )
+
+
+def _channels_last(network: nn.Module) -> nn.Module:
+    """The network with its convolutions' weights in the layout that images have; those of other numbers of axes stay."""
+    for tensor in (*network.parameters(), *network.buffers()):
+        if tensor.dim() == 4:
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+    return network
 
 
 def read_labels(labels: str | Path | Sequence[str]) -> list[str]:

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from xattn.errors import NameUnknownError, UnsupportedError
 from xattn.models.concurrency import in_this_thread
-from xattn.models.stages import first_tensor
+from xattn.models.outputs import map_in
 
 PROBE_SIDE = 224
 
@@ -112,7 +112,7 @@ def _probe(network: nn.Module, size: tuple[int, int]) -> tuple[list[_Call], dict
     sizes: dict[str, tuple[int, int]] = {}
 
     def note(name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        given, gave = first_tensor(args), first_tensor(output)
+        given, gave = map_in(args), map_in(output)
         if given is None or gave is None or given.dim() != 4 or gave.dim() != 4:
             return
         sizes[name] = (gave.shape[2], gave.shape[3])

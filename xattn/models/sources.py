@@ -127,7 +127,9 @@ def _from_timm(model: str, weights: Weights) -> Built:
         raise NameUnknownError("timm network", name, timm.list_models())
     if weights is not None:
         network = _with_local_weights(lambda **arguments: timm.create_model(name, **arguments), _state(weights), weights)
-        preprocessing = Preprocessing()
+        config: Any = network.pretrained_cfg
+        fixed = tuple(config["input_size"][1:]) if config.get("fixed_input_size") else None  # a network that takes one size alone
+        preprocessing = Preprocessing() if fixed is None else Preprocessing(fixed, math.floor(min(fixed) / config["crop_pct"]))
     else:
         try:
             network = timm.create_model(name, pretrained=True)

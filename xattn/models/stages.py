@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -21,12 +21,25 @@ from torch.utils.hooks import RemovableHandle
 
 from xattn.errors import NameUnknownError, UnsupportedError
 from xattn.models.concurrency import in_this_thread
+from xattn.models.graph import NORMALISATIONS, PARAMETRIC, behind, dominators, is_a, learnt, shape_of
+from xattn.models.outputs import map_in
 
 Layout = Literal["NCHW", "NHWC"]
 
 FARTHEST_ASPECT = math.log(2) + 1e-9  # 3 × 10 cells are right for an image of 48 × 160; so are 1 × 5
-PARAMETRIC = ("AddmmBackward", "MmBackward", "ConvolutionBackward", "LinearBackward", "BmmBackward")
-NORMALISATIONS = ("NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm", "NativeLayerNorm", "NativeGroupNorm")
+CHANNELS_FIRST = (
+    "ConvolutionBackward",
+    "MaxPool2D",
+    "AvgPool2D",
+    "AdaptiveAvgPool2D",
+    "AdaptiveMaxPool2D",
+    "NativeBatchNorm",
+    "CudnnBatchNorm",
+    "MiopenBatchNorm",
+    "NativeGroupNorm",
+    "Upsample",
+    "PixelShuffle",
+)
 
 
 @dataclass(frozen=True)
@@ -69,7 +82,7 @@ class _Event:
     children: list[_Event] = field(default_factory=list)
     is_function: bool = False
     has_parameters: bool = False
-    aspect: float = 1.0
+    reader: _Reader | None = None
 
     @property
     def is_block(self) -> bool:
@@ -78,7 +91,7 @@ class _Event:
 
     @property
     def map(self) -> _Map | None:
-        return _as_map(self.shape, self.aspect)
+        return None if self.reader is None else self.reader.read(self.shape)
 
     @property
     def signature(self) -> tuple[int, int, int]:
@@ -94,9 +107,9 @@ class _Event:
 class _Recorder(TorchFunctionMode):
     """Records the call tree of a forward: the output of each module and free function, with its place in the autograd graph."""
 
-    def __init__(self, aspect: float) -> None:
+    def __init__(self, reader: _Reader) -> None:
         super().__init__()
-        self.aspect = aspect
+        self.reader = reader
         self.root = _Event("", "", 1, None, None, ())  # type: ignore[arg-type]
         self.stack = [self.root]
         self.calls: Counter[str] = Counter()
@@ -110,36 +123,30 @@ class _Recorder(TorchFunctionMode):
             module, call = self.last
             label = getattr(func, "__name__", "function").strip("_")
             name = f"{_call_name(module, call)}+{label}"
-            event = _Event(name, module, call, self.offset, result.grad_fn, tuple(result.shape), is_function=True, aspect=self.aspect)
+            event = _Event(name, module, call, self.offset, result.grad_fn, tuple(result.shape), is_function=True, reader=self.reader)
             self.stack[-1].children.append(event)
         return result
 
     def enter(self, name: str) -> None:
-        self.stack.append(_Event(name, name, 0, None, None, (), aspect=self.aspect))  # type: ignore[arg-type]
+        self.stack.append(_Event(name, name, 0, None, None, (), reader=self.reader))  # type: ignore[arg-type]
 
     def leave(self, module: nn.Module, output: Any) -> None:
         event = self.stack.pop()
         event.has_parameters = any(True for _ in module.parameters())
-        tensor = first_tensor(output)
+        tensor = map_in(output)
         self.calls[event.module] += 1
         event.call = self.calls[event.module]
         if tensor is not None and tensor.grad_fn is not None:
             event.name = _call_name(event.module, event.call)
             event.node, event.shape = tensor.grad_fn, tuple(tensor.shape)
             self.stack[-1].children.append(event)
+        else:  # what is inside may be a stage all the same
+            self.stack[-1].children += event.children
         self.last, self.offset = (event.module, event.call), 0  # last, because reading a tensor's attributes counts as a function too
 
 
 def _call_name(module: str, call: int) -> str:
     return module if call == 1 else f"{module}#{call}"
-
-
-def first_tensor(output: Any) -> Tensor | None:
-    if isinstance(output, Tensor):
-        return output
-    if isinstance(output, (tuple, list)) and output and isinstance(output[0], Tensor):
-        return output[0]
-    return None
 
 
 def find_stages(network: nn.Module, forward: Callable[[Tensor], Tensor], image: Tensor, *, named: str = "the network") -> list[Stage]:
@@ -157,7 +164,8 @@ def find_stages(network: nn.Module, forward: Callable[[Tensor], Tensor], image: 
     Raises:
         UnsupportedError: no map with height and width lies between the image and the logits.
     """
-    recorder = _Recorder(aspect := image.shape[-2] / image.shape[-1])
+    reader = _Reader(image.shape[-2] / image.shape[-1])
+    recorder = _Recorder(reader)
     handles: list[RemovableHandle] = []
     for name, module in network.named_modules():
         if name:
@@ -173,15 +181,16 @@ def find_stages(network: nn.Module, forward: Callable[[Tensor], Tensor], image: 
     if logits.grad_fn is None:
         raise UnsupportedError(f"{named} passes no gradient from its logits to the image, so it has no stages to explain at.")
 
-    chain = _dominators(logits.grad_fn)
+    chain = dominators(logits.grad_fn)
     if not chain:
         raise UnsupportedError(
             f"{named} lets no gradient reach the image (a part of it runs under no_grad?): explainers need one. Freeze parameters by "
             "requires_grad_(False) instead."
         )
-    maps = [node for node in chain if (found := _as_map(_shape(node), aspect)) and found.height * found.width > 1]
+    reader.learn(behind(logits.grad_fn))
+    maps = [node for node in chain if (found := reader.read(shape_of(node))) and found.height * found.width > 1]
     events = _events_by_node(recorder.root)
-    last = _last_map_before_pooling(chain, maps, classes=logits.shape[1])
+    last = _last_map_before_pooling(logits.grad_fn, chain, maps, classes=logits.shape[1])
     while last is not None and last not in events:
         earlier = maps[: maps.index(last)]
         last = earlier[-1] if earlier else None
@@ -197,13 +206,8 @@ def find_stages(network: nn.Module, forward: Callable[[Tensor], Tensor], image: 
     return [_stage(event, tuple(image.shape[-2:]), recorder.calls[event.module]) for event in cuts]
 
 
-def _shape(node: Node) -> tuple[int, ...]:
-    metadata = node._input_metadata
-    return tuple(metadata[0].shape) if metadata else ()
-
-
 class _Map(NamedTuple):
-    """A tensor with four axes read as a feature map."""
+    """A tensor of four axes read as a feature map."""
 
     layout: Layout
     channels: int
@@ -211,64 +215,49 @@ class _Map(NamedTuple):
     width: int
 
 
-def _as_map(shape: tuple[int, ...] | None, aspect: float) -> _Map | None:
-    """Reads a shape as a map with the image's aspect ratio; channels first if both readings fit."""
-    if shape is None or len(shape) != 4 or min(shape) < 1:
-        return None
-    readings = (_Map("NCHW", shape[1], shape[2], shape[3]), _Map("NHWC", shape[3], shape[1], shape[2]))
-    off = [abs(math.log(reading.height / reading.width / aspect)) for reading in readings]
-    best = 0 if off[0] <= off[1] else 1
-    return readings[best] if off[best] <= FARTHEST_ASPECT else None
+class _Reader:
+    """Reads shapes as maps.
 
-
-def _dominators(root: Node) -> list[Node]:
-    """Nodes on every path from the logits to the image, in forward order.
-
-    A node is on all paths if (paths from the root to it) × (paths from it to the image) is the number of all paths.
+    What convolutions, poolings and their normalisations give is a map with channels first; what a layer norm gives over four axes is one
+    with channels last, if its sides are as the image's. Another tensor of four axes (queries and values of an attention have four, too) is
+    a map where its sides are those of one of these; in a network that has none of them, where they are as the image's.
     """
-    order, below = _topological(root)
-    image = next((node for node in reversed(order) if type(node).__name__ == "AccumulateGrad" and _is_image(node)), None)
-    if image is None:
-        return []
-    up: dict[Node, int] = defaultdict(int, {root: 1})
-    for node in order:
-        for child in below[node]:
-            up[child] += up[node]
-    down: dict[Node, int] = defaultdict(int, {image: 1})
-    for node in reversed(order):
-        if node is not image:
-            down[node] = sum(down[child] for child in below[node])
-    total = down[root]
-    return [node for node in reversed(order) if node is not image and up[node] * down[node] == total]
 
+    def __init__(self, aspect: float) -> None:
+        self.aspect = aspect
+        self.first: set[tuple[int, ...]] = set()
+        self.last: set[tuple[int, ...]] = set()
 
-def _is_image(node: Node) -> bool:
-    shape = _shape(node)
-    variable: Tensor = node.variable  # type: ignore[attr-defined]
-    return len(shape) == 4 and shape[0] == 1 and shape[1] == 3 and not isinstance(variable, nn.Parameter)
+    def learn(self, nodes: Iterable[Node]) -> None:
+        """Takes note of the sides of the maps among what a network's operations gave."""
+        for node in nodes:
+            shape = shape_of(node)
+            if len(shape) != 4 or min(shape) < 1:
+                continue
+            if is_a(node, CHANNELS_FIRST):
+                self.first.add(shape[2:])
+            elif is_a(node, ("NativeLayerNorm",)) and self._off(_Map("NHWC", shape[3], shape[1], shape[2])) <= FARTHEST_ASPECT:
+                self.last.add(shape[1:3])
 
+    def read(self, shape: tuple[int, ...] | None) -> _Map | None:
+        """The map of a shape; None where it is none."""
+        if shape is None or len(shape) != 4 or min(shape) < 1:
+            return None
+        first, last = _Map("NCHW", *shape[1:]), _Map("NHWC", shape[3], shape[1], shape[2])
+        if shape[2:] in self.first or (shape[2:] in self.last and shape[1:3] not in self.last):
+            return first
+        if shape[1:3] in self.last | self.first:
+            return last
+        return None if self.first or self.last else self.guess(shape, FARTHEST_ASPECT)
 
-def _topological(root: Node) -> tuple[list[Node], dict[Node, list[Node]]]:
-    below: dict[Node, list[Node]] = {}
-    incoming: Counter[Node] = Counter()
-    stack = [root]
-    while stack:
-        node = stack.pop()
-        if node in below:
-            continue
-        below[node] = [child for child, _ in node.next_functions if child is not None]
-        for child in below[node]:
-            incoming[child] += 1
-            stack.append(child)
-    ready, order = [root], []
-    while ready:
-        node = ready.pop()
-        order.append(node)
-        for child in below[node]:
-            incoming[child] -= 1
-            if incoming[child] == 0:
-                ready.append(child)
-    return order, below
+    def guess(self, shape: tuple[int, ...], farthest: float = math.inf) -> _Map | None:
+        """The reading whose height over width is nearest to the image's, channels first where both are as near."""
+        readings = (_Map("NCHW", *shape[1:]), _Map("NHWC", shape[3], shape[1], shape[2]))
+        best = min(readings, key=self._off)
+        return best if self._off(best) <= farthest else None
+
+    def _off(self, found: _Map) -> float:
+        return abs(math.log(found.height / found.width / self.aspect))
 
 
 def _events_by_node(root: _Event) -> dict[Node, list[_Event]]:
@@ -281,32 +270,29 @@ def _events_by_node(root: _Event) -> dict[Node, list[_Event]]:
     return found
 
 
-def _last_map_before_pooling(chain: Sequence[Node], maps: Sequence[Node], *, classes: int) -> Node | None:
+def _last_map_before_pooling(root: Node, chain: Sequence[Node], maps: Sequence[Node], *, classes: int) -> Node | None:
     """The map that enters the global pooling; or the map before a convolutional classifier, if no linear one follows the pooling."""
     if not maps:
         return None
     last = maps[-1]
     after = chain[chain.index(last) + 1 :]
-    if any(len(_shape(node)) == 3 and _is_a(node, (*PARAMETRIC, "NativeLayerNormBackward")) for node in after):
-        return None  # tokens continue where the map ends: a vision transformer's patch embedding
-    if not any(_is_a(node, PARAMETRIC) for node in after) and (classifier := _convolutional_classifier(maps, classes)) is not None:
+    before = behind(last)
+    if (tokens := learnt(behind(root, before))) and tokens >= learnt(before):
+        return None  # most of what is learnt comes after the last map, over tokens: a vision transformer's patch embedding
+    if not any(is_a(node, PARAMETRIC) for node in after) and (classifier := _convolutional_classifier(maps, classes)) is not None:
         maps = maps[: maps.index(classifier)] or maps
-    while len(maps) > 1 and _is_a(maps[-1], ("AdaptiveAvgPool2DBackward", "CloneBackward")):  # a pooling to 7 × 7, a change of layout
+    while len(maps) > 1 and is_a(maps[-1], ("AdaptiveAvgPool2DBackward", "CloneBackward")):  # a pooling to 7 × 7, a change of layout
         maps = maps[:-1]
     return maps[-1]
 
 
 def _convolutional_classifier(maps: Sequence[Node], classes: int) -> Node | None:
     """The 1×1 convolution that gives a map of logits; None if the last map holds features, whose mean is an embedding."""
-    place = next((place for place in reversed(range(len(maps))) if _is_a(maps[place], ("ConvolutionBackward",))), None)
-    if place is None or any(_shape(node)[1] != classes or _is_a(node, NORMALISATIONS) for node in maps[place:]):
+    place = next((place for place in reversed(range(len(maps))) if is_a(maps[place], ("ConvolutionBackward",))), None)
+    if place is None or any(shape_of(node)[1] != classes or is_a(node, NORMALISATIONS) for node in maps[place:]):
         return None
     weight: Tensor = maps[place]._saved_weight  # type: ignore[attr-defined]
     return maps[place] if weight.shape[2:].numel() == 1 else None
-
-
-def _is_a(node: Node, kinds: tuple[str, ...]) -> bool:
-    return type(node).__name__.startswith(kinds)
 
 
 def _outermost(root: _Event, order: dict[Node, int], last: Node) -> list[_Event]:
@@ -379,7 +365,7 @@ def named_stage(network: nn.Module, forward: Callable[[Tensor], Tensor], image: 
     shapes: list[tuple[int, ...] | None] = []
 
     def note(_module: nn.Module, _args: Any, output: Any) -> None:
-        tensor = first_tensor(output)
+        tensor = map_in(output)
         shapes.append(None if tensor is None else tuple(tensor.shape))
 
     handle = modules[name].register_forward_hook(in_this_thread(note))
@@ -389,7 +375,7 @@ def named_stage(network: nn.Module, forward: Callable[[Tensor], Tensor], image: 
     finally:
         handle.remove()
     shape = shapes[0] if shapes else None
-    found = _as_map(shape, image.shape[-2] / image.shape[-1])
+    found = _Reader(image.shape[-2] / image.shape[-1]).guess(shape) if shape is not None and len(shape) == 4 and min(shape) > 0 else None
     if found is None:
         came = f"gives {shape}" if shape is not None else "is not run or gives no tensor"
         raise UnsupportedError(

@@ -154,7 +154,7 @@ def target_rule(classifier: Classifier, asked: Asked) -> TargetRule:
         return Given(asked.rule, asked)
     if isinstance(asked, str):
         return _of_text(classifier, asked)
-    if isinstance(asked, SupportsIndex) and not isinstance(asked, Tensor):
+    if isinstance(asked, SupportsIndex) and (not isinstance(asked, Tensor) or asked.dim() == 0):
         return Terms("given", ((1.0, classifier.class_index(int(asked))),))
     if isinstance(asked, (Tensor, Sequence)):
         values = asked.tolist() if isinstance(asked, Tensor) else asked

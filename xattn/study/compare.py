@@ -60,7 +60,7 @@ def compare_runs(runs: Sequence[str | Path], against: str | None = None) -> Tabl
         found = rows.set_index(KEYS).sort_index().loc[[key], "value"]
         raise InputError(
             f"the runs give different values of {key[4]} of {key[3]} on {key[0]}: {', '.join(f'{value:.6g}' for value in found)}. "
-            "They were run with other settings; compare them apart."
+            "They were run with other settings; compare them separately."
         )
     table = comparison(rows.drop_duplicates(KEYS), against)
     unfinished = [str(store.folder) for store in stores if not store.finished]
@@ -96,12 +96,12 @@ def _refuse_mixed_targets(rows: pd.DataFrame) -> None:
         if len(rules := sorted(group["target_rule"].dropna().unique())) > 1:
             raise InputError(
                 f"the runs explain {model} · {head} for different targets ({', '.join(rules)}): their means answer different questions. "
-                "Compare them apart, or run them with the same --target."
+                "Compare them separately, or run them with the same --target."
             )
         if rules != ["labels"] and (several := group.groupby("image")["target"].nunique() > 1).any():
             image = several[several].index[0]
             targets = ", ".join(sorted(group.loc[group["image"] == image, "target"].unique()))
             raise InputError(
                 f"the runs explain {model} · {head} for different targets ({targets} on {image}): their means answer different questions. "
-                "Compare them apart, or run them with the same --target."
+                "Compare them separately, or run them with the same --target."
             )

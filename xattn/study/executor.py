@@ -94,6 +94,11 @@ class Executor:
                         about = Row(image.name, classifier.name, classifier.head_name, seed=self.plan.seed)
                         rows.append(replace(about, error=f"label: {error}"))
                         continue
+                    if rule.needs_labels and (not known or (len(known) > 1 and not rule.per_label)):
+                        about = Row(image.name, classifier.name, classifier.head_name, seed=self.plan.seed)
+                        several = f"has {len(known)}: give target 'labels'" if known else "has none"
+                        rows.append(replace(about, error=f"label: target '{rule.text}' needs a label, and the image {several}"))
+                        continue
                     entries: Sequence[int | None] = known if rule.per_label else [known[0] if len(known) == 1 else None]
                     numbers += [number] * len(entries)
                     labels += entries

@@ -151,5 +151,5 @@ def _writing(place: Path | str) -> Iterator[None]:
             raise
         raise RunError(
             f"'{place}' could not be written ({getattr(error, 'strerror', None) or error}). What was finished is kept: "
-            "make room or mend the folder, and run the same command to go on."
+            "free space or fix the folder, and run the same command to resume."
         ) from error

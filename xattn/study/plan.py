@@ -122,7 +122,7 @@ class Plan:
         if not names or not self.methods:
             raise InputError("a study needs at least one classifier and one method.")
         if twice := {name for name in names if names.count(name) > 1}:
-            raise InputError(f"two classifiers are called {', '.join(twice)}: rows would not tell them apart. Set .name on one.")
+            raise InputError(f"two classifiers are named {', '.join(twice)}: their rows could not be distinguished. Set .name on one.")
         if self.batch_size < 1:
             raise InputError(f"a batch needs at least one image; got batch_size {self.batch_size}.")
         place, count = self.shard

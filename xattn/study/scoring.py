@@ -223,7 +223,8 @@ def evaluate(
     """
     if not isinstance(maps, Maps):
         raise InputError("evaluate scores what explain gave; masks of your own go to the functions of xattn.metrics.")
-    images = images.to(maps.images.device) if isinstance(images, Tensor) else maps.images
+    # Files are decoded in the maps; with target "labels" these hold an image once for each label.
+    images = images.to(maps.images.device) if isinstance(images, Tensor) and maps.target_rule != "labels" else maps.images
     if images.shape != maps.images.shape:
         raise InputError(
             f"maps are of images {tuple(maps.images.shape)}; got images {tuple(images.shape)}. Pass the images that were explained."

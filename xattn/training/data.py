@@ -43,8 +43,8 @@ class _Files:
             return read_picture(self.paths[number])
         except ImageError as error:
             raise ImageError(
-                f"training picture {self.paths[number]}: {error}. Put a whole one in its place, and the same command goes on; without it, "
-                "train into another file."
+                f"training picture {self.paths[number]}: {error}. Replace it with an intact file and run the same command to "
+                "resume, or remove it and train into another file."
             ) from error
 
     def called(self, number: int) -> str:
@@ -152,7 +152,7 @@ def open_data(data: str | Path | Labelled | Dataset[Any], classes: Classes = "fo
 def _dataset(items: Any) -> Labelled:
     if missing := [name for name in ("classes", "targets", "__len__") if not hasattr(items, name)]:
         raise InputError(
-            f"training needs a data set with classes and targets, as torchvision's have; {type(items).__name__} lacks {missing[0]}."
+            f"training needs a data set with classes and targets, like torchvision's; {type(items).__name__} lacks {missing[0]}."
         )
     name = repr(items).partition("\n")[0]
     if " at 0x" in name:  # Python's default repr, which differs between processes
@@ -332,5 +332,5 @@ def splits(
         return training, list(range(len(data))), Crops(data.validation, preprocessing, None, seed)
     kept, out = held_out(data.targets, share, seed)
     if not out:
-        raise InputError(f"{data.name} has one picture a class: nothing can be held out for validation. Give two or more of a class.")
+        raise InputError(f"{data.name} has one picture per class: nothing can be held out for validation. Give at least two per class.")
     return training, kept, Subset(Crops(data, preprocessing, None, seed), out)

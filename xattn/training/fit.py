@@ -197,8 +197,9 @@ def in_classes_of(classifier: Classifier, data: Labelled) -> Labelled:
     unknown = next(name for name in data.names if name not in known)
     if heads.create(classifier.head_name).metadata.replaces != "classifier":
         raise InputError(
-            f"{classifier.head_name} keeps the classifier of {classifier.name}, which knows no class '{unknown}' of {data.name}. Call "
-            f"folders as it does ({', '.join(known[:3])}, …), give --classes wnid for ImageNet's WordNet ids, or use br-npa or b-cnn."
+            f"{classifier.head_name} keeps the classifier of {classifier.name}, which knows no class '{unknown}' of {data.name}. "
+            f"Name the folders after its classes ({', '.join(known[:3])}, …), give --classes wnid for ImageNet's WordNet ids, or use "
+            "br-npa or b-cnn."
         )
     return data  # the data has its own classes
 

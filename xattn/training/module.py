@@ -73,7 +73,7 @@ class Training(lightning.LightningModule):
         if not bool(torch.isfinite(loss)):
             raise DivergedError(
                 f"the loss is {float(loss.detach())} in epoch {self.current_epoch + 1}, step {batch_idx + 1}: it diverged. Give a lower "
-                f"learning rate (it was {self.recipe.lr:g}); what was finished before is kept."
+                f"learning rate (it was {self.recipe.lr:g}); finished epochs are kept."
             )
         self.log("loss", loss, on_step=True, on_epoch=True, batch_size=len(labels), sync_dist=True)
         return loss

@@ -49,7 +49,7 @@ def _create(name: str, settings: Mapping[str, str]) -> Component[MethodMetadata,
         built = {key: value for key, value in values.items() if key in build}
         called = {key: value for key, value in values.items() if key in call}
         method = cls(model=network, target_layers=[layer], reshape_transform=turn, **built)
-        found = method(input_tensor=image, targets=[targets.ClassifierOutputTarget(target)], **called)
+        found = method(input_tensor=image.requires_grad_(), targets=[targets.ClassifierOutputTarget(target)], **called)
         return torch.as_tensor(found)[0]
 
     return Component(spec, AdaptedMethod(spec, run), MethodMetadata(frozenset(), "pytorch-grad-cam"))

@@ -158,7 +158,7 @@ def _work(share: _Share, plan: Plan, store: Store, units: Sequence[Unit], report
         except RayError as error:
             raise RunError(
                 f"the cluster failed ({type(error).__name__}: {str(error).strip().splitlines()[0]}). What was finished is kept: see Ray's "
-                "logs for what ended its processes, memory for one, and run the same command to go on."
+                "logs for why its processes died (out of memory, for example), and run the same command to go on."
             ) from error
     store.files.tidy()
 
@@ -209,10 +209,10 @@ class _Actor:
             classifier.to("cuda" if self.share.gpus else "cpu")
         seen = f"from {socket.gethostname()}: several machines need a folder that all of them mount under one path, or a URL as s3://bucket/run."
         if not store.files.exists("run.json"):
-            raise RunError(f"the run folder '{store.folder}' is not seen {seen}")
+            raise RunError(f"the run folder '{store.folder}' is not visible {seen}")
         first = plan.source.images[0].path
         if isinstance(first, Path) and not first.parent.exists():
-            raise InputError(f"the images' folder '{first.parent}' is not seen {seen}")
+            raise InputError(f"the images' folder '{first.parent}' is not visible {seen}")
         return plan, store
 
     def _do(self, executor: Executor, group: int, numbers: Sequence[int]) -> int:
