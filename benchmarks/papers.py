@@ -245,7 +245,7 @@ class Papers:
             "inverse of the mean over birds, as the paper prints it; and xattn's default, of the head's one saliency map. Printed: CUB, "
             "14×14 and 56×56.",
         ]
-        return page("BR-NPA, Table 6: resolution and distillation", about, pd.DataFrame(table), lines)
+        return page("BR-NPA, Table 6: resolution and distillation", about, pd.DataFrame(table), lines) + f"\n#{self.sparsity()}"
 
     def sparsity(self) -> str:
         """BR-NPA, Table 6, sparsity alone: by the released definition and by xattn's, on the classifiers in the wheel."""
@@ -347,7 +347,6 @@ TABLES: dict[str, Callable[[Papers], str]] = {
     "selection": Papers.selection,
     "ranks": Papers.ranks,
     "resolution": Papers.resolution,
-    "sparsity": Papers.sparsity,
     "gradients": Papers.gradients,
     "stream-design": Papers.stream_design,
 }
