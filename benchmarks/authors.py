@@ -17,6 +17,7 @@ import math
 import subprocess
 import sys
 import types
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -56,20 +57,15 @@ def ca_stream_network(clone: Path) -> dict[str, Any]:
     from torchvision.models import resnet
 
     transformer = taken(clone / "models/transformer.py", ["CLS_Attention"], rearrange=einops.rearrange)
-    names = ["conv3x3", "conv1x1", "BasicBlock", "Bottleneck", "ResNet"]
-    typed = dict.fromkeys(["Type", "Any", "Callable", "Union", "List", "Optional"])
-    import typing
-
-    typed = {name: getattr(typing, name) for name in typed}
     found = taken(
         clone / "models/ResNet/resnet_stream.py",
-        names,
+        ["conv3x3", "conv1x1", "BasicBlock", "Bottleneck", "ResNet"],
         CLS_Attention=transformer.CLS_Attention,
         repeat=einops.repeat,
         rearrange=einops.rearrange,
         Tensor=Tensor,
         resnet=resnet,
-        **typed,
+        **vars(typing),
     )
     network = inputs.filled(found.ResNet(found.BasicBlock, [2, 2, 2, 2], num_classes=10))
     scores: list[Tensor] = []
@@ -141,7 +137,6 @@ def br_npa(clone: Path) -> dict[str, Any]:
 
 def score_cam(clone: Path) -> dict[str, Any]:
     """Their saliency map of two images, min-maxed at the image's size."""
-    base = types.SimpleNamespace()
 
     class BaseCAM:
         def __init__(self, network: nn.Module) -> None:
@@ -149,23 +144,23 @@ def score_cam(clone: Path) -> dict[str, Any]:
             self.activations: dict[str, Tensor] = {}
             network.features.register_forward_hook(lambda module, given, output: self.activations.update(value=output))
 
-    base.taken = taken(clone / "cam/scorecam.py", ["ScoreCAM"], BaseCAM=BaseCAM)
+    released = taken(clone / "cam/scorecam.py", ["ScoreCAM"], BaseCAM=BaseCAM)
     network = inputs.filled(inputs.Small())
     found = []
     cuda, Tensor.cuda = Tensor.cuda, lambda self, *_: self  # type: ignore[method-assign]  # it asks for a GPU whatever there is
     try:
         for image, target in zip(inputs.pictures(2), inputs.TARGETS, strict=False):
-            found.append(base.taken.ScoreCAM(network)(image[None], class_idx=target)[0, 0, ::8, ::8])
+            found.append(released.ScoreCAM(network)(image[None], class_idx=target)[0, 0, ::8, ::8])
     finally:
         Tensor.cuda = cuda  # type: ignore[method-assign]
     return {"masks": plain(torch.stack(found))}
 
 
 PARTS = {
-    "ca_stream": ({"network": ca_stream_network, "metrics": ca_stream_metrics}),
-    "metrics": ({"values": saliency_metrics}),
-    "br_npa": ({"head": br_npa}),
-    "score_cam": ({"maps": score_cam}),
+    "ca_stream": {"network": ca_stream_network, "metrics": ca_stream_metrics},
+    "metrics": {"values": saliency_metrics},
+    "br_npa": {"head": br_npa},
+    "score_cam": {"maps": score_cam},
 }
 
 

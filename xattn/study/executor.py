@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -89,17 +90,11 @@ class Executor:
                 rule = self.plan.rule_of(classifier)
                 for number, image in enumerate(batch.images):
                     try:
-                        known = () if image.label is None else classifier.class_indices(image.label)
+                        entries = _label_entries(classifier, rule, image.label)
                     except (InputError, NameUnknownError) as error:  # labels of a data set are known only now
                         about = Row(image.name, classifier.name, classifier.head_name, seed=self.plan.seed)
                         rows.append(replace(about, error=f"label: {error}"))
                         continue
-                    if rule.needs_labels and (not known or (len(known) > 1 and not rule.per_label)):
-                        about = Row(image.name, classifier.name, classifier.head_name, seed=self.plan.seed)
-                        several = f"has {len(known)}: give target 'labels'" if known else "has none"
-                        rows.append(replace(about, error=f"label: target '{rule.text}' needs a label, and the image {several}"))
-                        continue
-                    entries: Sequence[int | None] = known if rule.per_label else [known[0] if len(known) == 1 else None]
                     numbers += [number] * len(entries)
                     labels += entries
                 side = Side(classifier, self.plan.methods_of(classifier), rule, labels, self.predictor(classifier))
@@ -191,6 +186,20 @@ class Executor:
                 several = f"@{file_name(target)}" if maps.target_rule == "labels" else ""
                 with self.store.whole(folder / f"{name}{several}.png") as path:
                     _picture(level).save(path, format="PNG")
+
+
+def _label_entries(classifier: Classifier, rule: TargetRule, label: Any) -> Sequence[int | None]:
+    """The labels that an image is explained with, once for each: one class index or None, or each of its labels.
+
+    Raises:
+        NameUnknownError: no class of that name.
+        InputError: the target needs a label, and the image has none, or several where it takes one.
+    """
+    known = () if label is None else classifier.class_indices(label)
+    if rule.needs_labels and (not known or (len(known) > 1 and not rule.per_label)):
+        several = f"has {len(known)}: give target 'labels'" if known else "has none"
+        raise InputError(f"target '{rule.text}' needs a label, and the image {several}")
+    return known if rule.per_label else [known[0] if len(known) == 1 else None]
 
 
 def file_name(text: str) -> str:
