@@ -19,6 +19,7 @@ from xattn.errors import InputError
 if TYPE_CHECKING:
     from xattn.models import Classifier
     from xattn.study import Outcome, Study
+    from xattn.study.plan import Plan
 
 COMPONENT = "name[:key=value,…]"
 SOME_FAILED = 3
@@ -154,12 +155,14 @@ def _announce(study: Study) -> None:
     plan = study.plan
     for classifier in plan.classifiers:
         stage = plan.stage_of(classifier)
-        others = ", ".join(other.name for other in classifier.stages[:-1])
         click.echo(f"{classifier.name} · {classifier.head_name} · {classifier.class_count} classes · {classifier.device}", err=True)
         click.echo(f"  {classifier.preprocessing}", err=True)
-        click.echo(f"  stage {stage.name} ({stage.channels} × {stage.size[0]} × {stage.size[1]}); others: {others}", err=True)
-        if left := [method.spec for method in plan.methods if method not in plan.methods_of(classifier)]:
-            click.echo(f"  without {', '.join(left)}: this head has no attention", err=True)
+        others = ", ".join(other.name for other in classifier.stages if stage is None or other.name != stage.name)
+        click.echo(f"  stage {stage}: {stage.found}" if stage else "  no stage: no map lies on every path to the output", err=True)
+        if others:
+            click.echo(f"  other stages: {others}", err=True)
+        for lacks, left in _left_out(plan, classifier).items():
+            click.echo(f"  without {', '.join(left)}: {lacks}", err=True)
     place, count = plan.shard
     if count > 1:
         click.echo(
@@ -169,6 +172,15 @@ def _announce(study: Study) -> None:
         f"{len(plan.images)} images × {len(plan.methods)} methods × {len(plan.metrics)} metrics, target: {plan.target}",
         err=True,
     )
+
+
+def _left_out(plan: Plan, classifier: Classifier) -> dict[str, list[str]]:
+    """The methods that a classifier does not support, by what it lacks."""
+    found: dict[str, list[str]] = {}
+    for method in plan.methods:
+        if lacks := plan.lacks(classifier, method):
+            found.setdefault(lacks, []).append(method.spec)
+    return found
 
 
 def _finish(study: Study, outcome: Outcome, out: str) -> None:

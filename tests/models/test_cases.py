@@ -103,22 +103,62 @@ class Patches(nn.Module):
         return self.fc(self.encoder(self.embed(images).flatten(2).transpose(1, 2)).mean(1))
 
 
-def test_an_encoder_behind_a_trunk_leaves_the_trunk_s_last_map_and_a_patch_embedding_is_none() -> None:
+def test_an_encoder_behind_a_trunk_leaves_the_trunk_s_last_map_and_one_on_patches_gives_its_tokens() -> None:
     clf = xattn.attach(networks.seeded(Encoded), input_size=64)
     assert (clf.stages[-1].channels, clf.stages[-1].size) == (512, (2, 2))
-    with pytest.raises(UnsupportedError, match="no spatial feature map"):
-        xattn.attach(networks.seeded(Patches), input_size=64)
+    stages = xattn.attach(networks.seeded(Patches), input_size=64).stages
+    assert [stage.name for stage in stages] == ["encoder.layers.0", "encoder.layers.1", "encoder.layers.2"]
+    assert all((stage.channels, stage.size) == (16, (8, 8)) for stage in stages)
 
 
-@pytest.mark.parametrize("name", ["resnet50_clip", "levit_128s", "beit_base_patch16_224", "resmlp_12_224", "mixer_s32_224"])
-def test_queries_values_and_patch_embeddings_are_never_read_as_maps(name: str) -> None:
-    network = pytest.importorskip("timm").create_model(name, num_classes=10).eval()
-    if name == "resnet50_clip":
-        stage = xattn.attach(network, input_size=224).stages[-1]
-        assert (stage.channels, stage.size) == (2048, (7, 7))
-    else:
-        with pytest.raises(UnsupportedError, match="no spatial feature map"):
-            xattn.attach(network, input_size=224)
+def test_queries_and_values_are_never_read_as_maps() -> None:
+    network = pytest.importorskip("timm").create_model("resnet50_clip", num_classes=10).eval()
+    stage = xattn.attach(network, input_size=224).stages[-1]
+    assert (stage.channels, stage.size) == (2048, (7, 7))
+
+
+class Ensemble(nn.Module):
+    """Two networks whose outputs are averaged: no map lies on every path."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = networks.small(), networks.small()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (self.a(images) + self.b(images)) / 2
+
+
+def test_a_network_without_a_common_map_has_no_default_stage_and_runs_what_needs_none(tmp_path: Path) -> None:
+    clf = xattn.attach(networks.seeded(Ensemble), input_size=32, resize=36, name="two")
+    assert clf.stages == ()
+    images = networks.pictures(2)
+    maps = xattn.explain(clf, images, ["random", "centre", "captum:IntegratedGradients"])
+    assert maps.stage is None and maps["captum:IntegratedGradients"].shape == (2, 32, 32)
+    assert len(xattn.evaluate(clf, images, maps, metrics=["insertion", "sparsity"])) == 12
+    with pytest.raises(UnsupportedError, match="two has no feature map that every path .* crosses: name a stage"):
+        xattn.explain(clf, images, ["random", "grad-cam"])
+    with pytest.raises(UnsupportedError, match="br-npa reads the map that enters the pooling; Ensemble has no feature map"):
+        xattn.attach(networks.seeded(Ensemble), input_size=32, head="br-npa")
+    last = xattn.attach(clf.network.a, input_size=32).stages[-1].name
+    named = xattn.explain(clf, images, ["grad-cam"], stage=f"a.{last}")
+    assert named.stage is not None and "named" in named.stage.found
+    alone = xattn.attach(clf.network.a, input_size=32, resize=36)
+    target = named.targets
+    assert torch.allclose(named.raw["grad-cam"] * 2, xattn.explain(alone, images, ["grad-cam"], target=target).raw["grad-cam"], atol=1e-6)
+
+
+def test_a_run_of_networks_of_which_one_has_no_default_stage_leaves_out_its_cams(tmp_path: Path) -> None:
+    several = [
+        xattn.attach(networks.seeded(Ensemble), input_size=32, resize=36, name="two"),
+        xattn.attach(networks.small(), input_size=32, resize=36, name="one"),
+    ]
+    source = torch.utils.data.TensorDataset(networks.pictures(2), torch.tensor([0, 1]))
+    study = xattn.Study(several, ["grad-cam", "centre"], ["insertion"], source, tmp_path)
+    assert not study.run().failed
+    scores = study.scores()
+    assert sorted(set(zip(scores["model"], scores["method"], strict=True))) == [("one", "centre"), ("one", "grad-cam"), ("two", "centre")]
+    with pytest.raises(UnsupportedError, match="two has no feature map"):
+        xattn.Study(several[:1], ["grad-cam"], ["insertion"], source, tmp_path / "alone")
 
 
 class Second(nn.Module):

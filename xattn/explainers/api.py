@@ -51,7 +51,7 @@ def explain(
             `A - 0.6*B`, `predicted - second`, `label - predicted`; an index per image; a target of `xattn.metrics.targets`; or a function
             of the output that gives a score per image.
         labels: of the images, for targets that use them: an index or name per image, or several per image for target "labels".
-        stage: where features are taken; None: at the input of the pooling.
+        stage: where features are taken, one of `classifier.stages` or any module that gives a map; None: the last of `classifier.stages`.
         batch_size: images per forward.
         predictor: for methods that run the network again, from `xattn.inference.fastest`; None: the default one, unmeasured.
         seed: for everything random; mixed with each image's content.
@@ -60,7 +60,8 @@ def explain(
     Raises:
         NameUnknownError: there is no such method, setting, stage or class.
         ImageError: a file that cannot be read.
-        UnsupportedError: a method cannot run on this classifier, or its head was never trained.
+        UnsupportedError: a method cannot run on this classifier, its head was never trained, or a method uses features and the network has
+            no default stage.
 
     >>> import torch, xattn
     >>> clf = xattn.load("birds:gap", device="cpu")
@@ -79,7 +80,7 @@ def explain(
     if len(rule) not in (1, len(names)):
         what = "classes" if isinstance(rule.fixed, ClassTarget) else "targets"
         raise InputError(f"{len(names)} images need {len(names)} {what}; {len(rule)} came.")
-    found_stage = classifier.stage(stage)
+    found_stage = classifier.stage_or_default(stage)
     runs = predictor or Predictor(classifier)
     again = len(names) > batch_size or any(isinstance(component.instance, RunsNetworkAgain) for component in components)
     needs = needs_of(components)

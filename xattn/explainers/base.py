@@ -20,6 +20,8 @@ class Need(enum.Enum):
     GRADIENTS = "gradients"
     IMAGE_GRADIENTS = "image gradients"
     ATTENTION = "attention"
+    LAYERS = "attention of the network's layers"
+    LAYER_GRADIENTS = "gradients of the attention of the network's layers"
 
 
 @dataclass(frozen=True)

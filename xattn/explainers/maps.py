@@ -16,7 +16,7 @@ from xattn.inference.predictor import Predictor
 from xattn.metrics.masking import Masks, to_masks
 from xattn.metrics.targets import ClassTarget, Target
 from xattn.models.classifier import Classifier
-from xattn.models.stages import Stage
+from xattn.models.layout import Stage
 from xattn.models.target_rules import Given
 from xattn.registry import Component
 
@@ -38,7 +38,7 @@ class Maps(Mapping[str, Tensor]):
         target: what is explained of each image.
         names: of the images.
         images: `(B, 3, H, W)` in pixel space.
-        stage: where features were taken.
+        stage: where features were taken; None for a network without a default stage.
         seed: of the run.
         head_maps: the maps of a head that has several, in their order; else None.
     """
@@ -51,7 +51,7 @@ class Maps(Mapping[str, Tensor]):
     target: Target
     names: tuple[str, ...]
     images: Tensor
-    stage: Stage
+    stage: Stage | None
     seed: int = 0
     head_maps: HeadMaps | None = None
 
@@ -152,7 +152,7 @@ def maps_of_trace(trace: Trace, components: Sequence[MethodComponent], names: Se
         trace.target,
         tuple(names),
         images,
-        trace.stage,
+        trace.given_stage,
         trace.seed,
         _head_maps(trace),
     )
@@ -186,7 +186,8 @@ def explainer_of(classifier: Classifier, maps: Maps, component: MethodComponent,
 
 
 def _head_maps(trace: Trace) -> HeadMaps | None:
-    maps = trace.attended.attention.get(trace.stage.name)
+    stage = trace.given_stage
+    maps = None if stage is None else trace.attended.attention.get(stage.name)
     if maps is None:
         return None
     return trace.classifier.head.head_maps(trace.features, maps.detach().to(trace.features.dtype))

@@ -10,16 +10,18 @@ import torch
 from torch import Tensor
 
 from xattn.data.preprocessing import content_seeds
+from xattn.errors import UnsupportedError
 from xattn.explainers.base import Need
 from xattn.heads.base import Attended
 from xattn.inference.context import BatchContext
 from xattn.inference.predictor import Predictor
 from xattn.metrics.stream import PerturbedImages
 from xattn.metrics.targets import Target
-from xattn.models.capture import captured, to_nchw
+from xattn.models.attention import attention_kept, between_tokens, by_head
+from xattn.models.capture import captured
 from xattn.models.classifier import Classifier
 from xattn.models.concurrency import evaluating
-from xattn.models.stages import Stage
+from xattn.models.layout import Stage, to_nchw
 from xattn.models.target_rules import Asked, TargetRule, target_rule
 
 T = TypeVar("T")
@@ -57,12 +59,16 @@ class _Forward(NamedTuple):
     """Result of the forward.
 
     Attributes:
-        features: in the network's own layout.
+        features: by the name of the stage, in the network's own layout.
         attended: output and attention of the head.
+        layers: attention of the network's layers, as they computed it; empty unless it is needed.
+        pooling: attention by which the network pools its tokens, if it does so.
     """
 
-    features: Tensor
+    features: dict[str, Tensor]
     attended: Attended
+    layers: list[Tensor]
+    pooling: Tensor | None
 
 
 class Trace:
@@ -75,7 +81,7 @@ class Trace:
         images: `(B, 3, H, W)` in pixel space.
         rule: how the targets are chosen.
         labels: class index of each image, or None; for rules that follow labels.
-        stage: where features are taken.
+        stage: where features are taken; None for a network without a default stage, for methods that use no features.
         needs: what will be read from the trace. Without image gradients, the graph starts at the stage, and what is before it runs without
             a graph.
         predictor: for methods that run the network again.
@@ -84,6 +90,7 @@ class Trace:
     Attributes:
         images: as given; a leaf of the graph where image gradients are needed.
         memo: results that several methods of the trace share, by name.
+        given_stage: where features are taken, or None.
     """
 
     def __init__(
@@ -93,18 +100,20 @@ class Trace:
         rule: TargetRule,
         labels: Sequence[int | None] = (),
         *,
-        stage: Stage,
+        stage: Stage | None,
         needs: Collection[Need],
         predictor: Predictor,
         seed: int = 0,
     ) -> None:
         self.classifier = classifier
-        self.stage = stage
+        self.given_stage = stage
         self.predictor = predictor
         self.seed = seed
         self.memo: dict[str, Tensor] = {}
         self._rule, self._labels = rule, labels
-        self._to_image = Need.IMAGE_GRADIENTS in needs or (Need.GRADIENTS in needs and stage.offset is not None)
+        self._layers = bool({Need.LAYERS, Need.LAYER_GRADIENTS} & set(needs)) and classifier.attention_layers > 0
+        through_function = Need.GRADIENTS in needs and stage is not None and stage.offset is not None
+        self._to_image = through_function or bool({Need.IMAGE_GRADIENTS, Need.LAYER_GRADIENTS} & set(needs))
         self._cut = Need.GRADIENTS in needs and not self._to_image
         self._context: BatchContext | None = None
         self._member = 0
@@ -118,9 +127,24 @@ class Trace:
             stack.enter_context(evaluating(self.classifier))
             classes = self.classifier.asked_classes(self.images)  # a separate forward, before features are kept
             stack.enter_context(torch.set_grad_enabled(self._to_image))
-            found = stack.enter_context(captured(self.classifier.network, [self.stage], cut=self._cut))
+            kept = stack.enter_context(attention_kept()) if self._layers else []  # first, so that functions inside are not counted
+            stages = [] if self.given_stage is None else [self.given_stage]
+            found = stack.enter_context(captured(self.classifier.network, stages, cut=self._cut))
             attended = self.classifier.run(self.images, classes)
-        return _Forward(found[self.stage.name], attended)
+        tokens = self.classifier.token_stages
+        count = tokens[-1].layout.count if tokens else 0
+        size = len(self.images)
+        pooled = between_tokens(kept, size, count, queries=1)
+        return _Forward(found, attended, between_tokens(kept, size, count), pooled[-1] if pooled else None)
+
+    @property
+    def stage(self) -> Stage:
+        """Where features are taken.
+
+        Raises:
+            UnsupportedError: none is given, and the network has no default.
+        """
+        return self.classifier.stage() if self.given_stage is None else self.given_stage
 
     @property
     def output(self) -> Tensor:
@@ -142,7 +166,8 @@ class Trace:
     @property
     def captured(self) -> Tensor:
         """The features of the stage in the network's own layout and precision; gradients are taken with respect to them."""
-        return self._forward.features
+        stage = self.stage
+        return self._forward.features[stage.name]
 
     @property
     def features(self) -> Tensor:
@@ -159,6 +184,46 @@ class Trace:
         """Gradient of the score with respect to the features, `(B, C, h, w)`."""
         (gradient,) = torch.autograd.grad(self.score, self.captured, retain_graph=True)
         return _full(to_nchw(gradient, self.stage.layout))
+
+    @property
+    def layers(self) -> list[Tensor]:
+        """Attention between all tokens by layer, `(B, heads, N, N)`, rows summing to one, however the network computes it.
+
+        Raises:
+            UnsupportedError: the network has none, its tokens are mixed by something else as well, or the head replaces its pooling.
+        """
+        self._require_layers()
+        return [_full(by_head(found.detach(), len(self.images))) for found in self._forward.layers]
+
+    @property
+    def pooled_tokens(self) -> Tensor:
+        """The share of each token of the last map in what is classified, `(B, N)`: all of it a class token's, the same for each token of a
+        mean, or the attention, averaged over heads, of a pooling by attention.
+        """
+        self._require_layers()
+        if self._forward.pooling is not None:
+            return _full(by_head(self._forward.pooling.detach(), len(self.images)).mean(dim=1)[:, 0])
+        layers, pooled = self._forward.layers, self.classifier.pooled_tokens
+        shares = torch.zeros(len(self.images), layers[0].shape[-1], device=layers[0].device)
+        shares[:, list(pooled)] = 1 / len(pooled)
+        return shares
+
+    @_Lazy
+    def layer_gradients(self) -> list[Tensor]:
+        """Gradient of the score with respect to `layers`, in the same form."""
+        self._require_layers()
+        found = torch.autograd.grad(self.score, self._forward.layers, retain_graph=True)
+        return [_full(by_head(gradient, len(self.images))) for gradient in found]
+
+    def _require_layers(self) -> None:
+        name, count = self.classifier.name, self.classifier.attention_layers
+        if self.classifier.attachment.replaces != "nothing":
+            raise UnsupportedError(f"attention of layers is followed to what {name} itself pools; {self.classifier.head_name} replaces it.")
+        if not count or len(self._forward.layers) != count:
+            raise UnsupportedError(
+                f"{name} has no layers of attention that alone mix its tokens (it has none, its number of tokens changes between them, or "
+                "convolutions, windows or class-attention layers mix them, too): use a CAM."
+            )
 
     @_Lazy
     def image_gradients(self) -> Tensor:
@@ -225,7 +290,7 @@ def trace(
         predictor: for methods that run the network again; the default one if None.
         seed: of the run.
     """
-    found = stage if isinstance(stage, Stage) else classifier.stage(stage)
+    found = stage if isinstance(stage, Stage) else classifier.stage_or_default(stage)
     runs = Predictor(classifier) if predictor is None else predictor
     traced = Trace(classifier, images, target_rule(classifier, target), labels, stage=found, needs=needs, predictor=runs, seed=seed)
     _ = traced.output

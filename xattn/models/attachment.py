@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from xattn.errors import UnsupportedError
 from xattn.heads.base import Attended, Head, HeadMetadata, HeadSettings, NetworkInfo, Replaces, StageInfo
-from xattn.models.capture import captured, tapped, to_nchw
+from xattn.models.capture import captured, tapped
 from xattn.models.concurrency import in_this_thread
-from xattn.models.stages import Stage
+from xattn.models.layout import Layout, Stage, other_tokens, to_nchw
 
 Forward = Callable[[Tensor], Tensor]
 PROBE_TOLERANCE = 1e-4
@@ -38,7 +38,10 @@ class ClassifierEntry:
 
 
 def find_classifier_entry(network: nn.Module, forward: Forward, image: Tensor, last: Stage) -> ClassifierEntry:
-    """Finds where the pooled vector enters the classifier, with one forward of one image in eval mode.
+    """Finds where the pooled vector enters the classifier, with a few forwards of one image in eval mode.
+
+    The pooled vector is made from the last map by any pooling, or is a class token beside its cells. Where the output depends on something
+    else as well, as that of a network with a distillation token does, there is no such place.
 
     Args:
         network: whose modules are searched.
@@ -67,15 +70,27 @@ def find_classifier_entry(network: nn.Module, forward: Forward, image: Tensor, l
     finally:
         for handle in handles:
             handle.remove()
-    features = to_nchw(found[last.name], last.layout)
-    return _first_entry(modules, candidates, features, logits)
+    entry = _first_entry(modules, candidates, found[last.name], last.layout, logits)
+    return entry if entry.module is None or _decides(network, forward, image, entry) else ClassifierEntry()
+
+
+def _decides(network: nn.Module, forward: Forward, image: Tensor, entry: ClassifierEntry) -> bool:
+    """Whether the output depends on the image by the pooled vector alone."""
+    with torch.no_grad(), _replaced(network, entry, torch.ones_like):
+        one = forward(image)
+    with torch.no_grad(), _replaced(network, entry, torch.ones_like):
+        other = forward(1 - image)
+    return bool(torch.allclose(one, other, rtol=PROBE_TOLERANCE, atol=PROBE_TOLERANCE * float(one.abs().max())))
 
 
 def _first_entry(
-    modules: dict[str, nn.Module], candidates: Sequence[tuple[str, int, Tensor]], features: Tensor, logits: Tensor
+    modules: dict[str, nn.Module], candidates: Sequence[tuple[str, int, Tensor]], last: Tensor, layout: Layout, logits: Tensor
 ) -> ClassifierEntry:
+    features, others = to_nchw(last, layout), other_tokens(last, layout)
     for name, call, vector in candidates:
         pooled = vector.flatten()
+        if any(torch.allclose(pooled, token, rtol=PROBE_TOLERANCE, atol=PROBE_TOLERANCE) for token in others[0]):
+            return ClassifierEntry(name, call)  # a class token: its classifier is not one of what the cells are pooled to
         low, high = features.flatten(2)[0].amin(dim=1), features.flatten(2)[0].amax(dim=1)
         slack = PROBE_TOLERANCE * features.abs().amax()
         if not ((pooled >= low - slack) & (pooled <= high + slack)).all():

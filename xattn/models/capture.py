@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,16 +13,16 @@ from torch.overrides import TorchFunctionMode
 
 from xattn.errors import UnsupportedError
 from xattn.models.concurrency import in_this_thread
+from xattn.models.layout import Place, Stage
 from xattn.models.outputs import exchanged, map_in
-from xattn.models.stages import Layout, Stage
 
-Tap = Callable[[Stage, Tensor], Tensor | None]
+P = TypeVar("P", bound=Place)
 
 
-class _Taps(TorchFunctionMode):
+class _Taps(TorchFunctionMode, Generic[P]):
     """Calls `tap` with each stage's output while a forward runs; the forward continues with what `tap` returns."""
 
-    def __init__(self, stages: Sequence[Stage], tap: Tap) -> None:
+    def __init__(self, stages: Sequence[P], tap: Callable[[P, Tensor], Tensor | None]) -> None:
         super().__init__()
         self.stages = stages
         self.tap = tap
@@ -60,7 +60,7 @@ class _Taps(TorchFunctionMode):
 
 
 @contextmanager
-def tapped(network: nn.Module, stages: Sequence[Stage], tap: Tap) -> Iterator[None]:
+def tapped(network: nn.Module, stages: Sequence[P], tap: Callable[[P, Tensor], Tensor | None]) -> Iterator[None]:
     """Calls `tap(stage, tensor)` when a forward inside reaches a stage, with the tensor in the network's own layout.
 
     The forward continues with the tensor that `tap` returns; None leaves it unchanged.
@@ -113,8 +113,3 @@ def captured(network: nn.Module, stages: Sequence[Stage], *, cut: bool = False) 
             yield features
     finally:
         torch.set_grad_enabled(mode)
-
-
-def to_nchw(features: Tensor, layout: Layout) -> Tensor:
-    """`(B, C, h, w)`, a view."""
-    return features if layout == "NCHW" else features.permute(0, 3, 1, 2)

@@ -16,11 +16,13 @@ from xattn.errors import InputError, NameUnknownError, UnsupportedError, XattnEr
 from xattn.heads.base import Attended, Head, HeadMetadata, HeadSettings, heads
 from xattn.models import checkpoints
 from xattn.models.attachment import Attachment, attachment_of, attend, find_classifier_entry, own_prediction
-from xattn.models.capture import captured, to_nchw
+from xattn.models.attention import attention_layers
+from xattn.models.capture import captured
 from xattn.models.checkpoints import Source, digest_of, fit_weights
 from xattn.models.concurrency import evaluating
+from xattn.models.layout import Stage, to_nchw
 from xattn.models.outputs import read_output
-from xattn.models.stages import Stage, find_stages, named_stage
+from xattn.models.stages import find_stages, named_stage
 
 
 class Classifier(nn.Module):
@@ -42,7 +44,8 @@ class Classifier(nn.Module):
         multi_label: probabilities are the sigmoid of each logit, not their softmax.
 
     Attributes:
-        stages: cut points in forward order; the last is the input of the pooling.
+        stages: cut points in forward order; the last is the default: the input of the pooling, or of a transformer the last tokens that
+            reach the output. Empty for a network in which no map lies on every path.
         head: the head's module, with weights of its own (`gap` has none).
         head_name: its name with settings.
         grafted: whether the head was initialised as the network's own classifier.
@@ -80,7 +83,9 @@ class Classifier(nn.Module):
             self.register_buffer("std", like.new_tensor(preprocessing.std).view(3, 1, 1), persistent=False)
         with evaluating(self), torch.inference_mode(False):
             own = int(self._probed().shape[1])
-            self.stages: tuple[Stage, ...] = tuple(find_stages(self.network, self._bare, self.probe(), named=name))
+            self._found = find_stages(self.network, self._bare, self.probe(), named=name)
+            reads = component.metadata.replaces != "nothing"
+            self.stages: tuple[Stage, ...] = self._found.stages + (self._found.behind if reads else ())
             self.attachment = self._attached(settings, component.metadata)
         if classes not in (None, own) and component.metadata.replaces != "classifier":
             raise InputError(
@@ -93,6 +98,7 @@ class Classifier(nn.Module):
             module = settings.build(channels, self.class_count, self.attachment.info)
             self.head: Head = module.to(device=self.mean.device, dtype=self.mean.dtype)
         self.head.train(network.training)
+        self._attention_layers: int | None = None
         self.grafted = fresh and self._graft()
         self.trained = component.metadata.replaces == "nothing" or self.grafted
         self.labels = None if labels is None else tuple(labels)
@@ -143,6 +149,8 @@ class Classifier(nn.Module):
             ) from error
 
     def _attached(self, settings: HeadSettings, metadata: HeadMetadata) -> Attachment:
+        if metadata.replaces != "nothing" and not self.stages:
+            raise UnsupportedError(f"{self.head_name} reads the map that enters the pooling; {self._found.reason}. Use gap.")
         return attachment_of(
             self.network,
             self.name,
@@ -150,8 +158,8 @@ class Classifier(nn.Module):
             settings,
             metadata,
             self.stages,
-            lambda: find_classifier_entry(self.network, self._bare, self.probe(), self.stages[-1]),
-            lambda name: named_stage(self.network, self._bare, self.probe(), name, self.stages),
+            lambda: find_classifier_entry(self.network, self._bare, self.probe(), self.stage()),
+            lambda name: named_stage(self.network, self._bare, self.probe(), name, self._found),
         )
 
     def _graft(self) -> bool:
@@ -224,6 +232,27 @@ class Classifier(nn.Module):
             logits: Tensor = self(images.to(self.device))
         return logits
 
+    @property
+    def attention_layers(self) -> int:
+        """How many layers of attention between all tokens the network has; 0 if it has none, or its tokens are mixed by something else."""
+        if self._attention_layers is None:
+            tokens = self._found.tokens
+            with evaluating(self), torch.inference_mode(False):
+                self._attention_layers = (
+                    attention_layers(self.network, self._bare, self.probe(), tokens[0], tokens[-1]) if len(tokens) > 1 else 0
+                )
+        return self._attention_layers
+
+    @property
+    def token_stages(self) -> tuple[Stage, ...]:
+        """The maps of the tokens that the network's output is computed from, the last included; empty for a network without them."""
+        return self._found.tokens
+
+    @property
+    def pooled_tokens(self) -> tuple[int, ...]:
+        """Which tokens of the last of `token_stages` the network's output is computed from: the class token, or those of the mean."""
+        return self._found.pooled
+
     def features(self, images: Tensor, stages: Sequence[str] | None = None) -> dict[str, Tensor]:
         """Feature maps `{stage: (B, C, h, w)}` in eval mode, whatever the network's layout; all stages if none are named."""
         chosen = self.stages if stages is None else [self.stage(name) for name in stages]
@@ -231,12 +260,23 @@ class Classifier(nn.Module):
             self._bare(images)
         return {stage.name: to_nchw(found[stage.name], stage.layout) for stage in chosen}
 
+    def stage_or_default(self, name: str | None) -> Stage | None:
+        """A stage by name; without one the default, and None where the network has no default: methods without features need none."""
+        return self.stage(name) if name is not None or self.stages else None
+
     def stage(self, name: str | None = None) -> Stage:
-        """A stage by name, which any module that gives a map has; None: the input of the pooling."""
+        """A stage by name, which any module that gives a map has; None: the default, the last of `stages`.
+
+        Raises:
+            NameUnknownError: there is no module of that name.
+            UnsupportedError: its output is no map; or none is named and the network has no default.
+        """
         if name is None:
+            if not self.stages:
+                raise UnsupportedError(f"{self._found.reason}: name a stage, any module that gives a map (--stage, in Python stage=).")
             return self.stages[-1]
         with evaluating(self), torch.inference_mode(False):
-            return named_stage(self.network, self._bare, self.probe(), name, self.stages)
+            return named_stage(self.network, self._bare, self.probe(), name, self._found)
 
     def class_index(self, target: int | str) -> int:
         """The index of a class given by index or name.
@@ -315,5 +355,6 @@ class Classifier(nn.Module):
         checkpoints.save(path, header, network, head)
 
     def __repr__(self) -> str:
-        about = f"{self.class_count} classes, stage {self.stages[-1].name}, {self.preprocessing}, on {self.device}"
+        stage = self.stages[-1].name if self.stages else "none"
+        about = f"{self.class_count} classes, stage {stage}, {self.preprocessing}, on {self.device}"
         return f"Classifier({self.name} · {self.head_name}: {about})"

@@ -57,7 +57,8 @@ def plan_execution(plan: Plan, classifier: Classifier) -> Execution:
 
 def forwards_per_image(plan: Plan, classifier: Classifier) -> int:
     """Forwards per image, without methods of other libraries."""
-    methods, channels = plan.methods_of(classifier), plan.stage_of(classifier).channels
+    methods, stage = plan.methods_of(classifier), plan.stage_of(classifier)
+    channels = 0 if stage is None else stage.channels
     perturbed = sum(forwards(asked, classifier.input_size) for asked in perturbations_of(plan.metrics))
     again = len({asked for metric in plan.metrics for asked in metric.instance.explained})
     own = [method.instance.forwards(channels) if isinstance(method.instance, RunsNetworkAgain) else 0 for method in methods]

@@ -21,7 +21,7 @@ from xattn.inference.predictor import Level
 from xattn.inference.tuning import Tuned
 from xattn.metrics.base import Metric, MetricMetadata, refuse_without_probability
 from xattn.models.classifier import Classifier
-from xattn.models.stages import Stage
+from xattn.models.layout import Stage
 from xattn.models.target_rules import Asked, TargetRule, described, target_rule
 from xattn.registry import Component
 
@@ -106,7 +106,7 @@ class Plan:
     metrics: tuple[MetricComponent, ...]
     source: ImageSource
     target: Asked
-    stages: Mapping[str, Stage]
+    stages: Mapping[str, Stage | None]
     batch_size: int = 8
     level: Level = "exact"
     tune: str = "auto"
@@ -131,13 +131,27 @@ class Plan:
                 f"shard {place}/{count} holds no batch of the {-(-len(self.source) // self.batch_size)} that {len(self.source)} images in "
                 f"batches of {self.batch_size} make: give i/n with i from 1 to n, fewer shards, or a smaller batch size."
             )
-        wanting = [part.spec for part in self.methods if not any(part in self.methods_of(classifier) for classifier in self.classifiers)]
-        if wanting or not all(self.methods_of(classifier) for classifier in self.classifiers):
-            raise UnsupportedError(
-                f"{', '.join(wanting) or self.methods[0].spec} shows a head's attention, and {', '.join(names)} has none: use ca-stream, "
-                "br-npa or b-cnn, or another method."
-            )
+        self._check_methods()
         self._check_targets()
+
+    def _check_methods(self) -> None:
+        for part in self.methods:
+            lacks = {self.lacks(classifier, part): classifier for classifier in self.classifiers}
+            if None not in lacks:
+                self._refuse(part, *next(iter(lacks.items())))
+        for classifier in self.classifiers:
+            if not self.methods_of(classifier):
+                self._refuse(self.methods[0], self.lacks(classifier, self.methods[0]), classifier)
+
+    def _refuse(self, method: MethodComponent, lacks: str | None, classifier: Classifier) -> None:
+        if Need.ATTENTION in method.metadata.needs and "attention" in (lacks or ""):
+            raise UnsupportedError(
+                f"{method.spec} shows a head's attention, and {key_of(classifier)} has none: use ca-stream, br-npa or b-cnn, or another "
+                "method."
+            )
+        if {Need.LAYERS, Need.LAYER_GRADIENTS} & method.metadata.needs:
+            raise UnsupportedError(f"{method.spec} does not run on {key_of(classifier)}: {lacks}. Use a CAM.")
+        classifier.stage()  # its error says why there is none, and what to do
 
     def _check_targets(self) -> None:
         for classifier in self.classifiers:
@@ -172,12 +186,25 @@ class Plan:
         return target_rule(classifier, self.target)
 
     def methods_of(self, classifier: Classifier) -> list[MethodComponent]:
-        """The methods that a classifier supports: those of attention only if its head has attention."""
-        attends = heads.create(classifier.head_name).metadata.attention
-        return [method for method in self.methods if attends or Need.ATTENTION not in method.metadata.needs]
+        """The methods that a classifier supports."""
+        return [method for method in self.methods if self.lacks(classifier, method) is None]
 
-    def stage_of(self, classifier: Classifier) -> Stage:
-        """Where a classifier's features are taken."""
+    def lacks(self, classifier: Classifier, method: MethodComponent) -> str | None:
+        """What a method needs and a classifier does not have, in words; None if it supports the method."""
+        needs = method.metadata.needs
+        if Need.ATTENTION in needs and not heads.create(classifier.head_name).metadata.attention:
+            return "this head has no attention"
+        if needs & {Need.FEATURES, Need.GRADIENTS} and self.stage_of(classifier) is None:
+            return "this network has no default stage"
+        if needs & {Need.LAYERS, Need.LAYER_GRADIENTS}:
+            if not classifier.attention_layers:
+                return "this network has no layers of attention that alone mix its tokens"
+            if classifier.attachment.replaces != "nothing":
+                return "this head replaces what the network pools its tokens by"
+        return None
+
+    def stage_of(self, classifier: Classifier) -> Stage | None:
+        """Where a classifier's features are taken; None if it has no default stage."""
         return self.stages[key_of(classifier)]
 
     def execution_of(self, classifier: Classifier) -> Execution:
@@ -207,7 +234,7 @@ class Plan:
                     "name": classifier.name,
                     "head": classifier.head_name,
                     "weights": classifier.digest(),
-                    "stage": self.stage_of(classifier).name,
+                    "stage": stage.name if (stage := self.stage_of(classifier)) else None,
                     "multi_label": classifier.multi_label,
                     "labels": None if classifier.labels is None else _digest("\n".join(classifier.labels)),
                     "preprocessing": asdict(classifier.preprocessing),
@@ -247,9 +274,9 @@ def key_of(classifier: Classifier) -> str:
     return run_key(classifier.name, classifier.head_name)
 
 
-def planned_stages(classifiers: Sequence[Classifier], stage: str | None) -> dict[str, Stage]:
-    """Where the features of each classifier are taken; at the input of the pooling if no stage is named."""
-    return {key_of(classifier): classifier.stage(stage) for classifier in classifiers}
+def planned_stages(classifiers: Sequence[Classifier], stage: str | None) -> dict[str, Stage | None]:
+    """Where the features of each classifier are taken; at its default stage, if it has one, unless a stage is named."""
+    return {key_of(classifier): classifier.stage_or_default(stage) for classifier in classifiers}
 
 
 def _settings(component: Any) -> dict[str, str]:

@@ -214,8 +214,8 @@ def layer_of(trace: Trace, spec: str, *, channels_first: bool) -> nn.Module:
         raise UnsupportedError(
             f"{spec} hooks a module, and a head with a query for each class runs the network twice. Use xattn's own CAMs."
         )
-    if channels_first and stage.layout != "NCHW":
+    if channels_first and stage.layout.axes != "NCHW":
         raise UnsupportedError(
-            f"{spec} takes axis 1 for the channels; stage '{stage.name}' has them last, and the map would be wrong without an error."
+            f"{spec} takes axis 1 for the channels; stage '{stage.name}' has other axes, and the map would be wrong without an error."
         )
     return trace.classifier.network.get_submodule(stage.module)

@@ -86,6 +86,9 @@ def _create(name: str, settings: Mapping[str, str]) -> Component[MethodMetadata,
         offered = _offered(image, target, trace, cells)
         inner = arguments_of(captum.Saliency.attribute) if "attribution_method" in build else {}
         given = {key: value for key, value in offered.items() if key in attribute or key in inner}
+        if "layer_mask" in attribute:
+            height, width = trace.stage.size
+            given["layer_mask"] = torch.arange(height * width, device=image.device).view(1, 1, height, width)
         if "baselines" in required_of(cls.attribute):  # a distribution, of at least two
             given["baselines"] = torch.cat([torch.zeros_like(image), trace.classifier.normalise(torch.zeros_like(image))])
         found = method.attribute(image, **{**given, **{key: value for key, value in values.items() if key in attribute}})
@@ -123,7 +126,6 @@ def _offered(image: Tensor, target: int, trace: Trace, cells: int) -> dict[str, 
         "feature_mask": (row[:, None] * cells + column).to(image.device)[None, None],
         "sliding_window_shapes": window,
         "strides": (3, max(1, window[1] // 2), max(1, window[2] // 2)),
-        "layer_mask": torch.arange(trace.stage.size[0] * trace.stage.size[1], device=image.device).view(1, 1, *trace.stage.size),
         "internal_batch_size": trace.predictor.chunk,
     }
 

@@ -16,6 +16,7 @@ from xattn.errors import MissingPackageError, NameUnknownError, SettingError
 from xattn.explainers.adapters.base import AdaptedMethod, arguments_of, layer_of, required_of, spec_of, value_of
 from xattn.explainers.base import Method, MethodMetadata, methods
 from xattn.explainers.trace import Trace
+from xattn.models.layout import to_nchw
 from xattn.registry import Adapter, Component
 
 
@@ -45,7 +46,8 @@ def _create(name: str, settings: Mapping[str, str]) -> Component[MethodMetadata,
 
     def run(network: nn.Module, image: Tensor, target: int, trace: Trace) -> Tensor:
         layer = layer_of(trace, spec, channels_first=False)
-        turn = None if trace.stage.layout == "NCHW" else lambda features: features.permute(0, 3, 1, 2)
+        layout = trace.stage.layout
+        turn = None if layout.axes == "NCHW" else lambda features: to_nchw(features, layout)
         built = {key: value for key, value in values.items() if key in build}
         called = {key: value for key, value in values.items() if key in call}
         method = cls(model=network, target_layers=[layer], reshape_transform=turn, **built)

@@ -1,0 +1,129 @@
+"""How a tensor inside a network is a feature map, and the places where features are taken."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from xattn.errors import UnsupportedError
+
+Axes = Literal["NCHW", "NHWC", "NLC", "LNC", "NCL"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a tensor inside a network is a feature map.
+
+    Attributes:
+        axes: N is the image, C the channel, H and W are height and width, L are tokens.
+        prefix: how many tokens stand before those of the map: class, distillation, registers.
+        suffix: how many stand behind them.
+        grid: height and width of the tokens' map at the classifier's input size.
+        order: the place of each cell, row by row, among the tokens of the map; empty where they are in that order.
+    """
+
+    axes: Axes = "NCHW"
+    prefix: int = 0
+    suffix: int = 0
+    grid: tuple[int, int] = (0, 0)
+    order: tuple[int, ...] = ()
+
+    def tokens(self, features: Tensor) -> Tensor:
+        """All tokens, `(B, L, C)`, a view."""
+        if self.axes == "LNC":
+            return features.transpose(0, 1)
+        return features.transpose(1, 2) if self.axes == "NCL" else features
+
+    @property
+    def count(self) -> int:
+        """How many tokens there are at the classifier's input size; 0 for maps of four axes."""
+        return self.prefix + self.grid[0] * self.grid[1] + self.suffix if self.grid != (0, 0) else 0
+
+    def grid_of(self, count: int) -> tuple[int, int]:
+        """Height and width of a map of some tokens, with the aspect that it has at the classifier's input size.
+
+        Raises:
+            UnsupportedError: there is none.
+        """
+        height, width = self.grid
+        if count != height * width:
+            height = max(1, round(math.sqrt(count * height / width)))
+            width = count // height
+        if height * width != count or (self.order and (height, width) != self.grid):
+            raise UnsupportedError(
+                f"{count} tokens are no map of the aspect of {self.grid[0]} × {self.grid[1]}, which they had when the network was attached."
+            )
+        return height, width
+
+
+class Place(Protocol):
+    """Where a tensor is made in a forward: the output of a module, or of a function after it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def module(self) -> str: ...
+    @property
+    def call(self) -> int: ...
+    @property
+    def offset(self) -> int | None: ...
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A place where features are taken.
+
+    Attributes:
+        name: what the user writes: a module's dotted name, `name#2` for its second call, `name+relu` for a function applied to it.
+        channels: number of channels.
+        size: height and width of the map at the classifier's input size.
+        stride: input height over map height.
+        layout: of the tensor inside the network.
+        module: dotted name of the hooked module.
+        call: which call of that module, from 1.
+        offset: for a function, how many torch functions after the module's call; None for the module's own output.
+        calls: how often the module runs in one forward.
+        found: how it was found, in words.
+    """
+
+    name: str
+    channels: int
+    size: tuple[int, int]
+    stride: int
+    layout: Layout
+    module: str
+    call: int = 1
+    offset: int | None = None
+    calls: int = 1
+    found: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.channels} × {self.size[0]} × {self.size[1]})"
+
+
+def other_tokens(features: Tensor, layout: Layout) -> Tensor:
+    """The tokens that are no cells of the map, `(B, prefix + suffix, C)`; none for maps of four axes."""
+    if layout.axes in ("NCHW", "NHWC"):
+        return features.new_empty(len(features), 0, 1)
+    tokens = layout.tokens(features)
+    return torch.cat([tokens[:, : layout.prefix], tokens[:, tokens.shape[1] - layout.suffix :]], dim=1)
+
+
+def to_nchw(features: Tensor, layout: Layout) -> Tensor:
+    """The feature map `(B, C, h, w)` in a tensor of a layout: a view, unless the tokens have an order of their own.
+
+    Tokens that belong to no place of the image are left out.
+    """
+    if layout.axes == "NCHW":
+        return features
+    if layout.axes == "NHWC":
+        return features.permute(0, 3, 1, 2)
+    tokens = layout.tokens(features)
+    cells = tokens[:, layout.prefix : tokens.shape[1] - layout.suffix]
+    if layout.order:
+        cells = cells[:, list(layout.order)]
+    return cells.transpose(1, 2).unflatten(2, layout.grid_of(cells.shape[1]))

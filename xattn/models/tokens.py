@@ -1,0 +1,193 @@
+"""Which tokens of a network are cells of a map: found by changing patches of an image and looking which token answers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from xattn.models.layout import Axes, Layout
+
+Capture = Callable[[Tensor], Mapping[str, Tensor]]
+"""Images `(B, 3, H, W)` → tensors by the name of their place."""
+
+PATCHES = ((0.16, 0.22), (0.22, 0.78), (0.5, 0.42), (0.78, 0.3), (0.84, 0.84))  # centres, as shares of height and width
+SIDE = 1 / 6
+HITS = 4  # of the five patches, how many must be answered by a token at their place
+CLEAR = 1.5  # times its mean: so far a token moves for the patch at its place, where places are kept apart
+PREFIXES = range(17)
+ORDERED = 100  # the most cells that are looked for one by one
+
+
+def token_layouts(capture: Capture, image: Tensor, shapes: Mapping[str, tuple[int, ...]], farthest: float) -> dict[str, Layout]:
+    """How the tensors of some places are maps of tokens; those that are none are left out.
+
+    Five patches of the image are made white, one after the other. The tokens of a map answer where the patch is; a class token and
+    registers answer to all alike, and where they have just been put in, to none.
+
+    Args:
+        capture: gives the tensors of all places for a batch of images.
+        image: `(1, 3, H, W)`, of noise.
+        shapes: of the tensor of each place for one image, in the order of the forward.
+        farthest: how far the logarithm of a map's height over width may be from the image's.
+    """
+    height, width = image.shape[-2:]
+    changed = [_patched(image, row, column, SIDE, SIDE) for row, column in PATCHES]
+    captured = capture(torch.cat([image, *changed, 1 - image]))
+    aspect = math.log(height / width)
+    found: dict[str, Layout] = {}
+    known: Layout | None = None
+    for name, shape in shapes.items():
+        if name not in captured:
+            continue
+        layout = _read(captured[name], shape, aspect, farthest, known)
+        if layout is None and known is not None:
+            layout = _smaller(captured[name], shape, known)
+        if layout is None and (guess := _few(shape, aspect, farthest, known)) is not None:
+            layout = _ordered(capture, image, name, guess)
+        if layout is not None:
+            found[name] = layout
+            known = layout if layout.axes != "NCL" else known
+    return found
+
+
+def _patched(image: Tensor, row: float, column: float, high: float, wide: float) -> Tensor:
+    """The image with one patch white, given by its centre and sides, as shares of the image's."""
+    height, width = image.shape[-2:]
+    top, bottom = round((row - high / 2) * height), round((row + high / 2) * height)
+    left, right = round((column - wide / 2) * width), round((column + wide / 2) * width)
+    changed = image.clone()
+    changed[:, :, max(0, top) : max(top + 1, bottom), max(0, left) : max(left + 1, right)] = 1
+    return changed
+
+
+def _axes(shape: tuple[int, ...]) -> Iterator[tuple[Axes, int]]:
+    """The readings of a shape of three axes for one image as tokens, each with their number."""
+    if shape[0] == 1:
+        yield "NLC", shape[1]
+        yield "NCL", shape[2]
+    elif shape[1] == 1:
+        yield "LNC", shape[0]
+
+
+def _grids(count: int, aspect: float, farthest: float) -> list[tuple[int, int]]:
+    """Heights and widths of a map of some tokens, those nearest to the image's aspect first."""
+    pairs = [(high, count // high) for high in range(1, count + 1) if count % high == 0]
+    off = {pair: abs(math.log(pair[0] / pair[1]) - aspect) for pair in pairs}
+    return sorted((pair for pair in pairs if off[pair] <= farthest), key=lambda pair: off[pair])
+
+
+def _read(tensor: Tensor, shape: tuple[int, ...], aspect: float, farthest: float, known: Layout | None) -> Layout | None:
+    """The reading of a tensor whose tokens answer at the places of the patches.
+
+    Args:
+        tensor: for the image, the image with each patch, and another image.
+        shape: of the tensor for one image.
+        aspect: logarithm of the image's height over width.
+        farthest: as for `token_layouts`.
+        known: the layout of an earlier place.
+    """
+    best: tuple[tuple[float, ...], Layout] | None = None
+    for axes, count in _axes(shape):
+        moves = _moves(Layout(axes).tokens(tensor))
+        answers = _answers(moves[:-1])
+        for prefix, suffix in _ends(moves[-1] == 0, known):
+            cells = answers[:, prefix : count - suffix]
+            for place, grid in enumerate(_grids(cells.shape[1], aspect, farthest)):
+                hits = _hits(cells, grid)
+                usual = (prefix, suffix) == ((known.prefix, known.suffix) if known else (1, 0))
+                rank = (hits, usual, axes != "NCL", -prefix, -place)
+                if hits >= HITS and (best is None or rank > best[0]):
+                    best = rank, Layout(axes, prefix, suffix, grid)
+    return None if best is None else best[1]
+
+
+def _moves(tokens: Tensor) -> Tensor:
+    """How far each token `(L,)` of the images after the first is from that of the first."""
+    values = tokens.double()
+    moves: Tensor = torch.linalg.vector_norm(values[1:] - values[:1], dim=2)
+    return moves
+
+
+def _answers(moves: Tensor) -> Tensor:
+    """How far each token moves for each patch, over its mean for all patches."""
+    return moves / moves.mean(dim=0).clamp(min=torch.finfo(torch.double).tiny)
+
+
+def _smaller(tensor: Tensor, shape: tuple[int, ...], known: Layout) -> Layout | None:
+    """A map of the aspect and the ends of an earlier one and no larger, where no token answers a patch more than the others do.
+
+    So it is where each token is gathered from all places, with attention that has not been trained.
+    """
+    ends = known.prefix + known.suffix
+    for axes, count in _axes(shape):
+        height = round(math.sqrt((count - ends) * known.grid[0] / known.grid[1])) if count > ends else 0
+        if axes != known.axes or known.order or not 1 < height <= known.grid[0] or (count - ends) % height:
+            continue
+        answers = _answers(_moves(Layout(axes).tokens(tensor))[:-1])
+        if answers.amax() < CLEAR:
+            return Layout(axes, known.prefix, known.suffix, (height, (count - ends) // height))
+    return None
+
+
+def _ends(fixed: Tensor, known: Layout | None) -> list[tuple[int, int]]:
+    """How many tokens before and behind a map may be none of its cells.
+
+    Args:
+        fixed: `(L,)` bool, the tokens that do not depend on the image.
+        known: what was found at an earlier place.
+    """
+    if fixed.any():
+        cells = (~fixed).nonzero()[:, 0]
+        if not len(cells) or len(cells) != int(cells[-1] - cells[0]) + 1:
+            return []
+        return [(int(cells[0]), len(fixed) - 1 - int(cells[-1]))]
+    earlier = [(known.prefix, known.suffix)] if known else []
+    return list(dict.fromkeys([*earlier, *((prefix, 0) for prefix in PREFIXES if prefix < len(fixed) - 1)]))
+
+
+def _hits(answers: Tensor, grid: tuple[int, int]) -> int:
+    """How many patches are answered most by a cell that they touch.
+
+    Args:
+        answers: `(5, h·w)`.
+        grid: h and w.
+    """
+    if grid == (1, 1):
+        return 0
+    found = 0
+    for (row, column), cell in zip(PATCHES, answers.argmax(dim=1).tolist(), strict=True):
+        high, wide = divmod(cell, grid[1])
+        near = [_touch(high / grid[0], 1 / grid[0], row), _touch(wide / grid[1], 1 / grid[1], column)]
+        found += all(near)
+    return found
+
+
+def _touch(start: float, length: float, centre: float) -> bool:
+    return start < centre + SIDE / 2 and start + length > centre - SIDE / 2
+
+
+def _few(shape: tuple[int, ...], aspect: float, farthest: float, known: Layout | None) -> Layout | None:
+    """The reading of so few tokens that each cell can be looked for."""
+    prefix, suffix = (known.prefix, known.suffix) if known else (0, 0)
+    for axes, count in _axes(shape):
+        grids = _grids(count - prefix - suffix, aspect, farthest) if 3 < count - prefix - suffix <= ORDERED else []
+        if grids and axes != "NCL":
+            return Layout(axes, prefix, suffix, grids[0])
+    return None
+
+
+def _ordered(capture: Capture, image: Tensor, name: str, guess: Layout) -> Layout | None:
+    """The layout with the order of its tokens, each found by the patch that it answers; None if two answer one patch."""
+    height, width = guess.grid
+    cells = [((row + 0.5) / height, (column + 0.5) / width) for row in range(height) for column in range(width)]
+    moves: list[Tensor] = []
+    for start in range(0, len(cells), 7):
+        changed = [_patched(image, row, column, 1 / height, 1 / width) for row, column in cells[start : start + 7]]
+        tokens = guess.tokens(capture(torch.cat([image, *changed]))[name])
+        moves.append(_moves(tokens)[:, guess.prefix : tokens.shape[1] - guess.suffix])
+    order: list[int] = _answers(torch.cat(moves)).argmax(dim=1).tolist()
+    return replace(guess, order=tuple(order)) if sorted(order) == list(range(len(order))) else None
