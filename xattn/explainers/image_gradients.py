@@ -30,10 +30,10 @@ def _map(attributions: Tensor, channels: Channels) -> Tensor:
 @register("integrated-gradients", source="Sundararajan et al. 2017, Sec. 3")
 @dataclass(frozen=True)
 class IntegratedGradients(RunsNetworkAgain):
-    """Image times its mean gradient on the straight way to it from black; summed, the score's rise over black.
+    """Image times the mean gradient on the straight line from black to it; all values sum to the rise of the score over that of black.
 
     Attributes:
-        steps: points of the way; each is a forward and a backward of the batch.
+        steps: points on the line; each is a forward and a backward of the batch.
         channels: "abs-max", the largest magnitude over the channels, or "sum", signed.
 
     Differs: the gradient is taken in the middle of each step instead of at its end, in pixel space, where the baseline is black; through
