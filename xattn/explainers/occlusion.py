@@ -186,7 +186,9 @@ class RISE(RunsNetworkAgain):
         """The grids of an image's masks, and where each is cropped: first all grids are drawn, then all rows, then all columns."""
         generator = torch.Generator().manual_seed(seed)
         grids = torch.rand((self.masks, self.grid, self.grid), generator=generator) < self.p
-        return grids, *(torch.randint(places, (self.masks,), generator=generator) for places in (down, across))
+        top = torch.randint(down, (self.masks,), generator=generator)
+        left = torch.randint(across, (self.masks,), generator=generator)
+        return grids, top, left
 
 
 def _crops(side: int, grid: int) -> Tensor:
