@@ -109,14 +109,14 @@ class Copy:
 
 def test_every_kind_of_component_is_shown() -> None:
     assert [(addition.kind, addition.name) for addition in additions()] == [
-        ("methods", "hires-cam"),
+        ("methods", "gradient-times-image"),
         ("metrics", "gini"),
         ("metrics", "steadiness"),
         ("heads", "norm-pool"),
         ("figures", "mean-masks"),
     ]
     lines = {addition.name: addition.lines for addition in additions()}
-    assert lines["hires-cam"] <= 10
+    assert lines["gradient-times-image"] <= 10
     assert lines["gini"] <= 15
 
 

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 import xattn
 from tests import networks
+from tests.own_methods import OWN
 from xattn.errors import InputError, NameUnknownError, SettingError, UnsupportedError
 from xattn.explainers import Need, methods
 from xattn.heads import heads
 from xattn.inference import Predictor
 from xattn.models import Classifier
 
-OWN = sorted(methods.entries)
 FOREIGN = [
     "captum:IntegratedGradients:n_steps=4",
     "captum:LayerGradCam",

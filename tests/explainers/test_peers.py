@@ -31,10 +31,10 @@ def images() -> Tensor:
     return networks.pictures(3)
 
 
-def peer_map(clf: Classifier, images: Tensor, name: str) -> Tensor:
+def peer_map(clf: Classifier, images: Tensor, name: str, stage: str = "3") -> Tensor:
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-    with getattr(pytorch_grad_cam, name)(model=clf.network, target_layers=[clf.network[3]]) as method:
+    with getattr(pytorch_grad_cam, name)(model=clf.network, target_layers=[clf.network[int(stage)]]) as method:
         found = method(input_tensor=clf.normalise(images).contiguous(), targets=[ClassifierOutputTarget(t) for t in TARGETS])
     return torch.as_tensor(found)
 
@@ -97,6 +97,54 @@ def test_score_cam_by_softmax_of_logits_agrees_with_pytorch_grad_cam(clf: Classi
     spec = "score-cam:weighting=logit-softmax,align_corners=true"  # it upsamples channels so
     ours = xattn.explain(plain, images, [spec], target=TARGETS)
     assert float((rescaled(ours[spec]) - peer_map(plain, images, "ScoreCAM")).abs().max()) < PEER
+
+
+@pytest.mark.parametrize(("spec", "theirs"), [("layer-cam", "LayerCAM"), ("hires-cam", "HiResCAM"), ("xgrad-cam", "XGradCAM")])
+def test_gradient_cams_agree_with_pytorch_grad_cam_and_torch_cam(clf: Classifier, images: Tensor, spec: str, theirs: str) -> None:
+    ours = xattn.explain(clf, images, [spec], target=TARGETS, stage="2")
+    assert float((rescaled(ours[spec]) - peer_map(clf, images, theirs, "2")).abs().max()) < 5 * PEER
+    if spec == "hires-cam":
+        return  # torch-cam has none
+    with getattr(torchcam_methods, theirs)(clf.network, target_layer="2") as extractor:
+        (raw,) = extractor(TARGETS, clf.network(clf.normalise(images).requires_grad_()), normalized=False)
+    assert torch.allclose(ours.raw[spec], raw.detach(), atol=1e-5)
+
+
+def test_centred_eigen_cam_is_pytorch_grad_cam_s_or_its_negative(clf: Classifier, images: Tensor) -> None:
+    spec = "eigen-cam:centred=true"
+    raw, theirs = xattn.explain(clf, images, [spec]).raw[spec], peer_map(clf, images, "EigenCAM")
+    for own, peer in zip(raw, theirs, strict=True):
+        signed = [rescaled(to_masks((sign * own).relu()[None], (32, 32)).masks)[0] for sign in (1, -1)]
+        assert min(float((mask - peer).abs().max()) for mask in signed) < 5 * PEER
+
+
+def test_finer_cam_with_one_similar_class_agrees_with_pytorch_grad_cam(clf: Classifier, images: Tensor) -> None:
+    ours = xattn.explain(clf, images, ["finer-cam:similar=1"], stage="2")["finer-cam:similar=1"]
+    method = pytorch_grad_cam.FinerCAM(clf.network, [clf.network[2]])
+    theirs = torch.as_tensor(method(input_tensor=clf.normalise(images).contiguous(), alpha=0.6, comparison_categories=[1]))
+    method.base_cam.activations_and_grads.release()
+    assert float((rescaled(ours) - theirs).abs().max()) < 5 * PEER
+
+
+def plain(clf: Classifier) -> Classifier:
+    """With mean 0 and std 1, pixel space is the normalised one in which captum works."""
+    return xattn.attach(clf.network, input_size=32, resize=36, mean=(0, 0, 0), std=(1, 1, 1))
+
+
+def test_occlusion_of_the_score_is_captum_s(clf: Classifier, images: Tensor) -> None:
+    spec = "occlusion:window=10,stride=4,fill=black,response=score"
+    theirs = captum_attr.Occlusion(clf.network).attribute(images, (3, 10, 10), (3, 4, 4), target=TARGETS)[:, 0]
+    assert torch.allclose(xattn.explain(plain(clf), images, [spec], target=TARGETS).raw[spec], theirs.float(), atol=1e-5)
+
+
+def test_integrated_gradients_at_the_middle_of_each_step_and_smooth_grad_without_noise_are_captum_s(
+    clf: Classifier, images: Tensor
+) -> None:
+    ours = xattn.explain(plain(clf), images, ["integrated-gradients:steps=6", "smooth-grad:samples=1,sigma=0.0"], target=TARGETS).raw
+    theirs = captum_attr.IntegratedGradients(clf.network).attribute(images, target=TARGETS, n_steps=6, method="riemann_middle")
+    assert torch.allclose(ours["integrated-gradients:steps=6"], theirs.abs().amax(dim=1).float(), atol=1e-6)
+    saliency = captum_attr.Saliency(clf.network).attribute(images.clone().requires_grad_(), target=TARGETS)
+    assert torch.allclose(ours["smooth-grad:samples=1,sigma=0.0"], saliency.amax(dim=1), atol=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore:Setting backward hooks on ReLU:UserWarning")

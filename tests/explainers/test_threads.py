@@ -13,10 +13,9 @@ from torch import Tensor, nn
 
 import xattn
 from tests import networks
-from xattn.explainers import methods
+from tests.own_methods import OF_ANY_HEAD
 from xattn.models import Classifier
 
-OWN = sorted(set(methods.entries) - {"raw-attention"})
 THREADS = 4
 
 
@@ -32,7 +31,7 @@ def at_once(calls) -> list:
         return list(pool.map(begin, calls))
 
 
-@pytest.mark.parametrize("spec", OWN)
+@pytest.mark.parametrize("spec", OF_ANY_HEAD)
 def test_four_threads_get_the_maps_of_one(tiny: Classifier, spec: str) -> None:
     """Each thread has images of its own, so that another's features would be seen."""
     batches = [networks.pictures(3, seed=number) for number in range(THREADS)]

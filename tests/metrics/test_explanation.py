@@ -12,8 +12,8 @@ from torch import Tensor
 
 import xattn
 from tests import networks
+from tests.own_methods import OF_ANY_HEAD
 from xattn.errors import InputError
-from xattn.explainers import methods
 from xattn.metrics import adcc, average_drop, coherency, complexity
 from xattn.models import Classifier
 
@@ -85,7 +85,7 @@ def test_an_explain_of_another_size_says_what_came(images: Tensor) -> None:
         coherency(images, torch.rand(7, 32, 32), lambda masked: torch.rand(7, 8, 8))
 
 
-@pytest.mark.parametrize("method", [name for name in sorted(methods.entries) if name not in ("raw-attention",)])
+@pytest.mark.parametrize("method", OF_ANY_HEAD)
 def test_a_run_explains_again_as_explain_does_for_the_same_targets(method: str, tiny: Classifier, images: Tensor) -> None:
     maps = xattn.explain(tiny, images, [method])
     rows = xattn.evaluate(tiny, images, maps, ["coherency", "complexity", "average-drop", "adcc"])

@@ -11,9 +11,9 @@ import torch
 
 import xattn
 from tests import networks
+from tests.own_methods import OF_ANY_HEAD
 from tests.study.test_study import study
 from xattn.errors import InputError
-from xattn.explainers import Need, methods
 from xattn.inference import Tuning
 from xattn.inference import tuning as tuning_module
 from xattn.inference.memory import peak_bytes
@@ -42,12 +42,11 @@ def test_no_tuning_changes_a_value_beyond_the_tolerance_of_a_batch(tiny: Classif
 
 
 def test_exact_gives_the_plain_networks_values_of_every_method_by_every_metric(tiny: Classifier, folder: Path, tmp_path: Path) -> None:
-    own = [name for name, entry in methods.entries.items() if Need.ATTENTION not in entry.metadata.needs]
-    settings = {"methods": own, "metrics": list(metrics.entries)}
+    settings = {"methods": OF_ANY_HEAD, "metrics": list(metrics.entries)}
     study([tiny], folder, tmp_path / "plain", tune="off", **settings).run()
     study([tiny], folder, tmp_path / "quick", tune="chunk=13,folded=true", **settings).run()
     plain, quick = values(tmp_path / "plain"), values(tmp_path / "quick")
-    assert len(plain) == 10 * len(own) * len(metrics.entries)
+    assert len(plain) == 10 * len(OF_ANY_HEAD) * len(metrics.entries)
     is_percent = plain.index.get_level_values("metric").map(lambda name: metrics.entries[name].metadata.unit == "%")
     assert (plain - quick)[is_percent].abs().max() <= 0.01
     assert (plain - quick)[~is_percent].abs().max() <= 1e-3

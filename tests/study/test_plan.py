@@ -15,15 +15,13 @@ from torch import Tensor, nn
 
 import xattn
 from tests import networks
+from tests.own_methods import OF_ANY_HEAD
 from xattn.errors import InputError, RunError, UnsupportedError
-from xattn.explainers import methods
 from xattn.metrics import average_drop, deletion, insertion, metrics, sparsity
 from xattn.metrics.targets import Contrast, OutputFunction, Region, Similarity, Target
 from xattn.models import Classifier
 from xattn.study.plan import Plan
 from xattn.study.store import Store
-
-OWN_METHODS = [name for name in sorted(methods.entries) if name != "raw-attention"]
 
 
 def study(classifier: Classifier, images: object, out: Path, method: list[str], metric: list[str], **settings: object) -> xattn.Study:
@@ -79,12 +77,13 @@ def attached(kind: str) -> tuple[Classifier, Target | str]:
 
 
 WITHOUT_PROBABILITY = ("similarity", "function")
+BY_SCORE = {"score-cam": "weighting=logit-softmax", "rise": "response=score", "occlusion": "response=score"}
 TARGETS = ["similarity", "region", "contrast", "contrast in words", "function"]
 
 
 def test_a_plan_is_frozen_and_travels_with_every_metric_and_method(tiny: Classifier, folder: Path, tmp_path: Path) -> None:
     adapted = ["captum:Saliency", "grad-cam:LayerCAM"]
-    plan = study(tiny, folder, tmp_path / "run", [*OWN_METHODS, *adapted], sorted(metrics.entries)).plan
+    plan = study(tiny, folder, tmp_path / "run", [*OF_ANY_HEAD, *adapted], sorted(metrics.entries)).plan
     again: Plan = pickle.loads(pickle.dumps(plan))
     assert [part.spec for part in again.methods] == [part.spec for part in plan.methods]
     assert [part.instance for part in again.metrics] == [part.instance for part in plan.metrics]
@@ -94,14 +93,19 @@ def test_a_plan_is_frozen_and_travels_with_every_metric_and_method(tiny: Classif
         plan.seed = 3  # type: ignore[misc]  # that is what is tested
 
 
-@pytest.mark.parametrize("method", OWN_METHODS)
+@pytest.mark.parametrize("method", OF_ANY_HEAD)
 @pytest.mark.parametrize("kind", TARGETS)
 def test_every_method_takes_every_target_or_says_why_not(method: str, kind: str, images: Tensor) -> None:
     classifier, target = attached(kind)
-    if method == "score-cam" and kind in WITHOUT_PROBABILITY:
-        with pytest.raises(UnsupportedError, match="has none: use score-cam:weighting=logit-softmax"):
+    if method == "finer-cam" and kind in (*WITHOUT_PROBABILITY, "region"):
+        with pytest.raises(UnsupportedError, match="finer-cam compares a class with similar ones, and .* has none. Use grad-cam"):
             xattn.explain(classifier, images, [method], target=target)
-        method = "score-cam:weighting=logit-softmax"
+        return
+    name = method.partition(":")[0]
+    if name in BY_SCORE and kind in WITHOUT_PROBABILITY:
+        with pytest.raises(UnsupportedError, match=f"has none: use {name}:{BY_SCORE[name]}"):
+            xattn.explain(classifier, images, [method], target=target)
+        method = f"{method}{',' if ':' in method else ':'}{BY_SCORE[name]}"
     maps = xattn.explain(classifier, images, [method], target=target)
     (mask,) = maps.values()
     assert mask.shape == (7, 32, 32)

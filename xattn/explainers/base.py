@@ -58,11 +58,12 @@ class RunsNetworkAgain(ABC):
     """Settings of a method that runs the network on perturbed images."""
 
     @abstractmethod
-    def forwards(self, channels: int) -> int:
-        """The most forwards per image.
+    def forwards(self, channels: int, size: tuple[int, int]) -> int:
+        """The most forwards per image through `Trace.respond`; forwards with gradients, which no tuning changes, do not count.
 
         Args:
             channels: of the stage.
+            size: height and width of the image.
         """
 
     @property

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from xattn.errors import SettingError, UnsupportedError
 from xattn.explainers.base import Need, register
 from xattn.explainers.trace import Trace
 from xattn.metrics.probability import widened
+from xattn.metrics.targets import ClassTarget, Contrast, Target
 
 VANISHING = 1e-12
 
@@ -54,3 +57,98 @@ class GradCAMPlusPlus:
             alpha = alpha / torch.where(total != 0, total, 1)
         weights = (alpha * gradients.relu()).sum(dim=(2, 3), keepdim=True)
         return (weights * features).sum(dim=1).relu().to(trace.features)
+
+
+@register("layer-cam", needs={Need.FEATURES, Need.GRADIENTS}, source="Jiang et al. 2021")
+def layer_cam(trace: Trace) -> Tensor:
+    """Feature maps weighted position by position by their positive gradient; also meant for early stages.
+
+    Returns:
+        Raw map `(B, h, w)`, ≥ 0, at the stage's resolution.
+    """
+    return (trace.gradients.relu() * trace.features).sum(dim=1).relu()
+
+
+@register("hires-cam", needs={Need.FEATURES, Need.GRADIENTS}, source="Draelos and Carin 2020, Sec. 3")
+def hires_cam(trace: Trace) -> Tensor:
+    """Feature maps weighted position by position by their gradient.
+
+    Returns:
+        Raw map `(B, h, w)`, ≥ 0, at the stage's resolution.
+    """
+    return (trace.gradients * trace.features).sum(dim=1).relu()
+
+
+@register("xgrad-cam", needs={Need.FEATURES, Need.GRADIENTS}, source="Fu et al. 2020, Sec. 3")
+def xgrad_cam(trace: Trace) -> Tensor:
+    """Feature maps weighted by the mean of their gradient, where each position counts by its share of the map's sum.
+
+    Differs: no ε is added to a map's sum, which keeps its sign; the weight is 0 where |Σ F| ≤ 1e-12 · Σ |F|. Computed in float64, since the
+    sum of a signed map may nearly cancel.
+
+    Returns:
+        Raw map `(B, h, w)`, ≥ 0, at the stage's resolution.
+    """
+    gradients, features = widened(trace.gradients), widened(trace.features)
+    total, scale = (values.sum(dim=(2, 3), keepdim=True) for values in (features, features.abs()))
+    defined = total.abs() > VANISHING * scale
+    products = (gradients * features).sum(dim=(2, 3), keepdim=True)
+    weights = torch.where(defined, products / torch.where(defined, total, 1), 0)
+    return (weights * features).sum(dim=1).relu().to(trace.features)
+
+
+@register("finer-cam", needs={Need.FEATURES, Need.GRADIENTS}, source="Zhang et al. 2025")
+@dataclass(frozen=True)
+class FinerCAM:
+    """Grad-CAM of what tells a class from those that the network finds most similar: z − α · mean of their logits.
+
+    The similar classes are those whose logits are nearest to the target's. Where the target is a contrast, it names the classes itself,
+    and this is Grad-CAM of the contrast.
+
+    Attributes:
+        alpha: how much the similar classes count; 0 is Grad-CAM.
+        similar: number of similar classes; all others where the network has fewer.
+
+    Differs: the similar classes count equally; the authors' code weighs them by their probabilities.
+    """
+
+    alpha: float = 0.6
+    similar: int = 3
+
+    def __post_init__(self) -> None:
+        if self.similar < 1:
+            raise SettingError(f"finer-cam compares with at least one class; got similar={self.similar}.")
+        if not 0 <= self.alpha < math.inf:
+            raise SettingError(f"finer-cam subtracts the similar classes with a weight of 0 or more; got alpha={self.alpha}.")
+
+    def __call__(self, trace: Trace) -> Tensor:
+        """Raw map `(B, h, w)`, ≥ 0, at the stage's resolution.
+
+        Raises:
+            UnsupportedError: the target is neither a class nor a contrast, or there is no other class.
+        """
+        contrast = self.contrast(trace.target, trace.output.detach())
+        gradients = trace.gradients if contrast is trace.target else trace.gradients_of(contrast)
+        return (gradients.mean(dim=(2, 3), keepdim=True) * trace.features).sum(dim=1).relu()
+
+    def contrast(self, target: Target, output: Tensor) -> Contrast:
+        """The target against the classes that are most similar to it.
+
+        Args:
+            target: of the batch.
+            output: logits `(B, K)`.
+        """
+        if isinstance(target, Contrast):
+            return target
+        if not isinstance(target, ClassTarget):
+            raise UnsupportedError(
+                f"finer-cam compares a class with similar ones, and {target.kind} has none. Use grad-cam, or a class or contrast as target."
+            )
+        distance = (output - target.score(output)[:, None]).abs()
+        if output.shape[1] < 2:
+            raise UnsupportedError("finer-cam compares a class with similar ones, and the network gives a single logit. Use grad-cam.")
+        own = target.classes.to(output.device)[:, None]
+        order = distance.scatter(1, own, -1).argsort(dim=1, stable=True)  # the class itself is first; ties go to the lowest index
+        others = order[:, 1 : self.similar + 1]
+        weights = torch.tensor([1.0] + [-self.alpha / others.shape[1]] * others.shape[1])
+        return Contrast(torch.cat([own, others], dim=1), weights)

@@ -55,7 +55,7 @@ class ScoreCAM(RunsNetworkAgain):
         """The method with every channel run."""
         return replace(self, top=None)
 
-    def forwards(self, channels: int) -> int:
+    def forwards(self, channels: int, size: tuple[int, int]) -> int:
         """The most forwards per image."""
         return channels if self.top is None else min(self.top, channels)
 

@@ -182,7 +182,11 @@ class Trace:
     @_Lazy
     def gradients(self) -> Tensor:
         """Gradient of the score with respect to the features, `(B, C, h, w)`."""
-        (gradient,) = torch.autograd.grad(self.score, self.captured, retain_graph=True)
+        return self.gradients_of(self.target)
+
+    def gradients_of(self, target: Target) -> Tensor:
+        """Gradient of another target's score with respect to the features, `(B, C, h, w)`; one more backward of the same graph."""
+        (gradient,) = torch.autograd.grad(target.score(self.output).sum(), self.captured, retain_graph=True)
         return _full(to_nchw(gradient, self.stage.layout))
 
     @property
@@ -261,6 +265,18 @@ class Trace:
         """
         context = self._context or BatchContext(lambda images: (self.predictor(images),), self.predictor.chunk, [self.target])
         return context.respond(key, self._member, run, self.images, read, chunk)
+
+    def scores(self, images: Tensor) -> Tensor:
+        """The score of a changed copy of each image, in eval mode and with a graph: one more forward of the batch.
+
+        Args:
+            images: `(B, 3, H, W)` in pixel space, one for each image of the batch, in its order.
+
+        Returns:
+            `(B,)`, differentiable with respect to `images`.
+        """
+        with evaluating(self.classifier), torch.enable_grad():
+            return self.target.score(self.classifier(images))
 
 
 def _full(values: Tensor) -> Tensor:

@@ -61,7 +61,10 @@ def forwards_per_image(plan: Plan, classifier: Classifier) -> int:
     channels = 0 if stage is None else stage.channels
     perturbed = sum(forwards(asked, classifier.input_size) for asked in perturbations_of(plan.metrics))
     again = len({asked for metric in plan.metrics for asked in metric.instance.explained})
-    own = [method.instance.forwards(channels) if isinstance(method.instance, RunsNetworkAgain) else 0 for method in methods]
+    own = [
+        method.instance.forwards(channels, classifier.input_size) if isinstance(method.instance, RunsNetworkAgain) else 0
+        for method in methods
+    ]
     explained = sum(bool(method.metadata.needs) + more for method, more in zip(methods, own, strict=True))
     return 1 + perturbed * len(methods) + sum(own) + again * explained
 

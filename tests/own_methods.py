@@ -1,0 +1,15 @@
+"""xattn's own methods as tests run each of them: those that run the network many times with settings that make them quick."""
+
+from __future__ import annotations
+
+from xattn.explainers import methods
+
+QUICK = {
+    "integrated-gradients": "integrated-gradients:steps=2",
+    "occlusion": "occlusion:window=16",
+    "opti-cam": "opti-cam:iterations=2",
+    "rise": "rise:masks=12",
+    "smooth-grad": "smooth-grad:samples=2",
+}
+OWN = [QUICK.get(name, name) for name in sorted(methods.entries)]
+OF_ANY_HEAD = [spec for spec in OWN if spec != "raw-attention"]

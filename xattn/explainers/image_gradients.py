@@ -1,0 +1,107 @@
+"""Gradients at the image, averaged over many copies of it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from xattn.errors import SettingError
+from xattn.explainers.base import RunsNetworkAgain, register
+from xattn.explainers.trace import Trace
+
+Channels = Literal["abs-max", "sum"]
+
+
+def _gradients(trace: Trace, images: Tensor) -> Tensor:
+    """Gradient of each changed image's score at that image, `(B, 3, H, W)`."""
+    copies = images.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(trace.scores(copies).sum(), copies)
+    return gradient
+
+
+def _map(attributions: Tensor, channels: Channels) -> Tensor:
+    return attributions.sum(dim=1) if channels == "sum" else attributions.abs().amax(dim=1)
+
+
+@register("integrated-gradients", source="Sundararajan et al. 2017, Sec. 3")
+@dataclass(frozen=True)
+class IntegratedGradients(RunsNetworkAgain):
+    """Image times the mean gradient on the straight line from black to it; all values sum to the rise of the score over that of black.
+
+    Attributes:
+        steps: points on the line; each is a forward and a backward of the batch.
+        channels: "abs-max", the largest magnitude over the channels, or "sum", signed.
+
+    Differs: the gradient is taken in the middle of each step instead of at its end, in pixel space, where the baseline is black; through
+    captum the baseline is 0 after normalisation, the mean colour.
+    """
+
+    steps: int = 50
+    channels: Channels = "abs-max"
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise SettingError(f"integrated-gradients takes at least one step; got steps={self.steps}.")
+
+    def forwards(self, channels: int, size: tuple[int, int]) -> int:
+        """None without gradients."""
+        return 0
+
+    def attributions(self, trace: Trace) -> Tensor:
+        """What each value of the image adds to the score, signed, `(B, 3, H, W)`."""
+        images = trace.images.detach()
+        total = torch.zeros_like(images)
+        for step in range(self.steps):
+            total += _gradients(trace, images * ((step + 0.5) / self.steps))
+        return images * total / self.steps
+
+    def __call__(self, trace: Trace) -> Tensor:
+        """Raw map `(B, H, W)`; ≥ 0 unless summed."""
+        return _map(self.attributions(trace), self.channels)
+
+
+@register("smooth-grad", source="Smilkov et al. 2017")
+@dataclass(frozen=True)
+class SmoothGrad(RunsNetworkAgain):
+    """Mean gradient at noisy copies of the image; the noise is seeded by the image's content.
+
+    Attributes:
+        samples: copies; each is a forward and a backward of the batch.
+        sigma: standard deviation of the noise, as a share of the image's range.
+        channels: "abs-max", the largest magnitude over the channels, or "sum", signed.
+
+    Differs: taken in pixel space; libraries that take it at the normalised image differ by a factor 1/std a channel.
+    """
+
+    samples: int = 50
+    sigma: float = 0.15
+    channels: Channels = "abs-max"
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise SettingError(f"smooth-grad takes at least one sample; got samples={self.samples}.")
+        if not 0 <= self.sigma < math.inf:
+            raise SettingError(f"smooth-grad's noise has a standard deviation of 0 or more; got sigma={self.sigma}.")
+
+    def forwards(self, channels: int, size: tuple[int, int]) -> int:
+        """None without gradients."""
+        return 0
+
+    def attributions(self, trace: Trace) -> Tensor:
+        """The mean gradient, signed, `(B, 3, H, W)`."""
+        images = trace.images.detach()
+        low, high = (extreme[:, None, None, None] for extreme in images.flatten(1).aminmax(dim=1))
+        generators = [torch.Generator().manual_seed(seed) for seed in trace.seeds]
+        total = torch.zeros_like(images)
+        for _ in range(self.samples):
+            noise = torch.stack([torch.randn(images.shape[1:], generator=generator) for generator in generators])
+            total += _gradients(trace, images + self.sigma * (high - low) * noise.to(images))
+        return total / self.samples
+
+    def __call__(self, trace: Trace) -> Tensor:
+        """Raw map `(B, H, W)`; ≥ 0 unless summed."""
+        return _map(self.attributions(trace), self.channels)

@@ -1,0 +1,198 @@
+"""Maps from the network's answers to the image with parts of it hidden: occlusion and RISE."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from xattn.errors import SettingError, UnsupportedError
+from xattn.explainers.base import RunsNetworkAgain, register
+from xattn.explainers.trace import Trace
+from xattn.metrics.probability import widened
+from xattn.metrics.stream import PerturbedImages
+from xattn.metrics.targets import Target
+
+Response = Literal["probability", "score"]
+Fill = Literal["mean", "black"]
+WINDOWS = 7
+
+
+def _reading(name: str, response: Response, target: Target) -> Callable[[Target, Tensor], Tensor]:
+    """Reads the response from the targets and the output of some images, `(b,)` float64."""
+    if response == "probability" and not target.has_probability:
+        raise UnsupportedError(
+            f"{name} follows the target's probability, and {target.kind} has none: use {name}:response=score, which follows the score."
+        )
+    return _score if response == "score" else _probability
+
+
+def _score(target: Target, output: Tensor) -> Tensor:
+    return widened(target.score(output))
+
+
+def _probability(target: Target, output: Tensor) -> Tensor:
+    return target.probability(output).p
+
+
+@register("occlusion", source="Zeiler and Fergus 2014, Sec. 4.2")
+@dataclass(frozen=True)
+class Occlusion(RunsNetworkAgain):
+    """How much of the target's probability is lost behind a window that slides over the image.
+
+    Attributes:
+        window: side of the window in pixels; None: a seventh of the image's shorter side.
+        stride: pixels from a window to the next; None: half a window. The last window of a line may reach over the border.
+        fill: what the window shows: the classifier's "mean" colour, or "black".
+        response: "probability", or "score", the logit of a class.
+
+    Differs: a pixel gets the mean loss over the windows that hide it; the paper draws the probability at each window's place.
+    """
+
+    window: int | None = None
+    stride: int | None = None
+    fill: Fill = "mean"
+    response: Response = "probability"
+
+    def __post_init__(self) -> None:
+        if any(value is not None and value < 1 for value in (self.window, self.stride)):
+            raise SettingError(f"occlusion's window and stride are at least one pixel; got window={self.window}, stride={self.stride}.")
+        if self.window is not None and self.stride is not None and self.stride > self.window:
+            raise SettingError(
+                f"occlusion with stride={self.stride} skips pixels between windows of {self.window}: take a stride of at most the window."
+            )
+
+    def sides(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Window and stride in pixels for an image of this height and width.
+
+        Raises:
+            SettingError: the window is larger than the image, or smaller than the stride.
+        """
+        window = max(1, min(size) // WINDOWS) if self.window is None else self.window
+        stride = max(1, window // 2) if self.stride is None else self.stride
+        if window > min(size):
+            raise SettingError(f"occlusion's window of {window} pixels is larger than the image of {size[0]} × {size[1]}.")
+        if stride > window:
+            raise SettingError(f"occlusion's stride of {stride} pixels is larger than the window of {window}: give window as well.")
+        return window, stride
+
+    def forwards(self, channels: int, size: tuple[int, int]) -> int:
+        """The number of windows."""
+        window, stride = self.sides(size)
+        return len(_starts(size[0], window, stride)) * len(_starts(size[1], window, stride))
+
+    def __call__(self, trace: Trace) -> Tensor:
+        """Raw map `(B, H, W)`, signed: negative where the window raises the response.
+
+        Raises:
+            UnsupportedError: the response is the probability, and the target has none.
+        """
+        read = _reading("occlusion", self.response, trace.target)
+        images = trace.images.detach()
+        size = (images.shape[2], images.shape[3])
+        window, stride = self.sides(size)
+        rows, columns = (_hidden(side, window, stride).to(images.device) for side in size)
+        each = len(rows) * len(columns)
+        colour = trace.classifier.mean.to(images) if self.fill == "mean" else images.new_zeros(3, 1, 1)
+
+        def make(part: slice) -> tuple[Tensor, Tensor]:
+            number = torch.arange(part.start, part.stop, device=images.device)
+            owner, place = number // each, number % each
+            hidden = rows[place // len(columns), :, None] & columns[place % len(columns), None, :]
+            return torch.where(hidden[:, None], colour, images[owner]), owner
+
+        responses = trace.respond(repr(self), PerturbedImages(len(images) * each, make), read)
+        whole = read(trace.target, trace.output.detach()).to(responses)
+        losses = whole[:, None, None] - responses.view(len(images), len(rows), len(columns))
+        rows, columns = (lines.to(losses) / lines.sum(dim=0).to(losses) for lines in (rows, columns))
+        return (rows.mT @ losses @ columns).to(images)
+
+
+def _starts(side: int, window: int, stride: int) -> range:
+    """First pixels of the windows along a side; the last window reaches its end."""
+    return range(0, side - window + stride, stride)
+
+
+def _hidden(side: int, window: int, stride: int) -> Tensor:
+    """Which pixels of a side each window hides, `(windows, side)` bool."""
+    pixels, starts = torch.arange(side), torch.tensor(_starts(side, window, stride))[:, None]
+    return (pixels >= starts) & (pixels < starts + window)
+
+
+@register("rise", source="Petsiuk et al. 2018, Sec. 3")
+@dataclass(frozen=True)
+class RISE(RunsNetworkAgain):
+    """Mean of random smooth masks, each weighted by the target's probability behind it.
+
+    A mask is a grid of zeros and ones, upsampled bilinearly to one cell more than the image has and cropped at a random place. The masks of
+    an image are seeded by its content: the same whatever its batch. They are made within each chunk of forwards and never held.
+
+    Attributes:
+        masks: per image; the paper takes 4000 for VGG16 and 8000 for ResNet-50.
+        grid: cells per side.
+        p: probability that a cell is shown.
+        response: "probability", or "score", the logit of a class.
+    """
+
+    masks: int = 4000
+    grid: int = 7
+    p: float = 0.5
+    response: Response = "probability"
+
+    def __post_init__(self) -> None:
+        if self.masks < 1 or self.grid < 1:
+            raise SettingError(f"rise takes at least one mask of one cell; got masks={self.masks}, grid={self.grid}.")
+        if not 0 < self.p < 1:
+            raise SettingError(f"rise shows a cell with a probability between 0 and 1; got p={self.p}.")
+
+    def forwards(self, channels: int, size: tuple[int, int]) -> int:
+        """The number of masks."""
+        return self.masks
+
+    def __call__(self, trace: Trace) -> Tensor:
+        """Raw map `(B, H, W)`: Σ response · mask / (p · masks); ≥ 0 for probabilities.
+
+        Raises:
+            UnsupportedError: the response is the probability, and the target has none.
+        """
+        read = _reading("rise", self.response, trace.target)
+        images = trace.images.detach()
+        count, device = len(images), images.device
+        down, across = (_crops(side, self.grid).to(images) for side in images.shape[-2:])  # (places, grid, side)
+        drawn = [self._draw(seed, len(down), len(across)) for seed in trace.seeds]
+        grids, top, left = (torch.cat(column).to(device) for column in zip(*drawn, strict=True))
+
+        def make(part: slice) -> tuple[Tensor, Tensor]:
+            masks = down[top[part]].mT @ grids[part].to(images) @ across[left[part]]
+            owner = torch.arange(part.start, part.stop, device=device) // self.masks
+            return images[owner] * masks[:, None], owner
+
+        responses = trace.respond(repr(self), PerturbedImages(count * self.masks, make), read)
+        # Masks cropped at one place differ in their grids alone: their weighted sum is that of the grids, upsampled once.
+        owner = torch.arange(count, device=device).repeat_interleave(self.masks)
+        place = ((owner * len(down) + top) * len(across) + left).to(responses.device)
+        weighted = responses[:, None] * grids.flatten(1).to(responses)
+        sums = responses.new_zeros(count * len(down) * len(across), self.grid**2).index_add_(0, place, weighted)
+        sums = sums.view(count, len(down), len(across), self.grid, self.grid)
+        lines = torch.einsum("btlij,tih->blhj", sums, down.to(sums))
+        raw = torch.einsum("blhj,ljw->bhw", lines, across.to(sums))
+        return (raw / (self.p * self.masks)).to(images)
+
+    def _draw(self, seed: int, down: int, across: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The grids of an image's masks, and where each is cropped: first all grids are drawn, then all rows, then all columns."""
+        generator = torch.Generator().manual_seed(seed)
+        grids = torch.rand((self.masks, self.grid, self.grid), generator=generator) < self.p
+        top = torch.randint(down, (self.masks,), generator=generator)
+        left = torch.randint(across, (self.masks,), generator=generator)
+        return grids, top, left
+
+
+def _crops(side: int, grid: int) -> Tensor:
+    """Weights of a line of cells at the pixels of a side, for each place that it can be cropped at, `(places, grid, side)`."""
+    cell = -(-side // grid)
+    line = functional.interpolate(torch.eye(grid, dtype=torch.float64)[None], size=(grid + 1) * cell, mode="linear", align_corners=False)[0]
+    return line.unfold(1, side, 1)[:, :cell].transpose(0, 1)
