@@ -10,14 +10,17 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.utils.data import Subset
 
 import xattn
 from tests import networks
 from tests.training.conftest import fresh, paint
 from xattn.cli import main
 from xattn.errors import InputError, RunError
-from xattn.models import Classifier
+from xattn.models import Classifier, evaluating
 from xattn.training import PRESETS, Recipe, fit, open_data
+from xattn.training.data import Crops
+from xattn.training.features import attend_features, on_features
 
 ALONE = Recipe(epochs=2, batch_size=8, lr=0.01, optimiser="sgd", smallest_crop=None)
 
@@ -55,6 +58,24 @@ def test_a_classifier_of_several_layers_gets_the_vectors(head: str, painted: Pat
     found, cached_loss = trained(on_two_layers(head), painted, tmp_path / "kept.safetensors", tmp_path / "features")
     assert all(torch.allclose(found[key], value, rtol=0, atol=1e-5) for key, value in expected.items())
     assert cached_loss == pytest.approx(loss, abs=1e-5)
+
+
+def test_without_labels_a_query_per_class_is_that_of_the_network_s_own_prediction(painted: Path, tmp_path: Path) -> None:
+    clf = fresh("ca-stream:per_class=true")
+    with torch.no_grad():
+        clf.head.query.mul_(100)  # so that the logits depend on which query is taken
+    pictures = Crops(open_data(painted), clf.preprocessing, None, 0)
+    options = {"precision": "32-true", "batch": 8, "workers": 0, "shown": False}
+    kept, _ = on_features(clf, pictures, Subset(pictures, [0]), tmp_path / "features", **options)
+    given, _ = kept.__getitems__([5, 17, 30])
+    images = torch.stack([pictures[number][0] for number in (5, 17, 30)]) / 255
+    with evaluating(clf):
+        expected, found = clf.run(images), attend_features(clf, given)
+        other = attend_features(clf, given, (given.predicted + 1) % 3)
+    assert torch.allclose(found.output, expected.output, atol=1e-5)
+    first = clf.attachment.stages[0].name  # the query's own attention; what follows hardly depends on it here
+    assert torch.allclose(found.attention[first], expected.attention[first], rtol=1e-3)
+    assert not torch.allclose(other.attention[first], expected.attention[first], rtol=1e-3)
 
 
 def test_the_network_runs_once_for_all_heads_and_again_for_what_has_changed(
