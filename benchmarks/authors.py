@@ -1,10 +1,11 @@
 """Runs the authors' own code on inputs made by a formula and keeps what it gives: what tests/authors/test_values.py holds xattn to.
 
-    python benchmarks/authors.py --ca-stream DIR --br-npa DIR --metrics DIR --score-cam DIR
+    python benchmarks/authors.py --ca-stream DIR --br-npa DIR --metrics DIR --score-cam DIR --simpool DIR --ep DIR --abmilp DIR
 
-Clones of github.com/ftorres11/CA_Stream, TristanGomez44/br_npa, TristanGomez44/metrics-saliency-maps and haofanwang/Score-CAM, and
-`pip install einops`. Functions and classes are taken out of their files one by one, as the modules import what they do not need; the only
-changes are to what Python, NumPy and SciPy have since taken away (`np.trapz`, `scipy.ndimage.filters`), and to calls of `.cuda()`.
+Clones of github.com/ftorres11/CA_Stream, TristanGomez44/br_npa, TristanGomez44/metrics-saliency-maps, haofanwang/Score-CAM,
+billpsomas/simpool, billpsomas/efficient-probing and AMLab-Amsterdam/AttentionDeepMIL, and `pip install einops`; the values of a clone that
+is not given stay. Functions and classes are taken out of their files one by one, as the modules import what they do not need; the only
+changes are to what Python, NumPy and SciPy have since taken away (`np.trapz`, `scipy.ndimage.filters`), and to what asks for a GPU.
 """
 
 from __future__ import annotations
@@ -156,26 +157,85 @@ def score_cam(clone: Path) -> dict[str, Any]:
     return {"masks": plain(torch.stack(found))}
 
 
+def simpool(clone: Path) -> dict[str, Any]:
+    """Vectors of three images, each on its own, since theirs depend on the smallest value of the batch."""
+    found, make = {}, torch.tensor
+    released = taken(clone / "sp.py", ["SimPool"])
+    for gamma in (None, 1.25, 2.0):
+        torch.tensor = lambda values, **_: make(values)  # it asks for a GPU whatever there is
+        try:
+            module = released.SimPool(12, gamma=gamma)
+        finally:
+            torch.tensor = make
+        inputs.fill([module.norm_patches.weight, module.norm_patches.bias, module.wq.weight, module.wk.weight])
+        with torch.no_grad():
+            found[f"gamma={str(gamma).lower()}"] = plain(torch.stack([module(image[None]) for image in inputs.features()]))
+    return found
+
+
+def efficient_probing(clone: Path) -> dict[str, Any]:
+    """Logits of three images, in training and in eval mode, as the batch normalisation differs."""
+    found = {}
+    for d_out in (1, 3):
+        pooling = taken(clone / "poolings/ep.py", ["EfficientProbing"], **vars(typing)).EfficientProbing(12, num_queries=4, d_out=d_out)
+        norm = taken(clone / "probe_heads.py", ["_batchnorm"])._batchnorm(12 // d_out)
+        head = nn.Sequential(pooling, norm, nn.Linear(12 // d_out, 5))
+        inputs.fill([pooling.cls_token[0], pooling.v.weight, head[2].weight, head[2].bias])
+        for mode in ("train", "eval"):  # eval after one step of training
+            with torch.no_grad():
+                logits = head.train(mode == "train")(inputs.features().flatten(2).transpose(1, 2))
+            found[f"d_out={d_out}, {mode}"] = plain(logits)
+    return found
+
+
+def abmilp_of_transformers(clone: Path) -> dict[str, Any]:
+    """Vectors and maps of three images, without a gate."""
+    head = taken(clone / "poolings/abmilp.py", ["ABMILPHead"], **vars(typing)).ABMILPHead(12)
+    inputs.fill(head.attention_predictor.parameters())
+    with torch.no_grad():
+        vectors, maps = head.forward_with_attn_map(inputs.features().flatten(2).transpose(1, 2))
+    return {"vectors": plain(vectors), "maps": plain(maps[..., 0])}
+
+
+def gated_attention(clone: Path) -> dict[str, Any]:
+    """Probability and map of one bag; its convolutions are left out, and their layer gives the instances."""
+    network = taken(clone / "model.py", ["GatedAttention"]).GatedAttention()
+    network.feature_extractor_part1 = nn.Identity()
+    network.feature_extractor_part2 = nn.Identity()
+    instances = inputs.features(network.M, count=1)[0].flatten(1).T
+    network.feature_extractor_part2.forward = lambda _: instances
+    inputs.fill(parameter for part in ("attention_V", "attention_U", "attention_w") for parameter in getattr(network, part).parameters())
+    inputs.fill(network.classifier.parameters())
+    with torch.no_grad():
+        probability, _, maps = network(torch.zeros(1, len(instances), 800))
+    return {"probability": plain(probability), "map": plain(maps[0])}
+
+
 PARTS = {
     "ca_stream": {"network": ca_stream_network, "metrics": ca_stream_metrics},
     "metrics": {"values": saliency_metrics},
     "br_npa": {"head": br_npa},
     "score_cam": {"maps": score_cam},
+    "simpool": {"vectors": simpool},
+    "ep": {"logits": efficient_probing, "abmilp": abmilp_of_transformers},
+    "abmilp": {"gated": gated_attention},
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in PARTS:
-        parser.add_argument(f"--{name.replace('_', '-')}", type=Path, required=True, metavar="DIR")
+        parser.add_argument(f"--{name.replace('_', '-')}", type=Path, metavar="DIR")
     parser.add_argument("--out", type=Path, default=ROOT / "tests" / "authors" / "values.json")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    values: dict[str, Any] = {"torch": torch.__version__}
+    values: dict[str, Any] = json.loads(given.out.read_text(encoding="utf-8")) if given.out.exists() else {}
     for name, parts in PARTS.items():
-        clone: Path = getattr(given, name)
+        clone: Path | None = getattr(given, name)
+        if clone is None:
+            continue
         commit = subprocess.run(["git", "-C", str(clone), "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        values[name] = {"commit": commit} | {part: run(clone) for part, run in parts.items()}
+        values[name] = {"commit": commit, "torch": torch.__version__} | {part: run(clone) for part, run in parts.items()}
     given.out.write_text(json.dumps(values, indent=None, separators=(",", ":")).replace('},"', '},\n"') + "\n", encoding="utf-8")
     print(f"{given.out}: {given.out.stat().st_size / 1024:.0f} KiB")
 

@@ -35,7 +35,9 @@ from xattn.errors import InputError
     help="What folder names mean: classes of their own, or WordNet ids of ImageNet's 1000 classes, which the network's classifier has.",
 )
 @click.option(
-    "--preset", help="Preset: ca-stream (as in the paper), head (cheap; the head alone), full (head and network). Default: by the head."
+    "--preset",
+    help="Preset: ca-stream (as in the paper), head (cheap; the head alone), probe (the head alone, without random crops), full (head and "
+    "network). Default: by the head; probe with --cache-features.",
 )
 @click.option("--epochs", type=int, help="Passes over the training pictures.")
 @click.option("--freeze-statistics", is_flag=True, default=None, help="Keep and use the network's BatchNorm statistics.")
@@ -71,6 +73,12 @@ from xattn.errors import InputError
 @click.option("--nodes", type=click.IntRange(1), default=1, show_default=True, help="Number of machines.")
 @click.option("--precision", default="32-true", show_default=True, help="Precision, one of Lightning's: 16-mixed, bf16-mixed, …")
 @click.option("--workers", type=click.IntRange(0), help="Decoding processes; default: one fewer than the cores.")
+@click.option(
+    "--cache-features",
+    type=click.Path(file_okay=False),
+    metavar="DIR",
+    help="Folder where the frozen network's features are kept, computed once; several heads share it.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed for everything random.")
 @click.option("--log-gradients", is_flag=True, help="Log the gradient norm of each layer at each step.")
 def train(
@@ -96,6 +104,7 @@ def train(
     nodes: int,
     precision: str,
     workers: int | None,
+    cache_features: str | None,
     seed: int,
     log_gradients: bool,
     **changes: Any,
@@ -119,7 +128,7 @@ def train(
     from xattn.training.recipe import default_preset, recipe_of
     from xattn.training.search import search
 
-    recipe = recipe_of(preset or default_preset(name)).with_(**changes)
+    recipe = recipe_of(preset or ("probe" if cache_features else default_preset(name))).with_(**changes)
     opened = open_data(data, classes)
     sys.path.append(os.getcwd())  # where package.module:factory is searched
     torch.manual_seed(seed)  # for the head's initial weights
@@ -169,6 +178,7 @@ def train(
         "nodes": nodes,
         "precision": precision,
         "log_gradients": log_gradients,
+        "cache_features": cache_features,
     }
     if trials is not None:
         found = search(classifier, opened, out, trials, **options)

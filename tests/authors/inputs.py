@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,14 @@ def filled(network: nn.Module) -> nn.Module:
                 made = spread * (math.sqrt(3 / values[0].numel()) if values.dim() > 1 else 0.1)
             values.copy_(made.view(values.shape))
     return network.eval()
+
+
+@torch.no_grad()
+def fill(tensors: Iterable[Tensor]) -> None:
+    """Fills weights in the order given, as large as makes attention far from uniform."""
+    for number, values in enumerate(tensors):
+        spread = 2 * scattered(values.numel(), 100 + number) - 1
+        values.copy_((spread * (4 * math.sqrt(3 / values[0].numel()) if values.dim() > 1 else 1.0)).view(values.shape))
 
 
 def pictures(count: int = 4, side: int = SIDE) -> Tensor:

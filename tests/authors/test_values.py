@@ -17,14 +17,14 @@ from torchvision.models import resnet18
 import xattn
 from tests.authors import inputs
 from xattn import metrics
-from xattn.heads import representatives
+from xattn.heads import AbMILP, AbMILPHead, EfficientProbing, EfficientProbingHead, SimPool, SimPoolHead, representatives
 
 TOLERANCE = 1e-4
 VALUES: dict[str, Any] = json.loads((Path(__file__).parent / "values.json").read_text(encoding="utf-8"))
 
 
 def close(found: Tensor, theirs: Any) -> bool:
-    return torch.allclose(found.double().cpu(), torch.tensor(theirs, dtype=torch.float64), rtol=0, atol=TOLERANCE)
+    return torch.allclose(found.detach().double().cpu(), torch.tensor(theirs, dtype=torch.float64), rtol=0, atol=TOLERANCE)
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +125,44 @@ def test_br_npa_s_vectors_maps_and_sparsity_are_the_release_s() -> None:
     weighted = maps * (norms / norms.amax(dim=(1, 2), keepdim=True))[:, None]
     found = metrics.sparsity(weighted, definition="released")
     assert close(1 / (1 / found).mean(), theirs["sparsity"])
+
+
+@pytest.mark.parametrize("gamma", [None, 1.25, 2.0])
+def test_simpool_s_vectors_are_the_release_s(gamma: float | None) -> None:
+    head = SimPoolHead(12, SimPool(gamma=gamma))
+    inputs.fill([head.norm.weight, head.norm.bias, head.query.weight, head.key.weight])
+    assert close(head(inputs.features()), VALUES["simpool"]["vectors"][f"gamma={str(gamma).lower()}"])
+
+
+@pytest.mark.parametrize("d_out", [1, 3])
+def test_efficient_probing_s_logits_are_the_release_s(d_out: int) -> None:
+    head = EfficientProbingHead(12, 5, EfficientProbing(queries=4, d_out=d_out))
+    inputs.fill([head.queries, head.value.weight, head.linear.weight, head.linear.bias])
+    for mode in ("train", "eval"):  # eval after one step of training
+        found = head.train(mode == "train")(inputs.features())
+        assert close(found, VALUES["ep"]["logits"][f"d_out={d_out}, {mode}"])
+
+
+def test_abmilp_s_vectors_and_maps_are_those_of_the_ep_release() -> None:
+    head = AbMILPHead(12, 12, AbMILP(hidden=12, gated=False))
+    inputs.fill([head.hidden.weight, head.hidden.bias, head.score.weight, head.score.bias])
+    with torch.no_grad():
+        head.linear.weight.copy_(torch.eye(12))
+        head.linear.bias.zero_()
+    found, theirs = head.attend(inputs.features(), "here"), VALUES["ep"]["abmilp"]
+    assert close(found.output, theirs["vectors"])
+    assert close(found.attention["here"][:, 0].flatten(1), theirs["maps"])
+
+
+def test_gated_abmilp_s_probability_and_map_are_those_of_ilse_s_release() -> None:
+    head = AbMILPHead(500, 1)
+    gate, score = head.gate, head.score
+    assert gate is not None
+    inputs.fill([head.hidden.weight, head.hidden.bias, gate.weight, gate.bias, score.weight, score.bias])
+    inputs.fill(head.linear.parameters())
+    found, theirs = head.attend(inputs.features(500, count=1), "here"), VALUES["abmilp"]["gated"]
+    assert close(found.output.sigmoid(), theirs["probability"])
+    assert close(found.attention["here"].flatten(), theirs["map"])
 
 
 def test_score_cam_is_the_release_s() -> None:

@@ -11,6 +11,7 @@ from PIL import Image
 
 import xattn
 from tests import networks
+from xattn.heads import heads
 from xattn.models import Classifier
 
 COLOURS = {"blue": (0.2, 0.2, 0.9), "green": (0.2, 0.9, 0.2), "red": (0.9, 0.2, 0.2)}
@@ -43,5 +44,5 @@ def fresh(head: str = "br-npa:n=2", classes: int = 3) -> Classifier:
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(0)
-        own = head.startswith(("br-npa", "b-cnn"))
+        own = heads.create(head).metadata.replaces == "classifier"
         return xattn.attach(networks.small(5 if own else classes), head=head, classes=classes, input_size=32, resize=36, name="small")

@@ -16,7 +16,7 @@ from xattn.explainers.trace import Trace
 @register("raw-attention", needs={Need.FEATURES, Need.ATTENTION}, source="Torres et al. 2024, Eq. 6; Gomez et al. 2021, Sec. 4.2")
 @dataclass(frozen=True)
 class RawAttention:
-    """The head's own attention: ca-stream's as it is, br-npa's and b-cnn's mean map times the norm of the features; without a target.
+    """The head's own attention: the mean of its maps, in br-npa and b-cnn times the norm of the features; without a target.
 
     Attributes:
         attention: "softmax", which sums to 1, or "logits", the scores before it, as the released CA-Stream code draws them.

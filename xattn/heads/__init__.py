@@ -1,6 +1,7 @@
 """Heads, which stand between features and logits: each is a plain module, with its settings in a frozen dataclass."""
 
-from xattn.heads import b_cnn, br_npa, ca_stream, gap
+from xattn.heads import abmilp, b_cnn, br_npa, ca_stream, ep, gap, map, simpool
+from xattn.heads.abmilp import AbMILP, AbMILPHead
 from xattn.heads.b_cnn import BCNN, BCNNHead
 from xattn.heads.base import (
     Attended,
@@ -16,7 +17,10 @@ from xattn.heads.base import (
 )
 from xattn.heads.br_npa import BRNPA, BRNPAHead, representatives
 from xattn.heads.ca_stream import CAStream, CAStreamHead
+from xattn.heads.ep import EfficientProbing, EfficientProbingHead
 from xattn.heads.gap import Gap, GapHead
+from xattn.heads.map import MAP, MAPHead
+from xattn.heads.simpool import SimPool, SimPoolHead
 from xattn.registry import import_modules
 
 import_modules(__name__, __path__)  # modules of this folder register themselves and need not be listed here
@@ -24,25 +28,37 @@ import_modules(__name__, __path__)  # modules of this folder register themselves
 __all__ = [
     "BCNN",
     "BRNPA",
+    "MAP",
+    "AbMILP",
+    "AbMILPHead",
     "Attended",
     "BCNNHead",
     "BRNPAHead",
     "CAStream",
     "CAStreamHead",
     "ClassifierHead",
+    "EfficientProbing",
+    "EfficientProbingHead",
     "Gap",
     "GapHead",
     "Head",
     "HeadMaps",
     "HeadMetadata",
     "HeadSettings",
+    "MAPHead",
     "NetworkInfo",
     "PoolingHead",
+    "SimPool",
+    "SimPoolHead",
     "StageInfo",
+    "abmilp",
     "b_cnn",
     "br_npa",
     "ca_stream",
+    "ep",
     "gap",
     "heads",
+    "map",
     "representatives",
+    "simpool",
 ]

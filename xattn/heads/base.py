@@ -220,4 +220,9 @@ class PoolingHead(SingleStageHead):
     """A head that gives, from the input of the pooling, the vector `(B, C)` that replaces the pooled one."""
 
 
+def attention_over_positions(scores: Tensor) -> Tensor:
+    """Softmax over the last dimension, in float32 at least, whatever the surrounding precision."""
+    return (scores if scores.dtype == torch.float64 else scores.float()).softmax(dim=-1)
+
+
 heads: Registry[HeadMetadata, HeadSettings] = Registry("head")

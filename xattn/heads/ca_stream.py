@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from xattn.errors import InputError, SettingError
-from xattn.heads.base import Attended, Head, HeadMetadata, HeadSettings, NetworkInfo, StageInfo, heads
+from xattn.heads.base import Attended, Head, HeadMetadata, HeadSettings, NetworkInfo, StageInfo, attention_over_positions, heads
 
 Init = Literal["xavier", "released"]
 
@@ -161,7 +161,7 @@ class CAStreamHead(Head):
             keys, values = (linear(flat.transpose(1, 2)).transpose(1, 2) for linear in (self.key[number], self.value[number]))
         scaled = query / math.sqrt(flat.shape[1])  # before the product, which could overflow in half precision
         scores = torch.bmm(scaled[:, None].to(keys.dtype), keys)[:, 0]
-        attention = (scores if scores.dtype == torch.float64 else scores.float()).softmax(dim=1)
+        attention = attention_over_positions(scores)
         gathered = torch.bmm(values, attention[:, :, None].to(values.dtype))[:, :, 0]
         shape = (len(features), *features.shape[2:])
         return self.project[number](gathered), attention.view(shape), scores.view(shape)

@@ -33,6 +33,9 @@ class Pictures(Protocol):
     def called(self, number: int) -> str:
         """Its name in messages."""
 
+    def identity(self, number: int) -> str:
+        """What tells it from another picture, and from an earlier version of itself where that can be known, without decoding it."""
+
 
 @dataclass(frozen=True)
 class _Files:
@@ -50,6 +53,13 @@ class _Files:
     def called(self, number: int) -> str:
         return str(self.paths[number])
 
+    def identity(self, number: int) -> str:
+        path = self.paths[number]
+        if not os.path.exists(path):  # a URL
+            return str(path)
+        found = os.stat(path)
+        return f"{path} {found.st_size} {found.st_mtime_ns}"
+
 
 @dataclass(frozen=True)
 class _Items:
@@ -64,6 +74,9 @@ class _Items:
 
     def called(self, number: int) -> str:
         return f"{self.split} {number}"
+
+    def identity(self, number: int) -> str:
+        return self.called(number)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from xattn.heads import heads
 from xattn.models import Classifier
 from xattn.training.checkpointing import BEST, Checkpointing, begin, loggers, quiet
 from xattn.training.data import Classes, EpochOrder, Labelled, open_data, splits
+from xattn.training.features import as_it_is, check_cacheable, on_features
 from xattn.training.module import Training, freeze
 from xattn.training.recipe import Recipe, default_preset, recipe_of
 
@@ -62,6 +63,7 @@ def fit(
     nodes: int = 1,
     precision: Any = "32-true",
     log_gradients: bool = False,
+    cache_features: str | Path | None = None,
     progress: bool = True,
     on_epoch: Callable[[int, float], None] | None = None,
 ) -> Fitted:
@@ -84,12 +86,15 @@ def fit(
         nodes: number of machines.
         precision: one of Lightning's: "32-true", "16-mixed", "bf16-mixed", "64-true".
         log_gradients: log the gradient norm of each layer at each step.
+        cache_features: folder in which the frozen network's features are kept, computed once: for a head alone, without random crops. Runs
+            with the same network, preprocessing and pictures share them. None: the network runs in every epoch.
         progress: show a bar where stderr is a terminal, and log one line per epoch.
         on_epoch: called with each epoch's number and validation accuracy; an exception from it ends the training.
 
     Raises:
-        InputError: labels outside the classes, a teacher with other classes, or nothing to train.
-        RunError: the folder holds another training run.
+        InputError: labels outside the classes, a teacher with other classes, nothing to train, or features that are not the same in every
+            epoch and so cannot be kept.
+        RunError: the folder holds another training run, or the features do not fit on the disk.
         DivergedError: the loss became infinite or NaN; the best epoch before that, if any, is saved.
 
     Source: Torres et al. 2024, App. B; Gomez et al. 2021, Sec. 3.1.
@@ -98,6 +103,15 @@ def fit(
     opened = in_classes_of(classifier, open_data(data, classes))
     _check(classifier, opened, teacher, chosen, precision)
     training, numbers, validation = splits(opened, classifier.preprocessing, chosen.validation, chosen.smallest_crop, seed)
+    workers = min(8, max(1, (os.cpu_count() or 1) - 1)) if workers is None else workers
+    source: Dataset[Any] = training
+    shared: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0}
+    if cache_features is not None:
+        check_cacheable(classifier, chosen, teacher, devices, nodes)
+        shown = progress and is_first_process()
+        options: dict[str, Any] = {"precision": precision, "batch": chosen.batch_size, "workers": workers, "shown": shown}
+        source, validation = on_features(classifier, training, validation, Path(cache_features), **options)
+        shared = {"collate_fn": as_it_is}  # read from the file where they are used
     folder = Path(out).with_suffix(".training")
     checkpointing = Checkpointing(folder, len(numbers), chosen.epochs, progress and is_first_process(), on_epoch)
     stop = [] if chosen.patience is None else [EarlyStopping("val_loss", patience=chosen.patience)]
@@ -128,10 +142,8 @@ def fit(
         first = checkpointing.kept["epochs"]
         processes = trainer.num_devices * trainer.num_nodes
         batch = max(1, chosen.batch_size // processes)
-        workers = min(8, max(1, (os.cpu_count() or 1) - 1)) if workers is None else workers
-        shared: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0}
         loader = DataLoader(
-            training,
+            source,
             batch,
             sampler=EpochOrder(numbers, seed, lambda: max(first, trainer.current_epoch)),  # called before Lightning restores current_epoch
             drop_last=len(numbers) > 1 and -(-len(numbers) // processes) % batch == 1,  # BatchNorm cannot train on a single picture

@@ -15,8 +15,10 @@ from torch.optim import Optimizer
 
 from xattn.data.preprocessing import pixels
 from xattn.errors import DivergedError
+from xattn.heads.base import Attended
 from xattn.models import Classifier, evaluating
 from xattn.training.data import mixed
+from xattn.training.features import Features, attend_features
 from xattn.training.loss import distillation
 from xattn.training.recipe import Recipe
 
@@ -64,10 +66,10 @@ class Training(lightning.LightningModule):
                 if isinstance(layer, _BatchNorm):
                     layer.eval()
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        images, labels = pixels(batch[0], self.device), batch[1]
-        attended = self.classifier.run(images, labels)
-        loss = self._loss(attended.output, labels, images)
+    def training_step(self, batch: tuple[Tensor | Features, Tensor], batch_idx: int) -> Tensor:
+        given, labels = self._given(batch[0]), batch[1]
+        attended = self._attended(given, labels)
+        loss = self._loss(attended.output, labels, given)
         for logits in attended.probes.values():
             loss = loss + functional.cross_entropy(logits, labels)
         if not bool(torch.isfinite(loss)):
@@ -78,14 +80,22 @@ class Training(lightning.LightningModule):
         self.log("loss", loss, on_step=True, on_epoch=True, batch_size=len(labels), sync_dist=True)
         return loss
 
-    def _loss(self, logits: Tensor, labels: Tensor, images: Tensor) -> Tensor:
-        if (teacher := self._teacher[0]) is None or self.recipe.alpha == 1:
-            return functional.cross_entropy(logits, labels)
-        return distillation(logits, teacher.predict(images).clone(), labels, alpha=self.recipe.alpha, temperature=self.recipe.temperature)
+    def _given(self, given: Tensor | Features) -> Tensor | Features:
+        return pixels(given, self.device) if isinstance(given, Tensor) else given
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        images, labels = pixels(batch[0], self.device), batch[1]
-        logits = self.classifier(images).float()
+    def _attended(self, given: Tensor | Features, classes: Tensor | None = None) -> Attended:
+        if isinstance(given, Tensor):
+            return self.classifier.run(given, classes)
+        return attend_features(self.classifier, given, classes)
+
+    def _loss(self, logits: Tensor, labels: Tensor, given: Tensor | Features) -> Tensor:
+        if (teacher := self._teacher[0]) is None or self.recipe.alpha == 1 or not isinstance(given, Tensor):
+            return functional.cross_entropy(logits, labels)
+        return distillation(logits, teacher.predict(given).clone(), labels, alpha=self.recipe.alpha, temperature=self.recipe.temperature)
+
+    def validation_step(self, batch: tuple[Tensor | Features, Tensor], batch_idx: int) -> None:
+        labels = batch[1]
+        logits = self._attended(self._given(batch[0])).output.float()
         count = len(labels)
         self.log("val_loss", functional.cross_entropy(logits, labels), batch_size=count, sync_dist=True)
         self.log("val_accuracy", 100.0 * (logits.argmax(dim=1) == labels).float().mean(), batch_size=count, sync_dist=True)

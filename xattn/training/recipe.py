@@ -93,6 +93,7 @@ PRESETS: dict[str, Recipe] = {
     # Torres et al. 2024, App. B: 256 pictures per step on eight GPUs; crops as in torchvision's reference training.
     "ca-stream": Recipe(epochs=90, batch_size=256, optimiser="sgd", lr=0.1, schedule="step", step=30, smallest_crop=0.08),
     "head": Recipe(),
+    "probe": Recipe(epochs=30, smallest_crop=None),  # features are the same in every epoch, and can be kept
     "full": Recipe(backbone=True, epochs=10, batch_size=32, lr=3e-4),
 }
 

@@ -1,0 +1,80 @@
+"""AbMILP: attention-based multiple-instance learning, positions as instances."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from xattn.errors import SettingError
+from xattn.heads.base import Attended, ClassifierHead, HeadMaps, HeadMetadata, HeadSettings, NetworkInfo, attention_over_positions, heads
+
+
+@heads.register("abmilp", HeadMetadata(source="Ilse et al. 2018, Eqs. 8 and 9; Przewięźlikowski et al. 2024", replaces="classifier"))
+@dataclass(frozen=True)
+class AbMILP(HeadSettings):
+    """A small network scores each feature vector; their mean, weighted by a softmax of the scores; → linear.
+
+    Attributes:
+        hidden: width of the network that scores; Przewięźlikowski et al. take as many as there are channels.
+        gated: multiply its tanh by a sigmoid gate (Eq. 9); False: tanh alone (Eq. 8), as Przewięźlikowski et al. do.
+    """
+
+    hidden: int = 128
+    gated: bool = True
+
+    def __post_init__(self) -> None:
+        if self.hidden < 1:
+            raise SettingError(f"abmilp takes a hidden width of at least 1; got hidden={self.hidden}.")
+
+    def build(self, channels: Sequence[int], classes: int, info: NetworkInfo) -> AbMILPHead:
+        """The module, with new weights."""
+        return AbMILPHead(channels[-1], classes, self)
+
+
+class AbMILPHead(ClassifierHead):
+    """AbMILP as a module: features `(B, C, h, w)` → logits `(B, K)`.
+
+    α = softmax(w · (tanh(V x) ⊙ σ(U x))); the vector is Σ α x.
+
+    Args:
+        channels: C.
+        classes: K.
+        settings: of the head.
+    """
+
+    def __init__(self, channels: int, classes: int, settings: AbMILP | None = None) -> None:
+        super().__init__()
+        self.settings = settings or AbMILP()
+        self.hidden = nn.Linear(channels, self.settings.hidden)
+        self.gate = nn.Linear(channels, self.settings.hidden) if self.settings.gated else None
+        self.score = nn.Linear(self.settings.hidden, 1)
+        self.linear = nn.Linear(channels, classes)
+
+    def attend(self, features: Tensor, stage: str = "", seeds: Sequence[int] | None = None) -> Attended:
+        """Logits, map and scores.
+
+        Args:
+            features: `(B, C, h, w)`.
+            stage: name under which the map is returned.
+            seeds: not used; nothing is random.
+        """
+        flat = features.flatten(2).transpose(1, 2)
+        hidden = self.hidden(flat).tanh()
+        if self.gate is not None:
+            hidden = hidden * self.gate(flat).sigmoid()
+        scores = self.score(hidden).transpose(1, 2)
+        attention = attention_over_positions(scores)
+        vectors = torch.bmm(attention.to(flat.dtype), flat)[:, 0]
+        shape = (len(features), 1, *features.shape[2:])
+        return Attended(self.linear(vectors), {stage: attention.view(shape)}, {stage: scores.view(shape)})
+
+    def saliency(self, features: Tensor, maps: Tensor) -> Tensor:
+        """Its attention as it is, `(B, h, w)`; the features are not used."""
+        return maps[:, 0]
+
+    def head_maps(self, features: Tensor, maps: Tensor) -> HeadMaps | None:
+        """None: it has one map."""
+        return None

@@ -1,0 +1,81 @@
+"""Efficient probing: several learnt queries on the features themselves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from xattn.errors import SettingError
+from xattn.heads.base import Attended, ClassifierHead, HeadMetadata, HeadSettings, NetworkInfo, attention_over_positions, heads
+
+
+@heads.register("ep", HeadMetadata(source="Psomas et al. 2025, Sec. 3", replaces="classifier"))
+@dataclass(frozen=True)
+class EfficientProbing(HeadSettings):
+    """Learnt queries attend to the features without a key projection; each weights its own slice of projected values; → linear.
+
+    Attributes:
+        queries: number of queries, and of attention maps.
+        d_out: what the number of channels is divided by in the value projection.
+    """
+
+    queries: int = 32
+    d_out: int = 1
+
+    def __post_init__(self) -> None:
+        if self.queries < 1 or self.d_out < 1:
+            raise SettingError(f"ep takes queries and d_out of at least 1; got queries={self.queries}, d_out={self.d_out}.")
+
+    def build(self, channels: Sequence[int], classes: int, info: NetworkInfo) -> EfficientProbingHead:
+        """The module, with new weights."""
+        return EfficientProbingHead(channels[-1], classes, self)
+
+
+class EfficientProbingHead(ClassifierHead):
+    """Efficient probing as a module: features `(B, C, h, w)` → logits `(B, K)`.
+
+    α_m = softmax(q_m · x / √C); the m-th slice of the vector is Σ α_m v_m, where v_m is the m-th slice of W_v x. A batch normalisation
+    without weights is before the linear layer, as in the released probes.
+
+    Args:
+        channels: C.
+        classes: K.
+        settings: of the head.
+
+    Differs: where C / d_out is no multiple of the number of queries, slices are rounded down, to one channel at least; the released code
+    takes multiples alone.
+    """
+
+    def __init__(self, channels: int, classes: int, settings: EfficientProbing | None = None) -> None:
+        super().__init__()
+        self.settings = settings or EfficientProbing()
+        width = max(1, channels // self.settings.d_out // self.settings.queries) * self.settings.queries
+        self.queries = nn.Parameter(torch.randn(self.settings.queries, channels) * 0.02)
+        self.value = nn.Linear(channels, width, bias=False)
+        self.norm = nn.BatchNorm1d(width, eps=1e-6, affine=False)
+        self.linear = nn.Linear(width, classes)
+
+    def attend(self, features: Tensor, stage: str = "", seeds: Sequence[int] | None = None) -> Attended:
+        """Logits, maps and scores.
+
+        Args:
+            features: `(B, C, h, w)`.
+            stage: name under which the maps are returned.
+            seeds: not used; nothing is random.
+        """
+        flat = features.flatten(2)
+        queries = self.queries / math.sqrt(flat.shape[1])  # scaled before the product, which could overflow in half precision
+        scores = queries.to(flat.dtype) @ flat
+        attention = attention_over_positions(scores)
+        values = self.value(flat.transpose(1, 2)).unflatten(2, (self.settings.queries, -1))
+        vectors = torch.einsum("bmp,bpmd->bmd", attention.to(values.dtype), values).flatten(1)
+        shape = (len(features), self.settings.queries, *features.shape[2:])
+        return Attended(self.linear(self.norm(vectors)), {stage: attention.view(shape)}, {stage: scores.view(shape)})
+
+    def saliency(self, features: Tensor, maps: Tensor) -> Tensor:
+        """The mean of its maps, `(B, h, w)`; the features are not used."""
+        return maps.mean(dim=1)
