@@ -283,8 +283,9 @@ def read_header(path: str | Path) -> Header:
         stored = json.loads(metadata[HEADER])
         if stored.pop("format") != FORMAT:
             raise WeightsError(f"'{path}' is of another format than {FORMAT}, which this xattn reads. Save it again.")
-        about = stored.pop("source")
-        source = Source(**{key: tuple(value) if isinstance(value, list) else value for key, value in about.items()})
+        about: dict[str, Any] = stored.pop("source")
+        about = {key: tuple(value) if isinstance(value, list) else value for key, value in about.items()}
+        source = Source(**about)
         labels = stored.pop("labels")
         header = Header(source=source, labels=None if labels is None else tuple(labels), **stored)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:

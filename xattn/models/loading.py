@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -83,7 +84,13 @@ def load(
     >>> xattn.load("birds:gap", device="cpu").class_count
     16
     """
-    own = {"head": head, "high_res": tuple(high_res), "dilate": dilate, "classes": classes, "templates": tuple(templates)}
+    own: dict[str, object] = {
+        "head": head,
+        "high_res": tuple(high_res),
+        "dilate": dilate,
+        "classes": classes,
+        "templates": tuple(templates),
+    }
     saved = _saved_file(model, weights, own, trust_code)
     if saved is None:
         count, prompts = _classes(classes, templates)
@@ -285,9 +292,13 @@ def attach(
 def _unwrapped(module: nn.Module) -> nn.Module:
     """The module inside the wrappers that run it on several devices or compiled."""
     while isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)) or hasattr(module, "_orig_mod"):
-        inner = getattr(module, "_orig_mod", None) or module.module
+        inner: Any = module._orig_mod if hasattr(module, "_orig_mod") else module.module
         logger.info("%s: the %s inside is explained", type(module).__name__, type(inner).__name__)
         module = inner
+    if any(hasattr(part, "_orig_mod") or part._compiled_call_impl is not None for part in module.modules()):
+        logger.warning(
+            "%s has compiled parts, which compile again for the hooks that take features; attach it uncompiled", type(module).__name__
+        )
     return module
 
 

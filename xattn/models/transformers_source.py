@@ -23,6 +23,7 @@ logger = logging.getLogger("xattn")
 
 BY_TEXT = ("clip", "siglip")  # types of model that compare images with texts
 WARPED_FROM = 384  # from this side on, ConvNeXt's images are warped, not cropped
+EAGER = {"attn_implementation": "eager"}  # a configuration could name code on the hub in its place
 LEVELS = 4  # of 255, by which a decoded and resized picture may differ between libraries
 
 
@@ -42,6 +43,8 @@ def from_transformers(request: Request) -> Built:
     config = _loaded(request, transformers.AutoConfig)
     if config.model_type in BY_TEXT:
         return _by_text(transformers, config, request)
+    if config.model_type == "timm_wrapper":
+        raise UnsupportedError(f"{request.model} is a network of timm: load it as timm:hf_hub:NAME, a folder as timm:local-dir:FOLDER.")
     if request.prompts is not None:
         raise InputError(
             f"{request.model} has classes of its own; classes by text are for CLIP and SigLIP, and this is a {config.model_type}."
@@ -56,13 +59,12 @@ def from_transformers(request: Request) -> Built:
 
     state = request.state
     network = _loaded(request, kind, **EAGER) if state is None else with_local_weights(create, state, request.shown_weights)
-    names = [config.id2label[index] for index in range(config.num_labels)]
-    labels = None if names == [f"LABEL_{index}" for index in range(len(names))] else names
+    stated = config.id2label or {}
+    labels = [stated[index] for index in range(len(stated))] if set(stated) == set(range(len(stated))) else None
+    if labels == [f"LABEL_{index}" for index in range(len(stated))]:
+        labels = None
     preprocessing = _preprocessing(transformers, request, network)
     return Built(network, preprocessing, labels, config.problem_type == "multi_label_classification")
-
-
-EAGER = {"attn_implementation": "eager"}  # a configuration could name code on the hub in its place
 
 
 class ImageTower(nn.Module):
@@ -115,7 +117,8 @@ def _text_encoder(transformers: Any, request: Request, model: Any, siglip: bool)
 def _preprocessing(transformers: Any, request: Request, network: nn.Module) -> Preprocessing:
     """The crop and normalisation that the model's image processor does.
 
-    **Differs**: pictures are resized by Pillow, where the processor may resize tensors; a level or two of 255 lie between them.
+    **Differs**: pictures are resized by Pillow, where the processor may resize tensors, which differs by a level or two of 255; a crop with
+    an odd margin may lie one pixel further.
 
     Raises:
         UnsupportedError: the processor does something else to its images.
@@ -133,11 +136,14 @@ def _preprocessing(transformers: Any, request: Request, network: nn.Module) -> P
     black, white = (_processed(processor, Image.new("RGB", (320, 320), (level,) * 3), request)[:, 0, 0] for level in (0, 255))
     std = 1 / (white - black)
     mean = -black * std
-    found = Preprocessing(
-        *_sizes(processor, _processed(processor, _ramp(400, 300), request).shape[1:]),
-        *(tuple(round(float(value), 7) for value in values) for values in (mean, std)),
-        Image.Resampling(int(getattr(processor, "resample", None) or Image.Resampling.BILINEAR)).name.lower(),
-    )
+    crop, resize = _sizes(processor, _processed(processor, _ramp(400, 300), request).shape[1:])
+    centre, spread = ((round(float(red), 7), round(float(green), 7), round(float(blue), 7)) for red, green, blue in (mean, std))
+    chosen = getattr(processor, "resample", None)
+    interpolation = "bilinear" if chosen is None else Image.Resampling(int(chosen)).name.lower()
+    try:
+        found = Preprocessing(crop, resize, centre, spread, interpolation)
+    except InputError as error:
+        raise UnsupportedError(f"the image processor of {request.model} cannot be followed by a resize and a crop: {error}") from error
     for picture in (_ramp(400, 300), _ramp(300, 400)):
         theirs = _processed(processor, picture, request)
         ours = found.crop(picture) / 255
@@ -159,18 +165,18 @@ def _sizes(processor: Any, came: torch.Size) -> tuple[tuple[int, int], int | tup
         processor: of transformers.
         came: height and width of what it makes of a picture.
     """
-    size = dict(processor.size or {})
-    edge, height, width = size.get("shortest_edge"), size.get("height"), size.get("width")
+    size: dict[str, int] = {key: value for key, value in dict(processor.size or {}).items() if value}
+    squashed = (size["height"], size["width"]) if {"height", "width"} <= set(size) else None
     crop = (int(came[0]), int(came[1]))
     share = getattr(processor, "crop_pct", None)
     name = type(processor).__name__
-    if not getattr(processor, "do_resize", True) or (edge is None and height is None):
+    if not getattr(processor, "do_resize", True) or ("shortest_edge" not in size and squashed is None):
         return crop, crop
-    if edge is None and share is None:
-        return crop, (height, width)
-    shorter = edge or min(height, width)
+    if squashed is not None and share is None:
+        return crop, squashed
+    shorter = size["shortest_edge"] if squashed is None else min(squashed)
     if name.startswith("ConvNext"):
-        return (crop, (edge, edge)) if shorter >= WARPED_FROM else (crop, int(shorter / share))
+        return (crop, (shorter, shorter)) if shorter >= WARPED_FROM else (crop, int(shorter / share))
     if name.startswith("Levit"):
         shorter = int(256 / 224 * shorter)
     crop = crop if getattr(processor, "do_center_crop", False) else (shorter, shorter)
