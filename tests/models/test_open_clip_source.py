@@ -57,8 +57,8 @@ def test_logits_are_those_of_open_clip_s_zero_shot_classifier(name: str, tmp_pat
         wanted = model.logit_scale.exp() * model.encode_image(clf.normalise(images), normalize=True) @ texts
     wanted = wanted + model.logit_bias if sigmoid else wanted
     assert torch.allclose(clf.predict(images), wanted, atol=1e-5)
-    maps = xattn.explain(clf, images, ["grad-cam"], target="an owl")
-    assert maps.targets.names() == ["2", "2"]
+    assert clf.class_index("an owl") == 2
+    assert len(xattn.explain(clf, images, ["grad-cam"], target="an owl")["grad-cam"]) == 2
     assert clf.stages[-1].name == "encoder.layer4"
 
 

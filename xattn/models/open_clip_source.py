@@ -71,15 +71,14 @@ def _model(open_clip: Any, request: Request) -> Any:
     """The whole model, with its weights unless they are those of a file of xattn's."""
     tags = open_clip.list_pretrained_tags_by_model(request.name)
     if isinstance(request.weights, dict) or (request.weights is not None and str(request.weights) not in tags):
-        with _without_random_weights_warning():
-            model = open_clip.create_model(request.name, load_weights=False, pretrained_image=False, pretrained_text=False)
-        if isinstance(request.weights, dict):
-            return model.eval()
         try:
-            state = request.state
+            state = request.state or {}
         except InputError as error:
             raise InputError(f"{error} Names of weights that open_clip has for it: {', '.join(tags) or 'none'}.") from error
-        fit_weights(model, state or {}, request.shown_weights)
+        with _without_random_weights_warning():
+            model = open_clip.create_model(request.name, load_weights=False, pretrained_image=False, pretrained_text=False)
+        if not isinstance(request.weights, dict):
+            fit_weights(model, state, request.shown_weights)
         return model.eval()
     if request.weights is None:
         raise WeightsError(
