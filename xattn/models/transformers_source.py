@@ -168,7 +168,7 @@ def _sizes(processor: Any, came: torch.Size) -> tuple[tuple[int, int], int | tup
     size: dict[str, int] = {key: value for key, value in dict(processor.size or {}).items() if value}
     squashed = (size["height"], size["width"]) if {"height", "width"} <= set(size) else None
     crop = (int(came[0]), int(came[1]))
-    share = getattr(processor, "crop_pct", None)
+    share: float | None = getattr(processor, "crop_pct", None)
     name = type(processor).__name__
     if not getattr(processor, "do_resize", True) or ("shortest_edge" not in size and squashed is None):
         return crop, crop
@@ -176,7 +176,7 @@ def _sizes(processor: Any, came: torch.Size) -> tuple[tuple[int, int], int | tup
         return crop, squashed
     shorter = size["shortest_edge"] if squashed is None else min(squashed)
     if name.startswith("ConvNext"):
-        return (crop, (shorter, shorter)) if shorter >= WARPED_FROM else (crop, int(shorter / share))
+        return (crop, (shorter, shorter)) if shorter >= WARPED_FROM else (crop, int(shorter / (share or 1)))
     if name.startswith("Levit"):
         shorter = int(256 / 224 * shorter)
     crop = crop if getattr(processor, "do_center_crop", False) else (shorter, shorter)
