@@ -32,13 +32,13 @@ SOME_FAILED = 3
     "models",
     multiple=True,
     required=True,
-    help="Network: birds:NAME, torchvision:NAME, timm:NAME, package.module:factory, path/file.py:factory, or a saved .safetensors. "
-    "Repeatable.",
+    help="Network: birds:NAME, torchvision:NAME, timm:NAME, hf:NAME_OR_FOLDER, open_clip:NAME, package.module:factory, "
+    "path/file.py:factory, or a saved .safetensors. Repeatable.",
 )
 @click.option(
     "--weights",
     multiple=True,
-    help="Weights: a local .pth or .safetensors, or the name of torchvision weights; one per --model, in order; '' for its own.",
+    help="Weights: a local .pth or .safetensors, or a name of torchvision or open_clip; one per --model, in order; '' for its own.",
 )
 @click.option(
     "--head",
@@ -61,6 +61,12 @@ SOME_FAILED = 3
     type=PathOrURL(exists=True, dir_okay=False),
     help="CSV with columns image (path relative to the folder) and label (class index or name; several separated by |).",
 )
+@click.option(
+    "--classes",
+    type=click.Path(exists=True, dir_okay=False),
+    help="Text file with the text of one class per line, for open_clip:, CLIP and SigLIP.",
+)
+@click.option("--template", "templates", multiple=True, help="Template of these texts, such as 'a photo of a {}.'. Repeatable.")
 @click.option("--labels", type=click.Path(exists=True, dir_okay=False), help="Text file with one class name per line.")
 @click.option(
     "--out",
@@ -105,7 +111,11 @@ SOME_FAILED = 3
 )
 @click.option("--actors", type=click.IntRange(1), help="Ray processes that hold the networks; default: one per GPU, else one per CPU.")
 @click.option("--untrained", is_flag=True, help="Also explain heads that were never trained.")
-@click.option("--trust-code", is_flag=True, help="Import and run the code that a saved .safetensors names as the source of its network.")
+@click.option(
+    "--trust-code",
+    is_flag=True,
+    help="Import and run the code that a saved .safetensors names as the source of its network, or that a hub model brings.",
+)
 @click.option("--save-maps", is_flag=True, help="Also write masks at the crop's size, as 16-bit PNG, and keep maps of that size in full.")
 def explain(
     images: Sequence[str],
@@ -115,6 +125,8 @@ def explain(
     methods: Sequence[str],
     metrics: Sequence[str],
     labels_csv: str | None,
+    classes: str | None,
+    templates: Sequence[str],
     labels: str | None,
     out: str,
     input_size: int | None,
@@ -139,7 +151,8 @@ def explain(
     source = ImageSource(list(images), labels_csv)
     sys.path.append(os.getcwd())  # where package.module:factory is looked up
     shape = {"input_size": input_size, "resize": resize, "mean": mean, "std": std}
-    classifiers = _load(models, weights, heads, {**shape, "labels": labels, "device": device, "trust_code": trust_code})
+    texts = {"classes": classes, "templates": templates}
+    classifiers = _load(models, weights, heads, {**shape, **texts, "labels": labels, "device": device, "trust_code": trust_code})
     study = Study(classifiers, methods, metrics, source, out, **options)
     _announce(study)
     try:

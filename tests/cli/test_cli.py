@@ -205,3 +205,20 @@ def test_figure_draws_ranked_maps(tmp_path: Path) -> None:
     result = run("figure", tmp_path / "run", "--kind", "parts", "--out", tmp_path / "parts.svg")
     assert result.exit_code == 0, result.output
     assert (tmp_path / "parts.svg").stat().st_size > 0
+
+
+def test_classes_by_text_and_their_templates_reach_the_loader(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import xattn.models
+
+    class Reached(Exception):
+        pass
+
+    def load(model: str, **options: object) -> None:
+        raise Reached(model, options["classes"], options["templates"])
+
+    monkeypatch.setattr(xattn.models, "load", load)
+    (tmp_path / "prompts.txt").write_text("cat\na dog\n")
+    given = ("--classes", tmp_path / "prompts.txt", "--template", "a photo of {}.", "--template", "{}")
+    result = run("explain", folder, "--model", "open_clip:RN50", *given, "--out", tmp_path / "run")
+    assert isinstance(result.exception, Reached)
+    assert result.exception.args == ("open_clip:RN50", str(tmp_path / "prompts.txt"), ("a photo of {}.", "{}"))

@@ -179,3 +179,72 @@ def test_what_xattn_builds_by_name_needs_no_trust(images: Tensor, tmp_path: Path
     clf.save(str(tmp_path / "head.safetensors"))
     again = xattn.load(str(tmp_path / "head.safetensors"), device="cpu")
     assert again.head_name == "br-npa"
+
+
+@pytest.mark.parametrize("prefix", ["model.", "module.model.", "backbone.", "_orig_mod.encoder.", "student.module."])
+def test_any_wrapper_s_prefix_is_removed_and_what_is_beside_it_is_listed(
+    prefix: str, tmp_path: Path, images: Tensor, caplog: pytest.LogCaptureFixture
+) -> None:
+    trained = networks.small(7)
+    state = {f"{prefix}{key}": value + 1 for key, value in trained.state_dict().items()}
+    beside = {"criterion.weight": torch.ones(7), "n_averaged": torch.tensor(3), "ema.1": torch.ones(1), "ema.2": torch.ones(1)}
+    torch.save({"state_dict": beside | state, "epoch": 3}, tmp_path / "wrapped.ckpt")
+    clf = xattn.load(factory(tmp_path), weights=tmp_path / "wrapped.ckpt", **SHAPE)
+    assert all(torch.equal(value, trained.state_dict()[key] + 1) for key, value in clf.network.state_dict().items())
+    assert "left out of the weights, as they are not the network's: criterion.weight, n_averaged, ema.* (2)" in caplog.text
+
+
+def test_a_loss_beside_a_network_without_prefix_is_left_out_but_layers_of_another_network_are_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = networks.small(7).state_dict()
+    torch.save({**state, "loss.weight": torch.ones(7)}, tmp_path / "loss.pth")
+    xattn.load(factory(tmp_path), weights=tmp_path / "loss.pth", **SHAPE)
+    assert "loss.weight" in caplog.text
+    torch.save({**state, "2.9.weight": torch.ones(7)}, tmp_path / "deeper.pth")
+    with pytest.raises(WeightsError, match=r"1 keys unknown \(2\.9\.weight\)"):
+        xattn.load(factory(tmp_path), weights=tmp_path / "deeper.pth", **SHAPE)
+
+
+@pytest.mark.parametrize(("plain", "averaged"), [("state_dict", "state_dict_ema"), ("model", "model_ema"), ("model", "ema")])
+def test_of_plain_and_averaged_weights_the_plain_ones_are_loaded_and_both_are_named(
+    plain: str, averaged: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = networks.small(7).state_dict()
+    average = {f"module.{key}": value + 1 for key, value in state.items()}
+    torch.save({averaged: average, plain: state, "optimizer": {"state": {0: {"step": torch.ones(1)}}}}, tmp_path / "both.pth")
+    clf = xattn.load(factory(tmp_path), weights=tmp_path / "both.pth", **SHAPE)
+    assert all(torch.equal(value, state[key]) for key, value in clf.network.state_dict().items())
+    assert f"'{plain}' is loaded; it also holds '{averaged}'" in caplog.text
+    assert f"weights_only=True)['{averaged}'], 'other.pth')" in caplog.text
+    torch.save({averaged: average, "epoch": 3}, tmp_path / "averaged.pth")
+    clf = xattn.load(factory(tmp_path), weights=tmp_path / "averaged.pth", **SHAPE)
+    assert all(torch.equal(value, state[key] + 1) for key, value in clf.network.state_dict().items())
+
+
+def test_a_copy_under_the_name_of_an_average_is_not_the_network_s(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    state = networks.small(7).state_dict()
+    both = {f"ema_model.{key}": value + 1 for key, value in state.items()} | {f"net.{key}": value for key, value in state.items()}
+    torch.save(both, tmp_path / "both.pth")
+    clf = xattn.load(factory(tmp_path), weights=tmp_path / "both.pth", **SHAPE)
+    assert all(torch.equal(value, state[key]) for key, value in clf.network.state_dict().items())
+    assert "ema_model.* (" in caplog.text
+
+
+def test_one_of_several_unnamed_state_dicts_must_be_chosen(tmp_path: Path) -> None:
+    state = networks.small(7).state_dict()
+    torch.save({"student": state, "teacher": state}, tmp_path / "two.pth")
+    with pytest.raises(WeightsError, match=r"several state dicts: student, teacher\. Keep one: torch\.save\(.*\['student'\]"):
+        xattn.load(factory(tmp_path), weights=tmp_path / "two.pth", **SHAPE)
+    torch.save({"student": state, "step": 3}, tmp_path / "one.pth")
+    assert xattn.load(factory(tmp_path), weights=tmp_path / "one.pth", **SHAPE).class_count == 7
+
+
+def test_a_pickled_network_is_refused_with_the_lines_that_convert_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save(networks.small(7), tmp_path / "whole.pt")
+    with pytest.raises(WeightsError, match="whole pickled model") as caught:
+        xattn.load(factory(tmp_path), weights=tmp_path / "whole.pt", **SHAPE)
+    lines = [line.strip() for line in str(caught.value).splitlines() if line.startswith("    ")]
+    assert len(lines) == 2
+    exec("\n".join(lines), {"torch": torch})  # as the user would
+    assert xattn.load(factory(tmp_path), weights=tmp_path / "whole.weights.pth", **SHAPE).class_count == 7

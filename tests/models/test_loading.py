@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -227,3 +228,100 @@ def test_timm_s_own_preprocessing_is_timm_s(monkeypatch: pytest.MonkeyPatch) -> 
     ours = clf.normalise(clf.preprocessing.crop(picture)[None] / 255)[0]
     assert clf.preprocessing.resize == 235
     assert torch.allclose(ours, theirs(picture), atol=1e-5)
+
+
+def test_of_a_wrapper_of_devices_or_of_the_compiler_the_module_inside_is_attached(images: Tensor) -> None:
+    class Compiled(torch.nn.Module):
+        """As torch.compile wraps a module."""
+
+        def __init__(self, module: torch.nn.Module) -> None:
+            super().__init__()
+            self._orig_mod = module
+
+    network = networks.small()
+    for wrapped in (torch.nn.DataParallel(network), Compiled(network), Compiled(torch.nn.DataParallel(network))):
+        clf = xattn.attach(wrapped, input_size=32, resize=36)
+        assert clf.network is network
+        assert [stage.name for stage in clf.stages] == ["1", "2", "3"]
+
+
+class Embedded(torch.nn.Module):
+    """A network for one size alone, which it states."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.image_size = size
+        self.network = networks.small()
+        self.position = torch.nn.Parameter(torch.zeros(1, 3, size, size))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images + self.position)
+
+
+def test_a_network_for_one_size_is_given_it_or_says_which(tmp_path: Path) -> None:
+    assert xattn.attach(Embedded(48)).input_size == (48, 48)
+    assert xattn.attach(networks.small()).input_size == (224, 224)
+    with pytest.raises(UnsupportedError, match=r"made for images of 48 × 48: give that as input_size"):
+        xattn.attach(Embedded(48), input_size=64)
+    (tmp_path / "mine.py").write_text("from tests.models.test_loading import Embedded\n\n\ndef build():\n    return Embedded(48)\n")
+    assert xattn.load(f"{tmp_path}/mine.py:build", device="cpu").input_size == (48, 48)
+
+
+def test_networks_with_lambdas_load(tmp_path: Path, images: Tensor) -> None:
+    code = """
+    from functools import partial
+    from torch import nn
+    from tests import networks
+
+    class Lambda(nn.Module):
+        def __init__(self, function):
+            super().__init__()
+            self.function = function
+
+        def forward(self, images):
+            return self.function(images)
+
+    layers = [nn.Conv2d(3, 8, 3), Lambda(lambda x: x.relu()), nn.Conv2d(8, 8, 3), Lambda(lambda x: x.mean((2, 3))), nn.Linear(8, 5)]
+    sequence = lambda: nn.Sequential(*layers)
+    partially = partial(networks.small, classes=5)
+    """
+    (tmp_path / "mine.py").write_text(textwrap.dedent(code))
+    for factory in ("sequence", "partially"):
+        clf = xattn.load(f"{tmp_path}/mine.py:{factory}", **SMALL)
+        torch.save({f"module.{key}": value for key, value in clf.network.state_dict().items()}, tmp_path / "weights.pth")
+        again = xattn.load(f"{tmp_path}/mine.py:{factory}", weights=tmp_path / "weights.pth", **SMALL)
+        assert torch.equal(again.predict(images), clf.predict(images))
+        assert len(xattn.explain(clf, images, ["grad-cam"])["grad-cam"]) == len(images)
+
+
+def test_a_module_of_network_and_loss_is_attached_and_its_checkpoint_loads(
+    tmp_path: Path, images: Tensor, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Lit(torch.nn.Module):  # as a LightningModule is written
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = networks.small()
+            self.loss = torch.nn.CrossEntropyLoss(weight=torch.ones(5))
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.backbone(images)
+
+    module = Lit()
+    clf = xattn.attach(module, input_size=32, resize=36)
+    assert clf.stages[-1].name == "backbone.3"
+    torch.save({"state_dict": module.state_dict(), "pytorch-lightning_version": "2"}, tmp_path / "lit.ckpt")
+    again = xattn.load(FACTORY, weights=tmp_path / "lit.ckpt", **SMALL)
+    assert torch.allclose(again.predict(images), clf.predict(images), atol=1e-6)
+    assert "loss.weight" in caplog.text
+
+
+@pytest.mark.parametrize("place", ["hf_hub:nobody/nothing", "hf-hub:nobody/nothing"])
+def test_a_timm_network_of_the_hub_that_is_out_of_reach_says_so(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    timm = pytest.importorskip("timm")
+
+    def create_model(name: str, **_options: object) -> None:
+        raise OSError(f"no connection for {name}")
+
+    monkeypatch.setattr(timm, "create_model", create_model)
+    with pytest.raises(WeightsError, match=f"timm:{place} is not in the cache and could not be downloaded .*no connection for {place}"):
+        xattn.load(f"timm:{place}")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections import OrderedDict
-from collections.abc import Mapping
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,8 @@ from xattn.errors import InputError, WeightsError
 
 logger = logging.getLogger("xattn")
 
-WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network")
-PREFIXES = ("module.", "_orig_mod.", "model.", "network.", "net.")
+WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network")  # entries of a checkpoint that hold a state dict
+AVERAGED = ("ema", "ema_state_dict", "state_dict_ema", "model_ema", "ema_model", "ema_model_state_dict", "params_ema")  # a moving average's
 HEADER = "xattn"
 FORMAT = 2
 NETWORK, HEAD = "network.", "head."  # prefixes of keys in xattn's own files
@@ -38,6 +38,8 @@ class Source:
         digest: of the network's weights as loaded.
         high_res: stages whose stride was removed.
         dilate: whether dilation replaced it.
+        prompts: its classes, if they are given by text.
+        templates: in which these texts were put.
     """
 
     model: str
@@ -45,6 +47,8 @@ class Source:
     digest: str = ""
     high_res: tuple[str, ...] = ()
     dilate: bool = False
+    prompts: tuple[str, ...] = ()
+    templates: tuple[str, ...] = ()
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -62,47 +66,117 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             return load_file(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler's errors on other kinds of file have no common base class
-        reason = "it is not a PyTorch file, or holds more than tensors"
         if isinstance(error, SafetensorError):
-            reason = str(error)
+            raise WeightsError(f"weights '{path}' could not be read ({error}).") from error
         raise WeightsError(
-            f"weights '{path}' could not be read as tensors alone ({reason}). Save a state dict: torch.save(model.state_dict(), path)."
+            f"weights '{path}' could not be read as tensors alone: it is not a PyTorch file, or holds more than tensors, such as a whole "
+            "pickled model, and reading it would run code. If you trust it, convert it where its code is installed:\n"
+            f"    model = torch.load({str(path)!r}, map_location='cpu', weights_only=False)\n"
+            f"    torch.save(model.state_dict(), {str(path.with_suffix('.weights.pth'))!r})\n"
+            "or, where it is a dictionary, save the entry that is a state dict."
         ) from error
-    for wrapper in WRAPPERS:
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
-            loaded = loaded[wrapper]
-            break
-    if not isinstance(loaded, Mapping) or not any(isinstance(value, Tensor) for value in loaded.values()):
+    state = _state_in(loaded, path) if isinstance(loaded, Mapping) else None
+    if state is None:
         raise WeightsError(f"weights '{path}' hold {type(loaded).__name__} without tensors; a state dict is needed.")
-    return {str(key): value for key, value in loaded.items() if isinstance(value, Tensor)}
+    return {str(key): value for key, value in state.items() if isinstance(value, Tensor)}
+
+
+def _state_in(loaded: Mapping[Any, Any], path: Path) -> Mapping[Any, Any] | None:
+    """The state dict in what a file holds, at most two entries deep; None if there is none.
+
+    Of an entry of a moving average and one of the plain weights it is the plain one, and the log says so.
+    """
+    found = {str(key): value for key, value in loaded.items() if isinstance(value, Mapping)}
+    held = {key: state for key, value in found.items() if (state := _tensors_in(value)) is not None}
+    chosen = next((key for key in (*WRAPPERS, *AVERAGED) if key in held), None)
+    if chosen is None:
+        if _has_tensors(loaded):
+            return loaded
+        if len(held) > 1:
+            raise WeightsError(
+                f"weights '{path}' hold several state dicts: {', '.join(held)}. Keep one: "
+                f"torch.save(torch.load('{path}', weights_only=True)['{next(iter(held))}'], 'one.pth')."
+            )
+        chosen = next(iter(held), None)
+    if chosen is None:
+        return None
+    if others := [key for key in held if key != chosen and key in (*WRAPPERS, *AVERAGED)]:
+        logger.warning(
+            "of %s, '%s' is loaded; it also holds %s. For another: torch.save(torch.load('%s', weights_only=True)['%s'], 'other.pth')",
+            path,
+            chosen,
+            ", ".join(f"'{key}'" for key in others),
+            path,
+            others[0],
+        )
+    return held[chosen]
+
+
+def _tensors_in(entry: Mapping[Any, Any]) -> Mapping[Any, Any] | None:
+    """The entry itself, or a state dict wrapped in it; None if it has no tensors."""
+    if _has_tensors(entry):
+        return entry
+    return next((entry[key] for key in WRAPPERS if isinstance(entry.get(key), Mapping) and _has_tensors(entry[key])), None)
+
+
+def _has_tensors(entry: Mapping[Any, Any]) -> bool:
+    return any(isinstance(value, Tensor) for value in entry.values())
 
 
 def fit_weights(network: nn.Module, weights: dict[str, Tensor], path: str | Path) -> None:
-    """Loads a state dict strictly, after removing wrappers' prefixes.
+    """Loads a state dict, after removing wrappers' prefixes; every weight of the network must be there.
+
+    What is left out is logged: weights beside those of the network, such as a loss's or a moving average's.
 
     Raises:
         WeightsError: the state dict does not fit, with the missing and unknown keys and the shapes that differ.
     """
-    weights = without_prefix(weights, set(network.state_dict()))
-    if problem := mismatch(network, weights):
+    fitting, left_out = matched(weights, network.state_dict())
+    if problem := mismatch(network, fitting):
         raise WeightsError(f"weights '{path}' do not fit {type(network).__name__}: {problem}.")
-    state = OrderedDict(weights)
+    if left_out:
+        logger.warning("left out of the weights, as they are not the network's: %s", _grouped(left_out))
+    state = OrderedDict(fitting)
     state._metadata = network.state_dict()._metadata  # type: ignore[attr-defined]  # by which some modules tell their version
     network.load_state_dict(state)
 
 
-def without_prefix(weights: dict[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
-    """Keys without `module.` and similar prefixes, removed as long as that brings them closer to the wanted ones."""
-    if wanted & set(weights):
-        return weights
-    for prefix in PREFIXES:
-        inner = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
-        found = without_prefix(inner, wanted) if inner else {}
-        if wanted & set(found):
-            if beside := [key for key in weights if not key.startswith(prefix)]:  # a loss's own, for one
-                logger.warning("left out of the weights, as they are not the network's: %s", ", ".join(beside))
-            return found
-    return weights
+def matched(weights: dict[str, Tensor], own: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """The weights that are a network's, under its own keys, and the keys of the others.
+
+    The network's are those behind the prefix (`module.`, `model.backbone.`, …, or none) that brings most keys to those of the network;
+    of equally good ones the first in the file that is no moving average's. Where every weight of the network is there, those of modules
+    that it does not have are left out too.
+
+    >>> weights = {"model.fc.weight": torch.ones(1), "loss.weight": torch.ones(1)}
+    >>> matched(weights, {"fc.weight": torch.zeros(1)})
+    ({'fc.weight': tensor([1.])}, ['loss.weight'])
+    """
+    if not own:
+        return weights, []
+    counts: Counter[str] = Counter()
+    for key in weights:
+        parts = key.split(".")
+        for depth in range(len(parts)):
+            if ".".join(parts[depth:]) in own:
+                counts["".join(f"{part}." for part in parts[:depth])] += 1
+    prefix = max(counts, key=lambda found: (counts[found], not set(AVERAGED) & set(found.split("."))), default="")
+    inner = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+    left_out = [key for key in weights if not key.startswith(prefix)]
+    if all(key in inner for key in own if not key.endswith("num_batches_tracked")):
+        modules = {key.partition(".")[0] for key in own}
+        foreign = [key for key in inner if key.partition(".")[0] not in modules]
+        inner = {key: value for key, value in inner.items() if key not in foreign}
+        left_out += [f"{prefix}{key}" for key in foreign]
+    return inner, left_out
+
+
+def _grouped(keys: Sequence[str]) -> str:
+    """Keys in words: several of one module as `module.* (3)`."""
+    groups: defaultdict[str, list[str]] = defaultdict(list)
+    for key in keys:
+        groups[key.partition(".")[0]].append(key)
+    return ", ".join(several[0] if len(several) == 1 else f"{name}.* ({len(several)})" for name, several in groups.items())
 
 
 def mismatch(network: nn.Module, weights: Mapping[str, Tensor]) -> str:
@@ -125,7 +199,7 @@ def mismatch(network: nn.Module, weights: Mapping[str, Tensor]) -> str:
 
 def classes_in(network: nn.Module, weights: dict[str, Tensor]) -> int | None:
     """The number of classes in a checkpoint that differs from the network only in the size of its last layer; None otherwise."""
-    weights = without_prefix(weights, set(network.state_dict()))
+    weights, _ = matched(weights, network.state_dict())
     differing = [key for key, own in network.state_dict().items() if key in weights and weights[key].shape != own.shape]
     counts = {weights[key].shape[0] for key in differing}
     last = {key.rpartition(".")[0] for key in differing}
@@ -209,8 +283,9 @@ def read_header(path: str | Path) -> Header:
         stored = json.loads(metadata[HEADER])
         if stored.pop("format") != FORMAT:
             raise WeightsError(f"'{path}' is of another format than {FORMAT}, which this xattn reads. Save it again.")
-        about = stored.pop("source")
-        source = Source(**{**about, "high_res": tuple(about["high_res"])})
+        about: dict[str, Any] = stored.pop("source")
+        about = {key: tuple(value) if isinstance(value, list) else value for key, value in about.items()}
+        source = Source(**about)
         labels = stored.pop("labels")
         header = Header(source=source, labels=None if labels is None else tuple(labels), **stored)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:

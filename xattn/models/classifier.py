@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -20,6 +19,7 @@ from xattn.models.attention import attention_layers
 from xattn.models.capture import captured
 from xattn.models.checkpoints import Source, digest_of, fit_weights
 from xattn.models.concurrency import evaluating
+from xattn.models.input_size import required_arguments, stated_size
 from xattn.models.layout import Stage, to_nchw
 from xattn.models.outputs import read_output
 from xattn.models.stages import find_stages, named_stage
@@ -133,16 +133,15 @@ class Classifier(nn.Module):
         except (RuntimeError, TypeError, ValueError, AssertionError, IndexError) as error:
             if isinstance(error, (XattnError, torch.cuda.OutOfMemoryError)):
                 raise
-            required = [
-                parameter.name
-                for parameter in inspect.signature(self.network.forward).parameters.values()
-                if parameter.default is parameter.empty and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
-            ]
-            advice = (
-                f"Its forward takes {', '.join(required)}: wrap it in a module whose forward takes images alone and fills in the rest."
-                if len(required) > 1
-                else "If it takes another size, give it: input_size (--input-size), and resize. Images have three channels."
-            )
+            required, stated = required_arguments(self.network), stated_size(self.network)
+            if len(required) > 1:
+                advice = (
+                    f"Its forward takes {', '.join(required)}: wrap it in a module whose forward takes images alone and fills in the rest."
+                )
+            elif stated is not None and stated != self.input_size:
+                advice = f"It is made for images of {stated[0]} × {stated[1]}: give that as input_size (--input-size), and resize."
+            else:
+                advice = "If it takes another size, give it: input_size (--input-size), and resize. Images have three channels."
             reason = str(error).strip().partition("\n")[0]
             raise UnsupportedError(
                 f"{self.name} cannot run an image (1, 3, {height}, {width}): {type(error).__name__}: {reason}. {advice}"

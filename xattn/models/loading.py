@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,9 +16,13 @@ from xattn.birds import pretrained
 from xattn.data.preprocessing import Preprocessing, preprocessing_with
 from xattn.errors import InputError, UnsupportedError, UntrustedCodeError, WeightsError
 from xattn.models import sources
+from xattn.models.building import Prompts, Request
 from xattn.models.checkpoints import Header, Source, digest_of, fit_weights, is_saved, read_header, split_weights
 from xattn.models.classifier import Classifier
+from xattn.models.input_size import own_size
 from xattn.models.resolution import high_resolution
+
+logger = logging.getLogger("xattn")
 
 Size = int | Sequence[int]
 
@@ -25,7 +31,8 @@ def load(
     model: str,
     *,
     head: str | None = None,
-    classes: int | None = None,
+    classes: int | str | Path | Sequence[str] | None = None,
+    templates: Sequence[str] = (),
     high_res: Sequence[str] = (),
     dilate: bool = False,
     weights: str | Path | None = None,
@@ -41,47 +48,60 @@ def load(
     """Loads a pretrained classifier by name.
 
     Args:
-        model: `birds:NAME` for the shipped classifiers, `torchvision:NAME`, `timm:NAME`, `package.module:factory`,
-            `path/file.py:factory` (a callable without arguments that returns the network), or a `.safetensors` that `Classifier.save` or
-            `xattn train` wrote, which has its own head.
+        model: `birds:NAME` for the shipped classifiers, `torchvision:NAME`, `timm:NAME`, `hf:NAME_OR_FOLDER` (an image classifier, CLIP
+            or SigLIP of transformers), `open_clip:NAME`, `package.module:factory`, `path/file.py:factory` (a callable without arguments
+            that returns the network), or a `.safetensors` that `Classifier.save` or `xattn train` wrote, which has its own head.
         head: which head gives the logits, `name[:key=value,…]`; None: that of a saved file, else gap.
-        classes: number of outputs of a head with its own linear layer (br-npa, b-cnn); None: the network's.
+        classes: number of outputs of a head with its own linear layer (br-npa, b-cnn); None: the network's. For a network that compares
+            images with texts (open_clip, CLIP, SigLIP): the texts of its classes, or a text file with one per line; they are the labels.
+        templates: for classes given by text, each with `{}` in the place of the class, as "a photo of a {}."; a class is the mean of their
+            embeddings. None are given: the texts as they are.
         high_res: stages whose stride is removed, such as ["layer3", "layer4"]; see `xattn.models.high_resolution`.
         dilate: dilate the kernels behind these strides, so that each sees what it saw before.
-        weights: a local `.pth` or `.safetensors`, read without executing anything in it, or the name of torchvision weights. None: the
-            library's default, downloaded if it is not cached; for a factory, the weights that it returns. A local file for a GoogLeNet or
-            an Inception is loaded like torchvision's own weights, with transform_input. For a saved file that holds only a head: where the
-            network's weights are now. A `.safetensors` that `Classifier.save` or `xattn train` wrote comes with its head, preprocessing
-            and labels.
+        weights: a local `.pth` or `.safetensors`, read without executing anything in it, or the name of weights of torchvision or
+            open_clip. None: the library's default, downloaded if it is not cached; for a factory, the weights that it returns. A local
+            file for a GoogLeNet or an Inception is loaded like torchvision's own weights, with transform_input. For a saved file that
+            holds only a head: where the network's weights are now. A `.safetensors` that `Classifier.save` or `xattn train` wrote comes
+            with its head, preprocessing and labels.
         labels: a text file with one class name per line, or the names.
         input_size: side of the crop, or height and width.
         resize: shorter side before the crop, or height and width.
         mean: of the normalisation, in [0, 1]; with local weights, ImageNet's unless given.
         std: standard deviation of the normalisation, likewise.
-        multi_label: probabilities are sigmoids of each logit.
+        multi_label: probabilities are sigmoids of each logit, as they are anyway for SigLIP and multi-label models of transformers.
         device: where to put it; None: a GPU if there is one, else the CPU.
-        trust_code: import and run the code that a `.safetensors` names as the source of its network. Without it, only networks that
-            xattn itself knows by name (birds:, torchvision:, timm:) are built.
+        trust_code: import and run the code that a `.safetensors` names as the source of its network, or that a model on the Hugging Face
+            hub brings. Without it, only networks that xattn knows by name (birds:, torchvision:, timm:, hf:, open_clip:) are built.
 
     Raises:
         NameUnknownError: there is no such network.
-        UntrustedCodeError: the file names code, and trust_code was not given.
+        InputError: classes by text are missing, or the network has classes of its own.
+        UntrustedCodeError: the file names code, or the model brings some, and trust_code was not given.
         WeightsError: the weights do not fit, cannot be read, or cannot be obtained.
-        MissingPackageError: timm is needed and not installed.
+        MissingPackageError: timm, transformers or open_clip is needed and not installed.
 
     >>> import xattn
     >>> xattn.load("birds:gap", device="cpu").class_count
     16
     """
-    saved = _saved_file(model, weights, {"head": head, "high_res": tuple(high_res), "dilate": dilate, "classes": classes}, trust_code)
+    own: dict[str, object] = {
+        "head": head,
+        "high_res": tuple(high_res),
+        "dilate": dilate,
+        "classes": classes,
+        "templates": tuple(templates),
+    }
+    saved = _saved_file(model, weights, own, trust_code)
     if saved is None:
-        network, base, names = sources.build(model, weights)
-        source = Source(sources.absolute(model), _kept(weights), digest_of(network.state_dict()), tuple(high_res), dilate)
-        name = model
+        count, prompts = _classes(classes, templates)
+        network, base, names, sigmoid = sources.build(Request(model, weights, prompts, trust_code))
+        texts = {} if prompts is None else {"prompts": prompts.classes, "templates": prompts.templates}
+        source = Source(sources.absolute(model), _kept(weights), digest_of(network.state_dict()), tuple(high_res), dilate, **texts)
+        name, multi_label = model, multi_label or sigmoid
     else:
-        network, source = _network_of(saved, None if saved.named is not None else weights)
+        network, source = _network_of(saved, None if saved.named is not None else weights, trust_code)
         base, names, name = Preprocessing.from_json(saved.header.preprocessing), saved.header.labels, saved.name
-        head, multi_label, classes = saved.header.head, saved.header.multi_label, saved.header.classes
+        head, multi_label, count = saved.header.head, saved.header.multi_label, saved.header.classes
     preprocessing = preprocessing_with(base, input_size=input_size, resize=resize, mean=mean, std=std)
     network.eval()
     if source.high_res:
@@ -92,7 +112,7 @@ def load(
         preprocessing=preprocessing,
         labels=None if labels is None else read_labels(labels),
         head=head or "gap",
-        classes=classes,
+        classes=count,
         fresh=saved is None,
         source=source,
         multi_label=multi_label,
@@ -169,24 +189,38 @@ def names_code_of(file: str | Path, model: str) -> bool:
     return read_header(file).source.model == sources.absolute(model)
 
 
-def _network_of(saved: _Saved, weights: str | Path | None) -> tuple[nn.Module, Source]:
+def _classes(classes: int | str | Path | Sequence[str] | None, templates: Sequence[str]) -> tuple[int | None, Prompts | None]:
+    """What a user's `classes` mean: a number of them, or their texts."""
+    if classes is None or isinstance(classes, int):
+        if templates:
+            raise InputError("templates are for classes given by text: give classes as texts, or as a text file with one per line.")
+        return classes, None
+    if isinstance(templates, str):
+        raise InputError(f"templates are a list of texts; got the text '{templates}'. Write [{templates!r}].")
+    texts = [text.strip() for text in read_labels(classes)]
+    return None, Prompts(tuple(filter(None, texts)), tuple(templates) or ("{}",))
+
+
+def _network_of(saved: _Saved, weights: str | Path | None, trust_code: bool) -> tuple[nn.Module, Source]:
     """The network of an xattn file: with its own weights, or with those that its head was trained on.
 
     Args:
         saved: the file.
         weights: where the weights of its network are now.
+        trust_code: run code that its network's model brings.
     """
     stored = saved.header.source if saved.named is None else replace(saved.header.source, model=saved.named)
+    prompts = Prompts(stored.prompts, stored.templates) if stored.prompts else None
     if not saved.header.head_alone:
         if weights is not None:
             raise InputError(f"'{saved.file}' holds its own weights; weights='{weights}' was also given. Give only one.")
-        network = sources.build(stored.model, split_weights(saved.file)[0]).network
+        network = sources.build(Request(stored.model, split_weights(saved.file)[0], prompts, trust_code)).network
         _set_flags(network, saved)
         return network, replace(stored, digest="")
     chosen = stored.weights if weights is None else str(weights)
     needs = f"'{saved.file}' holds a head for {stored.model} with the weights {stored.weights or 'that its library gives'}"
     try:
-        network = sources.build(stored.model, chosen).network
+        network = sources.build(Request(stored.model, chosen, prompts, trust_code)).network
     except (WeightsError, InputError) as error:
         raise WeightsError(f"{needs}, and they could not be obtained: {error} Give their location with weights (--weights).") from error
     _set_flags(network, saved)
@@ -207,7 +241,7 @@ def attach(
     *,
     head: str = "gap",
     classes: int | None = None,
-    input_size: Size = 224,
+    input_size: Size | None = None,
     resize: Size | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -217,12 +251,15 @@ def attach(
 ) -> Classifier:
     """Wraps a network that is already built; it stays where it is and as it is.
 
+    Of a `DataParallel`, a `DistributedDataParallel` and a compiled module it is the module inside that is wrapped: hooks, by which features
+    are taken, run there once and at full speed.
+
     Args:
         module: normalised images `(B, 3, H, W)` → logits `(B, K)`; or vectors `(B, D)`, or maps of logits `(B, K, h, w)`, for targets
             that use these.
         head: which head gives the logits, `name[:key=value,…]`.
         classes: number of outputs of a head with its own linear layer (br-npa, b-cnn); None: the network's.
-        input_size: side of the crop, or height and width.
+        input_size: side of the crop, or height and width; None: 224, or what the network states that it takes if it cannot run 224.
         resize: shorter side before the crop; input size × 256/224 if None.
         mean: of the normalisation that the network was trained with, in [0, 1]; ImageNet's if None.
         std: standard deviation of the normalisation, likewise.
@@ -237,17 +274,32 @@ def attach(
     """
     if not isinstance(module, nn.Module):
         raise InputError(f"attach wraps a torch.nn.Module; got {type(module).__name__}. xattn.load takes a network's name.")
+    module = _unwrapped(module)
     if any(isinstance(inner, torch.jit.ScriptModule) for inner in module.modules()):
         raise UnsupportedError("a scripted or traced module runs no Python hooks, by which features are taken: attach the module itself.")
+    size = own_size(module) if input_size is None else input_size
     return Classifier(
         module,
         name=name or type(module).__name__,
-        preprocessing=preprocessing_with(Preprocessing(), input_size=input_size, resize=resize, mean=mean, std=std),
+        preprocessing=preprocessing_with(Preprocessing(), input_size=size, resize=resize, mean=mean, std=std),
         labels=None if labels is None else read_labels(labels),
         head=head,
         classes=classes,
         multi_label=multi_label,
     )
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    """The module inside the wrappers that run it on several devices or compiled."""
+    while isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)) or hasattr(module, "_orig_mod"):
+        inner: Any = module._orig_mod if hasattr(module, "_orig_mod") else module.module
+        logger.info("%s: the %s inside is explained", type(module).__name__, type(inner).__name__)
+        module = inner
+    if any(hasattr(part, "_orig_mod") or part._compiled_call_impl is not None for part in module.modules()):
+        logger.warning(
+            "%s has compiled parts, which compile again for the hooks that take features; attach it uncompiled", type(module).__name__
+        )
+    return module
 
 
 def _channels_last(network: nn.Module) -> nn.Module:

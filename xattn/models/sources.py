@@ -1,4 +1,4 @@
-"""Sources of networks: torchvision, timm, code, the shipped classifiers. Each builds a network and gives its preprocessing."""
+"""Sources of networks: torchvision, timm, transformers, open_clip, code, the shipped classifiers. Each gives its preprocessing too."""
 
 from __future__ import annotations
 
@@ -9,48 +9,46 @@ import math
 import os
 import sys
 import urllib.error
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from xattn import birds
 from xattn.birds import pretrained
-from xattn.data.preprocessing import Preprocessing
+from xattn.data.preprocessing import Preprocessing, preprocessing_with
 from xattn.errors import InputError, MissingPackageError, NameUnknownError, WeightsError
-from xattn.models.checkpoints import classes_in, fit_weights, mismatch, read_header, read_weights, split_weights
+from xattn.models.building import Built, Request, with_local_weights
+from xattn.models.checkpoints import fit_weights, read_header, split_weights
+from xattn.models.input_size import own_size
+from xattn.models.open_clip_source import from_open_clip
+from xattn.models.transformers_source import from_transformers
 
 INCEPTIONS = ("googlenet", "inception_v3")
-
-Weights = str | Path | dict[str, Tensor] | None
-"""A weights file, the name of some weights, or the content of an xattn file; None: the source's own weights."""
-
-
-class Built(NamedTuple):
-    """A network as its source builds it."""
-
-    network: nn.Module
-    preprocessing: Preprocessing
-    labels: Sequence[str] | None
+TIMM_PLACES = ("hf_hub:", "hf-hub:", "local-dir:")  # from where timm itself reads a network's name and weights
+BY_TEXT = ("hf", "open_clip")  # sources of networks whose classes may be texts
 
 
-def build(model: str, weights: Weights) -> Built:
+def build(request: Request) -> Built:
     """The network that a name means.
-
-    Args:
-        model: `birds:NAME`, `torchvision:NAME`, `timm:NAME`, `package.module:factory` or `path/file.py:factory`.
-        weights: the weights to load.
 
     Raises:
         NameUnknownError: there is no such network.
         WeightsError: the weights do not fit, cannot be read, or cannot be obtained.
-        InputError: the name is not valid, or its code cannot be imported.
+        InputError: the name is not valid, its code cannot be imported, or classes by text are missing or do not apply.
+        UntrustedCodeError: the network brings code, and it is not trusted.
         MissingPackageError: its library is not installed.
     """
-    return _SOURCES.get(model.partition(":")[0], _from_code)(model, weights)
+    source = request.model.partition(":")[0]
+    if request.prompts is not None and source not in BY_TEXT:
+        raise InputError(
+            f"model '{request.model}' has classes of its own; classes by text are for networks that compare images with texts "
+            "(open_clip:NAME, and hf: with a CLIP or SigLIP). Its classes' names are labels (--labels)."
+        )
+    return _SOURCES.get(source, _from_code)(request)
 
 
 def is_code(model: str) -> bool:
@@ -59,13 +57,17 @@ def is_code(model: str) -> bool:
 
 
 def absolute(model: str) -> str:
-    """A model's name that is valid from any folder: code by the absolute path of its file."""
+    """A model's name that is valid from any folder: code and folders by their absolute path."""
+    source, _, folder = model.partition(":")
+    if source == "hf" and os.path.isdir(folder):
+        return f"hf:{os.path.abspath(folder)}"
     place, colon, attribute = model.rpartition(":")
     return f"{os.path.abspath(place)}{colon}{attribute}" if place.endswith(".py") else model
 
 
 def model_names() -> list[str]:
-    """Names that `xattn.load` knows: the shipped classifiers, torchvision's classification networks, and timm's if it is installed."""
+    """Names that `xattn.load` knows: the shipped classifiers, torchvision's classification networks, timm's and open_clip's if they are
+    installed. Those on the Hugging Face hub are not listed."""
     from torchvision import models
 
     names = pretrained.pretrained_names()
@@ -73,13 +75,15 @@ def model_names() -> list[str]:
     if importlib.util.find_spec("timm") is not None:
         timm = importlib.import_module("timm")
         names += [f"timm:{name}" for name in timm.list_models()]
+    if importlib.util.find_spec("open_clip") is not None:
+        names += [f"open_clip:{name}" for name in importlib.import_module("open_clip").list_models()]
     return names
 
 
-def _from_torchvision(model: str, weights: Weights) -> Built:
+def _from_torchvision(request: Request) -> Built:
     from torchvision import models
 
-    name = model.partition(":")[2]
+    model, name, weights = request.model, request.name, request.weights
     known = models.list_models(module=models)
     if name not in known:
         raise NameUnknownError("torchvision network", name, known)
@@ -106,38 +110,43 @@ def _from_torchvision(model: str, weights: Weights) -> Built:
             preset.interpolation.value,
         )
         return Built(network, preprocessing, chosen.meta["categories"])
-    state = _state(weights)
+    state = request.state or {}
     if name in INCEPTIONS:  # as torchvision builds them for its own weights
         quiet["transform_input"] = True
-        quiet["aux_logits"] = any(key.rpartition("module.")[2].startswith(("aux1", "AuxLogits")) for key in state)
+        quiet["aux_logits"] = any({"aux1", "AuxLogits"} & set(key.split(".")) for key in state)
 
     def create(**arguments: int) -> nn.Module:
         created: nn.Module = builder(weights=None, **quiet, **arguments)
         return created
 
-    return Built(_with_local_weights(create, state, weights), Preprocessing(), enum.DEFAULT.meta["categories"])
+    return Built(with_local_weights(create, state, request.shown_weights), Preprocessing(), enum.DEFAULT.meta["categories"])
 
 
-def _from_timm(model: str, weights: Weights) -> Built:
+def _from_timm(request: Request) -> Built:
+    model, name = request.model, request.name
     if importlib.util.find_spec("timm") is None:
         raise MissingPackageError("timm", "timm", f"'{model}'")
     timm = importlib.import_module("timm")
-    name = model.partition(":")[2]
-    if not timm.is_model(name.partition(".")[0]):
+    if not name.startswith(TIMM_PLACES) and not timm.is_model(name.partition(".")[0]):
         raise NameUnknownError("timm network", name, timm.list_models())
-    if weights is not None:
-        network = _with_local_weights(lambda **arguments: timm.create_model(name, **arguments), _state(weights), weights)
+
+    def create(**arguments: Any) -> nn.Module:
+        try:
+            created: nn.Module = timm.create_model(name, **arguments)
+        except Exception as error:  # the hub's errors have no common base class
+            advice = "It must be in the hub's cache, or the hub within reach." if name.startswith(TIMM_PLACES) else "Give a local file."
+            raise WeightsError(
+                f"{model} is not in the cache and could not be downloaded ({type(error).__name__}: {_first_line(error)}). {advice}"
+            ) from error
+        return created
+
+    if (state := request.state) is not None:
+        network = with_local_weights(create, state, request.shown_weights)
         config: Any = network.pretrained_cfg
         fixed = tuple(config["input_size"][1:]) if config.get("fixed_input_size") else None  # a network that takes one size alone
         preprocessing = Preprocessing() if fixed is None else Preprocessing(fixed, math.floor(min(fixed) / config["crop_pct"]))
     else:
-        try:
-            network = timm.create_model(name, pretrained=True)
-        except Exception as error:  # the hub's errors have no common base class
-            raise WeightsError(
-                f"the weights of {model} are not in the cache and could not be downloaded ({type(error).__name__}: {error}). "
-                "Give a local file as weights."
-            ) from error
+        network = create(pretrained=True)
         config = timm.data.resolve_model_data_config(network)
         height, width = config["input_size"][1:]
         share = config["crop_pct"]
@@ -146,22 +155,29 @@ def _from_timm(model: str, weights: Weights) -> Built:
         preprocessing = Preprocessing((height, width), resize, tuple(config["mean"]), tuple(config["std"]), config["interpolation"])
     from torchvision import models
 
-    return Built(network, preprocessing, models.ResNet18_Weights.DEFAULT.meta["categories"])
+    own = network.pretrained_cfg if isinstance(network.pretrained_cfg, dict) else {}
+    return Built(network, preprocessing, own.get("label_names") or models.ResNet18_Weights.DEFAULT.meta["categories"])
 
 
-def _from_birds(model: str, weights: Weights) -> Built:
-    file = pretrained.file_of(model)
+def _from_birds(request: Request) -> Built:
+    file = pretrained.file_of(request.model)
     header = read_header(file)
     network = birds.small_resnet()
-    fit_weights(network, split_weights(file)[0] if weights is None else _state(weights), model if weights is None else _shown(weights))
+    state = request.state
+    if state is None:
+        fit_weights(network, split_weights(file)[0], request.model)
+    else:
+        fit_weights(network, state, request.shown_weights)
     return Built(network, Preprocessing.from_json(header.preprocessing), header.labels)
 
 
-def _from_code(model: str, weights: Weights) -> Built:
+def _from_code(request: Request) -> Built:
+    model = request.model
     place, colon, attribute = model.rpartition(":")
     if not colon or not place or not attribute:
         raise InputError(
-            f"model '{model}' names no source: write birds:NAME, torchvision:NAME, timm:NAME, package.module:factory, "
+            f"model '{model}' names no source: write birds:NAME, torchvision:NAME, timm:NAME, hf:NAME_OR_FOLDER, "
+            "open_clip:NAME, package.module:factory, "
             "path/file.py:factory (the function in it that gives the network), or a .safetensors that xattn saved."
         )
     module = _module_of_file(model, place) if place.endswith(".py") else _installed_module(model, place)
@@ -175,9 +191,9 @@ def _from_code(model: str, weights: Weights) -> Built:
         raise InputError(f"model '{model}': the factory is called without arguments, and that failed ({error}).") from error
     if not isinstance(network, nn.Module):
         raise InputError(f"model '{model}' gave {type(network).__name__}; the factory must give a torch.nn.Module.")
-    if weights is not None:
-        fit_weights(network, _state(weights), _shown(weights))
-    return Built(network, Preprocessing(), None)
+    if (state := request.state) is not None:
+        fit_weights(network, state, request.shown_weights)
+    return Built(network, preprocessing_with(Preprocessing(), input_size=own_size(network)), None)
 
 
 def _module_of_file(model: str, place: str) -> ModuleType:
@@ -207,21 +223,14 @@ def _installed_module(model: str, place: str) -> ModuleType:
         raise InputError(f"model '{model}': no module '{error.name}'. Install it, or give path/file.py:factory.") from error
 
 
-_SOURCES: dict[str, Callable[[str, Weights], Built]] = {"torchvision": _from_torchvision, "timm": _from_timm, "birds": _from_birds}
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
-def _with_local_weights(create: Callable[..., nn.Module], state: dict[str, Tensor], weights: Weights) -> nn.Module:
-    """The network with a local file's weights; its last layer is as wide as the file's."""
-    network = create()
-    if mismatch(network, state) and (count := classes_in(network, state)) is not None:
-        network = create(num_classes=count)
-    fit_weights(network, state, _shown(weights))
-    return network
-
-
-def _state(weights: str | Path | dict[str, Tensor]) -> dict[str, Tensor]:
-    return weights if isinstance(weights, dict) else read_weights(weights)
-
-
-def _shown(weights: Weights) -> str:
-    return "of the file" if isinstance(weights, dict) else str(weights)
+_SOURCES: dict[str, Callable[[Request], Built]] = {
+    "torchvision": _from_torchvision,
+    "timm": _from_timm,
+    "birds": _from_birds,
+    "hf": from_transformers,
+    "open_clip": from_open_clip,
+}

@@ -1,0 +1,107 @@
+"""What every source of networks takes and gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from xattn.data.preprocessing import Preprocessing
+from xattn.errors import InputError
+from xattn.models.checkpoints import classes_in, fit_weights, mismatch, read_weights
+
+Weights = str | Path | dict[str, Tensor] | None
+"""A weights file, the name of some weights, or the content of an xattn file; None: the source's own weights."""
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Classes given by text, for networks that compare images with texts.
+
+    Attributes:
+        classes: one text per class.
+        templates: each is filled with the text in the place of `{}`; a class is the mean of its templates' embeddings.
+    """
+
+    classes: tuple[str, ...]
+    templates: tuple[str, ...] = ("{}",)
+
+    def __post_init__(self) -> None:
+        if not self.classes or len(set(self.classes)) < len(self.classes) or not all(text.strip() for text in self.classes):
+            raise InputError(f"classes given by text are distinct and not empty; got {list(self.classes)}.")
+        if wrong := [template for template in self.templates if "{}" not in template]:
+            raise InputError(f"a template has {{}} in the place of the class, as 'a photo of a {{}}.'; got '{wrong[0]}'.")
+
+    def texts(self) -> list[str]:
+        """Every class in every template, class by class.
+
+        >>> Prompts(("cat", "dog"), ("a {}.", "one {}.")).texts()
+        ['a cat.', 'one cat.', 'a dog.', 'one dog.']
+        """
+        return [template.replace("{}", text) for text in self.classes for template in self.templates]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a network is built from.
+
+    Attributes:
+        model: its name, with the prefix of its source.
+        weights: the weights to load.
+        prompts: classes by text.
+        trust_code: run code that a model on the Hugging Face hub brings.
+    """
+
+    model: str
+    weights: Weights = None
+    prompts: Prompts | None = None
+    trust_code: bool = False
+
+    @property
+    def name(self) -> str:
+        """The name without the prefix."""
+        return self.model.partition(":")[2]
+
+    @property
+    def state(self) -> dict[str, Tensor] | None:
+        """The state dict of the weights; None if the source's own are asked for."""
+        return self.weights if self.weights is None or isinstance(self.weights, dict) else read_weights(self.weights)
+
+    @property
+    def shown_weights(self) -> str:
+        """The weights in messages."""
+        return "of the file" if isinstance(self.weights, dict) else str(self.weights)
+
+
+class Built(NamedTuple):
+    """A network as its source builds it.
+
+    Attributes:
+        network: the module.
+        preprocessing: its own.
+        labels: class names, if they are known.
+        multi_label: probabilities are sigmoids of each logit.
+    """
+
+    network: nn.Module
+    preprocessing: Preprocessing
+    labels: Sequence[str] | None
+    multi_label: bool = False
+
+
+def with_local_weights(create: Callable[..., nn.Module], state: dict[str, Tensor], shown: str) -> nn.Module:
+    """The network with a local file's weights; its last layer is as wide as the file's.
+
+    Args:
+        create: makes the network; it takes `num_classes`.
+        state: the file's state dict.
+        shown: the file in messages.
+    """
+    network = create()
+    if mismatch(network, state) and (count := classes_in(network, state)) is not None:
+        network = create(num_classes=count)
+    fit_weights(network, state, shown)
+    return network
