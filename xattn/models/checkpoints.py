@@ -156,6 +156,8 @@ class Header:
         multi_label: probabilities are sigmoids.
         preprocessing: in the form of `dataclasses.asdict`.
         build: those of the network's `FLAGS` that its weights do not record.
+        regression: outputs are values without a probability.
+        output: path of the network's output that is explained; None: its name or its being alone says which it is.
     """
 
     source: Source
@@ -168,6 +170,8 @@ class Header:
     multi_label: bool
     preprocessing: dict[str, Any]
     build: dict[str, bool]
+    regression: bool = False
+    output: str | None = None
 
 
 def save(path: str | Path, header: Header, network: Mapping[str, Tensor], head: Mapping[str, Tensor]) -> None:
