@@ -132,6 +132,17 @@ def classes_in(network: nn.Module, weights: dict[str, Tensor]) -> int | None:
     return counts.pop() if len(last) >= 1 and len(counts) == 1 else None
 
 
+def channels_in(network: nn.Module, weights: dict[str, Tensor]) -> int | None:
+    """The number of channels that the first convolution of a checkpoint takes, where it differs from the network's; None otherwise."""
+    weights = without_prefix(weights, set(network.state_dict()))
+    for key, own in network.state_dict().items():
+        if own.dim() == 4:
+            kept = weights[key].shape if key in weights else own.shape
+            others_fit = len(kept) == 4 and (kept[0], *kept[2:]) == (own.shape[0], *own.shape[2:])
+            return int(kept[1]) if others_fit and kept[1] != own.shape[1] else None
+    return None
+
+
 def digest_of(state: Mapping[str, Tensor]) -> str:
     """SHA-256 of tensors by name, first 16 digits."""
     digest = hashlib.sha256()

@@ -21,7 +21,7 @@ from xattn import birds
 from xattn.birds import pretrained
 from xattn.data.preprocessing import Preprocessing
 from xattn.errors import InputError, MissingPackageError, NameUnknownError, WeightsError
-from xattn.models.checkpoints import classes_in, fit_weights, mismatch, read_header, read_weights, split_weights
+from xattn.models.checkpoints import channels_in, classes_in, fit_weights, mismatch, read_header, read_weights, split_weights
 
 INCEPTIONS = ("googlenet", "inception_v3")
 
@@ -126,7 +126,7 @@ def _from_timm(model: str, weights: Weights) -> Built:
     if not timm.is_model(name.partition(".")[0]):
         raise NameUnknownError("timm network", name, timm.list_models())
     if weights is not None:
-        network = _with_local_weights(lambda **arguments: timm.create_model(name, **arguments), _state(weights), weights)
+        network = _with_local_weights(lambda **arguments: timm.create_model(name, **arguments), _state(weights), weights, "in_chans")
         config: Any = network.pretrained_cfg
         fixed = tuple(config["input_size"][1:]) if config.get("fixed_input_size") else None  # a network that takes one size alone
         preprocessing = Preprocessing() if fixed is None else Preprocessing(fixed, math.floor(min(fixed) / config["crop_pct"]))
@@ -210,11 +210,23 @@ def _installed_module(model: str, place: str) -> ModuleType:
 _SOURCES: dict[str, Callable[[str, Weights], Built]] = {"torchvision": _from_torchvision, "timm": _from_timm, "birds": _from_birds}
 
 
-def _with_local_weights(create: Callable[..., nn.Module], state: dict[str, Tensor], weights: Weights) -> nn.Module:
-    """The network with a local file's weights; its last layer is as wide as the file's."""
-    network = create()
+def _with_local_weights(
+    create: Callable[..., nn.Module], state: dict[str, Tensor], weights: Weights, channels: str | None = None
+) -> nn.Module:
+    """The network with a local file's weights; its last layer is as wide as the file's.
+
+    Args:
+        create: of the network.
+        state: its weights.
+        weights: as the user gave them.
+        channels: the argument of `create` for the images' channels, which are then the file's too; None: it has none.
+    """
+    network, given = create(), {}
+    if channels is not None and (taken := channels_in(network, state)) is not None:
+        given = {channels: taken}
+        network = create(**given)
     if mismatch(network, state) and (count := classes_in(network, state)) is not None:
-        network = create(num_classes=count)
+        network = create(num_classes=count, **given)
     fit_weights(network, state, _shown(weights))
     return network
 
