@@ -277,7 +277,7 @@ def _final(usable: Mapping[str, Tensor]) -> list[str]:
     if len(usable) == 1:
         return list(usable)
     ends = {
-        tensor.grad_fn: path for path, tensor in reversed(usable.items()) if tensor.grad_fn is not None
+        tensor.grad_fn: path for path, tensor in reversed(list(usable.items())) if tensor.grad_fn is not None
     }  # of one tensor twice, the first
     leads = {end: set(behind(end)) for end in ends}
     flat = [end for end, path in ends.items() if usable[path].dim() < 4]
