@@ -269,7 +269,7 @@ def _listed(found: Mapping[str, Tensor]) -> str:
 
 
 def _final(usable: Mapping[str, Tensor]) -> list[str]:
-    """The paths of the outputs with one row per image that all others of these lead to, and that lead to no map beside them.
+    """The paths of the outputs with one row per image that lead to no other output: the logits, if it is one.
 
     A function of another output that adds no weights, as the probabilities or the entropy beside the logits, does not count. Maps count
     where there is nothing else.
@@ -285,8 +285,7 @@ def _final(usable: Mapping[str, Tensor]) -> list[str]:
     return [
         ends[end]
         for end in found
-        if all(other in leads[end] for other in found)
-        and not any(end in leads[other] and not _adds_no_weights(other, end, leads) for other in ends if other is not end)
+        if not any(end in leads[other] and not _adds_no_weights(other, end, leads) for other in ends if other is not end)
     ]
 
 
