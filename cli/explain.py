@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xattn.cli.options import PathOrURL, shard, triple
+from xattn.cli.options import PathOrURL, numbers, shard
 from xattn.cli.terminal import warned_lines
 from xattn.errors import InputError
 
@@ -46,6 +46,11 @@ SOME_FAILED = 3
     multiple=True,
     help="Head that gives the logits; see `xattn list heads`. Repeatable. Default: that of a saved model, else gap.",
 )
+@click.option(
+    "--output", metavar="NAME|INDEX", help="Which of a network's several outputs is the logits. Default: the one that the others lead to."
+)
+@click.option("--multi-label", is_flag=True, help="Outputs are labels that stand alone: probabilities are sigmoids, not softmax.")
+@click.option("--regression", is_flag=True, help="Outputs are values, not logits: maps, and metrics of the map alone.")
 @click.option("--stage", help="Module whose feature map is explained; default: the input of the pooling.")
 @click.option(
     "--method", "methods", multiple=True, help=f"{COMPONENT}; see `xattn list methods`. Repeatable; some CAMs and controls if none."
@@ -76,8 +81,8 @@ SOME_FAILED = 3
 )
 @click.option("--input-size", type=int, help="Side of the crop.")
 @click.option("--resize", type=int, help="Shorter side before the crop.")
-@click.option("--mean", callback=triple, help="Mean of the normalisation, R,G,B in [0, 1].")
-@click.option("--std", callback=triple, help="Standard deviation of the normalisation, R,G,B in [0, 1].")
+@click.option("--mean", callback=numbers, help="Mean of the normalisation in [0, 1]: R,G,B, one for each channel, or one for all.")
+@click.option("--std", callback=numbers, help="Standard deviation of the normalisation in [0, 1], likewise.")
 @click.option("--device", help="cpu, cuda, cuda:1, mps; default: a GPU if there is one.")
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Images per part of the run.")
 @click.option("--workers", type=click.IntRange(0), help="Decoding processes; default: one fewer than the cores.")
@@ -133,6 +138,9 @@ def explain(
     resize: int | None,
     mean: list[float] | None,
     std: list[float] | None,
+    output: str | None,
+    multi_label: bool,
+    regression: bool,
     device: str | None,
     trust_code: bool,
     **options: Any,
@@ -146,13 +154,17 @@ def explain(
     from xattn.study import DEFAULT_METHODS, DEFAULT_METRICS, Study
 
     methods, metrics = methods or DEFAULT_METHODS, metrics or DEFAULT_METRICS
-    metric_registry.create_all(metrics)  # a wrong name is reported before anything is loaded
+    created = metric_registry.create_all(metrics)  # a wrong name is reported before anything is loaded
+    if regression and metrics is DEFAULT_METRICS:
+        metrics = [metric.spec for metric in created if not metric.instance.perturbations]
     method_registry.create_all(methods)
     source = ImageSource(list(images), labels_csv)
     sys.path.append(os.getcwd())  # where package.module:factory is looked up
-    shape = {"input_size": input_size, "resize": resize, "mean": mean, "std": std}
-    texts = {"classes": classes, "templates": templates}
-    classifiers = _load(models, weights, heads, {**shape, **texts, "labels": labels, "device": device, "trust_code": trust_code})
+    shape: dict[str, Any] = {"input_size": input_size, "resize": resize, "mean": mean, "std": std}
+    meaning: dict[str, Any] = {"classes": classes, "templates": templates, "output": output}
+    kind: dict[str, Any] = {"multi_label": multi_label, "regression": regression}
+    options_of_models = {**shape, **meaning, **kind, "labels": labels, "device": device, "trust_code": trust_code}
+    classifiers = _load(models, weights, heads, options_of_models)
     study = Study(classifiers, methods, metrics, source, out, **options)
     _announce(study)
     try:

@@ -16,14 +16,14 @@ class PathOrURL(click.Path):
         return value if is_url(value) else super().convert(without_file_scheme(value) if isinstance(value, str) else value, param, ctx)
 
 
-def triple(_ctx: click.Context, _param: click.Parameter, value: str | None) -> list[float] | None:
-    """Three numbers, R,G,B."""
+def numbers(_ctx: click.Context, _param: click.Parameter, value: str | None) -> list[float] | None:
+    """Numbers, one for each channel, as R,G,B."""
     if value is None:
         return None
     try:
         return [float(number) for number in value.replace(",", " ").split()]
     except ValueError as error:
-        raise click.BadParameter(f"three numbers are needed, as 0.485,0.456,0.406; got '{value}'.") from error
+        raise click.BadParameter(f"numbers are needed, one for each channel, as 0.485,0.456,0.406; got '{value}'.") from error
 
 
 def shard(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[int, int]:

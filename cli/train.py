@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from xattn.cli.options import stages, triple
+from xattn.cli.options import numbers, stages
 from xattn.cli.terminal import warned_lines
 from xattn.errors import InputError
 
@@ -39,6 +39,7 @@ from xattn.errors import InputError
     help="Preset: ca-stream (as in the paper), head (cheap; the head alone), probe (the head alone, without random crops), full (head and "
     "network). Default: by the head; probe with --cache-features.",
 )
+@click.option("--output", metavar="NAME|INDEX", help="Which of the network's several outputs is the logits.")
 @click.option("--epochs", type=int, help="Passes over the training pictures.")
 @click.option("--freeze-statistics", is_flag=True, default=None, help="Keep and use the network's BatchNorm statistics.")
 @click.option("--batch-size", type=int, help="Pictures per step, over all devices.")
@@ -65,8 +66,8 @@ from xattn.errors import InputError
 @click.option("--dilate", is_flag=True, help="Dilate the kernels behind these strides, so that each sees what it saw before.")
 @click.option("--input-size", type=int, help="Side of the crop.")
 @click.option("--resize", type=int, help="Shorter side before the crop.")
-@click.option("--mean", callback=triple, help="Mean of the normalisation, R,G,B in [0, 1].")
-@click.option("--std", callback=triple, help="Standard deviation of the normalisation, R,G,B in [0, 1].")
+@click.option("--mean", callback=numbers, help="Mean of the normalisation in [0, 1]: R,G,B, one for each channel, or one for all.")
+@click.option("--std", callback=numbers, help="Standard deviation of the normalisation in [0, 1], likewise.")
 @click.option("--search", "trials", type=click.IntRange(1), help="Search for the settings in this many trials, and keep the best.")
 @click.option("--accelerator", help="cpu, gpu, mps or another of Lightning's. Default: a GPU if there is one.")
 @click.option("--devices", default="1", show_default=True, help="Number of devices per node, in any form that Lightning accepts.")
@@ -89,6 +90,7 @@ def train(
     out: str,
     classes: Any,
     preset: str | None,
+    output: str | None,
     teacher: str | None,
     teacher_weights: str | None,
     trust_code: bool,
@@ -148,6 +150,7 @@ def train(
             resize=resize,
             mean=mean,
             std=std,
+            output=output,
             device=cpu,
             trust_code=trust_code,
         )

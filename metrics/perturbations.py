@@ -112,26 +112,28 @@ def _permutation(count: int) -> Tensor:
 
 
 def baseline_images(images: Tensor, baseline: Baseline, mean: Tensor | None) -> Tensor:
-    """Images with all pixels changed, `(B, 3, H, W)`.
+    """Images with all pixels changed, `(B, C, H, W)`.
 
     Raises:
         InputError: the mean colour is needed but not given.
     """
-    colour = images.new_zeros(3, 1, 1)
+    channels = images.shape[1]
+    colour = images.new_zeros(channels, 1, 1)
     if baseline.colour == "mean":
         if mean is None:
             raise InputError("this protocol fills with the classifier's mean colour: pass fill=classifier.mean, or three values in [0, 1].")
-        if mean.numel() != len(colour):
-            raise InputError(f"a fill is three values in [0, 1], red, green and blue; got {mean.numel()}.")
-        colour = mean.to(images).view(3, 1, 1)
+        if mean.numel() != channels:
+            needed = "three values in [0, 1], red, green and blue" if channels == 3 else f"{channels} values in [0, 1], one per channel"
+            raise InputError(f"a fill is {needed}; got {mean.numel()}.")
+        colour = mean.to(images).view(channels, 1, 1)
     if baseline.kind == "colour":
         return colour.expand_as(images)
     side = baseline.side if baseline.side is not None else max(images.shape[2] // 5, 9) // 2 * 2 + 1
     kernel = torch.full((side,), 1 / side) if baseline.kind == "box" else _gaussian(side)
-    line = kernel.to(images).expand(3, 1, -1)
+    line = kernel.to(images).expand(channels, 1, -1)
     blurred = images - colour  # the outside becomes zero, which is what convolution pads with
-    blurred = functional.conv2d(blurred, line[:, :, None, :], padding=(0, side // 2), groups=3)
-    blurred = functional.conv2d(blurred, line[:, :, :, None], padding=(side // 2, 0), groups=3)
+    blurred = functional.conv2d(blurred, line[:, :, None, :], padding=(0, side // 2), groups=channels)
+    blurred = functional.conv2d(blurred, line[:, :, :, None], padding=(side // 2, 0), groups=channels)
     return blurred + colour
 
 

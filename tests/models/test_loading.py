@@ -160,7 +160,7 @@ def test_an_input_size_alone_takes_the_resize_along() -> None:
     with pytest.raises(InputError, match="smaller than the crop"):
         xattn.load(FACTORY, input_size=32, resize=30, device="cpu")
     with pytest.raises(InputError, match="three values"):
-        xattn.load(FACTORY, input_size=32, mean=(0.5,), device="cpu")
+        xattn.load(FACTORY, input_size=32, mean=(0.5, 0.5), device="cpu")
 
 
 def test_the_real_networks_recognise_the_photographs(data: Path) -> None:

@@ -56,6 +56,7 @@ OUTPUTS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "a tuple": lambda logits, images: (logits, other(logits)),
     "a tuple that begins with a map": lambda logits, images: (images, logits, other(logits)),
     "a named tuple": lambda logits, images: Named(logits, other(logits)),
+    "a mapping of another name": lambda logits, images: {"loss": other(logits).mean(), "scores": logits},
     "a list with None": lambda logits, images: [None, logits],
 }
 
@@ -74,7 +75,7 @@ def test_logits_are_read_out_of_what_a_network_returns(kind: str, images: Tensor
 @pytest.mark.parametrize(
     ("wrap", "came"),
     [
-        (lambda logits, images: {"scores": logits}, "it gave dict"),
+        (lambda logits, images: {"count": 3}, "it gave dict"),
         (lambda logits, images: (logits[0], 3), "it gave tuple"),
         (lambda logits, images: logits[:, None], r"it gave \(1, 1, 5\)"),
         (lambda logits, images: "cat", "it gave str"),

@@ -29,7 +29,7 @@ class Batch:
     Attributes:
         number: position of the batch in the source.
         images: those that could be read.
-        crops: uint8 `(B, 3, H, W)`, what the network sees of them.
+        crops: uint8 `(B, C, H, W)`, what the network sees of them.
         failed: those that could not be read, with the reason.
     """
 
@@ -68,7 +68,8 @@ class ImageSource:
             given = [images] if isinstance(images, (str, Path)) else list(images)
             if wrong := [type(item).__name__ for item in given if not isinstance(item, (str, Path))]:
                 raise InputError(
-                    f"images are paths, a torch dataset or, for explain, a tensor (batch, 3, height, width) in [0, 1]; got {wrong[0]}."
+                    "images are paths, a torch dataset or, for explain, a tensor (batch, channels, height, width) in [0, 1]; "
+                    f"got {wrong[0]}."
                 )
             places = [urls.without_file_scheme(str(item)) for item in given]
             self.origin = [place if urls.is_url(place) else os.path.abspath(place) for place in places]
@@ -103,13 +104,13 @@ class ImageSource:
         return digest.hexdigest()[:16]
 
     def decode(self, image: NamedImage, preprocessing: Preprocessing) -> tuple[NamedImage, Tensor]:
-        """The image, with the label that a dataset gives with the picture, and the crop that the network sees: uint8 `(3, H, W)`.
+        """The image, with the label that a dataset gives with the picture, and the crop that the network sees: uint8 `(C, H, W)`.
 
         Raises:
             ImageError: the image cannot be read, with the reason.
         """
         if image.path is not None:
-            return image, preprocessing.crop(read_picture(image.path))
+            return image, preprocessing.crop(read_picture(image.path, preprocessing.channels))
         if self.dataset is None or image.index is None:
             raise ImageError(f"'{image.name}' has neither a file nor an index in a dataset")
         try:
@@ -122,12 +123,13 @@ class ImageSource:
             if self._pairs:
                 image = replace(image, label=_label_of(item[1]))
         if isinstance(picture, Image.Image):
-            return image, preprocessing.crop(_as_rgb(picture))
-        if isinstance(picture, Tensor) and picture.shape == (3, *preprocessing.input_size):
+            return image, preprocessing.crop(_decoded(picture, preprocessing.channels))
+        if isinstance(picture, Tensor) and picture.shape == (preprocessing.channels, *preprocessing.input_size):
             crop = picture if picture.dtype == torch.uint8 else (picture * 255).round().clamp(0, 255).to(torch.uint8)
             return image, crop
         came = tuple(picture.shape) if isinstance(picture, Tensor) else type(picture).__name__
-        raise ImageError(f"a dataset gives PIL pictures, or tensors (3, {preprocessing.input_size}) in [0, 1] or uint8; got {came}.")
+        needed = (preprocessing.channels, *preprocessing.input_size)
+        raise ImageError(f"a dataset gives PIL pictures, or tensors {needed} in [0, 1] or uint8; got {came}.")
 
     def batches(
         self, preprocessing: Preprocessing, batch_size: int, *, workers: int = 0, wanted: Sequence[int] | None = None
@@ -163,8 +165,12 @@ class Batches(Dataset[Batch]):
         return Batch(number, batch.images, torch.stack(crops) if crops else batch.crops, batch.failed)
 
 
-def read_picture(path: str | Path) -> Image.Image:
+def read_picture(path: str | Path, channels: int = 3) -> Image.Image:
     """A picture as a viewer shows it, in RGB: EXIF orientation applied, first frame, alpha on white.
+
+    Args:
+        path: of the picture, or its URL.
+        channels: that will be taken of it; with more than three, its own channels are left as they are.
 
     Raises:
         ImageError: the file is empty, truncated, not a picture, or larger than `MAX_PIXELS`.
@@ -182,7 +188,7 @@ def read_picture(path: str | Path) -> Image.Image:
                     raise ImageError(f"{width}×{height} pixels, more than {MAX_PIXELS:,}: a decompression bomb?")
                 picture.seek(0)
                 picture.load()
-                return _as_rgb(ImageOps.exif_transpose(picture))
+                return _decoded(ImageOps.exif_transpose(picture), channels)
     except ImageError:
         raise
     except UnidentifiedImageError as error:
@@ -202,6 +208,10 @@ def _fetched(url: str) -> bytes:
         raise ImageError(error.strerror or f"it is not there, or may not be read: {error}") from error
     except OSError as error:  # silent storage says nothing about the image: the run stops, and can be resumed
         raise RunError(f"'{url}' could not be read ({error}). What was finished is kept: run the same command to go on.") from error
+
+
+def _decoded(picture: Image.Image, channels: int) -> Image.Image:
+    return picture if channels > 3 else _as_rgb(picture)
 
 
 def _as_rgb(picture: Image.Image) -> Image.Image:

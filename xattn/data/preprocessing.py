@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,26 +18,32 @@ from xattn.errors import ImageError, InputError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+OTHER_MEAN = OTHER_STD = 0.5  # of networks that do not take three channels, as long as nothing else is given
 CROP_SHARE = 224 / 256
 MAX_PIXELS = 100_000_000  # a larger picture, before or after the resize, is treated as a decompression bomb
+
+logger = logging.getLogger("xattn")
 
 
 @dataclass(frozen=True)
 class Preprocessing:
     """Resize, centre crop and normalisation of a classifier; the defaults are torchvision's for ImageNet.
 
+    Pictures are decoded to as many channels as there are means: one is grey (ITU-R 601 luma), three are RGB, four are those of a picture
+    that has four (RGBA, CMYK).
+
     Attributes:
         input_size: height and width of the crop.
         resize: length of the shorter side before the crop, or height and width for a resize that ignores the aspect ratio.
-        mean: per channel, subtracted from values in [0, 1].
-        std: per channel, divides the result.
+        mean: per channel, subtracted from values in [0, 1]; a classifier expands a single one to its channels.
+        std: per channel, divides the result; likewise.
         interpolation: "bilinear", "bicubic", … always antialiased.
     """
 
     input_size: tuple[int, int] = (224, 224)
     resize: int | tuple[int, int] = 256
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
     interpolation: str = "bilinear"
 
     def __post_init__(self) -> None:
@@ -44,14 +51,48 @@ class Preprocessing:
         sides = (min(self.input_size),) * 2 if isinstance(self.resize, int) else self.input_size
         if min(self.input_size) < 1 or any(before < after for before, after in zip(resize, sides, strict=True)):
             raise InputError(f"resize {self.resize} is smaller than the crop {self.input_size}: give a resize of at least the input size.")
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0 or not all(0 <= v <= 1 for v in (*self.mean, *self.std)):
+        if not self.mean or not self.std or min(self.std) <= 0 or not all(0 <= v <= 1 for v in (*self.mean, *self.std)):
             raise InputError(
-                f"mean and std need three values each in [0, 1], std above 0; got mean {self.mean} and std {self.std}. "
+                f"mean and std need a value in [0, 1] for each channel, std above 0; got mean {self.mean} and std {self.std}. "
                 "Divide those of 8-bit images by 255."
             )
 
+    @property
+    def channels(self) -> int:
+        """Number of channels of the crop."""
+        return len(self.mean)
+
+    def for_channels(self, channels: int, name: str) -> Preprocessing:
+        """The same with a mean and a standard deviation for each channel of a network; ImageNet's are 0.5 where it takes other channels.
+
+        Args:
+            channels: that the network takes.
+            name: of the network in messages.
+
+        Raises:
+            InputError: neither one value was given, nor one for each channel.
+        """
+        mean = _for_channels("mean", self.mean, channels, IMAGENET_MEAN, OTHER_MEAN, name)
+        std = _for_channels("std", self.std, channels, IMAGENET_STD, OTHER_STD, name)
+        if channels != len(IMAGENET_MEAN):
+            is_default = self.mean == IMAGENET_MEAN or self.std == IMAGENET_STD
+            logger.warning(
+                "%s takes images of %d channel%s%s%s.",
+                name,
+                channels,
+                "s" * (channels > 1),
+                ": colour pictures are made grey (ITU-R 601 luma)" if channels == 1 else "",
+                "; mean and std are 0.5 where none were given (mean, std; --mean, --std)" if is_default else "",
+            )
+        return self if (mean, std) == (self.mean, self.std) else replace(self, mean=mean, std=std)
+
     def crop(self, picture: Image.Image) -> Tensor:
-        """The network's view of an RGB picture: uint8 `(3, H, W)`; divided by 255 it is in pixel space."""
+        """The network's view of a picture: uint8 `(C, H, W)`; divided by 255 it is in pixel space.
+
+        Raises:
+            ImageError: it has not the channels that the network takes, or is too long and thin.
+        """
+        picture = self.converted(picture)
         size = self._resized(picture)
         if size[0] * size[-1] > MAX_PIXELS:
             raise ImageError(f"{picture.width}×{picture.height} would be resized to {size[1]}×{size[0]}: too long and thin")
@@ -59,6 +100,22 @@ class Preprocessing:
         resized = functional.resize(picture, size, interpolation=mode, antialias=True)
         crop: Tensor = functional.pil_to_tensor(functional.center_crop(resized, list(self.input_size)))
         return crop
+
+    def converted(self, picture: Image.Image) -> Image.Image:
+        """A picture with the channels that the network takes.
+
+        Raises:
+            ImageError: it cannot have them.
+        """
+        modes = {1: "L", 3: "RGB"}
+        if self.channels in modes:
+            return picture if picture.mode == modes[self.channels] else picture.convert(modes[self.channels])
+        if len(picture.getbands()) != self.channels:
+            raise ImageError(
+                f"the network takes {self.channels} channels, and the picture has {len(picture.getbands())} ({picture.mode}): give a "
+                "picture that has them, or a torch dataset of tensors"
+            )
+        return picture
 
     def _resized(self, picture: Image.Image) -> list[int]:
         """Height and width of the picture before the crop, as in torchvision: by the shorter side, at the same aspect ratio."""
@@ -99,7 +156,7 @@ def preprocessing_with(
         resized = resize if isinstance(resize, int) else _pair(resize)
     else:
         resized = base.resize if size == base.input_size else round(min(size) / CROP_SHARE)
-    return Preprocessing(size, resized, _triple(mean, base.mean), _triple(std, base.std), base.interpolation)
+    return Preprocessing(size, resized, _values(mean, base.mean), _values(std, base.std), base.interpolation)
 
 
 def _pair(size: int | Sequence[int]) -> tuple[int, int]:
@@ -109,12 +166,21 @@ def _pair(size: int | Sequence[int]) -> tuple[int, int]:
     return int(values[0]), int(values[1])
 
 
-def _triple(values: Sequence[float] | None, default: tuple[float, float, float]) -> tuple[float, float, float]:
-    if values is None:
-        return default
-    if len(values) != 3:
-        raise InputError(f"mean and std need three values each, red, green and blue in [0, 1]; got {list(values)}.")
-    return float(values[0]), float(values[1]), float(values[2])
+def _values(values: Sequence[float] | None, default: tuple[float, ...]) -> tuple[float, ...]:
+    return default if values is None else tuple(float(value) for value in values)
+
+
+def _for_channels(
+    what: str, values: tuple[float, ...], channels: int, imagenet: tuple[float, ...], other: float, name: str
+) -> tuple[float, ...]:
+    if len(values) == channels:
+        return values
+    if len(values) == 1:
+        return values * channels
+    if values == imagenet:
+        return (other,) * channels
+    needed = "three values, red, green and blue" if channels == len(imagenet) else f"{channels} value{'s' * (channels > 1)}"
+    raise InputError(f"{what} needs {needed} in [0, 1], as {name} takes {channels} channels, or one for all; got {list(values)}.")
 
 
 def pixels(crops: Tensor, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -126,7 +192,7 @@ def content_seeds(images: Tensor, seed: int = 0) -> list[int]:
     """One seed per image, from the run's seed and the image's content in 8 bits; independent of the batch and the place in it.
 
     Args:
-        images: `(B, 3, H, W)` in pixel space.
+        images: `(B, C, H, W)` in pixel space.
         seed: of the run.
     """
     crops = (images.detach() * 255).round().clamp(0, 255).to(torch.uint8).cpu().contiguous()

@@ -17,6 +17,7 @@ from xattn.errors import ImageError, InputError, UnsupportedError
 from xattn.explainers.base import RunsNetworkAgain
 from xattn.explainers.base import methods as registry
 from xattn.explainers.maps import Maps, joined, maps_of_trace, needs_of
+from xattn.explainers.reasons import log_reasons
 from xattn.explainers.trace import Trace
 from xattn.inference.memory import kept_pages
 from xattn.inference.predictor import Predictor
@@ -44,7 +45,7 @@ def explain(
 
     Args:
         classifier: from `xattn.load` or `xattn.attach`.
-        images: `(B, 3, H, W)` in pixel space (float in [0, 1], not normalised), or files: a folder, a glob, a path, a list of paths;
+        images: `(B, C, H, W)` in pixel space (float in [0, 1], not normalised), or files: a folder, a glob, a path, a list of paths;
             or a torch data set of pictures, or of pairs of picture and label.
         methods: names with settings, `name[:key=value,…]`.
         target: "predicted", "label", a class index or name; "labels", every label of an image, each a map of its own; a contrast,
@@ -85,6 +86,7 @@ def explain(
     again = len(names) > batch_size or any(isinstance(component.instance, RunsNetworkAgain) for component in components)
     needs = needs_of(components)
     pieces = []
+    logged: set[tuple[str, str]] = set()
     with kept_pages() if again else nullcontext():  # a single pass reuses no pages, and would leave none to the next call
         for start in range(0, len(names), batch_size):
             part = slice(start, start + batch_size)
@@ -99,6 +101,7 @@ def explain(
                 seed=seed,
             )
             pieces.append(maps_of_trace(trace, components, names[part], tensor[part]))
+            log_reasons(pieces[-1].reasons, names[part], logged)
     return joined(pieces)
 
 
@@ -136,7 +139,9 @@ def _per_label(
 def _images(classifier: Classifier, images: Images) -> tuple[list[str], Tensor, list[Any] | None]:
     if isinstance(images, Tensor):
         if images.dim() != 4 or len(images) == 0:
-            raise InputError(f"images must be (batch, 3, height, width) with at least one image; got {tuple(images.shape)}.")
+            raise InputError(
+                f"images must be (batch, {classifier.channels}, height, width) with at least one image; got {tuple(images.shape)}."
+            )
         if images.is_floating_point() and (images.min() < -1e-3 or images.max() > 1 + 1e-3):
             raise InputError(
                 f"images are in pixel space, [0, 1]; these reach from {images.min():.3g} to {images.max():.3g}. "

@@ -40,13 +40,14 @@ def centre(trace: Trace) -> Tensor:
 
 @register("edges", source="control", control=True)
 def edges(trace: Trace) -> Tensor:
-    """Sobel magnitude of the luminance.
+    """Sobel magnitude of the luminance, or of the channels' mean where there are not three.
 
     Returns:
         `(B, H, W)`, ≥ 0.
     """
     images = trace.images.detach()
-    luminance = (images * images.new_tensor(LUMINANCE).view(3, 1, 1)).sum(dim=1, keepdim=True)
+    rgb = images.shape[1] == len(LUMINANCE)
+    luminance = (images * images.new_tensor(LUMINANCE).view(3, 1, 1)).sum(dim=1, keepdim=True) if rgb else images.mean(1, keepdim=True)
     padded = functional.pad(luminance, (1, 1, 1, 1), mode="replicate")[:, 0]
     x = padded[:, :, 2:] - padded[:, :, :-2]  # differences first: they are exactly 0 where nothing changes
     y = padded[:, 2:] - padded[:, :-2]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from xattn.explainers.base import Method, MethodMetadata, Need
+from xattn.explainers.reasons import reasons_of
 from xattn.explainers.trace import Trace
 from xattn.heads.base import HeadMaps
 from xattn.inference.predictor import Predictor
@@ -34,6 +35,7 @@ class Maps(Mapping[str, Tensor]):
         raw: by method, `(B, h, w)` at the method's own resolution.
         low_res_masks: by method, masks at the raw map's resolution.
         degenerate: by method, `(B,)` bool: the map shows nothing and its mask is all zeros.
+        reasons: by method, why each degenerate map shows nothing; None for one that shows something.
         output: of the unmasked images: logits `(B, K)`, vectors `(B, D)` or maps of logits `(B, K, h, w)`.
         target: what is explained of each image.
         names: of the images.
@@ -47,6 +49,7 @@ class Maps(Mapping[str, Tensor]):
     raw: dict[str, Tensor]
     low_res_masks: dict[str, Tensor]
     degenerate: dict[str, Tensor]
+    reasons: dict[str, tuple[str | None, ...]]
     output: Tensor
     target: Target
     names: tuple[str, ...]
@@ -114,7 +117,7 @@ def joined(pieces: Sequence[Maps]) -> Maps:
 def _joined(values: Sequence[Any]) -> Any:
     first = values[0]
     if isinstance(first, dict):
-        return {method: torch.cat([value[method] for value in values]) for method in first}
+        return {method: _joined([value[method] for value in values]) for method in first}
     if isinstance(first, HeadMaps):
         return HeadMaps(*(torch.cat(column) for column in zip(*values, strict=True)))
     if isinstance(first, Target):
@@ -148,6 +151,7 @@ def maps_of_trace(trace: Trace, components: Sequence[MethodComponent], names: Se
         raw,
         low_res,
         {name: found.degenerate for name, found in masks.items()},
+        {c.spec: reasons_of(trace, c.metadata, raw[c.spec], masks[c.spec].degenerate) for c in components},
         trace.output.detach(),
         trace.target,
         tuple(names),

@@ -49,9 +49,20 @@ def save(figure: Figure, out: Path, dpi: int) -> None:
     figure.savefig(out, dpi=dpi, bbox_inches="tight", metadata={"Date": None} if out.suffix == ".svg" else None)
 
 
+def shown_crop(crop: Tensor) -> Tensor:
+    """A uint8 crop `(C, H, W)` as a picture `(H, W, 3)`: of more than three channels the first three, else the first in grey."""
+    return (crop[:3] if len(crop) >= 3 else crop[:1].expand(3, -1, -1)).permute(1, 2, 0)
+
+
+def shown_title(crop: Tensor) -> str:
+    """The title of a crop `(C, H, W)`, which names the channels if some are not shown."""
+    shown = 3 if len(crop) >= 3 else 1
+    return "input" if len(crop) == shown else f"input, channels 1 to {shown} of {len(crop)}" if shown > 1 else "input, channel 1 of 2"
+
+
 def grey(crop: Tensor) -> Tensor:
-    """Luminance `(H, W)` in [0, 1] of a uint8 crop `(3, H, W)`."""
-    return (crop.float() / 255 * torch.tensor(LUMINANCE).view(3, 1, 1)).sum(dim=0)
+    """Luminance `(H, W)` in [0, 1] of a uint8 crop `(C, H, W)` as it is shown."""
+    return (shown_crop(crop).float() / 255 * torch.tensor(LUMINANCE)).sum(dim=2)
 
 
 def mask_of(stored: StoredMap, method: str, size: tuple[int, int] | None = None) -> Tensor:
@@ -66,7 +77,7 @@ def overlay(crop: Tensor, mask: Tensor) -> Tensor:
     """A mask in colour over the grey picture.
 
     Args:
-        crop: uint8 `(3, H, W)`.
+        crop: uint8 `(C, H, W)`.
         mask: `(H, W)` in [0, 1].
 
     Returns:

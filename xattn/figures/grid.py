@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from xattn.figures.base import register
-from xattn.figures.canvas import CELL_INCHES, COLOURS, broken, called, caption, mask_of, overlay, show
+from xattn.figures.canvas import CELL_INCHES, COLOURS, broken, called, caption, mask_of, overlay, show, shown_crop, shown_title
 from xattn.figures.run_data import RunData
 
 
@@ -24,7 +24,10 @@ def grid(shown: RunData) -> Figure:
     axes = figure.subplots(len(names), len(columns) + 1, squeeze=False)
     for row, name in enumerate(names):
         first = next(key for key in maps if key[0] == name)
-        show(axes[row][0], shown.crops[name, first[1], first[2]].permute(1, 2, 0))
+        input_crop = shown.crops[name, first[1], first[2]]
+        show(axes[row][0], shown_crop(input_crop))
+        if row == 0:
+            axes[0][0].set_title(shown_title(input_crop), fontsize=7)
         axes[row][0].set_xlabel(captions[name], fontsize=6, labelpad=2)
         for place, (model, head, method) in enumerate(columns, start=1):
             axis = axes[row][place]
@@ -38,7 +41,6 @@ def grid(shown: RunData) -> Figure:
                 axis.set_xlabel("no contrast", fontsize=6, labelpad=2)
             if row == 0:
                 axis.set_title("\n".join([*called(model, head, columns), broken(method)]), fontsize=7)
-    axes[0][0].set_title("input", fontsize=7)
     bar = figure.colorbar(ScalarMappable(cmap=COLOURS), ax=axes, fraction=0.012, pad=0.01, aspect=40)
     bar.set_label("mask, 0 to 1 within each map", fontsize=6)
     bar.ax.tick_params(labelsize=6)

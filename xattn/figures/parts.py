@@ -18,7 +18,7 @@ from xattn.birds.data import scene_of
 from xattn.data.preprocessing import Preprocessing
 from xattn.errors import InputError
 from xattn.figures.base import register
-from xattn.figures.canvas import CELL_INCHES, broken, called, caption, grey, mask_of, overlay, show
+from xattn.figures.canvas import CELL_INCHES, broken, called, caption, grey, mask_of, overlay, show, shown_crop, shown_title
 from xattn.figures.run_data import RunData
 
 MAP_COLOURS = {"map 1": "#ff0000", "map 2": "#00ff00", "map 3": "#0000ff"}
@@ -42,7 +42,7 @@ def coloured(ranked: Tensor) -> Tensor:
 
 
 def true_parts(crop: Tensor, visible: Tensor) -> Tensor:
-    """The parts `(5, H, W)` in colours over the grey crop `(3, H, W)`: `(H, W, 3)`."""
+    """The parts `(5, H, W)` in colours over the grey crop `(C, H, W)`: `(H, W, 3)`."""
     shown = (0.35 + 0.5 * grey(crop))[..., None].repeat(1, 1, 3)
     for part, mask in zip(PARTS, visible, strict=True):
         colour = PART_COLOURS[part].lstrip("#")
@@ -116,7 +116,7 @@ def _panels(shown: RunData, name: str, heads: Sequence[tuple[str, str]], scene: 
     everyone = [*shown.columns, *((model, head, "") for model, head in heads)]
     first = next(key for key in shown.maps if key[0] == name)[1:3]
     crop = shown.crops[name, *first]
-    yield _Panel(crop.permute(1, 2, 0).float() / 255, "input")
+    yield _Panel(shown_crop(crop).float() / 255, shown_title(crop))
     if has_truth:
         yield _Panel(None if scene is None else true_parts(crop, seen_parts(scene, shown.preprocessing[first])), "true parts")
     for model, head in heads:

@@ -30,7 +30,7 @@ class RunData:
         names: of the images.
         maps: raw maps by image, model, head and method.
         ranked: ranked maps by image, model and head.
-        crops: uint8 `(3, H, W)` by image, model and head.
+        crops: uint8 `(C, H, W)` by image, model and head.
         paths: files of the images.
         preprocessing: by model and head.
         labels: class names by model and head.

@@ -20,7 +20,8 @@ PROBES = 3
 def shared_predictor(classifiers: Sequence[Classifier], tuning: Tuning, level: Level) -> PredictAll | None:
     """Runs all heads of one backbone at once: images → one output per head; None if the outputs would differ from those of each alone."""
     shared = SharedBackbone(classifiers)
-    noise = torch.rand((PROBES, 3, *classifiers[0].input_size), generator=torch.Generator().manual_seed(1)).to(shared.device)
+    shape = (PROBES, classifiers[0].channels, *classifiers[0].input_size)
+    noise = torch.rand(shape, generator=torch.Generator().manual_seed(1)).to(shared.device)
     try:
         found = shared.split(Predictor(shared, Tuning(PROBES))(noise))
         for classifier, logits in zip(classifiers, found, strict=True):

@@ -50,7 +50,8 @@ class SharedBackbone(nn.Module):
         """Logits of all heads `(B, K₁ + K₂ + …)` of normalised images."""
         members = self._members
         heads, attachments = [member.head for member in members], [member.attachment for member in members]
-        return torch.cat(attend_all(self.network, normalised, heads, attachments, members[0].read_output), dim=1)
+        with members[0].supplied():
+            return torch.cat(attend_all(self.network, normalised, heads, attachments, members[0].read_output), dim=1)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of all heads of images in pixel space."""
@@ -82,7 +83,9 @@ def _backbone(classifier: Classifier) -> object:
         *kind,
         digest_of(dict(network.state_dict())),
         classifier.preprocessing,
+        classifier.reader,
         classifier.multi_label,
+        id(classifier.inputs),
         classifier.device,
         classifier.mean.dtype,
     )

@@ -156,7 +156,7 @@ def _no_effort(tune: str) -> Tuning:
 
 def _sampled(classifier: Classifier, sample: Tensor | None) -> Tensor:
     if sample is None or not len(sample):
-        coarse = torch.rand((SAMPLE, 3, 8, 8), generator=torch.Generator().manual_seed(0))
+        coarse = torch.rand((SAMPLE, classifier.channels, 8, 8), generator=torch.Generator().manual_seed(0))
         sample = torch.nn.functional.interpolate(coarse, size=classifier.input_size, mode="bilinear")
     return sample[:SAMPLE].to(device=classifier.device)
 

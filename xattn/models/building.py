@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from xattn.data.preprocessing import Preprocessing
 from xattn.errors import InputError
-from xattn.models.checkpoints import classes_in, fit_weights, mismatch, read_weights
+from xattn.models.checkpoints import channels_in, classes_in, fit_weights, mismatch, read_weights
 
 Weights = str | Path | dict[str, Tensor] | None
 """A weights file, the name of some weights, or the content of an xattn file; None: the source's own weights."""
@@ -92,16 +92,20 @@ class Built(NamedTuple):
     multi_label: bool = False
 
 
-def with_local_weights(create: Callable[..., nn.Module], state: dict[str, Tensor], shown: str) -> nn.Module:
+def with_local_weights(create: Callable[..., nn.Module], state: dict[str, Tensor], shown: str, channels: str | None = None) -> nn.Module:
     """The network with a local file's weights; its last layer is as wide as the file's.
 
     Args:
         create: makes the network; it takes `num_classes`.
         state: the file's state dict.
         shown: the file in messages.
+        channels: the argument of `create` for the images' channels, which are then the file's too; None: it has none.
     """
-    network = create()
+    network, given = create(), {}
+    if channels is not None and (taken := channels_in(network, state)) is not None:
+        given = {channels: taken}
+        network = create(**given)
     if mismatch(network, state) and (count := classes_in(network, state)) is not None:
-        network = create(num_classes=count)
+        network = create(num_classes=count, **given)
     fit_weights(network, state, shown)
     return network

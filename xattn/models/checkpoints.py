@@ -136,8 +136,10 @@ def fit_weights(network: nn.Module, weights: dict[str, Tensor], path: str | Path
         raise WeightsError(f"weights '{path}' do not fit {type(network).__name__}: {problem}.")
     if left_out:
         logger.warning("left out of the weights, as they are not the network's: %s", _grouped(left_out))
-    state = OrderedDict(fitting)
-    state._metadata = network.state_dict()._metadata  # type: ignore[attr-defined]  # by which some modules tell their version
+    own = network.state_dict()
+    counters = {key: value for key, value in own.items() if key.endswith("num_batches_tracked")}  # files of old have none
+    state = OrderedDict(counters | fitting)
+    state._metadata = own._metadata  # type: ignore[attr-defined]  # by which some modules tell their version
     network.load_state_dict(state)
 
 
@@ -206,6 +208,17 @@ def classes_in(network: nn.Module, weights: dict[str, Tensor]) -> int | None:
     return counts.pop() if len(last) >= 1 and len(counts) == 1 else None
 
 
+def channels_in(network: nn.Module, weights: dict[str, Tensor]) -> int | None:
+    """The number of channels that the first convolution of a checkpoint takes, where it differs from the network's; None otherwise."""
+    weights, _ = matched(weights, network.state_dict())
+    for key, own in network.state_dict().items():
+        if own.dim() == 4:
+            kept = weights[key].shape if key in weights else own.shape
+            others_fit = len(kept) == 4 and (kept[0], *kept[2:]) == (own.shape[0], *own.shape[2:])
+            return int(kept[1]) if others_fit and kept[1] != own.shape[1] else None
+    return None
+
+
 def digest_of(state: Mapping[str, Tensor]) -> str:
     """SHA-256 of tensors by name, first 16 digits."""
     digest = hashlib.sha256()
@@ -230,6 +243,8 @@ class Header:
         multi_label: probabilities are sigmoids.
         preprocessing: in the form of `dataclasses.asdict`.
         build: those of the network's `FLAGS` that its weights do not record.
+        regression: outputs are values without a probability.
+        output: path of the network's output that is explained; None: its name or its being alone says which it is.
     """
 
     source: Source
@@ -242,6 +257,8 @@ class Header:
     multi_label: bool
     preprocessing: dict[str, Any]
     build: dict[str, bool]
+    regression: bool = False
+    output: str | None = None
 
 
 def save(path: str | Path, header: Header, network: Mapping[str, Tensor], head: Mapping[str, Tensor]) -> None:

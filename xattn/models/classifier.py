@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import Any
 
@@ -20,8 +21,9 @@ from xattn.models.capture import captured
 from xattn.models.checkpoints import Source, digest_of, fit_weights
 from xattn.models.concurrency import evaluating
 from xattn.models.input_size import required_arguments, stated_size
+from xattn.models.inputs import Inputs, input_channels, supplied
 from xattn.models.layout import Stage, to_nchw
-from xattn.models.outputs import read_output
+from xattn.models.reading import output_reader
 from xattn.models.stages import find_stages, named_stage
 
 
@@ -32,8 +34,8 @@ class Classifier(nn.Module):
     that last for one forward.
 
     Args:
-        network: normalised images `(B, 3, H, W)` → logits `(B, K)`, vectors `(B, D)` or maps of logits `(B, K, h, w)`, or a tuple, mapping
-            or object that holds them as `logits`.
+        network: normalised images `(B, C, H, W)` → logits `(B, K)`, vectors `(B, D)` or maps of logits `(B, K, h, w)`, or a tuple, mapping
+            or object that holds them. Probabilities in their place are noticed, and so is a single logit: see `reader`.
         name: as in the rows.
         preprocessing: crop and normalisation.
         labels: class names in the order of the logits.
@@ -42,8 +44,13 @@ class Classifier(nn.Module):
         fresh: whether the head's weights are new; False if they will be loaded from a file.
         source: how to rebuild the network; None for a module that the caller built.
         multi_label: probabilities are the sigmoid of each logit, not their softmax.
+        regression: outputs are values, which have no probability.
+        output: which of several outputs is explained, by name or position; None: the one that the others lead to.
+        inputs: the network's images `(B, C, H, W)`, normalised → further arguments of its forward by name; None: it takes images alone.
 
     Attributes:
+        reader: how the output is read from what the network returns.
+        channels: number of channels C of the images.
         stages: cut points in forward order; the last is the default: the input of the pooling, or of a transformer the last tokens that
             reach the output. Empty for a network in which no map lies on every path.
         head: the head's module, with weights of its own (`gap` has none).
@@ -67,22 +74,37 @@ class Classifier(nn.Module):
         fresh: bool = True,
         source: Source | None = None,
         multi_label: bool = False,
+        regression: bool = False,
+        output: str | int | None = None,
+        inputs: Inputs | None = None,
     ) -> None:
         super().__init__()
+        if multi_label and regression:
+            raise InputError("multi_label and regression exclude each other: labels have probabilities, values have none.")
         component = heads.create(head)
         settings: HeadSettings = component.instance
         self.network = network
         self.head_name = component.spec
         self.name = name
-        self.preprocessing = preprocessing
         self.source = source
-        self.multi_label = multi_label
+        self.inputs = inputs
+        self.regression = regression
         like = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
-        with torch.inference_mode(False):
-            self.register_buffer("mean", like.new_tensor(preprocessing.mean).view(3, 1, 1), persistent=False)
-            self.register_buffer("std", like.new_tensor(preprocessing.std).view(3, 1, 1), persistent=False)
         with evaluating(self), torch.inference_mode(False):
-            own = int(self._probed().shape[1])
+            self.channels = input_channels(network, self._run, preprocessing.input_size, like, name)
+            self.preprocessing = preprocessing.for_channels(self.channels, name)
+            self.register_buffer("mean", like.new_tensor(self.preprocessing.mean).view(-1, 1, 1), persistent=False)
+            self.register_buffer("std", like.new_tensor(self.preprocessing.std).view(-1, 1, 1), persistent=False)
+            probe = self.probe()
+            self.reader, own = output_reader(
+                self._probed,
+                torch.cat([probe, probe / 4, 1 - probe / 4]),
+                name,
+                asked=output,
+                multi_label=multi_label,
+                regression=regression,
+            )
+            self.multi_label = multi_label or (self.reader.separate and not self.reader.binary)
             self._found = find_stages(self.network, self._bare, self.probe(), named=name)
             reads = component.metadata.replaces != "nothing"
             self.stages: tuple[Stage, ...] = self._found.stages + (self._found.behind if reads else ())
@@ -117,34 +139,33 @@ class Classifier(nn.Module):
 
     def probe(self) -> Tensor:
         """One image of noise, always the same, of the input size and in the network's precision."""
-        noise = torch.rand((1, 3, *self.input_size), generator=torch.Generator().manual_seed(0))
+        noise = torch.rand((1, self.channels, *self.input_size), generator=torch.Generator().manual_seed(0))
         return noise.to(self.mean)
 
-    def _probed(self) -> Tensor:
-        """The output for the probe.
+    def _probed(self, images: Tensor) -> Any:
+        """What the network returns for images.
 
         Raises:
-            UnsupportedError: the network cannot run it.
+            UnsupportedError: the network cannot run them.
         """
-        height, width = self.input_size
         try:
-            with torch.no_grad():
-                return self._bare(self.probe())
+            return self._run(self.normalise(images))
         except (RuntimeError, TypeError, ValueError, AssertionError, IndexError) as error:
             if isinstance(error, (XattnError, torch.cuda.OutOfMemoryError)):
                 raise
             required, stated = required_arguments(self.network), stated_size(self.network)
-            if len(required) > 1:
+            if len(required) > 1 and self.inputs is None:
                 advice = (
-                    f"Its forward takes {', '.join(required)}: wrap it in a module whose forward takes images alone and fills in the rest."
+                    f"Its forward takes {', '.join(required)}: wrap it in a module whose forward takes images alone and fills in the rest; "
+                    f"or, in Python, give the rest by name, inputs=lambda images: {{{', '.join(f'{each!r}: …' for each in required[1:])}}}."
                 )
             elif stated is not None and stated != self.input_size:
                 advice = f"It is made for images of {stated[0]} × {stated[1]}: give that as input_size (--input-size), and resize."
             else:
-                advice = "If it takes another size, give it: input_size (--input-size), and resize. Images have three channels."
+                advice = "If it takes another size, give it: input_size (--input-size), and resize."
             reason = str(error).strip().partition("\n")[0]
             raise UnsupportedError(
-                f"{self.name} cannot run an image (1, 3, {height}, {width}): {type(error).__name__}: {reason}. {advice}"
+                f"{self.name} cannot run an image {tuple(images.shape)}: {type(error).__name__}: {reason}. {advice}"
             ) from error
 
     def _attached(self, settings: HeadSettings, metadata: HeadMetadata) -> Attachment:
@@ -173,7 +194,7 @@ class Classifier(nn.Module):
         return False
 
     def forward(self, images: Tensor, classes: Tensor | None = None) -> Tensor:
-        """Logits `(B, K)`, or whatever the network returns, for images `(B, 3, H, W)` in pixel space, float in [0, 1]. Differentiable.
+        """Logits `(B, K)`, or whatever the network returns, for images `(B, C, H, W)` in pixel space, float in [0, 1]. Differentiable.
 
         Args:
             images: in pixel space.
@@ -183,10 +204,10 @@ class Classifier(nn.Module):
 
     def run(self, images: Tensor, classes: Tensor | None = None) -> Attended:
         """The output and the head's attention for images in pixel space."""
-        if images.dim() != 4 or images.shape[1] != 3 or not images.is_floating_point():
+        if images.dim() != 4 or images.shape[1] != self.channels or not images.is_floating_point():
             raise InputError(
-                f"{self.name} takes images (batch, 3, height, width), float in [0, 1]; got {tuple(images.shape)} {images.dtype}. "
-                "Divide 8-bit images by 255; do not normalise: the classifier does."
+                f"{self.name} takes images (batch, {self.channels}, height, width), float in [0, 1]; got {tuple(images.shape)} "
+                f"{images.dtype}. Divide 8-bit images by 255; do not normalise: the classifier does."
             )
         return self._attend(self.normalise(images), classes)
 
@@ -202,15 +223,28 @@ class Classifier(nn.Module):
     def _attend(self, normalised: Tensor, classes: Tensor | None = None) -> Attended:
         draws = self.head.is_random and not self.head.training
         seeds = content_seeds(normalised * self.std + self.mean) if draws else None
-        return attend(self.network, normalised, self.head, self.attachment, self.read_output, classes, seeds)
+        with self.supplied():
+            return attend(self.network, normalised, self.head, self.attachment, self.read_output, classes, seeds)
+
+    def supplied(self) -> AbstractContextManager[None]:
+        """Gives the network's forwards inside, in this thread, their further inputs."""
+        return supplied(self.network, self.inputs)
+
+    def _run(self, normalised: Tensor) -> Any:
+        """What the network alone returns for normalised images."""
+        with self.supplied():
+            return self.network(normalised)
 
     def asked_classes(self, images: Tensor) -> Tensor | None:
         """The network's own prediction for images in pixel space, if the head needs the class; else None."""
-        return own_prediction(self.network, self.normalise(images), self.read_output) if self.head.asks_class else None
+        if not self.head.asks_class:
+            return None
+        with self.supplied():
+            return own_prediction(self.network, self.normalise(images), self.read_output)
 
     def _bare(self, images: Tensor) -> Tensor:
-        """The output of the network alone, without the head."""
-        return self.read_output(self.network(self.normalise(images)))
+        """The output of the network alone, without the head, as it gives it."""
+        return self.reader.select(self._run(self.normalise(images)))
 
     def read_output(self, output: Any) -> Tensor:
         """Finds the output in what the network returns: logits `(B, K)`, vectors `(B, D)` or maps of logits `(B, K, h, w)`.
@@ -218,7 +252,7 @@ class Classifier(nn.Module):
         Raises:
             UnsupportedError: there is no such output.
         """
-        return read_output(output, self.name)
+        return self.reader(output)
 
     def predict(self, images: Tensor) -> Tensor:
         """Logits `(B, K)`, or whatever the network returns, in eval mode, without gradients; images are moved to the classifier's device.
@@ -348,6 +382,8 @@ class Classifier(nn.Module):
             classes=self.class_count,
             labels=self.labels,
             multi_label=self.multi_label,
+            regression=self.regression,
+            output=self.reader.path,
             preprocessing=asdict(self.preprocessing),
             build={name: getattr(self.network, name) for name in checkpoints.FLAGS if hasattr(self.network, name)},
         )

@@ -20,6 +20,7 @@ from xattn.models.building import Prompts, Request
 from xattn.models.checkpoints import Header, Source, digest_of, fit_weights, is_saved, read_header, split_weights
 from xattn.models.classifier import Classifier
 from xattn.models.input_size import own_size
+from xattn.models.inputs import Inputs
 from xattn.models.resolution import high_resolution
 
 logger = logging.getLogger("xattn")
@@ -42,6 +43,8 @@ def load(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     multi_label: bool = False,
+    regression: bool = False,
+    output: str | int | None = None,
     device: str | torch.device | None = None,
     trust_code: bool = False,
 ) -> Classifier:
@@ -66,9 +69,13 @@ def load(
         labels: a text file with one class name per line, or the names.
         input_size: side of the crop, or height and width.
         resize: shorter side before the crop, or height and width.
-        mean: of the normalisation, in [0, 1]; with local weights, ImageNet's unless given.
+        mean: of the normalisation, in [0, 1], one for each channel or one for all; with local weights, ImageNet's unless given, or 0.5
+            where the network does not take three channels.
         std: standard deviation of the normalisation, likewise.
         multi_label: probabilities are sigmoids of each logit, as they are anyway for SigLIP and multi-label models of transformers.
+        regression: outputs are values, not logits: they have no probability, and only metrics of the map are taken.
+        output: which of the network's several outputs is explained, by name or position; None: `logits`, or the one that the others lead
+            to.
         device: where to put it; None: a GPU if there is one, else the CPU.
         trust_code: import and run the code that a `.safetensors` names as the source of its network, or that a model on the Hugging Face
             hub brings. Without it, only networks that xattn knows by name (birds:, torchvision:, timm:, hf:, open_clip:) are built.
@@ -102,6 +109,7 @@ def load(
         network, source = _network_of(saved, None if saved.named is not None else weights, trust_code)
         base, names, name = Preprocessing.from_json(saved.header.preprocessing), saved.header.labels, saved.name
         head, multi_label, count = saved.header.head, saved.header.multi_label, saved.header.classes
+        regression, output = saved.header.regression, saved.header.output if output is None else output
     preprocessing = preprocessing_with(base, input_size=input_size, resize=resize, mean=mean, std=std)
     network.eval()
     if source.high_res:
@@ -116,6 +124,8 @@ def load(
         fresh=saved is None,
         source=source,
         multi_label=multi_label,
+        regression=regression,
+        output=output,
     )
     if saved is not None:
         fit_weights(classifier.head, split_weights(saved.file)[1], model)
@@ -248,6 +258,9 @@ def attach(
     labels: str | Path | Sequence[str] | None = None,
     name: str | None = None,
     multi_label: bool = False,
+    regression: bool = False,
+    output: str | int | None = None,
+    inputs: Inputs | None = None,
 ) -> Classifier:
     """Wraps a network that is already built; it stays where it is and as it is.
 
@@ -255,17 +268,23 @@ def attach(
     are taken, run there once and at full speed.
 
     Args:
-        module: normalised images `(B, 3, H, W)` → logits `(B, K)`; or vectors `(B, D)`, or maps of logits `(B, K, h, w)`, for targets
-            that use these.
+        module: normalised images `(B, C, H, W)`, C as its first layer takes, → logits `(B, K)`; or vectors `(B, D)`, or maps of logits
+            `(B, K, h, w)`, for targets that use these.
         head: which head gives the logits, `name[:key=value,…]`.
         classes: number of outputs of a head with its own linear layer (br-npa, b-cnn); None: the network's.
         input_size: side of the crop, or height and width; None: 224, or what the network states that it takes if it cannot run 224.
         resize: shorter side before the crop; input size × 256/224 if None.
-        mean: of the normalisation that the network was trained with, in [0, 1]; ImageNet's if None.
+        mean: of the normalisation that the network was trained with, in [0, 1], one for each channel or one for all; None: ImageNet's, or
+            0.5 where the network does not take three channels.
         std: standard deviation of the normalisation, likewise.
         labels: a text file with one class name per line, or the names.
         name: as in the rows; None: the name of the module's class.
-        multi_label: probabilities are sigmoids of each logit.
+        multi_label: probabilities are sigmoids of each logit. A single logit without it is taken for two classes, 1 (positive) and 0.
+        regression: outputs are values, not logits: they have no probability, and only metrics of the map are taken.
+        output: which of several outputs is explained, by name or position (`"heads.0"` inside another); None: `logits`, or the one that the
+            others lead to.
+        inputs: the network's images `(B, C, H, W)`, normalised → further arguments of its forward by name, for these B images. They may be
+            perturbed images, in any order. None: its forward takes images alone.
 
     >>> import torchvision, xattn
     >>> clf = xattn.attach(torchvision.models.resnet18(), input_size=64)
@@ -286,6 +305,9 @@ def attach(
         head=head,
         classes=classes,
         multi_label=multi_label,
+        regression=regression,
+        output=output,
+        inputs=inputs,
     )
 
 

@@ -1,4 +1,4 @@
-"""What a module or a network returns: the tensor in it that matters, and the same output with another tensor in its place."""
+"""What a module returns: the feature map in it, and the same output with another tensor in its place."""
 
 from __future__ import annotations
 
@@ -8,10 +8,6 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
-
-from xattn.errors import UnsupportedError
-
-OUTPUT_KEYS = ("logits", "out")  # of transformers, and of torchvision's segmentation networks
 
 
 def tensors_in(output: Any) -> Iterator[Tensor]:
@@ -55,32 +51,3 @@ def exchanged(output: Any, old: Tensor, new: Tensor) -> Any:
             object.__setattr__(changed, field.name, exchanged(getattr(output, field.name), old, new))  # it may be frozen
         return changed
     return output
-
-
-def read_output(output: Any, name: str) -> Tensor:
-    """The output that is explained in what a network returns: logits `(B, K)`, vectors `(B, D)` or maps of logits `(B, K, h, w)`.
-
-    Args:
-        output: of the network.
-        name: how messages call it.
-
-    Raises:
-        UnsupportedError: there is none.
-    """
-    found = output
-    if not isinstance(found, Tensor):
-        if isinstance(found, Mapping):
-            found = next((found[key] for key in OUTPUT_KEYS if key in found), None)
-        elif hasattr(found, "logits"):
-            found = found.logits
-        elif isinstance(found, (tuple, list)):
-            found = next((item for item in found if isinstance(item, Tensor) and item.dim() == 2), None)
-    if isinstance(found, Tensor) and found.dim() == 4 and found.shape[2:] == (1, 1):
-        found = found.flatten(1)
-    if not isinstance(found, Tensor) or found.dim() not in (2, 4):
-        came = tuple(found.shape) if isinstance(found, Tensor) else type(output).__name__
-        raise UnsupportedError(
-            f"{name} must give logits (batch, classes), or a map of logits (batch, classes, height, width), alone or as 'logits' or in a "
-            f"tuple; it gave {came}."
-        )
-    return found

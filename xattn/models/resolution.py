@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from xattn.errors import NameUnknownError, UnsupportedError
 from xattn.models.concurrency import in_this_thread
+from xattn.models.inputs import input_channels
 from xattn.models.outputs import map_in
 
 PROBE_SIDE = 224
@@ -128,8 +129,9 @@ def _probe(network: nn.Module, size: tuple[int, int]) -> tuple[list[_Call], dict
     try:
         for m in training:
             m.training = False
+        channels = input_channels(network, network, size, like, type(network).__name__)
         with torch.no_grad():
-            network(torch.rand((1, 3, *size), generator=torch.Generator().manual_seed(0)).to(like))
+            network(torch.rand((1, channels, *size), generator=torch.Generator().manual_seed(0)).to(like))
     finally:
         for m in training:
             m.training = True

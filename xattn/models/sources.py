@@ -141,7 +141,7 @@ def _from_timm(request: Request) -> Built:
         return created
 
     if (state := request.state) is not None:
-        network = with_local_weights(create, state, request.shown_weights)
+        network = with_local_weights(create, state, request.shown_weights, "in_chans")
         config: Any = network.pretrained_cfg
         fixed = tuple(config["input_size"][1:]) if config.get("fixed_input_size") else None  # a network that takes one size alone
         preprocessing = Preprocessing() if fixed is None else Preprocessing(fixed, math.floor(min(fixed) / config["crop_pct"]))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from xattn.errors import InputError, NameUnknownError, UnsupportedError
 from xattn.metrics.targets import ClassTarget, Contrast, OutputFunction, Target, written_contrast
+from xattn.metrics.values import Values
 from xattn.models.classifier import Classifier
 
 Asked = str | int | Sequence[int] | Tensor | Target | Callable[[Any], Tensor]
@@ -81,10 +82,16 @@ class Terms(TargetRule):
         return any(term == "label" for _, term in self.terms)
 
     def bind(self, classifier: Classifier, output: Tensor, labels: Sequence[int | None]) -> Target:
+        if classifier.regression and output.shape[1] > 1 and any(isinstance(term, str) for _, term in self.terms):
+            raise InputError(
+                f"target '{self.text}' is a class, and {classifier.name} gives {output.shape[1]} values: give one, by its index."
+            )
         columns = [self._column(term, output, labels) for _, term in self.terms]
+        weights = torch.tensor([weight for weight, _ in self.terms], device=output.device)
+        if classifier.regression:
+            return Values(torch.stack(columns, dim=1), weights, rule=self.text)
         if [weight for weight, _ in self.terms] == [1.0]:
             return ClassTarget(columns[0], classifier.multi_label, rule=self.text)
-        weights = torch.tensor([weight for weight, _ in self.terms], device=output.device)
         return Contrast(torch.stack(columns, dim=1), weights, rule=self.text)
 
     def _column(self, term: int | str, output: Tensor, labels: Sequence[int | None]) -> Tensor:
@@ -159,6 +166,8 @@ def target_rule(classifier: Classifier, asked: Asked) -> TargetRule:
     if isinstance(asked, (Tensor, Sequence)):
         values = asked.tolist() if isinstance(asked, Tensor) else asked
         classes = torch.tensor([classifier.class_index(value) for value in values])
+        if classifier.regression:
+            return Given("given", Values(classes[:, None], torch.ones(1)))
         return Given("given", ClassTarget(classes, classifier.multi_label))
     if callable(asked):
         return Given("given", OutputFunction(asked))

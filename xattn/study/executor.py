@@ -16,6 +16,7 @@ from xattn.data.images import Batch
 from xattn.data.preprocessing import pixels
 from xattn.errors import InputError, NameUnknownError
 from xattn.explainers.maps import Maps, MethodComponent, maps_of_trace, needs_of
+from xattn.explainers.reasons import log_reasons
 from xattn.explainers.trace import Trace
 from xattn.inference.context import BatchContext, shared_predictor
 from xattn.inference.memory import is_out_of_memory
@@ -71,6 +72,7 @@ class Executor:
         self._backbones = [backbone_groups(group) for group in groups]
         self._predictors: dict[str, Predictor] = {}
         self._shared: dict[tuple[str, ...], PredictAll | None] = {}
+        self._logged: set[tuple[str, str]] = set()
         self._at_once: dict[str, int] = {}  # reduced where memory ran out
 
     def rows(self, group: int, batch: Batch) -> list[Row]:
@@ -126,6 +128,8 @@ class Executor:
                 logger.warning("memory ran out: %s goes on with %d images at once.", sides[0].classifier.name, step)
                 self._at_once |= {key_of(side.classifier): step for side in sides}
                 continue
+            for found in maps:
+                log_reasons(found.reasons, found.names, self._logged)
             for side, found, values, (first, second) in zip(part, maps, scores, rows, strict=True):
                 if self.plan.save_maps:
                     self._write_masks(side.classifier, found)

@@ -160,6 +160,8 @@ class Plan:
                 raise InputError(f"target '{rule.text}' needs a label for every image: give labels_csv, or a source that has them.")
             if len(rule) != 1:
                 raise InputError(f"a study takes one target for all images; {len(rule)} came. Give a rule, or use explain and evaluate.")
+            for metric in self.metrics if classifier.regression else ():
+                refuse_without_probability(metric.spec, metric.instance, False, f"a value of {classifier.name}, a regression,")
             if rule.fixed is not None:
                 for metric in self.metrics:
                     refuse_without_probability(metric.spec, metric.instance, rule.fixed.has_probability, rule.fixed.kind)
@@ -239,6 +241,8 @@ class Plan:
                     "labels": None if classifier.labels is None else _digest("\n".join(classifier.labels)),
                     "preprocessing": asdict(classifier.preprocessing),
                 }
+                | ({"regression": True} if classifier.regression else {})
+                | ({} if classifier.reader.path is None else {"output": classifier.reader.path})
                 for classifier in self.classifiers
             ],
             "methods": [method.spec for method in self.methods],

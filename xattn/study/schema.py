@@ -37,6 +37,7 @@ class Row:
         degenerate: the map shows nothing.
         seed: of the run.
         error: why the image failed.
+        reason: why the map shows nothing.
         shares: shares of the pixels changed, along the metric's curve.
         curve: the target's probability along that curve.
         map: raw maps in float16, in units of `scale`; see `stored_map`.
@@ -59,6 +60,7 @@ class Row:
     degenerate: bool | None = _column(pa.bool_())
     seed: int | None = _column(pa.int64())
     error: str | None = _column(pa.string())
+    reason: str | None = _column(pa.string())
     shares: Sequence[float] | None = _column(pa.list_(pa.float32()), shown=False)
     curve: Sequence[float] | None = _column(pa.list_(pa.float32()), shown=False)
     map: bytes | None = _column(pa.binary(), shown=False)

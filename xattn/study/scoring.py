@@ -262,6 +262,7 @@ def rows_of(classifier: Classifier, maps: Maps, scores: Scores, labels: Sequence
         about = replace(about, target=targets[i], predicted=scores.predicted[i], probability=scores.probability[i])
         for (method, metric), values in scores.values.items():
             row = replace(about, method=method, metric=metric, value=values[i], degenerate=flags[method][i])
+            row = replace(row, reason=maps.reasons[method][i])
             kept = scores.curves.get((method, metric))
             rows.append(row if kept is None else replace(row, shares=kept[i][0], curve=kept[i][1]))
     return rows

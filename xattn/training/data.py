@@ -300,7 +300,7 @@ class Crops(Dataset[tuple[Tensor, int]]):
             return self.preprocessing.crop(picture), self.data.targets[number]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(mixed(self.seed, epoch, number))
-            crop: Tensor = self.augment(picture)
+            crop: Tensor = self.augment(self.preprocessing.converted(picture))
         return crop, self.data.targets[number]
 
 

@@ -258,6 +258,7 @@ def _settings(
         "model": classifier.name,
         "head": classifier.head_name,
         "classes": classifier.class_count,
+        "output": classifier.reader.path,
         "network": None if source is None else {"digest": source.digest, "high_res": source.high_res, "dilate": source.dilate},
         "preprocessing": asdict(classifier.preprocessing),
         "data": {"name": data.name, "count": len(data), "sum": sum((n + 1) * (t + 1) for n, t in enumerate(data.targets))},

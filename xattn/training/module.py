@@ -149,7 +149,7 @@ def freeze(classifier: Classifier, *, backbone: bool) -> None:
     for parameter in classifier.head.parameters():
         parameter.requires_grad_()
     trained = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
-    probe = torch.rand((1, 3, *classifier.input_size), generator=torch.Generator().manual_seed(0)).to(classifier.mean)
+    probe = classifier.probe()
     with evaluating(classifier), torch.enable_grad():
         attended = classifier.run(probe, torch.zeros(1, dtype=torch.long, device=probe.device))
         said = sum((logits.sum() for logits in attended.probes.values()), attended.output.sum())

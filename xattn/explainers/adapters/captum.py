@@ -118,14 +118,14 @@ def _model(captum: ModuleType, build: Mapping[str, Any], model: nn.Module) -> An
 def _offered(image: Tensor, target: int, trace: Trace, cells: int) -> dict[str, Any]:
     """Arguments that attributions may ask for by name, besides the image."""
     height, width = image.shape[-2:]
-    window = (3, max(1, height // cells), max(1, width // cells))
+    window = (image.shape[1], max(1, height // cells), max(1, width // cells))
     row, column = torch.arange(height) * cells // height, torch.arange(width) * cells // width
     return {
         "target": target,
         "baselines": torch.zeros_like(image),
         "feature_mask": (row[:, None] * cells + column).to(image.device)[None, None],
         "sliding_window_shapes": window,
-        "strides": (3, max(1, window[1] // 2), max(1, window[2] // 2)),
+        "strides": (window[0], max(1, window[1] // 2), max(1, window[2] // 2)),
         "internal_batch_size": trace.predictor.chunk,
     }
 

@@ -1,0 +1,95 @@
+"""Why a map shows nothing, and what to try."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from xattn.explainers.base import MethodMetadata, Need
+from xattn.explainers.trace import Trace
+
+logger = logging.getLogger("xattn")
+
+ADVICE = {
+    "the map is not finite": "Look for NaN or infinite values in the network's features and output",
+    "the stage has a single cell": "Give larger images (input_size, --input-size), or an earlier stage",
+    "the features are zero everywhere": "Give another stage; check the preprocessing (mean and std)",
+    "the features are the same everywhere": "Give another stage, or look whether the image is of one colour",
+    "the output does not depend on the stage": "Give an earlier stage: this one lies behind what the classifier reads, such as its tokens",
+    "the gradient of the score is zero": "Explain another target, as 'predicted - second'",
+    "the probability is saturated, and its gradient zero": "Let the network return logits instead of probabilities",
+    "no channel weight is positive": "Every feature map speaks against the target: explain the class that is predicted, or a contrast",
+    "the weighted sum of the features is nowhere positive": "The gradient points away from it: explain a contrast, or another stage",
+    "the gradient at the image is zero": "Explain another target, as 'predicted - second'",
+    "the map has one value everywhere": "Give another method, target or stage",
+}
+"""What to try, by reason."""
+
+
+def reasons_of(trace: Trace, metadata: MethodMetadata, raw: Tensor, flagged: Tensor) -> tuple[str | None, ...]:
+    """Why each degenerate map of a batch shows nothing; None for one that shows something. Nothing is computed where all do.
+
+    Args:
+        trace: of the batch.
+        metadata: of the method: what its maps are made of.
+        raw: raw maps `(B, h, w)`.
+        flagged: `(B,)` bool, which maps are degenerate.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        return tuple(_reason(trace, metadata.needs, raw[i], i) if blank else None for i, blank in enumerate(flagged.tolist()))
+
+
+def _reason(trace: Trace, needs: frozenset[Need], raw: Tensor, i: int) -> str:
+    if not bool(torch.isfinite(raw).all()):
+        return "the map is not finite"
+    if raw.numel() == 1:
+        return "the stage has a single cell"
+    if Need.FEATURES in needs:
+        features = trace.features[i]
+        if not bool(features.any()):
+            return "the features are zero everywhere"
+        if bool((features == features[:, :1, :1]).all()):
+            return "the features are the same everywhere"
+    if Need.GRADIENTS in needs:
+        gradients = trace.gradients[i]
+        if not bool(gradients.any()):
+            return _without_gradient(trace, i)
+        if bool((gradients.mean(dim=(1, 2)) <= 0).all()):
+            return "no channel weight is positive"
+    if Need.IMAGE_GRADIENTS in needs and not bool(trace.image_gradients[i].any()):
+        return "the gradient at the image is zero"
+    if Need.FEATURES in needs and not bool(raw.any()):
+        return "the weighted sum of the features is nowhere positive"
+    return "the map has one value everywhere"
+
+
+def _without_gradient(trace: Trace, i: int) -> str:
+    """Whether no output depends on the stage, or the score alone does not."""
+    rows = trace.output[i].flatten()
+    weights = torch.rand(rows.shape, generator=torch.Generator().manual_seed(0)).to(rows)  # softmax and its like leave a sum constant
+    (gradient,) = torch.autograd.grad((rows * weights).sum(), trace.captured, retain_graph=True, allow_unused=True)
+    if gradient is not None and bool(gradient[i].any()):
+        return "the gradient of the score is zero"
+    if trace.classifier.reader.probabilities:
+        return "the probability is saturated, and its gradient zero"
+    return "the output does not depend on the stage"
+
+
+def log_reasons(reasons: Mapping[str, Sequence[str | None]], names: Sequence[str], logged: set[tuple[str, str]]) -> None:
+    """Logs why maps show nothing and what to try, once for each method and reason.
+
+    Args:
+        reasons: by method, one per image.
+        names: of the images.
+        logged: methods and reasons that were logged before; new ones are added.
+    """
+    for method, found in reasons.items():
+        for reason in dict.fromkeys(filter(None, found)):
+            if (method, reason) in logged:
+                continue
+            logged.add((method, reason))
+            name = names[list(found).index(reason)]
+            logger.warning("the map of %s by %s shows nothing: %s. %s.", name, method, reason, ADVICE[reason])

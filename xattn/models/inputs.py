@@ -1,0 +1,153 @@
+"""What a network takes: the number of channels of its images, and the further inputs of its forward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from xattn.errors import InputError, UnsupportedError
+from xattn.models.concurrency import in_this_thread
+from xattn.models.graph import behind
+
+Inputs = Callable[[Tensor], Mapping[str, Any]]
+"""The network's images `(B, C, H, W)`, normalised → its forward's further arguments by name, for these B images."""
+
+RGB = 3
+LAYERS = ("conv1d", "conv2d", "conv3d", "linear", "batch_norm", "group_norm", "embedding")
+OTHER_DATA = {
+    "conv1d": "a Conv1d, over sequences (batch, channels, length)",
+    "conv3d": "a Conv3d, over videos or volumes (batch, channels, frames or depth, height, width)",
+    "embedding": "an Embedding, over indices of tokens",
+}
+
+
+class _Reached(Exception):  # it ends the forward, and is no error
+    """The first layer has run."""
+
+
+class _FirstLayer(TorchFunctionMode):
+    """Ends a forward behind the first layer with weights that takes something made of the image.
+
+    Attributes:
+        kind: the layer's function.
+        given: the channels that it got, or the values per row.
+        takes: those that its weights take.
+        axes: number of axes of its input.
+    """
+
+    def __init__(self, image: Tensor) -> None:
+        super().__init__()
+        self.image = image
+        self.kind = ""
+        self.given = self.takes = self.axes = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        kind = getattr(func, "__name__", "")
+        given = args[0] if args else kwargs.get("input")
+        if kind not in LAYERS or not isinstance(given, Tensor) or not _made_of(given, self.image):
+            return func(*args, **kwargs)
+        self.kind, self.axes = kind, given.dim()
+        self.given = given.shape[-1 if kind == "linear" else 1] if given.dim() > 1 else 0
+        self.takes = _taken(kind, args, kwargs)
+        func(*args, **kwargs)
+        raise _Reached
+
+
+def _made_of(tensor: Tensor, image: Tensor) -> bool:
+    if tensor is image:
+        return True
+    return tensor.grad_fn is not None and any(getattr(node, "variable", None) is image for node in behind(tensor.grad_fn))
+
+
+def _taken(kind: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
+    """The channels, or the values per row, that a layer's weights take; 0 if it has none."""
+    if kind in ("batch_norm", "group_norm"):
+        found = [value for value in (*args[1:], *kwargs.values()) if isinstance(value, Tensor)]
+        return found[0].shape[0] if found else 0
+    weight = args[1] if len(args) > 1 else kwargs["weight"]
+    groups = args[6] if len(args) > 6 else kwargs.get("groups", 1)
+    return int(weight.shape[1]) * int(groups)
+
+
+def input_channels(network: nn.Module, run: Callable[[Tensor], Any], size: tuple[int, int], like: Tensor, name: str) -> int:
+    """The number of channels of the images that a network takes, by its first layer; only that layer is run.
+
+    Args:
+        network: in eval mode.
+        run: normalised images → what the network returns.
+        size: height and width of the images.
+        like: a tensor of the network's precision, on its device.
+        name: of the network in errors.
+
+    Raises:
+        UnsupportedError: its first layer is one over videos, volumes, sequences or tokens.
+    """
+    first, fits = _first_layer(run, RGB, size, like)
+    if fits:
+        return RGB
+    if first.kind == "":
+        convolution = next((module for module in network.modules() if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))), None)
+        if isinstance(convolution, nn.Conv3d):
+            first.kind = "conv3d"
+    if first.kind in OTHER_DATA:
+        raise UnsupportedError(
+            f"xattn explains images (batch, channels, height, width); the first layer of {name} is {OTHER_DATA[first.kind]}. Explain a "
+            "network of images, or wrap this one in a module whose forward makes its input from an image."
+        )
+    if first.given:
+        scaled, rest = divmod(RGB * first.takes, first.given)
+        for count in dict.fromkeys([scaled if rest == 0 else 0, first.takes - first.given + RGB]):
+            if count > 0 and count != RGB and _first_layer(run, count, size, like)[1]:
+                return count
+    return RGB  # the probe of the whole network reports what fails
+
+
+def _first_layer(run: Callable[[Tensor], Any], channels: int, size: tuple[int, int], like: Tensor) -> tuple[_FirstLayer, bool]:
+    """The first layer, and whether it takes images of so many channels."""
+    noise = torch.rand((1, channels, *size), generator=torch.Generator().manual_seed(0))
+    image = noise.to(like).requires_grad_()
+    first = _FirstLayer(image)
+    try:
+        with torch.enable_grad(), first:
+            run(image)
+    except _Reached:
+        return first, not (first.kind == "conv3d" and first.axes == 4)  # which torch takes for one volume without a batch
+    except Exception:  # the probe of the whole network reports it
+        return first, False
+    return first, True
+
+
+@contextmanager
+def supplied(network: nn.Module, inputs: Inputs | None) -> Iterator[None]:
+    """Gives the forwards inside, in this thread, the network's further inputs.
+
+    Args:
+        network: whose forward takes them.
+        inputs: None: it takes images alone.
+
+    Raises:
+        InputError: `inputs` gives no mapping of names.
+    """
+    if inputs is None:
+        yield
+        return
+
+    def add(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        further = inputs(args[0])
+        if not isinstance(further, Mapping):
+            raise InputError(
+                f"inputs gives the forward's further arguments by name, as {{'metadata': …}}; it gave {type(further).__name__}."
+            )
+        return args, {**kwargs, **further}
+
+    handle = network.register_forward_pre_hook(in_this_thread(add), with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
