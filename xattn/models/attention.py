@@ -82,6 +82,7 @@ class _Layers(TorchFunctionMode):
             given.arguments["is_causal"] = False
         given.arguments["need_weights"], given.arguments["average_attn_weights"] = True, False
         output, weights = functional.multi_head_attention_forward(*given.args, **given.kwargs)
+        assert weights is not None
         self.keep(weights if weights._base is None else weights._base)  # the output was computed from the base, not from this view of it
         if not wanted:
             return output, None

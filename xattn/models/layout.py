@@ -126,4 +126,5 @@ def to_nchw(features: Tensor, layout: Layout) -> Tensor:
     cells = tokens[:, layout.prefix : tokens.shape[1] - layout.suffix]
     if layout.order:
         cells = cells[:, list(layout.order)]
-    return cells.transpose(1, 2).unflatten(2, layout.grid_of(cells.shape[1]))
+    height, width = layout.grid_of(cells.shape[1])
+    return cells.transpose(1, 2).reshape(len(cells), -1, height, width)

@@ -238,7 +238,7 @@ def _layouts_of(network: nn.Module, forward: Forward, image: Tensor, events: Seq
 def _last_reached(gradients: Mapping[Node, Tensor], reader: Reader) -> Node | None:
     """The last of some maps that has a cell with a gradient; a class token is no cell."""
     reached = [node for node, gradient in gradients.items() if _cells(gradient, reader).any()]
-    return reached[-1] if reached else next(reversed(gradients), None)
+    return (reached or [*gradients] or [None])[-1]
 
 
 def _moved_tokens(gradient: Tensor | None, reader: Reader) -> tuple[int, ...]:

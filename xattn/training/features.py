@@ -24,8 +24,9 @@ from xattn.data.preprocessing import pixels
 from xattn.errors import InputError, RunError, UnsupportedError
 from xattn.heads.base import Attended
 from xattn.models import Classifier, evaluating
-from xattn.models.capture import captured, to_nchw
+from xattn.models.capture import captured
 from xattn.models.checkpoints import digest_of
+from xattn.models.layout import to_nchw
 from xattn.progress import Progress
 from xattn.training.data import Crops
 from xattn.training.recipe import Recipe
