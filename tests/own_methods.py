@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from xattn.explainers import methods
+from xattn.explainers import Need, methods
 
 QUICK = {
     "integrated-gradients": "integrated-gradients:steps=2",
@@ -11,5 +11,8 @@ QUICK = {
     "rise": "rise:masks=12",
     "smooth-grad": "smooth-grad:samples=2",
 }
-OWN = [QUICK.get(name, name) for name in sorted(methods.entries)]
+LAYERS = {Need.LAYERS, Need.LAYER_GRADIENTS}
+OF_LAYERS = [name for name, entry in sorted(methods.entries.items()) if entry.metadata.needs & LAYERS]
+"""Methods that follow the attention of a transformer's own layers."""
+OWN = [QUICK.get(name, name) for name in sorted(methods.entries) if name not in OF_LAYERS]
 OF_ANY_HEAD = [spec for spec in OWN if spec != "raw-attention"]

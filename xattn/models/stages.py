@@ -94,7 +94,7 @@ def find_stages(network: nn.Module, forward: Forward, image: Tensor, *, named: s
     events = record.by_node()
     pooled: tuple[int, ...] = ()
     last = final = _last_map_before_pooling(root, chain, reader.maps(chain), classes=record.output.shape[1])
-    if last is None:
+    if last is None or _is_embedding(root, last):
         reader.tokens.update(_token_layouts(network, forward, image, chain, events))
         if tokens := [node for node in reader.maps(chain) if len(shape_of(node)) == 3]:
             gradients = _gradients(record, chain, reader)
@@ -152,6 +152,11 @@ def _last_map_before_pooling(root: Node, chain: Sequence[Node], maps: Sequence[N
     while len(maps) > 1 and is_a(maps[-1], ("AdaptiveAvgPool2DBackward", "CloneBackward")):  # a pooling to 7 × 7, a change of layout
         maps = maps[:-1]
     return maps[-1]
+
+
+def _is_embedding(root: Node, last: Node) -> bool:
+    """Whether a map is a convolution's, with neither norm nor activation, and something is learnt over its places afterwards."""
+    return is_a(last, ("ConvolutionBackward",)) and learnt(behind(root, behind(last))) > 0
 
 
 def _convolutional_classifier(maps: Sequence[Node], classes: int) -> Node | None:

@@ -43,9 +43,10 @@ def token_layouts(capture: Capture, image: Tensor, shapes: Mapping[str, tuple[in
     for name, shape in shapes.items():
         if name not in captured:
             continue
-        layout = _read(captured[name], shape, aspect, farthest, known)
-        if layout is None and known is not None:
-            layout = _smaller(captured[name], shape, known)
+        layout = None
+        if known is not None:
+            layout = _read(captured[name], shape, aspect, farthest, known) or _smaller(captured[name], shape, known)
+        layout = layout or _read(captured[name], shape, aspect, farthest, None)
         if layout is None and (guess := _few(shape, aspect, farthest, known)) is not None:
             layout = _ordered(capture, image, name, guess)
         if layout is not None:
@@ -88,7 +89,7 @@ def _read(tensor: Tensor, shape: tuple[int, ...], aspect: float, farthest: float
         shape: of the tensor for one image.
         aspect: logarithm of the image's height over width.
         farthest: as for `token_layouts`.
-        known: the layout of an earlier place.
+        known: the layout of an earlier place, whose ends this one has; None: any ends.
     """
     best: tuple[tuple[float, ...], Layout] | None = None
     for axes, count in _axes(shape):
@@ -98,8 +99,7 @@ def _read(tensor: Tensor, shape: tuple[int, ...], aspect: float, farthest: float
             cells = answers[:, prefix : count - suffix]
             for place, grid in enumerate(_grids(cells.shape[1], aspect, farthest)):
                 hits = _hits(cells, grid)
-                usual = (prefix, suffix) == ((known.prefix, known.suffix) if known else (1, 0))
-                rank = (hits, usual, axes != "NCL", -prefix, -place)
+                rank = (hits, axes != "NCL", prefix == 1, -prefix, -place)
                 if hits >= HITS and (best is None or rank > best[0]):
                     best = rank, Layout(axes, prefix, suffix, grid)
     return None if best is None else best[1]
@@ -127,8 +127,8 @@ def _smaller(tensor: Tensor, shape: tuple[int, ...], known: Layout) -> Layout | 
         height = round(math.sqrt((count - ends) * known.grid[0] / known.grid[1])) if count > ends else 0
         if axes != known.axes or known.order or not 1 < height <= known.grid[0] or (count - ends) % height:
             continue
-        answers = _answers(_moves(Layout(axes).tokens(tensor))[:-1])
-        if answers.amax() < CLEAR:
+        moves = _moves(Layout(axes).tokens(tensor))
+        if _answers(moves[:-1]).amax() < CLEAR and moves[-1].all():
             return Layout(axes, known.prefix, known.suffix, (height, (count - ends) // height))
     return None
 
@@ -138,15 +138,16 @@ def _ends(fixed: Tensor, known: Layout | None) -> list[tuple[int, int]]:
 
     Args:
         fixed: `(L,)` bool, the tokens that do not depend on the image.
-        known: what was found at an earlier place.
+        known: the layout of an earlier place, which has the same; None: any.
     """
     if fixed.any():
         cells = (~fixed).nonzero()[:, 0]
         if not len(cells) or len(cells) != int(cells[-1] - cells[0]) + 1:
             return []
         return [(int(cells[0]), len(fixed) - 1 - int(cells[-1]))]
-    earlier = [(known.prefix, known.suffix)] if known else []
-    return list(dict.fromkeys([*earlier, *((prefix, 0) for prefix in PREFIXES if prefix < len(fixed) - 1)]))
+    if known is not None:
+        return [(known.prefix, known.suffix)] if known.prefix + known.suffix < len(fixed) - 1 else []
+    return [(prefix, 0) for prefix in PREFIXES if prefix < len(fixed) - 1]
 
 
 def _hits(answers: Tensor, grid: tuple[int, int]) -> int:
