@@ -207,8 +207,8 @@ class Trace:
         self._require_layers()
         if self._forward.pooling is not None:
             return _full(by_head(self._forward.pooling.detach(), len(self.images)).mean(dim=1)[:, 0])
-        layers, pooled = self._forward.layers, self.classifier.pooled_tokens
-        shares = torch.zeros(len(self.images), layers[0].shape[-1], device=layers[0].device)
+        layers, pooled = self.layers, self.classifier.pooled_tokens
+        shares = layers[0].new_zeros(len(self.images), layers[0].shape[-1])
         shares[:, list(pooled)] = 1 / len(pooled)
         return shares
 

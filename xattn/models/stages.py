@@ -92,16 +92,16 @@ def find_stages(network: nn.Module, forward: Forward, image: Tensor, *, named: s
     reader = Reader(image.shape[-2] / image.shape[-1])
     reader.learn(behind(root))
     events = record.by_node()
-    pooled: tuple[int, ...] = ()
+    gradients: dict[Node, Tensor] = {}
     last = final = _last_map_before_pooling(root, chain, reader.maps(chain), classes=record.output.shape[1])
     if last is None or _is_embedding(root, last):
         reader.tokens.update(_token_layouts(network, forward, image, chain, events))
         if tokens := [node for node in reader.maps(chain) if len(shape_of(node)) == 3]:
             gradients = _gradients(record, chain, reader)
             last, final = _last_reached(gradients, reader), tokens[-1]
-            pooled = _moved_tokens(gradients.get(final), reader)
     known = [node for node in reader.maps(chain) if node in events]
     last, final = (_before_reordering(_last_until(end, known, chain), known) for end in (last, final))
+    pooled = _moved_tokens(gradients.get(final), reader)
     if last is None or final is None:
         return Stages((), (), _why_none(named, known), reader)
     order = {node: position for position, node in enumerate(chain) if position <= chain.index(final)}

@@ -19,6 +19,7 @@ SIDE = 1 / 6
 HITS = 4  # of the five patches, how many must be answered by a token at their place
 CLEAR = 1.5  # times its mean: so far a token moves for the patch at its place, where places are kept apart
 PREFIXES = range(17)
+FEW = 9
 ORDERED = 100  # the most cells that are looked for one by one
 
 
@@ -95,11 +96,11 @@ def _read(tensor: Tensor, shape: tuple[int, ...], aspect: float, farthest: float
     for axes, count in _axes(shape):
         moves = _moves(Layout(axes).tokens(tensor))
         answers = _answers(moves[:-1])
-        for prefix, suffix in _ends(moves[-1] == 0, known):
+        for prefix, suffix in _ends(moves[-1] == 0, known) if axes != "NCL" else [(0, 0)]:
             cells = answers[:, prefix : count - suffix]
             for place, grid in enumerate(_grids(cells.shape[1], aspect, farthest)):
                 hits = _hits(cells, grid)
-                rank = (hits, axes != "NCL", prefix == 1, -prefix, -place)
+                rank = (hits, axes != "NCL", -prefix, -place)
                 if hits >= HITS and (best is None or rank > best[0]):
                     best = rank, Layout(axes, prefix, suffix, grid)
     return None if best is None else best[1]
@@ -147,7 +148,7 @@ def _ends(fixed: Tensor, known: Layout | None) -> list[tuple[int, int]]:
         return [(int(cells[0]), len(fixed) - 1 - int(cells[-1]))]
     if known is not None:
         return [(known.prefix, known.suffix)] if known.prefix + known.suffix < len(fixed) - 1 else []
-    return [(prefix, 0) for prefix in PREFIXES if prefix < len(fixed) - 1]
+    return [(prefix, 0) for prefix in PREFIXES if prefix == 0 or len(fixed) - prefix >= FEW]  # fewer would answer by chance
 
 
 def _hits(answers: Tensor, grid: tuple[int, int]) -> int:
@@ -162,13 +163,14 @@ def _hits(answers: Tensor, grid: tuple[int, int]) -> int:
     found = 0
     for (row, column), cell in zip(PATCHES, answers.argmax(dim=1).tolist(), strict=True):
         high, wide = divmod(cell, grid[1])
-        near = [_touch(high / grid[0], 1 / grid[0], row), _touch(wide / grid[1], 1 / grid[1], column)]
+        near = [_near(high, grid[0], row), _near(wide, grid[1], column)]
         found += all(near)
     return found
 
 
-def _touch(start: float, length: float, centre: float) -> bool:
-    return start < centre + SIDE / 2 and start + length > centre - SIDE / 2
+def _near(cell: int, cells: int, centre: float) -> bool:
+    """Whether a cell touches a patch along one side, or is less than half a cell from it."""
+    return abs((cell + 0.5) / cells - centre) < SIDE / 2 + 1 / cells
 
 
 def _few(shape: tuple[int, ...], aspect: float, farthest: float, known: Layout | None) -> Layout | None:

@@ -139,7 +139,7 @@ class Study:
             tuple(components[1]),
             source,
             target if target is not None else ("label" if source.labelled else "predicted"),
-            {},
+            planned_stages(classifiers, stage),
             batch_size=batch_size,
             level=level,
             tune=tune,
@@ -151,7 +151,6 @@ class Study:
         )
         for classifier in () if untrained else classifiers:
             refuse_untrained(classifier)
-        self.plan = replace(self.plan, stages=planned_stages(classifiers, stage))
 
     @property
     def images(self) -> list[NamedImage]:
