@@ -97,7 +97,8 @@ def find_stages(network: nn.Module, forward: Forward, image: Tensor, *, named: s
     if last is None or _is_embedding(root, last):
         reader.tokens.update(_token_layouts(network, forward, image, chain, events))
         if tokens := [node for node in reader.maps(chain) if len(shape_of(node)) == 3]:
-            gradients = _gradients(record, chain, reader)
+            maps = reader.maps(chain)
+            gradients = _gradients(record, chain, maps[: maps.index(tokens[-1]) + 1])
             last, final = _last_reached(gradients, reader), tokens[-1]
     known = [node for node in reader.maps(chain) if node in events]
     last, final = (_before_reordering(_last_until(end, known, chain), known) for end in (last, final))
@@ -254,12 +255,11 @@ def _moved_tokens(gradient: Tensor | None, reader: Reader) -> tuple[int, ...]:
     return tuple(found.layout.tokens(gradient)[0].any(dim=1).nonzero()[:, 0].tolist())
 
 
-def _gradients(record: Record, chain: Sequence[Node], reader: Reader) -> dict[Node, Tensor]:
-    """The gradients of the maps on a chain, in its order.
+def _gradients(record: Record, chain: Sequence[Node], maps: Sequence[Node]) -> dict[Node, Tensor]:
+    """The gradients of some maps on a chain, in its order.
 
     They are those of what the last map is pooled to, so that a classifier of zeros, as before training, does not matter.
     """
-    maps = reader.maps(chain)
     gradients: dict[Node, Tensor] = {}
 
     def keep(node: Node) -> Callable[[tuple[Tensor | None, ...]], None]:

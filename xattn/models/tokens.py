@@ -18,7 +18,9 @@ PATCHES = ((0.16, 0.22), (0.22, 0.78), (0.5, 0.42), (0.78, 0.3), (0.84, 0.84))  
 SIDE = 1 / 6
 HITS = 4  # of the five patches, how many must be answered by a token at their place
 CLEAR = 1.5  # times its mean: so far a token moves for the patch at its place, where places are kept apart
-PREFIXES = range(17)
+PREFIXES = range(9)
+ROUNDING = 0.3  # log of 4/3: 7 × 10 cells become 4 × 5
+EQUALS = 0.05
 FEW = 9
 ORDERED = 100  # the most cells that are looked for one by one
 
@@ -47,13 +49,18 @@ def token_layouts(capture: Capture, image: Tensor, shapes: Mapping[str, tuple[in
         layout = None
         if known is not None:
             layout = _read(captured[name], shape, aspect, farthest, known) or _smaller(captured[name], shape, known)
-        layout = layout or _read(captured[name], shape, aspect, farthest, None)
+        layout = layout or _read(captured[name], shape, *_expected(aspect, farthest, known), None)
         if layout is None and (guess := _few(shape, aspect, farthest, known)) is not None:
             layout = _ordered(capture, image, name, guess)
         if layout is not None:
             found[name] = layout
             known = layout if layout.axes != "NCL" else known
     return found
+
+
+def _expected(aspect: float, farthest: float, known: Layout | None) -> tuple[float, float]:
+    """The logarithm of a map's height over width, and how far it may be off: after an earlier map its own, up to rounding."""
+    return (aspect, farthest) if known is None else (math.log(known.grid[0] / known.grid[1]), ROUNDING)
 
 
 def _patched(image: Tensor, row: float, column: float, high: float, wide: float) -> Tensor:
@@ -68,10 +75,10 @@ def _patched(image: Tensor, row: float, column: float, high: float, wide: float)
 
 def _axes(shape: tuple[int, ...]) -> Iterator[tuple[Axes, int]]:
     """The readings of a shape of three axes for one image as tokens, each with their number."""
-    if shape[0] == 1:
+    if shape[0] == 1 and min(shape[1:]) > 1:  # a pooled vector has an axis of length 1
         yield "NLC", shape[1]
         yield "NCL", shape[2]
-    elif shape[1] == 1:
+    elif shape[1] == 1 < min(shape[0], shape[2]):
         yield "LNC", shape[0]
 
 
@@ -93,15 +100,16 @@ def _read(tensor: Tensor, shape: tuple[int, ...], aspect: float, farthest: float
         known: the layout of an earlier place, whose ends this one has; None: any ends.
     """
     best: tuple[tuple[float, ...], Layout] | None = None
+    usual = known.prefix if known else 0
     for axes, count in _axes(shape):
         moves = _moves(Layout(axes).tokens(tensor))
-        answers = _answers(moves[:-1])
+        answers, fixed = _answers(moves[:-1]), bool((moves[-1] == 0).any())
         for prefix, suffix in _ends(moves[-1] == 0, known) if axes != "NCL" else [(0, 0)]:
             cells = answers[:, prefix : count - suffix]
             for place, grid in enumerate(_grids(cells.shape[1], aspect, farthest)):
                 hits = _hits(cells, grid)
                 rank = (hits, axes != "NCL", -prefix, -place)
-                if hits >= HITS and (best is None or rank > best[0]):
+                if hits >= (HITS if fixed or prefix == usual else len(PATCHES)) and (best is None or rank > best[0]):
                     best = rank, Layout(axes, prefix, suffix, grid)
     return None if best is None else best[1]
 
@@ -114,8 +122,9 @@ def _moves(tokens: Tensor) -> Tensor:
 
 
 def _answers(moves: Tensor) -> Tensor:
-    """How far each token moves for each patch, over its mean for all patches."""
-    return moves / moves.mean(dim=0).clamp(min=torch.finfo(torch.double).tiny)
+    """How far each token moves for each patch, over its mean for all patches; of equals, those that move farthest come first."""
+    tiny = torch.finfo(torch.double).tiny
+    return moves / moves.mean(dim=0).clamp(min=tiny) * (1 + EQUALS * moves / moves.amax(dim=1, keepdim=True).clamp(min=tiny))
 
 
 def _smaller(tensor: Tensor, shape: tuple[int, ...], known: Layout) -> Layout | None:
