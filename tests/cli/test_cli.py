@@ -14,6 +14,7 @@ from tests import networks
 from tests.data.test_images import bad_files
 from xattn.cli import main
 from xattn.explainers import methods
+from xattn.heads import heads
 from xattn.metrics import PROTOCOLS, metrics
 
 MODEL = ["--model", f"{networks.__file__}:small", "--input-size", "32", "--resize", "36", "--workers", "0", "--device", "cpu"]
@@ -36,7 +37,8 @@ def test_explain_leaves_scores_a_table_and_a_figure_and_tells_the_stage(folder: 
     assert result.exit_code == 0, result.output
     for name in ("run.json", "scores.csv", "table.csv", "figures/grid.png"):
         assert (tmp_path / "run" / name).stat().st_size > 0
-    assert "stage 3 (16 × 8 × 8); others: 1, 2" in result.stderr
+    assert "stage 3 (16 × 8 × 8): the last map that every path from the image to the output crosses" in result.stderr
+    assert "other stages: 1, 2" in result.stderr
     assert "resize 36 (bilinear), crop 32×32, mean 0.485 0.456 0.406" in result.stderr
     assert "grad-cam++" in result.stdout
     assert "stage" not in result.stdout
@@ -81,7 +83,7 @@ def test_bad_files_end_with_3_and_are_named_on_stderr(folder: Path, tmp_path: Pa
         (["--stage", "9"], 2, "Unknown stage '9'"),
         (["--target", "cat"], 2, "has no labels: pass labels, or an index"),
         (["--target", "label"], 2, "needs a label for every image"),
-        (["--mean", "a,b,c"], 2, "three numbers are needed"),
+        (["--mean", "a,b,c"], 2, "numbers are needed, one for each channel"),
         (["--head", "br-npaa"], 2, "Unknown head"),
         (["--weights", "nowhere.pth"], 2, "there is no weights file 'nowhere.pth'"),
         (["--device", "gpu"], 2, "device 'gpu' cannot be used here"),
@@ -169,7 +171,7 @@ def test_list_shows_every_registered_part_with_its_settings_and_cautions() -> No
     assert {entry["name"] for entry in entries} == set(metrics.entries)
     assert next(entry for entry in entries if entry["name"] == "insertion")["settings"]["protocol"] == "ca-stream"
     assert {line.split()[0] for line in run("list", "protocols").stdout.splitlines()} == set(PROTOCOLS)
-    assert [line.split()[0] for line in run("list", "heads").stdout.splitlines()] == ["b-cnn", "br-npa", "ca-stream", "gap"]
+    assert [line.split()[0] for line in run("list", "heads").stdout.splitlines()] == sorted(heads.entries)
     assert "torchvision:resnet50" in run("list", "models").stdout.split()
 
 

@@ -98,8 +98,9 @@ def test_finer_cam_of_a_contrast_is_grad_cam_of_it_and_of_what_has_no_classes_an
     assert torch.equal(run("finer-cam", classifier, images, contrast), run("grad-cam", classifier, images, contrast))
     with pytest.raises(UnsupportedError, match="finer-cam compares a class with similar ones, and a similarity has none"):
         run("finer-cam", classifier, images, Similarity(torch.ones(5)))
+    one = xattn.attach(networks.small(1).double(), input_size=32, resize=36, multi_label=True)
     with pytest.raises(UnsupportedError, match="gives a single logit. Use grad-cam"):
-        run("finer-cam", double(networks.small(1)), images, torch.tensor([0, 0, 0]))
+        run("finer-cam", one, images, torch.tensor([0, 0, 0]))
     with pytest.raises(SettingError, match="at least one class; got similar=0"):
         methods.create("finer-cam:similar=0")
     with pytest.raises(SettingError, match="got alpha=-1"):

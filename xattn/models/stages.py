@@ -102,7 +102,6 @@ def find_stages(network: nn.Module, forward: Forward, image: Tensor, *, named: s
             last, final = _last_reached(gradients, reader), tokens[-1]
     known = [node for node in reader.maps(chain) if node in events]
     last, final = (_before_reordering(_last_until(end, known, chain), known) for end in (last, final))
-    pooled = _moved_tokens(gradients.get(final), reader)
     if last is None or final is None:
         return Stages((), (), _why_none(named, known), reader)
     order = {node: position for position, node in enumerate(chain) if position <= chain.index(final)}
@@ -112,7 +111,7 @@ def find_stages(network: nn.Module, forward: Forward, image: Tensor, *, named: s
     before = cuts.index(next(event for event in cuts if event.node is last)) + 1
     found = [_stage(event, reader.read(event.shape), image, record, CROSSED) for event in cuts]
     found[before - 1] = replace(found[before - 1], found=POOLED if last is final else BEFORE_CLASS)
-    return Stages(tuple(found[:before]), tuple(found[before:]), "", reader, pooled)
+    return Stages(tuple(found[:before]), tuple(found[before:]), "", reader, _moved_tokens(gradients.get(final), reader))
 
 
 def _last_until(end: Node | None, maps: Sequence[Node], chain: Sequence[Node]) -> Node | None:
@@ -244,7 +243,8 @@ def _layouts_of(network: nn.Module, forward: Forward, image: Tensor, events: Seq
 def _last_reached(gradients: Mapping[Node, Tensor], reader: Reader) -> Node | None:
     """The last of some maps that has a cell with a gradient; a class token is no cell."""
     reached = [node for node, gradient in gradients.items() if _cells(gradient, reader).any()]
-    return (reached or [*gradients] or [None])[-1]
+    every: list[Node] = reached or [*gradients]
+    return every[-1] if every else None
 
 
 def _moved_tokens(gradient: Tensor | None, reader: Reader) -> tuple[int, ...]:
