@@ -21,7 +21,7 @@ LAYERS = frozenset({Need.LAYERS})
 WITH_GRADIENTS = frozenset({Need.LAYERS, Need.LAYER_GRADIENTS})
 
 
-@register("attention", needs=LAYERS, source="Vaswani et al. 2017, Eq. 1; Dosovitskiy et al. 2021, App. D.7", caution=CLASS_FREE)
+@register("attention", needs=LAYERS, source="Vaswani et al. 2017, Eq. 1", caution=CLASS_FREE)
 @dataclass(frozen=True)
 class LayerAttention:
     """Attention of one layer: what the tokens that are classified attend to there.
@@ -84,7 +84,7 @@ def generic_attention(trace: Trace) -> Tensor:
     return _map(trace, _followed(trace, ((attention * gradient).relu().mean(dim=1) for attention, gradient in pairs)))
 
 
-@register("legrad", needs=LAYERS, source="Bousselham et al. 2024, Eq. 6–10")
+@register("legrad", needs=LAYERS, source="Bousselham et al. 2024")
 def legrad(trace: Trace) -> Tensor:
     """Mean over layers, heads and queries of the positive gradient, with respect to a layer's attention, of that layer's own score.
 

@@ -13,7 +13,7 @@ from xattn.errors import SettingError
 from xattn.heads.base import Attended, ClassifierHead, HeadMetadata, HeadSettings, NetworkInfo, attention_over_positions, heads
 
 
-@heads.register("ep", HeadMetadata(source="Psomas et al. 2025, Sec. 3", replaces="classifier"))
+@heads.register("ep", HeadMetadata(source="Psomas et al. 2025", replaces="classifier"))
 @dataclass(frozen=True)
 class EfficientProbing(HeadSettings):
     """Learnt queries attend to the features without a key projection; each weights its own slice of projected values; → linear.
