@@ -248,3 +248,14 @@ def test_a_pickled_network_is_refused_with_the_lines_that_convert_it(tmp_path: P
     assert len(lines) == 2
     exec("\n".join(lines), {"torch": torch})  # as the user would
     assert xattn.load(factory(tmp_path), weights=tmp_path / "whole.weights.pth", **SHAPE).class_count == 7
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_file_without_the_counters_of_batch_norms_loads_as_old_ones_are(prefix: str, tmp_path: Path, images: Tensor) -> None:
+    state = networks.small(7).state_dict()
+    counters = [key for key in state if key.endswith("num_batches_tracked")]
+    assert counters
+    torch.save({f"{prefix}{key}": value for key, value in state.items() if key not in counters}, tmp_path / "old.pth")
+    clf = xattn.load(factory(tmp_path), weights=tmp_path / "old.pth", **SHAPE)
+    expected = xattn.attach(networks.small(7), input_size=32, resize=36)
+    assert torch.equal(clf.predict(images[:2]), expected.predict(images[:2]))
