@@ -190,8 +190,8 @@ def test_a_head_that_was_never_trained_is_refused_unless_asked_for(images: Tenso
 def test_a_query_per_class_is_that_of_the_network_s_prediction_and_in_training_the_label_s(images: Tensor) -> None:
     clf = attached(networks.small().double(), "ca-stream:per_class=true", input_size=32, resize=36)
     pictures = images.double()
-    with torch.no_grad():
-        clf.head.query.mul_(100)
+    with torch.no_grad():  # so far apart that each attends to places of its own
+        clf.head.query.copy_(100 * torch.randn(clf.head.query.shape, generator=torch.Generator().manual_seed(0)))
     predicted = attached(clf.network, "gap", input_size=32, resize=36).predict(pictures).argmax(dim=1)
     with torch.no_grad():
         assert torch.equal(clf(pictures), clf(pictures, predicted))
