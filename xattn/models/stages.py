@@ -99,7 +99,9 @@ def find_stages(network: nn.Module, forward: Forward, image: Tensor, *, named: s
         if tokens := [node for node in reader.maps(chain) if len(shape_of(node)) == 3]:
             maps = reader.maps(chain)
             gradients = _gradients(record, chain, maps[: maps.index(tokens[-1]) + 1])
-            last, final = _last_reached(gradients, reader), tokens[-1]
+            before = behind(tokens[-1])
+            is_end = learnt(behind(root, before)) < learnt(before)
+            last, final = (_last_reached(gradients, reader), tokens[-1]) if is_end else (None, None)
     known = [node for node in reader.maps(chain) if node in events]
     last, final = (_before_reordering(_last_until(end, known, chain), known) for end in (last, final))
     if last is None or final is None:
@@ -108,10 +110,10 @@ def find_stages(network: nn.Module, forward: Forward, image: Tensor, *, named: s
     cuts = _outermost(record.root, order, final, reader)
     cuts += [events[node][0] for node in dict.fromkeys([last, final]) if all(event.node is not node for event in cuts)]
     cuts.sort(key=lambda event: order[event.node])
-    before = cuts.index(next(event for event in cuts if event.node is last)) + 1
+    count = cuts.index(next(event for event in cuts if event.node is last)) + 1
     found = [_stage(event, reader.read(event.shape), image, record, CROSSED) for event in cuts]
-    found[before - 1] = replace(found[before - 1], found=POOLED if last is final else BEFORE_CLASS)
-    return Stages(tuple(found[:before]), tuple(found[before:]), "", reader, _moved_tokens(gradients.get(final), reader))
+    found[count - 1] = replace(found[count - 1], found=POOLED if last is final else BEFORE_CLASS)
+    return Stages(tuple(found[:count]), tuple(found[count:]), "", reader, _moved_tokens(gradients.get(final), reader))
 
 
 def _last_until(end: Node | None, maps: Sequence[Node], chain: Sequence[Node]) -> Node | None:

@@ -21,7 +21,8 @@ CLEAR = 1.5  # times its mean: so far a token moves for the patch at its place, 
 PREFIXES = range(9)
 ROUNDING = 0.3  # log of 4/3: 7 × 10 cells become 4 × 5
 EQUALS = 0.05
-FEW = 9
+FEW = 9  # so few cells would answer by chance
+FEWEST = 4  # of a map that is known by an earlier one, or by tokens that do not depend on the image
 ORDERED = 100  # the most cells that are looked for one by one
 
 
@@ -48,7 +49,7 @@ def token_layouts(capture: Capture, image: Tensor, shapes: Mapping[str, tuple[in
             continue
         layout = None
         if known is not None:
-            layout = _read(captured[name], shape, aspect, farthest, known) or _smaller(captured[name], shape, known)
+            layout = _read(captured[name], shape, *_expected(aspect, farthest, known), known) or _smaller(captured[name], shape, known)
         layout = layout or _read(captured[name], shape, *_expected(aspect, farthest, known), None)
         if layout is None and (guess := _few(shape, aspect, farthest, known)) is not None:
             layout = _ordered(capture, image, name, guess)
@@ -106,6 +107,8 @@ def _read(tensor: Tensor, shape: tuple[int, ...], aspect: float, farthest: float
         answers, fixed = _answers(moves[:-1]), bool((moves[-1] == 0).any())
         for prefix, suffix in _ends(moves[-1] == 0, known) if axes != "NCL" else [(0, 0)]:
             cells = answers[:, prefix : count - suffix]
+            if cells.shape[1] < (FEWEST if fixed or known else FEW):
+                continue
             for place, grid in enumerate(_grids(cells.shape[1], aspect, farthest)):
                 hits = _hits(cells, grid)
                 rank = (hits, axes != "NCL", -prefix, -place)
@@ -157,7 +160,7 @@ def _ends(fixed: Tensor, known: Layout | None) -> list[tuple[int, int]]:
         return [(int(cells[0]), len(fixed) - 1 - int(cells[-1]))]
     if known is not None:
         return [(known.prefix, known.suffix)] if known.prefix + known.suffix < len(fixed) - 1 else []
-    return [(prefix, 0) for prefix in PREFIXES if prefix == 0 or len(fixed) - prefix >= FEW]  # fewer would answer by chance
+    return [(prefix, 0) for prefix in PREFIXES if prefix < len(fixed) - 1]
 
 
 def _hits(answers: Tensor, grid: tuple[int, int]) -> int:
