@@ -51,7 +51,7 @@ SOME_FAILED = 3
 )
 @click.option("--multi-label", is_flag=True, help="Outputs are labels that stand alone: probabilities are sigmoids, not softmax.")
 @click.option("--regression", is_flag=True, help="Outputs are values, not logits: maps, and metrics of the map alone.")
-@click.option("--stage", help="Module whose feature map is explained; default: the input of the pooling.")
+@click.option("--stage", help="Module whose feature map is explained; default: the last map that the output depends on.")
 @click.option(
     "--method", "methods", multiple=True, help=f"{COMPONENT}; see `xattn list methods`. Repeatable; some CAMs and controls if none."
 )

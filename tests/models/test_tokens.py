@@ -17,6 +17,7 @@ from xattn.explainers.trace import trace
 from xattn.models import Classifier, Layout
 from xattn.models.attention import attention_kept, between_tokens, by_head
 from xattn.models.layout import other_tokens, to_nchw
+from xattn.models.tokens import token_layouts
 
 timm = pytest.importorskip("timm")
 transformers = pytest.importorskip("transformers")
@@ -212,3 +213,17 @@ def test_a_head_reads_the_last_tokens_also_where_a_class_token_alone_is_classifi
     assert not torch.allclose(logits, network(stream.normalise(images)))
     with pytest.raises(UnsupportedError, match="ca-stream replaces the pooled vector"):
         attached("distillation token", head="ca-stream")
+
+
+def test_the_order_of_tokens_is_found_cell_by_cell_and_what_answers_nowhere_is_no_map() -> None:
+    order = torch.randperm(20, generator=torch.Generator().manual_seed(0))
+
+    def capture(images: Tensor) -> dict[str, Tensor]:
+        cells = nn.functional.adaptive_avg_pool2d(images, (4, 5)).flatten(2).transpose(1, 2)
+        return {"own order": cells[:, order], "the mean": cells.mean(dim=1, keepdim=True) * torch.ones(20, 1)}
+
+    image = torch.rand(1, 3, 32, 40, generator=torch.Generator().manual_seed(1))
+    found = token_layouts(capture, image, {"own order": (1, 20, 3), "the mean": (1, 20, 3)}, farthest=0.7)
+    assert set(found) == {"own order"}
+    map_of_order = to_nchw(capture(image)["own order"], found["own order"])
+    assert torch.equal(map_of_order, nn.functional.adaptive_avg_pool2d(image, (4, 5)))

@@ -47,10 +47,11 @@ def token_layouts(capture: Capture, image: Tensor, shapes: Mapping[str, tuple[in
     for name, shape in shapes.items():
         if name not in captured:
             continue
+        tensor, expected = captured[name], _expected(aspect, farthest, known)
         layout = None
         if known is not None:
-            layout = _read(captured[name], shape, *_expected(aspect, farthest, known), known) or _smaller(captured[name], shape, known)
-        layout = layout or _read(captured[name], shape, *_expected(aspect, farthest, known), None)
+            layout = _read(tensor, shape, *expected, known) or _smaller(tensor, shape, known)
+        layout = layout or _read(tensor, shape, *expected, None)
         if layout is None and (guess := _few(shape, aspect, farthest, known)) is not None:
             layout = _ordered(capture, image, name, guess)
         if layout is not None:
@@ -164,14 +165,12 @@ def _ends(fixed: Tensor, known: Layout | None) -> list[tuple[int, int]]:
 
 
 def _hits(answers: Tensor, grid: tuple[int, int]) -> int:
-    """How many patches are answered most by a cell that they touch.
+    """How many patches are answered most by a cell that they touch, or nearly do.
 
     Args:
         answers: `(5, h·w)`.
         grid: h and w.
     """
-    if grid == (1, 1):
-        return 0
     found = 0
     for (row, column), cell in zip(PATCHES, answers.argmax(dim=1).tolist(), strict=True):
         high, wide = divmod(cell, grid[1])
