@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import gc
 import logging
+import multiprocessing
 import sys
 import warnings
 from collections import Counter
@@ -186,21 +187,31 @@ def page(found: list[Outcome]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def swept(name: str) -> Outcome:
+    """What becomes of a network, in a process of its own."""
+    found = outcome(name, dict(networks())[name])
+    gc.collect()
+    return found
+
+
+def prepare() -> None:
+    """What a process needs before its first network."""
+    torch.set_num_threads(1)
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("beginning", nargs="*", help="names of networks, or how they begin; without any, all are swept and written down")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--jobs", type=int, default=2, help="networks at a time, a thread each")
     asked = parser.parse_args()
-    torch.set_num_threads(asked.threads)
-    logging.disable(logging.WARNING)
-    warnings.simplefilter("ignore")
+    names = [name for name, _ in networks() if not asked.beginning or name.startswith(tuple(asked.beginning))]
     found = []
-    for name, make in networks():
-        if asked.beginning and not name.startswith(tuple(asked.beginning)):
-            continue
-        found.append(outcome(name, make))
-        print(" ".join(f"{found[-1].name}: {found[-1].kind}. {found[-1].stage} {found[-1].detail}".split())[:300], flush=True)
-        gc.collect()
+    with multiprocessing.get_context("spawn").Pool(asked.jobs, initializer=prepare) as pool:
+        for each in pool.imap(swept, names):
+            found.append(each)
+            print(" ".join(f"{each.name}: {each.kind}. {each.stage} {each.detail}".split())[:300], flush=True)
     if not asked.beginning:
         RESULT.write_text(page(found), encoding="utf-8")
     if any(each.kind in ("wrong", "crash") for each in found):

@@ -3,7 +3,7 @@
 from xattn.birds.data import SketchBirds, scene_of
 from xattn.birds.drawing import Masks, masks, pixels, render, subsets
 from xattn.birds.ground_truth import Effects, effects, in_parts, rank_correlation, share_inside
-from xattn.birds.network import SmallResNet, small_resnet
+from xattn.birds.network import SmallResNet, small_resnet, small_vit
 from xattn.birds.pretrained import pretrained_names
 from xattn.birds.scene import CLASSES, PARTS, Scene, scene, sufficient
 
@@ -26,6 +26,7 @@ __all__ = [
     "scene_of",
     "share_inside",
     "small_resnet",
+    "small_vit",
     "subsets",
     "sufficient",
     "weights",

@@ -1,9 +1,10 @@
-"""The small residual network of the shipped classifiers: a ResNet-18 of a quarter of the width, whose stem keeps the resolution."""
+"""The small networks of the shipped classifiers: a ResNet-18 of a quarter of the width, whose stem keeps the resolution, and a ViT."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
+from torchvision.models.vision_transformer import VisionTransformer
 
 from xattn.birds.scene import CLASSES
 
@@ -47,5 +48,10 @@ class SmallResNet(nn.Module):
 
 
 def small_resnet() -> SmallResNet:
-    """The network with one output per class of SketchBirds, and random weights."""
+    """The residual network with one output per class of SketchBirds, and random weights."""
     return SmallResNet(len(CLASSES))
+
+
+def small_vit() -> VisionTransformer:
+    """torchvision's vision transformer for pictures of 64 × 64, with random weights: 16 × 16 patches and a class token, 0.8 million parameters."""
+    return VisionTransformer(64, patch_size=4, num_layers=6, num_heads=4, hidden_dim=128, mlp_dim=256, num_classes=len(CLASSES))

@@ -7,14 +7,16 @@ from pathlib import Path
 from xattn.errors import NameUnknownError
 
 PREFIX = "birds:"
-NETWORK = f"{PREFIX}gap"  # whose network the other heads are put on
-FRESH = "xattn.birds:small_resnet"  # the same network before training
+NETWORKS = {  # those on which heads are put → what builds them, with random weights
+    f"{PREFIX}gap": "xattn.birds:small_resnet",
+    f"{PREFIX}vit": "xattn.birds:small_vit",
+}
 FOLDER = Path(__file__).parent / "weights"
 
 
 def pretrained_names() -> list[str]:
     """Names that `xattn.load` takes."""
-    return sorted((f"{PREFIX}{path.stem}" for path in FOLDER.glob("*.safetensors")), key=lambda name: (name != NETWORK, name))
+    return sorted((f"{PREFIX}{path.stem}" for path in FOLDER.glob("*.safetensors")), key=lambda name: (name not in NETWORKS, name))
 
 
 def file_of(name: str) -> Path:

@@ -189,7 +189,7 @@ def _saved_file(model: str, weights: str | Path | None, given: dict[str, object]
 
 def own_file(model: str) -> str | None:
     """The xattn file, with its head, that a name means; None if it means a network."""
-    if model.startswith(pretrained.PREFIX) and model != pretrained.NETWORK:
+    if model.startswith(pretrained.PREFIX) and model not in pretrained.NETWORKS:
         return str(pretrained.file_of(model))
     return model if model.endswith(".safetensors") else None
 

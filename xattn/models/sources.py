@@ -53,7 +53,7 @@ def build(request: Request) -> Built:
 
 def is_code(model: str) -> bool:
     """Whether building the named network imports and runs code that is neither xattn's nor a library's."""
-    return model != pretrained.FRESH and model.partition(":")[0] not in _SOURCES
+    return model not in pretrained.NETWORKS.values() and model.partition(":")[0] not in _SOURCES
 
 
 def absolute(model: str) -> str:
@@ -162,7 +162,7 @@ def _from_timm(request: Request) -> Built:
 def _from_birds(request: Request) -> Built:
     file = pretrained.file_of(request.model)
     header = read_header(file)
-    network = birds.small_resnet()
+    network = getattr(birds, pretrained.NETWORKS[request.model].partition(":")[2])()
     state = request.state
     if state is None:
         fit_weights(network, split_weights(file)[0], request.model)
