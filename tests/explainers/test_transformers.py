@@ -192,3 +192,22 @@ def test_what_cannot_be_followed_is_refused_with_what_to_do(images: Tensor, tmp_
         headed = xattn.attach(vit().network, input_size=32, head="br-npa:n=2", name="headed")
     with pytest.raises(UnsupportedError, match="br-npa:n=2 replaces it"):
         xattn.explain(headed, images[:1], ["rollout"], untrained=True)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("spec", METHODS)
+def test_a_gpu_gives_the_cpu_s_maps_of_tokens(spec: str, images: Tensor) -> None:
+    clf = small("class")
+    expected = xattn.explain(clf, images.double(), methods=[spec])
+    found = xattn.explain(clf.cuda(), images.double().cuda(), methods=[spec])
+    assert torch.allclose(found[spec].cpu(), expected[spec], atol=1e-6)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_gives_the_attention_of_torch_s_own_layers(images: Tensor) -> None:
+    network = networks.seeded(lambda: torchvision.models.VisionTransformer(32, 8, 2, 2, 16, 32, num_classes=4))
+    nn.init.normal_(network.heads.head.weight)
+    clf = xattn.attach(network.double().eval(), input_size=32)
+    expected = xattn.explain(clf, images.double(), methods=OF_LAYERS)
+    found = xattn.explain(clf.cuda(), images.double().cuda(), methods=OF_LAYERS)
+    assert all(torch.allclose(found[name].cpu(), expected[name], atol=1e-6) for name in OF_LAYERS)

@@ -19,7 +19,7 @@ import xattn
 from tests import networks
 from xattn.errors import InputError, SettingError, UnsupportedError
 from xattn.explainers import trace
-from xattn.heads import representatives
+from xattn.heads import heads, representatives
 from xattn.models import Classifier
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
@@ -312,3 +312,11 @@ def test_a_head_trains_in_a_loop_of_one_s_own_and_under_ddp(head: str, images: T
     finally:
         torch.distributed.destroy_process_group()
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("head", heads.entries)
+def test_a_gpu_gives_the_cpu_s_answers_of_every_head(head: str, images: Tensor) -> None:
+    clf = attached(networks.small().double(), head, input_size=32, resize=36)
+    expected = clf.predict(images.double())
+    assert torch.allclose(clf.cuda().predict(images.double().cuda()).cpu(), expected, atol=1e-8)
