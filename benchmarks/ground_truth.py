@@ -17,11 +17,14 @@ from trained import drawn
 
 import xattn
 from xattn.birds import PARTS, Scene, SketchBirds, effects, in_parts, masks, pixels, rank_correlation, share_inside
+from xattn.explainers import Need, methods
 from xattn.inference import Predictor, Tuning
 from xattn.metrics.statistics import paired
 
 HEADS = ("gap", "ca-stream", "b-cnn", "br-npa", "br-npa-high-res")
 METHODS = ("activation-map", "grad-cam", "grad-cam++", "score-cam", "guided-backprop", "guided-grad-cam", "raw-attention")
+ON_TOKENS = ("vit", "vit-ca-stream")
+TOKEN_METHODS = ("activation-map", "grad-cam", "grad-cam++", "layer-cam", "hires-cam", "score-cam", "integrated-gradients", "smooth-grad")
 CONTROLS = ("random", "centre", "edges")
 CHUNK = 20
 
@@ -35,8 +38,11 @@ def _images(scenes: Sequence[Scene]) -> Tensor:
     return torch.stack([pixels(scene) for scene in scenes]).float() / 255
 
 
-def _methods(head: str) -> list[str]:
-    return [*(method for method in METHODS if head != "gap" or method != "raw-attention"), *CONTROLS]
+def _methods(name: str) -> list[str]:
+    if name in ON_TOKENS:
+        of_layers = sorted(method for method, entry in methods.entries.items() if Need.LAYERS in entry.metadata.needs)
+        return [*TOKEN_METHODS, *of_layers, *(["raw-attention"] if name != "vit" else []), *CONTROLS]
+    return [*(method for method in METHODS if name != "gap" or method != "raw-attention"), *CONTROLS]
 
 
 @cache
@@ -90,12 +96,11 @@ def _of(frame: pd.DataFrame, method: str, column: str) -> Tensor:
     return torch.tensor(frame[frame["method"] == method][column].to_numpy(dtype=float))
 
 
-def effects_page(folder: Path, count: int) -> str:
-    """Rank correlation with the true effects, and energy inside the bird, by head and method."""
-    frames = {head: _kept(folder, head, count, _effects) for head in HEADS}
-    table = [
+def _ranked(frames: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Rank correlation with the true effects, and energy inside the bird, by classifier and method."""
+    rows = [
         {
-            "classifier": f"birds:{head}",
+            "classifier": f"birds:{name}",
             "method": method,
             "ρ with Shapley ↑": cell(_of(frame, method, "shapley")),
             "ρ with removal ↑": cell(_of(frame, method, "removal")),
@@ -103,9 +108,25 @@ def effects_page(folder: Path, count: int) -> str:
             "energy in the bird, % ↑": cell(100 * _of(frame, method, "inside"), 1),
             "without contrast, %": f"{100 * float(_of(frame, method, 'empty').mean()):.1f}",
         }
-        for head, frame in frames.items()
-        for method in _methods(head)
+        for name, frame in frames.items()
+        for method in _methods(name)
     ]
+    return pd.DataFrame(rows)
+
+
+def _about(count: int, area: float) -> str:
+    return (
+        f"Spearman's ρ, within each of n = {count} test birds, between the mean of the mask in a part's visible pixels and the part's true "
+        "effect on the label's logit: its Shapley value over all 2⁵ renders of the bird with and without its parts, and what its removal "
+        "from the whole bird costs. Mean ± 95 % interval over the birds whose map is not constant in the parts; in the questions a "
+        f"constant map counts as ρ = 0. One network a head. The bird covers {area:.1f} % of the picture: so much energy would lie in it by "
+        "chance."
+    )
+
+
+def effects_page(folder: Path, count: int) -> str:
+    """Maps of heads on the residual network against true effects."""
+    frames = {head: _kept(folder, head, count, _effects) for head in HEADS}
     lines = []
     for head in HEADS[1:]:
         for method in ("grad-cam", "grad-cam++"):
@@ -116,14 +137,21 @@ def effects_page(folder: Path, count: int) -> str:
         against = paired(_of(frames["gap"], method, "shapley"), _of(frames["gap"], "random", "shapley")).difference
         lines.append(question(f"birds:gap: does {method} rank the parts better than noise?", against))
     area = 100 * float(frames["gap"]["area"].mean())
-    about = [
-        f"Spearman's ρ, within each of n = {count} test birds, between the mean of the mask in a part's visible pixels and the part's true "
-        "effect on the label's logit: its Shapley value over all 2⁵ renders of the bird with and without its parts, and what its removal "
-        "from the whole bird costs. Mean ± 95 % interval over the birds whose map is not constant in the parts; in the questions a "
-        "constant map counts as ρ = 0. One network a head. The bird covers "
-        f"{area:.1f} % of the picture: so much energy would lie in it by chance.",
-    ]
-    return page("Do maps rank the parts as the network does?", about, pd.DataFrame(table), lines)
+    return page("Do maps rank the parts as the network does?", [_about(count, area)], _ranked(frames), lines)
+
+
+def tokens_page(folder: Path, count: int) -> str:
+    """Maps of the vision transformer, and of a stream beside it, against true effects."""
+    frames = {name: _kept(folder, name, count, _effects) for name in ON_TOKENS}
+    lines = []
+    for name, frame in frames.items():
+        grad_cam = _of(frame, "grad-cam", "shapley").nan_to_num(0)
+        for method in _methods(name):
+            if method != "grad-cam":
+                text = f"birds:{name}: does {method} rank the parts better than grad-cam?"
+                lines.append(question(text, paired(_of(frame, method, "shapley").nan_to_num(0), grad_cam).difference))
+    area = 100 * float(frames["vit"]["area"].mean())
+    return page("Do maps of a vision transformer rank the parts as it does?", [_about(count, area)], _ranked(frames), lines)
 
 
 def order_page(folder: Path, count: int) -> str:
@@ -208,10 +236,10 @@ def spurious_page(folder: Path, count: int) -> str:
                     "brighter in the cue than in the bird, % of pictures": cell(100 * _of(frame, method, "brighter"), 1),
                 }
             )
-    methods = [method for method in _methods("gap") if method not in CONTROLS]
+    found = [method for method in _methods("gap") if method not in CONTROLS]
     led = frames["gap-spurious"]["cue_effect"] > 0  # in the other pictures the cue speaks against the answer
     lines = []
-    for method in methods:
+    for method in found:
         there, elsewhere = (100 * _of(frame[led.to_numpy()], method, "cue") for frame in (frames["gap-spurious"], frames["gap"]))
         text = f"does {method} go to the cue where the answer rests on it?"
         lines.append(question(text, paired(there, elsewhere).difference))

@@ -301,6 +301,10 @@ class Papers:
         """Maps against true effects."""
         return ground_truth.effects_page(self.work / "truth", self.budget.true)
 
+    def tokens(self) -> str:
+        """Maps of a vision transformer against true effects."""
+        return ground_truth.tokens_page(self.work / "tokens", self.budget.true)
+
     def order(self) -> str:
         """What ranked maps lie on."""
         return ground_truth.order_page(self.work / "order", self.budget.true)
@@ -342,6 +346,7 @@ def _beside(printed: Sequence[float] | None) -> Line:
 TABLES: dict[str, Callable[[Papers], str]] = {
     "cross-attention": Papers.cross_attention,
     "truth": Papers.truth,
+    "tokens": Papers.tokens,
     "order": Papers.order,
     "spurious": Papers.spurious,
     "selection": Papers.selection,
