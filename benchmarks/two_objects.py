@@ -95,9 +95,9 @@ def main(data: Path, pairs: int, threads: int) -> None:
                 text = f"{model}: does {name} tell the two apart better than grad-cam?"
                 lines.append(question(text, paired(values.nan_to_num(50), found["grad-cam"].nan_to_num(50)).difference, 1))
     about = [
-        f"Two photographs side by side, the middle half of each; {pairs} pairs or fewer of those that the network is surest of. "
-        "Each is explained for both classes; mean ± 95 % interval over the pairs of the share of the mask's energy in the half of the class asked "
-        "for. By chance, and for a method that asks for no class: 50 %. In the questions a blank map counts as 50 %.",
+        f"Two photographs side by side, the middle half of each; {pairs} pairs or fewer of those that the network is surest of. Each is "
+        "explained for both classes. Mean ± 95 % interval over the pairs of the share of the mask's energy that lies in the half of the "
+        "class asked for. By chance, and for a method that asks for no class: 50 %. In the questions a blank map counts as 50 %.",
         "Made by `benchmarks/two_objects.py`.",
     ]
     RESULT.write_text(page("Do maps tell two objects apart?", about, pd.DataFrame(rows), lines), encoding="utf-8")
