@@ -163,11 +163,11 @@ def train(
         if is_first_process():
             click.echo(line, err=True)
 
-    place = classifier.stage()
+    read = ", ".join(map(str, classifier.attachment.stages or [classifier.stage()]))
     what = "head and network" if recipe.backbone else "the head alone"
     say(f"{classifier.name} · {classifier.head_name} · {classifier.class_count} classes · {classifier.device}: {what}")
     say(f"  {classifier.preprocessing}")
-    say(f"  reads {place}")
+    say(f"  reads {read}")
     if teacher is not None:
         say(f"  starts from the weights of {teacher}, and learns its answers")
     say(f"{opened.name}: {len(opened)} pictures of {len(set(opened.targets))} classes")

@@ -126,6 +126,7 @@ def load(
         multi_label=multi_label,
         regression=regression,
         output=output,
+        reads=None if saved is None else saved.header.stages,
     )
     if saved is not None:
         fit_weights(classifier.head, split_weights(saved.file)[1], model)
