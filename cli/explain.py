@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from xattn.study.plan import Plan
 
 COMPONENT = "name[:key=value,…]"
+SIGNED_METHODS = ("grad-cam", "hires-cam", "random", "centre")  # if none are named
 SOME_FAILED = 3
 
 
@@ -115,6 +116,11 @@ SOME_FAILED = 3
     help="ray: run on the machines of a Ray cluster (from RAY_ADDRESS or `ray start`), else on this machine's cores.",
 )
 @click.option("--actors", type=click.IntRange(1), help="Ray processes that hold the networks; default: one per GPU, else one per CPU.")
+@click.option(
+    "--signed",
+    is_flag=True,
+    help="Keep what speaks against the target: raw maps and figures show it, masks and metrics are of the positive part.",
+)
 @click.option("--untrained", is_flag=True, help="Also explain heads that were never trained.")
 @click.option(
     "--trust-code",
@@ -149,15 +155,16 @@ def explain(
     if weights and len(weights) != len(models):
         raise InputError(f"{len(weights)} --weights came for {len(models)} --model: give one for each, in order, or none.")
     from xattn.data.images import ImageSource
-    from xattn.explainers import methods as method_registry
+    from xattn.explainers.base import created
     from xattn.metrics import metrics as metric_registry
     from xattn.study import DEFAULT_METHODS, DEFAULT_METRICS, Study
 
-    methods, metrics = methods or DEFAULT_METHODS, metrics or DEFAULT_METRICS
-    created = metric_registry.create_all(metrics)  # a wrong name is reported before anything is loaded
+    metrics = metrics or DEFAULT_METRICS
+    scored = metric_registry.create_all(metrics)  # a wrong name is reported before anything is loaded
     if regression and metrics is DEFAULT_METRICS:
-        metrics = [metric.spec for metric in created if not metric.instance.perturbations]
-    method_registry.create_all(methods)
+        metrics = [metric.spec for metric in scored if not metric.instance.perturbations]
+    methods = methods or (SIGNED_METHODS if options["signed"] else DEFAULT_METHODS)
+    created(methods, signed=options["signed"])
     source = ImageSource(list(images), labels_csv)
     sys.path.append(os.getcwd())  # where package.module:factory is looked up
     shape: dict[str, Any] = {"input_size": input_size, "resize": resize, "mean": mean, "std": std}

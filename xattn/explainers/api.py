@@ -14,8 +14,7 @@ from torch.utils.data import Dataset
 from xattn.data.images import ImageSource
 from xattn.data.preprocessing import pixels
 from xattn.errors import ImageError, InputError, UnsupportedError
-from xattn.explainers.base import RunsNetworkAgain
-from xattn.explainers.base import methods as registry
+from xattn.explainers.base import RunsNetworkAgain, created
 from xattn.explainers.maps import Maps, joined, maps_of_trace, needs_of
 from xattn.explainers.reasons import log_reasons
 from xattn.explainers.trace import Trace
@@ -39,6 +38,7 @@ def explain(
     batch_size: int = 8,
     predictor: Predictor | None = None,
     seed: int = 0,
+    signed: bool = False,
     untrained: bool = False,
 ) -> Maps:
     """Explains images by several methods at once.
@@ -56,11 +56,14 @@ def explain(
         batch_size: images per forward.
         predictor: for methods that run the network again, from `xattn.inference.fastest`; None: the default one, unmeasured.
         seed: for everything random; mixed with each image's content.
+        signed: keep what speaks against the target, negative in the raw maps; masks are made of the positive part. Controls stay as they
+            are.
         untrained: also explain a head that was never trained.
 
     Raises:
         NameUnknownError: there is no such method, setting, stage or class.
         ImageError: a file that cannot be read.
+        SettingError: the maps of a method cannot be signed.
         UnsupportedError: a method cannot run on this classifier, its head was never trained, or a method uses features and the network has
             no default stage.
 
@@ -69,7 +72,7 @@ def explain(
     >>> xattn.explain(clf, torch.rand(2, 3, 64, 64), ["grad-cam", "random"])["grad-cam"].shape
     torch.Size([2, 64, 64])
     """
-    components = registry.create_all(methods)
+    components = created(methods, signed=signed)
     if not untrained:
         refuse_untrained(classifier)
     names, tensor, found_labels = _images(classifier, images)

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from xattn.data.preprocessing import pixels
 from xattn.errors import InputError
-from xattn.explainers.base import RunsNetworkAgain
-from xattn.explainers.maps import Maps, MethodComponent, maps_of_trace, needs_of
+from xattn.explainers.base import MethodComponent, RunsNetworkAgain
+from xattn.explainers.maps import Maps, maps_of_trace, needs_of
 from xattn.explainers.trace import Trace
 from xattn.inference.memory import peak_bytes, shown
 from xattn.inference.predictor import Predictor, Tuning

@@ -15,7 +15,8 @@ from torch import Tensor
 from xattn.data.images import Batch
 from xattn.data.preprocessing import pixels
 from xattn.errors import InputError, NameUnknownError
-from xattn.explainers.maps import Maps, MethodComponent, maps_of_trace, needs_of
+from xattn.explainers.base import MethodComponent
+from xattn.explainers.maps import Maps, maps_of_trace, needs_of
 from xattn.explainers.reasons import log_reasons
 from xattn.explainers.trace import Trace
 from xattn.inference.context import BatchContext, shared_predictor

@@ -14,8 +14,7 @@ from xattn.data.images import ImageSource
 from xattn.data.listing import NamedImage
 from xattn.data.preprocessing import Preprocessing
 from xattn.errors import InputError, NameUnknownError, UnsupportedError
-from xattn.explainers.base import Need
-from xattn.explainers.maps import MethodComponent
+from xattn.explainers.base import MethodComponent, Need
 from xattn.heads.base import heads
 from xattn.inference.predictor import Level
 from xattn.inference.tuning import Tuned

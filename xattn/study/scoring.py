@@ -11,7 +11,7 @@ from torch import Tensor
 
 from xattn.errors import InputError
 from xattn.explainers.api import Images
-from xattn.explainers.base import methods
+from xattn.explainers.base import is_signed, methods
 from xattn.explainers.maps import Maps, explainer_of
 from xattn.inference.memory import kept_pages
 from xattn.inference.predictor import Predictor
@@ -173,7 +173,8 @@ def _evidence(
         shown = shown_share(perturbation, maps.masks[method], maps.low_res_masks[method], size)
         explain = explainer_of(classifier, maps, component, predictor)
         explanations[perturbation] = explain(maps.images * shown.to(maps.images)[:, None])
-    return Evidence(maps.masks[method], maps.raw[method], head_maps, responses, explanations)
+    raw = maps.raw[method].relu() if is_signed(method) else maps.raw[method]
+    return Evidence(maps.masks[method], raw, head_maps, responses, explanations)
 
 
 def _curves(metrics: Sequence[MetricComponent], known: ByMethod) -> dict[tuple[str, str], list[tuple[list[float], list[float]]]]:

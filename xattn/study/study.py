@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from xattn.data.images import ImageSource
 from xattn.data.listing import NamedImage
 from xattn.explainers.api import refuse_untrained
-from xattn.explainers.base import methods as method_registry
+from xattn.explainers.base import created
 from xattn.inference.memory import kept_pages, parse_size
 from xattn.inference.predictor import Level
 from xattn.metrics.base import metrics as metric_registry
@@ -77,6 +77,7 @@ class Study:
         seed: for everything random.
         save_maps: also write masks at the size of the images, as 16-bit PNG under `maps/`, and store raw maps of that size in full.
         progress: a bar where stderr is a terminal; elsewhere log lines.
+        signed: keep what speaks against the target, negative in the raw maps; masks, and with them metrics, are of the positive part.
         untrained: also explain heads that were never trained.
         shard: `(i, n)`: only shard i of n, counted from 1: every n-th batch. Several machines do one shard each, into a folder each, and
             `compare` takes all of these folders.
@@ -93,6 +94,7 @@ class Study:
     Raises:
         NameUnknownError: an unknown method, metric, setting, stage or class.
         InputError: no images, two classifiers with the same name, or labels that do not match.
+        SettingError: the maps of a method cannot be signed.
         UnsupportedError: a head that was never trained, or a method that no classifier supports.
         MissingPackageError: the engine is "ray", and Ray is not installed.
 
@@ -123,12 +125,13 @@ class Study:
         seed: int = 0,
         save_maps: bool = False,
         progress: bool = True,
+        signed: bool = False,
         untrained: bool = False,
         shard: tuple[int, int] = (1, 1),
         engine: str = "local",
         actors: int | None = None,
     ) -> None:
-        components = method_registry.create_all(methods), metric_registry.create_all(metrics, allow_none=True)
+        components = created(methods, signed=signed), metric_registry.create_all(metrics, allow_none=True)
         source = images if isinstance(images, ImageSource) else ImageSource(images, labels_csv)
         self.store = Store(out)
         self.progress = progress
