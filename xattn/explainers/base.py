@@ -127,9 +127,7 @@ def _signed(component: MethodComponent) -> MethodComponent:
         return component
     if not can_be_signed(component):
         known = ", ".join(name for name, entry in sorted(methods.entries.items()) if "signed" in entry.settings)
-        raise UnsupportedError(
-            f"{component.spec} has no signed map, which shows what speaks against the target: those of {known} have one."
-        )
+        raise SettingError(f"{component.spec} has no signed map, which shows what speaks against the target: those of {known} have one.")
     settings: Any = component.instance
     instance = replace(settings, signed=True)
     return Component(written(component.spec.partition(":")[0], instance), instance, component.metadata)
