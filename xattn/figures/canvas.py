@@ -18,6 +18,7 @@ from xattn.explainers.base import is_signed
 from xattn.explainers.base import methods as registry
 from xattn.figures.run_data import Column
 from xattn.metrics.masking import to_masks
+from xattn.metrics.values import is_value
 from xattn.study.schema import StoredMap
 
 COLOURS = "inferno"
@@ -144,7 +145,7 @@ def caption(
     for (image, model, head, _), found in maps.items():
         if image == name and (model, head) in {column[:2] for column in columns}:
             answers.setdefault((model, head), found.about)
-    named = {key: _class(about["target"], labels.get(key)) for key, about in answers.items()}
+    named = {key: _named(about, labels.get(key)) for key, about in answers.items()}
     shares = sorted(f"{about['probability']:.2f}" for about in answers.values() if about["probability"] is not None)
     if len(set(named.values())) == 1:
         lines = [_with_probability(next(iter(named.values())), " to ".join(dict.fromkeys((shares[0], shares[-1]))) if shares else None)]
@@ -162,6 +163,13 @@ def caption(
 
 def _with_probability(name: str, share: str | None) -> str:
     return name if share is None else f"{name}, p = {share}"
+
+
+def _named(about: dict[str, Any], classes: Sequence[str] | None) -> str:
+    """The name of a target, with the value that a regression gives."""
+    if is_value(about["target"]) and about["predicted"] is not None:
+        return f"{about['target']}: {about['predicted']:.3g}"
+    return _class(about["target"], classes)
 
 
 def _class(index: int | str | None, classes: Sequence[str] | None) -> str:

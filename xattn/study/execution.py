@@ -117,7 +117,7 @@ def _maps(
 
 
 def _without_labels(rule: TargetRule) -> TargetRule:
-    return Terms("predicted", ((1.0, "predicted"),)) if rule.needs_labels else rule
+    return Terms("predicted", ((1.0, "predicted"),)) if rule.needs_labels or rule.per_label else rule
 
 
 def _deviation(plan: Plan, classifier: Classifier, found: Tuned, crops: Tensor) -> dict[str, tuple[float, float]] | None:

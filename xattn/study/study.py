@@ -63,8 +63,10 @@ class Study:
         out: the run folder, a path or a URL (s3://, gs://, …); an interrupted run resumes there.
         target: "predicted", "label", or a class index or name; "labels", every label of an image; a contrast, `A - 0.6*B`,
             `predicted - second`, `label - predicted`; a target of `xattn.metrics.targets` for all images, or a function of the output.
-            None: "label" where there are labels, else "predicted".
-        labels_csv: a CSV with columns `image` and `label`.
+            None: "label" where there are labels of classes, else "predicted". "predicted" of a multi-label classifier is every label that
+            it predicts, a row each; an image without any has one row that says so.
+        threshold: the lowest probability of such a label; None: 0.5.
+        labels_csv: a CSV with columns `image` and `label`; for a regression the label is a number.
         stage: where features are taken; None: at the input of the pooling.
         batch_size: images per part.
         level: "exact", float32 like the network; "fast", half precision where that is faster, and the run reports by how much its values
@@ -115,6 +117,7 @@ class Study:
         out: str | Path = "run",
         *,
         target: Asked | None = None,
+        threshold: float | None = None,
         labels_csv: str | Path | None = None,
         stage: str | None = None,
         batch_size: int = 8,
@@ -136,12 +139,13 @@ class Study:
         self.store = Store(out)
         self.progress = progress
         self._engine = engine_of(engine, actors)
+        values = any(classifier.regression for classifier in classifiers)
         self.plan = Plan(
             tuple(classifiers),
             tuple(components[0]),
             tuple(components[1]),
             source,
-            target if target is not None else ("label" if source.labelled else "predicted"),
+            target if target is not None else ("label" if source.labelled and not values else "predicted"),
             planned_stages(classifiers, stage),
             batch_size=batch_size,
             level=level,
@@ -151,6 +155,7 @@ class Study:
             seed=seed,
             save_maps=save_maps,
             shard=shard,
+            threshold=threshold,
         )
         for classifier in () if untrained else classifiers:
             refuse_untrained(classifier)
