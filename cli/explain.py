@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xattn.cli.options import PathOrURL, numbers, shard
+from xattn.cli.options import TEXTS, PathOrURL, model_options, shard
 from xattn.cli.terminal import warned_lines
 from xattn.errors import InputError
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from xattn.study.plan import Plan
 
 COMPONENT = "name[:key=value,…]"
+SIGNED_METHODS = ("grad-cam", "hires-cam", "random", "centre")  # if none are named
 SOME_FAILED = 3
 
 
@@ -46,9 +47,6 @@ SOME_FAILED = 3
     multiple=True,
     help="Head that gives the logits; see `xattn list heads`. Repeatable. Default: that of a saved model, else gap.",
 )
-@click.option(
-    "--output", metavar="NAME|INDEX", help="Which of a network's several outputs is the logits. Default: the one that the others lead to."
-)
 @click.option("--multi-label", is_flag=True, help="Outputs are labels that stand alone: probabilities are sigmoids, not softmax.")
 @click.option("--regression", is_flag=True, help="Outputs are values, not logits: maps, and metrics of the map alone.")
 @click.option("--stage", help="Module whose feature map is explained; default: the last map that the output depends on.")
@@ -62,27 +60,24 @@ SOME_FAILED = 3
     "'A - 0.6*B', 'predicted - second', 'label - predicted'. Default: label if labels are given, else predicted.",
 )
 @click.option(
-    "--labels-csv",
-    type=PathOrURL(exists=True, dir_okay=False),
-    help="CSV with columns image (path relative to the folder) and label (class index or name; several separated by |).",
+    "--threshold",
+    type=click.FloatRange(0, 1),
+    help="Lowest probability of a label that --target predicted explains with --multi-label, one row for each. Default: 0.5.",
 )
 @click.option(
-    "--classes",
-    type=click.Path(exists=True, dir_okay=False),
-    help="Text file with the text of one class per line, for open_clip:, CLIP and SigLIP.",
+    "--labels-csv",
+    type=PathOrURL(exists=True, dir_okay=False),
+    help="CSV with columns image (path relative to the folder) and label (class index or name; several separated by |; with "
+    "--regression a number).",
 )
-@click.option("--template", "templates", multiple=True, help="Template of these texts, such as 'a photo of a {}.'. Repeatable.")
-@click.option("--labels", type=click.Path(exists=True, dir_okay=False), help="Text file with one class name per line.")
+@click.option("--classes", type=click.Path(exists=True, dir_okay=False), help=f"{TEXTS}.")
+@model_options
 @click.option(
     "--out",
     required=True,
     type=PathOrURL(file_okay=False),
     help="Run folder, a path or a URL such as s3://bucket/run; an interrupted run resumes there.",
 )
-@click.option("--input-size", type=int, help="Side of the crop.")
-@click.option("--resize", type=int, help="Shorter side before the crop.")
-@click.option("--mean", callback=numbers, help="Mean of the normalisation in [0, 1]: R,G,B, one for each channel, or one for all.")
-@click.option("--std", callback=numbers, help="Standard deviation of the normalisation in [0, 1], likewise.")
 @click.option("--device", help="cpu, cuda, cuda:1, mps; default: a GPU if there is one.")
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Images per part of the run.")
 @click.option("--workers", type=click.IntRange(0), help="Decoding processes; default: one fewer than the cores.")
@@ -115,12 +110,12 @@ SOME_FAILED = 3
     help="ray: run on the machines of a Ray cluster (from RAY_ADDRESS or `ray start`), else on this machine's cores.",
 )
 @click.option("--actors", type=click.IntRange(1), help="Ray processes that hold the networks; default: one per GPU, else one per CPU.")
-@click.option("--untrained", is_flag=True, help="Also explain heads that were never trained.")
 @click.option(
-    "--trust-code",
+    "--signed",
     is_flag=True,
-    help="Import and run the code that a saved .safetensors names as the source of its network, or that a hub model brings.",
+    help="Keep what speaks against the target: raw maps and figures show it, masks and metrics are of the positive part.",
 )
+@click.option("--untrained", is_flag=True, help="Also explain heads that were never trained.")
 @click.option("--save-maps", is_flag=True, help="Also write masks at the crop's size, as 16-bit PNG, and keep maps of that size in full.")
 def explain(
     images: Sequence[str],
@@ -149,15 +144,16 @@ def explain(
     if weights and len(weights) != len(models):
         raise InputError(f"{len(weights)} --weights came for {len(models)} --model: give one for each, in order, or none.")
     from xattn.data.images import ImageSource
-    from xattn.explainers import methods as method_registry
+    from xattn.explainers.base import created
     from xattn.metrics import metrics as metric_registry
     from xattn.study import DEFAULT_METHODS, DEFAULT_METRICS, Study
 
-    methods, metrics = methods or DEFAULT_METHODS, metrics or DEFAULT_METRICS
-    created = metric_registry.create_all(metrics)  # a wrong name is reported before anything is loaded
+    metrics = metrics or DEFAULT_METRICS
+    scored = metric_registry.create_all(metrics)  # a wrong name is reported before anything is loaded
     if regression and metrics is DEFAULT_METRICS:
-        metrics = [metric.spec for metric in created if not metric.instance.perturbations]
-    method_registry.create_all(methods)
+        metrics = [metric.spec for metric in scored if not metric.instance.perturbations]
+    methods = methods or (SIGNED_METHODS if options["signed"] else DEFAULT_METHODS)
+    created(methods, signed=options["signed"])
     source = ImageSource(list(images), labels_csv)
     sys.path.append(os.getcwd())  # where package.module:factory is looked up
     shape: dict[str, Any] = {"input_size": input_size, "resize": resize, "mean": mean, "std": std}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -37,3 +39,40 @@ def shard(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[int
 def stages(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[str, ...]:
     """Names separated by commas."""
     return tuple(filter(None, (part.strip() for part in (value or "").split(","))))
+
+
+def classes_or_texts(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
+    """What folder names mean, or a text file with the texts of the classes."""
+    if value not in ("folders", "wnid") and not os.path.isfile(value):
+        raise click.BadParameter(f"'folders', 'wnid' or a text file with the text of one class per line is needed; got '{value}'.")
+    return value
+
+
+TEXTS = "Text file with the text of one class per line, for open_clip:, CLIP and SigLIP"
+_MODEL = (
+    click.option(
+        "--template", "templates", multiple=True, help="Template of the texts of classes, such as 'a photo of a {}.'. Repeatable."
+    ),
+    click.option("--labels", type=click.Path(exists=True, dir_okay=False), help="Text file with one class name of the network per line."),
+    click.option(
+        "--output",
+        metavar="NAME|INDEX",
+        help="Which of a network's several outputs is the logits. Default: the one that the others lead to.",
+    ),
+    click.option("--input-size", type=int, help="Side of the crop."),
+    click.option("--resize", type=int, help="Shorter side before the crop."),
+    click.option("--mean", callback=numbers, help="Mean of the normalisation in [0, 1]: R,G,B, one for each channel, or one for all."),
+    click.option("--std", callback=numbers, help="Standard deviation of the normalisation in [0, 1], likewise."),
+    click.option(
+        "--trust-code",
+        is_flag=True,
+        help="Import and run the code that a saved .safetensors names as the source of its network, or that a hub model brings.",
+    ),
+)
+
+
+def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options by which every command that loads a network describes it."""
+    for option in reversed(_MODEL):
+        command = option(command)
+    return command

@@ -9,14 +9,14 @@ from typing import Any
 
 import click
 
-from xattn.cli.options import numbers, stages
+from xattn.cli.options import TEXTS, classes_or_texts, model_options, stages
 from xattn.cli.terminal import warned_lines
 from xattn.errors import InputError
 
 
 @click.command()
 @click.option("--model", required=True, help="Network, as for explain.")
-@click.option("--weights", help="Weights: a local .pth or .safetensors, or the name of torchvision weights.")
+@click.option("--weights", help="Weights: a local .pth or .safetensors, or a name of torchvision or open_clip.")
 @click.option("--head", help="Head to train, name[:key=value,…]; see `xattn list heads`. Default: that of a saved file, else ca-stream.")
 @click.option(
     "--data",
@@ -29,17 +29,19 @@ from xattn.errors import InputError
 )
 @click.option(
     "--classes",
-    type=click.Choice(["folders", "wnid"]),
+    metavar="folders|wnid|FILE",
+    callback=classes_or_texts,
     default="folders",
     show_default=True,
-    help="What folder names mean: classes of their own, or WordNet ids of ImageNet's 1000 classes, which the network's classifier has.",
+    help="What folder names mean: classes of their own, or WordNet ids of ImageNet's 1000 classes, which the network's classifier has. "
+    f"Or: {TEXTS[0].lower()}{TEXTS[1:]}; folders are named by these texts.",
 )
+@model_options
 @click.option(
     "--preset",
     help="Preset: ca-stream (as in the paper), head (cheap; the head alone), probe (the head alone, without random crops), full (head and "
     "network). Default: by the head; probe with --cache-features.",
 )
-@click.option("--output", metavar="NAME|INDEX", help="Which of the network's several outputs is the logits.")
 @click.option("--epochs", type=int, help="Passes over the training pictures.")
 @click.option("--freeze-statistics", is_flag=True, default=None, help="Keep and use the network's BatchNorm statistics.")
 @click.option("--batch-size", type=int, help="Pictures per step, over all devices.")
@@ -59,15 +61,10 @@ from xattn.errors import InputError
     help="Trained .safetensors; the student learns its answers and starts from its weights.",
 )
 @click.option("--teacher-weights", help="Weights of the teacher's network, if its file holds a head alone.")
-@click.option("--trust-code", is_flag=True, help="Import and run the code that a saved .safetensors names as the source of its network.")
 @click.option("--alpha", type=float, help="Weight of the labels against the teacher's answers.")
 @click.option("--temperature", type=float, help="Temperature of the teacher's answers.")
 @click.option("--high-res", callback=stages, help="Stages whose stride is removed, such as layer3,layer4.")
 @click.option("--dilate", is_flag=True, help="Dilate the kernels behind these strides, so that each sees what it saw before.")
-@click.option("--input-size", type=int, help="Side of the crop.")
-@click.option("--resize", type=int, help="Shorter side before the crop.")
-@click.option("--mean", callback=numbers, help="Mean of the normalisation in [0, 1]: R,G,B, one for each channel, or one for all.")
-@click.option("--std", callback=numbers, help="Standard deviation of the normalisation in [0, 1], likewise.")
 @click.option("--search", "trials", type=click.IntRange(1), help="Search for the settings in this many trials, and keep the best.")
 @click.option("--accelerator", help="cpu, gpu, mps or another of Lightning's. Default: a GPU if there is one.")
 @click.option("--devices", default="1", show_default=True, help="Number of devices per node, in any form that Lightning accepts.")
@@ -88,7 +85,9 @@ def train(
     head: str | None,
     data: str,
     out: str,
-    classes: Any,
+    classes: str,
+    templates: tuple[str, ...],
+    labels: str | None,
     preset: str | None,
     output: str | None,
     teacher: str | None,
@@ -131,7 +130,8 @@ def train(
     from xattn.training.search import search
 
     recipe = recipe_of(preset or ("probe" if cache_features else default_preset(name))).with_(**changes)
-    opened = open_data(data, classes)
+    texts = None if classes in ("folders", "wnid") else classes
+    opened = open_data(data, "wnid" if classes == "wnid" else "folders")
     sys.path.append(os.getcwd())  # where package.module:factory is searched
     torch.manual_seed(seed)  # for the head's initial weights
     cpu = "cpu" if accelerator == "cpu" else None
@@ -143,7 +143,9 @@ def train(
             model,
             head=head if saved else name,
             weights=weights,
-            classes=len(opened.names) if of_its_own and opened.names is not None else None,
+            classes=len(opened.names) if texts is None and of_its_own and opened.names is not None else texts,
+            templates=templates,
+            labels=labels,
             high_res=high_res,
             dilate=dilate,
             input_size=input_size,
@@ -163,11 +165,11 @@ def train(
         if is_first_process():
             click.echo(line, err=True)
 
-    place = classifier.stage()
+    read = ", ".join(map(str, classifier.attachment.stages or [classifier.stage()]))
     what = "head and network" if recipe.backbone else "the head alone"
     say(f"{classifier.name} · {classifier.head_name} · {classifier.class_count} classes · {classifier.device}: {what}")
     say(f"  {classifier.preprocessing}")
-    say(f"  reads {place}")
+    say(f"  reads {read}")
     if teacher is not None:
         say(f"  starts from the weights of {teacher}, and learns its answers")
     say(f"{opened.name}: {len(opened)} pictures of {len(set(opened.targets))} classes")

@@ -12,6 +12,8 @@ import torch
 from xattn.errors import InputError, NameUnknownError
 from xattn.metrics.base import Aggregation, MetricMetadata, metrics
 from xattn.metrics.statistics import Interval, adjusted, mean_interval, paired
+from xattn.metrics.targets import PER_LABEL
+from xattn.metrics.values import is_value
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,7 +30,8 @@ class Table:
 
     Attributes:
         frame: `model, head, method`, then for each metric its mean, `… low` and `… high` (95 %), with a reference also `… difference`
-            and `… p`; then `accuracy` where labels are known, `n` and `degenerate_share`.
+            and `… p`; then where labels are known `accuracy`, or `mean_absolute_error` of the values of a regression, `n` and
+            `degenerate_share`.
         metrics: as named in the rows.
         against: the reference method, or None.
         notes: what a reader must know.
@@ -68,6 +71,8 @@ class Table:
             ]
         if "accuracy" in self.frame:
             columns["acc."] = [_number(value) for value in self.frame["accuracy"]]
+        if "mean_absolute_error" in self.frame:
+            columns["MAE"] = [_significant(value) for value in self.frame["mean_absolute_error"]]
         columns["n"] = [str(value) for value in self.frame["n"]]
         columns["degenerate"] = [f"{value:.1%}".replace("%", r"\%" if latex else "%") for value in self.frame["degenerate_share"]]
         return pd.DataFrame(columns)
@@ -116,7 +121,7 @@ def comparison(rows: pd.DataFrame, against: str | None = None) -> Table:
     """
     import pandas as pd
 
-    rows = rows[rows["metric"].notna()]
+    rows = rows[rows["metric"].notna()].reset_index(drop=True)
     if rows.empty:
         raise InputError("there are no scores to compare: the rows hold no metric.")
     known = list(dict.fromkeys(rows["method"]))
@@ -124,7 +129,9 @@ def comparison(rows: pd.DataFrame, against: str | None = None) -> Table:
         raise NameUnknownError("method in these runs", against, known)
     names = tuple(dict.fromkeys(rows["metric"]))
     aggregations = {metric: metrics.create(metric).instance.aggregation for metric in names}
-    labelled = (rows["label"].notna() & rows["predicted"].notna() & (rows["target_rule"] != "labels")).any()
+    of_values = rows["target"].map(lambda target: is_value(str(target)))
+    per_label = rows["target_rule"].map(lambda rule: str(rule).startswith(PER_LABEL))
+    compared = rows["label"].notna() & rows["predicted"].notna() & ~per_label
     lines = []
     for (model, head, method), group in rows.groupby(KEYS, sort=False):
         line: dict[str, object] = {"model": model, "head": head, "method": method}
@@ -135,9 +142,13 @@ def comparison(rows: pd.DataFrame, against: str | None = None) -> Table:
             if against is not None:
                 line |= _tested(rows, str(model), str(head), str(method), metric, against)
         images = group.drop_duplicates(EXPLAINED)
-        if labelled:
-            labelled_images = images[images["label"].notna() & images["predicted"].notna()]
-            line["accuracy"] = 100.0 * float((labelled_images["predicted"] == labelled_images["label"]).mean())
+        labelled = images[compared[images.index]]
+        if (compared & ~of_values).any():
+            found = labelled[~of_values[labelled.index]]
+            line["accuracy"] = 100.0 * float((found["predicted"] == found["label"]).mean())
+        if (compared & of_values).any():
+            found = labelled[of_values[labelled.index]]
+            line["mean_absolute_error"] = float((found["predicted"] - found["label"]).abs().mean())
         lines.append(line | {"n": len(images), "degenerate_share": float(images["degenerate"].astype(float).mean())})
     frame = pd.DataFrame(lines)
     if against is not None:
@@ -162,7 +173,12 @@ def _tested(rows: pd.DataFrame, model: str, head: str, method: str, metric: str,
 def _notes(rows: pd.DataFrame, frame: pd.DataFrame, names: Sequence[str], against: str | None) -> tuple[str, ...]:
     rules = sorted(rows["target_rule"].dropna().unique())
     notes = ["Mean over images ± half of the 95 % confidence interval (Student); n images."]
-    notes.append(f"Target: {', '.join(rules)}." + (" n counts pairs of image and label." if "labels" in rules else ""))
+    notes.append(
+        f"Target: {', '.join(rules)}."
+        + (" n counts pairs of image and label." if any(rule.startswith(PER_LABEL) for rule in rules) else "")
+    )
+    if "mean_absolute_error" in frame:
+        notes.append("MAE: mean absolute error, of the value that is explained against the label.")
     if "predicted" in rules and len(frame.drop_duplicates(["model", "head"])) > 1:
         notes.append("Each classifier is explained for its own prediction: rows of different classifiers answer different questions.")
     if frame["n"].nunique() > 1:
@@ -188,6 +204,10 @@ def _notes(rows: pd.DataFrame, frame: pd.DataFrame, names: Sequence[str], agains
 
 def _counts(rows: pd.DataFrame, metric: str) -> list[int]:
     return [int(count) for count in rows[rows["metric"] == metric].groupby(KEYS).size()]
+
+
+def _significant(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.3g}"
 
 
 def _number(value: float) -> str:

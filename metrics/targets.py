@@ -31,6 +31,8 @@ from xattn.metrics.probability import Probability, sigmoid_probability, softmax_
 
 Predict = Callable[[Tensor], Tensor]
 """Images in pixel space `(B, 3, H, W)` → the network's output: logits `(B, K)`, vectors `(B, D)` or maps of logits `(B, K, h, w)`."""
+PER_LABEL = ("labels", "predicted labels")
+"""How the rules begin, as rows name them, that explain an image once for each of several labels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +74,7 @@ class Target(ABC):
         """The entry for each image in the rows' column `target`."""
 
     def predicted(self, output: Tensor) -> Tensor | None:
-        """The class that the network predicts for each row `(B,)`; None if the output's rows are not over classes."""
+        """What the network predicts for each row `(B,)`: a class, or the value of a regression; None if there is no such thing."""
         return output.argmax(dim=1) if output.dim() == 2 else None
 
     def _tensors(self) -> dict[str, Any]:

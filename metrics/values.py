@@ -7,7 +7,18 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from xattn.metrics.probability import Probability
-from xattn.metrics.targets import Contrast, Target
+from xattn.metrics.targets import Contrast, Target, written_contrast
+
+VALUE = "value "
+
+
+def is_value(target: str | None) -> bool:
+    """Whether a target, as rows name it, is a value of a regression.
+
+    >>> is_value("value 0"), is_value("281")
+    (True, False)
+    """
+    return target is not None and VALUE in target
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,4 +45,9 @@ class Values(Contrast):
         return False
 
     def predicted(self, output: Tensor) -> Tensor | None:
-        return None
+        """The value; None for a sum of several, which no label is compared with."""
+        return self.score(output).detach() if self.weights.shape[1] == 1 and bool((self.weights == 1).all()) else None
+
+    def names(self) -> list[str]:
+        rows = zip(self.classes.tolist(), self.weights.tolist(), strict=True)
+        return [written_contrast([(weight, f"{VALUE}{index}") for index, weight in zip(*row, strict=True)]) for row in rows]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import xattn
 from tests import networks
+from xattn.explainers.reasons import NEGATIVE, SIGNED
 
 
 class Blank(nn.Module):
@@ -65,13 +66,14 @@ def test_a_blank_map_says_why_and_what_to_try(reason: str, caplog: pytest.LogCap
     with caplog.at_level(logging.WARNING, "xattn"):
         maps = xattn.explain(clf, images, ["grad-cam", "random"], target=0, batch_size=2)
     assert maps.degenerate["grad-cam"].all()
-    assert maps.reasons == {"grad-cam": (reason,) * 3, "random": (None,) * 3}
+    hint = SIGNED if reason in NEGATIVE else ""
+    assert maps.reasons == {"grad-cam": (reason + hint,) * 3, "random": (None,) * 3}
     lines = [record.message for record in caplog.records if "shows nothing" in record.message]
     assert len(lines) == 1
-    assert f"the map of 0 by grad-cam shows nothing: {reason}." in lines[0]
+    assert f"the map of 0 by grad-cam shows nothing: {reason}{hint}." in lines[0]
     assert advice in lines[0]
     rows = xattn.evaluate(clf, images, maps, ["average-drop"])
-    assert rows["reason"].fillna("").to_list() == [reason, ""] * 3
+    assert rows["reason"].fillna("").to_list() == [reason + hint, ""] * 3
 
 
 def test_blank_features_and_a_single_cell_are_named() -> None:
@@ -96,5 +98,5 @@ def test_a_map_that_shows_something_needs_no_reason_and_a_run_keeps_them(tmp_pat
     study = xattn.Study([clf], ["grad-cam", "activation-map"], ["average-drop"], images, tmp_path / "run", progress=False)
     study.run()
     rows = study.scores()
-    assert set(rows["reason"].dropna()) == {"no channel weight is positive"}
+    assert set(rows["reason"].dropna()) == {"no channel weight is positive; --signed (signed=True) shows what speaks against the target"}
     assert (rows["reason"].notna() == rows["degenerate"]).all()

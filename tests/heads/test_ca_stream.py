@@ -136,6 +136,34 @@ def test_on_a_resnet_it_attends_to_the_stem_too_even_where_layer1_is_as_wide() -
     assert CAStream().stages(info(*names, kinds=frozenset({"ResNet"}))) == tuple(name for name, _, _ in names)
 
 
+def transformer(blocks: int, *before: tuple[str, int, int]) -> NetworkInfo:
+    tokens = [StageInfo("embed", 8, 16, True, "Embedding")]
+    tokens += [StageInfo(f"blocks.{number}", 8, 16, True, "Block") for number in range(blocks)]
+    stages = (*(StageInfo(*stage) for stage in before), *tokens, StageInfo("norm", 8, 16, True, "LayerNorm"))
+    return NetworkInfo("it", stages, frozenset(), frozenset(stage.name for stage in stages), True)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "ends"), [(12, (2, 5, 8)), (24, (5, 11, 17)), (8, (1, 3, 5)), (10, (2, 4, 7)), (3, (0, 1, 2)), (2, (0, 1))]
+)
+def test_in_a_vision_transformer_a_stage_is_the_end_of_a_group_of_blocks(blocks: int, ends: tuple[int, ...]) -> None:
+    names = (*(f"blocks.{number}" for number in ends), "norm")
+    assert CAStream().stages(transformer(blocks)) == names
+    assert CAStream().stages(transformer(blocks, ("stem", 4, 2), ("before", 8, 16))) == ("stem", *names)
+    assert CAStream(start=len(names) - 1).stages(transformer(blocks)) == ("norm",)
+
+
+def test_in_a_pyramid_of_tokens_stages_end_where_the_map_changes() -> None:
+    shapes = (("a", 8, 4), ("b", 8, 4), ("c", 16, 8), ("d", 16, 8))
+    stages = tuple(StageInfo(*shape, tokens=True, kind="Block") for shape in shapes)
+    assert CAStream().stages(NetworkInfo("it", stages, frozenset(), frozenset("abcd"), True)) == ("b", "d")
+
+
+def test_a_file_that_names_no_stages_has_those_of_its_time() -> None:
+    assert CAStream().unnamed_stages(transformer(12)) == ("norm",)
+    assert CAStream().unnamed_stages(info(("a", 8, 2), ("b", 8, 4), ("c", 16, 4))) == ("a", "b", "c")
+
+
 def test_a_start_behind_the_last_stage_is_refused() -> None:
     with pytest.raises(SettingError, match=r"one of 2 stages of it \(a, b\); got start=2"):
         CAStream(start=2).stages(info(("a", 8, 2), ("b", 8, 4)))

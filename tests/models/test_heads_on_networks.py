@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from tests import networks
 from xattn.errors import InputError, SettingError, UnsupportedError
 from xattn.explainers import trace
 from xattn.heads import heads, representatives
-from xattn.models import Classifier
+from xattn.models import Classifier, checkpoints
+from xattn.models.checkpoints import read_header, split_weights
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "resnet18": lambda: models.resnet18(),
@@ -320,3 +322,52 @@ def test_a_gpu_gives_the_cpu_s_answers_of_every_head(head: str, images: Tensor) 
     clf = attached(networks.small().double(), head, input_size=32, resize=36)
     expected = clf.predict(images.double())
     assert torch.allclose(clf.cuda().predict(images.double().cuda()).cpu(), expected, atol=1e-8)
+
+
+def transformer() -> nn.Module:
+    return timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=24, depth=8, num_heads=3, num_classes=5)
+
+
+def test_ca_stream_on_a_vision_transformer_stands_in_the_place_of_the_class_token(images: Tensor) -> None:
+    """Against the stream by hand, over the cells of four blocks' tokens, before the network's own classifier."""
+    network = networks.seeded(transformer).double()
+    clf = attached(network, "ca-stream", input_size=32)
+    assert [stage.name for stage in clf.attachment.stages] == ["blocks.1", "blocks.3", "blocks.5", "norm"]
+    pictures = images[:2].double()
+    tokens = network.patch_embed(clf.normalise(pictures))
+    tokens = torch.cat([network.cls_token.expand(2, -1, -1), tokens], dim=1) + network.pos_embed
+    read = []
+    for number, block in enumerate(network.blocks):
+        tokens = block(tokens)
+        if number in (1, 3, 5):
+            read.append(tokens[:, 1:])
+    read.append(network.norm(tokens)[:, 1:])
+    query = clf.head.query.expand(2, -1)
+    for keys, project in zip(read, clf.head.project, strict=True):
+        attention = (keys @ query[:, :, None] / 24**0.5).softmax(dim=1)
+        query = project((attention * keys).sum(dim=1))
+    assert torch.allclose(clf.predict(pictures), network.head(query), atol=1e-10)
+    maps = xattn.explain(clf, pictures, ["raw-attention"], untrained=True)
+    assert torch.allclose(maps.raw["raw-attention"].flatten(1), attention[:, :, 0].detach(), atol=1e-10)
+
+
+def test_a_saved_head_reads_the_stages_that_its_file_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in a file that names none, as they were written before: it holds a stream over the last stage."""
+    (tmp_path / "vit.py").write_text("from tests.models.test_heads_on_networks import transformer\n")
+    torch.save(networks.seeded(transformer).state_dict(), tmp_path / "vit.pth")
+    options: dict[str, Any] = {"weights": tmp_path / "vit.pth", "input_size": 32, "device": "cpu"}
+    pictures = networks.pictures(2)
+    for start, stages in ((0, ["blocks.1", "blocks.3", "blocks.5", "norm"]), (3, ["norm"])):
+        clf = xattn.load(f"{tmp_path / 'vit.py'}:transformer", head=f"ca-stream:start={start}", **options)
+        file = str(tmp_path / f"{start}.safetensors")
+        clf.save(file)
+        assert read_header(file).stages == tuple(stages)
+        monkeypatch.setattr("xattn.heads.ca_stream.GROUPS", 2)  # a later version may choose others
+        again = xattn.load(file, device="cpu", trust_code=True)
+        monkeypatch.undo()
+        assert [stage.name for stage in again.attachment.stages] == stages
+        assert torch.equal(again.predict(pictures), clf.predict(pictures))
+    header, (_, head) = read_header(file), split_weights(file)
+    checkpoints.save(file, replace(header, stages=(), head="ca-stream"), {}, head)
+    again = xattn.load(file, device="cpu", trust_code=True)
+    assert torch.equal(again.predict(pictures), clf.predict(pictures))

@@ -292,7 +292,9 @@ def test_maps_of_a_classifier_of_several_labels_go_to_the_functions_with_their_s
     clf = xattn.attach(networks.small(), input_size=32, resize=36, multi_label=True)
     maps = xattn.explain(clf, images, ["grad-cam"])
     rows = xattn.evaluate(clf, images, maps, ["average-drop"])
-    assert rows["value"].tolist() == pytest.approx(average_drop(clf.predict, images, maps["grad-cam"], maps.targets).tolist(), abs=1e-4)
+    assert rows["value"].tolist() == pytest.approx(
+        average_drop(clf.predict, maps.images, maps["grad-cam"], maps.targets).tolist(), abs=1e-4
+    )
 
 
 def test_images_whose_labels_do_not_fit_the_target_are_errors_of_their_own(tiny: Classifier, folder: Path, tmp_path: Path) -> None:

@@ -227,15 +227,16 @@ def _as_rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
-def _label_of(given: Any) -> int | str | tuple[int | str, ...]:
-    """A label of a dataset: a class index or name, several of these, or a multi-hot vector."""
+def _label_of(given: Any) -> int | float | str | tuple[int | str, ...]:
+    """A label of a dataset: a class index or name, several of these, a multi-hot vector, or a value."""
     if isinstance(given, str):
         return given
     if isinstance(given, Tensor) and given.dim() == 1 and len(given) > 1:
         return tuple(int(index) for index in given.nonzero()[:, 0])
     if isinstance(given, (tuple, list)):
         return tuple(each if isinstance(each, str) else int(each) for each in given)
-    return int(given)
+    value = float(given)
+    return int(value) if value.is_integer() else value
 
 
 def _first_item(dataset: Dataset[Any], count: int) -> Any:

@@ -43,14 +43,14 @@ class NamedImage:
     Attributes:
         name: as in the rows: the path relative to the given folder, or the index in a dataset.
         path: the file, a string if it is a URL; None for an item of a dataset.
-        label: class index or name from the label file or the dataset; several as a tuple, or as a text separated by `|`.
+        label: class index or name from the label file or the dataset, several as a tuple, or as a text separated by `|`; or a value.
         index: position in a dataset.
         size: bytes of a file at a URL, if its folder lists them.
     """
 
     name: str
     path: Path | str | None = None
-    label: int | str | tuple[int | str, ...] | None = None
+    label: int | float | str | tuple[int | str, ...] | None = None
     index: int | None = None
     size: int | None = None
 

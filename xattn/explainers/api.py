@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,8 +15,7 @@ from torch.utils.data import Dataset
 from xattn.data.images import ImageSource
 from xattn.data.preprocessing import pixels
 from xattn.errors import ImageError, InputError, UnsupportedError
-from xattn.explainers.base import RunsNetworkAgain
-from xattn.explainers.base import methods as registry
+from xattn.explainers.base import RunsNetworkAgain, created
 from xattn.explainers.maps import Maps, joined, maps_of_trace, needs_of
 from xattn.explainers.reasons import log_reasons
 from xattn.explainers.trace import Trace
@@ -23,7 +23,9 @@ from xattn.inference.memory import kept_pages
 from xattn.inference.predictor import Predictor
 from xattn.metrics.targets import ClassTarget
 from xattn.models.classifier import Classifier
-from xattn.models.target_rules import Asked, Label, target_rule
+from xattn.models.target_rules import THRESHOLD, Asked, Label, PredictedLabels, labels_of, target_rule
+
+logger = logging.getLogger("xattn")
 
 Images = Tensor | str | Path | Sequence[str | Path] | Dataset[Any]
 
@@ -34,11 +36,13 @@ def explain(
     methods: Sequence[str] = ("grad-cam",),
     *,
     target: Asked = "predicted",
+    threshold: float | None = None,
     labels: Tensor | Sequence[Any] | None = None,
     stage: str | None = None,
     batch_size: int = 8,
     predictor: Predictor | None = None,
     seed: int = 0,
+    signed: bool = False,
     untrained: bool = False,
 ) -> Maps:
     """Explains images by several methods at once.
@@ -50,17 +54,22 @@ def explain(
         methods: names with settings, `name[:key=value,…]`.
         target: "predicted", "label", a class index or name; "labels", every label of an image, each a map of its own; a contrast,
             `A - 0.6*B`, `predicted - second`, `label - predicted`; an index per image; a target of `xattn.metrics.targets`; or a function
-            of the output that gives a score per image.
+            of the output that gives a score per image. "predicted" of a multi-label classifier is every label that it predicts, each a map
+            of its own; an image without any is logged and left out.
+        threshold: the lowest probability of such a label; None: 0.5.
         labels: of the images, for targets that use them: an index or name per image, or several per image for target "labels".
         stage: where features are taken, one of `classifier.stages` or any module that gives a map; None: the last of `classifier.stages`.
         batch_size: images per forward.
         predictor: for methods that run the network again, from `xattn.inference.fastest`; None: the default one, unmeasured.
         seed: for everything random; mixed with each image's content.
+        signed: keep what speaks against the target, negative in the raw maps; masks are made of the positive part. Controls stay as they
+            are.
         untrained: also explain a head that was never trained.
 
     Raises:
         NameUnknownError: there is no such method, setting, stage or class.
         ImageError: a file that cannot be read.
+        SettingError: the maps of a method cannot be signed.
         UnsupportedError: a method cannot run on this classifier, its head was never trained, or a method uses features and the network has
             no default stage.
 
@@ -69,12 +78,17 @@ def explain(
     >>> xattn.explain(clf, torch.rand(2, 3, 64, 64), ["grad-cam", "random"])["grad-cam"].shape
     torch.Size([2, 64, 64])
     """
-    components = registry.create_all(methods)
+    components = created(methods, signed=signed)
     if not untrained:
         refuse_untrained(classifier)
     names, tensor, found_labels = _images(classifier, images)
-    rule = target_rule(classifier, target)
+    rule = target_rule(classifier, target, THRESHOLD if threshold is None else threshold)
+    if threshold is not None and not isinstance(rule, PredictedLabels):
+        raise InputError("a threshold is for target 'predicted' of a multi-label classifier (multi_label=True): leave it out.")
     given = _labels(classifier, found_labels if labels is None else labels, len(names))
+    runs = predictor or Predictor(classifier)
+    if isinstance(rule, PredictedLabels):
+        given = _predicted(classifier, rule, runs, names, tensor, batch_size)
     if rule.per_label:
         names, tensor, given = _per_label(names, tensor, given)
     batch_labels = [label[0] if label is not None and len(label) == 1 else None for label in given]
@@ -82,7 +96,6 @@ def explain(
         what = "classes" if isinstance(rule.fixed, ClassTarget) else "targets"
         raise InputError(f"{len(names)} images need {len(names)} {what}; {len(rule)} came.")
     found_stage = classifier.stage_or_default(stage)
-    runs = predictor or Predictor(classifier)
     again = len(names) > batch_size or any(isinstance(component.instance, RunsNetworkAgain) for component in components)
     needs = needs_of(components)
     pieces = []
@@ -122,7 +135,23 @@ def _labels(classifier: Classifier, labels: Tensor | Sequence[Label] | None, cou
     values = labels.tolist() if isinstance(labels, Tensor) else labels
     if len(values) != count:
         raise InputError(f"{count} images need {count} classes; {len(values)} came.")
-    return [None if value is None else classifier.class_indices(value) for value in values]
+    found = [None if value is None else labels_of(classifier, value) for value in values]
+    return [None if label is None or classifier.regression else tuple(map(int, label)) for label in found]
+
+
+def _predicted(
+    classifier: Classifier, rule: PredictedLabels, runs: Predictor, names: Sequence[str], images: Tensor, batch_size: int
+) -> list[tuple[int, ...] | None]:
+    """The labels that are predicted for each image; None, and a line in the log, for an image without any."""
+    output = torch.cat([runs(images[start : start + batch_size]) for start in range(0, len(images), batch_size)])
+    found: list[tuple[int, ...] | None] = []
+    for name, row in zip(names, output, strict=True):
+        try:
+            found.append(rule.predicted(classifier, row))
+        except InputError as error:
+            logger.warning("%s has no map. Of its labels %s", name, error)
+            found.append(None)
+    return found
 
 
 def _per_label(
@@ -131,7 +160,10 @@ def _per_label(
     """Each image once per label."""
     pairs = [(number, label) for number, several in enumerate(labels) for label in several or ()]
     if not pairs:
-        raise InputError("target 'labels' explains every label of an image, and no image has one: pass labels.")
+        raise InputError(
+            "every label of an image is explained, and no image has one: pass labels for target 'labels', or a lower threshold for the "
+            "labels that a multi-label classifier predicts."
+        )
     index = torch.tensor([number for number, _ in pairs], device=images.device)
     return [names[number] for number, _ in pairs], images[index], [(label,) for _, label in pairs]
 

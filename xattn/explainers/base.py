@@ -5,12 +5,13 @@ from __future__ import annotations
 import enum
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self, TypeVar
 
 from torch import Tensor
 
-from xattn.registry import Registry
+from xattn.errors import SettingError
+from xattn.registry import Component, Registry, written
 
 
 class Need(enum.Enum):
@@ -51,6 +52,8 @@ class MethodMetadata:
 Method = Callable[..., Tensor]
 """A trace → raw maps `(B, h, w)`."""
 
+MethodComponent = Component[MethodMetadata, Method]
+
 Registered = TypeVar("Registered", bound=Callable[..., Any])
 
 
@@ -86,3 +89,45 @@ def register(
 ) -> Callable[[Registered], Registered]:
     """Decorator that registers an explainer: a pure function of a Trace, or a frozen dataclass of settings with one `__call__(trace)`."""
     return methods.register(name, MethodMetadata(frozenset(needs), source, control, direct, caution))
+
+
+def is_signed(method: str) -> bool:
+    """Whether a method, as rows name it, has a map around zero: negative where something speaks against the target.
+
+    Its mask is made of the positive part.
+
+    >>> is_signed("grad-cam:signed=true"), is_signed("grad-cam")
+    (True, False)
+    """
+    return "signed=true" in method.partition(":")[2].split(",")
+
+
+def can_be_signed(method: MethodComponent) -> bool:
+    """Whether a method has the setting `signed`."""
+    return hasattr(method.instance, "signed")
+
+
+def created(specs: Iterable[str], *, signed: bool = False) -> list[MethodComponent]:
+    """The methods that specs mean, each once.
+
+    Args:
+        specs: names with settings, `name[:key=value,…]`.
+        signed: with signed maps, but for controls.
+
+    Raises:
+        NameUnknownError: there is no such method or setting.
+        SettingError: the maps of a method cannot be signed.
+    """
+    components = methods.create_all(specs)
+    return [_signed(component) for component in components] if signed else components
+
+
+def _signed(component: MethodComponent) -> MethodComponent:
+    if component.metadata.control:
+        return component
+    if not can_be_signed(component):
+        known = ", ".join(name for name, entry in sorted(methods.entries.items()) if "signed" in entry.settings)
+        raise SettingError(f"{component.spec} has no signed map, which shows what speaks against the target: those of {known} have one.")
+    settings: Any = component.instance
+    instance = replace(settings, signed=True)
+    return Component(written(component.spec.partition(":")[0], instance), instance, component.metadata)

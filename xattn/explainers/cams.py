@@ -18,14 +18,24 @@ VANISHING = 1e-12
 
 
 @register("grad-cam", needs={Need.FEATURES, Need.GRADIENTS}, source="Selvaraju et al. 2017, Sec. 3")
-def grad_cam(trace: Trace) -> Tensor:
+@dataclass(frozen=True)
+class GradCAM:
     """Feature maps weighted by their mean gradient.
 
-    Returns:
-        Raw map `(B, h, w)`, ≥ 0, at the stage's resolution, unitless.
+    Attributes:
+        signed: keep what speaks against the target, negative.
     """
-    weights = trace.gradients.mean(dim=(2, 3), keepdim=True)
-    return (weights * trace.features).sum(dim=1).relu()
+
+    signed: bool = False
+
+    def __call__(self, trace: Trace) -> Tensor:
+        """Raw map `(B, h, w)` at the stage's resolution, unitless; ≥ 0 unless signed."""
+        weights = trace.gradients.mean(dim=(2, 3), keepdim=True)
+        return _rectified((weights * trace.features).sum(dim=1), self.signed)
+
+
+def _rectified(total: Tensor, signed: bool) -> Tensor:
+    return total if signed else total.relu()
 
 
 @register("grad-cam++", needs={Need.FEATURES, Need.GRADIENTS}, source="Chattopadhay et al. 2018, Eq. 19")
@@ -70,31 +80,43 @@ def layer_cam(trace: Trace) -> Tensor:
 
 
 @register("hires-cam", needs={Need.FEATURES, Need.GRADIENTS}, source="Draelos and Carin 2020, Sec. 3")
-def hires_cam(trace: Trace) -> Tensor:
+@dataclass(frozen=True)
+class HiResCAM:
     """Feature maps weighted position by position by their gradient.
 
-    Returns:
-        Raw map `(B, h, w)`, ≥ 0, at the stage's resolution.
+    Attributes:
+        signed: keep what speaks against the target, negative.
     """
-    return (trace.gradients * trace.features).sum(dim=1).relu()
+
+    signed: bool = False
+
+    def __call__(self, trace: Trace) -> Tensor:
+        """Raw map `(B, h, w)` at the stage's resolution; ≥ 0 unless signed."""
+        return _rectified((trace.gradients * trace.features).sum(dim=1), self.signed)
 
 
 @register("xgrad-cam", needs={Need.FEATURES, Need.GRADIENTS}, source="Fu et al. 2020, Sec. 3")
-def xgrad_cam(trace: Trace) -> Tensor:
+@dataclass(frozen=True)
+class XGradCAM:
     """Feature maps weighted by the mean of their gradient, where each position counts by its share of the map's sum.
+
+    Attributes:
+        signed: keep what speaks against the target, negative.
 
     Differs: no ε is added to a map's sum, which keeps its sign; the weight is 0 where |Σ F| ≤ 1e-12 · Σ |F|. Computed in float64, since the
     sum of a signed map may nearly cancel.
-
-    Returns:
-        Raw map `(B, h, w)`, ≥ 0, at the stage's resolution.
     """
-    gradients, features = widened(trace.gradients), widened(trace.features)
-    total, scale = (values.sum(dim=(2, 3), keepdim=True) for values in (features, features.abs()))
-    defined = total.abs() > VANISHING * scale
-    products = (gradients * features).sum(dim=(2, 3), keepdim=True)
-    weights = torch.where(defined, products / torch.where(defined, total, 1), 0)
-    return (weights * features).sum(dim=1).relu().to(trace.features)
+
+    signed: bool = False
+
+    def __call__(self, trace: Trace) -> Tensor:
+        """Raw map `(B, h, w)` at the stage's resolution; ≥ 0 unless signed."""
+        gradients, features = widened(trace.gradients), widened(trace.features)
+        total, scale = (values.sum(dim=(2, 3), keepdim=True) for values in (features, features.abs()))
+        defined = total.abs() > VANISHING * scale
+        products = (gradients * features).sum(dim=(2, 3), keepdim=True)
+        weights = torch.where(defined, products / torch.where(defined, total, 1), 0)
+        return _rectified((weights * features).sum(dim=1), self.signed).to(trace.features)
 
 
 @register("finer-cam", needs={Need.FEATURES, Need.GRADIENTS}, source="Zhang et al. 2025")
@@ -108,12 +130,14 @@ class FinerCAM:
     Attributes:
         alpha: how much the similar classes count; 0 is Grad-CAM.
         similar: number of similar classes; all others where the network has fewer.
+        signed: keep what speaks for the similar classes, negative.
 
     Differs: the similar classes count equally; the authors' code weighs them by their probabilities.
     """
 
     alpha: float = 0.6
     similar: int = 3
+    signed: bool = False
 
     def __post_init__(self) -> None:
         if self.similar < 1:
@@ -122,14 +146,14 @@ class FinerCAM:
             raise SettingError(f"finer-cam subtracts the similar classes with a weight of 0 or more; got alpha={self.alpha}.")
 
     def __call__(self, trace: Trace) -> Tensor:
-        """Raw map `(B, h, w)`, ≥ 0, at the stage's resolution.
+        """Raw map `(B, h, w)` at the stage's resolution; ≥ 0 unless signed.
 
         Raises:
             UnsupportedError: the target is neither a class nor a contrast, or there is no other class.
         """
         contrast = self.contrast(trace.target, trace.output.detach())
         gradients = trace.gradients if contrast is trace.target else trace.gradients_of(contrast)
-        return (gradients.mean(dim=(2, 3), keepdim=True) * trace.features).sum(dim=1).relu()
+        return _rectified((gradients.mean(dim=(2, 3), keepdim=True) * trace.features).sum(dim=1), self.signed)
 
     def contrast(self, target: Target, output: Tensor) -> Contrast:
         """The target against the classes that are most similar to it.

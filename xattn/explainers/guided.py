@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from xattn.errors import UnsupportedError
 from xattn.explainers.base import Need, register
-from xattn.explainers.cams import GradCAMPlusPlus, grad_cam
+from xattn.explainers.cams import GradCAM, GradCAMPlusPlus
 from xattn.explainers.trace import Trace
 
 Activations = Literal["rectifiers", "all"]
@@ -132,7 +132,7 @@ class GuidedGradCAM(_Guided):
 
     def __call__(self, trace: Trace) -> Tensor:
         """Raw map `(B, H, W)`, ≥ 0."""
-        return self.product(grad_cam, trace)
+        return self.product(GradCAM(), trace)
 
 
 @register("guided-grad-cam++", needs=GUIDED_NEEDS, source="Chattopadhay et al. 2018, Sec. 3.3", caution=CAUTION)

@@ -34,7 +34,8 @@ class IntegratedGradients(RunsNetworkAgain):
 
     Attributes:
         steps: points on the line; each is a forward and a backward of the batch.
-        channels: "abs-max", the largest magnitude over the channels, or "sum", signed.
+        channels: "abs-max", the largest magnitude over the channels, or "sum".
+        signed: the sum over the channels, whatever `channels` is, shown around zero.
 
     Differs: the gradient is taken in the middle of each step instead of at its end, in pixel space, where the baseline is black; through
     captum the baseline is 0 after normalisation, the mean colour.
@@ -42,6 +43,7 @@ class IntegratedGradients(RunsNetworkAgain):
 
     steps: int = 50
     channels: Channels = "abs-max"
+    signed: bool = False
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -61,7 +63,7 @@ class IntegratedGradients(RunsNetworkAgain):
 
     def __call__(self, trace: Trace) -> Tensor:
         """Raw map `(B, H, W)`; ≥ 0 unless summed."""
-        return _map(self.attributions(trace), self.channels)
+        return _map(self.attributions(trace), "sum" if self.signed else self.channels)
 
 
 @register("smooth-grad", source="Smilkov et al. 2017")
@@ -72,7 +74,8 @@ class SmoothGrad(RunsNetworkAgain):
     Attributes:
         samples: copies; each is a forward and a backward of the batch.
         sigma: standard deviation of the noise, as a share of the image's range.
-        channels: "abs-max", the largest magnitude over the channels, or "sum", signed.
+        channels: "abs-max", the largest magnitude over the channels, or "sum".
+        signed: the sum over the channels, whatever `channels` is, shown around zero.
 
     Differs: taken in pixel space; libraries that take it at the normalised image differ by a factor 1/std a channel.
     """
@@ -80,6 +83,7 @@ class SmoothGrad(RunsNetworkAgain):
     samples: int = 50
     sigma: float = 0.15
     channels: Channels = "abs-max"
+    signed: bool = False
 
     def __post_init__(self) -> None:
         if self.samples < 1:
@@ -104,4 +108,4 @@ class SmoothGrad(RunsNetworkAgain):
 
     def __call__(self, trace: Trace) -> Tensor:
         """Raw map `(B, H, W)`; ≥ 0 unless summed."""
-        return _map(self.attributions(trace), self.channels)
+        return _map(self.attributions(trace), "sum" if self.signed else self.channels)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xattn.explainers.base import Method, MethodMetadata, Need
+from xattn.explainers.base import MethodComponent, Need, is_signed
 from xattn.explainers.reasons import reasons_of
 from xattn.explainers.trace import Trace
 from xattn.heads.base import HeadMaps
@@ -19,9 +19,6 @@ from xattn.metrics.targets import ClassTarget, Target
 from xattn.models.classifier import Classifier
 from xattn.models.layout import Stage
 from xattn.models.target_rules import Given
-from xattn.registry import Component
-
-MethodComponent = Component[MethodMetadata, Method]
 
 
 @dataclass(frozen=True)
@@ -32,7 +29,8 @@ class Maps(Mapping[str, Tensor]):
 
     Attributes:
         masks: by method, `(B, H, W)`.
-        raw: by method, `(B, h, w)` at the method's own resolution.
+        raw: by method, `(B, h, w)` at the method's own resolution. That of a signed method (`grad-cam:signed=true`) is negative where
+            something speaks against the target; its mask is made of the positive part.
         low_res_masks: by method, masks at the raw map's resolution.
         degenerate: by method, `(B,)` bool: the map shows nothing and its mask is all zeros.
         reasons: by method, why each degenerate map shows nothing; None for one that shows something.
@@ -151,7 +149,7 @@ def maps_of_trace(trace: Trace, components: Sequence[MethodComponent], names: Se
         raw,
         low_res,
         {name: found.degenerate for name, found in masks.items()},
-        {c.spec: reasons_of(trace, c.metadata, raw[c.spec], masks[c.spec].degenerate) for c in components},
+        {c.spec: reasons_of(trace, c, raw[c.spec], masks[c.spec].degenerate) for c in components},
         trace.output.detach(),
         trace.target,
         tuple(names),
@@ -170,8 +168,9 @@ def _maps_of(trace: Trace, component: MethodComponent) -> tuple[Tensor, Masks, T
     raw = raw if raw.dtype == torch.float64 else raw.float()
     if component.metadata.direct:
         return raw, Masks(raw, torch.zeros(len(raw), dtype=torch.bool, device=raw.device)), raw
-    found = to_masks(raw, size)
-    return raw, found, found.masks if raw.shape[-2:] == size else to_masks(raw, (raw.shape[1], raw.shape[2])).masks
+    shown = raw.relu() if is_signed(component.spec) else raw
+    found = to_masks(shown, size)
+    return raw, found, found.masks if raw.shape[-2:] == size else to_masks(shown, (raw.shape[1], raw.shape[2])).masks
 
 
 def explainer_of(classifier: Classifier, maps: Maps, component: MethodComponent, predictor: Predictor) -> Callable[[Tensor], Tensor]:

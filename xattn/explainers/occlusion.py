@@ -49,6 +49,7 @@ class Occlusion(RunsNetworkAgain):
         stride: pixels from a window to the next; None: half a window. The last window of a line may reach over the border.
         fill: what the window shows: the classifier's "mean" colour, or "black".
         response: "probability", or "score", the logit of a class.
+        signed: the same map, shown around zero, its mask made of what speaks for the target alone.
 
     Differs: a pixel gets the mean loss over the windows that hide it; the paper draws the probability at each window's place.
     """
@@ -57,6 +58,7 @@ class Occlusion(RunsNetworkAgain):
     stride: int | None = None
     fill: Fill = "mean"
     response: Response = "probability"
+    signed: bool = False
 
     def __post_init__(self) -> None:
         if any(value is not None and value < 1 for value in (self.window, self.stride)):

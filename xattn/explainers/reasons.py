@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from xattn.explainers.base import MethodMetadata, Need
+from xattn.explainers.base import MethodComponent, Need, can_be_signed
 from xattn.explainers.trace import Trace
 
 logger = logging.getLogger("xattn")
@@ -24,29 +24,41 @@ ADVICE = {
     "no channel weight is positive": "Every feature map speaks against the target: explain the class that is predicted, or a contrast",
     "the weighted sum of the features is nowhere positive": "The gradient points away from it: explain a contrast, or another stage",
     "the gradient at the image is zero": "Explain another target, as 'predicted - second'",
+    "the map is nowhere positive": "All of it speaks against the target: explain the class that is predicted, or a contrast",
     "the map has one value everywhere": "Give another method, target or stage",
 }
 """What to try, by reason."""
 
+NEGATIVE = ("no channel weight is positive", "the weighted sum of the features is nowhere positive")
+SIGNED = "; --signed (signed=True) shows what speaks against the target"
+"""After a reason of `NEGATIVE`, for a method whose map can be signed."""
 
-def reasons_of(trace: Trace, metadata: MethodMetadata, raw: Tensor, flagged: Tensor) -> tuple[str | None, ...]:
+
+def reasons_of(trace: Trace, method: MethodComponent, raw: Tensor, flagged: Tensor) -> tuple[str | None, ...]:
     """Why each degenerate map of a batch shows nothing; None for one that shows something. Nothing is computed where all do.
 
     Args:
         trace: of the batch.
-        metadata: of the method: what its maps are made of.
+        method: the method.
         raw: raw maps `(B, h, w)`.
         flagged: `(B,)` bool, which maps are degenerate.
     """
     with torch.inference_mode(False), torch.enable_grad():
-        return tuple(_reason(trace, metadata.needs, raw[i], i) if blank else None for i, blank in enumerate(flagged.tolist()))
+        return tuple(_reason(trace, method, raw[i], i) if blank else None for i, blank in enumerate(flagged.tolist()))
 
 
-def _reason(trace: Trace, needs: frozenset[Need], raw: Tensor, i: int) -> str:
+def _reason(trace: Trace, method: MethodComponent, raw: Tensor, i: int) -> str:
+    reason = _cause(trace, method.metadata.needs, raw, i)
+    return f"{reason}{SIGNED}" if reason in NEGATIVE and can_be_signed(method) else reason
+
+
+def _cause(trace: Trace, needs: frozenset[Need], raw: Tensor, i: int) -> str:
     if not bool(torch.isfinite(raw).all()):
         return "the map is not finite"
     if raw.numel() == 1:
         return "the stage has a single cell"
+    if bool((raw < 0).any()) and not bool((raw > 0).any()):
+        return "the map is nowhere positive"
     if Need.FEATURES in needs:
         features = trace.features[i]
         if not bool(features.any()):
@@ -92,4 +104,4 @@ def log_reasons(reasons: Mapping[str, Sequence[str | None]], names: Sequence[str
                 continue
             logged.add((method, reason))
             name = names[list(found).index(reason)]
-            logger.warning("the map of %s by %s shows nothing: %s. %s.", name, method, reason, ADVICE[reason])
+            logger.warning("the map of %s by %s shows nothing: %s. %s.", name, method, reason, ADVICE[reason.removesuffix(SIGNED)])

@@ -14,12 +14,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from xattn.errors import InputError
+from xattn.explainers.base import is_signed
 from xattn.explainers.base import methods as registry
 from xattn.figures.run_data import Column
 from xattn.metrics.masking import to_masks
+from xattn.metrics.values import is_value
 from xattn.study.schema import StoredMap
 
 COLOURS = "inferno"
+SIGNED_COLOURS = "RdBu_r"  # white at 0, blue below
 COVER = 0.6  # opacity of the colour over the picture
 CELL_INCHES = 1.15
 FORMATS = (".pdf", ".svg", ".png")
@@ -73,18 +76,53 @@ def mask_of(stored: StoredMap, method: str, size: tuple[int, int] | None = None)
     return functional.interpolate(stored.raw[None, None], size=size or own, mode="bilinear", align_corners=False)[0, 0]
 
 
-def overlay(crop: Tensor, mask: Tensor) -> Tensor:
+def overlay(crop: Tensor, mask: Tensor, colours: str = COLOURS) -> Tensor:
     """A mask in colour over the grey picture.
 
     Args:
         crop: uint8 `(C, H, W)`.
         mask: `(H, W)` in [0, 1].
+        colours: name of matplotlib's colour map.
 
     Returns:
         `(H, W, 3)` in [0, 1].
     """
-    colour = torch.as_tensor(colormaps[COLOURS](mask.numpy())[..., :3], dtype=torch.float32)
+    colour = torch.as_tensor(colormaps[colours](mask.numpy())[..., :3], dtype=torch.float32)
     return (1 - COVER) * grey(crop)[..., None] + COVER * colour
+
+
+def shown_map(crop: Tensor, stored: StoredMap, method: str, *, smooth: bool = True) -> Tensor:
+    """A stored map in colour over the grey picture: its mask, or of a signed method the map around zero, over its largest magnitude.
+
+    Args:
+        crop: uint8 `(C, H, W)`.
+        stored: the map.
+        method: as in the rows.
+        smooth: enlarge it bilinearly; else each cell is one colour.
+
+    Returns:
+        `(H, W, 3)` in [0, 1].
+    """
+    size = (crop.shape[1], crop.shape[2])
+    if not is_signed(method):
+        own = mask_of(stored, method, size if smooth else None)
+        return overlay(crop, own if smooth else sharp(own[..., None], size)[..., 0])
+    around = stored.raw / stored.raw.abs().max().clamp(min=torch.finfo(stored.raw.dtype).tiny)
+    mode = {"mode": "bilinear", "align_corners": False} if smooth else {"mode": "nearest-exact"}
+    enlarged = functional.interpolate(around[None, None], size=size, **mode)[0, 0]
+    return overlay(crop, (enlarged + 1) / 2, SIGNED_COLOURS)
+
+
+def sharp(picture: Tensor, size: tuple[int, int]) -> Tensor:
+    """A picture `(h, w, C)` enlarged without smoothing."""
+    return functional.interpolate(picture.permute(2, 0, 1)[None], size=size, mode="nearest-exact")[0].permute(1, 2, 0)
+
+
+def note_below(stored: StoredMap, method: str) -> str:
+    """What is written below a map that is flagged; "" for another."""
+    if not stored.about["degenerate"]:
+        return ""
+    return "nowhere positive" if is_signed(method) and bool(stored.raw.any()) else "no contrast"
 
 
 def show(axis: Any, picture: Tensor) -> None:
@@ -107,7 +145,7 @@ def caption(
     for (image, model, head, _), found in maps.items():
         if image == name and (model, head) in {column[:2] for column in columns}:
             answers.setdefault((model, head), found.about)
-    named = {key: _class(about["target"], labels.get(key)) for key, about in answers.items()}
+    named = {key: _named(about, labels.get(key)) for key, about in answers.items()}
     shares = sorted(f"{about['probability']:.2f}" for about in answers.values() if about["probability"] is not None)
     if len(set(named.values())) == 1:
         lines = [_with_probability(next(iter(named.values())), " to ".join(dict.fromkeys((shares[0], shares[-1]))) if shares else None)]
@@ -125,6 +163,13 @@ def caption(
 
 def _with_probability(name: str, share: str | None) -> str:
     return name if share is None else f"{name}, p = {share}"
+
+
+def _named(about: dict[str, Any], classes: Sequence[str] | None) -> str:
+    """The name of a target, with the value that a regression gives."""
+    if is_value(about["target"]) and about["predicted"] is not None:
+        return f"{about['target']}: {about['predicted']:.3g}"
+    return _class(about["target"], classes)
 
 
 def _class(index: int | str | None, classes: Sequence[str] | None) -> str:

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from xattn.explainers.base import is_signed
 from xattn.figures.base import register
-from xattn.figures.canvas import CELL_INCHES, COLOURS, broken, called, caption, mask_of, overlay, show, shown_crop, shown_title
+from xattn.figures.canvas import (
+    CELL_INCHES,
+    COLOURS,
+    SIGNED_COLOURS,
+    broken,
+    called,
+    caption,
+    note_below,
+    show,
+    shown_crop,
+    shown_map,
+    shown_title,
+)
 from xattn.figures.run_data import RunData
 
 
@@ -36,12 +52,19 @@ def grid(shown: RunData) -> Figure:
                 axis.set_axis_off()
                 continue
             crop = shown.crops[name, model, head]
-            show(axis, overlay(crop, mask_of(found, method, (crop.shape[1], crop.shape[2]))))
-            if found.about["degenerate"]:
-                axis.set_xlabel("no contrast", fontsize=6, labelpad=2)
+            show(axis, shown_map(crop, found, method))
+            axis.set_xlabel(note_below(found, method), fontsize=6, labelpad=2)
             if row == 0:
                 axis.set_title("\n".join([*called(model, head, columns), broken(method)]), fontsize=7)
-    bar = figure.colorbar(ScalarMappable(cmap=COLOURS), ax=axes, fraction=0.012, pad=0.01, aspect=40)
-    bar.set_label("mask, 0 to 1 within each map", fontsize=6)
-    bar.ax.tick_params(labelsize=6)
+    signed = [is_signed(method) for _, _, method in columns]
+    if not all(signed):
+        _colour_bar(figure, axes, ScalarMappable(cmap=COLOURS), "mask, 0 to 1 within each map")
+    if any(signed):
+        _colour_bar(figure, axes, ScalarMappable(Normalize(-1, 1), SIGNED_COLOURS), "signed map, over its largest magnitude")
     return figure
+
+
+def _colour_bar(figure: Figure, axes: Any, colours: ScalarMappable, label: str) -> None:
+    bar = figure.colorbar(colours, ax=axes, fraction=0.012, pad=0.01, aspect=40)
+    bar.set_label(label, fontsize=6)
+    bar.ax.tick_params(labelsize=6)

@@ -18,7 +18,7 @@ from xattn.birds.data import scene_of
 from xattn.data.preprocessing import Preprocessing
 from xattn.errors import InputError
 from xattn.figures.base import register
-from xattn.figures.canvas import CELL_INCHES, broken, called, caption, grey, mask_of, overlay, show, shown_crop, shown_title
+from xattn.figures.canvas import CELL_INCHES, broken, called, caption, grey, note_below, sharp, show, shown_crop, shown_map, shown_title
 from xattn.figures.run_data import RunData
 
 MAP_COLOURS = {"map 1": "#ff0000", "map 2": "#00ff00", "map 3": "#0000ff"}
@@ -54,11 +54,6 @@ def seen_parts(scene: Scene, preprocessing: Preprocessing) -> Tensor:
     """Masks of a scene's visible parts after a classifier's resize and crop: `(5, H, W)` bool."""
     pictures = [to_pil_image(mask.float().repeat(3, 1, 1)) for mask in masks(scene).visible]
     return torch.stack([preprocessing.crop(picture)[0] > 127 for picture in pictures])
-
-
-def sharp(picture: Tensor, size: tuple[int, int]) -> Tensor:
-    """A picture `(h, w, C)` enlarged without smoothing."""
-    return functional.interpolate(picture.permute(2, 0, 1)[None], size=size, mode="nearest-exact")[0].permute(1, 2, 0)
 
 
 @register("parts", source="Gomez et al. 2021, Figs. 1, 3 and 5")
@@ -129,9 +124,7 @@ def _panels(shown: RunData, name: str, heads: Sequence[tuple[str, str]], scene: 
         if found is None:
             yield _Panel(None, title)
             continue
-        below = "no contrast" if found.about["degenerate"] else ""
-        seen = shown.crops[name, model, head]
-        yield _Panel(overlay(seen, sharp(mask_of(found, method)[..., None], _size(seen))[..., 0]), title, below)
+        yield _Panel(shown_map(shown.crops[name, model, head], found, method, smooth=False), title, note_below(found, method))
 
 
 def _size(crop: Tensor) -> tuple[int, int]:

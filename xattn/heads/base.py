@@ -38,11 +38,21 @@ class HeadMetadata:
 
 
 class StageInfo(NamedTuple):
-    """What heads need to know about a stage of the network."""
+    """What heads need to know about a stage of the network.
+
+    Attributes:
+        name: of the stage.
+        channels: of its map.
+        stride: height of the image over that of the map.
+        tokens: its map is made of tokens.
+        kind: class name of the module that gives it.
+    """
 
     name: str
     channels: int
     stride: int
+    tokens: bool = False
+    kind: str = ""
 
 
 @dataclass(frozen=True)
@@ -87,6 +97,10 @@ class HeadSettings(ABC):
     def stages(self, info: NetworkInfo) -> tuple[str, ...]:
         """Names of the stages that the head reads, in order; by default the input of the pooling."""
         return (info.stages[-1].name,)
+
+    def unnamed_stages(self, info: NetworkInfo) -> tuple[str, ...]:
+        """The stages that it reads in a file that does not name them, as it was written before files did."""
+        return self.stages(info)
 
     @abstractmethod
     def build(self, channels: Sequence[int], classes: int, info: NetworkInfo) -> Head:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -14,6 +15,8 @@ from xattn.errors import InputError, SettingError
 from xattn.heads.base import Attended, Head, HeadMetadata, HeadSettings, NetworkInfo, StageInfo, attention_over_positions, heads
 
 Init = Literal["xavier", "released"]
+
+GROUPS = 4  # of the blocks of a network of tokens whose map keeps its size
 
 # The stages of the paper's two families, by the network's class, in torchvision and in timm.
 RELEASED = (
@@ -27,6 +30,15 @@ RELEASED = (
 @dataclass(frozen=True)
 class CAStream(HeadSettings):
     """A learnt query attends to one stage after the other; the vector it collects replaces the pooled one before the network's classifier.
+
+    On tokens, keys and values are those that are cells of the map: class token and registers are left out. The last query takes the
+    place of what enters the classifier, the class token or the mean of the tokens; the network's own class token goes on through its blocks
+    and is not read.
+
+    Differs: the paper has convolutional networks alone, whose stages end where the resolution changes. Where the tokens of all blocks have
+    one resolution and width, as in a vision transformer, the blocks are cut into four groups of one length, up to rounding, and a stage is
+    the end of a group: of twelve blocks the third, sixth, ninth and last. They are read as the blocks give them, without a norm, but for
+    the last, which is the network's last map, behind its final norm if it has one.
 
     Attributes:
         start: the first stage that is attended to, counted from 0 (Table 5).
@@ -48,12 +60,19 @@ class CAStream(HeadSettings):
             raise SettingError(f"ca-stream starts at a stage from 0 on; got start={self.start}.")
 
     def stages(self, info: NetworkInfo) -> tuple[str, ...]:
-        """The paper's stages for ResNet and ConvNeXt; elsewhere the last map of each stride and number of channels.
+        """The paper's stages for ResNet and ConvNeXt; the ends of four groups of blocks where tokens keep their number and width; elsewhere
+        the last map of each stride and number of channels.
 
         Raises:
             SettingError: `start` is after the last stage.
         """
-        names = _released(info) or _last_of_each(info.stages)
+        return self._started(_released(info) or _ends_of_groups(info.stages) or _last_of_each(info.stages), info)
+
+    def unnamed_stages(self, info: NetworkInfo) -> tuple[str, ...]:
+        """Where tokens keep their number and width, the last stage alone."""
+        return self._started(_released(info) or _last_of_each(info.stages), info)
+
+    def _started(self, names: tuple[str, ...], info: NetworkInfo) -> tuple[str, ...]:
         if self.start >= len(names):
             raise SettingError(
                 f"ca-stream starts at one of {len(names)} stages of {info.name} ({', '.join(names)}); got start={self.start}."
@@ -78,6 +97,18 @@ def _released(info: NetworkInfo) -> tuple[str, ...]:
 def _last_of_each(stages: Sequence[StageInfo]) -> tuple[str, ...]:
     kinds = [(stage.stride, stage.channels) for stage in stages]
     return tuple(stage.name for number, stage in enumerate(stages) if kinds[number] not in kinds[number + 1 :])
+
+
+def _ends_of_groups(stages: Sequence[StageInfo]) -> tuple[str, ...]:
+    """The last blocks of groups of one length, after the last maps of a convolutional stem; empty unless all tokens have one size."""
+    tokens = [stage for stage in stages if stage.tokens]
+    if not tokens or tokens[-1] != stages[-1] or len({(stage.stride, stage.channels) for stage in tokens}) > 1:
+        return ()
+    kind = Counter(stage.kind for stage in tokens).most_common(1)[0][0]  # the blocks; beside them an embedding, a final norm
+    blocks = [stage.name for stage in tokens if stage.kind == kind]
+    ends = [blocks[math.ceil(len(blocks) * group / GROUPS) - 1] for group in range(1, GROUPS)]
+    *stem, last = _last_of_each(stages)
+    return (*stem, *(name for name in dict.fromkeys(ends) if name != last), last)
 
 
 class CAStreamHead(Head):

@@ -135,6 +135,7 @@ def attachment_of(
     stages: Sequence[Stage],
     entry: Callable[[], ClassifierEntry],
     stage: Callable[[str], Stage],
+    reads: Sequence[str] | None = None,
 ) -> Attachment:
     """Where a head is put on a network.
 
@@ -147,6 +148,7 @@ def attachment_of(
         stages: of the network.
         entry: finds where the pooled vector enters the classifier.
         stage: returns a stage by name.
+        reads: names of the stages that it reads; empty: as in a file that does not name them; None: the head chooses.
 
     Raises:
         UnsupportedError: the head replaces the pooling, but the network's classifier takes no pooled vector.
@@ -156,7 +158,16 @@ def attachment_of(
     found = entry()
     info = NetworkInfo(
         name=name,
-        stages=tuple(StageInfo(stage.name, stage.channels, stage.stride) for stage in stages),
+        stages=tuple(
+            StageInfo(
+                stage.name,
+                stage.channels,
+                stage.stride,
+                stage.layout.grid != (0, 0),
+                type(network.get_submodule(stage.module)).__name__,
+            )
+            for stage in stages
+        ),
         kinds=frozenset(type(module).__name__ for module in network.modules()),
         modules=frozenset(module for module, _ in network.named_modules()),
         takes_vector=found.module is not None,
@@ -166,7 +177,8 @@ def attachment_of(
             f"{head} replaces the pooled vector before the classifier, and that of {name} takes none of {stages[-1].channels} values (its "
             "pooling is not global, or comes after it). Use br-npa, b-cnn or gap."
         )
-    return Attachment(metadata.replaces, tuple(stage(read) for read in settings.stages(info)), found, info)
+    names = reads or (settings.stages(info) if reads is None else settings.unnamed_stages(info))
+    return Attachment(metadata.replaces, tuple(stage(read) for read in names), found, info)
 
 
 def attend(

@@ -245,6 +245,7 @@ class Header:
         build: those of the network's `FLAGS` that its weights do not record.
         regression: outputs are values without a probability.
         output: path of the network's output that is explained; None: its name or its being alone says which it is.
+        stages: names of those that the head reads; empty in files that do not name them.
     """
 
     source: Source
@@ -259,6 +260,7 @@ class Header:
     build: dict[str, bool]
     regression: bool = False
     output: str | None = None
+    stages: tuple[str, ...] = ()
 
 
 def save(path: str | Path, header: Header, network: Mapping[str, Tensor], head: Mapping[str, Tensor]) -> None:
@@ -304,7 +306,8 @@ def read_header(path: str | Path) -> Header:
         about = {key: tuple(value) if isinstance(value, list) else value for key, value in about.items()}
         source = Source(**about)
         labels = stored.pop("labels")
-        header = Header(source=source, labels=None if labels is None else tuple(labels), **stored)
+        stages = tuple(stored.pop("stages", ()))
+        header = Header(source=source, labels=None if labels is None else tuple(labels), stages=stages, **stored)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         if isinstance(error, WeightsError):
             raise

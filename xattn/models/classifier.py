@@ -47,6 +47,7 @@ class Classifier(nn.Module):
         regression: outputs are values, which have no probability.
         output: which of several outputs is explained, by name or position; None: the one that the others lead to.
         inputs: the network's images `(B, C, H, W)`, normalised → further arguments of its forward by name; None: it takes images alone.
+        reads: names of the stages that the head reads; empty: as in a file that does not name them; None: the head chooses.
 
     Attributes:
         reader: how the output is read from what the network returns.
@@ -77,6 +78,7 @@ class Classifier(nn.Module):
         regression: bool = False,
         output: str | int | None = None,
         inputs: Inputs | None = None,
+        reads: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
         if multi_label and regression:
@@ -106,9 +108,9 @@ class Classifier(nn.Module):
             )
             self.multi_label = multi_label or (self.reader.separate and not self.reader.binary)
             self._found = find_stages(self.network, self._bare, self.probe(), named=name)
-            reads = component.metadata.replaces != "nothing"
-            self.stages: tuple[Stage, ...] = self._found.stages + (self._found.behind if reads else ())
-            self.attachment = self._attached(settings, component.metadata)
+            behind = () if component.metadata.replaces == "nothing" else self._found.behind
+            self.stages: tuple[Stage, ...] = self._found.stages + behind
+            self.attachment = self._attached(settings, component.metadata, reads)
         if classes not in (None, own) and component.metadata.replaces != "classifier":
             raise InputError(
                 f"{self.head_name} keeps the classifier of {name}, which has {own} classes; {classes} were asked for. Use br-npa or b-cnn, "
@@ -168,7 +170,7 @@ class Classifier(nn.Module):
                 f"{self.name} cannot run an image {tuple(images.shape)}: {type(error).__name__}: {reason}. {advice}"
             ) from error
 
-    def _attached(self, settings: HeadSettings, metadata: HeadMetadata) -> Attachment:
+    def _attached(self, settings: HeadSettings, metadata: HeadMetadata, reads: Sequence[str] | None) -> Attachment:
         if metadata.replaces != "nothing" and not self.stages:
             raise UnsupportedError(f"{self.head_name} reads the map that enters the pooling; {self._found.reason}. Use gap.")
         return attachment_of(
@@ -180,6 +182,7 @@ class Classifier(nn.Module):
             self.stages,
             lambda: find_classifier_entry(self.network, self._bare, self.probe(), self.stage()),
             lambda name: named_stage(self.network, self._bare, self.probe(), name, self._found),
+            reads,
         )
 
     def _graft(self) -> bool:
@@ -384,6 +387,7 @@ class Classifier(nn.Module):
             multi_label=self.multi_label,
             regression=self.regression,
             output=self.reader.path,
+            stages=tuple(stage.name for stage in self.attachment.stages),
             preprocessing=asdict(self.preprocessing),
             build={name: getattr(self.network, name) for name in checkpoints.FLAGS if hasattr(self.network, name)},
         )

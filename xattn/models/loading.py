@@ -15,6 +15,7 @@ from torch import nn
 from xattn.birds import pretrained
 from xattn.data.preprocessing import Preprocessing, preprocessing_with
 from xattn.errors import InputError, UnsupportedError, UntrustedCodeError, WeightsError
+from xattn.heads.base import heads
 from xattn.models import sources
 from xattn.models.building import Prompts, Request
 from xattn.models.checkpoints import Header, Source, digest_of, fit_weights, is_saved, read_header, split_weights
@@ -104,7 +105,8 @@ def load(
         network, base, names, sigmoid = sources.build(Request(model, weights, prompts, trust_code))
         texts = {} if prompts is None else {"prompts": prompts.classes, "templates": prompts.templates}
         source = Source(sources.absolute(model), _kept(weights), digest_of(network.state_dict()), tuple(high_res), dilate, **texts)
-        name, multi_label = model, multi_label or sigmoid
+        keeps = heads.create(head or "gap").metadata.replaces != "classifier"  # another has logits of its own, of one class
+        name, multi_label = model, multi_label or (sigmoid and (keeps or prompts is None))
     else:
         network, source = _network_of(saved, None if saved.named is not None else weights, trust_code)
         base, names, name = Preprocessing.from_json(saved.header.preprocessing), saved.header.labels, saved.name
@@ -126,6 +128,7 @@ def load(
         multi_label=multi_label,
         regression=regression,
         output=output,
+        reads=None if saved is None else saved.header.stages,
     )
     if saved is not None:
         fit_weights(classifier.head, split_weights(saved.file)[1], model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor
 
 from xattn.errors import InputError, NameUnknownError, UnsupportedError
-from xattn.metrics.targets import ClassTarget, Contrast, OutputFunction, Target, written_contrast
+from xattn.metrics.probability import sigmoid_probability
+from xattn.metrics.targets import PER_LABEL, ClassTarget, Contrast, OutputFunction, Target, written_contrast
 from xattn.metrics.values import Values
 from xattn.models.classifier import Classifier
 
@@ -22,6 +24,7 @@ Asked = str | int | Sequence[int] | Tensor | Target | Callable[[Any], Tensor]
 image, a target of `xattn.metrics.targets`, or a function of the output."""
 
 Label = int | str | Sequence[int | str] | None
+THRESHOLD = 0.5
 RANKED = {"predicted": 0, "second": 1}
 _OPERATOR = re.compile(r"\s+([+-])\s+")
 _TERM = re.compile(r"(?:([+-])\s*)?(?:(\d+(?:\.\d+)?)\s*\*\s*)?(.+)", re.DOTALL)
@@ -131,6 +134,42 @@ class EveryLabel(TargetRule):
 
 
 @dataclass(frozen=True)
+class PredictedLabels(TargetRule):
+    """Each label that a multi-label classifier predicts; the batch holds an image once per label.
+
+    Attributes:
+        threshold: the lowest probability of a label that counts as predicted.
+    """
+
+    threshold: float
+
+    @property
+    def per_label(self) -> bool:
+        return True
+
+    def predicted(self, classifier: Classifier, row: Tensor) -> tuple[int, ...]:
+        """The labels that are predicted for an image.
+
+        Args:
+            classifier: the one that is explained.
+            row: its output for the image, `(K,)`.
+
+        Raises:
+            InputError: no label is; the message says how probable the first one is.
+        """
+        found = sigmoid_probability(row).p
+        if not bool((found >= self.threshold).any()):
+            raise InputError(
+                f"none has a probability of {self.threshold:g} or more; the highest is {float(found.max()):.2g}, of "
+                f"'{classifier.label(int(found.argmax()))}'. A lower threshold: --threshold, in Python threshold."
+            )
+        return tuple((found >= self.threshold).nonzero()[:, 0].tolist())
+
+    def bind(self, classifier: Classifier, output: Tensor, labels: Sequence[int | None]) -> Target:
+        return Terms(self.text, ((1.0, "label"),)).bind(classifier, output, labels)
+
+
+@dataclass(frozen=True)
 class Given(TargetRule):
     """A ready-made target, one for all images or one for each."""
 
@@ -150,8 +189,13 @@ class Given(TargetRule):
         return self.target.expanded(len(output))
 
 
-def target_rule(classifier: Classifier, asked: Asked) -> TargetRule:
+def target_rule(classifier: Classifier, asked: Asked, threshold: float | None = None) -> TargetRule:
     """The rule for a classifier that a user's request means.
+
+    Args:
+        classifier: the one that is explained.
+        asked: the request.
+        threshold: "predicted" of a multi-label classifier is every label of this probability or more; None: the most probable label.
 
     Raises:
         NameUnknownError: there is no class of that name.
@@ -160,7 +204,14 @@ def target_rule(classifier: Classifier, asked: Asked) -> TargetRule:
     if isinstance(asked, Target):
         return Given(asked.rule, asked)
     if isinstance(asked, str):
-        return _of_text(classifier, asked)
+        if asked == "predicted" and classifier.multi_label and threshold is not None:
+            if not 0 <= threshold <= 1:
+                raise InputError(f"the threshold of predicted labels is a probability in [0, 1]; got {threshold}.")
+            return PredictedLabels(f"{PER_LABEL[1]}, p ≥ {threshold:g}", threshold)
+        rule = _of_text(classifier, asked)
+        if classifier.regression and (rule.needs_labels or "second" in rule.text.split()):
+            raise InputError(f"target '{asked}' names a class, and {classifier.name} gives values: give 'predicted', or a value's index.")
+        return rule
     if isinstance(asked, SupportsIndex) and (not isinstance(asked, Tensor) or asked.dim() == 0):
         return Terms("given", ((1.0, classifier.class_index(int(asked))),))
     if isinstance(asked, (Tensor, Sequence)):
@@ -205,6 +256,26 @@ def _term(classifier: Classifier, piece: str, sign: str, whole: str) -> tuple[fl
         return factor, classifier.class_index(name)
     except NameUnknownError as error:
         raise NameUnknownError(f"class in the target '{whole}'", name, [*RANKED, "label", *(classifier.labels or ())]) from error
+
+
+def labels_of(classifier: Classifier, label: float | str | Sequence[int | str]) -> tuple[float, ...]:
+    """What an image's label means to a classifier: class indices, or the value of a regression.
+
+    Raises:
+        NameUnknownError: there is no class of that name.
+        InputError: an index outside the classes, or not one number for a regression.
+    """
+    if not classifier.regression:
+        if isinstance(label, float):
+            raise InputError(f"label {label:g} is no class index. If {classifier.name} gives values: regression=True (--regression).")
+        return classifier.class_indices(label)
+    try:
+        value = float(label) if isinstance(label, (int, float, str)) else math.nan
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise InputError(f"label {label!r} is no number, and {classifier.name} gives values: give one finite number for each image.")
+    return (value,)
 
 
 def described(asked: Asked) -> Any:

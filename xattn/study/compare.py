@@ -11,6 +11,7 @@ import pandas as pd
 
 from xattn.errors import InputError
 from xattn.metrics.tables import Table, comparison
+from xattn.metrics.targets import PER_LABEL
 from xattn.study.store import Store
 
 KEYS = ["image", "model", "head", "method", "metric", "target"]
@@ -98,7 +99,7 @@ def _refuse_mixed_targets(rows: pd.DataFrame) -> None:
                 f"the runs explain {model} · {head} for different targets ({', '.join(rules)}): their means answer different questions. "
                 "Compare them separately, or run them with the same --target."
             )
-        if rules != ["labels"] and (several := group.groupby("image")["target"].nunique() > 1).any():
+        if not all(rule.startswith(PER_LABEL) for rule in rules) and (several := group.groupby("image")["target"].nunique() > 1).any():
             image = several[several].index[0]
             targets = ", ".join(sorted(group.loc[group["image"] == image, "target"].unique()))
             raise InputError(

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from xattn.data.preprocessing import pixels
 from xattn.errors import InputError
-from xattn.explainers.base import RunsNetworkAgain
-from xattn.explainers.maps import Maps, MethodComponent, maps_of_trace, needs_of
+from xattn.explainers.base import MethodComponent, RunsNetworkAgain
+from xattn.explainers.maps import Maps, maps_of_trace, needs_of
 from xattn.explainers.trace import Trace
 from xattn.inference.memory import peak_bytes, shown
 from xattn.inference.predictor import Predictor, Tuning
@@ -117,7 +117,7 @@ def _maps(
 
 
 def _without_labels(rule: TargetRule) -> TargetRule:
-    return Terms("predicted", ((1.0, "predicted"),)) if rule.needs_labels else rule
+    return Terms("predicted", ((1.0, "predicted"),)) if rule.needs_labels or rule.per_label else rule
 
 
 def _deviation(plan: Plan, classifier: Classifier, found: Tuned, crops: Tensor) -> dict[str, tuple[float, float]] | None:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -15,7 +15,8 @@ from torch import Tensor
 from xattn.data.images import Batch
 from xattn.data.preprocessing import pixels
 from xattn.errors import InputError, NameUnknownError
-from xattn.explainers.maps import Maps, MethodComponent, maps_of_trace, needs_of
+from xattn.explainers.base import MethodComponent
+from xattn.explainers.maps import Maps, maps_of_trace, needs_of
 from xattn.explainers.reasons import log_reasons
 from xattn.explainers.trace import Trace
 from xattn.inference.context import BatchContext, shared_predictor
@@ -23,8 +24,9 @@ from xattn.inference.memory import is_out_of_memory
 from xattn.inference.predictor import Predictor
 from xattn.inference.shared_backbone import backbone_groups
 from xattn.metrics.stream import PredictAll
+from xattn.metrics.targets import PER_LABEL
 from xattn.models.classifier import Classifier
-from xattn.models.target_rules import TargetRule
+from xattn.models.target_rules import PredictedLabels, TargetRule, labels_of
 from xattn.study.plan import Plan, key_of
 from xattn.study.schema import Row
 from xattn.study.scoring import map_rows_of, rows_of, score_group
@@ -41,19 +43,21 @@ class Side:
         classifier: backbone and head.
         methods: those that it supports.
         rule: how its targets are chosen.
-        labels: class index per image, or None.
+        explained: class index per image that the rule takes as its label, or None.
+        labels: of the images, in the rows.
         predictor: for perturbed images.
     """
 
     classifier: Classifier
     methods: Sequence[MethodComponent]
     rule: TargetRule
-    labels: Sequence[int | None]
+    explained: Sequence[int | None]
+    labels: Sequence[float | None]
     predictor: Predictor
 
     def part(self, part: slice) -> Side:
         """The side for some of the images."""
-        return replace(self, labels=self.labels[part])
+        return replace(self, explained=self.explained[part], labels=self.labels[part])
 
 
 class Executor:
@@ -88,24 +92,30 @@ class Executor:
             sides: dict[tuple[int, ...], list[Side]] = {}  # by the images that they explain: nearly always all
             for classifier in backbone:
                 numbers: list[int] = []
-                labels: list[int | None] = []
+                entries: list[_Entry] = []
                 rule = self.plan.rule_of(classifier)
+                outputs = self._outputs(classifier, batch) if isinstance(rule, PredictedLabels) and batch.images else None
                 for number, image in enumerate(batch.images):
                     try:
-                        entries = _label_entries(classifier, rule, image.label)
+                        found_here = _entries(classifier, rule, image.label, None if outputs is None else outputs[number])
                     except (InputError, NameUnknownError) as error:  # labels of a data set are known only now
                         about = Row(image.name, classifier.name, classifier.head_name, seed=self.plan.seed)
                         rows.append(replace(about, error=f"label: {error}"))
                         continue
-                    numbers += [number] * len(entries)
-                    labels += entries
-                side = Side(classifier, self.plan.methods_of(classifier), rule, labels, self.predictor(classifier))
+                    numbers += [number] * len(found_here)
+                    entries += found_here
+                explained, labels = [entry.explained for entry in entries], [entry.label for entry in entries]
+                side = Side(classifier, self.plan.methods_of(classifier), rule, explained, labels, self.predictor(classifier))
                 sides.setdefault(tuple(numbers), []).append(side)
             for numbers_of_all, some in sides.items():
                 if numbers_of_all:
                     crops, names = batch.crops[list(numbers_of_all)], [batch.images[number].name for number in numbers_of_all]
                     found |= self._explained_and_scored(some, pixels(crops, some[0].classifier.device), names)
         return rows + [row for key in self._keys[group] for row in found.get(key, [])]
+
+    def _outputs(self, classifier: Classifier, batch: Batch) -> Tensor:
+        """The output for the images of a batch, for a rule that chooses targets by it."""
+        return self.predictor(classifier)(pixels(batch.crops, classifier.device))
 
     def _explained_and_scored(self, sides: Sequence[Side], images: Tensor, names: Sequence[str]) -> dict[str, list[Row]]:
         """The rows of each head on one backbone."""
@@ -145,7 +155,7 @@ class Executor:
                 side.classifier,
                 images,
                 side.rule,
-                side.labels,
+                side.explained,
                 stage=self.plan.stage_of(side.classifier),
                 needs=needs_of(side.methods),
                 predictor=side.predictor,
@@ -187,23 +197,41 @@ class Executor:
             levels = (masks * 65535).round().to(torch.int32).cpu()
             folder = Path("maps") / file_name(classifier.name) / file_name(classifier.head_name) / file_name(method)
             for name, target, level in zip(maps.names, maps.target.names(), levels, strict=True):
-                several = f"@{file_name(target)}" if maps.target_rule == "labels" else ""
+                several = f"@{file_name(target)}" if maps.target_rule.startswith(PER_LABEL) else ""
                 with self.store.whole(folder / f"{name}{several}.png") as path:
                     _picture(level).save(path, format="PNG")
 
 
-def _label_entries(classifier: Classifier, rule: TargetRule, label: Any) -> Sequence[int | None]:
-    """The labels that an image is explained with, once for each: one class index or None, or each of its labels.
+class _Entry(NamedTuple):
+    """An image as it is explained once: the class index that the rule takes as its label, and its label in the rows."""
+
+    explained: int | None
+    label: float | None
+
+
+def _entries(classifier: Classifier, rule: TargetRule, label: Any, output: Tensor | None) -> list[_Entry]:
+    """What an image is explained for: once, or once for each of its labels.
+
+    Args:
+        classifier: the one that is explained.
+        rule: how its targets are chosen.
+        label: of the image.
+        output: for the image, `(K,)`, if the rule chooses by it.
 
     Raises:
         NameUnknownError: no class of that name.
-        InputError: the target needs a label, and the image has none, or several where it takes one.
+        InputError: the target needs a label, and the image has none, or several where it takes one; or no label is predicted.
     """
-    known = () if label is None else classifier.class_indices(label)
+    known = () if label is None else labels_of(classifier, label)
+    own = known[0] if len(known) == 1 else None
+    if isinstance(rule, PredictedLabels) and output is not None:
+        return [_Entry(index, own) for index in rule.predicted(classifier, output)]
+    if classifier.regression:
+        return [_Entry(None, own)]
     if rule.needs_labels and (not known or (len(known) > 1 and not rule.per_label)):
         several = f"has {len(known)}: give target 'labels'" if known else "has none"
         raise InputError(f"target '{rule.text}' needs a label, and the image {several}")
-    return known if rule.per_label else [known[0] if len(known) == 1 else None]
+    return [_Entry(int(index), index) for index in known] if rule.per_label else [_Entry(None if own is None else int(own), own)]
 
 
 def file_name(text: str) -> str:

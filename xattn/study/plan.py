@@ -14,15 +14,14 @@ from xattn.data.images import ImageSource
 from xattn.data.listing import NamedImage
 from xattn.data.preprocessing import Preprocessing
 from xattn.errors import InputError, NameUnknownError, UnsupportedError
-from xattn.explainers.base import Need
-from xattn.explainers.maps import MethodComponent
+from xattn.explainers.base import MethodComponent, Need
 from xattn.heads.base import heads
 from xattn.inference.predictor import Level
 from xattn.inference.tuning import Tuned
 from xattn.metrics.base import Metric, MetricMetadata, refuse_without_probability
 from xattn.models.classifier import Classifier
 from xattn.models.layout import Stage
-from xattn.models.target_rules import Asked, TargetRule, described, target_rule
+from xattn.models.target_rules import THRESHOLD, Asked, PredictedLabels, TargetRule, described, labels_of, target_rule
 from xattn.registry import Component
 
 MetricComponent = Component[MetricMetadata, Metric]
@@ -85,6 +84,7 @@ class Plan:
         metrics: for their maps.
         source: the images.
         target: what is explained, as the user gave it.
+        threshold: the lowest probability of a predicted label of a multi-label classifier; None: 0.5.
         stages: where features are taken, by `key_of` of the classifiers.
         batch_size: images per part.
         level: "exact" or "fast".
@@ -115,6 +115,7 @@ class Plan:
     seed: int = 0
     save_maps: bool = False
     shard: tuple[int, int] = (1, 1)
+    threshold: float | None = None
     execution: Mapping[str, Execution] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -154,6 +155,8 @@ class Plan:
         classifier.stage()  # its error says why there is none, and what to do
 
     def _check_targets(self) -> None:
+        if self.threshold is not None and not self._predicts_labels:
+            raise InputError("a threshold is for target 'predicted' of a multi-label classifier (--multi-label): leave it out.")
         for classifier in self.classifiers:
             rule = self.rule_of(classifier)
             if rule.needs_labels and not self.source.labelled:
@@ -168,7 +171,7 @@ class Plan:
             for image in self.source.images:
                 if image.label is not None:
                     try:
-                        classifier.class_indices(image.label)
+                        labels_of(classifier, image.label)
                     except (InputError, NameUnknownError) as error:
                         raise InputError(f"the label of {image.name} does not fit {classifier.name}: {error}") from error
 
@@ -185,7 +188,12 @@ class Plan:
 
     def rule_of(self, classifier: Classifier) -> TargetRule:
         """How the targets of a classifier are chosen."""
-        return target_rule(classifier, self.target)
+        return target_rule(classifier, self.target, THRESHOLD if self.threshold is None else self.threshold)
+
+    @property
+    def _predicts_labels(self) -> list[PredictedLabels]:
+        """The rules that explain every predicted label."""
+        return [rule for classifier in self.classifiers if isinstance(rule := self.rule_of(classifier), PredictedLabels)]
 
     def methods_of(self, classifier: Classifier) -> list[MethodComponent]:
         """The methods that a classifier supports."""
@@ -256,7 +264,10 @@ class Plan:
             "device": self.classifiers[0].device.type,
             "xattn": metadata.version("xattn"),
             "torch": torch.__version__,
-        } | ({"shard": list(self.shard)} if self.shard[1] > 1 else {})
+        } | {
+            **({"shard": list(self.shard)} if self.shard[1] > 1 else {}),
+            **({"threshold": rules[0].threshold} if (rules := self._predicts_labels) else {}),
+        }
 
     def protocols(self) -> dict[str, dict[str, Any]]:
         """All settings of each method and metric, defaults included, and the perturbations that a metric needs."""

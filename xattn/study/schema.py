@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from xattn.metrics.values import is_value
+
 PREVIEW = 64
 
 
@@ -31,8 +33,8 @@ class Row:
         value: of the metric.
         target: what is explained in the image: a class index, `3 - 0.6*7`, …
         target_rule: how the target was chosen.
-        label: class index.
-        predicted: class index that the classifier predicts.
+        label: class index, or the value of a regression.
+        predicted: class index that the classifier predicts, or its value.
         probability: of the target, unmasked.
         degenerate: the map shows nothing.
         seed: of the run.
@@ -54,8 +56,8 @@ class Row:
     value: float | None = _column(pa.float64())
     target: str | None = _column(pa.string())
     target_rule: str | None = _column(pa.string())
-    label: int | None = _column(pa.int32())
-    predicted: int | None = _column(pa.int32())
+    label: float | None = _column(pa.float64())
+    predicted: float | None = _column(pa.float64())
     probability: float | None = _column(pa.float64())
     degenerate: bool | None = _column(pa.bool_())
     seed: int | None = _column(pa.int64())
@@ -115,4 +117,7 @@ def stored_map(row: dict[str, Any]) -> StoredMap:
     """The raw map in a row."""
     shape = (row["height"], -1) if row["method"] is not None else (row["count"], row["height"], -1)
     raw = torch.frombuffer(bytearray(row["map"]), dtype=torch.float16).view(shape)
-    return StoredMap(raw.float() * row["scale"], {key: row[key] for key in ("target", "label", "predicted", "probability", "degenerate")})
+    about = {key: row[key] for key in ("target", "label", "predicted", "probability", "degenerate")}
+    if not is_value(row["target"]):
+        about |= {key: None if row[key] is None else int(row[key]) for key in ("label", "predicted")}
+    return StoredMap(raw.float() * row["scale"], about)

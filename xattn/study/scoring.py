@@ -11,7 +11,7 @@ from torch import Tensor
 
 from xattn.errors import InputError
 from xattn.explainers.api import Images
-from xattn.explainers.base import methods
+from xattn.explainers.base import is_signed, methods
 from xattn.explainers.maps import Maps, explainer_of
 from xattn.inference.memory import kept_pages
 from xattn.inference.predictor import Predictor
@@ -20,6 +20,8 @@ from xattn.metrics.base import metrics as registry
 from xattn.metrics.perturbations import Curve, Kept, Perturbation, Removed
 from xattn.metrics.responses import Responses, evaluate_for_all, evaluate_perturbations, shown_share
 from xattn.metrics.stream import PredictAll
+from xattn.metrics.targets import PER_LABEL
+from xattn.metrics.values import is_value
 from xattn.models.classifier import Classifier
 from xattn.study.plan import MetricComponent
 from xattn.study.schema import COLUMNS, Row, with_map
@@ -34,13 +36,13 @@ class Scores:
     Attributes:
         values: by method and metric, one per image.
         curves: by method and metric, shares and probabilities along the metric's curve, one pair per image.
-        predicted: class index per image; None if the output is not one row of classes per image.
+        predicted: class index or value per image; None if the output is not one row of classes per image.
         probability: of the target, unmasked, per image; None if the target has none.
         errors: the error of each image, or None.
     """
 
     values: dict[tuple[str, str], list[float]]
-    predicted: list[int | None]
+    predicted: list[float | None]
     probability: list[float | None]
     errors: list[str | None]
     curves: dict[tuple[str, str], list[tuple[list[float], list[float]]]] = field(default_factory=dict)
@@ -173,7 +175,8 @@ def _evidence(
         shown = shown_share(perturbation, maps.masks[method], maps.low_res_masks[method], size)
         explain = explainer_of(classifier, maps, component, predictor)
         explanations[perturbation] = explain(maps.images * shown.to(maps.images)[:, None])
-    return Evidence(maps.masks[method], maps.raw[method], head_maps, responses, explanations)
+    raw = maps.raw[method].relu() if is_signed(method) else maps.raw[method]
+    return Evidence(maps.masks[method], raw, head_maps, responses, explanations)
 
 
 def _curves(metrics: Sequence[MetricComponent], known: ByMethod) -> dict[tuple[str, str], list[tuple[list[float], list[float]]]]:
@@ -223,8 +226,8 @@ def evaluate(
     """
     if not isinstance(maps, Maps):
         raise InputError("evaluate scores what explain gave; masks of your own go to the functions of xattn.metrics.")
-    # Files are decoded in the maps; with target "labels" these hold an image once for each label.
-    images = images.to(maps.images.device) if isinstance(images, Tensor) and maps.target_rule != "labels" else maps.images
+    # Files are decoded in the maps, which hold an image once for each label if several are explained.
+    images = images.to(maps.images.device) if isinstance(images, Tensor) and not maps.target_rule.startswith(PER_LABEL) else maps.images
     if images.shape != maps.images.shape:
         raise InputError(
             f"maps are of images {tuple(maps.images.shape)}; got images {tuple(images.shape)}. Pass the images that were explained."
@@ -240,16 +243,18 @@ def evaluate(
 
 
 def frame_of(rows: pd.DataFrame) -> pd.DataFrame:
-    """Tidy rows with class indices as nullable integers, also in the column `target` if all targets are classes."""
-    kinds = dict.fromkeys(("label", "predicted"), "Int64")
+    """Tidy rows with class indices as nullable integers, also in the column `target` if all targets are classes; values are floats."""
     targets = rows["target"].dropna()
+    if targets.map(lambda target: is_value(str(target))).any():
+        return rows.astype(dict.fromkeys(("label", "predicted"), "float64"))
+    kinds = dict.fromkeys(("label", "predicted"), "Int64")
     if targets.map(lambda target: str(target).isdecimal()).all():
         rows = rows.assign(target=pd.to_numeric(rows["target"]))
         kinds["target"] = "Int64"
     return rows.astype(kinds)
 
 
-def rows_of(classifier: Classifier, maps: Maps, scores: Scores, labels: Sequence[int | None]) -> list[Row]:
+def rows_of(classifier: Classifier, maps: Maps, scores: Scores, labels: Sequence[float | None]) -> list[Row]:
     """Tidy rows of a batch, image by image; an image with an error has a single row."""
     targets = maps.target.names()
     flags = {method: found.tolist() for method, found in maps.degenerate.items()}
@@ -268,7 +273,7 @@ def rows_of(classifier: Classifier, maps: Maps, scores: Scores, labels: Sequence
     return rows
 
 
-def map_rows_of(classifier: Classifier, maps: Maps, scores: Scores, labels: Sequence[int | None], *, whole: bool) -> list[Row]:
+def map_rows_of(classifier: Classifier, maps: Maps, scores: Scores, labels: Sequence[float | None], *, whole: bool) -> list[Row]:
     """Rows with the raw maps of each method, and with the maps of a head that has several.
 
     Args:

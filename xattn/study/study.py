@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from xattn.data.images import ImageSource
 from xattn.data.listing import NamedImage
 from xattn.explainers.api import refuse_untrained
-from xattn.explainers.base import methods as method_registry
+from xattn.explainers.base import created
 from xattn.inference.memory import kept_pages, parse_size
 from xattn.inference.predictor import Level
 from xattn.metrics.base import metrics as metric_registry
@@ -63,8 +63,10 @@ class Study:
         out: the run folder, a path or a URL (s3://, gs://, …); an interrupted run resumes there.
         target: "predicted", "label", or a class index or name; "labels", every label of an image; a contrast, `A - 0.6*B`,
             `predicted - second`, `label - predicted`; a target of `xattn.metrics.targets` for all images, or a function of the output.
-            None: "label" where there are labels, else "predicted".
-        labels_csv: a CSV with columns `image` and `label`.
+            None: "label" where there are labels of classes, else "predicted". "predicted" of a multi-label classifier is every label that
+            it predicts, a row each; an image without any has one row that says so.
+        threshold: the lowest probability of such a label; None: 0.5.
+        labels_csv: a CSV with columns `image` and `label`; for a regression the label is a number.
         stage: where features are taken; None: at the input of the pooling.
         batch_size: images per part.
         level: "exact", float32 like the network; "fast", half precision where that is faster, and the run reports by how much its values
@@ -77,6 +79,7 @@ class Study:
         seed: for everything random.
         save_maps: also write masks at the size of the images, as 16-bit PNG under `maps/`, and store raw maps of that size in full.
         progress: a bar where stderr is a terminal; elsewhere log lines.
+        signed: keep what speaks against the target, negative in the raw maps; masks, and with them metrics, are of the positive part.
         untrained: also explain heads that were never trained.
         shard: `(i, n)`: only shard i of n, counted from 1: every n-th batch. Several machines do one shard each, into a folder each, and
             `compare` takes all of these folders.
@@ -93,6 +96,7 @@ class Study:
     Raises:
         NameUnknownError: an unknown method, metric, setting, stage or class.
         InputError: no images, two classifiers with the same name, or labels that do not match.
+        SettingError: the maps of a method cannot be signed.
         UnsupportedError: a head that was never trained, or a method that no classifier supports.
         MissingPackageError: the engine is "ray", and Ray is not installed.
 
@@ -113,6 +117,7 @@ class Study:
         out: str | Path = "run",
         *,
         target: Asked | None = None,
+        threshold: float | None = None,
         labels_csv: str | Path | None = None,
         stage: str | None = None,
         batch_size: int = 8,
@@ -123,22 +128,24 @@ class Study:
         seed: int = 0,
         save_maps: bool = False,
         progress: bool = True,
+        signed: bool = False,
         untrained: bool = False,
         shard: tuple[int, int] = (1, 1),
         engine: str = "local",
         actors: int | None = None,
     ) -> None:
-        components = method_registry.create_all(methods), metric_registry.create_all(metrics, allow_none=True)
+        components = created(methods, signed=signed), metric_registry.create_all(metrics, allow_none=True)
         source = images if isinstance(images, ImageSource) else ImageSource(images, labels_csv)
         self.store = Store(out)
         self.progress = progress
         self._engine = engine_of(engine, actors)
+        values = any(classifier.regression for classifier in classifiers)
         self.plan = Plan(
             tuple(classifiers),
             tuple(components[0]),
             tuple(components[1]),
             source,
-            target if target is not None else ("label" if source.labelled else "predicted"),
+            target if target is not None else ("label" if source.labelled and not values else "predicted"),
             planned_stages(classifiers, stage),
             batch_size=batch_size,
             level=level,
@@ -148,6 +155,7 @@ class Study:
             seed=seed,
             save_maps=save_maps,
             shard=shard,
+            threshold=threshold,
         )
         for classifier in () if untrained else classifiers:
             refuse_untrained(classifier)

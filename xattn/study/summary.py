@@ -10,7 +10,11 @@ import pandas as pd
 import pyarrow as pa
 
 from xattn.metrics.base import metrics as registry
+from xattn.metrics.targets import PER_LABEL
+from xattn.metrics.values import is_value
 from xattn.study.schema import COLUMNS
+
+OF_LABELS = ("accuracy", "mean_absolute_error")
 
 
 class Summary:
@@ -34,24 +38,29 @@ class Summary:
             if row["metric"] is None:
                 _count(sums["n"], 1.0)
                 _count(sums["degenerate_share"], float(row["degenerate"]))
-                if row["label"] is not None and row["predicted"] is not None and row["target_rule"] != "labels":
-                    _count(sums["accuracy"], 100.0 * (row["predicted"] == row["label"]))
+                if row["label"] is not None and row["predicted"] is not None and not row["target_rule"].startswith(PER_LABEL):
+                    if is_value(row["target"]):
+                        _count(sums["mean_absolute_error"], abs(row["predicted"] - row["label"]))
+                    else:
+                        _count(sums["accuracy"], 100.0 * (row["predicted"] == row["label"]))
             elif row["value"] is not None and math.isfinite(row["value"]):
                 _count(sums[row["metric"]], 1 / row["value"] if row["metric"] in self.harmonic else row["value"])
 
     def frame(self) -> pd.DataFrame:
-        """One row per model × head × method: mean of each metric's valid rows, accuracy where labels are known, n, degenerate share."""
+        """One row per model × head × method: mean of each metric's valid rows, n, degenerate share.
+
+        Where labels are known, also the accuracy, or the mean absolute error of the values of a regression.
+        """
         rows = []
-        labelled = any("accuracy" in sums for sums in self.sums.values())
+        of_labels = [name for name in OF_LABELS if any(name in sums for sums in self.sums.values())]
         for (model, head, method), sums in self.sums.items():
             means = {name: total / count for name, (total, count) in sums.items() if count}
             means |= {metric: 1 / means[metric] for metric in self.harmonic if means.get(metric)}
             row: dict[str, object] = {"model": model, "head": head, "method": method}
             row |= {metric: means.get(metric, math.nan) for metric in self.metrics}
-            if labelled:
-                row["accuracy"] = means.get("accuracy", math.nan)
+            row |= {name: means.get(name, math.nan) for name in of_labels}
             rows.append(row | {"n": int(sums["n"][1]), "degenerate_share": means.get("degenerate_share", 0.0)})
-        columns = ["model", "head", "method", *self.metrics, *(["accuracy"] if labelled else []), "n", "degenerate_share"]
+        columns = ["model", "head", "method", *self.metrics, *of_labels, "n", "degenerate_share"]
         return pd.DataFrame(rows, columns=columns)
 
 

@@ -196,8 +196,9 @@ def _csv(path: Path) -> Labelled:
     labels = [image.label for image in source.images]
     if None in labels:
         raise InputError(f"{path} has no label for {source.images[labels.index(None)].name}: training needs one for each image.")
-    if all(isinstance(label, int) for label in labels):
-        found = _of_source(str(path), source, [str(label) for label in labels], [str(number) for number in range(max(labels) + 1)])  # type: ignore[operator, type-var]
+    indices = [label for label in labels if isinstance(label, int)]
+    if len(indices) == len(labels):
+        found = _of_source(str(path), source, [str(index) for index in indices], [str(number) for number in range(max(indices) + 1)])
         return Labelled(found.name, None, found.targets, found.pictures)
     texts = [str(label) for label in labels]
     return _of_source(str(path), source, texts, sorted(set(texts)))
