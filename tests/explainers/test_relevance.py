@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-import torchvision
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 import xattn
