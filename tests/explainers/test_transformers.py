@@ -161,16 +161,18 @@ def test_every_method_on_a_transformer_leaves_no_trace_and_takes_each_image_alon
     assert torch.allclose(maps.raw[name], alone, atol=tolerance)
 
 
-def test_all_methods_of_layers_cost_one_forward_and_one_backward_and_legrad_one_more(images: Tensor) -> None:
+def test_all_methods_of_layers_cost_one_forward_and_one_backward_and_two_methods_one_more(images: Tensor) -> None:
     clf = vit()
     assert clf.attention_layers == 3
     calls: list[int] = []
     handle = clf.network.conv_proj.register_forward_hook(lambda *_: calls.append(1))
-    xattn.explain(clf, images[:3], [name for name in OF_LAYERS if name != "legrad"])
+    xattn.explain(clf, images[:3], [name for name in OF_LAYERS if name not in ("chefer", "legrad")])
     assert len(calls) == 1
     xattn.explain(clf, images[:3], ["legrad"])
-    handle.remove()
     assert len(calls) == 3
+    xattn.explain(clf, images[:3], ["chefer"])
+    handle.remove()
+    assert len(calls) == 5
 
 
 def test_what_cannot_be_followed_is_refused_with_what_to_do(images: Tensor, tmp_path: Any) -> None:

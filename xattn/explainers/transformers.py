@@ -10,6 +10,7 @@ from torch import Tensor
 
 from xattn.errors import SettingError
 from xattn.explainers.base import Need, register
+from xattn.explainers.relevance import attention_relevance
 from xattn.explainers.trace import Trace
 from xattn.models.attention import attention_kept, between_tokens, by_head
 from xattn.models.capture import tapped
@@ -82,6 +83,22 @@ def generic_attention(trace: Trace) -> Tensor:
     """
     pairs = zip(reversed(trace.layers), reversed(trace.layer_gradients), strict=True)
     return _map(trace, _followed(trace, ((attention * gradient).relu().mean(dim=1) for attention, gradient in pairs)))
+
+
+@register("chefer", needs=WITH_GRADIENTS, source="Chefer et al. 2021a (CVPR), Sec. 3")
+def chefer(trace: Trace) -> Tensor:
+    """Product over the layers of I + Ā, where Ā is the mean over heads of (∇A ⊙ R)⁺ and R the relevance of A by LRP.
+
+    The rules of relevance are those of `xattn.explainers.relevance`.
+
+    Returns:
+        Raw map `(B, h, w)`, ≥ 0, of the rows of the tokens that are classified.
+
+    Raises:
+        UnsupportedError: the network has no attention that can be followed, or an operation that relevance has no rule for.
+    """
+    pairs = zip(reversed(attention_relevance(trace)), reversed(trace.layer_gradients), strict=True)
+    return _map(trace, _followed(trace, ((relevance * gradient).relu().mean(dim=1) for relevance, gradient in pairs)))
 
 
 @register("legrad", needs=LAYERS, source="Bousselham et al. 2024")
