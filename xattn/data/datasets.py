@@ -76,7 +76,7 @@ def wrong_values(picture: Tensor) -> str | None:
     if not picture.is_floating_point():
         return f"a tensor of {str(picture.dtype).removeprefix('torch.')} came: uint8, or floats in [0, 1], are needed. Convert it."
     low, high = float(picture.amin()), float(picture.amax())
-    if -TOLERANCE <= low and high <= 1 + TOLERANCE:
+    if low >= -TOLERANCE and high <= 1 + TOLERANCE:
         return None
     remedy = "Divide by 255" if low >= 0 and 1 < high <= 255 else "Leave out its normalisation: the classifier does it"
     return f"its values reach from {low:.3g} to {high:.3g}, and images are in pixel space, [0, 1]. {remedy}."

@@ -93,7 +93,7 @@ def _opened(path: str | Path) -> Iterator[IO[bytes]]:
             raise ImageError("not a file with a content: a folder, a pipe or a device")
         if about.st_size == 0:
             raise ImageError("empty file (0 bytes)")
-        file = open(path, "rb")
+        file = open(path, "rb")  # noqa: SIM115  # closed below: errors inside are the decoder's
     except OSError as error:
         raise ImageError(f"{UNREACHED}{error.strerror or error}") from error
     with file:
@@ -163,7 +163,7 @@ def _open(file: IO[bytes], head: bytes, reading: Reading) -> Image.Image:
     width, height = picture.size
     if width * height > reading.max_pixels:
         raise ImageError(
-            f"{width}×{height} pixels, more than {reading.max_pixels:,}: a decompression bomb? If not, allow it with --max-pixels (in Python "
+            f"{width}×{height} pixels, more than {reading.max_pixels:,}: a decompression bomb? If not, give --max-pixels (in Python "
             "max_pixels)"
         )
     return picture

@@ -6,6 +6,7 @@ Filesystems are requested each time: fsspec keeps one per process and thread, an
 from __future__ import annotations
 
 import contextlib
+import os
 import posixpath
 import re
 from collections.abc import Iterator
@@ -17,6 +18,22 @@ from xattn.errors import InputError, XattnError
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.:-]+://")
 _LOCAL = ("file://", "local://")
+ARCHIVES = {".zip": "zip", ".tar": "tar", ".tar.gz": "tar", ".tgz": "tar", ".tar.bz2": "tar", ".tar.xz": "tar"}
+VERSIONS = (
+    "ETag",
+    "etag",
+    "md5Hash",
+    "crc32c",
+    "content_md5",
+    "CRC",
+    "chksum",
+    "LastModified",
+    "last_modified",
+    "updated",
+    "mtime",
+    "created",
+)
+"""What storages and archives list of a file's content or last change, the surest first."""
 
 
 def is_url(place: object) -> bool:
@@ -31,14 +48,39 @@ def without_file_scheme(place: str) -> str:
 
 def joined(url: str, name: str) -> str:
     """URL of a file named relative to a URL, without `..` in it."""
-    scheme, _, rest = url.partition("://")
-    return f"{scheme}://{posixpath.normpath(posixpath.join(rest, name))}"
+    scheme, rest, archive = _split(url)
+    return f"{scheme}://{posixpath.normpath(posixpath.join(rest, name))}{archive}"
 
 
 def parent(url: str) -> str:
     """The folder of a file at a URL."""
-    scheme, _, rest = url.partition("://")
-    return f"{scheme}://{posixpath.dirname(rest)}"
+    scheme, rest, archive = _split(url)
+    return f"{scheme}://{posixpath.dirname(rest)}{archive}"
+
+
+def below(url: str, folder: str) -> bool:
+    """Whether a URL is of a file below a folder at another."""
+    (scheme, rest, archive), (other, root, its_archive) = _split(url), _split(folder)
+    return (scheme, archive) == (other, its_archive) and (not root or rest.startswith(f"{root}/"))
+
+
+def as_path(url: str) -> str:
+    """A URL as a path, only to name what is there: a file in an archive is below the archive."""
+    _, rest, archive = _split(url)
+    return posixpath.join("/", archive.removeprefix("::").partition("://")[2] or archive.removeprefix("::"), rest).replace("//", "/")
+
+
+def in_archive(path: str) -> str | None:
+    """The URL of the top of a local archive, by its ending; None if it is none."""
+    kind = next((kind for ending, kind in ARCHIVES.items() if path.lower().endswith(ending)), None)
+    return None if kind is None else f"{kind}://::{os.path.abspath(path)}"
+
+
+def _split(url: str) -> tuple[str, str, str]:
+    """Scheme, path, and `::` with the archive that the path is in; empty if it is in none."""
+    first, mark, archive = url.partition("::")
+    scheme, _, rest = first.partition("://")
+    return scheme, rest, mark + archive
 
 
 @contextlib.contextmanager
@@ -95,11 +137,13 @@ class Found:
         name: its path below the folder that was listed, or below the folder that all matches of a pattern share.
         url: where it is.
         size: bytes, if the storage lists them.
+        version: differs for another content, if the storage lists such a thing.
     """
 
     name: str
     url: str
     size: int | None
+    version: str | None = None
 
 
 def found(url: str) -> list[Found]:
@@ -108,18 +152,28 @@ def found(url: str) -> list[Found]:
     Raises:
         OSError: the storage refused or did not answer.
     """
-    url = url.rstrip("/")
+    scheme, rest, archive = _split(url)
+    rest = rest.rstrip("/")
+    url = f"{scheme}://{rest}{archive}"
     with filesystem(url) as (files, path):
         files.invalidate_cache()  # others write there too, and a cached listing would not show it
         listed = files.glob(path, detail=True) if has_pattern(url) else files.find(path, detail=True)
         about = {place: info for place, info in sorted(listed.items()) if info["type"] == "file"}
-        before = url.removesuffix(path) if url.endswith(path) else None  # scheme, and host where there is one
-        urls = {place: files.unstrip_protocol(place) if before is None else before + place for place in about}
+        if archive:
+            urls = {place: f"{scheme}://{place}{archive}" for place in about}
+        else:
+            before = url.removesuffix(path) if url.endswith(path) else None  # scheme, and host where there is one
+            urls = {place: files.unstrip_protocol(place) if before is None else before + place for place in about}
     root = posixpath.commonpath([posixpath.dirname(place) for place in about]) if about and has_pattern(url) else path
-    names = {place: posixpath.basename(place) if place == root else posixpath.relpath(place, root) for place in about}
-    return [Found(names[place], urls[place], info.get("size")) for place, info in about.items()]
+    names = {place: posixpath.basename(place) if place == root else posixpath.relpath(place, root or ".") for place in about}
+    return [Found(names[place], urls[place], info.get("size"), _version(info)) for place, info in about.items()]
+
+
+def _version(info: dict[str, Any]) -> str | None:
+    found = next((key for key in VERSIONS if info.get(key)), None)
+    return None if found is None else f"{found} {info[found]}"
 
 
 def has_pattern(url: str) -> bool:
     """Whether a URL is a pattern for several files."""
-    return any(character in url.partition("://")[2] for character in "*?[")
+    return any(character in _split(url)[1] for character in "*?[")
