@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -49,6 +49,11 @@ class Reading:
             raise InputError(f"max_pixels is a number of pixels, 1 or more; got {self.max_pixels}.")
         if self.depth is not None and self.window is not None:
             raise InputError("depth and window both say which value is white: give one of them.")
+
+    def given(self) -> dict[str, Any]:
+        """Those that are not the defaults, as `ImageSource` takes them."""
+        values = {"depth": self.depth, "window": self.window and list(self.window), "max_pixels": self.max_pixels}
+        return {name: value for name, value in values.items() if value != getattr(Reading, name)}
 
 
 def _is_window(window: tuple[float, float]) -> bool:

@@ -49,54 +49,12 @@ OTHER_PICTURES = (
     RAW | HEIC | frozenset(["", ".jxl", ".psd", ".svg", ".eps", ".ai", ".exr", ".hdr", ".fits", ".nii", ".bpg", ".jxr", ".wdp"])
 )
 """Endings whose files somebody may expect to be read; those that are not are reported as a warning."""
-NOT_SNIFFED = RAW | frozenset(
-    [
-        ".txt",
-        ".csv",
-        ".tsv",
-        ".xml",
-        ".json",
-        ".jsonl",
-        ".yaml",
-        ".yml",
-        ".md",
-        ".html",
-        ".py",
-        ".ipynb",
-        ".log",
-        ".ini",
-        ".db",
-        ".pdf",
-        ".zip",
-        ".tar",
-        ".gz",
-        ".tgz",
-        ".bz2",
-        ".xz",
-        ".parquet",
-        ".npy",
-        ".npz",
-        ".mat",
-        ".pt",
-        ".pth",
-        ".safetensors",
-        ".onnx",
-        ".mp4",
-        ".mov",
-        ".avi",
-        ".mkv",
-        ".wav",
-        ".mp3",
-        ".bak",
-        ".tmp",
-        ".part",
-        ".orig",
-        ".swp",
-        ".lock",
-    ]
-)
+_TEXTS = ".txt .csv .tsv .xml .json .jsonl .yaml .yml .md .html .py .ipynb .log .ini"
+_DATA = ".db .pdf .zip .tar .gz .tgz .bz2 .xz .parquet .npy .npz .mat .pt .pth .safetensors .onnx .mp4 .mov .avi .mkv .wav .mp3"
+_COPIES = ".bak .tmp .part .orig .swp .lock"
+NOT_SNIFFED = RAW | set(f"{_TEXTS} {_DATA} {_COPIES}".split())
 """Endings of files that are not opened to see what they are: there may be one for each picture, or copies of pictures."""
-HEAD = 132
+HEAD = 132  # bytes that tell a picture's format
 
 logger = logging.getLogger("xattn")
 
@@ -162,7 +120,7 @@ def _at_url(given: str) -> list[NamedImage]:
         raise InputError(f"'{given}' could not be read ({error}).") from error
     if not found:
         raise InputError(f"'{given}' is not a file, not a folder, and not a pattern that matches one.")
-    if given.lower().endswith(".csv") and found[0].name == PurePosixPath(given).name:
+    if urls.as_path(given).lower().endswith(".csv") and found[0].name == PurePosixPath(urls.as_path(given)).name:
         below = urls.parent(given)
         rows = [NamedImage(name, urls.joined(below, name), label) for name, label in _read_csv(given).items()]
         return rows if all(urls.below(str(image.path), below) for image in rows) else _by_common_root(rows)

@@ -1,6 +1,7 @@
 """Files at URLs (s3://, gs://, memory://, …) through fsspec.
 
-Filesystems are requested each time: fsspec keeps one per process and thread, and one that is carried over a fork does not work.
+Filesystems are requested each time: fsspec keeps one per process and thread, and one that is carried over a fork does not work. It keeps no
+archives (zip, tar): those are kept here, likewise.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import contextlib
 import os
 import posixpath
 import re
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,7 @@ from xattn.errors import InputError, XattnError
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.:-]+://")
 _LOCAL = ("file://", "local://")
 ARCHIVES = {".zip": "zip", ".tar": "tar", ".tar.gz": "tar", ".tgz": "tar", ".tar.bz2": "tar", ".tar.xz": "tar"}
+ARCHIVES_KEPT = 4
 VERSIONS = (
     "ETag",
     "etag",
@@ -34,6 +37,8 @@ VERSIONS = (
     "created",
 )
 """What storages and archives list of a file's content or last change, the surest first."""
+
+_opened = threading.local()
 
 
 def is_url(place: object) -> bool:
@@ -91,21 +96,47 @@ def filesystem(url: str) -> Iterator[tuple[Any, str]]:
         InputError: no installed package supports such URLs.
         OSError: the storage refuses or does not answer.
     """
-    from fsspec.core import url_to_fs
-
     try:
-        found = url_to_fs(url)
+        found = _archive(url) if "::" in url else _reached(url)
     except (ImportError, ValueError) as error:
         raise InputError(
             f"'{url}' cannot be reached: {str(error).rstrip('.')}. Install the package that fsspec uses for it: s3fs for s3://, gcsfs "
             "for gs://, adlfs for az://."
         ) from error
+    except OSError:
+        raise
+    except Exception as error:  # of a damaged archive, for example
+        raise OSError(f"{type(error).__name__}: {error}") from error
     try:
         yield found
     except (XattnError, OSError):
         raise
     except Exception as error:  # errors of storage libraries have no common base class
         raise OSError(f"{type(error).__name__}: {error}") from error
+
+
+def _reached(url: str) -> tuple[Any, str]:
+    from fsspec.core import url_to_fs
+
+    found: tuple[Any, str] = url_to_fs(url)
+    return found
+
+
+def _archive(url: str) -> tuple[Any, str]:
+    """`_reached` for a file in an archive; fsspec would read the archive's directory again for each file.
+
+    An opened archive is kept by its thread and process, as long as it does not change.
+    """
+    scheme, path, archive = _split(url)
+    place = without_file_scheme(archive.removeprefix("::"))
+    about = os.stat(place) if os.path.exists(place) else None
+    key = (os.getpid(), scheme, archive, None if about is None else (about.st_mtime_ns, about.st_size))
+    kept: dict[tuple[Any, ...], Any] = _opened.__dict__.setdefault("archives", {})
+    if key not in kept:
+        while len(kept) >= ARCHIVES_KEPT:
+            kept.pop(next(iter(kept)))
+        kept[key] = _reached(f"{scheme}://{archive}")[0]
+    return kept[key], path
 
 
 def read(url: str) -> bytes:
