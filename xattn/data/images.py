@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,10 @@ from xattn.errors import ImageError, InputError
 
 __all__ = ["Batch", "Batches", "ImageSource", "read_picture"]
 
+READERS = 8  # files that are read at once for their digests
 ITEM_FAILED = "the dataset failed: "
-MOMENTARY = (UNREACHED, ITEM_FAILED)
+ENDED_PROCESS = "decoding it ended the process that did it"
+MOMENTARY = (UNREACHED, ITEM_FAILED, ENDED_PROCESS)
 """The beginnings of errors of images that may be readable another time."""
 
 
@@ -131,6 +134,11 @@ class ImageSource:
                 digest.update(_content(self.dataset, index))
         return digest.hexdigest()[:16]
 
+    def digests(self, images: Sequence[NamedImage]) -> list[str | None]:
+        """A digest of the content of each file; of a file at a URL, of what its folder lists of its version; None where there is none."""
+        with ThreadPoolExecutor(READERS) as pool:
+            return list(pool.map(_file_digest, images))
+
     def decode(self, image: NamedImage, preprocessing: Preprocessing) -> tuple[NamedImage, Tensor]:
         """The image, with the label that a dataset gives with the picture, and the crop that the network sees: uint8 `(C, H, W)`.
 
@@ -217,6 +225,18 @@ class Batches(Dataset[Batch]):
         failed = [(image, reason) for image, reason, _ in decoded if isinstance(reason, str)]
         crops = {"crops": torch.stack([crop for _, crop, _ in read])} if read else {}
         return Batch(number, [image for image, _, _ in read], failed=failed, scalings=[scaling for _, _, scaling in read], **crops)
+
+
+def _file_digest(image: NamedImage) -> str | None:
+    if isinstance(image.path, str):
+        return None if image.version is None else hashlib.blake2b(f"{image.version} {image.size}".encode(), digest_size=8).hexdigest()
+    try:
+        if image.path is None or not image.path.is_file():
+            return None
+        with open(image.path, "rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
+    except OSError:
+        return None
 
 
 def _label_of(given: Any) -> int | str | tuple[int | str, ...]:

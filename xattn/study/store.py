@@ -183,8 +183,8 @@ class Store:
         if other:
             shown = ", ".join(other[:3]) + (", …" if len(other) > 3 else "")
             raise RunError(
-                f"{len(other)} pictures have another content than when the run in '{self.folder}' began ({shown}), and its finished rows are "
-                "of the old one: put them back, or give another folder."
+                f"{len(other)} pictures have another content than when the run in '{self.folder}' began ({shown}), and its finished rows "
+                "are of the old one: put them back, or give another folder."
             )
         merged = {name: digest or before.get(name) for name, digest in now.items()}
         if merged != before:
