@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-from collections.abc import Callable, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 
 from xattn.data.images import ENDED_PROCESS, Batch, Batches, Decoded, ImageSource
 from xattn.data.listing import NamedImage
 from xattn.data.preprocessing import Preprocessing
-from xattn.errors import RunError
+from xattn.errors import RunError, XattnError
 
 AHEAD = 2  # batches that a process decodes ahead of their use
 FUTILE = 3  # deaths for which no image is found to blame, until all others are decoded so
@@ -45,40 +49,72 @@ def each_batch(
         batch_size: images per batch.
         wanted: numbers of the batches.
         workers: decoding processes; 0: this process.
-        work: on a batch. It is done again for a batch in the middle of which a process died: torch reports that at any point.
+        work: on a batch.
 
     Raises:
         RunError: image after image ends its process.
     """
-    left, doubted, futile = list(wanted), list[int](), 0
+    left, futile = list(wanted), 0
     with _Alone(Batches(source, preprocessing, batch_size)) as alone:
         while left:
+            reason = _until_a_death(source.batches(preprocessing, batch_size, workers=workers, wanted=list(left)), left, work, workers)
+            if reason is None:
+                return
+            doubted = left[: AHEAD * workers] if futile < FUTILE else list(left)
+            workers = max(1, workers // 2)
+            logger.warning(
+                "a decoding process died (%s): %d batches are decoded image by image in a process of their own; others by %d.",
+                reason,
+                len(doubted),
+                workers,
+            )
+            ended = alone.ended
+            for number in doubted:
+                work(alone.batch(number))
+                left.remove(number)
+            futile = futile + 1 if alone.ended == ended else 0
+
+
+def _until_a_death(batches: Iterator[Batch], left: list[int], work: Callable[[Batch], object], workers: int) -> str | None:
+    """Works on batches and takes their numbers from those left; gives what torch says of a process that died, or None at the end."""
+    with _no_interruptions() as begun:
+        while True:
             try:
-                while doubted:
-                    work(alone.batch(doubted[0]))
-                    left.remove(doubted.pop(0))
-                for batch in source.batches(preprocessing, batch_size, workers=workers, wanted=list(left)):
-                    work(batch)
-                    left.remove(batch.number)
-            except RuntimeError as error:
-                if not workers or not _is_death(error):
+                batch = next(batches, None)
+            except XattnError:
+                raise
+            except (RuntimeError, ConnectionError, FileNotFoundError, EOFError) as error:
+                # The others than RuntimeError: a batch that was sent by a process that died before its memory could be opened.
+                if not workers or (isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker (pid")):
                     raise
-                if doubted:  # the same death, reported again
-                    continue
-                futile = futile + 1 if alone.ended == 0 else 0
-                alone.ended = 0
-                doubted = left[: AHEAD * workers] if futile < FUTILE else list(left)
-                workers = max(1, workers // 2)
-                logger.warning(
-                    "a decoding process died (%s): %d batches are decoded image by image in a process of their own; others by %d.",
-                    str(error).splitlines()[0],
-                    len(doubted),
-                    workers,
-                )
+                return (str(error) or type(error).__name__).splitlines()[0]
+            begun()
+            if batch is None:
+                return None
+            work(batch)
+            left.remove(batch.number)
 
 
-def _is_death(error: RuntimeError) -> bool:
-    return str(error).startswith("DataLoader worker (pid")
+@contextmanager
+def _no_interruptions() -> Iterator[Callable[[], None]]:
+    """Inside, torch reports a dead process where a batch is asked for, within seconds, and not at any point of the program at once.
+
+    It does the latter by a handler of a signal, which it sets when it starts the first process; what is given sets it aside.
+    """
+    set_aside: list[Any] = []
+
+    def begun() -> None:
+        handler = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
+        if getattr(handler, "__module__", "").startswith("torch.") and threading.current_thread() is threading.main_thread():
+            set_aside.append(handler)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+    try:
+        begun()
+        yield begun
+    finally:
+        if set_aside:
+            signal.signal(signal.SIGCHLD, set_aside[-1])
 
 
 class _Alone:

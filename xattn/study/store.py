@@ -1,4 +1,4 @@
-"""A run folder: `run.json`, `images.parquet`, `parts/*.parquet`, and the tables made from them.
+"""A run folder: `run.json`, `images.json`, `parts/*.parquet`, and the tables made from them.
 
 Every file is written atomically (`folders`). A part is the work of one batch; an interrupted run keeps its finished parts and resumes
 with the others.
@@ -24,7 +24,7 @@ from xattn.study.schema import COLUMNS, SCHEMA, Row, StoredMap, arrow_table, sto
 from xattn.study.summary import Summary
 
 PARTS, PART = "parts", ".parquet"
-CONTENTS = "images.parquet"
+CONTENTS = "images.json"
 
 
 class StoredCurve(NamedTuple):
@@ -175,9 +175,7 @@ class Store:
         """
         before: dict[str, str | None] = {}
         if self.files.exists(CONTENTS):
-            with self.files.opened(CONTENTS) as source:
-                kept = pq.read_table(source)
-            before = dict(zip(kept["image"].to_pylist(), kept["digest"].to_pylist(), strict=True))
+            before = json.loads(self.files.read(CONTENTS))
         now = dict(zip(names, digests, strict=True))
         other = [name for name, digest in now.items() if None not in (digest, before.get(name)) and digest != before[name]]
         if other:
@@ -188,9 +186,7 @@ class Store:
             )
         merged = {name: digest or before.get(name) for name, digest in now.items()}
         if merged != before:
-            table = pa.table({"image": list(merged), "digest": pa.array(merged.values(), pa.string())})
-            with self.whole(Path(CONTENTS)) as path:
-                pq.write_table(table, path, compression="zstd")
+            self.write_text(CONTENTS, _json(merged))
 
     def finish(self, metrics: Sequence[str]) -> list[tuple[str, str]]:
         """Makes `scores.csv` and `table.csv` from the parts; memory does not grow with the number of images.
