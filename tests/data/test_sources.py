@@ -86,7 +86,7 @@ def test_links_count_no_picture_twice(tmp_path: Path) -> None:
     (photos / "b").symlink_to("a")
     (photos / "far").symlink_to(tmp_path / "far")
     (photos / "4.png").symlink_to("1.png")
-    assert names(photos) in (["1.png", "far/3.png", "z/2.png"], ["1.png", "above/far/3.png", "z/2.png"])
+    assert names(photos) == ["1.png", "above/far/3.png", "z/2.png"]
     assert len(ImageSource([photos, os.path.relpath(photos), photos / "here"])) == 3
 
 
