@@ -82,6 +82,18 @@ SOME_FAILED = 3
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Images per part of the run.")
 @click.option("--workers", type=click.IntRange(0), help="Decoding processes; default: one fewer than the cores.")
 @click.option(
+    "--depth",
+    type=int,
+    help="Bits that the values of pictures with more than 8 bits use, such as 12. Default: what the file says, else all of its type.",
+)
+@click.option(
+    "--window",
+    metavar="LOW,HIGH",
+    callback=numbers,
+    help="Values that are black and white in pictures with more than 8 bits, such as -160,240 (DICOM: after the rescale slope).",
+)
+@click.option("--max-pixels", type=int, help="Pixels of the largest picture that is decoded. Default: 100,000,000.")
+@click.option(
     "--level",
     type=click.Choice(["exact", "fast"]),
     default="exact",
@@ -138,6 +150,9 @@ def explain(
     regression: bool,
     device: str | None,
     trust_code: bool,
+    depth: int | None,
+    window: list[float] | None,
+    max_pixels: int | None,
     **options: Any,
 ) -> None:
     """Explain and score IMAGES (folders, globs, files, CSVs, by path or URL): maps, scores.csv, table.csv and a figure in RUN."""
@@ -154,7 +169,8 @@ def explain(
         metrics = [metric.spec for metric in scored if not metric.instance.perturbations]
     methods = methods or (SIGNED_METHODS if options["signed"] else DEFAULT_METHODS)
     created(methods, signed=options["signed"])
-    source = ImageSource(list(images), labels_csv)
+    largest = {} if max_pixels is None else {"max_pixels": max_pixels}
+    source = ImageSource(list(images), labels_csv, depth=depth, window=None if window is None else tuple(window), **largest)
     sys.path.append(os.getcwd())  # where package.module:factory is looked up
     shape: dict[str, Any] = {"input_size": input_size, "resize": resize, "mean": mean, "std": std}
     meaning: dict[str, Any] = {"classes": classes, "templates": templates, "output": output}
@@ -216,6 +232,8 @@ def _finish(study: Study, outcome: Outcome, out: str) -> None:
             shutil.copyfile(drawn, path)
         click.echo(study.table().to_string(index=False, float_format=lambda value: f"{value:.2f}"))
         click.echo(f"scores: {out}/scores.csv   table: {out}/table.csv   figure: {out}/figures/grid.png", err=True)
+    for rule, count in study.store.read_run().get("pixels", {}).items():
+        click.echo(f"{count} pictures: {rule}", err=True)
     if outcome.failed:
         click.echo(f"{len(outcome.failed)} of {outcome.images} images failed:", err=True)
         for name, reason in outcome.failed:

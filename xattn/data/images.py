@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
-import warnings
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from xattn.data import urls
+from xattn.data.datasets import dataset_at, is_dataset, item_parts, picture_or_crop, refuse_without_length, wrong_values
+from xattn.data.depth import MAX_PIXELS, Reading, Scaling
 from xattn.data.listing import SUFFIXES, NamedImage, labelled, listed, unique
-from xattn.data.preprocessing import MAX_PIXELS, Preprocessing
-from xattn.errors import ImageError, InputError, RunError
+from xattn.data.pictures import UNREACHED, read_picture, read_scaled
+from xattn.data.preprocessing import Preprocessing
+from xattn.errors import ImageError, InputError
+
+__all__ = ["Batch", "Batches", "ImageSource", "read_picture"]
+
+READERS = 8  # files that are read at once for their digests
+ITEM_FAILED = "the dataset failed: "
+ENDED_PROCESS = "decoding it ended the process that did it"
+MOMENTARY = (UNREACHED, ITEM_FAILED, ENDED_PROCESS)
+"""The beginnings of errors of images that may be readable another time."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +40,14 @@ class Batch:
         images: those that could be read.
         crops: uint8 `(B, C, H, W)`, what the network sees of them.
         failed: those that could not be read, with the reason.
+        scalings: for each of the images, how more than 8 bits became 8; None where there were 8.
     """
 
     number: int
     images: list[NamedImage] = field(default_factory=list)
     crops: Tensor = field(default_factory=lambda: torch.empty(0, 3, 0, 0, dtype=torch.uint8))
     failed: list[tuple[NamedImage, str]] = field(default_factory=list)
+    scalings: list[Scaling | None] = field(default_factory=list)
 
     def pin_memory(self) -> Batch:
         """The same in pinned memory, which a GPU copies from while it computes; the loader calls this where there is a GPU."""
@@ -48,24 +59,44 @@ class ImageSource:
 
     Args:
         images: a folder (read recursively), a glob, a file, or a CSV with columns `image` and `label`, each given as a path or a URL that
-            fsspec knows; a list of these; or a torch dataset of pictures, or of (picture, label) pairs.
+            fsspec knows; archives (.zip, .tar, shards of webdataset with their classes); Parquet files with columns `image` and `label`;
+            `datasets:PLACE[:SPLIT]`, a data set of Hugging Face; a list of these; or a torch dataset, or one of Hugging Face, of pictures,
+            of (picture, label) pairs, or of dicts with keys such as `image` and `label`.
         labels_csv: a CSV with columns `image` (path relative to the given folder) and `label` (class index or name).
+        depth: bits that the values of pictures with more than 8 bits use; see `Reading`.
+        window: the values that are black and white in pictures with more than 8 bits; see `Reading`.
+        max_pixels: pixels of the largest picture that is decoded.
 
     Raises:
-        InputError: nothing is there, or the label file does not match the images.
+        InputError: nothing is there, the label file does not match the images, or depth and window cannot be used.
+        MissingPackageError: a data set of Hugging Face, and `datasets` is not installed.
     """
 
-    def __init__(self, images: str | Path | Sequence[str | Path] | Dataset[Any], labels_csv: str | Path | None = None) -> None:
-        self.dataset: Dataset[Any] | None = None
+    def __init__(
+        self,
+        images: str | Path | Sequence[str | Path] | Dataset[Any],
+        labels_csv: str | Path | None = None,
+        *,
+        depth: int | None = None,
+        window: tuple[float, float] | None = None,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        self.reading = Reading(depth, None if window is None else tuple(window), max_pixels)  # type: ignore[arg-type]  # checked there
+        self.dataset: Any = None
         self._pairs = False
         self.origin: list[str] = []
-        if isinstance(images, Dataset):
+        refuse_without_length(images)
+        if is_dataset(images):
             self.dataset = images
-            self.images = _dataset_images(images)
-            first = _first_item(images, len(self.images))
-            self._pairs = isinstance(first, (tuple, list)) and len(first) > 1 and labels_csv is None
         else:
             given = [images] if isinstance(images, (str, Path)) else list(images)
+            self.dataset = dataset_at(given)
+            self.origin = [str(place) for place in given]
+        if self.dataset is not None:
+            self.images = _dataset_images(self.dataset)
+            first = _first_item(self.dataset, len(self.images))
+            self._pairs = item_parts(first)[1] is not None and labels_csv is None
+        else:
             if wrong := [type(item).__name__ for item in given if not isinstance(item, (str, Path))]:
                 raise InputError(
                     "images are paths, a torch dataset or, for explain, a tensor (batch, channels, height, width) in [0, 1]; "
@@ -96,12 +127,17 @@ class ImageSource:
         digest = hashlib.sha256()
         for image in self.images:
             size = image.path.stat().st_size if isinstance(image.path, Path) and image.path.is_file() else image.size
-            digest.update(f"{image.name}\0{image.label}\0{size}\n".encode())
+            digest.update(f"{image.name}\0{image.label}\0{size}\n".encode(errors="surrogateescape"))
         if self.dataset is not None:
             digest.update(type(self.dataset).__qualname__.encode())
             for index in sorted({0, len(self.images) // 2, len(self.images) - 1}):
                 digest.update(_content(self.dataset, index))
         return digest.hexdigest()[:16]
+
+    def digests(self, images: Sequence[NamedImage]) -> list[str | None]:
+        """A digest of the content of each file; of a file at a URL, of what its folder lists of its version; None where there is none."""
+        with ThreadPoolExecutor(READERS) as pool:
+            return list(pool.map(_file_digest, images))
 
     def decode(self, image: NamedImage, preprocessing: Preprocessing) -> tuple[NamedImage, Tensor]:
         """The image, with the label that a dataset gives with the picture, and the crop that the network sees: uint8 `(C, H, W)`.
@@ -109,27 +145,40 @@ class ImageSource:
         Raises:
             ImageError: the image cannot be read, with the reason.
         """
+        return self.decode_scaled(image, preprocessing)[:2]
+
+    def decode_scaled(self, image: NamedImage, preprocessing: Preprocessing) -> tuple[NamedImage, Tensor, Scaling | None]:
+        """`decode`, with the rule by which a picture of more than 8 bits was scaled."""
         if image.path is not None:
-            return image, preprocessing.crop(read_picture(image.path, preprocessing.channels))
+            picture, scaling = read_scaled(image.path, preprocessing.channels, self.reading)
+            return image, preprocessing.crop(picture), scaling
         if self.dataset is None or image.index is None:
             raise ImageError(f"'{image.name}' has neither a file nor an index in a dataset")
         try:
             item = self.dataset[image.index]
         except Exception as error:  # any error of one item is that image's error
-            raise ImageError(f"the dataset failed: {type(error).__name__}: {error}") from error
-        picture = item
-        if isinstance(item, (tuple, list)):
-            picture = item[0]
-            if self._pairs:
-                image = replace(image, label=_label_of(item[1]))
-        if isinstance(picture, Image.Image):
-            return image, preprocessing.crop(_decoded(picture, preprocessing.channels))
-        if isinstance(picture, Tensor) and picture.shape == (preprocessing.channels, *preprocessing.input_size):
-            crop = picture if picture.dtype == torch.uint8 else (picture * 255).round().clamp(0, 255).to(torch.uint8)
-            return image, crop
-        came = tuple(picture.shape) if isinstance(picture, Tensor) else type(picture).__name__
-        needed = (preprocessing.channels, *preprocessing.input_size)
-        raise ImageError(f"a dataset gives PIL pictures, or tensors {needed} in [0, 1] or uint8; got {came}.")
+            raise ImageError(f"{ITEM_FAILED}{type(error).__name__}: {error}") from error
+        given, label = item_parts(item)
+        if self._pairs:
+            image = replace(image, label=_label_of(label))
+        return image, *picture_or_crop(given, preprocessing, self.reading)
+
+    def refuse_wrong_values(self, count: int) -> None:
+        """Raises if tensors of a data set are in no range that a run takes, as shown by its first items.
+
+        Args:
+            count: items to look at.
+
+        Raises:
+            InputError: they are normalised, reach to 255, or are neither uint8 nor floats; with what to do.
+        """
+        for index in range(min(count, len(self.images)) if self.dataset is not None else 0):
+            try:
+                item = self.dataset[index]
+            except Exception:  # reported as that image's error when it is decoded
+                continue
+            if isinstance(given := item_parts(item)[0], Tensor) and (wrong := wrong_values(given)):
+                raise InputError(f"item {index} of the data set: {wrong}")
 
     def batches(
         self, preprocessing: Preprocessing, batch_size: int, *, workers: int = 0, wanted: Sequence[int] | None = None
@@ -143,6 +192,10 @@ class ImageSource:
         yield from loader
 
 
+Decoded = tuple[NamedImage, Tensor | str, Scaling | None]
+"""An image, its crop or the reason why there is none, and how it was scaled."""
+
+
 class Batches(Dataset[Batch]):
     """Batches by number, so that one worker decodes a whole batch."""
 
@@ -153,78 +206,37 @@ class Batches(Dataset[Batch]):
         self.count = -(-len(source) // batch_size)
 
     def __getitem__(self, number: int) -> Batch:
-        batch = Batch(number)
-        crops = []
-        for image in self.source.images[number * self.batch_size : (number + 1) * self.batch_size]:
-            try:
-                decoded, crop = self.source.decode(image, self.preprocessing)
-                batch.images.append(decoded)
-                crops.append(crop)
-            except ImageError as error:
-                batch.failed.append((image, str(error)))
-        return Batch(number, batch.images, torch.stack(crops) if crops else batch.crops, batch.failed)
+        return self.joined(number, [self.decoded(image) for image in self.of(number)])
+
+    def of(self, number: int) -> list[NamedImage]:
+        """The images of a batch."""
+        return self.source.images[number * self.batch_size : (number + 1) * self.batch_size]
+
+    def decoded(self, image: NamedImage) -> Decoded:
+        """One image, decoded, or why it cannot be."""
+        try:
+            return self.source.decode_scaled(image, self.preprocessing)
+        except ImageError as error:
+            return image, str(error).encode(errors="backslashreplace").decode(), None
+
+    def joined(self, number: int, decoded: Sequence[Decoded]) -> Batch:
+        """Decoded images as a batch."""
+        read = [(image, crop, scaling) for image, crop, scaling in decoded if isinstance(crop, Tensor)]
+        failed = [(image, reason) for image, reason, _ in decoded if isinstance(reason, str)]
+        crops = {"crops": torch.stack([crop for _, crop, _ in read])} if read else {}
+        return Batch(number, [image for image, _, _ in read], failed=failed, scalings=[scaling for _, _, scaling in read], **crops)
 
 
-def read_picture(path: str | Path, channels: int = 3) -> Image.Image:
-    """A picture as a viewer shows it, in RGB: EXIF orientation applied, first frame, alpha on white.
-
-    Args:
-        path: of the picture, or its URL.
-        channels: that will be taken of it; with more than three, its own channels are left as they are.
-
-    Raises:
-        ImageError: the file is empty, truncated, not a picture, or larger than `MAX_PIXELS`.
-        RunError: the storage does not answer.
-    """
-    content = io.BytesIO(_fetched(path)) if isinstance(path, str) and urls.is_url(path) else None
+def _file_digest(image: NamedImage) -> str | None:
+    if isinstance(image.path, str):
+        return None if image.version is None else hashlib.blake2b(f"{image.version} {image.size}".encode(), digest_size=8).hexdigest()
     try:
-        if (Path(path).stat().st_size if content is None else len(content.getbuffer())) == 0:
-            raise ImageError("empty file (0 bytes)")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the size is checked here, and Pillow's warnings about metadata do not matter
-            with Image.open(path if content is None else content) as picture:
-                width, height = picture.size
-                if width * height > MAX_PIXELS:
-                    raise ImageError(f"{width}×{height} pixels, more than {MAX_PIXELS:,}: a decompression bomb?")
-                picture.seek(0)
-                picture.load()
-                return _decoded(ImageOps.exif_transpose(picture), channels)
-    except ImageError:
-        raise
-    except UnidentifiedImageError as error:
-        raise ImageError("not a picture in a known format") from error
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"too large: {error}") from error
-    except OSError as error:
-        raise ImageError(error.strerror or f"torn or damaged: {error}") from error
-    except Exception as error:  # errors of Pillow's decoders on broken files have no common base class
-        raise ImageError(f"damaged: {type(error).__name__} {error}") from error
-
-
-def _fetched(url: str) -> bytes:
-    try:
-        return urls.read(url)
-    except (FileNotFoundError, PermissionError) as error:
-        raise ImageError(error.strerror or f"it is not there, or may not be read: {error}") from error
-    except OSError as error:  # silent storage says nothing about the image: the run stops, and can be resumed
-        raise RunError(f"'{url}' could not be read ({error}). What was finished is kept: run the same command to go on.") from error
-
-
-def _decoded(picture: Image.Image, channels: int) -> Image.Image:
-    return picture if channels > 3 else _as_rgb(picture)
-
-
-def _as_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I"):  # 16-bit values in 16 or 32 bits
-        picture = picture.convert("I").point(lambda value: value * (1 / 257)).convert("L")
-    elif picture.mode == "F":
-        low, high = (float(extreme) for extreme in picture.getextrema())  # type: ignore[arg-type]  # one band
-        scale = 255.0 if low >= 0 and high <= 1 else 1.0
-        picture = picture.point(lambda value: value * scale).convert("L")
-    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
-    return picture.convert("RGB")
+        if image.path is None or not image.path.is_file():
+            return None
+        with open(image.path, "rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
+    except OSError:
+        return None
 
 
 def _label_of(given: Any) -> int | float | str | tuple[int | str, ...]:
@@ -239,7 +251,7 @@ def _label_of(given: Any) -> int | float | str | tuple[int | str, ...]:
     return int(value) if value.is_integer() else value
 
 
-def _first_item(dataset: Dataset[Any], count: int) -> Any:
+def _first_item(dataset: Any, count: int) -> Any:
     """The first item that can be read; it shows whether items are pairs."""
     for index in range(min(count, 10)):
         try:
@@ -249,17 +261,17 @@ def _first_item(dataset: Dataset[Any], count: int) -> Any:
     return None
 
 
-def _content(dataset: Dataset[Any], index: int) -> bytes:
+def _content(dataset: Any, index: int) -> bytes:
     try:
         item = dataset[index]
     except Exception:  # reported as that image's error when it is decoded
         return b"failed"
-    picture, label = (item[0], item[1]) if isinstance(item, (tuple, list)) and len(item) > 1 else (item, None)
+    picture, label = item_parts(item)
     content = picture.contiguous().numpy().tobytes() if isinstance(picture, Tensor) else getattr(picture, "tobytes", lambda: b"")()
     return content + str(label).encode()
 
 
-def _dataset_images(dataset: Dataset[Any]) -> list[NamedImage]:
-    count = len(dataset)  # type: ignore[arg-type]
+def _dataset_images(dataset: Any) -> list[NamedImage]:
+    count = len(dataset)
     width = len(str(max(count - 1, 0)))
     return [NamedImage(f"{index:0{width}d}", index=index) for index in range(count)]

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import csv
+import functools
 import glob
 import io
+import logging
 import os
+import stat
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 
 from xattn.data import urls
+from xattn.data.pictures import is_picture
 from xattn.errors import InputError
 
 SUFFIXES = frozenset(
@@ -32,8 +38,25 @@ SUFFIXES = frozenset(
         ".jp2",
         ".tga",
         ".ico",
+        ".dcm",
+        ".dicom",
     ]
 )
+HEIC = frozenset([".heic", ".heif", ".hif"])
+RAW = frozenset([".nef", ".cr2", ".cr3", ".dng", ".arw", ".orf", ".rw2", ".pef", ".srw", ".raf", ".nrw", ".svs", ".ndpi"])
+"""Files of these endings hold a small preview that a decoder would take for the picture."""
+OTHER_PICTURES = (
+    RAW | HEIC | frozenset(["", ".jxl", ".psd", ".svg", ".eps", ".ai", ".exr", ".hdr", ".fits", ".nii", ".bpg", ".jxr", ".wdp"])
+)
+"""Endings whose files somebody may expect to be read; those that are not are reported as a warning."""
+_TEXTS = ".txt .csv .tsv .xml .json .jsonl .yaml .yml .md .html .py .ipynb .log .ini"
+_DATA = ".db .pdf .zip .tar .gz .tgz .bz2 .xz .parquet .npy .npz .mat .pt .pth .safetensors .onnx .mp4 .mov .avi .mkv .wav .mp3"
+_COPIES = ".bak .tmp .part .orig .swp .lock"
+NOT_SNIFFED = RAW | set(f"{_TEXTS} {_DATA} {_COPIES}".split())
+"""Endings of files that are not opened to see what they are: there may be one for each picture, or copies of pictures."""
+HEAD = 132  # bytes that tell a picture's format
+
+logger = logging.getLogger("xattn")
 
 
 @dataclass(frozen=True)
@@ -46,6 +69,7 @@ class NamedImage:
         label: class index or name from the label file or the dataset, several as a tuple, or as a text separated by `|`; or a value.
         index: position in a dataset.
         size: bytes of a file at a URL, if its folder lists them.
+        version: of a file at a URL, differs for another content, if its folder lists such a thing.
     """
 
     name: str
@@ -53,10 +77,13 @@ class NamedImage:
     label: int | float | str | tuple[int | str, ...] | None = None
     index: int | None = None
     size: int | None = None
+    version: str | None = None
 
 
 def listed(place: str) -> list[NamedImage]:
-    """The images of a folder (read recursively), a glob, a file, or a CSV with columns `image` and `label`, by path or URL.
+    """The images of a folder (read recursively), a glob, a file, an archive, or a CSV with columns `image` and `label`, by path or URL.
+
+    What is left out is logged, by ending.
 
     Raises:
         InputError: nothing is there, or it cannot be read.
@@ -67,18 +94,22 @@ def listed(place: str) -> list[NamedImage]:
 def _files(given: str) -> list[NamedImage]:
     path = Path(given)
     if path.is_dir():
-        return [NamedImage(file.relative_to(path).as_posix(), file) for file in _walk(path)]
+        return [NamedImage(printable(file.relative_to(path).as_posix()), file) for file in _walk(path)]
     if path.suffix.lower() == ".csv" and path.is_file():
         rows = [NamedImage(name, path.parent / name, label) for name, label in _read_csv(given).items()]
         inside = all(os.path.abspath(image.path or "").startswith(os.path.abspath(path.parent) + os.sep) for image in rows)
         return rows if inside else _by_common_root(rows)
     if path.is_file():
-        return [NamedImage(path.name, path)]
+        archive = urls.in_archive(given)
+        return [NamedImage(printable(path.name), path)] if archive is None else _at_url(archive)
     matches = sorted(Path(match) for match in glob.glob(given, recursive=True)) if glob.has_magic(given) else []
     if not matches:
         raise InputError(f"'{given}' is not a file, not a folder, and not a pattern that matches one.")
+    if all(urls.in_archive(str(match)) for match in matches):
+        return unique([image for match in matches for image in _files(str(match))])
     root = Path(os.path.commonpath([match.parent for match in matches]))
-    return [NamedImage(file.relative_to(root).as_posix(), file) for file in matches if file.suffix.lower() in SUFFIXES]
+    found = _pictures([match for match in matches if not match.is_dir()], given)
+    return [NamedImage(printable(file.relative_to(root).as_posix()), file) for file in found]
 
 
 def _at_url(given: str) -> list[NamedImage]:
@@ -89,26 +120,116 @@ def _at_url(given: str) -> list[NamedImage]:
         raise InputError(f"'{given}' could not be read ({error}).") from error
     if not found:
         raise InputError(f"'{given}' is not a file, not a folder, and not a pattern that matches one.")
-    if given.lower().endswith(".csv") and found[0].name == PurePosixPath(given).name:
+    if urls.as_path(given).lower().endswith(".csv") and found[0].name == PurePosixPath(urls.as_path(given)).name:
         below = urls.parent(given)
         rows = [NamedImage(name, urls.joined(below, name), label) for name, label in _read_csv(given).items()]
-        return rows if all(str(image.path).startswith(f"{below}/") for image in rows) else _by_common_root(rows)
+        return rows if all(urls.below(str(image.path), below) for image in rows) else _by_common_root(rows)
     shown = [file for file in found if not any(part.startswith(".") for part in file.name.split("/"))]
-    return [NamedImage(file.name, file.url, size=file.size) for file in shown if PurePosixPath(file.name).suffix.lower() in SUFFIXES]
+    classes = _webdataset_classes(shown)
+    pictures = [file for file in shown if PurePosixPath(file.name).suffix.lower() in SUFFIXES | HEIC]
+    if classes:  # of a sample's files the one whose ending is a single word, as `a.jpg` and not `a.mask.png`
+        pictures = [file for file in pictures if PurePosixPath(file.name).name.count(".") == 1]
+    _report_left_out([PurePosixPath(file.name) for file in shown if file not in pictures and not file.name.endswith(".cls")], given)
+    return [NamedImage(printable(file.name), file.url, classes.get(_key(file.name)), None, file.size, file.version) for file in pictures]
+
+
+def _webdataset_classes(found: list[urls.Found]) -> dict[str, int | str | None]:
+    """The class of each sample of a shard of webdataset, from its `.cls` file; empty for other archives."""
+    try:
+        return {_key(file.name): _label(urls.read(file.url).decode("utf-8")) for file in found if file.name.endswith(".cls")}
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"the classes of the shard could not be read ({error}).") from error
+
+
+def _key(name: str) -> str:
+    """What the files of a sample have in common: the path up to the first dot of the file's name."""
+    folder, slash, file = name.rpartition("/")
+    return folder + slash + file.partition(".")[0]
 
 
 def _walk(folder: Path) -> list[Path]:
-    found, seen = [], set()
-    for parent, below, names in os.walk(folder, followlinks=True):
-        below[:] = [name for name in below if os.path.realpath(os.path.join(parent, name)) not in seen]  # a link back is not followed
-        seen.add(os.path.realpath(parent))
-        found += [Path(parent) / name for name in names if Path(name).suffix.lower() in SUFFIXES]
-    return sorted(file for file in found if not any(part.startswith(".") for part in file.relative_to(folder).parts))
+    """The pictures below a folder, each folder once: those that links lead to come last, and only if they were not met before."""
+    found: list[Path] = []
+    refused: list[str] = []
+    seen: set[str] = set()
+    left = [str(folder)]
+    while left:
+        top = left.pop(0)
+        if os.path.realpath(top) in seen:
+            continue
+        for parent, below, names in os.walk(top, onerror=lambda error: refused.append(str(error.filename))):
+            seen.add(os.path.realpath(parent))
+            places = {name: os.path.join(parent, name) for name in sorted(below) if not name.startswith(".")}
+            left += [place for place in places.values() if os.path.islink(place)]
+            below[:] = [name for name, place in places.items() if not os.path.islink(place) and os.path.realpath(place) not in seen]
+            found += [Path(parent) / name for name in names if not name.startswith(".")]
+    if refused:
+        logger.warning("%s: %d folders could not be read, and are left out: %s", folder, len(refused), ", ".join(refused[:3]))
+    return _without_links_to_others(_pictures(sorted(found), str(folder)), folder)
+
+
+def _without_links_to_others(files: list[Path], folder: Path) -> list[Path]:
+    """The files without links to files that are there themselves."""
+    links = {file: os.path.realpath(file) for file in files if file.is_symlink()}
+    if not links:
+        return files
+    real = {os.path.join(os.path.realpath(file.parent), file.name) for file in files if file not in links}
+    twice = [file for file, place in links.items() if place in real]
+    if twice:
+        logger.info("%s: %d links to pictures that are there themselves are left out.", folder, len(twice))
+    return [file for file in files if file not in set(twice)]
+
+
+def _pictures(files: list[Path], place: str) -> list[Path]:
+    """The files that are pictures by their ending or, where it says nothing, by their first bytes; the others are reported."""
+    found, left = [], []
+    for file in files:
+        suffix = file.suffix.lower()
+        (found if suffix in SUFFIXES or (not _is_known(suffix) and _begins_as_picture(file)) else left).append(file)
+    _report_left_out(left, place)
+    return found
+
+
+def _is_known(suffix: str) -> bool:
+    """Whether files of an ending are not opened to see what they are."""
+    return suffix in NOT_SNIFFED or suffix.endswith(("~", "_original"))
+
+
+def _begins_as_picture(file: Path) -> bool:
+    try:
+        if not stat.S_ISREG(os.stat(file).st_mode):
+            return False
+        with open(file, "rb") as opened:
+            return is_picture(opened.read(HEAD))
+    except OSError:
+        return False
+
+
+def _report_left_out(files: Sequence[PurePath], place: str) -> None:
+    """Logs how many files are no pictures that can be read, by ending; as a warning where somebody may expect them to be read."""
+    if not files:
+        return
+    endings = Counter(file.suffix.lower() for file in files)
+    expected = any(ending in OTHER_PICTURES for ending in endings)
+    counts = ", ".join(f"{count} {ending or 'without an ending'}" for ending, count in endings.most_common(8))
+    shown = [file for file in files if not expected or file.suffix.lower() in OTHER_PICTURES]
+    names = ", ".join(printable(file.name) for file in shown[:3]) + (", …" if len(shown) > 3 else "")
+    level = logging.WARNING if expected else logging.INFO
+    logger.log(
+        level, "%s: %d files are left out, as they are no pictures in a format that is read: %s (%s)", place, len(files), counts, names
+    )
+
+
+def printable(name: str) -> str:
+    r"""A file's name as text that can be stored: bytes that are no UTF-8 become `\xe9`."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def unique(images: list[NamedImage]) -> list[NamedImage]:
     """Each file once, each under a unique name: files with the same name are named by their paths below the folder that all share."""
-    images = list({image.path: image for image in images}.values())
+    real = functools.cache(os.path.realpath)  # the folder may be given in several ways
+    places = [os.path.join(real(image.path.parent), image.path.name) if isinstance(image.path, Path) else image.path for image in images]
+    images = list(dict(zip(places, images, strict=True)).values())
     if len({image.name for image in images}) == len(images):
         return images
     return _by_common_root(images)
@@ -116,10 +237,11 @@ def unique(images: list[NamedImage]) -> list[NamedImage]:
 
 def _by_common_root(images: list[NamedImage]) -> list[NamedImage]:
     paths = [_absolute(image.path) for image in images if image.path is not None]
-    under = [Path(f"/{path}") if isinstance(path, str) else path for path in paths]  # a URL is treated as a path, only to name it
+    under = [Path(urls.as_path(path)) if isinstance(path, str) else path for path in paths]
     root = os.path.commonpath([path.parent for path in under])
     return [
-        replace(image, name=here.relative_to(root).as_posix(), path=path) for image, path, here in zip(images, paths, under, strict=True)
+        replace(image, name=printable(here.relative_to(root).as_posix()), path=path)
+        for image, path, here in zip(images, paths, under, strict=True)
     ]
 
 

@@ -14,13 +14,13 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
+from xattn.data.depth import MAX_PIXELS
 from xattn.errors import ImageError, InputError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 OTHER_MEAN = OTHER_STD = 0.5  # of networks that do not take three channels, as long as nothing else is given
 CROP_SHARE = 224 / 256
-MAX_PIXELS = 100_000_000  # a larger picture, before or after the resize, is treated as a decompression bomb
 
 logger = logging.getLogger("xattn")
 

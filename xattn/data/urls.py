@@ -1,13 +1,16 @@
 """Files at URLs (s3://, gs://, memory://, …) through fsspec.
 
-Filesystems are requested each time: fsspec keeps one per process and thread, and one that is carried over a fork does not work.
+Filesystems are requested each time: fsspec keeps one per process and thread, and one that is carried over a fork does not work. It keeps no
+archives (zip, tar): those are kept here, likewise.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import posixpath
 import re
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +20,25 @@ from xattn.errors import InputError, XattnError
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.:-]+://")
 _LOCAL = ("file://", "local://")
+ARCHIVES = {".zip": "zip", ".tar": "tar", ".tar.gz": "tar", ".tgz": "tar", ".tar.bz2": "tar", ".tar.xz": "tar"}
+ARCHIVES_KEPT = 4
+VERSIONS = (
+    "ETag",
+    "etag",
+    "md5Hash",
+    "crc32c",
+    "content_md5",
+    "CRC",
+    "chksum",
+    "LastModified",
+    "last_modified",
+    "updated",
+    "mtime",
+    "created",
+)
+"""What storages and archives list of a file's content or last change, the surest first."""
+
+_opened = threading.local()
 
 
 def is_url(place: object) -> bool:
@@ -31,14 +53,39 @@ def without_file_scheme(place: str) -> str:
 
 def joined(url: str, name: str) -> str:
     """URL of a file named relative to a URL, without `..` in it."""
-    scheme, _, rest = url.partition("://")
-    return f"{scheme}://{posixpath.normpath(posixpath.join(rest, name))}"
+    scheme, rest, archive = _split(url)
+    return f"{scheme}://{posixpath.normpath(posixpath.join(rest, name))}{archive}"
 
 
 def parent(url: str) -> str:
     """The folder of a file at a URL."""
-    scheme, _, rest = url.partition("://")
-    return f"{scheme}://{posixpath.dirname(rest)}"
+    scheme, rest, archive = _split(url)
+    return f"{scheme}://{posixpath.dirname(rest)}{archive}"
+
+
+def below(url: str, folder: str) -> bool:
+    """Whether a URL is of a file below a folder at another."""
+    (scheme, rest, archive), (other, root, its_archive) = _split(url), _split(folder)
+    return (scheme, archive) == (other, its_archive) and (not root or rest.startswith(f"{root}/"))
+
+
+def as_path(url: str) -> str:
+    """A URL as a path, only to name what is there: a file in an archive is below the archive."""
+    _, rest, archive = _split(url)
+    return posixpath.join("/", archive.removeprefix("::").partition("://")[2] or archive.removeprefix("::"), rest).replace("//", "/")
+
+
+def in_archive(path: str) -> str | None:
+    """The URL of the top of a local archive, by its ending; None if it is none."""
+    kind = next((kind for ending, kind in ARCHIVES.items() if path.lower().endswith(ending)), None)
+    return None if kind is None else f"{kind}://::{os.path.abspath(path)}"
+
+
+def _split(url: str) -> tuple[str, str, str]:
+    """Scheme, path, and `::` with the archive that the path is in; empty if it is in none."""
+    first, mark, archive = url.partition("::")
+    scheme, _, rest = first.partition("://")
+    return scheme, rest, mark + archive
 
 
 @contextlib.contextmanager
@@ -49,21 +96,47 @@ def filesystem(url: str) -> Iterator[tuple[Any, str]]:
         InputError: no installed package supports such URLs.
         OSError: the storage refuses or does not answer.
     """
-    from fsspec.core import url_to_fs
-
     try:
-        found = url_to_fs(url)
+        found = _archive(url) if "::" in url else _reached(url)
     except (ImportError, ValueError) as error:
         raise InputError(
             f"'{url}' cannot be reached: {str(error).rstrip('.')}. Install the package that fsspec uses for it: s3fs for s3://, gcsfs "
             "for gs://, adlfs for az://."
         ) from error
+    except OSError:
+        raise
+    except Exception as error:  # of a damaged archive, for example
+        raise OSError(f"{type(error).__name__}: {error}") from error
     try:
         yield found
     except (XattnError, OSError):
         raise
     except Exception as error:  # errors of storage libraries have no common base class
         raise OSError(f"{type(error).__name__}: {error}") from error
+
+
+def _reached(url: str) -> tuple[Any, str]:
+    from fsspec.core import url_to_fs
+
+    found: tuple[Any, str] = url_to_fs(url)
+    return found
+
+
+def _archive(url: str) -> tuple[Any, str]:
+    """`_reached` for a file in an archive; fsspec would read the archive's directory again for each file.
+
+    An opened archive is kept by its thread and process, as long as it does not change.
+    """
+    scheme, path, archive = _split(url)
+    place = without_file_scheme(archive.removeprefix("::"))
+    about = os.stat(place) if os.path.exists(place) else None
+    key = (os.getpid(), scheme, archive, None if about is None else (about.st_mtime_ns, about.st_size))
+    kept: dict[tuple[Any, ...], Any] = _opened.__dict__.setdefault("archives", {})
+    if key not in kept:
+        while len(kept) >= ARCHIVES_KEPT:
+            kept.pop(next(iter(kept)))
+        kept[key] = _reached(f"{scheme}://{archive}")[0]
+    return kept[key], path
 
 
 def read(url: str) -> bytes:
@@ -95,11 +168,13 @@ class Found:
         name: its path below the folder that was listed, or below the folder that all matches of a pattern share.
         url: where it is.
         size: bytes, if the storage lists them.
+        version: differs for another content, if the storage lists such a thing.
     """
 
     name: str
     url: str
     size: int | None
+    version: str | None = None
 
 
 def found(url: str) -> list[Found]:
@@ -108,18 +183,28 @@ def found(url: str) -> list[Found]:
     Raises:
         OSError: the storage refused or did not answer.
     """
-    url = url.rstrip("/")
+    scheme, rest, archive = _split(url)
+    rest = rest.rstrip("/")
+    url = f"{scheme}://{rest}{archive}"
     with filesystem(url) as (files, path):
         files.invalidate_cache()  # others write there too, and a cached listing would not show it
         listed = files.glob(path, detail=True) if has_pattern(url) else files.find(path, detail=True)
         about = {place: info for place, info in sorted(listed.items()) if info["type"] == "file"}
-        before = url.removesuffix(path) if url.endswith(path) else None  # scheme, and host where there is one
-        urls = {place: files.unstrip_protocol(place) if before is None else before + place for place in about}
+        if archive:
+            urls = {place: f"{scheme}://{place}{archive}" for place in about}
+        else:
+            before = url.removesuffix(path) if url.endswith(path) else None  # scheme, and host where there is one
+            urls = {place: files.unstrip_protocol(place) if before is None else before + place for place in about}
     root = posixpath.commonpath([posixpath.dirname(place) for place in about]) if about and has_pattern(url) else path
-    names = {place: posixpath.basename(place) if place == root else posixpath.relpath(place, root) for place in about}
-    return [Found(names[place], urls[place], info.get("size")) for place, info in about.items()]
+    names = {place: posixpath.basename(place) if place == root else posixpath.relpath(place, root or ".") for place in about}
+    return [Found(names[place], urls[place], info.get("size"), _version(info)) for place, info in about.items()]
+
+
+def _version(info: dict[str, Any]) -> str | None:
+    found = next((key for key in VERSIONS if info.get(key)), None)
+    return None if found is None else f"{found} {info[found]}"
 
 
 def has_pattern(url: str) -> bool:
     """Whether a URL is a pattern for several files."""
-    return any(character in url.partition("://")[2] for character in "*?[")
+    return any(character in _split(url)[1] for character in "*?[")

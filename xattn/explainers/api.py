@@ -27,7 +27,7 @@ from xattn.models.target_rules import THRESHOLD, Asked, Label, PredictedLabels, 
 
 logger = logging.getLogger("xattn")
 
-Images = Tensor | str | Path | Sequence[str | Path] | Dataset[Any]
+Images = Tensor | str | Path | Sequence[str | Path] | Dataset[Any] | ImageSource
 
 
 def explain(
@@ -185,7 +185,7 @@ def _images(classifier: Classifier, images: Images) -> tuple[list[str], Tensor, 
                 "classifier with input_size."
             )
         return [str(number) for number in range(len(images))], images.to(classifier.device), None
-    source = ImageSource(images)
+    source = images if isinstance(images, ImageSource) else ImageSource(images)
     crops, found = [], []
     for image in source.images:
         try:

@@ -95,11 +95,12 @@ def read_runs(runs: Sequence[str | Path], images: Sequence[str] | None, methods:
 
 
 def _source(store: Store, run: dict[str, Any]) -> ImageSource:
-    origin = run["settings"]["images"]["origin"]
+    settings = run["settings"]["images"]
+    origin = settings["origin"]
     if not origin:
         raise InputError(f"'{store.folder}' was run on a data set in memory: its pictures cannot be found again for a figure.")
     try:
-        return ImageSource(origin)
+        return ImageSource(origin, **{name: value for name, value in settings.items() if name in ("depth", "window", "max_pixels")})
     except InputError as error:
         raise InputError(f"the pictures of '{store.folder}' are no longer where it found them: {error}") from error
 

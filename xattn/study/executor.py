@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +33,8 @@ from xattn.study.plan import Plan, key_of
 from xattn.study.schema import Row
 from xattn.study.scoring import map_rows_of, rows_of, score_group
 from xattn.study.store import Store
+
+LONGEST_NAME, LONGEST_PATH, LONGEST_START = 255, 1000, 160  # bytes
 
 logger = logging.getLogger("xattn")
 
@@ -77,6 +81,7 @@ class Executor:
         self._predictors: dict[str, Predictor] = {}
         self._shared: dict[tuple[str, ...], PredictAll | None] = {}
         self._logged: set[tuple[str, str]] = set()
+        self._scalings: set[str] = set()
         self._at_once: dict[str, int] = {}  # reduced where memory ran out
 
     def rows(self, group: int, batch: Batch) -> list[Row]:
@@ -87,6 +92,12 @@ class Executor:
             batch: the decoded batch.
         """
         rows = [Row(image.name, seed=self.plan.seed, error=reason) for image, reason in batch.failed]
+        for image, scaling in zip(batch.images, batch.scalings, strict=True):
+            if scaling is not None:
+                rows.append(Row(image.name, seed=self.plan.seed, pixels=str(scaling)))
+                if str(scaling) not in self._scalings:
+                    self._scalings.add(str(scaling))
+                    scaling.log(image.name)
         found: dict[str, list[Row]] = {}
         for backbone in self._backbones[group]:
             sides: dict[tuple[int, ...], list[Side]] = {}  # by the images that they explain: nearly always all
@@ -198,7 +209,7 @@ class Executor:
             folder = Path("maps") / file_name(classifier.name) / file_name(classifier.head_name) / file_name(method)
             for name, target, level in zip(maps.names, maps.target.names(), levels, strict=True):
                 several = f"@{file_name(target)}" if maps.target_rule.startswith(PER_LABEL) else ""
-                with self.store.whole(folder / f"{name}{several}.png") as path:
+                with self.store.whole(map_file(folder, f"{name}{several}")) as path:
                     _picture(level).save(path, format="PNG")
 
 
@@ -232,6 +243,16 @@ def _entries(classifier: Classifier, rule: TargetRule, label: Any, output: Tenso
         several = f"has {len(known)}: give target 'labels'" if known else "has none"
         raise InputError(f"target '{rule.text}' needs a label, and the image {several}")
     return [_Entry(int(index), index) for index in known] if rule.per_label else [_Entry(None if own is None else int(own), own)]
+
+
+def map_file(folder: Path, name: str) -> Path:
+    """The file of a mask; of a name that is too long for one, the beginning and a digest."""
+    path = folder / f"{name}.png"
+    if len(os.fsencode(path.name)) <= LONGEST_NAME and len(os.fsencode(path)) <= LONGEST_PATH:
+        return path
+    start = os.fsencode(path.stem)[:LONGEST_START].decode(errors="ignore")
+    parent = path.parent if len(os.fsencode(path)) <= LONGEST_PATH else folder
+    return parent / f"{start}-{hashlib.sha256(name.encode()).hexdigest()[:16]}.png"
 
 
 def file_name(text: str) -> str:

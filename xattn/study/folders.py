@@ -7,6 +7,7 @@ object stores show only when it is complete.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import posixpath
 import tempfile
@@ -56,7 +57,9 @@ class LocalFolder:
         target = self.path / name
         if not Path(os.path.abspath(target)).is_relative_to(os.path.abspath(self.path)):
             raise RunError(f"'{name}' lies outside the run folder '{self.path}'.")
-        unfinished = target.with_name(f".{target.name}.{os.getpid()}{UNFINISHED}")
+        # A digest, as the name itself may be as long as names can be.
+        key = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]
+        unfinished = target.with_name(f".{key}.{os.getpid()}{UNFINISHED}")
         try:
             with _writing(target):
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -117,7 +120,7 @@ class UrlFolder:
         if inside.startswith(("../", "/")):
             raise RunError(f"'{name}' lies outside the run folder '{self.url}'.")
         with _writing(self._at(inside)), tempfile.TemporaryDirectory(prefix="xattn-") as folder:
-            file = Path(folder) / name.name
+            file = Path(folder) / f"file{name.suffix}"
             yield file
             urls.put(file, self._at(inside))
 

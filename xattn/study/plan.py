@@ -256,7 +256,8 @@ class Plan:
             "methods": [method.spec for method in self.methods],
             "metrics": [metric.spec for metric in self.metrics],
             "target": described(self.target),
-            "images": {"origin": self.source.origin, "count": len(self.source), "digest": self.source.digest()},
+            "images": {"origin": self.source.origin, "count": len(self.source), "digest": self.source.digest()}
+            | self.source.reading.given(),
             "batch_size": self.batch_size,
             "level": self.level,
             "seed": self.seed,

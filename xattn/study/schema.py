@@ -46,6 +46,7 @@ class Row:
         count: number of maps.
         height: of each map.
         scale: largest magnitude of the maps.
+        pixels: how more than 8 bits of the picture became 8; in a row that holds nothing else, once per picture.
     """
 
     image: str = field(metadata={"type": pa.string(), "shown": True})
@@ -69,6 +70,7 @@ class Row:
     count: int | None = _column(pa.int32(), shown=False)
     height: int | None = _column(pa.int32(), shown=False)
     scale: float | None = _column(pa.float64(), shown=False)
+    pixels: str | None = _column(pa.string(), shown=False)
 
 
 SCHEMA = pa.schema([(f.name, f.metadata["type"]) for f in fields(Row)])

@@ -1,4 +1,4 @@
-"""A run folder: `run.json`, `parts/*.parquet`, and the tables made from them.
+"""A run folder: `run.json`, `images.json`, `parts/*.parquet`, and the tables made from them.
 
 Every file is written atomically (`folders`). A part is the work of one batch; an interrupted run keeps its finished parts and resumes
 with the others.
@@ -24,6 +24,7 @@ from xattn.study.schema import COLUMNS, SCHEMA, Row, StoredMap, arrow_table, sto
 from xattn.study.summary import Summary
 
 PARTS, PART = "parts", ".parquet"
+CONTENTS = "images.json"
 
 
 class StoredCurve(NamedTuple):
@@ -67,11 +68,11 @@ class Store:
             return
         if set(self.files.top()) - {PARTS} or self.done():
             raise RunError(f"'{self.folder}' is not empty and holds no run.json. Give a new or empty folder.")
-        self.write_text("run.json", json.dumps({"settings": settings, **notes}, indent=1, ensure_ascii=False) + "\n")
+        self.write_text("run.json", _json({"settings": settings, **notes}))
 
     def note(self, key: str, value: Any) -> None:
         """Adds an entry to `run.json`."""
-        self.write_text("run.json", json.dumps({**self.read_run(), key: value}, indent=1, ensure_ascii=False) + "\n")
+        self.write_text("run.json", _json({**self.read_run(), key: value}))
 
     def read_run(self) -> dict[str, Any]:
         """The content of `run.json`.
@@ -141,20 +142,63 @@ class Store:
                     f"'{self.folder}/{part}' is damaged ({error}). Delete it and run the same command: only that part is computed again."
                 ) from error
             failed = [
-                name if model is None else None for name, model in zip(table["image"].to_pylist(), table["model"].to_pylist(), strict=True)
+                row["image"] if row["model"] is None and row["error"] is not None else None
+                for row in table.select(["image", "model", "error"]).to_pylist()
             ]
             keep = [name is None or name not in told for name in failed]
             told.update(name for name in failed if name is not None)
             yield table if all(keep) else table.filter(pa.array(keep))
 
+    def unreadable(self, momentary: Sequence[str]) -> set[str]:
+        """Names of the parts in which an image failed for a reason that may have passed.
+
+        Args:
+            momentary: the beginnings of such reasons.
+        """
+        found = set()
+        for part in self.files.listed(PARTS, PART):
+            with contextlib.suppress(OSError, pa.ArrowException), self.files.opened(part) as source:  # `finish` reports a damaged part
+                errors = pq.read_table(source, columns=["error"])["error"].drop_null().to_pylist()
+                if any(error.startswith(tuple(momentary)) for error in errors):
+                    found.add(Path(part).stem)
+        return found
+
+    def same_contents(self, names: Sequence[str], digests: Sequence[str | None]) -> None:
+        """Keeps the digests of the pictures' contents, or compares them with those that the run began with.
+
+        Args:
+            names: of the images.
+            digests: None of those that cannot be read now.
+
+        Raises:
+            RunError: a picture is another one than when the run began.
+        """
+        before: dict[str, str | None] = {}
+        if self.files.exists(CONTENTS):
+            before = json.loads(self.files.read(CONTENTS))
+        now = dict(zip(names, digests, strict=True))
+        other = [name for name, digest in now.items() if None not in (digest, before.get(name)) and digest != before[name]]
+        if other:
+            shown = ", ".join(other[:3]) + (", …" if len(other) > 3 else "")
+            raise RunError(
+                f"{len(other)} pictures have another content than when the run in '{self.folder}' began ({shown}), and its finished rows "
+                "are of the old one: put them back, or give another folder."
+            )
+        merged = {name: digest or before.get(name) for name, digest in now.items()}
+        if merged != before:
+            self.write_text(CONTENTS, _json(merged))
+
     def finish(self, metrics: Sequence[str]) -> list[tuple[str, str]]:
         """Makes `scores.csv` and `table.csv` from the parts; memory does not grow with the number of images.
+
+        How pictures of more than 8 bits were scaled is noted in `run.json`, as `pixels`.
 
         Returns:
             Name and reason of each image that failed.
         """
         summary = Summary(metrics)
         failed: dict[str, str] = {}
+        scaled: dict[str, set[str]] = {}
         schema = pa.schema([SCHEMA.field(name) for name in COLUMNS])
         with (
             self.whole(Path("scores.csv")) as path,
@@ -165,10 +209,14 @@ class Store:
                 is_error = pa.compute.is_valid(table["error"])
                 for row in table.select(["image", "error"]).filter(is_error).to_pylist():
                     failed.setdefault(row["image"], row["error"])
+                for row in table.select(["image", "pixels"]).filter(pa.compute.is_valid(table["pixels"])).to_pylist():
+                    scaled.setdefault(row["pixels"], set()).add(row["image"])
                 is_row = pa.compute.or_(pa.compute.is_valid(table["metric"]), is_error)
                 writer.write_table(table.select(list(COLUMNS)).filter(is_row))
         with self.whole(Path("table.csv")) as path:
             summary.frame().to_csv(path, index=False)
+        if scaled:
+            self.note("pixels", {rule: len(images) for rule, images in scaled.items()})
         return list(failed.items())
 
     def rows(self) -> pd.DataFrame:
@@ -218,6 +266,12 @@ class Store:
             for row in table.to_pylist():
                 if row["map"] is not None:
                     yield row
+
+
+def _json(content: Mapping[str, Any]) -> str:
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    is_text = text.encode(errors="replace") == text.encode(errors="surrogateescape")  # file names may hold bytes that are no UTF-8
+    return (text if is_text else json.dumps(content, indent=1)) + "\n"
 
 
 def _in_schema(table: pa.Table) -> pa.Table:

@@ -16,8 +16,10 @@ from typing import Any
 import pandas as pd
 from torch.utils.data import Dataset
 
-from xattn.data.images import ImageSource
+from xattn.data.depth import MAX_PIXELS
+from xattn.data.images import MOMENTARY, ImageSource
 from xattn.data.listing import NamedImage
+from xattn.errors import RunError
 from xattn.explainers.api import refuse_untrained
 from xattn.explainers.base import created
 from xattn.inference.memory import kept_pages, parse_size
@@ -86,6 +88,9 @@ class Study:
         engine: "local", this process, or "ray", the actors of a Ray cluster: the one that `RAY_ADDRESS` or `ray start` names, else a new
             one on this machine. Rows are the same, bit for bit if torch has the same number of threads.
         actors: Ray processes that hold the classifiers; None: one per GPU if the classifiers are on a GPU, else one per CPU.
+        depth: bits that the values of pictures with more than 8 bits use, where they do not say; see `xattn.data.depth.Reading`.
+        window: the values that are black and white in pictures with more than 8 bits.
+        max_pixels: pixels of the largest picture that is decoded.
 
     Attributes:
         plan: what the run is.
@@ -133,9 +138,15 @@ class Study:
         shard: tuple[int, int] = (1, 1),
         engine: str = "local",
         actors: int | None = None,
+        depth: int | None = None,
+        window: tuple[float, float] | None = None,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         components = created(methods, signed=signed), metric_registry.create_all(metrics, allow_none=True)
-        source = images if isinstance(images, ImageSource) else ImageSource(images, labels_csv)
+        if isinstance(images, ImageSource):
+            source = images
+        else:
+            source = ImageSource(images, labels_csv, depth=depth, window=window, max_pixels=max_pixels)
         self.store = Store(out)
         self.progress = progress
         self._engine = engine_of(engine, actors)
@@ -169,7 +180,9 @@ class Study:
         """Does the remaining work, then makes the tables.
 
         Raises:
-            RunError: the folder holds another run or cannot be written, or a cluster's processes died repeatedly.
+            InputError: a data set gives tensors that are in no range that a run takes.
+        RunError: the folder holds another run, or one of pictures that were replaced since, or cannot be written; or processes died
+            repeatedly.
             UnsupportedError: a method cannot run on a network; nothing is lost: run the other methods without it.
         """
         plan = self.plan
@@ -182,14 +195,22 @@ class Study:
             "versions": {"python": platform.python_version(), **_versions()},
             "machine": f"{platform.system()} {platform.machine()}",
         }
+        plan.source.refuse_wrong_values(plan.batch_size)
         with kept_pages(), self._engine(plan) as running:
             self.store.begin(plan.settings(), {**about, **running.about})
             plan = self.plan = replace(plan, execution=self._execution(plan))
-            done, units = self.store.done(), plan.units()
+            if plan.source.dataset is None:
+                self.store.same_contents([image.name for image in plan.images], plan.source.digests(plan.images))
+            done, units = self.store.done() - self.store.unreadable(MOMENTARY), plan.units()
             with Progress(sum(plan.count(unit) for unit in units), self.progress) as progress:
                 progress.skip(sum(plan.count(unit) for unit in units if unit.name in done))
                 if left := [unit for unit in units if unit.name not in done]:
                     running.work(plan, self.store, left, progress.add)
+        if gone := {unit.name for unit in units} - self.store.done():
+            raise RunError(
+                f"{len(gone)} of {len(units)} parts of '{self.store.folder}' are gone: were files deleted while it ran? What is left is "
+                "kept: run the same command to go on."
+            )
         return Outcome(len(plan.images), self.store.finish([metric.spec for metric in plan.metrics]))
 
     def _execution(self, plan: Plan) -> dict[str, Execution]:

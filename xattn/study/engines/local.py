@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 import torch
 
+from xattn.data.images import Batch
+from xattn.data.workers import each_batch
 from xattn.study.engines.base import Running
 from xattn.study.executor import Executor
 from xattn.study.plan import Plan, Unit
@@ -22,7 +24,10 @@ def in_process(plan: Plan) -> Iterator[Running]:
 def _work(plan: Plan, store: Store, units: Sequence[Unit], report: Callable[[int], object]) -> None:
     executor = Executor(plan, store)
     for group, (preprocessing, _) in enumerate(plan.groups()):
-        wanted = [unit.number for unit in units if unit.group == group]
-        for batch in plan.source.batches(preprocessing, plan.batch_size, workers=plan.workers, wanted=wanted):
+
+        def do(batch: Batch, group: int = group) -> None:
             store.write_part(Unit(group, batch.number).name, executor.rows(group, batch))
             report(len(batch.images) + len(batch.failed))
+
+        wanted = [unit.number for unit in units if unit.group == group]
+        each_batch(plan.source, preprocessing, plan.batch_size, wanted, plan.workers, do)

@@ -1,0 +1,211 @@
+"""Items of data sets: torch's, Hugging Face's, Parquet files, lists of pictures."""
+
+from __future__ import annotations
+
+import glob
+import importlib
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset
+
+from xattn.data import urls
+from xattn.data.depth import Reading, Scaling
+from xattn.data.pictures import content_of, decode, from_memory
+from xattn.data.preprocessing import Preprocessing
+from xattn.errors import ImageError, InputError, MissingPackageError
+
+PICTURES = ("image", "pixel_values", "img", "picture", "jpg", "jpeg", "png", "webp")
+LABELS = ("label", "labels", "cls", "target", "fine_label")
+HUGGING_FACE = "datasets:"
+TOLERANCE = 1e-3  # of floats that a resize took a little beyond [0, 1]
+
+
+def is_dataset(images: object) -> bool:
+    """Whether images are a data set: torch's, anything with a length and items by number, or a list of pictures; not places of files."""
+    if isinstance(images, (str, bytes, Path, Tensor, Mapping)):
+        return False
+    if isinstance(images, Dataset):
+        return True
+    if isinstance(images, Sequence):
+        return bool(images) and all(isinstance(item, (Image.Image, Tensor, tuple, dict)) for item in images)
+    return hasattr(images, "__len__") and hasattr(images, "__getitem__")
+
+
+def refuse_without_length(images: object) -> None:
+    """Raises for data sets that can only be gone through from the start.
+
+    Raises:
+        InputError: it has no length or no items by number, or is a dict of data sets.
+    """
+    if isinstance(images, Mapping):
+        raise InputError(f"images are one data set, and a dict came, with {', '.join(map(str, list(images)[:6]))}: pass one of its values.")
+    is_stream = isinstance(images, IterableDataset) or (hasattr(images, "__iter__") and not hasattr(images, "__getitem__"))
+    if is_stream or (isinstance(images, Dataset) and not hasattr(images, "__len__")):
+        raise InputError(
+            f"a run needs a data set with a length and items by number, to go on where it stopped; {type(images).__name__} gives its items "
+            "only in turn. Pass list(dataset) where memory holds it; shards of webdataset themselves, as 'shards/*.tar'; or a data set of "
+            "Hugging Face loaded without streaming."
+        )
+
+
+def item_parts(item: Any) -> tuple[Any, Any]:
+    """Picture and label of an item: a pair, a dict by the usual keys, or a picture alone; None where there is none."""
+    if isinstance(item, Mapping) and "bytes" not in item:
+        picture, label = (next((item[key] for key in keys if item.get(key) is not None), None) for keys in (PICTURES, LABELS))
+        if picture is None:
+            raise ImageError(
+                f"an item with a picture under one of {', '.join(PICTURES)} is needed; got the keys {', '.join(map(str, item))}."
+            )
+        return picture, label
+    if isinstance(item, (tuple, list)):
+        return (item[0] if item else None), (item[1] if len(item) > 1 else None)
+    return item, None
+
+
+def wrong_values(picture: Tensor) -> str | None:
+    """Why a tensor is no picture in pixel space, and what to do; None if it is one."""
+    if picture.dtype == torch.uint8 or not picture.numel():
+        return None
+    if not picture.is_floating_point():
+        return f"a tensor of {str(picture.dtype).removeprefix('torch.')} came: uint8, or floats in [0, 1], are needed. Convert it."
+    low, high = float(picture.amin()), float(picture.amax())
+    if low >= -TOLERANCE and high <= 1 + TOLERANCE:
+        return None
+    remedy = "Divide by 255" if low >= 0 and 1 < high <= 255 else "Leave out its normalisation: the classifier does it"
+    return f"its values reach from {low:.3g} to {high:.3g}, and images are in pixel space, [0, 1]. {remedy}."
+
+
+def picture_or_crop(given: Any, preprocessing: Preprocessing, reading: Reading) -> tuple[Tensor, Scaling | None]:
+    """The crop that the network sees of an item's picture, uint8 `(C, H, W)`, and how more than 8 bits became 8.
+
+    Args:
+        given: a PIL picture, a file's content, an array `(H, W)` or `(H, W, C)` of uint8, or a tensor that is a crop already.
+        preprocessing: of the network.
+        reading: depth, window and largest size.
+
+    Raises:
+        ImageError: it is none of these, or its values are in another range.
+    """
+    needed = (preprocessing.channels, *preprocessing.input_size)
+    if isinstance(given, Tensor) and given.shape == needed:
+        if wrong := wrong_values(given):
+            raise ImageError(wrong)
+        return (given if given.dtype == torch.uint8 else (given * 255).round().clamp(0, 255).to(torch.uint8)), None
+    scaling = None
+    if (content := content_of(given)) is not None:
+        given, scaling = decode(content, preprocessing.channels, reading)
+    elif str(getattr(given, "dtype", None)) == "uint8" and given.ndim in (2, 3) and not isinstance(given, Tensor):
+        given = Image.fromarray(given)
+    if isinstance(given, Image.Image):
+        picture, found = from_memory(given, preprocessing.channels, reading)
+        return preprocessing.crop(picture), scaling or found
+    came = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
+    raise ImageError(f"a dataset gives PIL pictures, or tensors {needed} in [0, 1] or uint8; got {came}.")
+
+
+def dataset_at(places: Sequence[object]) -> Any:
+    """The data set that places name: `datasets:PLACE[:SPLIT]`, or Parquet files; None if they name files of pictures.
+
+    Raises:
+        InputError: it cannot be read, or such places are mixed with others.
+        MissingPackageError: `datasets` is not installed.
+    """
+    named = [str(place) for place in places]
+    if not any(place.startswith(HUGGING_FACE) or place.endswith(".parquet") for place in named):
+        return None
+    if all(place.endswith(".parquet") and not place.startswith(HUGGING_FACE) for place in named):
+        return ParquetPictures(tuple(file for place in named for file in _files(place)))
+    if len(named) > 1:
+        raise InputError("a data set of Hugging Face, and Parquet files, cannot be mixed with other places: make a run of each.")
+    return _hugging_face(named[0].removeprefix(HUGGING_FACE))
+
+
+def _hugging_face(place: str) -> Any:
+    try:
+        library = importlib.import_module("datasets")
+    except ImportError as error:
+        raise MissingPackageError("datasets", "datasets", f"'{HUGGING_FACE}{place}'") from error
+    name, _, split = place.partition(":")
+    try:
+        is_saved = any((Path(name) / file).is_file() for file in ("dataset_info.json", "dataset_dict.json"))
+        found = library.load_from_disk(name) if is_saved else library.load_dataset(name)
+    except Exception as error:  # its errors have no common base class
+        raise InputError(f"'{HUGGING_FACE}{place}' could not be loaded ({type(error).__name__}: {error}).") from error
+    if not isinstance(found, dict):
+        return found
+    if split not in found and (split or len(found) > 1):
+        raise InputError(
+            f"'{HUGGING_FACE}{name}' has the splits {', '.join(found)}: name one, as {HUGGING_FACE}{name}:{next(iter(found))}."
+        )
+    return found[split or next(iter(found))]
+
+
+def _files(place: str) -> list[str]:
+    if urls.is_url(place):
+        return [file.url for file in urls.found(place)]
+    found = sorted(glob.glob(place)) or [place]
+    return [urls.without_file_scheme(file) for file in found]
+
+
+@dataclass
+class ParquetPictures(Dataset[Any]):
+    """The rows of Parquet files with a column of pictures (bytes, or a struct with them, as Hugging Face writes) and perhaps one of labels.
+
+    Attributes:
+        files: paths or URLs.
+
+    Raises:
+        InputError: a file cannot be read, or has no such column.
+    """
+
+    files: tuple[str, ...]
+    groups: list[tuple[str, int, int]] = field(init=False)
+    columns: list[str] = field(init=False)
+    _kept: tuple[int, list[dict[str, Any]]] | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.groups, end = [], 0
+        for file in self.files:
+            with _parquet(file) as opened:
+                names = opened.schema_arrow.names
+                picture, label = (next((name for name in known if name in names), None) for known in (PICTURES, LABELS))
+                if picture is None:
+                    raise InputError(f"'{file}' has no column of pictures, {', '.join(PICTURES)}: it has {', '.join(names)}.")
+                self.columns = [picture] if label is None else [picture, label]
+                for number in range(opened.num_row_groups):
+                    end += opened.metadata.row_group(number).num_rows
+                    self.groups.append((file, number, end))
+
+    def __len__(self) -> int:
+        return self.groups[-1][2] if self.groups else 0
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        number = next(number for number, (_, _, end) in enumerate(self.groups) if index < end)
+        if self._kept is None or self._kept[0] != number:  # the rows of a group are read at once, and batches go through them in order
+            file, group, _ = self.groups[number]
+            with _parquet(file) as opened:
+                self._kept = number, opened.read_row_group(group, columns=self.columns).to_pylist()
+        rows = self._kept[1]
+        return rows[index - self.groups[number][2] + len(rows)]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": None}
+
+
+def _parquet(file: str) -> Any:
+    pq = importlib.import_module("pyarrow.parquet")
+    try:
+        if urls.is_url(file):
+            return pq.ParquetFile(io.BytesIO(urls.read(file)))
+        return pq.ParquetFile(file)
+    except (OSError, ValueError) as error:
+        raise InputError(f"'{file}' could not be read as Parquet ({error}).") from error

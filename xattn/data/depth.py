@@ -1,0 +1,194 @@
+"""Pictures of more than 8 bits: which of their values are black and white, and their 8-bit form."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from xattn.errors import ImageError, InputError
+
+MAX_PIXELS = 100_000_000  # a larger picture, before or after the resize, is treated as a decompression bomb
+DARK = 8  # a picture whose largest value is below this part of the range is doubted
+STRIP = 1 << 21  # pixels that are converted at once: the memory of a conversion stays small beside that of the picture
+
+logger = logging.getLogger("xattn")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How pictures are read.
+
+    Attributes:
+        depth: bits that integer values use, 1 to 32, where a picture has more than 8: `0` is black, `2**depth - 1` white. It goes before
+            what a file says; DICOM files always say it.
+        window: the values that are black and white, in pictures of more than 8 bits; values outside are clipped. In DICOM files they are
+            in the units after the rescale slope, such as Hounsfield units. It goes before `depth` and what a file says.
+        max_pixels: pixels of the largest picture that is decoded.
+
+    Raises:
+        InputError: a depth outside 1 to 32, a window without contrast, or no pixels.
+    """
+
+    depth: int | None = None
+    window: tuple[float, float] | None = None
+    max_pixels: int = MAX_PIXELS
+
+    def __post_init__(self) -> None:
+        if self.depth is not None and not 1 <= self.depth <= 32:
+            raise InputError(f"depth is the number of bits that the values of a picture use, 1 to 32; got {self.depth}.")
+        if self.window is not None and not _is_window(self.window):
+            raise InputError(f"window is two finite values, that of black and a larger one of white, as -160,240; got {self.window}.")
+        if self.max_pixels < 1:
+            raise InputError(f"max_pixels is a number of pixels, 1 or more; got {self.max_pixels}.")
+        if self.depth is not None and self.window is not None:
+            raise InputError("depth and window both say which value is white: give one of them.")
+
+    def given(self) -> dict[str, Any]:
+        """Those that are not the defaults, as `ImageSource` takes them."""
+        values = {"depth": self.depth, "window": self.window and list(self.window), "max_pixels": self.max_pixels}
+        return {name: value for name, value in values.items() if value != getattr(Reading, name)}
+
+
+def _is_window(window: tuple[float, float]) -> bool:
+    return len(window) == 2 and all(map(math.isfinite, window)) and window[0] < window[1]
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """How the values of a picture became 8-bit ones.
+
+    Attributes:
+        rule: which values are black and white, and who says so.
+        doubt: why that may be wrong, and what to give; empty if nothing speaks against it.
+    """
+
+    rule: str
+    doubt: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.rule}; {self.doubt}" if self.doubt else self.rule
+
+    def log(self, name: str) -> None:
+        """Logs it with the name of a picture that it is of, as a warning if it is doubted."""
+        logger.log(logging.WARNING if self.doubt else logging.INFO, "%s: %s", name, self)
+
+
+class _Rule(NamedTuple):
+    text: str
+    stated: bool
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The values of a picture before they are scaled.
+
+    Attributes:
+        size: width and height.
+        mode: of the 8-bit picture that is made of them: "L", "RGB", "RGBA", "CMYK".
+        rows: gives the rows from one number to another, `(rows, width, channels)`, integers in int64, others in float64.
+        kind: in words, such as "16-bit".
+        bits: of an unsigned integer, where its type has a range that pictures use; None for signed ones, 32-bit ones and floats.
+        stated: the range that the file states, and where it does; None if it states none.
+        significant: bits that the file says are significant; values that the type's range was filled with exceed them.
+        is_float: whether they are floats.
+        inverted: the lowest value is white.
+        clear: the values of a pixel that is transparent, if there is one.
+    """
+
+    size: tuple[int, int]
+    mode: str
+    rows: Callable[[int, int], Tensor]
+    kind: str
+    bits: int | None = None
+    stated: tuple[float, float, str] | None = None
+    significant: int | None = None
+    is_float: bool = False
+    inverted: bool = False
+    clear: tuple[int, ...] | None = None
+
+    def strips(self) -> Iterator[tuple[int, Tensor]]:
+        """The first row and the values of strips of rows."""
+        step = max(1, STRIP // self.size[0])
+        for top in range(0, self.size[1], step):
+            yield top, self.rows(top, min(top + step, self.size[1]))
+
+
+def eight_bits(samples: Samples, reading: Reading) -> tuple[Image.Image, Scaling]:
+    """The picture in 8 bits, by a rule that depends on this picture alone.
+
+    The range is, in this order: the window that is given; the depth that is given; what the file states; that of an unsigned type of up to
+    16 bits; [0, 1] of floats that stay inside. Other pictures are refused: nothing says which of their values is white.
+
+    Raises:
+        ImageError: no range is known, values lie outside a range that is no window, or are not finite.
+    """
+    colours = len(samples.mode) - samples.mode.endswith("A")
+    extremes = torch.stack([torch.stack(_extremes(strip, colours)) for _, strip in samples.strips()])
+    least, most, most_alpha = float(extremes[:, 0].amin()), float(extremes[:, 1].amax()), float(extremes[:, 2].amax())
+    if not math.isfinite(least) or not math.isfinite(most):
+        raise ImageError("its values are not all finite numbers")
+    low, high, rule = _range(samples, reading, least, most)
+    doubt = "" if rule.stated else _doubt(samples, most, high)
+    ranges = torch.tensor(
+        [[low, high]] * colours + [[0.0, high if most_alpha <= high else 2.0**16 - 1]] * (len(samples.mode) - colours)
+    ).double()
+    picture = Image.new(samples.mode, samples.size)
+    for top, strip in samples.strips():
+        level = ((strip.double() - ranges[:, 0]) / (ranges[:, 1] - ranges[:, 0])).clamp(0, 1)
+        level = (255 * (1 - level if samples.inverted else level)).round().to(torch.uint8)
+        if samples.clear is not None:
+            level[(strip == torch.tensor(samples.clear)).all(dim=-1)] = 255
+        shown = Image.frombytes(samples.mode, (strip.shape[1], strip.shape[0]), bytes(level.contiguous().untyped_storage()))
+        picture.paste(shown, (0, top))
+    return picture, Scaling(rule.text + (", inverted" if samples.inverted else ""), doubt)
+
+
+def _extremes(strip: Tensor, colours: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The least and the largest value of the colours, and the largest of the channels after them."""
+    values = strip[..., :colours]
+    return values.amin(), values.amax(), strip[..., colours:].amax() if strip.shape[-1] > colours else values.new_zeros(())
+
+
+def _range(samples: Samples, reading: Reading, least: float, most: float) -> tuple[float, float, _Rule]:
+    """The values that are black and white, and the rule in words."""
+    kind, is_stated = samples.kind, True
+    if reading.window is not None:
+        low, high = reading.window
+        return low, high, _Rule(f"{kind} values: {low:g} to {high:g} are black to white, the window that was given", True)
+    if reading.depth is not None and not samples.is_float:
+        found = 0.0, 2.0**reading.depth - 1, "the depth that was given"
+    elif samples.stated is not None:
+        found = samples.stated
+    elif samples.significant is not None and most < 2**samples.significant:
+        found = 0.0, 2.0**samples.significant - 1, f"the {samples.significant} significant bits of the file (sBIT)"
+    elif samples.bits is not None:
+        found, is_stated = (0.0, 2.0**samples.bits - 1, "the range of their type"), False
+    elif samples.is_float and least >= 0 and most <= 1:
+        found, is_stated = (0.0, 1.0, "as in images of floats"), False
+    else:
+        raise ImageError(
+            f"{kind} values from {least:g} to {most:g}, and nothing says which of them are black and white: give --window LOW,HIGH (in "
+            f"Python window=(LOW, HIGH)), such as {least:g},{most:g}, for all pictures alike"
+        )
+    low, high, source = found
+    if least < low or most > high:
+        raise ImageError(
+            f"{kind} values from {least:g} to {most:g} lie outside {low:g} to {high:g}, {source}: give --window LOW,HIGH (in Python "
+            "window=(LOW, HIGH)), the values that are black and white in all pictures"
+        )
+    return low, high, _Rule(f"{kind} values: {low:g} to {high:g} are black to white, {source}", is_stated)
+
+
+def _doubt(samples: Samples, most: float, high: float) -> str:
+    """What speaks against a range that nobody stated."""
+    if most >= high / DARK:
+        return ""
+    remedy = f"--window 0,{most:.3g}" if samples.is_float else f"--depth {max(8, 2 * -(-int(most).bit_length() // 2))}"
+    return f"all values are below 1/{DARK} of that, nearly black: if they use less of the range, say so, as with {remedy}"

@@ -1,0 +1,237 @@
+"""A file or its content → the picture that a viewer would show."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import io
+import os
+import stat
+import threading
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from xattn.data import dicom, urls
+from xattn.data.depth import MAX_PIXELS, Reading, Scaling, eight_bits
+from xattn.data.samples import is_deep, raw_mode, samples_of, take_low_bytes
+from xattn.errors import ImageError, MissingPackageError, RunError
+
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO", "TGA")
+"""Pillow's formats that are opened, whatever a file is called. Others reach other programs, or are no photographs."""
+
+UNREACHED = "could not be reached: "
+"""The beginning of an error of a picture that may be there another time."""
+
+HEAD = 4096
+ORIENTATION = 0x0112  # a tag of EXIF
+STRIP = 1 << 22  # pixels that are laid on white at once
+_HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_limit = threading.Lock()
+
+
+def is_picture(head: bytes) -> bool:
+    """Whether a file that begins like this is in a format that is read, by its first bytes."""
+    return (
+        head.startswith(
+            (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")
+        )
+        or (head.startswith(b"BM") and head[6:10] == bytes(4))
+        or (head.startswith(b"RIFF") and head[8:12] == b"WEBP")
+        or (head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis", *_HEIF))
+        or (head[:1] == b"P" and head[1:2] in b"123456" and head[2:3].isspace())
+        or dicom.is_dicom(head)
+    )
+
+
+def read_picture(path: str | Path, channels: int = 3, reading: Reading | None = None) -> Image.Image:
+    """A picture as a viewer shows it, in RGB: EXIF orientation applied, first frame, alpha on white.
+
+    The format is told by the content, whatever the name. Pictures of more than 8 bits are scaled to 8 by `eight_bits`; by which rule is
+    logged.
+
+    Args:
+        path: of the picture, or its URL.
+        channels: that will be taken of it; with more than three, its own channels are left as they are.
+        reading: depth, window and largest size.
+
+    Raises:
+        ImageError: the file is empty, truncated, not a picture, or larger than `Reading.max_pixels`, or nothing says which of its values is
+            white.
+        RunError: the storage does not answer.
+    """
+    picture, scaling = read_scaled(path, channels, reading or Reading())
+    if scaling is not None:
+        _log_once(scaling, str(path))
+    return picture
+
+
+@functools.lru_cache(maxsize=256)
+def _log_once(scaling: Scaling, name: str) -> None:
+    scaling.log(name)
+
+
+def read_scaled(path: str | Path, channels: int, reading: Reading) -> tuple[Image.Image, Scaling | None]:
+    """`read_picture`, with the rule by which a picture of more than 8 bits was scaled."""
+    with _opened(path) as file:
+        is_named_dicom = Path(str(path)).suffix.lower() in dicom.SUFFIXES
+        return decode(file, channels, reading, is_dicom=is_named_dicom)
+
+
+@contextlib.contextmanager
+def _opened(path: str | Path) -> Iterator[IO[bytes]]:
+    if isinstance(path, str) and urls.is_url(path):
+        yield io.BytesIO(_fetched(path))
+        return
+    try:
+        about = os.stat(path)
+        if not stat.S_ISREG(about.st_mode):
+            raise ImageError("not a file with a content: a folder, a pipe or a device")
+        if about.st_size == 0:
+            raise ImageError("empty file (0 bytes)")
+        file = open(path, "rb")  # noqa: SIM115  # closed below: errors inside are the decoder's
+    except OSError as error:
+        raise ImageError(f"{UNREACHED}{error.strerror or error}") from error
+    with file:
+        yield file
+
+
+def _fetched(url: str) -> bytes:
+    try:
+        return urls.read(url)
+    except (FileNotFoundError, PermissionError) as error:
+        raise ImageError(f"{UNREACHED}{error.strerror or f'it is not there, or may not be read: {error}'}") from error
+    except OSError as error:  # silent storage says nothing about the image: the run stops, and can be resumed
+        raise RunError(f"'{url}' could not be read ({error}). What was finished is kept: run the same command to go on.") from error
+
+
+def decode(file: IO[bytes], channels: int, reading: Reading, *, is_dicom: bool = False) -> tuple[Image.Image, Scaling | None]:
+    """The picture in an open file.
+
+    Args:
+        file: at its beginning.
+        channels: that will be taken of it.
+        reading: depth, window and largest size.
+        is_dicom: whether it is a DICOM file though it may not begin as one.
+
+    Raises:
+        ImageError: with the reason.
+    """
+    try:
+        file.seek(0)
+        head = file.read(HEAD)
+        file.seek(0)
+        if not head:
+            raise ImageError("empty file (0 bytes)")
+        if is_dicom or dicom.is_dicom(head):
+            picture, scaling = dicom.read_dicom(file, reading)
+            return as_rgb(picture) if channels <= 3 else picture, scaling
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the size is checked here, and Pillow's warnings about metadata do not matter
+            with _open(file, head, reading) as opened:
+                return _decoded(opened, file, head, channels, reading)
+    except ImageError:
+        raise
+    except UnidentifiedImageError as error:
+        raise ImageError("not a picture in a known format") from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"too large: {error}") from error
+    except MemoryError as error:
+        raise ImageError("there is not enough memory to decode it") from error
+    except OSError as error:
+        raise ImageError(f"{UNREACHED}{error.strerror}" if error.strerror else f"torn or damaged: {error}") from error
+    except Exception as error:  # errors of decoders on broken files have no common base class
+        raise ImageError(f"damaged: {type(error).__name__} {error}") from error
+
+
+def _open(file: IO[bytes], head: bytes, reading: Reading) -> Image.Image:
+    """The picture in a file, not loaded yet and no larger than is allowed."""
+    file.seek(0)
+    if head[4:8] == b"ftyp" and head[8:12] in _HEIF:
+        try:
+            plugin = importlib.import_module("pillow_heif")
+        except ImportError as error:
+            raise ImageError(str(MissingPackageError("pillow-heif", "heic", "a HEIC picture"))) from error
+        picture: Image.Image = plugin.HeifImageFile(file)
+    else:
+        with _bomb_limit(reading.max_pixels):
+            picture = Image.open(file, formats=_formats())
+    width, height = picture.size
+    if width * height > reading.max_pixels:
+        raise ImageError(
+            f"{width}×{height} pixels, more than {reading.max_pixels:,}: a decompression bomb? If not, give --max-pixels (in Python "
+            "max_pixels)"
+        )
+    return picture
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)  # an older Pillow lacks AVIF
+
+
+@contextlib.contextmanager
+def _bomb_limit(max_pixels: int) -> Iterator[None]:
+    """Pillow's own limit raised while a file is opened, where more is allowed."""
+    if max_pixels <= MAX_PIXELS:
+        yield
+        return
+    with _limit:
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, max_pixels
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+
+
+def _decoded(picture: Image.Image, file: IO[bytes], head: bytes, channels: int, reading: Reading) -> tuple[Image.Image, Scaling | None]:
+    picture.seek(0)
+    raw, deep = raw_mode(picture), is_deep(picture)
+    picture.load()
+    if not deep:
+        shown = ImageOps.exif_transpose(picture)
+        return shown if channels > 3 else as_rgb(shown), None
+    low = None
+    if picture.mode[0] not in "IF" and ";16" in raw:
+        low = _open(file, head, reading)
+        take_low_bytes(low)
+        low.load()
+    scaled, scaling = eight_bits(samples_of(picture, low, raw, head), reading)
+    scaled.getexif()[ORIENTATION] = picture.getexif().get(ORIENTATION, 1)
+    turned = ImageOps.exif_transpose(scaled)
+    return turned if channels > 3 else as_rgb(turned), scaling
+
+
+def from_memory(picture: Image.Image, channels: int, reading: Reading) -> tuple[Image.Image, Scaling | None]:
+    """A picture that a data set gives, as `read_scaled` gives one of a file."""
+    scaling = None
+    if is_deep(picture):
+        raw = raw_mode(picture)
+        if picture.mode[0] not in "IF" and ";16" in raw:  # opened and not loaded yet: its low bytes are in the file alone
+            return decode(getattr(picture, "fp"), channels, reading)  # noqa: B009
+        picture.load()
+        picture, scaling = eight_bits(samples_of(picture, None, raw), reading)
+    return picture if channels > 3 else as_rgb(picture), scaling
+
+
+def as_rgb(picture: Image.Image) -> Image.Image:
+    """An 8-bit picture in RGB, alpha on white, strip by strip, so that there is one copy of a large picture and not four."""
+    if picture.mode not in ("RGBA", "LA", "PA", "La", "RGBa") and "transparency" not in picture.info:
+        return picture.convert("RGB")
+    found = Image.new("RGB", picture.size)
+    rows = max(1, STRIP // max(1, picture.width))
+    for top in range(0, picture.height, rows):
+        strip = picture.crop((0, top, picture.width, min(top + rows, picture.height))).convert("RGBA")
+        found.paste(Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip).convert("RGB"), (0, top))
+    return found
+
+
+def content_of(item: Any) -> IO[bytes] | None:
+    """The content of a picture that a data set gives undecoded: bytes, or `{"bytes": …}`; None of others."""
+    found = item.get("bytes") if isinstance(item, dict) else item
+    return io.BytesIO(bytes(found)) if isinstance(found, (bytes, bytearray, memoryview)) else None

@@ -1,0 +1,173 @@
+"""Batches decoded by processes that may die: by memory that runs out, or by a decoder that crashes."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from xattn.data.images import ENDED_PROCESS, Batch, Batches, Decoded, ImageSource
+from xattn.data.listing import NamedImage
+from xattn.data.preprocessing import Preprocessing
+from xattn.errors import RunError, XattnError
+
+AHEAD = 2  # batches that a process decodes ahead of their use
+FUTILE = 3  # deaths for which no image is found to blame, until all others are decoded so
+IN_A_ROW = 3  # images that may end their processes one after the other before the run stops
+ADVICE = (
+    "give --workers 0 (in Python workers=0) to decode in the run's own process, or a lower --max-pixels where large pictures run out of "
+    "memory"
+)
+
+logger = logging.getLogger("xattn")
+
+
+def each_batch(
+    source: ImageSource,
+    preprocessing: Preprocessing,
+    batch_size: int,
+    wanted: Sequence[int],
+    workers: int,
+    work: Callable[[Batch], object],
+) -> None:
+    """Decodes batches in worker processes and does some work on each; a process that dies ends neither.
+
+    After a death the batches that were being decoded are decoded image by image in a process of their own: an image that ends it is one
+    that failed, with the reason. Half as many workers go on with the others.
+
+    Args:
+        source: of the images.
+        preprocessing: of the network.
+        batch_size: images per batch.
+        wanted: numbers of the batches.
+        workers: decoding processes; 0: this process.
+        work: on a batch.
+
+    Raises:
+        RunError: image after image ends its process.
+    """
+    left, futile = list(wanted), 0
+    with _Alone(Batches(source, preprocessing, batch_size)) as alone:
+        while left:
+            reason = _until_a_death(source.batches(preprocessing, batch_size, workers=workers, wanted=list(left)), left, work, workers)
+            if reason is None:
+                return
+            doubted = left[: AHEAD * workers] if futile < FUTILE else list(left)
+            workers = max(1, workers // 2)
+            logger.warning(
+                "a decoding process died (%s): %d batches are decoded image by image in a process of their own; others by %d.",
+                reason,
+                len(doubted),
+                workers,
+            )
+            ended = alone.ended
+            for number in doubted:
+                work(alone.batch(number))
+                left.remove(number)
+            futile = futile + 1 if alone.ended == ended else 0
+
+
+def _until_a_death(batches: Iterator[Batch], left: list[int], work: Callable[[Batch], object], workers: int) -> str | None:
+    """Works on batches and takes their numbers from those left; gives what torch says of a process that died, or None at the end."""
+    with _no_interruptions() as begun:
+        while True:
+            try:
+                batch = next(batches, None)
+            except XattnError:
+                raise
+            except (RuntimeError, ConnectionError, FileNotFoundError, EOFError) as error:
+                # The others than RuntimeError: a batch that was sent by a process that died before its memory could be opened.
+                if not workers or (isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker (pid")):
+                    raise
+                return (str(error) or type(error).__name__).splitlines()[0]
+            begun()
+            if batch is None:
+                return None
+            work(batch)
+            left.remove(batch.number)
+
+
+@contextmanager
+def _no_interruptions() -> Iterator[Callable[[], None]]:
+    """Inside, torch reports a dead process where a batch is asked for, within seconds, and not at any point of the program at once.
+
+    It does the latter by a handler of a signal, which it sets when it starts the first process; what is given sets it aside.
+    """
+    set_aside: list[Any] = []
+
+    def begun() -> None:
+        handler = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
+        if getattr(handler, "__module__", "").startswith("torch.") and threading.current_thread() is threading.main_thread():
+            set_aside.append(handler)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+    try:
+        begun()
+        yield begun
+    finally:
+        if set_aside:
+            signal.signal(signal.SIGCHLD, set_aside[-1])
+
+
+class _Alone:
+    """A process that decodes one image at a time, and is replaced when it dies."""
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
+        self.deaths = 0  # one after the other
+        self.ended = 0
+        self.pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> _Alone:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        if self.pool is not None:
+            self.pool.shutdown(wait=True, cancel_futures=True)
+        self.pool = None
+
+    def batch(self, number: int) -> Batch:
+        """A batch, each image of which was decoded, or ended the process."""
+        return self.batches.joined(number, [self._decoded(image) for image in self.batches.of(number)])
+
+    def _decoded(self, image: NamedImage) -> Decoded:
+        if self.pool is None:
+            self.pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context(), initializer=_use, initargs=(self.batches,))
+        try:
+            found = self.pool.submit(_decode, image).result()
+        except BrokenProcessPool as error:
+            self._end()
+            self.deaths += 1
+            self.ended += 1
+            if self.deaths >= IN_A_ROW:
+                raise RunError(
+                    f"decoding ended its process for {self.deaths} images one after the other, the last of them {image.name}: out of "
+                    f"memory? What was finished is kept, and the same command goes on: {ADVICE}."
+                ) from error
+            return image, f"{ENDED_PROCESS}, twice: out of memory, or a decoder that crashes; {ADVICE}", None
+        self.deaths = 0
+        return found
+
+
+_batches: Batches
+
+
+def _use(batches: Batches) -> None:
+    global _batches
+    _batches = batches
+    torch.set_num_threads(1)  # a forked process has none of the threads that its parent computes with
+
+
+def _decode(image: NamedImage) -> Decoded:
+    return _batches.decoded(image)
