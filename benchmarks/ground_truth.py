@@ -41,7 +41,7 @@ def _images(scenes: Sequence[Scene]) -> Tensor:
 def _methods(name: str) -> list[str]:
     if name in ON_TOKENS:
         of_layers = sorted(method for method, entry in methods.entries.items() if Need.LAYERS in entry.metadata.needs)
-        return [*TOKEN_METHODS, *of_layers, *(["raw-attention"] if name != "vit" else []), *CONTROLS]
+        return [*TOKEN_METHODS, *(of_layers if name == "vit" else ["raw-attention"]), *CONTROLS]
     return [*(method for method in METHODS if name != "gap" or method != "raw-attention"), *CONTROLS]
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xattn.cli.options import TEXTS, PathOrURL, model_options, shard
+from xattn.cli.options import TEXTS, PathOrURL, model_options, numbers, shard
 from xattn.cli.terminal import warned_lines
 from xattn.errors import InputError
 
