@@ -10,13 +10,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from xattn.metrics.base import ResponseMetric, mask_metric, measured, register, response_metric
-from xattn.metrics.perturbations import KEPT, ORIGINAL, Perturbation, Removed, Upsampling
+from xattn.metrics.perturbations import FLAT, KEPT, ORIGINAL, Perturbation, Removed, Upsampling
 from xattn.metrics.probability import Probability, widened
 from xattn.metrics.targets import Predict, Targets
 
 EPSILON = torch.finfo(torch.float64).eps
 MARGIN = 1e-6
-FLAT = 1e-6
 
 
 class Masks(NamedTuple):

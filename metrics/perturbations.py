@@ -15,6 +15,8 @@ from xattn.metrics.probability import widened
 
 BLUR_SIGMA = 5.0
 LOW_RES_STEPS = 196
+LEVELS, NARROW = 2**16, 2**-6  # in which pixels are ranked
+FLAT = 1e-6  # contrast below which a map shows nothing, as a share of its largest magnitude
 
 Upsampling = Literal["bilinear", "bicubic"]
 
@@ -96,14 +98,26 @@ def forwards(perturbation: Perturbation, size: tuple[int, int]) -> int:
 def ranks(masks: Tensor) -> Tensor:
     """Each pixel's rank in descending order: `(B, h, w)` → `(B, h, w)` int64.
 
-    Ties, such as plateaus of ReLU'd maps, are broken by one permutation fixed for all images. Definitions, Conventions.
+    Values are rounded to 2⁻¹⁶, so that what a batch or a device rounds otherwise orders no pixels. Ties, such as plateaus of ReLU'd maps,
+    are broken by one permutation fixed for all images.
     """
-    flat = masks.flatten(1)
+    flat = _levels(masks)
     count = flat.shape[1]
     permutation = _permutation(count).to(flat.device)
     order = permutation[flat[:, permutation].argsort(dim=1, descending=True, stable=True)]
     positions = torch.arange(count, device=flat.device).expand_as(order)
     return torch.empty_like(order).scatter_(1, order, positions).view(masks.shape)
+
+
+def _levels(masks: Tensor) -> Tensor:
+    """The whole numbers of 2⁻¹⁶ in each value `(B, N)`; maps that are no masks, or span less than 2⁻⁶, are min-maxed before."""
+    flat = masks.to(torch.promote_types(masks.dtype, torch.float32)).flatten(1)
+    low, high = flat.aminmax(dim=1, keepdim=True)
+    span = high - low
+    raw = (low < 0) | (high > 1) | (span < NARROW)
+    contrast = span > FLAT * torch.maximum(low.abs(), high.abs())
+    scaled = (flat - low) / torch.where(contrast, span, torch.inf)
+    return (torch.where(raw, scaled, flat) * LEVELS).round()
 
 
 @functools.lru_cache(maxsize=16)

@@ -32,7 +32,7 @@ def plain_ranks(mask: Tensor) -> list[int]:
     count = mask.numel()
     permutation = torch.randperm(count, generator=torch.Generator().manual_seed(0)).tolist()
     place = {pixel: number for number, pixel in enumerate(permutation)}
-    values = mask.flatten().tolist()
+    values = [round(value * 65536) for value in mask.flatten().tolist()]
     return sorted(range(count), key=lambda pixel: (-values[pixel], place[pixel]))
 
 
@@ -136,6 +136,16 @@ def test_ties_follow_one_fixed_permutation_whatever_the_image() -> None:
     permutation = torch.randperm(36, generator=torch.Generator().manual_seed(0))
     assert torch.equal(found[0].flatten()[permutation], torch.arange(36))
     assert int(found[1, 0, 0]) == 0
+
+
+def test_differences_below_rounding_order_no_pixels() -> None:
+    mask = (torch.rand(1, 8, 8, generator=torch.Generator().manual_seed(0)) * 8).round() / 8
+    noise = 2e-6 * torch.rand(5, 8, 8, generator=torch.Generator().manual_seed(1)) - 1e-6
+    assert torch.equal(ranks((mask + noise).clamp(0, 1)), ranks(mask).expand(5, -1, -1))
+    assert not torch.equal(ranks((mask + 64 * noise).clamp(0, 1)), ranks(mask).expand(5, -1, -1))
+    assert torch.equal(ranks(mask.half()), ranks(mask))
+    assert torch.equal(ranks(1e-5 * mask + 3), ranks(mask))  # maps of any scale
+    assert torch.equal(ranks(1e-5 * mask), ranks(mask))
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 8, 1000])
