@@ -33,6 +33,7 @@ from xattn.study.scoring import frame_of
 from xattn.study.store import Store
 
 DEFAULT_METHODS = ("activation-map", "grad-cam", "grad-cam++", "random", "centre")
+SIGNED_METHODS = ("grad-cam", "hires-cam", "random", "centre")  # in their place for signed maps
 DEFAULT_METRICS = ("average-drop", "average-gain", "average-increase", "insertion", "deletion", "sparsity")
 PACKAGES = ("xattn", "torch", "torchvision", "timm", "captum", "grad-cam", "pillow", "pandas", "pyarrow", "scipy")
 
@@ -134,6 +135,8 @@ class Study:
         engine: str = "local",
         actors: int | None = None,
     ) -> None:
+        if signed and methods is DEFAULT_METHODS:
+            methods = SIGNED_METHODS
         components = created(methods, signed=signed), metric_registry.create_all(metrics, allow_none=True)
         source = images if isinstance(images, ImageSource) else ImageSource(images, labels_csv)
         self.store = Store(out)
