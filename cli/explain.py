@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from xattn.study.plan import Plan
 
 COMPONENT = "name[:key=value,…]"
-SIGNED_METHODS = ("grad-cam", "hires-cam", "random", "centre")  # if none are named
 SOME_FAILED = 3
 
 
@@ -167,8 +166,8 @@ def explain(
     scored = metric_registry.create_all(metrics)  # a wrong name is reported before anything is loaded
     if regression and metrics is DEFAULT_METRICS:
         metrics = [metric.spec for metric in scored if not metric.instance.perturbations]
-    methods = methods or (SIGNED_METHODS if options["signed"] else DEFAULT_METHODS)
-    created(methods, signed=options["signed"])
+    if methods:
+        created(methods, signed=options["signed"])
     largest = {} if max_pixels is None else {"max_pixels": max_pixels}
     source = ImageSource(list(images), labels_csv, depth=depth, window=None if window is None else tuple(window), **largest)
     sys.path.append(os.getcwd())  # where package.module:factory is looked up
@@ -177,7 +176,7 @@ def explain(
     kind: dict[str, Any] = {"multi_label": multi_label, "regression": regression}
     options_of_models = {**shape, **meaning, **kind, "labels": labels, "device": device, "trust_code": trust_code}
     classifiers = _load(models, weights, heads, options_of_models)
-    study = Study(classifiers, methods, metrics, source, out, **options)
+    study = Study(classifiers, methods or DEFAULT_METHODS, metrics, source, out, **options)
     _announce(study)
     try:
         outcome = study.run()

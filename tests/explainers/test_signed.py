@@ -80,7 +80,8 @@ def test_metrics_of_a_signed_map_are_those_of_its_positive_part(tiny: Classifier
 
 
 def test_a_method_without_a_signed_map_is_refused_with_those_that_have_one_and_controls_stay() -> None:
-    assert [each.spec for each in created(["random", "grad-cam"], signed=True)] == ["random", "grad-cam:signed=true"]
+    specs = ["random", "grad-cam", "grad-cam:signed=true"]
+    assert [each.spec for each in created(specs, signed=True)] == ["random", "grad-cam:signed=true"]
     for spec in ("layer-cam", "score-cam:top=4", "grad-cam++", "activation-map"):
         with pytest.raises(SettingError, match=rf"{spec.replace('+', '.')} has no signed map.* finer-cam, grad-cam, hires-cam, integ"):
             created([spec], signed=True)

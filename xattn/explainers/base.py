@@ -119,7 +119,7 @@ def created(specs: Iterable[str], *, signed: bool = False) -> list[MethodCompone
         SettingError: the maps of a method cannot be signed.
     """
     components = methods.create_all(specs)
-    return [_signed(component) for component in components] if signed else components
+    return list({component.spec: component for component in map(_signed, components)}.values()) if signed else components
 
 
 def _signed(component: MethodComponent) -> MethodComponent:

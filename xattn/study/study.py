@@ -35,6 +35,7 @@ from xattn.study.scoring import frame_of
 from xattn.study.store import Store
 
 DEFAULT_METHODS = ("activation-map", "grad-cam", "grad-cam++", "random", "centre")
+SIGNED_METHODS = ("grad-cam", "hires-cam", "random", "centre")  # in their place for signed maps
 DEFAULT_METRICS = ("average-drop", "average-gain", "average-increase", "insertion", "deletion", "sparsity")
 PACKAGES = ("xattn", "torch", "torchvision", "timm", "captum", "grad-cam", "pillow", "pandas", "pyarrow", "scipy")
 
@@ -142,6 +143,8 @@ class Study:
         window: tuple[float, float] | None = None,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
+        if signed and methods is DEFAULT_METHODS:
+            methods = SIGNED_METHODS
         components = created(methods, signed=signed), metric_registry.create_all(metrics, allow_none=True)
         if isinstance(images, ImageSource):
             source = images
