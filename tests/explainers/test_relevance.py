@@ -181,6 +181,10 @@ def written(tokens: Tensor) -> Tensor:
 REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "without a rule": (lambda tokens: tokens.cumsum(dim=2), "no rule .* the operation 'cumsum'. Use generic-attention"),
     "of other inputs": (lambda tokens: tokens / (1 + tokens.abs()), "'div', of which more than one input depends on the image"),
+    "at places that the image decides": (
+        lambda tokens: tokens.masked_fill(tokens < 0, 0),
+        "'masked_fill', of which an index or a mask depends on the image",
+    ),
     "in place on a part": (halved, "a tensor that was overwritten in place as a part of another, or of which a part was"),
     "in place on a constant": (written, "a tensor that was overwritten in place as a part of another, or of which a part was"),
 }
