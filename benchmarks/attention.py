@@ -67,9 +67,9 @@ def main(batch: int, rounds: int, threads: int, device: str, data: Path, out: Pa
     lines = [
         "# The cost of methods of attention",
         "",
-        f"`{NAME}`, a batch of {batch} images of {images.shape[2]} × {images.shape[3]}; {rounds} rounds in which everything",
-        "runs once, in turn, after one that is not timed. Milliseconds per batch: median, least and most. The last column: the median of",
-        "the ratios to the forward and backward of the same round. A method's time is that of `xattn.explain`, its masks included.",
+        f"`{NAME}`, a batch of {batch} images of {images.shape[2]} × {images.shape[3]}; {rounds} rounds in which everything runs once,",
+        "in turn, after one that is not timed. Milliseconds per batch: median, least and most. The last column: median of the ratios to",
+        "the forward and backward of the same round. A method's time is that of `xattn.explain`, its masks included.",
         "",
         "| | ms | range | × forward and backward |",
         "|---|---:|---:|---:|",

@@ -181,6 +181,10 @@ def written(tokens: Tensor) -> Tensor:
 REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "without a rule": (lambda tokens: tokens.cumsum(dim=2), "no rule .* the operation 'cumsum'. Use generic-attention"),
     "of other inputs": (lambda tokens: tokens / (1 + tokens.abs()), "'div', of which more than one input depends on the image"),
+    "at places that the image decides": (
+        lambda tokens: tokens.masked_fill(tokens < 0, 0),
+        "'masked_fill', of which an index or a mask depends on the image",
+    ),
     "in place on a part": (halved, "a tensor that was overwritten in place as a part of another, or of which a part was"),
     "in place on a constant": (written, "a tensor that was overwritten in place as a part of another, or of which a part was"),
 }
@@ -220,3 +224,18 @@ def test_a_value_that_is_overwritten_later_is_kept() -> None:
     start = torch.rand(2, 4, 5, dtype=torch.float64)
     plain = followed(operations(lambda x: (x * 1) @ WEIGHT.T, images), start)
     assert torch.equal(followed(operations(later, images), start), plain)
+
+
+SAME: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "a difference is a sum": (lambda x: x - 3 * x.roll(1, 2), lambda x: torch.add(x, x.roll(1, 2), alpha=-3)),
+    "a mean has equal weights": (lambda x: x.mean(dim=2), lambda x: (x @ torch.ones(6, 1))[..., 0]),
+    "QuickGELU is a GELU": (lambda x: x * torch.sigmoid(1.702 * x), lambda x: functional.gelu(x)),
+}
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_two_ways_to_write_a_thing_have_one_relevance(name: str) -> None:
+    images = 0.1 + torch.rand(2, 4, 6, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    first, second = (operations(lambda x, way=way: way(x * 1), images) for way in SAME[name])  # type: ignore[misc]
+    start = torch.randn(first.values[first.output.number].shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    assert torch.allclose(followed(first, start), followed(second, start), atol=1e-7)

@@ -113,6 +113,8 @@ def _unchanged(step: _Step) -> Handed:
 
 def _adjoint(step: _Step, received: Sequence[Tensor | None], leaf: Callable[[Tensor], Tensor]) -> Handed:
     """What the transposed map of a linear operation gives, of what came to each of its results."""
+    if not all(step.forward.values[value.number].is_floating_point() for value in step.call.inputs):
+        raise _no_rule(step.call, ", of which an index or a mask depends on the image")
     leaves = {value: leaf(step.forward.values[value.number]).requires_grad_() for value in dict.fromkeys(step.call.inputs)}
 
     def filled(given: Any) -> Any:
