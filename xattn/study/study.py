@@ -133,7 +133,7 @@ class Study:
         engine: str = "local",
         actors: int | None = None,
         depth: int | None = None,
-        window: tuple[float, float] | None = None,
+        window: Sequence[float] | None = None,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         components = method_registry.create_all(methods), metric_registry.create_all(metrics, allow_none=True)
