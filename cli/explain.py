@@ -169,7 +169,7 @@ def explain(
     if methods:
         created(methods, signed=options["signed"])
     largest = {} if max_pixels is None else {"max_pixels": max_pixels}
-    source = ImageSource(list(images), labels_csv, depth=depth, window=None if window is None else tuple(window), **largest)
+    source = ImageSource(list(images), labels_csv, depth=depth, window=window, **largest)
     sys.path.append(os.getcwd())  # where package.module:factory is looked up
     shape: dict[str, Any] = {"input_size": input_size, "resize": resize, "mean": mean, "std": std}
     meaning: dict[str, Any] = {"classes": classes, "templates": templates, "output": output}

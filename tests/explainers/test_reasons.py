@@ -100,3 +100,15 @@ def test_a_map_that_shows_something_needs_no_reason_and_a_run_keeps_them(tmp_pat
     rows = study.scores()
     assert set(rows["reason"].dropna()) == {"no channel weight is positive; --signed (signed=True) shows what speaks against the target"}
     assert (rows["reason"].notna() == rows["degenerate"]).all()
+
+
+def test_hires_cam_of_what_a_layer_norm_alone_reads_is_no_rounding_noise(caplog: pytest.LogCaptureFixture) -> None:
+    clf = xattn.load("birds:vit", device="cpu")
+    maps = xattn.explain(clf, networks.pictures(2, size=64), ["hires-cam", "hires-cam:signed=true", "grad-cam"])
+    assert maps.degenerate["hires-cam"].all()
+    assert not maps.raw["hires-cam:signed=true"].any()
+    assert not maps.degenerate["grad-cam"].any()
+    assert set(maps.reasons["hires-cam"]) == {"activation times gradient cancels over the channels"}
+    assert "give the norm as the stage" in caplog.text
+    behind = xattn.explain(clf, networks.pictures(2, size=64), ["hires-cam"], stage="encoder.layers.encoder_layer_5.ln_1")
+    assert not behind.degenerate["hires-cam"].any()

@@ -78,7 +78,7 @@ class ImageSource:
         labels_csv: str | Path | None = None,
         *,
         depth: int | None = None,
-        window: tuple[float, float] | None = None,
+        window: Sequence[float] | None = None,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         self.reading = Reading(depth, None if window is None else tuple(window), max_pixels)  # type: ignore[arg-type]  # checked there
@@ -89,7 +89,7 @@ class ImageSource:
         if is_dataset(images):
             self.dataset = images
         else:
-            given = [images] if isinstance(images, (str, Path)) else list(images)
+            given = [images] if isinstance(images, (str, Path)) else list(images)  # type: ignore[arg-type]  # no data set
             self.dataset = dataset_at(given)
             self.origin = [str(place) for place in given]
         if self.dataset is not None:

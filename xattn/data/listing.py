@@ -182,7 +182,8 @@ def _without_links_to_others(files: list[Path], folder: Path) -> list[Path]:
 
 def _pictures(files: list[Path], place: str) -> list[Path]:
     """The files that are pictures by their ending or, where it says nothing, by their first bytes; the others are reported."""
-    found, left = [], []
+    found: list[Path] = []
+    left: list[Path] = []
     for file in files:
         suffix = file.suffix.lower()
         (found if suffix in SUFFIXES or (not _is_known(suffix) and _begins_as_picture(file)) else left).append(file)

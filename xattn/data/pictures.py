@@ -29,7 +29,7 @@ UNREACHED = "could not be reached: "
 
 HEAD = 4096
 ORIENTATION = 0x0112  # a tag of EXIF
-STRIP = 1 << 22  # pixels that are laid on white at once
+STRIP = 1 << 20  # pixels that are laid on white at once
 _HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _limit = threading.Lock()
 
@@ -194,8 +194,8 @@ def _decoded(picture: Image.Image, file: IO[bytes], head: bytes, channels: int, 
     raw, deep = raw_mode(picture), is_deep(picture)
     picture.load()
     if not deep:
-        shown = ImageOps.exif_transpose(picture)
-        return shown if channels > 3 else as_rgb(shown), None
+        ImageOps.exif_transpose(picture, in_place=True)  # without a copy where nothing is to be turned
+        return picture.copy() if channels > 3 else as_rgb(picture), None
     low = None
     if picture.mode[0] not in "IF" and ";16" in raw:
         low = _open(file, head, reading)

@@ -14,6 +14,7 @@ from xattn.explainers.trace import Trace
 from xattn.metrics.probability import widened
 from xattn.metrics.targets import ClassTarget, Contrast, Target
 
+CANCELLED = 1e-4
 VANISHING = 1e-12
 
 
@@ -86,13 +87,24 @@ class HiResCAM:
 
     Attributes:
         signed: keep what speaks against the target, negative.
+
+    Differs: the map is zero where the products of the channels cancel, as those of what a layer norm alone reads: a norm undoes a change of
+    scale, so that no token's own scale has a gradient, and what is left is rounding.
     """
 
     signed: bool = False
 
     def __call__(self, trace: Trace) -> Tensor:
         """Raw map `(B, h, w)` at the stage's resolution; ≥ 0 unless signed."""
-        return _rectified((trace.gradients * trace.features).sum(dim=1), self.signed)
+        products = trace.gradients * trace.features
+        total = products.sum(dim=1)
+        return _rectified(torch.where(cancelled(products)[:, None, None], 0, total), self.signed)
+
+
+def cancelled(products: Tensor) -> Tensor:
+    """Whether the channels of `(B, C, h, w)` add up to next to nothing, beside what they add: `(B,)` bool."""
+    total, added = products.sum(dim=1).abs(), products.abs().sum(dim=1)
+    return total.flatten(1).amax(dim=1) <= CANCELLED * added.flatten(1).amax(dim=1)
 
 
 @register("xgrad-cam", needs={Need.FEATURES, Need.GRADIENTS}, source="Fu et al. 2020, Sec. 3")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from xattn.explainers.base import MethodComponent, Need, can_be_signed
+from xattn.explainers.cams import HiResCAM, cancelled
 from xattn.explainers.trace import Trace
 
 logger = logging.getLogger("xattn")
@@ -21,6 +22,7 @@ ADVICE = {
     "the output does not depend on the stage": "Give an earlier stage: this one lies behind what the classifier reads, such as its tokens",
     "the gradient of the score is zero": "Explain another target, as 'predicted - second'",
     "the probability is saturated, and its gradient zero": "Let the network return logits instead of probabilities",
+    "activation times gradient cancels over the channels": "A layer norm alone reads the stage: give the norm as the stage, or use grad-cam",
     "no channel weight is positive": "Every feature map speaks against the target: explain the class that is predicted, or a contrast",
     "the weighted sum of the features is nowhere positive": "The gradient points away from it: explain a contrast, or another stage",
     "the gradient at the image is zero": "Explain another target, as 'predicted - second'",
@@ -48,11 +50,12 @@ def reasons_of(trace: Trace, method: MethodComponent, raw: Tensor, flagged: Tens
 
 
 def _reason(trace: Trace, method: MethodComponent, raw: Tensor, i: int) -> str:
-    reason = _cause(trace, method.metadata.needs, raw, i)
+    reason = _cause(trace, method, raw, i)
     return f"{reason}{SIGNED}" if reason in NEGATIVE and can_be_signed(method) else reason
 
 
-def _cause(trace: Trace, needs: frozenset[Need], raw: Tensor, i: int) -> str:
+def _cause(trace: Trace, method: MethodComponent, raw: Tensor, i: int) -> str:
+    needs = method.metadata.needs
     if not bool(torch.isfinite(raw).all()):
         return "the map is not finite"
     if raw.numel() == 1:
@@ -69,6 +72,8 @@ def _cause(trace: Trace, needs: frozenset[Need], raw: Tensor, i: int) -> str:
         gradients = trace.gradients[i]
         if not bool(gradients.any()):
             return _without_gradient(trace, i)
+        if isinstance(method.instance, HiResCAM) and bool(cancelled((gradients * trace.features[i])[None])):
+            return "activation times gradient cancels over the channels"
         if bool((gradients.mean(dim=(1, 2)) <= 0).all()):
             return "no channel weight is positive"
     if Need.IMAGE_GRADIENTS in needs and not bool(trace.image_gradients[i].any()):

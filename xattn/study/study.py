@@ -140,7 +140,7 @@ class Study:
         engine: str = "local",
         actors: int | None = None,
         depth: int | None = None,
-        window: tuple[float, float] | None = None,
+        window: Sequence[float] | None = None,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         if signed and methods is DEFAULT_METHODS:
