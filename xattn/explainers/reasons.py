@@ -22,7 +22,7 @@ ADVICE = {
     "the output does not depend on the stage": "Give an earlier stage: this one lies behind what the classifier reads, such as its tokens",
     "the gradient of the score is zero": "Explain another target, as 'predicted - second'",
     "the probability is saturated, and its gradient zero": "Let the network return logits instead of probabilities",
-    "activation times gradient cancels over the channels": "A layer norm alone reads the stage: give the norm as the stage, or use grad-cam",
+    "activation times gradient cancels over the channels": "A layer norm alone reads it: give the norm as the stage, or use grad-cam",
     "no channel weight is positive": "Every feature map speaks against the target: explain the class that is predicted, or a contrast",
     "the weighted sum of the features is nowhere positive": "The gradient points away from it: explain a contrast, or another stage",
     "the gradient at the image is zero": "Explain another target, as 'predicted - second'",
