@@ -24,7 +24,7 @@ from xattn.metrics.statistics import paired
 HEADS = ("gap", "ca-stream", "b-cnn", "br-npa", "br-npa-high-res")
 METHODS = ("activation-map", "grad-cam", "grad-cam++", "score-cam", "guided-backprop", "guided-grad-cam", "raw-attention")
 ON_TOKENS = ("vit", "vit-ca-stream")
-TOKEN_METHODS = ("activation-map", "grad-cam", "grad-cam++", "layer-cam", "hires-cam", "score-cam", "integrated-gradients", "smooth-grad")
+TOKEN_METHODS = ("activation-map", "grad-cam", "grad-cam++", "layer-cam", "score-cam", "integrated-gradients", "smooth-grad")
 CONTROLS = ("random", "centre", "edges")
 CHUNK = 20
 

@@ -13,7 +13,7 @@ mapfile -t photos < <(find "$DATA/photos" -name '*.jpg' | sort | head -n "${COUN
 xattn explain "${photos[@]}" --labels-csv "$DATA/photos.csv" \
     --model timm:vit_tiny_patch16_224 --weights "$DATA/weights/vit_tiny_patch16_224.pth" \
     --mean 0.5,0.5,0.5 --std 0.5,0.5,0.5 --input-size 224 --resize 248 \
-    --method=grad-cam --method=grad-cam++ --method=layer-cam --method=hires-cam --method=score-cam --method=activation-map \
+    --method=grad-cam --method=grad-cam++ --method=layer-cam --method=score-cam --method=activation-map \
     --method=attention --method=rollout --method=grad-rollout --method=generic-attention --method=chefer --method=legrad \
     --method=integrated-gradients --method=smooth-grad --method=random --method=centre --method=edges \
     --metric=average-drop --metric=average-gain --metric=average-increase \

@@ -29,7 +29,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "timm:vit_tiny_patch16_224": {"weights": "vit_tiny_patch16_224.pth", "mean": [0.5], "std": [0.5], "resize": 248},
     "torchvision:mobilenet_v2": {"weights": "mobilenet_v2.pth"},
 }
-CAMS = ["grad-cam", "grad-cam++", "layer-cam", "hires-cam", "xgrad-cam", "activation-map", "integrated-gradients", "smooth-grad"]
+CAMS = ["grad-cam", "grad-cam++", "layer-cam", "xgrad-cam", "activation-map", "integrated-gradients", "smooth-grad"]
 OF_LAYERS = sorted(name for name, entry in methods.entries.items() if Need.LAYERS in entry.metadata.needs)
 BATCH = 10
 
