@@ -80,7 +80,7 @@ def layer_cam(trace: Trace) -> Tensor:
     return (trace.gradients.relu() * trace.features).sum(dim=1).relu()
 
 
-@register("hires-cam", needs={Need.FEATURES, Need.GRADIENTS}, source="Draelos and Carin 2020, Sec. 3")
+@register("hires-cam", needs={Need.FEATURES, Need.GRADIENTS}, source="Draelos and Carin 2020")
 @dataclass(frozen=True)
 class HiResCAM:
     """Feature maps weighted position by position by their gradient.
@@ -107,7 +107,7 @@ def cancelled(products: Tensor) -> Tensor:
     return total.flatten(1).amax(dim=1) <= CANCELLED * added.flatten(1).amax(dim=1)
 
 
-@register("xgrad-cam", needs={Need.FEATURES, Need.GRADIENTS}, source="Fu et al. 2020, Sec. 3")
+@register("xgrad-cam", needs={Need.FEATURES, Need.GRADIENTS}, source="Fu et al. 2020")
 @dataclass(frozen=True)
 class XGradCAM:
     """Feature maps weighted by the mean of their gradient, where each position counts by its share of the map's sum.
