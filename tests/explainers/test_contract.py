@@ -232,7 +232,7 @@ def test_targets_follow_their_rule(tiny: Classifier, images: Tensor) -> None:
         ({"methods": ["gradcam"]}, r"Unknown method 'gradcam'\. Did you mean 'grad-cam'\? Known: activation-map"),
         ({"methods": []}, "no method is named"),
         ({"methods": "grad-cam"}, r"methods are a list: write methods=\['grad-cam'\]"),
-        ({"methods": ["grad-cam:x=1"]}, "'grad-cam' has no settings; got x"),
+        ({"methods": ["layer-cam:x=1"]}, "'layer-cam' has no settings; got x"),
         ({"methods": ["score-cam:weighing=probability"]}, "Unknown setting of method 'score-cam' 'weighing'. Did you mean 'weighting'"),
         ({"methods": ["score-cam:weighting=logits"]}, r"takes weighting=probability\|logit-softmax\|increase; got 'logits'"),
         ({"methods": ["captum:Salience"]}, "Unknown captum method 'Salience'. Did you mean 'Saliency'"),

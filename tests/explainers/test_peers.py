@@ -117,9 +117,9 @@ def test_gradient_cams_agree_with_pytorch_grad_cam_and_torch_cam(clf: Classifier
 def test_cams_of_tokens_are_those_of_pytorch_grad_cam(spec: str, theirs: str) -> None:
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-    # In float64: where tokens enter a layer norm alone, ∂y/∂x · x of each is near 0, and HiResCAM in float32 would compare rounding.
+    # HiResCAM is taken behind the norm: of tokens that enter a norm alone it is blank, and theirs is what its ε and rounding leave.
     vit, pictures = attached(torchvision_vit(), "vit"), networks.pictures(3).double()
-    stage = vit.stage()
+    stage = vit.stage("encoder.layers.encoder_layer_2.ln_1" if spec == "hires-cam" else None)
 
     def as_maps(tokens: Tensor) -> Tensor:
         return tokens[:, 1:].unflatten(1, (4, 4)).permute(0, 3, 1, 2)
@@ -127,9 +127,8 @@ def test_cams_of_tokens_are_those_of_pytorch_grad_cam(spec: str, theirs: str) ->
     layer = vit.network.get_submodule(stage.module)
     with getattr(pytorch_grad_cam, theirs)(vit.network, [layer], reshape_transform=as_maps) as method:
         found = method(vit.normalise(pictures).contiguous(), [ClassifierOutputTarget(target) for target in TARGETS])
-    ours = xattn.explain(vit, pictures, [spec], target=TARGETS)[spec]
-    limit = 1e-3 if spec == "hires-cam" else 5 * PEER  # the 1e-7 that it adds counts beside a maximum that small
-    assert float((rescaled(ours) - torch.as_tensor(found)).abs().max()) < limit
+    ours = xattn.explain(vit, pictures, [spec], target=TARGETS, stage=stage.name)[spec]
+    assert float((rescaled(ours) - torch.as_tensor(found)).abs().max()) < 5 * PEER
 
 
 def test_centred_eigen_cam_is_pytorch_grad_cam_s_or_its_negative(clf: Classifier, images: Tensor) -> None:
