@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from torch.utils.data import Dataset
 
 from xattn.data.depth import MAX_PIXELS
 from xattn.data.images import MOMENTARY, ImageSource
 from xattn.data.listing import NamedImage
-from xattn.errors import RunError
-from xattn.explainers.api import refuse_untrained
+from xattn.errors import InputError, RunError
+from xattn.explainers.api import refuse_no_classifier, refuse_untrained
 from xattn.explainers.base import created
 from xattn.inference.memory import kept_pages, parse_size
 from xattn.inference.predictor import Level
@@ -145,6 +146,10 @@ class Study:
     ) -> None:
         if signed and methods is DEFAULT_METHODS:
             methods = SIGNED_METHODS
+        if isinstance(classifiers, (torch.nn.Module, str)):
+            raise InputError(f"a study takes a list of classifiers, as [classifier]; got {type(classifiers).__name__}.")
+        for classifier in classifiers:
+            refuse_no_classifier(classifier)
         components = created(methods, signed=signed), metric_registry.create_all(metrics, allow_none=True)
         if isinstance(images, ImageSource):
             source = images
