@@ -255,10 +255,8 @@ def insertion(
     tensor([25.], dtype=torch.float64)
     """
     metric = Insertion(protocol, step, blur, tolerance=tolerance)
-    colour = as_fill(fill)
-    return measured(
-        "insertion", metric, predict, images, masks, targets, mean=colour, multi_label=multi_label, chunk=chunk, outputs=outputs
-    )
+    mean = as_fill(fill)
+    return measured("insertion", metric, predict, images, masks, targets, mean=mean, multi_label=multi_label, chunk=chunk, outputs=outputs)
 
 
 def deletion(
@@ -285,8 +283,8 @@ def deletion(
     tensor([25.], dtype=torch.float64)
     """
     metric = Deletion(protocol, step, tolerance=tolerance)
-    colour = as_fill(fill)
-    return measured("deletion", metric, predict, images, masks, targets, mean=colour, multi_label=multi_label, chunk=chunk, outputs=outputs)
+    mean = as_fill(fill)
+    return measured("deletion", metric, predict, images, masks, targets, mean=mean, multi_label=multi_label, chunk=chunk, outputs=outputs)
 
 
 def insertion_correlation(

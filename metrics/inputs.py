@@ -30,6 +30,8 @@ def as_tensor(given: Any, what: str) -> Tensor:
     """
     if isinstance(given, Tensor):
         return given
+    if isinstance(given, (list, tuple)) and given and all(isinstance(item, Tensor) and item.shape == given[0].shape for item in given):
+        return torch.stack(list(given))
     if not hasattr(given, "__array__"):
         raise InputError(f"{what} are a tensor, or a NumPy array; got {type(given).__name__}.")
     try:
@@ -59,25 +61,41 @@ def as_images(given: Any) -> Tensor:
     return images
 
 
+def as_maps(given: Any, what: str = "maps", count: int | None = None) -> Tensor:
+    """Maps `(B, h, w)`, floats, from a tensor or an array; also from `(B, 1, h, w)`, and from `(h, w)` if one image is known to be meant.
+
+    Args:
+        given: by the user.
+        what: their name in messages.
+        count: of images, if known.
+
+    Raises:
+        InputError: no tensor, or no real numbers.
+    """
+    maps = as_tensor(given, what)
+    if maps.is_complex():
+        raise InputError(f"{what} are real numbers; got {str(maps.dtype).removeprefix('torch.')}.")
+    if maps.dim() == 4 and maps.shape[1] == 1:
+        maps = maps[:, 0]
+    elif maps.dim() == 2 and count == 1:
+        maps = maps[None]
+    if (maps.dim() != 3 or not maps.numel()) and count is None:
+        raise InputError(f"{what} are (batch, height, width), at least one; got {tuple(maps.shape)}. One map is maps[None].")
+    return maps if maps.is_floating_point() else maps.float()
+
+
 def as_masks(given: Any, count: int, what: str = "masks") -> Tensor:
     """Masks `(B, H, W)`, or maps `(B, h, w)`, from a tensor or an array; also `(B, 1, H, W)`, and `(H, W)` for one image.
 
     Raises:
         InputError: another shape, or values that are not finite; the images that these belong to are named.
     """
-    masks = as_tensor(given, what)
-    if masks.dim() == 4 and masks.shape[1] == 1:
-        masks = masks[:, 0]
-    elif masks.dim() == 2 and count == 1:
-        masks = masks[None]
+    masks = as_maps(given, what, count)
     if masks.dim() != 3 or len(masks) != count or not masks.numel():
         raise InputError(
             f"{what} are (batch, height, width), one for each of {count} images; got {tuple(masks.shape)}. Raw maps become masks by "
             "xattn.metrics.to_masks(maps, (height, width))."
         )
-    if masks.is_complex():
-        raise InputError(f"{what} are real numbers; got {str(masks.dtype).removeprefix('torch.')}.")
-    masks = masks if masks.is_floating_point() else masks.float()
     whole = torch.isfinite(masks).flatten(1).all(dim=1)
     if not bool(whole.all()):
         numbers = (~whole).nonzero()[:, 0].tolist()

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from xattn.errors import InputError
 from xattn.metrics.base import ResponseMetric, mask_metric, measured, register, response_metric
-from xattn.metrics.inputs import Outputs
+from xattn.metrics.inputs import EDGE, Outputs, as_maps
 from xattn.metrics.perturbations import FLAT, KEPT, ORIGINAL, Perturbation, Removed, Upsampling
 from xattn.metrics.probability import Probability, widened
 from xattn.metrics.targets import Predict, Targets
@@ -53,6 +54,7 @@ def to_masks(raw: Tensor, size: tuple[int, int]) -> Masks:
     tensor([[[0.0000, 0.2500],
              [0.5000, 1.0000]]])
     """
+    raw = as_maps(raw, "raw maps")
     flagged = degenerate(raw)
     clean = torch.where(flagged[:, None, None], torch.zeros_like(raw), raw)
     low, high = (extreme[:, None, None] for extreme in clean.flatten(1).aminmax(dim=1))
@@ -198,4 +200,7 @@ def complexity(masks: Tensor) -> Tensor:
     >>> complexity(torch.tensor([[[0.0, 0.5], [0.5, 1.0]]]))
     tensor([0.5000], dtype=torch.float64)
     """
+    masks = as_maps(masks, "masks")
+    if bool(((masks < -EDGE) | (masks > 1 + EDGE)).any()):
+        raise InputError("masks lie in [0, 1], and these do not. Raw maps become masks by xattn.metrics.to_masks(maps, (height, width)).")
     return widened(masks).mean(dim=(1, 2))

@@ -30,7 +30,7 @@ from xattn.errors import InputError, UnsupportedError
 from xattn.metrics.probability import Probability, sigmoid_probability, softmax_probability
 
 Predict = Callable[[Tensor], Tensor]
-"""Images in pixel space `(B, 3, H, W)` → logits `(B, K)`, before any softmax or sigmoid; vectors `(B, D)`; or maps of logits `(B, K, h, w)`."""
+"""Images in pixel space `(B, 3, H, W)` → logits `(B, K)` before softmax or sigmoid, vectors `(B, D)` or maps of logits `(B, K, h, w)`."""
 PER_LABEL = ("labels", "predicted labels")
 """How the rules begin, as rows name them, that explain an image once for each of several labels."""
 
@@ -39,7 +39,7 @@ PER_LABEL = ("labels", "predicted labels")
 class Target(ABC):
     """What is explained of each image of a batch.
 
-    A target of length 1 applies to a batch of any size.
+    One of length 1 applies to a batch of any size.
 
     Attributes:
         rule: how the targets were chosen, as in the rows: "predicted", "label", "given", …
@@ -391,12 +391,10 @@ def as_target(targets: Targets, count: int, *, multi_label: bool = False) -> Tar
             raise InputError(f"targets are class indices, ({count},); got {targets!r}.") from error
         whole = not (classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool)
         if classes.shape != (count,) or not whole:
-            one_hot = " Of one-hot rows, give the argmax." if classes.dim() == 2 else ""
-            came = f"{tuple(classes.shape)} {str(classes.dtype).removeprefix('torch.')}"
-            raise InputError(f"targets must be one class index per image, ({count},), whole numbers; got {came}.{one_hot}")
+            came = f"{tuple(classes.shape)} {str(classes.dtype).removeprefix('torch.')}. Of one-hot rows, give the argmax"
+            raise InputError(f"targets must be one class index per image, ({count},), whole numbers; got {came}.")
         return ClassTarget(classes.long(), multi_label)
     if callable(targets):
         return OutputFunction(targets, count=count)
-    raise InputError(
-        f"targets are class indices ({count},), a target of xattn.metrics.targets or a function; got {type(targets).__name__}."
-    )
+    came = type(targets).__name__
+    raise InputError(f"targets are class indices ({count},), a target of xattn.metrics.targets or a function; got {came}.")

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from xattn.data.images import ImageSource
+from xattn.data.labels import as_plain
 from xattn.data.preprocessing import pixels
 from xattn.errors import ImageError, InputError, UnsupportedError
 from xattn.explainers.base import RunsNetworkAgain, created
@@ -21,10 +22,10 @@ from xattn.explainers.reasons import log_reasons
 from xattn.explainers.trace import Trace
 from xattn.inference.memory import kept_pages
 from xattn.inference.predictor import Predictor
-from xattn.metrics.inputs import refuse_chunk
+from xattn.metrics.inputs import as_tensor, refuse_chunk
 from xattn.metrics.targets import ClassTarget
 from xattn.models.classifier import Classifier
-from xattn.models.target_rules import THRESHOLD, Asked, Label, PredictedLabels, labels_of, target_rule
+from xattn.models.target_rules import THRESHOLD, Asked, PredictedLabels, labels_of, target_rule
 
 logger = logging.getLogger("xattn")
 
@@ -150,13 +151,13 @@ def refuse_untrained(classifier: Classifier) -> None:
         )
 
 
-def _labels(classifier: Classifier, labels: Tensor | Sequence[Label] | None, count: int) -> list[tuple[int, ...] | None]:
+def _labels(classifier: Classifier, labels: Tensor | Sequence[Any] | None, count: int) -> list[tuple[int, ...] | None]:
     """The class indices of each image's labels."""
     if labels is None:
         return [None] * count
-    values = labels.tolist() if isinstance(labels, Tensor) else labels
-    if len(values) != count:
-        raise InputError(f"{count} images need {count} classes; {len(values)} came.")
+    if len(labels) != count:
+        raise InputError(f"{count} images need {count} classes; {len(labels)} came.")
+    values = as_plain(labels)
     found = [None if value is None else labels_of(classifier, value) for value in values]
     return [None if label is None or classifier.regression else tuple(map(int, label)) for label in found]
 
@@ -222,7 +223,8 @@ def refuse_wrong_images(classifier: Classifier, images: Tensor) -> None:
 
 
 def _images(classifier: Classifier, images: Images) -> tuple[list[str], Tensor, list[Any] | None]:
-    if isinstance(images, Tensor):
+    if hasattr(images, "__array__"):
+        images = as_tensor(images, "images")
         refuse_wrong_images(classifier, images)
         return [str(number) for number in range(len(images))], images.to(classifier.device), None
     source = images if isinstance(images, ImageSource) else ImageSource(images)

@@ -125,7 +125,7 @@ class Plan:
         if twice := {name for name in names if names.count(name) > 1}:
             raise InputError(f"two classifiers are named {', '.join(twice)}: their rows could not be distinguished. Set .name on one.")
         refuse_unknown_level(self.level)
-        if self.batch_size < 1:
+        if not isinstance(self.batch_size, int) or self.batch_size < 1:
             raise InputError(f"a batch needs at least one image; got batch_size {self.batch_size}.")
         place, count = self.shard
         if not 1 <= place <= count or not self._numbers():

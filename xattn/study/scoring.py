@@ -17,7 +17,7 @@ from xattn.inference.memory import kept_pages
 from xattn.inference.predictor import Predictor
 from xattn.metrics.base import CurveMetric, Evidence, refuse_without_probability
 from xattn.metrics.base import metrics as registry
-from xattn.metrics.inputs import as_masks, refuse_chunk
+from xattn.metrics.inputs import as_masks, as_tensor, refuse_chunk
 from xattn.metrics.perturbations import Curve, Kept, Perturbation, Removed
 from xattn.metrics.responses import Responses, evaluate_for_all, shown_share
 from xattn.metrics.stream import PredictAll
@@ -232,6 +232,8 @@ def evaluate(
     refuse_chunk(batch_size, "batch_size")
     if not isinstance(maps, Maps):
         raise InputError("evaluate scores what explain gave; masks of your own go to the functions of xattn.metrics.")
+    if images is None or hasattr(images, "__array__"):
+        images = as_tensor(images, "images")
     # Files are decoded in the maps, which hold an image once for each label if several are explained.
     images = images.to(maps.images.device) if isinstance(images, Tensor) and not maps.target_rule.startswith(PER_LABEL) else maps.images
     if images.shape != maps.images.shape:
@@ -265,7 +267,7 @@ def _refuse_other_maps(classifier: Classifier, images: Tensor, maps: Maps, batch
         same = not float((output.to(before) - before).float().abs().max()) > OTHER_OUTPUT * spread
     if not same:
         raise InputError(
-            f"maps are of another classifier than {key_of(classifier)}: its output for these images is not the one that they were made from. "
+            f"maps are of another classifier than {key_of(classifier)}: its output for these images is another than when they were made. "
             "Explain the images with it; or, if it is the same, it answers differently the second time (a dropout that stays on?)."
         )
 
