@@ -23,7 +23,7 @@ LabelsFrom = Literal["folders", "csv", "none"]
 
 WNID = re.compile(r"n\d{8}")
 COLUMNS = (("image", "label"), ("file_name", "label"), ("ImageId", "PredictionString"))
-"""Columns of label files: xattn's own, Hugging Face's `metadata.csv`, and that of ILSVRC at Kaggle, where a label begins with a WordNet id."""
+"""Columns of label files: xattn's own, Hugging Face's `metadata.csv`, and ILSVRC's at Kaggle, where a label begins with a WordNet id."""
 VALIDATION = re.compile(r"ILSVRC2012_val_(\d{8})")
 DEVKIT = "meta.mat"
 

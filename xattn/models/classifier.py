@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -26,7 +27,10 @@ from xattn.models.input_size import required_arguments, stated_size
 from xattn.models.inputs import Inputs, input_channels, supplied
 from xattn.models.layout import Stage, to_nchw
 from xattn.models.reading import output_reader
+from xattn.models.repeatability import instability
 from xattn.models.stages import find_stages, named_stage
+
+logger = logging.getLogger("xattn")
 
 
 class Classifier(nn.Module):
@@ -109,6 +113,8 @@ class Classifier(nn.Module):
                 regression=regression,
             )
             self.multi_label = multi_label or (self.reader.separate and not self.reader.binary)
+            if unstable := instability(network, self._bare, probe, name):
+                logger.warning("%s", unstable)
             self._found = find_stages(self.network, self._bare, self.probe(), named=name)
             behind = () if component.metadata.replaces == "nothing" else self._found.behind
             self.stages: tuple[Stage, ...] = self._found.stages + behind

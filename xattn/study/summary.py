@@ -51,7 +51,7 @@ class LabelCounts:
             classes: number of the classifier's.
         """
         chance = 1 / classes
-        from_one = self.n >= FEW and self.lowest == 1 and self.highest > 1
+        from_one = self.n >= FEW and self.highest > self.lowest >= 1
         if not (from_one or self.n >= MANY) or self.right / self.n > chance + 2 * math.sqrt(chance * (1 - chance) / self.n):
             return None
         about = f"{self.right} of {self.n} labels are predicted, as by chance."
