@@ -17,6 +17,7 @@ from xattn.cli.terminal import warned_lines
 from xattn.errors import InputError
 
 if TYPE_CHECKING:
+    from xattn.data.labels import LabelsFrom
     from xattn.models import Classifier
     from xattn.study import Outcome, Study
     from xattn.study.plan import Plan
@@ -66,8 +67,14 @@ SOME_FAILED = 3
 @click.option(
     "--labels-csv",
     type=PathOrURL(exists=True, dir_okay=False),
-    help="CSV with columns image (path relative to the folder) and label (class index or name; several separated by |; with "
-    "--regression a number).",
+    help="CSV with columns image (path relative to the folder) and label (class index, name or WordNet id; several separated by |; with "
+    "--regression a number); metadata.csv of Hugging Face; lines of path and label (.txt); or ILSVRC's ground truth beside meta.mat.",
+)
+@click.option(
+    "--labels-from",
+    type=click.Choice(["folders", "csv", "none"]),
+    help="Labels: names of the folders, a label file (--labels-csv or metadata.csv in the folder), or none. Default: whichever there "
+    "is; of folders, if all of their names are classes.",
 )
 @click.option("--classes", type=click.Path(exists=True, dir_okay=False), help=f"{TEXTS}.")
 @model_options
@@ -136,6 +143,7 @@ def explain(
     methods: Sequence[str],
     metrics: Sequence[str],
     labels_csv: str | None,
+    labels_from: LabelsFrom | None,
     classes: str | None,
     templates: Sequence[str],
     labels: str | None,
@@ -169,7 +177,7 @@ def explain(
     if methods:
         created(methods, signed=options["signed"])
     largest = {} if max_pixels is None else {"max_pixels": max_pixels}
-    source = ImageSource(list(images), labels_csv, depth=depth, window=window, **largest)
+    source = ImageSource(list(images), labels_csv, labels_from=labels_from, depth=depth, window=window, **largest)
     sys.path.append(os.getcwd())  # where package.module:factory is looked up
     shape: dict[str, Any] = {"input_size": input_size, "resize": resize, "mean": mean, "std": std}
     meaning: dict[str, Any] = {"classes": classes, "templates": templates, "output": output}

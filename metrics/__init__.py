@@ -1,8 +1,8 @@
 """Metrics of saliency maps, as functions in pixel space.
 
-Most take `predict` (any callable from images to the network's output), images, masks and targets (class indices, or a target of
-`xattn.metrics.targets`); some take only raw maps or masks. Each gives one value per image, `(B,)` float64. Nothing here depends on a
-classifier or an explainer.
+Most take `predict` (any callable from images to the network's logits, before any softmax or sigmoid), images, masks and targets (class
+indices, or a target of `xattn.metrics.targets`). Where `predict` gives probabilities, say so: `outputs="probabilities"`. Some take only raw
+maps or masks. Each gives one value per image, `(B,)` float64. Nothing here depends on a classifier or an explainer.
 """
 
 import sys

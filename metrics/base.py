@@ -23,6 +23,7 @@ from typing import Any, Literal, Protocol, Self
 from torch import Tensor
 
 from xattn.errors import UnsupportedError
+from xattn.metrics.inputs import Outputs, as_images, as_masks
 from xattn.metrics.perturbations import Curve, Perturbation
 from xattn.metrics.probability import Probability
 from xattn.metrics.responses import CurveResponse, Responses, evaluate_perturbations
@@ -235,7 +236,15 @@ class ResponseFunction(Protocol):
     __name__: str
 
     def __call__(
-        self, predict: Predict, images: Tensor, masks: Tensor, targets: Targets, *, multi_label: bool = False, chunk: int = 8
+        self,
+        predict: Predict,
+        images: Tensor,
+        masks: Tensor,
+        targets: Targets,
+        *,
+        multi_label: bool = False,
+        chunk: int = 8,
+        outputs: Outputs | None = None,
     ) -> Tensor: ...
 
 
@@ -251,9 +260,9 @@ def response_metric(
 ) -> Callable[[Formula], ResponseFunction]:
     """Decorator that registers a formula over the probabilities under some perturbations, and builds its public function.
 
-    The function's arguments: `predict`, images in pixel space `(B, 3, H, W)` → output; `images`; `masks` `(B, H, W)` in [0, 1];
-    `targets`, class indices `(B,)` or a target; `multi_label`, sigmoid instead of softmax; `chunk`, images per forward. It returns `(B,)`
-    float64.
+    The function's arguments: `predict`, images in pixel space `(B, 3, H, W)` → logits; `images`; `masks` `(B, H, W)` in [0, 1]; `targets`,
+    class indices `(B,)` or a target; `multi_label`, sigmoid instead of softmax; `chunk`, images per forward; `outputs`, "probabilities"
+    where `predict` gives these instead of logits. It returns `(B,)` float64.
     """
 
     def enter(formula: Formula) -> ResponseFunction:
@@ -272,9 +281,16 @@ def response_metric(
 
         @functools.wraps(formula, assigned=("__module__", "__name__", "__qualname__", "__doc__"), updated=())
         def function(
-            predict: Predict, images: Tensor, masks: Tensor, targets: Targets, *, multi_label: bool = False, chunk: int = 8
+            predict: Predict,
+            images: Tensor,
+            masks: Tensor,
+            targets: Targets,
+            *,
+            multi_label: bool = False,
+            chunk: int = 8,
+            outputs: Outputs | None = None,
         ) -> Tensor:
-            return measured(name, Formulated(), predict, images, masks, targets, multi_label=multi_label, chunk=chunk)
+            return measured(name, Formulated(), predict, images, masks, targets, multi_label=multi_label, chunk=chunk, outputs=outputs)
 
         del function.__wrapped__  # its signature is not that of the formula
         _reachable(Formulated, formula, function)
@@ -296,16 +312,18 @@ def measured(
     multi_label: bool = False,
     chunk: int = 8,
     explanations: Mapping[Perturbation, Tensor] | None = None,
+    outputs: Outputs | None = None,
 ) -> Tensor:
     """The value of one metric for given masks.
 
     Raises:
         UnsupportedError: the metric follows a probability, and the target has none.
-        InputError: shapes that do not match.
+        InputError: shapes or values that do not match, masks that are not finite, or probabilities in the place of logits.
     """
-    target = as_target(targets, len(images), multi_label=multi_label)
+    images = as_images(images)
+    masks, target = as_masks(masks, len(images)), as_target(targets, len(images), multi_label=multi_label)
     refuse_without_probability(name, metric, target.has_probability, target.kind)
-    responses = evaluate_perturbations(predict, images, target, {"": masks}, metric.perturbations, mean=mean, chunk=chunk)
+    responses = evaluate_perturbations(predict, images, target, {"": masks}, metric.perturbations, mean=mean, chunk=chunk, outputs=outputs)
     return metric.value(Evidence(masks, masks, None, responses[""], explanations or {}))
 
 

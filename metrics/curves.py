@@ -12,6 +12,7 @@ from torch import Tensor
 
 from xattn.errors import InputError, NameUnknownError
 from xattn.metrics.base import CurveMetric, measured, register
+from xattn.metrics.inputs import Outputs, as_fill
 from xattn.metrics.perturbations import Baseline, Curve
 from xattn.metrics.responses import CurveResponse
 from xattn.metrics.targets import Predict, Targets
@@ -225,11 +226,12 @@ def insertion(
     tolerance: float | None = None,
     multi_label: bool = False,
     chunk: int = 8,
+    outputs: Outputs | None = None,
 ) -> Tensor:
     """100 · area under the target's probability while the mask's pixels are inserted into a blurred image. Definitions, Metrics.
 
     Args:
-        predict: images in pixel space `(B, 3, H, W)` → output.
+        predict: images in pixel space `(B, 3, H, W)` → logits `(B, K)`, before any softmax or sigmoid.
         images: `(B, 3, H, W)` in pixel space.
         masks: `(B, H, W)`; for protocol "gomez" maps of any resolution, whose cells are ranked.
         targets: class indices `(B,)`, or a target.
@@ -240,6 +242,7 @@ def insertion(
         tolerance: points of area that an image's estimated error may reach, to save forwards; None: every step is evaluated.
         multi_label: sigmoid instead of softmax.
         chunk: images per forward.
+        outputs: what `predict` gives, "logits" or "probabilities"; None: logits, and rows that are all probabilities are refused.
 
     Returns:
         `(B,)` float64, percent in [0, 100]; higher is better.
@@ -252,7 +255,8 @@ def insertion(
     tensor([25.], dtype=torch.float64)
     """
     metric = Insertion(protocol, step, blur, tolerance=tolerance)
-    return measured("insertion", metric, predict, images, masks, targets, mean=_mean(fill), multi_label=multi_label, chunk=chunk)
+    mean = as_fill(fill)
+    return measured("insertion", metric, predict, images, masks, targets, mean=mean, multi_label=multi_label, chunk=chunk, outputs=outputs)
 
 
 def deletion(
@@ -267,10 +271,11 @@ def deletion(
     tolerance: float | None = None,
     multi_label: bool = False,
     chunk: int = 8,
+    outputs: Outputs | None = None,
 ) -> Tensor:
     """100 · area under the target's probability while the mask's pixels are deleted. Definitions, Metrics.
 
-    Arguments, range and differences as for `insertion`; lower is better.
+    Arguments, range and differences as for `insertion`: `predict` gives logits. Lower is better.
 
     >>> import torch
     >>> images, constant = torch.rand(1, 3, 16, 16), lambda x: torch.zeros(len(x), 4)
@@ -278,7 +283,8 @@ def deletion(
     tensor([25.], dtype=torch.float64)
     """
     metric = Deletion(protocol, step, tolerance=tolerance)
-    return measured("deletion", metric, predict, images, masks, targets, mean=_mean(fill), multi_label=multi_label, chunk=chunk)
+    mean = as_fill(fill)
+    return measured("deletion", metric, predict, images, masks, targets, mean=mean, multi_label=multi_label, chunk=chunk, outputs=outputs)
 
 
 def insertion_correlation(
@@ -293,10 +299,11 @@ def insertion_correlation(
     blur: int | None = None,
     multi_label: bool = False,
     chunk: int = 8,
+    outputs: Outputs | None = None,
 ) -> Tensor:
     """Pearson r between each step's mean mask value and the rise of the target's probability per pixel. Definitions, Metrics.
 
-    Arguments as for `insertion`. `(B,)` float64 in [-1, 1], NaN for a constant curve or map; higher is better.
+    Arguments as for `insertion`: `predict` gives logits. `(B,)` float64 in [-1, 1], NaN for a constant curve or map; higher is better.
 
     >>> import torch
     >>> images, constant = torch.rand(1, 3, 16, 16), lambda x: torch.zeros(len(x), 4)
@@ -305,7 +312,16 @@ def insertion_correlation(
     """
     metric = InsertionCorrelation(protocol, step, blur)
     return measured(
-        "insertion-correlation", metric, predict, images, masks, targets, mean=_mean(fill), multi_label=multi_label, chunk=chunk
+        "insertion-correlation",
+        metric,
+        predict,
+        images,
+        masks,
+        targets,
+        mean=as_fill(fill),
+        multi_label=multi_label,
+        chunk=chunk,
+        outputs=outputs,
     )
 
 
@@ -320,10 +336,11 @@ def deletion_correlation(
     step: int | None = None,
     multi_label: bool = False,
     chunk: int = 8,
+    outputs: Outputs | None = None,
 ) -> Tensor:
     """Pearson r between each step's mean mask value and the fall of the target's probability per pixel. Definitions, Metrics.
 
-    Arguments as for `insertion`. `(B,)` float64 in [-1, 1], NaN for a constant curve or map; higher is better.
+    Arguments as for `insertion`: `predict` gives logits. `(B,)` float64 in [-1, 1], NaN for a constant curve or map; higher is better.
 
     >>> import torch
     >>> images, constant = torch.rand(1, 3, 16, 16), lambda x: torch.zeros(len(x), 4)
@@ -331,8 +348,15 @@ def deletion_correlation(
     tensor([nan], dtype=torch.float64)
     """
     metric = DeletionCorrelation(protocol, step)
-    return measured("deletion-correlation", metric, predict, images, masks, targets, mean=_mean(fill), multi_label=multi_label, chunk=chunk)
-
-
-def _mean(fill: Fill) -> Tensor | None:
-    return None if fill is None else torch.as_tensor(fill)
+    return measured(
+        "deletion-correlation",
+        metric,
+        predict,
+        images,
+        masks,
+        targets,
+        mean=as_fill(fill),
+        multi_label=multi_label,
+        chunk=chunk,
+        outputs=outputs,
+    )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from xattn.errors import InputError
 from xattn.metrics.base import Evidence, ExplanationMetric, measured, register
+from xattn.metrics.inputs import Outputs, as_images, as_masks
 from xattn.metrics.masking import average_drop_of, complexity, degenerate
 from xattn.metrics.perturbations import KEPT, ORIGINAL, Perturbation
 from xattn.metrics.probability import widened
@@ -77,13 +78,15 @@ def coherency(images: Tensor, masks: Tensor, explain: Explain) -> Tensor:
         `(B,)` float64 in [0, 1], 0 where the correlation is undefined (a constant mask); higher is better.
 
     Raises:
-        InputError: `explain` returns masks of another shape.
+        InputError: shapes or values that do not match, or `explain` returns masks of another shape, or that are not finite.
 
     >>> import torch
     >>> images, masks = torch.rand(1, 3, 4, 4), torch.rand(1, 4, 4)
     >>> coherency(images, masks, lambda masked: masks)
     tensor([1.], dtype=torch.float64)
     """
+    images = as_images(images)
+    masks = as_masks(masks, len(images))
     return _coherency(masks, _explained(images, masks, explain))
 
 
@@ -96,17 +99,19 @@ def adcc(
     *,
     multi_label: bool = False,
     chunk: int = 8,
+    outputs: Outputs | None = None,
 ) -> Tensor:
     """Harmonic mean of coherency, 1 − complexity and 1 − average drop. Definitions, Metrics.
 
     Args:
-        predict: images in pixel space `(B, 3, H, W)` → output.
+        predict: images in pixel space `(B, 3, H, W)` → logits `(B, K)`, before any softmax or sigmoid.
         images: `(B, 3, H, W)` in pixel space.
         masks: S, `(B, H, W)` in [0, 1].
         targets: class indices `(B,)`, or a target.
         explain: images → masks by the same method for the same targets.
         multi_label: sigmoid instead of softmax.
         chunk: images per forward.
+        outputs: what `predict` gives, "logits" or "probabilities"; None: logits, and rows that are all probabilities are refused.
 
     Returns:
         `(B,)` float64 in [0, 1], 0 where one of the three is 0; higher is better.
@@ -117,12 +122,21 @@ def adcc(
     >>> adcc(constant, images, quarter, torch.tensor([0]), lambda masked: quarter)
     tensor([0.9000], dtype=torch.float64)
     """
+    images = as_images(images)
+    masks = as_masks(masks, len(images))
     again: dict[Perturbation, Tensor] = {KEPT: _explained(images, masks, explain)}
-    return measured("adcc", ADCC(), predict, images, masks, targets, multi_label=multi_label, chunk=chunk, explanations=again)
+    return measured(
+        "adcc", ADCC(), predict, images, masks, targets, multi_label=multi_label, chunk=chunk, explanations=again, outputs=outputs
+    )
 
 
 def _explained(images: Tensor, masks: Tensor, explain: Explain) -> Tensor:
-    again = explain(images * masks.to(images)[:, None])
+    if masks.shape[1:] != images.shape[2:]:
+        raise InputError(f"masks have the images' size {tuple(images.shape[2:])}; got {tuple(masks.shape)}.")
+    if not callable(explain):
+        raise InputError(f"explain is a function from images to masks; got {type(explain).__name__}.")
+    given = explain(images * masks.to(images)[:, None])
+    again = as_masks(given, len(images), "masks that explain gives") if hasattr(given, "__array__") else given
     if not isinstance(again, Tensor) or again.shape != masks.shape:
         came = tuple(again.shape) if isinstance(again, Tensor) else type(again).__name__
         raise InputError(f"explain must give masks {tuple(masks.shape)} of the images it is given; got {came}.")

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from xattn.errors import InputError
 from xattn.metrics.base import ResponseMetric, mask_metric, measured, register, response_metric
+from xattn.metrics.inputs import EDGE, Outputs, as_maps
 from xattn.metrics.perturbations import FLAT, KEPT, ORIGINAL, Perturbation, Removed, Upsampling
 from xattn.metrics.probability import Probability, widened
 from xattn.metrics.targets import Predict, Targets
@@ -52,6 +54,7 @@ def to_masks(raw: Tensor, size: tuple[int, int]) -> Masks:
     tensor([[[0.0000, 0.2500],
              [0.5000, 1.0000]]])
     """
+    raw = as_maps(raw, "raw maps")
     flagged = degenerate(raw)
     clean = torch.where(flagged[:, None, None], torch.zeros_like(raw), raw)
     low, high = (extreme[:, None, None] for extreme in clean.flatten(1).aminmax(dim=1))
@@ -66,6 +69,15 @@ def average_drop(original: Probability, kept: Probability) -> Tensor:
     """How much of the target's probability is lost when only the masked image is seen: 100 · max(o − e, 0)/(o + ε).
 
     Definitions, Metrics. Percent in [0, 100]; lower is better.
+
+    Args:
+        predict: images in pixel space `(B, 3, H, W)` → logits `(B, K)`, before any softmax or sigmoid.
+        images: `(B, 3, H, W)` in pixel space.
+        masks: `(B, H, W)` in [0, 1].
+        targets: class indices `(B,)`, or a target.
+        multi_label: sigmoid instead of softmax.
+        chunk: images per forward.
+        outputs: what `predict` gives, "logits" or "probabilities"; None: logits, and rows that are all probabilities are refused.
 
     >>> import torch
     >>> from xattn.metrics import average_drop
@@ -86,6 +98,7 @@ def average_gain(original: Probability, kept: Probability) -> Tensor:
     """How much of the probability that the target lacks is gained when only the masked image is seen: 100 · max(e − o, 0)/(1 − o + ε).
 
     Definitions, Metrics. Percent in [0, 100]; higher is better. 1 − o is summed from the other classes, so that it is accurate near o = 1.
+    Arguments as for `average_drop`: `predict` gives logits.
 
     >>> import torch
     >>> from xattn.metrics import average_gain
@@ -100,7 +113,7 @@ def average_gain(original: Probability, kept: Probability) -> Tensor:
 def average_increase(original: Probability, kept: Probability) -> Tensor:
     """Whether the masked image is recognised better: 100 · [e > o + 1e-6].
 
-    Definitions, Metrics. 0 or 100 per image; higher is better.
+    Definitions, Metrics. 0 or 100 per image; higher is better. Arguments as for `average_drop`: `predict` gives logits.
 
     Differs: the paper has no margin; it keeps rounding noise from counting as an increase.
 
@@ -149,19 +162,21 @@ def average_drop_deletion(
     upsample: Upsampling = "bilinear",
     multi_label: bool = False,
     chunk: int = 8,
+    outputs: Outputs | None = None,
 ) -> Tensor:
     """How much of the target's probability is lost when what the mask shows is taken away: 100 · (o − p(x ⊙ (1 − mask)))/(o + ε).
 
     Definitions, Metrics.
 
     Args:
-        predict: images in pixel space `(B, 3, H, W)` → output.
+        predict: images in pixel space `(B, 3, H, W)` → logits `(B, K)`, before any softmax or sigmoid.
         images: `(B, 3, H, W)` in pixel space.
         masks: `(B, H, W)` in [0, 1]; with upsample="bicubic" min-maxed maps of any resolution.
         targets: class indices `(B,)`, or a target.
         upsample: "bilinear", or "bicubic" as in the code released with Gomez et al. 2022.
         multi_label: sigmoid instead of softmax.
         chunk: images per forward.
+        outputs: what `predict` gives, "logits" or "probabilities"; None: logits, and rows that are all probabilities are refused.
 
     Returns:
         `(B,)` float64, percent, at most 100, negative where the probability rises; higher is better.
@@ -172,7 +187,7 @@ def average_drop_deletion(
     tensor([31.6100], dtype=torch.float64)
     """
     metric = AverageDropDeletion(upsample)
-    return measured("average-drop-deletion", metric, predict, images, masks, targets, multi_label=multi_label, chunk=chunk)
+    return measured("average-drop-deletion", metric, predict, images, masks, targets, multi_label=multi_label, chunk=chunk, outputs=outputs)
 
 
 @mask_metric("complexity", symbol="Com", better="lower", source="Poppi et al. 2021, Eq. 5")
@@ -185,4 +200,7 @@ def complexity(masks: Tensor) -> Tensor:
     >>> complexity(torch.tensor([[[0.0, 0.5], [0.5, 1.0]]]))
     tensor([0.5000], dtype=torch.float64)
     """
+    masks = as_maps(masks, "masks")
+    if bool(((masks < -EDGE) | (masks > 1 + EDGE)).any()):
+        raise InputError("masks lie in [0, 1], and these do not. Raw maps become masks by xattn.metrics.to_masks(maps, (height, width)).")
     return widened(masks).mean(dim=(1, 2))

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from xattn.errors import InputError
 
+SUM_TOLERANCE = 1e-3  # within which probabilities sum to one, in half precision too
+
 
 class Probability(NamedTuple):
     """A probability and its complement, which near 1 keeps digits that `1 - p` loses.
@@ -60,3 +62,9 @@ def sigmoid_probability(scores: Tensor) -> Probability:
     """
     wide = widened(scores)
     return Probability(torch.sigmoid(wide), torch.sigmoid(-wide))
+
+
+def log_odds(probabilities: Tensor) -> Tensor:
+    """The logits of probabilities that stand alone, log p − log(1 − p), finite at 0 and 1."""
+    limits = torch.finfo(probabilities.dtype)
+    return probabilities.clamp(min=limits.tiny).log() - torch.log1p(-probabilities.clamp(max=1 - limits.eps))

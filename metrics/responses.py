@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from xattn.errors import InputError
 from xattn.metrics.adaptive import first_points, interpolated, next_points
+from xattn.metrics.inputs import CheckedPredict, Outputs, as_images, as_masks, refuse_chunk
 from xattn.metrics.perturbations import (
     ORIGINAL,
     Baseline,
@@ -80,11 +81,12 @@ def evaluate_perturbations(
     low_res_masks: Mapping[str, Tensor] | None = None,
     mean: Tensor | None = None,
     chunk: int = 8,
+    outputs: Outputs | None = None,
 ) -> dict[str, Responses]:
     """The target's probability under every perturbation and every mask.
 
     Args:
-        predict: images in pixel space → output; it gets chunks of exactly `chunk` images.
+        predict: images in pixel space → logits `(B, K)`, before any softmax or sigmoid; it gets chunks of exactly `chunk` images.
         images: `(B, 3, H, W)` in pixel space.
         targets: a target, or class indices `(B,)`.
         masks: by name, `(B, H, W)` in [0, 1].
@@ -92,22 +94,30 @@ def evaluate_perturbations(
         low_res_masks: by name, masks at their maps' own resolution, for the perturbations that take them; None: the masks.
         mean: the classifier's mean colour, three values in pixel space.
         chunk: images per forward.
+        outputs: what `predict` gives, "logits" or "probabilities"; None: logits, and rows that are all probabilities are refused.
 
     Raises:
-        InputError: shapes that do not match, or a missing colour.
+        InputError: shapes or values that do not match, a missing colour, masks that are not finite, or probabilities in the place of
+            logits.
         UnsupportedError: the target has no probability.
     """
-    target = as_target(targets, len(images))
-    return evaluate_for_all(
-        lambda perturbed: (predict(perturbed),),
+    refuse_chunk(chunk)
+    images = as_images(images)
+    checked = CheckedPredict(predict, as_target(targets, len(images)), outputs)
+    if low_res_masks is not None:
+        low_res_masks = {name: as_masks(some, len(images)) for name, some in low_res_masks.items()}
+    found = evaluate_for_all(
+        lambda perturbed: (checked(perturbed),),
         images,
-        [target],
-        masks,
+        [checked.target],
+        {name: as_masks(some, len(images)) for name, some in masks.items()},
         perturbations,
         low_res_masks=low_res_masks,
         mean=mean,
         chunk=chunk,
     )[0]
+    checked.refuse_probabilities()
+    return found
 
 
 def evaluate_for_all(

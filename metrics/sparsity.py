@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from xattn.metrics.base import Aggregation, RawMapMetric, register
+from xattn.metrics.inputs import as_maps
 from xattn.metrics.probability import widened
 
 RELEASED_EPSILON = 1e-5
@@ -55,6 +56,8 @@ def sparsity(raw_maps: Tensor, *, definition: Definition = "max-over-mean") -> T
     >>> sparsity(torch.tensor([[[1.0, 0.0], [0.0, 0.0]], [[1.0, 1.0], [1.0, 1.0]]]))
     tensor([4., 1.], dtype=torch.float64)
     """
+    if definition != "released" or not isinstance(raw_maps, Tensor) or raw_maps.dim() != 4:
+        raw_maps = as_maps(raw_maps, "raw maps")
     values = widened(raw_maps)
     if definition == "released":
         several = raw_maps.dim() == 4

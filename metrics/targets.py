@@ -30,7 +30,7 @@ from xattn.errors import InputError, UnsupportedError
 from xattn.metrics.probability import Probability, sigmoid_probability, softmax_probability
 
 Predict = Callable[[Tensor], Tensor]
-"""Images in pixel space `(B, 3, H, W)` → the network's output: logits `(B, K)`, vectors `(B, D)` or maps of logits `(B, K, h, w)`."""
+"""Images in pixel space `(B, 3, H, W)` → logits `(B, K)` before softmax or sigmoid, vectors `(B, D)` or maps of logits `(B, K, h, w)`."""
 PER_LABEL = ("labels", "predicted labels")
 """How the rules begin, as rows name them, that explain an image once for each of several labels."""
 
@@ -39,7 +39,7 @@ PER_LABEL = ("labels", "predicted labels")
 class Target(ABC):
     """What is explained of each image of a batch.
 
-    A target of length 1 applies to a batch of any size.
+    One of length 1 applies to a batch of any size.
 
     Attributes:
         rule: how the targets were chosen, as in the rows: "predicted", "label", "given", …
@@ -84,7 +84,8 @@ class Target(ABC):
         return len(next(iter(self._tensors().values())))
 
     def __getitem__(self, index: Tensor | slice) -> Self:
-        return replace(self, **{name: value[_on(index, value)] for name, value in self._tensors().items()})
+        own = {name: value[index.to(value.device) if isinstance(index, Tensor) else index] for name, value in self._tensors().items()}
+        return replace(self, **own)
 
     def joined(self, others: Sequence[Self]) -> Self:
         """One target for several batches.
@@ -110,10 +111,6 @@ class Target(ABC):
         if len(self) != 1:
             raise InputError(f"{count} images need a target each; {len(self)} came.")
         return self[torch.zeros(count, dtype=torch.long)]
-
-
-def _on(index: Tensor | slice, values: Tensor) -> Tensor | slice:
-    return index.to(values.device) if isinstance(index, Tensor) else index
 
 
 @dataclass(frozen=True, eq=False)
@@ -383,16 +380,21 @@ def as_target(targets: Targets, count: int, *, multi_label: bool = False) -> Tar
         multi_label: for class indices: sigmoid instead of softmax.
 
     Raises:
-        InputError: it is for another number of images.
+        InputError: it is for another number of images, or no target.
     """
     if isinstance(targets, Target):
         return targets.expanded(count)
-    if isinstance(targets, Tensor):
-        if targets.shape != (count,):
-            raise InputError(f"targets must be one class index per image, ({count},); got {tuple(targets.shape)}.")
-        return ClassTarget(targets, multi_label)
+    if isinstance(targets, (list, tuple)) or hasattr(targets, "__array__"):
+        try:
+            classes = torch.as_tensor(targets)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(f"targets are class indices, ({count},); got {targets!r}.") from error
+        whole = not (classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool)
+        if classes.shape != (count,) or not whole:
+            came = f"{tuple(classes.shape)} {str(classes.dtype).removeprefix('torch.')}. Of one-hot rows, give the argmax"
+            raise InputError(f"targets must be one class index per image, ({count},), whole numbers; got {came}.")
+        return ClassTarget(classes.long(), multi_label)
     if callable(targets):
         return OutputFunction(targets, count=count)
-    raise InputError(
-        f"targets are class indices ({count},), a target of xattn.metrics.targets or a function; got {type(targets).__name__}."
-    )
+    came = type(targets).__name__
+    raise InputError(f"targets are class indices ({count},), a target of xattn.metrics.targets or a function; got {came}.")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -17,13 +18,17 @@ from torch.utils.data import DataLoader, Dataset
 from xattn.data import urls
 from xattn.data.datasets import dataset_at, is_dataset, item_parts, picture_or_crop, refuse_without_length, wrong_values
 from xattn.data.depth import MAX_PIXELS, Reading, Scaling
-from xattn.data.listing import SUFFIXES, NamedImage, labelled, listed, unique
+from xattn.data.labels import LabelsFrom, class_names_of, folder_of, label_of, labels_in
+from xattn.data.listing import SUFFIXES, NamedImage, listed, unique
 from xattn.data.pictures import UNREACHED, read_picture, read_scaled
 from xattn.data.preprocessing import Preprocessing
-from xattn.errors import ImageError, InputError
+from xattn.errors import ImageError, InputError, NameUnknownError
 
 __all__ = ["Batch", "Batches", "ImageSource", "read_picture"]
 
+logger = logging.getLogger("xattn")
+
+METADATA = "metadata.csv"
 READERS = 8  # files that are read at once for their digests
 ITEM_FAILED = "the dataset failed: "
 ENDED_PROCESS = "decoding it ended the process that did it"
@@ -62,7 +67,10 @@ class ImageSource:
             fsspec knows; archives (.zip, .tar, shards of webdataset with their classes); Parquet files with columns `image` and `label`;
             `datasets:PLACE[:SPLIT]`, a data set of Hugging Face; a list of these; or a torch dataset, or one of Hugging Face, of pictures,
             of (picture, label) pairs, or of dicts with keys such as `image` and `label`.
-        labels_csv: a CSV with columns `image` (path relative to the given folder) and `label` (class index or name).
+        labels_csv: a file of labels: a CSV with columns `image` (path relative to the given folder), or `file_name`, and `label` (class
+            index, name or WordNet id); lines of a path, a space and a label (.txt); or ILSVRC's ground truth beside its `meta.mat`.
+        labels_from: "folders", the name of each image's folder; "csv", labels_csv or a folder's `metadata.csv`; "none"; None: labels_csv,
+            the source's own, or `metadata.csv`, whichever there is.
         depth: bits that the values of pictures with more than 8 bits use; see `Reading`.
         window: the values that are black and white in pictures with more than 8 bits; see `Reading`.
         max_pixels: pixels of the largest picture that is decoded.
@@ -77,6 +85,7 @@ class ImageSource:
         images: str | Path | Sequence[str | Path] | Dataset[Any],
         labels_csv: str | Path | None = None,
         *,
+        labels_from: LabelsFrom | None = None,
         depth: int | None = None,
         window: Sequence[float] | None = None,
         max_pixels: int = MAX_PIXELS,
@@ -84,6 +93,11 @@ class ImageSource:
         self.reading = Reading(depth, None if window is None else tuple(window), max_pixels)  # type: ignore[arg-type]  # checked there
         self.dataset: Any = None
         self._pairs = False
+        self.class_names: tuple[str, ...] | None = None
+        self.by_name = False
+        self.labels_from = labels_from
+        if labels_from is not None and labels_from not in get_args(LabelsFrom):
+            raise NameUnknownError("source of labels", str(labels_from), get_args(LabelsFrom))
         self.origin: list[str] = []
         refuse_without_length(images)
         if is_dataset(images):
@@ -95,7 +109,13 @@ class ImageSource:
         if self.dataset is not None:
             self.images = _dataset_images(self.dataset)
             first = _first_item(self.dataset, len(self.images))
-            self._pairs = item_parts(first)[1] is not None and labels_csv is None
+            self._pairs = item_parts(first)[1] is not None and labels_csv is None and labels_from in (None, "csv")
+            if self._pairs:
+                self.class_names = class_names_of(self.dataset)
+                try:
+                    label_of(item_parts(first)[1])
+                except InputError as error:
+                    raise InputError(f"the first item of the data set: {error}") from error
         else:
             if wrong := [type(item).__name__ for item in given if not isinstance(item, (str, Path))]:
                 raise InputError(
@@ -107,9 +127,19 @@ class ImageSource:
             self.images = unique([image for place in places for image in listed(place)])
         self.labels_csv: str | None = None
         if labels_csv is not None:
+            if labels_from not in (None, "csv"):
+                raise InputError(f"a label file and labels_from '{labels_from}' exclude each other: leave one out.")
             table = urls.without_file_scheme(str(labels_csv))
             self.labels_csv = table if urls.is_url(table) else str(Path(table).resolve())
-            self.images = labelled(self.images, table)
+            self.images = _labelled(self.images, table)
+        elif labels_from == "none":
+            self.images = [replace(image, label=None) for image in self.images]
+        elif labels_from == "folders":
+            self.label_by_folders()
+        elif self.dataset is None and len(given) == 1:
+            self._label_by_metadata(given[0])
+        if labels_from == "csv" and not self.labelled:
+            raise InputError(f"labels_from 'csv' needs a label file for the images: labels_csv (--labels-csv), or {METADATA} beside them.")
         if not self.images:
             shown = ", ".join(self.origin) or "the dataset"
             raise InputError(f"no images in {shown}: files of {', '.join(sorted(SUFFIXES))} are read, folders recursively.")
@@ -122,6 +152,32 @@ class ImageSource:
         """Whether every image has a label."""
         return self._pairs or all(image.label is not None for image in self.images)
 
+    def label_by_folders(self) -> None:
+        """Labels each image by the name of its folder.
+
+        Raises:
+            InputError: an image lies in no folder below the given one, or has no file.
+        """
+        if bare := [image.name for image in self.images if not folder_of(image.name)]:
+            raise InputError(
+                f"{len(bare)} of {len(self.images)} images lie in no folder that could name their class, as {bare[0]}. Give the folder "
+                "that holds those of the classes."
+            )
+        self.images = [replace(image, label=folder_of(image.name)) for image in self.images]
+
+    def _label_by_metadata(self, place: str | Path) -> None:
+        """Labels the images by the `metadata.csv` of their folder, if it has a label for each."""
+        table = Path(str(place)) / METADATA
+        if not table.is_file() or any(image.label is not None for image in self.images):
+            return
+        try:
+            self.images = _labelled(self.images, str(table))
+        except InputError as error:
+            logger.info("%s gives no labels: %s", table, error)
+            return
+        self.labels_csv = str(table.resolve())
+        logger.info("labels: from %s; --labels-from none (labels_from='none') leaves them out", table)
+
     def digest(self) -> str:
         """A digest that distinguishes sources: names, labels and sizes of files; for a dataset, its type and three of its items."""
         digest = hashlib.sha256()
@@ -130,6 +186,7 @@ class ImageSource:
             digest.update(f"{image.name}\0{image.label}\0{size}\n".encode(errors="surrogateescape"))
         if self.dataset is not None:
             digest.update(type(self.dataset).__qualname__.encode())
+            digest.update("\n".join(self.class_names or ()).encode() if self.by_name else b"")
             for index in sorted({0, len(self.images) // 2, len(self.images) - 1}):
                 digest.update(_content(self.dataset, index))
         return digest.hexdigest()[:16]
@@ -160,7 +217,13 @@ class ImageSource:
             raise ImageError(f"{ITEM_FAILED}{type(error).__name__}: {error}") from error
         given, label = item_parts(item)
         if self._pairs:
-            image = replace(image, label=_label_of(label))
+            try:
+                found = label_of(label)
+            except InputError as error:
+                raise ImageError(f"label: {error}") from error
+            if self.by_name and self.class_names is not None and isinstance(found, int) and 0 <= found < len(self.class_names):
+                found = self.class_names[found]
+            image = replace(image, label=found)
         return image, *picture_or_crop(given, preprocessing, self.reading)
 
     def refuse_wrong_values(self, count: int) -> None:
@@ -239,16 +302,22 @@ def _file_digest(image: NamedImage) -> str | None:
         return None
 
 
-def _label_of(given: Any) -> int | float | str | tuple[int | str, ...]:
-    """A label of a dataset: a class index or name, several of these, a multi-hot vector, or a value."""
-    if isinstance(given, str):
-        return given
-    if isinstance(given, Tensor) and given.dim() == 1 and len(given) > 1:
-        return tuple(int(index) for index in given.nonzero()[:, 0])
-    if isinstance(given, (tuple, list)):
-        return tuple(each if isinstance(each, str) else int(each) for each in given)
-    value = float(given)
-    return int(value) if value.is_integer() else value
+def _labelled(images: list[NamedImage], path: str) -> list[NamedImage]:
+    """The images with their labels from a file.
+
+    Raises:
+        InputError: it cannot be read, or lacks a label for some image.
+    """
+    labels = labels_in(path, [image.name for image in images])
+    without = [image.name for image in images if labels.get(image.name) is None]
+    if without:
+        shown = ", ".join(without[:3]) + (", …" if len(without) > 3 else "")
+        known = ", ".join(list(labels)[:3])
+        raise InputError(
+            f"{len(without)} of {len(images)} images have no label in {path} ({shown}). Its column 'image' holds {known}, …: "
+            "paths relative to the given folder are needed."
+        )
+    return [replace(image, label=labels[image.name]) for image in images]
 
 
 def _first_item(dataset: Any, count: int) -> Any:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import functools
 import glob
-import io
 import logging
 import os
 import stat
@@ -15,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePath, PurePosixPath
 
 from xattn.data import urls
+from xattn.data.labels import Label, class_of_shard, read_table
 from xattn.data.pictures import is_picture
 from xattn.errors import InputError
 
@@ -66,7 +65,8 @@ class NamedImage:
     Attributes:
         name: as in the rows: the path relative to the given folder, or the index in a dataset.
         path: the file, a string if it is a URL; None for an item of a dataset.
-        label: class index or name from the label file or the dataset, several as a tuple, or as a text separated by `|`; or a value.
+        label: class index or name from the label file or the dataset, several as a tuple, or as a text separated by `|`, or as a vector of
+            zeros and ones; or a value.
         index: position in a dataset.
         size: bytes of a file at a URL, if its folder lists them.
         version: of a file at a URL, differs for another content, if its folder lists such a thing.
@@ -74,7 +74,7 @@ class NamedImage:
 
     name: str
     path: Path | str | None = None
-    label: int | float | str | tuple[int | str, ...] | None = None
+    label: Label | None = None
     index: int | None = None
     size: int | None = None
     version: str | None = None
@@ -96,7 +96,7 @@ def _files(given: str) -> list[NamedImage]:
     if path.is_dir():
         return [NamedImage(printable(file.relative_to(path).as_posix()), file) for file in _walk(path)]
     if path.suffix.lower() == ".csv" and path.is_file():
-        rows = [NamedImage(name, path.parent / name, label) for name, label in _read_csv(given).items()]
+        rows = [NamedImage(name, path.parent / name, label) for name, label in read_table(given).items()]
         inside = all(os.path.abspath(image.path or "").startswith(os.path.abspath(path.parent) + os.sep) for image in rows)
         return rows if inside else _by_common_root(rows)
     if path.is_file():
@@ -122,7 +122,7 @@ def _at_url(given: str) -> list[NamedImage]:
         raise InputError(f"'{given}' is not a file, not a folder, and not a pattern that matches one.")
     if urls.as_path(given).lower().endswith(".csv") and found[0].name == PurePosixPath(urls.as_path(given)).name:
         below = urls.parent(given)
-        rows = [NamedImage(name, urls.joined(below, name), label) for name, label in _read_csv(given).items()]
+        rows = [NamedImage(name, urls.joined(below, name), label) for name, label in read_table(given).items()]
         return rows if all(urls.below(str(image.path), below) for image in rows) else _by_common_root(rows)
     shown = [file for file in found if not any(part.startswith(".") for part in file.name.split("/"))]
     classes = _webdataset_classes(shown)
@@ -136,7 +136,7 @@ def _at_url(given: str) -> list[NamedImage]:
 def _webdataset_classes(found: list[urls.Found]) -> dict[str, int | str | None]:
     """The class of each sample of a shard of webdataset, from its `.cls` file; empty for other archives."""
     try:
-        return {_key(file.name): _label(urls.read(file.url).decode("utf-8")) for file in found if file.name.endswith(".cls")}
+        return {_key(file.name): class_of_shard(urls.read(file.url).decode("utf-8")) for file in found if file.name.endswith(".cls")}
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"the classes of the shard could not be read ({error}).") from error
 
@@ -248,40 +248,3 @@ def _by_common_root(images: list[NamedImage]) -> list[NamedImage]:
 
 def _absolute(path: Path | str) -> Path | str:
     return path if isinstance(path, str) else Path(os.path.abspath(path))
-
-
-def _read_csv(path: str) -> dict[str, int | str | None]:
-    try:
-        content = urls.read(path) if urls.is_url(path) else Path(path).read_bytes()
-        with io.TextIOWrapper(io.BytesIO(content), newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            columns = reader.fieldnames or []
-            if "image" not in columns:
-                raise InputError(f"{path} needs the columns 'image' and 'label'; it has {', '.join(columns) or 'none'}.")
-            return {row["image"]: _label(row.get("label")) for row in reader}
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} could not be read as CSV ({error}).") from error
-
-
-def _label(text: str | None) -> int | str | None:
-    if text is None or not text.strip():
-        return None
-    return int(text) if text.strip().isdigit() else text.strip()
-
-
-def labelled(images: list[NamedImage], path: str) -> list[NamedImage]:
-    """The images with their labels from a CSV.
-
-    Raises:
-        InputError: it cannot be read, or lacks a label for some image.
-    """
-    labels = _read_csv(path)
-    without = [image.name for image in images if labels.get(image.name) is None]
-    if without:
-        shown = ", ".join(without[:3]) + (", …" if len(without) > 3 else "")
-        known = ", ".join(list(labels)[:3])
-        raise InputError(
-            f"{len(without)} of {len(images)} images have no label in {path} ({shown}). Its column 'image' holds {known}, …: "
-            "paths relative to the given folder are needed."
-        )
-    return [replace(image, label=labels[image.name]) for image in images]

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from xattn.data.images import ImageSource
+from xattn.data.labels import as_plain
 from xattn.data.preprocessing import pixels
 from xattn.errors import ImageError, InputError, UnsupportedError
 from xattn.explainers.base import RunsNetworkAgain, created
@@ -21,9 +22,10 @@ from xattn.explainers.reasons import log_reasons
 from xattn.explainers.trace import Trace
 from xattn.inference.memory import kept_pages
 from xattn.inference.predictor import Predictor
+from xattn.metrics.inputs import as_tensor, refuse_chunk
 from xattn.metrics.targets import ClassTarget
 from xattn.models.classifier import Classifier
-from xattn.models.target_rules import THRESHOLD, Asked, Label, PredictedLabels, labels_of, target_rule
+from xattn.models.target_rules import THRESHOLD, Asked, PredictedLabels, labels_of, target_rule
 
 logger = logging.getLogger("xattn")
 
@@ -68,6 +70,7 @@ def explain(
 
     Raises:
         NameUnknownError: there is no such method, setting, stage or class.
+        InputError: no classifier, or images or labels that cannot be used.
         ImageError: a file that cannot be read.
         SettingError: the maps of a method cannot be signed.
         UnsupportedError: a method cannot run on this classifier, its head was never trained, or a method uses features and the network has
@@ -78,6 +81,8 @@ def explain(
     >>> xattn.explain(clf, torch.rand(2, 3, 64, 64), ["grad-cam", "random"])["grad-cam"].shape
     torch.Size([2, 64, 64])
     """
+    refuse_no_classifier(classifier)
+    refuse_chunk(batch_size, "batch_size")
     components = created(methods, signed=signed)
     if not untrained:
         refuse_untrained(classifier)
@@ -118,6 +123,24 @@ def explain(
     return joined(pieces)
 
 
+def refuse_no_classifier(given: object) -> None:
+    """Raises if something else came in the place of a classifier, with what makes one of it.
+
+    Args:
+        given: by the user.
+
+    Raises:
+        InputError: it is none.
+    """
+    if isinstance(given, Classifier):
+        return
+    if isinstance(given, torch.nn.Module):
+        advice = "a module becomes one by xattn.attach(module, mean=…, std=…)"
+    else:
+        advice = "a name becomes one by xattn.load(name), a module by xattn.attach(module)"
+    raise InputError(f"a classifier of xattn is needed, and {type(given).__name__} came: {advice}.")
+
+
 def refuse_untrained(classifier: Classifier) -> None:
     """Raises if a head was never trained: its logits are those of chance."""
     if not classifier.trained:
@@ -128,13 +151,13 @@ def refuse_untrained(classifier: Classifier) -> None:
         )
 
 
-def _labels(classifier: Classifier, labels: Tensor | Sequence[Label] | None, count: int) -> list[tuple[int, ...] | None]:
+def _labels(classifier: Classifier, labels: Tensor | Sequence[Any] | None, count: int) -> list[tuple[int, ...] | None]:
     """The class indices of each image's labels."""
     if labels is None:
         return [None] * count
-    values = labels.tolist() if isinstance(labels, Tensor) else labels
-    if len(values) != count:
-        raise InputError(f"{count} images need {count} classes; {len(values)} came.")
+    if len(labels) != count:
+        raise InputError(f"{count} images need {count} classes; {len(labels)} came.")
+    values = as_plain(labels)
     found = [None if value is None else labels_of(classifier, value) for value in values]
     return [None if label is None or classifier.regression else tuple(map(int, label)) for label in found]
 
@@ -168,22 +191,41 @@ def _per_label(
     return [names[number] for number, _ in pairs], images[index], [(label,) for _, label in pairs]
 
 
+def refuse_wrong_images(classifier: Classifier, images: Tensor) -> None:
+    """Raises if a tensor is no batch of images that the classifier takes.
+
+    Args:
+        classifier: that takes them.
+        images: `(B, C, H, W)` in pixel space.
+
+    Raises:
+        InputError: another shape or size, no image, integers, or values outside [0, 1].
+    """
+    if images.dim() != 4 or images.numel() == 0:
+        one = " One image is images[None]." if images.dim() == 3 else ""
+        raise InputError(
+            f"images must be (batch, {classifier.channels}, height, width) with at least one image; got {tuple(images.shape)}.{one}"
+        )
+    if not images.is_floating_point():
+        kind = str(images.dtype).removeprefix("torch.")
+        raise InputError(f"images are floats in pixel space, [0, 1]; got {kind}. Divide 8-bit images by 255.")
+    low, high = float(images.min()), float(images.max())
+    if not (low >= -1e-3 and high <= 1 + 1e-3):
+        raise InputError(
+            f"images are in pixel space, [0, 1]; these reach from {low:.3g} to {high:.3g}. Divide 8-bit images by 255; do not normalise "
+            "them: the classifier does."
+        )
+    if tuple(images.shape[2:]) != classifier.input_size:
+        raise InputError(
+            f"{classifier.name} takes images of {classifier.input_size}; got {tuple(images.shape[2:])}. Resize them, or load the "
+            "classifier with input_size."
+        )
+
+
 def _images(classifier: Classifier, images: Images) -> tuple[list[str], Tensor, list[Any] | None]:
-    if isinstance(images, Tensor):
-        if images.dim() != 4 or len(images) == 0:
-            raise InputError(
-                f"images must be (batch, {classifier.channels}, height, width) with at least one image; got {tuple(images.shape)}."
-            )
-        if images.is_floating_point() and (images.min() < -1e-3 or images.max() > 1 + 1e-3):
-            raise InputError(
-                f"images are in pixel space, [0, 1]; these reach from {images.min():.3g} to {images.max():.3g}. "
-                "Do not normalise them: the classifier does."
-            )
-        if tuple(images.shape[2:]) != classifier.input_size:
-            raise InputError(
-                f"{classifier.name} takes images of {classifier.input_size}; got {tuple(images.shape[2:])}. Resize them, or load the "
-                "classifier with input_size."
-            )
+    if hasattr(images, "__array__"):
+        images = as_tensor(images, "images")
+        refuse_wrong_images(classifier, images)
         return [str(number) for number in range(len(images))], images.to(classifier.device), None
     source = images if isinstance(images, ImageSource) else ImageSource(images)
     crops, found = [], []

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -101,6 +101,7 @@ class Predictor:
     """
 
     def __init__(self, classifier: Runnable, tuning: Tuning | None = None, level: Level = "exact") -> None:
+        refuse_unknown_level(level)
         self.classifier = classifier
         self.tuning = plain_tuning(classifier) if tuning is None else tuning
         self.level = level
@@ -131,6 +132,19 @@ class Predictor:
 def plain_tuning(classifier: Runnable) -> Tuning:
     """The tuning that is used if nothing was measured."""
     return Tuning(8 if classifier.device.type == "cpu" else 64)
+
+
+def refuse_unknown_level(level: str) -> None:
+    """Raises if there is no such level.
+
+    Args:
+        level: "exact" or "fast".
+
+    Raises:
+        NameUnknownError: it is neither.
+    """
+    if level not in get_args(Level):
+        raise NameUnknownError("level", str(level), get_args(Level))
 
 
 @contextmanager

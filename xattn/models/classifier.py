@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -11,20 +12,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from xattn.data.labels import Label
 from xattn.data.preprocessing import Preprocessing, content_seeds
-from xattn.errors import InputError, NameUnknownError, UnsupportedError, XattnError
+from xattn.errors import InputError, UnsupportedError, XattnError
 from xattn.heads.base import Attended, Head, HeadMetadata, HeadSettings, heads
 from xattn.models import checkpoints
 from xattn.models.attachment import Attachment, attachment_of, attend, find_classifier_entry, own_prediction
 from xattn.models.attention import attention_layers
 from xattn.models.capture import captured
 from xattn.models.checkpoints import Source, digest_of, fit_weights
+from xattn.models.class_names import index_of, indices_of
 from xattn.models.concurrency import evaluating
 from xattn.models.input_size import required_arguments, stated_size
 from xattn.models.inputs import Inputs, input_channels, supplied
 from xattn.models.layout import Stage, to_nchw
 from xattn.models.reading import output_reader
+from xattn.models.repeatability import instability
 from xattn.models.stages import find_stages, named_stage
+
+logger = logging.getLogger("xattn")
 
 
 class Classifier(nn.Module):
@@ -107,6 +113,8 @@ class Classifier(nn.Module):
                 regression=regression,
             )
             self.multi_label = multi_label or (self.reader.separate and not self.reader.binary)
+            if unstable := instability(network, self._bare, probe, name):
+                logger.warning("%s", unstable)
             self._found = find_stages(self.network, self._bare, self.probe(), named=name)
             behind = () if component.metadata.replaces == "nothing" else self._found.behind
             self.stages: tuple[Stage, ...] = self._found.stages + behind
@@ -315,34 +323,22 @@ class Classifier(nn.Module):
             return named_stage(self.network, self._bare, self.probe(), name, self._found)
 
     def class_index(self, target: int | str) -> int:
-        """The index of a class given by index or name.
+        """The index of a class given by index, name or WordNet id.
 
         Raises:
             NameUnknownError: there is no class of that name.
-            InputError: an index outside the classes, or a name where no labels are known.
+            InputError: an index outside the classes, a name of two classes, or a name where no labels are known.
         """
-        if isinstance(target, str) and self.labels is not None and target in self.labels:
-            return self.labels.index(target)
-        if isinstance(target, str) and not target.lstrip("-").isdigit():
-            if self.labels is None:
-                raise InputError(f"class '{target}' is given by name, but {self.name} has no labels: pass labels, or an index.")
-            raise NameUnknownError("class", target, self.labels)
-        index = int(target)
-        if not 0 <= index < self.class_count:
-            raise InputError(f"class {index} is outside the {self.class_count} classes of {self.name} (0 … {self.class_count - 1}).")
-        return index
+        return index_of(target, self.labels, self.class_count, self.name)
 
-    def class_indices(self, label: int | str | Sequence[int | str]) -> tuple[int, ...]:
-        """The class indices of an image's label: one class, several, or several names separated by `|`.
+    def class_indices(self, label: Label | Sequence[int | str]) -> tuple[int, ...]:
+        """The class indices of an image's label: one class, several, several names separated by `|`, or a vector of zeros and ones.
 
         Raises:
             NameUnknownError: there is no class of that name.
-            InputError: as for `class_index`.
+            InputError: as for `class_index`, or a vector of another length.
         """
-        if isinstance(label, str) and "|" in label and label not in (self.labels or ()):
-            label = [name.strip() for name in label.split("|")]
-        several = [label] if isinstance(label, (int, str)) else list(label)
-        return tuple(dict.fromkeys(self.class_index(each) for each in several))
+        return indices_of(label, self.labels, self.class_count, self.name)
 
     def label(self, index: int) -> str:
         """The name of a class, or its index where names are unknown."""

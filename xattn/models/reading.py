@@ -13,13 +13,13 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 from xattn.errors import InputError, NameUnknownError, UnsupportedError
+from xattn.metrics.probability import SUM_TOLERANCE, log_odds
 from xattn.models.graph import PARAMETRIC, behind, is_a
 
 logger = logging.getLogger("xattn")
 
 OUTPUT_KEYS = ("logits", "out")  # of transformers, and of torchvision's segmentation networks
 SOFTMAX, SIGMOID = ("SoftmaxBackward",), ("SigmoidBackward",)
-SUM_TOLERANCE = 1e-3  # within which probabilities sum to one, in half precision too
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class OutputReader:
         """
         found = self.select(output)
         if self.probabilities:
-            found = _log_odds(found) if self.separate else found.clamp(min=torch.finfo(found.dtype).tiny).log()
+            found = log_odds(found) if self.separate else found.clamp(min=torch.finfo(found.dtype).tiny).log()
         return torch.cat([-found / 2, found / 2], dim=1) if self.binary else found
 
     def select(self, output: Any) -> Tensor:
@@ -68,11 +68,6 @@ class OutputReader:
         if not isinstance(found, Tensor) or found.dim() not in (2, 4):
             raise UnsupportedError(_without_output(self.network, found if isinstance(found, Tensor) else output))
         return found
-
-
-def _log_odds(probabilities: Tensor) -> Tensor:
-    limits = torch.finfo(probabilities.dtype)
-    return probabilities.clamp(min=limits.tiny).log() - torch.log1p(-probabilities.clamp(max=1 - limits.eps))
 
 
 def _without_output(name: str, came: Any) -> str:

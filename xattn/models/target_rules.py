@@ -13,6 +13,7 @@ from typing import Any, SupportsIndex
 import torch
 from torch import Tensor
 
+from xattn.data.labels import Label
 from xattn.errors import InputError, NameUnknownError, UnsupportedError
 from xattn.metrics.probability import sigmoid_probability
 from xattn.metrics.targets import PER_LABEL, ClassTarget, Contrast, OutputFunction, Target, written_contrast
@@ -23,7 +24,6 @@ Asked = str | int | Sequence[int] | Tensor | Target | Callable[[Any], Tensor]
 """What a user may ask for: "predicted", "second", "label", "labels", a class index or name, a contrast of these (`A - 0.6*B`), an index per
 image, a target of `xattn.metrics.targets`, or a function of the output."""
 
-Label = int | str | Sequence[int | str] | None
 THRESHOLD = 0.5
 RANKED = {"predicted": 0, "second": 1}
 _OPERATOR = re.compile(r"\s+([+-])\s+")
@@ -216,6 +216,9 @@ def target_rule(classifier: Classifier, asked: Asked, threshold: float | None = 
         return Terms("given", ((1.0, classifier.class_index(int(asked))),))
     if isinstance(asked, (Tensor, Sequence)):
         values = asked.tolist() if isinstance(asked, Tensor) else asked
+        if isinstance(asked, Tensor) and (asked.dim() != 1 or asked.is_floating_point()):
+            came = f"{tuple(asked.shape)} {str(asked.dtype).removeprefix('torch.')}"
+            raise InputError(f"targets are one class index per image, whole numbers (B,); got {came}. Of one-hot rows, give the argmax.")
         classes = torch.tensor([classifier.class_index(value) for value in values])
         if classifier.regression:
             return Given("given", Values(classes[:, None], torch.ones(1)))
@@ -258,7 +261,7 @@ def _term(classifier: Classifier, piece: str, sign: str, whole: str) -> tuple[fl
         raise NameUnknownError(f"class in the target '{whole}'", name, [*RANKED, "label", *(classifier.labels or ())]) from error
 
 
-def labels_of(classifier: Classifier, label: float | str | Sequence[int | str]) -> tuple[float, ...]:
+def labels_of(classifier: Classifier, label: Label) -> tuple[float, ...]:
     """What an image's label means to a classifier: class indices, or the value of a regression.
 
     Raises:

@@ -16,7 +16,7 @@ from xattn.data.preprocessing import Preprocessing
 from xattn.errors import InputError, NameUnknownError, UnsupportedError
 from xattn.explainers.base import MethodComponent, Need
 from xattn.heads.base import heads
-from xattn.inference.predictor import Level
+from xattn.inference.predictor import Level, refuse_unknown_level
 from xattn.inference.tuning import Tuned
 from xattn.metrics.base import Metric, MetricMetadata, refuse_without_probability
 from xattn.models.classifier import Classifier
@@ -124,7 +124,8 @@ class Plan:
             raise InputError("a study needs at least one classifier and one method.")
         if twice := {name for name in names if names.count(name) > 1}:
             raise InputError(f"two classifiers are named {', '.join(twice)}: their rows could not be distinguished. Set .name on one.")
-        if self.batch_size < 1:
+        refuse_unknown_level(self.level)
+        if not isinstance(self.batch_size, int) or self.batch_size < 1:
             raise InputError(f"a batch needs at least one image; got batch_size {self.batch_size}.")
         place, count = self.shard
         if not 1 <= place <= count or not self._numbers():

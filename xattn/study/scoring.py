@@ -10,23 +10,26 @@ import torch
 from torch import Tensor
 
 from xattn.errors import InputError
-from xattn.explainers.api import Images
+from xattn.explainers.api import Images, refuse_no_classifier, refuse_wrong_images
 from xattn.explainers.base import is_signed, methods
 from xattn.explainers.maps import Maps, explainer_of
 from xattn.inference.memory import kept_pages
 from xattn.inference.predictor import Predictor
 from xattn.metrics.base import CurveMetric, Evidence, refuse_without_probability
 from xattn.metrics.base import metrics as registry
+from xattn.metrics.inputs import as_masks, as_tensor, refuse_chunk
 from xattn.metrics.perturbations import Curve, Kept, Perturbation, Removed
-from xattn.metrics.responses import Responses, evaluate_for_all, evaluate_perturbations, shown_share
+from xattn.metrics.responses import Responses, evaluate_for_all, shown_share
 from xattn.metrics.stream import PredictAll
 from xattn.metrics.targets import PER_LABEL
 from xattn.metrics.values import is_value
 from xattn.models.classifier import Classifier
-from xattn.study.plan import MetricComponent
+from xattn.study.plan import MetricComponent, key_of
 from xattn.study.schema import COLUMNS, Row, with_map
 
 ByMethod = Mapping[str, Responses]
+OTHER_IMAGE = 1 / 255  # by which pixels of one image differ at most
+OTHER_OUTPUT = 0.1  # by which outputs of one network differ at most, in precisions and layouts, as a share of their spread
 
 
 @dataclass(frozen=True)
@@ -129,16 +132,16 @@ def score(
     asked, known = perturbations_of(metrics), dict(responses or {})
     left = [method for method in maps if method not in known]
     if left:
-        known |= evaluate_perturbations(
-            predictor,
+        known |= evaluate_for_all(
+            lambda perturbed: (predictor(perturbed),),
             maps.images,
-            target,
+            [target],
             {method: maps.masks[method] for method in left},
             asked,
             low_res_masks={method: maps.low_res_masks[method] for method in left},
             mean=classifier.mean,
             chunk=predictor.chunk,
-        )
+        )[0]
     evidence = {method: _evidence(classifier, maps, method, metrics, predictor, known[method]) for method in maps}
     columns = {(method, metric.spec): metric.instance.value(evidence[method]) for method in maps for metric in metrics}
     original = target.probability(maps.output).p if target.has_probability else None
@@ -216,6 +219,7 @@ def evaluate(
         One row per value, with the columns of a run's `scores.csv`.
 
     Raises:
+        InputError: maps of other images or of another classifier, images that are not in pixel space, or masks that are not finite.
         UnsupportedError: a metric follows a probability, and the target has none.
 
     >>> import torch, xattn
@@ -224,14 +228,19 @@ def evaluate(
     >>> rows["metric"].to_list()
     ['average-drop', 'sparsity', 'average-drop', 'sparsity']
     """
+    refuse_no_classifier(classifier)
+    refuse_chunk(batch_size, "batch_size")
     if not isinstance(maps, Maps):
         raise InputError("evaluate scores what explain gave; masks of your own go to the functions of xattn.metrics.")
+    if images is None or hasattr(images, "__array__"):
+        images = as_tensor(images, "images")
     # Files are decoded in the maps, which hold an image once for each label if several are explained.
     images = images.to(maps.images.device) if isinstance(images, Tensor) and not maps.target_rule.startswith(PER_LABEL) else maps.images
     if images.shape != maps.images.shape:
         raise InputError(
             f"maps are of images {tuple(maps.images.shape)}; got images {tuple(images.shape)}. Pass the images that were explained."
         )
+    _refuse_other_maps(classifier, images, maps, batch_size)
     components = registry.create_all(metrics)
     runs = predictor or Predictor(classifier)
     rows: list[Row] = []
@@ -240,6 +249,27 @@ def evaluate(
             piece = maps.part(start, start + batch_size, images)
             rows += rows_of(classifier, piece, score(classifier, piece, components, runs), [None] * len(piece.names))
     return frame_of(pd.DataFrame([{name: getattr(row, name) for name in COLUMNS} for row in rows], columns=list(COLUMNS)))
+
+
+def _refuse_other_maps(classifier: Classifier, images: Tensor, maps: Maps, batch_size: int) -> None:
+    """Raises if the maps are not of these images by this classifier, as its output for the first of them shows."""
+    refuse_wrong_images(classifier, images)
+    if (off := float((images - maps.images).abs().max())) > OTHER_IMAGE:
+        raise InputError(f"maps are of other images: pixels differ by up to {off:.2g}. Pass the images that were explained.")
+    size = tuple(images.shape[2:])
+    for method, masks in maps.masks.items():
+        if as_masks(masks, len(images), f"masks by {method}").shape[1:] != size:
+            raise InputError(f"masks by {method} are {tuple(masks.shape[1:])}, and images {size}: explain these images.")
+    output, before = classifier.predict(images[:batch_size]), maps.output[:batch_size]
+    same = output.shape == before.shape
+    if same:
+        spread = float(before.flatten(1).float().std(dim=1).max()) if before[0].numel() > 1 else float(before.float().abs().max())
+        same = not float((output.to(before) - before).float().abs().max()) > OTHER_OUTPUT * spread
+    if not same:
+        raise InputError(
+            f"maps are of another classifier than {key_of(classifier)}: its output for these images is another than when they were made. "
+            "Explain the images with it; or, if it is the same, it answers differently the second time (a dropout that stays on?)."
+        )
 
 
 def frame_of(rows: pd.DataFrame) -> pd.DataFrame:

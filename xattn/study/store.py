@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,8 @@ from xattn.errors import RunError
 from xattn.study.folders import LocalFolder, folder_at
 from xattn.study.schema import COLUMNS, SCHEMA, Row, StoredMap, arrow_table, stored_map
 from xattn.study.summary import Summary
+
+logger = logging.getLogger("xattn")
 
 PARTS, PART = "parts", ".parquet"
 CONTENTS = "images.json"
@@ -188,10 +191,15 @@ class Store:
         if merged != before:
             self.write_text(CONTENTS, _json(merged))
 
-    def finish(self, metrics: Sequence[str]) -> list[tuple[str, str]]:
+    def finish(self, metrics: Sequence[str], classes: Mapping[tuple[str, str], int] | None = None) -> list[tuple[str, str]]:
         """Makes `scores.csv` and `table.csv` from the parts; memory does not grow with the number of images.
 
-        How pictures of more than 8 bits were scaled is noted in `run.json`, as `pixels`.
+        How pictures of more than 8 bits were scaled is noted in `run.json`, as `pixels`. Labels that seem to be those of other classes are
+        logged.
+
+        Args:
+            metrics: as named in the rows.
+            classes: number of classes of each classifier, by its name and head.
 
         Returns:
             Name and reason of each image that failed.
@@ -215,6 +223,9 @@ class Store:
                 writer.write_table(table.select(list(COLUMNS)).filter(is_row))
         with self.whole(Path("table.csv")) as path:
             summary.frame().to_csv(path, index=False)
+        for (model, head), counts in summary.label_counts.items():
+            if (count := (classes or {}).get((model, head))) and (warning := counts.warning(count)):
+                logger.warning("%s · %s: %s", model, head, warning)
         if scaled:
             self.note("pixels", {rule: len(images) for rule, images in scaled.items()})
         return list(failed.items())

@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from torch.utils.data import Dataset
 
 from xattn.data.depth import MAX_PIXELS
 from xattn.data.images import MOMENTARY, ImageSource
+from xattn.data.labels import LabelsFrom
 from xattn.data.listing import NamedImage
-from xattn.errors import RunError
-from xattn.explainers.api import refuse_untrained
+from xattn.errors import InputError, RunError
+from xattn.explainers.api import refuse_no_classifier, refuse_untrained
 from xattn.explainers.base import created
 from xattn.inference.memory import kept_pages, parse_size
 from xattn.inference.predictor import Level
@@ -30,6 +32,7 @@ from xattn.models.target_rules import Asked
 from xattn.progress import Progress
 from xattn.study.engines import engine as engine_of
 from xattn.study.execution import plan_execution
+from xattn.study.labels import with_labels
 from xattn.study.plan import Execution, Plan, key_of, planned_stages
 from xattn.study.scoring import frame_of
 from xattn.study.store import Store
@@ -69,7 +72,9 @@ class Study:
             None: "label" where there are labels of classes, else "predicted". "predicted" of a multi-label classifier is every label that
             it predicts, a row each; an image without any has one row that says so.
         threshold: the lowest probability of such a label; None: 0.5.
-        labels_csv: a CSV with columns `image` and `label`; for a regression the label is a number.
+        labels_csv: a CSV with columns `image` and `label`, or another file of labels, see `ImageSource`; for a regression the label is a
+            number.
+        labels_from: "folders", "csv" or "none", see `ImageSource`; None: whichever there is, also folders whose names are all classes.
         stage: where features are taken; None: at the input of the pooling.
         batch_size: images per part.
         level: "exact", float32 like the network; "fast", half precision where that is faster, and the run reports by how much its values
@@ -125,6 +130,7 @@ class Study:
         target: Asked | None = None,
         threshold: float | None = None,
         labels_csv: str | Path | None = None,
+        labels_from: LabelsFrom | None = None,
         stage: str | None = None,
         batch_size: int = 8,
         level: Level = "exact",
@@ -145,11 +151,16 @@ class Study:
     ) -> None:
         if signed and methods is DEFAULT_METHODS:
             methods = SIGNED_METHODS
+        if isinstance(classifiers, (torch.nn.Module, str)):
+            raise InputError(f"a study takes a list of classifiers, as [classifier]; got {type(classifiers).__name__}.")
+        for classifier in classifiers:
+            refuse_no_classifier(classifier)
         components = created(methods, signed=signed), metric_registry.create_all(metrics, allow_none=True)
         if isinstance(images, ImageSource):
             source = images
         else:
-            source = ImageSource(images, labels_csv, depth=depth, window=window, max_pixels=max_pixels)
+            source = ImageSource(images, labels_csv, labels_from=labels_from, depth=depth, window=window, max_pixels=max_pixels)
+        source = with_labels(source, classifiers)
         self.store = Store(out)
         self.progress = progress
         self._engine = engine_of(engine, actors)
@@ -214,7 +225,8 @@ class Study:
                 f"{len(gone)} of {len(units)} parts of '{self.store.folder}' are gone: were files deleted while it ran? What is left is "
                 "kept: run the same command to go on."
             )
-        return Outcome(len(plan.images), self.store.finish([metric.spec for metric in plan.metrics]))
+        classes = {(classifier.name, classifier.head_name): classifier.class_count for classifier in plan.classifiers}
+        return Outcome(len(plan.images), self.store.finish([metric.spec for metric in plan.metrics], classes))
 
     def _execution(self, plan: Plan) -> dict[str, Execution]:
         """How the forwards of each classifier are run: as stored when the run began, or decided now."""

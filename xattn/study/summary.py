@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import pandas as pd
 import pyarrow as pa
@@ -14,7 +15,52 @@ from xattn.metrics.targets import PER_LABEL
 from xattn.metrics.values import is_value
 from xattn.study.schema import COLUMNS
 
+MANY, FEW = 20, 4  # labelled images, from which an accuracy near chance says something; and where no label is 0
 OF_LABELS = ("accuracy", "mean_absolute_error")
+
+
+@dataclass
+class LabelCounts:
+    """How many labels a classifier predicts.
+
+    Attributes:
+        n: labelled images.
+        right: those whose label is predicted.
+        before: those for which the class before the label is predicted.
+        lowest: the lowest label.
+        highest: the highest label.
+    """
+
+    n: int = 0
+    right: int = 0
+    before: int = 0
+    lowest: float = math.inf
+    highest: float = -math.inf
+
+    def add(self, label: float, predicted: float) -> None:
+        """Adds an image."""
+        self.n += 1
+        self.right += label == predicted
+        self.before += label - 1 == predicted
+        self.lowest, self.highest = min(self.lowest, label), max(self.highest, label)
+
+    def warning(self, classes: int) -> str | None:
+        """Why the labels seem to be those of other classes; None if they do not.
+
+        Args:
+            classes: number of the classifier's.
+        """
+        chance = 1 / classes
+        from_one = self.n >= FEW and self.highest > self.lowest >= 1
+        if not (from_one or self.n >= MANY) or self.right / self.n > chance + 2 * math.sqrt(chance * (1 - chance) / self.n):
+            return None
+        about = f"{self.right} of {self.n} labels are predicted, as by chance."
+        if from_one:
+            return f"{about} No label is 0: if they are counted from 1, subtract 1; {self.before} of {self.n} are predicted then."
+        return (
+            f"{about} Are they in the order of the network's classes? Names of classes, WordNet ids and --labels-from folders "
+            "(labels_from='folders') need no order."
+        )
 
 
 class Summary:
@@ -27,6 +73,8 @@ class Summary:
     def __init__(self, metrics: Sequence[str]) -> None:
         self.metrics = metrics
         self.harmonic = {metric for metric in metrics if registry.create(metric).instance.aggregation == "harmonic mean"}
+        self.label_counts: dict[tuple[str, str], LabelCounts] = defaultdict(LabelCounts)
+        self._counted: dict[tuple[str, str], str] = {}  # the method whose rows are counted, one for each image
         self.sums: dict[tuple[str, str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(lambda: [0.0, 0.0]))
 
     def add(self, table: pa.Table) -> None:
@@ -43,6 +91,9 @@ class Summary:
                         _count(sums["mean_absolute_error"], abs(row["predicted"] - row["label"]))
                     else:
                         _count(sums["accuracy"], 100.0 * (row["predicted"] == row["label"]))
+                        classifier = row["model"], row["head"]
+                        if self._counted.setdefault(classifier, row["method"]) == row["method"]:
+                            self.label_counts[classifier].add(row["label"], row["predicted"])
             elif row["value"] is not None and math.isfinite(row["value"]):
                 _count(sums[row["metric"]], 1 / row["value"] if row["metric"] in self.harmonic else row["value"])
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,8 +16,9 @@ from torchvision import datasets
 from torchvision.transforms import v2
 
 from xattn.data.images import ImageSource, read_picture
+from xattn.data.labels import imagenet_wnids, is_index
 from xattn.data.preprocessing import Preprocessing
-from xattn.errors import ImageError, InputError, MissingPackageError, NameUnknownError
+from xattn.errors import ImageError, InputError, NameUnknownError
 
 Classes = Literal["folders", "wnid"]
 
@@ -196,7 +195,7 @@ def _csv(path: Path) -> Labelled:
     labels = [image.label for image in source.images]
     if None in labels:
         raise InputError(f"{path} has no label for {source.images[labels.index(None)].name}: training needs one for each image.")
-    indices = [label for label in labels if isinstance(label, int)]
+    indices = [int(str(label)) for label in labels if is_index(label)]
     if len(indices) == len(labels):
         found = _of_source(str(path), source, [str(index) for index in indices], [str(number) for number in range(max(indices) + 1)])
         return Labelled(found.name, None, found.targets, found.pictures)
@@ -246,9 +245,7 @@ def _published(name: str, root: str) -> Labelled:
 
 
 def _by_wnid(data: Labelled) -> Labelled:
-    if importlib.util.find_spec("timm") is None:
-        raise MissingPackageError("timm", "train", "--classes wnid")
-    wnids: list[str] = importlib.import_module("timm.data").ImageNetInfo().label_names()
+    wnids = imagenet_wnids()
     if data.names is None:
         raise InputError(f"{data.name} has class indices already: leave out --classes wnid.")
     if unknown := [name for name in data.names if name not in wnids]:

@@ -205,7 +205,7 @@ def in_classes_of(classifier: Classifier, data: Labelled) -> Labelled:
     if data.names is None or known is None:
         return data
     if set(data.names) <= set(known):
-        return data.renumbered([known.index(name) for name in data.names])
+        return data.renumbered([classifier.class_index(name) for name in data.names])
     unknown = next(name for name in data.names if name not in known)
     if heads.create(classifier.head_name).metadata.replaces != "classifier":
         raise InputError(

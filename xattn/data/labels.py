@@ -1,0 +1,265 @@
+"""Labels of images: from label files of several kinds, and from the items of data sets."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import importlib
+import importlib.util
+import io
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from torch import Tensor
+
+from xattn.data import urls
+from xattn.errors import InputError, MissingPackageError
+
+LabelsFrom = Literal["folders", "csv", "none"]
+"""Where labels come from."""
+
+WNID = re.compile(r"n\d{8}")
+COLUMNS = (("image", "label"), ("file_name", "label"), ("ImageId", "PredictionString"))
+"""Columns of label files: xattn's own, Hugging Face's `metadata.csv`, and ILSVRC's at Kaggle, where a label begins with a WordNet id."""
+VALIDATION = re.compile(r"ILSVRC2012_val_(\d{8})")
+DEVKIT = "meta.mat"
+
+
+@dataclass(frozen=True)
+class HotLabel:
+    """The classes of an image as a vector of zeros and ones gives them.
+
+    Attributes:
+        indices: where the ones are.
+        length: of the vector, the number of classes that it is for.
+    """
+
+    indices: tuple[int, ...]
+    length: int
+
+    def __str__(self) -> str:
+        return str(self.indices)
+
+
+Label = int | float | str | tuple[int | str, ...] | HotLabel
+"""A class index or name, several of these, or a value."""
+
+FORMS = "a class index or name, a list of these, a vector of zeros and ones with one entry per class, or a number for a regression"
+
+
+def label_of(given: Any) -> Label | None:
+    """The label that an item of a data set gives; None where it gives None.
+
+    Args:
+        given: a class index or name, several as a tuple or list, a one-hot or multi-hot vector, or a value.
+
+    Raises:
+        InputError: none of these.
+    """
+    if given is None or isinstance(given, str):
+        return given
+    if isinstance(given, (Mapping, set)):
+        raise InputError(f"a label is {FORMS}; got {_shown(given)}.")
+    if hasattr(given, "tolist") and hasattr(given, "ndim"):  # of torch or NumPy
+        is_float = "float" in str(given.dtype)
+        values = given.tolist()
+        if isinstance(values, list):
+            if given.ndim != 1 or not values:
+                raise InputError(f"a label is {FORMS}; got {_shown(given)}.")
+            return _number(values[0]) if len(values) == 1 else _of_vector(values, is_float=is_float)
+        return label_of(values)
+    if isinstance(given, (tuple, list)):
+        if any(isinstance(each, float) for each in given):
+            return _of_vector(list(given), is_float=True)
+        if len(given) > len(set(map(str, given))) and all(each in (0, 1) for each in given):  # no list of indices, which differ
+            return _of_vector(list(given), is_float=False)
+        found = [label_of(each) for each in given]
+        if any(not isinstance(each, (int, str)) for each in found):
+            raise InputError(f"a label is {FORMS}; got {_shown(given)}.")
+        return tuple(each for each in found if isinstance(each, (int, str)))
+    return _number(given)
+
+
+def _of_vector(values: list[Any], *, is_float: bool) -> Label:
+    if all(value in (0, 1) for value in values):
+        return HotLabel(tuple(index for index, value in enumerate(values) if value), len(values))
+    if is_float or not all(isinstance(value, int) for value in values):
+        raise InputError(
+            f"a label is {FORMS}; got a vector of {len(values)} values from {min(values):.3g} to {max(values):.3g}. Of probabilities or "
+            "soft labels, give the argmax."
+        )
+    return tuple(values)
+
+
+def _number(given: Any) -> int | float:
+    try:
+        value = float(given)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"a label is {FORMS}; got {_shown(given)}.") from error
+    return int(value) if value.is_integer() else value
+
+
+def _shown(given: Any) -> str:
+    shape = f" {tuple(given.shape)}" if hasattr(given, "shape") else ""
+    return f"a {type(given).__name__}{shape}"
+
+
+def class_of_shard(text: str) -> int | str | None:
+    """The class that a `.cls` file of a shard holds: an index, or a name."""
+    return int(text) if re.fullmatch(r"\s*[0-9]{1,9}\s*", text) else text.strip() or None
+
+
+def read_table(path: str) -> dict[str, str | None]:
+    """The labels of a CSV by its images, as texts; None where it gives none.
+
+    Raises:
+        InputError: it cannot be read, has other columns than one of `COLUMNS`, or gives an image two labels.
+    """
+    found: dict[str, str | None] = {}
+    try:
+        with io.TextIOWrapper(io.BytesIO(_content(path)), newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            columns = list(reader.fieldnames or [])
+            image, label = _columns(path, columns)
+            for row in reader:
+                name, text = row[image], _text_of(row, label, columns, f"{path}, line {reader.line_num}")
+                if label == "PredictionString":
+                    name, text = f"{name}.JPEG", text and text.split()[0]
+                if name in found and found[name] != text:
+                    raise InputError(
+                        f"{path} gives {name} two labels, {found[name]} and {text} (line {reader.line_num}): leave one out. An image of "
+                        f"several classes has them in one row, as {found[name]}|{text}."
+                    )
+                found[name] = text
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} could not be read as CSV ({error}).") from error
+    return found
+
+
+def _content(path: str) -> bytes:
+    return urls.read(path) if urls.is_url(path) else Path(path).read_bytes()
+
+
+def _columns(path: str, columns: Sequence[str]) -> tuple[str, str]:
+    for image, label in COLUMNS:
+        if image in columns:
+            return image, label
+    raise InputError(f"{path} needs the columns 'image' and 'label' (or 'file_name' and 'label'); it has {', '.join(columns) or 'none'}.")
+
+
+def _text_of(row: Mapping[Any, Any], label: str, columns: Sequence[str], place: str) -> str | None:
+    """The text of a row's label; of a last column, also what stands behind commas that were not quoted."""
+    text, more = row.get(label), row.get(None)
+    if more:
+        if label != columns[-1]:
+            raise InputError(f"{place} has more fields than there are columns: put what holds a comma between quotation marks.")
+        text = ",".join([text or "", *more])
+    return text.strip() or None if text else None
+
+
+def labels_in(path: str, names: Iterable[str]) -> dict[str, str | None]:
+    """The labels of images by name, from a label file.
+
+    Args:
+        path: a CSV; a text file of lines `NAME LABEL`; or ILSVRC's ground truth, a number per line, with the `meta.mat` of its development
+            kit beside it.
+        names: of the images.
+
+    Raises:
+        InputError: it cannot be read, or is none of these.
+    """
+    if PurePosixPath(path).suffix.lower() != ".txt":
+        return read_table(path)
+    try:
+        lines = [line.strip() for line in _content(path).decode("utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} could not be read ({error}).") from error
+    if not lines:
+        raise InputError(f"{path} is empty: a line is an image's path, a space and one label.")
+    if all(line.isdecimal() for line in lines):
+        return _ground_truth(path, lines, names)
+    if "," in lines[0]:
+        return read_table(path)
+    found: dict[str, str | None] = {}
+    for number, line in enumerate(lines, start=1):
+        name, space, label = line.partition(" ")
+        if not space or found.setdefault(name, label.strip()) != label.strip():
+            raise InputError(f"{path}, line {number}: a line is an image's path, a space and one label; got '{line}'.")
+    return found
+
+
+def _ground_truth(path: str, lines: Sequence[str], names: Iterable[str]) -> dict[str, str | None]:
+    """The WordNet ids of ILSVRC's validation images: line n is that of image n, in numbers that its `meta.mat` explains."""
+    place = Path(path).parent / DEVKIT
+    if not place.is_file():
+        raise InputError(
+            f"{path} holds numbers alone. If they are ILSVRC's ground truth, they follow an order of their own: put {DEVKIT} of its "
+            "development kit beside it. If they are class indices, make a CSV with columns image and label."
+        )
+    from scipy.io import loadmat
+
+    try:
+        synsets = loadmat(str(place), squeeze_me=True)["synsets"]
+        wnids = {int(each[0]): str(each[1]) for each in synsets}
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise InputError(f"{place} could not be read as the table of ILSVRC's classes ({error}).") from error
+    found: dict[str, str | None] = {}
+    for name in names:
+        number = VALIDATION.search(PurePosixPath(name).name)
+        if number is None or not 1 <= int(number[1]) <= len(lines):
+            raise InputError(f"{path} is for the images ILSVRC2012_val_00000001 to {len(lines):08d}; {name} is none of them.")
+        found[name] = wnids.get(int(lines[int(number[1]) - 1]))
+    return found
+
+
+def folder_of(name: str) -> str:
+    """The folder that an image lies in, by its name; empty if it lies in none."""
+    return PurePosixPath(name).parent.name
+
+
+@functools.cache
+def imagenet_wnids() -> tuple[str, ...]:
+    """The WordNet ids of ImageNet's 1000 classes, in the order of networks' outputs.
+
+    Raises:
+        MissingPackageError: timm, which lists them, is not installed.
+    """
+    if importlib.util.find_spec("timm") is None:
+        raise MissingPackageError("timm", "train", "a class by its WordNet id")
+    return tuple(importlib.import_module("timm.data").ImageNetInfo().label_names())
+
+
+def class_names_of(dataset: Any) -> tuple[str, ...] | None:
+    """The names that a data set gives its class indices: torchvision's `classes`, or a `ClassLabel` of Hugging Face; None: none."""
+    while hasattr(dataset, "dataset") and hasattr(dataset, "indices"):  # a subset
+        dataset = dataset.dataset
+    names = getattr(dataset, "classes", None)
+    features = getattr(dataset, "features", None)
+    if names is None and isinstance(features, Mapping):
+        names = next((found for key in ("label", "labels", "fine_label") if (found := getattr(features.get(key), "names", None))), None)
+    if not isinstance(names, (list, tuple)) or not names or not all(isinstance(name, str) for name in names):
+        return None
+    return tuple(names)
+
+
+def is_index(label: object) -> bool:
+    """Whether a label is a class index, also as a text."""
+    return isinstance(label, int) or (isinstance(label, str) and re.fullmatch(r"[0-9]{1,9}", label) is not None)
+
+
+def as_plain(labels: Tensor | Sequence[Any]) -> list[Label | None]:
+    """Labels that a user gives for several images, each as `label_of` reads it.
+
+    Raises:
+        InputError: one that is no label; its place is named.
+    """
+    found: list[Label | None] = []
+    for number, given in enumerate(labels):
+        try:
+            found.append(label_of(given))
+        except InputError as error:
+            raise InputError(f"label {number}: {error}") from error
+    return found

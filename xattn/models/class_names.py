@@ -1,0 +1,106 @@
+"""Which class of a network a user means: by its index, its name, or its WordNet id."""
+
+from __future__ import annotations
+
+import functools
+import operator
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from xattn.data.labels import WNID, HotLabel, Label, imagenet_wnids
+from xattn.errors import InputError, NameUnknownError
+
+IMAGENET = 1000
+_NUMBER = re.compile(r"-?[0-9]+")
+
+
+def index_of(target: Any, labels: Sequence[str] | None, count: int, network: str) -> int:
+    """The index of a class.
+
+    Args:
+        target: an index; a name; a WordNet id, of a network with ImageNet's 1000 classes; or an index as a text, unless classes are called
+            by numbers.
+        labels: class names in the order of the logits; None: unknown.
+        count: number of classes.
+        network: in messages.
+
+    Raises:
+        NameUnknownError: there is no class of that name.
+        InputError: an index outside the classes, a name of two classes, a name where no labels are known, or no class at all.
+    """
+    if isinstance(target, str):
+        found = _index_of_text(target, labels, count, network)
+        if found is not None:
+            return found
+        if len(target) > 9:
+            raise InputError(f"class {target[:9]}… is outside the {count} classes of {network} (0 … {count - 1}).")
+    try:
+        index = int(target) if isinstance(target, str) else operator.index(target)
+    except TypeError as error:
+        raise InputError(f"a class is an index or a name; got {target!r} ({type(target).__name__}).") from error
+    if not 0 <= index < count:
+        hint = " If labels are counted from 1, subtract 1." if index == count else ""
+        raise InputError(f"class {index} is outside the {count} classes of {network} (0 … {count - 1}).{hint}")
+    return index
+
+
+def _index_of_text(text: str, labels: Sequence[str] | None, count: int, network: str) -> int | None:
+    """The index of a class by its name or WordNet id; None for a number that is no name."""
+    if labels is not None and (places := _places(tuple(labels)).get(text)):
+        if len(places) > 1:
+            indices = " and ".join(map(str, places))
+            raise InputError(f"'{text}' is the name of {len(places)} classes of {network}, {indices}: give the index.")
+        return places[0]
+    if count == IMAGENET and WNID.fullmatch(text) and text in imagenet_wnids():
+        return imagenet_wnids().index(text)
+    if _NUMBER.fullmatch(text) is None:
+        if labels is None:
+            raise InputError(f"class '{text}' is given by name, but {network} has no labels: pass labels, or an index.")
+        raise NameUnknownError("class", text, labels)
+    if labels is not None and _has_numbers(tuple(labels)):
+        raise NameUnknownError(
+            "class",
+            text,
+            labels,
+            f"Some classes of {network} are called by numbers: a number is a name here; in Python an int is an index.",
+        )
+    return None
+
+
+def indices_of(label: Label | Sequence[int | str], labels: Sequence[str] | None, count: int, network: str) -> tuple[int, ...]:
+    """The class indices of an image's label: one class, several, several names separated by `|`, or a vector of zeros and ones.
+
+    Raises:
+        NameUnknownError: there is no class of that name.
+        InputError: as for `index_of`, or a vector of another length.
+    """
+    if isinstance(label, HotLabel):
+        if label.length != count:
+            raise InputError(f"a label that is a vector has one entry per class; {network} has {count} classes, the vector {label.length}.")
+        return label.indices
+    if isinstance(label, str) and "|" in label and label not in (labels or ()):
+        label = tuple(name.strip() for name in label.split("|"))
+    several: Sequence[Any] = label if isinstance(label, (list, tuple)) else [label]
+    return tuple(dict.fromkeys(index_of(each, labels, count, network) for each in several))
+
+
+def names_a_class(text: str, labels: Sequence[str] | None, count: int) -> bool:
+    """Whether a text is the name of just one class, or its WordNet id."""
+    if labels is not None and text in (places := _places(tuple(labels))):
+        return len(places[text]) == 1
+    return count == IMAGENET and WNID.fullmatch(text) is not None and text in imagenet_wnids()
+
+
+@functools.lru_cache(maxsize=16)
+def _places(labels: tuple[str, ...]) -> Mapping[str, tuple[int, ...]]:
+    """By name, the indices of the classes that have it."""
+    found: dict[str, tuple[int, ...]] = {}
+    for index, name in enumerate(labels):
+        found[name] = (*found.get(name, ()), index)
+    return found
+
+
+@functools.lru_cache(maxsize=16)
+def _has_numbers(labels: tuple[str, ...]) -> bool:
+    return any(_NUMBER.fullmatch(name) for name in labels)

@@ -1,0 +1,89 @@
+"""What the labels of a source mean to the classifiers of a run: folders and data sets whose classes are named."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterable, Sequence
+
+from xattn.data.images import ImageSource
+from xattn.data.labels import folder_of, is_index
+from xattn.errors import InputError
+from xattn.models.class_names import names_a_class
+from xattn.models.classifier import Classifier
+
+logger = logging.getLogger("xattn")
+
+
+def with_labels(source: ImageSource, classifiers: Sequence[Classifier]) -> ImageSource:
+    """The source with labels that every classifier understands.
+
+    Folders whose names are all classes label their images. Class indices of a data set become names where the data set's classes have
+    another order than the classifiers'.
+
+    Args:
+        source: the images.
+        classifiers: of the run.
+
+    Raises:
+        InputError: labels are indices among other classes than the classifiers'.
+    """
+    if not classifiers or any(classifier.regression for classifier in classifiers):
+        return source
+    if source.class_names is not None:
+        return _by_class_names(source, source.class_names, classifiers)
+    if source.dataset is not None or source.labels_from == "none":
+        return source
+    folders = sorted({folder_of(image.name) for image in source.images})
+    if not all(_named(folders, classifier) for classifier in classifiers):
+        return source
+    if source.labels_from is None and all(image.label is None for image in source.images):
+        found = copy.copy(source)
+        found.label_by_folders()
+        logger.info(
+            "labels: the names of %d folders, all of them classes (%s); --labels-from none (labels_from='none') leaves them out",
+            len(folders),
+            _shown(folders, classifiers[0]),
+        )
+        return found
+    _refuse_order_of_folders(source, folders, classifiers)
+    return source
+
+
+def _named(names: Iterable[str], classifier: Classifier) -> bool:
+    return all(names_a_class(name, classifier.labels, classifier.class_count) for name in names)
+
+
+def _shown(names: Sequence[str], classifier: Classifier) -> str:
+    return ", ".join(f"{name} is {classifier.class_index(name)}" for name in names[:3]) + (", …" if len(names) > 3 else "")
+
+
+def _refuse_order_of_folders(source: ImageSource, folders: Sequence[str], classifiers: Sequence[Classifier]) -> None:
+    """Raises if labels are the places of the folders in their order, and these folders are other classes."""
+    if len(folders) < 2 or not all(is_index(image.label) for image in source.images):
+        return
+    places = {name: place for place, name in enumerate(folders)}
+    counted = all(int(str(image.label)) == places[folder_of(image.name)] for image in source.images)
+    for classifier in classifiers:
+        if counted and any(classifier.class_index(name) != place for name, place in places.items()):
+            raise InputError(
+                f"labels count the folders (0 to {len(folders) - 1}), which are other classes of {classifier.name}: "
+                f"{_shown(folders, classifier)}. Leave the label file out and take --labels-from folders (labels_from='folders')."
+            )
+
+
+def _by_class_names(source: ImageSource, names: tuple[str, ...], classifiers: Sequence[Classifier]) -> ImageSource:
+    if all(_named(names, classifier) for classifier in classifiers):
+        if all([classifier.class_index(name) for name in names] == list(range(len(names))) for classifier in classifiers):
+            return source
+        found = copy.copy(source)
+        found.by_name = True
+        logger.info("labels: by the names of the data set's %d classes (%s)", len(names), _shown(names, classifiers[0]))
+        return found
+    for classifier in classifiers:
+        if len(names) != classifier.class_count and not classifier.multi_label:
+            raise InputError(
+                f"labels are indices among the data set's {len(names)} classes ({', '.join(names[:3])}, …), and {classifier.name} has "
+                f"{classifier.class_count}. Name the data set's classes as the network's, or leave the labels out: labels_from='none'."
+            )
+    return source
