@@ -47,11 +47,15 @@ main.add_command(demo)
 @click.argument("runs", nargs=-1, required=True, type=PathOrURL(exists=True, file_okay=False))
 @click.option("--format", "form", type=click.Choice(["csv", "latex", "markdown"]), default="markdown", show_default=True)
 @click.option("--against", metavar="METHOD", help="Test every other method against this one, on the same images.")
-def compare(runs: Sequence[str], form: Any, against: str | None) -> None:
-    """Print one table of one or several RUNS: means with 95 % intervals, paired tests against a method."""
+@click.option("--without-degenerate", is_flag=True, help="Leave maps without contrast out of every column.")
+def compare(runs: Sequence[str], form: Any, against: str | None, without_degenerate: bool) -> None:
+    """Print one table of one or several RUNS: means with 95 % intervals, paired tests against a method.
+
+    Runs that ask different questions of a model (another target, stage, input size, …) have rows of their own, named by what differs.
+    """
     from xattn.study.compare import compare_runs
 
-    click.echo(compare_runs(runs, against).text(form), nl=False)
+    click.echo(compare_runs(runs, against, without_degenerate=without_degenerate).text(form), nl=False)
 
 
 @main.command()
