@@ -12,9 +12,8 @@ from torch import Tensor
 from xattn.data.images import ImageSource
 from xattn.data.preprocessing import Preprocessing
 from xattn.errors import ImageError, InputError, NameUnknownError
-from xattn.study.plan import run_key
 from xattn.study.questions import picture_names, shown_names
-from xattn.study.schema import StoredMap
+from xattn.study.schema import StoredMap, run_key
 from xattn.study.store import Store
 
 MOST_IMAGES = 6

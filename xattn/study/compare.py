@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +12,8 @@ import pandas as pd
 from xattn.errors import InputError
 from xattn.metrics.tables import Table, comparison
 from xattn.metrics.targets import PER_LABEL
-from xattn.study.questions import picture_names, shown_names
+from xattn.study.questions import Key, picture_names, shown_names
+from xattn.study.schema import Deviation, run_key
 from xattn.study.store import Store
 
 KEYS = ["image", "model", "head", "method", "metric", "target"]
@@ -53,7 +54,19 @@ def compare_runs(runs: Sequence[str | Path], against: str | None = None, *, with
     table = comparison(rows.drop_duplicates(KEYS), against, without_degenerate=without_degenerate)
     unfinished = [str(store.folder) for store in stores if not store.finished]
     notes = [f"{folder} is not finished: its part of the table is over the images done so far." for folder in unfinished]
-    return replace(table, notes=(*table.notes, *differing, *notes, *_missing_shards(stores)))
+    return replace(table, notes=(*table.notes, *_deviations(stores, names), *differing, *notes, *_missing_shards(stores)))
+
+
+def _deviations(stores: Sequence[Store], names: Sequence[Mapping[Key, str]]) -> list[str]:
+    """What runs with shortcuts, or of level fast, differ from exact."""
+    found: dict[str, None] = {}
+    for store, called in zip(stores, names, strict=True):
+        forwards = store.read_run().get("forwards", {})
+        for key, model in called.items():
+            deviations = forwards.get(run_key(*key), {}).get("deviation") or {}
+            said = "; ".join(f"{metric} differs from exact by {Deviation(*apart)}" for metric, apart in deviations.items())
+            found |= {f"{model} · {key[1]}: {said}.": None} if said else {}
+    return list(found)
 
 
 def _differing(rows: pd.DataFrame, stores: Sequence[Store]) -> list[str]:
