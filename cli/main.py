@@ -74,12 +74,13 @@ def figure(runs: Sequence[str], kind: str, out: str, images: Sequence[str], meth
 
 @main.command("list")
 @click.argument("kind", type=click.Choice(["models", "heads", "methods", "metrics", "protocols", "figures"]))
+@click.argument("pattern", default="")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with settings and metadata.")
-def list_components(kind: str, as_json: bool) -> None:
-    """List what can be named, one per line."""
+def list_components(kind: str, pattern: str, as_json: bool) -> None:
+    """List what can be named, one per line: all, or those whose name holds PATTERN or matches it as a glob ('*vit*')."""
     from xattn.cli.listing import listing
 
-    entries = listing(kind)
+    entries = listing(kind, pattern)
     if as_json:
         click.echo(json.dumps(entries, indent=1, ensure_ascii=False))
         return
