@@ -3,14 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import math
 from typing import Any
 
+from xattn.errors import InputError
 
-def listing(kind: str) -> list[dict[str, Any]]:
-    """Every component of a kind with its summary, settings and metadata, ready for JSON."""
+
+def listing(kind: str, pattern: str = "") -> list[dict[str, Any]]:
+    """The components of a kind with their summary, settings and metadata, ready for JSON.
+
+    Args:
+        kind: of component.
+        pattern: a glob of names, or a part of them; upper and lower case are the same.
+
+    Raises:
+        InputError: no name matches.
+    """
+    wanted = pattern.lower() if any(sign in pattern for sign in "*?[") else f"*{pattern.lower()}*"
+    found = [entry for entry in _all(kind) if fnmatch.fnmatchcase(entry["name"].lower(), wanted)]
+    if not found:
+        raise InputError(f"none of the {kind} matches '{pattern}': give a part of a name, or a glob such as '*{pattern.strip('*')[:3]}*'.")
+    return found
+
+
+def _all(kind: str) -> list[dict[str, Any]]:
     if kind == "models":
-        from xattn.models import model_names
+        from xattn.models.sources import model_names
 
         return [{"name": name} for name in model_names()]
     if kind == "protocols":

@@ -47,11 +47,15 @@ main.add_command(demo)
 @click.argument("runs", nargs=-1, required=True, type=PathOrURL(exists=True, file_okay=False))
 @click.option("--format", "form", type=click.Choice(["csv", "latex", "markdown"]), default="markdown", show_default=True)
 @click.option("--against", metavar="METHOD", help="Test every other method against this one, on the same images.")
-def compare(runs: Sequence[str], form: Any, against: str | None) -> None:
-    """Print one table of one or several RUNS: means with 95 % intervals, paired tests against a method."""
+@click.option("--without-degenerate", is_flag=True, help="Leave maps without contrast out of every column.")
+def compare(runs: Sequence[str], form: Any, against: str | None, without_degenerate: bool) -> None:
+    """Print one table of one or several RUNS: means with 95 % intervals, paired tests against a method.
+
+    Runs that ask different questions of a model (another target, stage, input size, …) have rows of their own, named by what differs.
+    """
     from xattn.study.compare import compare_runs
 
-    click.echo(compare_runs(runs, against).text(form), nl=False)
+    click.echo(compare_runs(runs, against, without_degenerate=without_degenerate).text(form), nl=False)
 
 
 @main.command()
@@ -70,12 +74,13 @@ def figure(runs: Sequence[str], kind: str, out: str, images: Sequence[str], meth
 
 @main.command("list")
 @click.argument("kind", type=click.Choice(["models", "heads", "methods", "metrics", "protocols", "figures"]))
+@click.argument("pattern", default="")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with settings and metadata.")
-def list_components(kind: str, as_json: bool) -> None:
-    """List what can be named, one per line."""
+def list_components(kind: str, pattern: str, as_json: bool) -> None:
+    """List what can be named, one per line: all, or those whose name holds PATTERN or matches it as a glob ('*vit*')."""
     from xattn.cli.listing import listing
 
-    entries = listing(kind)
+    entries = listing(kind, pattern)
     if as_json:
         click.echo(json.dumps(entries, indent=1, ensure_ascii=False))
         return

@@ -31,7 +31,7 @@ from xattn.metrics.targets import Predict, Targets, as_target
 from xattn.registry import Registry
 
 Better = Literal["lower", "higher"]
-Aggregation = Literal["mean", "harmonic mean"]
+Aggregation = Literal["mean", "proportion", "harmonic mean"]
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,8 @@ class Metric(ABC):
 
     @property
     def aggregation(self) -> Aggregation:
-        """How a table's cell is computed from the values of the images."""
+        """How a table's cell is computed from the values of the images: "mean"; "proportion", the mean of values that are each one of the
+        metric's limits; "harmonic mean", the inverse of the mean of the inverses."""
         return "mean"
 
     @abstractmethod
@@ -257,6 +258,7 @@ def response_metric(
     perturbations: tuple[Perturbation, ...],
     limits: tuple[float, float] = (0, 100),
     unit: str = "%",
+    aggregation: Aggregation = "mean",
 ) -> Callable[[Formula], ResponseFunction]:
     """Decorator that registers a formula over the probabilities under some perturbations, and builds its public function.
 
@@ -266,7 +268,7 @@ def response_metric(
     """
 
     def enter(formula: Formula) -> ResponseFunction:
-        asked = perturbations
+        asked, aggregated = perturbations, aggregation
 
         @dataclass(frozen=True)
         class Formulated(ResponseMetric):
@@ -275,6 +277,10 @@ def response_metric(
             @property
             def perturbations(self) -> tuple[Perturbation, ...]:
                 return asked
+
+            @property
+            def aggregation(self) -> Aggregation:
+                return aggregated
 
             def of_probabilities(self, *probabilities: Probability) -> Tensor:
                 return formula(*probabilities)

@@ -109,7 +109,14 @@ def average_gain(original: Probability, kept: Probability) -> Tensor:
     return 100 * (original.rest - kept.rest).clamp(min=0) / (original.rest + EPSILON)
 
 
-@response_metric("average-increase", symbol="AI", better="higher", perturbations=(ORIGINAL, KEPT), source="Chattopadhay et al. 2018")
+@response_metric(
+    "average-increase",
+    symbol="AI",
+    better="higher",
+    perturbations=(ORIGINAL, KEPT),
+    source="Chattopadhay et al. 2018",
+    aggregation="proportion",
+)
 def average_increase(original: Probability, kept: Probability) -> Tensor:
     """Whether the masked image is recognised better: 100 · [e > o + 1e-6].
 

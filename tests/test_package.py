@@ -6,10 +6,12 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 import xattn
+from xattn.models import Classifier
 
 
 def modules_after(code: str) -> set[str]:
@@ -45,6 +47,24 @@ def test_explaining_loads_neither_matplotlib_nor_the_other_libraries() -> None:
     loaded = modules_after("import xattn; xattn.explain, xattn.load")
     assert "torch" in loaded
     assert not loaded & {"matplotlib", "captum", "timm", "pytorch_grad_cam", "lightning", "optuna"}
+
+
+NETWORKS = {"torchvision", "timm", "open_clip", "transformers", "lightning", "optuna", "captum", "pytorch_grad_cam", "scipy.stats", "sympy"}
+
+
+def test_what_needs_no_network_loads_none(tmp_path: Path, tiny: Classifier, folder: Path) -> None:
+    out = tmp_path / "run"
+    xattn.Study([tiny], ["grad-cam", "random"], ["average-drop"], folder, out, workers=0, progress=False).run()
+    command = "from xattn.cli import main; main({}, standalone_mode=False)"
+    for arguments in (
+        ["compare", str(out), "--against", "random"],
+        ["figure", str(out), "--out", str(tmp_path / "grid.png")],
+        *(["list", kind] for kind in ("models", "heads", "metrics", "protocols", "figures")),
+    ):
+        loaded = modules_after(command.format(arguments))
+        assert not loaded & NETWORKS, arguments
+        assert ("matplotlib" in loaded) == (arguments[0] == "figure" or arguments == ["list", "figures"])
+        assert ("pandas" in loaded) == (arguments[0] != "list" or arguments == ["list", "figures"])
 
 
 @pytest.mark.parametrize(("command", "limit"), [(["-c", "import xattn"], 0.1), (["-m", "xattn.cli", "--help"], 0.3)])

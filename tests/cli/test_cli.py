@@ -175,6 +175,18 @@ def test_list_shows_every_registered_part_with_its_settings_and_cautions() -> No
     assert "torchvision:resnet50" in run("list", "models").stdout.split()
 
 
+def test_list_takes_a_part_of_a_name_or_a_glob() -> None:
+    def names(*arguments: str) -> list[str]:
+        return [line.split()[0] for line in run("list", *arguments).stdout.splitlines()]
+
+    assert names("heads", "NPA") == ["br-npa"]
+    assert names("metrics", "*correlation") == ["deletion-correlation", "insertion-correlation"]
+    assert {"birds:vit", "torchvision:vit_b_16"} <= set(names("models", "*vit*")) < set(names("models"))
+    nothing = run("list", "metrics", "accuracy")
+    assert (nothing.exit_code, nothing.stdout) == (2, "")
+    assert "none of the metrics matches 'accuracy'" in nothing.stderr
+
+
 def test_masks_are_saved_when_asked_for(folder: Path, tmp_path: Path) -> None:
     assert run("explain", folder, *MODEL, *QUICK, "--save-maps", "--out", tmp_path / "run").exit_code == 0
     assert len(list((tmp_path / "run" / "maps").rglob("*.png"))) == 20

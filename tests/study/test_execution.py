@@ -19,8 +19,10 @@ from xattn.inference import tuning as tuning_module
 from xattn.inference.memory import peak_bytes
 from xattn.metrics import metrics
 from xattn.models import Classifier
-from xattn.study.execution import forwards_per_image
+from xattn.study.compare import compare_runs
+from xattn.study.execution import _sample, forwards_per_image
 from xattn.study.executor import Executor
+from xattn.study.schema import Deviation
 
 CAMS = ["grad-cam", "score-cam", "activation-map"]
 PERTURBING = ["average-drop", "average-gain", "insertion", "deletion"]
@@ -94,12 +96,24 @@ def test_fast_reports_and_keeps_by_how_much_its_values_differ(
     deviation = kept(tmp_path / "fast")["deviation"]
     assert set(deviation) == set(PERTURBING)
     assert "differs from exact by" in caplog.text
-    first = (values(tmp_path / "exact") - values(tmp_path / "fast")).loc[["0.png"]].abs()  # the sample of ten images is one
+    sample = [f"{number}.png" for number in range(8)]
+    apart = (values(tmp_path / "exact") - values(tmp_path / "fast")).loc[sample].abs()
     assert deviation["insertion"][0] > 0
     for metric in PERTURBING:
-        mean, most = deviation[metric]
-        assert 0 <= mean <= most
-        assert first.xs(metric, level="metric").max() == pytest.approx(most, rel=0.2, abs=0.02)
+        mean, low, high, most, n = deviation[metric]
+        assert n == 8
+        assert 0 <= low <= mean <= high
+        assert mean <= most
+        assert apart.xs(metric, level="metric").max() == pytest.approx(most, rel=0.2, abs=0.02)
+        assert apart.xs(metric, level="metric").mean() == pytest.approx(mean, rel=0.2, abs=0.02)
+    notes = compare_runs([tmp_path / "fast"]).text("markdown")
+    assert f"insertion differs from exact by {Deviation(*deviation['insertion'])}" in notes
+
+
+def test_a_sample_comes_from_all_over_a_run_whatever_its_batches(tiny: Classifier, folder: Path, tmp_path: Path) -> None:
+    for size, pieces in ((1, [1] * 8), (3, [2, 2, 2, 1]), (10, [8])):
+        made = study([tiny], folder, tmp_path / str(size), batch_size=size)
+        assert [len(piece) for piece in _sample(made.plan, tiny, 8)] == pieces
 
 
 def test_a_short_cut_by_name_reports_by_how_much_it_deviates(tiny: Classifier, folder: Path, tmp_path: Path) -> None:

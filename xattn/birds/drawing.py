@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
-from torchvision.transforms.v2.functional import pil_to_tensor
 
 from xattn.birds.scene import CUE_KINDS, PALETTE, PARTS, VARIANTS, Scene, Thing
 from xattn.birds.shapes import BELLY, BODY, EYE, FIXED, GLINT, GROUNDS, HEAD, NECK, SHAPES, THINGS, Colour, Point
+from xattn.data.preprocessing import channels_first
 
 SIDE = 64
 OVERSAMPLING = 4
@@ -60,8 +60,7 @@ def render(scene: Scene, remove: Iterable[str] = (), background: Colour | None =
 
 def pixels(scene: Scene, remove: Iterable[str] = (), background: Colour | None = None) -> Tensor:
     """`render` as a uint8 tensor `(3, 64, 64)`."""
-    made: Tensor = pil_to_tensor(render(scene, remove, background))
-    return made
+    return channels_first(render(scene, remove, background))
 
 
 def subsets(scene: Scene) -> Tensor:
@@ -71,7 +70,7 @@ def subsets(scene: Scene) -> Tensor:
     for number in range(2 ** len(PARTS)):
         picture = canvas.copy()
         _paint(picture, _strokes(scene.without(*(part for place, part in enumerate(PARTS) if not number >> place & 1))))
-        made.append(pil_to_tensor(_reduced(picture, scene.light)))
+        made.append(channels_first(_reduced(picture, scene.light)))
     return torch.stack(made)
 
 
@@ -118,8 +117,7 @@ def _owners(strokes: list[_Stroke]) -> Tensor:
     pen = ImageDraw.Draw(canvas)
     for stroke in strokes:
         pen.polygon(stroke.points, fill=_OWNERS.index(stroke.owner))
-    made: Tensor = pil_to_tensor(canvas)[0]
-    return made
+    return channels_first(canvas)[0]
 
 
 def _cells(mask: Tensor) -> Tensor:

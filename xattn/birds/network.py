@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock
-from torchvision.models.vision_transformer import VisionTransformer
 
 from xattn.birds.scene import CLASSES
+
+if TYPE_CHECKING:
+    from torchvision.models.vision_transformer import VisionTransformer
 
 
 class SmallResNet(nn.Module):
@@ -34,6 +37,8 @@ class SmallResNet(nn.Module):
 
     @staticmethod
     def _stage(came: int, channels: int, stride: int) -> nn.Sequential:
+        from torchvision.models.resnet import BasicBlock
+
         shortcut = None
         if stride > 1 or came != channels:
             shortcut = nn.Sequential(nn.Conv2d(came, channels, 1, stride, bias=False), nn.BatchNorm2d(channels))
@@ -57,4 +62,6 @@ def small_vit() -> VisionTransformer:
 
     It has 16 × 16 patches, a class token, 6 layers and about 0.8 million parameters.
     """
+    from torchvision.models.vision_transformer import VisionTransformer
+
     return VisionTransformer(64, patch_size=4, num_layers=6, num_heads=4, hidden_dim=128, mlp_dim=256, num_classes=len(CLASSES))

@@ -11,8 +11,6 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional
 
 from xattn.data.depth import MAX_PIXELS
 from xattn.errors import ImageError, InputError
@@ -96,10 +94,12 @@ class Preprocessing:
         size = self._resized(picture)
         if size[0] * size[-1] > MAX_PIXELS:
             raise ImageError(f"{picture.width}×{picture.height} would be resized to {size[1]}×{size[0]}: too long and thin")
-        mode = InterpolationMode(self.interpolation)
-        resized = functional.resize(picture, size, interpolation=mode, antialias=True)
-        crop: Tensor = functional.pil_to_tensor(functional.center_crop(resized, list(self.input_size)))
-        return crop
+        # As torchvision does with a picture of Pillow, without torchvision's import, which takes seconds.
+        how = Image.Resampling[self.interpolation.removesuffix("-exact").upper()]
+        resized = picture if picture.size == (size[1], size[0]) else picture.resize((size[1], size[0]), how)
+        height, width = self.input_size
+        top, left = round((size[0] - height) / 2), round((size[1] - width) / 2)
+        return channels_first(resized.crop((left, top, left + width, top + height)))
 
     def converted(self, picture: Image.Image) -> Image.Image:
         """A picture with the channels that the network takes.
@@ -140,6 +140,12 @@ class Preprocessing:
         resize = self.resize if isinstance(self.resize, int) else "×".join(map(str, self.resize))
         mean, std = (" ".join(f"{value:.3g}" for value in values) for values in (self.mean, self.std))
         return f"resize {resize} ({self.interpolation}), crop {height}×{width}, mean {mean}, std {std}"
+
+
+def channels_first(picture: Image.Image) -> Tensor:
+    """The values of a picture of 8 bits: uint8 `(C, H, W)`."""
+    values = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
+    return values.view(picture.height, picture.width, -1).permute(2, 0, 1)
 
 
 def preprocessing_with(

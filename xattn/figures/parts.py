@@ -11,7 +11,6 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
 from torch import Tensor
 from torch.nn import functional
-from torchvision.transforms.v2.functional import to_pil_image
 
 from xattn.birds import PARTS, Scene, masks
 from xattn.birds.data import scene_of
@@ -52,6 +51,8 @@ def true_parts(crop: Tensor, visible: Tensor) -> Tensor:
 
 def seen_parts(scene: Scene, preprocessing: Preprocessing) -> Tensor:
     """Masks of a scene's visible parts after a classifier's resize and crop: `(5, H, W)` bool."""
+    from torchvision.transforms.v2.functional import to_pil_image
+
     pictures = [to_pil_image(mask.float().repeat(3, 1, 1)) for mask in masks(scene).visible]
     return torch.stack([preprocessing.crop(picture)[0] > 127 for picture in pictures])
 

@@ -12,9 +12,8 @@ from torch import Tensor
 from xattn.data.images import ImageSource
 from xattn.data.preprocessing import Preprocessing
 from xattn.errors import ImageError, InputError, NameUnknownError
-from xattn.study.compare import shown_names
-from xattn.study.plan import run_key
-from xattn.study.schema import StoredMap
+from xattn.study.questions import picture_names, shown_names
+from xattn.study.schema import StoredMap, run_key
 from xattn.study.store import Store
 
 MOST_IMAGES = 6
@@ -59,13 +58,14 @@ def read_runs(runs: Sequence[str | Path], images: Sequence[str] | None, methods:
         methods: names as in the rows; all if None.
 
     Raises:
-        InputError: pictures that are no longer where the run found them.
+        InputError: pictures that are no longer where the run found them, or differ between runs.
         NameUnknownError: an image or method that is not in the runs.
     """
     stores = [Store(run) for run in runs]
     about = [store.read_run() for store in stores]
     sources = [_source(store, run) for store, run in zip(stores, about, strict=True)]
     names = _chosen_images(sources, images)
+    _refuse_other_pictures(stores, names)
     maps: dict[tuple[str, str, str, str], StoredMap] = {}
     ranked: dict[tuple[str, str, str], StoredMap] = {}
     shown = shown_names(stores)
@@ -118,6 +118,15 @@ def _chosen_images(sources: Sequence[ImageSource], asked: Sequence[str] | None) 
         if name not in known:
             raise NameUnknownError("image in these runs", name, known)
     return list(asked)
+
+
+def _refuse_other_pictures(stores: Sequence[Store], names: Sequence[str]) -> None:
+    for store, renamed in zip(stores, picture_names(stores, [set(names)] * len(stores)), strict=True):
+        if renamed:
+            raise InputError(
+                f"'{min(renamed)}' of '{store.folder}' is another picture than that of the runs before it: draw them separately, or choose "
+                "other images."
+            )
 
 
 def _named(source: ImageSource, name: str) -> Any:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock
 
 from xattn.errors import SettingError
 from xattn.heads.base import Attended, ClassifierHead, HeadMetadata, HeadSettings, NetworkInfo, heads
@@ -47,6 +46,8 @@ class BCNNHead(ClassifierHead):
     """
 
     def __init__(self, channels: int, classes: int, settings: BCNN | None = None) -> None:
+        from torchvision.models.resnet import BasicBlock
+
         super().__init__()
         self.settings = settings or BCNN()
         self.block = BasicBlock(channels, channels)

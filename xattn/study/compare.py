@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,61 +12,92 @@ import pandas as pd
 from xattn.errors import InputError
 from xattn.metrics.tables import Table, comparison
 from xattn.metrics.targets import PER_LABEL
+from xattn.study.questions import Key, picture_names, shown_names
+from xattn.study.schema import Deviation, run_key
 from xattn.study.store import Store
 
 KEYS = ["image", "model", "head", "method", "metric", "target"]
-AGREE = 0.01  # percent: largest accepted difference of one value between batch sizes
+MACHINERY = {"batch_size": "batch size", "device": "device", "torch": "torch"}  # settings that change values by rounding alone
+AGREE = 0.01  # percent: largest difference of one value between runs that is not told
 
 
-def shown_names(stores: Sequence[Store]) -> list[dict[tuple[str, str], str]]:
-    """Names of each run's models for a joint table, by model and head; a run's path is added where weights differ."""
-    digests: dict[tuple[str, str], str] = {}
-    shown = []
-    for store in stores:
-        names = {}
-        for model in store.read_run()["settings"]["models"]:
-            key = (model["name"], model["head"])
-            names[key] = key[0] if digests.setdefault(key, model["weights"]) == model["weights"] else f"{key[0]} ({store.folder})"
-        shown.append(names)
-    return shown
-
-
-def compare_runs(runs: Sequence[str | Path], against: str | None = None) -> Table:
+def compare_runs(runs: Sequence[str | Path], against: str | None = None, *, without_degenerate: bool = False) -> Table:
     """One comparison table of several runs.
 
-    Two runs may hold the same model, head, method and metric for different images; for the same image their values must agree. The
-    name of a model whose weights differ between runs is followed by its run.
+    Two runs may hold the same model, head, method and metric for different images. Where they ask different questions of a model (another
+    target, stage, input size, …), its rows stay apart, and what differs follows its name; so does the run where the weights differ.
+    Pictures of the same name are the same where their contents are. Values that runs share and that differ by more than 0.01, as between
+    batch sizes, are noted, and those of the first run are taken.
 
     Args:
         runs: run folders.
         against: a method to test the others against.
+        without_degenerate: leave maps that are flagged `degenerate` out of every column.
 
     Raises:
-        InputError: two runs give different values for the same item, or are shards of different splits.
+        InputError: two runs of different versions of xattn give different values for the same item, runs explain the same images for
+            different labels, or are shards of different splits.
         RunError: a folder that is not a run.
     """
     stores = [Store(run) for run in runs]
+    names = shown_names(stores)
+    of_runs = [store.rows() for store in stores]
+    pictures = picture_names(stores, [set(rows["image"]) for rows in of_runs])
     frames = []
-    for store, names in zip(stores, shown_names(stores), strict=True):
-        rows = store.rows()
-        called = [names.get(key, key[0]) for key in zip(rows["model"], rows["head"], strict=True)]
-        frames.append(rows.assign(model=called))
+    for number, (rows, called, renamed) in enumerate(zip(of_runs, names, pictures, strict=True)):
+        models = [called.get(key, key[0]) for key in zip(rows["model"], rows["head"], strict=True)]
+        frames.append(rows.assign(model=models, image=rows["image"].map(lambda name, to=renamed: to.get(name, name)), run=number))
     rows = pd.concat(frames, ignore_index=True)
     rows = rows.assign(target=rows["target"].astype(str))
-    _refuse_mixed_targets(rows)
-    values = rows.groupby(KEYS, sort=False)["value"]
-    apart = (values.max() - values.min()) > AGREE
-    if apart.any():
-        key = apart[apart].index[0]
-        found = rows.set_index(KEYS).sort_index().loc[[key], "value"]
-        raise InputError(
-            f"the runs give different values of {key[4]} of {key[3]} on {key[0]}: {', '.join(f'{value:.6g}' for value in found)}. "
-            "They were run with other settings; compare them separately."
-        )
-    table = comparison(rows.drop_duplicates(KEYS), against)
+    rows, other_targets = _one_target(rows)
+    differing = [*other_targets, *_differing(rows, stores)]
+    table = comparison(rows.drop_duplicates(KEYS), against, without_degenerate=without_degenerate)
     unfinished = [str(store.folder) for store in stores if not store.finished]
     notes = [f"{folder} is not finished: its part of the table is over the images done so far." for folder in unfinished]
-    return replace(table, notes=(*table.notes, *notes, *_missing_shards(stores)))
+    return replace(table, notes=(*table.notes, *_deviations(stores, names), *differing, *notes, *_missing_shards(stores)))
+
+
+def _deviations(stores: Sequence[Store], names: Sequence[Mapping[Key, str]]) -> list[str]:
+    """What runs with shortcuts, or of level fast, differ from exact."""
+    found: dict[str, None] = {}
+    for store, called in zip(stores, names, strict=True):
+        forwards = store.read_run().get("forwards", {})
+        for key, model in called.items():
+            deviations = forwards.get(run_key(*key), {}).get("deviation") or {}
+            said = "; ".join(f"{metric} differs from exact by {Deviation(*apart)}" for metric, apart in deviations.items())
+            found |= {f"{model} · {key[1]}: {said}.": None} if said else {}
+    return list(found)
+
+
+def _differing(rows: pd.DataFrame, stores: Sequence[Store]) -> list[str]:
+    """A note on values that runs share and that differ.
+
+    Raises:
+        InputError: runs of different versions of xattn.
+    """
+    groups = rows.groupby(KEYS, sort=False)
+    values = groups["value"]
+    spread = (values.max() - values.min())[groups.size() > 1]
+    apart = spread[spread > AGREE]
+    if apart.empty:
+        return []
+    key = apart.idxmax()
+    found = rows.set_index(KEYS).sort_index().loc[[key]]
+    settings = [stores[number].read_run()["settings"] for number in found["run"]]
+    if len(versions := {of.get("xattn") for of in settings}) > 1:
+        raise InputError(
+            f"the runs give different values of {key[4]} of {key[3]} on {key[0]}: {', '.join(f'{value:.6g}' for value in found['value'])}. "
+            f"They are of different versions of xattn ({', '.join(map(str, sorted(map(str, versions))))}); compare them separately."
+        )
+    differs = [
+        f"{what} {' and '.join(map(str, dict.fromkeys(of.get(setting) for of in settings)))}"
+        for setting, what in MACHINERY.items()
+        if len({of.get(setting) for of in settings}) > 1
+    ]
+    return [
+        f"{len(apart)} of {len(spread)} values that several runs hold differ by more than {AGREE}, at most by {apart.max():.2g}"
+        f"{' (' + ', '.join(differs) + ')' if differs else ''}: those of the first run are taken."
+    ]
 
 
 def _missing_shards(stores: Sequence[Store]) -> list[str]:
@@ -92,17 +123,35 @@ def _missing_shards(stores: Sequence[Store]) -> list[str]:
     return notes
 
 
-def _refuse_mixed_targets(rows: pd.DataFrame) -> None:
+def _one_target(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """The rows without those of later runs that explain an image for another target, and a note on each model that has such images.
+
+    Raises:
+        InputError: the labels of an image differ between runs.
+    """
+    notes, left = [], rows["target"].notna()
     for (model, head), group in rows.groupby(["model", "head"], sort=False):
-        if len(rules := sorted(group["target_rule"].dropna().unique())) > 1:
+        rules = [str(rule) for rule in group["target_rule"].dropna().unique()]
+        if all(rule.startswith(PER_LABEL) for rule in rules):
+            continue
+        several = group.groupby("image")["target"].nunique() > 1
+        if not several.any():
+            continue
+        image, count = several[several].index[0], int(several.sum())
+        targets = ", ".join(sorted(group.loc[group["image"] == image, "target"].unique()))
+        if any("label" in rule for rule in rules):
             raise InputError(
-                f"the runs explain {model} · {head} for different targets ({', '.join(rules)}): their means answer different questions. "
-                "Compare them separately, or run them with the same --target."
+                f"the runs explain {model} · {head} for different targets ({targets} on {image}), though all for {', '.join(rules)}: their "
+                "labels differ. Compare them separately, or run them with the same labels."
             )
-        if not all(rule.startswith(PER_LABEL) for rule in rules) and (several := group.groupby("image")["target"].nunique() > 1).any():
-            image = several[several].index[0]
-            targets = ", ".join(sorted(group.loc[group["image"] == image, "target"].unique()))
-            raise InputError(
-                f"the runs explain {model} · {head} for different targets ({targets} on {image}): their means answer different questions. "
-                "Compare them separately, or run them with the same --target."
-            )
+        left &= ~(rows.index.isin(group.index) & rows["image"].isin(several[several].index) & (rows["run"] != _first(group, rows)))
+        notes.append(
+            f"{model} · {head}: the runs explain {count} images for different targets ({targets} on {image}); those of the first run are "
+            "taken."
+        )
+    return rows[left], notes
+
+
+def _first(group: pd.DataFrame, rows: pd.DataFrame) -> pd.Series:
+    """For each row, the first run that holds its image in a group."""
+    return rows["image"].map(group.groupby("image")["run"].min())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,13 +20,16 @@ from xattn.inference.predictor import Predictor, Tuning
 from xattn.inference.tuning import Tuned, tuned
 from xattn.metrics.base import Metric
 from xattn.metrics.perturbations import forwards
+from xattn.metrics.statistics import mean_interval
 from xattn.models.classifier import Classifier
 from xattn.models.target_rules import Given, TargetRule, Terms
 from xattn.registry import Component
 from xattn.study.plan import Execution, MetricComponent, Plan
+from xattn.study.schema import Deviation
 from xattn.study.scoring import perturbations_of, score
 
-COMPARED_AT_MOST, COMPARED_OF = 8, 50
+COMPARED_AT_LEAST, COMPARED_AT_MOST, COMPARED_OF = 8, 32, 20  # images: one of so many, within these bounds
+SPREAD = 4  # batches that they are taken from, if there are as many
 STUB_CHUNK = 4
 SMALL = 8
 
@@ -52,7 +56,7 @@ def plan_execution(plan: Plan, classifier: Classifier) -> Execution:
                 "Allow more, or take fewer methods; guided methods keep a whole forward's features."
             )
         at_once = min(at_once, room // needed)
-    return Execution(found, at_once, None if crops is None else _deviation(plan, classifier, found, crops), plan.memory)
+    return Execution(found, at_once, _deviation(plan, classifier, found, at_once), plan.memory)
 
 
 def forwards_per_image(plan: Plan, classifier: Classifier) -> int:
@@ -71,11 +75,29 @@ def forwards_per_image(plan: Plan, classifier: Classifier) -> int:
 
 def _some_crops(plan: Plan, classifier: Classifier) -> Tensor | None:
     """The first batch that can be read, in pixel space; None if none can."""
-    for number in range(-(-len(plan.source) // plan.batch_size)):
+    return next(_crops(plan, classifier, range(-(-len(plan.source) // plan.batch_size))), None)
+
+
+def _crops(plan: Plan, classifier: Classifier, numbers: Sequence[int]) -> Iterator[Tensor]:
+    """What can be read of some batches, in pixel space, batch by batch."""
+    for number in numbers:
         for batch in plan.source.batches(classifier.preprocessing, plan.batch_size, workers=0, wanted=[number]):
             if len(batch.crops):
-                return pixels(batch.crops, classifier.device)
-    return None
+                yield pixels(batch.crops, classifier.device)
+
+
+def _sample(plan: Plan, classifier: Classifier, count: int) -> Iterator[Tensor]:
+    """Some images from all over the run, in pieces of at most a batch."""
+    batches = -(-len(plan.source) // plan.batch_size)
+    wanted = min(batches, max(SPREAD, -(-count // plan.batch_size)))
+    spread = dict.fromkeys(place * batches // wanted for place in range(wanted))
+    share, left = -(-count // wanted), count
+    for crops in _crops(plan, classifier, [*spread, *(number for number in range(batches) if number not in spread)]):
+        taken = crops[: min(share, left)]
+        yield taken
+        left -= len(taken)
+        if left == 0:
+            return
 
 
 def _bytes_per_image(plan: Plan, classifier: Classifier, image: Tensor) -> int:
@@ -120,8 +142,8 @@ def _without_labels(rule: TargetRule) -> TargetRule:
     return Terms("predicted", ((1.0, "predicted"),)) if rule.needs_labels or rule.per_label else rule
 
 
-def _deviation(plan: Plan, classifier: Classifier, found: Tuned, crops: Tensor) -> dict[str, tuple[float, float]] | None:
-    """By metric, the mean and the largest difference from level exact without shortcuts, on some images, over all methods."""
+def _deviation(plan: Plan, classifier: Classifier, found: Tuned, at_once: int) -> dict[str, Deviation] | None:
+    """By metric, the difference from level exact without shortcuts, on some images, over all methods; None without a shortcut."""
     methods: Sequence[MethodComponent] = plan.methods_of(classifier)
     metrics: Sequence[MetricComponent] = plan.metrics
     short_methods = [method for method in methods if _exact(method) is not method]
@@ -132,19 +154,29 @@ def _deviation(plan: Plan, classifier: Classifier, found: Tuned, crops: Tensor) 
     if not is_rounded:
         methods = methods if short_metrics else short_methods
         metrics = metrics if short_methods else short_metrics
-    images = crops[: min(COMPARED_AT_MOST, max(1, len(plan.images) // COMPARED_OF))]
-    quick = Predictor(classifier, found.tuning, found.level)
-    plain = Predictor(classifier)
-    near = _maps(plan, classifier, images, methods, quick)
-    exact = _maps(plan, classifier, images, [_exact(method) for method in methods], plain, like=near)
-    a = score(classifier, near, metrics, quick).values
-    b = score(classifier, exact, [_exact(metric) for metric in metrics], plain).values
-    differences: dict[str, list[Tensor]] = {}
-    for (key, one), other in zip(a.items(), b.values(), strict=True):
-        difference = (torch.tensor(one) - torch.tensor(other)).abs()
-        differences.setdefault(key[1], []).append(difference[torch.isfinite(difference)])
-    all_methods = {metric: torch.cat(found) for metric, found in differences.items()}
-    return {metric: (float(values.mean()), float(values.max())) for metric, values in all_methods.items() if len(values)}
+    quick, plain = Predictor(classifier, found.tuning, found.level), Predictor(classifier)
+    exact_methods, exact_metrics = [_exact(method) for method in methods], [_exact(metric) for metric in metrics]
+    of_images: dict[str, list[Tensor]] = {}  # by metric and piece, (methods, images)
+    count = min(COMPARED_AT_MOST, max(COMPARED_AT_LEAST, len(plan.images) // COMPARED_OF))
+    for batch in _sample(plan, classifier, count):
+        for images in batch.split(at_once):
+            near = _maps(plan, classifier, images, methods, quick)
+            exact = _maps(plan, classifier, images, exact_methods, plain, like=near)
+            a = score(classifier, near, metrics, quick).values
+            b = score(classifier, exact, exact_metrics, plain).values
+            apart: dict[str, list[Tensor]] = {}
+            for (key, one), other in zip(a.items(), b.values(), strict=True):
+                apart.setdefault(key[1], []).append((torch.tensor(one) - torch.tensor(other)).abs())
+            for metric, rows in apart.items():
+                of_images.setdefault(metric, []).append(torch.stack(rows))
+    deviations = {}
+    for metric, pieces in of_images.items():
+        values = torch.cat(pieces, dim=1)
+        values = torch.where(torch.isfinite(values), values, torch.nan)
+        if (interval := mean_interval(values.nanmean(dim=0), (0, math.inf))).n:
+            most = float(values.nan_to_num(0).max())
+            deviations[metric] = Deviation(interval.mean, interval.low, interval.high, most, interval.n)
+    return deviations
 
 
 def _exact(component: Component[Any, Any]) -> Component[Any, Any]:

@@ -23,6 +23,7 @@ from xattn.models.classifier import Classifier
 from xattn.models.layout import Stage
 from xattn.models.target_rules import THRESHOLD, Asked, PredictedLabels, TargetRule, described, labels_of, target_rule
 from xattn.registry import Component
+from xattn.study.schema import Deviation, run_key
 
 MetricComponent = Component[MetricMetadata, Metric]
 
@@ -52,25 +53,24 @@ class Execution:
     Attributes:
         tuned: the tuning.
         at_once: images of a batch that are explained and scored together.
-        deviation: difference of the values from those of level exact without shortcuts, by metric, as mean and largest difference on a
-            sample; None if no shortcut is taken.
+        deviation: difference of the values from those of level exact without shortcuts, by metric; None if no shortcut is taken.
         memory: bytes that it was planned for; None: most of what was free.
     """
 
     tuned: Tuned
     at_once: int
-    deviation: Mapping[str, tuple[float, float]] | None = None
+    deviation: Mapping[str, Deviation] | None = None
     memory: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        deviation = None if self.deviation is None else dict(self.deviation)
+        deviation = None if self.deviation is None else {metric: list(found) for metric, found in self.deviation.items()}
         return {**self.tuned.as_dict(), "images_at_once": self.at_once, "deviation": deviation, "memory": self.memory}
 
     @classmethod
     def of(cls, kept: dict[str, Any]) -> Execution:
         """Rebuilds it from what `as_dict` gave."""
         stored = kept["deviation"]
-        deviation = None if stored is None else {metric: (float(mean), float(most)) for metric, (mean, most) in stored.items()}
+        deviation = None if stored is None else {metric: Deviation(*found) for metric, found in stored.items()}
         return cls(Tuned.of(kept, "as the run began"), int(kept["images_at_once"]), deviation, kept["memory"])
 
 
@@ -279,11 +279,6 @@ class Plan:
             if asked := [repr(perturbation) for perturbation in metric.instance.perturbations]:
                 about[metric.spec]["perturbations"] = asked
         return about
-
-
-def run_key(name: str, head: str) -> str:
-    """Key of a classifier in `run.json`, from its name and head."""
-    return f"{name} · {head}"
 
 
 def key_of(classifier: Classifier) -> str:

@@ -1,10 +1,11 @@
-"""A row of a run, and the columns in which it is stored."""
+"""A row of a run, the columns in which it is stored, and what `run.json` keeps of a classifier."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import torch
@@ -123,3 +124,30 @@ def stored_map(row: dict[str, Any]) -> StoredMap:
     if not is_value(row["target"]):
         about |= {key: None if row[key] is None else int(row[key]) for key in ("label", "predicted")}
     return StoredMap(raw.float() * row["scale"], about)
+
+
+def run_key(name: str, head: str) -> str:
+    """Key of a classifier in `run.json`, from its name and head."""
+    return f"{name} · {head}"
+
+
+class Deviation(NamedTuple):
+    """How far values of a metric lie from those of level exact without shortcuts, on a sample of the run's images.
+
+    Attributes:
+        mean: absolute difference, over all methods and images.
+        low: lower end of its 95 % interval, over the images; NaN for a single one.
+        high: upper end.
+        most: largest difference.
+        n: images.
+    """
+
+    mean: float
+    low: float
+    high: float
+    most: float
+    n: int
+
+    def __str__(self) -> str:
+        interval = "" if math.isnan(self.low) else f" [{self.low:.2g}, {self.high:.2g}]"
+        return f"{self.mean:.2g}{interval} on average, {self.most:.2g} at most, on a sample of n = {self.n}"

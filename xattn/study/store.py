@@ -176,9 +176,7 @@ class Store:
         Raises:
             RunError: a picture is another one than when the run began.
         """
-        before: dict[str, str | None] = {}
-        if self.files.exists(CONTENTS):
-            before = json.loads(self.files.read(CONTENTS))
+        before = self.contents()
         now = dict(zip(names, digests, strict=True))
         other = [name for name, digest in now.items() if None not in (digest, before.get(name)) and digest != before[name]]
         if other:
@@ -190,6 +188,11 @@ class Store:
         merged = {name: digest or before.get(name) for name, digest in now.items()}
         if merged != before:
             self.write_text(CONTENTS, _json(merged))
+
+    def contents(self) -> dict[str, str | None]:
+        """Digests of the pictures' contents, by name; empty for a data set in memory."""
+        found: dict[str, str | None] = json.loads(self.files.read(CONTENTS)) if self.files.exists(CONTENTS) else {}
+        return found
 
     def finish(self, metrics: Sequence[str], classes: Mapping[tuple[str, str], int] | None = None) -> list[tuple[str, str]]:
         """Makes `scores.csv` and `table.csv` from the parts; memory does not grow with the number of images.

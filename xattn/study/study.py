@@ -240,8 +240,8 @@ class Study:
             self.store.note("forwards", {key: execution.as_dict() for key, execution in found.items()})
         for key, execution in found.items():
             logger.info("%s: %s", key, execution.tuned)
-            for metric, (mean, most) in (execution.deviation or {}).items():
-                logger.info("  %s differs from exact by %.2g on average, %.2g at most, on a sample", metric, mean, most)
+            for metric, deviation in (execution.deviation or {}).items():
+                logger.info("  %s differs from exact by %s", metric, deviation)
         return found
 
     def table(self) -> pd.DataFrame:
