@@ -184,11 +184,12 @@ def test_evaluate_refuses_other_images_and_maps_of_another_classifier() -> None:
         xattn.evaluate(xattn.attach(Brightness(), input_size=8), images, maps, ["average-drop"])
     with pytest.raises(InputError, match="batch_size is the number of images per forward"):
         xattn.evaluate(clf, images, maps, batch_size=0)
-    for call in (
+    calls: list[Any] = [
         lambda given: xattn.explain(given, images),
         lambda given: xattn.Study([given]),
         lambda given: xattn.evaluate(given, images, maps),
-    ):
+    ]
+    for call in calls:
         for given in ("birds:gap", clf.network):
             with pytest.raises(InputError, match="a classifier of xattn is needed"):
                 call(given)
