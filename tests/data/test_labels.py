@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -81,7 +82,7 @@ def test_text_files_hold_a_path_and_a_label_per_line_or_ilsvrc_s_ground_truth(tm
     names = ["val/ILSVRC2012_val_00000001.JPEG", "val/ILSVRC2012_val_00000002.JPEG"]
     with pytest.raises(InputError, match=r"follow an order of their own: put meta.mat"):
         labels_in(truth, names)
-    rows = [{"ILSVRC2012_ID": 1, "WNID": "n02119789"}, {"ILSVRC2012_ID": 2, "WNID": "n02100735"}]
+    rows = np.array([(1, "n02119789"), (2, "n02100735")], dtype=[("ILSVRC2012_ID", int), ("WNID", object)])
     savemat(tmp_path / "meta.mat", {"synsets": rows})
     found = labels_in(truth, names)
     assert found == {names[0]: "n02100735", names[1]: "n02119789"}

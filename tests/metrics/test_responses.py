@@ -197,7 +197,7 @@ def test_a_missing_mean_colour_is_asked_for_unless_the_protocol_fills_with_black
 def test_masks_of_another_size_than_the_images_are_refused_with_what_to_do(predict) -> None:
     with pytest.raises(InputError, match=r"\(1, 32, 32\).*got \(1, 7, 7\).*to_masks"):
         m.average_drop(predict, networks.pictures(1).double(), torch.rand(1, 7, 7), torch.tensor([0]))
-    with pytest.raises(InputError, match=r"one class index per image, \(1,\); got \(2,\)"):
+    with pytest.raises(InputError, match=r"one class index per image, \(1,\), whole numbers; got \(2,\)"):
         m.average_drop(predict, networks.pictures(1).double(), torch.rand(1, 32, 32), torch.tensor([0, 1]))
 
 

@@ -113,9 +113,9 @@ def test_pictures_at_urls_are_named_as_those_of_folders_globs_and_tables_are(
     assert names(f"file://{folder}") == names(folder)
     memory.pipe_file("/photos/labels.csv", b"image,label\n3.png,1\nbelow/8.png,2\n")
     listed = ImageSource("memory://photos/labels.csv").images
-    assert [(image.name, image.label) for image in listed] == [("3.png", 1), ("below/8.png", 2)]
+    assert [(image.name, image.label) for image in listed] == [("3.png", "1"), ("below/8.png", "2")]
     labelled = ImageSource(["memory://photos/3.png"], labels_csv="memory://photos/labels.csv")
-    assert labelled.images[0].label == 1
+    assert labelled.images[0].label == "1"
     for nothing in ("memory://nowhere", "memory://photos/*.gif"):
         with pytest.raises(InputError, match=f"'{nothing.replace('*', '.')}' is not a file, not a folder, and not a pattern"):
             ImageSource(nothing)

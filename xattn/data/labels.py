@@ -203,7 +203,7 @@ def _ground_truth(path: str, lines: Sequence[str], names: Iterable[str]) -> dict
 
     try:
         synsets = loadmat(str(place), squeeze_me=True)["synsets"]
-        wnids = {int(each[0]): str(each[1]) for each in synsets}
+        wnids = {int(each["ILSVRC2012_ID"]): str(each["WNID"]) for each in synsets}
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise InputError(f"{place} could not be read as the table of ILSVRC's classes ({error}).") from error
     found: dict[str, str | None] = {}
