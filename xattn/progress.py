@@ -19,10 +19,12 @@ class Progress:
     Args:
         total: images in all.
         shown: whether to show it.
+        delay: seconds before anything is shown.
     """
 
-    def __init__(self, total: int, shown: bool) -> None:
-        self.bar = tqdm(total=total, unit="image", disable=not (shown and sys.stderr.isatty()), file=sys.stderr)
+    def __init__(self, total: int, shown: bool, delay: float = 0.0) -> None:
+        self.bar = tqdm(total=total, unit="image", disable=not (shown and sys.stderr.isatty()), file=sys.stderr, delay=delay)
+        self.delay = delay
         self.lines = shown and not sys.stderr.isatty()
         self.total, self.before, self.now, self.last_shown = total, 0, 0, 0
         self.start = self.last = time.monotonic()
@@ -32,7 +34,7 @@ class Progress:
 
     def __exit__(self, *_: object) -> None:
         self.bar.close()
-        if self.lines and self.now and self.last_shown < self.now:
+        if self.lines and self.now and self.last_shown < self.now and time.monotonic() - self.start >= self.delay:
             self._line()
 
     def skip(self, count: int) -> None:

@@ -259,8 +259,6 @@ def test_normalised_images_and_wrong_shapes_are_refused(tiny: Classifier, images
         xattn.explain(tiny, images[..., :20, :20])
     with pytest.raises(InputError, match="got ndarray"):
         xattn.explain(tiny, list(images.numpy()))
-    with pytest.raises(InputError, match=r"masks of your own go to the functions of xattn\.metrics"):
-        xattn.evaluate(tiny, images, {"mine": images[:, 0]})
     with pytest.raises(InputError, match=r"xattn\.load takes a network's name"):
         xattn.attach("resnet18")
     maps = xattn.explain(tiny, images)

@@ -26,6 +26,9 @@ from xattn.metrics.inputs import as_tensor, refuse_chunk
 from xattn.metrics.targets import ClassTarget
 from xattn.models.classifier import Classifier
 from xattn.models.target_rules import THRESHOLD, Asked, PredictedLabels, labels_of, target_rule
+from xattn.progress import Progress
+
+QUIET_S = 2.0  # before a call shows how far it is
 
 logger = logging.getLogger("xattn")
 
@@ -46,6 +49,7 @@ def explain(
     seed: int = 0,
     signed: bool = False,
     untrained: bool = False,
+    progress: bool = True,
 ) -> Maps:
     """Explains images by several methods at once.
 
@@ -67,6 +71,7 @@ def explain(
         signed: keep what speaks against the target, negative in the raw maps; masks are made of the positive part. Controls stay as they
             are.
         untrained: also explain a head that was never trained.
+        progress: after two seconds, a bar where stderr is a terminal; elsewhere log lines.
 
     Raises:
         NameUnknownError: there is no such method, setting, stage or class.
@@ -105,7 +110,8 @@ def explain(
     needs = needs_of(components)
     pieces = []
     logged: set[tuple[str, str]] = set()
-    with kept_pages() if again else nullcontext():  # a single pass reuses no pages, and would leave none to the next call
+    # A single pass reuses no pages, and would leave none to the next call.
+    with kept_pages() if again else nullcontext(), Progress(len(names), progress, QUIET_S) as shown:
         for start in range(0, len(names), batch_size):
             part = slice(start, start + batch_size)
             trace = Trace(
@@ -120,6 +126,7 @@ def explain(
             )
             pieces.append(maps_of_trace(trace, components, names[part], tensor[part]))
             log_reasons(pieces[-1].reasons, names[part], logged)
+            shown.add(len(names[part]))
     return joined(pieces)
 
 

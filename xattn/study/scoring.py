@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor
 
-from xattn.errors import InputError
-from xattn.explainers.api import Images, refuse_no_classifier, refuse_wrong_images
+from xattn.errors import InputError, UnsupportedError
+from xattn.explainers.api import QUIET_S, Images, explain, refuse_no_classifier, refuse_wrong_images
 from xattn.explainers.base import is_signed, methods
 from xattn.explainers.maps import Maps, explainer_of
 from xattn.inference.memory import kept_pages
@@ -24,8 +25,12 @@ from xattn.metrics.stream import PredictAll
 from xattn.metrics.targets import PER_LABEL
 from xattn.metrics.values import is_value
 from xattn.models.classifier import Classifier
+from xattn.models.target_rules import Asked
+from xattn.progress import Progress
 from xattn.study.plan import MetricComponent, key_of
 from xattn.study.schema import COLUMNS, Row, with_map
+
+GIVEN_SO = "the mask was given so: all zeros"
 
 ByMethod = Mapping[str, Responses]
 OTHER_IMAGE = 1 / 255  # by which pixels of one image differ at most
@@ -168,15 +173,15 @@ def score(
 def _evidence(
     classifier: Classifier, maps: Maps, method: str, metrics: Sequence[MetricComponent], predictor: Predictor, responses: Responses
 ) -> Evidence:
-    component = methods.create(method)
-    head_maps = maps.head_maps.weighted if maps.head_maps is not None and component.metadata.shows_head else None
+    shows_head = maps.head_maps is not None and methods.create(method).metadata.shows_head
+    head_maps = maps.head_maps.weighted if maps.head_maps is not None and shows_head else None
     size = (maps.images.shape[2], maps.images.shape[3])
     explanations: dict[Perturbation, Tensor] = {}
     for perturbation in dict.fromkeys(asked for metric in metrics for asked in metric.instance.explained):
         if not isinstance(perturbation, Kept | Removed):
             raise InputError(f"images can be explained again where a mask is kept or removed; got {perturbation}.")
         shown = shown_share(perturbation, maps.masks[method], maps.low_res_masks[method], size)
-        explain = explainer_of(classifier, maps, component, predictor)
+        explain = explainer_of(classifier, maps, methods.create(method), predictor)
         explanations[perturbation] = explain(maps.images * shown.to(maps.images)[:, None])
     raw = maps.raw[method].relu() if is_signed(method) else maps.raw[method]
     return Evidence(maps.masks[method], raw, head_maps, responses, explanations)
@@ -199,28 +204,38 @@ def _curves(metrics: Sequence[MetricComponent], known: ByMethod) -> dict[tuple[s
 def evaluate(
     classifier: Classifier,
     images: Images,
-    maps: Maps,
+    maps: Maps | Mapping[str, Tensor],
     metrics: Sequence[str] = ("average-drop", "average-gain", "average-increase", "insertion", "deletion", "sparsity"),
     *,
+    target: Asked = "predicted",
+    labels: Tensor | Sequence[Any] | None = None,
     batch_size: int = 8,
     predictor: Predictor | None = None,
+    progress: bool = True,
 ) -> pd.DataFrame:
-    """Scores maps on their own targets.
+    """Scores maps on their own targets, or masks of your own.
 
     Args:
         classifier: from `xattn.load` or `xattn.attach`.
         images: the images that were explained: `(B, 3, H, W)` in pixel space, or their files, which `maps` holds decoded.
-        maps: the result of `explain`.
+        maps: the result of `explain`, or masks of your own by their names, `{"mine": masks}`: `(B, H, W)` in [0, 1] at the size of the
+            images. They stand for their raw maps too.
         metrics: names with settings, `name[:key=value,…]`.
+        target: what masks of your own are scored on, as `explain` takes it; the maps of `explain` have their targets.
+        labels: of the images, likewise.
         batch_size: images scored at once.
         predictor: for perturbed images, from `xattn.inference.fastest`; None: the default one, unmeasured.
+        progress: after two seconds, a bar where stderr is a terminal; elsewhere log lines.
 
     Returns:
-        One row per value, with the columns of a run's `scores.csv`.
+        One row per value, with the columns of a run's `scores.csv`. `xattn.metrics.tables.comparison` makes a table with intervals of them;
+        those of several calls can be concatenated.
 
     Raises:
-        InputError: maps of other images or of another classifier, images that are not in pixel space, or masks that are not finite.
-        UnsupportedError: a metric follows a probability, and the target has none.
+        InputError: maps of other images or of another classifier, images that are not in pixel space, or masks that are not finite or not
+            `(B, H, W)` in [0, 1].
+        UnsupportedError: a metric follows a probability, and the target has none; or it explains images again, which masks of your own
+            cannot.
 
     >>> import torch, xattn
     >>> clf, images = xattn.load("birds:gap", device="cpu"), torch.rand(2, 3, 64, 64)
@@ -230,10 +245,13 @@ def evaluate(
     """
     refuse_no_classifier(classifier)
     refuse_chunk(batch_size, "batch_size")
-    if not isinstance(maps, Maps):
-        raise InputError("evaluate scores what explain gave; masks of your own go to the functions of xattn.metrics.")
     if images is None or hasattr(images, "__array__"):
         images = as_tensor(images, "images")
+    components = registry.create_all(metrics)
+    if not isinstance(maps, Maps):
+        if again := [metric.spec for metric in components if metric.instance.explained]:
+            raise UnsupportedError(f"{', '.join(again)} explains images again, which masks cannot: leave it out, or register a method.")
+        maps = _own_maps(explain(classifier, images, ["uniform"], target=target, labels=labels, predictor=predictor, untrained=True), maps)
     # Files are decoded in the maps, which hold an image once for each label if several are explained.
     images = images.to(maps.images.device) if isinstance(images, Tensor) and not maps.target_rule.startswith(PER_LABEL) else maps.images
     if images.shape != maps.images.shape:
@@ -241,13 +259,13 @@ def evaluate(
             f"maps are of images {tuple(maps.images.shape)}; got images {tuple(images.shape)}. Pass the images that were explained."
         )
     _refuse_other_maps(classifier, images, maps, batch_size)
-    components = registry.create_all(metrics)
     runs = predictor or Predictor(classifier)
     rows: list[Row] = []
-    with kept_pages():
+    with kept_pages(), Progress(len(images), progress, QUIET_S) as shown:
         for start in range(0, len(images), batch_size):
             piece = maps.part(start, start + batch_size, images)
             rows += rows_of(classifier, piece, score(classifier, piece, components, runs), [None] * len(piece.names))
+            shown.add(len(piece.names))
     return frame_of(pd.DataFrame([{name: getattr(row, name) for name in COLUMNS} for row in rows], columns=list(COLUMNS)))
 
 
@@ -270,6 +288,33 @@ def _refuse_other_maps(classifier: Classifier, images: Tensor, maps: Maps, batch
             f"maps are of another classifier than {key_of(classifier)}: its output for these images is another than when they were made. "
             "Explain the images with it; or, if it is the same, it answers differently the second time (a dropout that stays on?)."
         )
+
+
+def _own_maps(about: Maps, given: object) -> Maps:
+    """Masks of a user's own as maps.
+
+    Args:
+        about: maps of the same images, whose targets they take.
+        given: masks `(B, H, W)` by name.
+    """
+    if not isinstance(given, Mapping) or not given:
+        raise InputError(f"evaluate scores what explain gave, or masks by their names, {{'mine': masks}}; got {type(given).__name__}.")
+    size = (len(about.names), *about.images.shape[2:])
+    masks: dict[str, Tensor] = {}
+    for name, given_mask in given.items():
+        mask = as_masks(given_mask, len(about.names), f"masks '{name}'")
+        if not isinstance(name, str) or tuple(mask.shape) != size:
+            came = tuple(mask.shape)
+            raise InputError(
+                f"masks are tensors {size}, (images, height, width), by name; got {came} for {name!r}. xattn.metrics.to_masks makes them "
+                "of maps."
+            )
+        masks[name] = mask.detach().to(about.images.device, torch.float64 if mask.dtype == torch.float64 else torch.float32)
+        if not bool(((masks[name] >= 0) & (masks[name] <= 1)).all()):
+            raise InputError(f"the masks '{name}' are not all in [0, 1]: make masks of maps by xattn.metrics.to_masks.")
+    flags = {name: ~mask.flatten(1).any(dim=1) for name, mask in masks.items()}
+    reasons = {name: tuple(GIVEN_SO if flag else None for flag in found.tolist()) for name, found in flags.items()}
+    return replace(about, masks=masks, raw=masks, low_res_masks=masks, degenerate=flags, reasons=reasons, head_maps=None)
 
 
 def frame_of(rows: pd.DataFrame) -> pd.DataFrame:
