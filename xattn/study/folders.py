@@ -8,19 +8,25 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 import posixpath
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import filelock
 import pyarrow as pa
 
 from xattn.data import urls
 from xattn.errors import RunError
 
 UNFINISHED = ".unfinished"
+LOCK, HOLDER = ".lock", ".lock.holder"
+
+logger = logging.getLogger("xattn")
 
 
 class LocalFolder:
@@ -36,7 +42,7 @@ class LocalFolder:
     def top(self) -> list[str]:
         """Names of the files and folders in it, without unfinished files."""
         found = list(self.path.iterdir()) if self.path.exists() else []
-        return [path.name for path in found if not path.name.endswith(UNFINISHED)]
+        return [path.name for path in found if not path.name.endswith(UNFINISHED) and path.name not in (LOCK, HOLDER)]
 
     def listed(self, folder: str, suffix: str) -> list[str]:
         """Names of the files in one of its subfolders, in order."""
@@ -67,14 +73,53 @@ class LocalFolder:
                 with open(unfinished, "rb") as written:
                     os.fsync(written.fileno())
                 os.replace(unfinished, target)
+                _sync(target.parent)
         finally:
             with contextlib.suppress(OSError):
                 unfinished.unlink(missing_ok=True)
 
     def tidy(self) -> None:
-        """Removes unfinished files that killed processes left."""
+        """Removes unfinished files that killed processes left; those of processes that live on this machine stay."""
         for unfinished in self.path.rglob(f".*{UNFINISHED}"):
-            unfinished.unlink(missing_ok=True)
+            if not _lives(unfinished.name.split(".")[-2]):
+                unfinished.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other processes from running into this folder. A process that is killed holds no lock.
+
+        Raises:
+            RunError: another process, which the message names, holds it; or the folder cannot be written.
+        """
+        with _writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(self.path / LOCK, timeout=0)
+        try:
+            lock.acquire()
+        except filelock.Timeout as error:
+            with contextlib.suppress(OSError):
+                holder = (self.path / HOLDER).read_text(encoding="utf-8", errors="replace")[:200].strip()
+                raise RunError(
+                    f"'{self.path}' is in use: {holder or 'another process'} runs into it. Wait for it, stop it, or give another folder."
+                ) from error
+            raise RunError(f"'{self.path}' is in use by another process. Wait for it, stop it, or give another folder.") from error
+        except (OSError, NotImplementedError) as error:
+            if isinstance(error, PermissionError):
+                with _writing(self.path):
+                    raise
+            logger.warning("%s: no lock can be held here (%s); do not run twice into it at once.", self.path, error)
+            yield
+            return
+        try:
+            with contextlib.suppress(OSError):
+                (self.path / HOLDER).write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                (self.path / HOLDER).unlink(missing_ok=True)
+                (self.path / LOCK).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                lock.release()
 
 
 class UrlFolder:
@@ -126,6 +171,33 @@ class UrlFolder:
 
     def tidy(self) -> None:
         """Does nothing: a URL holds no unfinished files."""
+
+    def locked(self) -> contextlib.AbstractContextManager[None]:
+        """Does nothing: an upload is whole whoever does it, and two processes write the same parts."""
+        return contextlib.nullcontext()
+
+
+def _sync(folder: Path) -> None:
+    """Makes a rename in a folder last, where the system can."""
+    with contextlib.suppress(OSError):
+        opened = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
+
+
+def _lives(process: str) -> bool:
+    """Whether another process of this number runs here."""
+    try:
+        if int(process) == os.getpid():
+            return False
+        os.kill(int(process), 0)
+    except PermissionError:
+        return True
+    except (OSError, ValueError, OverflowError):
+        return False
+    return True
 
 
 def folder_at(place: str | Path) -> LocalFolder | UrlFolder:
