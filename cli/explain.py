@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xattn.cli.options import TEXTS, PathOrURL, model_options, numbers, shard
+from xattn.cli.options import TEXTS, Integer, Number, PathOrURL, model_options, numbers, shard
 from xattn.cli.terminal import warned_lines
 from xattn.errors import InputError
 
@@ -60,7 +60,7 @@ SOME_FAILED = 3
 )
 @click.option(
     "--threshold",
-    type=click.FloatRange(0, 1),
+    type=Number(0, 1),
     help="Lowest probability of a label that --target predicted explains with --multi-label, one row for each. Default: 0.5.",
 )
 @click.option(
@@ -82,7 +82,7 @@ SOME_FAILED = 3
 @click.option("--workers", type=click.IntRange(0), help="Decoding processes; default: one fewer than the cores.")
 @click.option(
     "--depth",
-    type=int,
+    type=Integer,
     help="Bits that the values of pictures with more than 8 bits use, such as 12. Default: what the file says, else all of its type.",
 )
 @click.option(
@@ -91,7 +91,7 @@ SOME_FAILED = 3
     callback=numbers,
     help="Values that are black and white in pictures with more than 8 bits, such as -160,240 (DICOM: after the rescale slope).",
 )
-@click.option("--max-pixels", type=int, help="Pixels of the largest picture that is decoded. Default: 100,000,000.")
+@click.option("--max-pixels", type=click.IntRange(1), help="Pixels of the largest picture that is decoded. Default: 100,000,000.")
 @click.option(
     "--level",
     type=click.Choice(["exact", "fast"]),
@@ -106,7 +106,7 @@ SOME_FAILED = 3
     help="How forwards are run: off; auto, measured if the work justifies it; full; or chunk=16,folded=true,compiled=true by hand.",
 )
 @click.option("--memory", help="Memory that the run may use besides the models, such as 2GB. Default: most of what is free.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed for everything random.")
+@click.option("--seed", type=Integer, default=0, show_default=True, help="Seed for everything random.")
 @click.option(
     "--shard",
     default="1/1",

@@ -9,9 +9,11 @@ from typing import Any
 
 import click
 
-from xattn.cli.options import TEXTS, classes_or_texts, model_options, stages
+from xattn.cli.options import TEXTS, Integer, Number, classes_or_texts, devices_of, model_options, stages
 from xattn.cli.terminal import warned_lines
 from xattn.errors import InputError
+
+PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true", "transformer-engine", "32", "16", "bf16", "64")
 
 
 @click.command()
@@ -42,34 +44,34 @@ from xattn.errors import InputError
     help="Preset: ca-stream (as in the paper), head (cheap; the head alone), probe (the head alone, without random crops), full (head and "
     "network). Default: by the head; probe with --cache-features.",
 )
-@click.option("--epochs", type=int, help="Passes over the training pictures.")
+@click.option("--epochs", type=Integer, help="Passes over the training pictures.")
 @click.option("--freeze-statistics", is_flag=True, default=None, help="Keep and use the network's BatchNorm statistics.")
-@click.option("--batch-size", type=int, help="Pictures per step, over all devices.")
+@click.option("--batch-size", type=Integer, help="Pictures per step, over all devices.")
 @click.option("--optimiser", type=click.Choice(["sgd", "adam", "adamw"]), help="Optimiser.")
-@click.option("--lr", type=float, help="Learning rate.")
-@click.option("--momentum", type=float, help="Momentum of sgd.")
-@click.option("--weight-decay", type=float, help="Weight decay of the optimiser.")
+@click.option("--lr", type=Number(), help="Learning rate.")
+@click.option("--momentum", type=Number(), help="Momentum of sgd.")
+@click.option("--weight-decay", type=Number(), help="Weight decay of the optimiser.")
 @click.option("--schedule", type=click.Choice(["constant", "cosine", "step"]), help="Schedule of the learning rate.")
-@click.option("--step", type=int, help="Epochs between the steps of the schedule.")
-@click.option("--smallest-crop", type=float, help="Smallest share of a picture's area that a random crop may cover.")
-@click.option("--dropout", type=float, help="Dropout of the head's vector.")
-@click.option("--patience", type=int, help="Epochs without a better validation loss before training stops.")
-@click.option("--validation", type=float, help="Share of each class that is held out if the data has no validation split.")
+@click.option("--step", type=Integer, help="Epochs between the steps of the schedule.")
+@click.option("--smallest-crop", type=Number(), help="Smallest share of a picture's area that a random crop may cover.")
+@click.option("--dropout", type=Number(), help="Dropout of the head's vector.")
+@click.option("--patience", type=Integer, help="Epochs without a better validation loss before training stops.")
+@click.option("--validation", type=Number(), help="Share of each class that is held out if the data has no validation split.")
 @click.option(
     "--teacher",
     type=click.Path(exists=True, dir_okay=False),
     help="Trained .safetensors; the student learns its answers and starts from its weights.",
 )
 @click.option("--teacher-weights", help="Weights of the teacher's network, if its file holds a head alone.")
-@click.option("--alpha", type=float, help="Weight of the labels against the teacher's answers.")
-@click.option("--temperature", type=float, help="Temperature of the teacher's answers.")
+@click.option("--alpha", type=Number(), help="Weight of the labels against the teacher's answers.")
+@click.option("--temperature", type=Number(), help="Temperature of the teacher's answers.")
 @click.option("--high-res", callback=stages, help="Stages whose stride is removed, such as layer3,layer4.")
 @click.option("--dilate", is_flag=True, help="Dilate the kernels behind these strides, so that each sees what it saw before.")
 @click.option("--search", "trials", type=click.IntRange(1), help="Search for the settings in this many trials, and keep the best.")
 @click.option("--accelerator", help="cpu, gpu, mps or another of Lightning's. Default: a GPU if there is one.")
-@click.option("--devices", default="1", show_default=True, help="Number of devices per node, in any form that Lightning accepts.")
+@click.option("--devices", default="1", show_default=True, callback=devices_of, help="Number of devices per node, in any form that Lightning accepts.")
 @click.option("--nodes", type=click.IntRange(1), default=1, show_default=True, help="Number of machines.")
-@click.option("--precision", default="32-true", show_default=True, help="Precision, one of Lightning's: 16-mixed, bf16-mixed, …")
+@click.option("--precision", type=click.Choice(PRECISIONS), default="32-true", show_default=True, help="Precision, one of Lightning's.")
 @click.option("--workers", type=click.IntRange(0), help="Decoding processes; default: one fewer than the cores.")
 @click.option(
     "--cache-features",
@@ -77,7 +79,7 @@ from xattn.errors import InputError
     metavar="DIR",
     help="Folder where the frozen network's features are kept, computed once; several heads share it.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed for everything random.")
+@click.option("--seed", type=Integer, default=0, show_default=True, help="Seed for everything random.")
 @click.option("--log-gradients", is_flag=True, help="Log the gradient norm of each layer at each step.")
 def train(
     model: str,
@@ -101,7 +103,7 @@ def train(
     std: list[float] | None,
     trials: int | None,
     accelerator: str | None,
-    devices: str,
+    devices: int | str,
     nodes: int,
     precision: str,
     workers: int | None,
@@ -179,7 +181,7 @@ def train(
         "seed": seed,
         "workers": workers,
         "accelerator": accelerator,
-        "devices": int(devices) if devices.lstrip("-").isdigit() else devices,
+        "devices": devices,
         "nodes": nodes,
         "precision": precision,
         "log_gradients": log_gradients,

@@ -17,6 +17,7 @@ from pathlib import Path, PurePath, PurePosixPath
 from xattn.data import urls
 from xattn.data.pictures import is_picture
 from xattn.errors import InputError
+from xattn.registry import is_integer
 
 SUFFIXES = frozenset(
     [
@@ -92,6 +93,8 @@ def listed(place: str) -> list[NamedImage]:
 
 
 def _files(given: str) -> list[NamedImage]:
+    if not given.strip() or "\0" in given:
+        raise InputError(f"{given!r} is no path: give a folder ('.' for this one), a file, a pattern or a CSV.")
     path = Path(given)
     if path.is_dir():
         return [NamedImage(printable(file.relative_to(path).as_posix()), file) for file in _walk(path)]
@@ -266,7 +269,7 @@ def _read_csv(path: str) -> dict[str, int | str | None]:
 def _label(text: str | None) -> int | str | None:
     if text is None or not text.strip():
         return None
-    return int(text) if text.strip().isdigit() else text.strip()
+    return int(text) if is_integer(text.strip()) else text.strip()
 
 
 def labelled(images: list[NamedImage], path: str) -> list[NamedImage]:

@@ -25,6 +25,7 @@ from xattn.models.inputs import Inputs, input_channels, supplied
 from xattn.models.layout import Stage, to_nchw
 from xattn.models.reading import output_reader
 from xattn.models.stages import find_stages, named_stage
+from xattn.registry import is_integer
 
 
 class Classifier(nn.Module):
@@ -119,7 +120,7 @@ class Classifier(nn.Module):
         self.class_count = classes or own
         channels = [stage.channels for stage in self.attachment.stages]
         with torch.inference_mode(False):
-            module = settings.build(channels, self.class_count, self.attachment.info)
+            module = settings.built(channels, self.class_count, self.attachment.info)
             self.head: Head = module.to(device=self.mean.device, dtype=self.mean.dtype)
         self.head.train(network.training)
         self._attention_layers: int | None = None
@@ -323,7 +324,7 @@ class Classifier(nn.Module):
         """
         if isinstance(target, str) and self.labels is not None and target in self.labels:
             return self.labels.index(target)
-        if isinstance(target, str) and not target.lstrip("-").isdigit():
+        if isinstance(target, str) and not is_integer(target):
             if self.labels is None:
                 raise InputError(f"class '{target}' is given by name, but {self.name} has no labels: pass labels, or an index.")
             raise NameUnknownError("class", target, self.labels)

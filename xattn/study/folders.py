@@ -97,12 +97,12 @@ class LocalFolder:
         try:
             lock.acquire()
         except filelock.Timeout as error:
+            holder = ""
             with contextlib.suppress(OSError):
                 holder = (self.path / HOLDER).read_text(encoding="utf-8", errors="replace")[:200].strip()
-                raise RunError(
-                    f"'{self.path}' is in use: {holder or 'another process'} runs into it. Wait for it, stop it, or give another folder."
-                ) from error
-            raise RunError(f"'{self.path}' is in use by another process. Wait for it, stop it, or give another folder.") from error
+            raise RunError(
+                f"'{self.path}' is in use: {holder or 'another process'} runs into it. Wait for it, stop it, or give another folder."
+            ) from error
         except (OSError, NotImplementedError) as error:
             if isinstance(error, PermissionError):
                 with _writing(self.path):
@@ -117,7 +117,6 @@ class LocalFolder:
         finally:
             with contextlib.suppress(OSError):
                 (self.path / HOLDER).unlink(missing_ok=True)
-                (self.path / LOCK).unlink(missing_ok=True)
             with contextlib.suppress(OSError):
                 lock.release()
 
