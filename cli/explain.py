@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from xattn.cli.options import TEXTS, Integer, Number, PathOrURL, model_options, numbers, shard
-from xattn.cli.terminal import warned_lines
+from xattn.cli.terminal import say, warned_lines
 from xattn.errors import InputError
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ def explain(
     try:
         outcome = study.run()
     except KeyboardInterrupt:
-        click.echo(f"stopped; what was finished is in {out}, and the same command goes on.", err=True)
+        say(f"stopped; what was finished is in {out}, and the same command goes on.", err=True)
         sys.exit(1)
     _finish(study, outcome, out)
 
@@ -191,20 +191,20 @@ def _announce(study: Study) -> None:
     plan = study.plan
     for classifier in plan.classifiers:
         stage = plan.stage_of(classifier)
-        click.echo(f"{classifier.name} · {classifier.head_name} · {classifier.class_count} classes · {classifier.device}", err=True)
-        click.echo(f"  {classifier.preprocessing}", err=True)
+        say(f"{classifier.name} · {classifier.head_name} · {classifier.class_count} classes · {classifier.device}", err=True)
+        say(f"  {classifier.preprocessing}", err=True)
         others = ", ".join(other.name for other in classifier.stages if stage is None or other.name != stage.name)
-        click.echo(f"  stage {stage}: {stage.found}" if stage else "  no stage: no map lies on every path to the output", err=True)
+        say(f"  stage {stage}: {stage.found}" if stage else "  no stage: no map lies on every path to the output", err=True)
         if others:
-            click.echo(f"  other stages: {others}", err=True)
+            say(f"  other stages: {others}", err=True)
         for lacks, left in _left_out(plan, classifier).items():
-            click.echo(f"  without {', '.join(left)}: {lacks}", err=True)
+            say(f"  without {', '.join(left)}: {lacks}", err=True)
     place, count = plan.shard
     if count > 1:
-        click.echo(
+        say(
             f"shard {place} of {count}: {len(plan.images)} of {len(plan.source)} images; `xattn compare` joins the folders of all", err=True
         )
-    click.echo(
+    say(
         f"{len(plan.images)} images × {len(plan.methods)} methods × {len(plan.metrics)} metrics, target: {plan.target}",
         err=True,
     )
@@ -229,14 +229,14 @@ def _finish(study: Study, outcome: Outcome, out: str) -> None:
             drawn = Path(folder) / "grid.png"
             figure([out], drawn, images=[image.name for image in study.images if image.name not in failed][:6])
             shutil.copyfile(drawn, path)
-        click.echo(study.table().to_string(index=False, float_format=lambda value: f"{value:.2f}"))
-        click.echo(f"scores: {out}/scores.csv   table: {out}/table.csv   figure: {out}/figures/grid.png", err=True)
+        say(study.table().to_string(index=False, float_format=lambda value: f"{value:.2f}"))
+        say(f"scores: {out}/scores.csv   table: {out}/table.csv   figure: {out}/figures/grid.png", err=True)
     for rule, count in study.store.read_run().get("pixels", {}).items():
-        click.echo(f"{count} pictures: {rule}", err=True)
+        say(f"{count} pictures: {rule}", err=True)
     if outcome.failed:
-        click.echo(f"{len(outcome.failed)} of {outcome.images} images failed:", err=True)
+        say(f"{len(outcome.failed)} of {outcome.images} images failed:", err=True)
         for name, reason in outcome.failed:
-            click.echo(f"  {name}: {reason}", err=True)
+            say(f"  {name}: {reason}", err=True)
         sys.exit(SOME_FAILED)
 
 
@@ -250,7 +250,7 @@ def _load(models: Sequence[str], weights: Sequence[str], heads: Sequence[str], o
         file = weights[number] if weights and weights[number] else None
         saved = own_file(model) is not None
         if saved and heads and len(models) > 1:
-            click.echo(f"  note: {model} has its own head; --head is for the others", err=True)
+            say(f"  note: {model} has its own head; --head is for the others", err=True)
         given = heads if heads and not (saved and len(models) > 1) else (None,)
         for head in given:
             with warned_lines():

@@ -13,7 +13,6 @@ import click
 from xattn.data.urls import is_url, without_file_scheme
 from xattn.registry import LARGEST_INTEGER, coerce
 
-
 MOST_SHARDS = 1_000_000
 Integer = click.IntRange(-LARGEST_INTEGER, LARGEST_INTEGER)
 

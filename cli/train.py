@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from xattn.cli.options import TEXTS, Integer, Number, classes_or_texts, devices_of, model_options, stages
-from xattn.cli.terminal import warned_lines
+from xattn.cli.terminal import say, warned_lines
 from xattn.errors import InputError
 
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true", "transformer-engine", "32", "16", "bf16", "64")
@@ -69,7 +69,9 @@ PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-t
 @click.option("--dilate", is_flag=True, help="Dilate the kernels behind these strides, so that each sees what it saw before.")
 @click.option("--search", "trials", type=click.IntRange(1), help="Search for the settings in this many trials, and keep the best.")
 @click.option("--accelerator", help="cpu, gpu, mps or another of Lightning's. Default: a GPU if there is one.")
-@click.option("--devices", default="1", show_default=True, callback=devices_of, help="Number of devices per node, in any form that Lightning accepts.")
+@click.option(
+    "--devices", default="1", show_default=True, callback=devices_of, help="Number of devices per node, in any form that Lightning accepts."
+)
 @click.option("--nodes", type=click.IntRange(1), default=1, show_default=True, help="Number of machines.")
 @click.option("--precision", type=click.Choice(PRECISIONS), default="32-true", show_default=True, help="Precision, one of Lightning's.")
 @click.option("--workers", type=click.IntRange(0), help="Decoding processes; default: one fewer than the cores.")
@@ -163,18 +165,18 @@ def train(
         taught = load(teacher, weights=teacher_weights, device=cpu, trust_code=trust_code or names_code_of(teacher, model))
         classifier.start_from(taught)
 
-    def say(line: str) -> None:
+    def tell(line: str) -> None:
         if is_first_process():
-            click.echo(line, err=True)
+            say(line, err=True)
 
     read = ", ".join(map(str, classifier.attachment.stages or [classifier.stage()]))
     what = "head and network" if recipe.backbone else "the head alone"
-    say(f"{classifier.name} · {classifier.head_name} · {classifier.class_count} classes · {classifier.device}: {what}")
-    say(f"  {classifier.preprocessing}")
-    say(f"  reads {read}")
+    tell(f"{classifier.name} · {classifier.head_name} · {classifier.class_count} classes · {classifier.device}: {what}")
+    tell(f"  {classifier.preprocessing}")
+    tell(f"  reads {read}")
     if teacher is not None:
-        say(f"  starts from the weights of {teacher}, and learns its answers")
-    say(f"{opened.name}: {len(opened)} pictures of {len(set(opened.targets))} classes")
+        tell(f"  starts from the weights of {teacher}, and learns its answers")
+    tell(f"{opened.name}: {len(opened)} pictures of {len(set(opened.targets))} classes")
     options: dict[str, Any] = {
         "recipe": recipe,
         "teacher": taught,
@@ -190,12 +192,12 @@ def train(
     if trials is not None:
         found = search(classifier, opened, out, trials, **options)
         settings = ", ".join(f"{key} {value}" for key, value in found.recipe.to_json().items() if value != getattr(recipe, key))
-        say(f"best of {found.trials} trials ({found.pruned} pruned): validation accuracy {found.accuracy:.2f} %, {settings}")
+        tell(f"best of {found.trials} trials ({found.pruned} pruned): validation accuracy {found.accuracy:.2f} %, {settings}")
     else:
         fitted = fit(classifier, opened, out, **options)
-        say(
+        tell(
             f"kept epoch {fitted.best} of {fitted.epochs}: validation loss {fitted.loss:.4f}, accuracy {fitted.accuracy:.2f} % on "
             f"{fitted.validation} pictures; logs in {fitted.folder}",
         )
     if is_first_process():
-        click.echo(out)
+        say(out)

@@ -14,6 +14,7 @@ from xattn.metrics.base import Aggregation, MetricMetadata, metrics
 from xattn.metrics.statistics import Interval, adjusted, mean_interval, paired
 from xattn.metrics.targets import PER_LABEL
 from xattn.metrics.values import is_value
+from xattn.text import neutral_cell, shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,6 +23,15 @@ Format = Literal["csv", "latex", "markdown"]
 KEYS = ["model", "head", "method"]
 EXPLAINED = ["image", "target"]  # what a row explains, for one model and head
 SIGNIFICANT = 0.05
+LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+}
+MARKDOWN = {"|": r"\|", "<": "&lt;", ">": "&gt;", "`": r"\`"}
 
 
 @dataclass(frozen=True)
@@ -42,18 +52,24 @@ class Table:
     against: str | None
     notes: tuple[str, ...]
 
-    def text(self, form: Format) -> str:
-        """The table in one of the formats; Markdown and LaTeX print mean ± half the interval, and the notes."""
+    def text(self, form: Format, *, spreadsheet: bool = False) -> str:
+        """The table in one of the formats; Markdown and LaTeX print mean ± half the interval, and the notes.
+
+        Args:
+            form: "csv", "latex" or "markdown".
+            spreadsheet: of CSV, put an apostrophe before names that a spreadsheet would take for formulas.
+        """
         if form == "csv":
-            return str(self.frame.to_csv(index=False))
+            names = {key: self.frame[key].map(lambda name: neutral_cell(str(name))) for key in KEYS} if spreadsheet else {}
+            return str(self.frame.assign(**names).to_csv(index=False))
         shown = self._shown(form)
         if form == "markdown":
             return (
                 f"{shown.to_markdown(index=False, disable_numparse=True, colalign=['left'] * 3 + ['right'] * (shown.shape[1] - 3))}\n\n"
-                + "".join(f"- {note}\n" for note in self.notes)
+                + "".join(f"- {_escaped(note, latex=False)}\n" for note in self.notes)
             )
         body = shown.to_latex(index=False, escape=False, column_format="l" * 3 + "r" * (shown.shape[1] - 3))
-        return body + "".join(f"% {note}\n" for note in self.notes)
+        return body + "".join(f"% {shown(note, keep='')}\n" for note in self.notes)
 
     def _shown(self, form: Format) -> pd.DataFrame:
         import pandas as pd
@@ -215,8 +231,6 @@ def _number(value: float) -> str:
 
 
 def _escaped(text: str, latex: bool) -> str:
-    if not latex:
-        return text.replace("|", r"\|")
-    for character in "&%$#_{}":
-        text = text.replace(character, f"\\{character}")
-    return text
+    """A name as it is read in LaTeX or Markdown, on one line."""
+    text = shown(text, keep="")
+    return "".join((LATEX if latex else MARKDOWN).get(character, character) for character in text)

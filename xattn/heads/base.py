@@ -124,7 +124,9 @@ class HeadSettings(ABC):
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
             size = sum(parameter.numel() for parameter in self.build(channels, classes, info).parameters())
         if size > MOST_WEIGHTS:
-            raise SettingError(f"{self} for {classes:,} classes of {info.name} would have {size:,} weights: at most {MOST_WEIGHTS:,} are built.")
+            raise SettingError(
+                f"{self} for {classes:,} classes of {info.name} would have {size:,} weights: at most {MOST_WEIGHTS:,} are built."
+            )
         return self.build(channels, classes, info)
 
 

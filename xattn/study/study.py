@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from torch.utils.data import Dataset
 
 from xattn.data.depth import MAX_PIXELS
@@ -179,8 +180,9 @@ class Study:
         """The images of this shard."""
         return self.plan.images
 
+    @torch.random.fork_rng(devices=[])
     def run(self) -> Outcome:
-        """Does the remaining work, then makes the tables.
+        """Does the remaining work, then makes the tables; torch's generator stays as it was.
 
         Raises:
             InputError: a data set gives tensors that are in no range that a run takes.
@@ -211,8 +213,8 @@ class Study:
                     running.work(plan, self.store, left, progress.add)
             if gone := {unit.name for unit in units} - self.store.done():
                 raise RunError(
-                    f"{len(gone)} of {len(units)} parts of '{self.store.folder}' are gone: were files deleted while it ran? What is left is "
-                    "kept: run the same command to go on."
+                    f"{len(gone)} of {len(units)} parts of '{self.store.folder}' are gone: were files deleted while it ran? What is left "
+                    "is kept: run the same command to go on."
                 )
             failed = self.store.finish([metric.spec for metric in plan.metrics])
             self.store.read_run()  # it is there to the end
