@@ -15,7 +15,7 @@ MOST_ROWS = 10**7
 MOST_BYTES = 16 * 2**30
 TEXTS = [column.name for column in SCHEMA if column.type == pa.string()]
 OF_MAPS = ("count", "height", "scale")
-OF_SCORES = ("model", "head", "method", "target", "target_rule")
+OF_SCORES = ("model", "head", "method", "target", "target_rule", "degenerate")
 
 
 def read_part(source: Any, images: Iterable[str] | None = None) -> pa.Table:
@@ -30,9 +30,13 @@ def read_part(source: Any, images: Iterable[str] | None = None) -> pa.Table:
         ArrowException: it is no Parquet file that can be read.
         OSError: likewise, or the file itself cannot be read.
     """
-    with pq.ParquetFile(source, read_dictionary=TEXTS) as file:
+    with pq.ParquetFile(source) as file:
         _check_size(file.metadata)
         _check_columns(file.schema_arrow)
+        texts = [name for name in TEXTS if name in file.schema_arrow.names]
+    if hasattr(source, "seek"):
+        source.seek(0)
+    with pq.ParquetFile(source, read_dictionary=texts) as file:
         table = file.read()
     _check_texts(table)
     if images is not None:
