@@ -31,7 +31,6 @@ OUTCOMES = ("done", "refused", "traceback", "code run", "hang")
 WRONG = OUTCOMES[2:]
 ROOM = 8 * 2**30  # bytes beyond what the process holds when it begins
 START_S = 300  # imports, and what a sweep prepares
-FORMAT_OF_ERRORS = "{kind}: {message} ({place})"
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ def sweep(kind: str, seed: int, count: int, base: Path, limit_s: float) -> Itera
             yield Result(name, "hang", f"over {limit_s:g} s")
         except EOFError:
             if not name:
-                raise
+                raise RuntimeError(f"the sweep of {kind} ended before its first case") from None
             done += 1
             yield Result(name, "traceback", "the process died")
         finally:
@@ -93,9 +92,6 @@ def sweep(kind: str, seed: int, count: int, base: Path, limit_s: float) -> Itera
 
 def work(connection: Connection, kind: str, seed: int, count: int, base: Path, start: int) -> None:
     """Tries the cases from `start` on, and reports each twice: its name before, its result after."""
-    devnull = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(devnull, 1)
-    os.dup2(devnull, 2)
     import hostile
     import torch
 
@@ -115,6 +111,9 @@ def work(connection: Connection, kind: str, seed: int, count: int, base: Path, s
             )
             resource.setrlimit(resource.RLIMIT_AS, (held + ROOM, held + ROOM))
             begun = True
+            devnull = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(devnull, 1)
+            os.dup2(devnull, 2)
         connection.send(case.name)
         connection.send(attempt(case))
     connection.send(None)
@@ -146,8 +145,8 @@ def page(results: dict[str, list[Result]], seed: int, seconds: float) -> str:
     lines = [
         "# Hostile and damaged input",
         "",
-        f"`python benchmarks/hardening.py --seed {seed}`, {seconds:.0f} s. Wanted: 0 in the last three columns. *done*: the input was taken, as "
-        "a picture with one changed pixel is; *refused*: one sentence and, on the command line, an exit code that is not 0.",
+        f"`python benchmarks/hardening.py --seed {seed}`, {seconds:.0f} s. Wanted: 0 in the last three columns. *done*: the input was "
+        "taken, as a picture with one changed pixel is; *refused*: one sentence and, on the command line, an exit code that is not 0.",
         "",
         "| input | cases | " + " | ".join(OUTCOMES) + " |",
         "|---|" + "---:|" * (len(OUTCOMES) + 1),

@@ -21,6 +21,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 import xattn
+import xattn.training
 from xattn.birds import SketchBirds
 from xattn.birds.pretrained import file_of
 from xattn.cli import main
@@ -261,17 +262,109 @@ def _spoiled_part(rows: pa.Table, chance: random.Random) -> tuple[str, pa.Table]
 # --- command lines ----------------------------------------------------------------------------------------------------------------------
 
 NUMBERS = ("-1", "0", "nan", "inf", "-inf", "²", "١", "9" * 5000, "1e400", "1_0", "x", "", " ", "\x00", "1.5", "999999999999")
-EXPLAIN = ("--batch-size", "--workers", "--depth", "--window", "--max-pixels", "--seed", "--threshold", "--input-size", "--resize", "--mean",
-           "--std", "--memory", "--shard", "--actors", "--target", "--device", "--tune", "--level", "--engine", "--stage", "--output")  # fmt: skip
-TRAIN = ("--epochs", "--batch-size", "--lr", "--momentum", "--weight-decay", "--step", "--smallest-crop", "--dropout", "--patience",
-         "--validation", "--alpha", "--temperature", "--devices", "--nodes", "--precision", "--accelerator", "--search", "--preset",
-         "--schedule", "--optimiser", "--high-res", "--head", "--classes")  # fmt: skip
-SPECS = ("insertion:blur=999999", "insertion:tolerance=inf", "insertion:step=0", "deletion:step=²", "insertion:protocol=", "a:b:c=d", ":", "=",
-         ",,,", "average-drop:,,,", "sparsity:x=1", "insertion:blur=" + "9" * 5000, "insertion:blur=1,blur=3", "\x00", "")  # fmt: skip
-METHODS = ("score-cam:,,,", "score-cam:top=-1", "smooth-grad:samples=0", "smooth-grad:sigma=nan", "occlusion:window=99999", "grad-cam:x",
-           "captum:", "captum:Nothing", "grad-cam:ScoreCAM:x=1", "finer-cam:alpha=inf", "random:", "opti-cam:steps=0", "..", "\x00")  # fmt: skip
-MODELS = ("..", "..:..", "/proc:x", "os:system", "os.path:join", "birds:", "birds:\x00", "torchvision:../x", "timm:\x00", "hf:", "hf:/proc",
-          "x.py:f", "/dev/null.py:f", ".py:f", ":", "::", "a..b:c", "x.safetensors", "\x00.safetensors", "")  # fmt: skip
+EXPLAIN = (
+    "--batch-size",
+    "--workers",
+    "--depth",
+    "--window",
+    "--max-pixels",
+    "--seed",
+    "--threshold",
+    "--input-size",
+    "--resize",
+    "--mean",
+    "--std",
+    "--memory",
+    "--shard",
+    "--actors",
+    "--target",
+    "--device",
+    "--tune",
+    "--level",
+    "--engine",
+    "--stage",
+    "--output",
+)
+TRAIN = (
+    "--epochs",
+    "--batch-size",
+    "--lr",
+    "--momentum",
+    "--weight-decay",
+    "--step",
+    "--smallest-crop",
+    "--dropout",
+    "--patience",
+    "--validation",
+    "--alpha",
+    "--temperature",
+    "--devices",
+    "--nodes",
+    "--precision",
+    "--accelerator",
+    "--search",
+    "--preset",
+    "--schedule",
+    "--optimiser",
+    "--high-res",
+    "--head",
+    "--classes",
+)
+SPECS = (
+    "insertion:blur=999999",
+    "insertion:tolerance=inf",
+    "insertion:step=0",
+    "deletion:step=²",
+    "insertion:protocol=",
+    "a:b:c=d",
+    ":",
+    "=",
+    ",,,",
+    "average-drop:,,,",
+    "sparsity:x=1",
+    "insertion:blur=" + "9" * 5000,
+    "insertion:blur=1,blur=3",
+    "\x00",
+    "",
+)
+METHODS = (
+    "score-cam:,,,",
+    "score-cam:top=-1",
+    "smooth-grad:samples=0",
+    "smooth-grad:sigma=nan",
+    "occlusion:window=99999",
+    "grad-cam:x",
+    "captum:",
+    "captum:Nothing",
+    "grad-cam:ScoreCAM:x=1",
+    "finer-cam:alpha=inf",
+    "random:",
+    "opti-cam:steps=0",
+    "..",
+    "\x00",
+)
+MODELS = (
+    "..",
+    "..:..",
+    "/proc:x",
+    "os:system",
+    "os.path:join",
+    "birds:",
+    "birds:\x00",
+    "torchvision:../x",
+    "timm:\x00",
+    "hf:",
+    "hf:/proc",
+    "x.py:f",
+    "/dev/null.py:f",
+    ".py:f",
+    ":",
+    "::",
+    "a..b:c",
+    "x.safetensors",
+    "\x00.safetensors",
+    "",
+)
 HEADS = (
     "br-npa:n=1000000000000",
     "br-npa:n=-1",
@@ -312,7 +405,19 @@ def command_lines(seed: int, count: int, base: Path) -> Iterator[Case]:
     birds = str(drawn(base))
     explain = ["explain", birds, "--model", "birds:gap", "--device", "cpu", "--out", "{folder}/run", "--workers", "0", "--tune", "off"]
     explain += ["--metric", "sparsity"]
-    train = ["train", "--data", birds, "--model", "birds:gap", "--out", "{folder}/x.safetensors", "--accelerator", "cpu", "--workers", "0"]
+    train = [
+        "train",
+        "--data",
+        "{folder}/nowhere",
+        "--model",
+        "birds:gap",
+        "--out",
+        "{folder}/x.safetensors",
+        "--accelerator",
+        "cpu",
+        "--workers",
+        "0",
+    ]
     lines = [[*explain, f"{option}={value}"] for option in EXPLAIN for value in NUMBERS]
     lines += [[*train, f"{option}={value}"] for option in TRAIN for value in NUMBERS]
     lines += [[*explain, f"--metric={spec}"] for spec in SPECS] + [[*explain, f"--method={spec}"] for spec in METHODS]
@@ -355,8 +460,20 @@ def calls(seed: int, count: int) -> Iterator[Case]:
     """Calls of the Python API with one argument that cannot be used."""
     classifier = load("birds:gap", device="cpu")
     images = torch.rand(2, 3, 64, 64)
-    bad_images = (torch.rand(0, 3, 64, 64), torch.rand(3, 64, 64), torch.rand(2, 64, 64, 3), torch.full((2, 3, 64, 64), float("nan")),
-                  images * 255, (images * 255).to(torch.uint8), torch.rand(2, 3, 1, 1), torch.rand(2, 1, 64, 64), [], "", ["nowhere.png"], "\x00")  # fmt: skip
+    bad_images = (
+        torch.rand(0, 3, 64, 64),
+        torch.rand(3, 64, 64),
+        torch.rand(2, 64, 64, 3),
+        torch.full((2, 3, 64, 64), float("nan")),
+        images * 255,
+        (images * 255).to(torch.uint8),
+        torch.rand(2, 3, 1, 1),
+        torch.rand(2, 1, 64, 64),
+        [],
+        "",
+        ["nowhere.png"],
+        "\x00",
+    )
     bad_targets = (
         99,
         -1,
@@ -388,11 +505,18 @@ def calls(seed: int, count: int) -> Iterator[Case]:
     tries += [
         (f"Study({key} {given!r:.30})", lambda key=key, given=given: Study([classifier], images=drawn(Path.cwd()), **{key: given}))
         for key, values in {
-            "batch_size": (0, -1), "shard": ((0, 1), (2, 1), (1, 10**12)), "memory": ("x", "-1GB", 0), "methods": ("grad-cam", [], ["x"]),
-            "metrics": ("x", ["insertion:blur=2"]), "tune": ("x", "chunk=0", "chunk=²"), "engine": ("x",), "threshold": (2.0,), "depth": (99,),
+            "batch_size": (0, -1),
+            "shard": ((0, 1), (2, 1), (1, 10**12)),
+            "memory": ("x", "-1GB", 0),
+            "methods": ("grad-cam", [], ["x"]),
+            "metrics": ("x", ["insertion:blur=2"]),
+            "tune": ("x", "chunk=0", "chunk=²"),
+            "engine": ("x",),
+            "threshold": (2.0,),
+            "depth": (99,),
         }.items()
         for given in values
-    ]  # fmt: skip
+    ]
     random.Random(seed).shuffle(tries)
     for name, call in tries[:count]:
 

@@ -60,8 +60,10 @@ class Table:
             spreadsheet: of CSV, put an apostrophe before names that a spreadsheet would take for formulas.
         """
         if form == "csv":
-            names = {key: self.frame[key].map(lambda name: neutral_cell(str(name))) for key in KEYS} if spreadsheet else {}
-            return str(self.frame.assign(**names).to_csv(index=False))
+            frame = self.frame.copy()
+            for key in KEYS if spreadsheet else ():
+                frame[key] = [neutral_cell(str(name)) for name in frame[key]]
+            return str(frame.to_csv(index=False))
         shown = self._shown(form)
         if form == "markdown":
             return (
