@@ -11,6 +11,7 @@ import hashlib
 import logging
 import os
 import posixpath
+import re
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from xattn.errors import RunError
 
 UNFINISHED = ".unfinished"
 LOCK, HOLDER = ".lock", ".lock.holder"
+ORPHANS_S = 20.0
 
 logger = logging.getLogger("xattn")
 
@@ -81,7 +83,7 @@ class LocalFolder:
     def tidy(self) -> None:
         """Removes unfinished files that killed processes left; those of processes that live on this machine stay."""
         for unfinished in self.path.rglob(f".*{UNFINISHED}"):
-            if not _lives(unfinished.name.split(".")[-2]):
+            if not _lives(f"process {unfinished.name.split('.')[-2]} on {socket.gethostname()}"):
                 unfinished.unlink(missing_ok=True)
 
     @contextlib.contextmanager
@@ -95,11 +97,10 @@ class LocalFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(self.path / LOCK, timeout=0)
         try:
-            lock.acquire()
+            # Decoding processes of one that was killed keep its lock until they notice, within seconds.
+            lock.acquire(timeout=0 if _lives(self._holder()) else ORPHANS_S)
         except filelock.Timeout as error:
-            holder = ""
-            with contextlib.suppress(OSError):
-                holder = (self.path / HOLDER).read_text(encoding="utf-8", errors="replace")[:200].strip()
+            holder = self._holder()
             raise RunError(
                 f"'{self.path}' is in use: {holder or 'another process'} runs into it. Wait for it, stop it, or give another folder."
             ) from error
@@ -119,6 +120,12 @@ class LocalFolder:
                 (self.path / HOLDER).unlink(missing_ok=True)
             with contextlib.suppress(OSError):
                 lock.release()
+
+    def _holder(self) -> str:
+        """Who holds the lock, as `process 123 on machine`; empty if nobody wrote it."""
+        with contextlib.suppress(OSError):
+            return (self.path / HOLDER).read_text(encoding="utf-8", errors="replace")[:200].strip()
+        return ""
 
 
 class UrlFolder:
@@ -186,17 +193,21 @@ def _sync(folder: Path) -> None:
             os.close(opened)
 
 
-def _lives(process: str) -> bool:
-    """Whether another process of this number runs here."""
+def _lives(holder: str) -> bool:
+    """Whether another process, as `process 123 on machine`, runs; of one on another machine nothing is known, and it is taken to."""
+    found = re.fullmatch(r"process ([0-9]{1,9}) on (.+)", holder)
+    if found is None:
+        return False
+    process, machine = int(found[1]), found[2]
+    if machine != socket.gethostname():
+        return True
     try:
-        if int(process) == os.getpid():
-            return False
-        os.kill(int(process), 0)
+        os.kill(process, 0)
     except PermissionError:
         return True
-    except (OSError, ValueError, OverflowError):
+    except OSError:
         return False
-    return True
+    return process != os.getpid()
 
 
 def folder_at(place: str | Path) -> LocalFolder | UrlFolder:
