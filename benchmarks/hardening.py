@@ -61,7 +61,7 @@ def sweep(kind: str, seed: int, count: int, base: Path, limit_s: float) -> Itera
     done = 0
     while done < count:
         ours, theirs = multiprocessing.get_context("spawn").Pipe()
-        process = multiprocessing.get_context("spawn").Process(target=work, args=(theirs, kind, seed, count, base, done), daemon=True)
+        process = multiprocessing.get_context("spawn").Process(target=work, args=(theirs, kind, seed, count, base, done))
         process.start()
         theirs.close()
         name, patience = "", float(START_S)
@@ -93,6 +93,7 @@ def sweep(kind: str, seed: int, count: int, base: Path, limit_s: float) -> Itera
 def work(connection: Connection, kind: str, seed: int, count: int, base: Path, start: int) -> None:
     """Tries the cases from `start` on, and reports each twice: its name before, its result after."""
     import hostile
+    import hostile_calls
     import torch
 
     torch.set_num_threads(1)
@@ -100,8 +101,8 @@ def work(connection: Connection, kind: str, seed: int, count: int, base: Path, s
         "pictures": lambda: hostile.pictures(seed, count),
         "headers": lambda: hostile.headers(seed, count),
         "runs": lambda: hostile.run_folders(seed, count, base),
-        "lines": lambda: hostile.command_lines(seed, count, base),
-        "calls": lambda: hostile.calls(seed, count),
+        "lines": lambda: hostile_calls.command_lines(seed, count, base),
+        "calls": lambda: hostile_calls.calls(seed, count),
     }[kind]()
     begun = False
     for case in islice(made, start, None):

@@ -79,7 +79,7 @@ SOME_FAILED = 3
 )
 @click.option("--device", help="cpu, cuda, cuda:1, mps; default: a GPU if there is one.")
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Images per part of the run.")
-@click.option("--workers", type=click.IntRange(0), help="Decoding processes; default: one fewer than the cores.")
+@click.option("--workers", type=click.IntRange(0, 1024), help="Decoding processes; default: one fewer than the cores.")
 @click.option(
     "--depth",
     type=Integer,
@@ -120,7 +120,7 @@ SOME_FAILED = 3
     show_default=True,
     help="ray: run on the machines of a Ray cluster (from RAY_ADDRESS or `ray start`), else on this machine's cores.",
 )
-@click.option("--actors", type=click.IntRange(1), help="Ray processes that hold the networks; default: one per GPU, else one per CPU.")
+@click.option("--actors", type=click.IntRange(1, 65536), help="Ray processes that hold the networks; default: one per GPU, else one per CPU.")
 @click.option(
     "--signed",
     is_flag=True,

@@ -74,7 +74,7 @@ PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-t
 )
 @click.option("--nodes", type=click.IntRange(1), default=1, show_default=True, help="Number of machines.")
 @click.option("--precision", type=click.Choice(PRECISIONS), default="32-true", show_default=True, help="Precision, one of Lightning's.")
-@click.option("--workers", type=click.IntRange(0), help="Decoding processes; default: one fewer than the cores.")
+@click.option("--workers", type=click.IntRange(0, 1024), help="Decoding processes; default: one fewer than the cores.")
 @click.option(
     "--cache-features",
     type=click.Path(file_okay=False),

@@ -32,13 +32,20 @@ def test_a_name_is_one_harmless_cell_of_each_format() -> None:
     hostile = "=a|b<script>\x1b[1m\n\\input{x}~^_"
     markdown = table(hostile).text("markdown").splitlines()
     assert len(markdown) == 3 + 1
-    assert r"=a\|b&lt;script&gt;\x1b[1m\n" in markdown[2] and "\x1b" not in markdown[2]
+    assert r"=a\|b&lt;script&gt;\x1b[1m\n" in markdown[2]
+    assert "\x1b" not in markdown[2]
     latex = table(hostile).text("latex")
-    for part in (r"\textbar{}b\textless{}script\textgreater{}", r"\textbackslash{}x1b[1m", r"\textbackslash{}input\{x\}", r"\textasciitilde{}\textasciicircum{}\_"):
+    for part in (
+        r"\textbar{}b\textless{}script\textgreater{}",
+        r"\textbackslash{}x1b[1m",
+        r"\textbackslash{}input\{x\}",
+        r"\textasciitilde{}\textasciicircum{}\_",
+    ):
         assert part in latex
 
 
 def test_formulas_are_neutral_where_asked_and_numbers_stay() -> None:
     plain, asked = table("=cmd()").text("csv"), table("=cmd()").text("csv", spreadsheet=True)
-    assert plain.splitlines()[1].startswith("=cmd(),") and asked.splitlines()[1].startswith("'=cmd(),gap,random,1.5,")
+    assert plain.splitlines()[1].startswith("=cmd(),")
+    assert asked.splitlines()[1].startswith("'=cmd(),gap,random,1.5,")
     assert [neutral_cell(text) for text in ("@x", "-x", "x")] == ["'@x", "'-x", "x"]

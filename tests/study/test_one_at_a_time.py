@@ -30,7 +30,8 @@ def other(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     (tmp_path / "run").mkdir()
     held = [sys.executable, "-c", HOLD, str(tmp_path / "run" / LOCK)]
     process = subprocess.Popen(held, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None and process.stdout.readline() == "held\n"
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
     (tmp_path / "run" / HOLDER).write_text(f"process {process.pid} on {socket.gethostname()}")
     yield process
     process.kill()
@@ -54,7 +55,8 @@ def test_the_second_process_says_who_the_first_is_and_leaves_its_parts(tiny: Cla
     other.wait()
     assert not study(tiny, tmp_path / "run").run().failed  # a process that was killed holds nothing
     LocalFolder(tmp_path / "run").tidy()
-    assert not alive.exists() and not (tmp_path / "run" / HOLDER).exists()
+    assert not alive.exists()
+    assert not (tmp_path / "run" / HOLDER).exists()
 
 
 def test_a_folder_that_is_deleted_in_mid_run_is_no_success(tiny: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
