@@ -189,11 +189,11 @@ def main(pictures: int, headers: int, runs: int, lines: int, calls: int, seed: i
                 results[kind].append(result)
                 if result.outcome in WRONG:
                     click.echo(f"{kind}: {result.outcome}: {result.name!r} {result.about}", err=True)
+            text = page(results, seed, time.monotonic() - begin)
+            if writes:
+                RESULT.write_text(text, encoding="utf-8")
     finally:
         shutil.rmtree(base, ignore_errors=True)
-    text = page(results, seed, time.monotonic() - begin)
-    if writes:
-        RESULT.write_text(text, encoding="utf-8")
     click.echo(text)
     sys.exit(any(result.outcome in WRONG for found in results.values() for result in found))
 

@@ -64,13 +64,13 @@ class Table:
             for key in KEYS if spreadsheet else ():
                 frame[key] = [neutral_cell(str(name)) for name in frame[key]]
             return str(frame.to_csv(index=False))
-        shown = self._shown(form)
+        cells = self._shown(form)
         if form == "markdown":
             return (
-                f"{shown.to_markdown(index=False, disable_numparse=True, colalign=['left'] * 3 + ['right'] * (shown.shape[1] - 3))}\n\n"
+                f"{cells.to_markdown(index=False, disable_numparse=True, colalign=['left'] * 3 + ['right'] * (cells.shape[1] - 3))}\n\n"
                 + "".join(f"- {_escaped(note, latex=False)}\n" for note in self.notes)
             )
-        body = shown.to_latex(index=False, escape=False, column_format="l" * 3 + "r" * (shown.shape[1] - 3))
+        body = cells.to_latex(index=False, escape=False, column_format="l" * 3 + "r" * (cells.shape[1] - 3))
         return body + "".join(f"% {shown(note, keep='')}\n" for note in self.notes)
 
     def _shown(self, form: Format) -> pd.DataFrame:

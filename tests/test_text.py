@@ -25,13 +25,14 @@ def test_control_characters_are_escaped_and_letters_stay(text: str, as_shown: st
 
 def table(name: str) -> Table:
     row = {"model": name, "head": "gap", "method": "random", "sparsity": 1.5, "sparsity low": 1.0, "sparsity high": 2.0}
-    return Table(pd.DataFrame([row | {"n": 4, "degenerate_share": 0.0}]), ("sparsity",), None, ())
+    return Table(pd.DataFrame([row | {"n": 4, "degenerate_share": 0.0}]), ("sparsity",), None, ("a <note> of\x1b[1m a name",))
 
 
 def test_a_name_is_one_harmless_cell_of_each_format() -> None:
     hostile = "=a|b<script>\x1b[1m\n\\input{x}~^_"
     markdown = table(hostile).text("markdown").splitlines()
-    assert len(markdown) == 3 + 1
+    assert len(markdown) == 3 + 2
+    assert markdown[-1] == r"- a &lt;note&gt; of\x1b[1m a name"
     assert r"=a\|b&lt;script&gt;\x1b[1m\n" in markdown[2]
     assert "\x1b" not in markdown[2]
     latex = table(hostile).text("latex")
