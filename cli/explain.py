@@ -120,7 +120,9 @@ SOME_FAILED = 3
     show_default=True,
     help="ray: run on the machines of a Ray cluster (from RAY_ADDRESS or `ray start`), else on this machine's cores.",
 )
-@click.option("--actors", type=click.IntRange(1, 65536), help="Ray processes that hold the networks; default: one per GPU, else one per CPU.")
+@click.option(
+    "--actors", type=click.IntRange(1, 65536), help="Ray processes that hold the networks; default: one per GPU, else one per CPU."
+)
 @click.option(
     "--signed",
     is_flag=True,
