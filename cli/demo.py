@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from xattn.cli.terminal import say
+
 METHODS = ("activation-map", "grad-cam", "grad-cam++", "score-cam", "guided-grad-cam", "raw-attention", "random")
 HEADS = ("gap", "ca-stream", "b-cnn", "br-npa", "br-npa-high-res")
 SHOWN = 6
@@ -35,15 +37,15 @@ def demo(out: str, count: int) -> None:
     )
     labels = pictures / "labels.csv"
     command = f"xattn explain {pictures} --labels-csv {labels} {given} --tune {TUNE} --out {run}"
-    click.echo(f"{count} drawn birds are in {pictures}. This command does what follows:\n  {command}", err=True)
+    say(f"{count} drawn birds are in {pictures}. This command does what follows:\n  {command}", err=True)
     study = Study([load(model) for model in models], METHODS, DEFAULT_METRICS, pictures, run, labels_csv=labels, tune=TUNE)
     study.run()
     names = [image.name for image in study.images[:SHOWN]]
     figures = {"grid": folder / "grid.png", "parts": folder / "parts.png"}
     figure([run], figures["grid"], "grid", images=names, methods=["grad-cam", "raw-attention"])
     figure([run], figures["parts"], "parts", images=names, methods=["grad-cam"])
-    click.echo(study.table().to_string(index=False, float_format=lambda value: f"{value:.2f}"))
-    click.echo(
+    say(study.table().to_string(index=False, float_format=lambda value: f"{value:.2f}"))
+    say(
         "Lower is better for average-drop and deletion, higher for the others. degenerate_share: maps without contrast, such as Grad-CAM's "
         "on br-npa, where the mean gradient is negative on the channels that its vectors collect.\n"
         f"With intervals and tests:  xattn compare {run} --against random\n"
@@ -52,7 +54,7 @@ def demo(out: str, count: int) -> None:
         f"  xattn figure {run} --kind parts --method grad-cam --out {figures['parts']}",
         err=True,
     )
-    click.echo(
+    say(
         "On your own pictures and network, photos/ being a folder of them:\n"
         "  xattn explain photos/ --model torchvision:resnet50 --method grad-cam --method random --out runs/mine",
         err=True,

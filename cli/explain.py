@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xattn.cli.options import TEXTS, PathOrURL, model_options, numbers, shard
-from xattn.cli.terminal import warned_lines
+from xattn.cli.options import TEXTS, Integer, Number, PathOrURL, model_options, numbers, shard
+from xattn.cli.terminal import say, warned_lines
 from xattn.errors import InputError
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ SOME_FAILED = 3
 )
 @click.option(
     "--threshold",
-    type=click.FloatRange(0, 1),
+    type=Number(0, 1),
     help="Lowest probability of a label that --target predicted explains with --multi-label, one row for each. Default: 0.5.",
 )
 @click.option(
@@ -86,10 +86,10 @@ SOME_FAILED = 3
 )
 @click.option("--device", help="cpu, cuda, cuda:1, mps; default: a GPU if there is one.")
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Images per part of the run.")
-@click.option("--workers", type=click.IntRange(0), help="Decoding processes; default: one fewer than the cores.")
+@click.option("--workers", type=click.IntRange(0, 1024), help="Decoding processes; default: one fewer than the cores.")
 @click.option(
     "--depth",
-    type=int,
+    type=Integer,
     help="Bits that the values of pictures with more than 8 bits use, such as 12. Default: what the file says, else all of its type.",
 )
 @click.option(
@@ -98,7 +98,7 @@ SOME_FAILED = 3
     callback=numbers,
     help="Values that are black and white in pictures with more than 8 bits, such as -160,240 (DICOM: after the rescale slope).",
 )
-@click.option("--max-pixels", type=int, help="Pixels of the largest picture that is decoded. Default: 100,000,000.")
+@click.option("--max-pixels", type=click.IntRange(1), help="Pixels of the largest picture that is decoded. Default: 100,000,000.")
 @click.option(
     "--level",
     type=click.Choice(["exact", "fast"]),
@@ -113,7 +113,7 @@ SOME_FAILED = 3
     help="How forwards are run: off; auto, measured if the work justifies it; full; or chunk=16,folded=true,compiled=true by hand.",
 )
 @click.option("--memory", help="Memory that the run may use besides the models, such as 2GB. Default: most of what is free.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed for everything random.")
+@click.option("--seed", type=Integer, default=0, show_default=True, help="Seed for everything random.")
 @click.option(
     "--shard",
     default="1/1",
@@ -127,7 +127,9 @@ SOME_FAILED = 3
     show_default=True,
     help="ray: run on the machines of a Ray cluster (from RAY_ADDRESS or `ray start`), else on this machine's cores.",
 )
-@click.option("--actors", type=click.IntRange(1), help="Ray processes that hold the networks; default: one per GPU, else one per CPU.")
+@click.option(
+    "--actors", type=click.IntRange(1, 65536), help="Ray processes that hold the networks; default: one per GPU, else one per CPU."
+)
 @click.option(
     "--signed",
     is_flag=True,
@@ -189,7 +191,7 @@ def explain(
     try:
         outcome = study.run()
     except KeyboardInterrupt:
-        click.echo(f"stopped; what was finished is in {out}, and the same command goes on.", err=True)
+        say(f"stopped; what was finished is in {out}, and the same command goes on.", err=True)
         sys.exit(1)
     _finish(study, outcome, out)
 
@@ -199,20 +201,20 @@ def _announce(study: Study) -> None:
     plan = study.plan
     for classifier in plan.classifiers:
         stage = plan.stage_of(classifier)
-        click.echo(f"{classifier.name} · {classifier.head_name} · {classifier.class_count} classes · {classifier.device}", err=True)
-        click.echo(f"  {classifier.preprocessing}", err=True)
+        say(f"{classifier.name} · {classifier.head_name} · {classifier.class_count} classes · {classifier.device}", err=True)
+        say(f"  {classifier.preprocessing}", err=True)
         others = ", ".join(other.name for other in classifier.stages if stage is None or other.name != stage.name)
-        click.echo(f"  stage {stage}: {stage.found}" if stage else "  no stage: no map lies on every path to the output", err=True)
+        say(f"  stage {stage}: {stage.found}" if stage else "  no stage: no map lies on every path to the output", err=True)
         if others:
-            click.echo(f"  other stages: {others}", err=True)
+            say(f"  other stages: {others}", err=True)
         for lacks, left in _left_out(plan, classifier).items():
-            click.echo(f"  without {', '.join(left)}: {lacks}", err=True)
+            say(f"  without {', '.join(left)}: {lacks}", err=True)
     place, count = plan.shard
     if count > 1:
-        click.echo(
+        say(
             f"shard {place} of {count}: {len(plan.images)} of {len(plan.source)} images; `xattn compare` joins the folders of all", err=True
         )
-    click.echo(
+    say(
         f"{len(plan.images)} images × {len(plan.methods)} methods × {len(plan.metrics)} metrics, target: {plan.target}",
         err=True,
     )
@@ -237,14 +239,14 @@ def _finish(study: Study, outcome: Outcome, out: str) -> None:
             drawn = Path(folder) / "grid.png"
             figure([out], drawn, images=[image.name for image in study.images if image.name not in failed][:6])
             shutil.copyfile(drawn, path)
-        click.echo(study.table().to_string(index=False, float_format=lambda value: f"{value:.2f}"))
-        click.echo(f"scores: {out}/scores.csv   table: {out}/table.csv   figure: {out}/figures/grid.png", err=True)
+        say(study.table().to_string(index=False, float_format=lambda value: f"{value:.2f}"))
+        say(f"scores: {out}/scores.csv   table: {out}/table.csv   figure: {out}/figures/grid.png", err=True)
     for rule, count in study.store.read_run().get("pixels", {}).items():
-        click.echo(f"{count} pictures: {rule}", err=True)
+        say(f"{count} pictures: {rule}", err=True)
     if outcome.failed:
-        click.echo(f"{len(outcome.failed)} of {outcome.images} images failed:", err=True)
+        say(f"{len(outcome.failed)} of {outcome.images} images failed:", err=True)
         for name, reason in outcome.failed:
-            click.echo(f"  {name}: {reason}", err=True)
+            say(f"  {name}: {reason}", err=True)
         sys.exit(SOME_FAILED)
 
 
@@ -258,7 +260,7 @@ def _load(models: Sequence[str], weights: Sequence[str], heads: Sequence[str], o
         file = weights[number] if weights and weights[number] else None
         saved = own_file(model) is not None
         if saved and heads and len(models) > 1:
-            click.echo(f"  note: {model} has its own head; --head is for the others", err=True)
+            say(f"  note: {model} has its own head; --head is for the others", err=True)
         given = heads if heads and not (saved and len(models) > 1) else (None,)
         for head in given:
             with warned_lines():

@@ -12,7 +12,7 @@ from xattn import __version__
 from xattn.cli.demo import demo
 from xattn.cli.explain import explain
 from xattn.cli.options import PathOrURL
-from xattn.cli.terminal import logged_lines
+from xattn.cli.terminal import logged_lines, say
 from xattn.cli.train import train
 from xattn.errors import XattnError
 
@@ -25,7 +25,7 @@ class _Group(click.Group):
             with logged_lines():
                 return super().invoke(ctx)
         except XattnError as error:
-            click.echo(f"error: {error}", err=True)
+            say(f"error: {error}", err=True)
             ctx.exit(error.exit_code)
 
 
@@ -46,16 +46,17 @@ main.add_command(demo)
 @main.command()
 @click.argument("runs", nargs=-1, required=True, type=PathOrURL(exists=True, file_okay=False))
 @click.option("--format", "form", type=click.Choice(["csv", "latex", "markdown"]), default="markdown", show_default=True)
+@click.option("--spreadsheet", is_flag=True, help="With csv: an apostrophe before names that a spreadsheet would run as a formula.")
 @click.option("--against", metavar="METHOD", help="Test every other method against this one, on the same images.")
 @click.option("--without-degenerate", is_flag=True, help="Leave maps without contrast out of every column.")
-def compare(runs: Sequence[str], form: Any, against: str | None, without_degenerate: bool) -> None:
+def compare(runs: Sequence[str], form: Any, spreadsheet: bool, against: str | None, without_degenerate: bool) -> None:
     """Print one table of one or several RUNS: means with 95 % intervals, paired tests against a method.
 
     Runs that ask different questions of a model (another target, stage, input size, …) have rows of their own, named by what differs.
     """
     from xattn.study.compare import compare_runs
 
-    click.echo(compare_runs(runs, against, without_degenerate=without_degenerate).text(form), nl=False)
+    say(compare_runs(runs, against, without_degenerate=without_degenerate).text(form, spreadsheet=spreadsheet), nl=False)
 
 
 @main.command()
@@ -69,7 +70,7 @@ def figure(runs: Sequence[str], kind: str, out: str, images: Sequence[str], meth
     from xattn.figures import figure
 
     figure(runs, out, kind, images=images or None, methods=methods or None)
-    click.echo(out)
+    say(out)
 
 
 @main.command("list")
@@ -82,10 +83,10 @@ def list_components(kind: str, pattern: str, as_json: bool) -> None:
 
     entries = listing(kind, pattern)
     if as_json:
-        click.echo(json.dumps(entries, indent=1, ensure_ascii=False))
+        say(json.dumps(entries, indent=1, ensure_ascii=False))
         return
     width = max(len(entry["name"]) for entry in entries)
     for entry in entries:
         settings = ", ".join(f"{key}={value}" for key, value in entry.get("settings", {}).items())
         about = "  ".join(filter(None, [entry.get("summary", ""), f"[{settings}]" if settings else "", entry.get("caution", "")]))
-        click.echo(f"{entry['name']:<{width}}  {about}".rstrip())
+        say(f"{entry['name']:<{width}}  {about}".rstrip())

@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
 from collections.abc import Callable
 from typing import Any
 
 import click
 
 from xattn.data.urls import is_url, without_file_scheme
+from xattn.registry import LARGEST_INTEGER, coerce
+
+MOST_SHARDS = 1_000_000
+Integer = click.IntRange(-LARGEST_INTEGER, LARGEST_INTEGER)
+
+
+class Number(click.FloatRange):
+    """A finite number within bounds."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        found = super().convert(value, param, ctx)
+        if not math.isfinite(found):
+            self.fail(f"{value} is no finite number.", param, ctx)
+        return found
 
 
 class PathOrURL(click.Path):
     """A path, checked as click does, or a URL, which is checked when it is read."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, str) and "\0" in value:
+            self.fail("a path holds no null bytes.", param, ctx)
         return value if is_url(value) else super().convert(without_file_scheme(value) if isinstance(value, str) else value, param, ctx)
 
 
@@ -23,7 +43,7 @@ def numbers(_ctx: click.Context, _param: click.Parameter, value: str | None) -> 
     if value is None:
         return None
     try:
-        return [float(number) for number in value.replace(",", " ").split()]
+        return [coerce(number, float) for number in value.replace(",", " ").split()]
     except ValueError as error:
         raise click.BadParameter(f"numbers are needed, one for each channel, as 0.485,0.456,0.406; got '{value}'.") from error
 
@@ -31,9 +51,22 @@ def numbers(_ctx: click.Context, _param: click.Parameter, value: str | None) -> 
 def shard(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[int, int]:
     """One of several shares of the work, i/n."""
     place, slash, count = value.partition("/")
-    if not slash or not place.isdigit() or not count.isdigit():
-        raise click.BadParameter(f"a shard is i/n, as 2/8 for the second of eight; got '{value}'.")
-    return int(place), int(count)
+    try:
+        found = coerce(place, int), coerce(count, int)
+    except ValueError:
+        found = (0, 0)
+    if not slash or not 1 <= found[0] <= found[1] <= MOST_SHARDS:
+        raise click.BadParameter(f"a shard is i/n, as 2/8 for the second of eight, n at most {MOST_SHARDS:,}; got '{value[:80]}'.")
+    return found
+
+
+def devices_of(_ctx: click.Context, _param: click.Parameter, value: str) -> int | str:
+    """Devices as Lightning takes them: a number, -1 or auto for all, or their indices."""
+    if value == "auto" or re.fullmatch(r"[0-9]{1,4}(,[0-9]{1,4})+,?|[0-9]{1,4},", value):
+        return value
+    if not re.fullmatch(r"-1|[1-9][0-9]{0,3}", value):
+        raise click.BadParameter(f"a number of devices from 1 on, -1 or auto for all, or indices as 0,1 are needed; got '{value[:80]}'.")
+    return int(value)
 
 
 def stages(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[str, ...]:
@@ -43,7 +76,7 @@ def stages(_ctx: click.Context, _param: click.Parameter, value: str | None) -> t
 
 def classes_or_texts(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
     """What folder names mean, or a text file with the texts of the classes."""
-    if value not in ("folders", "wnid") and not os.path.isfile(value):
+    if value not in ("folders", "wnid") and ("\0" in value or not os.path.isfile(value)):
         raise click.BadParameter(f"'folders', 'wnid' or a text file with the text of one class per line is needed; got '{value}'.")
     return value
 
@@ -59,8 +92,8 @@ _MODEL = (
         metavar="NAME|INDEX",
         help="Which of a network's several outputs is the logits. Default: the one that the others lead to.",
     ),
-    click.option("--input-size", type=int, help="Side of the crop."),
-    click.option("--resize", type=int, help="Shorter side before the crop."),
+    click.option("--input-size", type=click.IntRange(1, LARGEST_INTEGER), help="Side of the crop."),
+    click.option("--resize", type=click.IntRange(1, LARGEST_INTEGER), help="Shorter side before the crop."),
     click.option("--mean", callback=numbers, help="Mean of the normalisation in [0, 1]: R,G,B, one for each channel, or one for all."),
     click.option("--std", callback=numbers, help="Standard deviation of the normalisation in [0, 1], likewise."),
     click.option(

@@ -11,10 +11,17 @@ from contextlib import contextmanager
 import click
 from tqdm import tqdm
 
+from xattn.text import shown
+
+
+def say(text: str, *, err: bool = False, nl: bool = True) -> None:
+    """Prints text with its control characters as escapes: names of files and classes are shown, not obeyed."""
+    click.echo(shown(text), err=err, nl=nl)
+
 
 class _Lines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)  # above a progress bar, if one is drawn
+        tqdm.write(shown(self.format(record)), file=sys.stderr)  # above a progress bar, if one is drawn
 
 
 @contextmanager
@@ -40,4 +47,4 @@ def warned_lines() -> Iterator[None]:
         warnings.simplefilter("always", UserWarning)
         yield
     for warning in caught:
-        click.echo(f"  note: {warning.message}", err=True)
+        say(f"  note: {warning.message}", err=True)

@@ -9,9 +9,11 @@ from typing import Any
 
 import click
 
-from xattn.cli.options import TEXTS, classes_or_texts, model_options, stages
-from xattn.cli.terminal import warned_lines
+from xattn.cli.options import TEXTS, Integer, Number, classes_or_texts, devices_of, model_options, stages
+from xattn.cli.terminal import say, warned_lines
 from xattn.errors import InputError
+
+PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true", "transformer-engine", "32", "16", "bf16", "64")
 
 
 @click.command()
@@ -42,42 +44,44 @@ from xattn.errors import InputError
     help="Preset: ca-stream (as in the paper), head (cheap; the head alone), probe (the head alone, without random crops), full (head and "
     "network). Default: by the head; probe with --cache-features.",
 )
-@click.option("--epochs", type=int, help="Passes over the training pictures.")
+@click.option("--epochs", type=Integer, help="Passes over the training pictures.")
 @click.option("--freeze-statistics", is_flag=True, default=None, help="Keep and use the network's BatchNorm statistics.")
-@click.option("--batch-size", type=int, help="Pictures per step, over all devices.")
+@click.option("--batch-size", type=Integer, help="Pictures per step, over all devices.")
 @click.option("--optimiser", type=click.Choice(["sgd", "adam", "adamw"]), help="Optimiser.")
-@click.option("--lr", type=float, help="Learning rate.")
-@click.option("--momentum", type=float, help="Momentum of sgd.")
-@click.option("--weight-decay", type=float, help="Weight decay of the optimiser.")
+@click.option("--lr", type=Number(), help="Learning rate.")
+@click.option("--momentum", type=Number(), help="Momentum of sgd.")
+@click.option("--weight-decay", type=Number(), help="Weight decay of the optimiser.")
 @click.option("--schedule", type=click.Choice(["constant", "cosine", "step"]), help="Schedule of the learning rate.")
-@click.option("--step", type=int, help="Epochs between the steps of the schedule.")
-@click.option("--smallest-crop", type=float, help="Smallest share of a picture's area that a random crop may cover.")
-@click.option("--dropout", type=float, help="Dropout of the head's vector.")
-@click.option("--patience", type=int, help="Epochs without a better validation loss before training stops.")
-@click.option("--validation", type=float, help="Share of each class that is held out if the data has no validation split.")
+@click.option("--step", type=Integer, help="Epochs between the steps of the schedule.")
+@click.option("--smallest-crop", type=Number(), help="Smallest share of a picture's area that a random crop may cover.")
+@click.option("--dropout", type=Number(), help="Dropout of the head's vector.")
+@click.option("--patience", type=Integer, help="Epochs without a better validation loss before training stops.")
+@click.option("--validation", type=Number(), help="Share of each class that is held out if the data has no validation split.")
 @click.option(
     "--teacher",
     type=click.Path(exists=True, dir_okay=False),
     help="Trained .safetensors; the student learns its answers and starts from its weights.",
 )
 @click.option("--teacher-weights", help="Weights of the teacher's network, if its file holds a head alone.")
-@click.option("--alpha", type=float, help="Weight of the labels against the teacher's answers.")
-@click.option("--temperature", type=float, help="Temperature of the teacher's answers.")
+@click.option("--alpha", type=Number(), help="Weight of the labels against the teacher's answers.")
+@click.option("--temperature", type=Number(), help="Temperature of the teacher's answers.")
 @click.option("--high-res", callback=stages, help="Stages whose stride is removed, such as layer3,layer4.")
 @click.option("--dilate", is_flag=True, help="Dilate the kernels behind these strides, so that each sees what it saw before.")
 @click.option("--search", "trials", type=click.IntRange(1), help="Search for the settings in this many trials, and keep the best.")
 @click.option("--accelerator", help="cpu, gpu, mps or another of Lightning's. Default: a GPU if there is one.")
-@click.option("--devices", default="1", show_default=True, help="Number of devices per node, in any form that Lightning accepts.")
+@click.option(
+    "--devices", default="1", show_default=True, callback=devices_of, help="Number of devices per node, in any form that Lightning accepts."
+)
 @click.option("--nodes", type=click.IntRange(1), default=1, show_default=True, help="Number of machines.")
-@click.option("--precision", default="32-true", show_default=True, help="Precision, one of Lightning's: 16-mixed, bf16-mixed, …")
-@click.option("--workers", type=click.IntRange(0), help="Decoding processes; default: one fewer than the cores.")
+@click.option("--precision", type=click.Choice(PRECISIONS), default="32-true", show_default=True, help="Precision, one of Lightning's.")
+@click.option("--workers", type=click.IntRange(0, 1024), help="Decoding processes; default: one fewer than the cores.")
 @click.option(
     "--cache-features",
     type=click.Path(file_okay=False),
     metavar="DIR",
     help="Folder where the frozen network's features are kept, computed once; several heads share it.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed for everything random.")
+@click.option("--seed", type=Integer, default=0, show_default=True, help="Seed for everything random.")
 @click.option("--log-gradients", is_flag=True, help="Log the gradient norm of each layer at each step.")
 def train(
     model: str,
@@ -101,7 +105,7 @@ def train(
     std: list[float] | None,
     trials: int | None,
     accelerator: str | None,
-    devices: str,
+    devices: int | str,
     nodes: int,
     precision: str,
     workers: int | None,
@@ -161,25 +165,25 @@ def train(
         taught = load(teacher, weights=teacher_weights, device=cpu, trust_code=trust_code or names_code_of(teacher, model))
         classifier.start_from(taught)
 
-    def say(line: str) -> None:
+    def tell(line: str) -> None:
         if is_first_process():
-            click.echo(line, err=True)
+            say(line, err=True)
 
     read = ", ".join(map(str, classifier.attachment.stages or [classifier.stage()]))
     what = "head and network" if recipe.backbone else "the head alone"
-    say(f"{classifier.name} · {classifier.head_name} · {classifier.class_count} classes · {classifier.device}: {what}")
-    say(f"  {classifier.preprocessing}")
-    say(f"  reads {read}")
+    tell(f"{classifier.name} · {classifier.head_name} · {classifier.class_count} classes · {classifier.device}: {what}")
+    tell(f"  {classifier.preprocessing}")
+    tell(f"  reads {read}")
     if teacher is not None:
-        say(f"  starts from the weights of {teacher}, and learns its answers")
-    say(f"{opened.name}: {len(opened)} pictures of {len(set(opened.targets))} classes")
+        tell(f"  starts from the weights of {teacher}, and learns its answers")
+    tell(f"{opened.name}: {len(opened)} pictures of {len(set(opened.targets))} classes")
     options: dict[str, Any] = {
         "recipe": recipe,
         "teacher": taught,
         "seed": seed,
         "workers": workers,
         "accelerator": accelerator,
-        "devices": int(devices) if devices.lstrip("-").isdigit() else devices,
+        "devices": devices,
         "nodes": nodes,
         "precision": precision,
         "log_gradients": log_gradients,
@@ -188,12 +192,12 @@ def train(
     if trials is not None:
         found = search(classifier, opened, out, trials, **options)
         settings = ", ".join(f"{key} {value}" for key, value in found.recipe.to_json().items() if value != getattr(recipe, key))
-        say(f"best of {found.trials} trials ({found.pruned} pruned): validation accuracy {found.accuracy:.2f} %, {settings}")
+        tell(f"best of {found.trials} trials ({found.pruned} pruned): validation accuracy {found.accuracy:.2f} %, {settings}")
     else:
         fitted = fit(classifier, opened, out, **options)
-        say(
+        tell(
             f"kept epoch {fitted.best} of {fitted.epochs}: validation loss {fitted.loss:.4f}, accuracy {fitted.accuracy:.2f} % on "
             f"{fitted.validation} pictures; logs in {fitted.folder}",
         )
     if is_first_process():
-        click.echo(out)
+        say(out)

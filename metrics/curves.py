@@ -19,6 +19,7 @@ from xattn.metrics.targets import Predict, Targets
 
 FLAT_CURVE = 1e-9
 FLAT_STEPS = 1e-6
+LARGEST_BLUR = 1001
 
 ProtocolName = Literal["ca-stream", "rise", "gomez"]
 Colour = Literal["mean", "black"]
@@ -121,8 +122,8 @@ class _Inserting(_Protocolled):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.blur is not None and (self.blur < 1 or self.blur % 2 == 0):
-            raise InputError(f"a blur's side must be odd; got {self.blur}.")
+        if self.blur is not None and (not 1 <= self.blur <= LARGEST_BLUR or self.blur % 2 == 0):
+            raise InputError(f"a blur's side must be odd, from 1 to {LARGEST_BLUR}; got {self.blur}.")
 
     @property
     def whole(self) -> Curve:
@@ -144,8 +145,8 @@ class _Area(_Protocolled):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.tolerance is not None and not self.tolerance > 0:
-            raise InputError(f"a tolerance is in points of area, above 0; got {self.tolerance}.")
+        if self.tolerance is not None and not 0 < self.tolerance <= 100:
+            raise InputError(f"a tolerance is in points of area, above 0 and at most 100; got {self.tolerance}.")
 
     @property
     def curve(self) -> Curve:

@@ -14,6 +14,7 @@ from xattn.metrics.base import Aggregation, MetricMetadata, metrics
 from xattn.metrics.statistics import ANY, EXACT_TO, Interval, adjusted, mean_interval, paired, proportion_interval
 from xattn.metrics.targets import PER_LABEL
 from xattn.metrics.values import is_value
+from xattn.text import neutral_cell, shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,6 +25,15 @@ EXPLAINED = ["image", "target"]  # what a row explains, for one model and head
 SIGNIFICANT = 0.05
 FEW = 30  # images, below which a table says so
 OF_LABELS = {"accuracy": "acc.", "mean_absolute_error": "MAE"}
+LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+}
+MARKDOWN = {"|": r"\|", "<": "&lt;", ">": "&gt;", "`": r"\`"}
 
 
 @dataclass(frozen=True)
@@ -44,18 +54,26 @@ class Table:
     against: str | None
     notes: tuple[str, ...]
 
-    def text(self, form: Format) -> str:
-        """The table in one of the formats; Markdown and LaTeX print mean [low, high], and the notes."""
+    def text(self, form: Format, *, spreadsheet: bool = False) -> str:
+        """The table in one of the formats; Markdown and LaTeX print mean [low, high], and the notes.
+
+        Args:
+            form: "csv", "latex" or "markdown".
+            spreadsheet: of CSV, put an apostrophe before names that a spreadsheet would take for formulas.
+        """
         if form == "csv":
-            return str(self.frame.to_csv(index=False))
-        shown = self._shown(form)
+            frame = self.frame.copy()
+            for key in KEYS if spreadsheet else ():
+                frame[key] = [neutral_cell(str(name)) for name in frame[key]]
+            return str(frame.to_csv(index=False))
+        cells = self._shown(form)
         if form == "markdown":
             return (
-                f"{shown.to_markdown(index=False, disable_numparse=True, colalign=['left'] * 3 + ['right'] * (shown.shape[1] - 3))}\n\n"
-                + "".join(f"- {note}\n" for note in self.notes)
+                f"{cells.to_markdown(index=False, disable_numparse=True, colalign=['left'] * 3 + ['right'] * (cells.shape[1] - 3))}\n\n"
+                + "".join(f"- {_escaped(note, latex=False)}\n" for note in self.notes)
             )
-        body = shown.to_latex(index=False, escape=False, column_format="l" * 3 + "r" * (shown.shape[1] - 3))
-        return body + "".join(f"% {note}\n" for note in self.notes)
+        body = cells.to_latex(index=False, escape=False, column_format="l" * 3 + "r" * (cells.shape[1] - 3))
+        return body + "".join(f"% {shown(note, keep='')}\n" for note in self.notes)
 
     def _shown(self, form: Format) -> pd.DataFrame:
         import pandas as pd
@@ -251,8 +269,6 @@ def _number(value: float) -> str:
 
 
 def _escaped(text: str, latex: bool) -> str:
-    if not latex:
-        return text.replace("|", r"\|")
-    for character in "&%$#_{}":
-        text = text.replace(character, f"\\{character}")
-    return text
+    """A name as it is read in LaTeX or Markdown, on one line."""
+    text = shown(text, keep="")
+    return "".join((LATEX if latex else MARKDOWN).get(character, character) for character in text)

@@ -60,9 +60,10 @@ class NameUnknownError(XattnError, ValueError):
     def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
         names = sorted(known)
         folded = {n.lower().replace("-", "").replace("_", ""): n for n in names}
-        near = difflib.get_close_matches(name.lower().replace("-", "").replace("_", ""), folded, n=1)
+        near = difflib.get_close_matches(name[:200].lower().replace("-", "").replace("_", ""), folded, n=1)
         meant = f" Did you mean '{folded[near[0]]}'?" if near else ""
         shown = ", ".join(names[:30]) if len(names) <= 30 else f"{len(names)} names, among them {', '.join(names[:3])}"
+        name = name if len(name) <= 200 else f"{name[:200]}…"
         super().__init__(f"Unknown {kind} '{name}'.{meant} Known: {shown or 'none'}.{' ' + hint if hint else ''}")
 
 

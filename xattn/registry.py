@@ -10,7 +10,9 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import math
 import pkgutil
+import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -19,11 +21,13 @@ from typing import Any, Generic, Literal, TypeVar, get_args, get_origin
 
 from xattn.errors import InputError, NameUnknownError, SettingError
 
-__all__ = ["Adapter", "Component", "Entry", "Registry", "coerce", "import_modules", "split_spec", "written"]
+__all__ = ["Adapter", "Component", "Entry", "Registry", "coerce", "import_modules", "is_integer", "split_spec", "written"]
 
 M = TypeVar("M")
 T = TypeVar("T")
 Obj = TypeVar("Obj", bound=Callable[..., Any])
+LARGEST_INTEGER = 2**31 - 1
+_INTEGER = re.compile(r"[+-]?[0-9]{1,10}")
 
 
 @dataclass(frozen=True)
@@ -173,7 +177,8 @@ class Registry(Generic[M, T]):
         try:
             return coerce(text, hint)
         except ValueError as error:
-            raise SettingError(f"{self.kind} '{entry.name}' takes {key}={_described(hint)}; got '{text}'.") from error
+            got = text if len(text) <= 80 else f"{text[:80]}…"
+            raise SettingError(f"{self.kind} '{entry.name}' takes {key}={_described(hint)}; got '{got}'.") from error
 
 
 def _looks_like_settings(rest: str) -> bool:
@@ -188,7 +193,7 @@ def split_spec(spec: str) -> tuple[str, dict[str, str]]:
     """
     name, _, rest = spec.partition(":")
     settings: dict[str, str] = {}
-    for item in filter(None, rest.split(",")):
+    for item in rest.split(",") if rest else ():
         key, equals, value = item.partition("=")
         key = key.strip().replace("-", "_")
         if not equals or not key:
@@ -214,8 +219,13 @@ def _text(value: Any) -> str:
 def coerce(text: str, hint: Any) -> Any:
     """Text as a value of an annotated type: bool, int, float, str, a Literal, or one of these or None.
 
+    Integers are written in the digits 0 to 9 and lie within ±(2³¹ − 1); numbers are finite.
+
     Raises:
         ValueError: it does not read as that type.
+
+    >>> coerce("12", int), coerce("1e-3", float), coerce("none", int | None)
+    (12, 0.001, None)
     """
     origin = get_origin(hint)
     if origin in (types.UnionType, typing.Union):
@@ -238,7 +248,17 @@ def coerce(text: str, hint: Any) -> Any:
         if text.lower() not in ("true", "false"):
             raise ValueError(text)
         return text.lower() == "true"
-    return hint(text)
+    if hint is int and (not is_integer(text) or abs(int(text)) > LARGEST_INTEGER):
+        raise ValueError(text)
+    value = hint(text)
+    if hint is float and not math.isfinite(value):
+        raise ValueError(text)
+    return value
+
+
+def is_integer(text: str) -> bool:
+    """Whether a text is an integer in the digits 0 to 9, at most ten of them."""
+    return _INTEGER.fullmatch(text) is not None
 
 
 def _described(hint: Any) -> str:

@@ -92,6 +92,8 @@ def listed(place: str) -> list[NamedImage]:
 
 
 def _files(given: str) -> list[NamedImage]:
+    if not given.strip() or "\0" in given:
+        raise InputError(f"{given!r} is no path: give a folder ('.' for this one), a file, a pattern or a CSV.")
     path = Path(given)
     if path.is_dir():
         return [NamedImage(printable(file.relative_to(path).as_posix()), file) for file in _walk(path)]

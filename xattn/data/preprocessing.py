@@ -6,7 +6,7 @@ import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from PIL import Image
@@ -14,11 +14,16 @@ from torch import Tensor
 
 from xattn.data.depth import MAX_PIXELS
 from xattn.errors import ImageError, InputError
+from xattn.stored import structured
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 OTHER_MEAN = OTHER_STD = 0.5  # of networks that do not take three channels, as long as nothing else is given
 CROP_SHARE = 224 / 256
+LARGEST_CROP = 2**25  # pixels: more is a typing error, or a file that would fill the memory
+LARGEST_SIDE = 2**16
+
+Interpolation = Literal["nearest", "nearest-exact", "bilinear", "bicubic", "box", "hamming", "lanczos"]
 
 logger = logging.getLogger("xattn")
 
@@ -46,6 +51,13 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         resize = (self.resize, self.resize) if isinstance(self.resize, int) else self.resize
+        if self.input_size[0] * self.input_size[1] > LARGEST_CROP or max(resize) > LARGEST_SIDE:
+            raise InputError(
+                f"input size {self.input_size} and resize {self.resize} are larger than anything that is run: at most "
+                f"{LARGEST_CROP:,} pixels in the crop, and {LARGEST_SIDE:,} along a side."
+            )
+        if self.interpolation not in get_args(Interpolation):
+            raise InputError(f"interpolation is one of {', '.join(get_args(Interpolation))}; got '{self.interpolation}'.")
         sides = (min(self.input_size),) * 2 if isinstance(self.resize, int) else self.input_size
         if min(self.input_size) < 1 or any(before < after for before, after in zip(resize, sides, strict=True)):
             raise InputError(f"resize {self.resize} is smaller than the crop {self.input_size}: give a resize of at least the input size.")
@@ -131,9 +143,12 @@ class Preprocessing:
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Preprocessing:
-        """Rebuilds it from the JSON form of `dataclasses.asdict`."""
-        values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()}
-        return cls(**values)
+        """Rebuilds it from the JSON form of `dataclasses.asdict`.
+
+        Raises:
+            ValueError: it is no such form; of kind InputError, it has values that cannot be.
+        """
+        return structured(cls, stored)
 
     def __str__(self) -> str:
         height, width = self.input_size

@@ -10,6 +10,7 @@ import matplotlib
 import torch
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from torch import Tensor
 from torch.nn import functional
 
@@ -20,6 +21,7 @@ from xattn.figures.run_data import Column
 from xattn.metrics.masking import to_masks
 from xattn.metrics.values import is_value
 from xattn.study.schema import StoredMap
+from xattn.text import shown
 
 COLOURS = "inferno"
 SIGNED_COLOURS = "RdBu_r"  # white at 0, blue below
@@ -43,13 +45,25 @@ def format_of(out: str | Path) -> Path:
 
 def on_paper() -> Any:
     """Fonts for papers, while a figure is drawn and saved."""
-    return matplotlib.rc_context({"pdf.fonttype": 42, "svg.fonttype": "path", "font.size": 7, "font.family": "DejaVu Sans"})
+    return matplotlib.rc_context(
+        {
+            "pdf.fonttype": 42,
+            "svg.fonttype": "path",
+            "svg.hashsalt": "xattn",  # ids that are the same every time
+            "font.size": 7,
+            "font.family": "DejaVu Sans",
+            "text.parse_math": False,  # a name with $ is a name
+        }
+    )
 
 
 def save(figure: Figure, out: Path, dpi: int) -> None:
     """Writes a figure; the same figure gives the same bytes."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=dpi, bbox_inches="tight", metadata={"Date": None} if out.suffix == ".svg" else None)
+    for text in figure.findobj(Text):
+        text.set_text(shown(text.get_text()))
+    undated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}  # the same data give the same bytes
+    figure.savefig(out, dpi=dpi, bbox_inches="tight", metadata=undated.get(out.suffix))
 
 
 def shown_crop(crop: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from xattn.data.images import ImageSource
 from xattn.data.preprocessing import Preprocessing
-from xattn.errors import ImageError, InputError, NameUnknownError
+from xattn.errors import ImageError, InputError, NameUnknownError, RunError
 from xattn.study.questions import picture_names, shown_names
 from xattn.study.schema import StoredMap, run_key
 from xattn.study.store import Store
@@ -58,6 +58,7 @@ def read_runs(runs: Sequence[str | Path], images: Sequence[str] | None, methods:
         methods: names as in the rows; all if None.
 
     Raises:
+        RunError: a run folder that is damaged.
         InputError: pictures that are no longer where the run found them, or differ between runs.
         NameUnknownError: an image or method that is not in the runs.
     """
@@ -71,6 +72,8 @@ def read_runs(runs: Sequence[str | Path], images: Sequence[str] | None, methods:
     shown = shown_names(stores)
     for store, called in zip(stores, shown, strict=True):
         for (image, model, head, method), found in store.maps(names, methods).items():
+            if (model, head) not in called:
+                raise RunError(f"the maps in '{store.folder}' are of {model} · {head}, which its run.json does not name: it is damaged.")
             maps[image, called[model, head], head, method] = found
         for (image, model, head), found in store.ranked(names).items():
             ranked[image, called[model, head], head] = found
@@ -87,7 +90,7 @@ def read_runs(runs: Sequence[str | Path], images: Sequence[str] | None, methods:
         for model in run["settings"]["models"]:
             key = (shown[number][model["name"], model["head"]], model["head"])
             models[key] = (model, number)
-            labels[key] = run["labels"][run_key(model["name"], model["head"])]
+            labels[key] = run.get("labels", {}).get(run_key(model["name"], model["head"]))
     preprocessing = {key: Preprocessing.from_json(settings["preprocessing"]) for key, (settings, _) in models.items()}
     crops = {(name, *key): _crop(sources[number], name, preprocessing[key]) for name in names for key, (_, number) in models.items()}
     paths = {name: _named(sources[0], name).path for name in names}

@@ -16,10 +16,13 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from xattn.errors import UnsupportedError
+from xattn.errors import SettingError, UnsupportedError
 from xattn.registry import Registry
 
 Replaces = Literal["nothing", "pooling", "classifier"]
+
+
+MOST_WEIGHTS = 2**31
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,20 @@ class HeadSettings(ABC):
             classes: K.
             info: of the network.
         """
+
+    def built(self, channels: Sequence[int], classes: int, info: NetworkInfo) -> Head:
+        """The module, after a look at its size without its memory.
+
+        Raises:
+            SettingError: it would have more weights than any memory holds.
+        """
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            size = sum(parameter.numel() for parameter in self.build(channels, classes, info).parameters())
+        if size > MOST_WEIGHTS:
+            raise SettingError(
+                f"{self} for {classes:,} classes of {info.name} would have {size:,} weights: at most {MOST_WEIGHTS:,} are built."
+            )
+        return self.build(channels, classes, info)
 
 
 class Head(nn.Module, ABC):

@@ -33,13 +33,13 @@ def parse_size(text: str | int) -> int:
     Raises:
         InputError: the text is none of these, or is not above zero.
     """
-    found = re.fullmatch(r"\s*([\d.]+)\s*([kmgt]?)(i?b)?\s*", str(text).lower())
+    found = re.fullmatch(r"\s*([0-9.]+)\s*([kmgt]?)(i?b)?\s*", str(text).lower())
     try:
         size = int(float(found[1]) * UNITS[found[2]]) if found else 0
-    except ValueError:
+    except (ValueError, OverflowError):
         size = 0
-    if size <= 0:
-        raise InputError(f"a size of memory is a number with a unit, as 500MB or 2GB; got '{text}'.")
+    if not 0 < size < 2**60:
+        raise InputError(f"a size of memory is a number with a unit, as 500MB or 2GB; got '{str(text)[:80]}'.")
     return size
 
 

@@ -9,14 +9,16 @@ from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from xattn.data.preprocessing import Preprocessing
 from xattn.errors import InputError, WeightsError
+from xattn.stored import Range, parsed, structured
 
 logger = logging.getLogger("xattn")
 
@@ -253,7 +255,7 @@ class Header:
     name: str
     head: str
     trained: bool
-    classes: int
+    classes: Annotated[int, Range(1, 10**7)]
     labels: tuple[str, ...] | None
     multi_label: bool
     preprocessing: dict[str, Any]
@@ -299,19 +301,16 @@ def read_header(path: str | Path) -> Header:
     if HEADER not in metadata:
         raise WeightsError(f"'{path}' holds weights alone: name the network as the model and give this file as its weights.")
     try:
-        stored = json.loads(metadata[HEADER])
-        if stored.pop("format") != FORMAT:
+        stored = structured(dict[str, Any], parsed(metadata[HEADER]))
+        if stored.pop("format", None) != FORMAT:
             raise WeightsError(f"'{path}' is of another format than {FORMAT}, which this xattn reads. Save it again.")
-        about: dict[str, Any] = stored.pop("source")
-        about = {key: tuple(value) if isinstance(value, list) else value for key, value in about.items()}
-        source = Source(**about)
-        labels = stored.pop("labels")
-        stages = tuple(stored.pop("stages", ()))
-        header = Header(source=source, labels=None if labels is None else tuple(labels), stages=stages, **stored)
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        header = structured(Header, stored)
+        Preprocessing.from_json(header.preprocessing)
+    except ValueError as error:
         if isinstance(error, WeightsError):
             raise
-        raise WeightsError(f"the header of '{path}' is damaged ({type(error).__name__}: {error}).") from error
+        reason = str(error).removesuffix(".")
+        raise WeightsError(f"the header of '{path}' is damaged: {reason}. Save the file again, or get it again.") from error
     for name, value in header.build.items():
         if name not in FLAGS or not isinstance(value, bool):
             raise WeightsError(f"'{path}' would set '{name}' of its network to {value!r}, which xattn never writes: do not trust the file.")

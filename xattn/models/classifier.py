@@ -127,7 +127,7 @@ class Classifier(nn.Module):
         self.class_count = classes or own
         channels = [stage.channels for stage in self.attachment.stages]
         with torch.inference_mode(False):
-            module = settings.build(channels, self.class_count, self.attachment.info)
+            module = settings.built(channels, self.class_count, self.attachment.info)
             self.head: Head = module.to(device=self.mean.device, dtype=self.mean.dtype)
         self.head.train(network.training)
         self._attention_layers: int | None = None

@@ -29,6 +29,7 @@ logger = logging.getLogger("xattn")
 Size = int | Sequence[int]
 
 
+@torch.random.fork_rng(devices=[])  # torch's generator stays as it was
 def load(
     model: str,
     *,

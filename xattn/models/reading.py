@@ -15,6 +15,7 @@ from torch.autograd.graph import Node
 from xattn.errors import InputError, NameUnknownError, UnsupportedError
 from xattn.metrics.probability import SUM_TOLERANCE, log_odds
 from xattn.models.graph import PARAMETRIC, behind, is_a
+from xattn.registry import is_integer
 
 logger = logging.getLogger("xattn")
 
@@ -107,7 +108,7 @@ def _at(output: Any, path: str) -> Any:
         named = dict(parts)
         if name in named:
             found = named[name]
-        elif name.lstrip("-").isdigit() and -len(parts) <= int(name) < len(parts):
+        elif is_integer(name) and -len(parts) <= int(name) < len(parts):
             found = parts[int(name)][1]
         else:
             found = getattr(found, name, None)

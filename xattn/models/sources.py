@@ -208,7 +208,7 @@ def _from_code(request: Request) -> Built:
 
 
 def _module_of_file(model: str, place: str) -> ModuleType:
-    path = Path(place).resolve()
+    path = Path(place).resolve() if "\0" not in place else Path()
     if not path.is_file():
         raise InputError(f"model '{model}': there is no file {place}.")
     name = f"xattn_model_{path.stem}"
@@ -228,10 +228,14 @@ def _module_of_file(model: str, place: str) -> ModuleType:
 
 
 def _installed_module(model: str, place: str) -> ModuleType:
+    if not all(part.isidentifier() for part in place.split(".")):
+        raise InputError(f"model '{model}': '{place}' is no name of a module. Give package.module:factory, or path/file.py:factory.")
     try:
         return importlib.import_module(place)
     except ModuleNotFoundError as error:
         raise InputError(f"model '{model}': no module '{error.name}'. Install it, or give path/file.py:factory.") from error
+    except ImportError as error:
+        raise InputError(f"model '{model}': {place} could not be imported ({error}).") from error
 
 
 def _first_line(error: Exception) -> str:

@@ -8,19 +8,27 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 import posixpath
+import re
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import filelock
 import pyarrow as pa
 
 from xattn.data import urls
 from xattn.errors import RunError
 
 UNFINISHED = ".unfinished"
+LOCK, HOLDER = ".lock", ".lock.holder"
+ORPHANS_S = 20.0
+
+logger = logging.getLogger("xattn")
 
 
 class LocalFolder:
@@ -36,7 +44,7 @@ class LocalFolder:
     def top(self) -> list[str]:
         """Names of the files and folders in it, without unfinished files."""
         found = list(self.path.iterdir()) if self.path.exists() else []
-        return [path.name for path in found if not path.name.endswith(UNFINISHED)]
+        return [path.name for path in found if not path.name.endswith(UNFINISHED) and path.name not in (LOCK, HOLDER)]
 
     def listed(self, folder: str, suffix: str) -> list[str]:
         """Names of the files in one of its subfolders, in order."""
@@ -67,14 +75,57 @@ class LocalFolder:
                 with open(unfinished, "rb") as written:
                     os.fsync(written.fileno())
                 os.replace(unfinished, target)
+                _sync(target.parent)
         finally:
             with contextlib.suppress(OSError):
                 unfinished.unlink(missing_ok=True)
 
     def tidy(self) -> None:
-        """Removes unfinished files that killed processes left."""
+        """Removes unfinished files that killed processes left; those of processes that live on this machine stay."""
         for unfinished in self.path.rglob(f".*{UNFINISHED}"):
-            unfinished.unlink(missing_ok=True)
+            if not _lives(f"process {unfinished.name.split('.')[-2]} on {socket.gethostname()}"):
+                unfinished.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other processes from running into this folder. A process that is killed holds no lock.
+
+        Raises:
+            RunError: another process, which the message names, holds it; or the folder cannot be written.
+        """
+        with _writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(self.path / LOCK, timeout=0)
+        try:
+            # Decoding processes of one that was killed keep its lock until they notice, within seconds.
+            lock.acquire(timeout=0 if _lives(self._holder()) else ORPHANS_S)
+        except filelock.Timeout as error:
+            holder = self._holder()
+            raise RunError(
+                f"'{self.path}' is in use: {holder or 'another process'} runs into it. Wait for it, stop it, or give another folder."
+            ) from error
+        except (OSError, NotImplementedError) as error:
+            if isinstance(error, PermissionError):
+                with _writing(self.path):
+                    raise
+            logger.warning("%s: no lock can be held here (%s); do not run twice into it at once.", self.path, error)
+            yield
+            return
+        try:
+            with contextlib.suppress(OSError):
+                (self.path / HOLDER).write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                (self.path / HOLDER).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                lock.release()
+
+    def _holder(self) -> str:
+        """Who holds the lock, as `process 123 on machine`; empty if nobody wrote it."""
+        with contextlib.suppress(OSError):
+            return (self.path / HOLDER).read_text(encoding="utf-8", errors="replace")[:200].strip()
+        return ""
 
 
 class UrlFolder:
@@ -126,6 +177,37 @@ class UrlFolder:
 
     def tidy(self) -> None:
         """Does nothing: a URL holds no unfinished files."""
+
+    def locked(self) -> contextlib.AbstractContextManager[None]:
+        """Does nothing: an upload is whole whoever does it, and two processes write the same parts."""
+        return contextlib.nullcontext()
+
+
+def _sync(folder: Path) -> None:
+    """Makes a rename in a folder last, where the system can."""
+    with contextlib.suppress(OSError):
+        opened = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
+
+
+def _lives(holder: str) -> bool:
+    """Whether another process, as `process 123 on machine`, runs; of one on another machine nothing is known, and it is taken to."""
+    found = re.fullmatch(r"process ([0-9]{1,9}) on (.+)", holder)
+    if found is None:
+        return False
+    process, machine = int(found[1]), found[2]
+    if machine != socket.gethostname():
+        return True
+    try:
+        os.kill(process, 0)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return process != os.getpid()
 
 
 def folder_at(place: str | Path) -> LocalFolder | UrlFolder:

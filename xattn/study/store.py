@@ -21,6 +21,8 @@ import pyarrow.parquet as pq
 
 from xattn.errors import RunError
 from xattn.study.folders import LocalFolder, folder_at
+from xattn.study.parts import read_part
+from xattn.study.run_json import contents_json, run_json
 from xattn.study.schema import COLUMNS, SCHEMA, Row, StoredMap, arrow_table, stored_map
 from xattn.study.summary import Summary
 
@@ -53,6 +55,14 @@ class Store:
         self.files = folder_at(folder)
         self.folder: Path | str = self.files.path if isinstance(self.files, LocalFolder) else self.files.url
 
+    def locked(self) -> contextlib.AbstractContextManager[None]:
+        """Keeps other processes from running into the folder, as long as it lasts.
+
+        Raises:
+            RunError: another process runs into it.
+        """
+        return self.files.locked()
+
     def begin(self, settings: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
         """Creates the folder, or resumes a run that was begun there with the same settings.
 
@@ -84,12 +94,14 @@ class Store:
             RunError: there is no run.json, or it is damaged.
         """
         try:
-            found: dict[str, Any] = json.loads(self.files.read("run.json").decode("utf-8"))
+            return run_json(self.files.read("run.json"))
         except FileNotFoundError as error:
             raise RunError(f"'{self.folder}' is not a run: it has no run.json. Give a folder that `xattn explain --out` wrote.") from error
-        except (OSError, ValueError) as error:
-            raise RunError(f"'{self.folder}/run.json' could not be read ({error}).") from error
-        return found
+        except OSError as error:
+            raise RunError(f"'{self.folder}/run.json' could not be read ({error.strerror or error}).") from error
+        except ValueError as error:
+            reason = str(error).removesuffix(".")
+            raise RunError(f"'{self.folder}/run.json' is damaged: {reason}. Run into another folder, or get it again.") from error
 
     def done(self) -> set[str]:
         """Names of the parts that exist."""
@@ -112,7 +124,10 @@ class Store:
         """
         if not self.finished:
             raise RunError(f"'{self.folder}' has no table yet: call run() first.")
-        return pd.read_csv(io.BytesIO(self.files.read("table.csv")))
+        try:
+            return pd.read_csv(io.BytesIO(self.files.read("table.csv")))
+        except (OSError, ValueError) as error:
+            raise RunError(f"'{self.folder}/table.csv' is damaged ({error}): call run() again, which makes it from the parts.") from error
 
     def write_part(self, name: str, rows: Sequence[Row]) -> None:
         """Writes one part atomically.
@@ -137,13 +152,7 @@ class Store:
         """The parts in order, one in memory at a time; an image that failed in the same way for every classifier has one row."""
         told: set[str] = set()
         for part in self.files.listed(PARTS, PART):
-            try:
-                with self.files.opened(part) as source:
-                    table = _in_schema(pq.read_table(source))
-            except (OSError, pa.ArrowException) as error:
-                raise RunError(
-                    f"'{self.folder}/{part}' is damaged ({error}). Delete it and run the same command: only that part is computed again."
-                ) from error
+            table = self._part(part)
             failed = [
                 row["image"] if row["model"] is None and row["error"] is not None else None
                 for row in table.select(["image", "model", "error"]).to_pylist()
@@ -151,6 +160,21 @@ class Store:
             keep = [name is None or name not in told for name in failed]
             told.update(name for name in failed if name is not None)
             yield table if all(keep) else table.filter(pa.array(keep))
+
+    def _part(self, part: str, images: Iterable[str] | None = None) -> pa.Table:
+        """A part in the schema; of some images, or all.
+
+        Raises:
+            RunError: it is damaged.
+        """
+        try:
+            with self.files.opened(part) as source:
+                return read_part(source, images)
+        except (OSError, ValueError, pa.ArrowException) as error:
+            reason = (str(error).strip() or type(error).__name__).partition("\n")[0].removesuffix(".")
+            raise RunError(
+                f"'{self.folder}/{part}' is damaged ({reason}). Delete it and run the same command: only that part is computed again."
+            ) from error
 
     def unreadable(self, momentary: Sequence[str]) -> set[str]:
         """Names of the parts in which an image failed for a reason that may have passed.
@@ -160,8 +184,8 @@ class Store:
         """
         found = set()
         for part in self.files.listed(PARTS, PART):
-            with contextlib.suppress(OSError, pa.ArrowException), self.files.opened(part) as source:  # `finish` reports a damaged part
-                errors = pq.read_table(source, columns=["error"])["error"].drop_null().to_pylist()
+            with contextlib.suppress(RunError):  # `finish` reports a damaged part
+                errors = self._part(part)["error"].drop_null().to_pylist()
                 if any(error.startswith(tuple(momentary)) for error in errors):
                     found.add(Path(part).stem)
         return found
@@ -191,8 +215,15 @@ class Store:
 
     def contents(self) -> dict[str, str | None]:
         """Digests of the pictures' contents, by name; empty for a data set in memory."""
-        found: dict[str, str | None] = json.loads(self.files.read(CONTENTS)) if self.files.exists(CONTENTS) else {}
-        return found
+        if not self.files.exists(CONTENTS):
+            return {}
+        try:
+            return contents_json(self.files.read(CONTENTS))
+        except (OSError, ValueError) as error:
+            raise RunError(
+                f"'{self.folder}/{CONTENTS}' is damaged ({str(error).removesuffix('.')}). If the pictures are those that the run began "
+                "with, delete it and run the same command."
+            ) from error
 
     def finish(self, metrics: Sequence[str], classes: Mapping[tuple[str, str], int] | None = None) -> list[tuple[str, str]]:
         """Makes `scores.csv` and `table.csv` from the parts; memory does not grow with the number of images.
@@ -275,9 +306,7 @@ class Store:
     def _map_rows(self, images: Iterable[str]) -> Iterator[dict[str, Any]]:
         wanted = set(images)
         for part in self.files.listed(PARTS, PART) if wanted else ():
-            with self.files.opened(part) as source:
-                table = _in_schema(pq.read_table(source, filters=[("image", "in", wanted)]))
-            for row in table.to_pylist():
+            for row in self._part(part, wanted).to_pylist():
                 if row["map"] is not None:
                     yield row
 
@@ -286,15 +315,6 @@ def _json(content: Mapping[str, Any]) -> str:
     text = json.dumps(content, indent=1, ensure_ascii=False)
     is_text = text.encode(errors="replace") == text.encode(errors="surrogateescape")  # file names may hold bytes that are no UTF-8
     return (text if is_text else json.dumps(content, indent=1)) + "\n"
-
-
-def _in_schema(table: pa.Table) -> pa.Table:
-    """The rows of a part in the current schema: columns that an earlier version did not write are empty."""
-    columns = [
-        table[column.name].cast(column.type) if column.name in table.column_names else pa.nulls(len(table), column.type)
-        for column in SCHEMA
-    ]
-    return pa.table(columns, schema=SCHEMA)
 
 
 def _differences(before: Any, now: Any, path: str = "") -> Iterator[str]:

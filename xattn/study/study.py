@@ -190,8 +190,9 @@ class Study:
         """The images of this shard."""
         return self.plan.images
 
+    @torch.random.fork_rng(devices=[])
     def run(self) -> Outcome:
-        """Does the remaining work, then makes the tables.
+        """Does the remaining work, then makes the tables; torch's generator stays as it was.
 
         Raises:
             InputError: a data set gives tensors that are in no range that a run takes.
@@ -210,7 +211,7 @@ class Study:
             "machine": f"{platform.system()} {platform.machine()}",
         }
         plan.source.refuse_wrong_values(plan.batch_size)
-        with kept_pages(), self._engine(plan) as running:
+        with kept_pages(), self.store.locked(), self._engine(plan) as running:
             self.store.begin(plan.settings(), {**about, **running.about})
             plan = self.plan = replace(plan, execution=self._execution(plan))
             if plan.source.dataset is None:
@@ -220,13 +221,15 @@ class Study:
                 progress.skip(sum(plan.count(unit) for unit in units if unit.name in done))
                 if left := [unit for unit in units if unit.name not in done]:
                     running.work(plan, self.store, left, progress.add)
-        if gone := {unit.name for unit in units} - self.store.done():
-            raise RunError(
-                f"{len(gone)} of {len(units)} parts of '{self.store.folder}' are gone: were files deleted while it ran? What is left is "
-                "kept: run the same command to go on."
-            )
-        classes = {(classifier.name, classifier.head_name): classifier.class_count for classifier in plan.classifiers}
-        return Outcome(len(plan.images), self.store.finish([metric.spec for metric in plan.metrics], classes))
+            if gone := {unit.name for unit in units} - self.store.done():
+                raise RunError(
+                    f"{len(gone)} of {len(units)} parts of '{self.store.folder}' are gone: were files deleted while it ran? What is left "
+                    "is kept: run the same command to go on."
+                )
+            classes = {(classifier.name, classifier.head_name): classifier.class_count for classifier in plan.classifiers}
+            failed = self.store.finish([metric.spec for metric in plan.metrics], classes)
+            self.store.read_run()  # it is there to the end
+        return Outcome(len(plan.images), failed)
 
     def _execution(self, plan: Plan) -> dict[str, Execution]:
         """How the forwards of each classifier are run: as stored when the run began, or decided now."""

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from lightning.pytorch.callbacks import Checkpoint
@@ -19,6 +19,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from xattn.errors import DivergedError, RunError
 from xattn.progress import Progress
+from xattn.stored import Count, parsed, structured
 
 logger = logging.getLogger("xattn")
 
@@ -40,7 +41,10 @@ def begin(folder: Path, settings: Mapping[str, Any], work: str = LAST) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if path.exists() and (folder / work).exists():
-            stored = json.loads(path.read_text(encoding="utf-8"))
+            try:
+                stored = structured(dict[str, Any], parsed(path.read_bytes()))
+            except ValueError as error:
+                raise RunError(f"'{path}' is damaged ({error}): give another --out, or remove the folder.") from error
             if apart := list(_apart(stored, json.loads(json.dumps(settings)))):
                 raise RunError(f"'{folder}' holds another training ({'; '.join(apart)}): give another --out, or remove the folder.")
             return
@@ -60,6 +64,14 @@ def _apart(stored: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
             yield from (f"{key}: {line}" for line in _apart(was, found))
         elif was != found:
             yield f"{key} was {was}, is {found}"
+
+
+class _Kept(TypedDict):
+    epochs: Count
+    best_epoch: Count
+    best_loss: float
+    best_accuracy: float
+    finished: bool
 
 
 class Checkpointing(Checkpoint):
@@ -87,7 +99,13 @@ class Checkpointing(Checkpoint):
         path = self.folder / LAST
         if not path.exists():
             return None
-        self.kept = torch.load(path, map_location="cpu", weights_only=True)["callbacks"][self.state_key]
+        try:
+            kept = torch.load(path, map_location="cpu", weights_only=True)["callbacks"][self.state_key]
+            structured(_Kept, kept)
+        except Exception as error:  # the unpickler's errors on other kinds of file have no common base class
+            reason = (str(error).strip() or type(error).__name__).partition("\n")[0]
+            raise RunError(f"'{path}' is damaged ({reason}): give another --out, or remove the folder '{self.folder}'.") from error
+        self.kept = kept
         self.progress.skip(self.images * self.kept["epochs"])
         return str(path)
 

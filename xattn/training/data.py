@@ -126,6 +126,7 @@ PUBLISHED = {
     "cifar100": _Published(_cifar("CIFAR100"), "train"),
 }
 CUB = "cub"
+MOST_CLASSES = 1_000_000
 
 
 def open_data(data: str | Path | Labelled | Dataset[Any], classes: Classes = "folders") -> Labelled:
@@ -197,6 +198,8 @@ def _csv(path: Path) -> Labelled:
         raise InputError(f"{path} has no label for {source.images[labels.index(None)].name}: training needs one for each image.")
     indices = [int(str(label)) for label in labels if is_index(label)]
     if len(indices) == len(labels):
+        if max(indices) >= MOST_CLASSES:
+            raise InputError(f"'{path}' has the class index {max(indices)}: at most {MOST_CLASSES:,} classes are trained.")
         found = _of_source(str(path), source, [str(index) for index in indices], [str(number) for number in range(max(indices) + 1)])
         return Labelled(found.name, None, found.targets, found.pictures)
     texts = [str(label) for label in labels]

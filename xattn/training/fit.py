@@ -13,6 +13,7 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader, Dataset
 
 from xattn.errors import DivergedError, InputError
@@ -118,20 +119,25 @@ def fit(
     where = accelerator or {"cuda": "gpu"}.get(classifier.device.type, classifier.device.type)
     diverged: DivergedError | None = None
     with _as_it_was(classifier), checkpointing.progress, quiet():
-        trainer = lightning.Trainer(
-            accelerator=where,
-            devices=[classifier.device.index or 0] if where == "gpu" and classifier.device.type == "cuda" and devices == 1 else devices,
-            num_nodes=nodes,
-            precision=precision,
-            max_epochs=chosen.epochs,
-            logger=loggers(folder),
-            callbacks=[checkpointing, *stop],
-            log_every_n_steps=1,
-            num_sanity_val_steps=0,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            enable_checkpointing=True,
-        )
+        try:
+            trainer = lightning.Trainer(
+                accelerator=where,
+                devices=[classifier.device.index or 0] if where == "gpu" and classifier.device.type == "cuda" and devices == 1 else devices,
+                num_nodes=nodes,
+                precision=precision,
+                max_epochs=chosen.epochs,
+                logger=loggers(folder),
+                callbacks=[checkpointing, *stop],
+                log_every_n_steps=1,
+                num_sanity_val_steps=0,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                enable_checkpointing=True,
+            )
+        except (MisconfigurationException, ValueError, ModuleNotFoundError) as error:
+            raise InputError(
+                f"Lightning cannot train with accelerator {where}, devices {devices}, nodes {nodes}, precision {precision}: {error}"
+            ) from error
         begin(folder, _settings(classifier, opened, teacher, chosen, seed, precision))
         if chosen.dropout is not None:
             for layer in classifier.head.dropouts():

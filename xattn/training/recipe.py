@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
@@ -60,11 +61,13 @@ class Recipe:
             for name, fine in (
                 ("epochs", self.epochs >= 1),
                 ("batch_size", self.batch_size >= 1),
-                ("lr", self.lr > 0),
-                ("weight_decay", self.weight_decay >= 0),
+                ("lr", 0 < self.lr < math.inf),
+                ("momentum", 0 <= self.momentum < 1),
+                ("weight_decay", 0 <= self.weight_decay < math.inf),
+                ("step", self.step >= 1),
                 ("dropout", self.dropout is None or 0 <= self.dropout < 1),
                 ("alpha", 0 <= self.alpha <= 1),
-                ("temperature", self.temperature > 0),
+                ("temperature", 0 < self.temperature < math.inf),
                 ("smallest_crop", self.smallest_crop is None or 0 < self.smallest_crop <= 1),
                 ("patience", self.patience is None or self.patience >= 1),
                 ("validation", 0 < self.validation < 1),

@@ -114,7 +114,8 @@ class _ScoreNetwork(nn.Module):
 
 @contextmanager
 def restored(module: nn.Module) -> Iterator[None]:
-    """Restores modules, hooks, gradients and their flags, whatever ran inside."""
+    """Restores modules, attributes, hooks, gradients and their flags, whatever ran inside."""
+    attributes = [(m, dict(vars(m))) for m in module.modules()]
     tables = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_forward_hooks_with_kwargs")
     hooks = [(getattr(m, table), dict(getattr(m, table))) for m in module.modules() for table in tables if hasattr(m, table)]
     children = [(m, dict(m._modules)) for m in module.modules()]  # AblationCAM replaces a module, and leaves it replaced if it fails
@@ -130,6 +131,9 @@ def restored(module: nn.Module) -> Iterator[None]:
         for table, before_hooks in hooks:
             table.clear()
             table.update(before_hooks)
+        for changed, before_all in attributes:
+            vars(changed).clear()
+            vars(changed).update(before_all)
         for parameter, gradient, required in gradients:
             parameter.grad = gradient
             parameter.requires_grad_(required)

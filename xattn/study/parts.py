@@ -1,0 +1,119 @@
+"""Reading of a part: a Parquet file, checked before and after it is read, as others may have written it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from xattn.study.schema import SCHEMA
+
+MOST_ROWS = 10**7
+MOST_BYTES = 16 * 2**30
+TEXTS = [column.name for column in SCHEMA if column.type == pa.string()]
+OF_MAPS = ("count", "height", "scale")
+OF_SCORES = ("model", "head", "method", "target", "target_rule", "degenerate")
+
+
+def read_part(source: Any, images: Iterable[str] | None = None) -> pa.Table:
+    """The rows of a part in the current schema: columns that an earlier version did not write are empty.
+
+    Args:
+        source: a path or an opened file.
+        images: of these alone; None: all.
+
+    Raises:
+        ValueError: columns of another kind, more rows or bytes than a part has, or rows that contradict themselves.
+        ArrowException: it is no Parquet file that can be read.
+        OSError: likewise, or the file itself cannot be read.
+    """
+    with pq.ParquetFile(source) as file:
+        _check_size(file.metadata)
+        _check_columns(file.schema_arrow)
+        texts = [name for name in TEXTS if name in file.schema_arrow.names]
+    if hasattr(source, "seek"):
+        source.seek(0)
+    with pq.ParquetFile(source, read_dictionary=texts) as file:
+        table = file.read()
+    _check_texts(table)
+    if images is not None:
+        table = table.filter(pc.is_in(table["image"].cast(pa.string()), value_set=pa.array(sorted(set(images)), pa.string())))
+    columns = [
+        table[column.name].cast(column.type) if column.name in table.column_names else pa.nulls(len(table), column.type)
+        for column in SCHEMA
+    ]
+    table = pa.table(columns, schema=SCHEMA)
+    table.validate(full=True)
+    _check_rows(table)
+    return table
+
+
+def _check_size(metadata: pq.FileMetaData) -> None:
+    if metadata.num_rows > MOST_ROWS:
+        raise ValueError(f"it says that it has {metadata.num_rows:,} rows")
+    size = 0
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        chunks = [group.column(column) for column in range(group.num_columns)]
+        size += sum(max(chunk.total_uncompressed_size, 4 * chunk.num_values) for chunk in chunks)
+    if not 0 <= size <= MOST_BYTES:
+        raise ValueError(f"it says that it holds {size:,} bytes")
+
+
+def _check_columns(schema: pa.Schema) -> None:
+    """Refuses columns of another type before they are read: those of unknown names are not read either."""
+    names = schema.names
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"column '{min(twice)}' is there twice")
+    if "image" not in names:
+        raise ValueError("there is no column 'image'")
+    for column in SCHEMA:
+        if column.name in names:
+            found = schema.field(column.name).type
+            found = found.value_type if pa.types.is_dictionary(found) else found
+            if found != column.type and not (pa.types.is_primitive(found) and pa.types.is_primitive(column.type)):
+                raise ValueError(f"column '{column.name}' is of type {found}; {column.type} is needed")
+
+
+def _check_texts(table: pa.Table) -> None:
+    """Refuses texts that are small in the file, once in a dictionary, and would fill the memory in the rows."""
+    size = 0
+    for name in table.column_names:
+        for chunk in table[name].chunks:
+            if pa.types.is_dictionary(chunk.type) and pa.types.is_string(chunk.type.value_type):
+                lengths = pc.take(pc.binary_length(chunk.dictionary), chunk.indices)
+                size += pc.sum(lengths.cast(pa.int64())).as_py() or 0
+    if size > MOST_BYTES // 4:
+        raise ValueError(f"its texts have {size:,} bytes")
+
+
+def _check_rows(table: pa.Table) -> None:
+    """Refuses rows without what a map or a score needs."""
+    if table["image"].null_count:
+        raise ValueError("a row has no image")
+    rows = table.filter(pc.and_(pc.is_valid(table["method"]), pc.is_null(table["error"])))
+    for name in OF_SCORES:
+        if rows[name].null_count:
+            raise ValueError(f"a row of a map or a score has no {name}")
+    for name in ("label", "predicted"):
+        if pc.any(pc.invert(pc.is_finite(rows[name]))).as_py():
+            raise ValueError(f"a row has a {name} that is no number")
+    scores = table.filter(pc.is_valid(table["metric"]))
+    if scores["method"].null_count:
+        raise ValueError("a row of a score has no method")
+    maps = table.filter(pc.is_valid(table["map"]))
+    for name in (*OF_MAPS, "model", "head"):
+        if maps[name].null_count:
+            raise ValueError(f"a row of a map has no {name}")
+    if len(maps):
+        count, height = maps["count"].cast(pa.int64()), maps["height"].cast(pa.int64())
+        size = pc.binary_length(maps["map"]).cast(pa.int64())
+        if pc.min(count).as_py() < 1 or pc.min(height).as_py() < 1:
+            raise ValueError("a map has no rows")
+        rows_of_maps = pc.multiply(count, height)
+        width = pc.divide(size, pc.multiply(rows_of_maps, pa.scalar(2, pa.int64())))
+        if pc.min(width).as_py() < 1 or not pc.all(pc.equal(pc.multiply(pc.multiply(rows_of_maps, width), 2), size)).as_py():
+            raise ValueError("a map has another size than it says")

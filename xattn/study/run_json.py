@@ -1,0 +1,105 @@
+"""What `run.json` holds, as types that its content is checked against when it is read.
+
+Annotations here are not postponed: a `TypedDict` would not know which of its entries are not required.
+"""
+
+from typing import Annotated, Any, NotRequired, TypedDict
+
+from xattn.data.preprocessing import Preprocessing
+from xattn.stored import Count, Range, Side, parsed, structured
+
+FILES = 10**6
+
+
+class StoredPreprocessing(TypedDict):
+    """`dataclasses.asdict` of a `Preprocessing`."""
+
+    input_size: tuple[Side, Side]
+    resize: Side | tuple[Side, Side]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+
+
+class StoredModel(TypedDict):
+    """A classifier of a run."""
+
+    name: str
+    head: str
+    weights: str
+    stage: NotRequired[str | None]
+    preprocessing: StoredPreprocessing
+
+
+class StoredImages(TypedDict):
+    """The pictures of a run."""
+
+    origin: list[str] | None
+    count: Count
+    digest: str
+    depth: NotRequired[Annotated[int, Range(1, 64)] | None]
+    window: NotRequired[tuple[float, float] | None]
+    max_pixels: NotRequired[Annotated[int, Range(1, 2**40)]]
+
+
+class StoredSettings(TypedDict):
+    """`Plan.settings`."""
+
+    models: list[StoredModel]
+    methods: list[str]
+    metrics: list[str]
+    images: StoredImages
+    shard: NotRequired[tuple[Annotated[int, Range(1, FILES)], Annotated[int, Range(1, FILES)]]]
+
+
+class StoredTuning(TypedDict):
+    """A `Tuning`."""
+
+    chunk: Annotated[int, Range(1, 2**20)]
+    memory_format: str
+    folded: bool
+    compiled: bool
+    precision: str
+
+
+class StoredExecution(TypedDict):
+    """`Execution.as_dict`."""
+
+    tuning: StoredTuning
+    level: str
+    images_a_second: dict[str, float]
+    refused: dict[str, str]
+    images_at_once: Annotated[int, Range(1, 2**20)]
+    deviation: dict[str, Any] | None
+    memory: int | None
+
+
+class RunJson(TypedDict):
+    """The content of `run.json`; entries beside these are kept as they are."""
+
+    settings: StoredSettings
+    labels: NotRequired[dict[str, list[str] | None]]
+    forwards: NotRequired[dict[str, StoredExecution]]
+    pixels: NotRequired[dict[str, Count]]
+
+
+def run_json(content: bytes) -> dict[str, Any]:
+    """The content of a `run.json`, checked; lists of JSON stay lists.
+
+    Raises:
+        ValueError: it is none, with the entry that is wrong.
+    """
+    found: dict[str, Any] = structured(dict[str, Any], parsed(content))
+    checked = structured(RunJson, found)
+    for model in checked["settings"]["models"]:
+        Preprocessing.from_json(model["preprocessing"])
+    return found
+
+
+def contents_json(content: bytes) -> dict[str, str | None]:
+    """The content of an `images.json`: digests of the pictures by name.
+
+    Raises:
+        ValueError: it is none.
+    """
+    return structured(dict[str, str | None], parsed(content))
