@@ -81,7 +81,7 @@ def _differing(rows: pd.DataFrame, stores: Sequence[Store]) -> list[str]:
     apart = spread[spread > AGREE]
     if apart.empty:
         return []
-    key = apart.idxmax()
+    key: tuple[str, ...] = tuple(apart.idxmax())  # type: ignore[arg-type]  # a tuple of KEYS, typed as Hashable
     found = rows.set_index(KEYS).sort_index().loc[[key]]
     settings = [stores[number].read_run()["settings"] for number in found["run"]]
     if len(versions := {of.get("xattn") for of in settings}) > 1:
