@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -81,7 +82,7 @@ def _differing(rows: pd.DataFrame, stores: Sequence[Store]) -> list[str]:
     apart = spread[spread > AGREE]
     if apart.empty:
         return []
-    key: tuple[str, ...] = tuple(apart.idxmax())  # type: ignore[arg-type]  # a tuple of KEYS, typed as Hashable
+    key: Any = apart.idxmax()  # a value of each of KEYS
     found = rows.set_index(KEYS).sort_index().loc[[key]]
     settings = [stores[number].read_run()["settings"] for number in found["run"]]
     if len(versions := {of.get("xattn") for of in settings}) > 1:
