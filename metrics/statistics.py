@@ -139,8 +139,8 @@ def _twice_ranks(magnitudes: Tensor) -> Tensor:
     """Twice the rank of each magnitude, counted from 1; ties share the mean of theirs, so that the double is whole: `(n,)` int64."""
     _, group, counts = magnitudes.unique(return_inverse=True, return_counts=True)
     last = counts.cumsum(0)
-    doubled: Tensor = 2 * last - counts + 1
-    return doubled[group]
+    twice: Tensor = (2 * last - counts + 1)[group]
+    return twice
 
 
 def adjusted(p: Sequence[float]) -> list[float]:

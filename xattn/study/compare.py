@@ -82,7 +82,7 @@ def _differing(rows: pd.DataFrame, stores: Sequence[Store]) -> list[str]:
     apart = spread[spread > AGREE]
     if apart.empty:
         return []
-    key: Any = apart.idxmax()
+    key: Any = apart.idxmax()  # a value of each of KEYS
     found = rows.set_index(KEYS).sort_index().loc[[key]]
     settings = [stores[number].read_run()["settings"] for number in found["run"]]
     if len(versions := {of.get("xattn") for of in settings}) > 1:
