@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -33,7 +34,8 @@ LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
 }
-MARKDOWN = {"|": r"\|", "<": "&lt;", ">": "&gt;", "`": r"\`"}
+MARKDOWN = {"|": r"\|", "`": r"\`"}
+TAG = re.compile(r"<(?=[A-Za-z/!?])")  # where Markdown reads HTML
 
 
 @dataclass(frozen=True)
@@ -271,4 +273,6 @@ def _number(value: float) -> str:
 def _escaped(text: str, latex: bool) -> str:
     """A name as it is read in LaTeX or Markdown, on one line."""
     text = shown(text, keep="")
+    if not latex:
+        text = TAG.sub("&lt;", text)
     return "".join((LATEX if latex else MARKDOWN).get(character, character) for character in text)

@@ -32,8 +32,8 @@ def test_a_name_is_one_harmless_cell_of_each_format() -> None:
     hostile = "=a|b<script>\x1b[1m\n\\input{x}~^_"
     markdown = table(hostile).text("markdown").splitlines()
     assert len(markdown) == 3 + 2
-    assert markdown[-1] == r"- a &lt;note&gt; of\x1b[1m a name"
-    assert r"=a\|b&lt;script&gt;\x1b[1m\n" in markdown[2]
+    assert markdown[-1] == r"- a &lt;note> of\x1b[1m a name"
+    assert r"=a\|b&lt;script>\x1b[1m\n" in markdown[2]
     assert "\x1b" not in markdown[2]
     latex = table(hostile).text("latex")
     for part in (
