@@ -207,6 +207,7 @@ def engine(data: Path, folder: Path, count: int, network: str, actors: int, shar
 
 def shards(data: Path, folder: Path, count: int, network: str, processes: int) -> dict[str, Any]:
     """The same study by so many processes at once, a shard each: what the machine gives to processes that share nothing."""
+    pictures(data, folder, count)  # before the processes, which would make them at the same time
     asked = {"kind": "engine", "data": str(data), "folder": str(folder), "count": count, "network": network, "actors": 0}
     begun = [
         subprocess.Popen([sys.executable, __file__, json.dumps(asked | {"shard": [place + 1, processes]})], stdout=subprocess.PIPE)

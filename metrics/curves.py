@@ -248,7 +248,8 @@ def insertion(
     Returns:
         `(B,)` float64, percent in [0, 100]; higher is better.
 
-    Differs: the released code of "gomez" overshoots its last step; ours ends with a shorter one, and areas use the true shares.
+    Differs: pixels are ranked by the mask rounded to 2⁻¹⁶, so that rounding orders none of them. The released code of "gomez" overshoots
+    its last step; ours ends with a shorter one, and areas use the true shares.
 
     >>> import torch
     >>> images, constant = torch.rand(1, 3, 16, 16), lambda x: torch.zeros(len(x), 4)

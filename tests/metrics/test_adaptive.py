@@ -145,5 +145,5 @@ def test_a_probability_that_is_not_a_number_ends_the_search() -> None:
 
 
 def test_a_tolerance_that_is_none_is_refused() -> None:
-    with pytest.raises(InputError, match="a tolerance is in points of area, above 0; got -1"):
+    with pytest.raises(InputError, match="a tolerance is in points of area, above 0 and at most 100; got -1"):
         Insertion(tolerance=-1)

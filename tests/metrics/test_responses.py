@@ -203,7 +203,7 @@ def test_masks_of_another_size_than_the_images_are_refused_with_what_to_do(predi
 
 def test_an_even_blur_and_a_step_below_one_are_refused(predict) -> None:
     arguments = (predict, networks.pictures(1).double(), torch.rand(1, 32, 32), torch.tensor([0]))
-    with pytest.raises(InputError, match="odd; got 4"):
+    with pytest.raises(InputError, match="odd, from 1 to 1001; got 4"):
         m.insertion(*arguments, fill=MEAN, blur=4)
     for step in (0, -1):
         with pytest.raises(InputError, match="at least one pixel"):

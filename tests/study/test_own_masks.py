@@ -42,9 +42,9 @@ def test_own_masks_have_the_values_of_the_functions_and_stand_in_a_table_beside_
         ({}, "masks by their names, {'mine': masks}; got dict"),
         (torch.zeros(7, 32, 32), "got Tensor"),
         ({"mine": torch.zeros(7, 8, 8)}, r"masks are tensors \(7, 32, 32\).*got \(7, 8, 8\) for 'mine'"),
-        ({"mine": [[0.0]]}, "got list for 'mine'"),
+        ({"mine": [[0.0]]}, "'mine' are a tensor, or a NumPy array; got list"),
         ({"mine": torch.full((7, 32, 32), 2.0)}, r"'mine' are not all in \[0, 1\]"),
-        ({"mine": torch.full((7, 32, 32), math.nan)}, r"'mine' are not all in \[0, 1\]"),
+        ({"mine": torch.full((7, 32, 32), math.nan)}, "'mine' are finite numbers; those of 7 of 7 images hold NaN"),
     ],
 )
 def test_what_is_no_mask_is_refused(tiny: Classifier, images: Tensor, masks: object, message: str) -> None:

@@ -74,7 +74,8 @@ def _check_columns(schema: pa.Schema) -> None:
         if column.name in names:
             found = schema.field(column.name).type
             found = found.value_type if pa.types.is_dictionary(found) else found
-            if found != column.type and not (pa.types.is_primitive(found) and pa.types.is_primitive(column.type)):
+            taken = pa.types.is_primitive(column.type) or pa.types.is_string(column.type)  # targets were numbers in 0.1
+            if found != column.type and not (pa.types.is_primitive(found) and taken):
                 raise ValueError(f"column '{column.name}' is of type {found}; {column.type} is needed")
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from xattn.data.images import LISTED
 from xattn.study.store import Store
 
 Key = tuple[str, str]
@@ -86,6 +87,8 @@ class _Picture:
 
     def same(self, other: _Picture) -> bool:
         if self.content is not None and other.content is not None:
+            if self.content.startswith(LISTED) != other.content.startswith(LISTED):
+                return True  # a file and a URL: neither says that they differ
             return self.content == other.content
         if self.origin and other.origin:
             return bool(self.origin == other.origin)
