@@ -96,9 +96,10 @@ def _aligned(maps: Tensor, size: tuple[int, int], mode: str, align_corners: bool
 
 
 def _noise(images: Tensor) -> Tensor:
-    """Masks in which no two pixels tie: each library breaks ties its own way."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.rand((len(images), *images.shape[2:]), generator=generator).to(images)
+    """Masks in which no two pixels tie, also not rounded to 2⁻¹⁶: each library breaks ties its own way."""
+    generator, count = torch.Generator().manual_seed(0), images.shape[2] * images.shape[3]
+    order = torch.rand(len(images), count, generator=generator).argsort(dim=1)
+    return (order * (2**16 // count) / 2**16).view(len(images), *images.shape[2:]).to(images)
 
 
 def of_masks(subject: Subject, images: Tensor, targets: Tensor, batch: int) -> list[Check]:

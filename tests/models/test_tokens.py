@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import xattn
 from tests import networks
+from tests.own_methods import OF_ANY_HEAD, OF_LAYERS
 from xattn.errors import UnsupportedError
 from xattn.explainers.trace import trace
 from xattn.models import Classifier, Layout
@@ -125,6 +126,28 @@ def test_the_default_stage_of_tokens_is_the_last_map_that_the_output_depends_on(
     assert all(gradient.any() for gradient in trace(clf, images, 1).gradients)
     one = xattn.explain(clf, images[1:], ["hires-cam"], target=1).raw["hires-cam"]
     assert torch.allclose(one, maps.raw["hires-cam"][1:], atol=1e-5 * float(one.abs().max()) + 1e-9)
+
+
+AS_RUN = {"score-cam": "score-cam:top=4"} | {name: f"{name}:activations=all" for name in OF_ANY_HEAD if name.startswith("guided")}
+METHODS = [AS_RUN.get(spec, spec) for spec in OF_ANY_HEAD]  # few of these networks have rectifiers
+SMALL_FAMILIES = [family for family, (_, size, *_) in FAMILIES.items() if max(size) < 128]
+
+
+@pytest.mark.parametrize("family", SMALL_FAMILIES)
+def test_every_method_has_the_same_map_of_an_image_alone_and_in_a_batch(family: str) -> None:
+    clf = attached(family)
+    images = torch.rand(2, 3, *clf.input_size, generator=torch.Generator().manual_seed(1))
+    methods = [*METHODS, *OF_LAYERS] if clf.attention_layers else METHODS
+    maps, alone = (xattn.explain(clf, some, methods, target=1, untrained=True) for some in (images, images[1:]))
+    for method in methods:
+        raw, own = maps.raw[method][1], alone.raw[method][0]
+        assert torch.isfinite(maps.raw[method]).all(), method
+        assert maps[method].shape == images[:, 0].shape, method
+        assert torch.allclose(raw, own, atol=1e-3 * float(own.abs().max()) + 1e-9), method
+    if not clf.attention_layers:
+        for method in OF_LAYERS:
+            with pytest.raises(UnsupportedError):
+                xattn.explain(clf, images, [method], target=1)
 
 
 @pytest.mark.parametrize("family", ["class token", "wide", "registers", "rotary", "mixer", "sequence first", "transformers' Swin"])
