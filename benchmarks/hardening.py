@@ -141,13 +141,14 @@ def attempt(case: object) -> Result:
         return Result(name, "code run") if (folder / hostile.RAN).exists() else found
 
 
-def page(results: dict[str, list[Result]], seed: int, seconds: float) -> str:
+def page(results: dict[str, list[Result]], seconds: float) -> str:
     """The counts as Markdown, and each case that ended wrongly."""
     lines = [
         "# Hostile and damaged input",
         "",
-        f"`python benchmarks/hardening.py --seed {seed}`, {seconds:.0f} s. Wanted: 0 in the last three columns. *done*: the input was "
-        "taken, as a picture with one changed pixel is; *refused*: one sentence and, on the command line, an exit code that is not 0.",
+        f"`{' '.join(['python benchmarks/hardening.py', *sys.argv[1:]])}`, {seconds:.0f} s. Wanted: 0 in the last three columns. *done*: "
+        "the input was taken, as a picture with one changed pixel is; *refused*: one sentence and, on the command line, an exit code "
+        "that is not 0.",
         "",
         "| input | cases | " + " | ".join(OUTCOMES) + " |",
         "|---|" + "---:|" * (len(OUTCOMES) + 1),
@@ -189,7 +190,7 @@ def main(pictures: int, headers: int, runs: int, lines: int, calls: int, seed: i
                 results[kind].append(result)
                 if result.outcome in WRONG:
                     click.echo(f"{kind}: {result.outcome}: {result.name!r} {result.about}", err=True)
-            text = page(results, seed, time.monotonic() - begin)
+            text = page(results, time.monotonic() - begin)
             if writes:
                 RESULT.write_text(text, encoding="utf-8")
     finally:

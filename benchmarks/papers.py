@@ -297,22 +297,6 @@ class Papers:
         ]
         return page("BR-NPA, Fig. 8: gradient norms", about, pd.DataFrame(table), lines)
 
-    def truth(self) -> str:
-        """Maps against true effects."""
-        return ground_truth.effects_page(self.work / "truth", self.budget.true)
-
-    def tokens(self) -> str:
-        """Maps of a vision transformer against true effects."""
-        return ground_truth.tokens_page(self.work / "tokens", self.budget.true)
-
-    def order(self) -> str:
-        """What ranked maps lie on."""
-        return ground_truth.order_page(self.work / "order", self.budget.true)
-
-    def spurious(self) -> str:
-        """Whether maps go to a cue that the network has learnt."""
-        return ground_truth.spurious_page(self.work / "spurious", self.budget.true)
-
     def _from_scratch(self) -> str:
         b = self.budget
         return f"Head and network from random weights, {b.epochs} epochs of {b.count} pictures, {_seeds(b)}; n = {b.tested} test birds."
@@ -343,12 +327,17 @@ def _beside(printed: Sequence[float] | None) -> Line:
     return {"printed": "" if printed is None else " · ".join(f"{value:.2f}" for value in printed)}
 
 
+def _against_truth(name: str, make: Callable[[Path, int], str]) -> Callable[[Papers], str]:
+    """A page of `ground_truth`, whose work is kept under its name."""
+    return lambda papers: make(papers.work / name, papers.budget.true)
+
+
 TABLES: dict[str, Callable[[Papers], str]] = {
     "cross-attention": Papers.cross_attention,
-    "truth": Papers.truth,
-    "tokens": Papers.tokens,
-    "order": Papers.order,
-    "spurious": Papers.spurious,
+    "truth": _against_truth("truth", ground_truth.effects_page),
+    "tokens": _against_truth("tokens", ground_truth.tokens_page),
+    "order": _against_truth("order", ground_truth.order_page),
+    "spurious": _against_truth("spurious", ground_truth.spurious_page),
     "selection": Papers.selection,
     "ranks": Papers.ranks,
     "resolution": Papers.resolution,

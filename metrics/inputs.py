@@ -15,7 +15,8 @@ from xattn.metrics.targets import ClassTarget, Predict, Region, Target
 Outputs = Literal["logits", "probabilities"]
 """What `predict` gives."""
 
-EDGE = 1e-3  # by which a resize may leave [0, 1]
+EDGE = 1e-3  # by which a resize may take an image out of [0, 1]
+MASK_EDGE = 1e-4  # likewise a mask
 
 
 def as_tensor(given: Any, what: str) -> Tensor:
@@ -105,6 +106,20 @@ def as_masks(given: Any, count: int, what: str = "masks") -> Tensor:
             "images out, or make masks by xattn.metrics.to_masks, which marks such maps as degenerate."
         )
     return masks
+
+
+def refuse_no_masks(masks: Tensor) -> None:
+    """Raises if maps are no masks.
+
+    Raises:
+        InputError: they do not lie in [0, 1].
+    """
+    low, high = (float(extreme) for extreme in masks.aminmax())
+    if low < -MASK_EDGE or high > 1 + MASK_EDGE:
+        raise InputError(
+            f"masks lie in [0, 1]; these reach from {low:.3g} to {high:.3g}. Raw maps become masks by "
+            "xattn.metrics.to_masks(maps, (height, width))."
+        )
 
 
 def as_fill(given: Any) -> Tensor | None:

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from xattn.errors import InputError
 from xattn.metrics.base import ResponseMetric, mask_metric, measured, register, response_metric
-from xattn.metrics.inputs import EDGE, Outputs, as_maps
+from xattn.metrics.inputs import Outputs, as_maps, refuse_no_masks
 from xattn.metrics.perturbations import FLAT, KEPT, ORIGINAL, Perturbation, Removed, Upsampling
 from xattn.metrics.probability import Probability, widened
 from xattn.metrics.targets import Predict, Targets
@@ -208,6 +207,5 @@ def complexity(masks: Tensor) -> Tensor:
     tensor([0.5000], dtype=torch.float64)
     """
     masks = as_maps(masks, "masks")
-    if bool(((masks < -EDGE) | (masks > 1 + EDGE)).any()):
-        raise InputError("masks lie in [0, 1], and these do not. Raw maps become masks by xattn.metrics.to_masks(maps, (height, width)).")
+    refuse_no_masks(masks)
     return widened(masks).mean(dim=(1, 2))

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from xattn.errors import InputError
 from xattn.metrics.adaptive import first_points, interpolated, next_points
-from xattn.metrics.inputs import CheckedPredict, Outputs, as_images, as_masks, refuse_chunk
+from xattn.metrics.inputs import CheckedPredict, Outputs, as_images, as_masks, refuse_chunk, refuse_no_masks
 from xattn.metrics.perturbations import (
     ORIGINAL,
     Baseline,
@@ -34,8 +34,6 @@ from xattn.metrics.perturbations import (
 from xattn.metrics.probability import Probability
 from xattn.metrics.stream import PerturbedImages, PredictAll, Read, stream
 from xattn.metrics.targets import Predict, Target, Targets, as_target
-
-EDGE = 1e-4
 
 
 class CurveResponse(NamedTuple):
@@ -321,11 +319,8 @@ def _check(images: Tensor, masks: Mapping[str, Tensor], low_res_masks: Mapping[s
                 "Raw maps become masks by xattn.metrics.to_masks(maps, (height, width))."
             )
         ranks_alone = all(isinstance(asked, Curve) for asked in perturbations)
-        if not ranks_alone and (float(mask.min()) < -EDGE or float(mask.max()) > 1 + EDGE):
-            raise InputError(
-                f"masks lie in [0, 1]; these reach from {float(mask.min()):.3g} to {float(mask.max()):.3g}. "
-                "Raw maps become masks by xattn.metrics.to_masks(maps, (height, width))."
-            )
+        if not ranks_alone:
+            refuse_no_masks(mask)
 
 
 def _owners(masks: Mapping[str, Tensor], low_res_masks: Mapping[str, Tensor]) -> dict[str, Tensor]:

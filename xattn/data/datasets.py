@@ -20,11 +20,11 @@ from xattn.data.depth import Reading, Scaling
 from xattn.data.pictures import content_of, decode, from_memory
 from xattn.data.preprocessing import Preprocessing
 from xattn.errors import ImageError, InputError, MissingPackageError
+from xattn.metrics.inputs import EDGE
 
 PICTURES = ("image", "pixel_values", "img", "picture", "jpg", "jpeg", "png", "webp")
 LABELS = ("label", "labels", "cls", "target", "fine_label")
 HUGGING_FACE = "datasets:"
-TOLERANCE = 1e-3  # of floats that a resize took a little beyond [0, 1]
 
 
 def is_dataset(images: object) -> bool:
@@ -76,7 +76,7 @@ def wrong_values(picture: Tensor) -> str | None:
     if not picture.is_floating_point():
         return f"a tensor of {str(picture.dtype).removeprefix('torch.')} came: uint8, or floats in [0, 1], are needed. Convert it."
     low, high = float(picture.amin()), float(picture.amax())
-    if low >= -TOLERANCE and high <= 1 + TOLERANCE:
+    if low >= -EDGE and high <= 1 + EDGE:
         return None
     remedy = "Divide by 255" if low >= 0 and 1 < high <= 255 else "Leave out its normalisation: the classifier does it"
     return f"its values reach from {low:.3g} to {high:.3g}, and images are in pixel space, [0, 1]. {remedy}."

@@ -22,7 +22,7 @@ from xattn.explainers.reasons import log_reasons
 from xattn.explainers.trace import Trace
 from xattn.inference.memory import kept_pages
 from xattn.inference.predictor import Predictor
-from xattn.metrics.inputs import as_tensor, refuse_chunk
+from xattn.metrics.inputs import EDGE, as_tensor, refuse_chunk
 from xattn.metrics.targets import ClassTarget
 from xattn.models.classifier import Classifier
 from xattn.models.target_rules import THRESHOLD, Asked, PredictedLabels, labels_of, target_rule
@@ -217,7 +217,7 @@ def refuse_wrong_images(classifier: Classifier, images: Tensor) -> None:
         kind = str(images.dtype).removeprefix("torch.")
         raise InputError(f"images are floats in pixel space, [0, 1]; got {kind}. Divide 8-bit images by 255.")
     low, high = float(images.min()), float(images.max())
-    if not (low >= -1e-3 and high <= 1 + 1e-3):
+    if not (low >= -EDGE and high <= 1 + EDGE):
         raise InputError(
             f"images are in pixel space, [0, 1]; these reach from {low:.3g} to {high:.3g}. Divide 8-bit images by 255; do not normalise "
             "them: the classifier does."

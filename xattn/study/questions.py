@@ -40,9 +40,9 @@ def shown_names(stores: Sequence[Store]) -> list[dict[Key, str]]:
 def _question(run: Mapping[str, Any], model: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """What a run asks of a model, by the words that name it. Of a setting that only one run records, nothing is known of the other."""
     settings = run["settings"]
-    yield "target", _written(settings["target"])
+    yield "target", _written(settings.get("target"))
     yield "threshold", _written(settings.get("threshold"))
-    yield "stage", _written(model["stage"])
+    yield "stage", _written(model.get("stage"))
     for setting in ("multi_label", "regression"):
         yield setting.replace("_", "-"), _written(model.get(setting, False))
     yield "output", _written(model.get("output"))
@@ -51,7 +51,7 @@ def _question(run: Mapping[str, Any], model: Mapping[str, Any]) -> Iterator[tupl
     for setting in ("depth", "window"):
         yield setting, _written(settings["images"].get(setting))
     for setting in ("level", "seed"):
-        yield setting, _written(settings[setting])
+        yield setting, _written(settings.get(setting))
     for spec, about in run.get("protocol", {}).items():
         for setting, value in about["settings"].items():
             yield f"{spec} {setting}", _written(value)

@@ -74,6 +74,12 @@ class StoredExecution(TypedDict):
     memory: int | None
 
 
+class StoredProtocol(TypedDict):
+    """How a method or metric was set, by `Plan.protocols`."""
+
+    settings: dict[str, Any]
+
+
 class RunJson(TypedDict):
     """The content of `run.json`; entries beside these are kept as they are."""
 
@@ -81,6 +87,7 @@ class RunJson(TypedDict):
     labels: NotRequired[dict[str, list[str] | None]]
     forwards: NotRequired[dict[str, StoredExecution]]
     pixels: NotRequired[dict[str, Count]]
+    protocol: NotRequired[dict[str, StoredProtocol]]
 
 
 def run_json(content: bytes) -> dict[str, Any]:

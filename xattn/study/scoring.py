@@ -248,17 +248,22 @@ def evaluate(
     if images is None or hasattr(images, "__array__"):
         images = as_tensor(images, "images")
     components = registry.create_all(metrics)
+    own = not isinstance(maps, Maps)
     if not isinstance(maps, Maps):
         if again := [metric.spec for metric in components if metric.instance.explained]:
             raise UnsupportedError(f"{', '.join(again)} explains images again, which masks cannot: leave it out, or register a method.")
-        maps = _own_maps(explain(classifier, images, ["uniform"], target=target, labels=labels, predictor=predictor, untrained=True), maps)
+        about = explain(
+            classifier, images, ["uniform"], target=target, labels=labels, predictor=predictor, untrained=True, progress=progress
+        )
+        maps = _own_maps(about, maps)
     # Files are decoded in the maps, which hold an image once for each label if several are explained.
     images = images.to(maps.images.device) if isinstance(images, Tensor) and not maps.target_rule.startswith(PER_LABEL) else maps.images
     if images.shape != maps.images.shape:
         raise InputError(
             f"maps are of images {tuple(maps.images.shape)}; got images {tuple(images.shape)}. Pass the images that were explained."
         )
-    _refuse_other_maps(classifier, images, maps, batch_size)
+    if not own:  # the forward that masks take their targets from has just been run
+        _refuse_other_maps(classifier, images, maps, batch_size)
     runs = predictor or Predictor(classifier)
     rows: list[Row] = []
     with kept_pages(), Progress(len(images), progress, QUIET_S) as shown:

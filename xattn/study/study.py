@@ -196,8 +196,8 @@ class Study:
 
         Raises:
             InputError: a data set gives tensors that are in no range that a run takes.
-        RunError: the folder holds another run, or one of pictures that were replaced since, or cannot be written; or processes died
-            repeatedly.
+            RunError: the folder holds another run, or one of pictures that were replaced since, is in use or cannot be written; or
+                processes died repeatedly.
             UnsupportedError: a method cannot run on a network; nothing is lost: run the other methods without it.
         """
         plan = self.plan
