@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,11 +18,24 @@ from xattn.explainers.trace import Trace
 Channels = Literal["abs-max", "sum"]
 
 
-def _gradients(trace: Trace, images: Tensor) -> Tensor:
-    """Gradient of each changed image's score at that image, `(B, 3, H, W)`."""
-    copies = images.detach().requires_grad_()
-    (gradient,) = torch.autograd.grad(trace.scores(copies).sum(), copies)
-    return gradient
+def _mean_gradient(trace: Trace, changed: Iterator[Tensor], count: int) -> Tensor:
+    """Mean of the gradients of each image's score at changed copies of it, `(B, 3, H, W)`.
+
+    As many copies as one forward takes are run together.
+
+    Args:
+        trace: of the batch.
+        changed: copies of the batch, one after the other.
+        count: how many there are.
+    """
+    total = torch.zeros_like(trace.images.detach())
+    together = max(1, trace.predictor.chunk // len(total))
+    while copies := list(itertools.islice(changed, together)):
+        leaf = torch.cat(copies).requires_grad_()
+        (gradient,) = torch.autograd.grad(trace.scores(leaf).sum(), leaf)
+        for each in gradient.chunk(len(copies)):
+            total += each
+    return total / count
 
 
 def _map(attributions: Tensor, channels: Channels) -> Tensor:
@@ -56,10 +71,8 @@ class IntegratedGradients(RunsNetworkAgain):
     def attributions(self, trace: Trace) -> Tensor:
         """What each value of the image adds to the score, signed, `(B, 3, H, W)`."""
         images = trace.images.detach()
-        total = torch.zeros_like(images)
-        for step in range(self.steps):
-            total += _gradients(trace, images * ((step + 0.5) / self.steps))
-        return images * total / self.steps
+        line = (images * ((step + 0.5) / self.steps) for step in range(self.steps))
+        return images * _mean_gradient(trace, line, self.steps)
 
     def __call__(self, trace: Trace) -> Tensor:
         """Raw map `(B, H, W)`; ≥ 0 unless summed."""
@@ -100,11 +113,13 @@ class SmoothGrad(RunsNetworkAgain):
         images = trace.images.detach()
         low, high = (extreme[:, None, None, None] for extreme in images.flatten(1).aminmax(dim=1))
         generators = [torch.Generator().manual_seed(seed) for seed in trace.seeds]
-        total = torch.zeros_like(images)
-        for _ in range(self.samples):
-            noise = torch.stack([torch.randn(images.shape[1:], generator=generator) for generator in generators])
-            total += _gradients(trace, images + self.sigma * (high - low) * noise.to(images))
-        return total / self.samples
+
+        def noisy() -> Iterator[Tensor]:
+            for _ in range(self.samples):
+                noise = torch.stack([torch.randn(images.shape[1:], generator=generator) for generator in generators])
+                yield images + self.sigma * (high - low) * noise.to(images)
+
+        return _mean_gradient(trace, noisy(), self.samples)
 
     def __call__(self, trace: Trace) -> Tensor:
         """Raw map `(B, H, W)`; ≥ 0 unless summed."""

@@ -267,16 +267,17 @@ class Trace:
         return context.respond(key, self._member, run, self.images, read, chunk)
 
     def scores(self, images: Tensor) -> Tensor:
-        """The score of a changed copy of each image, in eval mode and with a graph: one more forward of the batch.
+        """The score of changed copies of the images, in eval mode and with a graph: one more forward.
 
         Args:
-            images: `(B, 3, H, W)` in pixel space, one for each image of the batch, in its order.
+            images: `(copies · B, 3, H, W)` in pixel space: the batch in its order, again and again.
 
         Returns:
-            `(B,)`, differentiable with respect to `images`.
+            `(copies · B,)`, differentiable with respect to `images`.
         """
+        target = self.target if len(images) == len(self.images) else self.target[torch.arange(len(images)) % len(self.images)]
         with evaluating(self.classifier), torch.enable_grad():
-            return self.target.score(self.classifier(images))
+            return target.score(self.classifier(images))
 
 
 def _full(values: Tensor) -> Tensor:
