@@ -45,18 +45,24 @@ main.add_command(demo)
 
 @main.command()
 @click.argument("runs", nargs=-1, required=True, type=PathOrURL(exists=True, file_okay=False))
-@click.option("--format", "form", type=click.Choice(["csv", "latex", "markdown"]), default="markdown", show_default=True)
+@click.option("--format", "form", type=click.Choice(["markdown", "latex", "html", "typst", "csv"]), default="markdown", show_default=True)
+@click.option("--against", metavar="NAME", help="Test against this method; or against a model or head, each method with its own there.")
+@click.option("--difference", is_flag=True, help="Print differences to the reference, with their intervals, in the place of means.")
+@click.option("--columns", metavar="NAMES", help="Metrics to print, by name or symbol, with commas between them: AD,AG,AI.")
+@click.option("--digits", type=int, help="Decimals.  [default: as the column's intervals ask for]")
+@click.option("--caption", help="Of a LaTeX, HTML or Typst table.")
+@click.option("--label", help="By which LaTeX and Typst refer to the table.  [default: tab:xattn]")
 @click.option("--spreadsheet", is_flag=True, help="With csv: an apostrophe before names that a spreadsheet would run as a formula.")
-@click.option("--against", metavar="METHOD", help="Test every other method against this one, on the same images.")
 @click.option("--without-degenerate", is_flag=True, help="Leave maps without contrast out of every column.")
-def compare(runs: Sequence[str], form: Any, spreadsheet: bool, against: str | None, without_degenerate: bool) -> None:
-    """Print one table of one or several RUNS: means with 95 % intervals, paired tests against a method.
+def compare(runs: Sequence[str], form: Any, against: str | None, columns: str | None, without_degenerate: bool, **printed: Any) -> None:
+    """Print one table of one or several RUNS: means with 95 % intervals, and paired tests.
 
     Runs that ask different questions of a model (another target, stage, input size, …) have rows of their own, named by what differs.
     """
     from xattn.study.compare import compare_runs
 
-    say(compare_runs(runs, against, without_degenerate=without_degenerate).text(form, spreadsheet=spreadsheet), nl=False)
+    table = compare_runs(runs, against, without_degenerate=without_degenerate)
+    say(table.text(form, columns=[name.strip() for name in columns.split(",")] if columns else None, **printed), nl=False)
 
 
 @main.command()

@@ -1,9 +1,8 @@
-"""Tidy rows → comparison tables with intervals, as CSV, LaTeX or Markdown."""
+"""Tidy rows → comparison tables with intervals and paired tests."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -11,31 +10,22 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from xattn.errors import InputError, NameUnknownError
-from xattn.metrics.base import Aggregation, MetricMetadata, metrics
+from xattn.metrics.base import Aggregation, metrics
+from xattn.metrics.sheets import BETTER, SIGNIFICANT, WORSE, Sheet, sheet
 from xattn.metrics.statistics import ANY, EXACT_TO, Interval, adjusted, mean_interval, paired, proportion_interval
 from xattn.metrics.targets import PER_LABEL
+from xattn.metrics.typeset import html_table, latex, markdown, typst
 from xattn.metrics.values import is_value
-from xattn.text import neutral_cell, shown
+from xattn.text import neutral_cell
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Format = Literal["csv", "latex", "markdown"]
+Format = Literal["csv", "markdown", "latex", "html", "typst"]
 KEYS = ["model", "head", "method"]
 EXPLAINED = ["image", "target"]  # what a row explains, for one model and head
-SIGNIFICANT = 0.05
+FORMATS: dict[str, Callable[[Sheet], str]] = {"markdown": markdown, "latex": latex, "html": html_table, "typst": typst}
 FEW = 30  # images, below which a table says so
-OF_LABELS = {"accuracy": "acc.", "mean_absolute_error": "MAE"}
-LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-}
-MARKDOWN = {"|": r"\|", "`": r"\`"}
-TAG = re.compile(r"<(?=[A-Za-z/!?])")  # where Markdown reads HTML
 
 
 @dataclass(frozen=True)
@@ -43,11 +33,11 @@ class Table:
     """A comparison: one row per model × head × method.
 
     Attributes:
-        frame: `model, head, method`, then for each metric its mean, `… low` and `… high` (95 %), with a reference also `… difference`
-            and `… p`; then where labels are known `accuracy`, or `mean_absolute_error` of the values of a regression, each with `… low`
-            and `… high`; `n`, the images that the row is over, and `degenerate_share`, of all its images.
+        frame: `model, head, method`, then for each metric its mean, `… low` and `… high` (95 %), with a reference also `… difference`,
+            its ends and `… p`; then where labels are known `accuracy`, or `mean_absolute_error` of the values of a regression, each with
+            `… low` and `… high`; `n`, the images that the row is over, and `degenerate_share`, of all its images.
         metrics: as named in the rows.
-        against: the reference method, or None.
+        against: the reference, a method or a classifier, or None.
         notes: what a reader must know.
     """
 
@@ -56,58 +46,51 @@ class Table:
     against: str | None
     notes: tuple[str, ...]
 
-    def text(self, form: Format, *, spreadsheet: bool = False) -> str:
-        """The table in one of the formats; Markdown and LaTeX print mean [low, high], and the notes.
+    def text(
+        self,
+        form: Format,
+        *,
+        columns: Sequence[str] | None = None,
+        digits: int | None = None,
+        difference: bool = False,
+        caption: str | None = None,
+        label: str | None = None,
+        spreadsheet: bool = False,
+    ) -> str:
+        """The table in one of the formats; all but CSV print means with intervals, and the notes.
+
+        LaTeX (booktabs), HTML and Typst group the rows by network and mark the best of each, bold, and the second, underlined.
 
         Args:
-            form: "csv", "latex" or "markdown".
+            form: "csv", with every column and digit, or "markdown", "latex", "html", "typst".
+            columns: metrics by name or symbol, in the order in which they are printed; None: all.
+            digits: decimals; None: as many as show two digits of the median half-width of a column's intervals.
+            difference: print mean differences to the reference, with their intervals, in the place of the means.
+            caption: of LaTeX, HTML and Typst.
+            label: by which a LaTeX or Typst document refers to the table; None: "tab:xattn".
             spreadsheet: of CSV, put an apostrophe before names that a spreadsheet would take for formulas.
+
+        Raises:
+            NameUnknownError: no column has such a name.
+            SettingError: a number of decimals that cannot be, or differences without a reference.
         """
         if form == "csv":
             frame = self.frame.copy()
             for key in KEYS if spreadsheet else ():
                 frame[key] = [neutral_cell(str(name)) for name in frame[key]]
             return str(frame.to_csv(index=False))
-        cells = self._shown(form)
-        if form == "markdown":
-            return (
-                f"{cells.to_markdown(index=False, disable_numparse=True, colalign=['left'] * 3 + ['right'] * (cells.shape[1] - 3))}\n\n"
-                + "".join(f"- {_escaped(note, latex=False)}\n" for note in self.notes)
-            )
-        body = cells.to_latex(index=False, escape=False, column_format="l" * 3 + "r" * (cells.shape[1] - 3))
-        return body + "".join(f"% {shown(note, keep='')}\n" for note in self.notes)
-
-    def _shown(self, form: Format) -> pd.DataFrame:
-        import pandas as pd
-
-        latex = form == "latex"
-        marks = {"lower": r"$\downarrow$", "higher": r"$\uparrow$"} if latex else {"lower": "↓", "higher": "↑"}
-        columns: dict[str, list[str]] = {key: [_escaped(str(value), latex) for value in self.frame[key]] for key in KEYS}
-        for metric in self.metrics:
-            metadata = metadata_of(metric)
-            suffix = metric.partition(":")[2]
-            header = f"{metadata.symbol}{f' ({suffix})' if suffix else ''}"
-            columns[f"{_escaped(header, latex)} {marks[metadata.better]}"] = [
-                self._cell(row, metric, latex) for _, row in self.frame.iterrows()
-            ]
-        for name, header in OF_LABELS.items():
-            if name in self.frame:
-                written = _number if name == "accuracy" else _significant
-                columns[header] = [_with_interval(row, name, written) for _, row in self.frame.iterrows()]
-        columns["n"] = [str(value) for value in self.frame["n"]]
-        columns["degenerate"] = [f"{value:.1%}".replace("%", r"\%" if latex else "%") for value in self.frame["degenerate_share"]]
-        return pd.DataFrame(columns)
-
-    def _cell(self, row: pd.Series, metric: str, latex: bool) -> str:
-        text = _with_interval(row, metric, _number)
-        if self.against is not None and row["method"] != self.against and row[f"{metric} p"] < SIGNIFICANT:
-            text += r"$^{*}$" if latex else " *"
-        return text
-
-
-def metadata_of(metric: str) -> MetricMetadata:
-    """What the metric of a row declares."""
-    return metrics.create(metric).metadata
+        printed = sheet(
+            self.frame,
+            self.metrics,
+            self.against,
+            self.notes,
+            columns=columns,
+            digits=digits,
+            difference=difference,
+            caption=caption,
+            label=label,
+        )
+        return FORMATS[form](printed)
 
 
 def aggregated(values: torch.Tensor, aggregation: Aggregation, limits: tuple[float, float] = ANY) -> Interval:
@@ -137,33 +120,33 @@ def comparison(rows: pd.DataFrame, against: str | None = None, *, without_degene
 
     Args:
         rows: with the columns of `scores.csv`, of one run or several.
-        against: a method; every other one is tested against it on the same images, model and head.
+        against: the reference, on the same images: a method, for all others of the same model and head; or a model, a head or
+            "model · head", for the same method of every other classifier.
         without_degenerate: leave maps that are flagged `degenerate` out of every column.
 
     Raises:
-        InputError: there are no scores.
-        NameUnknownError: there are no rows of the method `against`.
+        NameUnknownError: there are no rows of `against`.
+        InputError: there are no scores, or `against` names several classifiers of one method.
     """
     import pandas as pd
 
     rows = rows[rows["metric"].notna()].reset_index(drop=True)
     if rows.empty:
         raise InputError("there are no scores to compare: the rows hold no metric.")
-    known = list(dict.fromkeys(rows["method"]))
-    if against is not None and against not in known:
-        raise NameUnknownError("method in these runs", against, known)
+    references = _references(rows, against)
     names = tuple(dict.fromkeys(rows["metric"]))
     flagged = rows["degenerate"].astype(bool)
     kept = rows[~flagged] if without_degenerate else rows
     left_out = len(rows[flagged].drop_duplicates([*KEYS, *EXPLAINED])) if without_degenerate else 0
     lines = []
     for (model, head, method), group in rows.groupby(KEYS, sort=False):
-        line: dict[str, object] = {"model": model, "head": head, "method": method}
+        row = str(model), str(head), str(method)
+        line: dict[str, object] = dict(zip(KEYS, row, strict=True))
         left = kept.loc[kept.index.intersection(group.index)]
         for metric in names:
             line |= _columns(metric, _of_metric(left, metric))
             if against is not None:
-                line |= _tested(kept, str(model), str(head), str(method), metric, against)
+                line |= _tested(kept, row, references.get(row), metric)
         images, all_images = left.drop_duplicates(EXPLAINED), group.drop_duplicates(EXPLAINED)
         line |= _of_labels(images)
         lines.append(line | {"n": len(images), "degenerate_share": float(flagged[all_images.index].mean())})
@@ -199,17 +182,47 @@ def _columns(name: str, interval: Interval) -> dict[str, object]:
     return {name: interval.mean, f"{name} low": interval.low, f"{name} high": interval.high}
 
 
-def _tested(rows: pd.DataFrame, model: str, head: str, method: str, metric: str, against: str) -> dict[str, object]:
-    if method == against:
-        return {f"{metric} difference": math.nan, f"{metric} p": math.nan}
+Row = tuple[str, str, str]
+"""Model, head and method."""
+
+
+def _references(rows: pd.DataFrame, against: str | None) -> dict[Row, Row]:
+    """The row that each other one is tested against."""
+    known: list[Row] = list(rows[KEYS].drop_duplicates().itertuples(index=False, name=None))
+    if against is None:
+        return {}
+    if any(method == against for _, _, method in known):
+        return {row: (row[0], row[1], against) for row in known if row[2] != against and (row[0], row[1], against) in known}
+    found = {}
+    for row in known:
+        model, _, method = row
+        those = [other for other in known if other[2] == method and against in (other[0], other[1], f"{other[0]} · {other[1]}")]
+        if len(those) > 1:  # a head of several models: that of the same model
+            those = [other for other in those if other[0] == model] if against in {other[1] for other in those} else those
+        if len(those) > 1:
+            raise InputError(f"'{against}' has several rows of {method}: name one of {', '.join(f'{m} · {h}' for m, h, _ in those)}.")
+        if those and those[0] != row:
+            found[row] = those[0]
+    if not found and not any(against in (model, head, f"{model} · {head}") for model, head, _ in known):
+        names = dict.fromkeys([method for _, _, method in known] + [name for model, head, _ in known for name in (model, head)])
+        raise NameUnknownError("method, model or head in these runs", against, list(names))
+    return found
+
+
+def _tested(rows: pd.DataFrame, row: Row, reference: Row | None, metric: str) -> dict[str, object]:
+    """Difference to the reference and its p-value, over pairs of the same image, and label where several are explained."""
+    if reference is None:
+        return {f"{metric} {name}": math.nan for name in ("difference", "difference low", "difference high", "p")}
     import pandas as pd
 
-    here = rows[(rows["model"] == model) & (rows["head"] == head) & (rows["metric"] == metric)].set_index(EXPLAINED)
-    pairs = {name: here.loc[here["method"] == name, "value"] for name in (method, against)}
-    both = pd.concat(pairs, axis=1, join="inner")
-    values, reference = (torch.tensor(both[name].to_list(), dtype=torch.float64) for name in (method, against))
-    found = paired(values, reference)
-    return {f"{metric} difference": found.difference.mean, f"{metric} p": found.p}
+    of_metric = rows[rows["metric"] == metric]
+    both = [of_metric[(of_metric[KEYS] == list(each)).all(axis=1)] for each in (row, reference)]
+    per_label = any(found["target_rule"].astype(str).str.startswith(PER_LABEL).any() for found in both)
+    same = EXPLAINED if per_label or row[:2] == reference[:2] else EXPLAINED[:1]
+    pairs = pd.concat([found.set_index(same)["value"] for found in both], axis=1, join="inner", keys=["own", "reference"])
+    values, of_reference = (torch.tensor(pairs[name].to_list(), dtype=torch.float64) for name in ("own", "reference"))
+    found = paired(values, of_reference)
+    return {**_columns(f"{metric} difference", found.difference), f"{metric} p": found.p}
 
 
 def _notes(rows: pd.DataFrame, frame: pd.DataFrame, names: Sequence[str], against: str | None, left_out: int) -> tuple[str, ...]:
@@ -243,9 +256,10 @@ def _notes(rows: pd.DataFrame, frame: pd.DataFrame, names: Sequence[str], agains
     undefined = rows[rows["value"].isna()].groupby("metric", sort=False).size()
     notes += [f"{metric}: undefined for {count} maps, left out of the mean." for metric, count in undefined.items()]
     if against is not None:
+        reference = against if against in set(frame["method"]) else f"the same method of {against}"
         notes.append(
-            f"* differs from {against} on the same images (Wilcoxon signed-rank, exact up to {EXACT_TO} differences, "
-            f"p < {SIGNIFICANT}, Benjamini–Hochberg within a metric)."
+            f"{BETTER} better, {WORSE} worse than {reference} on the same images (Wilcoxon signed-rank, exact up to {EXACT_TO} "
+            f"differences, p < {SIGNIFICANT}, Benjamini–Hochberg within a metric)."
         )
     for metric in names:
         about = of[metric].metadata
@@ -255,24 +269,3 @@ def _notes(rows: pd.DataFrame, frame: pd.DataFrame, names: Sequence[str], agains
 
 def _counts(rows: pd.DataFrame, metric: str) -> list[int]:
     return [int(count) for count in rows[rows["metric"] == metric].groupby(KEYS).size()]
-
-
-def _with_interval(row: pd.Series, name: str, written: Callable[[float], str]) -> str:
-    mean, low, high = row[name], row[f"{name} low"], row[f"{name} high"]
-    return written(mean) + ("" if math.isnan(mean) or math.isnan(low) else f" [{written(low)}, {written(high)}]")
-
-
-def _significant(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.3g}"
-
-
-def _number(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.2f}"
-
-
-def _escaped(text: str, latex: bool) -> str:
-    """A name as it is read in LaTeX or Markdown, on one line."""
-    text = shown(text, keep="")
-    if not latex:
-        text = TAG.sub("&lt;", text)
-    return "".join((LATEX if latex else MARKDOWN).get(character, character) for character in text)

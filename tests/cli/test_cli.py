@@ -122,7 +122,10 @@ def test_the_same_command_goes_on_and_another_is_refused(done: Path, folder: Pat
     assert "seed was 0, is 1" in other.stderr
 
 
-@pytest.mark.parametrize(("form", "start"), [("csv", "model,head,method,"), ("markdown", "| model"), ("latex", r"\begin{tabular}")])
+@pytest.mark.parametrize(
+    ("form", "start"),
+    [("csv", "model,head,method,"), ("markdown", "| model"), ("latex", r"\begin{table}"), ("html", "<table>"), ("typst", "#figure(")],
+)
 def test_compare_prints_a_table(done: Path, form: str, start: str) -> None:
     result = run("compare", done, "--format", form, "--against", "centre")
     assert result.exit_code == 0, result.output

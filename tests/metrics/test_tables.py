@@ -25,7 +25,7 @@ def rows_of(values: dict[str, list[float]], metric: str = "average-drop", **colu
 def test_two_images_give_an_interval_within_the_range_of_the_metric_and_a_note() -> None:
     table = comparison(rows_of({"grad-cam": [0.0, 100.0]}))
     markdown = table.text("markdown")
-    assert "50.00 [0.00, 100.00]" in markdown
+    assert "50 [0, 100]" in markdown
     assert "n is below 30" in markdown
     assert "635" not in markdown
 
@@ -41,7 +41,7 @@ def test_average_increase_and_accuracy_have_wilson_s_interval() -> None:
     assert line[["accuracy", "accuracy low", "accuracy high"]].tolist() == pytest.approx([500 / 6, 100 * five.low, 100 * five.high])
 
 
-def test_no_star_rests_on_four_images_that_differ() -> None:
+def test_no_mark_rests_on_four_images_that_differ() -> None:
     flat = [10.0] * 40
     few, many = [90.0] * 4 + flat[4:], [90.0] * 12 + flat[12:]
     rounding = [value + 1e-9 for value in flat]
@@ -49,8 +49,8 @@ def test_no_star_rests_on_four_images_that_differ() -> None:
     p = table.frame.set_index("method")["average-drop p"]
     assert p["few"] > 0.05 > p["many"]
     assert p["rounding"] == 1
-    stars = {line.split("|")[3].strip() for line in table.text("markdown").splitlines() if " * " in line and line.startswith("|")}
-    assert stars == {"many"}
+    marked = {line.split("|")[3].strip() for line in table.text("markdown").splitlines() if "▽" in line and line.startswith("|")}
+    assert marked == {"many"}
 
 
 def test_degenerate_maps_are_left_out_of_every_column_on_demand() -> None:

@@ -34,7 +34,7 @@ def test_compare_tests_every_method_against_one_on_the_same_images(tiny: Classif
     assert row["average-drop low"] == row["average-drop"] == 0
     markdown = table.text("markdown")
     assert "AD ↓" in markdown
-    assert "* differs from random on the same images" in markdown
+    assert "△ better, ▽ worse than random on the same images" in markdown
     assert "deletion-correlation: undefined for" in markdown
     assert r"\begin{tabular}" in table.text("latex")
     assert table.text("csv").startswith("model,head,method,average-drop,average-drop low,average-drop high")

@@ -32,7 +32,8 @@ def compare_runs(runs: Sequence[str | Path], against: str | None = None, *, with
 
     Args:
         runs: run folders.
-        against: a method to test the others against.
+        against: the reference: a method, or a model, a head or "model · head" whose row of the same method each other one is tested
+            against.
         without_degenerate: leave maps that are flagged `degenerate` out of every column.
 
     Raises:

@@ -1,0 +1,217 @@
+"""What is printed of a comparison table, in no format yet: which columns, with how many decimals, and what is best."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import TYPE_CHECKING, Literal
+
+from xattn.errors import NameUnknownError, SettingError
+from xattn.metrics.base import MetricMetadata, metrics
+from xattn.text import shown
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SIGNIFICANT = 0.05
+DIGITS = 2  # significant ones of a column's median half-width
+MOST_DIGITS = 6
+OF_LABELS = {"accuracy": "acc.", "mean_absolute_error": "MAE"}
+BETTER: Literal["△"] = "△"
+WORSE: Literal["▽"] = "▽"
+Mark = Literal["", "△", "▽"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A mean with its interval.
+
+    Attributes:
+        mean: as printed.
+        low: lower end, as printed; empty without an interval.
+        high: upper end.
+        below: distance of the lower end, as printed.
+        above: distance of the upper end.
+        rank: 1 for the best of a column within a network, 2 for the second, else 0.
+        mark: whether it is better or worse than the reference; empty if neither.
+    """
+
+    mean: str
+    low: str = ""
+    high: str = ""
+    below: str = ""
+    above: str = ""
+    rank: int = 0
+    mark: Mark = ""
+
+    @property
+    def plain(self) -> str:
+        """`mean [low, high] mark`."""
+        return self.mean + (f" [{self.low}, {self.high}]" if self.low else "") + (f" {self.mark}" if self.mark else "")
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Attributes:
+        header: symbol and direction.
+        cells: from top to bottom.
+        half: the largest half-width of its intervals, as printed; empty without one.
+    """
+
+    header: str
+    cells: tuple[Cell, ...]
+    half: str
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table as it is printed, in no format yet.
+
+    Attributes:
+        rows: model, head and method of each row.
+        columns: of the metrics and the labels.
+        tail: headers and texts of what follows them: n and degenerate maps.
+        notes: below the table.
+        caption: above it.
+        label: by which a document refers to it.
+    """
+
+    rows: tuple[tuple[str, str, str], ...]
+    columns: tuple[Column, ...]
+    tail: tuple[tuple[str, tuple[str, ...]], ...]
+    notes: tuple[str, ...]
+    caption: str
+    label: str
+
+
+def sheet(
+    frame: pd.DataFrame,
+    of: Sequence[str],
+    against: str | None,
+    notes: Sequence[str],
+    *,
+    columns: Sequence[str] | None = None,
+    digits: int | None = None,
+    difference: bool = False,
+    caption: str | None = None,
+    label: str | None = None,
+) -> Sheet:
+    """What is printed of a table.
+
+    Args:
+        frame: of a `Table`.
+        of: its metrics.
+        against: its reference.
+        notes: its notes.
+        columns: metrics, by name or symbol, in the order in which they are printed, `accuracy`, `mean_absolute_error`; None: all.
+        digits: decimals; None: as many as show two digits of the median half-width of a column's intervals.
+        difference: print the mean difference to the reference, with its interval, in the place of the mean.
+        caption: None: what the table shows.
+        label: None: "tab:xattn".
+
+    Raises:
+        NameUnknownError: no column has such a name.
+        SettingError: a number of decimals that cannot be, differences without a reference, or a label with other characters than
+            letters, digits and `:._-`.
+    """
+    if digits is not None and not 0 <= digits <= MOST_DIGITS:
+        raise SettingError(f"a table prints 0 to {MOST_DIGITS} decimals; got {digits}.")
+    if label is not None and not re.fullmatch(r"[\w:.-]+", label, re.ASCII):
+        raise SettingError(f"a label is of letters, digits and any of : . _ -; got '{shown(label)}'.")
+    if difference and against is None:
+        raise SettingError("a difference is to a reference: name one with --against (against=).")
+    about = {metric: metrics.create(metric).metadata for metric in of}
+    names = _chosen([*of, *(name for name in OF_LABELS if name in frame)], about, columns)
+    differs = [difference and name in about for name in names]
+    found = tuple(
+        _column(frame, name, about.get(name), digits, f"{name} difference" if each else name, against is not None)
+        for name, each in zip(names, differs, strict=True)
+    )
+    rows = tuple(zip(*(frame[key].astype(str) for key in ("model", "head", "method")), strict=True))
+    degenerate = tuple(f"{share:.1%}" for share in frame["degenerate_share"])
+    tail = (("n", tuple(str(count) for count in frame["n"])), ("degenerate", degenerate))
+    if difference:
+        notes = (f"Differences to {against}, mean over pairs [95 % confidence interval: Student's].", *notes[1:])
+    left_out = tuple(start for name in of if name not in names for start in (f"{about[name].symbol}: {name},", f"{name}:"))
+    notes = [note for note in notes if not note.startswith(left_out)]
+    counts = sorted(set(frame["n"]))
+    images = f"{counts[0]} images" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} images"
+    what = "Differences" if difference else "Means"
+    said = f"{what} over {images}." if caption is None else caption
+    return Sheet(rows, found, tail, tuple(notes), said, label or "tab:xattn")
+
+
+def _chosen(known: list[str], of: dict[str, MetricMetadata], columns: Sequence[str] | None) -> list[str]:
+    if columns is None:
+        return known
+    symbols = {OF_LABELS.get(name) or of[name].symbol: name for name in reversed(known)}
+    for asked in columns:
+        if asked not in known and asked not in symbols:
+            raise NameUnknownError("column of this table", asked, [*known, *symbols])
+    return list(dict.fromkeys(asked if asked in known else symbols[asked] for asked in columns))
+
+
+def _column(frame: pd.DataFrame, name: str, metadata: MetricMetadata | None, digits: int | None, shows: str, tested: bool) -> Column:
+    better = metadata.better if metadata else "lower" if name == "mean_absolute_error" else "higher"
+    suffix = name.partition(":")[2] if metadata else ""
+    symbol = (metadata.symbol if metadata else OF_LABELS[name]) + (f" ({suffix})" if suffix else "")
+    means, lows, highs = (list(frame[key]) for key in (shows, f"{shows} low", f"{shows} high"))
+    halves = [half for low, high in zip(lows, highs, strict=True) if math.isfinite(half := (high - low) / 2)]
+    if metadata is None and name == "mean_absolute_error" and digits is None:
+        written: Callable[[float], str] = _significant
+    else:
+        decimals = _decimals(halves) if digits is None else digits
+        written = lambda value: _number(value, decimals)  # noqa: E731
+    ranks = _ranks(frame, means, better, written) if shows == name else [0] * len(means)
+    cells = []
+    for number, (mean, low, high) in enumerate(zip(means, lows, highs, strict=True)):
+        mark = _mark(frame.iloc[number], name, better) if metadata and tested else ""
+        if math.isnan(mean) or math.isnan(low):
+            cells.append(Cell(written(mean), rank=ranks[number], mark=mark))
+        else:
+            ends = written(low), written(high), written(mean - low), written(high - mean)
+            cells.append(Cell(written(mean), *ends, rank=ranks[number], mark=mark))
+    arrow = {"lower": " ↓", "higher": " ↑"}[better] if metadata else ""
+    return Column(f"{symbol}{arrow}", tuple(cells), written(max(halves)) if halves else "")
+
+
+def _decimals(halves: Sequence[float]) -> int:
+    wide = [half for half in halves if half > 0]
+    if not wide:
+        return 2
+    return min(MOST_DIGITS, max(0, DIGITS - 1 - math.floor(math.log10(median(wide)))))
+
+
+def _ranks(frame: pd.DataFrame, means: Sequence[float], better: str, written: Callable[[float], str]) -> list[int]:
+    """By what is printed, so that equal cells are equally good; within rows of one model and head, where there are three or more."""
+    found = [0] * len(means)
+    classifiers = list(zip(frame["model"], frame["head"], strict=True))
+    for classifier in dict.fromkeys(classifiers):
+        places = [place for place, each in enumerate(classifiers) if each == classifier and not math.isnan(means[place])]
+        values = sorted({float(written(means[place])) for place in places}, reverse=better == "higher")
+        for place in places:
+            rank = values.index(float(written(means[place]))) + 1
+            found[place] = rank if rank <= 2 < len(values) else 0
+    return found
+
+
+def _mark(row: pd.Series, name: str, better: str) -> Mark:
+    if not row[f"{name} p"] < SIGNIFICANT:
+        return ""
+    return BETTER if (row[f"{name} difference"] > 0) == (better == "higher") else WORSE
+
+
+def _significant(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.3g}"
+
+
+def _number(value: float, decimals: int) -> str:
+    if math.isnan(value):
+        return "–"
+    text = f"{value:.{decimals}f}"
+    return text.removeprefix("-") if float(text) == 0 else text
