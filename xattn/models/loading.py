@@ -290,10 +290,11 @@ def attach(
         inputs: the network's images `(B, C, H, W)`, normalised → further arguments of its forward by name, for these B images. They may be
             perturbed images, in any order. None: its forward takes images alone.
 
-    >>> import torchvision, xattn
-    >>> clf = xattn.attach(torchvision.models.resnet18(), input_size=64)
-    >>> [stage.name for stage in clf.stages]
-    ['maxpool', 'layer1', 'layer2', 'layer3', 'layer4']
+    Examples:
+        >>> import torchvision, xattn
+        >>> clf = xattn.attach(torchvision.models.resnet18(), input_size=64)
+        >>> [stage.name for stage in clf.stages]
+        ['maxpool', 'layer1', 'layer2', 'layer3', 'layer4']
     """
     if not isinstance(module, nn.Module):
         raise InputError(f"attach wraps a torch.nn.Module; got {type(module).__name__}. xattn.load takes a network's name.")
