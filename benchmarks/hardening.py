@@ -27,7 +27,7 @@ from pathlib import Path
 import click
 
 RESULT = Path(__file__).parent / "results" / "hardening.md"
-OUTCOMES = ("done", "refused", "traceback", "code run", "hang")
+OUTCOMES = ("done", "refused", "wrong or lost", "traceback", "code run", "hang")
 WRONG = OUTCOMES[2:]
 ROOM = 8 * 2**30  # bytes beyond what the process holds when it begins
 START_S = 300  # imports, and what a sweep prepares
@@ -135,6 +135,8 @@ def attempt(case: object) -> Result:
             found = Result(name, "refused" if code else "done")
         except (XattnError, ClickException) as error:
             found = Result(name, "refused", str(error)[:200])
+        except hostile.Wrong as error:
+            found = Result(name, "wrong or lost", str(error))
         except Exception as error:
             frame = traceback.extract_tb(error.__traceback__)[-1]
             found = Result(name, "traceback", f"{type(error).__name__}: {str(error)[:120]!r} ({Path(frame.filename).name}:{frame.lineno})")
@@ -146,7 +148,7 @@ def page(results: dict[str, list[Result]], seconds: float) -> str:
     lines = [
         "# Hostile and damaged input",
         "",
-        f"`{' '.join(['python benchmarks/hardening.py', *sys.argv[1:]])}`, {seconds:.0f} s. Wanted: 0 in the last three columns. *done*: "
+        f"`{' '.join(['python benchmarks/hardening.py', *sys.argv[1:]])}`, {seconds:.0f} s. Wanted: 0 in the last four columns. *done*: "
         "the input was taken, as a picture with one changed pixel is; *refused*: one sentence and, on the command line, an exit code "
         "that is not 0.",
         "",
