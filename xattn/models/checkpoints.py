@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import pickle
 import re
 from collections import Counter, OrderedDict, defaultdict
@@ -321,7 +322,7 @@ def save(path: str | Path, header: Header, network: Mapping[str, Tensor], head: 
     if not header.head_alone:
         kept |= {f"{NETWORK}{key}": value for key, value in network.items()}
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in kept.items()}
-    part = Path(f"{path}.part")
+    part = Path(f"{path}.{os.getpid()}.part")
     save_file(tensors, part, metadata={HEADER: json.dumps({"format": FORMAT, **asdict(header)})})
     part.replace(path)
 
