@@ -51,33 +51,6 @@ class Kind:
 
 
 KINDS = {
-    "pictures": Kind("mutated pictures", 1000, "Pictures of six formats with bytes changed, cut, repeated or inserted."),
-    "headers": Kind("damaged or hostile headers of heads", 80, "Heads whose header was damaged, lies about its tensors or names code."),
-    "runs": Kind(
-        "damaged or hostile run folders", 120, "Run folders whose `run.json` or parts were damaged, read by every reader of them."
-    ),
-    "pickles": Kind(
-        "weights files that would run code",
-        1000,
-        "29 or more ways in which a pickle runs code (24 were seen to run where the pickle is trusted), each as a plain pickle, in a zip "
-        "archive, beside weights, in an `argparse.Namespace`, as a legacy file and as `.safetensors`. All are refused, none runs.",
-    ),
-    "lines": Kind("bad command lines", 500, "Command lines with one argument that cannot be used."),
-    "calls": Kind("bad calls of the Python API", 100, "Calls with one argument that cannot be used."),
-    "networks": Kind(
-        "odd networks",
-        1000,
-        "Networks built oddly (half precision, weight norm, shared modules, hooks, wrappers, …), behaving oddly (dropout left on, in-place "
-        "operations on the input, weights that change, …), returning something odd or raising. *Done*: output, Grad-CAM and average drop "
-        "are those of a plain network in plain torch, alone and in a batch, and the network is as it was; or the log says that it is "
-        "unstable; or each row has an error in the place of a value.",
-    ),
-    "threads": Kind(
-        "calls from eight threads",
-        1000,
-        "Eight threads with one classifier begin the same call at once, three times. *Done*: each has the values that it has alone.",
-        slow=True,
-    ),
     "kills": Kind(
         "kills -9",
         100,
@@ -92,6 +65,33 @@ KINDS = {
         "with the holder's name, and the result is that of an undisturbed run.",
         slow=True,
     ),
+    "threads": Kind(
+        "calls from eight threads",
+        1000,
+        "Eight threads with one classifier begin the same call at once, three times. *Done*: each has the values that it has alone.",
+        slow=True,
+    ),
+    "networks": Kind(
+        "odd networks",
+        1000,
+        "Networks built oddly (half precision, weight norm, shared modules, hooks, wrappers, …), behaving oddly (dropout left on, in-place "
+        "operations on the input, weights that change, …), returning something odd or raising. *Done*: output, Grad-CAM and average drop "
+        "are those of a plain network in plain torch, alone and in a batch, and the network is as it was; or the log says that it is "
+        "unstable; or each row has an error in the place of a value.",
+    ),
+    "pickles": Kind(
+        "weights files that would run code",
+        1000,
+        "29 or more ways in which a pickle runs code (24 were seen to run where the pickle is trusted), each as a plain pickle, in a zip "
+        "archive, beside weights, in an `argparse.Namespace`, as a legacy file and as `.safetensors`. All are refused, none runs.",
+    ),
+    "calls": Kind("bad calls of the Python API", 100, "Calls with one argument that cannot be used."),
+    "headers": Kind("damaged or hostile headers of heads", 80, "Heads whose header was damaged, lies about its tensors or names code."),
+    "lines": Kind("bad command lines", 500, "Command lines with one argument that cannot be used."),
+    "runs": Kind(
+        "damaged or hostile run folders", 120, "Run folders whose `run.json` or parts were damaged, read by every reader of them."
+    ),
+    "pictures": Kind("mutated pictures", 1000, "Pictures of six formats with bytes changed, cut, repeated or inserted."),
 }
 SLOW_S = 120.0
 
@@ -256,7 +256,7 @@ def page(results: dict[str, list[Result]], seconds: float) -> str:
 @click.option("--count", type=click.IntRange(1), help="Cases of each kind, at most.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option(
-    "--limit", "limit_s", type=float, default=30.0, show_default=True, help="Seconds after which a case hangs; of slow kinds, 120."
+    "--limit", "limit_s", type=float, default=60.0, show_default=True, help="Seconds after which a case hangs; of slow kinds, 120."
 )
 @click.option("--page/--no-page", "writes", default=True, help="Write results/hardening.md.")
 def main(only: tuple[str, ...], count: int | None, seed: int, limit_s: float, writes: bool) -> None:
