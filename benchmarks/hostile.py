@@ -34,6 +34,10 @@ ODD = (None, True, -1, 0, 1.5, 10**12, 10**30, 1e308, "", "x" * 10_000, "\x1b[31
 NESTED = 100_000
 
 
+class Wrong(Exception):
+    """A case gave another value than it should, or lost something."""
+
+
 class Case(NamedTuple):
     """One attempt.
 

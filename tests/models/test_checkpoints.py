@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -240,14 +243,64 @@ def test_one_of_several_unnamed_state_dicts_must_be_chosen(tmp_path: Path) -> No
     assert xattn.load(factory(tmp_path), weights=tmp_path / "one.pth", **SHAPE).class_count == 7
 
 
-def test_a_pickled_network_is_refused_with_the_lines_that_convert_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.save(networks.small(7), tmp_path / "whole.pt")
-    with pytest.raises(WeightsError, match="whole pickled model") as caught:
+class Note:
+    """An object beside the weights."""
+
+
+@pytest.mark.parametrize(
+    ("kept", "named"),
+    [
+        (lambda state: networks.small(7), "torch.nn.modules.container.Sequential"),
+        (lambda state: {"state_dict": state, "note": Note()}, "tests.models.test_checkpoints.Note"),
+        (lambda state: state | {"root": Path()}, "pathlib.*.PosixPath"),
+    ],
+)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_the_object_in_the_way_is_named_with_the_two_lines_that_convert_the_file(
+    kept: Any, named: str, zipped: bool, tmp_path: Path
+) -> None:
+    torch.save(kept(networks.small(7).state_dict()), tmp_path / "whole.pt", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(WeightsError, match=rf"hold more than tensors: {named} is in the way, and reading it would run code") as caught:
         xattn.load(factory(tmp_path), weights=tmp_path / "whole.pt", **SHAPE)
     lines = [line.strip() for line in str(caught.value).splitlines() if line.startswith("    ")]
     assert len(lines) == 2
+    if "Posix" in named:  # which the lines keep, so the reader must leave it out
+        return
     exec("\n".join(lines), {"torch": torch})  # as the user would
     assert xattn.load(factory(tmp_path), weights=tmp_path / "whole.weights.pth", **SHAPE).class_count == 7
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_namespaces_and_numpy_scalars_beside_the_weights_are_skipped(zipped: bool, tmp_path: Path) -> None:
+    state = networks.small(7).state_dict()
+    beside = {"args": argparse.Namespace(lr=0.1, best=np.float64(2)), "acc": np.float32(1), "epoch": np.int64(3), "flag": np.bool_(True)}
+    torch.save({"state_dict": state, **beside}, tmp_path / "best.pth", _use_new_zipfile_serialization=zipped)
+    found = checkpoints.read_weights(tmp_path / "best.pth")
+    assert all(torch.equal(found[key], value) for key, value in state.items())
+    torch.save({"state_dict": state, "args": argparse.Namespace(root=Path())}, tmp_path / "path.pth")
+    with pytest.raises(WeightsError, match=r"pathlib\..*PosixPath is in the way"):
+        checkpoints.read_weights(tmp_path / "path.pth")
+    with pytest.raises(pickle.UnpicklingError, match="argparse.Namespace"):  # allowed as long as a file is read
+        torch.load(tmp_path / "path.pth", weights_only=True)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol 4")
+def test_what_is_no_file_of_tensors_says_so(tmp_path: Path) -> None:
+    (tmp_path / "text.pth").write_text("a: 1")
+    with pytest.raises(WeightsError, match="no PyTorch file, or a damaged one"):
+        checkpoints.read_weights(tmp_path / "text.pth")
+    torch.save({"state_dict": {}, "note": Note()}, tmp_path / "other.pth", pickle_protocol=4)
+    with pytest.raises(WeightsError, match=r"are not pickled as by torch.save"):
+        checkpoints.read_weights(tmp_path / "other.pth")
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")
+def test_a_torchscript_archive_is_refused_with_the_lines_that_convert_it(tmp_path: Path) -> None:
+    torch.jit.trace(networks.small(7), torch.rand(1, 3, 32, 32)).save(tmp_path / "traced.pt")
+    with pytest.raises(WeightsError, match="TorchScript archive, which holds code") as caught:
+        checkpoints.read_weights(tmp_path / "traced.pt")
+    exec("\n".join(line.strip() for line in str(caught.value).splitlines() if line.startswith("    ")), {"torch": torch})
+    assert xattn.load(factory(tmp_path), weights=tmp_path / "traced.weights.pth", **SHAPE).class_count == 7
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])

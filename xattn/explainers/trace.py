@@ -186,7 +186,7 @@ class Trace:
 
     def gradients_of(self, target: Target) -> Tensor:
         """Gradient of another target's score with respect to the features, `(B, C, h, w)`; one more backward of the same graph."""
-        (gradient,) = torch.autograd.grad(target.score(self.output).sum(), self.captured, retain_graph=True)
+        (gradient,) = self._gradients(target.score(self.output).sum(), [self.captured])
         return _full(to_nchw(gradient, self.stage.layout))
 
     @property
@@ -216,7 +216,7 @@ class Trace:
     def layer_gradients(self) -> list[Tensor]:
         """Gradient of the score with respect to `layers`, in the same form."""
         self._require_layers()
-        found = torch.autograd.grad(self.score, self._forward.layers, retain_graph=True)
+        found = self._gradients(self.score, self._forward.layers)
         return [_full(by_head(gradient, len(self.images))) for gradient in found]
 
     def _require_layers(self) -> None:
@@ -232,8 +232,21 @@ class Trace:
     @_Lazy
     def image_gradients(self) -> Tensor:
         """Gradient of the score with respect to the image in pixel space, `(B, 3, H, W)`."""
-        (gradient,) = torch.autograd.grad(self.score, self.images, retain_graph=True)
+        (gradient,) = self._gradients(self.score, [self.images])
         return gradient
+
+    def _gradients(self, score: Tensor, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The gradients of a score, which keep the graph."""
+        try:
+            return torch.autograd.grad(score, inputs, retain_graph=True)
+        except RuntimeError as error:
+            if "memory" in str(error):
+                raise
+            reason = str(error).partition("\n")[0].removesuffix(".")
+            raise UnsupportedError(
+                f"{self.classifier.name} passes no gradient from its output back ({reason}). Use a method without gradients (score-cam, "
+                "rise, occlusion), or let the network run in functions that torch can differentiate."
+            ) from error
 
     @_Lazy
     def seeds(self) -> list[int]:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
+import pickle
+import re
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -56,6 +60,8 @@ class Source:
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """The state dict in a `.pth`, `.pt`, `.th`, `.ckpt` or `.safetensors` file; nothing in the file is executed.
 
+    An `argparse.Namespace` and NumPy scalars beside the tensors are skipped.
+
     Raises:
         InputError: the file does not exist.
         WeightsError: it is not a weights file, or holds objects other than tensors.
@@ -66,21 +72,66 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with _harmless():
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler's errors on other kinds of file have no common base class
-        if isinstance(error, SafetensorError):
-            raise WeightsError(f"weights '{path}' could not be read ({error}).") from error
-        raise WeightsError(
-            f"weights '{path}' could not be read as tensors alone: it is not a PyTorch file, or holds more than tensors, such as a whole "
-            "pickled model, and reading it would run code. If you trust it, convert it where its code is installed:\n"
-            f"    model = torch.load({str(path)!r}, map_location='cpu', weights_only=False)\n"
-            f"    torch.save(model.state_dict(), {str(path.with_suffix('.weights.pth'))!r})\n"
-            "or, where it is a dictionary, save the entry that is a state dict."
-        ) from error
+        raise WeightsError(_why_unread(path, error)) from error
     state = _state_in(loaded, path) if isinstance(loaded, Mapping) else None
     if state is None:
         raise WeightsError(f"weights '{path}' hold {type(loaded).__name__} without tensors; a state dict is needed.")
     return {str(key): value for key, value in state.items() if isinstance(value, Tensor)}
+
+
+class _Skipped:
+    """What stands for a harmless object that is no tensor while a file is read: it takes any argument and any state, and keeps none."""
+
+    def __new__(cls, *_: object) -> _Skipped:
+        return super().__new__(cls)
+
+    def __setstate__(self, _: object) -> None: ...
+
+
+# NumPy's own functions are not called, as a hostile dtype makes them read memory that is not theirs.
+_HARMLESS = [
+    type(name, (_Skipped,), {"__module__": module})
+    for module, name in (
+        ("argparse", "Namespace"),
+        ("numpy", "dtype"),
+        ("numpy.core.multiarray", "scalar"),
+        ("numpy._core.multiarray", "scalar"),
+    )
+]
+
+
+def _harmless() -> AbstractContextManager[Any]:
+    """Lets torch read stand-ins for harmless objects inside; torch before 2.5 has no way to, and refuses these by name."""
+    allowed = getattr(torch.serialization, "safe_globals", None)
+    return nullcontext() if allowed is None else allowed(_HARMLESS)
+
+
+def _why_unread(path: Path, error: Exception) -> str:
+    """Why a weights file could not be read, with the lines that convert it where it holds objects."""
+    if isinstance(error, SafetensorError):
+        return f"weights '{path}' could not be read ({error})."
+    said, converted = str(error), repr(str(path.with_suffix(".weights.pth")))
+    if "TorchScript" in said:
+        return (
+            f"weights '{path}' are a TorchScript archive, which holds code. If you trust it, convert it:\n"
+            f"    found = torch.jit.load({str(path)!r}, map_location='cpu')\n"
+            f"    torch.save(found.state_dict(), {converted})"
+        )
+    if isinstance(error, pickle.UnpicklingError) and re.search(r"Unsupported (global|class|operand)|GLOBAL", said):
+        named = re.search(r"GLOBAL ([\w.<>]+)", said)
+        name = "" if named is None else named[1] if "." in named[1] else f"builtins.{named[1]}"
+        way = f"hold more than tensors: {name} is in the way, and reading it" if name else "are not pickled as by torch.save: reading them"
+        return (
+            f"weights '{path}' {way} would run code. If you trust the file, convert it where its code is installed:\n"
+            f"    found = torch.load({str(path)!r}, map_location='cpu', weights_only=False)\n"
+            f"    torch.save(found.state_dict() if hasattr(found, 'state_dict') else found.get('state_dict', found), {converted})\n"
+            "with its own key of a state dict in the place of 'state_dict', if it has another."
+        )
+    reason = (said.strip() or type(error).__name__).partition("\n")[0][:200].removesuffix(".")
+    return f"weights '{path}' could not be read: it is no PyTorch file, or a damaged one ({reason}). Give a .pth or .safetensors file."
 
 
 def _state_in(loaded: Mapping[Any, Any], path: Path) -> Mapping[Any, Any] | None:
@@ -271,7 +322,7 @@ def save(path: str | Path, header: Header, network: Mapping[str, Tensor], head: 
     if not header.head_alone:
         kept |= {f"{NETWORK}{key}": value for key, value in network.items()}
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in kept.items()}
-    part = Path(f"{path}.part")
+    part = Path(f"{path}.{os.getpid()}.part")
     save_file(tensors, part, metadata={HEADER: json.dumps({"format": FORMAT, **asdict(header)})})
     part.replace(path)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -23,10 +23,10 @@ from xattn.models.capture import captured
 from xattn.models.checkpoints import Source, digest_of, fit_weights
 from xattn.models.class_names import index_of, indices_of
 from xattn.models.concurrency import evaluating
-from xattn.models.input_size import required_arguments, stated_size
 from xattn.models.inputs import Inputs, input_channels, supplied
 from xattn.models.layout import Stage, to_nchw
 from xattn.models.reading import output_reader
+from xattn.models.refusals import named_errors, refuse_unusable, why_not_run
 from xattn.models.repeatability import instability
 from xattn.models.stages import find_stages, named_stage
 
@@ -89,6 +89,7 @@ class Classifier(nn.Module):
         super().__init__()
         if multi_label and regression:
             raise InputError("multi_label and regression exclude each other: labels have probabilities, values have none.")
+        refuse_unusable(network, name)
         component = heads.create(head)
         settings: HeadSettings = component.instance
         self.network = network
@@ -160,23 +161,10 @@ class Classifier(nn.Module):
         """
         try:
             return self._run(self.normalise(images))
-        except (RuntimeError, TypeError, ValueError, AssertionError, IndexError) as error:
-            if isinstance(error, (XattnError, torch.cuda.OutOfMemoryError)):
-                raise
-            required, stated = required_arguments(self.network), stated_size(self.network)
-            if len(required) > 1 and self.inputs is None:
-                advice = (
-                    f"Its forward takes {', '.join(required)}: wrap it in a module whose forward takes images alone and fills in the rest; "
-                    f"or, in Python, give the rest by name, inputs=lambda images: {{{', '.join(f'{each!r}: …' for each in required[1:])}}}."
-                )
-            elif stated is not None and stated != self.input_size:
-                advice = f"It is made for images of {stated[0]} × {stated[1]}: give that as input_size (--input-size), and resize."
-            else:
-                advice = "If it takes another size, give it: input_size (--input-size), and resize."
-            reason = str(error).strip().partition("\n")[0]
-            raise UnsupportedError(
-                f"{self.name} cannot run an image {tuple(images.shape)}: {type(error).__name__}: {reason}. {advice}"
-            ) from error
+        except (XattnError, torch.cuda.OutOfMemoryError):
+            raise
+        except Exception as error:  # a network's code may raise anything
+            raise why_not_run(self.network, self.name, images, self.input_size, self.inputs, error) from error
 
     def _attached(self, settings: HeadSettings, metadata: HeadMetadata, reads: Sequence[str] | None) -> Attachment:
         if metadata.replaces != "nothing" and not self.stages:
@@ -234,7 +222,8 @@ class Classifier(nn.Module):
     def _attend(self, normalised: Tensor, classes: Tensor | None = None) -> Attended:
         draws = self.head.is_random and not self.head.training
         seeds = content_seeds(normalised * self.std + self.mean) if draws else None
-        with self.supplied():
+        errors = nullcontext() if torch.compiler.is_compiling() else named_errors(self.name, normalised)
+        with self.supplied(), errors:
             return attend(self.network, normalised, self.head, self.attachment, self.read_output, classes, seeds)
 
     def supplied(self) -> AbstractContextManager[None]:

@@ -14,7 +14,7 @@ from torch import nn
 
 from xattn.birds import pretrained
 from xattn.data.preprocessing import Preprocessing, preprocessing_with
-from xattn.errors import InputError, UnsupportedError, UntrustedCodeError, WeightsError
+from xattn.errors import InputError, UntrustedCodeError, WeightsError
 from xattn.heads.base import heads
 from xattn.models import sources
 from xattn.models.building import Prompts, Request
@@ -299,8 +299,6 @@ def attach(
     if not isinstance(module, nn.Module):
         raise InputError(f"attach wraps a torch.nn.Module; got {type(module).__name__}. xattn.load takes a network's name.")
     module = _unwrapped(module)
-    if any(isinstance(inner, torch.jit.ScriptModule) for inner in module.modules()):
-        raise UnsupportedError("a scripted or traced module runs no Python hooks, by which features are taken: attach the module itself.")
     size = own_size(module) if input_size is None else input_size
     return Classifier(
         module,
@@ -322,10 +320,6 @@ def _unwrapped(module: nn.Module) -> nn.Module:
         inner: Any = module._orig_mod if hasattr(module, "_orig_mod") else module.module
         logger.info("%s: the %s inside is explained", type(module).__name__, type(inner).__name__)
         module = inner
-    if any(hasattr(part, "_orig_mod") or part._compiled_call_impl is not None for part in module.modules()):
-        logger.warning(
-            "%s has compiled parts, which compile again for the hooks that take features; attach it uncompiled", type(module).__name__
-        )
     return module
 
 

@@ -20,6 +20,7 @@ from xattn.registry import is_integer
 logger = logging.getLogger("xattn")
 
 OUTPUT_KEYS = ("logits", "out")  # of transformers, and of torchvision's segmentation networks
+DENSE = torch.strided
 SOFTMAX, SIGMOID = ("SoftmaxBackward",), ("SigmoidBackward",)
 
 
@@ -66,13 +67,16 @@ class OutputReader:
             found = found.reshape(-1, 1)  # one value per image, whose axis of one was squeezed out
         if isinstance(found, Tensor) and found.dim() == 4 and found.shape[2:] == (1, 1):
             found = found.flatten(1)
-        if not isinstance(found, Tensor) or found.dim() not in (2, 4):
+        if not isinstance(found, Tensor) or found.dim() not in (2, 4) or not found.shape[1] or found.is_complex() or found.layout != DENSE:
             raise UnsupportedError(_without_output(self.network, found if isinstance(found, Tensor) else output))
         return found
 
 
 def _without_output(name: str, came: Any) -> str:
-    shown = tuple(came.shape) if isinstance(came, Tensor) else type(came).__name__
+    shown: object = type(came).__name__
+    if isinstance(came, Tensor):
+        kind = f"{came.dtype} " if came.is_complex() else "" if came.layout == DENSE else f"{came.layout} "
+        shown = f"{kind}{tuple(came.shape)}"
     return (
         f"{name} must give logits (batch, classes), or a map of logits (batch, classes, height, width), alone or as 'logits' or in a "
         f"tuple; it gave {shown}."

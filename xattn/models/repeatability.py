@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from xattn.errors import UnsupportedError, XattnError
+
 TOLERANCE = 1e-3  # share of the output's spread, in float32
 ROUNDINGS = 32  # of the output's precision
 
@@ -23,6 +25,9 @@ def instability(network: nn.Module, run: Callable[[Tensor], Tensor], image: Tens
         image: `(1, C, H, W)`.
         name: of the network in messages.
 
+    Raises:
+        UnsupportedError: it does not give an output for each image.
+
     Returns:
         A sentence that says by how much, and in which module it begins; None if the output stays the same but for rounding.
     """
@@ -37,11 +42,15 @@ def instability(network: nn.Module, run: Callable[[Tensor], Tensor], image: Tens
                 "eval mode, such as a dropout."
             )
         try:
-            beside = run(batch)[:1]
-        except RuntimeError as error:
-            reason = str(error).partition("\n")[0]
+            both = run(batch)
+        except XattnError:
+            raise
+        except Exception as error:  # a network's code may raise anything
+            reason = str(error).partition("\n")[0] or type(error).__name__
             return f"{name} cannot run two images at once ({reason}). Metrics run images in batches: let its forward take any number."
-        if share := _change(alone, beside):
+        if len(both) != len(batch):
+            raise UnsupportedError(f"{name} gives {len(both)} outputs for {len(batch)} images: its forward must give one for each image.")
+        if share := _change(alone, both[:1]):
             return (
                 f"{name} answers differently in a batch: its output for one image changes by {share:.0%} of its spread with another image "
                 f"beside it{_begins(network, run, image, batch)}. Maps and scores depend on the batch: a batch normalisation needs running "

@@ -8,27 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import logging
 import os
 import posixpath
-import re
 import socket
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import filelock
 import pyarrow as pa
 
 from xattn.data import urls
 from xattn.errors import RunError
+from xattn.locking import HOLDER, LOCK, lives, one_process
 
 UNFINISHED = ".unfinished"
-LOCK, HOLDER = ".lock", ".lock.holder"
-ORPHANS_S = 20.0
-
-logger = logging.getLogger("xattn")
 
 
 class LocalFolder:
@@ -83,7 +78,7 @@ class LocalFolder:
     def tidy(self) -> None:
         """Removes unfinished files that killed processes left; those of processes that live on this machine stay."""
         for unfinished in self.path.rglob(f".*{UNFINISHED}"):
-            if not _lives(f"process {unfinished.name.split('.')[-2]} on {socket.gethostname()}"):
+            if not lives(f"process {unfinished.name.split('.')[-2]} on {socket.gethostname()}"):
                 unfinished.unlink(missing_ok=True)
 
     @contextlib.contextmanager
@@ -95,37 +90,10 @@ class LocalFolder:
         """
         with _writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(self.path / LOCK, timeout=0)
-        try:
-            # Decoding processes of one that was killed keep its lock until they notice, within seconds.
-            lock.acquire(timeout=0 if _lives(self._holder()) else ORPHANS_S)
-        except filelock.Timeout as error:
-            holder = self._holder()
-            raise RunError(
-                f"'{self.path}' is in use: {holder or 'another process'} runs into it. Wait for it, stop it, or give another folder."
-            ) from error
-        except (OSError, NotImplementedError) as error:
-            if isinstance(error, PermissionError):
-                with _writing(self.path):
-                    raise
-            logger.warning("%s: no lock can be held here (%s); do not run twice into it at once.", self.path, error)
+        with ExitStack() as stack:
+            with _writing(self.path):
+                stack.enter_context(one_process(self.path))
             yield
-            return
-        try:
-            with contextlib.suppress(OSError):
-                (self.path / HOLDER).write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
-            yield
-        finally:
-            with contextlib.suppress(OSError):
-                (self.path / HOLDER).unlink(missing_ok=True)
-            with contextlib.suppress(OSError):
-                lock.release()
-
-    def _holder(self) -> str:
-        """Who holds the lock, as `process 123 on machine`; empty if nobody wrote it."""
-        with contextlib.suppress(OSError):
-            return (self.path / HOLDER).read_text(encoding="utf-8", errors="replace")[:200].strip()
-        return ""
 
 
 class UrlFolder:
@@ -191,23 +159,6 @@ def _sync(folder: Path) -> None:
             os.fsync(opened)
         finally:
             os.close(opened)
-
-
-def _lives(holder: str) -> bool:
-    """Whether another process, as `process 123 on machine`, runs; of one on another machine nothing is known, and it is taken to."""
-    found = re.fullmatch(r"process ([0-9]{1,9}) on (.+)", holder)
-    if found is None:
-        return False
-    process, machine = int(found[1]), found[2]
-    if machine != socket.gethostname():
-        return True
-    try:
-        os.kill(process, 0)
-    except PermissionError:
-        return True
-    except OSError:
-        return False
-    return process != os.getpid()
 
 
 def folder_at(place: str | Path) -> LocalFolder | UrlFolder:

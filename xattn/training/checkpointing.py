@@ -9,7 +9,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from xattn.errors import DivergedError, RunError
+from xattn.locking import one_process
 from xattn.progress import Progress
 from xattn.stored import Count, parsed, structured
 
@@ -55,6 +56,24 @@ def begin(folder: Path, settings: Mapping[str, Any], work: str = LAST) -> None:
         if isinstance(error, RunError):
             raise
         raise RunError(f"'{folder}' cannot be written ({error.strerror}).") from error
+
+
+@contextmanager
+def one_training(folder: Path) -> Iterator[None]:
+    """Keeps other processes from training into a folder, which it makes.
+
+    Raises:
+        RunError: another process trains into it, or it cannot be written.
+    """
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(one_process(folder))
+        except OSError as error:
+            if isinstance(error, RunError):
+                raise
+            raise RunError(f"'{folder}' cannot be written ({error.strerror}).") from error
+        yield
 
 
 def _apart(stored: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from xattn.errors import DivergedError, InputError
 from xattn.heads import heads
 from xattn.models import Classifier
-from xattn.training.checkpointing import BEST, Checkpointing, begin, loggers, quiet
+from xattn.training.checkpointing import BEST, Checkpointing, begin, loggers, one_training, quiet
 from xattn.training.data import Classes, EpochOrder, Labelled, open_data, splits
 from xattn.training.features import as_it_is, check_cacheable, on_features
 from xattn.training.module import Training, freeze
@@ -95,7 +95,7 @@ def fit(
     Raises:
         InputError: labels outside the classes, a teacher with other classes, nothing to train, or features that are not the same in every
             epoch and so cannot be kept.
-        RunError: the folder holds another training run, or the features do not fit on the disk.
+        RunError: the folder holds another training run or is in use, or the features do not fit on the disk.
         DivergedError: the loss became infinite or NaN; the best epoch before that, if any, is saved.
 
     Source: Torres et al. 2024, App. B; Gomez et al. 2021, Sec. 3.1.
@@ -118,7 +118,8 @@ def fit(
     stop = [] if chosen.patience is None else [EarlyStopping("val_loss", patience=chosen.patience)]
     where = accelerator or {"cuda": "gpu"}.get(classifier.device.type, classifier.device.type)
     diverged: DivergedError | None = None
-    with _as_it_was(classifier), checkpointing.progress, quiet():
+    alone = one_training(folder) if is_first_process() else nullcontext()
+    with alone, _as_it_was(classifier), checkpointing.progress, quiet():
         try:
             trainer = lightning.Trainer(
                 accelerator=where,

@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 
 from xattn.errors import DivergedError, InputError, UnsupportedError
 from xattn.models import Classifier
-from xattn.training.checkpointing import begin
+from xattn.training.checkpointing import begin, one_training
 from xattn.training.data import Classes, Labelled, open_data
 from xattn.training.fit import fit
 from xattn.training.recipe import Recipe, default_preset, recipe_of
@@ -84,56 +84,67 @@ def search(
     base = recipe_of(recipe or default_preset(classifier.head_name)) if not isinstance(recipe, Recipe) else recipe
     opened = open_data(data, classes)
     folder = Path(out).with_suffix(".search")
-    settings = {"head": classifier.head_name, "data": opened.name, "recipe": base.to_json(), "weights": classifier.digest(), "seed": seed}
-    begin(folder, settings | {"teacher": None if teacher is None else teacher.digest()}, "study.log")
-    optuna.logging.set_verbosity(logging.CRITICAL)  # the line per trial is logged here
-    storage = JournalStorage(JournalFileBackend(str(folder / "study.log")))
-    pruner = optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=1)
-    study = optuna.create_study(study_name="training", storage=storage, load_if_exists=True, direction="maximize", pruner=pruner)
-    for torn in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):  # left by a killed process
-        study.tell(torn.number, state=TrialState.FAIL)
-    done = len(_finished(study))
-    study.sampler = optuna.samplers.TPESampler(seed=seed + done)
+    with one_training(folder):
+        settings = {
+            "head": classifier.head_name,
+            "data": opened.name,
+            "recipe": base.to_json(),
+            "weights": classifier.digest(),
+            "seed": seed,
+        }
+        begin(folder, settings | {"teacher": None if teacher is None else teacher.digest()}, "study.log")
+        optuna.logging.set_verbosity(logging.CRITICAL)  # the line per trial is logged here
+        storage = JournalStorage(JournalFileBackend(str(folder / "study.log")))
+        pruner = optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=1)
+        study = optuna.create_study(study_name="training", storage=storage, load_if_exists=True, direction="maximize", pruner=pruner)
+        for torn in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):  # left by a killed process
+            study.tell(torn.number, state=TrialState.FAIL)
+        done = len(_finished(study))
+        study.sampler = optuna.samplers.TPESampler(seed=seed + done)
 
-    def objective(trial: optuna.Trial) -> float:
-        chosen = _suggested(trial, base, classifier, teacher is not None)
-        file = folder / f"trial-{trial.number:03d}.safetensors"
+        def objective(trial: optuna.Trial) -> float:
+            chosen = _suggested(trial, base, classifier, teacher is not None)
+            file = folder / f"trial-{trial.number:03d}.safetensors"
 
-        def report(epoch: int, accuracy: float) -> None:
-            trial.report(accuracy, epoch)
-            if trial.should_prune():
-                raise optuna.TrialPruned
+            def report(epoch: int, accuracy: float) -> None:
+                trial.report(accuracy, epoch)
+                if trial.should_prune():
+                    raise optuna.TrialPruned
 
-        student = copy.deepcopy(classifier)
-        try:
-            fitted = fit(student, opened, file, recipe=chosen, teacher=teacher, seed=seed, progress=False, on_epoch=report, **options)
-        except DivergedError:
-            trial.set_user_attr(DIVERGED, True)
-            raise
-        trial.set_user_attr("recipe", chosen.to_json())
-        return fitted.accuracy
+            student = copy.deepcopy(classifier)
+            try:
+                fitted = fit(student, opened, file, recipe=chosen, teacher=teacher, seed=seed, progress=False, on_epoch=report, **options)
+            except DivergedError:
+                trial.set_user_attr(DIVERGED, True)
+                raise
+            trial.set_user_attr("recipe", chosen.to_json())
+            return fitted.accuracy
 
-    def report_trial(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
-        best = study.best_trial.number if study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)) else None
-        for file in folder.glob("trial-*.safetensors"):
-            if file.stem != f"trial-{best:03d}":
-                file.unlink()
-        if progress:
-            value = "–" if trial.value is None else f"{trial.value:.2f} %"
-            described = ", ".join(
-                f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}" for key, value in trial.params.items()
+        def report_trial(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+            best = study.best_trial.number if study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)) else None
+            for file in folder.glob("trial-*.safetensors"):
+                if file.stem != f"trial-{best:03d}":
+                    file.unlink()
+            if progress:
+                value = "–" if trial.value is None else f"{trial.value:.2f} %"
+                described = ", ".join(
+                    f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}" for key, value in trial.params.items()
+                )
+                logger.info("trial %d of %d: %s, accuracy %s (%s)", trial.number + 1, trials, trial.state.name.lower(), value, described)
+
+        study.optimize(objective, n_trials=max(0, trials - done), catch=(DivergedError,), callbacks=[report_trial])
+        finished = _finished(study)
+        if not any(trial.state == TrialState.COMPLETE for trial in finished):
+            raise UnsupportedError(
+                f"none of {len(finished)} trials was finished (diverged or pruned): allow more trials, or a longer recipe."
             )
-            logger.info("trial %d of %d: %s, accuracy %s (%s)", trial.number + 1, trials, trial.state.name.lower(), value, described)
-
-    study.optimize(objective, n_trials=max(0, trials - done), catch=(DivergedError,), callbacks=[report_trial])
-    finished = _finished(study)
-    if not any(trial.state == TrialState.COMPLETE for trial in finished):
-        raise UnsupportedError(f"none of {len(finished)} trials was finished (diverged or pruned): allow more trials, or a longer recipe.")
-    best = study.best_trial
-    found = Recipe.from_json(best.user_attrs["recipe"])
-    shutil.copyfile(folder / f"trial-{best.number:03d}.safetensors", out)  # the study keeps its own copy, to continue from
-    Path(out).with_suffix(".json").write_text(json.dumps({"accuracy": best.value, "recipe": found.to_json()}, indent=1), encoding="utf-8")
-    return Found(found, float(best.value or 0.0), len(finished), sum(trial.state == TrialState.PRUNED for trial in finished))
+        best = study.best_trial
+        found = Recipe.from_json(best.user_attrs["recipe"])
+        shutil.copyfile(folder / f"trial-{best.number:03d}.safetensors", out)  # the study keeps its own copy, to continue from
+        Path(out).with_suffix(".json").write_text(
+            json.dumps({"accuracy": best.value, "recipe": found.to_json()}, indent=1), encoding="utf-8"
+        )
+        return Found(found, float(best.value or 0.0), len(finished), sum(trial.state == TrialState.PRUNED for trial in finished))
 
 
 def _finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:

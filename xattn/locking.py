@@ -1,0 +1,78 @@
+"""One process at a time in a folder."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import filelock
+
+from xattn.errors import RunError
+
+LOCK, HOLDER = ".lock", ".lock.holder"
+ORPHANS_S = 20.0
+
+logger = logging.getLogger("xattn")
+
+
+@contextlib.contextmanager
+def one_process(folder: Path) -> Iterator[None]:
+    """Keeps other processes from running into a folder that exists. A process that is killed holds no lock.
+
+    Raises:
+        RunError: another process, which the message names, holds it.
+        PermissionError: the folder cannot be written.
+    """
+    lock = filelock.FileLock(folder / LOCK, timeout=0)
+    try:
+        # Decoding processes of one that was killed keep its lock until they notice, within seconds.
+        lock.acquire(timeout=0 if lives(_holder(folder)) else ORPHANS_S)
+    except filelock.Timeout as error:
+        holder = _holder(folder)
+        raise RunError(
+            f"'{folder}' is in use: {holder or 'another process'} runs into it. Wait for it, stop it, or give another folder."
+        ) from error
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, PermissionError):
+            raise
+        logger.warning("%s: no lock can be held here (%s); do not run twice into it at once.", folder, error)
+        yield
+        return
+    try:
+        with contextlib.suppress(OSError):
+            (folder / HOLDER).write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            (folder / HOLDER).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            lock.release()
+
+
+def _holder(folder: Path) -> str:
+    """Who holds the lock, as `process 123 on machine`; empty if nobody wrote it."""
+    with contextlib.suppress(OSError):
+        return (folder / HOLDER).read_text(encoding="utf-8", errors="replace")[:200].strip()
+    return ""
+
+
+def lives(holder: str) -> bool:
+    """Whether another process, as `process 123 on machine`, runs; of one on another machine nothing is known, and it is taken to."""
+    found = re.fullmatch(r"process ([0-9]{1,9}) on (.+)", holder)
+    if found is None:
+        return False
+    process, machine = int(found[1]), found[2]
+    if machine != socket.gethostname():
+        return True
+    try:
+        os.kill(process, 0)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return process != os.getpid()
