@@ -33,7 +33,9 @@ def png(values: Values, bits: int, kind: int | None = None, *, interlaced: bool 
         chunks: that stand before the values.
     """
     values = values[..., None] if values.ndim == 2 else values
-    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], bits, KINDS[values.shape[2]] if kind is None else kind, 0, 0, interlaced)
+    header = struct.pack(
+        ">IIBBBBB", values.shape[1], values.shape[0], bits, KINDS[values.shape[2]] if kind is None else kind, 0, 0, interlaced
+    )
     passes = [values[y::dy, x::dx] for x, y, dx, dy in ADAM7] if interlaced else [values]
     rows = b"".join(b"\0" + packed(row.reshape(-1), bits) for each in passes if each.size for row in each)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunks + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
@@ -52,14 +54,18 @@ def palette(colours: Values) -> bytes:
     return chunk(b"PLTE", colours.astype(np.uint8).tobytes())
 
 
-def bmp(rows: Sequence[bytes], width: int, bits: int, colours: Values | None = None, masks: Sequence[int] = (), compression: int = 0) -> bytes:
+def bmp(
+    rows: Sequence[bytes], width: int, bits: int, colours: Values | None = None, masks: Sequence[int] = (), compression: int = 0
+) -> bytes:
     """A BMP of rows from top to bottom; compressed rows are stored as they are."""
     stored = [row + bytes(-len(row) % 4) if compression in (0, 3) else row for row in rows]
     data = b"".join(stored[::-1])
     table = b"" if colours is None else np.pad(colours[:, ::-1], ((0, 0), (0, 1))).astype(np.uint8).tobytes()
     size = 40 + 4 * len(masks)
     table = struct.pack(f"<{len(masks)}I", *masks) + table
-    about = struct.pack("<IiiHHIIiiII", size, width, len(rows), 1, bits, compression, len(data), 2835, 2835, 0 if colours is None else len(colours), 0)
+    about = struct.pack(
+        "<IiiHHIIiiII", size, width, len(rows), 1, bits, compression, len(data), 2835, 2835, 0 if colours is None else len(colours), 0
+    )
     return b"BM" + struct.pack("<IHHI", 54 + len(table) + len(data), 0, 0, 54 + len(table)) + about + table + data
 
 
@@ -93,13 +99,26 @@ def tiff(data: bytes, width: int, height: int, tags: dict[int, Any], order: str 
     return top + directory + bytes(4) + behind + data
 
 
-def dicom(values: Values, bits: int, *, preamble: bool = True, compressed: bool = False, signed: bool = False, kind: str = "MONOCHROME2", **more: Any) -> bytes:
+def dicom(
+    values: Values,
+    bits: int,
+    *,
+    preamble: bool = True,
+    compressed: bool = False,
+    signed: bool = False,
+    kind: str = "MONOCHROME2",
+    **more: Any,
+) -> bytes:
     """A DICOM file, little-endian with explicit types."""
     from pydicom.dataset import FileDataset, FileMetaDataset
     from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, RLELossless, generate_uid
 
     meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID, meta.TransferSyntaxUID = CTImageStorage, generate_uid(), ExplicitVRLittleEndian
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID, meta.TransferSyntaxUID = (
+        CTImageStorage,
+        generate_uid(),
+        ExplicitVRLittleEndian,
+    )
     file = io.BytesIO()
     about = FileDataset(file, {}, file_meta=meta, preamble=bytes(128))
     about.SOPClassUID, about.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID

@@ -3,15 +3,36 @@
 from __future__ import annotations
 
 import io
-from typing import Any
 
 import imagecodecs
 import numpy as np
-from input_files import Values, bmp, chunk, dicom, palette, png
+from input_files import Values, bmp, chunk, palette, png
 from input_jpegs import jpegs
-from input_ramps import *
+from input_ramps import (
+    ALPHA,
+    ALPHA16,
+    COLOURS,
+    GREY,
+    GREY01,
+    GREY12,
+    GREY16,
+    HEIGHT,
+    LOSSY,
+    RGB,
+    RGB01,
+    RGB12,
+    RGB16,
+    STEPS,
+    WIDTH,
+    Encoding,
+    animated,
+    levels,
+    saved,
+    white_behind,
+    with_palette,
+)
+from input_strange import dicoms, heif, strange
 from input_tiffs import tiffs
-from PIL import Image
 
 
 def encodings() -> list[Encoding]:
@@ -26,7 +47,7 @@ def pngs() -> list[Encoding]:
     with_alpha = np.concatenate([RGB, ALPHA[..., None]], axis=-1)
     deep_alpha = np.concatenate([RGB16, ALPHA16[..., None]], axis=-1)
     grey_alpha, deep_grey_alpha = np.stack([GREY, ALPHA], axis=-1), np.stack([GREY16, ALPHA16], axis=-1)
-    blue = np.where((RGB == RGB[5, 7]).all(axis=-1)[..., None], 255, RGB)
+    blue = np.where((RGB[5, 7] == RGB).all(axis=-1)[..., None], 255, RGB)
     return [
         Encoding("PNG, 1 bit", "png1.png", lambda: png(two, 1), two, 1),
         Encoding("PNG, 2 bits", "png2.png", lambda: png(four, 2), four, 3),
@@ -34,13 +55,40 @@ def pngs() -> list[Encoding]:
         Encoding("PNG, 8 bits, grey", "png8.png", lambda: png(GREY, 8), GREY),
         Encoding("PNG, 16 bits, grey", "png16.png", lambda: png(GREY16, 16), GREY16, 65535, 0.5),
         Encoding("PNG, 16 bits, grey, of which 12 used, unstated", "png12.png", lambda: png(GREY12, 16), GREY12, 4095, says="nearly black"),
-        Encoding("PNG, 16 bits, grey, of which 14 used, unstated", "png14.png", lambda: png(levels(GREY01, 16383), 16), levels(GREY01, 16383), 16383, says="the range of their type"),
         Encoding(
-            "PNG, 16 bits, grey, of which 12 used, sBIT", "png12s.png", lambda: png(GREY12, 16, chunks=chunk(b"sBIT", b"\x0c")), GREY12, 4095, 0.5
+            "PNG, 16 bits, grey, of which 14 used, unstated",
+            "png14.png",
+            lambda: png(levels(GREY01, 16383), 16),
+            levels(GREY01, 16383),
+            16383,
+            says="the range of their type",
         ),
-        Encoding("PNG, 16 bits, grey, of which 12 used, --depth 12", "png12d.png", lambda: png(GREY12, 16), GREY12, 4095, 0.5, given={"depth": 12}),
+        Encoding(
+            "PNG, 16 bits, grey, of which 12 used, sBIT",
+            "png12s.png",
+            lambda: png(GREY12, 16, chunks=chunk(b"sBIT", b"\x0c")),
+            GREY12,
+            4095,
+            0.5,
+        ),
+        Encoding(
+            "PNG, 16 bits, grey, of which 12 used, --depth 12",
+            "png12d.png",
+            lambda: png(GREY12, 16),
+            GREY12,
+            4095,
+            0.5,
+            given={"depth": 12},
+        ),
         Encoding("PNG, 8 bits, grey and alpha", "pngla.png", lambda: png(grey_alpha, 8), white_behind(GREY, ALPHA), 255, 1),
-        Encoding("PNG, 16 bits, grey and alpha", "pngla16.png", lambda: png(deep_grey_alpha, 16), white_behind(GREY16, ALPHA16, 65535), 65535, 1.5),
+        Encoding(
+            "PNG, 16 bits, grey and alpha",
+            "pngla16.png",
+            lambda: png(deep_grey_alpha, 16),
+            white_behind(GREY16, ALPHA16, 65535),
+            65535,
+            1.5,
+        ),
         Encoding("PNG, 8 bits, RGB", "pngrgb.png", lambda: png(RGB, 8), RGB),
         Encoding("PNG, 8 bits, RGB, interlaced", "pngrgbi.png", lambda: png(RGB, 8, interlaced=True), RGB),
         Encoding("PNG, 16 bits, RGB", "pngrgb16.png", lambda: png(RGB16, 16), RGB16, 65535, 0.5),
@@ -69,14 +117,22 @@ def pngs() -> list[Encoding]:
             "PNG, 16 bits, grey, one level transparent",
             "pngt16.png",
             lambda: png(GREY16, 16, chunks=chunk(b"tRNS", int(GREY16[5, 7]).to_bytes(2))),
-            np.where(GREY16 == GREY16[5, 7], 65535, GREY16),
+            np.where(GREY16[5, 7] == GREY16, 65535, GREY16),
             65535,
             0.5,
         ),
         Encoding("PNG, animated", "apng.png", lambda: animated("PNG"), RGB, says="first"),
-        Encoding("PNG, gamma 1", "pnggamma.png", lambda: png(RGB, 8, chunks=chunk(b"gAMA", (100000).to_bytes(4))), linear(RGB01), 1, 1, "gamma"),
         Encoding(
-            "PNG, cICP of BT.2020 with PQ", "pngpq.png", lambda: png(RGB16, 16, chunks=chunk(b"cICP", bytes([9, 16, 0, 1]))), RGB16, 65535, 0, "BT.2020"
+            "PNG, gamma 1", "pnggamma.png", lambda: png(RGB, 8, chunks=chunk(b"gAMA", (100000).to_bytes(4))), linear(RGB01), 1, 1, "gamma"
+        ),
+        Encoding(
+            "PNG, cICP of BT.2020 with PQ",
+            "pngpq.png",
+            lambda: png(RGB16, 16, chunks=chunk(b"cICP", bytes([9, 16, 0, 1]))),
+            RGB16,
+            65535,
+            0,
+            "BT.2020",
         ),
     ]
 
@@ -102,7 +158,10 @@ def others() -> list[Encoding]:
     alpha = np.concatenate([RGB, ALPHA[..., None]], axis=-1)
     sixteen, two = STEPS // 16, STEPS // 128
     five = levels(RGB01, 31)
-    rows565 = [(five[y, :, 0].astype("<u2") << 10 | five[y, :, 1].astype("<u2") << 5 | five[y, :, 2]).astype("<u2").tobytes() for y in range(HEIGHT)]
+    rows565 = [
+        (five[y, :, 0].astype("<u2") << 10 | five[y, :, 1].astype("<u2") << 5 | five[y, :, 2]).astype("<u2").tobytes()
+        for y in range(HEIGHT)
+    ]
     rle = b"".join(b"".join(bytes([1, value]) for value in row) + b"\0\0" for row in STEPS[::-1]) + b"\0\1"
     lossless = {"lossless": True, "exact": True}
     return [
@@ -111,17 +170,41 @@ def others() -> list[Encoding]:
         Encoding("WebP, lossless, alpha", "alpha.webp", lambda: saved(alpha, "WEBP", "RGBA", **lossless), white_behind(RGB, ALPHA), 255, 1),
         Encoding("WebP, animated", "animated.webp", lambda: animated("WEBP", **lossless), RGB, says="first"),
         Encoding("GIF", "still.gif", lambda: saved(with_palette(), "GIF"), COLOURS[STEPS]),
-        Encoding("GIF, transparency", "clear.gif", lambda: saved(with_palette(), "GIF", transparency=3), np.where((STEPS == 3)[..., None], 255, COLOURS[STEPS])),
+        Encoding(
+            "GIF, transparency",
+            "clear.gif",
+            lambda: saved(with_palette(), "GIF", transparency=3),
+            np.where((STEPS == 3)[..., None], 255, COLOURS[STEPS]),
+        ),
         Encoding("GIF, animated", "animated.gif", lambda: animated("GIF"), COLOURS[STEPS], says="first"),
         Encoding("BMP, 1 bit", "1.bmp", lambda: bmp([bits_of(row, 1) for row in two], WIDTH, 1, COLOURS[:2]), COLOURS[two]),
         Encoding("BMP, 4 bits", "4.bmp", lambda: bmp([bits_of(row, 4) for row in sixteen], WIDTH, 4, COLOURS[:16]), COLOURS[sixteen]),
         Encoding("BMP, 8 bits, palette", "8.bmp", lambda: bmp([row.tobytes() for row in STEPS], WIDTH, 8, COLOURS), COLOURS[STEPS]),
-        Encoding("BMP, 8 bits, run lengths", "8r.bmp", lambda: bmp([*[b""] * (HEIGHT - 1), rle], WIDTH, 8, COLOURS, compression=1), COLOURS[STEPS]),
+        Encoding(
+            "BMP, 8 bits, run lengths",
+            "8r.bmp",
+            lambda: bmp([*[b""] * (HEIGHT - 1), rle], WIDTH, 8, COLOURS, compression=1),
+            COLOURS[STEPS],
+        ),
         Encoding("BMP, 16 bits", "16.bmp", lambda: bmp(rows565, WIDTH, 16), five, 31, 1),
         Encoding("BMP, 24 bits", "24.bmp", lambda: saved(RGB, "BMP"), RGB),
-        Encoding("BMP, 32 bits, without alpha", "32.bmp", lambda: bmp([np.pad(row[:, ::-1], ((0, 0), (0, 1))).tobytes() for row in RGB], WIDTH, 32), RGB),
+        Encoding(
+            "BMP, 32 bits, without alpha",
+            "32.bmp",
+            lambda: bmp([np.pad(row[:, ::-1], ((0, 0), (0, 1))).tobytes() for row in RGB], WIDTH, 32),
+            RGB,
+        ),
         Encoding("BMP, 32 bits, fourth byte unused", "32x.bmp", lambda: saved(alpha, "BMP", "RGBA"), RGB),
-        Encoding("BMP, 32 bits, alpha", "32a.bmp", lambda: bmp([row[:, [2, 1, 0, 3]].tobytes() for row in alpha], WIDTH, 32, masks=(0xFF0000, 0xFF00, 0xFF, 0xFF000000), compression=3), white_behind(RGB, ALPHA), 255, 1),
+        Encoding(
+            "BMP, 32 bits, alpha",
+            "32a.bmp",
+            lambda: bmp(
+                [row[:, [2, 1, 0, 3]].tobytes() for row in alpha], WIDTH, 32, masks=(0xFF0000, 0xFF00, 0xFF, 0xFF000000), compression=3
+            ),
+            white_behind(RGB, ALPHA),
+            255,
+            1,
+        ),
         Encoding("PBM, digits", "p1.pbm", lambda: text_pnm(1, 1 - two, None), two, 1),
         Encoding("PGM, digits", "p2.pgm", lambda: text_pnm(2, GREY, 255), GREY),
         Encoding("PGM, digits, to 4095", "p2d.pgm", lambda: text_pnm(2, GREY12, 4095), GREY12, 4095, 0.51),
@@ -135,28 +218,93 @@ def others() -> list[Encoding]:
         Encoding("PPM, bytes", "p6.ppm", lambda: pnm(6, RGB.tobytes(), 255), RGB),
         Encoding("PPM, bytes, to 4095", "p6d.ppm", lambda: pnm(6, RGB12.astype(">u2").tobytes(), 4095), RGB12, 4095, 0.51),
         Encoding("PPM, bytes, to 65535", "p6e.ppm", lambda: pnm(6, RGB16.astype(">u2").tobytes(), 65535), RGB16, 65535, 0.51),
-        Encoding("PPM, bytes, to 65535, of which 12 bits used", "p6f.ppm", lambda: pnm(6, RGB12.astype(">u2").tobytes(), 65535), RGB12, 4095, 0.51, "nearly black"),
-        Encoding("PPM, bytes, to 65535, --depth 12", "p6g.ppm", lambda: pnm(6, RGB12.astype(">u2").tobytes(), 65535), RGB12, 4095, 0.51, given={"depth": 12}),
-        Encoding("PGM, bytes, to 65535, --depth 12", "p5g.pgm", lambda: pnm(5, GREY12.astype(">u2").tobytes(), 65535), GREY12, 4095, 0.51, given={"depth": 12}),
-        Encoding("PGM, bytes, to 1000", "p5h.pgm", lambda: pnm(5, levels(GREY01, 1000).astype(">u2").tobytes(), 1000), levels(GREY01, 1000), 1000, 0.51),
-        Encoding("PFM, grey", "grey.pfm", lambda: b"Pf\n%d %d\n-1.0\n" % (WIDTH, HEIGHT) + GREY01[::-1].astype("<f4").tobytes(), GREY01, 1, 0.51),
-        Encoding("PFM, RGB", "colour.pfm", lambda: b"PF\n%d %d\n-1.0\n" % (WIDTH, HEIGHT) + RGB01[::-1].astype("<f4").tobytes(), RGB01, 1, 0.51),
+        Encoding(
+            "PPM, bytes, to 65535, of which 12 bits used",
+            "p6f.ppm",
+            lambda: pnm(6, RGB12.astype(">u2").tobytes(), 65535),
+            RGB12,
+            4095,
+            0.51,
+            "nearly black",
+        ),
+        Encoding(
+            "PPM, bytes, to 65535, --depth 12",
+            "p6g.ppm",
+            lambda: pnm(6, RGB12.astype(">u2").tobytes(), 65535),
+            RGB12,
+            4095,
+            0.51,
+            given={"depth": 12},
+        ),
+        Encoding(
+            "PGM, bytes, to 65535, --depth 12",
+            "p5g.pgm",
+            lambda: pnm(5, GREY12.astype(">u2").tobytes(), 65535),
+            GREY12,
+            4095,
+            0.51,
+            given={"depth": 12},
+        ),
+        Encoding(
+            "PGM, bytes, to 1000",
+            "p5h.pgm",
+            lambda: pnm(5, levels(GREY01, 1000).astype(">u2").tobytes(), 1000),
+            levels(GREY01, 1000),
+            1000,
+            0.51,
+        ),
+        Encoding(
+            "PFM, grey", "grey.pfm", lambda: b"Pf\n%d %d\n-1.0\n" % (WIDTH, HEIGHT) + GREY01[::-1].astype("<f4").tobytes(), GREY01, 1, 0.51
+        ),
+        Encoding(
+            "PFM, RGB", "colour.pfm", lambda: b"PF\n%d %d\n-1.0\n" % (WIDTH, HEIGHT) + RGB01[::-1].astype("<f4").tobytes(), RGB01, 1, 0.51
+        ),
         Encoding("ICO", "a.ico", lambda: saved(alpha, "ICO", "RGBA", sizes=[(WIDTH, HEIGHT)]), white_behind(RGB, ALPHA), 255, 1),
         Encoding("TGA", "a.tga", lambda: saved(RGB, "TGA"), RGB),
-        Encoding("TGA, run lengths, alpha", "r.tga", lambda: saved(alpha, "TGA", "RGBA", compression="tga_rle"), white_behind(RGB, ALPHA), 255, 1),
+        Encoding(
+            "TGA, run lengths, alpha", "r.tga", lambda: saved(alpha, "TGA", "RGBA", compression="tga_rle"), white_behind(RGB, ALPHA), 255, 1
+        ),
         Encoding("AVIF", "a.avif", lambda: saved(RGB, "AVIF", quality=95, subsampling="4:4:4"), RGB, 255, LOSSY),
-        Encoding("AVIF, 10 bits", "deep.avif", lambda: bytes(imagecodecs.avif_encode(levels(RGB01, 1023), 100, bitspersample=10)), levels(RGB01, 1023), 1023, LOSSY),
-        Encoding("AVIF, animated", "animated.avif", lambda: animated("AVIF", quality=95, subsampling="4:4:4"), RGB, 255, LOSSY, says="first"),
+        Encoding(
+            "AVIF, 10 bits",
+            "deep.avif",
+            lambda: bytes(imagecodecs.avif_encode(levels(RGB01, 1023), 100, bitspersample=10)),
+            levels(RGB01, 1023),
+            1023,
+            LOSSY,
+        ),
+        Encoding(
+            "AVIF, animated", "animated.avif", lambda: animated("AVIF", quality=95, subsampling="4:4:4"), RGB, 255, LOSSY, says="first"
+        ),
         Encoding("HEIC", "a.heic", lambda: heif(RGB, "RGB"), RGB, 255, LOSSY),
         Encoding("HEIC, 10 bits", "deep.heic", lambda: heif(RGB16, "RGB;16"), RGB16, 65535, LOSSY),
         Encoding("HEIC, alpha", "alpha.heic", lambda: heif(alpha, "RGBA"), white_behind(RGB, ALPHA), 255, LOSSY),
         Encoding("DDS", "a.dds", lambda: saved(RGB, "DDS"), RGB),
         Encoding("EPS", "a.eps", lambda: saved(RGB, "EPS"), RGB),
         Encoding("PDF", "a.pdf", lambda: saved(RGB, "PDF"), RGB),
-        Encoding("SVG", "a.svg", lambda: b'<svg xmlns="http://www.w3.org/2000/svg" width="48" height="32"><rect width="48" height="32"/></svg>', RGB * 0),
+        Encoding(
+            "SVG",
+            "a.svg",
+            lambda: b'<svg xmlns="http://www.w3.org/2000/svg" width="48" height="32"><rect width="48" height="32"/></svg>',
+            RGB * 0,
+        ),
         Encoding("Radiance HDR", "a.hdr", lambda: bytes(imagecodecs.rgbe_encode(RGB01.astype(np.float32), header=True)), RGB01, 1),
         Encoding("OpenEXR", "a.exr", lambda: b"\x76\x2f\x31\x01\x02\0\0\0" + bytes(64), RGB),
-        Encoding("PSD", "a.psd", lambda: b"8BPS\0\x01" + bytes(6) + b"\0\x03" + HEIGHT.to_bytes(4) + WIDTH.to_bytes(4) + b"\0\x08\0\x03" + bytes(14) + np.moveaxis(RGB, 2, 0).tobytes(), RGB),
+        Encoding(
+            "PSD",
+            "a.psd",
+            lambda: (
+                b"8BPS\0\x01"
+                + bytes(6)
+                + b"\0\x03"
+                + HEIGHT.to_bytes(4)
+                + WIDTH.to_bytes(4)
+                + b"\0\x08\0\x03"
+                + bytes(14)
+                + np.moveaxis(RGB, 2, 0).tobytes()
+            ),
+            RGB,
+        ),
         Encoding("PCX", "a.pcx", lambda: saved(RGB, "PCX"), RGB),
         Encoding("QOI", "a.qoi", lambda: bytes(imagecodecs.qoi_encode(RGB)), RGB),
         Encoding("SGI", "a.sgi", lambda: saved(RGB, "SGI"), RGB),
@@ -175,74 +323,3 @@ def npy(values: Values) -> bytes:
     content = io.BytesIO()
     np.save(content, values)
     return content.getvalue()
-
-
-def heif(values: Values, mode: str) -> bytes:
-    """A HEIC by pillow-heif."""
-    import pillow_heif
-
-    content = io.BytesIO()
-    pillow_heif.encode(mode, (WIDTH, HEIGHT), np.ascontiguousarray(values).tobytes(), content, quality=100, chroma=444)
-    return content.getvalue()
-
-
-def dicoms() -> list[Encoding]:
-    """DICOM of each kind of pixels."""
-    hounsfield = {"RescaleSlope": "1", "RescaleIntercept": "-1024"}
-    window = {"WindowCenter": "40", "WindowWidth": "400"}
-    units = GREY12.astype(np.float64) - 1024
-    seen = np.clip((units - 39.5) / 399 + 0.5, 0, 1)
-    frames = np.stack([GREY, GREY * 0])
-    return [
-        Encoding("DICOM, 8 bits", "8.dcm", lambda: dicom(GREY, 8), GREY),
-        Encoding("DICOM, 12 bits", "12.dcm", lambda: dicom(GREY12, 12), GREY12, 4095, 0.51),
-        Encoding("DICOM, 16 bits", "16.dcm", lambda: dicom(GREY16, 16), GREY16, 65535, 0.51),
-        Encoding("DICOM, 12 bits, without an ending", "12dcm", lambda: dicom(GREY12, 12), GREY12, 4095, 0.51),
-        Encoding("DICOM, 12 bits, without preamble", "bare.dcm", lambda: dicom(GREY12, 12, preamble=False), GREY12, 4095, 0.51),
-        Encoding("DICOM, signed 16 bits", "i16.dcm", lambda: dicom(HOUNSFIELD, 16, signed=True), HOUNSFIELD + 32768.0, 65535, 0.51),
-        Encoding("DICOM, signed 16 bits, of which 12 used, no window", "i12.dcm", lambda: dicom(HOUNSFIELD, 16, signed=True), GREY12, 4095, 0.51, "nearly one grey"),
-        Encoding("DICOM, 12 bits, run lengths", "rle.dcm", lambda: dicom(GREY12, 12, compressed=True), GREY12, 4095, 0.51),
-        Encoding("DICOM, MONOCHROME1", "m1.dcm", lambda: dicom(4095 - GREY12, 12, kind="MONOCHROME1"), GREY12, 4095, 0.51),
-        Encoding("DICOM, rescaled, window of the file", "window.dcm", lambda: dicom(GREY12, 12, **hounsfield, **window), seen, 1, 0.51),
-        Encoding("DICOM, rescaled, --window -160,240", "given.dcm", lambda: dicom(GREY12, 12, **hounsfield), np.clip((units + 160) / 400, 0, 1), 1, 0.51, given={"window": (-160, 240)}),
-        Encoding("DICOM, RGB", "rgb.dcm", lambda: dicom(RGB, 8, kind="RGB"), RGB),
-        Encoding("DICOM, YBR_FULL", "ybr.dcm", lambda: dicom(np.asarray(Image.fromarray(RGB).convert("YCbCr")), 8, kind="YBR_FULL"), RGB, 255, 3),
-        Encoding("DICOM, several frames", "frames.dcm", lambda: dicom(frames, 8, NumberOfFrames="2"), GREY, says="first"),
-        Encoding("DICOM without pixels", "none.dcm", lambda: dicom(GREY, 8)[:300], GREY),
-    ]
-
-
-def strange() -> list[Encoding]:
-    """Files that are not what their names say."""
-    whole = {form: (lambda form=form: saved(RGB, form)) for form in ("PNG", "TIFF", "BMP", "EPS", "DDS", "PCX", "SGI")}
-    cut = {"PNG": "png", "JPEG": "jpg", "TIFF": "tif", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "JPEG2000": "jp2", "AVIF": "avif", "PPM": "ppm", "TGA": "tga"}
-    return [
-        Encoding("PNG without an ending", "bare", whole["PNG"], RGB),
-        Encoding("PNG called .jpg", "p.jpg", whole["PNG"], RGB),
-        Encoding("JPEG called .png", "j.png", lambda: saved(RGB, "JPEG", quality=95, subsampling=0), RGB, 255, LOSSY),
-        Encoding("PNG called .txt", "p.txt", whole["PNG"], RGB),
-        Encoding("HEIC called .jpg", "h.jpg", lambda: heif(RGB, "RGB"), RGB, 255, LOSSY),
-        Encoding("DICOM called .png", "d.png", lambda: dicom(GREY, 8), GREY),
-        *[Encoding(f"{form} called .png", f"{form}.png", whole[form], RGB) for form in ("EPS", "DDS", "PCX", "SGI")],
-        Encoding("OpenEXR called .png", "exr.png", lambda: b"\x76\x2f\x31\x01\x02\0\0\0" + bytes(64), RGB),
-        Encoding("JPEG XL called .jpg", "jxl.jpg", lambda: imagecodecs.jpegxl_encode(RGB, lossless=True), RGB),
-        Encoding("text called .png", "text.png", lambda: b"<html>404</html>\n" * 9, RGB),
-        Encoding("zeros called .png", "zeros.png", lambda: bytes(6000), RGB),
-        Encoding("empty", "empty.png", lambda: b"", RGB),
-        *[Encoding(f"{form}, truncated", f"cut.{ending}", lambda form=form: truncated(form), RGB) for form, ending in cut.items()],
-        Encoding("PNG with a wrong checksum", "crc.png", lambda: damaged(), RGB),
-        Encoding("PNG of 20,000×20,000", "bomb.png", lambda: saved(Image.new("1", (20000, 20000)), "PNG"), RGB),
-    ]
-
-
-def truncated(form: str) -> bytes:
-    """The first three fifths of a file."""
-    content = saved(with_palette() if form == "GIF" else RGB, form)
-    return content[: len(content) * 3 // 5]
-
-
-def damaged() -> bytes:
-    """A PNG one bit of whose compressed values is another."""
-    content = bytearray(png(RGB, 8))
-    content[content.index(b"IDAT") + 40] ^= 4
-    return bytes(content)

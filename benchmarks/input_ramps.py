@@ -93,18 +93,11 @@ def as_mode(values: Values, mode: str) -> Image.Image:
 
 def animated(form: str, **more: Any) -> bytes:
     """The picture, and black behind it."""
-    black = as_mode(STEPS, "P") if form == "GIF" else Image.new("RGB", (WIDTH, HEIGHT))
-    if form == "GIF":
-        first = as_mode(STEPS, "P")
-        first.putpalette(COLOURS.tobytes())
-        black = Image.new("P", (WIDTH, HEIGHT))
-        black.putpalette(bytes(768))
-    else:
-        first = Image.fromarray(RGB)
-    return saved(first, form, save_all=True, append_images=[black], **more)
+    first = with_palette() if form == "GIF" else Image.fromarray(RGB)
+    return saved(first, form, save_all=True, append_images=[Image.new(first.mode, first.size)], **more)
 
 
-def with_palette(**more: Any) -> Image.Image:
+def with_palette() -> Image.Image:
     """Steps of 256 colours."""
     picture = as_mode(STEPS, "P")
     picture.putpalette(COLOURS.tobytes())

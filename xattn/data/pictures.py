@@ -187,6 +187,8 @@ def _unknown(head: bytes) -> str:
     if head.startswith(b"\xff\xd8\xff"):
         return "a JPEG that Pillow does not read, such as one of 12 bits, or damaged: save it as a PNG"
     name = next((name for mark, name in OTHERS.items() if mark in head[: len(mark) + 8]), None)
+    if name is None and is_picture(head):
+        return "damaged: it begins as a picture and cannot be opened as one"
     if name is None:
         return "not a picture in a known format"
     return f"{name}, which is not read: save it as a PNG"
