@@ -226,7 +226,7 @@ def sources() -> list[Source]:
     return [
         Source("a file", lambda folder: put(folder) / "1.png", [60]),
         Source("a folder", put),
-        Source("a folder as a text with ~ and .. in it", lambda folder: f"{put(folder / 'in')}/../in"),
+        Source("a folder with .. in its path", lambda folder: f"{put(folder / 'in')}/../in"),
         Source("a folder of folders", lambda folder: put(folder / "in", nested)),
         Source("a glob", lambda folder: f"{put(folder)}/[0-2].png", LEVELS[:3]),
         Source("a glob into folders", lambda folder: f"{put(folder / 'in', nested)}/**/*.png"),
@@ -254,7 +254,7 @@ def sources() -> list[Source]:
         Source("a tar cut off inside a file", lambda folder: cut(tar(folder / "a.tar"), 600)),
         Source("a tar cut off inside the head of a file", lambda folder: cut(tar(folder / "a.tar"), 1200)),
         Source("a tar cut off between two files", lambda folder: cut(tar(folder / "a.tar"), 2048), LEVELS[:2], "cut off"),
-        Source("a tar.gz cut off", lambda folder: cut(tar(folder / "a.tar.gz", "w:gz"), 300)),
+        Source("a tar.gz cut off", lambda folder: cut(tar(folder / "a.tar.gz", "w:gz"), 150)),
         Source(
             "a shard of webdataset",
             lambda folder: tar(folder / "a.tar", extra={"cls": b"1", "json": b"{}", "mask.png": content(9)}),

@@ -241,7 +241,7 @@ def tiffs() -> list[Encoding]:
             lambda: tif(premultiplied16, photometric="rgb", extrasamples=["assocalpha"]),
             white_behind(RGB16, ALPHA16, 65535),
             65535,
-            2,
+            1.25,
         ),
         Encoding(
             "TIFF, RGB and an unspecified channel", "trgbx.tif", lambda: tif(alpha, photometric="rgb", extrasamples=["unspecified"]), RGB

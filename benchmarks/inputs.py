@@ -188,7 +188,7 @@ def find_pictures(case: Source, folder: Path, lines: list[str]) -> tuple[str, st
     levels = [int(crop[0, 0, 0]) for batch in batches for crop in batch.crops]
     failed = [f"{image.name[:40]}: {reason}" for batch in batches for image, reason in batch.failed]
     lines += sorted({str(scaling) for batch in batches for scaling in batch.scalings if scaling is not None})
-    shown = f"{len(levels)} pictures"
+    shown = f"{len(levels)} picture{'s' * (len(levels) != 1)}"
     if failed:
         return "refused", f"{shown}; {len(failed)} refused, as {failed[0]}"
     return verdict(levels == list(case.right), case.says, lines), with_lines(shown, lines)

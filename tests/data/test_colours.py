@@ -13,7 +13,7 @@ from PIL import Image, ImageCms
 from xattn.data.colours import is_srgb
 from xattn.data.depth import Reading
 from xattn.data.jpeg2000 import Depth, depths
-from xattn.data.pictures import is_picture, read_scaled
+from xattn.data.pictures import from_memory, is_picture, read_scaled
 from xattn.errors import ImageError
 
 
@@ -109,3 +109,22 @@ def test_a_refusal_names_what_the_first_bytes_tell(tmp_path: Path) -> None:
             read_scaled(tmp_path / "a.png", 3, Reading())
     assert is_picture(b"II+\0")
     assert is_picture(b"MM\0+")
+
+
+def test_a_tiff_of_16_bits_that_was_loaded_before_is_read_unless_its_planes_are_apart(tmp_path: Path) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    values = np.arange(0, 65536, 256, dtype=np.uint16).reshape(16, 16)
+    colours = np.stack([values, values.T, values], axis=-1)
+    for planes, name in (("contig", "together.tif"), ("separate", "apart.tif")):
+        data = colours if planes == "contig" else np.moveaxis(colours, 2, 0)
+        tifffile.imwrite(tmp_path / name, data, photometric="rgb", planarconfig=planes)
+        assert abs(np.asarray(read_scaled(tmp_path / name, 3, Reading())[0], float) - colours / 257).max() <= 0.5
+        with Image.open(tmp_path / name) as opened:  # as a data set gives it
+            assert abs(np.asarray(from_memory(opened, 3, Reading())[0], float) - colours / 257).max() <= 0.5
+        with Image.open(tmp_path / name) as opened:
+            opened.load()
+            if planes == "contig":
+                assert abs(np.asarray(from_memory(opened, 3, Reading())[0], float) - colours / 257).max() <= 1
+            else:
+                with pytest.raises(ImageError, match="in this layout is read wrongly by Pillow"):
+                    from_memory(opened, 3, Reading())

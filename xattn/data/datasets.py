@@ -107,7 +107,7 @@ def picture_or_crop(given: Any, preprocessing: Preprocessing, reading: Reading) 
         picture, found = from_memory(given, preprocessing.channels, reading)
         return preprocessing.crop(picture), scaling or found
     came = f"an array {tuple(given.shape)} of {given.dtype}" if _is_array(given) else type(given).__name__
-    came = tuple(given.shape) if isinstance(given, Tensor) else came
+    came = str(tuple(given.shape)) if isinstance(given, Tensor) else came
     raise ImageError(
         f"a dataset gives PIL pictures, arrays (height, width, channels) of uint8, or tensors {needed} in [0, 1] or uint8; got {came}."
     )

@@ -139,7 +139,7 @@ class ImageSource:
         elif labels_from == "folders":
             self.label_by_folders()
         elif self.dataset is None and len(given) == 1:
-            self._label_by_metadata(given[0])
+            self._label_by_metadata(str(given[0]))
         if labels_from == "csv" and not self.labelled:
             raise InputError(
                 f"labels_from 'csv' needs a label file for the images: labels_csv (--labels-csv), or {METADATA[0]} beside them."
@@ -171,9 +171,9 @@ class ImageSource:
             )
         self.images = [replace(image, label=folder_of(image.name)) for image in self.images]
 
-    def _label_by_metadata(self, place: str | Path) -> None:
+    def _label_by_metadata(self, place: str) -> None:
         """Labels the images by the `metadata.csv` or `metadata.jsonl` of their folder, if it has a label for each."""
-        table = next((file for name in METADATA if (file := Path(str(place)) / name).is_file()), None)
+        table = next((file for name in METADATA if (file := Path(place) / name).is_file()), None)
         if table is None or any(image.label is not None for image in self.images):
             return
         try:

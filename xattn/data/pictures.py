@@ -19,7 +19,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from xattn.data import dicom, urls
 from xattn.data.colours import notes_of
 from xattn.data.depth import MAX_PIXELS, Reading, Scaling, eight_bits, joined
-from xattn.data.samples import has_low_bytes, high_bytes, is_deep, samples_of, stored, take_low_bytes
+from xattn.data.samples import described, has_low_bytes, high_bytes, is_deep, samples_of, stored, take_low_bytes
 from xattn.errors import ImageError, MissingPackageError, RunError
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO", "TGA")
@@ -166,7 +166,7 @@ def decode(file: IO[bytes], channels: int, reading: Reading, *, is_dicom: bool =
     except ImageError:
         raise
     except UnidentifiedImageError as error:
-        raise ImageError(_unknown(head)) from error
+        raise ImageError(_unknown(file, head)) from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"too large: {error} If it is none, give --max-pixels (in Python max_pixels)") from error
     except MemoryError as error:
@@ -177,12 +177,12 @@ def decode(file: IO[bytes], channels: int, reading: Reading, *, is_dicom: bool =
         raise ImageError(f"damaged: {type(error).__name__} {error}") from error
 
 
-def _unknown(head: bytes) -> str:
+def _unknown(file: IO[bytes], head: bytes) -> str:
     """Why a file is not opened, by what its first bytes say that it is."""
     if head.startswith(TIFF):
         return (
-            "a TIFF that Pillow does not read, such as one of floats of 16 or 64 bits, of complex numbers, or of several channels of "
-            "floats or signed integers: save it with 8 or 16 bits, or as floats of 32 bits in one channel"
+            f"a TIFF{described(file, head)} that Pillow does not read, or damaged: save it with 8 or 16 bits, or as floats of 32 "
+            "bits in one channel"
         )
     if head.startswith(b"\xff\xd8\xff"):
         return "a JPEG that Pillow does not read, such as one of 12 bits, or damaged: save it as a PNG"

@@ -5,19 +5,22 @@ from __future__ import annotations
 import struct
 import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import torch
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 from torch import Tensor
 
 from xattn.data.depth import DARK, Reading, Samples, Scaling
 from xattn.data.jpeg2000 import Depth, depths
 from xattn.errors import ImageError
 
-BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT, LEAST, MOST = 258, 262, 339, 340, 341  # tags of TIFF
+BITS_PER_SAMPLE, PHOTOMETRIC, PLANES, SAMPLE_FORMAT, LEAST, MOST = 258, 262, 284, 339, 340, 341  # tags of TIFF
+APART = 2  # one of its arrangements of planes
 FULL = 2**16 - 1
 SIGNED = 2  # one of its sample formats
+KINDS = {1: "unsigned integers", 2: "signed integers", 3: "floats", 5: "complex integers", 6: "complex numbers"}  # by sample format
+BIG = 43  # the version of BigTIFF
 Rows = Callable[[int, int], Tensor]
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 OTHER_BYTE = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
@@ -47,10 +50,11 @@ def stored(picture: Image.Image, head: bytes = b"") -> Stored:
     Raises:
         ImageError: its samples are stored in a way that Pillow unpacks wrongly.
     """
-    tile = getattr(picture, "tile", None)
-    raw, first = raw_mode(picture), tile[0][3] if tile else ""
+    tile = getattr(picture, "tile", None) or [("", (), 0, "")]
+    raw, first = raw_mode(picture), tile[0][3]
     bits = max(_numbers(_tag(picture, BITS_PER_SAMPLE, whole=True)), default=8)
-    if bits > 8 and picture.mode[0] not in "IF" and ";16" not in raw:  # planes apart, which Pillow reads as 8 bits
+    if bits > 8 and picture.mode[0] not in "IF" and ";16" not in raw and (raw or _tag(picture, PLANES) == APART):
+        # planes apart, which Pillow reads as if they had 8 bits
         if bits != 16 or raw not in tuple(picture.mode) or picture.mode not in ("RGB", "RGBA"):
             raise ImageError(
                 f"a TIFF of {bits:g} bits per sample in this layout is read wrongly by Pillow: save it with 8 or 16, planes together"
@@ -60,7 +64,7 @@ def stored(picture: Image.Image, head: bytes = b"") -> Stored:
     is_premultiplied = raw.startswith("RGBa;16")
     if is_premultiplied:  # divided by alpha here, in 16 bits
         _unpack(picture, lambda kept: kept.replace("RGBa", "RGBA"))
-    is_scaled = picture.format == "PPM" and bool(tile) and str(tile[0][0]).startswith("ppm") and isinstance(first, tuple) and len(first) > 1
+    is_scaled = picture.format == "PPM" and str(tile[0][0]).startswith("ppm") and isinstance(first, tuple) and len(first) > 1
     channels = depths(head) if picture.format == "JPEG2000" else []
     _refuse_channels(picture, channels)
     return Stored(raw_mode(picture), head, is_premultiplied, int(first[1]) if is_scaled else None, channels)
@@ -138,8 +142,9 @@ def high_bytes(picture: Image.Image, how: Stored, reading: Reading) -> tuple[Ima
 
 
 def _largest_of(picture: Image.Image) -> int:
-    bands = [high for (_, high), name in zip(picture.getextrema(), picture.getbands(), strict=True) if name != "A"]  # type: ignore[misc]  # several
-    return int(max(bands))
+    """The largest value of the colours of a picture of several channels."""
+    names = picture.getbands()
+    return max(int(picture.getchannel(name).getextrema()[1]) for name in names if name != "A")  # type: ignore[arg-type]  # a number each
 
 
 def samples_of(picture: Image.Image, low: Image.Image | None, how: Stored) -> Samples:
@@ -266,6 +271,19 @@ def significant_bits(head: bytes) -> int | None:
             return None
         place += 12 + length
     return None
+
+
+def described(file: IO[bytes], head: bytes) -> str:
+    """The samples of a TIFF in words, with a blank before them; empty if it does not say."""
+    try:
+        tags = TiffImagePlugin.ImageFileDirectory_v2(head[: 16 if head[2] == BIG or head[3] == BIG else 8])
+        file.seek(tags.next)
+        tags.load(file)
+        bits = [int(number) for number in _numbers(tags.get(BITS_PER_SAMPLE))]
+        kind = KINDS.get(int(max(_numbers(tags.get(SAMPLE_FORMAT)), default=1)), "samples of another kind")
+    except Exception:  # a damaged one has errors of any kind
+        return ""
+    return f" of {len(bits)} channel{'s' * (len(bits) > 1)}, {kind} of {max(bits)} bits," if bits else ""
 
 
 def _numbers(values: Any) -> list[float]:
