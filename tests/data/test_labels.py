@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -138,3 +139,55 @@ def test_names_of_classes_are_those_of_the_data_set_inside_a_subset() -> None:
     assert class_names_of(torch.utils.data.Subset(Named(), [1])) == ("cat", "dog")  # type: ignore[arg-type]
     assert class_names_of([1, 2]) is None
     assert [is_index(each) for each in ("12", 3, "²", "cat")] == [True, True, False, False]
+
+
+def test_separators_and_spaces_of_a_header_do_not_matter(tmp_path: Path) -> None:
+    wanted = {"a.png": "cat, small", "b.png": "1"}
+    for text in (
+        "image;label\na.png;cat, small\n./b.png;1\n",
+        "image\tlabel\na.png\tcat, small\nb.png\t1\n",
+        'Image, Label\na.png,"cat, small"\nb.png,1\n',
+        "\ufefffile_name,label\na.png,cat, small\nb.png,1\n",
+    ):
+        assert read_table(written(tmp_path, text)) == wanted
+    with pytest.raises(InputError, match="needs the columns 'image' and 'label'.*in its first line; it has a.png, cat"):
+        read_table(written(tmp_path, "a.png,cat\n"))
+    (tmp_path / "labels.csv").write_bytes("image,label\n".encode("utf-16"))
+    with pytest.raises(InputError, match="no text in UTF-8"):
+        read_table(str(tmp_path / "labels.csv"))
+
+
+def test_json_lines_keep_numbers_as_indices_and_texts_as_names(tmp_path: Path) -> None:
+    text = (
+        '{"file_name": "a.png", "label": 3}\n\n{"image": "b.png", "label": "3"}\n{"image": "c.png", "label": [1, 2]}\n{"image": "d.png"}\n'
+    )
+    assert labels_in(written(tmp_path, text, "l.jsonl"), []) == {"a.png": 3, "b.png": "3", "c.png": (1, 2), "d.png": None}
+    for line, message in (
+        ("{", "line 1 could not be read as JSON"),
+        ("[" * 100_000, "line 1 could not be read as JSON"),
+        ("[1]", "line 1: an object with 'image'"),
+        ('{"image": "a", "label": {"x": 1}}', "line 1: a label is"),
+        ('{"image": "a", "label": 1}\n{"image": "a", "label": 2}', "line 2 gives a a second label, 2"),
+    ):
+        with pytest.raises(InputError, match=message):
+            labels_in(written(tmp_path, line, "l.jsonl"), [])
+
+
+def test_metadata_in_json_lines_labels_the_pictures_of_a_folder(folders: Path) -> None:
+    written(folders, '{"file_name": "cat/a.png", "label": 1}\n{"file_name": "dog/b.png", "label": 0}\n', "metadata.jsonl")
+    assert found(ImageSource(folders)) == [1, 0]
+
+
+def test_pipes_devices_and_files_of_gigabytes_are_no_label_files(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.csv")
+    with open(tmp_path / "huge.csv", "wb") as file:
+        file.truncate(2**36)
+    for place, message in (
+        (tmp_path / "pipe.csv", "a pipe or a device"),
+        (Path("/dev/zero"), "a device"),
+        (tmp_path / "huge.csv", "64.0 GiB"),
+    ):
+        for path in (str(place), str(place).replace(".csv", ".txt")):
+            if Path(path).exists():
+                with pytest.raises(InputError, match=message):
+                    labels_in(path, [])

@@ -110,7 +110,7 @@ def test_only_the_listed_formats_are_opened_whatever_a_file_is_called(tmp_path: 
     content = io.BytesIO()
     Image.new("RGB", (8, 8)).save(content, "EPS")
     (tmp_path / "cat.png").write_bytes(content.getvalue())
-    with pytest.raises(ImageError, match="not a picture in a known format"):
+    with pytest.raises(ImageError, match="an EPS, which is not read"):
         read_picture(tmp_path / "cat.png")
     os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(ImageError, match="a pipe or a device"):
@@ -298,3 +298,41 @@ def test_items_without_a_picture_are_errors_of_their_images() -> None:
     batch = next(iter(ImageSource([{"image": RED, "label": 1}, {"text": "x", "label": 1}]).batches(TINY, 2)))  # type: ignore[list-item]
     assert len(batch.images) == 1
     assert "got the keys text, label" in batch.failed[0][1]
+
+
+def test_a_text_file_is_a_list_of_paths_and_perhaps_labels(tmp_path: Path) -> None:
+    for name in ("a.png", "b c.png"):
+        (tmp_path / name).write_bytes(picture("red"))
+    place = tmp_path / "list.txt"
+    place.write_text("a.png\nb c.png\nnone.png\n")
+    assert names(place) == ["a.png", "b c.png", "none.png"]
+    place.write_text("a.png 3\n")
+    assert [(image.name, image.label) for image in ImageSource(place).images] == [("a.png", "3")]
+    place.write_text("To be, or not to be\n")
+    with pytest.raises(InputError, match="names no picture that is there.*'To be, or not to be'"):
+        ImageSource(place)
+
+
+def test_a_tar_file_that_was_cut_off_is_not_taken_for_a_shorter_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shard(tmp_path / "a.tar")
+    whole = (tmp_path / "a.tar").read_bytes()
+    with tarfile.open(tmp_path / "a.tar") as tar:
+        second = tar.getmembers()[1].offset
+    for size, message in ((second + 100, "cut off or damaged behind the first 1 files"), (second - 100, "could not be read")):
+        (tmp_path / "b.tar").write_bytes(whole[:size])
+        with pytest.raises(InputError, match=message):
+            ImageSource(tmp_path / "b.tar")
+    (tmp_path / "c.tar").write_bytes(whole[:second])
+    assert names(tmp_path / "c.tar") == ["0000.png"]
+    assert "no mark of its end: it may have been cut off behind its 1 files" in caplog.text
+
+
+def test_arrays_and_other_things_are_named(tmp_path: Path) -> None:
+    import numpy as np
+
+    assert corners(ImageSource([np.full((8, 8, 3), 9, np.uint8)] * 2)) == [[9, 9, 9]] * 2  # type: ignore[list-item]
+    batch = next(iter(ImageSource([np.zeros((8, 8, 3))]).batches(TINY, 1)))  # type: ignore[list-item]
+    assert "got an array (8, 8, 3) of float64" in batch.failed[0][1]
+    for images, message in ((torch.rand(2, 3, 8, 8), r"takes a tensor as list\(images\)"), (None, "got NoneType"), ([], "no images")):
+        with pytest.raises(InputError, match=message):
+            ImageSource(images)  # type: ignore[arg-type]

@@ -34,7 +34,7 @@ def is_dataset(images: object) -> bool:
     if isinstance(images, Dataset):
         return True
     if isinstance(images, Sequence):
-        return bool(images) and all(isinstance(item, (Image.Image, Tensor, tuple, dict)) for item in images)
+        return bool(images) and all(isinstance(item, (Image.Image, Tensor, tuple, dict, bytes)) or _is_array(item) for item in images)
     return hasattr(images, "__len__") and hasattr(images, "__getitem__")
 
 
@@ -101,13 +101,21 @@ def picture_or_crop(given: Any, preprocessing: Preprocessing, reading: Reading) 
     scaling = None
     if (content := content_of(given)) is not None:
         given, scaling = decode(content, preprocessing.channels, reading)
-    elif str(getattr(given, "dtype", None)) == "uint8" and given.ndim in (2, 3) and not isinstance(given, Tensor):
+    elif _is_array(given) and str(given.dtype) == "uint8" and given.ndim in (2, 3):
         given = Image.fromarray(given)
     if isinstance(given, Image.Image):
         picture, found = from_memory(given, preprocessing.channels, reading)
         return preprocessing.crop(picture), scaling or found
-    came = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
-    raise ImageError(f"a dataset gives PIL pictures, or tensors {needed} in [0, 1] or uint8; got {came}.")
+    came = f"an array {tuple(given.shape)} of {given.dtype}" if _is_array(given) else type(given).__name__
+    came = str(tuple(given.shape)) if isinstance(given, Tensor) else came
+    raise ImageError(
+        f"a dataset gives PIL pictures, arrays (height, width, channels) of uint8, or tensors {needed} in [0, 1] or uint8; got {came}."
+    )
+
+
+def _is_array(given: Any) -> bool:
+    """Whether it is an array of NumPy or the like."""
+    return hasattr(given, "dtype") and hasattr(given, "ndim") and not isinstance(given, Tensor)
 
 
 def dataset_at(places: Sequence[object]) -> Any:

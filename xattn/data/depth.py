@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -62,10 +62,10 @@ def _is_window(window: tuple[float, float]) -> bool:
 
 @dataclass(frozen=True)
 class Scaling:
-    """How the values of a picture became 8-bit ones.
+    """How the values of a picture became 8-bit ones, and what of its file was not applied.
 
     Attributes:
-        rule: which values are black and white, and who says so.
+        rule: which values are black and white, and who says so; or what was not applied.
         doubt: why that may be wrong, and what to give; empty if nothing speaks against it.
     """
 
@@ -78,6 +78,14 @@ class Scaling:
     def log(self, name: str) -> None:
         """Logs it with the name of a picture that it is of, as a warning if it is doubted."""
         logger.log(logging.WARNING if self.doubt else logging.INFO, "%s: %s", name, self)
+
+
+def joined(scalings: Iterable[Scaling | None]) -> Scaling | None:
+    """Several as one; None if there is none."""
+    found = [scaling for scaling in scalings if scaling is not None]
+    if len(found) < 2:
+        return found[0] if found else None
+    return Scaling("; ".join(each.rule for each in found), "; ".join(each.doubt for each in found if each.doubt))
 
 
 class _Rule(NamedTuple):
@@ -135,7 +143,7 @@ def eight_bits(samples: Samples, reading: Reading) -> tuple[Image.Image, Scaling
     if not math.isfinite(least) or not math.isfinite(most):
         raise ImageError("its values are not all finite numbers")
     low, high, rule = _range(samples, reading, least, most)
-    doubt = "" if rule.stated else _doubt(samples, most, high)
+    doubt = "" if rule.stated else _doubt(samples, most, most_alpha, high)
     ranges = torch.tensor(
         [[low, high]] * colours + [[0.0, high if most_alpha <= high else 2.0**16 - 1]] * (len(samples.mode) - colours)
     ).double()
@@ -186,9 +194,10 @@ def _range(samples: Samples, reading: Reading, least: float, most: float) -> tup
     return low, high, _Rule(f"{kind} values: {low:g} to {high:g} are black to white, {source}", is_stated)
 
 
-def _doubt(samples: Samples, most: float, high: float) -> str:
+def _doubt(samples: Samples, most: float, most_alpha: float, high: float) -> str:
     """What speaks against a range that nobody stated."""
     if most >= high / DARK:
-        return ""
+        is_clear = samples.mode.endswith("A") and most_alpha < high / DARK
+        return f"alpha is below 1/{DARK} of that, nearly transparent: laid on white, little is seen" if is_clear else ""
     remedy = f"--window 0,{most:.3g}" if samples.is_float else f"--depth {max(8, 2 * -(-int(most).bit_length() // 2))}"
     return f"all values are below 1/{DARK} of that, nearly black: if they use less of the range, say so, as with {remedy}"

@@ -9,10 +9,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from xattn.data.depth import Reading, Samples, Scaling, eight_bits
+from xattn.data.depth import DARK, Reading, Samples, Scaling, eight_bits, joined
 from xattn.errors import ImageError, MissingPackageError
 
 MARK_AT, MARK = 128, b"DICM"
+FILE_WINDOW = "the window of the file"
 SUFFIXES = frozenset([".dcm", ".dicom"])
 
 
@@ -40,6 +41,12 @@ def read_dicom(file: IO[bytes], reading: Reading) -> tuple[Image.Image, Scaling 
     if width * height > reading.max_pixels:
         raise ImageError(f"{width}×{height} pixels, more than {reading.max_pixels:,}: give --max-pixels (in Python max_pixels)")
     stored = pixels.pixel_array(about, index=0)
+    picture, scaling = _picture(pixels, about, stored, reading)
+    more = Scaling("the first of several pictures in the file") if _first(about.get("NumberOfFrames") or 1) != 1 else None
+    return picture, joined([scaling, more])
+
+
+def _picture(pixels: Any, about: Any, stored: Any, reading: Reading) -> tuple[Image.Image, Scaling | None]:
     kind = str(about.PhotometricInterpretation)
     if kind == "PALETTE COLOR":
         stored = pixels.apply_color_lut(stored, about)
@@ -61,7 +68,7 @@ def _grey(about: Any, values: Tensor, reading: Reading) -> tuple[Image.Image, Sc
     if reading.window is None and (window := _window(about)) is not None:
         centre, width, function = window
         values = _windowed(values, centre, width, function)
-        stated = (0.0, 1.0, "the window of the file")
+        stated = (0.0, 1.0, FILE_WINDOW)
     samples = Samples(
         (values.shape[1], values.shape[0]),
         "L",
@@ -72,7 +79,11 @@ def _grey(about: Any, values: Tensor, reading: Reading) -> tuple[Image.Image, Sc
         inverted=about.PhotometricInterpretation == "MONOCHROME1",
     )
     picture, scaling = eight_bits(samples, Reading(window=reading.window))
-    if stated[2] == "the window of the file":
+    least, most = float(values.amin()), float(values.amax())
+    if reading.window is None and most - least < (stated[1] - stated[0]) / DARK and stated[2] != FILE_WINDOW:
+        doubt = f"all values lie in 1/{DARK} of that, nearly one grey: give --window LOW,HIGH, such as -160,240"
+        return picture, Scaling(scaling.rule, doubt)
+    if stated[2] == FILE_WINDOW:
         return picture, Scaling("DICOM values: black to white by the window of each file" + (", inverted" if samples.inverted else ""))
     return picture, scaling
 

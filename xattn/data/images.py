@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,7 +28,7 @@ __all__ = ["Batch", "Batches", "ImageSource", "read_picture"]
 
 logger = logging.getLogger("xattn")
 
-METADATA = "metadata.csv"
+METADATA = ("metadata.csv", "metadata.jsonl")
 LISTED = "listed "  # before a digest of what a folder lists of a file, which is no digest of its content
 READERS = 8  # files that are read at once for their digests
 ITEM_FAILED = "the dataset failed: "
@@ -69,9 +69,10 @@ class ImageSource:
             `datasets:PLACE[:SPLIT]`, a data set of Hugging Face; a list of these; or a torch dataset, or one of Hugging Face, of pictures,
             of (picture, label) pairs, or of dicts with keys such as `image` and `label`.
         labels_csv: a file of labels: a CSV with columns `image` (path relative to the given folder), or `file_name`, and `label` (class
-            index, name or WordNet id); lines of a path, a space and a label (.txt); or ILSVRC's ground truth beside its `meta.mat`.
-        labels_from: "folders", the name of each image's folder; "csv", labels_csv or a folder's `metadata.csv`; "none"; None: labels_csv,
-            the source's own, or `metadata.csv`, whichever there is.
+            index, name or WordNet id), or JSON lines of these (.jsonl); lines of a path, a space and a label (.txt); or ILSVRC's ground
+            truth beside its `meta.mat`.
+        labels_from: "folders", the name of each image's folder; "csv", labels_csv or the `metadata.csv` or `metadata.jsonl` of a folder;
+            "none"; None: labels_csv, the source's own, or such a file, whichever there is.
         depth: bits that the values of pictures with more than 8 bits use; see `Reading`.
         window: the values that are black and white in pictures with more than 8 bits; see `Reading`.
         max_pixels: pixels of the largest picture that is decoded.
@@ -104,7 +105,7 @@ class ImageSource:
         if is_dataset(images):
             self.dataset = images
         else:
-            given = [images] if isinstance(images, (str, Path)) else list(images)  # type: ignore[arg-type]  # no data set
+            given = list(images) if isinstance(images, Iterable) and not isinstance(images, (str, Path, Tensor)) else [images]
             self.dataset = dataset_at(given)
             self.origin = [str(place) for place in given]
         if self.dataset is not None:
@@ -121,7 +122,7 @@ class ImageSource:
             if wrong := [type(item).__name__ for item in given if not isinstance(item, (str, Path))]:
                 raise InputError(
                     "images are paths, a torch dataset or, for explain, a tensor (batch, channels, height, width) in [0, 1]; "
-                    f"got {wrong[0]}."
+                    f"got {wrong[0]}." + " A run takes a tensor as list(images)." * isinstance(images, Tensor)
                 )
             places = [urls.without_file_scheme(str(item)) for item in given]
             self.origin = [place if urls.is_url(place) else os.path.abspath(place) for place in places]
@@ -138,11 +139,15 @@ class ImageSource:
         elif labels_from == "folders":
             self.label_by_folders()
         elif self.dataset is None and len(given) == 1:
-            self._label_by_metadata(given[0])
+            self._label_by_metadata(str(given[0]))
         if labels_from == "csv" and not self.labelled:
-            raise InputError(f"labels_from 'csv' needs a label file for the images: labels_csv (--labels-csv), or {METADATA} beside them.")
+            raise InputError(
+                f"labels_from 'csv' needs a label file for the images: labels_csv (--labels-csv), or {METADATA[0]} beside them."
+            )
         if not self.images:
-            shown = ", ".join(self.origin) or "the dataset"
+            if self.dataset is not None:
+                raise InputError("the data set has no items.")
+            shown = ", ".join(self.origin)
             raise InputError(f"no images in {shown}: files of {', '.join(sorted(SUFFIXES))} are read, folders recursively.")
 
     def __len__(self) -> int:
@@ -166,10 +171,10 @@ class ImageSource:
             )
         self.images = [replace(image, label=folder_of(image.name)) for image in self.images]
 
-    def _label_by_metadata(self, place: str | Path) -> None:
-        """Labels the images by the `metadata.csv` of their folder, if it has a label for each."""
-        table = Path(str(place)) / METADATA
-        if not table.is_file() or any(image.label is not None for image in self.images):
+    def _label_by_metadata(self, place: str) -> None:
+        """Labels the images by the `metadata.csv` or `metadata.jsonl` of their folder, if it has a label for each."""
+        table = next((file for name in METADATA if (file := Path(place) / name).is_file()), None)
+        if table is None or any(image.label is not None for image in self.images):
             return
         try:
             self.images = _labelled(self.images, str(table))
@@ -313,13 +318,14 @@ def _labelled(images: list[NamedImage], path: str) -> list[NamedImage]:
     """
     labels = labels_in(path, [image.name for image in images])
     without = [image.name for image in images if labels.get(image.name) is None]
+    if without and labels and not any(label is not None for label in labels.values()):
+        raise InputError(f"{path} names {len(labels)} images and gives none a label: a column 'label' with a class for each is needed.")
     if without:
         shown = ", ".join(without[:3]) + (", …" if len(without) > 3 else "")
-        known = ", ".join(list(labels)[:3])
-        raise InputError(
-            f"{len(without)} of {len(images)} images have no label in {path} ({shown}). Its column 'image' holds {known}, …: "
-            "paths relative to the given folder are needed."
-        )
+        absent = [name for name in without if name not in labels]
+        known = f"It holds {', '.join(list(labels)[:3])}, …" if labels else "It holds no image"
+        why = f" {known}: paths relative to the given folder are needed." if absent else " Give each one, or leave the image out."
+        raise InputError(f"{len(without)} of {len(images)} images have no label in {path} ({shown}).{why}")
     return [replace(image, label=labels[image.name]) for image in images]
 
 

@@ -7,7 +7,10 @@ import functools
 import importlib
 import importlib.util
 import io
+import json
+import os
 import re
+import stat
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -17,6 +20,7 @@ from torch import Tensor
 
 from xattn.data import urls
 from xattn.errors import InputError, MissingPackageError
+from xattn.text import shown
 
 LabelsFrom = Literal["folders", "csv", "none"]
 """Where labels come from."""
@@ -26,6 +30,9 @@ COLUMNS = (("image", "label"), ("file_name", "label"), ("ImageId", "PredictionSt
 """Columns of label files: xattn's own, Hugging Face's `metadata.csv`, and ILSVRC's at Kaggle, where a label begins with a WordNet id."""
 VALIDATION = re.compile(r"ILSVRC2012_val_(\d{8})")
 DEVKIT = "meta.mat"
+JSON_LINES = ".jsonl"
+SEPARATORS = ",;\t"
+LARGEST = 2**31  # bytes: a larger file is no label file, or a mistake
 
 
 @dataclass(frozen=True)
@@ -115,18 +122,24 @@ def class_of_shard(text: str) -> int | str | None:
 def read_table(path: str) -> dict[str, str | None]:
     """The labels of a CSV by its images, as texts; None where it gives none.
 
+    Fields are separated by commas, or by the semicolons or tabs of its header. A byte order mark, spaces around the names of columns and
+    capitals in them do not matter.
+
     Raises:
         InputError: it cannot be read, has other columns than one of `COLUMNS`, or gives an image two labels.
     """
     found: dict[str, str | None] = {}
     try:
         with io.TextIOWrapper(io.BytesIO(_content(path)), newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
+            head = file.readline()
+            file.seek(0)
+            separator = max(SEPARATORS, key=head.count)  # the first of those that occur as often
+            reader = csv.DictReader(file, delimiter=separator)
             columns = list(reader.fieldnames or [])
             image, label = _columns(path, columns)
             for row in reader:
-                name, text = row[image], _text_of(row, label, columns, f"{path}, line {reader.line_num}")
-                if label == "PredictionString":
+                name, text = _name_of(row[image]), _text_of(row, label, columns, separator, f"{path}, line {reader.line_num}")
+                if label.strip() == "PredictionString":
                     name, text = f"{name}.JPEG", text and text.split()[0]
                 if name in found and found[name] != text:
                     raise InputError(
@@ -134,60 +147,138 @@ def read_table(path: str) -> dict[str, str | None]:
                         f"several classes has them in one row, as {found[name]}|{text}."
                     )
                 found[name] = text
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} could not be read as CSV ({error}): it is no text in UTF-8. Save it as one.") from error
+    except (OSError, csv.Error) as error:
         raise InputError(f"{path} could not be read as CSV ({error}).") from error
     return found
 
 
 def _content(path: str) -> bytes:
-    return urls.read(path) if urls.is_url(path) else Path(path).read_bytes()
+    """What a label file holds.
+
+    Raises:
+        InputError: it is a folder, a pipe or a device, or too large.
+        OSError: it cannot be read.
+    """
+    if urls.is_url(path):
+        return urls.read(path)
+    about = os.stat(path)
+    if not stat.S_ISREG(about.st_mode):
+        raise InputError(f"{path} is a folder, a pipe or a device: a label file is a file with a content.")
+    if about.st_size > LARGEST:
+        raise InputError(f"{path} has {about.st_size / 2**30:.1f} GiB, more than any label file: at most {LARGEST / 2**30:.0f} are read.")
+    return Path(path).read_bytes()
+
+
+def _name_of(given: str | None) -> str:
+    return (given or "").removeprefix("./")
 
 
 def _columns(path: str, columns: Sequence[str]) -> tuple[str, str]:
+    """The columns of images and labels, as the file writes them; that of labels may be absent."""
+    plain = {column.strip().lower(): column for column in reversed(columns)}
     for image, label in COLUMNS:
-        if image in columns:
-            return image, label
-    raise InputError(f"{path} needs the columns 'image' and 'label' (or 'file_name' and 'label'); it has {', '.join(columns) or 'none'}.")
+        if image.lower() in plain:
+            return plain[image.lower()], plain.get(label.lower(), label)
+    has = shown(", ".join(columns)[:60], keep="") or "none"
+    raise InputError(f"{path} needs the columns 'image' and 'label' (or 'file_name' and 'label') in its first line; it has {has}.")
 
 
-def _text_of(row: Mapping[Any, Any], label: str, columns: Sequence[str], place: str) -> str | None:
-    """The text of a row's label; of a last column, also what stands behind commas that were not quoted."""
+def _text_of(row: Mapping[Any, Any], label: str, columns: Sequence[str], separator: str, place: str) -> str | None:
+    """The text of a row's label; of a last column, also what stands behind separators that were not quoted."""
     text, more = row.get(label), row.get(None)
     if more:
         if label != columns[-1]:
-            raise InputError(f"{place} has more fields than there are columns: put what holds a comma between quotation marks.")
-        text = ",".join([text or "", *more])
+            raise InputError(f"{place} has more fields than there are columns: put what holds a '{separator}' between quotation marks.")
+        text = separator.join([text or "", *more])
     return text.strip() or None if text else None
 
 
-def labels_in(path: str, names: Iterable[str]) -> dict[str, str | None]:
+def labels_in(path: str, names: Iterable[str]) -> Mapping[str, Label | None]:
     """The labels of images by name, from a label file.
 
     Args:
-        path: a CSV; a text file of lines `NAME LABEL`; or ILSVRC's ground truth, a number per line, with the `meta.mat` of its development
-            kit beside it.
+        path: a CSV; JSON lines with the same names (.jsonl); a text file of lines `NAME LABEL`; or ILSVRC's ground truth, a number
+            per line, with the `meta.mat` of its development kit beside it.
         names: of the images.
 
     Raises:
         InputError: it cannot be read, or is none of these.
     """
-    if PurePosixPath(path).suffix.lower() != ".txt":
+    suffix = PurePosixPath(path).suffix.lower()
+    if suffix == JSON_LINES:
+        return _json_lines(path)
+    if suffix != ".txt":
         return read_table(path)
+    lines = _lines(path)
+    if all(line.isdecimal() for line in lines):
+        return _ground_truth(path, lines, names)
+    return read_table(path) if "," in lines[0] else _pairs(path, lines)
+
+
+def read_lines(path: str) -> dict[str, str | None]:
+    """The images of a text file, one on each line, and their labels where each line ends in one behind a space.
+
+    Raises:
+        InputError: it cannot be read, names no file that is there, or gives an image two labels.
+    """
+    lines = _lines(path)
+    folder = Path(path).parent
+    are_names = any(" " not in line or (folder / line).is_file() for line in lines)
+    found: dict[str, str | None] = dict.fromkeys(lines) if are_names else dict(_pairs(path, lines))
+    if not any((folder / name).is_file() for name in found):
+        raise InputError(
+            f"{path} names no picture that is there: a line is a path relative to it, or a path, a space and a label; its first is "
+            f"'{shown(lines[0][:60])}'."
+        )
+    return found
+
+
+def _lines(path: str) -> list[str]:
     try:
         lines = [line.strip() for line in _content(path).decode("utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} could not be read ({error}).") from error
     if not lines:
         raise InputError(f"{path} is empty: a line is an image's path, a space and one label.")
-    if all(line.isdecimal() for line in lines):
-        return _ground_truth(path, lines, names)
-    if "," in lines[0]:
-        return read_table(path)
-    found: dict[str, str | None] = {}
+    return lines
+
+
+def _pairs(path: str, lines: Sequence[str]) -> dict[str, str]:
+    """Paths and labels of lines."""
+    found: dict[str, str] = {}
     for number, line in enumerate(lines, start=1):
         name, space, label = line.partition(" ")
-        if not space or found.setdefault(name, label.strip()) != label.strip():
+        if not space or found.setdefault(_name_of(name), label.strip()) != label.strip():
             raise InputError(f"{path}, line {number}: a line is an image's path, a space and one label; got '{line}'.")
+    return found
+
+
+def _json_lines(path: str) -> dict[str, Label | None]:
+    """The labels of JSON lines, such as Hugging Face's `metadata.jsonl`: a number is a class index, a text a name."""
+    found: dict[str, Label | None] = {}
+    try:
+        lines = _content(path).decode("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} could not be read ({error}).") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        place = f"{path}, line {number}"
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{place} could not be read as JSON ({error}).") from error
+        image = next((key for key, _ in COLUMNS if isinstance(row, dict) and key in row), None)
+        if image is None or not isinstance(row[image], str):
+            raise InputError(f"{place}: an object with 'image' (or 'file_name') and 'label' is needed; got {line[:60]}.")
+        try:
+            label = label_of(row.get("label"))
+        except InputError as error:
+            raise InputError(f"{place}: {error}") from error
+        if found.setdefault(_name_of(row[image]), label) != label:
+            raise InputError(f"{place} gives {row[image]} a second label, {label}: leave one out.")
     return found
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePath, PurePosixPath
 
 from xattn.data import urls
-from xattn.data.labels import Label, class_of_shard, read_table
+from xattn.data.labels import Label, class_of_shard, read_lines, read_table
 from xattn.data.pictures import is_picture
 from xattn.errors import InputError
 
@@ -81,7 +81,8 @@ class NamedImage:
 
 
 def listed(place: str) -> list[NamedImage]:
-    """The images of a folder (read recursively), a glob, a file, an archive, or a CSV with columns `image` and `label`, by path or URL.
+    """The images of a folder (read recursively), a glob, a file, an archive, or a CSV with columns `image` and `label`, by path or URL; or
+    those of a text file with a path on each line, relative to it, and perhaps a label.
 
     What is left out is logged, by ending.
 
@@ -101,6 +102,8 @@ def _files(given: str) -> list[NamedImage]:
         rows = [NamedImage(name, path.parent / name, label) for name, label in read_table(given).items()]
         inside = all(os.path.abspath(image.path or "").startswith(os.path.abspath(path.parent) + os.sep) for image in rows)
         return rows if inside else _by_common_root(rows)
+    if path.suffix.lower() == ".txt" and path.is_file():
+        return _by_common_root([NamedImage(name, path.parent / name, label) for name, label in read_lines(given).items()])
     if path.is_file():
         archive = urls.in_archive(given)
         return [NamedImage(printable(path.name), path)] if archive is None else _at_url(archive)

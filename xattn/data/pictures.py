@@ -17,12 +17,43 @@ from typing import IO, Any
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from xattn.data import dicom, urls
-from xattn.data.depth import MAX_PIXELS, Reading, Scaling, eight_bits
-from xattn.data.samples import is_deep, raw_mode, samples_of, take_low_bytes
+from xattn.data.colours import notes_of
+from xattn.data.depth import MAX_PIXELS, Reading, Scaling, eight_bits, joined
+from xattn.data.samples import described, has_low_bytes, high_bytes, is_deep, samples_of, stored, take_low_bytes
 from xattn.errors import ImageError, MissingPackageError, RunError
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO", "TGA")
 """Pillow's formats that are opened, whatever a file is called. Others reach other programs, or are no photographs."""
+
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+"""How a file begins."""
+
+OTHERS = {
+    b"%!PS": "an EPS",
+    b"\xc5\xd0\xd3\xc6": "an EPS",
+    b"%PDF": "a PDF",
+    b"<svg": "an SVG",
+    b"8BPS": "a PSD",
+    b"DDS ": "a DDS",
+    b"\x76\x2f\x31\x01": "an OpenEXR picture",
+    b"#?RADIANCE": "a Radiance HDR picture",
+    b"#?RGBE": "a Radiance HDR picture",
+    b"Pf": "a PFM",
+    b"PF": "a PFM",
+    b"\xff\x0a": "a JPEG XL",
+    b"JXL ": "a JPEG XL",
+    b"II\xbc": "a JPEG XR",
+    b"qoif": "a QOI picture",
+    b"\x01\xda": "an SGI picture",
+    b"\x0a\x05\x01": "a PCX",
+    b"<!DOCTYPE": "a page of the web",
+    b"<html": "a page of the web",
+    b"<?xml": "XML, perhaps an SVG",
+    b"PK\x03\x04": "a ZIP archive",
+    b"\x1f\x8b": "a gzip file",
+    b"version https://git-lfs": "a pointer of Git LFS, not the file",
+}
+"""What a file may be that is no picture in a format that is read, by what stands in its first bytes."""
 
 UNREACHED = "could not be reached: "
 """The beginning of an error of a picture that may be there another time."""
@@ -37,9 +68,7 @@ _limit = threading.Lock()
 def is_picture(head: bytes) -> bool:
     """Whether a file that begins like this is in a format that is read, by its first bytes."""
     return (
-        head.startswith(
-            (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")
-        )
+        head.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", *TIFF, b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"))
         or (head.startswith(b"BM") and head[6:10] == bytes(4))
         or (head.startswith(b"RIFF") and head[8:12] == b"WEBP")
         or (head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis", *_HEIF))
@@ -137,15 +166,32 @@ def decode(file: IO[bytes], channels: int, reading: Reading, *, is_dicom: bool =
     except ImageError:
         raise
     except UnidentifiedImageError as error:
-        raise ImageError("not a picture in a known format") from error
+        raise ImageError(_unknown(file, head)) from error
     except Image.DecompressionBombError as error:
-        raise ImageError(f"too large: {error}") from error
+        raise ImageError(f"too large: {error} If it is none, give --max-pixels (in Python max_pixels)") from error
     except MemoryError as error:
         raise ImageError("there is not enough memory to decode it") from error
     except OSError as error:
         raise ImageError(f"{UNREACHED}{error.strerror}" if error.strerror else f"torn or damaged: {error}") from error
     except Exception as error:  # errors of decoders on broken files have no common base class
         raise ImageError(f"damaged: {type(error).__name__} {error}") from error
+
+
+def _unknown(file: IO[bytes], head: bytes) -> str:
+    """Why a file is not opened, by what its first bytes say that it is."""
+    if head.startswith(TIFF):
+        return (
+            f"a TIFF{described(file, head)} that Pillow does not read, or damaged: save it with 8 or 16 bits, or as floats of 32 "
+            "bits in one channel"
+        )
+    if head.startswith(b"\xff\xd8\xff"):
+        return "a JPEG that Pillow does not read, such as one of 12 bits, or damaged: save it as a PNG"
+    name = next((name for mark, name in OTHERS.items() if mark in head[: len(mark) + 8]), None)
+    if name is None and is_picture(head):
+        return "damaged: it begins as a picture and cannot be opened as one"
+    if name is None:
+        return "not a picture in a known format"
+    return f"{name}, which is not read: save it as a PNG"
 
 
 def _open(file: IO[bytes], head: bytes, reading: Reading) -> Image.Image:
@@ -191,32 +237,32 @@ def _bomb_limit(max_pixels: int) -> Iterator[None]:
 
 def _decoded(picture: Image.Image, file: IO[bytes], head: bytes, channels: int, reading: Reading) -> tuple[Image.Image, Scaling | None]:
     picture.seek(0)
-    raw, deep = raw_mode(picture), is_deep(picture)
+    notes, how = notes_of(picture, head), stored(picture, head)
+    deep, low = is_deep(picture, how), None
     picture.load()
     if not deep:
         ImageOps.exif_transpose(picture, in_place=True)  # without a copy where nothing is to be turned
-        return picture.copy() if channels > 3 else as_rgb(picture), None
-    low = None
-    if picture.mode[0] not in "IF" and ";16" in raw:
+        return picture.copy() if channels > 3 else as_rgb(picture), joined(notes)
+    if has_low_bytes(picture, how):
         low = _open(file, head, reading)
+        stored(low, head)
         take_low_bytes(low)
         low.load()
-    scaled, scaling = eight_bits(samples_of(picture, low, raw, head), reading)
+    scaled, scaling = high_bytes(picture, how, reading) or eight_bits(samples_of(picture, low, how), reading)
     scaled.getexif()[ORIENTATION] = picture.getexif().get(ORIENTATION, 1)
     turned = ImageOps.exif_transpose(scaled)
-    return turned if channels > 3 else as_rgb(turned), scaling
+    return turned if channels > 3 else as_rgb(turned), joined([scaling, *notes])
 
 
 def from_memory(picture: Image.Image, channels: int, reading: Reading) -> tuple[Image.Image, Scaling | None]:
     """A picture that a data set gives, as `read_scaled` gives one of a file."""
-    scaling = None
-    if is_deep(picture):
-        raw = raw_mode(picture)
-        if picture.mode[0] not in "IF" and ";16" in raw:  # opened and not loaded yet: its low bytes are in the file alone
+    notes, how, scaling = notes_of(picture), stored(picture), None
+    if is_deep(picture, how):
+        if has_low_bytes(picture, how):  # opened and not loaded yet: its low bytes are in the file alone
             return decode(getattr(picture, "fp"), channels, reading)  # noqa: B009
         picture.load()
-        picture, scaling = eight_bits(samples_of(picture, None, raw), reading)
-    return picture if channels > 3 else as_rgb(picture), scaling
+        picture, scaling = high_bytes(picture, how, reading) or eight_bits(samples_of(picture, None, how), reading)
+    return picture if channels > 3 else as_rgb(picture), joined([scaling, *notes])
 
 
 def as_rgb(picture: Image.Image) -> Image.Image:

@@ -4,32 +4,115 @@ from __future__ import annotations
 
 import struct
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import IO, Any, NamedTuple
 
 import torch
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 from torch import Tensor
 
-from xattn.data.depth import Samples
+from xattn.data.depth import DARK, Reading, Samples, Scaling
+from xattn.data.jpeg2000 import Depth, depths
+from xattn.errors import ImageError
 
-BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT, LEAST, MOST = 258, 262, 339, 340, 341  # tags of TIFF
+BITS_PER_SAMPLE, PHOTOMETRIC, PLANES, SAMPLE_FORMAT, LEAST, MOST = 258, 262, 284, 339, 340, 341  # tags of TIFF
+APART = 2  # one of its arrangements of planes
+FULL = 2**16 - 1
 SIGNED = 2  # one of its sample formats
+KINDS = {1: "unsigned integers", 2: "signed integers", 3: "floats", 5: "complex integers", 6: "complex numbers"}  # by sample format
+BIG = 43  # the version of BigTIFF
+Rows = Callable[[int, int], Tensor]
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 OTHER_BYTE = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
+
+
+class Stored(NamedTuple):
+    """How a file stores its samples, as it is known before Pillow loads them.
+
+    Attributes:
+        raw: Pillow's raw mode; empty if it has none.
+        head: the beginning of the file.
+        is_premultiplied: colours are multiplied by alpha.
+        largest: the value of white in a PPM, by which Pillow scales.
+        channels: depths of the channels of JPEG 2000.
+    """
+
+    raw: str
+    head: bytes = b""
+    is_premultiplied: bool = False
+    largest: int | None = None
+    channels: list[Depth] = []  # noqa: RUF012  # never changed
+
+
+def stored(picture: Image.Image, head: bytes = b"") -> Stored:
+    """How a picture that is not loaded yet is stored; what Pillow would unpack wrongly is set right.
+
+    Raises:
+        ImageError: its samples are stored in a way that Pillow unpacks wrongly.
+    """
+    tile = getattr(picture, "tile", None) or [("", (), 0, "")]
+    raw, first = raw_mode(picture), tile[0][3]
+    bits = max(_numbers(_tag(picture, BITS_PER_SAMPLE, whole=True)), default=8)
+    if bits > 8 and picture.mode[0] not in "IF" and ";16" not in raw and (raw or _tag(picture, PLANES) == APART):
+        # planes apart, which Pillow reads as if they had 8 bits
+        if bits != 16 or raw not in tuple(picture.mode) or picture.mode not in ("RGB", "RGBA"):
+            raise ImageError(
+                f"a TIFF of {bits:g} bits per sample in this layout is read wrongly by Pillow: save it with 8 or 16, planes together"
+            )
+        order = "B" if getattr(picture, "tag_v2").prefix == b"MM" else "L"  # noqa: B009  # TIFF alone
+        _unpack(picture, lambda kept: f"{kept};16{order}")
+    is_premultiplied = raw.startswith("RGBa;16")
+    if is_premultiplied:  # divided by alpha here, in 16 bits
+        _unpack(picture, lambda kept: kept.replace("RGBa", "RGBA"))
+    is_scaled = picture.format == "PPM" and str(tile[0][0]).startswith("ppm") and isinstance(first, tuple) and len(first) > 1
+    channels = depths(head) if picture.format == "JPEG2000" else []
+    _refuse_channels(picture, channels)
+    return Stored(raw_mode(picture), head, is_premultiplied, int(first[1]) if is_scaled else None, channels)
+
+
+def _refuse_channels(picture: Image.Image, channels: list[Depth]) -> None:
+    """Raises for depths of JPEG 2000 that Pillow unpacks wrongly: several channels, or a palette, of other than 8 bits."""
+    kinds = {*channels}
+    if kinds <= {Depth(8, False)}:
+        return
+    first, several = channels[0], len(picture.getbands()) > 1
+    if len(kinds) == 1 and picture.mode != "P" and (not several or (first.bits < 8 and not first.signed)):
+        return
+    shown = ", ".join(map(str, channels if len(kinds) > 1 else [first]))
+    raise ImageError(
+        f"JPEG 2000 with a palette or several channels of {shown} is read wrongly by Pillow: save it as a PNG or TIFF of 16 bits"
+    )
 
 
 def raw_mode(picture: Image.Image) -> str:
     """How Pillow will unpack the samples of a file that is not loaded yet; empty for other pictures."""
     tile = getattr(picture, "tile", None)
-    arguments = tile[0][3] if tile else ""
-    arguments = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+    return _raw(tile[0]) if tile else ""
+
+
+def _raw(tile: Any) -> str:
+    arguments = tile[3][0] if isinstance(tile[3], tuple) and tile[3] else tile[3]
     return arguments if isinstance(arguments, str) else ""
 
 
-def is_deep(picture: Image.Image) -> bool:
-    """Whether a picture that is not loaded yet has samples that 8 unsigned bits do not hold."""
-    raw = raw_mode(picture)
-    return picture.mode[0] in "IF" or (";16" in raw and not raw.startswith("RGBa")) or _tag(picture, SAMPLE_FORMAT) == SIGNED
+def _unpack(picture: Image.Image, changed: Callable[[str], str]) -> None:
+    """Changes the raw mode of all tiles of a picture that is not loaded yet."""
+    found = []
+    for tile in getattr(picture, "tile"):  # noqa: B009  # only pictures of files have it
+        arguments = (changed(_raw(tile)), *tile[3][1:]) if isinstance(tile[3], tuple) else changed(_raw(tile))
+        found.append(tile._replace(args=arguments) if hasattr(tile, "_replace") else (*tile[:3], arguments))
+    setattr(picture, "tile", found)  # noqa: B010
+
+
+def is_deep(picture: Image.Image, how: Stored) -> bool:
+    """Whether a picture that is not loaded yet has samples other than 8 unsigned bits."""
+    is_odd = any(channel != Depth(8, False) for channel in how.channels)
+    return picture.mode[0] in "IF" or ";16" in how.raw or _tag(picture, SAMPLE_FORMAT) == SIGNED or is_odd or (how.largest or 0) > 255
+
+
+def has_low_bytes(picture: Image.Image, how: Stored) -> bool:
+    """Whether Pillow keeps the high byte alone of several channels of 16 bits, and can be made to unpack the low one."""
+    return picture.mode[0] not in "IF" and ";16" in how.raw
 
 
 def take_low_bytes(picture: Image.Image) -> None:
@@ -37,32 +120,58 @@ def take_low_bytes(picture: Image.Image) -> None:
 
     Grey with alpha, for which it has no such way, is unpacked as four channels: high and low byte of grey, then of alpha.
     """
-    tile: Any = getattr(picture, "tile")[0]  # noqa: B009  # only pictures of files have it
-    kept = raw_mode(picture)
-    changed = "RGBA" if kept.startswith("LA;") else kept[:-1] + OTHER_BYTE[kept[-1]]
-    arguments = (changed, *tile[3][1:]) if isinstance(tile[3], tuple) else changed
-    setattr(picture, "tile", [tile._replace(args=arguments) if hasattr(tile, "_replace") else (*tile[:3], arguments)])  # noqa: B010
+    _unpack(picture, lambda kept: "RGBA" if kept.startswith("LA;") else kept[:-1] + OTHER_BYTE[kept[-1]])
 
 
-def samples_of(picture: Image.Image, low: Image.Image | None, raw: str, head: bytes = b"") -> Samples:
+def high_bytes(picture: Image.Image, how: Stored, reading: Reading) -> tuple[Image.Image, Scaling] | None:
+    """A loaded PPM in colour of more than 8 bits, of which Pillow gives 8; None of other pictures.
+
+    Raises:
+        ImageError: a depth or window cannot be applied.
+    """
+    if how.largest is None or len(picture.getbands()) < 2:
+        return None
+    if reading.depth is not None or reading.window is not None:
+        raise ImageError(
+            "depth and window cannot be applied to a PPM in colour, of which Pillow gives 8 bits: save it as a PNG or TIFF of 16 bits"
+        )
+    doubt = f"all values are below 1/{DARK} of that, nearly black: if they use less of the range, save it as a PNG and give --depth"
+    kind = f"{how.largest.bit_length()}-bit"
+    rule = f"{kind} values: 0 to {how.largest} are black to white, the largest value of the file, read in 8 bits"
+    return picture, Scaling(rule, doubt if _largest_of(picture) < 256 // DARK else "")
+
+
+def _largest_of(picture: Image.Image) -> int:
+    """The largest value of the colours of a picture of several channels."""
+    names = picture.getbands()
+    return max(int(picture.getchannel(name).getextrema()[1]) for name in names if name != "A")  # type: ignore[arg-type]  # a number each
+
+
+def samples_of(picture: Image.Image, low: Image.Image | None, how: Stored) -> Samples:
     """The values of a loaded picture.
 
     Args:
         picture: loaded.
         low: the same with the low bytes, for several channels of 16 bits.
-        raw: its raw mode before it was loaded.
-        head: the beginning of its file.
+        how: it was stored.
     """
+    if how.channels:
+        return _of_jpeg2000(picture, how.channels[0])
+    raw = how.raw
     given = picture.info.get("transparency")
     clear = (given,) if isinstance(given, int) else tuple(given) if isinstance(given, tuple) else None
     stated, size = _stated(picture), picture.size
     if low is not None:
         mode = "LA" if raw.startswith("LA;") else picture.mode
         rows = _grey_and_alpha(low) if mode == "LA" else _both_bytes(picture, low)
-        return Samples(size, mode, rows, "16-bit", 16, stated, significant_bits(head), clear=clear)
+        rows = _divided(rows) if how.is_premultiplied else rows
+        return Samples(size, mode, rows, "16-bit", 16, stated, significant_bits(how.head), clear=clear)
     inverted = _tag(picture, PHOTOMETRIC) == 0 and picture.mode[0] in "IF"  # Pillow inverts those of 8 bits itself
     if picture.mode == "F":
         return Samples(size, "L", _rows(picture, torch.float32), "float", stated=stated, is_float=True, inverted=inverted)
+    if how.largest is not None and how.largest < FULL:
+        rows, most = _scaled_back(_rows(picture, torch.int32), how.largest), (0.0, float(how.largest), "the largest value of the file")
+        return Samples(size, "L", rows, f"{how.largest.bit_length()}-bit", stated=most)
     bits, signed = _bits(picture, raw), _tag(picture, SAMPLE_FORMAT) == SIGNED
     if picture.mode == "L":
         rows = _rows(picture, torch.int8)
@@ -72,7 +181,7 @@ def samples_of(picture: Image.Image, low: Image.Image | None, raw: str, head: by
         is_unsigned = bits == 32 and not signed and picture.format == "TIFF"
         rows = _rows(picture if picture.mode == "I" else picture.convert("I"), torch.int32, unsigned=is_unsigned)
     kind, own = f"{'signed ' if signed else ''}{bits}-bit", None if signed or bits > 16 else bits
-    return Samples(size, "L", rows, kind, own, stated, significant_bits(head), inverted=inverted, clear=clear)
+    return Samples(size, "L", rows, kind, own, stated, significant_bits(how.head), inverted=inverted, clear=clear)
 
 
 def _bits(picture: Image.Image, raw: str) -> int:
@@ -84,7 +193,7 @@ def _bits(picture: Image.Image, raw: str) -> int:
     return 32
 
 
-def _rows(picture: Image.Image, dtype: torch.dtype, *, unsigned: bool = False) -> Any:
+def _rows(picture: Image.Image, dtype: torch.dtype, *, unsigned: bool = False) -> Rows:
     def rows(top: int, bottom: int) -> Tensor:
         strip = picture.crop((0, top, picture.width, bottom))
         values = torch.frombuffer(bytearray(strip.tobytes()), dtype=dtype).view(bottom - top, picture.width, 1)
@@ -95,16 +204,43 @@ def _rows(picture: Image.Image, dtype: torch.dtype, *, unsigned: bool = False) -
     return rows
 
 
+def _of_jpeg2000(picture: Image.Image, depth: Depth) -> Samples:
+    """Values as they are in the file: Pillow moves them to the highest of 8 or 16 bits, and signed ones above 0."""
+    moved = (8 if depth.bits <= 8 else 16) - depth.bits
+    below = 2 ** (depth.bits - 1) if depth.signed else 0
+    grey = _rows(picture, torch.uint16) if picture.mode == "I;16" else lambda top, bottom: _bytes(picture, top, bottom)
+    kind = f"{'signed ' if depth.signed else ''}{depth.bits}-bit"
+    mode = "L" if picture.mode == "I;16" else picture.mode
+    return Samples(picture.size, mode, lambda top, bottom: (grey(top, bottom) >> moved) - below, kind, None if depth.signed else depth.bits)
+
+
+def _scaled_back(rows: Rows, largest: int) -> Rows:
+    """Values up to the largest of a PPM, which Pillow scales to 16 bits."""
+    return lambda top, bottom: (rows(top, bottom).double() * largest / FULL).round().long()
+
+
+def _divided(rows: Rows) -> Rows:
+    """Colours of 16 bits divided by their alpha; those of a transparent pixel are 0."""
+
+    def divided(top: int, bottom: int) -> Tensor:
+        values = rows(top, bottom)
+        alpha = values[..., 3:]
+        colours = (values[..., :3].double() * FULL / alpha.clamp(min=1)).round().clamp(max=FULL).long()
+        return torch.cat([colours * (alpha > 0), alpha], dim=-1)
+
+    return divided
+
+
 def _bytes(picture: Image.Image, top: int, bottom: int) -> Tensor:
     strip = picture.crop((0, top, picture.width, bottom))
     return torch.frombuffer(bytearray(strip.tobytes()), dtype=torch.uint8).view(bottom - top, picture.width, -1).long()
 
 
-def _both_bytes(high: Image.Image, low: Image.Image) -> Any:
+def _both_bytes(high: Image.Image, low: Image.Image) -> Rows:
     return lambda top, bottom: 256 * _bytes(high, top, bottom) + _bytes(low, top, bottom)
 
 
-def _grey_and_alpha(unpacked: Image.Image) -> Any:
+def _grey_and_alpha(unpacked: Image.Image) -> Rows:
     def rows(top: int, bottom: int) -> Tensor:
         found = _bytes(unpacked, top, bottom)
         return 256 * found[..., 0::2] + found[..., 1::2]
@@ -135,6 +271,19 @@ def significant_bits(head: bytes) -> int | None:
             return None
         place += 12 + length
     return None
+
+
+def described(file: IO[bytes], head: bytes) -> str:
+    """The samples of a TIFF in words, with a blank before them; empty if it does not say."""
+    try:
+        tags = TiffImagePlugin.ImageFileDirectory_v2(head[: 16 if head[2] == BIG or head[3] == BIG else 8])
+        file.seek(tags.next)
+        tags.load(file)
+        bits = [int(number) for number in _numbers(tags.get(BITS_PER_SAMPLE))]
+        kind = KINDS.get(int(max(_numbers(tags.get(SAMPLE_FORMAT)), default=1)), "samples of another kind")
+    except Exception:  # a damaged one has errors of any kind
+        return ""
+    return f" of {len(bits)} channel{'s' * (len(bits) > 1)}, {kind} of {max(bits)} bits," if bits else ""
 
 
 def _numbers(values: Any) -> list[float]:

@@ -7,6 +7,7 @@ archives (zip, tar): those are kept here, likewise.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import posixpath
 import re
@@ -22,6 +23,7 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.:-]+://")
 _LOCAL = ("file://", "local://")
 ARCHIVES = {".zip": "zip", ".tar": "tar", ".tar.gz": "tar", ".tgz": "tar", ".tar.bz2": "tar", ".tar.xz": "tar"}
 ARCHIVES_KEPT = 4
+BLOCK = 512  # bytes of a tar file
 VERSIONS = (
     "ETag",
     "etag",
@@ -39,6 +41,7 @@ VERSIONS = (
 """What storages and archives list of a file's content or last change, the surest first."""
 
 _opened = threading.local()
+logger = logging.getLogger("xattn")
 
 
 def is_url(place: object) -> bool:
@@ -135,8 +138,23 @@ def _archive(url: str) -> tuple[Any, str]:
     if key not in kept:
         while len(kept) >= ARCHIVES_KEPT:
             kept.pop(next(iter(kept)))
-        kept[key] = _reached(f"{scheme}://{archive}")[0]
+        found = _reached(f"{scheme}://{archive}")[0]
+        _refuse_cut(found, place)
+        kept[key] = found
     return kept[key], path
+
+
+def _refuse_cut(files: Any, place: str) -> None:
+    """Raises if a tar file goes on, or ends, where no file of it begins: Python takes that for its end."""
+    tar = getattr(files, "tar", None)
+    if tar is None:
+        return
+    tar.fileobj.seek(tar.offset)
+    end = tar.fileobj.read(BLOCK)
+    if 0 < len(end) < BLOCK or end.strip(b"\0"):
+        raise OSError(f"it is cut off or damaged behind the first {len(tar.getmembers())} files")
+    if not end:
+        logger.warning("%s has no mark of its end: it may have been cut off behind its %d files.", place, len(tar.getmembers()))
 
 
 def read(url: str) -> bytes:
@@ -189,7 +207,9 @@ def found(url: str) -> list[Found]:
     with filesystem(url) as (files, path):
         files.invalidate_cache()  # others write there too, and a cached listing would not show it
         listed = files.glob(path, detail=True) if has_pattern(url) else files.find(path, detail=True)
-        about = {place: info for place, info in sorted(listed.items()) if info["type"] == "file"}
+        about = {
+            place: info for place, info in sorted(listed.items()) if info.get("type", "file") == "file"
+        }  # http:// says it of some alone
         if archive:
             urls = {place: f"{scheme}://{place}{archive}" for place in about}
         else:

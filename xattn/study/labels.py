@@ -36,6 +36,7 @@ def with_labels(source: ImageSource, classifiers: Sequence[Classifier]) -> Image
         return source
     folders = sorted({folder_of(image.name) for image in source.images})
     if not all(_named(folders, classifier) for classifier in classifiers):
+        _say_that_folders_are_no_labels(source, folders, classifiers[0])
         return source
     if source.labels_from is None and all(image.label is None for image in source.images):
         found = copy.copy(source)
@@ -56,6 +57,23 @@ def _named(names: Iterable[str], classifier: Classifier) -> bool:
 
 def _shown(names: Sequence[str], classifier: Classifier) -> str:
     return ", ".join(f"{name} is {classifier.class_index(name)}" for name in names[:3]) + (", …" if len(names) > 3 else "")
+
+
+def _say_that_folders_are_no_labels(source: ImageSource, folders: Sequence[str], classifier: Classifier) -> None:
+    """Logs which folders name no class, where images have no other labels; as a warning where most or numbers seem to name classes."""
+    if source.labels_from is not None or len(folders) < 2 or any(image.label is not None for image in source.images):
+        return
+    other = [name for name in folders if not _named([name], classifier)]
+    is_near = len(other) < len(folders) / 2 or all(is_index(name) for name in folders)
+    logger.log(
+        logging.WARNING if is_near else logging.INFO,
+        "labels: none, as %d of %d folders name no class of %s (%s%s); --labels-from folders (labels_from='folders') takes them",
+        len(other),
+        len(folders),
+        classifier.name,
+        ", ".join(other[:3]),
+        ", …" if len(other) > 3 else "",
+    )
 
 
 def _refuse_order_of_folders(source: ImageSource, folders: Sequence[str], classifiers: Sequence[Classifier]) -> None:

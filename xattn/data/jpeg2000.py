@@ -1,0 +1,42 @@
+"""The depths of the channels of a JPEG 2000 file, which Pillow reads but does not give."""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+MARKS = b"\xff\x4f\xff\x51"  # of the codestream and of its sizes
+CHANNELS_AT = 40  # of their number behind the first mark (ISO/IEC 15444-1, A.5.1)
+VARIOUS = 255
+
+
+class Depth(NamedTuple):
+    """Of a channel: its bits, and whether its values are signed."""
+
+    bits: int
+    signed: bool
+
+    def __str__(self) -> str:
+        return f"{self.bits} {'signed ' * self.signed}bits"
+
+
+def depths(head: bytes) -> list[Depth]:
+    """The depth of each channel, or one for all; empty if the beginning of the file does not say.
+
+    Args:
+        head: the beginning of the file.
+    """
+    if (place := head.find(MARKS)) >= 0 and len(head) >= place + CHANNELS_AT + 2:
+        (count,) = struct.unpack(">H", head[place + CHANNELS_AT : place + CHANNELS_AT + 2])
+        start = place + CHANNELS_AT + 2
+        return [_depth(code) for code in head[start : start + 3 * count : 3]]
+    if (place := head.find(b"ihdr")) >= 0 and len(head) >= place + 15 and head[place + 14] != VARIOUS:
+        return [_depth(head[place + 14])]
+    if (place := head.find(b"bpcc")) >= 4:
+        (length,) = struct.unpack(">I", head[place - 4 : place])
+        return [_depth(code) for code in head[place + 4 : place - 4 + length]]
+    return []
+
+
+def _depth(code: int) -> Depth:
+    return Depth((code & 127) + 1, code >= 128)
