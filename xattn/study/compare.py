@@ -15,7 +15,7 @@ from xattn.metrics.tables import Table, comparison
 from xattn.metrics.targets import PER_LABEL
 from xattn.study.questions import Key, picture_names, shown_names
 from xattn.study.schema import Deviation, run_key
-from xattn.study.store import Store
+from xattn.study.store import GROWING, Store
 
 KEYS = ["image", "model", "head", "method", "metric", "target"]
 MACHINERY = {"batch_size": "batch size", "device": "device", "torch": "torch"}  # settings that change values by rounding alone
@@ -111,6 +111,7 @@ def _missing_shards(stores: Sequence[Store]) -> list[str]:
     for store in stores:
         settings = store.read_run()["settings"]
         place, count = settings.pop("shard", (1, 1))
+        settings = {key: value for key, value in settings.items() if key not in GROWING}  # shards may be extended one after the other
         places.setdefault(json.dumps(settings, sort_keys=True), {}).setdefault(count, set()).add(place)
     notes = []
     for cuts in places.values():

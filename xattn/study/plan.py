@@ -233,12 +233,17 @@ class Plan:
         """The work: each batch of this shard for each group of classifiers."""
         return [Unit(group, number) for group in range(len(self.groups())) for number in self._numbers()]
 
+    def names(self, unit: Unit) -> list[str]:
+        """Names of the images in a unit."""
+        start = unit.number * self.batch_size
+        return [image.name for image in self.source.images[start : start + self.batch_size]]
+
     def count(self, unit: Unit) -> int:
         """Number of images in a unit."""
         return min(self.batch_size, len(self.source) - unit.number * self.batch_size)
 
     def settings(self) -> dict[str, Any]:
-        """What the values depend on: a run resumes in a folder only if all of it is the same."""
+        """What the values depend on: a run goes on in a folder only if all of it is the same; methods and metrics may be more."""
         return {
             "models": [
                 {

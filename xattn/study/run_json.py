@@ -80,6 +80,12 @@ class StoredProtocol(TypedDict):
     settings: dict[str, Any]
 
 
+class StoredAddition(TypedDict):
+    """Methods and metrics that a run was given later."""
+
+    finished: bool
+
+
 class RunJson(TypedDict):
     """The content of `run.json`; entries beside these are kept as they are."""
 
@@ -88,6 +94,7 @@ class RunJson(TypedDict):
     forwards: NotRequired[dict[str, StoredExecution]]
     pixels: NotRequired[dict[str, Count]]
     protocol: NotRequired[dict[str, StoredProtocol]]
+    added: NotRequired[list[StoredAddition]]
 
 
 def run_json(content: bytes) -> dict[str, Any]:
