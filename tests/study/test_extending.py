@@ -30,6 +30,7 @@ from xattn.study.compare import compare_runs
 
 PROBE = 1
 KEYS = ["image", "head", "method", "metric"]
+PARTS = ["image", "model", "head", "method", "metric", "target", "error", "map"]
 METHODS, METRICS = ["grad-cam", "random"], ["average-drop", "insertion"]
 MORE_METHODS, MORE_METRICS = ["score-cam", "centre"], ["insertion-correlation", "sparsity", "coherency"]
 
@@ -95,6 +96,8 @@ def test_methods_and_metrics_added_one_after_the_other_give_the_run_that_had_the
     assert about(run)["protocol"] == about(whole)["protocol"]
     assert [entry.get("methods") for entry in about(run)["added"]] == [MORE_METHODS, None]
     assert about(run)["added"][1]["metrics"] == MORE_METRICS
+    for one, other in zip(*(sorted((out / "parts").iterdir()) for out in (run, whole)), strict=True):  # maps and failures too
+        assert pq.read_table(one, columns=PARTS).equals(pq.read_table(other, columns=PARTS))
     curves, others = (Store(out).curves() for out in (run, whole))
     assert curves.keys() == others.keys()
     pd.testing.assert_frame_equal(compare_runs([run], "random").frame, compare_runs([whole], "random").frame, rtol=0, atol=1e-2)
