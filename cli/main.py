@@ -65,11 +65,17 @@ def compare(runs: Sequence[str], form: Any, spreadsheet: bool, against: str | No
 @click.option("--out", required=True, type=click.Path(dir_okay=False), help="File to write: .pdf, .svg or .png.")
 @click.option("--image", "images", multiple=True, help="Image to draw, by its name in the rows. Repeatable; the first six if none.")
 @click.option("--method", "methods", multiple=True, help="Method to draw, by its name in the rows. Repeatable; all if none.")
-def figure(runs: Sequence[str], kind: str, out: str, images: Sequence[str], methods: Sequence[str]) -> None:
+@click.option(
+    "--images",
+    "moved_to",
+    type=PathOrURL(),
+    help="Where the pictures are now, if they have moved: a folder, a glob or a file. They are told by name and content.",
+)
+def figure(runs: Sequence[str], kind: str, out: str, images: Sequence[str], methods: Sequence[str], moved_to: str | None) -> None:
     """Draw a figure of RUNS, over the crops that the network saw."""
     from xattn.figures import figure
 
-    figure(runs, out, kind, images=images or None, methods=methods or None)
+    figure(runs, out, kind, images=images or None, methods=methods or None, moved_to=moved_to)
     say(out)
 
 

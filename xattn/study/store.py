@@ -101,6 +101,8 @@ class Store:
         """
         run = self.read_run()
         before, now = ({key: value for key, value in of.items() if key not in GROWING} for of in (run["settings"], _plain(settings)))
+        if self.contents():  # which tell whether pictures in another place are the same
+            now["images"]["origin"] = before["images"]["origin"]
         kept, same = run.get("protocol", {}), _plain(protocol)
         parts = [spec for spec in same if spec in kept]
         return [

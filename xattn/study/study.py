@@ -235,6 +235,8 @@ class Study:
                 self.store.note(forwards=forwards)
             if plan.source.dataset is None:
                 self.store.same_contents([image.name for image in plan.images], plan.source.digests(plan.images))
+            if plan.source.origin != (stored := self.store.read_run()["settings"])["images"]["origin"]:  # the same pictures have moved
+                self.store.note(settings={**stored, "images": settings["images"]})
             contents, units = PartContents(plan), plan.units()
             left = [unit for unit in units if contents.missing(unit, self.store.part(unit.name))]
             with Progress(sum(plan.count(unit) for unit in units), self.progress) as progress:
