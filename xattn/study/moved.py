@@ -56,8 +56,8 @@ def moved_pictures(store: Store, places: str | Path | Sequence[str | Path], name
         )
     if missing:
         raise InputError(
-            f"{len(missing)} of {len(names)} pictures of '{store.folder}' that are needed are not in {places}, neither by name nor by content"
-            f": {_shown(missing)}. Give the place that holds them, or choose other images."
+            f"{len(missing)} of {len(names)} pictures of '{store.folder}' that are needed are not in {places}, neither by name nor by "
+            f"content: {_shown(missing)}. Give the place that holds them, or choose other images."
         )
     source.images = found
     return source
