@@ -84,7 +84,10 @@ def figure(runs: Sequence[str], kind: str, out: str, images: Sequence[str], meth
 @click.argument("pattern", default="")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with settings and metadata.")
 def list_components(kind: str, pattern: str, as_json: bool) -> None:
-    """List what can be named, one per line: all, or those whose name holds PATTERN or matches it as a glob ('*vit*')."""
+    """List what can be named, one per line: all, or those whose name holds PATTERN or matches it as a glob ('*vit*').
+
+    Methods of other libraries are listed by 'captum:', 'grad-cam:*' and the like.
+    """
     from xattn.cli.listing import listing
 
     entries = listing(kind, pattern)

@@ -8,11 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-import torch
-
 from xattn.errors import InputError, NameUnknownError
 from xattn.metrics.base import Aggregation, MetricMetadata, metrics
-from xattn.metrics.statistics import ANY, EXACT_TO, Interval, adjusted, mean_interval, paired, proportion_interval
+from xattn.metrics.statistics import ANY, EXACT_TO, Interval, Values, adjusted, mean_interval, numbers, paired, proportion_interval
 from xattn.metrics.targets import PER_LABEL
 from xattn.metrics.values import is_value
 from xattn.text import neutral_cell, shown
@@ -110,7 +108,7 @@ def metadata_of(metric: str) -> MetricMetadata:
     return metrics.create(metric).metadata
 
 
-def aggregated(values: torch.Tensor, aggregation: Aggregation, limits: tuple[float, float] = ANY) -> Interval:
+def aggregated(values: Values, aggregation: Aggregation, limits: tuple[float, float] = ANY) -> Interval:
     """The interval in a table's cell.
 
     Args:
@@ -124,7 +122,7 @@ def aggregated(values: torch.Tensor, aggregation: Aggregation, limits: tuple[flo
     if aggregation == "mean":
         return mean_interval(values, limits)
     within = (0.0 if math.isinf(limits[1]) else 1 / limits[1], 1 / limits[0] if limits[0] > 0 else math.inf)
-    inverse = mean_interval(values.reciprocal(), within)
+    inverse = mean_interval([1 / value if value else math.inf for value in numbers(values)], within)
     return Interval(1 / inverse.mean if inverse.mean else math.nan, _inverse(inverse.high), _inverse(inverse.low), inverse.n)
 
 
@@ -176,7 +174,7 @@ def comparison(rows: pd.DataFrame, against: str | None = None, *, without_degene
 
 def _of_metric(rows: pd.DataFrame, metric: str) -> Interval:
     component = metrics.create(metric)
-    values = torch.tensor(rows.loc[rows["metric"] == metric, "value"].to_list(), dtype=torch.float64)
+    values = rows.loc[rows["metric"] == metric, "value"].to_list()
     return aggregated(values, component.instance.aggregation, component.metadata.limits)
 
 
@@ -185,11 +183,11 @@ def _of_labels(images: pd.DataFrame) -> dict[str, object]:
     known = images["label"].notna() & images["predicted"].notna()
     found = images[known & ~images["target_rule"].map(lambda rule: str(rule).startswith(PER_LABEL)).astype(bool)]
     of_values = found["target"].map(lambda target: is_value(str(target))).astype(bool)
-    right = torch.tensor((found["predicted"] == found["label"])[~of_values].to_list(), dtype=torch.float64)
-    off = torch.tensor((found["predicted"] - found["label"])[of_values].abs().to_list(), dtype=torch.float64)
+    right = [100.0 * bool(hit) for hit in (found["predicted"] == found["label"])[~of_values]]
+    off = (found["predicted"] - found["label"])[of_values].abs().to_list()
     columns: dict[str, object] = {}
     if len(right):
-        columns |= _columns("accuracy", proportion_interval(100 * right, (0, 100)))
+        columns |= _columns("accuracy", proportion_interval(right, (0, 100)))
     if len(off):
         columns |= _columns("mean_absolute_error", mean_interval(off, (0, math.inf)))
     return columns
@@ -207,8 +205,7 @@ def _tested(rows: pd.DataFrame, model: str, head: str, method: str, metric: str,
     here = rows[(rows["model"] == model) & (rows["head"] == head) & (rows["metric"] == metric)].set_index(EXPLAINED)
     pairs = {name: here.loc[here["method"] == name, "value"] for name in (method, against)}
     both = pd.concat(pairs, axis=1, join="inner")
-    values, reference = (torch.tensor(both[name].to_list(), dtype=torch.float64) for name in (method, against))
-    found = paired(values, reference)
+    found = paired(both[method].to_list(), both[against].to_list())
     return {f"{metric} difference": found.difference.mean, f"{metric} p": found.p}
 
 

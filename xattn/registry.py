@@ -116,13 +116,21 @@ class Registry(Generic[M, T]):
         """All names, those of installed libraries included."""
         return sorted(self.entries) + sorted(self.adapted_names())
 
-    def adapted_names(self) -> dict[str, str]:
-        """The names that adapters of installed libraries provide, with the first line of the library's docstring."""
+    def installed(self) -> list[str]:
+        """The names of the adapters whose libraries are installed; none is imported."""
+        return [name for name, adapter in self.adapters.items() if adapter.installed()]
+
+    def adapted_names(self, libraries: Iterable[str] | None = None) -> dict[str, str]:
+        """The names that adapters of installed libraries provide, with the first line of the library's docstring; imports the libraries.
+
+        Args:
+            libraries: names of adapters; None: all.
+        """
         return {
             f"{name}:{inner}": (inspect.getdoc(obj) or "").strip().split("\n")[0]
-            for name, adapter in self.adapters.items()
-            if adapter.installed()
-            for inner, obj in adapter.names().items()
+            for name in self.installed()
+            if libraries is None or name in libraries
+            for inner, obj in self.adapters[name].names().items()
         }
 
     def entry(self, name: str) -> Entry[M]:

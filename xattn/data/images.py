@@ -29,7 +29,6 @@ __all__ = ["Batch", "Batches", "ImageSource", "read_picture"]
 logger = logging.getLogger("xattn")
 
 METADATA = "metadata.csv"
-LISTED = "listed "  # before a digest of what a folder lists of a file, which is no digest of its content
 READERS = 8  # files that are read at once for their digests
 ITEM_FAILED = "the dataset failed: "
 ENDED_PROCESS = "decoding it ended the process that did it"
@@ -295,7 +294,7 @@ def _file_digest(image: NamedImage) -> str | None:
     if isinstance(image.path, str):
         if image.version is None:
             return None
-        return LISTED + hashlib.blake2b(f"{image.version} {image.size}".encode(), digest_size=8).hexdigest()
+        return urls.LISTED + hashlib.blake2b(f"{image.version} {image.size}".encode(), digest_size=8).hexdigest()
     try:
         if image.path is None or not image.path.is_file():
             return None

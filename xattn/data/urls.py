@@ -22,6 +22,8 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.:-]+://")
 _LOCAL = ("file://", "local://")
 ARCHIVES = {".zip": "zip", ".tar": "tar", ".tar.gz": "tar", ".tgz": "tar", ".tar.bz2": "tar", ".tar.xz": "tar"}
 ARCHIVES_KEPT = 4
+LISTED = "listed "
+"""Before a digest of what a folder lists of a file at a URL, which is no digest of its content."""
 VERSIONS = (
     "ETag",
     "etag",

@@ -80,10 +80,10 @@ class PartContents:
                         if left := {metric for metric in wanted if (method, metric) not in found}:
                             lacking.setdefault(method, set()).update(left)
         together: dict[tuple[MetricComponent, ...], list[MethodComponent]] = {}
-        for method in self.plan.methods:
-            if left := lacking.get(method.spec):
-                metrics = tuple(metric for metric in self.plan.metrics if metric.spec in left)
-                together.setdefault(metrics, []).append(method)
+        for component in self.plan.methods:
+            if component.spec in lacking:
+                metrics = tuple(metric for metric in self.plan.metrics if metric.spec in lacking[component.spec])
+                together.setdefault(metrics, []).append(component)
         return [Missing(tuple(methods), metrics) for metrics, methods in together.items()]
 
     def merged(self, unit: Unit, before: pa.Table | None, computed: pa.Table) -> pa.Table:

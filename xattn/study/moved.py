@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from xattn.data.images import LISTED, ImageSource
+from xattn.data.images import ImageSource
 from xattn.data.listing import NamedImage
+from xattn.data.urls import LISTED
 from xattn.errors import InputError
 from xattn.study.store import Store
 
@@ -39,7 +40,9 @@ def moved_pictures(store: Store, places: str | Path | Sequence[str | Path], name
     digests, here = store.contents(), source.images
     of_name = {image.name: image for image in here}
     of_content: dict[str | None, NamedImage] | None = None
-    found, missing, other = [], [], []
+    found: list[NamedImage] = []
+    missing: list[str] = []
+    other: list[str] = []
     for name in names:
         wanted, image = digests.get(name), of_name.get(name)
         if image is None or not _same(wanted, source.digests([image])[0]):

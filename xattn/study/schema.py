@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
-import torch
-from torch import Tensor
-from torch.nn import functional
 
+from xattn.deferred import torch
 from xattn.metrics.values import is_value
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PREVIEW = 64
 
@@ -96,7 +97,7 @@ def with_map(row: Row, raw: Tensor, image_size: tuple[int, int], *, whole: bool)
     """
     finite = torch.nan_to_num(raw.float(), nan=0.0, posinf=0.0, neginf=0.0)
     if tuple(raw.shape[1:]) == image_size and max(image_size) > PREVIEW and not whole:
-        finite = functional.adaptive_avg_pool2d(finite, (min(image_size[0], PREVIEW), min(image_size[1], PREVIEW)))
+        finite = torch.nn.functional.adaptive_avg_pool2d(finite, (min(image_size[0], PREVIEW), min(image_size[1], PREVIEW)))
     scale = float(finite.abs().max()) or 1.0
     content = (finite / scale).half().cpu().contiguous().numpy().tobytes()
     return replace(row, map=content, count=finite.shape[0], height=finite.shape[1], scale=scale)
