@@ -249,6 +249,16 @@ def test_what_is_added_with_a_short_cut_has_its_deviation_measured(tiny: Classif
     assert {**after, "deviation": None} == first
 
 
+def test_a_run_of_one_image_has_a_deviation_without_an_interval(tiny: Classifier, folder: Path, tmp_path: Path) -> None:
+    made = study(tiny, folder / "0.png", tmp_path / "run", methods=["grad-cam"], metrics=["insertion:tolerance=1"])
+    made.run()
+    assert about(tmp_path / "run")["forwards"]["tiny · gap"]["deviation"]["insertion:tolerance=1.0"][1:3] == [None, None]
+    made.run()
+    assert any(
+        "insertion:tolerance=1.0 differs from exact by" in note and "n = 1" in note for note in compare_runs([tmp_path / "run"]).notes
+    )
+
+
 def test_a_run_killed_while_methods_are_added_goes_on_and_ends_as_if_it_had_them_from_the_start(tmp_path: Path) -> None:
     images, run = tmp_path / "images", tmp_path / "run"
     images.mkdir()

@@ -65,7 +65,7 @@ def _deviations(stores: Sequence[Store], names: Sequence[Mapping[Key, str]]) -> 
         forwards = store.read_run().get("forwards", {})
         for key, model in called.items():
             deviations = forwards.get(run_key(*key), {}).get("deviation") or {}
-            said = "; ".join(f"{metric} differs from exact by {Deviation(*apart)}" for metric, apart in deviations.items())
+            said = "; ".join(f"{metric} differs from exact by {Deviation.of(apart)}" for metric, apart in deviations.items())
             found |= {f"{model} · {key[1]}: {said}.": None} if said else {}
     return list(found)
 

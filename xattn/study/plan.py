@@ -63,14 +63,14 @@ class Execution:
     memory: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        deviation = None if self.deviation is None else {metric: list(found) for metric, found in self.deviation.items()}
+        deviation = None if self.deviation is None else {metric: found.as_json() for metric, found in self.deviation.items()}
         return {**self.tuned.as_dict(), "images_at_once": self.at_once, "deviation": deviation, "memory": self.memory}
 
     @classmethod
     def of(cls, kept: dict[str, Any]) -> Execution:
         """Rebuilds it from what `as_dict` gave."""
         stored = kept["deviation"]
-        deviation = None if stored is None else {metric: Deviation(*found) for metric, found in stored.items()}
+        deviation = None if stored is None else {metric: Deviation.of(found) for metric, found in stored.items()}
         return cls(Tuned.of(kept, "as the run began"), int(kept["images_at_once"]), deviation, kept["memory"])
 
 

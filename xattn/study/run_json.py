@@ -70,7 +70,7 @@ class StoredExecution(TypedDict):
     images_a_second: dict[str, float]
     refused: dict[str, str]
     images_at_once: Annotated[int, Range(1, 2**20)]
-    deviation: dict[str, Any] | None
+    deviation: dict[str, tuple[float | None, float | None, float | None, float | None, Count]] | None
     memory: int | None
 
 

@@ -149,6 +149,16 @@ class Deviation(NamedTuple):
     most: float
     n: int
 
+    def as_json(self) -> list[float | None]:
+        """Its values for JSON, which knows no NaN."""
+        return [None if math.isnan(value) else value for value in self]
+
+    @classmethod
+    def of(cls, kept: Sequence[float | None]) -> Deviation:
+        """Rebuilds it from what `as_json` gave."""
+        mean, low, high, most, n = (math.nan if value is None else value for value in kept)
+        return cls(mean, low, high, most, int(n))
+
     def __str__(self) -> str:
         interval = "" if math.isnan(self.low) else f" [{self.low:.2g}, {self.high:.2g}]"
         return f"{self.mean:.2g}{interval} on average, {self.most:.2g} at most, on a sample of n = {self.n}"
