@@ -28,6 +28,7 @@ from xattn.data.images import ImageSource
 from xattn.inference import Predictor
 from xattn.inference.memory import kept_pages, peak_bytes
 from xattn.study.executor import Executor
+from xattn.study.schema import arrow_table
 from xattn.study.store import Store
 
 GRADIENTS = (("grad-cam", "grad-cam++"), ("average-drop", "average-gain"))
@@ -96,7 +97,7 @@ def images(data: Path, folder: Path, count: int, network: str, actors: int = 0) 
     found["decode"] = _clock(lambda: [source.decode(image, classifier.preprocessing) for image in source.images]) / 16
     (batch,) = list(source.batches(classifier.preprocessing, study.plan.batch_size, wanted=[0]))
     rows, other = Executor(study.plan, study.store).rows(0, batch), Store(folder / "written")
-    found["write"] = _clock(lambda: [other.write_part(f"{number}", rows) for number in range(20)]) / 20
+    found["write"] = _clock(lambda: [other.write_part(f"{number}", arrow_table(rows)) for number in range(20)]) / 20
     return found | {"batch": study.plan.batch_size}
 
 

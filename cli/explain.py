@@ -51,9 +51,12 @@ SOME_FAILED = 3
 @click.option("--regression", is_flag=True, help="Outputs are values, not logits: maps, and metrics of the map alone.")
 @click.option("--stage", help="Module whose feature map is explained; default: the last map that the output depends on.")
 @click.option(
-    "--method", "methods", multiple=True, help=f"{COMPONENT}; see `xattn list methods`. Repeatable; some CAMs and controls if none."
+    "--method",
+    "methods",
+    multiple=True,
+    help=f"{COMPONENT}; see `xattn list methods`. Repeatable; those of the run in the folder, or some CAMs and controls, if none.",
 )
-@click.option("--metric", "metrics", multiple=True, help=f"{COMPONENT}; see `xattn list metrics`. Repeatable.")
+@click.option("--metric", "metrics", multiple=True, help=f"{COMPONENT}; see `xattn list metrics`. Repeatable, likewise.")
 @click.option(
     "--target",
     help="What to explain: predicted, label, a class index or name; labels (every label of an image); or a contrast, such as "
@@ -82,7 +85,7 @@ SOME_FAILED = 3
     "--out",
     required=True,
     type=PathOrURL(file_okay=False),
-    help="Run folder, a path or a URL such as s3://bucket/run; an interrupted run resumes there.",
+    help="Run folder, a path or a URL such as s3://bucket/run. A run that is there goes on: methods and metrics that it lacks are added.",
 )
 @click.option("--device", help="cpu, cuda, cuda:1, mps; default: a GPU if there is one.")
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Images per part of the run.")
@@ -173,9 +176,7 @@ def explain(
     from xattn.study import DEFAULT_METHODS, DEFAULT_METRICS, Study
 
     metrics = metrics or DEFAULT_METRICS
-    scored = metric_registry.create_all(metrics)  # a wrong name is reported before anything is loaded
-    if regression and metrics is DEFAULT_METRICS:
-        metrics = [metric.spec for metric in scored if not metric.instance.perturbations]
+    metric_registry.create_all(metrics)  # a wrong name is reported before anything is loaded
     if methods:
         created(methods, signed=options["signed"])
     largest = {} if max_pixels is None else {"max_pixels": max_pixels}

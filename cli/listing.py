@@ -13,6 +13,8 @@ from xattn.errors import InputError
 def listing(kind: str, pattern: str = "") -> list[dict[str, Any]]:
     """The components of a kind with their summary, settings and metadata, ready for JSON.
 
+    Of other libraries, whose import takes seconds, there is one entry each, unless the pattern asks for theirs (`captum:`).
+
     Args:
         kind: of component.
         pattern: a glob of names, or a part of them; upper and lower case are the same.
@@ -21,13 +23,13 @@ def listing(kind: str, pattern: str = "") -> list[dict[str, Any]]:
         InputError: no name matches.
     """
     wanted = pattern.lower() if any(sign in pattern for sign in "*?[") else f"*{pattern.lower()}*"
-    found = [entry for entry in _all(kind) if fnmatch.fnmatchcase(entry["name"].lower(), wanted)]
+    found = [entry for entry in _all(kind, pattern) if fnmatch.fnmatchcase(entry["name"].lower(), wanted)]
     if not found:
         raise InputError(f"none of the {kind} matches '{pattern}': give a part of a name, or a glob such as '*{pattern.strip('*')[:3]}*'.")
     return found
 
 
-def _all(kind: str) -> list[dict[str, Any]]:
+def _all(kind: str, pattern: str) -> list[dict[str, Any]]:
     if kind == "models":
         from xattn.models.sources import model_names
 
@@ -41,7 +43,18 @@ def _all(kind: str) -> list[dict[str, Any]]:
         {"name": entry.name, "summary": entry.summary, "settings": entry.settings, **_plain(dataclasses.asdict(entry.metadata))}
         for _, entry in sorted(registry.entries.items())
     ]
-    return entries + [{"name": name, "summary": summary, "settings": {}} for name, summary in sorted(registry.adapted_names().items())]
+    return entries + [{"name": name, "summary": summary, "settings": {}} for name, summary in _adapted(registry, kind, pattern)]
+
+
+def _adapted(registry: Any, kind: str, pattern: str) -> list[tuple[str, str]]:
+    """Names and summaries of the components of installed libraries that a pattern asks for, and one entry for each other library."""
+    library, colon, _ = pattern.lower().partition(":")
+    asked = [name for name in registry.adapters if colon and fnmatch.fnmatchcase(name, library)]
+    others = [name for name in registry.installed() if name not in asked]
+    return [
+        *sorted(registry.adapted_names(asked).items()),
+        *((f"{name}:NAME", f"those of {name}, by its own names: xattn list {kind} {name}:") for name in sorted(others)),
+    ]
 
 
 def _registry(kind: str) -> Any:

@@ -71,11 +71,17 @@ def compare(runs: Sequence[str], form: Any, against: str | None, columns: str | 
 @click.option("--out", required=True, type=click.Path(dir_okay=False), help="File to write: .pdf, .svg or .png.")
 @click.option("--image", "images", multiple=True, help="Image to draw, by its name in the rows. Repeatable; the first six if none.")
 @click.option("--method", "methods", multiple=True, help="Method to draw, by its name in the rows. Repeatable; all if none.")
-def figure(runs: Sequence[str], kind: str, out: str, images: Sequence[str], methods: Sequence[str]) -> None:
+@click.option(
+    "--images",
+    "moved_to",
+    type=PathOrURL(),
+    help="Where the pictures are now, if they have moved: a folder, a glob or a file. They are told by name and content.",
+)
+def figure(runs: Sequence[str], kind: str, out: str, images: Sequence[str], methods: Sequence[str], moved_to: str | None) -> None:
     """Draw a figure of RUNS, over the crops that the network saw."""
     from xattn.figures import figure
 
-    figure(runs, out, kind, images=images or None, methods=methods or None)
+    figure(runs, out, kind, images=images or None, methods=methods or None, moved_to=moved_to)
     say(out)
 
 
@@ -84,7 +90,10 @@ def figure(runs: Sequence[str], kind: str, out: str, images: Sequence[str], meth
 @click.argument("pattern", default="")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with settings and metadata.")
 def list_components(kind: str, pattern: str, as_json: bool) -> None:
-    """List what can be named, one per line: all, or those whose name holds PATTERN or matches it as a glob ('*vit*')."""
+    """List what can be named, one per line: all, or those whose name holds PATTERN or matches it as a glob ('*vit*').
+
+    Methods of other libraries are listed by 'captum:', 'grad-cam:*' and the like.
+    """
     from xattn.cli.listing import listing
 
     entries = listing(kind, pattern)

@@ -18,9 +18,7 @@ import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, Self
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 from xattn.errors import UnsupportedError
 from xattn.metrics.inputs import Outputs, as_images, as_masks
@@ -29,6 +27,9 @@ from xattn.metrics.probability import Probability
 from xattn.metrics.responses import CurveResponse, Responses, evaluate_perturbations
 from xattn.metrics.targets import Predict, Targets, as_target
 from xattn.registry import Registry
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Better = Literal["lower", "higher"]
 Aggregation = Literal["mean", "proportion", "harmonic mean"]
@@ -194,7 +195,7 @@ def register(
     return enter
 
 
-Formula = Callable[..., Tensor]
+Formula = Callable[..., "Tensor"]
 
 
 class MaskFunction(Protocol):

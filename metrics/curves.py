@@ -5,17 +5,18 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self, TypeAlias
 
-import torch
-from torch import Tensor
-
+from xattn.deferred import torch
 from xattn.errors import InputError, NameUnknownError
 from xattn.metrics.base import CurveMetric, measured, register
 from xattn.metrics.inputs import Outputs, as_fill
 from xattn.metrics.perturbations import Baseline, Curve
 from xattn.metrics.responses import CurveResponse
 from xattn.metrics.targets import Predict, Targets
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FLAT_CURVE = 1e-9
 FLAT_STEPS = 1e-6
@@ -211,7 +212,7 @@ class DeletionCorrelation(_Deleting):
         return correlation(curve, -1.0)
 
 
-Fill = Tensor | Sequence[float] | None
+Fill: TypeAlias = "Tensor | Sequence[float] | None"
 
 
 def insertion(

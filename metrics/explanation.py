@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from xattn.deferred import torch
 from xattn.errors import InputError
 from xattn.metrics.base import Evidence, ExplanationMetric, measured, register
 from xattn.metrics.inputs import Outputs, as_images, as_masks
@@ -16,7 +15,10 @@ from xattn.metrics.perturbations import KEPT, ORIGINAL, Perturbation
 from xattn.metrics.probability import widened
 from xattn.metrics.targets import Predict, Targets
 
-Explain = Callable[[Tensor], Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Explain = Callable[["Tensor"], "Tensor"]
 """Images in pixel space `(B, 3, H, W)` → masks of them by the same method for the same targets, `(B, H, W)` in [0, 1]."""
 
 
@@ -137,7 +139,7 @@ def _explained(images: Tensor, masks: Tensor, explain: Explain) -> Tensor:
         raise InputError(f"explain is a function from images to masks; got {type(explain).__name__}.")
     given = explain(images * masks.to(images)[:, None])
     again = as_masks(given, len(images), "masks that explain gives") if hasattr(given, "__array__") else given
-    if not isinstance(again, Tensor) or again.shape != masks.shape:
-        came = tuple(again.shape) if isinstance(again, Tensor) else type(again).__name__
+    if not isinstance(again, torch.Tensor) or again.shape != masks.shape:
+        came = tuple(again.shape) if isinstance(again, torch.Tensor) else type(again).__name__
         raise InputError(f"explain must give masks {tuple(masks.shape)} of the images it is given; got {came}.")
     return again

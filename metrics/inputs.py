@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import Tensor
-
+from xattn.deferred import torch
 from xattn.errors import InputError
 from xattn.metrics.probability import SUM_TOLERANCE, log_odds, widened
 from xattn.metrics.targets import ClassTarget, Predict, Region, Target
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Outputs = Literal["logits", "probabilities"]
 """What `predict` gives."""
@@ -29,9 +30,13 @@ def as_tensor(given: Any, what: str) -> Tensor:
     Raises:
         InputError: it is neither, or holds no numbers.
     """
-    if isinstance(given, Tensor):
+    if isinstance(given, torch.Tensor):
         return given
-    if isinstance(given, (list, tuple)) and given and all(isinstance(item, Tensor) and item.shape == given[0].shape for item in given):
+    if (
+        isinstance(given, (list, tuple))
+        and given
+        and all(isinstance(item, torch.Tensor) and item.shape == given[0].shape for item in given)
+    ):
         return torch.stack(list(given))
     if not hasattr(given, "__array__"):
         raise InputError(f"{what} are a tensor, or a NumPy array; got {type(given).__name__}.")
@@ -182,7 +187,7 @@ class CheckedPredict:
 
     def __call__(self, images: Tensor) -> Tensor:
         given = self.predict(images)
-        if not isinstance(given, Tensor) and not hasattr(given, "__array__"):
+        if not isinstance(given, torch.Tensor) and not hasattr(given, "__array__"):
             raise InputError(
                 f"predict gives a tensor of logits, a row for each image; it gave {type(given).__name__}. Wrap it, as "
                 "lambda images: model(images).logits."
@@ -203,7 +208,7 @@ class CheckedPredict:
     def _refuse_classes(self, output: Tensor) -> None:
         """Raises if a class is none of the output's."""
         classes = getattr(self.target, "classes", None)
-        if not isinstance(classes, Tensor) or output.dim() < 2 or not classes.numel():
+        if not isinstance(classes, torch.Tensor) or output.dim() < 2 or not classes.numel():
             return
         low, high = int(classes.min()), int(classes.max())
         if low < 0 or high >= output.shape[1]:

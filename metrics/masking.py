@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-from torch import Tensor
-from torch.nn import functional
-
+from xattn.deferred import torch
 from xattn.metrics.base import ResponseMetric, mask_metric, measured, register, response_metric
 from xattn.metrics.inputs import Outputs, as_maps, refuse_no_masks
 from xattn.metrics.perturbations import FLAT, KEPT, ORIGINAL, Perturbation, Removed, Upsampling
 from xattn.metrics.probability import Probability, widened
 from xattn.metrics.targets import Predict, Targets
 
-EPSILON = torch.finfo(torch.float64).eps
+if TYPE_CHECKING:
+    from torch import Tensor
+
+EPSILON = sys.float_info.epsilon
 MARGIN = 1e-6
 
 
@@ -59,7 +60,7 @@ def to_masks(raw: Tensor, size: tuple[int, int]) -> Masks:
     low, high = (extreme[:, None, None] for extreme in clean.flatten(1).aminmax(dim=1))
     scaled = (clean - low) / torch.where(high > low, high - low, torch.ones_like(high))
     if raw.shape[-2:] != size:
-        scaled = functional.interpolate(scaled[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+        scaled = torch.nn.functional.interpolate(scaled[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
     return Masks(scaled.clamp(0, 1), flagged)
 
 

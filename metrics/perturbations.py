@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
-from torch.nn import functional
-
+from xattn.deferred import torch
 from xattn.errors import InputError
 from xattn.metrics.probability import widened
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BLUR_SIGMA = 5.0
 LOW_RES_STEPS = 196
@@ -146,8 +146,8 @@ def baseline_images(images: Tensor, baseline: Baseline, mean: Tensor | None) -> 
     kernel = torch.full((side,), 1 / side) if baseline.kind == "box" else _gaussian(side)
     line = kernel.to(images).expand(channels, 1, -1)
     blurred = images - colour  # the outside becomes zero, which is what convolution pads with
-    blurred = functional.conv2d(blurred, line[:, :, None, :], padding=(0, side // 2), groups=channels)
-    blurred = functional.conv2d(blurred, line[:, :, :, None], padding=(side // 2, 0), groups=channels)
+    blurred = torch.nn.functional.conv2d(blurred, line[:, :, None, :], padding=(0, side // 2), groups=channels)
+    blurred = torch.nn.functional.conv2d(blurred, line[:, :, :, None], padding=(side // 2, 0), groups=channels)
     return blurred + colour
 
 
@@ -200,14 +200,14 @@ def rank_pixels(curve: Curve, masks: Tensor, low_res_masks: Tensor, size: tuple[
     wide = widened(values)
     spread, area = places, torch.ones_like(wide)
     if values.shape[-2:] != size:
-        spread = functional.interpolate(places[:, None].float(), size=size, mode="nearest")[:, 0].long()
-        cell = functional.interpolate(torch.arange(count).view(1, 1, *values.shape[1:]).float(), size=size, mode="nearest")
+        spread = torch.nn.functional.interpolate(places[:, None].float(), size=size, mode="nearest")[:, 0].long()
+        cell = torch.nn.functional.interpolate(torch.arange(count).view(1, 1, *values.shape[1:]).float(), size=size, mode="nearest")
         pixels_of_cell = torch.bincount(cell.flatten().long(), minlength=count)
         area = pixels_of_cell.to(wide).view(1, *values.shape[1:]).expand_as(wide)
     order = places.flatten(1).argsort(dim=1).to(wide.device)
     ordered_area = area.flatten(1).gather(1, order)
     ordered_mask = wide.flatten(1).gather(1, order) * ordered_area
     at = cuts.to(wide.device)
-    pixels = functional.pad(ordered_area.cumsum(1), (1, 0))[:, at]
-    weighted = functional.pad(ordered_mask.cumsum(1), (1, 0))[:, at]
+    pixels = torch.nn.functional.pad(ordered_area.cumsum(1), (1, 0))[:, at]
+    weighted = torch.nn.functional.pad(ordered_mask.cumsum(1), (1, 0))[:, at]
     return RankedPixels(spread, cuts, pixels / pixels[:, -1:], weighted.diff(dim=1) / pixels.diff(dim=1))

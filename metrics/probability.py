@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-from torch import Tensor
-
+from xattn.deferred import torch
 from xattn.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SUM_TOLERANCE = 1e-3  # within which probabilities sum to one, in half precision too
 

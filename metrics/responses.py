@@ -9,12 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-from torch import Tensor
-from torch.nn import functional
-
+from xattn.deferred import torch
 from xattn.errors import InputError
 from xattn.metrics.adaptive import first_points, interpolated, next_points
 from xattn.metrics.inputs import CheckedPredict, Outputs, as_images, as_masks, refuse_chunk, refuse_no_masks
@@ -34,6 +31,9 @@ from xattn.metrics.perturbations import (
 from xattn.metrics.probability import Probability
 from xattn.metrics.stream import PerturbedImages, PredictAll, Read, stream
 from xattn.metrics.targets import Predict, Target, Targets, as_target
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class CurveResponse(NamedTuple):
@@ -304,7 +304,7 @@ def shown_share(perturbation: Kept | Removed, mask: Tensor, low_res_mask: Tensor
     if isinstance(perturbation, Kept):
         return mask
     if perturbation.upsampling == "bicubic":
-        mask = functional.interpolate(low_res_mask[:, None], size=size, mode="bicubic", align_corners=False)[:, 0]
+        mask = torch.nn.functional.interpolate(low_res_mask[:, None], size=size, mode="bicubic", align_corners=False)[:, 0]
     return 1 - mask
 
 

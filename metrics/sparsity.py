@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
-
+from xattn.deferred import torch
 from xattn.metrics.base import Aggregation, RawMapMetric, register
 from xattn.metrics.inputs import as_maps
 from xattn.metrics.probability import widened
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 RELEASED_EPSILON = 1e-5
 
@@ -56,7 +57,7 @@ def sparsity(raw_maps: Tensor, *, definition: Definition = "max-over-mean") -> T
     >>> sparsity(torch.tensor([[[1.0, 0.0], [0.0, 0.0]], [[1.0, 1.0], [1.0, 1.0]]]))
     tensor([4., 1.], dtype=torch.float64)
     """
-    if definition != "released" or not isinstance(raw_maps, Tensor) or raw_maps.dim() != 4:
+    if definition != "released" or not isinstance(raw_maps, torch.Tensor) or raw_maps.dim() != 4:
         raw_maps = as_maps(raw_maps, "raw maps")
     values = widened(raw_maps)
     if definition == "released":

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import groupby
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Values: TypeAlias = "Sequence[float] | Tensor"
+"""Of images, one each."""
 
 CONFIDENCE = 0.95
 ANY = (-math.inf, math.inf)
@@ -44,7 +48,7 @@ class Comparison(NamedTuple):
     p: float
 
 
-def mean_interval(values: Tensor, limits: tuple[float, float] = ANY, confidence: float = CONFIDENCE) -> Interval:
+def mean_interval(values: Values, limits: tuple[float, float] = ANY, confidence: float = CONFIDENCE) -> Interval:
     """Student's t interval of the mean over images, clipped to the range of the values. NaNs are left out and not counted in n.
 
     Args:
@@ -54,19 +58,19 @@ def mean_interval(values: Tensor, limits: tuple[float, float] = ANY, confidence:
     """
     from scipy.special import stdtrit
 
-    finite = values.double()[torch.isfinite(values)]
+    finite = [value for value in numbers(values) if math.isfinite(value)]
     n = len(finite)
     if n == 0:
         return Interval(math.nan, math.nan, math.nan, 0)
-    mean = float(finite.mean())
+    mean = math.fsum(finite) / n
     if n == 1:
         return Interval(mean, math.nan, math.nan, 1)
-    half = float(stdtrit(n - 1, (1 + confidence) / 2)) * float(finite.std()) / math.sqrt(n)
+    half = float(stdtrit(n - 1, (1 + confidence) / 2)) * _deviation(finite, mean) / math.sqrt(n)
     # A mean may lie outside the limits by rounding, and stays inside its interval.
     return Interval(mean, min(mean, max(mean - half, limits[0])), max(mean, min(mean + half, limits[1])), n)
 
 
-def proportion_interval(values: Tensor, limits: tuple[float, float] = (0, 1), confidence: float = CONFIDENCE) -> Interval:
+def proportion_interval(values: Values, limits: tuple[float, float] = (0, 1), confidence: float = CONFIDENCE) -> Interval:
     """Wilson's score interval of a proportion. Source: Wilson 1927. NaNs are left out and not counted in n.
 
     Args:
@@ -74,12 +78,12 @@ def proportion_interval(values: Tensor, limits: tuple[float, float] = (0, 1), co
         limits: the value of an image that does not count, and of one that does.
         confidence: coverage.
     """
-    finite = values.double()[torch.isfinite(values)]
+    finite = [value for value in numbers(values) if math.isfinite(value)]
     n = len(finite)
     if n == 0:
         return Interval(math.nan, math.nan, math.nan, 0)
     low, span = limits[0], limits[1] - limits[0]
-    share = (float(finite.mean()) - low) / span
+    share = (math.fsum(finite) / n - low) / span
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * math.sqrt(max(0.0, share * (1 - share) / n + z**2 / (4 * n**2)))
@@ -87,7 +91,7 @@ def proportion_interval(values: Tensor, limits: tuple[float, float] = (0, 1), co
     return Interval(low + span * share, low + span * ends[0], low + span * ends[1], n)
 
 
-def paired(values: Tensor, reference: Tensor, confidence: float = CONFIDENCE) -> Comparison:
+def paired(values: Values, reference: Values, confidence: float = CONFIDENCE) -> Comparison:
     """The difference between two methods on the same images, in the same order.
 
     Differences within 1e-6 of the largest value (of 1, if all are smaller) are none: they are rounding.
@@ -97,17 +101,16 @@ def paired(values: Tensor, reference: Tensor, confidence: float = CONFIDENCE) ->
         reference: `(n,)`; a pair with a NaN is left out.
         confidence: coverage of the interval.
     """
-    both = torch.isfinite(values) & torch.isfinite(reference)
-    of_values, of_reference = values.double()[both], reference.double()[both]
-    difference = of_values - of_reference
-    if len(difference) == 0:
-        return Comparison(mean_interval(difference, confidence=confidence), math.nan)
-    same = SAME * max(1.0, float(of_values.abs().max()), float(of_reference.abs().max()))
-    difference = torch.where(difference.abs() <= same, 0.0, difference)
+    pairs = zip(numbers(values), numbers(reference), strict=True)
+    both = [(one, other) for one, other in pairs if math.isfinite(one) and math.isfinite(other)]
+    if not both:
+        return Comparison(mean_interval([], confidence=confidence), math.nan)
+    same = SAME * max(1.0, *(abs(value) for pair in both for value in pair))
+    difference = [0.0 if abs(one - other) <= same else one - other for one, other in both]
     return Comparison(mean_interval(difference, confidence=confidence), signed_rank(difference, same))
 
 
-def signed_rank(difference: Tensor, same: float = 0.0) -> float:
+def signed_rank(difference: Values, same: float = 0.0) -> float:
     """The p-value of the two-sided Wilcoxon signed-rank test; 1 if nothing differs.
 
     Zeros are left out. Up to 200 differences the distribution over all signs is computed exactly, given the ties; above, the normal
@@ -117,30 +120,54 @@ def signed_rank(difference: Tensor, same: float = 0.0) -> float:
         difference: `(n,)`.
         same: magnitudes within this of each other are ties.
     """
-    differs = difference.double()[difference != 0]
+    differs = [value for value in numbers(difference) if value != 0]
     n = len(differs)
     if n == 0:
         return 1.0
-    twice = _twice_ranks(differs.abs() if same == 0 else (differs.abs() / same).round())
-    total, positive = int(twice.sum()), int(twice[differs > 0].sum())
+    twice = _twice_ranks([abs(value) if same == 0 else float(round(abs(value) / same)) for value in differs])
+    total, positive = sum(twice), sum(rank for rank, value in zip(twice, differs, strict=True) if value > 0)
     smaller = min(positive, total - positive)
     if n <= EXACT_TO:
-        # The distribution of the sum of the doubled ranks of positive differences, each sign as likely.
-        chances = torch.zeros(total + 1, dtype=torch.float64)
-        chances[0] = 1.0
-        for rank in twice.tolist():
-            chances = torch.cat([chances[:rank], chances[rank:] + chances[: total + 1 - rank]]) / 2
-        return min(1.0, 2 * float(chances[: smaller + 1].sum()))
-    deviation = math.sqrt(float((twice.double() ** 2).sum())) / 2
+        return min(1.0, 2 * _choices(twice, smaller) / (1 << n))
+    deviation = math.sqrt(sum(rank**2 for rank in twice)) / 2
     return math.erfc((total / 2 - smaller) / deviation / math.sqrt(2))
 
 
-def _twice_ranks(magnitudes: Tensor) -> Tensor:
-    """Twice the rank of each magnitude, counted from 1; ties share the mean of theirs, so that the double is whole: `(n,)` int64."""
-    _, group, counts = magnitudes.unique(return_inverse=True, return_counts=True)
-    last = counts.cumsum(0)
-    twice: Tensor = (2 * last - counts + 1)[group]
+def _choices(ranks: Sequence[int], most: int) -> int:
+    """How many of the 2ⁿ choices among n ranks have at most a given sum.
+
+    The number of choices of each sum is a digit of one large integer, which every rank shifts and adds: exact, and quick.
+    """
+    width = len(ranks) + 1  # bits of a digit; all digits together sum to 2ⁿ
+    counts = 1
+    for rank in ranks:
+        counts += counts << rank * width
+    up_to = counts & ((1 << (most + 1) * width) - 1)
+    return up_to % ((1 << width) - 1)  # the sum of the digits
+
+
+def _twice_ranks(magnitudes: Sequence[float]) -> list[int]:
+    """Twice the rank of each magnitude, counted from 1; ties share the mean of theirs, so that the double is whole."""
+    twice, last = [0] * len(magnitudes), 0
+    for _, group in groupby(sorted(range(len(magnitudes)), key=magnitudes.__getitem__), key=magnitudes.__getitem__):
+        places = list(group)
+        last += len(places)
+        for place in places:
+            twice[place] = 2 * last - len(places) + 1
     return twice
+
+
+def numbers(values: Values) -> Sequence[float]:
+    """The values as Python's numbers."""
+    if isinstance(values, (list, tuple)):
+        return values
+    found: list[float] = values.tolist()  # type: ignore[union-attr]  # a tensor
+    return found
+
+
+def _deviation(values: Sequence[float], mean: float) -> float:
+    """The sample's standard deviation."""
+    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
 
 
 def adjusted(p: Sequence[float]) -> list[float]:

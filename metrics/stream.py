@@ -6,16 +6,18 @@ import bisect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from xattn.deferred import torch
 from xattn.metrics.probability import widened
 
-PredictAll = Callable[[Tensor], Sequence[Tensor]]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PredictAll = Callable[["Tensor"], "Sequence[Tensor]"]
 """Images in pixel space `(B, 3, H, W)` → the outputs of several networks."""
 
-Read = Callable[[Tensor, Tensor], Sequence[Tensor]]
+Read = Callable[["Tensor", "Tensor"], "Sequence[Tensor]"]
 """A network's output, and the index of each row's original image → some numbers for each row, in tensors `(B,)`."""
 
 

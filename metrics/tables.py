@@ -7,12 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-import torch
-
 from xattn.errors import InputError, NameUnknownError
 from xattn.metrics.base import Aggregation, metrics
 from xattn.metrics.sheets import BETTER, SIGNIFICANT, WORSE, Sheet, sheet
-from xattn.metrics.statistics import ANY, EXACT_TO, Interval, adjusted, mean_interval, paired, proportion_interval
+from xattn.metrics.statistics import ANY, EXACT_TO, Interval, Values, adjusted, mean_interval, numbers, paired, proportion_interval
 from xattn.metrics.targets import PER_LABEL
 from xattn.metrics.typeset import html_table, latex, markdown, typst
 from xattn.metrics.values import is_value
@@ -93,7 +91,7 @@ class Table:
         return FORMATS[form](printed)
 
 
-def aggregated(values: torch.Tensor, aggregation: Aggregation, limits: tuple[float, float] = ANY) -> Interval:
+def aggregated(values: Values, aggregation: Aggregation, limits: tuple[float, float] = ANY) -> Interval:
     """The interval in a table's cell.
 
     Args:
@@ -107,7 +105,7 @@ def aggregated(values: torch.Tensor, aggregation: Aggregation, limits: tuple[flo
     if aggregation == "mean":
         return mean_interval(values, limits)
     within = (0.0 if math.isinf(limits[1]) else 1 / limits[1], 1 / limits[0] if limits[0] > 0 else math.inf)
-    inverse = mean_interval(values.reciprocal(), within)
+    inverse = mean_interval([1 / value if value else math.inf for value in numbers(values)], within)
     return Interval(1 / inverse.mean if inverse.mean else math.nan, _inverse(inverse.high), _inverse(inverse.low), inverse.n)
 
 
@@ -159,7 +157,7 @@ def comparison(rows: pd.DataFrame, against: str | None = None, *, without_degene
 
 def _of_metric(rows: pd.DataFrame, metric: str) -> Interval:
     component = metrics.create(metric)
-    values = torch.tensor(rows.loc[rows["metric"] == metric, "value"].to_list(), dtype=torch.float64)
+    values = rows.loc[rows["metric"] == metric, "value"].to_list()
     return aggregated(values, component.instance.aggregation, component.metadata.limits)
 
 
@@ -168,11 +166,11 @@ def _of_labels(images: pd.DataFrame) -> dict[str, object]:
     known = images["label"].notna() & images["predicted"].notna()
     found = images[known & ~images["target_rule"].map(lambda rule: str(rule).startswith(PER_LABEL)).astype(bool)]
     of_values = found["target"].map(lambda target: is_value(str(target))).astype(bool)
-    right = torch.tensor((found["predicted"] == found["label"])[~of_values].to_list(), dtype=torch.float64)
-    off = torch.tensor((found["predicted"] - found["label"])[of_values].abs().to_list(), dtype=torch.float64)
+    right = [100.0 * bool(hit) for hit in (found["predicted"] == found["label"])[~of_values]]
+    off = (found["predicted"] - found["label"])[of_values].abs().to_list()
     columns: dict[str, object] = {}
     if len(right):
-        columns |= _columns("accuracy", proportion_interval(100 * right, (0, 100)))
+        columns |= _columns("accuracy", proportion_interval(right, (0, 100)))
     if len(off):
         columns |= _columns("mean_absolute_error", mean_interval(off, (0, math.inf)))
     return columns
@@ -220,8 +218,7 @@ def _tested(rows: pd.DataFrame, row: Row, reference: Row | None, metric: str) ->
     per_label = any(found["target_rule"].astype(str).str.startswith(PER_LABEL).any() for found in both)
     same = EXPLAINED if per_label or row[:2] == reference[:2] else EXPLAINED[:1]
     pairs = pd.concat([found.set_index(same)["value"] for found in both], axis=1, join="inner", keys=["own", "reference"])
-    values, of_reference = (torch.tensor(pairs[name].to_list(), dtype=torch.float64) for name in ("own", "reference"))
-    found = paired(values, of_reference)
+    found = paired(pairs["own"].to_list(), pairs["reference"].to_list())
     return {**_columns(f"{metric} difference", found.difference), f"{metric} p": found.p}
 
 

@@ -20,16 +20,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
-import torch
-from torch import Tensor
-from torch.nn import functional
-
+from xattn.deferred import torch
 from xattn.errors import InputError, UnsupportedError
 from xattn.metrics.probability import Probability, sigmoid_probability, softmax_probability
 
-Predict = Callable[[Tensor], Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Predict = Callable[["Tensor"], "Tensor"]
 """Images in pixel space `(B, 3, H, W)` → logits `(B, K)` before softmax or sigmoid, vectors `(B, D)` or maps of logits `(B, K, h, w)`."""
 PER_LABEL = ("labels", "predicted labels")
 """How the rules begin, as rows name them, that explain an image once for each of several labels."""
@@ -78,13 +78,13 @@ class Target(ABC):
         return output.argmax(dim=1) if output.dim() == 2 else None
 
     def _tensors(self) -> dict[str, Any]:
-        return {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
+        return {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), torch.Tensor)}
 
     def __len__(self) -> int:
         return len(next(iter(self._tensors().values())))
 
     def __getitem__(self, index: Tensor | slice) -> Self:
-        own = {name: value[index.to(value.device) if isinstance(index, Tensor) else index] for name, value in self._tensors().items()}
+        own = {name: value[index.to(value.device) if isinstance(index, torch.Tensor) else index] for name, value in self._tensors().items()}
         return replace(self, **own)
 
     def joined(self, others: Sequence[Self]) -> Self:
@@ -218,7 +218,7 @@ class Similarity(Target):
         _needs(output, 2, self)
         if output.shape[1] != self.reference.shape[1]:
             raise InputError(f"the network gives vectors of {output.shape[1]} values; the reference has {self.reference.shape[1]}.")
-        return functional.cosine_similarity(output, self.reference.to(output), dim=1)
+        return torch.nn.functional.cosine_similarity(output, self.reference.to(output), dim=1)
 
     @property
     def kind(self) -> str:
@@ -292,7 +292,7 @@ class Region(Target):
         if masks.shape[1:] == output.shape[2:]:
             return masks
         shrinks = masks.shape[1] > output.shape[2] or masks.shape[2] > output.shape[3]
-        return functional.interpolate(masks[:, None], size=output.shape[2:], mode="area" if shrinks else "nearest-exact")[:, 0]
+        return torch.nn.functional.interpolate(masks[:, None], size=output.shape[2:], mode="area" if shrinks else "nearest-exact")[:, 0]
 
     @property
     def kind(self) -> str:
@@ -328,8 +328,8 @@ class OutputFunction(Target):
         return Probability(p, 1 - p)
 
     def _checked(self, values: Any, output: Tensor) -> Tensor:
-        if not isinstance(values, Tensor) or values.shape != (len(output),):
-            came = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        if not isinstance(values, torch.Tensor) or values.shape != (len(output),):
+            came = tuple(values.shape) if isinstance(values, torch.Tensor) else type(values).__name__
             raise InputError(
                 f"the target function {self.name or _called(self.function)} must give one value per image, ({len(output)},); got {came}."
             )
@@ -353,7 +353,7 @@ class OutputFunction(Target):
         return replace(self, count=sum(other.count for other in others))
 
     def __getitem__(self, index: Tensor | slice) -> Self:
-        count = len(index) if isinstance(index, Tensor) else len(range(*index.indices(self.count)))
+        count = len(index) if isinstance(index, torch.Tensor) else len(range(*index.indices(self.count)))
         return replace(self, count=count)
 
 
@@ -367,7 +367,7 @@ def _needs(output: Tensor, axes: int, target: Target) -> None:
         raise UnsupportedError(f"{target.kind} is taken of {wanted}; the network gives {tuple(output.shape)}.")
 
 
-Targets = Target | Tensor | Callable[[Any], Tensor]
+Targets: TypeAlias = "Target | Tensor | Callable[[Any], Tensor]"
 """What metric functions take: a target, class indices `(B,)`, or a function of the output that gives a score per image."""
 
 

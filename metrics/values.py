@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from xattn.metrics.probability import Probability
 from xattn.metrics.targets import Contrast, Target, written_contrast
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 VALUE = "value "
 

@@ -59,10 +59,11 @@ def test_what_needs_no_network_loads_none(tmp_path: Path, tiny: Classifier, fold
     for arguments in (
         ["compare", str(out), "--against", "random"],
         ["figure", str(out), "--out", str(tmp_path / "grid.png")],
-        *(["list", kind] for kind in ("models", "heads", "metrics", "protocols", "figures")),
+        *(["list", kind] for kind in ("models", "heads", "methods", "metrics", "protocols", "figures")),
     ):
         loaded = modules_after(command.format(arguments))
         assert not loaded & NETWORKS, arguments
+        assert ("torch" in loaded) == (arguments[1] in ("models", "methods", "heads", "figures") or arguments[0] == "figure"), arguments
         assert ("matplotlib" in loaded) == (arguments[0] == "figure" or arguments == ["list", "figures"])
         assert ("pandas" in loaded) == (arguments[0] != "list" or arguments == ["list", "figures"])
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import pytest
 
 from xattn.errors import NameUnknownError, SettingError
-from xattn.registry import Adapter, Component, Registry
+from xattn.registry import Adapter, AtMost, Component, Registry
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,7 @@ class Settings:
     count: int = 3
     share: float | None = None
     kind: Literal["a", "b"] = "a"
+    repeats: Annotated[int, AtMost(10_000)] | None = None
     deep: bool = False
 
     def __call__(self) -> tuple[object, ...]:
@@ -49,6 +50,7 @@ def registry() -> Registry[str, object]:
         ("with-settings:count=4,kind=b", "with-settings:count=4,kind=b", (4, None, "b", False)),
         ("with-settings:kind=b,count=4", "with-settings:count=4,kind=b", (4, None, "b", False)),
         ("with-settings:count=3", "with-settings", (3, None, "a", False)),
+        ("with-settings:repeats=10000", "with-settings:repeats=10000", (3, None, "a", False)),
         ("with-settings:share=0.5,deep=true", "with-settings:share=0.5,deep=true", (3, 0.5, "a", True)),
         ("with-settings:share=none", "with-settings", (3, None, "a", False)),
         ("plain", "plain", "plain"),
@@ -75,6 +77,7 @@ def test_a_component_is_written_in_one_way_whatever_the_user_wrote(
         ("with-settings:count", SettingError, "'count' in 'with-settings:count' is not a setting"),
         ("with-settings:count=1,count=2", SettingError, "'count' is given twice"),
         ("plain:x=1", SettingError, "'plain' has no settings; got x"),
+        ("with-settings:repeats=10001", SettingError, r"takes repeats=int up to 10,000\|none; got '10001'"),
     ],
 )
 def test_what_cannot_be_meant_is_answered_with_what_can(
@@ -96,4 +99,4 @@ def test_a_second_registration_of_a_name_is_an_error(registry: Registry[str, obj
 
 def test_the_summary_is_the_docstring_s_first_line(registry: Registry[str, object]) -> None:
     assert registry.entry("with-settings").summary == "A component with settings."
-    assert registry.entry("with-settings").settings == {"count": 3, "share": None, "kind": "a", "deep": False}
+    assert registry.entry("with-settings").settings == {"count": 3, "share": None, "kind": "a", "repeats": None, "deep": False}

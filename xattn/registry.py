@@ -17,17 +17,25 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Generic, Literal, TypeVar, get_args, get_origin
 
 from xattn.errors import InputError, NameUnknownError, SettingError
 
-__all__ = ["Adapter", "Component", "Entry", "Registry", "coerce", "import_modules", "is_integer", "split_spec", "written"]
+__all__ = ["Adapter", "AtMost", "Component", "Entry", "Registry", "coerce", "import_modules", "is_integer", "split_spec", "written"]
 
 M = TypeVar("M")
 T = TypeVar("T")
 Obj = TypeVar("Obj", bound=Callable[..., Any])
 LARGEST_INTEGER = 2**31 - 1
+MOST_OF_OTHERS = 10**6  # the largest integer that is handed to another library, which would compute or allocate as many
 _INTEGER = re.compile(r"[+-]?[0-9]{1,10}")
+
+
+@dataclass(frozen=True)
+class AtMost:
+    """The largest value of a setting, beyond which a run would never end or fill the memory, as `Annotated[int, AtMost(10_000)]`."""
+
+    value: int
 
 
 @dataclass(frozen=True)
@@ -116,13 +124,21 @@ class Registry(Generic[M, T]):
         """All names, those of installed libraries included."""
         return sorted(self.entries) + sorted(self.adapted_names())
 
-    def adapted_names(self) -> dict[str, str]:
-        """The names that adapters of installed libraries provide, with the first line of the library's docstring."""
+    def installed(self) -> list[str]:
+        """The names of the adapters whose libraries are installed; none is imported."""
+        return [name for name, adapter in self.adapters.items() if adapter.installed()]
+
+    def adapted_names(self, libraries: Iterable[str] | None = None) -> dict[str, str]:
+        """The names that adapters of installed libraries provide, with the first line of the library's docstring; imports the libraries.
+
+        Args:
+            libraries: names of adapters; None: all.
+        """
         return {
             f"{name}:{inner}": (inspect.getdoc(obj) or "").strip().split("\n")[0]
-            for name, adapter in self.adapters.items()
-            if adapter.installed()
-            for inner, obj in adapter.names().items()
+            for name in self.installed()
+            if libraries is None or name in libraries
+            for inner, obj in self.adapters[name].names().items()
         }
 
     def entry(self, name: str) -> Entry[M]:
@@ -173,7 +189,7 @@ class Registry(Generic[M, T]):
     def _value(self, entry: Entry[M], key: str, text: str) -> Any:
         if key not in entry.settings:
             raise NameUnknownError(f"setting of {self.kind} '{entry.name}'", key, entry.settings)
-        hint = typing.get_type_hints(entry.obj)[key]
+        hint = typing.get_type_hints(entry.obj, include_extras=True)[key]
         try:
             return coerce(text, hint)
         except ValueError as error:
@@ -217,7 +233,7 @@ def _text(value: Any) -> str:
 
 
 def coerce(text: str, hint: Any) -> Any:
-    """Text as a value of an annotated type: bool, int, float, str, a Literal, or one of these or None.
+    """Text as a value of an annotated type: bool, int, float, str, a Literal, one of these with a bound, or one of these or None.
 
     Integers are written in the digits 0 to 9 and lie within ±(2³¹ − 1); numbers are finite.
 
@@ -228,6 +244,12 @@ def coerce(text: str, hint: Any) -> Any:
     (12, 0.001, None)
     """
     origin = get_origin(hint)
+    if origin is Annotated:
+        kind, *bounds = get_args(hint)
+        value = coerce(text, kind)
+        if any(isinstance(bound, AtMost) and value > bound.value for bound in bounds):
+            raise ValueError(text)
+        return value
     if origin in (types.UnionType, typing.Union):
         options = get_args(hint)
         if text.lower() == "none" and type(None) in options:
@@ -262,6 +284,9 @@ def is_integer(text: str) -> bool:
 
 
 def _described(hint: Any) -> str:
+    if get_origin(hint) is Annotated:
+        kind, *bounds = get_args(hint)
+        return _described(kind) + "".join(f" up to {bound.value:,}" for bound in bounds if isinstance(bound, AtMost))
     if get_origin(hint) is Literal:
         return "|".join(map(str, get_args(hint)))
     if get_origin(hint) in (types.UnionType, typing.Union):

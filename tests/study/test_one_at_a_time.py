@@ -62,10 +62,10 @@ def test_the_second_process_says_who_the_first_is_and_leaves_its_parts(tiny: Cla
 def test_a_folder_that_is_deleted_in_mid_run_is_no_success(tiny: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = local.Executor.rows
 
-    def rows(self: Any, group: int, batch: Any) -> Any:
+    def rows(self: Any, group: int, batch: Any, wanted: Any) -> Any:
         if batch.number == 0:
             shutil.rmtree(tmp_path / "run")  # before the first part: all parts will be there, and run.json will not
-        return whole(self, group, batch)
+        return whole(self, group, batch, wanted)
 
     monkeypatch.setattr(local.Executor, "rows", rows)
     with pytest.raises(RunError, match=r"no run\.json"):

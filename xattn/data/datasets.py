@@ -45,7 +45,8 @@ def refuse_without_length(images: object) -> None:
         InputError: it has no length or no items by number, or is a dict of data sets.
     """
     if isinstance(images, Mapping):
-        raise InputError(f"images are one data set, and a dict came, with {', '.join(map(str, list(images)[:6]))}: pass one of its values.")
+        keys = ", ".join(map(str, list(images)[:6])) or "nothing"
+        raise InputError(f"images are one data set, and a dict came, with {keys}: pass one of its values.")
     is_stream = isinstance(images, IterableDataset) or (hasattr(images, "__iter__") and not hasattr(images, "__getitem__"))
     if is_stream or (isinstance(images, Dataset) and not hasattr(images, "__len__")):
         raise InputError(

@@ -6,13 +6,15 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
 from PIL import Image
-from torch import Tensor
 
+from xattn.deferred import torch
 from xattn.errors import ImageError, InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MAX_PIXELS = 100_000_000  # a larger picture, before or after the resize, is treated as a decompression bomb
 DARK = 8  # a picture whose largest value is below this part of the range is doubted

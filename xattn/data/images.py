@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -29,7 +30,10 @@ __all__ = ["Batch", "Batches", "ImageSource", "read_picture"]
 logger = logging.getLogger("xattn")
 
 METADATA = ("metadata.csv", "metadata.jsonl")
-LISTED = "listed "  # before a digest of what a folder lists of a file, which is no digest of its content
+TAKEN = (
+    "images are a folder, a glob, a file or a CSV, by path or URL; a list of these, or of pictures; a torch data set; or, for explain and "
+    "evaluate, a tensor (batch, channels, height, width) in [0, 1]"
+)
 READERS = 8  # files that are read at once for their digests
 ITEM_FAILED = "the dataset failed: "
 ENDED_PROCESS = "decoding it ended the process that did it"
@@ -105,7 +109,7 @@ class ImageSource:
         if is_dataset(images):
             self.dataset = images
         else:
-            given = list(images) if isinstance(images, Iterable) and not isinstance(images, (str, Path, Tensor)) else [images]
+            given = _places(images)
             self.dataset = dataset_at(given)
             self.origin = [str(place) for place in given]
         if self.dataset is not None:
@@ -120,10 +124,8 @@ class ImageSource:
                     raise InputError(f"the first item of the data set: {error}") from error
         else:
             if wrong := [type(item).__name__ for item in given if not isinstance(item, (str, Path))]:
-                raise InputError(
-                    "images are paths, a torch dataset or, for explain, a tensor (batch, channels, height, width) in [0, 1]; "
-                    f"got {wrong[0]}." + " A run takes a tensor as list(images)." * isinstance(images, Tensor)
-                )
+                said = f"{type(images).__name__} came. A run takes it as list(images)" if isinstance(images, Tensor) else ""
+                raise InputError(f"{TAKEN}; {said or f'a list with {wrong[0]} came'}.")
             places = [urls.without_file_scheme(str(item)) for item in given]
             self.origin = [place if urls.is_url(place) else os.path.abspath(place) for place in places]
             self.images = unique([image for place in places for image in listed(place)])
@@ -261,6 +263,23 @@ class ImageSource:
         yield from loader
 
 
+def _places(images: Any) -> list[Any]:
+    """What was given as images, no data set, as a list.
+
+    Raises:
+        InputError: it is neither a path nor a list.
+    """
+    if isinstance(images, (str, Path)):
+        return [images]
+    if isinstance(images, (Image.Image, bytes, bytearray)):
+        advice = "One picture is [picture]." if isinstance(images, Image.Image) else "Content of a file is decoded by PIL.Image.open."
+        raise InputError(f"{TAKEN}; {type(images).__name__} came. {advice}")
+    try:
+        return list(images)
+    except TypeError as error:
+        raise InputError(f"{TAKEN}; {type(images).__name__} came.") from error
+
+
 Decoded = tuple[NamedImage, Tensor | str, Scaling | None]
 """An image, its crop or the reason why there is none, and how it was scaled."""
 
@@ -300,7 +319,7 @@ def _file_digest(image: NamedImage) -> str | None:
     if isinstance(image.path, str):
         if image.version is None:
             return None
-        return LISTED + hashlib.blake2b(f"{image.version} {image.size}".encode(), digest_size=8).hexdigest()
+        return urls.LISTED + hashlib.blake2b(f"{image.version} {image.size}".encode(), digest_size=8).hexdigest()
     try:
         if image.path is None or not image.path.is_file():
             return None

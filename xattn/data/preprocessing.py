@@ -6,15 +6,17 @@ import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import torch
 from PIL import Image
-from torch import Tensor
 
 from xattn.data.depth import MAX_PIXELS
+from xattn.deferred import torch
 from xattn.errors import ImageError, InputError
 from xattn.stored import structured
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -204,9 +206,9 @@ def _for_channels(
     raise InputError(f"{what} needs {needed} in [0, 1], as {name} takes {channels} channels, or one for all; got {list(values)}.")
 
 
-def pixels(crops: Tensor, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
-    """uint8 crops → pixel space on the device, channels-last."""
-    return crops.to(device, non_blocking=True).to(dtype, memory_format=torch.channels_last) / 255
+def pixels(crops: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """uint8 crops → pixel space on the device, channels-last; float32 unless another type is named."""
+    return crops.to(device, non_blocking=True).to(dtype or torch.float32, memory_format=torch.channels_last) / 255
 
 
 def content_seeds(images: Tensor, seed: int = 0) -> list[int]:

@@ -24,6 +24,8 @@ _LOCAL = ("file://", "local://")
 ARCHIVES = {".zip": "zip", ".tar": "tar", ".tar.gz": "tar", ".tgz": "tar", ".tar.bz2": "tar", ".tar.xz": "tar"}
 ARCHIVES_KEPT = 4
 BLOCK = 512  # bytes of a tar file
+LISTED = "listed "
+"""Before a digest of what a folder lists of a file at a URL, which is no digest of its content."""
 VERSIONS = (
     "ETag",
     "etag",

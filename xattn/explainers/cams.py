@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from xattn.explainers.base import Need, register
 from xattn.explainers.trace import Trace
 from xattn.metrics.probability import widened
 from xattn.metrics.targets import ClassTarget, Contrast, Target
+from xattn.registry import AtMost
 
 CANCELLED = 1e-4
 VANISHING = 1e-12
@@ -148,7 +150,7 @@ class FinerCAM:
     """
 
     alpha: float = 0.6
-    similar: int = 3
+    similar: Annotated[int, AtMost(10_000)] = 3
     signed: bool = False
 
     def __post_init__(self) -> None:

@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import Tensor
 from xattn.errors import SettingError
 from xattn.explainers.base import RunsNetworkAgain, register
 from xattn.explainers.trace import Trace
+from xattn.registry import AtMost
 
 Channels = Literal["abs-max", "sum"]
 
@@ -56,7 +57,7 @@ class IntegratedGradients(RunsNetworkAgain):
     captum the baseline is 0 after normalisation, the mean colour.
     """
 
-    steps: int = 50
+    steps: Annotated[int, AtMost(10_000)] = 50
     channels: Channels = "abs-max"
     signed: bool = False
 
@@ -93,7 +94,7 @@ class SmoothGrad(RunsNetworkAgain):
     Differs: taken in pixel space; libraries that take it at the normalised image differ by a factor 1/std a channel.
     """
 
-    samples: int = 50
+    samples: Annotated[int, AtMost(10_000)] = 50
     sigma: float = 0.15
     channels: Channels = "abs-max"
     signed: bool = False

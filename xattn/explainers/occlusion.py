@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from xattn.explainers.trace import Trace
 from xattn.metrics.probability import widened
 from xattn.metrics.stream import PerturbedImages
 from xattn.metrics.targets import Target
+from xattn.registry import AtMost
 
 Response = Literal["probability", "score"]
 Fill = Literal["mean", "black"]
@@ -140,8 +141,8 @@ class RISE(RunsNetworkAgain):
         response: "probability", or "score", the logit of a class.
     """
 
-    masks: int = 4000
-    grid: int = 7
+    masks: Annotated[int, AtMost(1_000_000)] = 4000
+    grid: Annotated[int, AtMost(256)] = 7
     p: float = 0.5
     response: Response = "probability"
 

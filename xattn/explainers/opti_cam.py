@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from xattn.errors import SettingError
 from xattn.explainers.base import Need, RunsNetworkAgain, register
 from xattn.explainers.trace import Trace
 from xattn.metrics.masking import degenerate
+from xattn.registry import AtMost
 
 CAUTION = "optimises what average drop, gain and increase measure: compare it by other metrics as well"
 
@@ -33,7 +35,7 @@ class OptiCAM(RunsNetworkAgain):
     early, by its summed loss.
     """
 
-    iterations: int = 100
+    iterations: Annotated[int, AtMost(100_000)] = 100
     lr: float = 0.1
 
     def __post_init__(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from xattn.metrics.masking import degenerate
 from xattn.metrics.probability import widened
 from xattn.metrics.stream import PerturbedImages
 from xattn.metrics.targets import Target
+from xattn.registry import AtMost
 
 Weighting = Literal["probability", "logit-softmax", "increase"]
 
@@ -40,7 +41,7 @@ class ScoreCAM(RunsNetworkAgain):
     """
 
     weighting: Weighting = "probability"
-    chunk: int | None = None
+    chunk: Annotated[int, AtMost(4_096)] | None = None
     top: int | None = None
     align_corners: bool = False
 

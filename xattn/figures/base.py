@@ -44,6 +44,7 @@ def figure(
     *,
     images: Sequence[str] | None = None,
     methods: Sequence[str] | None = None,
+    moved_to: str | Path | Sequence[str | Path] | None = None,
     dpi: int = 200,
 ) -> None:
     """Draws a figure from one or several runs.
@@ -54,10 +55,11 @@ def figure(
         kind: "grid", "parts", …; `xattn list figures` shows all.
         images: names as in the rows; the first six if None.
         methods: names as in the rows; all if None.
+        moved_to: where the pictures are now, a folder, a glob or files; they are told by name and content. None: where the runs found them.
         dpi: resolution of a PNG.
 
     Raises:
-        InputError: a file ending that is not a format, pictures that are no longer where the run found them, or runs that lack what the
+        InputError: a file ending that is not a format, pictures that are not there or are others, or runs that lack what the
             kind shows.
         NameUnknownError: there is no such kind, image or method.
     """
@@ -66,6 +68,6 @@ def figure(
 
     draw = kinds.create(kind).instance
     file = format_of(out)
-    found = read_runs(runs, images, methods)
+    found = read_runs(runs, images, methods, moved_to)
     with on_paper():
         save(draw(found), file, dpi)

@@ -12,6 +12,7 @@ from torch import Tensor
 from xattn.data.images import ImageSource
 from xattn.data.preprocessing import Preprocessing
 from xattn.errors import ImageError, InputError, NameUnknownError, RunError
+from xattn.study.moved import moved_pictures, picture_names_of
 from xattn.study.questions import picture_names, shown_names
 from xattn.study.schema import StoredMap, run_key
 from xattn.study.store import Store
@@ -49,13 +50,19 @@ class RunData:
         return list(dict.fromkeys(key[1:] for key in self.maps))
 
 
-def read_runs(runs: Sequence[str | Path], images: Sequence[str] | None, methods: Sequence[str] | None) -> RunData:
+def read_runs(
+    runs: Sequence[str | Path],
+    images: Sequence[str] | None,
+    methods: Sequence[str] | None,
+    moved_to: str | Path | Sequence[str | Path] | None = None,
+) -> RunData:
     """Reads from runs what a figure shows.
 
     Args:
         runs: run folders.
         images: names as in the rows; the first six if None.
         methods: names as in the rows; all if None.
+        moved_to: where the pictures are now; None: where the runs found them.
 
     Raises:
         RunError: a run folder that is damaged.
@@ -64,8 +71,12 @@ def read_runs(runs: Sequence[str | Path], images: Sequence[str] | None, methods:
     """
     stores = [Store(run) for run in runs]
     about = [store.read_run() for store in stores]
-    sources = [_source(store, run) for store, run in zip(stores, about, strict=True)]
-    names = _chosen_images(sources, images)
+    if moved_to is None:
+        sources = [_source(store, run) for store, run in zip(stores, about, strict=True)]
+        names = _chosen_images([[image.name for image in source.images] for source in sources], images)
+    else:
+        names = _chosen_images([picture_names_of(store) for store in stores], images)
+        sources = [moved_pictures(store, moved_to, names) for store in stores]
     _refuse_other_pictures(stores, names)
     maps: dict[tuple[str, str, str, str], StoredMap] = {}
     ranked: dict[tuple[str, str, str], StoredMap] = {}
@@ -105,13 +116,15 @@ def _source(store: Store, run: dict[str, Any]) -> ImageSource:
     try:
         return ImageSource(origin, **{name: value for name, value in settings.items() if name in ("depth", "window", "max_pixels")})
     except InputError as error:
-        raise InputError(f"the pictures of '{store.folder}' are no longer where it found them: {error}") from error
+        raise InputError(
+            f"the pictures of '{store.folder}' are no longer where it found them: {error} If they have moved, say where they are: --images "
+            "(moved_to=…)."
+        ) from error
 
 
-def _chosen_images(sources: Sequence[ImageSource], asked: Sequence[str] | None) -> list[str]:
-    known = [image.name for image in sources[0].images]
-    for source in sources[1:]:
-        others = {image.name for image in source.images}
+def _chosen_images(of_runs: Sequence[Sequence[str]], asked: Sequence[str] | None) -> list[str]:
+    known = list(of_runs[0])
+    for others in map(set, of_runs[1:]):
         known = [name for name in known if name in others]
     if not known:
         raise InputError("no image is in all of these runs: draw them separately, or choose runs of the same images.")
@@ -135,7 +148,7 @@ def _refuse_other_pictures(stores: Sequence[Store], names: Sequence[str]) -> Non
 def _named(source: ImageSource, name: str) -> Any:
     found = next((image for image in source.images if image.name == name), None)
     if found is None:
-        raise ImageError(f"'{name}' is no longer among the pictures of the run.")
+        raise ImageError(f"'{name}' is no longer among the pictures of the run. If it has moved, say where to: --images (moved_to=…).")
     return found
 
 

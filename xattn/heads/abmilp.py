@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
 from xattn.errors import SettingError
 from xattn.heads.base import Attended, ClassifierHead, HeadMaps, HeadMetadata, HeadSettings, NetworkInfo, attention_over_positions, heads
+from xattn.registry import AtMost
 
 
 @heads.register("abmilp", HeadMetadata(source="Ilse et al. 2018, Eqs. 8 and 9; Przewięźlikowski et al. 2024", replaces="classifier"))
@@ -22,7 +24,7 @@ class AbMILP(HeadSettings):
         gated: multiply its tanh by a sigmoid gate (Eq. 9); False: tanh alone (Eq. 8), as Przewięźlikowski et al. do.
     """
 
-    hidden: int = 128
+    hidden: Annotated[int, AtMost(65_536)] = 128
     gated: bool = True
 
     def __post_init__(self) -> None:

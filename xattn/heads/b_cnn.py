@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
 from xattn.errors import SettingError
 from xattn.heads.base import Attended, ClassifierHead, HeadMetadata, HeadSettings, NetworkInfo, heads
+from xattn.registry import AtMost
 
 
 @heads.register("b-cnn", HeadMetadata(source="Gomez et al. 2021, Sec. 4.1", replaces="classifier"))
@@ -22,7 +24,7 @@ class BCNN(HeadSettings):
         dropout: share of the concatenated vector that is dropped in training.
     """
 
-    n: int = 3
+    n: Annotated[int, AtMost(1_024)] = 3
     dropout: float = 0.0
 
     def __post_init__(self) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from xattn.errors import InputError, SettingError
 from xattn.heads.base import Attended, ClassifierHead, HeadMetadata, HeadSettings, NetworkInfo, heads
+from xattn.registry import AtMost
 
 Suppression = Literal["cosine", "weight"]
 Selection = Literal["active", "random"]
@@ -117,7 +118,7 @@ class BRNPA(HeadSettings):
         dropout: share of the concatenated vector that is dropped in training.
     """
 
-    n: int = 3
+    n: Annotated[int, AtMost(1_024)] = 3
     suppression: Suppression = "cosine"
     selection: Selection = "active"
     refine: bool = True

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
 from xattn.errors import SettingError
 from xattn.heads.base import Attended, ClassifierHead, HeadMetadata, HeadSettings, NetworkInfo, attention_over_positions, heads
+from xattn.registry import AtMost
 
 
 @heads.register("ep", HeadMetadata(source="Psomas et al. 2025", replaces="classifier"))
@@ -23,8 +25,8 @@ class EfficientProbing(HeadSettings):
         d_out: what the number of channels is divided by in the value projection.
     """
 
-    queries: int = 32
-    d_out: int = 1
+    queries: Annotated[int, AtMost(4_096)] = 32
+    d_out: Annotated[int, AtMost(4_096)] = 1
 
     def __post_init__(self) -> None:
         if self.queries < 1 or self.d_out < 1:

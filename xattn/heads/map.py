@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
 from xattn.errors import SettingError
 from xattn.heads.base import Attended, ClassifierHead, HeadMetadata, HeadSettings, NetworkInfo, attention_over_positions, heads
+from xattn.registry import AtMost
 
 
 @heads.register("map", HeadMetadata(source="Zhai et al. 2022 and 2023 (SigLIP); Yu et al. 2022 (CoCa)", replaces="classifier"))
@@ -24,7 +26,7 @@ class MAP(HeadSettings):
     """
 
     heads: int = 8
-    mlp_ratio: float = 4.0
+    mlp_ratio: Annotated[float, AtMost(1_024)] = 4.0
 
     def __post_init__(self) -> None:
         if self.heads < 1 or not 0 < self.mlp_ratio < math.inf:

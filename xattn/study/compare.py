@@ -15,7 +15,7 @@ from xattn.metrics.tables import Table, comparison
 from xattn.metrics.targets import PER_LABEL
 from xattn.study.questions import Key, picture_names, shown_names
 from xattn.study.schema import Deviation, run_key
-from xattn.study.store import Store
+from xattn.study.store import GROWING, Store
 
 KEYS = ["image", "model", "head", "method", "metric", "target"]
 MACHINERY = {"batch_size": "batch size", "device": "device", "torch": "torch"}  # settings that change values by rounding alone
@@ -66,7 +66,7 @@ def _deviations(stores: Sequence[Store], names: Sequence[Mapping[Key, str]]) -> 
         forwards = store.read_run().get("forwards", {})
         for key, model in called.items():
             deviations = forwards.get(run_key(*key), {}).get("deviation") or {}
-            said = "; ".join(f"{metric} differs from exact by {Deviation(*apart)}" for metric, apart in deviations.items())
+            said = "; ".join(f"{metric} differs from exact by {Deviation.of(apart)}" for metric, apart in deviations.items())
             found |= {f"{model} · {key[1]}: {said}.": None} if said else {}
     return list(found)
 
@@ -112,6 +112,7 @@ def _missing_shards(stores: Sequence[Store]) -> list[str]:
     for store in stores:
         settings = store.read_run()["settings"]
         place, count = settings.pop("shard", (1, 1))
+        settings = {key: value for key, value in settings.items() if key not in GROWING}  # shards may be extended one after the other
         places.setdefault(json.dumps(settings, sort_keys=True), {}).setdefault(count, set()).add(place)
     notes = []
     for cuts in places.values():

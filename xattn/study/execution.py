@@ -34,8 +34,13 @@ STUB_CHUNK = 4
 SMALL = 8
 
 
-def plan_execution(plan: Plan, classifier: Classifier) -> Execution:
+def plan_execution(plan: Plan, classifier: Classifier, kept: Tuned | None = None) -> Execution:
     """Tunes one classifier for what the plan asks of it.
+
+    Args:
+        plan: of the run.
+        classifier: one of its classifiers.
+        kept: the tuning of the rows that the run holds already, which new ones are to be comparable with.
 
     Raises:
         InputError: the given memory is too little for one image.
@@ -43,10 +48,13 @@ def plan_execution(plan: Plan, classifier: Classifier) -> Execution:
     crops = _some_crops(plan, classifier)
     each = forwards_per_image(plan, classifier)
     room = None if plan.memory is None else plan.memory // 2
-    found = tuned(classifier, plan.level, plan.tune, forwards=len(plan.images) * each, sample=crops, memory=room)
-    # A chunk larger than what a batch runs would be mostly padding.
-    most = max(SMALL, plan.batch_size * each)
-    found = replace(found, tuning=replace(found.tuning, chunk=min(found.tuning.chunk, most)))
+    if kept is None:
+        found = tuned(classifier, plan.level, plan.tune, forwards=len(plan.images) * each, sample=crops, memory=room)
+        # A chunk larger than what a batch runs would be mostly padding.
+        most = max(SMALL, plan.batch_size * each)
+        found = replace(found, tuning=replace(found.tuning, chunk=min(found.tuning.chunk, most)))
+    else:
+        found = kept
     at_once = plan.batch_size
     if room is not None and crops is not None:
         needed = _bytes_per_image(plan, classifier, crops[:1])

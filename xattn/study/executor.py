@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyarrow as pa
 import torch
 from PIL import Image
 from torch import Tensor
@@ -29,9 +30,10 @@ from xattn.metrics.stream import PredictAll
 from xattn.metrics.targets import PER_LABEL
 from xattn.models.classifier import Classifier
 from xattn.models.target_rules import PredictedLabels, TargetRule, labels_of
-from xattn.study.plan import Plan, key_of
-from xattn.study.schema import Row
-from xattn.study.scoring import map_rows_of, rows_of, score_group
+from xattn.study.missing import OF_LABEL, Missing, PartContents
+from xattn.study.plan import MetricComponent, Plan, Unit, key_of
+from xattn.study.schema import Row, arrow_table
+from xattn.study.scoring import curve_owners, map_rows_of, rows_of, score_group
 from xattn.study.store import Store
 
 LONGEST_NAME, LONGEST_PATH, LONGEST_START = 255, 1000, 160  # bytes
@@ -45,7 +47,7 @@ class Side:
 
     Attributes:
         classifier: backbone and head.
-        methods: those that it supports.
+        methods: those of its maps that are computed.
         rule: how its targets are chosen.
         explained: class index per image that the rule takes as its label, or None.
         labels: of the images, in the rows.
@@ -75,6 +77,8 @@ class Executor:
     def __init__(self, plan: Plan, store: Store) -> None:
         self.plan = plan
         self.store = store
+        self.contents = PartContents(plan)
+        self._with_curve = set(curve_owners(plan.metrics).values())
         groups = [classifiers for _, classifiers in plan.groups()]
         self._keys = [[key_of(classifier) for classifier in group] for group in groups]
         self._backbones = [backbone_groups(group) for group in groups]
@@ -84,13 +88,26 @@ class Executor:
         self._scalings: set[str] = set()
         self._at_once: dict[str, int] = {}  # reduced where memory ran out
 
-    def rows(self, group: int, batch: Batch) -> list[Row]:
+    def part(self, unit: Unit, batch: Batch) -> pa.Table:
+        """The part of a batch: what the store holds of it, with what it lacks.
+
+        Args:
+            unit: its group and number.
+            batch: the decoded batch.
+        """
+        before = self.store.part(unit.name)
+        rows = [row for lacking in self.contents.missing(unit, before) for row in self.rows(unit.group, batch, lacking)]
+        return self.contents.merged(unit, before, arrow_table(rows))
+
+    def rows(self, group: int, batch: Batch, wanted: Missing | None = None) -> list[Row]:
         """The rows of a batch's part; a pure function of the plan and the batch.
 
         Args:
             group: index into `Plan.groups`; the crops are that group's.
             batch: the decoded batch.
+            wanted: methods and metrics; None: all of the plan.
         """
+        wanted = wanted or Missing(self.plan.methods, self.plan.metrics)
         rows = [Row(image.name, seed=self.plan.seed, error=reason) for image, reason in batch.failed]
         for image, scaling in zip(batch.images, batch.scalings, strict=True):
             if scaling is not None:
@@ -102,6 +119,9 @@ class Executor:
         for backbone in self._backbones[group]:
             sides: dict[tuple[int, ...], list[Side]] = {}  # by the images that they explain: nearly always all
             for classifier in backbone:
+                methods = [method for method in self.plan.methods_of(classifier) if method in wanted.methods]
+                if not methods:
+                    continue
                 numbers: list[int] = []
                 entries: list[_Entry] = []
                 rule = self.plan.rule_of(classifier)
@@ -111,24 +131,26 @@ class Executor:
                         found_here = _entries(classifier, rule, image.label, None if outputs is None else outputs[number])
                     except (InputError, NameUnknownError) as error:  # labels of a data set are known only now
                         about = Row(image.name, classifier.name, classifier.head_name, seed=self.plan.seed)
-                        rows.append(replace(about, error=f"label: {error}"))
+                        rows.append(replace(about, error=f"{OF_LABEL}{error}"))
                         continue
                     numbers += [number] * len(found_here)
                     entries += found_here
                 explained, labels = [entry.explained for entry in entries], [entry.label for entry in entries]
-                side = Side(classifier, self.plan.methods_of(classifier), rule, explained, labels, self.predictor(classifier))
+                side = Side(classifier, methods, rule, explained, labels, self.predictor(classifier))
                 sides.setdefault(tuple(numbers), []).append(side)
             for numbers_of_all, some in sides.items():
                 if numbers_of_all:
                     crops, names = batch.crops[list(numbers_of_all)], [batch.images[number].name for number in numbers_of_all]
-                    found |= self._explained_and_scored(some, pixels(crops, some[0].classifier.device), names)
+                    found |= self._explained_and_scored(some, pixels(crops, some[0].classifier.device), names, wanted.metrics)
         return rows + [row for key in self._keys[group] for row in found.get(key, [])]
 
     def _outputs(self, classifier: Classifier, batch: Batch) -> Tensor:
         """The output for the images of a batch, for a rule that chooses targets by it."""
         return self.predictor(classifier)(pixels(batch.crops, classifier.device))
 
-    def _explained_and_scored(self, sides: Sequence[Side], images: Tensor, names: Sequence[str]) -> dict[str, list[Row]]:
+    def _explained_and_scored(
+        self, sides: Sequence[Side], images: Tensor, names: Sequence[str], metrics: Sequence[MetricComponent]
+    ) -> dict[str, list[Row]]:
         """The rows of each head on one backbone."""
         rows: list[tuple[list[Row], list[Row]]] = [([], []) for _ in sides]
         predict_all = self._predict_all(sides)
@@ -139,9 +161,7 @@ class Executor:
             part = [side.part(some) for side in sides]
             try:
                 maps = self._explained(part, images[some], names[some], predict_all)
-                scores = score_group(
-                    [side.classifier for side in part], maps, self.plan.metrics, [side.predictor for side in part], predict_all
-                )
+                scores = score_group([side.classifier for side in part], maps, metrics, [side.predictor for side in part], predict_all)
             except RuntimeError as error:
                 if not is_out_of_memory(error) or step == 1:
                     raise
@@ -154,10 +174,14 @@ class Executor:
             for side, found, values, (first, second) in zip(part, maps, scores, rows, strict=True):
                 if self.plan.save_maps:
                     self._write_masks(side.classifier, found)
-                first += rows_of(side.classifier, found, values, side.labels)
+                first += map(self._with_own_curve, rows_of(side.classifier, found, values, side.labels))
                 second += map_rows_of(side.classifier, found, values, side.labels, whole=self.plan.save_maps)
             start += len(names[some])
         return {key_of(side.classifier): first + second for side, (first, second) in zip(sides, rows, strict=True)}
+
+    def _with_own_curve(self, row: Row) -> Row:
+        """A row without its curve, if an earlier metric of the plan stores that curve."""
+        return row if row.curve is None or row.metric in self._with_curve else replace(row, shares=None, curve=None)
 
     def _explained(self, sides: Sequence[Side], images: Tensor, names: Sequence[str], predict_all: PredictAll | None) -> list[Maps]:
         """The maps of each head; responses that do not depend on the head's own maps are computed once and shared."""

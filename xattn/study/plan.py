@@ -63,14 +63,14 @@ class Execution:
     memory: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        deviation = None if self.deviation is None else {metric: list(found) for metric, found in self.deviation.items()}
+        deviation = None if self.deviation is None else {metric: found.as_json() for metric, found in self.deviation.items()}
         return {**self.tuned.as_dict(), "images_at_once": self.at_once, "deviation": deviation, "memory": self.memory}
 
     @classmethod
     def of(cls, kept: dict[str, Any]) -> Execution:
         """Rebuilds it from what `as_dict` gave."""
         stored = kept["deviation"]
-        deviation = None if stored is None else {metric: Deviation(*found) for metric, found in stored.items()}
+        deviation = None if stored is None else {metric: Deviation.of(found) for metric, found in stored.items()}
         return cls(Tuned.of(kept, "as the run began"), int(kept["images_at_once"]), deviation, kept["memory"])
 
 
@@ -233,12 +233,17 @@ class Plan:
         """The work: each batch of this shard for each group of classifiers."""
         return [Unit(group, number) for group in range(len(self.groups())) for number in self._numbers()]
 
+    def names(self, unit: Unit) -> list[str]:
+        """Names of the images in a unit."""
+        start = unit.number * self.batch_size
+        return [image.name for image in self.source.images[start : start + self.batch_size]]
+
     def count(self, unit: Unit) -> int:
         """Number of images in a unit."""
         return min(self.batch_size, len(self.source) - unit.number * self.batch_size)
 
     def settings(self) -> dict[str, Any]:
-        """What the values depend on: a run resumes in a folder only if all of it is the same."""
+        """What the values depend on: a run goes on in a folder only if all of it is the same; methods and metrics may be more."""
         return {
             "models": [
                 {

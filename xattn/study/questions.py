@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from xattn.data.images import LISTED
+from xattn.data.urls import LISTED
 from xattn.study.store import Store
 
 Key = tuple[str, str]

@@ -70,7 +70,7 @@ class StoredExecution(TypedDict):
     images_a_second: dict[str, float]
     refused: dict[str, str]
     images_at_once: Annotated[int, Range(1, 2**20)]
-    deviation: dict[str, Any] | None
+    deviation: dict[str, tuple[float | None, float | None, float | None, float | None, Count]] | None
     memory: int | None
 
 
@@ -78,6 +78,12 @@ class StoredProtocol(TypedDict):
     """How a method or metric was set, by `Plan.protocols`."""
 
     settings: dict[str, Any]
+
+
+class StoredAddition(TypedDict):
+    """Methods and metrics that a run was given later."""
+
+    finished: bool
 
 
 class RunJson(TypedDict):
@@ -88,6 +94,7 @@ class RunJson(TypedDict):
     forwards: NotRequired[dict[str, StoredExecution]]
     pixels: NotRequired[dict[str, Count]]
     protocol: NotRequired[dict[str, StoredProtocol]]
+    added: NotRequired[list[StoredAddition]]
 
 
 def run_json(content: bytes) -> dict[str, Any]:

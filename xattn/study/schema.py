@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
-import torch
-from torch import Tensor
-from torch.nn import functional
 
+from xattn.deferred import torch
 from xattn.metrics.values import is_value
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PREVIEW = 64
 
@@ -96,7 +97,7 @@ def with_map(row: Row, raw: Tensor, image_size: tuple[int, int], *, whole: bool)
     """
     finite = torch.nan_to_num(raw.float(), nan=0.0, posinf=0.0, neginf=0.0)
     if tuple(raw.shape[1:]) == image_size and max(image_size) > PREVIEW and not whole:
-        finite = functional.adaptive_avg_pool2d(finite, (min(image_size[0], PREVIEW), min(image_size[1], PREVIEW)))
+        finite = torch.nn.functional.adaptive_avg_pool2d(finite, (min(image_size[0], PREVIEW), min(image_size[1], PREVIEW)))
     scale = float(finite.abs().max()) or 1.0
     content = (finite / scale).half().cpu().contiguous().numpy().tobytes()
     return replace(row, map=content, count=finite.shape[0], height=finite.shape[1], scale=scale)
@@ -147,6 +148,16 @@ class Deviation(NamedTuple):
     high: float
     most: float
     n: int
+
+    def as_json(self) -> list[float | None]:
+        """Its values for JSON, which knows no NaN."""
+        return [None if math.isnan(value) else value for value in self]
+
+    @classmethod
+    def of(cls, kept: Sequence[float | None]) -> Deviation:
+        """Rebuilds it from what `as_json` gave."""
+        mean, low, high, most, n = (math.nan if value is None else value for value in kept)
+        return cls(mean, low, high, most, int(n))
 
     def __str__(self) -> str:
         interval = "" if math.isnan(self.low) else f" [{self.low:.2g}, {self.high:.2g}]"

@@ -187,12 +187,18 @@ def _evidence(
     return Evidence(maps.masks[method], raw, head_maps, responses, explanations)
 
 
-def _curves(metrics: Sequence[MetricComponent], known: ByMethod) -> dict[tuple[str, str], list[tuple[list[float], list[float]]]]:
-    """The curves that metrics follow, each stored with the first metric that follows it."""
+def curve_owners(metrics: Sequence[MetricComponent]) -> dict[Curve, str]:
+    """For each curve the first metric that follows it, with which it is stored."""
     owners: dict[Curve, str] = {}
     for metric in metrics:
         if isinstance(metric.instance, CurveMetric):
             owners.setdefault(metric.instance.curve, metric.spec)
+    return owners
+
+
+def _curves(metrics: Sequence[MetricComponent], known: ByMethod) -> dict[tuple[str, str], list[tuple[list[float], list[float]]]]:
+    """The curves that metrics follow, each stored with the first metric that follows it."""
+    owners = curve_owners(metrics)
     found = {}
     for method, responses in known.items():
         for curve, spec in owners.items():

@@ -23,13 +23,15 @@ from xattn.errors import RunError
 from xattn.study.folders import LocalFolder, folder_at
 from xattn.study.parts import read_part
 from xattn.study.run_json import contents_json, run_json
-from xattn.study.schema import COLUMNS, SCHEMA, Row, StoredMap, arrow_table, stored_map
+from xattn.study.schema import COLUMNS, SCHEMA, StoredMap, stored_map
 from xattn.study.summary import Summary
 
 logger = logging.getLogger("xattn")
 
 PARTS, PART = "parts", ".parquet"
 CONTENTS = "images.json"
+GROWING = ("methods", "metrics")
+"""Settings of a run to which more can be added."""
 
 
 class StoredCurve(NamedTuple):
@@ -64,28 +66,71 @@ class Store:
         return self.files.locked()
 
     def begin(self, settings: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
-        """Creates the folder, or resumes a run that was begun there with the same settings.
+        """Creates the folder, or resumes a run that was begun there and asks the same question.
 
         Raises:
             RunError: the folder holds a run with other settings, holds something else, or cannot be written.
         """
-        if self.files.exists("run.json"):
-            before = self.read_run()["settings"]
-            now = json.loads(json.dumps(settings))
-            if differences := list(_differences(before, now)):
+        if self.begun:
+            if differences := self.differences(settings, notes.get("protocol", {})):
                 shown = "; ".join(differences[:6]) + ("; …" if len(differences) > 6 else "")
                 raise RunError(
-                    f"'{self.folder}' holds a run with other settings: give another folder, or the same settings to go on. {shown}."
+                    f"'{self.folder}' holds a run with other settings: give another folder, or the same settings to go on. {shown}. "
+                    "Only methods and metrics can be added."
                 )
+            before = self.read_run()["settings"]
+            if more := [spec for key in GROWING for spec in before[key] if spec not in settings[key]]:
+                raise RunError(f"'{self.folder}' was given {', '.join(more)} meanwhile: run the same command again.")
             self.files.tidy()
             return
         if set(self.files.top()) - {PARTS} or self.done():
             raise RunError(f"'{self.folder}' is not empty and holds no run.json. Give a new or empty folder.")
         self.write_text("run.json", _json({"settings": settings, **notes}))
 
-    def note(self, key: str, value: Any) -> None:
-        """Adds an entry to `run.json`."""
-        self.write_text("run.json", _json({**self.read_run(), key: value}))
+    @property
+    def begun(self) -> bool:
+        """Whether the folder holds a run."""
+        return self.files.exists("run.json")
+
+    def differences(self, settings: Mapping[str, Any], protocol: Mapping[str, Any]) -> list[str]:
+        """Settings in which the run in the folder differs from another, other than that one has more methods or metrics.
+
+        Args:
+            settings: of the other.
+            protocol: all settings of its methods and metrics.
+        """
+        run = self.read_run()
+        before, now = ({key: value for key, value in of.items() if key not in GROWING} for of in (run["settings"], _plain(settings)))
+        if self.contents():  # which tell whether pictures in another place are the same
+            now["images"]["origin"] = before["images"]["origin"]
+        kept, same = run.get("protocol", {}), _plain(protocol)
+        parts = [spec for spec in same if spec in kept]
+        return [
+            *_differences(before, now),
+            *_differences({spec: kept[spec] for spec in parts}, {spec: same[spec] for spec in parts}, "protocol"),
+        ]
+
+    def added(self, settings: Mapping[str, Any]) -> dict[str, list[str]]:
+        """The methods and metrics of some settings that the run in the folder lacks, by these two words."""
+        before = self.read_run()["settings"]
+        found = {key: [spec for spec in settings[key] if spec not in before[key]] for key in GROWING}
+        return {key: specs for key, specs in found.items() if specs}
+
+    def extend(self, settings: Mapping[str, Any], about: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
+        """Notes in `run.json` that methods and metrics are added: it says all of them from now on, and that their rows are not all there.
+
+        Args:
+            settings: with all methods and metrics.
+            about: when and how they were added.
+            notes: entries of `run.json` that change with them.
+        """
+        run = self.read_run()
+        added = [*run.get("added", []), {**about, **self.added(settings), "finished": False}]
+        self.write_text("run.json", _json({**run, **notes, "settings": settings, "added": added}))
+
+    def note(self, **entries: Any) -> None:
+        """Adds entries to `run.json`."""
+        self.write_text("run.json", _json({**self.read_run(), **entries}))
 
     def read_run(self) -> dict[str, Any]:
         """The content of `run.json`.
@@ -107,14 +152,19 @@ class Store:
         """Names of the parts that exist."""
         return {Path(name).stem for name in self.files.listed(PARTS, PART)}
 
-    def has(self, name: str) -> bool:
-        """Whether a part exists."""
-        return self.files.exists(f"{PARTS}/{name}{PART}")
+    def part(self, name: str) -> pa.Table | None:
+        """The rows of a part; None if there is none.
+
+        Raises:
+            RunError: it is damaged.
+        """
+        file = f"{PARTS}/{name}{PART}"
+        return self._part(file) if self.files.exists(file) else None
 
     @property
     def finished(self) -> bool:
-        """Whether the tables exist."""
-        return self.files.exists("table.csv")
+        """Whether the tables exist, and hold all methods and metrics of the run."""
+        return self.files.exists("table.csv") and all(entry["finished"] for entry in self.read_run().get("added", []))
 
     def table(self) -> pd.DataFrame:
         """The content of `table.csv`.
@@ -129,13 +179,12 @@ class Store:
         except (OSError, ValueError) as error:
             raise RunError(f"'{self.folder}/table.csv' is damaged ({error}): call run() again, which makes it from the parts.") from error
 
-    def write_part(self, name: str, rows: Sequence[Row]) -> None:
-        """Writes one part atomically.
+    def write_part(self, name: str, table: pa.Table) -> None:
+        """Writes one part atomically, in the place of one of that name.
 
         Raises:
             RunError: it could not be written, for example because the disk is full; earlier parts stay.
         """
-        table = arrow_table(rows)
         with self.whole(Path(PARTS) / f"{name}{PART}") as path:
             pq.write_table(table, path, compression="zstd")
 
@@ -175,20 +224,6 @@ class Store:
             raise RunError(
                 f"'{self.folder}/{part}' is damaged ({reason}). Delete it and run the same command: only that part is computed again."
             ) from error
-
-    def unreadable(self, momentary: Sequence[str]) -> set[str]:
-        """Names of the parts in which an image failed for a reason that may have passed.
-
-        Args:
-            momentary: the beginnings of such reasons.
-        """
-        found = set()
-        for part in self.files.listed(PARTS, PART):
-            with contextlib.suppress(RunError):  # `finish` reports a damaged part
-                errors = self._part(part)["error"].drop_null().to_pylist()
-                if any(error.startswith(tuple(momentary)) for error in errors):
-                    found.add(Path(part).stem)
-        return found
 
     def same_contents(self, names: Sequence[str], digests: Sequence[str | None]) -> None:
         """Keeps the digests of the pictures' contents, or compares them with those that the run began with.
@@ -261,7 +296,9 @@ class Store:
             if (count := (classes or {}).get((model, head))) and (warning := counts.warning(count)):
                 logger.warning("%s · %s: %s", model, head, warning)
         if scaled:
-            self.note("pixels", {rule: len(images) for rule, images in scaled.items()})
+            self.note(pixels={rule: len(images) for rule, images in scaled.items()})
+        if self.begun and not self.finished:
+            self.note(added=[{**entry, "finished": True} for entry in self.read_run()["added"]])
         return list(failed.items())
 
     def rows(self) -> pd.DataFrame:
@@ -309,6 +346,12 @@ class Store:
             for row in self._part(part, wanted).to_pylist():
                 if row["map"] is not None:
                     yield row
+
+
+def _plain(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as `run.json` gives them back."""
+    found: dict[str, Any] = json.loads(json.dumps(content))
+    return found
 
 
 def _json(content: Mapping[str, Any]) -> str:

@@ -7,8 +7,9 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,12 @@ import torch
 from torch.utils.data import Dataset
 
 from xattn.data.depth import MAX_PIXELS
-from xattn.data.images import MOMENTARY, ImageSource
+from xattn.data.images import ImageSource
 from xattn.data.labels import LabelsFrom
 from xattn.data.listing import NamedImage
-from xattn.errors import InputError, RunError
+from xattn.errors import InputError, RunError, XattnError
 from xattn.explainers.api import refuse_no_classifier, refuse_untrained
-from xattn.explainers.base import created
+from xattn.explainers.base import MethodComponent, created
 from xattn.inference.memory import kept_pages, parse_size
 from xattn.inference.predictor import Level
 from xattn.metrics.base import metrics as metric_registry
@@ -33,7 +34,8 @@ from xattn.progress import Progress
 from xattn.study.engines import engine as engine_of
 from xattn.study.execution import plan_execution
 from xattn.study.labels import with_labels
-from xattn.study.plan import Execution, Plan, key_of, planned_stages
+from xattn.study.missing import PartContents
+from xattn.study.plan import Execution, MetricComponent, Plan, key_of, planned_stages
 from xattn.study.scoring import frame_of
 from xattn.study.store import Store
 
@@ -63,8 +65,8 @@ class Study:
 
     Args:
         classifiers: from `xattn.load` or `xattn.attach`, each with a unique name.
-        methods: names with settings.
-        metrics: names with settings.
+        methods: names with settings; the default is that of a new run. See below for a folder that holds one.
+        metrics: names with settings, likewise.
         images: a folder, a glob, a CSV, a list of these, or a torch data set.
         out: the run folder, a path or a URL (s3://, gs://, …); an interrupted run resumes there.
         target: "predicted", "label", or a class index or name; "labels", every label of an image; a contrast, `A - 0.6*B`,
@@ -103,6 +105,9 @@ class Study:
         store: the folder that it fills.
 
     Methods that show a head's attention are skipped for classifiers whose head has none, as long as another classifier's head has some.
+
+    Where the folder holds a run of the same classifiers, images and settings, methods and metrics that it lacks are added to those that it
+    has: only their rows are computed, and the others stay as they are. By default nothing is added.
 
     Raises:
         NameUnknownError: an unknown method, metric, setting, stage or class.
@@ -155,7 +160,11 @@ class Study:
             raise InputError(f"a study takes a list of classifiers, as [classifier]; got {type(classifiers).__name__}.")
         for classifier in classifiers:
             refuse_no_classifier(classifier)
-        components = created(methods, signed=signed), metric_registry.create_all(metrics, allow_none=True)
+        components = created(methods, signed=signed)
+        values = any(classifier.regression for classifier in classifiers)
+        scored = metric_registry.create_all(metrics, allow_none=True)
+        if values and metrics is DEFAULT_METRICS:  # a value has no probability that could be followed
+            scored = [metric for metric in scored if not metric.instance.perturbations]
         if isinstance(images, ImageSource):
             source = images
         else:
@@ -164,14 +173,12 @@ class Study:
         self.store = Store(out)
         self.progress = progress
         self._engine = engine_of(engine, actors)
-        values = any(classifier.regression for classifier in classifiers)
-        self.plan = Plan(
+        make = partial(
+            Plan,
             tuple(classifiers),
-            tuple(components[0]),
-            tuple(components[1]),
-            source,
-            target if target is not None else ("label" if source.labelled and not values else "predicted"),
-            planned_stages(classifiers, stage),
+            source=source,
+            target=target if target is not None else ("label" if source.labelled and not values else "predicted"),
+            stages=planned_stages(classifiers, stage),
             batch_size=batch_size,
             level=level,
             tune=tune,
@@ -182,6 +189,10 @@ class Study:
             shard=shard,
             threshold=threshold,
         )
+        more_methods = [] if methods is DEFAULT_METHODS or methods is SIGNED_METHODS else components
+        more_metrics = [] if metrics is DEFAULT_METRICS else scored
+        extended = _extended(make, self.store, more_methods, more_metrics)
+        self.plan = extended or make(methods=tuple(components), metrics=tuple(scored))
         for classifier in () if untrained else classifiers:
             refuse_untrained(classifier)
 
@@ -192,7 +203,7 @@ class Study:
 
     @torch.random.fork_rng(devices=[])
     def run(self) -> Outcome:
-        """Does the remaining work, then makes the tables; torch's generator stays as it was.
+        """Does what the folder lacks, then makes the tables; torch's generator stays as it was.
 
         Raises:
             InputError: a data set gives tensors that are in no range that a run takes.
@@ -200,10 +211,10 @@ class Study:
                 processes died repeatedly.
             UnsupportedError: a method cannot run on a network; nothing is lost: run the other methods without it.
         """
-        plan = self.plan
+        plan, settings = self.plan, self.plan.settings()
+        now = {"began": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "command": sys.argv}
         about = {
-            "began": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "command": sys.argv,
+            **now,
             "labels_csv": plan.source.labels_csv,
             "labels": {key_of(classifier): classifier.labels for classifier in plan.classifiers},
             "protocol": plan.protocols(),
@@ -212,14 +223,25 @@ class Study:
         }
         plan.source.refuse_wrong_values(plan.batch_size)
         with kept_pages(), self.store.locked(), self._engine(plan) as running:
-            self.store.begin(plan.settings(), {**about, **running.about})
-            plan = self.plan = replace(plan, execution=self._execution(plan))
+            self.store.begin(settings, {**about, **running.about})
+            added = self.store.added(settings)
+            kept = self.store.read_run().get("forwards", {})
+            plan = self.plan = replace(plan, execution=_execution(plan, kept, extended=bool(added)))
+            forwards = {key: execution.as_dict() for key, execution in plan.execution.items()}
+            if added:
+                logger.info("'%s' holds a run; added are %s", self.store.folder, _listed(added))
+                self.store.extend(settings, now, {"protocol": about["protocol"], "forwards": forwards})
+            elif any(key not in kept or kept[key]["memory"] != plan.memory for key in forwards):
+                self.store.note(forwards=forwards)
             if plan.source.dataset is None:
                 self.store.same_contents([image.name for image in plan.images], plan.source.digests(plan.images))
-            done, units = self.store.done() - self.store.unreadable(MOMENTARY), plan.units()
+            if plan.source.origin != (stored := self.store.read_run()["settings"])["images"]["origin"]:  # the same pictures have moved
+                self.store.note(settings={**stored, "images": settings["images"]})
+            contents, units = PartContents(plan), plan.units()
+            left = [unit for unit in units if contents.missing(unit, self.store.part(unit.name))]
             with Progress(sum(plan.count(unit) for unit in units), self.progress) as progress:
-                progress.skip(sum(plan.count(unit) for unit in units if unit.name in done))
-                if left := [unit for unit in units if unit.name not in done]:
+                progress.skip(sum(plan.count(unit) for unit in units) - sum(plan.count(unit) for unit in left))
+                if left:
                     running.work(plan, self.store, left, progress.add)
             if gone := {unit.name for unit in units} - self.store.done():
                 raise RunError(
@@ -230,22 +252,6 @@ class Study:
             failed = self.store.finish([metric.spec for metric in plan.metrics], classes)
             self.store.read_run()  # it is there to the end
         return Outcome(len(plan.images), failed)
-
-    def _execution(self, plan: Plan) -> dict[str, Execution]:
-        """How the forwards of each classifier are run: as stored when the run began, or decided now."""
-        kept = self.store.read_run().get("forwards", {})
-        found: dict[str, Execution] = {}
-        for classifier in plan.classifiers:
-            key = key_of(classifier)
-            before = Execution.of(kept[key]) if key in kept else None
-            found[key] = before if before is not None and before.memory == plan.memory else plan_execution(plan, classifier)
-        if {key: execution.memory for key, execution in found.items()} != {key: execution["memory"] for key, execution in kept.items()}:
-            self.store.note("forwards", {key: execution.as_dict() for key, execution in found.items()})
-        for key, execution in found.items():
-            logger.info("%s: %s", key, execution.tuned)
-            for metric, deviation in (execution.deviation or {}).items():
-                logger.info("  %s differs from exact by %s", metric, deviation)
-        return found
 
     def table(self) -> pd.DataFrame:
         """One row per model × head × method, one column per metric: `table.csv`.
@@ -258,6 +264,68 @@ class Study:
     def scores(self) -> pd.DataFrame:
         """One row per value, without images that failed."""
         return frame_of(self.store.rows())
+
+
+def _execution(plan: Plan, kept: Mapping[str, Any], *, extended: bool) -> dict[str, Execution]:
+    """How the forwards of each classifier are run: as stored when the run began, or decided now.
+
+    A run that is extended keeps its tuning; how many images fit into memory, and what short cuts change, is found anew.
+
+    Args:
+        plan: of the run.
+        kept: what `run.json` holds, by `key_of` of the classifiers.
+        extended: whether methods or metrics are added.
+    """
+    found: dict[str, Execution] = {}
+    for classifier in plan.classifiers:
+        key = key_of(classifier)
+        before = Execution.of(kept[key]) if key in kept else None
+        if before is None or before.memory != plan.memory:
+            before = plan_execution(plan, classifier)
+        elif extended:
+            tuned = replace(before.tuned, origin=kept[key].get("origin", before.tuned.origin))
+            before = plan_execution(plan, classifier, tuned)
+        found[key] = before
+        logger.info("%s: %s", key, before.tuned)
+        for metric, deviation in (before.deviation or {}).items():
+            logger.info("  %s differs from exact by %s", metric, deviation)
+    return found
+
+
+def _extended(
+    make: Callable[..., Plan], store: Store, methods: Sequence[MethodComponent], metrics: Sequence[MetricComponent]
+) -> Plan | None:
+    """The plan of the run in a folder with more methods and metrics; None if there is none, or one of other settings.
+
+    Args:
+        make: gives the plan of some methods and metrics.
+        store: of the folder.
+        methods: that are added, if the run lacks them.
+        metrics: likewise.
+
+    Raises:
+        RunError: the run has a method or metric that is not known here.
+    """
+    if not store.begun:
+        return None
+    kept = store.read_run()["settings"]
+    try:
+        all_methods = [*created(kept["methods"]), *methods]
+        all_metrics = [*metric_registry.create_all(kept["metrics"], allow_none=True), *metrics]
+    except XattnError as error:
+        raise RunError(f"'{store.folder}' holds a run with a method or metric that is not known here: {error}") from error
+    try:
+        plan = make(
+            methods=tuple({method.spec: method for method in all_methods}.values()),
+            metrics=tuple({metric.spec: metric for metric in all_metrics}.values()),
+        )
+    except XattnError:  # the run is one of other classifiers, or what is added does not go with these
+        return None
+    return None if store.differences(plan.settings(), plan.protocols()) else plan
+
+
+def _listed(added: Mapping[str, Sequence[str]]) -> str:
+    return "; ".join(f"{what} {', '.join(specs)}" for what, specs in added.items())
 
 
 def _versions() -> dict[str, str]:

@@ -23,12 +23,13 @@ from typing import Any, TextIO
 import torch
 from torch import Tensor, nn
 
-from xattn.errors import UnsupportedError
+from xattn.errors import SettingError, UnsupportedError
 from xattn.explainers.base import methods
 from xattn.explainers.trace import Trace
 from xattn.metrics.targets import ClassTarget, Target
 from xattn.models.classifier import Classifier
 from xattn.models.concurrency import evaluating, exclusive
+from xattn.registry import MOST_OF_OTHERS
 
 _one_at_a_time = threading.RLock()
 
@@ -177,12 +178,19 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def value_of(text: str) -> Any:
-    """A setting's text as a number, a boolean, None or text."""
+    """A setting's text as a number, a boolean, None or text.
+
+    Raises:
+        SettingError: an integer so large that the library would compute or allocate without end.
+    """
     for read in (int, float):
         try:
-            return read(text)
+            value = read(text)
         except ValueError:
             continue
+        if isinstance(value, int) and abs(value) > MOST_OF_OTHERS:
+            raise SettingError(f"integers for other libraries are at most {MOST_OF_OTHERS:,}; got {text[:80]}.")
+        return value
     return {"true": True, "false": False, "none": None}.get(text.lower(), text)
 
 

@@ -26,7 +26,8 @@ def _work(plan: Plan, store: Store, units: Sequence[Unit], report: Callable[[int
     for group, (preprocessing, _) in enumerate(plan.groups()):
 
         def do(batch: Batch, group: int = group) -> None:
-            store.write_part(Unit(group, batch.number).name, executor.rows(group, batch))
+            unit = Unit(group, batch.number)
+            store.write_part(unit.name, executor.part(unit, batch))
             report(len(batch.images) + len(batch.failed))
 
         wanted = [unit.number for unit in units if unit.group == group]

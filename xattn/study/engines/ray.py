@@ -216,11 +216,11 @@ class _Actor:
         return plan, store
 
     def _do(self, executor: Executor, group: int, numbers: Sequence[int]) -> int:
-        """Does the unfinished batches of an order, decoding ahead, and counts the images of all."""
+        """Does the batches of an order whose parts lack something, decoding ahead, and counts the images of all."""
         plan, store = executor.plan, executor.store
         preprocessing, _ = plan.groups()[group]
         units = [Unit(group, number) for number in numbers]
-        wanted = [unit for unit in units if not store.has(unit.name)]
+        wanted = [unit for unit in units if executor.contents.missing(unit, store.part(unit.name))]
         batches = Batches(plan.source, preprocessing, plan.batch_size)
         with ThreadPoolExecutor(max(1, plan.workers)) as pool:
             for unit, batch in zip(wanted, pool.map(lambda unit: batches[unit.number], wanted), strict=True):
@@ -230,7 +230,7 @@ class _Actor:
                         f"batch {unit.number}, which begins with {first}, ended {DEATHS} processes that did it: out of memory? "
                         "What was finished is kept: give --memory, or fewer --actors, each of which has more memory then."
                     )
-                store.write_part(unit.name, executor.rows(group, batch))
+                store.write_part(unit.name, executor.part(unit, batch))
         return sum(plan.count(unit) for unit in units)
 
 

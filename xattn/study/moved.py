@@ -1,0 +1,77 @@
+"""The pictures of a run in another place than where it found them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from xattn.data.images import ImageSource
+from xattn.data.listing import NamedImage
+from xattn.data.urls import LISTED
+from xattn.errors import InputError
+from xattn.study.store import Store
+
+
+def picture_names_of(store: Store) -> list[str]:
+    """Names of the pictures of a run, as in its rows."""
+    return list(store.contents()) or list(dict.fromkeys(store.rows()["image"]))
+
+
+def moved_pictures(store: Store, places: str | Path | Sequence[str | Path], names: Sequence[str]) -> ImageSource:
+    """Pictures of a run in another place, under the names that they have in its rows.
+
+    A picture is the one of the same name with the content that the run keeps a digest of; else any of that content. Where the run keeps no
+    digest, as of pictures at URLs, the name decides.
+
+    Args:
+        store: of the run.
+        places: where they are now: a folder, a glob or a file, or several, as paths or URLs.
+        names: of the pictures that are wanted.
+
+    Raises:
+        InputError: a picture is not there, or has another content than when the run began.
+    """
+    reading = {name: value for name, value in store.read_run()["settings"]["images"].items() if name in ("depth", "window", "max_pixels")}
+    source = copy.copy(ImageSource(places, labels_from="none", **reading))
+    if source.dataset is not None:
+        raise InputError(f"pictures that have moved are files; {places} is a data set. Give a folder of them, a glob, or files.")
+    digests, here = store.contents(), source.images
+    of_name = {image.name: image for image in here}
+    of_content: dict[str | None, NamedImage] | None = None
+    found: list[NamedImage] = []
+    missing: list[str] = []
+    other: list[str] = []
+    for name in names:
+        wanted, image = digests.get(name), of_name.get(name)
+        if image is None or not _same(wanted, source.digests([image])[0]):
+            of_content = of_content or dict(zip(source.digests(here), here, strict=True))
+            if (same := None if wanted is None else of_content.get(wanted)) is None:
+                (missing if image is None else other).append(name)
+                continue
+            image = same
+        found.append(replace(image, name=name))
+    if other:
+        raise InputError(
+            f"{_shown(other)} in {places} {'has' if len(other) == 1 else 'have'} another content than when the run in '{store.folder}' "
+            "began: give the place of the pictures that it explained."
+        )
+    if missing:
+        raise InputError(
+            f"{len(missing)} of {len(names)} pictures of '{store.folder}' that are needed are not in {places}, neither by name nor by "
+            f"content: {_shown(missing)}. Give the place that holds them, or choose other images."
+        )
+    source.images = found
+    return source
+
+
+def _same(before: str | None, now: str | None) -> bool:
+    """Whether two digests may be of one content; those of URLs and files cannot be compared."""
+    if before is None or now is None or before.startswith(LISTED) != now.startswith(LISTED):
+        return True
+    return before == now
+
+
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
