@@ -64,7 +64,7 @@ def read_runs(runs: Sequence[str | Path], images: Sequence[str] | None, methods:
     """
     stores = [Store(run) for run in runs]
     about = [store.read_run() for store in stores]
-    sources = [_source(store, run) for store, run in zip(stores, about, strict=True)]
+    sources = [source_of(store, run) for store, run in zip(stores, about, strict=True)]
     names = _chosen_images(sources, images)
     _refuse_other_pictures(stores, names)
     maps: dict[tuple[str, str, str, str], StoredMap] = {}
@@ -97,7 +97,12 @@ def read_runs(runs: Sequence[str | Path], images: Sequence[str] | None, methods:
     return RunData(names, maps, ranked, crops, paths, preprocessing, labels)
 
 
-def _source(store: Store, run: dict[str, Any]) -> ImageSource:
+def source_of(store: Store, run: dict[str, Any]) -> ImageSource:
+    """The pictures of a run.
+
+    Raises:
+        InputError: they were in memory, or are no longer where the run found them.
+    """
     settings = run["settings"]["images"]
     origin = settings["origin"]
     if not origin:

@@ -281,6 +281,13 @@ class Store:
             if row["method"] is not None and (chosen is None or row["method"] in chosen)
         }
 
+    def maps_by_part(self) -> Iterator[list[tuple[tuple[str, str, str, str], StoredMap]]]:
+        """All raw maps with their image, model, head and method, one part in memory at a time."""
+        for part in self.files.listed(PARTS, PART):
+            table = self._part(part)
+            rows = table.filter(pa.compute.and_(pa.compute.is_valid(table["map"]), pa.compute.is_valid(table["method"]))).to_pylist()
+            yield [((row["image"], row["model"], row["head"], row["method"]), stored_map(row)) for row in rows]
+
     def ranked(self, images: Iterable[str]) -> dict[tuple[str, str, str], StoredMap]:
         """Ranked maps `(N, h, w)` of some images, by image, model and head, for heads that have several maps."""
         return {(row["image"], row["model"], row["head"]): stored_map(row) for row in self._map_rows(images) if row["method"] is None}
