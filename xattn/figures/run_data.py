@@ -16,8 +16,6 @@ from xattn.study.questions import picture_names, shown_names
 from xattn.study.schema import StoredMap, run_key
 from xattn.study.store import Store
 
-MOST_IMAGES = 6
-
 Column = tuple[str, str, str]
 
 
@@ -49,13 +47,14 @@ class RunData:
         return list(dict.fromkeys(key[1:] for key in self.maps))
 
 
-def read_runs(runs: Sequence[str | Path], images: Sequence[str] | None, methods: Sequence[str] | None) -> RunData:
+def read_runs(runs: Sequence[str | Path], images: Sequence[str] | None, methods: Sequence[str] | None, count: int = 6) -> RunData:
     """Reads from runs what a figure shows.
 
     Args:
         runs: run folders.
-        images: names as in the rows; the first six if None.
+        images: names as in the rows; the first ones if None.
         methods: names as in the rows; all if None.
+        count: of images, if none are named.
 
     Raises:
         RunError: a run folder that is damaged.
@@ -65,7 +64,7 @@ def read_runs(runs: Sequence[str | Path], images: Sequence[str] | None, methods:
     stores = [Store(run) for run in runs]
     about = [store.read_run() for store in stores]
     sources = [source_of(store, run) for store, run in zip(stores, about, strict=True)]
-    names = _chosen_images(sources, images)
+    names = _chosen_images(sources, images, count)
     _refuse_other_pictures(stores, names)
     maps: dict[tuple[str, str, str, str], StoredMap] = {}
     ranked: dict[tuple[str, str, str], StoredMap] = {}
@@ -113,7 +112,7 @@ def source_of(store: Store, run: dict[str, Any]) -> ImageSource:
         raise InputError(f"the pictures of '{store.folder}' are no longer where it found them: {error}") from error
 
 
-def _chosen_images(sources: Sequence[ImageSource], asked: Sequence[str] | None) -> list[str]:
+def _chosen_images(sources: Sequence[ImageSource], asked: Sequence[str] | None, count: int) -> list[str]:
     known = [image.name for image in sources[0].images]
     for source in sources[1:]:
         others = {image.name for image in source.images}
@@ -121,7 +120,7 @@ def _chosen_images(sources: Sequence[ImageSource], asked: Sequence[str] | None) 
     if not known:
         raise InputError("no image is in all of these runs: draw them separately, or choose runs of the same images.")
     if asked is None:
-        return known[:MOST_IMAGES]
+        return known[:count]
     for name in asked:
         if name not in known:
             raise NameUnknownError("image in these runs", name, known)
