@@ -78,7 +78,7 @@ def _cell(sheet: Sheet, place: tuple[float, float, float], cell: Cell, value: fl
         sheet.text(x + width / 2, y + ROW / 2, ["–"], TEXT, ha="center", va="center")
         return
     colour = coloured(torch.tensor(share), style.cmap or CMAP)
-    sheet.picture(x, y, width, ROW, colour.view(1, 1, 3))
+    sheet.box(x, y, width, ROW, colour.tolist())
     is_light = float(colour @ torch.tensor((0.299, 0.587, 0.114))) > LIGHT
     weight = "bold" if share == 1.0 else "normal"
     sheet.text(

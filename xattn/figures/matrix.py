@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -250,14 +249,14 @@ def _title(sheet: Sheet, style: FigureStyle, width: float) -> float:
     return MARGIN + text_height(len(lines), HEADING) + 1.0
 
 
-def _parts(legend: Legend) -> list[tuple[str, Tensor | None, float]]:
-    """What a legend is made of: texts, and pictures with their widths."""
+Mark = Tensor | tuple[float, float, float] | None
+
+
+def _parts(legend: Legend) -> list[tuple[Mark, str]]:
+    """What a legend is made of: texts, with a colour bar or a colour before them or none."""
     if isinstance(legend, Swatches):
-        parts: list[tuple[str, Tensor | None, float]] = [(f"{legend.label}:", None, 0.0)]
-        for name, colour in legend.colours:
-            parts += [("", torch.tensor(colour).view(1, 1, 3), SWATCH), (name, None, 0.0)]
-        return parts
-    return [(legend.low, None, 0.0), ("", table(legend.cmap)[None], BAR), (f"{legend.high}  {legend.label}", None, 0.0)]
+        return [(None, f"{legend.label}:"), *((colour, name) for name, colour in legend.colours)]
+    return [(None, legend.low), (table(legend.cmap)[None], f"{legend.high}  {legend.label}")]
 
 
 def _legends(sheet: Sheet | None, legends: Sequence[Legend], y: float, width: float) -> float:
@@ -265,16 +264,19 @@ def _legends(sheet: Sheet | None, legends: Sequence[Legend], y: float, width: fl
     for legend in legends:
         x = MARGIN
         y += 0.6
-        for text, picture, across in _parts(legend):
-            needed = across if picture is not None else min(text_width(text, NOTE), width - 2 * MARGIN)
-            if x > MARGIN and x + needed > width - MARGIN:
+        for mark, text in _parts(legend):
+            across = 0.0 if mark is None else 1.0 + (BAR if isinstance(mark, Tensor) else SWATCH)
+            if x > MARGIN and x + across + min(text_width(text, NOTE), width / 2) > width - MARGIN:
                 x, y = MARGIN, y + text_height(1, NOTE) + 0.3
-            lines = wrapped(text, width - MARGIN - x, NOTE)
-            if sheet is not None and picture is not None:
-                sheet.picture(x, y + (text_height(1, NOTE) - BAR_HEIGHT) / 2, across, BAR_HEIGHT, picture)
-            elif sheet is not None:
-                sheet.text(x, y, lines)
-            x += needed + 1.0
+            top = y + (text_height(1, NOTE) - BAR_HEIGHT) / 2
+            lines = wrapped(text, width - MARGIN - x - across, NOTE)
+            if sheet is not None and isinstance(mark, Tensor):
+                sheet.picture(x, top, across - 1.0, BAR_HEIGHT, mark)
+            elif sheet is not None and mark is not None:
+                sheet.box(x, top, across - 1.0, BAR_HEIGHT, mark)
+            if sheet is not None:
+                sheet.text(x + across, y, lines)
+            x += across + max(text_width(line, NOTE) for line in lines) + 1.0
             y += text_height(len(lines) - 1, NOTE)
         y += text_height(1, NOTE)
     return y

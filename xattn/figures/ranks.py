@@ -200,7 +200,7 @@ def _diagram(sheet: Sheet, x: float, y: float, width: float, title: str, shown: 
     k = len(shown.names)
     labels = [f"{name}  {rank:.2f}" for name, rank in zip(shown.names, shown.ranks, strict=True)]
     half = -(-k // 2)
-    side = min(0.38 * width, max(text_width(label, TEXT) for label in labels) + 1.0)
+    side = min(0.38 * width, max(text_width(label, TEXT) for label in labels) + 1.6)
     left, right = x + side, x + width - side
 
     def at(rank: float) -> float:

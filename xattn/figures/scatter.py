@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -96,7 +97,9 @@ class Scatter:
         for method, look in style_of.items():
             if any(method not in table.columns for table in tables):
                 continue
-            pairs = tables[0][[method]].join(tables[1][[method]], lsuffix="x", rsuffix="y").dropna().to_numpy().tolist()
+            pairs = pd.concat([table[method] for table in tables], axis=1, join="inner").dropna().to_numpy().tolist()
+            if not pairs:
+                continue
             axis.plot(
                 *zip(*pairs, strict=True), linestyle="", marker=look.marker, markersize=2.2, color=look.colour, alpha=0.7, markeredgewidth=0
             )

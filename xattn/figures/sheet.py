@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 from matplotlib.textpath import text_to_path
 from torch import Tensor
 
@@ -21,8 +22,8 @@ POINT = MM / 72
 LINE = 1.2  # distance of lines of text, in sizes of the font
 HEADING, TITLE, TEXT, NOTE = 8.0, 7.0, 6.5, 6.0  # points
 ASCENT = 0.95  # from the upper edge of a line to its letters' foot, in sizes of the font
-_BREAKS = re.compile(r"(?<=[ \-:,/=·])(?!\u00a0)")
-_WITHIN = re.compile(r"(?<=[_.@])|(?<=[a-z])(?=[A-Z])")
+_BREAKS = re.compile(r"(?<=[ \-:,/·])(?!\u00a0)")
+_WITHIN = re.compile(r"(?<=[_.@=])|(?<=[a-z])(?=[A-Z])")
 
 
 @functools.lru_cache(maxsize=4096)
@@ -88,12 +89,17 @@ class Sheet:
 
     def __init__(self) -> None:
         self._pictures: list[tuple[float, float, float, float, Tensor]] = []
+        self._boxes: list[Rectangle] = []
         self._texts: list[_Text] = []
         self._lines: list[tuple[float, float, float, float, float]] = []
 
     def picture(self, x: float, y: float, width: float, height: float, values: Tensor) -> None:
         """Places a picture `(H, W, 3)`, uint8 or in [0, 1], without smoothing."""
         self._pictures.append((x, y, width, height, values))
+
+    def box(self, x: float, y: float, width: float, height: float, colour: Sequence[float]) -> None:
+        """Fills a rectangle with a colour, red, green and blue in [0, 1]."""
+        self._boxes.append(Rectangle((x, y), width, height, facecolor=tuple(colour), linewidth=0))
 
     def text(self, x: float, y: float, lines: list[str], size: float = NOTE, *, va: str = "top", **settings: Any) -> None:
         """Places lines of text, with their upper edge, middle or lower edge at y; `ha`, `weight`, … as in matplotlib."""
@@ -119,13 +125,14 @@ class Sheet:
     def figure(self, width: float, height: float) -> Figure:
         """The page as a figure of just this size."""
         figure = Figure(figsize=(width / MM, height / MM))
+        axis = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0), autoscale_on=False)
+        axis.set_axis_off()
         for x, y, across, down, values in self._pictures:
-            axis = figure.add_axes((x / width, 1 - (y + down) / height, across / width, down / height))
-            axis.imshow(values.numpy(), interpolation="none", aspect="auto")
-            axis.set_axis_off()
+            axis.imshow(values.numpy(), interpolation="none", aspect="auto", extent=(x, x + across, y + down, y))
+        for box in self._boxes:
+            axis.add_patch(box)
         for x, y, text, settings in self._texts:
-            figure.text(x / width, 1 - y / height, shown(text), **settings)
+            axis.text(x, y, shown(text), **settings)
         for x, y, to_x, to_y, points in self._lines:
-            ends = [x / width, to_x / width], [1 - y / height, 1 - to_y / height]
-            figure.add_artist(Line2D(*ends, linewidth=points, color="black", transform=figure.transFigure))
+            axis.add_line(Line2D([x, to_x], [y, to_y], linewidth=points, color="black"))
         return figure

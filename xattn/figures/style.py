@@ -97,6 +97,7 @@ class FigureStyle:
             "xtick.major.size": 2,
             "ytick.major.size": 2,
             "lines.linewidth": 1.0,
+            "image.composite_image": False,  # each picture keeps its own pixels in a vector format
             "figure.constrained_layout.w_pad": 0.02,
             "figure.constrained_layout.h_pad": 0.02,
             "text.hinting": "none",  # letters stand where they are in a vector format, and lines are as wide as they are measured
