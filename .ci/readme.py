@@ -27,7 +27,7 @@ def table(kind: str) -> str:
             "source": "source",
         },
         "protocols": {"name": "protocol", "summary": "how"},
-        "figures": {"name": "kind", "summary": "what it shows"},
+        "figures": {"name": "kind", "summary": "what it shows", "settings": "settings"},
     }[kind]
     lines = ["| " + " | ".join(columns.values()) + " |", "|" + "---|" * len(columns)]
     for entry in entries:

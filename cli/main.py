@@ -10,8 +10,9 @@ import click
 
 from xattn import __version__
 from xattn.cli.demo import demo
-from xattn.cli.explain import explain
+from xattn.cli.explain import COMPONENT, explain
 from xattn.cli.options import PathOrURL
+from xattn.cli.overlay import overlay
 from xattn.cli.terminal import logged_lines, say
 from xattn.cli.train import train
 from xattn.errors import XattnError
@@ -41,6 +42,7 @@ def main() -> None:
 main.add_command(explain)
 main.add_command(train)
 main.add_command(demo)
+main.add_command(overlay)
 
 
 @main.command()
@@ -67,9 +69,10 @@ def compare(runs: Sequence[str], form: Any, against: str | None, columns: str | 
 
 @main.command()
 @click.argument("runs", nargs=-1, required=True, type=PathOrURL(exists=True, file_okay=False))
-@click.option("--kind", default="grid", show_default=True, help="Kind of figure; see `xattn list figures`.")
+@click.option("--kind", default="grid", show_default=True, help=f"Kind of figure, {COMPONENT}; see `xattn list figures`.")
 @click.option("--out", required=True, type=click.Path(dir_okay=False), help="File to write: .pdf, .svg or .png.")
-@click.option("--image", "images", multiple=True, help="Image to draw, by its name in the rows. Repeatable; the first six if none.")
+@click.option("--image", "images", multiple=True, help="Image to draw, by its name in the rows. Repeatable. Default: see --count.")
+@click.option("--count", type=click.IntRange(1), help="Images, from the first. Default: 6 for kinds of maps, all for kinds of scores.")
 @click.option("--method", "methods", multiple=True, help="Method to draw, by its name in the rows. Repeatable; all if none.")
 @click.option(
     "--images",
@@ -77,12 +80,42 @@ def compare(runs: Sequence[str], form: Any, against: str | None, columns: str | 
     type=PathOrURL(),
     help="Where the pictures are now, if they have moved: a folder, a glob or a file. They are told by name and content.",
 )
-def figure(runs: Sequence[str], kind: str, out: str, images: Sequence[str], methods: Sequence[str], moved_to: str | None) -> None:
-    """Draw a figure of RUNS, over the crops that the network saw."""
-    from xattn.figures import figure
+@click.option("--metric", "metrics", multiple=True, help="For kinds of scores: metric, by its name in the rows. Repeatable; all if none.")
+@click.option("--width", default="page", show_default=True, metavar="column|page|MM", help="Width: 88.9 mm, 181.9 mm, or as given.")
+@click.option("--title", default="", help="Title above the figure.")
+@click.option("--font", default="DejaVu Sans", show_default=True, help="Family of the text.")
+@click.option("--cmap", help="Colour map of matplotlib. Default: the kind's own.")
+@click.option(
+    "--scale",
+    type=click.Choice(["each", "common"]),
+    default="each",
+    show_default=True,
+    help="Colours and axes: of each map or panel, or common to those that can be compared.",
+)
+@click.option("--transpose", is_flag=True, help="Turn rows into columns.")
+@click.option("--dpi", type=click.IntRange(36, 2400), default=300, show_default=True, help="Resolution of a PNG.")
+def figure(
+    runs: Sequence[str],
+    kind: str,
+    out: str,
+    images: Sequence[str],
+    count: int | None,
+    methods: Sequence[str],
+    metrics: Sequence[str],
+    moved_to: str | None,
+    dpi: int,
+    **look: Any,
+) -> None:
+    """Draw a figure of RUNS for a paper: of maps over the crops that the network saw, or of scores. Of many pictures several pages."""
+    from xattn.figures import FigureStyle, pages, save
+    from xattn.figures.canvas import format_of
 
-    figure(runs, out, kind, images=images or None, methods=methods or None, moved_to=moved_to)
-    say(out)
+    file, style = format_of(out), FigureStyle(**look)
+    drawn = pages(
+        runs, kind, images=images or None, count=count, methods=methods or None, metrics=metrics or None, style=style, moved_to=moved_to
+    )
+    for written in save(drawn, file, dpi):
+        say(str(written))
 
 
 @main.command("list")

@@ -42,7 +42,7 @@ def test_it_shows_what_it_showed_before_they_moved(tiny: Classifier, folder: Pat
     with pytest.raises(InputError, match=r"no longer where it found them.*--images \(moved_to=…\)"):
         read_runs([tmp_path / "run"], names, None)
     for place in (tmp_path / "elsewhere", tmp_path / "flat"):  # by name, and by content
-        after = read_runs([tmp_path / "run"], names, None, place)
+        after = read_runs([tmp_path / "run"], names, None, moved_to=place)
         assert after.names == before.names == names
         assert all(torch.equal(after.crops[key], crop) for key, crop in before.crops.items())
         assert after.paths["3.png"] != before.paths["3.png"]

@@ -51,7 +51,7 @@ def test_a_run_keeps_the_values_and_says_the_mean_absolute_error(regression: Cla
     maps = Store(tmp_path / "run").maps(["2"])
     about = next(iter(maps.values())).about
     assert (about["label"], about["target"]) == (3.0, "value 0")
-    assert caption("2", [("it", "gap", "grad-cam")], maps, {}) == f"value 0: {about['predicted']:.3g}"
+    assert caption(about, None) == f"value 0: {about['predicted']:.3g}"
 
 
 def test_what_a_regression_does_not_have_is_refused_by_name(regression: Classifier, images: Tensor, tmp_path: Path) -> None:

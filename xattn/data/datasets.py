@@ -99,19 +99,33 @@ def picture_or_crop(given: Any, preprocessing: Preprocessing, reading: Reading) 
         if wrong := wrong_values(given):
             raise ImageError(wrong)
         return (given if given.dtype == torch.uint8 else (given * 255).round().clamp(0, 255).to(torch.uint8)), None
+    found = picture_in(given, preprocessing.channels, reading)
+    if found is None:
+        came = f"an array {tuple(given.shape)} of {given.dtype}" if _is_array(given) else type(given).__name__
+        came = str(tuple(given.shape)) if isinstance(given, Tensor) else came
+        raise ImageError(
+            f"a dataset gives PIL pictures, arrays (height, width, channels) of uint8, or tensors {needed} in [0, 1] or uint8; got {came}."
+        )
+    return preprocessing.crop(found[0]), found[1]
+
+
+def picture_in(given: Any, channels: int, reading: Reading) -> tuple[Image.Image, Scaling | None] | None:
+    """The picture that an item gives, and how more than 8 bits became 8; None if it gives none.
+
+    Args:
+        given: a PIL picture, a file's content, or an array `(H, W)` or `(H, W, C)` of uint8.
+        channels: that will be taken of it.
+        reading: depth, window and largest size.
+    """
     scaling = None
     if (content := content_of(given)) is not None:
-        given, scaling = decode(content, preprocessing.channels, reading)
+        given, scaling = decode(content, channels, reading)
     elif _is_array(given) and str(given.dtype) == "uint8" and given.ndim in (2, 3):
         given = Image.fromarray(given)
-    if isinstance(given, Image.Image):
-        picture, found = from_memory(given, preprocessing.channels, reading)
-        return preprocessing.crop(picture), scaling or found
-    came = f"an array {tuple(given.shape)} of {given.dtype}" if _is_array(given) else type(given).__name__
-    came = str(tuple(given.shape)) if isinstance(given, Tensor) else came
-    raise ImageError(
-        f"a dataset gives PIL pictures, arrays (height, width, channels) of uint8, or tensors {needed} in [0, 1] or uint8; got {came}."
-    )
+    if not isinstance(given, Image.Image):
+        return None
+    picture, found = from_memory(given, channels, reading)
+    return picture, scaling or found
 
 
 def _is_array(given: Any) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,12 +17,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from xattn.data import urls
-from xattn.data.datasets import dataset_at, is_dataset, item_parts, picture_or_crop, refuse_without_length, wrong_values
+from xattn.data.datasets import dataset_at, is_dataset, item_parts, picture_in, picture_or_crop, refuse_without_length, wrong_values
 from xattn.data.depth import MAX_PIXELS, Reading, Scaling
 from xattn.data.labels import LabelsFrom, class_names_of, folder_of, label_of, labels_in
 from xattn.data.listing import SUFFIXES, NamedImage, listed, unique
 from xattn.data.pictures import UNREACHED, read_picture, read_scaled
-from xattn.data.preprocessing import Preprocessing
+from xattn.data.preprocessing import Preprocessing, Region, as_picture
 from xattn.errors import ImageError, InputError, NameUnknownError
 
 __all__ = ["Batch", "Batches", "ImageSource", "read_picture"]
@@ -217,13 +217,7 @@ class ImageSource:
         if image.path is not None:
             picture, scaling = read_scaled(image.path, preprocessing.channels, self.reading)
             return image, preprocessing.crop(picture), scaling
-        if self.dataset is None or image.index is None:
-            raise ImageError(f"'{image.name}' has neither a file nor an index in a dataset")
-        try:
-            item = self.dataset[image.index]
-        except Exception as error:  # any error of one item is that image's error
-            raise ImageError(f"{ITEM_FAILED}{type(error).__name__}: {error}") from error
-        given, label = item_parts(item)
+        given, label = item_parts(self._item(image))
         if self._pairs:
             try:
                 found = label_of(label)
@@ -233,6 +227,33 @@ class ImageSource:
                 found = self.class_names[found]
             image = replace(image, label=found)
         return image, *picture_or_crop(given, preprocessing, self.reading)
+
+    def photograph(self, image: NamedImage, preprocessing: Preprocessing) -> tuple[Image.Image, Region]:
+        """The picture at its own size, in RGB as a viewer shows it, and the part of it that the network sees.
+
+        A tensor of a data set is a crop already, and is seen whole.
+
+        Raises:
+            ImageError: the image cannot be read, with the reason.
+        """
+        if image.path is not None:
+            picture = read_scaled(image.path, 3, self.reading)[0]
+        else:
+            given = item_parts(self._item(image))[0]
+            found = picture_in(given, 3, self.reading)
+            if found is None:
+                crop = as_picture(picture_or_crop(given, preprocessing, self.reading)[0])
+                return crop, Region(0, 0, *crop.size)
+            picture = found[0]
+        return picture, preprocessing.region(picture)
+
+    def _item(self, image: NamedImage) -> Any:
+        if self.dataset is None or image.index is None:
+            raise ImageError(f"'{image.name}' has neither a file nor an index in a dataset")
+        try:
+            return self.dataset[image.index]
+        except Exception as error:  # any error of one item is that image's error
+            raise ImageError(f"{ITEM_FAILED}{type(error).__name__}: {error}") from error
 
     def refuse_wrong_values(self, count: int) -> None:
         """Raises if tensors of a data set are in no range that a run takes, as shown by its first items.
@@ -278,6 +299,29 @@ def _places(images: Any) -> list[Any]:
         return list(images)
     except TypeError as error:
         raise InputError(f"{TAKEN}; {type(images).__name__} came.") from error
+
+
+@dataclass(frozen=True)
+class Photographs:
+    """The pictures that crops were made from.
+
+    Attributes:
+        source: of the pictures.
+        preprocessing: of the network that saw the crops.
+    """
+
+    source: ImageSource
+    preprocessing: Preprocessing
+
+    def of(self, names: Sequence[str]) -> Iterator[tuple[Image.Image, Region]]:
+        """Pictures in RGB at their own size, by their names, and the part of each that the network saw.
+
+        Raises:
+            ImageError: one cannot be read, with the reason.
+        """
+        known = {image.name: image for image in self.source.images}
+        for name in names:
+            yield self.source.photograph(known[name], self.preprocessing)
 
 
 Decoded = tuple[NamedImage, Tensor | str, Scaling | None]

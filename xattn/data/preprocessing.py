@@ -6,7 +6,7 @@ import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from PIL import Image
 
@@ -28,6 +28,22 @@ LARGEST_SIDE = 2**16
 Interpolation = Literal["nearest", "nearest-exact", "bilinear", "bicubic", "box", "hamming", "lanczos"]
 
 logger = logging.getLogger("xattn")
+
+
+class Region(NamedTuple):
+    """A rectangle of a picture, in its pixels: 0 is the outer edge of the first one, so that edges need not lie between pixels.
+
+    Attributes:
+        left: of its left edge.
+        top: of its upper edge.
+        right: of its right edge.
+        bottom: of its lower edge.
+    """
+
+    left: float
+    top: float
+    right: float
+    bottom: float
 
 
 @dataclass(frozen=True)
@@ -111,9 +127,24 @@ class Preprocessing:
         # As torchvision does with a picture of Pillow, without torchvision's import, which takes seconds.
         how = Image.Resampling[self.interpolation.removesuffix("-exact").upper()]
         resized = picture if picture.size == (size[1], size[0]) else picture.resize((size[1], size[0]), how)
+        return channels_first(resized.crop(self._cut(size)))
+
+    def region(self, picture: Image.Image) -> Region:
+        """The part of a picture that `crop` keeps, in the picture's own pixels.
+
+        >>> Preprocessing().region(Image.new("RGB", (512, 256)))
+        Region(left=144.0, top=16.0, right=368.0, bottom=240.0)
+        """
+        size = self._resized(picture)
+        left, top, right, bottom = self._cut(size)
+        across, down = picture.width / size[1], picture.height / size[0]
+        return Region(left * across, top * down, right * across, bottom * down)
+
+    def _cut(self, size: Sequence[int]) -> tuple[int, int, int, int]:
+        """Left, upper, right and lower edge of the crop in a resized picture of a height and width."""
         height, width = self.input_size
         top, left = round((size[0] - height) / 2), round((size[1] - width) / 2)
-        return channels_first(resized.crop((left, top, left + width, top + height)))
+        return left, top, left + width, top + height
 
     def converted(self, picture: Image.Image) -> Image.Image:
         """A picture with the channels that the network takes.
@@ -163,6 +194,17 @@ def channels_first(picture: Image.Image) -> Tensor:
     """The values of a picture of 8 bits: uint8 `(C, H, W)`."""
     values = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
     return values.view(picture.height, picture.width, -1).permute(2, 0, 1)
+
+
+def as_picture(crop: Tensor) -> Image.Image:
+    """A uint8 crop `(C, H, W)` as an RGB picture: of more than three channels the first three, else the first in grey."""
+    shown = crop[:3] if len(crop) >= 3 else crop[:1].expand(3, -1, -1)
+    return rgb_picture(shown.permute(1, 2, 0))
+
+
+def rgb_picture(values: Tensor) -> Image.Image:
+    """uint8 values `(H, W, 3)` as an RGB picture."""
+    return Image.frombytes("RGB", (values.shape[1], values.shape[0]), values.cpu().contiguous().numpy().tobytes())
 
 
 def preprocessing_with(

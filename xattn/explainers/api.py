@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from xattn.data.images import ImageSource
+from xattn.data.images import ImageSource, Photographs
 from xattn.data.labels import as_plain
 from xattn.data.preprocessing import pixels
 from xattn.errors import ImageError, InputError, UnsupportedError
@@ -91,7 +92,7 @@ def explain(
     components = created(methods, signed=signed)
     if not untrained:
         refuse_untrained(classifier)
-    names, tensor, found_labels = _images(classifier, images)
+    names, tensor, found_labels, photographs = _images(classifier, images)
     rule = target_rule(classifier, target, THRESHOLD if threshold is None else threshold)
     if threshold is not None and not isinstance(rule, PredictedLabels):
         raise InputError("a threshold is for target 'predicted' of a multi-label classifier (multi_label=True): leave it out.")
@@ -127,7 +128,7 @@ def explain(
             pieces.append(maps_of_trace(trace, components, names[part], tensor[part]))
             log_reasons(pieces[-1].reasons, names[part], logged)
             shown.add(len(names[part]))
-    return joined(pieces)
+    return replace(joined(pieces), photographs=photographs)
 
 
 def refuse_no_classifier(given: object) -> None:
@@ -229,11 +230,12 @@ def refuse_wrong_images(classifier: Classifier, images: Tensor) -> None:
         )
 
 
-def _images(classifier: Classifier, images: Images) -> tuple[list[str], Tensor, list[Any] | None]:
+def _images(classifier: Classifier, images: Images) -> tuple[list[str], Tensor, list[Any] | None, Photographs | None]:
+    """Names, pixel space, labels and pictures of what is explained."""
     if hasattr(images, "__array__"):
         images = as_tensor(images, "images")
         refuse_wrong_images(classifier, images)
-        return [str(number) for number in range(len(images))], images.to(classifier.device), None
+        return [str(number) for number in range(len(images))], images.to(classifier.device), None, None
     source = images if isinstance(images, ImageSource) else ImageSource(images)
     crops, found = [], []
     for image in source.images:
@@ -244,4 +246,5 @@ def _images(classifier: Classifier, images: Images) -> tuple[list[str], Tensor, 
         except ImageError as error:
             raise ImageError(f"{image.path}: {error}. A study goes on without such an image; explain needs all of them.") from error
     labels = [image.label for image in found] if source.labelled else None
-    return [image.name for image in source.images], pixels(torch.stack(crops), classifier.device), labels
+    photographs = Photographs(source, classifier.preprocessing)
+    return [image.name for image in source.images], pixels(torch.stack(crops), classifier.device), labels, photographs

@@ -7,9 +7,12 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
-from xattn.explainers.base import MethodComponent, Need, is_signed
+from xattn.data.images import Photographs
+from xattn.data.preprocessing import Region, as_picture
+from xattn.explainers.base import MethodComponent, Need, is_signed, methods
 from xattn.explainers.reasons import reasons_of
 from xattn.explainers.trace import Trace
 from xattn.heads.base import HeadMaps
@@ -19,6 +22,7 @@ from xattn.metrics.targets import ClassTarget, Target
 from xattn.models.classifier import Classifier
 from xattn.models.layout import Stage
 from xattn.models.target_rules import Given
+from xattn.overlays import CMAP, SIGNED_CMAP, Interpolation, OverlayStyle, overlay
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class Maps(Mapping[str, Tensor]):
         stage: where features were taken; None for a network without a default stage.
         seed: of the run.
         head_maps: the maps of a head that has several, in their order; else None.
+        photographs: the pictures that were explained, if they came from files or a data set; None for tensors.
     """
 
     masks: dict[str, Tensor]
@@ -55,6 +60,7 @@ class Maps(Mapping[str, Tensor]):
     stage: Stage | None
     seed: int = 0
     head_maps: HeadMaps | None = None
+    photographs: Photographs | None = None
 
     @property
     def logits(self) -> Tensor:
@@ -91,6 +97,52 @@ class Maps(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self.masks)
 
+    def overlay(
+        self,
+        method: str,
+        *,
+        cmap: str | None = None,
+        alpha: float = 0.5,
+        interpolation: Interpolation = "bilinear",
+        contour: float | Sequence[float] = (),
+    ) -> list[Image.Image]:
+        """The maps of a method in colour over the photographs, each at its own size.
+
+        The resize and crop of the preprocessing are undone: a cell of the map lies where the network saw it, and what it did not see stays
+        as it is. Images that came as a tensor are shown as they are.
+
+        Args:
+            method: one of these maps'.
+            cmap: name of one of matplotlib's colour maps; None: inferno, and RdBu_r around zero for a signed method.
+            alpha: opacity of the colours, from 0 to 1.
+            interpolation: "bilinear", or "nearest", which shows the map's cells.
+            contour: a level in (0, 1), or several, at which the mask is outlined.
+
+        Raises:
+            InputError: an opacity or level that cannot be.
+            NameUnknownError: there is no such colour map or interpolation.
+            ImageError: a file that can no longer be read.
+
+        >>> import torch, xattn
+        >>> maps = xattn.explain(xattn.load("birds:gap", device="cpu"), torch.rand(1, 3, 64, 64))
+        >>> maps.overlay("grad-cam", alpha=0.4, contour=0.5)[0].size
+        (64, 64)
+        """
+        levels = (contour,) if isinstance(contour, (int, float)) else tuple(contour)
+        style = OverlayStyle(cmap, alpha, interpolation, levels)
+        self[method]  # refused if it is not there
+        chosen = SIGNED_CMAP if is_signed(method) else CMAP
+        maps = zip(self.raw[method], self._pictures(), strict=True)
+        return [overlay(picture, shown_values(raw, method), region, style, chosen) for raw, (picture, region) in maps]
+
+    def _pictures(self) -> Iterator[tuple[Image.Image, Region]]:
+        if self.photographs is not None:
+            yield from self.photographs.of(self.names)
+            return
+        for image in self.images:
+            picture = as_picture((image.detach() * 255).round().clamp(0, 255).to(torch.uint8))
+            yield picture, Region(0, 0, *picture.size)
+
     def part(self, start: int, stop: int, images: Tensor | None = None) -> Maps:
         """The maps of some of the images."""
         part = self if images is None else replace(self, images=images)
@@ -102,7 +154,7 @@ def _cut(value: Any, part: slice) -> Any:
         return {method: found[part] for method, found in value.items()}
     if isinstance(value, HeadMaps):
         return HeadMaps(value.weighted[part], value.shown[part])
-    return value if value is None or isinstance(value, (int, Stage)) else value[part]
+    return value if value is None or isinstance(value, (int, Stage, Photographs)) else value[part]
 
 
 def joined(pieces: Sequence[Maps]) -> Maps:
@@ -122,7 +174,29 @@ def _joined(values: Sequence[Any]) -> Any:
         return first.joined(values)
     if isinstance(first, Tensor):
         return torch.cat(list(values))
-    return first if first is None or isinstance(first, (int, Stage)) else tuple(name for value in values for name in value)
+    return first if first is None or isinstance(first, (int, Stage, Photographs)) else tuple(name for value in values for name in value)
+
+
+def shown_values(raw: Tensor, method: str, limits: tuple[float, float] | None = None) -> Tensor:
+    """What is drawn of a raw map, at its own resolution: its mask, or a signed map over its largest magnitude, with 0 at 0.5.
+
+    Args:
+        raw: `(h, w)`.
+        method: as rows name it.
+        limits: the values that become 0 and 1; None: the map's own.
+
+    Returns:
+        `(h, w)` float32 in [0, 1].
+    """
+    raw = raw.float()
+    if method in methods.entries and methods.entries[method].metadata.direct:
+        return raw
+    if is_signed(method):
+        limits = limits or (-float(raw.abs().max()), float(raw.abs().max()))
+        return ((raw / max(limits[1], torch.finfo(raw.dtype).tiny)).clamp(-1, 1) + 1) / 2
+    if limits is None or limits[0] == limits[1]:
+        return to_masks(raw[None], (raw.shape[0], raw.shape[1])).masks[0]
+    return ((raw - limits[0]) / (limits[1] - limits[0])).clamp(0, 1)
 
 
 def needs_of(components: Sequence[MethodComponent]) -> frozenset[Need]:

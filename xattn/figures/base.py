@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from xattn.errors import InputError
 from xattn.registry import Registry
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from xattn.figures.run_data import RunData
+    from xattn.figures.style import FigureStyle
+
+Data = Literal["maps", "scores"]
+MOST_IMAGES = 6
 
 
 @dataclass(frozen=True)
@@ -21,53 +25,97 @@ class FigureMetadata:
 
     Attributes:
         source: where such a figure was published; "" if it is common.
+        data: what it shows: "maps", a `RunData` of some images; or "scores", a `ScoreData` of all of them.
     """
 
     source: str = ""
+    data: Data = "maps"
 
 
-Draw = Callable[["RunData"], "Figure"]
-"""What runs hold for some images → a figure."""
+Draw = Callable[..., "Figure | list[Figure]"]
+"""What runs hold, and a style → a figure, or its pages."""
+
+Registered = TypeVar("Registered", bound=Callable[..., Any])
 
 kinds: Registry[FigureMetadata, Draw] = Registry("figure")
 
 
-def register(name: str, *, source: str = "") -> Callable[[Draw], Draw]:
-    """Decorator that registers a kind of figure: a function of what runs hold."""
-    return kinds.register(name, FigureMetadata(source))
+def register(name: str, *, source: str = "", data: Data = "maps") -> Callable[[Registered], Registered]:
+    """Decorator that registers a kind of figure: a function of what runs hold and a style, or a frozen dataclass of settings with one
+    `__call__(shown, style)`."""
+    return kinds.register(name, FigureMetadata(source, data))
 
 
-def figure(
+def pages(
     runs: Sequence[str | Path],
-    out: str | Path,
     kind: str = "grid",
     *,
     images: Sequence[str] | None = None,
+    count: int | None = None,
     methods: Sequence[str] | None = None,
+    metrics: Sequence[str] | None = None,
+    style: FigureStyle | None = None,
     moved_to: str | Path | Sequence[str | Path] | None = None,
-    dpi: int = 200,
-) -> None:
-    """Draws a figure from one or several runs.
+) -> list[Figure]:
+    """Draws a figure from one or several runs; of many pictures several pages.
 
     Args:
         runs: run folders.
-        out: `.pdf` (vector, fonts embedded), `.svg` or `.png`.
-        kind: "grid", "parts", …; `xattn list figures` shows all.
-        images: names as in the rows; the first six if None.
+        kind: "grid", "curves", …, with settings as `name:key=value`; `xattn list figures` shows all.
+        images: names as in the rows; None: for kinds of maps the first six, for kinds of scores all.
+        count: of images, from the first, where none are named.
         methods: names as in the rows; all if None.
+        metrics: for kinds of scores, names as in the rows; all if None.
+        style: width, font, colours, orientation, title; None: the default one.
         moved_to: where the pictures are now, a folder, a glob or files; they are told by name and content. None: where the runs found them.
-        dpi: resolution of a PNG.
 
     Raises:
-        InputError: a file ending that is not a format, pictures that are not there or are others, or runs that lack what the
-            kind shows.
-        NameUnknownError: there is no such kind, image or method.
+        InputError: pictures that are not there or are others, or runs that lack what the kind shows.
+        NameUnknownError: there is no such kind, image, method or metric.
     """
-    from xattn.figures.canvas import format_of, on_paper, save
-    from xattn.figures.run_data import read_runs
+    import matplotlib
+    from matplotlib.figure import Figure
 
-    draw = kinds.create(kind).instance
-    file = format_of(out)
-    found = read_runs(runs, images, methods, moved_to)
-    with on_paper():
-        save(draw(found), file, dpi)
+    from xattn.figures.run_data import read_runs
+    from xattn.figures.score_data import read_scores
+    from xattn.figures.style import FigureStyle
+
+    component, look = kinds.create(kind), style or FigureStyle()
+    if images is not None and count is not None:
+        raise InputError("images are named, or counted from the first: give one of the two.")
+    if component.metadata.data == "maps":
+        if metrics is not None:
+            raise InputError(f"a figure of kind '{kind}' shows maps, and no metrics: leave them out.")
+        found: Any = read_runs(runs, images, methods, count or MOST_IMAGES, moved_to)
+    else:
+        found = read_scores(runs, images, methods, metrics, count)
+    with matplotlib.rc_context(look.rc()):
+        drawn = component.instance(found, look)
+    return [drawn] if isinstance(drawn, Figure) else drawn
+
+
+def figure(runs: Sequence[str | Path], out: str | Path | None = None, kind: str = "grid", *, dpi: int = 300, **options: Any) -> Figure:
+    """Draws a figure from one or several runs, and writes it.
+
+    Args:
+        runs: run folders.
+        out: `.pdf` (vector, fonts embedded), `.svg` or `.png`; None: nothing is written.
+        kind: "grid", "curves", …; `xattn list figures` shows all.
+        dpi: resolution of a PNG.
+        options: of `pages`: `images`, `count`, `methods`, `metrics`, `style`.
+
+    Returns:
+        The figure; of several pages the first.
+
+    Raises:
+        InputError: a file ending that is not a format, or as `pages`.
+        NameUnknownError: as `pages`.
+    """
+    from xattn.figures.canvas import format_of, save
+
+    if out is not None:
+        format_of(out)
+    drawn = pages(runs, kind, **options)
+    if out is not None:
+        save(drawn, out, dpi)
+    return drawn[0]

@@ -1,14 +1,14 @@
-"""How figures are drawn: fonts, overlays, captions, files."""
+"""What figures of maps are made of: maps in colour over grey crops, captions, names of columns, files."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import torch
-from matplotlib import colormaps
+from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from torch import Tensor
@@ -17,18 +17,19 @@ from torch.nn import functional
 from xattn.errors import InputError
 from xattn.explainers.base import is_signed
 from xattn.explainers.base import methods as registry
-from xattn.figures.run_data import Column
+from xattn.explainers.maps import shown_values
+from xattn.figures.style import FigureStyle
 from xattn.metrics.masking import to_masks
 from xattn.metrics.values import is_value
+from xattn.overlays import CMAP, SIGNED_CMAP, blended
 from xattn.study.schema import StoredMap
 from xattn.text import shown
 
-COLOURS = "inferno"
-SIGNED_COLOURS = "RdBu_r"  # white at 0, blue below
+COLOURS, SIGNED_COLOURS = CMAP, SIGNED_CMAP
 COVER = 0.6  # opacity of the colour over the picture
-CELL_INCHES = 1.15
 FORMATS = (".pdf", ".svg", ".png")
 LUMINANCE = (0.299, 0.587, 0.114)
+UNDATED = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}  # the same data give the same bytes
 
 
 def format_of(out: str | Path) -> Path:
@@ -43,27 +44,34 @@ def format_of(out: str | Path) -> Path:
     return out
 
 
-def on_paper() -> Any:
-    """Fonts for papers, while a figure is drawn and saved."""
-    return matplotlib.rc_context(
-        {
-            "pdf.fonttype": 42,
-            "svg.fonttype": "path",
-            "svg.hashsalt": "xattn",  # ids that are the same every time
-            "font.size": 7,
-            "font.family": "DejaVu Sans",
-            "text.parse_math": False,  # a name with $ is a name
-        }
-    )
+def save(pages: Figure | Sequence[Figure], out: str | Path, dpi: int = 300) -> list[Path]:
+    """Writes the pages of a figure at their own size; the same figure gives the same bytes.
 
+    Args:
+        pages: from `pages` or `figure`.
+        out: `.pdf` (vector, fonts embedded, all pages in one file), `.svg` or `.png`, of several pages a file each: `name.png`,
+            `name-2.png`, ….
+        dpi: resolution of a PNG, and of what a vector format cannot hold otherwise.
 
-def save(figure: Figure, out: Path, dpi: int) -> None:
-    """Writes a figure; the same figure gives the same bytes."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    for text in figure.findobj(Text):
-        text.set_text(shown(text.get_text()))
-    undated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}  # the same data give the same bytes
-    figure.savefig(out, dpi=dpi, bbox_inches="tight", metadata=undated.get(out.suffix))
+    Returns:
+        The files.
+    """
+    file, several = format_of(out), [pages] if isinstance(pages, Figure) else list(pages)
+    ending = file.suffix.lower()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    for page in several:
+        for text in page.findobj(Text):
+            text.set_text(shown(text.get_text()))
+    with matplotlib.rc_context(FigureStyle().rc()):
+        if ending == ".pdf":
+            with PdfPages(file, metadata=UNDATED[ending]) as document:
+                for page in several:
+                    document.savefig(page, dpi=dpi)
+            return [file]
+        files = [file, *(file.with_name(f"{file.stem}-{number}{file.suffix}") for number in range(2, len(several) + 1))]
+        for page, place in zip(several, files, strict=True):
+            page.savefig(place, dpi=dpi, metadata=UNDATED.get(ending))
+    return files
 
 
 def shown_crop(crop: Tensor) -> Tensor:
@@ -101,11 +109,18 @@ def overlay(crop: Tensor, mask: Tensor, colours: str = COLOURS) -> Tensor:
     Returns:
         `(H, W, 3)` in [0, 1].
     """
-    colour = torch.as_tensor(colormaps[colours](mask.numpy())[..., :3], dtype=torch.float32)
-    return (1 - COVER) * grey(crop)[..., None] + COVER * colour
+    return blended(grey(crop)[..., None], mask, colours, COVER)
 
 
-def shown_map(crop: Tensor, stored: StoredMap, method: str, *, smooth: bool = True) -> Tensor:
+def shown_map(
+    crop: Tensor,
+    stored: StoredMap,
+    method: str,
+    *,
+    smooth: bool = True,
+    limits: tuple[float, float] | None = None,
+    colours: str | None = None,
+) -> Tensor:
     """A stored map in colour over the grey picture: its mask, or of a signed method the map around zero, over its largest magnitude.
 
     Args:
@@ -113,18 +128,23 @@ def shown_map(crop: Tensor, stored: StoredMap, method: str, *, smooth: bool = Tr
         stored: the map.
         method: as in the rows.
         smooth: enlarge it bilinearly; else each cell is one colour.
+        limits: the values that have the first and the last colour; None: the map's own.
+        colours: name of matplotlib's colour map; None: the method's own.
 
     Returns:
         `(H, W, 3)` in [0, 1].
     """
+    values = shown_values(stored.raw, method, limits)
     size = (crop.shape[1], crop.shape[2])
-    if not is_signed(method):
-        own = mask_of(stored, method, size if smooth else None)
-        return overlay(crop, own if smooth else sharp(own[..., None], size)[..., 0])
-    around = stored.raw / stored.raw.abs().max().clamp(min=torch.finfo(stored.raw.dtype).tiny)
     mode = {"mode": "bilinear", "align_corners": False} if smooth else {"mode": "nearest-exact"}
-    enlarged = functional.interpolate(around[None, None], size=size, **mode)[0, 0]
-    return overlay(crop, (enlarged + 1) / 2, SIGNED_COLOURS)
+    enlarged = functional.interpolate(values[None, None], size=size, **mode)[0, 0]
+    return overlay(crop, enlarged, colours or (SIGNED_COLOURS if is_signed(method) else COLOURS))
+
+
+def common_limits(found: Iterable[StoredMap]) -> tuple[float, float]:
+    """The lowest and the highest value of some maps."""
+    ends = [stored.raw.aminmax() for stored in found]
+    return min(float(end.min) for end in ends), max(float(end.max) for end in ends)
 
 
 def sharp(picture: Tensor, size: tuple[int, int]) -> Tensor:
@@ -133,57 +153,45 @@ def sharp(picture: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def note_below(stored: StoredMap, method: str) -> str:
-    """What is written below a map that is flagged; "" for another."""
+    """What is written over a map that is flagged; "" for another."""
     if not stored.about["degenerate"]:
         return ""
     return "nowhere positive" if is_signed(method) and bool(stored.raw.any()) else "no contrast"
 
 
-def show(axis: Any, picture: Tensor) -> None:
-    """Shows a picture `(H, W, 3)` without a frame and without smoothing."""
-    axis.imshow(picture.numpy(), interpolation="none")
-    axis.set_xticks([])
-    axis.set_yticks([])
-    for spine in axis.spines.values():
-        spine.set_visible(False)
+def is_control(method: str) -> bool:
+    """Whether a method, as rows name it, does not use the network."""
+    name = method.partition(":")[0]
+    return name in registry.entries and registry.entries[name].metadata.control
 
 
-def caption(
-    name: str,
-    columns: Sequence[Column],
-    maps: dict[tuple[str, str, str, str], StoredMap],
-    labels: dict[tuple[str, str], Sequence[str] | None],
-) -> str:
-    """The classifiers' answers for an image: in one line if all explain the same class, else one line each."""
-    answers: dict[tuple[str, str], dict[str, Any]] = {}
-    for (image, model, head, _), found in maps.items():
-        if image == name and (model, head) in {column[:2] for column in columns}:
-            answers.setdefault((model, head), found.about)
-    named = {key: _named(about, labels.get(key)) for key, about in answers.items()}
-    shares = sorted(f"{about['probability']:.2f}" for about in answers.values() if about["probability"] is not None)
-    if len(set(named.values())) == 1:
-        lines = [_with_probability(next(iter(named.values())), " to ".join(dict.fromkeys((shares[0], shares[-1]))) if shares else None)]
-    else:
-        lines = []
-    for key, about in answers.items():
-        heading = " · ".join(called(*key, columns))
-        if len(set(named.values())) > 1:
-            share = None if about["probability"] is None else f"{about['probability']:.2f}"
-            lines.append("\n".join(filter(None, [heading, _with_probability(named[key], share)])))
-        if about["predicted"] is not None and str(about["target"]).isdecimal() and str(about["predicted"]) != str(about["target"]):
-            lines.append(f"({heading + ' ' if len(answers) > 1 else ''}predicted {_class(about['predicted'], labels.get(key))})")
-    return "\n".join(lines)
+def caption(about: dict[str, Any], classes: Sequence[str] | None) -> str:
+    """What a classifier answers for an image: the class that is explained with its probability, and the predicted one if it is another.
 
-
-def _with_probability(name: str, share: str | None) -> str:
-    return name if share is None else f"{name}, p = {share}"
-
-
-def _named(about: dict[str, Any], classes: Sequence[str] | None) -> str:
-    """The name of a target, with the value that a regression gives."""
+    Args:
+        about: of a stored map.
+        classes: the classifier's names of classes.
+    """
     if is_value(about["target"]) and about["predicted"] is not None:
         return f"{about['target']}: {about['predicted']:.3g}"
-    return _class(about["target"], classes)
+    name = _class(about["target"], classes)
+    share = None if about["probability"] is None else probability(about["probability"])
+    is_class = about["predicted"] is not None and str(about["target"]).isdecimal()
+    if is_class and str(about["predicted"]) != str(about["target"]):
+        answer = f"{name}, {share}" if share else name
+        return f"{answer} (predicted: {_class(about['predicted'], classes)})"
+    name = f"predicted: {name}" if is_class else name
+    return f"{name}, {share}" if share else name
+
+
+def probability(p: float) -> str:
+    """A probability in two decimals, with no-break spaces.
+
+    >>> probability(0.831).replace("\u00a0", " "), probability(0.9999).replace("\u00a0", " ")
+    ('p = 0.83', 'p > 0.99')
+    """
+    text = "p > 0.99" if p > 0.995 else "p < 0.01" if p < 0.005 else f"p = {p:.2f}"
+    return text.replace(" ", "\u00a0")
 
 
 def _class(index: int | str | None, classes: Sequence[str] | None) -> str:
@@ -193,17 +201,16 @@ def _class(index: int | str | None, classes: Sequence[str] | None) -> str:
     return f"class {index}" if classes is None else classes[int(index)]
 
 
-def called(model: str, head: str, columns: Sequence[Column]) -> list[str]:
-    """What distinguishes a column's classifier: its model, its head, both or neither; a head in the model's name is not repeated."""
-    models, heads = ({column[place] for column in columns} for place in (0, 1))
-    shown = [_short(model)] * (len(models) > 1)
-    return shown if shown and head in shown[0] else shown + [broken(head)] * (len(heads) > 1)
+def called(model: str, head: str, others: Iterable[tuple[str, ...]]) -> str:
+    """What distinguishes a classifier from others: its model, its head, both or neither; a head in the model's name is not repeated.
 
-
-def broken(method: str) -> str:
-    """A method with its settings, broken into several lines."""
-    return method.replace(":", ":\n").replace(",", ",\n")
-
-
-def _short(model: str) -> str:
-    return model.rpartition(":")[2]
+    Args:
+        model: its name.
+        head: its head.
+        others: model and head of all, itself included; what follows them is not read.
+    """
+    keys = {other[:2] for other in others}
+    several_models, several_heads = (len({key[place] for key in keys}) > 1 for place in (0, 1))
+    short = model.rpartition(":")[2]
+    parts = [short] * several_models + [head] * (several_heads and not (several_models and head in short))
+    return " · ".join(parts)

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
-
 import torch
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.patches import Patch
 from torch import Tensor
 from torch.nn import functional
 
@@ -17,9 +12,13 @@ from xattn.birds.data import scene_of
 from xattn.data.preprocessing import Preprocessing
 from xattn.errors import InputError
 from xattn.figures.base import register
-from xattn.figures.canvas import CELL_INCHES, broken, called, caption, grey, note_below, sharp, show, shown_crop, shown_map, shown_title
-from xattn.figures.run_data import RunData
+from xattn.figures.canvas import grey, is_control, sharp, shown_crop, shown_title
+from xattn.figures.columns import CONTROLS, INPUT, captions_of, colour_bars, columns_once, headings_of, limits_of, map_panel
+from xattn.figures.matrix import Item, Lane, Legend, Panel, Swatches, matrix
+from xattn.figures.run_data import Column, RunData
+from xattn.figures.style import FigureStyle
 
+RANKED = "maps 1 2 3"
 MAP_COLOURS = {"map 1": "#ff0000", "map 2": "#00ff00", "map 3": "#0000ff"}
 PART_COLOURS = {"crest": "#e08214", "beak": "#f4e04d", "wing": "#35a7a0", "tail": "#9c6b3c", "legs": "#b07ad0"}  # none of the maps' hues
 
@@ -44,8 +43,7 @@ def true_parts(crop: Tensor, visible: Tensor) -> Tensor:
     """The parts `(5, H, W)` in colours over the grey crop `(C, H, W)`: `(H, W, 3)`."""
     shown = (0.35 + 0.5 * grey(crop))[..., None].repeat(1, 1, 3)
     for part, mask in zip(PARTS, visible, strict=True):
-        colour = PART_COLOURS[part].lstrip("#")
-        shown[mask] = torch.tensor([int(colour[at : at + 2], 16) / 255 for at in (0, 2, 4)])
+        shown[mask] = torch.tensor(_rgb(PART_COLOURS[part]))
     return shown
 
 
@@ -58,7 +56,7 @@ def seen_parts(scene: Scene, preprocessing: Preprocessing) -> Tensor:
 
 
 @register("parts", source="Gomez et al. 2021, Figs. 1, 3 and 5")
-def parts(shown: RunData) -> Figure:
+def parts(shown: RunData, style: FigureStyle) -> list[Figure]:
     """The maps of br-npa and b-cnn in red, green and blue, beside the maps of the methods, without smoothing.
 
     For exported SketchBirds pictures, the true parts are shown beside the maps.
@@ -68,65 +66,44 @@ def parts(shown: RunData) -> Figure:
     """
     if not shown.ranked:
         raise InputError("none of these runs has a head with several maps: run br-npa or b-cnn, or draw --kind grid.")
-    heads = list(dict.fromkeys(key[1:] for key in shown.ranked))
+    several_maps = {key[1:] for key in shown.ranked}
+    columns: list[Column] = []
+    for column in columns_once(shown.columns):
+        first = column[:2] not in {other[:2] for other in columns}
+        columns += [(*column[:2], RANKED)] * (first and column[:2] in several_maps and not is_control(column[2]))
+        columns.append(column)
     scenes = {name: None if path is None else scene_of(path) for name, path in shown.paths.items()}
     has_truth = any(scene is not None for scene in scenes.values())
-    width = 1 + has_truth + len(heads) + len(shown.columns)
-    captions = {name: caption(name, shown.columns, shown.maps, shown.labels) for name in shown.names}
-    lines = max(text.count("\n") for text in captions.values()) + 1.5
-    figure = Figure(
-        figsize=(CELL_INCHES * width, (CELL_INCHES + 0.13 * lines) * len(shown.names) + 0.5),
-        layout=ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.0),
-    )
-    axes = figure.subplots(len(shown.names), width, squeeze=False)
-    for row, name in enumerate(shown.names):
-        for axis, panel in zip(axes[row], _panels(shown, name, heads, scenes[name], has_truth), strict=True):
-            if panel.picture is None:
-                axis.set_axis_off()
-                continue
-            show(axis, panel.picture)
-            axis.set_xlabel(panel.below, fontsize=6, labelpad=2)
-            if row == 0:
-                axis.set_title(panel.title, fontsize=7)
-        axes[row][0].set_xlabel(captions[name], fontsize=6, labelpad=2)
-    style = {"fontsize": 6, "title_fontsize": 6, "frameon": False}
-    if has_truth:
-        true = [Patch(color=colour, label=part) for part, colour in PART_COLOURS.items()]
-        figure.legend(handles=true, loc="outside lower left", ncols=len(true), title="true parts", **style)
-    maps = [Patch(color=colour, label=label) for label, colour in MAP_COLOURS.items()]
-    title = "maps of a head, brighter where the features are strong; br-npa's by rank"
-    figure.legend(handles=maps, loc="outside lower right", ncols=3, title=title, **style)
-    return figure
+    crops = {name: next(crop for key, crop in shown.crops.items() if key[0] == name) for name in shown.names}
+    lanes = [Lane(INPUT, shown_title(crops[shown.names[0]])), *[Lane(INPUT, "true parts")] * has_truth]
+    lanes += [Lane(CONTROLS if is_control(method) else f"{model}\n{head}", method) for model, head, method in columns]
+    limits = limits_of(shown, columns, style)
+    items = []
+    for name in shown.names:
+        panels = [Panel(shown_crop(crops[name])), *[_true_panel(shown, name, scenes[name])] * has_truth]
+        for column in columns:
+            is_ranked = column[2] == RANKED
+            panels.append(
+                _ranked_panel(shown, name, column) if is_ranked else map_panel(shown, name, column, limits.get(column), style, smooth=False)
+            )
+        items.append(Item(panels, captions_of(shown, name, columns, alone=False)))
+    legends: list[Legend] = [Swatches("true parts", [(part, _rgb(colour)) for part, colour in PART_COLOURS.items()])] * has_truth
+    maps = "maps of a head, brighter where the features are strong; br-npa's by rank"
+    legends.append(Swatches(maps, [(name, _rgb(colour)) for name, colour in MAP_COLOURS.items()]))
+    others = [column for column in columns if column[2] != RANKED]
+    return matrix(lanes, items, headings_of(others, alone=False), [*legends, *colour_bars(others, style)], style)
 
 
-class _Panel(NamedTuple):
-    """A picture `(H, W, 3)`, or None if there is none, its title and the text below it."""
-
-    picture: Tensor | None
-    title: str
-    below: str = ""
+def _true_panel(shown: RunData, name: str, scene: Scene | None) -> Panel:
+    key = next(key for key in shown.crops if key[0] == name)
+    return Panel(None if scene is None else true_parts(shown.crops[key], seen_parts(scene, shown.preprocessing[key[1:]])))
 
 
-def _panels(shown: RunData, name: str, heads: Sequence[tuple[str, str]], scene: Scene | None, has_truth: bool) -> Iterator[_Panel]:
-    """One row of the figure."""
-    everyone = [*shown.columns, *((model, head, "") for model, head in heads)]
-    first = next(key for key in shown.maps if key[0] == name)[1:3]
-    crop = shown.crops[name, *first]
-    yield _Panel(shown_crop(crop).float() / 255, shown_title(crop))
-    if has_truth:
-        yield _Panel(None if scene is None else true_parts(crop, seen_parts(scene, shown.preprocessing[first])), "true parts")
-    for model, head in heads:
-        ranked = shown.ranked.get((name, model, head))
-        picture = None if ranked is None else sharp(coloured(ranked.raw), _size(shown.crops[name, model, head]))
-        yield _Panel(picture, "\n".join([*called(model, head, everyone), "maps 1 2 3"]))
-    for model, head, method in shown.columns:
-        title = "\n".join([*called(model, head, everyone), broken(method)])
-        found = shown.maps.get((name, model, head, method))
-        if found is None:
-            yield _Panel(None, title)
-            continue
-        yield _Panel(shown_map(shown.crops[name, model, head], found, method, smooth=False), title, note_below(found, method))
+def _ranked_panel(shown: RunData, name: str, column: Column) -> Panel:
+    found, crop = shown.ranked.get((name, *column[:2])), shown.crops[name, column[0], column[1]]
+    return Panel(None if found is None else sharp(coloured(found.raw), (crop.shape[1], crop.shape[2])))
 
 
-def _size(crop: Tensor) -> tuple[int, int]:
-    return crop.shape[1], crop.shape[2]
+def _rgb(colour: str) -> tuple[float, float, float]:
+    red, green, blue = (int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5))
+    return red, green, blue

@@ -17,8 +17,6 @@ from xattn.study.questions import picture_names, shown_names
 from xattn.study.schema import StoredMap, run_key
 from xattn.study.store import Store
 
-MOST_IMAGES = 6
-
 Column = tuple[str, str, str]
 
 
@@ -54,14 +52,16 @@ def read_runs(
     runs: Sequence[str | Path],
     images: Sequence[str] | None,
     methods: Sequence[str] | None,
+    count: int = 6,
     moved_to: str | Path | Sequence[str | Path] | None = None,
 ) -> RunData:
     """Reads from runs what a figure shows.
 
     Args:
         runs: run folders.
-        images: names as in the rows; the first six if None.
+        images: names as in the rows; the first ones if None.
         methods: names as in the rows; all if None.
+        count: of images, if none are named.
         moved_to: where the pictures are now; None: where the runs found them.
 
     Raises:
@@ -72,10 +72,10 @@ def read_runs(
     stores = [Store(run) for run in runs]
     about = [store.read_run() for store in stores]
     if moved_to is None:
-        sources = [_source(store, run) for store, run in zip(stores, about, strict=True)]
-        names = _chosen_images([[image.name for image in source.images] for source in sources], images)
+        sources = [source_of(store, run) for store, run in zip(stores, about, strict=True)]
+        names = _chosen_images([[image.name for image in source.images] for source in sources], images, count)
     else:
-        names = _chosen_images([picture_names_of(store) for store in stores], images)
+        names = _chosen_images([picture_names_of(store) for store in stores], images, count)
         sources = [moved_pictures(store, moved_to, names) for store in stores]
     _refuse_other_pictures(stores, names)
     maps: dict[tuple[str, str, str, str], StoredMap] = {}
@@ -108,7 +108,12 @@ def read_runs(
     return RunData(names, maps, ranked, crops, paths, preprocessing, labels)
 
 
-def _source(store: Store, run: dict[str, Any]) -> ImageSource:
+def source_of(store: Store, run: dict[str, Any]) -> ImageSource:
+    """The pictures of a run.
+
+    Raises:
+        InputError: they were in memory, or are no longer where the run found them.
+    """
     settings = run["settings"]["images"]
     origin = settings["origin"]
     if not origin:
@@ -122,14 +127,14 @@ def _source(store: Store, run: dict[str, Any]) -> ImageSource:
         ) from error
 
 
-def _chosen_images(of_runs: Sequence[Sequence[str]], asked: Sequence[str] | None) -> list[str]:
+def _chosen_images(of_runs: Sequence[Sequence[str]], asked: Sequence[str] | None, count: int) -> list[str]:
     known = list(of_runs[0])
     for others in map(set, of_runs[1:]):
         known = [name for name in known if name in others]
     if not known:
         raise InputError("no image is in all of these runs: draw them separately, or choose runs of the same images.")
     if asked is None:
-        return known[:MOST_IMAGES]
+        return known[:count]
     for name in asked:
         if name not in known:
             raise NameUnknownError("image in these runs", name, known)

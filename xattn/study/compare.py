@@ -43,6 +43,23 @@ def compare_runs(runs: Sequence[str | Path], against: str | None = None, *, with
     """
     stores = [Store(run) for run in runs]
     names = shown_names(stores)
+    rows, differing = joint_rows(stores, names)
+    table = comparison(rows, against, without_degenerate=without_degenerate)
+    unfinished = [str(store.folder) for store in stores if not store.finished]
+    notes = [f"{folder} is not finished: its part of the table is over the images done so far." for folder in unfinished]
+    return replace(table, notes=(*table.notes, *_deviations(stores, names), *differing, *notes, *_missing_shards(stores)))
+
+
+def joint_rows(stores: Sequence[Store], names: Sequence[Mapping[Key, str]]) -> tuple[pd.DataFrame, list[str]]:
+    """The rows of several runs as those of one, each value once, and notes on what differs between them.
+
+    Args:
+        stores: of the runs.
+        names: of their models in a joint table, from `shown_names`.
+
+    Raises:
+        InputError: as `compare_runs`.
+    """
     of_runs = [store.rows() for store in stores]
     pictures = picture_names(stores, [set(rows["image"]) for rows in of_runs])
     frames = []
@@ -52,11 +69,7 @@ def compare_runs(runs: Sequence[str | Path], against: str | None = None, *, with
     rows = pd.concat(frames, ignore_index=True)
     rows = rows.assign(target=rows["target"].astype(str))
     rows, other_targets = _one_target(rows)
-    differing = [*other_targets, *_differing(rows, stores)]
-    table = comparison(rows.drop_duplicates(KEYS), against, without_degenerate=without_degenerate)
-    unfinished = [str(store.folder) for store in stores if not store.finished]
-    notes = [f"{folder} is not finished: its part of the table is over the images done so far." for folder in unfinished]
-    return replace(table, notes=(*table.notes, *_deviations(stores, names), *differing, *notes, *_missing_shards(stores)))
+    return rows.drop_duplicates(KEYS), [*other_targets, *_differing(rows, stores)]
 
 
 def _deviations(stores: Sequence[Store], names: Sequence[Mapping[Key, str]]) -> list[str]:

@@ -110,7 +110,7 @@ class StoredMap:
     Attributes:
         raw: `(h, w)` float32, from float16; a map at the image's size is stored reduced unless the run saves maps. For a head's maps
             `(N, h, w)`.
-        about: target, label, predicted, probability and degenerate of its row.
+        about: target, target_rule, label, predicted, probability and degenerate of its row.
     """
 
     raw: Tensor
@@ -121,7 +121,7 @@ def stored_map(row: dict[str, Any]) -> StoredMap:
     """The raw map in a row."""
     shape = (row["height"], -1) if row["method"] is not None else (row["count"], row["height"], -1)
     raw = torch.frombuffer(bytearray(row["map"]), dtype=torch.float16).view(shape)
-    about = {key: row[key] for key in ("target", "label", "predicted", "probability", "degenerate")}
+    about = {key: row[key] for key in ("target", "target_rule", "label", "predicted", "probability", "degenerate")}
     if not is_value(row["target"]):
         about |= {key: None if row[key] is None else int(row[key]) for key in ("label", "predicted")}
     return StoredMap(raw.float() * row["scale"], about)

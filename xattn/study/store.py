@@ -46,6 +46,10 @@ class StoredCurve(NamedTuple):
     p: list[float]
 
 
+CurveKey = tuple[str, str, str, str, str, str]
+"""Image, model, head, method, metric and target."""
+
+
 class Store:
     """A run folder.
 
@@ -318,27 +322,35 @@ class Store:
             if row["method"] is not None and (chosen is None or row["method"] in chosen)
         }
 
+    def maps_by_part(self) -> Iterator[list[tuple[tuple[str, str, str, str], StoredMap]]]:
+        """All raw maps with their image, model, head and method, one part in memory at a time."""
+        for part in self.files.listed(PARTS, PART):
+            table = self._part(part)
+            rows = table.filter(pa.compute.and_(pa.compute.is_valid(table["map"]), pa.compute.is_valid(table["method"]))).to_pylist()
+            yield [((row["image"], row["model"], row["head"], row["method"]), stored_map(row)) for row in rows]
+
     def ranked(self, images: Iterable[str]) -> dict[tuple[str, str, str], StoredMap]:
         """Ranked maps `(N, h, w)` of some images, by image, model and head, for heads that have several maps."""
         return {(row["image"], row["model"], row["head"]): stored_map(row) for row in self._map_rows(images) if row["method"] is None}
 
-    def curves(self, images: Iterable[str] | None = None) -> dict[tuple[str, str, str, str, str, str], StoredCurve]:
+    def curves(self, images: Iterable[str] | None = None) -> dict[CurveKey, StoredCurve]:
         """The curves that metrics followed, by image, model, head, method, metric and target.
 
         A curve that several metrics follow is stored with the first of them, in the order of the run.
         """
+        return dict(self.each_curve(images))
+
+    def each_curve(self, images: Iterable[str] | None = None) -> Iterator[tuple[CurveKey, StoredCurve]]:
+        """`curves` one after the other, one part in memory at a time."""
         wanted = None if images is None else pa.array(sorted(set(images)))
-        found: dict[tuple[str, str, str, str, str, str], StoredCurve] = {}
         keys = ["image", "model", "head", "method", "metric", "target"]
         for table in self.tables():
             kept = table.select([*keys, "shares", "curve"]).filter(pa.compute.is_valid(table["curve"]))
             if wanted is not None:
                 kept = kept.filter(pa.compute.is_in(kept["image"], value_set=wanted))
             for row in kept.to_pylist():
-                found[row["image"], row["model"], row["head"], row["method"], row["metric"], row["target"]] = StoredCurve(
-                    row["shares"], row["curve"]
-                )
-        return found
+                key = (row["image"], row["model"], row["head"], row["method"], row["metric"], row["target"])
+                yield key, StoredCurve(row["shares"], row["curve"])
 
     def _map_rows(self, images: Iterable[str]) -> Iterator[dict[str, Any]]:
         wanted = set(images)

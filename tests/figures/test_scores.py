@@ -1,0 +1,119 @@
+"""Figures of scores show what the rows say: ranks, critical differences, curves, means."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from scipy import stats
+
+import xattn
+from xattn.figures import pages
+from xattn.figures.curves import band
+from xattn.figures.heat import decimals
+from xattn.figures.plots import looks
+from xattn.figures.ranks import critical_difference, holm, mean_ranks, ranking
+from xattn.figures.score_data import interpolated, read_scores
+from xattn.figures.style import FigureStyle
+from xattn.models import Classifier
+from xattn.study.store import Store
+
+# Demšar 2006, Table 5: critical values of the two-tailed Nemenyi test at 0.05, by the number of methods.
+NEMENYI = {2: 1.960, 3: 2.343, 4: 2.569, 5: 2.728, 6: 2.850, 7: 2.949, 8: 3.031, 9: 3.102, 10: 3.164}
+
+
+@pytest.mark.parametrize(("k", "q"), NEMENYI.items())
+def test_critical_differences_are_those_of_demsar_s_table(k: int, q: float) -> None:
+    assert critical_difference(k, 14) == pytest.approx(q * (k * (k + 1) / (6 * 14)) ** 0.5, abs=2e-3)
+
+
+@pytest.mark.parametrize("higher", [True, False])
+def test_mean_ranks_share_ties_as_scipy_s_do(higher: bool) -> None:
+    values = torch.randint(0, 4, (40, 5), generator=torch.Generator().manual_seed(0)).double()
+    wanted = stats.rankdata(-values.numpy() if higher else values.numpy(), axis=1).mean(axis=0)
+    assert mean_ranks(values, higher).tolist() == pytest.approx(wanted.tolist())
+
+
+def test_holm_s_adjustment_follows_its_steps() -> None:
+    p = [0.011, 0.02, 0.005, 0.9, float("nan")]
+    assert holm(p) == pytest.approx([0.044, 0.06, 0.025, 1.0, 1.0])
+
+
+def planted(n: int = 30) -> torch.Tensor:
+    """Three methods that do not differ, then two that are worse and do not differ from each other."""
+    noise = torch.randn(n, 5, generator=torch.Generator().manual_seed(0)).double()
+    return noise + torch.tensor([3.0, 3.0, 3.0, 0.0, 0.0])
+
+
+@pytest.mark.parametrize("test", ["nemenyi", "wilcoxon"])
+def test_methods_that_do_not_differ_are_joined_and_others_are_not(test: str) -> None:
+    found = ranking(list("abcde"), planted(), True, test)  # type: ignore[arg-type]
+    assert set(found.names[:3]) == set("abc")
+    assert found.cliques == [(0, 2), (3, 4)]
+    assert found.friedman == pytest.approx(stats.friedmanchisquare(*planted().T.tolist()).pvalue)
+    assert found.ranks == sorted(found.ranks)
+    turned = ranking(list("abcde"), planted(), False, test)  # type: ignore[arg-type]
+    assert set(turned.names[:2]) == set("de")
+
+
+def test_methods_that_are_all_equal_are_one_group() -> None:
+    found = ranking(list("abc"), torch.ones(8, 3), True)
+    assert (found.cliques, found.friedman, found.ranks) == ([(0, 2)], 1.0, [2.0, 2.0, 2.0])
+
+
+def test_the_band_is_the_student_t_interval_at_each_step() -> None:
+    p = torch.rand(12, 5, generator=torch.Generator().manual_seed(0)).double()
+    mean, low, high = band(p)
+    for step in range(5):
+        own = p[:, step].numpy()
+        ends = stats.t.interval(0.95, 11, own.mean(), stats.sem(own))
+        assert (float(mean[step]), float(low[step]), float(high[step])) == pytest.approx((own.mean(), *ends), abs=1e-6)
+
+
+def test_a_curve_at_other_steps_is_interpolated() -> None:
+    shares, p = torch.tensor([0.0, 0.5, 1.0]), torch.tensor([1.0, 0.0, 0.5])
+    assert interpolated(torch.tensor([0.0, 0.25, 0.75, 1.0]), shares, p).tolist() == [1.0, 0.5, 0.25, 0.5]
+
+
+def test_decimals_follow_the_intervals() -> None:
+    assert [decimals([half]) for half in (31.0, 3.1, 0.31, 0.031, 1e-9)] == [0, 1, 2, 3, 3]
+    assert decimals([float("nan")]) == 2
+
+
+def test_a_run_s_curves_are_those_it_scored(tiny: Classifier, folder: Path, tmp_path: Path) -> None:
+    metrics = ["insertion", "deletion", "insertion-correlation", "deletion:tolerance=2"]
+    xattn.Study([tiny], ["grad-cam", "random"], metrics, folder, tmp_path / "run", workers=0, progress=False).run()
+    shown = read_scores([tmp_path / "run"])
+    found = shown.curves()
+    assert {series[3] for series in found} == {
+        "insertion",
+        "deletion",
+        "deletion:tolerance=2.0",
+    }  # the correlation follows insertion's curve
+    for metric in ("insertion", "deletion"):
+        curves = found["tiny", "gap", "grad-cam", metric]
+        areas = 100 * torch.trapezoid(curves.p.double(), curves.shares.double(), dim=1)
+        rows = shown.rows[(shown.rows["metric"] == metric) & (shown.rows["method"] == "grad-cam")]
+        assert sorted(areas.tolist()) == pytest.approx(sorted(rows["value"]), abs=1e-4)
+    chosen = read_scores([tmp_path / "run"], methods=["random"], metrics=["deletion"], count=3)
+    assert {series: len(curves.p) for series, curves in chosen.curves().items()} == {("tiny", "gap", "random", "deletion"): 3}
+    twice = read_scores([tmp_path / "run", tmp_path / "run"])
+    assert len(twice.curves()["tiny", "gap", "random", "deletion"].p) == 10
+    drawn = pages([tmp_path / "run"], "curves")[0]
+    line = drawn.axes[0].get_lines()[0]
+    assert line.get_ydata()[0] == pytest.approx(float(found["tiny", "gap", "grad-cam", "insertion"].p.mean(dim=0)[0]), abs=1e-6)
+    assert Store(tmp_path / "run").curves().keys() == dict(Store(tmp_path / "run").each_curve()).keys()
+    heat = pages([tmp_path / "run"], "heat")[0]
+    means = shown.rows.groupby(["metric", "method"])["value"].mean()
+    written = [text.get_text() for text in heat.axes[0].texts]
+    for method in ("grad-cam", "random"):
+        assert any(text.startswith(f"{means['insertion', method]:.1f}"[:3]) for text in written)
+
+
+def test_looks_of_methods_differ_and_controls_are_grey() -> None:
+    methods = [f"m{number}" for number in range(12)] + ["random", "centre"]
+    found = looks(methods, FigureStyle())
+    assert len({(look.colour, look.dash) for look in found.values()}) == len(methods)
+    assert found["random"].colour == found["centre"].colour == "#888888"
+    assert len({look.colour for look in looks(methods[:3], FigureStyle(cmap="viridis")).values()}) == 3

@@ -1,0 +1,240 @@
+"""Critical-difference diagrams: the methods' mean ranks, and which of them do not differ."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from xattn.errors import InputError
+from xattn.figures.base import register
+from xattn.figures.plots import classifier_name, is_better_higher, metric_name
+from xattn.figures.score_data import ScoreData
+from xattn.figures.sheet import HEADING, NOTE, TEXT, TITLE, Sheet, text_height, text_width, wrapped
+from xattn.figures.style import FigureStyle
+from xattn.metrics.statistics import paired
+
+LEVEL = 0.05
+Test = Literal["nemenyi", "wilcoxon"]
+TESTS = {
+    "nemenyi": "Nemenyi's test, as in Demšar 2006",
+    "wilcoxon": "Wilcoxon signed-rank tests, adjusted by Holm 1979, as in Benavoli et al. 2016",
+}
+PAGE_HEIGHT, GAP, MARGIN = 235.0, 4.0, 0.5
+TICK, ROW, CLIQUE = 1.0, 3.2, 1.5  # millimetres
+
+
+class Ranking(NamedTuple):
+    """The methods of a classifier by a metric.
+
+    Attributes:
+        names: of the methods, best first.
+        ranks: mean rank of each, 1 is best.
+        friedman: p-value of Friedman's test that all have the same ranks; NaN of fewer than three methods.
+        critical: the critical difference of mean ranks; NaN where pairs are tested.
+        cliques: first and last place of each group of methods that do not differ, none within another.
+        n: images.
+    """
+
+    names: list[str]
+    ranks: list[float]
+    friedman: float
+    critical: float
+    cliques: list[tuple[int, int]]
+    n: int
+
+
+def mean_ranks(values: Tensor, higher: bool) -> Tensor:
+    """Mean over images of the rank of each method, 1 for the best; ties share the mean of their ranks: `(n, k)` → `(k,)`."""
+    signed = -values.double() if higher else values.double()
+    less = (signed[:, None, :] < signed[:, :, None]).sum(dim=2)
+    same = (signed[:, None, :] == signed[:, :, None]).sum(dim=2)
+    return (less + (same + 1) / 2).mean(dim=0)
+
+
+def critical_difference(methods: int, n: int) -> float:
+    """The difference of mean ranks from which two methods differ, by Nemenyi's test at 0.05.
+
+    Source: Demšar 2006, Sec. 3.2.2: `q·√(k(k+1)/(6n))`, q the Studentised range's quantile over √2.
+
+    >>> round(critical_difference(5, 30), 3)
+    1.114
+    """
+    from scipy.stats import studentized_range
+
+    q = float(studentized_range.ppf(1 - LEVEL, methods, math.inf)) / math.sqrt(2)
+    return q * math.sqrt(methods * (methods + 1) / (6 * n))
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """P-values of a family of tests, adjusted by Holm for the chance of any false one; NaN counts as 1.
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    order = sorted(range(len(p)), key=lambda place: 1.0 if math.isnan(p[place]) else p[place])
+    found, most = [1.0] * len(p), 0.0
+    for rank, place in enumerate(order):
+        most = max(most, min(1.0, (len(p) - rank) * (1.0 if math.isnan(p[place]) else p[place])))
+        found[place] = most
+    return found
+
+
+def ranking(names: Sequence[str], values: Tensor, higher: bool, test: Test = "nemenyi") -> Ranking:
+    """Ranks methods and says which do not differ.
+
+    Args:
+        names: of the methods.
+        values: `(n, k)`, finite: of each image by each method.
+        higher: whether higher is better.
+        test: which pairs are told apart by.
+    """
+    from scipy.stats import friedmanchisquare
+
+    n, k = values.shape
+    ranks = mean_ranks(values, higher)
+    order = sorted(range(k), key=lambda place: (float(ranks[place]), names[place]))
+    friedman = math.nan
+    if k > 2:
+        flat = bool((values == values[:, :1]).all())
+        friedman = 1.0 if flat else float(friedmanchisquare(*values.T.tolist()).pvalue)
+    critical = critical_difference(k, n) if test == "nemenyi" else math.nan
+    pairs = [(a, b) for a in range(k) for b in range(a + 1, k)]
+    if test == "nemenyi":
+        same = {pair: float((ranks[order[pair[1]]] - ranks[order[pair[0]]]).abs()) < critical for pair in pairs}
+    else:
+        p = holm([paired(values[:, order[a]], values[:, order[b]]).p for a, b in pairs])
+        same = {pair: value >= LEVEL for pair, value in zip(pairs, p, strict=True)}
+    return Ranking([names[place] for place in order], [float(ranks[place]) for place in order], friedman, critical, _cliques(same, k), n)
+
+
+def _cliques(same: dict[tuple[int, int], bool], k: int) -> list[tuple[int, int]]:
+    """The largest runs of neighbouring places of which no two differ."""
+    runs: list[tuple[int, int]] = []
+    for first in range(k):
+        last = first
+        while last + 1 < k and all(same[place, last + 1] for place in range(first, last + 1)):
+            last += 1
+        if last > first and not any(start <= first and last <= stop for start, stop in runs):
+            runs.append((first, last))
+    return runs
+
+
+@register("ranks", source="Demšar 2006, Fig. 1", data="scores")
+@dataclass(frozen=True)
+class Ranks:
+    """Critical-difference diagrams: mean ranks of the methods over images, with a bar over those that do not differ at 0.05.
+
+    Attributes:
+        test: "nemenyi", a critical difference of mean ranks (Demšar 2006); "wilcoxon", pairwise signed-rank tests adjusted by Holm, which
+            do not depend on the other methods (Benavoli et al. 2016).
+    """
+
+    test: Test = "nemenyi"
+
+    def __call__(self, shown: ScoreData, style: FigureStyle) -> list[Figure]:
+        """One diagram per classifier and metric.
+
+        Raises:
+            InputError: there are no two methods with values of the same images.
+        """
+        found = []
+        for classifier in shown.classifiers:
+            for metric in shown.metrics:
+                table = shown.values(classifier, metric).dropna()
+                if table.shape[1] < 2 or len(table) < 2:
+                    continue
+                values = torch.tensor(table.to_numpy(), dtype=torch.float64)
+                title = " · ".join(filter(None, [classifier_name(classifier, shown), metric_name(metric)]))
+                found.append((title, ranking([str(name) for name in table.columns], values, is_better_higher(metric), self.test)))
+        if not found:
+            raise InputError("ranks compare at least two methods on the same two images or more: the runs hold none.")
+        return _pages(found, self.test, style)
+
+
+def _pages(found: Sequence[tuple[str, Ranking]], test: Test, style: FigureStyle) -> list[Figure]:
+    """The diagrams in one column, or two on a wide page."""
+    columns = 2 if style.millimetres > 120 and len(found) > 1 else 1
+    width = (style.millimetres - 2 * MARGIN - (columns - 1) * GAP) / columns
+    note = f"Ranks over images, 1 is best; a bar joins methods that do not differ at {LEVEL:g} by {TESTS[test]}."
+    pages: list[Figure] = []
+    rows = [list(found[start : start + columns]) for start in range(0, len(found), columns)]
+    while rows:
+        sheet, y = Sheet(), MARGIN
+        if style.title:
+            sheet.text(style.millimetres / 2, y, [style.title], HEADING, ha="center", weight="bold")
+            y += text_height(1, HEADING) + 1
+        lines = wrapped(note, style.millimetres - 2 * MARGIN, NOTE)
+        first = True
+        while rows:
+            depth = max(_height(title, shown, width) for title, shown in rows[0])
+            if not first and y + depth + text_height(len(lines), NOTE) > PAGE_HEIGHT:
+                break
+            for place, (title, shown) in enumerate(rows.pop(0)):
+                _diagram(sheet, MARGIN + place * (width + GAP), y, width, title, shown)
+            y, first = y + depth + GAP, False
+        sheet.text(MARGIN, y - GAP / 2, lines)
+        pages.append(sheet.figure(style.millimetres, y - GAP / 2 + text_height(len(lines), NOTE) + MARGIN))
+    return pages
+
+
+def _heading(title: str, shown: Ranking, width: float) -> list[str]:
+    p = "" if math.isnan(shown.friedman) else f", Friedman p {'< 0.001' if shown.friedman < 0.001 else f'= {shown.friedman:.2g}'}"
+    return wrapped(f"{title}, n = {shown.n}{p}", width, TITLE)
+
+
+def _height(title: str, shown: Ranking, width: float) -> float:
+    above = text_height(len(_heading(title, shown, width)), TITLE) + (0.0 if math.isnan(shown.critical) else 3.4) + 4.2
+    return above + 1.0 + CLIQUE * len(shown.cliques) + ROW * -(-len(shown.names) // 2) + 1.0
+
+
+def _diagram(sheet: Sheet, x: float, y: float, width: float, title: str, shown: Ranking) -> None:
+    heading = _heading(title, shown, width)
+    sheet.text(x, y, heading, TITLE)
+    y += text_height(len(heading), TITLE)
+    k = len(shown.names)
+    labels = [f"{name}  {rank:.2f}" for name, rank in zip(shown.names, shown.ranks, strict=True)]
+    half = -(-k // 2)
+    side = min(0.38 * width, max(text_width(label, TEXT) for label in labels) + 1.6)
+    left, right = x + side, x + width - side
+
+    def at(rank: float) -> float:
+        return left + (right - left) * (rank - 1) / (k - 1)
+
+    if not math.isnan(shown.critical):
+        y += 2.4
+        end = at(1 + min(shown.critical, k - 1.0))
+        sheet.line(left, y, end, y)
+        for edge in (left, end):
+            sheet.line(edge, y - 0.6, edge, y + 0.6)
+        sheet.text(end + 1.0, y, [f"CD = {shown.critical:.2f}"], NOTE, va="center")
+        y += 1.0
+    y += 4.2
+    sheet.line(left, y, right, y, 0.6)
+    for tick in range(1, k + 1):
+        sheet.line(at(tick), y - TICK, at(tick), y, 0.6)
+        sheet.text(at(tick), y - TICK - 0.3, [str(tick)], NOTE, ha="center", va="bottom")
+    deepest = y + 1.0 + CLIQUE * len(shown.cliques)
+    for place, (start, stop) in enumerate(shown.cliques):
+        level = y + 1.2 + CLIQUE * place
+        sheet.line(at(shown.ranks[start]) - 0.5, level, at(shown.ranks[stop]) + 0.5, level, 2.0)
+    for place, (name, rank) in enumerate(zip(shown.names, shown.ranks, strict=True)):
+        is_left = place < half
+        row = place if is_left else k - 1 - place
+        level = deepest + ROW * (row + 0.5)
+        sheet.line(at(rank), y, at(rank), level)
+        sheet.line(at(rank), level, left - 0.5 if is_left else right + 0.5, level)
+        text = wrapped(f"{name}  {rank:.2f}" if is_left else f"{rank:.2f}  {name}", side - 1.0, TEXT)
+        settings: dict[str, Any] = {"va": "center", "ha": "right" if is_left else "left"}
+        sheet.text(
+            left - 1.0 if is_left else right + 1.0,
+            level,
+            text[:1] if len(text) == 1 else text[:2],
+            TEXT if len(text) == 1 else NOTE,
+            **settings,
+        )

@@ -1,0 +1,141 @@
+"""What runs hold of scores: rows, and the curves that metrics followed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from xattn.errors import InputError, NameUnknownError
+from xattn.study.compare import joint_rows
+from xattn.study.questions import picture_names, shown_names
+from xattn.study.store import Store
+
+Classifier = tuple[str, str]
+Series = tuple[str, str, str, str]
+
+
+@dataclass(frozen=True)
+class Curves:
+    """The target's probability of some images along a metric's curve.
+
+    Attributes:
+        shares: of the pixels changed, `(S,)`, from 0 to 1.
+        p: `(n, S)`.
+    """
+
+    shares: Tensor
+    p: Tensor
+
+
+@dataclass(frozen=True)
+class ScoreData:
+    """What runs hold of scores.
+
+    Attributes:
+        rows: one per value, with the columns of `scores.csv`.
+        stores: the run folders.
+    """
+
+    rows: pd.DataFrame
+    stores: Sequence[Store]
+
+    @property
+    def classifiers(self) -> list[Classifier]:
+        """Model and head of each classifier."""
+        return list(dict.fromkeys(zip(self.rows["model"], self.rows["head"], strict=True)))
+
+    @property
+    def methods(self) -> list[str]:
+        """The methods, in the order of the rows."""
+        return list(dict.fromkeys(self.rows["method"]))
+
+    @property
+    def metrics(self) -> list[str]:
+        """The metrics, in the order of the rows."""
+        return list(dict.fromkeys(self.rows["metric"]))
+
+    def values(self, classifier: Classifier, metric: str) -> pd.DataFrame:
+        """The values of a classifier's methods by a metric: a row per image and target, a column per method."""
+        model, head = classifier
+        found = self.rows[(self.rows["model"] == model) & (self.rows["head"] == head) & (self.rows["metric"] == metric)]
+        table: pd.DataFrame = found.pivot_table(index=["image", "target"], columns="method", values="value", sort=False, dropna=False)
+        return table[[method for method in self.methods if method in table.columns]]
+
+    def curves(self) -> dict[Series, Curves]:
+        """The curves by model, head, method and metric; several metrics that follow one curve have it under the first of them.
+
+        Curves of other steps than the first one's, as a tolerance leaves them, are interpolated linearly.
+        """
+        keys = ["image", "model", "head", "method", "metric", "target"]
+        wanted = set(self.rows[keys].itertuples(index=False, name=None))
+        shares: dict[Series, Tensor] = {}
+        found: dict[Series, list[Tensor]] = {}
+        names = shown_names(self.stores)
+        renamed = picture_names(self.stores, [set(store.rows()["image"]) if len(self.stores) > 1 else set() for store in self.stores])
+        for store, models, pictures in zip(self.stores, names, renamed, strict=True):
+            for (image, model, head, method, metric, target), curve in store.each_curve():
+                key = (pictures.get(image, image), models.get((model, head), model), head, method, metric, target)
+                if key not in wanted:
+                    continue
+                wanted.discard(key)
+                series = key[1:5]
+                of_curve, p = torch.tensor(curve.shares), torch.tensor(curve.p)
+                grid = shares.setdefault(series, of_curve)
+                found.setdefault(series, []).append(p if torch.equal(of_curve, grid) else interpolated(grid, of_curve, p))
+        return {series: Curves(shares[series], torch.stack(several)) for series, several in found.items()}
+
+
+def interpolated(at: Tensor, shares: Tensor, p: Tensor) -> Tensor:
+    """A curve at other shares, between its steps linearly; all one-dimensional and rising."""
+    after = torch.searchsorted(shares, at).clamp(1, len(shares) - 1)
+    low, high = shares[after - 1], shares[after]
+    weight = ((at - low) / (high - low)).clamp(0, 1)
+    return torch.lerp(p[after - 1], p[after], weight)
+
+
+def read_scores(
+    runs: Sequence[str | Path],
+    images: Sequence[str] | None = None,
+    methods: Sequence[str] | None = None,
+    metrics: Sequence[str] | None = None,
+    count: int | None = None,
+) -> ScoreData:
+    """Reads from runs what a figure of scores shows.
+
+    Args:
+        runs: run folders.
+        images: names as in the rows; all if None.
+        methods: names as in the rows; all if None.
+        metrics: names as in the rows; all if None.
+        count: of images, from the first, if none are named.
+
+    Raises:
+        RunError: a run folder that is damaged.
+        InputError: runs without scores, or that differ as `compare_runs` says.
+        NameUnknownError: an image, method or metric that is not in the runs.
+    """
+    stores = [Store(run) for run in runs]
+    rows, _ = joint_rows(stores, shown_names(stores))
+    if rows.empty:
+        raise InputError("these runs hold no scores: run with a --metric, or draw --kind grid.")
+    if count is not None and images is None:
+        images = list(dict.fromkeys(rows["image"]))[:count]
+    for column, asked in (("image", images), ("method", methods), ("metric", metrics)):
+        if asked is not None:
+            _refuse_unknown(column, asked, rows[column])
+            rows = rows[rows[column].isin(list(asked))]
+    if metrics is not None:  # in the order in which they were asked for
+        rows = pd.concat([rows[rows["metric"] == metric] for metric in metrics])
+    return ScoreData(rows.reset_index(drop=True), stores)
+
+
+def _refuse_unknown(kind: str, asked: Iterable[str], known: pd.Series) -> None:
+    names = set(known)
+    for name in asked:
+        if name not in names:
+            raise NameUnknownError(f"{kind} in these runs", name, names)
