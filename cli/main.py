@@ -12,6 +12,7 @@ from xattn import __version__
 from xattn.cli.demo import demo
 from xattn.cli.explain import explain
 from xattn.cli.options import PathOrURL
+from xattn.cli.report import report
 from xattn.cli.terminal import logged_lines, say
 from xattn.cli.train import train
 from xattn.errors import XattnError
@@ -41,6 +42,7 @@ def main() -> None:
 main.add_command(explain)
 main.add_command(train)
 main.add_command(demo)
+main.add_command(report)
 
 
 @main.command()

@@ -68,7 +68,7 @@ class Table:
             for key in KEYS if spreadsheet else ():
                 frame[key] = [neutral_cell(str(name)) for name in frame[key]]
             return str(frame.to_csv(index=False))
-        cells = self._shown(form)
+        cells = self.cells(form)
         if form == "markdown":
             return (
                 f"{cells.to_markdown(index=False, disable_numparse=True, colalign=['left'] * 3 + ['right'] * (cells.shape[1] - 3))}\n\n"
@@ -77,7 +77,8 @@ class Table:
         body = cells.to_latex(index=False, escape=False, column_format="l" * 3 + "r" * (cells.shape[1] - 3))
         return body + "".join(f"% {shown(note, keep='')}\n" for note in self.notes)
 
-    def _shown(self, form: Format) -> pd.DataFrame:
+    def cells(self, form: Format) -> pd.DataFrame:
+        """The cells of the table as text, escaped for the format: names, then mean [low, high] of each metric, then n and degenerate."""
         import pandas as pd
 
         latex = form == "latex"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,24 @@ from xattn.study.store import Store
 KEYS = ["image", "model", "head", "method", "metric", "target"]
 MACHINERY = {"batch_size": "batch size", "device": "device", "torch": "torch"}  # settings that change values by rounding alone
 AGREE = 0.01  # percent: largest difference of one value between runs that is not told
+
+
+@dataclass(frozen=True)
+class JoinedRuns:
+    """The rows of several runs, of which tables are made.
+
+    Attributes:
+        rows: with the columns of `scores.csv`; models and pictures have their names in the joint table.
+        notes: what a reader of any table must know of the runs.
+    """
+
+    rows: pd.DataFrame
+    notes: tuple[str, ...]
+
+    def table(self, against: str | None = None, *, without_degenerate: bool = False) -> Table:
+        """The comparison, as `compare_runs` describes it."""
+        table = comparison(self.rows, against, without_degenerate=without_degenerate)
+        return replace(table, notes=(*table.notes, *self.notes))
 
 
 def compare_runs(runs: Sequence[str | Path], against: str | None = None, *, without_degenerate: bool = False) -> Table:
@@ -40,6 +58,11 @@ def compare_runs(runs: Sequence[str | Path], against: str | None = None, *, with
             different labels, or are shards of different splits.
         RunError: a folder that is not a run.
     """
+    return join_runs(runs).table(against, without_degenerate=without_degenerate)
+
+
+def join_runs(runs: Sequence[str | Path]) -> JoinedRuns:
+    """The rows of several runs together; arguments and errors as of `compare_runs`."""
     stores = [Store(run) for run in runs]
     names = shown_names(stores)
     of_runs = [store.rows() for store in stores]
@@ -52,10 +75,9 @@ def compare_runs(runs: Sequence[str | Path], against: str | None = None, *, with
     rows = rows.assign(target=rows["target"].astype(str))
     rows, other_targets = _one_target(rows)
     differing = [*other_targets, *_differing(rows, stores)]
-    table = comparison(rows.drop_duplicates(KEYS), against, without_degenerate=without_degenerate)
     unfinished = [str(store.folder) for store in stores if not store.finished]
     notes = [f"{folder} is not finished: its part of the table is over the images done so far." for folder in unfinished]
-    return replace(table, notes=(*table.notes, *_deviations(stores, names), *differing, *notes, *_missing_shards(stores)))
+    return JoinedRuns(rows.drop_duplicates(KEYS), (*_deviations(stores, names), *differing, *notes, *_missing_shards(stores)))
 
 
 def _deviations(stores: Sequence[Store], names: Sequence[Mapping[Key, str]]) -> list[str]:

@@ -1,0 +1,83 @@
+"""The table of a report: that of `xattn compare`, once for each method as the reference."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from xattn.errors import InputError
+from xattn.metrics.tables import KEYS, OF_LABELS, Table, metadata_of
+from xattn.report.contents import Column
+from xattn.study.compare import join_runs
+from xattn.text import shown
+
+LAST = ("n", "degenerate_share")
+
+
+def compared(runs: Sequence[str | Path], columns: Sequence[Column]) -> dict[str, Any] | None:
+    """The table as the page takes it; None if the runs hold no scores.
+
+    Args:
+        runs: run folders.
+        columns: of the report, which rows of the table are linked with.
+    """
+    try:
+        joined = join_runs(runs)
+        table = joined.table()
+    except InputError as error:
+        if "no scores" not in str(error):
+            raise
+        return None
+    place = {column: number for number, column in enumerate(columns)}
+    plain, latex = table.cells("markdown"), table.cells("latex")
+    values = [*table.metrics, *(name for name in OF_LABELS if name in table.frame), *LAST]
+    methods = list(dict.fromkeys(table.frame["method"]))
+    return {
+        "columns": [_column(name, header) for name, header in zip(values, list(plain)[len(KEYS) :], strict=True)],
+        "rows": [
+            {
+                "place": place.get(Column(row["model"], row["head"], row["method"]), -1),
+                "names": [shown(str(row[key]), keep="") for key in KEYS],
+                "values": [_number(row[name]) for name in values],
+                "cells": list(plain.iloc[number][len(KEYS) :]),
+                "latex": list(latex.iloc[number]),
+            }
+            for number, (_, row) in enumerate(table.frame.iterrows())
+        ],
+        "latexHeader": list(latex),
+        "notes": list(map(_plain, table.notes)),
+        "references": {shown(method, keep=""): _against(joined.table(method)) for method in methods} if len(methods) > 1 else {},
+    }
+
+
+def _column(name: str, header: str) -> dict[str, Any]:
+    about: dict[str, Any] = {"name": name, "header": header, "better": None}
+    if name not in OF_LABELS and name not in LAST:
+        metadata = metadata_of(name)
+        about |= {"better": metadata.better, "unit": metadata.unit}
+    elif name in OF_LABELS:
+        about |= {"better": "higher" if name == "accuracy" else "lower"}
+    return about
+
+
+def _against(table: Table) -> dict[str, Any]:
+    """What a reference adds: differences and p of each metric, marked LaTeX cells, notes."""
+    latex = table.cells("latex")
+    rows = [row for _, row in table.frame.iterrows()]
+    return {
+        "difference": [[_number(row[f"{metric} difference"]) for metric in table.metrics] for row in rows],
+        "p": [[_number(row[f"{metric} p"]) for metric in table.metrics] for row in rows],
+        "latex": [list(latex.iloc[number]) for number in range(len(rows))],
+        "notes": list(map(_plain, table.notes)),
+    }
+
+
+def _plain(note: str) -> str:
+    return shown(note, keep="")
+
+
+def _number(value: Any) -> float | None:
+    number = float(value)
+    return number if math.isfinite(number) else None
