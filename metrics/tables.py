@@ -157,14 +157,16 @@ def comparison(rows: pd.DataFrame, against: str | None = None, *, without_degene
     flagged = rows["degenerate"].astype(bool)
     kept = rows[~flagged] if without_degenerate else rows
     left_out = len(rows[flagged].drop_duplicates([*KEYS, *EXPLAINED])) if without_degenerate else 0
+    values = dict(iter(kept.set_index(EXPLAINED).groupby([*KEYS, "metric"], sort=False)["value"]))
     lines = []
     for (model, head, method), group in rows.groupby(KEYS, sort=False):
         line: dict[str, object] = {"model": model, "head": head, "method": method}
         left = kept.loc[kept.index.intersection(group.index)]
         for metric in names:
-            line |= _columns(metric, _of_metric(left, metric))
+            own = values.get((model, head, method, metric))
+            line |= _columns(metric, _of_metric(own, metric))
             if against is not None:
-                line |= _tested(kept, str(model), str(head), str(method), metric, against)
+                line |= _tested(own, None if method == against else values.get((model, head, against, metric)), metric)
         images, all_images = left.drop_duplicates(EXPLAINED), group.drop_duplicates(EXPLAINED)
         line |= _of_labels(images)
         lines.append(line | {"n": len(images), "degenerate_share": float(flagged[all_images.index].mean())})
@@ -175,10 +177,13 @@ def comparison(rows: pd.DataFrame, against: str | None = None, *, without_degene
     return Table(frame, names, against, _notes(kept, frame, names, against, left_out))
 
 
-def _of_metric(rows: pd.DataFrame, metric: str) -> Interval:
+def _of_metric(values: pd.Series | None, metric: str) -> Interval:
     component = metrics.create(metric)
-    values = torch.tensor(rows.loc[rows["metric"] == metric, "value"].to_list(), dtype=torch.float64)
-    return aggregated(values, component.instance.aggregation, component.metadata.limits)
+    return aggregated(_tensor(values), component.instance.aggregation, component.metadata.limits)
+
+
+def _tensor(values: pd.Series | None) -> torch.Tensor:
+    return torch.tensor([] if values is None else values.to_list(), dtype=torch.float64)
 
 
 def _of_labels(images: pd.DataFrame) -> dict[str, object]:
@@ -200,16 +205,16 @@ def _columns(name: str, interval: Interval) -> dict[str, object]:
     return {name: interval.mean, f"{name} low": interval.low, f"{name} high": interval.high}
 
 
-def _tested(rows: pd.DataFrame, model: str, head: str, method: str, metric: str, against: str) -> dict[str, object]:
-    if method == against:
+def _tested(values: pd.Series | None, reference: pd.Series | None, metric: str) -> dict[str, object]:
+    """Values against those of the reference, both by what they explain; NaN where there is none."""
+    if values is None or reference is None:
         return {f"{metric} difference": math.nan, f"{metric} p": math.nan}
     import pandas as pd
 
-    here = rows[(rows["model"] == model) & (rows["head"] == head) & (rows["metric"] == metric)].set_index(EXPLAINED)
-    pairs = {name: here.loc[here["method"] == name, "value"] for name in (method, against)}
-    both = pd.concat(pairs, axis=1, join="inner")
-    values, reference = (torch.tensor(both[name].to_list(), dtype=torch.float64) for name in (method, against))
-    found = paired(values, reference)
+    if not values.index.equals(reference.index):
+        both = pd.concat({"values": values, "reference": reference}, axis=1, join="inner")
+        values, reference = both["values"], both["reference"]
+    found = paired(_tensor(values), _tensor(reference))
     return {f"{metric} difference": found.difference.mean, f"{metric} p": found.p}
 
 

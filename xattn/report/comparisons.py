@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from xattn.errors import InputError
-from xattn.metrics.tables import KEYS, OF_LABELS, Table, metadata_of
+from xattn.metrics.tables import KEYS, OF_LABELS, Table, comparison, metadata_of
 from xattn.report.contents import Column
-from xattn.study.compare import join_runs
+from xattn.study.compare import compare_runs, joint_rows
+from xattn.study.questions import shown_names
+from xattn.study.store import Store
 from xattn.text import shown
 
 LAST = ("n", "degenerate_share")
@@ -23,13 +25,15 @@ def compared(runs: Sequence[str | Path], columns: Sequence[Column]) -> dict[str,
         runs: run folders.
         columns: of the report, which rows of the table are linked with.
     """
+    stores = [Store(run) for run in runs]
     try:
-        joined = join_runs(runs)
-        table = joined.table()
+        table = compare_runs(runs)
     except InputError as error:
         if "no scores" not in str(error):
             raise
         return None
+    rows, _ = joint_rows(stores, shown_names(stores))
+    of_runs = table.notes[len(comparison(rows).notes) :]
     place = {column: number for number, column in enumerate(columns)}
     plain, latex = table.cells("markdown"), table.cells("latex")
     values = [*table.metrics, *(name for name in OF_LABELS if name in table.frame), *LAST]
@@ -39,7 +43,7 @@ def compared(runs: Sequence[str | Path], columns: Sequence[Column]) -> dict[str,
         "rows": [
             {
                 "place": place.get(Column(row["model"], row["head"], row["method"]), -1),
-                "names": [shown(str(row[key]), keep="") for key in KEYS],
+                "names": [_plain(str(row[key])) for key in KEYS],
                 "values": [_number(row[name]) for name in values],
                 "cells": list(plain.iloc[number][len(KEYS) :]),
                 "latex": list(latex.iloc[number]),
@@ -48,7 +52,7 @@ def compared(runs: Sequence[str | Path], columns: Sequence[Column]) -> dict[str,
         ],
         "latexHeader": list(latex),
         "notes": list(map(_plain, table.notes)),
-        "references": {shown(method, keep=""): _against(joined.table(method)) for method in methods} if len(methods) > 1 else {},
+        "references": {_plain(method): _against(comparison(rows, method), of_runs) for method in methods if len(methods) > 1},
     }
 
 
@@ -62,7 +66,7 @@ def _column(name: str, header: str) -> dict[str, Any]:
     return about
 
 
-def _against(table: Table) -> dict[str, Any]:
+def _against(table: Table, of_runs: Sequence[str]) -> dict[str, Any]:
     """What a reference adds: differences and p of each metric, marked LaTeX cells, notes."""
     latex = table.cells("latex")
     rows = [row for _, row in table.frame.iterrows()]
@@ -70,12 +74,12 @@ def _against(table: Table) -> dict[str, Any]:
         "difference": [[_number(row[f"{metric} difference"]) for metric in table.metrics] for row in rows],
         "p": [[_number(row[f"{metric} p"]) for metric in table.metrics] for row in rows],
         "latex": [list(latex.iloc[number]) for number in range(len(rows))],
-        "notes": list(map(_plain, table.notes)),
+        "notes": list(map(_plain, (*table.notes, *of_runs))),
     }
 
 
-def _plain(note: str) -> str:
-    return shown(note, keep="")
+def _plain(text: str) -> str:
+    return shown(text, keep="")
 
 
 def _number(value: Any) -> float | None:

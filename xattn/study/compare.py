@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +20,6 @@ from xattn.study.store import Store
 KEYS = ["image", "model", "head", "method", "metric", "target"]
 MACHINERY = {"batch_size": "batch size", "device": "device", "torch": "torch"}  # settings that change values by rounding alone
 AGREE = 0.01  # percent: largest difference of one value between runs that is not told
-
-
-@dataclass(frozen=True)
-class JoinedRuns:
-    """The rows of several runs, of which tables are made.
-
-    Attributes:
-        rows: with the columns of `scores.csv`; models and pictures have their names in the joint table.
-        notes: what a reader of any table must know of the runs.
-    """
-
-    rows: pd.DataFrame
-    notes: tuple[str, ...]
-
-    def table(self, against: str | None = None, *, without_degenerate: bool = False) -> Table:
-        """The comparison, as `compare_runs` describes it."""
-        table = comparison(self.rows, against, without_degenerate=without_degenerate)
-        return replace(table, notes=(*table.notes, *self.notes))
 
 
 def compare_runs(runs: Sequence[str | Path], against: str | None = None, *, without_degenerate: bool = False) -> Table:
@@ -58,13 +40,25 @@ def compare_runs(runs: Sequence[str | Path], against: str | None = None, *, with
             different labels, or are shards of different splits.
         RunError: a folder that is not a run.
     """
-    return join_runs(runs).table(against, without_degenerate=without_degenerate)
-
-
-def join_runs(runs: Sequence[str | Path]) -> JoinedRuns:
-    """The rows of several runs together; arguments and errors as of `compare_runs`."""
     stores = [Store(run) for run in runs]
     names = shown_names(stores)
+    rows, differing = joint_rows(stores, names)
+    table = comparison(rows, against, without_degenerate=without_degenerate)
+    unfinished = [str(store.folder) for store in stores if not store.finished]
+    notes = [f"{folder} is not finished: its part of the table is over the images done so far." for folder in unfinished]
+    return replace(table, notes=(*table.notes, *_deviations(stores, names), *differing, *notes, *_missing_shards(stores)))
+
+
+def joint_rows(stores: Sequence[Store], names: Sequence[Mapping[Key, str]]) -> tuple[pd.DataFrame, list[str]]:
+    """The rows of several runs as those of one, each value once, and notes on what differs between them.
+
+    Args:
+        stores: of the runs.
+        names: of their models in a joint table, from `shown_names`.
+
+    Raises:
+        InputError: as `compare_runs`.
+    """
     of_runs = [store.rows() for store in stores]
     pictures = picture_names(stores, [set(rows["image"]) for rows in of_runs])
     frames = []
@@ -74,10 +68,7 @@ def join_runs(runs: Sequence[str | Path]) -> JoinedRuns:
     rows = pd.concat(frames, ignore_index=True)
     rows = rows.assign(target=rows["target"].astype(str))
     rows, other_targets = _one_target(rows)
-    differing = [*other_targets, *_differing(rows, stores)]
-    unfinished = [str(store.folder) for store in stores if not store.finished]
-    notes = [f"{folder} is not finished: its part of the table is over the images done so far." for folder in unfinished]
-    return JoinedRuns(rows.drop_duplicates(KEYS), (*_deviations(stores, names), *differing, *notes, *_missing_shards(stores)))
+    return rows.drop_duplicates(KEYS), [*other_targets, *_differing(rows, stores)]
 
 
 def _deviations(stores: Sequence[Store], names: Sequence[Mapping[Key, str]]) -> list[str]:

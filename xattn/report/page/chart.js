@@ -21,7 +21,12 @@ function lineChart(title, lines, { mark = null, small = false } = {}) {
   }
   root.append(
     svg("text", { class: "axis", x: (x(0) + x(1)) / 2, y: height - 6, "text-anchor": "middle", text: "pixels changed" }),
-    svg("text", { class: "axis", transform: `translate(11 ${(y(0) + y(1)) / 2}) rotate(-90)`, "text-anchor": "middle", text: "probability" }),
+    svg("text", {
+      class: "axis",
+      transform: `translate(11 ${(y(0) + y(1)) / 2}) rotate(-90)`,
+      "text-anchor": "middle",
+      text: "probability",
+    }),
   );
   for (const line of [...lines].sort((a, b) => Boolean(a.strong) - Boolean(b.strong))) {
     let path = "";
@@ -35,7 +40,9 @@ function lineChart(title, lines, { mark = null, small = false } = {}) {
       pen = "L";
     });
     const dashed = line.place >= 8 ? " dashed" : "";
-    root.append(svg("path", { d: path, class: `line colour${(line.place % 8) + 1}${dashed}${line.strong ? " strong" : chosen ? " pale" : ""}` }));
+    root.append(
+      svg("path", { d: path, class: `line colour${(line.place % 8) + 1}${dashed}${line.strong ? " strong" : chosen ? " pale" : ""}` }),
+    );
   }
   if (mark) {
     root.append(svg("line", { class: "mark", x1: x(mark.share), x2: x(mark.share), y1: y(0), y2: y(1) }));
@@ -47,9 +54,20 @@ function lineChart(title, lines, { mark = null, small = false } = {}) {
 function legend(lines) {
   const list = el("ul", { class: "legend" });
   for (const line of lines) {
-    const swatch = svg("svg", { viewBox: "0 0 22 8", "aria-hidden": "true" },
-      svg("path", { d: "M1 4L21 4", class: `line colour${(line.place % 8) + 1}${line.place >= 8 ? " dashed" : ""} strong` }));
-    list.append(el("li", { class: line.strong ? "chosen" : "" }, swatch, el("span", { text: line.name }), line.note ? el("span", { class: "number", text: line.note }) : null));
+    const swatch = svg(
+      "svg",
+      { viewBox: "0 0 22 8", "aria-hidden": "true" },
+      svg("path", { d: "M1 4L21 4", class: `line colour${(line.place % 8) + 1}${line.place >= 8 ? " dashed" : ""} strong` }),
+    );
+    list.append(
+      el(
+        "li",
+        { class: line.strong ? "chosen" : "" },
+        swatch,
+        el("span", { text: line.name }),
+        line.note ? el("span", { class: "number", text: line.note }) : null,
+      ),
+    );
   }
   return list;
 }

@@ -72,6 +72,10 @@ function columnLabel(number) {
   return severalClassifiers ? `${classifierName(about.classifier)} · ${about.method}` : about.method;
 }
 
+// Of a column's method among all methods, for its colour in charts.
+const methods = [...new Set(index.columns.map((column) => column.method))];
+const methodPlace = (column) => methods.indexOf(index.columns[column].method);
+
 const columnNamed = (name) => index.columns.findIndex((_, number) => columnName(number) === name);
 
 // Where every label of a picture is explained, the label is part of the name.
@@ -103,8 +107,14 @@ function answerOf(classifier, item) {
   const answers = index.answers[classifier];
   const [target, label, predicted] = [answers.target[item], answers.label[item], answers.predicted[item]];
   const ofClasses = target !== null && !target.includes("value ");
-  return { target, label, predicted, probability: answers.probability[item], ofClasses,
-    mistake: ofClasses && label !== null && predicted !== null ? label !== predicted : null };
+  return {
+    target,
+    label,
+    predicted,
+    probability: answers.probability[item],
+    ofClasses,
+    mistake: ofClasses && label !== null && predicted !== null ? label !== predicted : null,
+  };
 }
 
 function written(value, digits = 2) {

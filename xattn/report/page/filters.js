@@ -17,8 +17,17 @@ function classOptions(classifier) {
 }
 
 function orderOptions() {
-  const metrics = index.metrics.map((metric) => [`metric:${metric.name}`, metric.symbol === metric.name ? metric.name : `${metric.name} (${metric.symbol})`]);
-  return [["", "as in the run"], ["name", "name"], ["probability", "probability of the target"], ...metrics, ...(index.columns.length > 1 ? [["apart", "disagreement"]] : [])];
+  const metrics = index.metrics.map((metric) => [
+    `metric:${metric.name}`,
+    metric.symbol === metric.name ? metric.name : `${metric.name} (${metric.symbol})`,
+  ]);
+  return [
+    ["", "as in the run"],
+    ["name", "name"],
+    ["probability", "probability of the target"],
+    ...metrics,
+    ...(index.columns.length > 1 ? [["apart", "disagreement"]] : []),
+  ];
 }
 
 function keyOf(order, column) {
@@ -33,7 +42,18 @@ let selected = [];
 
 // Indices of the pictures that are shown, in order.
 function selection() {
-  const key = JSON.stringify([state.search, state.cls, state.answers, state.flagged, state.apart, state.order, state.falling, state.column, state.other, state.hiddenMethods]);
+  const key = JSON.stringify([
+    state.search,
+    state.cls,
+    state.answers,
+    state.flagged,
+    state.apart,
+    state.order,
+    state.falling,
+    state.column,
+    state.other,
+    state.hiddenMethods,
+  ]);
   if (key === selectionKey) return selected;
   const classifier = index.columns.length ? index.columns[state.column].classifier : 0;
   const wanted = state.search.toLowerCase();
@@ -51,12 +71,16 @@ function selection() {
     found.push(item);
   }
   const turned = state.falling ? -1 : 1;
-  if (state.order === "name") found.sort((a, b) => -turned * (index.names[a] < index.names[b] ? -1 : index.names[a] > index.names[b] ? 1 : 0));
+  if (state.order === "name")
+    found.sort((a, b) => -turned * (index.names[a] < index.names[b] ? -1 : index.names[a] > index.names[b] ? 1 : 0));
   else {
     const read = keyOf(state.order, state.column);
     if (read) {
       const values = new Map(found.map((item) => [item, read(item)]));
-      found.sort((a, b) => last(values.get(a), values.get(b)) || (Number.isNaN(values.get(a)) ? 0 : turned * (values.get(a) - values.get(b))) || a - b);
+      found.sort(
+        (a, b) =>
+          last(values.get(a), values.get(b)) || (Number.isNaN(values.get(a)) ? 0 : turned * (values.get(a) - values.get(b))) || a - b,
+      );
     } else if (!state.falling) found.reverse();
   }
   [selectionKey, selected] = [key, found];
@@ -69,18 +93,58 @@ function filterControls() {
   const classes = classOptions(classifier);
   const labelled = index.answers[classifier].label.some((label) => label !== null);
   const search = el("input", { type: "search", id: "search", value: state.search, oninput: () => filtered({ search: search.value }) });
-  return el("fieldset", { class: "controls" },
-    el("legend", { text: "Pictures" }),
+  return controlBox(
+    "Filter",
     el("label", { class: "field" }, el("span", { text: "Name holds" }), search),
     classes.length
-      ? choice("Class", [["", "all"], ...classes.map(([value, name, n]) => [value, `${name} (${n})`])], state.cls, (cls) => filtered({ cls }), { id: "class" })
+      ? choice(
+          "Class",
+          [["", "all"], ...classes.map(([value, name, n]) => [value, `${name} (${n})`])],
+          state.cls,
+          (cls) => filtered({ cls }),
+          { id: "class" },
+        )
       : null,
-    labelled ? choice("Answers", [["all", "all"], ["mistakes", "mistakes"], ["right", "right"]], state.answers, (answers) => filtered({ answers }), { id: "answers" }) : null,
-    choice("Degenerate maps", [["all", "all"], ["this", "of this method"], ["any", "of any method"], ["none", "none"]], state.flagged, (flagged) => filtered({ flagged }), { id: "flagged" }),
+    labelled
+      ? choice(
+          "Answers",
+          [
+            ["all", "all"],
+            ["mistakes", "mistakes"],
+            ["right", "right"],
+          ],
+          state.answers,
+          (answers) => filtered({ answers }),
+          { id: "answers" },
+        )
+      : null,
+    choice(
+      "Degenerate maps",
+      [
+        ["all", "all"],
+        ["this", "of this method"],
+        ["any", "of any method"],
+        ["none", "none"],
+      ],
+      state.flagged,
+      (flagged) => filtered({ flagged }),
+      { id: "flagged" },
+    ),
     index.columns.length > 1
-      ? slider("Disagreement from", [0, 1.5, 0.05], state.apart, (value) => value.toFixed(2), (apart) => filtered({ apart }), { id: "apart", title: "1 − r of the masks, on a grid of 14 × 14" })
+      ? slider(
+          "Disagreement from",
+          [0, 1.5, 0.05],
+          state.apart,
+          (value) => value.toFixed(2),
+          (apart) => filtered({ apart }),
+          { id: "apart", title: "1 − r of the masks, on a grid of 14 × 14" },
+        )
       : null,
     choice("Order", orderOptions(), state.order, (order) => filtered({ order }), { id: "order" }),
-    button(state.falling ? "↓" : "↑", () => change({ falling: !state.falling, page: 0 }), { id: "falling", "aria-label": state.falling ? "Highest first; turn the order" : "Lowest first; turn the order", title: "Turn the order" }),
+    button(state.falling ? "↓" : "↑", () => change({ falling: !state.falling, page: 0 }), {
+      id: "falling",
+      "aria-label": state.falling ? "Highest first; turn the order" : "Lowest first; turn the order",
+      title: "Turn the order",
+    }),
   );
 }

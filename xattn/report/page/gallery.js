@@ -9,7 +9,12 @@ function renderGallery(main) {
   }
   main.append(
     el("h2", { text: "Pictures" }),
-    el("div", { class: "panel" }, filterControls(), mapControls(() => redrawMaps(main))),
+    el(
+      "div",
+      { class: "panel" },
+      filterControls(),
+      mapControls(() => redrawMaps(main)),
+    ),
     el("div", { class: "bar", id: "pager" }),
     el("div", { id: "cards", class: "cards" }),
     el("div", { class: "bar", id: "pager-below" }),
@@ -57,8 +62,23 @@ function pager(shown, most, first) {
   if (first) {
     parts.push(
       el("span", { class: "space" }),
-      choice("Show", [["one", "one method"], ["all", "all methods"]], state.layout, (layout) => change({ layout, page: 0 }), { id: "layout" }),
-      choice("Per page", ["24", "48", "96"].map((size) => [size, size]), String(state.size), (size) => change({ size: Number(size), page: 0 }, renderPage), { id: "size" }),
+      choice(
+        "Show",
+        [
+          ["one", "one method"],
+          ["all", "all methods"],
+        ],
+        state.layout,
+        (layout) => change({ layout, page: 0 }),
+        { id: "layout" },
+      ),
+      choice(
+        "Per page",
+        ["24", "48", "96"].map((size) => [size, size]),
+        String(state.size),
+        (size) => change({ size: Number(size), page: 0 }, renderPage),
+        { id: "size" },
+      ),
     );
   }
   return parts;
@@ -87,13 +107,21 @@ function cardOf(item) {
   const classifier = index.columns[state.column].classifier;
   const metric = shownMetric();
   const note = mapNote(state.column, item);
-  const shown = state.order === "apart" ? `disagreement ${written(disagreementOf(item, state.column, state.other))}` : metric >= 0 ? `${index.metrics[metric].symbol} ${written(score(state.column, metric, item))}` : "";
-  return el("button", { type: "button", class: "card", "data-item": item, onclick: () => open(item, state.column) },
+  const shown =
+    state.order === "apart"
+      ? `disagreement ${written(disagreementOf(item, state.column, state.other))}`
+      : metric >= 0
+        ? `${index.metrics[metric].symbol} ${written(score(state.column, metric, item))}`
+        : "";
+  return el(
+    "button",
+    { type: "button", class: "card", "data-item": item, onclick: () => open(item, state.column) },
     el("span", { class: "frame", "data-column": state.column, "data-ratio": ratioOf(state.column) }),
     el("span", { class: "name", text: index.names[item], title: index.names[item] }),
     answerLine(classifier, item),
     el("span", { class: "score number", text: shown }),
-    note ? el("span", { class: "flag", text: note, title: note }) : null);
+    note ? el("span", { class: "flag", text: note, title: note }) : null,
+  );
 }
 
 function ratioOf(column) {
@@ -104,15 +132,34 @@ function ratioOf(column) {
 function rowOf(item) {
   const metric = shownMetric();
   const classifier = index.columns[state.column].classifier;
-  return el("article", { class: "row", "data-item": item },
+  return el(
+    "article",
+    { class: "row", "data-item": item },
     el("h3", { class: "name", text: index.names[item] }),
     answerLine(classifier, item),
-    el("div", { class: "strip", tabindex: "0", role: "group", "aria-label": `Maps of ${index.names[item]}` },
-      ...visibleColumns().map((column) => el("button", { type: "button", class: `card${column === state.column ? " chosen" : ""}`, onclick: () => open(item, column), title: columnLabel(column) },
-        el("span", { class: "frame", "data-column": column }),
-        el("span", { class: "name", text: columnLabel(column) }),
-        el("span", { class: "score number", text: metric >= 0 ? `${index.metrics[metric].symbol} ${written(score(column, metric, item))}` : "" }),
-        mapNote(column, item) ? el("span", { class: "flag", text: mapNote(column, item) }) : null))));
+    el(
+      "div",
+      { class: "strip", tabindex: "0", role: "group", "aria-label": `Maps of ${index.names[item]}` },
+      ...visibleColumns().map((column) =>
+        el(
+          "button",
+          {
+            type: "button",
+            class: `card${column === state.column ? " chosen" : ""}`,
+            onclick: () => open(item, column),
+            title: columnLabel(column),
+          },
+          el("span", { class: "frame", "data-column": column }),
+          el("span", { class: "name", text: columnLabel(column) }),
+          el("span", {
+            class: "score number",
+            text: metric >= 0 ? `${index.metrics[metric].symbol} ${written(score(column, metric, item))}` : "",
+          }),
+          mapNote(column, item) ? el("span", { class: "flag", text: mapNote(column, item) }) : null,
+        ),
+      ),
+    ),
+  );
 }
 
 async function loadMaps(node, token) {

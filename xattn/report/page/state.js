@@ -3,13 +3,35 @@
 const defaults = {
   view: "table",
   // table
-  reference: "", sort: "", ascending: false, hiddenMethods: [], hiddenColumns: [],
+  reference: "",
+  sort: "",
+  ascending: false,
+  hiddenMethods: [],
+  hiddenColumns: [],
   // maps
-  column: 0, other: -1, opacity: 0.6, palette: "inferno", threshold: 0, smooth: true, grey: true, sign: "both",
+  column: 0,
+  other: -1,
+  opacity: 0.6,
+  palette: "inferno",
+  threshold: 0,
+  smooth: true,
+  grey: true,
+  sign: "both",
   // gallery
-  search: "", cls: "", answers: "all", flagged: "all", apart: 0, order: "", falling: true, page: 0, size: 24, layout: "one",
+  search: "",
+  cls: "",
+  answers: "all",
+  flagged: "all",
+  apart: 0,
+  order: "",
+  falling: true,
+  page: 0,
+  size: 24,
+  layout: "one",
   // picture
-  picture: -1, metric: -1, step: -1,
+  picture: -1,
+  metric: -1,
+  step: -1,
 };
 
 const state = { ...defaults };
