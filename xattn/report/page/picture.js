@@ -151,7 +151,9 @@ function answerFacts(data, item) {
 }
 
 function methodTable(data, item) {
-  const columns = visibleColumns();
+  const ownClassifier = index.columns[state.column].classifier;
+  const columns = visibleColumns().filter((column) => state.everyone || index.columns[column].classifier === ownClassifier);
+  const label = (column) => (state.everyone ? columnLabel(column) : index.columns[column].method);
   const best = index.metrics.map((metric, number) => {
     const values = columns.filter((column) => !isDegenerate(column, item)).map((column) => score(column, number, item));
     return bestValue(values, metric.better);
@@ -161,6 +163,7 @@ function methodTable(data, item) {
     "section",
     {},
     el("h3", { text: "Methods" }),
+    severalClassifiers ? check("of all classifiers", state.everyone, (everyone) => change({ everyone }), { id: "everyone" }) : null,
     el(
       "div",
       { class: "scroll", tabindex: "0", role: "region", "aria-label": "Scores of this picture" },
@@ -192,7 +195,7 @@ function methodTable(data, item) {
               el(
                 "th",
                 { scope: "row" },
-                button(columnLabel(column), () => change({ column }), {
+                button(label(column), () => change({ column }), {
                   class: "link",
                   id: `show-${column}`,
                   "aria-pressed": String(column === state.column),

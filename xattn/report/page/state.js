@@ -32,6 +32,7 @@ const defaults = {
   picture: -1,
   metric: -1,
   step: -1,
+  everyone: false,
 };
 
 const state = { ...defaults };
