@@ -39,7 +39,7 @@ def compared(runs: Sequence[str | Path], columns: Sequence[Column]) -> dict[str,
     values = [*table.metrics, *(name for name in OF_LABELS if name in table.frame), *LAST]
     methods = list(dict.fromkeys(table.frame["method"]))
     return {
-        "columns": [_column(name, header) for name, header in zip(values, list(plain)[len(KEYS) :], strict=True)],
+        "columns": [_column(name, header) for name, header in zip(values, map(str, list(plain)[len(KEYS) :]), strict=True)],
         "rows": [
             {
                 "place": place.get(Column(row["model"], row["head"], row["method"]), -1),

@@ -117,7 +117,7 @@ function cardOf(item) {
     "button",
     { type: "button", class: "card", "data-item": item, onclick: () => open(item, state.column) },
     el("span", { class: "frame", "data-column": state.column, "data-ratio": ratioOf(state.column) }),
-    el("span", { class: "name", text: index.names[item], title: index.names[item] }),
+    el("span", { class: "name", text: pictureName(item), title: pictureName(item) }),
     answerLine(classifier, item),
     el("span", { class: "score number", text: shown }),
     note ? el("span", { class: "flag", text: note, title: note }) : null,
@@ -135,11 +135,11 @@ function rowOf(item) {
   return el(
     "article",
     { class: "row", "data-item": item },
-    el("h3", { class: "name", text: index.names[item] }),
+    el("h3", { class: "name", text: pictureName(item) }),
     answerLine(classifier, item),
     el(
       "div",
-      { class: "strip", tabindex: "0", role: "group", "aria-label": `Maps of ${index.names[item]}` },
+      { class: "strip", tabindex: "0", role: "group", "aria-label": `Maps of ${pictureName(item)}` },
       ...visibleColumns().map((column) =>
         el(
           "button",

@@ -15,7 +15,7 @@ async function renderPicture(main) {
   const found = selection();
   const at = found.indexOf(item);
   const token = ++drawnPicture;
-  const heading = el("h2", { class: "picturename", tabindex: "-1", text: index.names[item] });
+  const heading = el("h2", { class: "picturename", tabindex: "-1", text: pictureName(item) });
   main.append(
     el(
       "div",
@@ -50,7 +50,7 @@ async function renderPicture(main) {
   renderCurves(data, item);
   const next = found[at + 1];
   if (at >= 0 && next !== undefined) requestIdle(() => itemData(next));
-  say(`${index.names[item]}, ${columnLabel(state.column)}`);
+  say(`${pictureName(item)}, ${columnLabel(state.column)}`);
 }
 
 function backToPictures() {
@@ -194,7 +194,7 @@ function methodTable(data, item) {
               el("td", {}, el("span", { class: "frame small", "data-column": column })),
               el(
                 "th",
-                { scope: "row" },
+                { scope: "row", class: label(column).length > 32 ? "long" : "" },
                 button(label(column), () => change({ column }), {
                   class: "link",
                   id: `show-${column}`,

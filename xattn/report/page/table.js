@@ -99,7 +99,7 @@ function tableOf() {
         number === 2
           ? el(
               "th",
-              { scope: "row" },
+              { scope: "row", class: row.names[2].length > 32 ? "long" : "" },
               row.place >= 0
                 ? button(row.names[2], () => change({ view: "pictures", column: row.place, page: 0 }), {
                     class: "link",
