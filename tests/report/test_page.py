@@ -78,10 +78,18 @@ def names_of(page: Any) -> list[str]:
     return page.eval_on_selector_all("#cards .card > .name", "nodes => nodes.map((node) => node.textContent)")
 
 
+def wait_until(page: Any, condition: str) -> None:
+    """Waits for a condition; Playwright's own `wait_for_function` evaluates text, which the page's policy refuses."""
+    for _ in range(600):
+        if page.evaluate(condition):
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError(f"this did not come: {condition}")
+
+
 def wait_for_maps(page: Any) -> None:
-    page.wait_for_function(
-        "() => { const frames = document.querySelectorAll('.frame'); "
-        "return frames.length && [...frames].every((frame) => frame.querySelector('canvas')); }"
+    wait_until(
+        page, "document.querySelector('.frame') && [...document.querySelectorAll('.frame')].every((one) => one.querySelector('canvas'))"
     )
 
 
@@ -108,7 +116,7 @@ def test_methods_and_columns_hide_and_latex_holds_what_is_shown(opened: Any, run
     assert "hiddenMethods=score-cam" in page.url
     page.evaluate("navigator.clipboard.writeText = (text) => { window.copied = text; return Promise.resolve(); }")
     page.locator("#latex").click()
-    page.wait_for_function("() => window.copied")
+    wait_until(page, "window.copied !== undefined")
     copied, whole = page.evaluate("window.copied"), compare_runs([run], "random").text("latex")
     assert "score-cam" not in copied
     assert [line.count("&") for line in copied.splitlines() if line.endswith(r"\\")] == [6] * len(METHODS)
@@ -238,9 +246,7 @@ def test_maps_are_those_of_torch(opened: Any, run: Path) -> None:
 @pytest.mark.parametrize("metric", ["insertion", "deletion"])
 def test_the_picture_at_a_step_is_the_metrics(opened: Any, run: Path, metric: str) -> None:
     page = opened(f"view=picture&picture=picture-04.jpg&metric={metric}&step=3")
-    page.wait_for_function(
-        "() => document.querySelectorAll('canvas.step').length === 2 && document.querySelector('canvas.step').width === 64"
-    )
+    wait_until(page, "[...document.querySelectorAll('canvas.step')].filter((one) => one.width === 64).length === 2")
     page.wait_for_timeout(200)
     number = ["insertion", "deletion"].index(metric)
     drawn = page.evaluate(
@@ -295,7 +301,7 @@ def test_a_folder_opens_without_a_server(opened: Any, run: Path, tmp_path: Path)
     wait_for_maps(page)
     assert page.locator("#cards .card").count() == len(NAMES) - 24
     page.locator("#cards .card").first.click()
-    page.wait_for_function("() => document.querySelector('canvas.step') && document.querySelector('canvas.step').width === 64")
+    wait_until(page, "[...document.querySelectorAll('canvas.step')].some((one) => one.width === 64)")
 
 
 def test_narrow_windows_scroll_down_alone(opened: Any) -> None:

@@ -20,6 +20,7 @@ from xattn.report import report
 from xattn.report import writing as page_writing
 from xattn.report.contents import read_contents
 from xattn.report.encoding import decoded_map, disagreements, encoded_curve, encoded_map, reduced_map, script_json
+from xattn.report.index import _classes_in
 from xattn.study.compare import compare_runs
 from xattn.study.store import Store
 
@@ -83,6 +84,13 @@ def test_json_in_a_script_ends_no_element(text: str) -> None:
     written = script_json([text])
     assert not set("<>&\u2028\u2029") & set(written)
     assert json.loads(written) == [text]
+
+
+@pytest.mark.parametrize(
+    ("target", "classes"), [("7", {7}), ("3 - 0.6*7", {3, 7}), ("-12 + 2*5", {12, 5}), ("value 0", set()), ("similarity", set())]
+)
+def test_the_classes_of_a_target_are_named(target: str, classes: set[int]) -> None:
+    assert _classes_in(target) == classes
 
 
 def test_the_table_holds_the_numbers_of_compare(run: Path, page: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -23,6 +24,8 @@ from xattn.text import shown
 BLOCK = 16  # items that are loaded together
 PALETTES = ("inferno", "viridis", "turbo", "gray")
 AROUND_ZERO = "RdBu_r"
+CONTRAST = re.compile(r"[-+*. 0-9e]+")
+CLASS = re.compile(r"(?<![\d.])\d{1,9}(?![\d.*e])")  # no weight
 NOT_THERE = 2  # of a map
 
 
@@ -88,8 +91,8 @@ def _classifier(contents: Contents, pictures: Pictures, key: tuple[str, str]) ->
     for item in contents.items:
         answer = item.answers.get(key)
         if answer is not None:
-            texts = [answer.target, *(value for value in (answer.label, answer.predicted))]
-            used |= {int(float(text)) for text in texts if text is not None and _is_class(text)}
+            used |= {int(value) for value in (answer.label, answer.predicted) if value is not None and value >= 0 and value.is_integer()}
+            used |= _classes_in(answer.target or "")
         used |= {index for index, _ in item.classes.get(key, ())}
     labels = about.labels or ()
     return {
@@ -105,8 +108,9 @@ def _classifier(contents: Contents, pictures: Pictures, key: tuple[str, str]) ->
     }
 
 
-def _is_class(text: object) -> bool:
-    return str(text).isdecimal() or (isinstance(text, float) and text >= 0 and text.is_integer())
+def _classes_in(target: str) -> set[int]:
+    """The classes in a target as rows name it, `7` or `3 - 0.6*7`; none in a value or a similarity."""
+    return {int(index) for index in CLASS.findall(target)} if CONTRAST.fullmatch(target) else set()
 
 
 def _three(mean: Sequence[float]) -> list[float]:

@@ -96,11 +96,14 @@ function pictureNamed(name) {
   return places.has(name) ? places.get(name) : -1;
 }
 
+// A class, or a contrast of classes such as 3 - 0.6*7, by name.
 function className(classifier, value) {
   if (value === null || value === undefined) return "–";
   const text = String(value);
-  const name = index.classifiers[classifier].classes[text];
-  return name !== undefined ? name : /^\d+$/.test(text) ? `class ${text}` : text;
+  const { classes } = index.classifiers[classifier];
+  if (/^\d+$/.test(text)) return classes[text] !== undefined ? classes[text] : `class ${text}`;
+  if (!/^[-+*. 0-9e]+$/.test(text)) return text;
+  return text.replace(/(?<![\d.])\d+(?![\d.*e])/g, (found) => (classes[found] !== undefined ? classes[found] : found));
 }
 
 function answerOf(classifier, item) {
