@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from xattn.errors import InputError, NameUnknownError
 from xattn.metrics.base import Aggregation, metrics
@@ -77,18 +77,12 @@ class Table:
             for key in KEYS if spreadsheet else ():
                 frame[key] = [neutral_cell(str(name)) for name in frame[key]]
             return str(frame.to_csv(index=False))
-        printed = sheet(
-            self.frame,
-            self.metrics,
-            self.against,
-            self.notes,
-            columns=columns,
-            digits=digits,
-            difference=difference,
-            caption=caption,
-            label=label,
-        )
-        return FORMATS[form](printed)
+        look = {"columns": columns, "digits": digits, "difference": difference, "caption": caption, "label": label}
+        return FORMATS[form](self.sheet(**look))
+
+    def sheet(self, **look: Any) -> Sheet:
+        """What is printed, in no format yet; arguments are those of `text`."""
+        return sheet(self.frame, self.metrics, self.against, self.notes, **look)
 
 
 def aggregated(values: Values, aggregation: Aggregation, limits: tuple[float, float] = ANY) -> Interval:
@@ -136,15 +130,19 @@ def comparison(rows: pd.DataFrame, against: str | None = None, *, without_degene
     flagged = rows["degenerate"].astype(bool)
     kept = rows[~flagged] if without_degenerate else rows
     left_out = len(rows[flagged].drop_duplicates([*KEYS, *EXPLAINED])) if without_degenerate else 0
+    values = dict(iter(kept.set_index(EXPLAINED).groupby([*KEYS, "metric"], sort=False)["value"]))
+    per_label = bool(rows["target_rule"].astype(str).str.startswith(PER_LABEL).any())
     lines = []
     for (model, head, method), group in rows.groupby(KEYS, sort=False):
         row = str(model), str(head), str(method)
         line: dict[str, object] = dict(zip(KEYS, row, strict=True))
         left = kept.loc[kept.index.intersection(group.index)]
         for metric in names:
-            line |= _columns(metric, _of_metric(left, metric))
+            own = values.get((*row, metric))
+            line |= _columns(metric, _of_metric(own, metric))
             if against is not None:
-                line |= _tested(kept, row, references.get(row), metric)
+                reference = references.get(row)
+                line |= _tested(own, None if reference is None else _of_reference(values, row, reference, metric, per_label), metric)
         images, all_images = left.drop_duplicates(EXPLAINED), group.drop_duplicates(EXPLAINED)
         line |= _of_labels(images)
         lines.append(line | {"n": len(images), "degenerate_share": float(flagged[all_images.index].mean())})
@@ -155,10 +153,9 @@ def comparison(rows: pd.DataFrame, against: str | None = None, *, without_degene
     return Table(frame, names, against, _notes(kept, frame, names, against, left_out))
 
 
-def _of_metric(rows: pd.DataFrame, metric: str) -> Interval:
+def _of_metric(values: pd.Series | None, metric: str) -> Interval:
     component = metrics.create(metric)
-    values = rows.loc[rows["metric"] == metric, "value"].to_list()
-    return aggregated(values, component.instance.aggregation, component.metadata.limits)
+    return aggregated([] if values is None else values.to_list(), component.instance.aggregation, component.metadata.limits)
 
 
 def _of_labels(images: pd.DataFrame) -> dict[str, object]:
@@ -207,18 +204,24 @@ def _references(rows: pd.DataFrame, against: str | None) -> dict[Row, Row]:
     return found
 
 
-def _tested(rows: pd.DataFrame, row: Row, reference: Row | None, metric: str) -> dict[str, object]:
-    """Difference to the reference and its p-value, over pairs of the same image, and label where several are explained."""
-    if reference is None:
+def _of_reference(values: Mapping[tuple[str, str, str, str], pd.Series], row: Row, reference: Row, metric: str, per_label: bool) -> Any:
+    """Values of the reference; of another classifier, which may predict another class, by image alone unless images have several rows."""
+    found = values.get((*reference, metric))
+    return found if found is None or per_label or row[:2] == reference[:2] else found.droplevel("target")
+
+
+def _tested(values: pd.Series | None, reference: pd.Series | None, metric: str) -> dict[str, object]:
+    """Values against those of the reference, both by what they explain; NaN where there is none."""
+    if values is None or reference is None:
         return {f"{metric} {name}": math.nan for name in ("difference", "difference low", "difference high", "p")}
     import pandas as pd
 
-    of_metric = rows[rows["metric"] == metric]
-    both = [of_metric[(of_metric[KEYS] == list(each)).all(axis=1)] for each in (row, reference)]
-    per_label = any(found["target_rule"].astype(str).str.startswith(PER_LABEL).any() for found in both)
-    same = EXPLAINED if per_label or row[:2] == reference[:2] else EXPLAINED[:1]
-    pairs = pd.concat([found.set_index(same)["value"] for found in both], axis=1, join="inner", keys=["own", "reference"])
-    found = paired(pairs["own"].to_list(), pairs["reference"].to_list())
+    if reference.index.nlevels < values.index.nlevels:
+        values = values.droplevel("target")
+    if not values.index.equals(reference.index):
+        both = pd.concat({"values": values, "reference": reference}, axis=1, join="inner")
+        values, reference = both["values"], both["reference"]
+    found = paired(values.to_list(), reference.to_list())
     return {**_columns(f"{metric} difference", found.difference), f"{metric} p": found.p}
 
 

@@ -72,7 +72,7 @@ def markdown(of: Sheet) -> str:
     return f"{body}\n\n" + "".join(f"- {markdown_text(note)}\n" for note in of.notes)
 
 
-def _groups(of: Sheet) -> list[tuple[str, list[int]]]:
+def groups(of: Sheet) -> list[tuple[str, list[int]]]:
     """Name of each classifier, and its rows."""
     numbered = groupby(range(len(of.rows)), key=lambda number: of.rows[number][:2])
     return [(model if head == "gap" else f"{model} · {head}", list(numbers)) for (model, head), numbers in numbered]
@@ -104,10 +104,10 @@ def latex(of: Sheet, width: float = COLUMN) -> str:
     notes += [note for note in of.notes if with_intervals or not note.startswith("Mean over images [")]
     headers = ["", *(latex_text(column.header) for column in of.columns), *(latex_text(header) for header, _ in tail)]
     lines = []
-    for place, (name, numbers) in enumerate(_groups(of)):
+    for place, (name, numbers) in enumerate(groups(of)):
         lines += [r"\addlinespace"] * (place > 0) + [rf"\multicolumn{{{len(headers)}}}{{@{{}}l}}{{\textit{{{latex_text(name)}}}}} \\"]
         for number in numbers:
-            cells = [_latex_cell(column.cells[number], with_intervals) for column in of.columns]
+            cells = [latex_cell(column.cells[number], with_intervals) for column in of.columns]
             cells += [latex_text(texts[number]) for _, texts in tail]
             lines.append(" & ".join([latex_text(of.rows[number][2]), *cells]) + r" \\")
     return "\n".join(
@@ -133,7 +133,8 @@ def latex(of: Sheet, width: float = COLUMN) -> str:
     )
 
 
-def _latex_cell(cell: Cell, interval: bool) -> str:
+def latex_cell(cell: Cell, interval: bool = True) -> str:
+    """A cell of a LaTeX table, with or without its interval."""
     mean = latex_text(cell.mean)
     mean = {1: rf"\textbf{{{mean}}}", 2: rf"\underline{{{mean}}}"}.get(cell.rank, mean).replace("-", "$-$")
     ends = ""
@@ -165,7 +166,7 @@ def html_table(of: Sheet) -> str:
     headers = ["method", *(column.header for column in of.columns), *(header for header, _ in tail)]
     lines = ["<table>", f"<caption>{html_text(of.caption)}</caption>", "<thead>"]
     lines += ["<tr>" + "".join(f'<th scope="col">{html_text(header)}</th>' for header in headers) + "</tr>", "</thead>"]
-    for name, numbers in _groups(of):
+    for name, numbers in groups(of):
         lines += ["<tbody>", f'<tr><th scope="rowgroup" colspan="{len(headers)}">{html_text(name)}</th></tr>']
         for number in numbers:
             cells = [_html_cell(column.cells[number]) for column in of.columns] + [html_text(texts[number]) for _, texts in tail]
@@ -194,7 +195,7 @@ def typst(of: Sheet) -> str:
         "      " + ", ".join(f"[{typst_text(header)}]" for header in headers) + ",",
         "      table.hline(stroke: 0.5pt),",
     ]
-    for name, numbers in _groups(of):
+    for name, numbers in groups(of):
         lines.append(f"      table.cell(colspan: {len(headers)})[_{typst_text(name)}_],")
         for number in numbers:
             cells = [_typst_cell(column.cells[number]) for column in of.columns] + [typst_text(texts[number]) for _, texts in tail]

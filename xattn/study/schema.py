@@ -49,6 +49,8 @@ class Row:
         height: of each map.
         scale: largest magnitude of the maps.
         pixels: how more than 8 bits of the picture became 8; in a row that holds nothing else, once per picture.
+        classes: the classes that the classifier finds most probable, in the row of the first method's map.
+        probabilities: theirs.
     """
 
     image: str = field(metadata={"type": pa.string(), "shown": True})
@@ -73,6 +75,8 @@ class Row:
     height: int | None = _column(pa.int32(), shown=False)
     scale: float | None = _column(pa.float64(), shown=False)
     pixels: str | None = _column(pa.string(), shown=False)
+    classes: Sequence[int] | None = _column(pa.list_(pa.int32()), shown=False)
+    probabilities: Sequence[float] | None = _column(pa.list_(pa.float32()), shown=False)
 
 
 SCHEMA = pa.schema([(f.name, f.metadata["type"]) for f in fields(Row)])

@@ -20,9 +20,10 @@ from xattn.metrics.base import CurveMetric, Evidence, refuse_without_probability
 from xattn.metrics.base import metrics as registry
 from xattn.metrics.inputs import as_masks, as_tensor, refuse_chunk
 from xattn.metrics.perturbations import Curve, Kept, Perturbation, Removed
+from xattn.metrics.probability import widened
 from xattn.metrics.responses import Responses, evaluate_for_all, shown_share
 from xattn.metrics.stream import PredictAll
-from xattn.metrics.targets import PER_LABEL
+from xattn.metrics.targets import PER_LABEL, ClassTarget, Contrast
 from xattn.metrics.values import is_value
 from xattn.models.classifier import Classifier
 from xattn.models.target_rules import Asked
@@ -30,6 +31,7 @@ from xattn.progress import Progress
 from xattn.study.plan import MetricComponent, key_of
 from xattn.study.schema import COLUMNS, Row, with_map
 
+MOST_PROBABLE = 5  # classes that a run keeps of each image
 GIVEN_SO = "the mask was given so: all zeros"
 
 ByMethod = Mapping[str, Responses]
@@ -370,11 +372,12 @@ def map_rows_of(classifier: Classifier, maps: Maps, scores: Scores, labels: Sequ
         whole: store maps of the image's size in full.
     """
     targets, size = maps.target.names(), (maps.images.shape[2], maps.images.shape[3])
+    first = _most_probable(classifier, maps)
     found: dict[str | None, Tensor] = {method: raw[:, None].cpu() for method, raw in maps.raw.items()}
     if maps.ranked is not None:
         found[None] = maps.ranked.cpu()
     rows: list[Row] = []
-    for method, kept in found.items():
+    for number, (method, kept) in enumerate(found.items()):
         flags = [False] * len(kept) if method is None else maps.degenerate[method].tolist()
         for i, name in enumerate(maps.names):
             if scores.errors[i] is None:
@@ -391,5 +394,16 @@ def map_rows_of(classifier: Classifier, maps: Maps, scores: Scores, labels: Sequ
                     degenerate=flags[i],
                     seed=maps.seed,
                 )
+                if first is not None and number == 0:
+                    about = replace(about, classes=first.indices[i].tolist(), probabilities=first.values[i].tolist())
                 rows.append(with_map(about, kept[i], size, whole=whole))
     return rows
+
+
+def _most_probable(classifier: Classifier, maps: Maps) -> torch.return_types.topk | None:
+    """Probabilities and indices of the most probable classes of each image, `(B, 5)`; None if the output is not one row of classes."""
+    if classifier.regression or not isinstance(maps.target, ClassTarget | Contrast):
+        return None
+    wide = widened(maps.output)
+    probabilities = wide.sigmoid() if classifier.multi_label else wide.softmax(dim=1)
+    return probabilities.cpu().topk(min(MOST_PROBABLE, wide.shape[1]), dim=1)
