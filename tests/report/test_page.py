@@ -119,7 +119,7 @@ def test_methods_and_columns_hide_and_latex_holds_what_is_shown(opened: Any, run
     wait_until(page, "window.copied !== undefined")
     copied, whole = page.evaluate("window.copied"), compare_runs([run], "random").text("latex")
     assert "score-cam" not in copied
-    assert [line.count("&") for line in copied.splitlines() if line.endswith(r"\\")] == [6] * len(METHODS)
+    assert [line.count("&") for line in copied.splitlines() if line.endswith(r"\\") and "multicolumn" not in line] == [6] * len(METHODS)
     for line in copied.splitlines():
         if line.startswith("grad-cam++"):
             cells = line.removesuffix(r" \\").split(" & ")

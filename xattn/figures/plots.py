@@ -13,7 +13,7 @@ from xattn.figures.canvas import called, is_control
 from xattn.figures.score_data import Classifier, ScoreData
 from xattn.figures.sheet import TEXT, text_height, text_width
 from xattn.figures.style import MM, FigureStyle
-from xattn.metrics.tables import metadata_of
+from xattn.metrics.base import metrics
 
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7b4f1d", "#000000")
 """Colours that the colour-blind tell apart. Source: Okabe and Ito 2008; its yellow, too pale for lines on white, is a brown."""
@@ -54,13 +54,13 @@ def metric_name(metric: str) -> str:
     >>> metric_name("average-drop"), metric_name("sparsity")
     ('average-drop ↓ (%)', 'sparsity ↑')
     """
-    about = metadata_of(metric)
+    about = metrics.create(metric).metadata
     return f"{metric} {ARROWS[about.better]}{' (%)' if about.unit == '%' else ''}"
 
 
 def is_better_higher(metric: str) -> bool:
     """Whether a higher value of a metric is better."""
-    return metadata_of(metric).better == "higher"
+    return metrics.create(metric).metadata.better == "higher"
 
 
 def classifier_name(classifier: Classifier, shown: ScoreData) -> str:
