@@ -43,7 +43,7 @@ def main(data: Path, photograph: str, out: Path) -> None:
         image = pixels(source.decode(source.images[0], classifier.preprocessing)[1][None], classifier.device)
         chosen = [GIVEN.get(name, name) for name in chosen]
         maps = xattn.explain(classifier, image, chosen, batch_size=1)
-        title = f"{network}: {classifier.labels[int(maps.targets.classes[0])]}"
+        title = f"{network}: {classifier.labels[int(maps.targets[0])]}"
         found.append((title, image[0], torch.zeros(image.shape[-2:])))
         found += [(name, image[0], maps[name][0]) for name in chosen]
     rows = -(-len(found) // COLUMNS)

@@ -13,7 +13,7 @@ from PIL import Image
 from xattn.data.images import ImageSource
 from xattn.data.preprocessing import Preprocessing
 from xattn.metrics import metrics as metric_registry
-from xattn.study.schema import Row, with_map
+from xattn.study.schema import Row, arrow_table, with_map
 from xattn.study.store import Store
 
 METHODS = ("grad-cam", "grad-cam++", "layer-cam", "score-cam", "grad-cam:signed=true", "random")
@@ -67,7 +67,7 @@ def write_run(
         rows: list[Row] = []
         for place, image in enumerate(source.images[start : start + part], start=start):
             rows += _rows_of(image.name, place, methods, metrics, side, cells, model, generator)
-        store.write_part(f"00-{number:06d}", rows)
+        store.write_part(f"00-{number:06d}", arrow_table(rows))
     store.finish(metrics)
     return folder
 

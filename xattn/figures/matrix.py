@@ -272,7 +272,7 @@ def _legends(sheet: Sheet | None, legends: Sequence[Legend], y: float, width: fl
             lines = wrapped(text, width - MARGIN - x - across, NOTE)
             if sheet is not None and isinstance(mark, Tensor):
                 sheet.picture(x, top, across - 1.0, BAR_HEIGHT, mark)
-            elif sheet is not None and mark is not None:
+            elif sheet is not None and mark is not None and not isinstance(mark, Tensor):
                 sheet.box(x, top, across - 1.0, BAR_HEIGHT, mark)
             if sheet is not None:
                 sheet.text(x + across, y, lines)
