@@ -119,7 +119,7 @@ def built() -> Iterator[Odd]:
     yield Odd("images expanded", plain, same, images=lambda x: x[:1].expand(3, -1, -1, -1))
     yield Odd("images that require gradients", plain, same, images=lambda x: x.requires_grad_())
     yield Odd("images made in inference mode", plain, same, images=inferred)
-    yield Odd("no modules inside", Functional, same)
+    yield Odd("no modules inside", Functional, ends="refused")
     yield Odd("modules that torch does not see", Hidden, same, ends="any")
     yield Odd("a module that runs twice", Shared, same)
     yield Odd("weight norm", frozen_by(lambda n: parametrizations.weight_norm(n.body[0])), same)
