@@ -93,12 +93,12 @@ function answerLine(classifier, item) {
   const line = el("span", { class: "answer" });
   if (predicted !== null) line.append(el("span", { class: mistake ? "wrong" : "", text: className(classifier, predicted) }));
   else if (target !== null) line.append(el("span", { text: className(classifier, target) }));
-  if (mistake) line.append(el("span", { class: "muted", text: ` not ${className(classifier, label)}` }));
   if (probability !== null) {
     const own = predicted === null || target === String(predicted); // else the probability is not that of the class which is named
     const text = own ? probability.toFixed(2) : `p(${className(classifier, target)}) = ${probability.toFixed(2)}`;
     line.append(el("span", { class: "muted number", text: own ? ` ${text}` : ` · ${text}` }));
   }
+  if (mistake) line.append(el("span", { class: "muted", text: `, not ${className(classifier, label)}` }));
   return line;
 }
 
