@@ -13,7 +13,7 @@ from xattn.figures import pages
 from xattn.figures.curves import band
 from xattn.figures.heat import decimals
 from xattn.figures.plots import looks
-from xattn.figures.ranks import critical_difference, holm, mean_ranks, ranking
+from xattn.figures.ranks import cliques, critical_difference, holm, mean_ranks, ranking
 from xattn.figures.score_data import interpolated, read_scores
 from xattn.figures.style import FigureStyle
 from xattn.models import Classifier
@@ -55,6 +55,11 @@ def test_methods_that_do_not_differ_are_joined_and_others_are_not(test: str) -> 
     assert found.ranks == sorted(found.ranks)
     turned = ranking(list("abcde"), planted(), False, test)  # type: ignore[arg-type]
     assert set(turned.names[:2]) == set("de")
+
+
+def test_a_bar_joins_only_methods_of_which_no_two_differ() -> None:
+    same = {(0, 1): True, (1, 2): True, (0, 2): False, (2, 3): True, (1, 3): True, (0, 3): False}
+    assert cliques(same, 4) == [(0, 1), (1, 3)]
 
 
 def test_methods_that_are_all_equal_are_one_group() -> None:

@@ -20,7 +20,7 @@ from xattn.errors import InputError
 from xattn.metrics import average_drop, insertion
 from xattn.models import Classifier
 from xattn.study.compare import compare_runs
-from xattn.study.scoring import COLUMNS
+from xattn.study.schema import COLUMNS
 from xattn.study.store import Store
 
 METHODS = ["grad-cam", "random", "uniform", "fake-cam"]

@@ -301,29 +301,6 @@ def _places(images: Any) -> list[Any]:
         raise InputError(f"{TAKEN}; {type(images).__name__} came.") from error
 
 
-@dataclass(frozen=True)
-class Photographs:
-    """The pictures that crops were made from.
-
-    Attributes:
-        source: of the pictures.
-        preprocessing: of the network that saw the crops.
-    """
-
-    source: ImageSource
-    preprocessing: Preprocessing
-
-    def of(self, names: Sequence[str]) -> Iterator[tuple[Image.Image, Region]]:
-        """Pictures in RGB at their own size, by their names, and the part of each that the network saw.
-
-        Raises:
-            ImageError: one cannot be read, with the reason.
-        """
-        known = {image.name: image for image in self.source.images}
-        for name in names:
-            yield self.source.photograph(known[name], self.preprocessing)
-
-
 Decoded = tuple[NamedImage, Tensor | str, Scaling | None]
 """An image, its crop or the reason why there is none, and how it was scaled."""
 

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from xattn.data.images import ImageSource, Photographs
+from xattn.data.images import ImageSource
 from xattn.data.labels import as_plain
+from xattn.data.photographs import Photographs
 from xattn.data.preprocessing import pixels
 from xattn.errors import ImageError, InputError, UnsupportedError
 from xattn.explainers.base import RunsNetworkAgain, created

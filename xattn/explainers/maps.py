@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from xattn.data.images import Photographs
+from xattn.data.photographs import Photographs
 from xattn.data.preprocessing import Region, as_picture
 from xattn.explainers.base import MethodComponent, Need, is_signed, methods
 from xattn.explainers.reasons import reasons_of

@@ -270,11 +270,11 @@ def _legends(sheet: Sheet | None, legends: Sequence[Legend], y: float, width: fl
                 x, y = MARGIN, y + text_height(1, NOTE) + 0.3
             top = y + (text_height(1, NOTE) - BAR_HEIGHT) / 2
             lines = wrapped(text, width - MARGIN - x - across, NOTE)
-            if sheet is not None and isinstance(mark, Tensor):
-                sheet.picture(x, top, across - 1.0, BAR_HEIGHT, mark)
-            elif sheet is not None and mark is not None and not isinstance(mark, Tensor):
-                sheet.box(x, top, across - 1.0, BAR_HEIGHT, mark)
             if sheet is not None:
+                if isinstance(mark, Tensor):
+                    sheet.picture(x, top, across - 1.0, BAR_HEIGHT, mark)
+                elif mark is not None:
+                    sheet.box(x, top, across - 1.0, BAR_HEIGHT, mark)
                 sheet.text(x + across, y, lines)
             x += across + max(text_width(line, NOTE) for line in lines) + 1.0
             y += text_height(len(lines) - 1, NOTE)

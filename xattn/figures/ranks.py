@@ -110,10 +110,10 @@ def ranking(names: Sequence[str], values: Tensor, higher: bool, test: Test = "ne
     else:
         p = holm([paired(values[:, order[a]], values[:, order[b]]).p for a, b in pairs])
         same = {pair: value >= LEVEL for pair, value in zip(pairs, p, strict=True)}
-    return Ranking([names[place] for place in order], [float(ranks[place]) for place in order], friedman, critical, _cliques(same, k), n)
+    return Ranking([names[place] for place in order], [float(ranks[place]) for place in order], friedman, critical, cliques(same, k), n)
 
 
-def _cliques(same: dict[tuple[int, int], bool], k: int) -> list[tuple[int, int]]:
+def cliques(same: dict[tuple[int, int], bool], k: int) -> list[tuple[int, int]]:
     """The largest runs of neighbouring places of which no two differ."""
     runs: list[tuple[int, int]] = []
     for first in range(k):

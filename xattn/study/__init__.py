@@ -9,14 +9,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from xattn.study.evaluation import evaluate
     from xattn.study.plan import Plan
-    from xattn.study.scoring import evaluate
     from xattn.study.store import Store
     from xattn.study.study import DEFAULT_METHODS, DEFAULT_METRICS, Outcome, Study
 
 __all__ = ["DEFAULT_METHODS", "DEFAULT_METRICS", "Outcome", "Plan", "Store", "Study", "evaluate"]
 
-_HOMES = {"Plan": "plan", "Store": "store", "evaluate": "scoring"}
+_HOMES = {"Plan": "plan", "Store": "store", "evaluate": "evaluation"}
 
 
 def __getattr__(name: str) -> Any:

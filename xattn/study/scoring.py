@@ -4,39 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
-import pandas as pd
 import torch
 from torch import Tensor
 
-from xattn.errors import InputError, UnsupportedError
-from xattn.explainers.api import QUIET_S, Images, explain, refuse_no_classifier, refuse_wrong_images
+from xattn.errors import InputError
 from xattn.explainers.base import is_signed, methods
 from xattn.explainers.maps import Maps, explainer_of
-from xattn.inference.memory import kept_pages
 from xattn.inference.predictor import Predictor
 from xattn.metrics.base import CurveMetric, Evidence, refuse_without_probability
-from xattn.metrics.base import metrics as registry
-from xattn.metrics.inputs import as_masks, as_tensor, refuse_chunk
 from xattn.metrics.perturbations import Curve, Kept, Perturbation, Removed
 from xattn.metrics.probability import widened
 from xattn.metrics.responses import Responses, evaluate_for_all, shown_share
 from xattn.metrics.stream import PredictAll
-from xattn.metrics.targets import PER_LABEL, ClassTarget, Contrast
-from xattn.metrics.values import is_value
+from xattn.metrics.targets import ClassTarget, Contrast
 from xattn.models.classifier import Classifier
-from xattn.models.target_rules import Asked
-from xattn.progress import Progress
-from xattn.study.plan import MetricComponent, key_of
-from xattn.study.schema import COLUMNS, Row, with_map
+from xattn.study.plan import MetricComponent
+from xattn.study.schema import Row, with_map
 
 MOST_PROBABLE = 5  # classes that a run keeps of each image
-GIVEN_SO = "the mask was given so: all zeros"
 
 ByMethod = Mapping[str, Responses]
-OTHER_IMAGE = 1 / 255  # by which pixels of one image differ at most
-OTHER_OUTPUT = 0.1  # by which outputs of one network differ at most, in precisions and layouts, as a share of their spread
 
 
 @dataclass(frozen=True)
@@ -207,139 +195,6 @@ def _curves(metrics: Sequence[MetricComponent], known: ByMethod) -> dict[tuple[s
             response = responses.curve(curve)
             found[method, spec] = list(zip(response.shares.tolist(), response.p.tolist(), strict=True))
     return found
-
-
-def evaluate(
-    classifier: Classifier,
-    images: Images,
-    maps: Maps | Mapping[str, Tensor],
-    metrics: Sequence[str] = ("average-drop", "average-gain", "average-increase", "insertion", "deletion", "sparsity"),
-    *,
-    target: Asked = "predicted",
-    labels: Tensor | Sequence[Any] | None = None,
-    batch_size: int = 8,
-    predictor: Predictor | None = None,
-    progress: bool = True,
-) -> pd.DataFrame:
-    """Scores maps on their own targets, or masks of your own.
-
-    Args:
-        classifier: from `xattn.load` or `xattn.attach`.
-        images: the images that were explained: `(B, 3, H, W)` in pixel space, or their files, which `maps` holds decoded.
-        maps: the result of `explain`, or masks of your own by their names, `{"mine": masks}`: `(B, H, W)` in [0, 1] at the size of the
-            images. They stand for their raw maps too.
-        metrics: names with settings, `name[:key=value,…]`.
-        target: what masks of your own are scored on, as `explain` takes it; the maps of `explain` have their targets.
-        labels: of the images, likewise.
-        batch_size: images scored at once.
-        predictor: for perturbed images, from `xattn.inference.fastest`; None: the default one, unmeasured.
-        progress: after two seconds, a bar where stderr is a terminal; elsewhere log lines.
-
-    Returns:
-        One row per value, with the columns of a run's `scores.csv`. `xattn.metrics.tables.comparison` makes a table with intervals of them;
-        those of several calls can be concatenated.
-
-    Raises:
-        InputError: maps of other images or of another classifier, images that are not in pixel space, or masks that are not finite or not
-            `(B, H, W)` in [0, 1].
-        UnsupportedError: a metric follows a probability, and the target has none; or it explains images again, which masks of your own
-            cannot.
-
-    >>> import torch, xattn
-    >>> clf, images = xattn.load("birds:gap", device="cpu"), torch.rand(2, 3, 64, 64)
-    >>> rows = xattn.evaluate(clf, images, xattn.explain(clf, images), ["average-drop", "sparsity"])
-    >>> rows["metric"].to_list()
-    ['average-drop', 'sparsity', 'average-drop', 'sparsity']
-    """
-    refuse_no_classifier(classifier)
-    refuse_chunk(batch_size, "batch_size")
-    if images is None or hasattr(images, "__array__"):
-        images = as_tensor(images, "images")
-    components = registry.create_all(metrics)
-    own = not isinstance(maps, Maps)
-    if not isinstance(maps, Maps):
-        if again := [metric.spec for metric in components if metric.instance.explained]:
-            raise UnsupportedError(f"{', '.join(again)} explains images again, which masks cannot: leave it out, or register a method.")
-        about = explain(
-            classifier, images, ["uniform"], target=target, labels=labels, predictor=predictor, untrained=True, progress=progress
-        )
-        maps = _own_maps(about, maps)
-    # Files are decoded in the maps, which hold an image once for each label if several are explained.
-    images = images.to(maps.images.device) if isinstance(images, Tensor) and not maps.target_rule.startswith(PER_LABEL) else maps.images
-    if images.shape != maps.images.shape:
-        raise InputError(
-            f"maps are of images {tuple(maps.images.shape)}; got images {tuple(images.shape)}. Pass the images that were explained."
-        )
-    if not own:  # the forward that masks take their targets from has just been run
-        _refuse_other_maps(classifier, images, maps, batch_size)
-    runs = predictor or Predictor(classifier)
-    rows: list[Row] = []
-    with kept_pages(), Progress(len(images), progress, QUIET_S) as shown:
-        for start in range(0, len(images), batch_size):
-            piece = maps.part(start, start + batch_size, images)
-            rows += rows_of(classifier, piece, score(classifier, piece, components, runs), [None] * len(piece.names))
-            shown.add(len(piece.names))
-    return frame_of(pd.DataFrame([{name: getattr(row, name) for name in COLUMNS} for row in rows], columns=list(COLUMNS)))
-
-
-def _refuse_other_maps(classifier: Classifier, images: Tensor, maps: Maps, batch_size: int) -> None:
-    """Raises if the maps are not of these images by this classifier, as its output for the first of them shows."""
-    refuse_wrong_images(classifier, images)
-    if (off := float((images - maps.images).abs().max())) > OTHER_IMAGE:
-        raise InputError(f"maps are of other images: pixels differ by up to {off:.2g}. Pass the images that were explained.")
-    size = tuple(images.shape[2:])
-    for method, masks in maps.masks.items():
-        if as_masks(masks, len(images), f"masks by {method}").shape[1:] != size:
-            raise InputError(f"masks by {method} are {tuple(masks.shape[1:])}, and images {size}: explain these images.")
-    output, before = classifier.predict(images[:batch_size]), maps.output[:batch_size]
-    same = output.shape == before.shape
-    if same:
-        spread = float(before.flatten(1).float().std(dim=1).max()) if before[0].numel() > 1 else float(before.float().abs().max())
-        same = not float((output.to(before) - before).float().abs().max()) > OTHER_OUTPUT * spread
-    if not same:
-        raise InputError(
-            f"maps are of another classifier than {key_of(classifier)}: its output for these images is another than when they were made. "
-            "Explain the images with it; or, if it is the same, it answers differently the second time (a dropout that stays on?)."
-        )
-
-
-def _own_maps(about: Maps, given: object) -> Maps:
-    """Masks of a user's own as maps.
-
-    Args:
-        about: maps of the same images, whose targets they take.
-        given: masks `(B, H, W)` by name.
-    """
-    if not isinstance(given, Mapping) or not given:
-        raise InputError(f"evaluate scores what explain gave, or masks by their names, {{'mine': masks}}; got {type(given).__name__}.")
-    size = (len(about.names), *about.images.shape[2:])
-    masks: dict[str, Tensor] = {}
-    for name, given_mask in given.items():
-        mask = as_masks(given_mask, len(about.names), f"masks '{name}'")
-        if not isinstance(name, str) or tuple(mask.shape) != size:
-            came = tuple(mask.shape)
-            raise InputError(
-                f"masks are tensors {size}, (images, height, width), by name; got {came} for {name!r}. xattn.metrics.to_masks makes them "
-                "of maps."
-            )
-        masks[name] = mask.detach().to(about.images.device, torch.float64 if mask.dtype == torch.float64 else torch.float32)
-        if not bool(((masks[name] >= 0) & (masks[name] <= 1)).all()):
-            raise InputError(f"the masks '{name}' are not all in [0, 1]: make masks of maps by xattn.metrics.to_masks.")
-    flags = {name: ~mask.flatten(1).any(dim=1) for name, mask in masks.items()}
-    reasons = {name: tuple(GIVEN_SO if flag else None for flag in found.tolist()) for name, found in flags.items()}
-    return replace(about, masks=masks, raw=masks, low_res_masks=masks, degenerate=flags, reasons=reasons, head_maps=None)
-
-
-def frame_of(rows: pd.DataFrame) -> pd.DataFrame:
-    """Tidy rows with class indices as nullable integers, also in the column `target` if all targets are classes; values are floats."""
-    targets = rows["target"].dropna()
-    if targets.map(lambda target: is_value(str(target))).any():
-        return rows.astype(dict.fromkeys(("label", "predicted"), "float64"))
-    kinds = dict.fromkeys(("label", "predicted"), "Int64")
-    if targets.map(lambda target: str(target).isdecimal()).all():
-        rows = rows.assign(target=pd.to_numeric(rows["target"]))
-        kinds["target"] = "Int64"
-    return rows.astype(kinds)
 
 
 def rows_of(classifier: Classifier, maps: Maps, scores: Scores, labels: Sequence[float | None]) -> list[Row]:
