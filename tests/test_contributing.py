@@ -24,7 +24,7 @@ import json, runpy, sys
 from xattn.birds import SketchBirds
 from xattn.cli.listing import listing
 print(json.dumps({kind: [entry["name"] for entry in listing(kind)] for kind in sys.argv[1:]}))
-runpy.run_path(".ci/readme.py", run_name="__main__")
+runpy.run_path(".ci/tables.py", run_name="__main__")
 SketchBirds("test", 2).export("birds")
 """
 KINDS = {"xattn/explainers": "methods", "metrics": "metrics", "xattn/heads": "heads", "xattn/figures": "figures"}
@@ -58,7 +58,7 @@ def additions() -> list[Addition]:
 
 
 class Copy:
-    """The package in a folder as it is installed, with its tests and its README."""
+    """The package in a folder as it is installed, with its tests and its documentation."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -66,7 +66,7 @@ class Copy:
         shutil.copytree(ROOT / "xattn", folder / "xattn", ignore=skipped)
         for name in ("metrics", "cli"):
             shutil.copytree(ROOT / name, folder / "xattn" / name, ignore=skipped)
-        for name in ("tests", ".ci"):
+        for name in ("tests", ".ci", "docs"):
             shutil.copytree(ROOT / name, folder / name, ignore=skipped)
         for name in ("README.md", "pyproject.toml"):
             shutil.copy(ROOT / name, folder / name)
@@ -84,10 +84,10 @@ class Copy:
         return done.stdout
 
     def check(self, additions: list[Addition]) -> None:
-        """Whether the lists, the README's tables, a run, a figure and the contract tests have seen them."""
+        """Whether the lists, the documentation's tables, a run, a figure and the contract tests have seen them."""
         listed = json.loads(self.run("-c", LISTED, *KINDS.values()))
         assert [addition.name for addition in additions if addition.name not in listed[addition.kind]] == []
-        page = (self.folder / "README.md").read_text(encoding="utf-8")
+        page = "".join(file.read_text(encoding="utf-8") for file in sorted((self.folder / "docs").glob("*.md")))
         assert all(f"| `{addition.name}` |" in page for addition in additions)
         by_kind = {kind: [addition.name for addition in additions if addition.kind == kind] for kind in KINDS.values()}
         chosen = [*(f"--method={name}" for name in ["grad-cam", *by_kind["methods"]]), *(f"--metric={name}" for name in by_kind["metrics"])]

@@ -1,4 +1,4 @@
-"""Writes the README's tables from the registries; with --check, says whether they are up to date."""
+"""Writes the documentation's tables from the registries; with --check, says whether they are up to date."""
 
 from __future__ import annotations
 
@@ -6,9 +6,21 @@ import re
 import sys
 from pathlib import Path
 
+from xattn import errors
 from xattn.cli.listing import listing
+from xattn.explainers.reasons import ADVICE
 
-README = Path(__file__).parents[1] / "README.md"
+DOCS = Path(__file__).parents[1] / "docs"
+PAGES = {
+    "heads": "heads",
+    "methods": "methods",
+    "metrics": "metrics",
+    "protocols": "metrics",
+    "figures": "figures",
+    "reasons": "messages",
+    "errors": "messages",
+}
+"""The page of each table."""
 
 
 def table(kind: str) -> str:
@@ -49,14 +61,30 @@ def table(kind: str) -> str:
     return "\n".join(lines)
 
 
+def reasons() -> str:
+    """Why a map shows nothing, and what to try."""
+    return "\n".join(["| reason | what to try |", "|---|---|", *(f"| {reason} | {advice}. |" for reason, advice in ADVICE.items())])
+
+
+def raised() -> str:
+    """Every error with what it means, from the tree in `xattn.errors`."""
+    found = re.findall(r"[├└]── (\w+) +(.+?) +\(([^,)]+)(?:, exit (\d))?\)", str(errors.__doc__))
+    rows = [f"| `{name}` | {meaning} | `{kind}` | {code or 1} |" for name, meaning, kind, code in found]
+    return "\n".join(["| error | meaning | is also a | exit code |", "|---|---|---|---|", *rows])
+
+
 def main() -> None:
-    before = after = README.read_text(encoding="utf-8")
-    for kind in ("heads", "methods", "metrics", "protocols", "figures"):
-        made = f"<!-- {kind} -->\n{table(kind)}\n<!-- /{kind} -->"
-        after = re.sub(f"<!-- {kind} -->.*?<!-- /{kind} -->", lambda _, made=made: made, after, flags=re.DOTALL)
-    if "--check" in sys.argv and before != after:
-        sys.exit("README.md lists other components than the registries hold: run python .ci/readme.py")
-    README.write_text(after, encoding="utf-8")
+    for kind, page in PAGES.items():
+        file = DOCS / f"{page}.md"
+        before = file.read_text(encoding="utf-8")
+        made = {"reasons": reasons, "errors": raised}.get(kind, lambda kind=kind: table(kind))()
+        block = f"<!-- {kind} -->\n{made}\n<!-- /{kind} -->"
+        after, count = re.subn(f"<!-- {kind} -->.*?<!-- /{kind} -->", lambda _, block=block: block, before, flags=re.DOTALL)
+        if count != 1:
+            sys.exit(f"{file.name} has no place for the table of {kind}: <!-- {kind} --><!-- /{kind} -->")
+        if "--check" in sys.argv and before != after:
+            sys.exit(f"docs/{file.name} lists other {kind} than the code holds: run python .ci/tables.py")
+        file.write_text(after, encoding="utf-8")
 
 
 if __name__ == "__main__":

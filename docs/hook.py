@@ -1,0 +1,38 @@
+"""Makes pages of the site of what the repository keeps outside docs/: the results, how to contribute, the changes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from posixpath import dirname, normpath, relpath
+from typing import Any
+
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).parents[1]
+OUTSIDE = ("CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/NOTES.md", "benchmarks/results/**/*.*")
+LINK = re.compile(r"\[([^\]]*)\]\((?![a-z]+:|#)([^)#\s]+)(#[^)\s]*)?\)")
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Adds them, at their paths from the root of the repository."""
+    for pattern in OUTSIDE:
+        for found in sorted(ROOT.glob(pattern)):
+            files.append(File.generated(config, found.relative_to(ROOT).as_posix(), abs_src_path=str(found)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, files: Files, **_: Any) -> str:
+    """Turns links as they hold in the repository into those of the site; what the site does not have keeps its name alone."""
+    here = page.file.src_uri
+    in_repository = f"docs/{here}" if (ROOT / "docs" / here).exists() else here
+
+    def moved(found: re.Match[str]) -> str:
+        place = normpath(f"{dirname(in_repository)}/{found[2]}")
+        place = f"{place}/README.md" if (ROOT / place).is_dir() else place
+        target = "index.md" if place == "README.md" else place.removeprefix("docs/")
+        if files.get_file_from_path(target) is None:
+            return found[1]
+        return f"[{found[1]}]({relpath(target, dirname(here) or '.')}{found[3] or ''})"
+
+    return LINK.sub(moved, markdown)
