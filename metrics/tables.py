@@ -80,6 +80,10 @@ class Table:
         look = {"columns": columns, "digits": digits, "difference": difference, "caption": caption, "label": label}
         return FORMATS[form](self.sheet(**look))
 
+    def _repr_html_(self) -> str:
+        """As a notebook shows it."""
+        return self.text("html")
+
     def sheet(self, **look: Any) -> Sheet:
         """What is printed, in no format yet; arguments are those of `text`."""
         return sheet(self.frame, self.metrics, self.against, self.notes, **look)

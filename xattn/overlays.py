@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 from torch.nn import functional
 
 from xattn.data.preprocessing import Region, channels_first, rgb_picture
 from xattn.errors import InputError, NameUnknownError
+from xattn.text import shown as printable
 
-__all__ = ["CMAP", "SIGNED_CMAP", "OverlayStyle", "blended", "coloured", "laid_over", "overlay"]
+__all__ = ["CMAP", "SIGNED_CMAP", "OverlayStyle", "blended", "coloured", "contact_sheet", "laid_over", "overlay"]
 
 CMAP = "inferno"
 SIGNED_CMAP = "RdBu_r"  # white at 0, blue below
@@ -188,3 +189,27 @@ def _lines(inside: Tensor, thick: int) -> tuple[Tensor, Tensor]:
     grown = functional.max_pool2d(area, 2 * thick + 1, 1, thick)[0] > 0
     shrunk = functional.max_pool2d(1 - area, 2 * thick + 1, 1, thick)[0] == 0
     return inside & ~shrunk, grown & ~inside
+
+
+def contact_sheet(rows: Sequence[Sequence[Image.Image]], headers: Sequence[str], side: int) -> Image.Image:
+    """Pictures in rows, each fitted into a square, below the names of their columns.
+
+    Args:
+        rows: of pictures, as many in each as there are headers.
+        headers: names of the columns.
+        side: of a square, in pixels.
+    """
+    gap, above = 4, 16
+    sheet = Image.new("RGB", (len(headers) * (side + gap) - gap, above + len(rows) * (side + gap) - gap), "white")
+    draw = ImageDraw.Draw(sheet)
+    for column, header in enumerate(headers):
+        text = printable(header, keep="")
+        while len(text) > 1 and draw.textlength(text) > side:
+            text = f"{text.rstrip('…')[:-1]}…"
+        draw.text((column * (side + gap), 2), text, fill="black")
+    for row, pictures in enumerate(rows):
+        for column, picture in enumerate(pictures):
+            fitted = ImageOps.contain(picture, (side, side))
+            place = column * (side + gap) + (side - fitted.width) // 2, above + row * (side + gap) + (side - fitted.height) // 2
+            sheet.paste(fitted, place)
+    return sheet

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -22,7 +23,7 @@ from xattn.metrics.targets import ClassTarget, Target
 from xattn.models.classifier import Classifier
 from xattn.models.layout import Stage
 from xattn.models.target_rules import Given
-from xattn.overlays import CMAP, SIGNED_CMAP, Interpolation, OverlayStyle, overlay
+from xattn.overlays import CMAP, SIGNED_CMAP, Interpolation, OverlayStyle, contact_sheet, overlay
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,28 @@ class Maps(Mapping[str, Tensor]):
         chosen = SIGNED_CMAP if is_signed(method) else CMAP
         maps = zip(self.raw[method], self._pictures(), strict=True)
         return [overlay(picture, shown_values(raw, method), region, style, chosen) for raw, (picture, region) in maps]
+
+    def show(self, methods: Sequence[str] | None = None, *, count: int = 6, side: int = 160) -> Image.Image:
+        """A contact sheet: a row for each of the first images, the photograph and each method's overlay. A notebook shows it by itself.
+
+        Args:
+            methods: of these maps; None: all.
+            count: images, from the first.
+            side: of each picture, in pixels.
+
+        Raises:
+            KeyError: there is no such method.
+        """
+        first = self.part(0, count)
+        chosen = list(self) if methods is None else list(methods)
+        columns = [[picture for picture, _ in first._pictures()], *(first.overlay(method) for method in chosen)]
+        return contact_sheet(list(zip(*columns, strict=True)), ["", *chosen], side)
+
+    def _repr_png_(self) -> bytes:
+        """As a notebook shows it."""
+        file = io.BytesIO()
+        self.show().save(file, "PNG")
+        return file.getvalue()
 
     def _pictures(self) -> Iterator[tuple[Image.Image, Region]]:
         if self.photographs is not None:

@@ -28,6 +28,7 @@ from xattn.explainers.base import MethodComponent, created
 from xattn.inference.memory import kept_pages, parse_size
 from xattn.inference.predictor import Level
 from xattn.metrics.base import metrics as metric_registry
+from xattn.metrics.typeset import html_text
 from xattn.models.classifier import Classifier
 from xattn.models.target_rules import Asked
 from xattn.progress import Progress
@@ -252,6 +253,20 @@ class Study:
             failed = self.store.finish([metric.spec for metric in plan.metrics], classes)
             self.store.read_run()  # it is there to the end
         return Outcome(len(plan.images), failed)
+
+    def _repr_html_(self) -> str:
+        """As a notebook shows it: the table of the run, once it is finished; before, what it will compute."""
+        if self.store.finished:
+            from xattn.study.compare import compare_runs
+
+            return compare_runs([self.store.folder]).text("html")
+        said = {
+            "classifiers": [f"{classifier.name} · {classifier.head_name}" for classifier in self.plan.classifiers],
+            "methods": [method.spec for method in self.plan.methods],
+            "metrics": [metric.spec for metric in self.plan.metrics],
+        }
+        lines = "".join(f"<li>{len(names)} {kind}: {html_text(', '.join(names))}</li>" for kind, names in said.items())
+        return f"<p>A study of {len(self.images)} images, not yet run:</p><ul>{lines}</ul>"
 
     def table(self) -> pd.DataFrame:
         """One row per model × head × method, one column per metric: `table.csv`.
