@@ -87,3 +87,9 @@ def test_all_is_complete_and_every_name_loads() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'explane'"):
         _ = xattn.explane
     assert set(xattn.__all__) <= set(dir(xattn))
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    root = Path(__file__).parents[1]
+    assert f"version: {xattn.__version__}\n" in (root / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"## [{xattn.__version__}]" in (root / "CHANGELOG.md").read_text(encoding="utf-8")
