@@ -6,6 +6,7 @@ import contextlib
 import io
 import pickle
 import struct
+import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -123,6 +124,7 @@ def ran(place: Path) -> set[str]:
     """The payloads that do run where a pickle is trusted."""
     for name in payloads(""):
         for protocol in (b"\x80\x02", b"\x80\x04"):
-            with contextlib.suppress(Exception):  # code that ran may give anything
+            with contextlib.suppress(Exception), warnings.catch_warnings():  # code that ran may give anything, as an open file
+                warnings.simplefilter("ignore", ResourceWarning)
                 pickle.loads(protocol + payloads(str(place / name.replace(" ", "-")))[name] + END)
     return {name for name in payloads("") if (place / name.replace(" ", "-")).exists()}

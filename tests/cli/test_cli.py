@@ -166,9 +166,10 @@ def test_figure_says_where_the_pictures_were(done: Path, folder: Path, tmp_path:
 
 def test_list_shows_every_registered_part_with_its_settings_and_cautions() -> None:
     shown = run("list", "methods").stdout
-    for name in [*methods.entries, "captum:NAME", "grad-cam:NAME"]:
+    for name in [*methods.entries, "captum:NAME", "grad-cam:NAME", "lxt:NAME"]:
         assert name in shown
-    of_others = [line.split()[0] for library in ("captum:", "grad-cam:*") for line in run("list", "methods", library).stdout.splitlines()]
+    libraries = ("captum:", "grad-cam:*", "lxt:")
+    of_others = [line.split()[0] for library in libraries for line in run("list", "methods", library).stdout.splitlines()]
     assert sorted(of_others) == sorted(methods.adapted_names())
     assert "captum:IntegratedGradients" in of_others
     assert "randomisation" in next(line for line in shown.splitlines() if line.startswith("guided-grad-cam "))

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import xattn
-from xattn.errors import InputError, SettingError
+from xattn.errors import ImageError, InputError, SettingError
 from xattn.explainers import methods
 from xattn.heads import heads
 from xattn.models import Classifier
@@ -18,7 +18,7 @@ from xattn.models import Classifier
 
 @pytest.mark.parametrize(
     "given",
-    [3, None, 3.5, True, b"x", object(), print, {"a": 1}, {}, [3], [None], [b"x.png"], [["a.png"]], torch.tensor(3.0)],
+    [3, None, 3.5, True, b"x", object(), print, {"a": 1}, {}, [3], [None], [["a.png"]], torch.tensor(3.0)],
     ids=lambda given: type(given).__name__,
 )
 def test_what_is_no_image_is_told_what_images_are(tiny: Classifier, given: Any, tmp_path: Path) -> None:
@@ -26,6 +26,11 @@ def test_what_is_no_image_is_told_what_images_are(tiny: Classifier, given: Any, 
         xattn.explain(tiny, given, ["random"])
     with pytest.raises(InputError, match=r"images are (a folder, a glob, a file|one data set)"):
         xattn.Study([tiny], ["random"], ["sparsity"], given, tmp_path / "run", progress=False)
+
+
+def test_content_that_is_no_picture_is_named_by_its_number(tiny: Classifier) -> None:
+    with pytest.raises(ImageError, match=r"^0: not a picture in a known format\. A study goes on"):
+        xattn.explain(tiny, [b"x.png"], ["random"])  # type: ignore[list-item]
 
 
 def test_one_picture_is_told_to_be_a_list_of_one(tiny: Classifier) -> None:

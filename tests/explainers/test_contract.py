@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import xattn
 from tests import networks
 from tests.own_methods import OWN
-from xattn.errors import InputError, NameUnknownError, SettingError, UnsupportedError
+from xattn.errors import ImageError, InputError, NameUnknownError, SettingError, UnsupportedError
 from xattn.explainers import Need, methods
 from xattn.heads import heads
 from xattn.inference import Predictor
@@ -257,7 +257,9 @@ def test_normalised_images_and_wrong_shapes_are_refused(tiny: Classifier, images
         xattn.explain(tiny, images[0])
     with pytest.raises(InputError, match=r"takes images of \(32, 32\); got \(20, 20\)"):
         xattn.explain(tiny, images[..., :20, :20])
-    with pytest.raises(InputError, match="got ndarray"):
+    with pytest.raises(
+        ImageError, match=r"arrays \(height, width, channels\) of uint8, .*; got an array \(3, 32, 32\) of float32\. A study"
+    ):
         xattn.explain(tiny, list(images.numpy()))
     with pytest.raises(InputError, match=r"xattn\.load takes a network's name"):
         xattn.attach("resnet18")

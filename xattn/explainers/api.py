@@ -245,7 +245,9 @@ def _images(classifier: Classifier, images: Images) -> tuple[list[str], Tensor, 
             crops.append(crop)
             found.append(decoded)
         except ImageError as error:
-            raise ImageError(f"{image.path}: {error}. A study goes on without such an image; explain needs all of them.") from error
+            raise ImageError(
+                f"{image.path or image.name}: {str(error).rstrip('.')}. A study goes on without such an image; explain needs all of them."
+            ) from error
     labels = [image.label for image in found] if source.labelled else None
     photographs = Photographs(source, classifier.preprocessing)
     return [image.name for image in source.images], pixels(torch.stack(crops), classifier.device), labels, photographs
