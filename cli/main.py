@@ -14,6 +14,7 @@ from xattn.cli.explain import COMPONENT, explain
 from xattn.cli.options import PathOrURL
 from xattn.cli.overlay import overlay
 from xattn.cli.report import report
+from xattn.cli.show import show
 from xattn.cli.terminal import logged_lines, say
 from xattn.cli.train import train
 from xattn.errors import XattnError
@@ -44,6 +45,7 @@ main.add_command(explain)
 main.add_command(train)
 main.add_command(demo)
 main.add_command(overlay)
+main.add_command(show)
 main.add_command(report)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -162,6 +163,18 @@ def test_figure_says_where_the_pictures_were(done: Path, folder: Path, tmp_path:
     result = run("figure", done, "--out", tmp_path / "x.png")
     assert result.exit_code == 2
     assert "are no longer where it found them" in result.stderr
+
+
+def test_show_says_what_is_in_a_folder(done: Path, folder: Path, tmp_path: Path) -> None:
+    shown = run("show", done).stdout
+    for text in ("state     finished", "methods   grad-cam", "target    predicted", f"from      {folder}", "command   xattn "):
+        assert text in shown, text
+    assert "failed" not in shown
+    (tmp_path / "copy").mkdir()
+    shutil.copytree(done, tmp_path / "copy" / "run")
+    (tmp_path / "copy" / "run" / "table.csv").unlink()
+    assert "the same command goes on" in run("show", tmp_path / "copy" / "run").stdout
+    assert run("show", folder).exit_code == 1
 
 
 def test_list_shows_every_registered_part_with_its_settings_and_cautions() -> None:
