@@ -7,12 +7,13 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from xattn.cli.options import TEXTS, Integer, Number, PathOrURL, model_options, numbers, shard
+from xattn.cli.options import TEXTS, Grouped, Integer, Number, PathOrURL, model_options, numbers, shard
 from xattn.cli.terminal import say, warned_lines
 from xattn.errors import InputError
 
@@ -26,7 +27,20 @@ COMPONENT = "name[:key=value,…]"
 SOME_FAILED = 3
 
 
-@click.command()
+GROUPS = {
+    "Options": ("models", "methods", "metrics", "target", "labels_csv", "out", "device", "dry_run", "help"),
+    "Networks": (
+        *("weights", "heads", "stage", "labels", "classes", "templates", "input_size", "resize", "mean", "std"),
+        *("output", "multi_label", "threshold", "regression", "untrained", "trust_code"),
+    ),
+    "Pictures": ("labels_from", "depth", "window", "max_pixels", "workers"),
+    "Maps": ("signed", "save_maps", "seed"),
+    "Speed": ("level", "tune", "memory", "batch_size"),
+    "Many machines": ("shard", "engine", "actors"),
+}
+
+
+@click.command(cls=Grouped, groups=GROUPS)
 @click.argument("images", nargs=-1, required=True)
 @click.option(
     "--model",
@@ -138,6 +152,7 @@ SOME_FAILED = 3
     is_flag=True,
     help="Keep what speaks against the target: raw maps and figures show it, masks and metrics are of the positive part.",
 )
+@click.option("--dry-run", is_flag=True, help="Say what would run, how many forwards that takes and about how long, and write nothing.")
 @click.option("--untrained", is_flag=True, help="Also explain heads that were never trained.")
 @click.option("--save-maps", is_flag=True, help="Also write masks at the crop's size, as 16-bit PNG, and keep maps of that size in full.")
 def explain(
@@ -165,6 +180,7 @@ def explain(
     depth: int | None,
     window: list[float] | None,
     max_pixels: int | None,
+    dry_run: bool,
     **options: Any,
 ) -> None:
     """Explain and score IMAGES (folders, globs, files, CSVs, by path or URL): maps, scores.csv, table.csv and a figure in RUN."""
@@ -189,6 +205,9 @@ def explain(
     classifiers = _load(models, weights, heads, options_of_models)
     study = Study(classifiers, methods or DEFAULT_METHODS, metrics, source, out, **options)
     _announce(study)
+    if dry_run:
+        _foretell(study)
+        return
     try:
         outcome = study.run()
     except KeyboardInterrupt:
@@ -219,6 +238,19 @@ def _announce(study: Study) -> None:
         f"{len(plan.images)} images × {len(plan.methods)} methods × {len(plan.metrics)} metrics, target: {plan.target}",
         err=True,
     )
+
+
+def _foretell(study: Study) -> None:
+    """Prints how many forwards the run takes, and about how long."""
+    from xattn.study.execution import forwards_per_image, seconds_expected
+
+    for classifier in study.plan.classifiers:
+        each, seconds = forwards_per_image(study.plan, classifier), seconds_expected(study.plan, classifier)
+        long = "no picture can be read" if seconds is None else f"about {timedelta(seconds=max(1, round(seconds)))} here, untuned"
+        say(
+            f"{classifier.name} · {classifier.head_name}: {each} forwards for each image, {each * len(study.plan.images)} in all: {long}; "
+            "reading, gradients and methods of other libraries come on top"
+        )
 
 
 def _left_out(plan: Plan, classifier: Classifier) -> dict[str, list[str]]:

@@ -29,6 +29,30 @@ class Number(click.FloatRange):
         return found
 
 
+class Grouped(click.Command):
+    """A command whose help lists its options by group, those that most runs need first.
+
+    Args:
+        groups: names of options by group, in the order in which they are shown; those that no group names come last.
+    """
+
+    def __init__(self, *args: Any, groups: dict[str, tuple[str, ...]], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.groups = groups
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the options, group by group."""
+        left = {str(param.name): param.get_help_record(ctx) for param in self.get_params(ctx)}
+        for group, names in self.groups.items():
+            records = [record for name in names if (record := left.pop(name, None)) is not None]
+            if records:
+                with formatter.section(group):
+                    formatter.write_dl(records)
+        if rest := [record for record in left.values() if record is not None]:
+            with formatter.section("Other options"):
+                formatter.write_dl(rest)
+
+
 class PathOrURL(click.Path):
     """A path, checked as click does, or a URL, which is checked when it is read."""
 

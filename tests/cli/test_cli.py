@@ -7,6 +7,7 @@ import re
 import shutil
 from pathlib import Path
 
+import click
 import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
@@ -14,6 +15,7 @@ from click.testing import CliRunner, Result
 from tests import networks
 from tests.data.test_images import bad_files
 from xattn.cli import main
+from xattn.cli.explain import GROUPS, explain
 from xattn.explainers import methods
 from xattn.heads import heads
 from xattn.metrics import PROTOCOLS, metrics
@@ -163,6 +165,24 @@ def test_figure_says_where_the_pictures_were(done: Path, folder: Path, tmp_path:
     result = run("figure", done, "--out", tmp_path / "x.png")
     assert result.exit_code == 2
     assert "are no longer where it found them" in result.stderr
+
+
+def test_a_dry_run_counts_forwards_and_writes_nothing(folder: Path, tmp_path: Path) -> None:
+    result = run("explain", folder, *MODEL, *QUICK, "--dry-run", "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    found = re.search(r"(\d+) forwards for each image, (\d+) in all: about 0:00:0\d here", result.stdout)
+    assert found is not None, result.stdout
+    assert int(found[2]) == 10 * int(found[1]) > 0
+    assert not (tmp_path / "run").exists()
+    assert run("explain", folder, *MODEL, *QUICK, "--out", tmp_path / "run").exit_code == 0
+
+
+def test_help_is_grouped_and_names_every_option_once() -> None:
+    shown = run("explain", "--help").stdout
+    assert [line for line in shown.splitlines() if line.endswith(":") and not line.startswith(" ")] == [f"{group}:" for group in GROUPS]
+    for param in explain.params:
+        if isinstance(param, click.Option):
+            assert len(re.findall(rf"^  (-\w, )?{param.opts[0]}\b(?!-)", shown, re.MULTILINE)) == 1, param.opts[0]
 
 
 def test_show_says_what_is_in_a_folder(done: Path, folder: Path, tmp_path: Path) -> None:
