@@ -42,7 +42,8 @@ class Grouped(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes the options, group by group."""
-        left = {str(param.name): param.get_help_record(ctx) for param in self.get_params(ctx)}
+        params = [param for param in self.get_params(ctx) if isinstance(param, click.Option)]
+        left = {str(param.name).removeprefix("_click_default_"): param.get_help_record(ctx) for param in params}
         for group, names in self.groups.items():
             records = [record for name in names if (record := left.pop(name, None)) is not None]
             if records:

@@ -177,6 +177,15 @@ def test_a_dry_run_counts_forwards_and_writes_nothing(folder: Path, tmp_path: Pa
     assert run("explain", folder, *MODEL, *QUICK, "--out", tmp_path / "run").exit_code == 0
 
 
+@pytest.mark.parametrize("place", ["weights", "out", "images"])
+def test_a_path_that_is_too_long_is_said_to_be(place: str, folder: Path, tmp_path: Path) -> None:
+    long = "x" * 300
+    arguments = [long if place == "images" else folder, *MODEL, *QUICK, "--out", long if place == "out" else tmp_path / "run"]
+    result = run("explain", *arguments, *(["--weights", long] if place == "weights" else []))
+    assert result.exit_code == 2
+    assert "a path is longer than this system takes: 'xxx" in result.stderr
+
+
 def test_help_is_grouped_and_names_every_option_once() -> None:
     shown = run("explain", "--help").stdout
     assert [line for line in shown.splitlines() if line.endswith(":") and not line.startswith(" ")] == [f"{group}:" for group in GROUPS]
