@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import hashlib
+import importlib.util
 import math
+import sys
+from pathlib import Path
 from typing import Any
 
+from xattn.cache import keep, kept
 from xattn.errors import InputError
 
 
@@ -23,10 +28,28 @@ def listing(kind: str, pattern: str = "") -> list[dict[str, Any]]:
         InputError: no name matches.
     """
     wanted = pattern.lower() if any(sign in pattern for sign in "*?[") else f"*{pattern.lower()}*"
-    found = [entry for entry in _all(kind, pattern) if fnmatch.fnmatchcase(entry["name"].lower(), wanted)]
+    found = [entry for entry in _kept(kind, pattern) if fnmatch.fnmatchcase(entry["name"].lower(), wanted)]
     if not found:
         raise InputError(f"none of the {kind} matches '{pattern}': give a part of a name, or a glob such as '*{pattern.strip('*')[:3]}*'.")
     return found
+
+
+def _kept(kind: str, pattern: str) -> list[dict[str, Any]]:
+    """The entries, kept for as long as xattn's files and the installed packages are the same: to import them takes seconds."""
+    key = _key(kind, pattern)
+    found: list[dict[str, Any]] | None = kept("lists", key)
+    if found is None:
+        keep("lists", key, found := _all(kind, pattern))
+    return found
+
+
+def _key(kind: str, pattern: str) -> str:
+    folders = [Path(str(importlib.util.find_spec(name).origin)).parent for name in ("xattn", "xattn.metrics")]  # type: ignore[union-attr]
+    files = [f"{path} {about.st_size} {about.st_mtime_ns}" for each in folders for path in each.rglob("*.py") for about in [path.stat()]]
+    packages = [path.name for place in sys.path for path in Path(place).glob("*.dist-info")]
+    library = pattern.lower().partition(":")[0] if ":" in pattern else ""
+    depends = "\n".join([kind, library, sys.version, *sorted(files), *sorted(packages)])
+    return hashlib.blake2b(depends.encode(errors="surrogateescape"), digest_size=12).hexdigest()
 
 
 def _all(kind: str, pattern: str) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -14,7 +15,7 @@ from click.testing import CliRunner, Result
 
 from tests import networks
 from tests.data.test_images import bad_files
-from xattn.cli import main
+from xattn.cli import listing, main
 from xattn.cli.explain import GROUPS, explain
 from xattn.explainers import methods
 from xattn.heads import heads
@@ -204,6 +205,21 @@ def test_show_says_what_is_in_a_folder(done: Path, folder: Path, tmp_path: Path)
     (tmp_path / "copy" / "run" / "table.csv").unlink()
     assert "the same command goes on" in run("show", tmp_path / "copy" / "run").stdout
     assert run("show", folder).exit_code == 1
+
+
+def test_a_list_is_kept_until_a_file_or_a_package_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = listing.listing("heads")
+    asked: list[str] = []
+    monkeypatch.setattr(listing, "_all", lambda kind, pattern: asked.append(kind) or [{"name": "other", "settings": {}}])
+    assert listing.listing("heads") == first
+    assert not asked
+    heads_folder = Path(listing.importlib.util.find_spec("xattn.heads").origin)  # type: ignore[union-attr, arg-type]
+    before = heads_folder.stat()
+    os.utime(heads_folder, ns=(before.st_atime_ns, before.st_mtime_ns + 1000))
+    try:
+        assert listing.listing("heads") == [{"name": "other", "settings": {}}]
+    finally:
+        os.utime(heads_folder, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 def test_list_shows_every_registered_part_with_its_settings_and_cautions() -> None:

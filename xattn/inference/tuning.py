@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
-import os
 import platform
 import warnings
 from dataclasses import dataclass, field, replace
@@ -15,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from xattn.cache import keep, kept
 from xattn.errors import InputError, SettingError
 from xattn.inference.benchmark import Benchmark
 from xattn.inference.memory import free_memory, kept_pages, peak_bytes, shown
@@ -111,8 +110,8 @@ def tuned(
         return Tuned(fitting, level, "by hand")
     if tune == "off":
         return Tuned(benchmark.fitting(plain_tuning(classifier)), level, "not measured")
-    cache = _Cache(_key(classifier, level))
-    if tune == "auto" and (found := cache.read()) is not None:
+    key = _key(classifier, level)
+    if tune == "auto" and (found := _earlier(key)) is not None:
         found = _for_work(found, forwards)
         if found is not None and benchmark.quietly_ready(benchmark.fitting(found.tuning)) is not None:
             return replace(found, tuning=benchmark.fitting(found.tuning))
@@ -126,7 +125,7 @@ def tuned(
         best = benchmark.best(best, compiling=tune == "full" or work > WORTH_COMPILING_S)
     done = Tuned(best, level, "measured", benchmark.rates, benchmark.refused)
     if memory is None:  # the fastest with little memory is not the fastest elsewhere
-        cache.write(done)
+        keep("tuning", key, done.as_dict())
     return done
 
 
@@ -190,27 +189,9 @@ def _processor() -> str:
     return f"{platform.machine()} {model or platform.processor()} {torch.backends.cpu.get_cpu_capability()}"
 
 
-class _Cache:
-    """A measurement in a small file in the user's cache folder."""
-
-    def __init__(self, key: str) -> None:
-        home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-        self.path = Path(home) / "xattn" / "tuning" / f"{key}.json"
-
-    def read(self) -> Tuned | None:
-        """The measurement; None if there is none that can be read."""
-        try:
-            return Tuned.of(json.loads(self.path.read_text(encoding="utf-8")), "kept from an earlier measurement")
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-
-    def write(self, found: Tuned) -> None:
-        """Stores it if possible; a cache that cannot be written costs seconds, not a run."""
-        unfinished = self.path.with_suffix(f".{os.getpid()}")
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished.write_text(json.dumps(found.as_dict(), indent=1), encoding="utf-8")
-            os.replace(unfinished, self.path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                unfinished.unlink(missing_ok=True)
+def _earlier(key: str) -> Tuned | None:
+    """A measurement that was kept; None if there is none that can be read."""
+    with contextlib.suppress(KeyError, TypeError, ValueError):
+        if (found := kept("tuning", key)) is not None:
+            return Tuned.of(found, "kept from an earlier measurement")
+    return None
