@@ -6,16 +6,20 @@ import os
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from click.testing import CliRunner
 from hostile import Case, drawn
+from torch import Tensor
 
 import xattn
+import xattn.metrics as metrics
 import xattn.training  # so that no case pays for its import
 from xattn.cli import main
-from xattn.models import load
+from xattn.models import Classifier, load
 from xattn.study import Study
 
 # --- command lines ----------------------------------------------------------------------------------------------------------------------
@@ -276,6 +280,7 @@ def calls(seed: int, count: int) -> Iterator[Case]:
         }.items()
         for given in values
     ]
+    tries += _of_metrics(classifier, images) + _of_others(classifier, images)
     random.Random(seed).shuffle(tries)
     for name, call in tries[:count]:
 
@@ -284,3 +289,64 @@ def calls(seed: int, count: int) -> Iterator[Case]:
                 call()
 
         yield Case(name, attempt)
+
+
+NOTHING: tuple[Any, ...] = (0, -1, 1.5, True, "red", "", "²", float("nan"), float("inf"), 10**30, [], {}, object())
+Tries = list[tuple[str, Callable[[], object]]]
+
+
+def _of_metrics(classifier: Classifier, images: Tensor) -> Tries:
+    """Metrics as functions, and `evaluate`, with one argument that cannot be used."""
+    masks = torch.rand(2, 64, 64)
+    shapes = (torch.rand(0, 64, 64), torch.rand(3, 64, 64), torch.rand(2, 8, 8), torch.rand(2, 3, 64, 64), torch.rand(64, 64))
+    values = (masks * 255, masks - 1, masks * float("nan"), masks.to(torch.complex64), (masks * 255).to(torch.uint8), masks > 0.5)
+    bad: dict[str, tuple[Any, ...]] = {
+        "predict": (None, 3, "birds:gap", lambda _: None, lambda x: x, lambda x: x.mean(), lambda x: classifier(x)[:1], lambda x: "x"),
+        "images": (*shapes, images * 255, images - 0.5, images[:1], "folder", *NOTHING),
+        "masks": (*shapes[:2], *shapes[3:], *values, "mask", *NOTHING),
+        "targets": (
+            torch.tensor([0, 99]),
+            torch.tensor([-1, 0]),
+            torch.tensor([0]),
+            torch.tensor([[0, 1]]),
+            torch.rand(2),
+            "cat",
+            *NOTHING,
+        ),
+    }
+    given: dict[str, Any] = {"predict": classifier.predict, "images": images, "masks": masks, "targets": torch.tensor([0, 1])}
+    of: Tries = []
+    for function in (metrics.average_drop, partial(metrics.insertion, fill=classifier.mean)):
+        called = getattr(function, "func", function).__name__
+        for name, values_of in bad.items():
+            for number, value in enumerate(values_of):
+                arguments = [value if key == name else good for key, good in given.items()]
+                of.append((f"{called}({name} {number})", partial(function, *arguments)))
+        of += [(f"{called}(chunk {value!r:.20})", partial(function, *given.values(), chunk=value)) for value in (0, -1, "x")]
+    for key in ("fill", "step", "blur"):
+        of += [
+            (f"insertion({key} {value!r:.20})", partial(metrics.insertion, *given.values(), **{"fill": classifier.mean, key: value}))
+            for value in NOTHING
+        ]
+    maps = xattn.explain(classifier, images, ["random"])
+    of += [(f"evaluate(images {number})", partial(xattn.evaluate, classifier, value, maps)) for number, value in enumerate(bad["images"])]
+    of += [
+        (f"evaluate(masks {number})", partial(xattn.evaluate, classifier, images, {"mine": value}))
+        for number, value in enumerate(bad["masks"])
+    ]
+    of += [(f"evaluate(maps {value!r:.20})", partial(xattn.evaluate, classifier, images, value)) for value in NOTHING]
+    return of + [(f"evaluate(classifier {value!r:.20})", partial(xattn.evaluate, value, images, maps)) for value in NOTHING]
+
+
+def _of_others(classifier: Classifier, images: Tensor) -> Tries:
+    """What is loaded, drawn and printed, with one argument that cannot be used."""
+    maps, network = xattn.explain(classifier, images, ["random"]), classifier.network
+    of: Tries = [(f"explain(classifier {value!r:.20})", partial(xattn.explain, value, images)) for value in NOTHING]
+    for key in ("batch_size", "seed", "stage", "threshold", "labels"):
+        of += [(f"explain({key} {value!r:.20})", partial(xattn.explain, classifier, images, **{key: value})) for value in NOTHING]
+    for key in ("input_size", "mean", "std", "output", "labels", "head"):
+        of += [(f"attach({key} {value!r:.20})", partial(xattn.attach, network, **{"input_size": 64, key: value})) for value in NOTHING]
+    of += [(f"attach({value!r:.20})", partial(xattn.attach, value, input_size=64)) for value in NOTHING]
+    for key in ("alpha", "cmap", "interpolation", "contour"):
+        of += [(f"overlay({key} {value!r:.20})", partial(maps.overlay, "random", **{key: value})) for value in NOTHING]
+    return of

@@ -60,6 +60,10 @@ PROTOCOLS: dict[str, Protocol] = {
 }
 
 
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _chosen(base: Baseline, fill: Colour | None, blur: int | None) -> Baseline:
     return Baseline(base.kind, base.colour if fill is None else fill, base.side if blur is None else blur)
 
@@ -79,8 +83,8 @@ class _Protocolled(CurveMetric):
     def __post_init__(self) -> None:
         if self.protocol not in PROTOCOLS:
             raise NameUnknownError("protocol", self.protocol, PROTOCOLS)
-        if self.step is not None and self.step < 1:
-            raise InputError(f"a step needs at least one pixel; got {self.step}.")
+        if self.step is not None and (not _is_whole(self.step) or self.step < 1):
+            raise InputError(f"a step is a whole number of pixels, at least one; got {self.step!r:.40}.")
 
     @property
     @abstractmethod
@@ -123,8 +127,8 @@ class _Inserting(_Protocolled):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.blur is not None and (not 1 <= self.blur <= LARGEST_BLUR or self.blur % 2 == 0):
-            raise InputError(f"a blur's side must be odd, from 1 to {LARGEST_BLUR}; got {self.blur}.")
+        if self.blur is not None and (not _is_whole(self.blur) or not 1 <= self.blur <= LARGEST_BLUR or self.blur % 2 == 0):
+            raise InputError(f"a blur's side must be odd, from 1 to {LARGEST_BLUR}; got {self.blur!r:.40}.")
 
     @property
     def whole(self) -> Curve:

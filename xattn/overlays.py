@@ -48,7 +48,11 @@ class OverlayStyle:
     contour: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        if not all(isinstance(level, (int, float)) for level in (self.alpha, *self.contour)):
+            raise InputError(f"alpha and contour are numbers from 0 to 1; got {self.alpha!r:.40} and {self.contour!r:.40}.")
         if self.cmap is not None:
+            if not isinstance(self.cmap, str):
+                raise InputError(f"a colour map is named by a text, as 'viridis'; {type(self.cmap).__name__} came.")
             table(self.cmap)
         if self.interpolation not in get_args(Interpolation):
             raise NameUnknownError("interpolation", str(self.interpolation), get_args(Interpolation))

@@ -159,6 +159,8 @@ class Registry(Generic[M, T]):
             NameUnknownError: no such name.
             SettingError: no such setting, or a value that does not fit it.
         """
+        if not isinstance(spec, str):
+            raise SettingError(f"a {self.kind} is named by a text, 'name' or 'name:key=value,…'; {type(spec).__name__} came.")
         name, rest = spec.partition(":")[::2]
         if name in self.adapters and rest and not _looks_like_settings(rest):
             inner, settings = split_spec(rest)

@@ -13,6 +13,7 @@ import xattn
 from xattn.errors import ImageError, InputError, SettingError
 from xattn.explainers import methods
 from xattn.heads import heads
+from xattn.metrics import insertion
 from xattn.models import Classifier
 
 
@@ -62,3 +63,35 @@ def test_a_count_without_end_is_refused(spec: str, message: str) -> None:
 def test_a_head_that_would_fill_the_memory_is_refused(spec: str) -> None:
     with pytest.raises(SettingError, match="up to"):
         heads.create(spec)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda clf, images: xattn.explain(clf, images, seed="red"), "a seed is a whole number; str came"),
+        (lambda clf, images: xattn.explain(clf, images, labels=3), "labels are one for each image, in a list or tensor; int came"),
+        (lambda clf, images: xattn.explain(clf, images, stage=3), "a stage is named by a text, .*; int came"),
+        (lambda clf, images: xattn.explain(clf, images, target=True), "target"),
+        (lambda clf, images: xattn.attach(clf.network, input_size=1.5), "a size is one whole number, or height and width; got 1.5"),
+        (
+            lambda clf, images: xattn.attach(clf.network, input_size=32, mean="red"),
+            "mean and std are numbers, one for each channel; got 'red'",
+        ),
+        (lambda clf, images: xattn.attach(clf.network, input_size=32, labels=3), "labels are the names of the classes, .*; int came"),
+        (lambda clf, images: xattn.attach(clf.network, input_size=32, head=3), "a head is named by a text, .*; int came"),
+        (lambda clf, images: xattn.evaluate(clf, 3, xattn.explain(clf, images)), "images are those that were explained, .*; int came"),
+        (lambda clf, images: xattn.explain(clf, images).overlay("grad-cam", cmap=3), "a colour map is named by a text, .*; int came"),
+        (
+            lambda clf, images: xattn.explain(clf, images).overlay("grad-cam", alpha="x"),
+            "alpha and contour are numbers from 0 to 1; got 'x'",
+        ),
+        (
+            lambda clf, images: insertion(clf.predict, images, images[:, 0], [0], fill=clf.mean, step="x"),
+            "a step is a whole number of pixels",
+        ),
+        (lambda clf, images: insertion(clf.predict, images, images[:, 0], [0], fill=clf.mean, blur="x"), "a blur's side must be odd"),
+    ],
+)
+def test_a_value_of_another_kind_is_answered_with_a_sentence(tiny: Classifier, call: Any, message: str) -> None:
+    with pytest.raises(InputError if "head" not in message else SettingError, match=message):
+        call(tiny, torch.rand(1, 3, 32, 32))

@@ -225,14 +225,19 @@ def preprocessing_with(
 
 
 def _pair(size: int | Sequence[int]) -> tuple[int, int]:
-    values = (size, size) if isinstance(size, int) else tuple(size)
-    if len(values) != 2:
-        raise InputError(f"a size is one number or height and width; got {size}.")
+    values = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, Sequence) else ()
+    if len(values) != 2 or not all(isinstance(value, int) and not isinstance(value, bool) for value in values):
+        raise InputError(f"a size is one whole number, or height and width; got {size!r:.40}.")
     return int(values[0]), int(values[1])
 
 
 def _values(values: Sequence[float] | None, default: tuple[float, ...]) -> tuple[float, ...]:
-    return default if values is None else tuple(float(value) for value in values)
+    if values is None:
+        return default
+    try:
+        return tuple(float(value) for value in values)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"mean and std are numbers, one for each channel; got {values!r:.40}.") from error
 
 
 def _for_channels(

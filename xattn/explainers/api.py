@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -93,6 +93,8 @@ def explain(
     components = created(methods, signed=signed)
     if not untrained:
         refuse_untrained(classifier)
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise InputError(f"a seed is a whole number; {type(seed).__name__} came.")
     names, tensor, found_labels, photographs = _images(classifier, images)
     rule = target_rule(classifier, target, THRESHOLD if threshold is None else threshold)
     if threshold is not None and not isinstance(rule, PredictedLabels):
@@ -164,6 +166,8 @@ def _labels(classifier: Classifier, labels: Tensor | Sequence[Any] | None, count
     """The class indices of each image's labels."""
     if labels is None:
         return [None] * count
+    if not isinstance(labels, Sized) or isinstance(labels, str):
+        raise InputError(f"labels are one for each image, in a list or tensor; {type(labels).__name__} came.")
     if len(labels) != count:
         raise InputError(f"{count} images need {count} classes; {len(labels)} came.")
     values = as_plain(labels)

@@ -129,7 +129,7 @@ class Maps(Mapping[str, Tensor]):
         >>> maps.overlay("grad-cam", alpha=0.4, contour=0.5)[0].size
         (64, 64)
         """
-        levels = (contour,) if isinstance(contour, (int, float)) else tuple(contour)
+        levels = tuple(contour) if isinstance(contour, Sequence) and not isinstance(contour, str) else (contour,)
         style = OverlayStyle(cmap, alpha, interpolation, levels)
         self[method]  # refused if it is not there
         chosen = SIGNED_CMAP if is_signed(method) else CMAP

@@ -308,6 +308,8 @@ class Classifier(nn.Module):
             if not self.stages:
                 raise UnsupportedError(f"{self._found.reason}: name a stage, any module that gives a map (--stage, in Python stage=).")
             return self.stages[-1]
+        if not isinstance(name, str):
+            raise InputError(f"a stage is named by a text, as in `classifier.stages[0].name`; {type(name).__name__} came.")
         with evaluating(self), torch.inference_mode(False):
             return named_stage(self.network, self._bare, self.probe(), name, self._found)
 

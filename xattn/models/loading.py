@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -334,6 +334,8 @@ def _channels_last(network: nn.Module) -> nn.Module:
 def read_labels(labels: str | Path | Sequence[str]) -> list[str]:
     """Class names, as given or from a text file with one per line."""
     if not isinstance(labels, (str, Path)):
+        if not isinstance(labels, Iterable):
+            raise InputError(f"labels are the names of the classes, or a text file with one per line; {type(labels).__name__} came.")
         return list(labels)
     try:
         return Path(labels).read_text(encoding="utf-8-sig").splitlines()

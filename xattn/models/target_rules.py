@@ -212,7 +212,7 @@ def target_rule(classifier: Classifier, asked: Asked, threshold: float | None = 
         if classifier.regression and (rule.needs_labels or "second" in rule.text.split()):
             raise InputError(f"target '{asked}' names a class, and {classifier.name} gives values: give 'predicted', or a value's index.")
         return rule
-    if isinstance(asked, SupportsIndex) and (not isinstance(asked, Tensor) or asked.dim() == 0):
+    if isinstance(asked, SupportsIndex) and not isinstance(asked, bool) and (not isinstance(asked, Tensor) or asked.dim() == 0):
         return Terms("given", ((1.0, classifier.class_index(int(asked))),))
     if isinstance(asked, (Tensor, Sequence)):
         values = asked.tolist() if isinstance(asked, Tensor) else asked

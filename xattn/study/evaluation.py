@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -77,6 +78,8 @@ def evaluate(
     refuse_chunk(batch_size, "batch_size")
     if images is None or hasattr(images, "__array__"):
         images = as_tensor(images, "images")
+    elif not isinstance(images, (str, Path)) and not hasattr(images, "__getitem__") and not hasattr(images, "__iter__"):
+        raise InputError(f"images are those that were explained, as a tensor or as files; {type(images).__name__} came.")
     components = registry.create_all(metrics)
     own = not isinstance(maps, Maps)
     if not isinstance(maps, Maps):
