@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import click
-from tqdm import tqdm
 
 from xattn.text import shown
 
@@ -21,6 +20,8 @@ def say(text: str, *, err: bool = False, nl: bool = True) -> None:
 
 class _Lines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm  # whose import would be a quarter of that of the whole command line
+
         tqdm.write(shown(self.format(record)), file=sys.stderr)  # above a progress bar, if one is drawn
 
 

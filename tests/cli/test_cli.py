@@ -197,7 +197,7 @@ def test_help_is_grouped_and_names_every_option_once() -> None:
 
 def test_show_says_what_is_in_a_folder(done: Path, folder: Path, tmp_path: Path) -> None:
     shown = run("show", done).stdout
-    for text in ("state     finished", "methods   grad-cam", "target    predicted", f"from      {folder}", "command   xattn "):
+    for text in ("state     finished", "methods   grad-cam", "target    predicted", f"from      {folder}", "command   xattn"):
         assert text in shown, text
     assert "failed" not in shown
     (tmp_path / "copy").mkdir()
