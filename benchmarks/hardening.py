@@ -85,7 +85,7 @@ KINDS = {
         "29 or more ways in which a pickle runs code (24 were seen to run where the pickle is trusted), each as a plain pickle, in a zip "
         "archive, beside weights, in an `argparse.Namespace`, as a legacy file and as `.safetensors`. All are refused, none runs.",
     ),
-    "calls": Kind("bad calls of the Python API", 100, "Calls with one argument that cannot be used."),
+    "calls": Kind("bad calls of the Python API", 1000, "Calls with one argument that cannot be used."),
     "headers": Kind("damaged or hostile headers of heads", 80, "Heads whose header was damaged, lies about its tensors or names code."),
     "lines": Kind("bad command lines", 500, "Command lines with one argument that cannot be used."),
     "runs": Kind(
