@@ -20,7 +20,7 @@ def say(text: str, *, err: bool = False, nl: bool = True) -> None:
 
 class _Lines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        from tqdm import tqdm  # whose import would be a quarter of that of the whole command line
+        from tqdm import tqdm  # not before a message comes: the command line is to start at once
 
         tqdm.write(shown(self.format(record)), file=sys.stderr)  # above a progress bar, if one is drawn
 
