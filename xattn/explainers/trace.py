@@ -14,6 +14,7 @@ from xattn.errors import UnsupportedError
 from xattn.explainers.base import Need
 from xattn.heads.base import Attended
 from xattn.inference.context import BatchContext
+from xattn.inference.memory import is_out_of_memory
 from xattn.inference.predictor import Predictor
 from xattn.metrics.stream import PerturbedImages
 from xattn.metrics.targets import Target
@@ -240,7 +241,7 @@ class Trace:
         try:
             return torch.autograd.grad(score, inputs, retain_graph=True)
         except RuntimeError as error:
-            if "memory" in str(error):
+            if is_out_of_memory(error):
                 raise
             reason = str(error).partition("\n")[0].removesuffix(".")
             raise UnsupportedError(
