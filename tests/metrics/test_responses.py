@@ -206,7 +206,7 @@ def test_an_even_blur_and_a_step_below_one_are_refused(predict) -> None:
     with pytest.raises(InputError, match="odd, from 1 to 1001; got 4"):
         m.insertion(*arguments, fill=MEAN, blur=4)
     for step in (0, -1):
-        with pytest.raises(InputError, match="at least one pixel"):
+        with pytest.raises(InputError, match="whole number of pixels, at least one; got"):
             m.deletion(*arguments, fill=MEAN, step=step)
     with pytest.raises(InputError, match="three values"):
         m.deletion(*arguments, fill=0)
