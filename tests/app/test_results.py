@@ -256,9 +256,7 @@ def test_bad_files_are_refused_with_their_reason(kept: Results, tmp_path: Path) 
 
 
 def test_text_of_others_is_text() -> None:
-    assert choices.paragraphs([HOSTILE, "a\x1b[31m\u202eb"]) == (
-        "<p>&lt;img src=x onerror=alert(1)&gt;.jpg</p><p>a\\x1b[31m\\u202eb</p>"
-    )
+    assert choices.paragraphs([HOSTILE, "a\x1b[31m\u202eb"]) == ("<p>&lt;img src=x onerror=alert(1)&gt;.jpg</p><p>a\\x1b[31m\\u202eb</p>")
 
 
 def test_the_table_of_scores_names_units_and_the_better_direction() -> None:
@@ -270,7 +268,9 @@ def test_the_table_of_scores_names_units_and_the_better_direction() -> None:
 def test_values_that_are_not_finite_are_a_sentence(tmp_path: Path) -> None:
     name = f"{networks.__file__}:not_a_number"
     Image.new("RGB", (40, 40), "black").save(tmp_path / "black.png")
-    shown = last(Session().explain(Results([name], device="cpu"), Request(str(tmp_path / "black.png"), name, 0, ("centre",), ("average-drop",))))
+    shown = last(
+        Session().explain(Results([name], device="cpu"), Request(str(tmp_path / "black.png"), name, 0, ("centre",), ("average-drop",)))
+    )
     assert any("not finite" in message or "non-finite" in message for message in shown.messages)
 
 

@@ -72,11 +72,11 @@ def build(gradio: Any, results: Results, networks: Sequence[str], examples: Sequ
                     max_lines=1,
                     elem_id="other",
                 )
-                notes = gradio.HTML(elem_classes=["notes", "about"], elem_id="about")
+                notes = gradio.HTML(visible=False, elem_classes=["notes", "about"], elem_id="about")
             with gradio.Column(scale=2, min_width=480):
                 methods = gradio.Dropdown([], label="Methods", multiselect=True, allow_custom_value=True, elem_id="methods")
-                without = gradio.HTML(elem_classes=["notes", "about"], elem_id="without")
-                messages = gradio.HTML(elem_classes=["notes", "messages"], elem_id="messages")
+                without = gradio.HTML(visible=False, elem_classes=["notes", "about"], elem_id="without")
+                messages = gradio.HTML(visible=False, elem_classes=["notes", "messages"], elem_id="messages")
                 overlays = gradio.Gallery(
                     label="Maps", format="jpeg", columns=3, height="auto", object_fit="contain", interactive=False, elem_id="maps"
                 )
@@ -88,22 +88,25 @@ def build(gradio: Any, results: Results, networks: Sequence[str], examples: Sequ
                 )
                 scores = gradio.Dataframe(label="Scores of this picture", interactive=False, elem_id="scores")
 
+        def said(lines: Sequence[str]) -> Any:
+            return gradio.HTML(paragraphs(lines), visible=bool(lines))
+
         def opened(file: str | None, name: str, before: list[str]) -> tuple[Any, ...]:
             nothing = gradio.Radio(choices=[], value=None, visible=False)
             if file is None:
-                return nothing, "", "", gradio.skip(), ""
+                return nothing, "", said(()), gradio.skip(), said(())
             try:
                 classes, offered, lines = results.classes(file, name), results.offered(name), about(results, file, name)
             except ERRORS as error:
                 sentence(error)  # raises what is no error of the user's; `explained`, which follows, says the others
-                return nothing, "", "", gradio.skip(), ""
+                return nothing, "", said(()), gradio.skip(), said(())
             choices = [(printable(text), index) for index, text in classes]
             return (
                 gradio.Radio(choices=choices, value=choices[0][1], visible=True) if choices else nothing,
                 "",
-                paragraphs(lines),
+                said(lines),
                 gradio.Dropdown(choices=method_choices(offered), value=chosen_methods(offered, before, results.methods)),
-                paragraphs(left_out(offered)),
+                said(left_out(offered)),
             )
 
         def explained(
@@ -120,22 +123,21 @@ def build(gradio: Any, results: Results, networks: Sequence[str], examples: Sequ
             nothing = gradio.Gallery(value=[], label="Maps"), gradio.Dataframe(value={"headers": ["method"], "data": []})
             if file is None or not methods:
                 session.request = None
-                yield paragraphs([NO_PICTURE if file is None else NO_METHOD]), *nothing
+                yield said([NO_PICTURE if file is None else NO_METHOD]), *nothing
                 return
             target = first if first is not None and other.strip() in ("", "predicted") else other.strip() or "predicted"
             request = Request(file, name, target, tuple(methods), tuple(metrics))
             session.style = OverlayStyle(cmap or None, alpha)
             try:
-                heading = f"Maps for {printable(results.classifier(name).label(target) if isinstance(target, int) else target)}"
-                results.picture(file, results.classifier(name).preprocessing)
+                heading = f"Maps for {printable(results.described(file, name, target))}"
             except ERRORS as error:
                 session.request = None
-                yield paragraphs([sentence(error)]), *nothing
+                yield said([sentence(error)]), *nothing
                 return
             for shown in session.explain(results, request):
                 headers, rows = score_table(shown.scores)
                 yield (
-                    paragraphs(shown.messages),
+                    said(shown.messages),
                     gradio.Gallery(value=_tiles(results, request, shown.overlays), label=heading),
                     gradio.Dataframe(value={"headers": headers, "data": rows}),
                 )
@@ -167,7 +169,13 @@ def build(gradio: Any, results: Results, networks: Sequence[str], examples: Sequ
         first.input(lambda: "", None, other, **private).then(**explaining)
         gradio.on([other.submit, methods.input, metrics.input], **explaining)
         gradio.on(
-            [alpha.change, cmap.change], redrawn, [user, alpha, cmap], overlays, trigger_mode="always_last", show_progress="hidden", **private
+            [alpha.change, cmap.change],
+            redrawn,
+            [user, alpha, cmap],
+            overlays,
+            trigger_mode="always_last",
+            show_progress="hidden",
+            **private,
         )
     return page
 

@@ -25,6 +25,7 @@ from xattn.metrics.base import metrics as metric_registry
 from xattn.models import sources
 from xattn.models.classifier import Classifier
 from xattn.models.loading import load
+from xattn.models.target_rules import target_rule
 from xattn.study.evaluation import evaluate
 from xattn.study.plan import lacking
 from xattn.study.scoring import most_probable
@@ -164,6 +165,17 @@ class Results:
         classifier = self.classifier(network)
         names = [*self.methods, *(name for name in sorted(method_registry.entries) if name not in self.methods)]
         return [_offered(classifier, component) for component in method_registry.create_all(names)]
+
+    def described(self, file: str, network: str, target: int | str) -> str:
+        """What is explained of a picture, by the class's name.
+
+        Raises:
+            XattnError: the network, the picture or the target cannot be used.
+        """
+        classifier = self.classifier(network)
+        self.picture(file, classifier.preprocessing)
+        target_rule(classifier, target)
+        return classifier.label(target) if isinstance(target, int) else target
 
     def maps(self, question: Question, wanted: Wanted = lambda: True) -> Maps:
         """The map that is asked for, laid over the picture as it is shown.
