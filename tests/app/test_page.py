@@ -86,7 +86,7 @@ def test_what_is_drawn_follows_opacity_methods_and_class(page: Any) -> None:
     before = images_of(page)
     page.locator("#opacity input[type=number]").fill("0")
     page.locator("#opacity input[type=number]").press("Enter")
-    changed = "(old) => { const now = [...document.querySelectorAll('#maps img')].map((one) => one.src); return now.length > 1 && now[1] !== old; }"
+    changed = "(old) => { const drawn = document.querySelectorAll('#maps img'); return drawn.length > 1 && drawn[1].src !== old; }"
     page.wait_for_function(changed, arg=before[1])
     clear = images_of(page)
     assert clear[0] == before[0] == clear[1] == clear[2]

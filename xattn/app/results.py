@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from PIL import Image
 from torch import Tensor
@@ -232,7 +233,8 @@ class Results:
             predictor=_WhileWanted(classifier, wanted),
             progress=False,
         )
-        return replace(maps, photographs=Photographs(ImageSource([opened.shown]), classifier.preprocessing))
+        shown: Any = [opened.shown]  # a list of pictures is a data set
+        return replace(maps, photographs=Photographs(ImageSource(shown), classifier.preprocessing))
 
 
 def refuse_local(network: str) -> None:

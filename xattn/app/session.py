@@ -143,6 +143,6 @@ def sentence(error: Exception) -> str:
     """
     if isinstance(error, XattnError):
         return str(error)
-    if isinstance(error, MemoryError) or is_out_of_memory(error):
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and is_out_of_memory(error)):
         return "memory ran out. Choose a smaller network, or a method or metric that needs fewer forwards."
     raise error
