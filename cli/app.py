@@ -36,9 +36,9 @@ def app(models: Sequence[str], methods: Sequence[str], device: str | None, host:
     from xattn.app import served
 
     sys.path.append(os.getcwd())  # where package.module:factory is looked up
-    with served(models, methods, device=device, host=host, port=port) as address:
-        say(f"{address} (Ctrl+C ends it)", err=True)
-        try:
+    try:
+        with served(models, methods, device=device, host=host, port=port) as address:
+            say(f"{address} (Ctrl+C ends it)", err=True)
             threading.Event().wait()
-        except KeyboardInterrupt:
-            say("stopped.", err=True)
+    except KeyboardInterrupt:
+        say("stopped.", err=True)

@@ -37,7 +37,8 @@ def test_the_command_serves_what_it_is_given_until_it_is_interrupted(monkeypatch
 
     monkeypatch.setattr(xattn.app, "served", stopped)
     arguments = ["app", "--model", "birds:gap", "--method", "rise:masks=20", "--device", "cpu", "--host", "0.0.0.0", "--port", "7861"]
-    CliRunner().invoke(main, arguments)
+    result = CliRunner().invoke(main, arguments)
+    assert (result.exit_code, result.stderr) == (0, "stopped.\n")
     assert asked == [((("birds:gap",), ("rise:masks=20",)), {"device": "cpu", "host": "0.0.0.0", "port": 7861})]
 
 

@@ -54,8 +54,15 @@ def build(gradio: Any, results: Results, networks: Sequence[str], examples: Sequ
         with gradio.Row():
             with gradio.Column(scale=1, min_width=320):
                 file = gradio.File(str(examples[0]), label="Picture", height=120, elem_id="picture")
-                pictures = gradio.Dataset(
-                    components=[gradio.Image(render=False)], samples=[[str(path)] for path in examples], label="Examples", type="index"
+                pictures = gradio.Gallery(
+                    [(str(path), path.stem) for path in examples],
+                    label="Examples",
+                    columns=len(examples),
+                    height="auto",
+                    allow_preview=False,
+                    interactive=False,
+                    buttons=[],
+                    elem_id="examples",
                 )
                 network = gradio.Dropdown(
                     list(networks),
@@ -87,6 +94,11 @@ def build(gradio: Any, results: Results, networks: Sequence[str], examples: Sequ
                     metric_choices(), value=list(METRICS), label="Scores", multiselect=True, allow_custom_value=True, elem_id="metrics"
                 )
                 scores = gradio.Dataframe(label="Scores of this picture", interactive=False, elem_id="scores")
+
+        def taken(event: Any) -> str:
+            return str(examples[event.index])
+
+        taken.__annotations__["event"] = gradio.SelectData  # by which gradio knows what to pass
 
         def said(lines: Sequence[str]) -> Any:
             return gradio.HTML(paragraphs(lines), visible=bool(lines))
@@ -157,7 +169,7 @@ def build(gradio: Any, results: Results, networks: Sequence[str], examples: Sequ
             "concurrency_id": "explained",
             **private,
         }
-        pictures.click(lambda index: str(examples[index]), pictures, file, **private)
+        pictures.select(taken, None, file, **private)
         gradio.on(
             [page.load, file.change, network.change],
             opened,
