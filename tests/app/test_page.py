@@ -101,6 +101,22 @@ def test_what_is_drawn_follows_opacity_methods_and_class(page: Any) -> None:
     page.get_by_role("option", name="edges · control").click()
     page.wait_for_function("document.querySelectorAll('#maps img').length === 4")
     page.wait_for_function("document.querySelector('#scores').innerText.includes('edges')")
+    page.get_by_role("button", name="coffee").click()
+    page.wait_for_function(changed, arg=images_of(page)[1])
+    page.get_by_text("Picture: 600 × 400 pixels.").wait_for()
+
+
+def test_axe_finds_nothing_serious_in_light_and_dark(page: Any) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="accessibility: pip install 'xattn[dev]'")
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        if scheme == "dark":
+            page.reload()
+            page.wait_for_function("document.querySelector('#scores')?.innerText.includes('centre')")
+        assert page.locator("body.dark").count() == (scheme == "dark")
+        found = axe.Axe().run(page).response["violations"]
+        serious = [(one["id"], [node["target"] for node in one["nodes"]][:3]) for one in found if one["impact"] in ("serious", "critical")]
+        assert serious == []
 
 
 def test_errors_are_sentences_and_their_text_is_text(page: Any) -> None:

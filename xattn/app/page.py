@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ CSS = """
 .notes p { margin: 0 0 0.4em; font-size: var(--text-sm); }
 .notes p:last-child { margin: 0; }
 .about p { color: var(--block-info-text-color); }
+.example { flex-direction: column; }
+.example img { width: 100%; height: 56px; object-fit: cover; margin: 0; }
 .messages p { border-left: 3px solid var(--color-accent); padding-left: 0.6em; }
 """
 
@@ -54,16 +57,10 @@ def build(gradio: Any, results: Results, networks: Sequence[str], examples: Sequ
         with gradio.Row():
             with gradio.Column(scale=1, min_width=320):
                 file = gradio.File(str(examples[0]), label="Picture", height=120, elem_id="picture")
-                pictures = gradio.Gallery(
-                    [(str(path), path.stem) for path in examples],
-                    label="Examples",
-                    columns=len(examples),
-                    height="auto",
-                    allow_preview=False,
-                    interactive=False,
-                    buttons=[],
-                    elem_id="examples",
-                )
+                with gradio.Row():
+                    pictures = [
+                        gradio.Button(path.stem, icon=str(path), size="sm", min_width=70, elem_classes=["example"]) for path in examples
+                    ]
                 network = gradio.Dropdown(
                     list(networks),
                     value=networks[0],
@@ -94,11 +91,6 @@ def build(gradio: Any, results: Results, networks: Sequence[str], examples: Sequ
                     metric_choices(), value=list(METRICS), label="Scores", multiselect=True, allow_custom_value=True, elem_id="metrics"
                 )
                 scores = gradio.Dataframe(label="Scores of this picture", interactive=False, elem_id="scores")
-
-        def taken(event: Any) -> str:
-            return str(examples[event.index])
-
-        taken.__annotations__["event"] = gradio.SelectData  # by which gradio knows what to pass
 
         def said(lines: Sequence[str]) -> Any:
             return gradio.HTML(paragraphs(lines), visible=bool(lines))
@@ -169,7 +161,8 @@ def build(gradio: Any, results: Results, networks: Sequence[str], examples: Sequ
             "concurrency_id": "explained",
             **private,
         }
-        pictures.select(taken, None, file, **private)
+        for button, path in zip(pictures, examples, strict=True):
+            button.click(functools.partial(str, path), None, file, **private)
         gradio.on(
             [page.load, file.change, network.change],
             opened,
