@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from xattn import __version__
+from xattn.cli.app import app
 from xattn.cli.demo import demo
 from xattn.cli.explain import COMPONENT, explain
 from xattn.cli.options import PathOrURL
@@ -53,6 +54,7 @@ main.add_command(demo)
 main.add_command(overlay)
 main.add_command(show)
 main.add_command(report)
+main.add_command(app)
 
 
 @main.command()

@@ -107,9 +107,8 @@ def _from_torchvision(request: Request) -> Built:
         try:
             network = builder(weights=chosen)
         except (urllib.error.URLError, OSError) as error:
-            cache = Path(torch.hub.get_dir()) / "checkpoints" / Path(chosen.url).name
             raise WeightsError(
-                f"the weights of {model} are not at {cache} and could not be downloaded ({error}). "
+                f"the weights of {model} are not at {_downloaded(chosen)} and could not be downloaded ({error}). "
                 "Put the file there, set TORCH_HOME, or give a local file as weights."
             ) from error
         preset = chosen.transforms()
@@ -131,6 +130,19 @@ def _from_torchvision(request: Request) -> Built:
         return created
 
     return Built(with_local_weights(create, state, request.shown_weights), Preprocessing(), enum.DEFAULT.meta["categories"])
+
+
+def _downloaded(weights: Any) -> Path:
+    """Where torchvision keeps weights that it has downloaded."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+
+
+def torchvision_names_on_disk() -> list[str]:
+    """Names of torchvision's classification networks whose default weights have been downloaded."""
+    from torchvision import models
+
+    defaults = {name: models.get_model_weights(name).DEFAULT for name in models.list_models(module=models)}
+    return [f"torchvision:{name}" for name, weights in defaults.items() if _downloaded(weights).is_file()]
 
 
 def _from_timm(request: Request) -> Built:

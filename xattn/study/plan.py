@@ -202,17 +202,7 @@ class Plan:
 
     def lacks(self, classifier: Classifier, method: MethodComponent) -> str | None:
         """What a method needs and a classifier does not have, in words; None if it supports the method."""
-        needs = method.metadata.needs
-        if Need.ATTENTION in needs and not heads.create(classifier.head_name).metadata.attention:
-            return "this head has no attention"
-        if needs & {Need.FEATURES, Need.GRADIENTS} and self.stage_of(classifier) is None:
-            return "this network has no default stage"
-        if needs & {Need.LAYERS, Need.LAYER_GRADIENTS}:
-            if not classifier.attention_layers:
-                return "this network has no layers of attention that alone mix its tokens"
-            if classifier.attachment.replaces != "nothing":
-                return "this head replaces what the network pools its tokens by"
-        return None
+        return lacking(classifier, method, self.stage_of(classifier))
 
     def stage_of(self, classifier: Classifier) -> Stage | None:
         """Where a classifier's features are taken; None if it has no default stage."""
@@ -284,6 +274,27 @@ class Plan:
             if asked := [repr(perturbation) for perturbation in metric.instance.perturbations]:
                 about[metric.spec]["perturbations"] = asked
         return about
+
+
+def lacking(classifier: Classifier, method: MethodComponent, stage: Stage | None) -> str | None:
+    """What a method needs and a classifier does not have, in words; None if it supports the method.
+
+    Args:
+        classifier: that would be explained.
+        method: the method.
+        stage: where its features would be taken; None: it has no default stage.
+    """
+    needs = method.metadata.needs
+    if Need.ATTENTION in needs and not heads.create(classifier.head_name).metadata.attention:
+        return "this head has no attention"
+    if needs & {Need.FEATURES, Need.GRADIENTS} and stage is None:
+        return "this network has no default stage"
+    if needs & {Need.LAYERS, Need.LAYER_GRADIENTS}:
+        if not classifier.attention_layers:
+            return "this network has no layers of attention that alone mix its tokens"
+        if classifier.attachment.replaces != "nothing":
+            return "this head replaces what the network pools its tokens by"
+    return None
 
 
 def key_of(classifier: Classifier) -> str:

@@ -256,9 +256,19 @@ def map_rows_of(classifier: Classifier, maps: Maps, scores: Scores, labels: Sequ
 
 
 def _most_probable(classifier: Classifier, maps: Maps) -> torch.return_types.topk | None:
-    """Probabilities and indices of the most probable classes of each image, `(B, 5)`; None if the output is not one row of classes."""
+    """The most probable classes of each image; None if the output is not one row of classes."""
     if classifier.regression or not isinstance(maps.target, ClassTarget | Contrast):
         return None
-    wide = widened(maps.output)
+    return most_probable(classifier, maps.output)
+
+
+def most_probable(classifier: Classifier, output: Tensor) -> torch.return_types.topk:
+    """Probabilities and indices of the most probable classes of each image, `(B, 5)`, on the CPU.
+
+    Args:
+        classifier: whose output it is.
+        output: logits `(B, K)`.
+    """
+    wide = widened(output)
     probabilities = wide.sigmoid() if classifier.multi_label else wide.softmax(dim=1)
     return probabilities.cpu().topk(min(MOST_PROBABLE, wide.shape[1]), dim=1)
