@@ -58,7 +58,20 @@ _HOMES = {
     "explain": "xattn.explainers",
     "load": "xattn.models",
 }
-_PACKAGES = ("birds", "data", "explainers", "figures", "heads", "inference", "metrics", "models", "report", "study", "training")
+_PACKAGES = (
+    "attention",
+    "birds",
+    "data",
+    "explainers",
+    "figures",
+    "heads",
+    "inference",
+    "metrics",
+    "models",
+    "report",
+    "study",
+    "training",
+)
 
 
 def __getattr__(name: str) -> Any:
