@@ -96,10 +96,8 @@ def log_random_features(vectors: Tensor, projection: Tensor) -> Tensor:
 
 def orthogonal_gaussian(rows: int, d: int) -> Tensor:
     """Normally distributed rows `(rows, d)` that are orthogonal to each other in blocks of d, drawn from torch's generator."""
-    blocks = []
-    for start in range(0, rows, d):
-        directions, triangle = torch.linalg.qr(torch.randn(d, d))
-        directions = directions * triangle.diagonal().sign()  # by which the directions are uniformly distributed
-        lengths = torch.linalg.vector_norm(torch.randn(d, d), dim=1, keepdim=True)
-        blocks.append((lengths * directions.T)[: rows - start])
-    return torch.cat(blocks)
+    blocks = math.ceil(rows / d)
+    directions, triangles = torch.linalg.qr(torch.randn(blocks, d, d))
+    directions = directions * triangles.diagonal(dim1=1, dim2=2).sign()[:, None]  # by which the directions are uniformly distributed
+    lengths = torch.linalg.vector_norm(torch.randn(blocks, d, d), dim=2, keepdim=True)
+    return (lengths * directions.mT).flatten(0, 1)[:rows]
