@@ -100,4 +100,5 @@ def orthogonal_gaussian(rows: int, d: int) -> Tensor:
     directions, triangles = torch.linalg.qr(torch.randn(blocks, d, d))
     directions = directions * triangles.diagonal(dim1=1, dim2=2).sign()[:, None]  # by which the directions are uniformly distributed
     lengths = torch.linalg.vector_norm(torch.randn(blocks, d, d), dim=2, keepdim=True)
-    return (lengths * directions.mT).flatten(0, 1)[:rows]
+    drawn: Tensor = (lengths * directions.mT).flatten(0, 1)[:rows]
+    return drawn
