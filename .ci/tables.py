@@ -13,6 +13,8 @@ from xattn.explainers.reasons import ADVICE
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = {
     "heads": "heads",
+    "alignments": "heads",
+    "distributions": "heads",
     "methods": "methods",
     "metrics": "metrics",
     "protocols": "metrics",
@@ -28,6 +30,8 @@ def table(kind: str) -> str:
     entries = [entry for entry in listing(kind) if ":" not in entry["name"]]
     columns = {
         "heads": {"name": "head", "summary": "what it does", "settings": "settings", "replaces": "replaces", "source": "source"},
+        "alignments": {"name": "alignment", "formula": "a(q, kᵢ)", "summary": "what it is", "settings": "settings", "source": "source"},
+        "distributions": {"name": "distribution", "formula": "weight of key i", "summary": "what it is", "source": "source"},
         "methods": {"name": "method", "summary": "what it shows", "settings": "settings", "source": "source"},
         "metrics": {
             "name": "metric",

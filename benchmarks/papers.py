@@ -15,6 +15,7 @@ import click
 import ground_truth
 import pandas as pd
 import torch
+from alignment import alignment_page
 from claims import Line, cell, claim, over_seeds, page, shown
 from printed import (
     CA_ACCURACY,
@@ -343,6 +344,7 @@ TABLES: dict[str, Callable[[Papers], str]] = {
     "resolution": Papers.resolution,
     "gradients": Papers.gradients,
     "stream-design": Papers.stream_design,
+    "alignment": lambda papers: alignment_page(papers.trainings, papers.scores),
 }
 
 

@@ -116,9 +116,10 @@ class Trainings:
         name = f"high {head} {'distilled' if distilled else 'alone'}"
         return self._trained(name, seed, begun, self._high(), teacher if distilled else None)
 
-    def stream(self, head: str, seed: int) -> xattn.Classifier:
-        """A stream beside the frozen network of birds:gap."""
-        return self._trained(f"stream {head}", seed, lambda: xattn.load("birds:gap", head=head), self._stream())
+    def stream(self, head: str, seed: int, cached: bool = False) -> xattn.Classifier:
+        """A stream beside the frozen network of birds:gap, whose features are computed in every epoch, or once for all streams."""
+        name = f"stream{' cached' if cached else ''} {head}"
+        return self._trained(name, seed, lambda: xattn.load("birds:gap", head=head), self._stream(), cached=cached)
 
     def log(self, head: str, seed: int) -> pd.DataFrame:
         """Gradient norms of the steps of a training at low resolution; a step that a resumed one did again stands once."""
@@ -143,7 +144,13 @@ class Trainings:
         return self.folder / f"{clean}-{seed}.safetensors"
 
     def _trained(
-        self, name: str, seed: int, begun: Callable[[], xattn.Classifier], recipe: Recipe, teacher: xattn.Classifier | None = None
+        self,
+        name: str,
+        seed: int,
+        begun: Callable[[], xattn.Classifier],
+        recipe: Recipe,
+        teacher: xattn.Classifier | None = None,
+        cached: bool = False,
     ) -> xattn.Classifier:
         file = self._file(name, seed)
         if not file.exists():
@@ -152,6 +159,7 @@ class Trainings:
                 warnings.simplefilter("ignore", UserWarning)  # b-cnn's classifier is fresh, as it should be
                 classifier = begun()
             options: dict[str, Any] = {"workers": 0, "precision": self.budget.precision, "log_gradients": name.startswith("low")}
+            options["cache_features"] = self.folder / "features" if cached else None
             fit(classifier, birds(self.budget.count), file, recipe=recipe, teacher=teacher, seed=seed, **options)
         classifier = xattn.load(str(file))
         classifier.name = file.stem

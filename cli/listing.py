@@ -85,6 +85,10 @@ def _registry(kind: str) -> Any:
         from xattn.heads import heads
 
         return heads
+    if kind in ("alignments", "distributions"):
+        from xattn import attention
+
+        return getattr(attention, kind)
     if kind == "metrics":
         from xattn.metrics import metrics
 

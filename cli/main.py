@@ -131,7 +131,7 @@ def figure(
 
 
 @main.command("list")
-@click.argument("kind", type=click.Choice(["models", "heads", "methods", "metrics", "protocols", "figures"]))
+@click.argument("kind", type=click.Choice(["models", "heads", "alignments", "distributions", "methods", "metrics", "protocols", "figures"]))
 @click.argument("pattern", default="")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with settings and metadata.")
 def list_components(kind: str, pattern: str, as_json: bool) -> None:

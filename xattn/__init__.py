@@ -58,7 +58,21 @@ _HOMES = {
     "explain": "xattn.explainers",
     "load": "xattn.models",
 }
-_PACKAGES = ("app", "birds", "data", "explainers", "figures", "heads", "inference", "metrics", "models", "report", "study", "training")
+_PACKAGES = (
+    "app",
+    "attention",
+    "birds",
+    "data",
+    "explainers",
+    "figures",
+    "heads",
+    "inference",
+    "metrics",
+    "models",
+    "report",
+    "study",
+    "training",
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -39,7 +39,16 @@ def trained(clf: Classifier, data: Path, out: Path, cache: Path | None) -> tuple
     return clf.state_dict(), fitted.loss
 
 
-@pytest.mark.parametrize("head", ["br-npa:rank_probes=true,dropout=0.3", "ca-stream:per_class=true", "ep:queries=4", "simpool"])
+@pytest.mark.parametrize(
+    "head",
+    [
+        "br-npa:rank_probes=true,dropout=0.3",
+        "ca-stream:per_class=true",
+        "ep:queries=4",
+        "simpool",
+        "simpool:align=additive,distribution=entmax15",
+    ],
+)
 def test_training_on_kept_features_equals_running_the_network(head: str, painted: Path, tmp_path: Path) -> None:
     expected, loss = trained(fresh(head), painted, tmp_path / "run.safetensors", None)
     found, cached_loss = trained(fresh(head), painted, tmp_path / "kept.safetensors", tmp_path / "features")

@@ -19,7 +19,8 @@ class RawAttention:
     """The head's own attention: the mean of its maps, in br-npa and b-cnn times the norm of the features; without a target.
 
     Attributes:
-        attention: "softmax", which sums to 1, or "logits", the scores before it, as the released CA-Stream code draws them.
+        attention: "softmax", the weights, which sum to 1 by whichever distribution the head has; or "logits", the scores before it, as the
+            released CA-Stream code draws them.
     """
 
     attention: Literal["softmax", "logits"] = "softmax"

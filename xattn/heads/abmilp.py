@@ -9,8 +9,9 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
+from xattn.attention import check_names, distribution
 from xattn.errors import SettingError
-from xattn.heads.base import Attended, ClassifierHead, HeadMaps, HeadMetadata, HeadSettings, NetworkInfo, attention_over_positions, heads
+from xattn.heads.base import Attended, ClassifierHead, HeadMaps, HeadMetadata, HeadSettings, NetworkInfo, heads
 from xattn.registry import AtMost
 
 
@@ -19,15 +20,20 @@ from xattn.registry import AtMost
 class AbMILP(HeadSettings):
     """A small network scores each feature vector; their mean, weighted by a softmax of the scores; → linear.
 
+    Its scoring network, which has no query, is what defines it: it takes no other alignment.
+
     Attributes:
         hidden: width of the network that scores; Przewięźlikowski et al. take as many as there are channels.
         gated: multiply its tanh by a sigmoid gate (Eq. 9); False: tanh alone (Eq. 8), as Przewięźlikowski et al. do.
+        distribution: how weights are made of the scores, `xattn list distributions`; the papers' is softmax.
     """
 
     hidden: Annotated[int, AtMost(65_536)] = 128
     gated: bool = True
+    distribution: str = "softmax"
 
     def __post_init__(self) -> None:
+        check_names(None, self.distribution)
         if self.hidden < 1:
             raise SettingError(f"abmilp takes a hidden width of at least 1; got hidden={self.hidden}.")
 
@@ -50,6 +56,7 @@ class AbMILPHead(ClassifierHead):
     def __init__(self, channels: int, classes: int, settings: AbMILP | None = None) -> None:
         super().__init__()
         self.settings = settings or AbMILP()
+        self.distribution = distribution(self.settings.distribution)
         self.hidden = nn.Linear(channels, self.settings.hidden)
         self.gate = nn.Linear(channels, self.settings.hidden) if self.settings.gated else None
         self.score = nn.Linear(self.settings.hidden, 1)
@@ -68,7 +75,7 @@ class AbMILPHead(ClassifierHead):
         if self.gate is not None:
             hidden = hidden * self.gate(flat).sigmoid()
         scores = self.score(hidden).transpose(1, 2)
-        attention = attention_over_positions(scores)
+        attention = self.distribution(scores)
         vectors = torch.bmm(attention.to(flat.dtype), flat)[:, 0]
         shape = (len(features), 1, *features.shape[2:])
         return Attended(self.linear(vectors), {stage: attention.view(shape)}, {stage: scores.view(shape)})

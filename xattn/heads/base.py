@@ -16,6 +16,7 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from xattn.attention import alignments
 from xattn.errors import SettingError, UnsupportedError
 from xattn.registry import Registry
 
@@ -68,6 +69,7 @@ class NetworkInfo:
         kinds: class names of its modules.
         modules: dotted names of its modules.
         takes_vector: whether its classifier takes the pooled vector of the last stage.
+        sizes: height and width of the map of each stage that the head reads, at the classifier's input size.
     """
 
     name: str
@@ -75,6 +77,7 @@ class NetworkInfo:
     kinds: frozenset[str]
     modules: frozenset[str]
     takes_vector: bool
+    sizes: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass
@@ -84,7 +87,7 @@ class Attended:
     Attributes:
         output: logits `(B, K)`, or the vector `(B, C)` for the network's own classifier.
         attention: maps `(B, N, h, w)` by stage.
-        scores: inputs of the softmax that gave the attention, in the same form; empty for heads without one.
+        scores: inputs of the softmax, or another distribution, that gave the attention, in the same form; empty for heads without one.
         probes: logits `(B, K)` of auxiliary classifiers, by name.
     """
 
@@ -148,6 +151,11 @@ class Head(nn.Module, ABC):
     def asks_class(self) -> bool:
         """Whether it needs each image's class before the forward: it then gets the network's own prediction, and a forward of its own."""
         return False
+
+    @property
+    def fixed_size(self) -> str:
+        """Why it takes maps of one size alone, for the message that weights do not fit; empty: it takes any."""
+        return ""
 
     def start(self, batch: int, classes: Tensor | None = None) -> Attended:
         """The state before the first stage.
@@ -251,9 +259,11 @@ class PoolingHead(SingleStageHead):
     """A head that gives, from the input of the pooling, the vector `(B, C)` that replaces the pooled one."""
 
 
-def attention_over_positions(scores: Tensor) -> Tensor:
-    """Softmax over the last dimension, in float32 at least, whatever the surrounding precision."""
-    return (scores if scores.dtype == torch.float64 else scores.float()).softmax(dim=-1)
+def fixed_size(align: str) -> str:
+    """`Head.fixed_size` of a head with that alignment."""
+    if not alignments.create(align).metadata.fixed:
+        return ""
+    return f"Its alignment {align} has weights for each position: load it at the input size and resolution that it was trained at."
 
 
 heads: Registry[HeadMetadata, HeadSettings] = Registry("head")

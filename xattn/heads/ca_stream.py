@@ -11,8 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from xattn.attention import align, attend, check_names, distribution
 from xattn.errors import InputError, SettingError
-from xattn.heads.base import Attended, Head, HeadMetadata, HeadSettings, NetworkInfo, StageInfo, attention_over_positions, heads
+from xattn.heads.base import Attended, Head, HeadMetadata, HeadSettings, NetworkInfo, StageInfo, fixed_size, heads
 
 Init = Literal["xavier", "released"]
 
@@ -47,6 +48,9 @@ class CAStream(HeadSettings):
         per_class: one query per class (Table 6): the target's in training, otherwise that of the class that the network predicts.
         init: "xavier", Xavier-uniform weights and zero biases; "released", the released code's: on ConvNeXt normal weights (σ = 0.02) and
             zero biases, elsewhere Xavier-uniform weights and biases uniform in ±1/√C.
+        align: how the query scores the features, `xattn list alignments`; one setting can follow, as in `align=additive:hidden=64`. The
+            paper's is scaled-dot.
+        distribution: how weights are made of the scores, `xattn list distributions`; generalised-kernel takes "sum" alone.
     """
 
     start: int = 0
@@ -54,8 +58,11 @@ class CAStream(HeadSettings):
     projection: bool = False
     per_class: bool = False
     init: Init = "xavier"
+    align: str = "scaled-dot"
+    distribution: str = "softmax"
 
     def __post_init__(self) -> None:
+        check_names(self.align, self.distribution)
         if self.start < 0:
             raise SettingError(f"ca-stream starts at a stage from 0 on; got start={self.start}.")
 
@@ -81,7 +88,7 @@ class CAStream(HeadSettings):
 
     def build(self, channels: Sequence[int], classes: int, info: NetworkInfo) -> CAStreamHead:
         """The module, with new weights."""
-        head = CAStreamHead(channels, classes, self)
+        head = CAStreamHead(channels, classes, self, [height * width for height, width in info.sizes])
         if self.init == "released":
             head.start_as_released("ConvNeXt" in info.kinds)
         return head
@@ -114,15 +121,16 @@ def _ends_of_groups(stages: Sequence[StageInfo]) -> tuple[str, ...]:
 class CAStreamHead(Head):
     """The stream as a module: a list of features `(B, C_ℓ, h_ℓ, w_ℓ)` → the vector `(B, C)` that replaces the pooled one.
 
-    One query, one head, no residual and no norm: α = softmax(q · F / √C), q ← W Σ α F.
+    One query, one head, no residual and no norm: α = softmax(q · F / √C), q ← W Σ α F; or with another alignment and distribution.
 
     Args:
         channels: C_ℓ of each stage; the last is C.
         classes: number of classes; with `per_class`, each has a query.
         settings: of the head.
+        positions: h_ℓ · w_ℓ of each stage, for an alignment whose number of positions is fixed.
     """
 
-    def __init__(self, channels: Sequence[int], classes: int = 1, settings: CAStream | None = None) -> None:
+    def __init__(self, channels: Sequence[int], classes: int = 1, settings: CAStream | None = None, positions: Sequence[int] = ()) -> None:
         super().__init__()
         self.settings = settings or CAStream()
         self.query = nn.Parameter(torch.randn(classes if self.settings.per_class else 1, channels[0]) + 1)
@@ -136,6 +144,11 @@ class CAStreamHead(Head):
             nn.init.xavier_uniform_(linear.weight)
             if bias:
                 nn.init.zeros_(linear.bias)
+        counts: Sequence[int | None] = positions or [None] * len(channels)
+        built = [align(self.settings.align, c, c, n) for c, n in zip(channels, counts, strict=True)]
+        self.align = nn.ModuleList(each for each in built if isinstance(each, nn.Module))
+        self.function = None if self.align else built[0]  # of an alignment without weights
+        self.distribution = distribution(self.settings.distribution)
 
     @torch.no_grad()
     def start_as_released(self, convnext: bool) -> None:
@@ -153,6 +166,10 @@ class CAStreamHead(Head):
     @property
     def asks_class(self) -> bool:
         return self.settings.per_class
+
+    @property
+    def fixed_size(self) -> str:
+        return fixed_size(self.settings.align)
 
     def start(self, batch: int, classes: Tensor | None = None) -> Attended:
         """The first query of each image, `(B, C_0)`, as the output.
@@ -184,18 +201,14 @@ class CAStreamHead(Head):
             features: `(B, C_ℓ, h, w)`.
 
         Returns:
-            The next query `(B, C_{ℓ+1})`, the attention `(B, h, w)`, which sums to 1, and the scores before its softmax.
+            The next query `(B, C_{ℓ+1})`, the attention `(B, h, w)`, which sums to 1, and the scores that it was made of.
         """
-        flat = features.flatten(2)
-        keys = values = flat
+        keys = values = features.flatten(2).transpose(1, 2)
         if self.settings.projection:
-            keys, values = (linear(flat.transpose(1, 2)).transpose(1, 2) for linear in (self.key[number], self.value[number]))
-        scaled = query / math.sqrt(flat.shape[1])  # before the product, which could overflow in half precision
-        scores = torch.bmm(scaled[:, None].to(keys.dtype), keys)[:, 0]
-        attention = attention_over_positions(scores)
-        gathered = torch.bmm(values, attention[:, :, None].to(values.dtype))[:, :, 0]
+            keys, values = self.key[number](keys), self.value[number](values)
+        found = attend(query, keys, values, self.align[number] if self.function is None else self.function, self.distribution)
         shape = (len(features), *features.shape[2:])
-        return self.project[number](gathered), attention.view(shape), scores.view(shape)
+        return self.project[number](found.output), found.weights.view(shape), found.scores.view(shape)
 
     def forward(self, features: Sequence[Tensor], classes: Tensor | None = None) -> Tensor:
         """The vector `(B, C)`.

@@ -10,8 +10,9 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
+from xattn.attention import check_names, distribution
 from xattn.errors import SettingError
-from xattn.heads.base import Attended, ClassifierHead, HeadMetadata, HeadSettings, NetworkInfo, attention_over_positions, heads
+from xattn.heads.base import Attended, ClassifierHead, HeadMetadata, HeadSettings, NetworkInfo, heads
 from xattn.registry import AtMost
 
 
@@ -20,15 +21,20 @@ from xattn.registry import AtMost
 class EfficientProbing(HeadSettings):
     """Learnt queries attend to the features without a key projection; each weights its own slice of projected values; → linear.
 
+    Its scores are products with the features themselves, which is what it saves its parameters by: it takes no other alignment.
+
     Attributes:
         queries: number of queries, and of attention maps.
         d_out: what the number of channels is divided by in the value projection.
+        distribution: how weights are made of the scores, `xattn list distributions`; the paper's is softmax.
     """
 
     queries: Annotated[int, AtMost(4_096)] = 32
     d_out: Annotated[int, AtMost(4_096)] = 1
+    distribution: str = "softmax"
 
     def __post_init__(self) -> None:
+        check_names(None, self.distribution)
         if self.queries < 1 or self.d_out < 1:
             raise SettingError(f"ep takes queries and d_out of at least 1; got queries={self.queries}, d_out={self.d_out}.")
 
@@ -56,6 +62,7 @@ class EfficientProbingHead(ClassifierHead):
         super().__init__()
         self.settings = settings or EfficientProbing()
         width = max(1, channels // self.settings.d_out // self.settings.queries) * self.settings.queries
+        self.distribution = distribution(self.settings.distribution)
         self.queries = nn.Parameter(torch.randn(self.settings.queries, channels) * 0.02)
         self.value = nn.Linear(channels, width, bias=False)
         self.norm = nn.BatchNorm1d(width, eps=1e-6, affine=False)
@@ -72,7 +79,7 @@ class EfficientProbingHead(ClassifierHead):
         flat = features.flatten(2)
         queries = self.queries / math.sqrt(flat.shape[1])  # scaled before the product, which could overflow in half precision
         scores = queries.to(flat.dtype) @ flat
-        attention = attention_over_positions(scores)
+        attention = self.distribution(scores)
         values = self.value(flat.transpose(1, 2)).unflatten(2, (self.settings.queries, -1))
         vectors = torch.einsum("bmp,bpmd->bmd", attention.to(values.dtype), values).flatten(1)
         shape = (len(features), self.settings.queries, *features.shape[2:])

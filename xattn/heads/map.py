@@ -10,8 +10,9 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
+from xattn.attention import check_names, distribution
 from xattn.errors import SettingError
-from xattn.heads.base import Attended, ClassifierHead, HeadMetadata, HeadSettings, NetworkInfo, attention_over_positions, heads
+from xattn.heads.base import Attended, ClassifierHead, HeadMetadata, HeadSettings, NetworkInfo, heads
 from xattn.registry import AtMost
 
 
@@ -20,15 +21,20 @@ from xattn.registry import AtMost
 class MAP(HeadSettings):
     """A learnt query attends to the features with several attention heads; an MLP is added to what it collects; → linear.
 
+    Its attention is that of a transformer's layer, scaled products in several attention heads: it takes no other alignment.
+
     Attributes:
         heads: number of attention heads, and of attention maps.
         mlp_ratio: hidden width of the MLP over the number of channels.
+        distribution: how weights are made of the scores, `xattn list distributions`; the papers' is softmax.
     """
 
     heads: int = 8
     mlp_ratio: Annotated[float, AtMost(1_024)] = 4.0
+    distribution: str = "softmax"
 
     def __post_init__(self) -> None:
+        check_names(None, self.distribution)
         if self.heads < 1 or not 0 < self.mlp_ratio < math.inf:
             raise SettingError(
                 f"map takes heads of at least 1 and an mlp_ratio above 0; got heads={self.heads}, mlp_ratio={self.mlp_ratio}."
@@ -62,6 +68,7 @@ class MAPHead(ClassifierHead):
     def __init__(self, channels: int, classes: int, settings: MAP | None = None) -> None:
         super().__init__()
         self.settings = settings or MAP()
+        self.distribution = distribution(self.settings.distribution)
         wide = max(1, int(channels * self.settings.mlp_ratio))
         self.latent = nn.Parameter(torch.empty(1, channels))
         self.query = nn.Linear(channels, channels)
@@ -86,7 +93,7 @@ class MAPHead(ClassifierHead):
         query = self.query(self.latent).unflatten(1, several)[0] / math.sqrt(several[1])  # scaled before the product, which could overflow
         keys, values = (linear(flat).unflatten(2, several) for linear in (self.key, self.value))
         scores = torch.einsum("md,bpmd->bmp", query, keys)
-        attention = attention_over_positions(scores)
+        attention = self.distribution(scores)
         gathered = self.project(torch.einsum("bmp,bpmd->bmd", attention.to(values.dtype), values).flatten(1))
         vectors = gathered + self.mlp(self.norm(gathered))
         shape = (len(features), self.settings.heads, *features.shape[2:])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -178,7 +178,8 @@ def attachment_of(
             "pooling is not global, or comes after it). Use br-npa, b-cnn or gap."
         )
     names = reads or (settings.stages(info) if reads is None else settings.unnamed_stages(info))
-    return Attachment(metadata.replaces, tuple(stage(read) for read in names), found, info)
+    read = tuple(stage(name) for name in names)
+    return Attachment(metadata.replaces, read, found, replace(info, sizes=tuple(each.size for each in read)))
 
 
 def attend(

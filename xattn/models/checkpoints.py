@@ -176,7 +176,7 @@ def _has_tensors(entry: Mapping[Any, Any]) -> bool:
     return any(isinstance(value, Tensor) for value in entry.values())
 
 
-def fit_weights(network: nn.Module, weights: dict[str, Tensor], path: str | Path) -> None:
+def fit_weights(network: nn.Module, weights: dict[str, Tensor], path: str | Path, advice: str = "") -> None:
     """Loads a state dict, after removing wrappers' prefixes; every weight of the network must be there.
 
     What is left out is logged: weights beside those of the network, such as a loss's or a moving average's.
@@ -186,7 +186,7 @@ def fit_weights(network: nn.Module, weights: dict[str, Tensor], path: str | Path
     """
     fitting, left_out = matched(weights, network.state_dict())
     if problem := mismatch(network, fitting):
-        raise WeightsError(f"weights '{path}' do not fit {type(network).__name__}: {problem}.")
+        raise WeightsError(f"weights '{path}' do not fit {type(network).__name__}: {problem}.{advice and ' '}{advice}")
     if left_out:
         logger.warning("left out of the weights, as they are not the network's: %s", _grouped(left_out))
     own = network.state_dict()

@@ -342,7 +342,7 @@ class Classifier(nn.Module):
             WeightsError: its network or its head is different.
         """
         fit_weights(self.network, other.network.state_dict(), f"of {other.name}")
-        fit_weights(self.head, other.head.state_dict(), f"of {other.head_name} on {other.name}")
+        fit_weights(self.head, other.head.state_dict(), f"of {other.head_name} on {other.name}", self.head.fixed_size)
         self.trained = other.trained
 
     def digest(self) -> str:

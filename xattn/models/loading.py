@@ -132,7 +132,7 @@ def load(
         reads=None if saved is None else saved.header.stages,
     )
     if saved is not None:
-        fit_weights(classifier.head, split_weights(saved.file)[1], model)
+        fit_weights(classifier.head, split_weights(saved.file)[1], model, classifier.head.fixed_size)
         classifier.trained = saved.header.trained
     if labels is None and names is not None and len(names) == classifier.class_count:
         classifier.labels = tuple(names)  # ImageNet's, which do not apply to a network with another number of classes
