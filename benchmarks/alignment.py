@@ -37,7 +37,7 @@ def alignment_page(trainings: Trainings, scores: Scores) -> str:
     budget = trainings.budget
     table: list[Line] = []
     values: dict[str, dict[str, torch.Tensor]] = {}
-    for head, (align, distribution) in heads().items():
+    for head, (align, distribution) in list(heads().items())[: budget.streams]:
         nets = [trainings.stream(head, seed, cached=True) for seed in budget.seeds]
         found = {"accuracy": [trainings.accuracy(net)["1 2 3"] for net in nets]}
         rows = scores(nets[0].name.rpartition("-")[0], nets, ["grad-cam", "raw-attention"], list(METRICS))

@@ -41,6 +41,7 @@ class Budget:
         explained: birds that are explained and scored.
         true: birds whose true effects are found.
         precision: of the trainings, as Lightning takes it.
+        streams: how many of the streams that differ in their alignment; None: all.
     """
 
     count: int = 4000
@@ -54,6 +55,7 @@ class Budget:
     explained: int = 200
     true: int = 200
     precision: str = "bf16-mixed"
+    streams: int | None = None
 
 
 SMOKE = Budget(  # in float32: processors without bfloat16 train many times slower in it
@@ -68,6 +70,7 @@ SMOKE = Budget(  # in float32: processors without bfloat16 train many times slow
     explained=2,
     true=3,
     precision="32-true",
+    streams=3,
 )
 
 
