@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from xattn.figures.base import register
 from xattn.figures.plots import classifier_name, is_better_higher, metric_name
 from xattn.figures.score_data import Classifier, ScoreData
-from xattn.figures.sheet import HEADING, NOTE, TEXT, TITLE, Sheet, text_height, text_width, wrapped
+from xattn.figures.sheet import HEADING, NOTE, TEXT, TITLE, Sheet, breaks_words, text_height, text_width, wrapped
 from xattn.figures.style import FigureStyle
 from xattn.metrics.tables import comparison
 from xattn.overlays import coloured, table
@@ -139,7 +139,7 @@ def _transposed(
     sheet, y = Sheet(), MARGIN
     y = _title(sheet, style, width, y)
     heads = {method: wrapped(method, column - 0.4, NOTE) for method in shown.methods}
-    is_broken = any(text_width(word, NOTE) > column for method in shown.methods for word in method.replace("-", "- ").split())
+    is_broken = any(breaks_words(method, column) for method in shown.methods)
     several = any(classifier_name(key, shown) for key, _ in blocks)
     depth = y + (text_height(1, TITLE) + 0.5 if several else 0.0)
     depth += (

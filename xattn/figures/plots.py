@@ -11,7 +11,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from xattn.figures.canvas import called, is_control
 from xattn.figures.score_data import Classifier, ScoreData
-from xattn.figures.sheet import TEXT, text_height, text_width
+from xattn.figures.sheet import TEXT, PaperFigure, text_height, text_width
 from xattn.figures.style import MM, FigureStyle
 from xattn.metrics.base import metrics
 
@@ -79,7 +79,7 @@ def panels(rows: int, columns: int, style: FigureStyle, height: float, **shared:
         shared: `sharex` and `sharey`, as in matplotlib.
     """
     size = (style.millimetres / MM, (rows * height + 6.0 * bool(style.title)) / MM)
-    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03, wspace=0.02, hspace=0.02))
+    figure = PaperFigure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03, wspace=0.02, hspace=0.02))
     if style.title:
         figure.suptitle(style.title, weight="bold")
     return figure, figure.subplots(rows, columns, squeeze=False, **shared)
