@@ -271,7 +271,7 @@ def _notes(rows: pd.DataFrame, frame: pd.DataFrame, names: Sequence[str], agains
         )
     for metric in names:
         about = of[metric].metadata
-        notes.append(f"{about.symbol}: {metric}, {about.better} is better{', in %' if about.unit == '%' else ''}.")
+        notes.append(f"{about.symbol}: {metric}{', in %' if about.unit == '%' else ''}.")
     return tuple(notes)
 
 

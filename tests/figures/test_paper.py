@@ -56,7 +56,7 @@ def texts(page: Figure) -> list[Text]:
     return [text for text in page.findobj(Text) if text.get_text().strip()]
 
 
-@pytest.mark.parametrize(("width", "transpose"), [("column", False), ("page", True), (120, False)])
+@pytest.mark.parametrize(("width", "transpose"), [("column", False), ("column", True), ("page", True), (120, False)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_figure_is_at_most_as_wide_as_asked_and_all_its_text_is_on_it_in_6_to_8_points(
     kind: str, width: str | float, transpose: bool, run: Path

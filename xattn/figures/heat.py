@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 
@@ -18,11 +19,12 @@ from xattn.overlays import coloured, table
 
 CMAP = "viridis"
 ROW, COLUMN, GAP, MARGIN = 4.6, 20.0, 2.0, 0.5  # millimetres
-NARROWEST = 9.0
+NARROWEST, TIGHTEST = 5.0, 0.8  # of a column without a value, and around the widest value
 LIGHT = 0.45  # luminance of a colour, from which it bears black text
 PAGE_HEIGHT = 235.0
 
 Cell = tuple[Classifier, str, str]
+logger = logging.getLogger("xattn")
 
 
 @register("heat", data="scores")
@@ -93,20 +95,37 @@ def _cell(sheet: Sheet, place: tuple[float, float, float], cell: Cell, value: fl
     )
 
 
+def _column_width(room: float, count: int, means: dict[Cell, float], digits: dict[str, int]) -> float:
+    """Width of each of some columns: at most what there is room for, unless the values would not fit."""
+    values = (f"{value:.{digits[cell[2]]}f}" for cell, value in means.items() if math.isfinite(value))
+    widest = max((text_width(value, TEXT, bold=True) for value in values), default=NARROWEST) + TIGHTEST
+    column = min(COLUMN, room / count)
+    if column < widest:
+        logger.warning("%d columns leave %.1f mm for each, and values need %.1f: choose fewer, or a larger --width.", count, column, widest)
+    return max(column, widest)
+
+
 def _upright(
     blocks: Blocks, shown: ScoreData, means: dict[Cell, float], goodness: dict[Cell, float], digits: dict[str, int], style: FigureStyle
 ) -> list[Figure]:
     label = min(0.45 * style.millimetres, max(text_width(method, TEXT) for method in shown.methods) + 1.5)
-    column = min(COLUMN, max(NARROWEST, (style.millimetres - label - 2 * MARGIN) / len(shown.metrics)))
+    column = _column_width(style.millimetres - label - 2 * MARGIN, len(shown.metrics), means, digits)
     width = label + column * len(shown.metrics) + 2 * MARGIN
-    heads = [wrapped(metric_name(metric), column - 0.6, NOTE) for metric in shown.metrics]
+    names = [metric_name(metric) for metric in shown.metrics]
+    heads = [wrapped(name, column - 0.6, NOTE) for name in names]
+    is_broken = any(breaks_words(name, column - 0.6) for name in names)
+    depth = max(text_width(name, NOTE) for name in names) + 1.0 if is_broken else text_height(max(map(len, heads)), NOTE)
     pages, left = [], [(key, method) for key, methods in blocks for method in methods]
     while left:
         sheet, y = Sheet(), MARGIN
         y = _title(sheet, style, width, y)
-        y += text_height(max(map(len, heads)), NOTE)
+        y += depth
         for place, lines in enumerate(heads):
-            sheet.text(MARGIN + label + (place + 0.5) * column, y, lines, NOTE, ha="center", va="bottom")
+            x = MARGIN + label + (place + 0.5) * column
+            if is_broken:
+                sheet.turned(x, y - 0.3, [names[place]], NOTE, ha="center", va="bottom")
+            else:
+                sheet.text(x, y, lines, NOTE, ha="center", va="bottom")
         y += 0.6
         before = None
         while left and y + ROW + 8 < PAGE_HEIGHT:
@@ -134,7 +153,7 @@ def _transposed(
     label = min(0.4 * style.millimetres, max(text_width(name, TEXT) for name in names.values()) + 1.5)
     count = sum(len(methods) for _, methods in blocks)
     room = style.millimetres - label - 2 * MARGIN - GAP * (len(blocks) - 1)
-    column = min(COLUMN, max(NARROWEST, room / count))
+    column = _column_width(room, count, means, digits)
     width = label + column * count + GAP * (len(blocks) - 1) + 2 * MARGIN
     sheet, y = Sheet(), MARGIN
     y = _title(sheet, style, width, y)

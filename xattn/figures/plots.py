@@ -33,7 +33,7 @@ class Look(NamedTuple):
 
 
 def looks(methods: Sequence[str], style: FigureStyle) -> dict[str, Look]:
-    """How each method is drawn; controls are grey."""
+    """How each method is drawn: neighbours by other dashes, so that one shows below the other where they coincide; controls are grey."""
     own = [method for method in methods if not is_control(method)]
     controls = [method for method in methods if is_control(method)]
     found = {}
@@ -42,7 +42,7 @@ def looks(methods: Sequence[str], style: FigureStyle) -> dict[str, Look]:
             colour: Any = PALETTE[place % len(PALETTE)]
         else:
             colour = colormaps[style.cmap]((place + 0.5) / len(own))
-        found[method] = Look(colour, DASHES[place // len(PALETTE) % len(DASHES)], MARKERS[place % len(MARKERS)])
+        found[method] = Look(colour, DASHES[(place + place // len(PALETTE)) % len(DASHES)], MARKERS[place % len(MARKERS)])
     for place, method in enumerate(controls):
         found[method] = Look(GREY, DASHES[1 + place % (len(DASHES) - 1)], MARKERS[-1 - place % len(MARKERS)])
     return found
