@@ -56,7 +56,7 @@ def on_page_markdown(markdown: str, page: Any, files: Files, **_: Any) -> str:
     def moved(found: re.Match[str]) -> str:
         place = normpath(f"{dirname(in_repository)}/{found[2]}")
         place = f"{place}/README.md" if (ROOT / place).is_dir() else place
-        target = "index.md" if place == "README.md" else place.removeprefix("docs/")
+        target = "index.md" if place == "README.md" else place.removeprefix("docs/").replace(".ipynb", ".md")
         if files.get_file_from_path(target) is None:
             return found[1]
         return f"[{found[1]}]({relpath(target, dirname(here) or '.')}{found[3] or ''})"
