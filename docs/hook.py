@@ -6,7 +6,7 @@ import base64
 import json
 import re
 from pathlib import Path
-from posixpath import dirname, normpath, relpath
+from posixpath import dirname, join, normpath, relpath
 from typing import Any
 
 from mkdocs.structure.files import File, Files
@@ -42,7 +42,7 @@ def page_of(notebook: dict[str, Any]) -> tuple[str, dict[str, bytes]]:
                 pictures[name] = base64.b64decode("".join(data["image/png"]))
                 parts.append(f"![output of the cell above]({name})")
             elif "text/html" in data:
-                parts.append("".join(data["text/html"]))
+                parts.append("".join(data["text/html"]).replace('<table border="1" class="dataframe">', "<table>"))
             else:
                 parts.append("```text\n" + "".join(data["text/plain"]).rstrip("\n") + "\n```")
     return "\n\n".join(parts) + "\n", pictures
@@ -51,10 +51,11 @@ def page_of(notebook: dict[str, Any]) -> tuple[str, dict[str, bytes]]:
 def on_page_markdown(markdown: str, page: Any, files: Files, **_: Any) -> str:
     """Turns links as they hold in the repository into those of the site; what the site does not have keeps its name alone."""
     here = page.file.src_uri
-    in_repository = f"docs/{here}" if (ROOT / "docs" / here).exists() else here
+    outside = not (ROOT / "docs" / here).exists() and (ROOT / here).exists()
+    in_repository = here if outside else f"docs/{here}"
 
     def moved(found: re.Match[str]) -> str:
-        place = normpath(f"{dirname(in_repository)}/{found[2]}")
+        place = normpath(join(dirname(in_repository), found[2]))
         place = f"{place}/README.md" if (ROOT / place).is_dir() else place
         target = "index.md" if place == "README.md" else place.removeprefix("docs/").replace(".ipynb", ".md")
         if files.get_file_from_path(target) is None:

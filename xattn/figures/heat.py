@@ -19,7 +19,7 @@ from xattn.overlays import coloured, table
 
 CMAP = "viridis"
 ROW, COLUMN, GAP, MARGIN = 4.6, 20.0, 2.0, 0.5  # millimetres
-NARROWEST, TIGHTEST = 5.0, 0.8  # of a column without a value, and around the widest value
+TIGHT = 0.8  # around the widest value of a column
 LIGHT = 0.45  # luminance of a colour, from which it bears black text
 PAGE_HEIGHT = 235.0
 
@@ -95,21 +95,26 @@ def _cell(sheet: Sheet, place: tuple[float, float, float], cell: Cell, value: fl
     )
 
 
-def _column_width(room: float, count: int, means: dict[Cell, float], digits: dict[str, int]) -> float:
-    """Width of each of some columns: at most what there is room for, unless the values would not fit."""
-    values = (f"{value:.{digits[cell[2]]}f}" for cell, value in means.items() if math.isfinite(value))
-    widest = max((text_width(value, TEXT, bold=True) for value in values), default=NARROWEST) + TIGHTEST
+def _fitted(room: float, count: int, means: dict[Cell, float], digits: dict[str, int]) -> tuple[float, dict[str, int]]:
+    """Width of each of some columns in a room, and the decimals of each metric: fewer where its values would be wider than a column."""
     column = min(COLUMN, room / count)
-    if column < widest:
-        logger.warning("%d columns leave %.1f mm for each, and values need %.1f: choose fewer, or a larger --width.", count, column, widest)
-    return max(column, widest)
+
+    def widest(metric: str, decimals: int) -> float:
+        values = [value for cell, value in means.items() if cell[2] == metric and math.isfinite(value)]
+        return max((text_width(f"{value:.{decimals}f}", TEXT, bold=True) for value in values), default=0.0) + TIGHT
+
+    kept = {metric: next((d for d in range(most, 0, -1) if widest(metric, d) <= column), 0) for metric, most in digits.items()}
+    needed = max(widest(metric, decimals) for metric, decimals in kept.items())
+    if column < needed:
+        logger.warning("%d columns leave %.1f mm for each, and values need %.1f: choose fewer, or a larger --width.", count, column, needed)
+    return max(column, needed), kept
 
 
 def _upright(
     blocks: Blocks, shown: ScoreData, means: dict[Cell, float], goodness: dict[Cell, float], digits: dict[str, int], style: FigureStyle
 ) -> list[Figure]:
     label = min(0.45 * style.millimetres, max(text_width(method, TEXT) for method in shown.methods) + 1.5)
-    column = _column_width(style.millimetres - label - 2 * MARGIN, len(shown.metrics), means, digits)
+    column, digits = _fitted(style.millimetres - label - 2 * MARGIN, len(shown.metrics), means, digits)
     width = label + column * len(shown.metrics) + 2 * MARGIN
     names = [metric_name(metric) for metric in shown.metrics]
     heads = [wrapped(name, column - 0.6, NOTE) for name in names]
@@ -153,7 +158,7 @@ def _transposed(
     label = min(0.4 * style.millimetres, max(text_width(name, TEXT) for name in names.values()) + 1.5)
     count = sum(len(methods) for _, methods in blocks)
     room = style.millimetres - label - 2 * MARGIN - GAP * (len(blocks) - 1)
-    column = _column_width(room, count, means, digits)
+    column, digits = _fitted(room, count, means, digits)
     width = label + column * count + GAP * (len(blocks) - 1) + 2 * MARGIN
     sheet, y = Sheet(), MARGIN
     y = _title(sheet, style, width, y)
