@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from xattn.cli.options import PathOrURL
 from xattn.cli.terminal import say
+
+if TYPE_CHECKING:
+    from xattn.study.store import Store
 
 
 @click.command()
@@ -23,7 +27,7 @@ def show(runs: Sequence[str]) -> None:
         settings, images = run["settings"], run["settings"]["images"]
         shard, of = settings.get("shard", (1, 1))
         lines = {
-            "state": "finished" if store.finished else f"{len(store.done())} parts are done: the same command goes on",
+            "state": "finished" if store.finished else _unfinished(store, run),
             "images": f"{images['count']}" + (f", shard {shard} of {of}" if of > 1 else ""),
             "from": ", ".join(images["origin"] or ["a data set in memory"]),
             "target": str(settings.get("target")),
@@ -36,15 +40,33 @@ def show(runs: Sequence[str]) -> None:
         if "began" in run:
             lines["began"] = str(run["began"])
         if run.get("command"):
-            lines["command"] = shlex.join(["xattn", *map(str, run["command"][1:])])
+            lines["command"] = _command(run)
         rows = (row for table in store.tables() for row in table.select(["image", "error"]).to_pylist())
         failed = list({row["image"]: row["error"] for row in rows if row["error"] is not None}.items())
         say(("\n" if number else "") + str(store.folder))
         for name, text in lines.items():
             say(f"  {name:9} {text}")
+        for added in run.get("added", []):
+            say(f"  {'added':9} {_added(added)}, began {added['began']}\n  {'command':9} {_command(added)}")
         if failed:
             say(f"  {'failed':9} {len(failed)} images:")
             for name, reason in failed[:10]:
                 say(f"    {name}: {reason}")
             if len(failed) > 10:
                 say("    …, the others in scores.csv")
+
+
+def _unfinished(store: Store, run: Mapping[str, Any]) -> str:
+    """How far a run is, and what goes on with it."""
+    adding = [added for added in run.get("added", []) if not added["finished"]]
+    if not adding:
+        return f"{len(store.done())} parts are done: the same command goes on"
+    return f"not all parts have {', '.join(map(_added, adding))} yet: the command below that added them goes on"
+
+
+def _added(entry: Mapping[str, Any]) -> str:
+    return ", ".join(spec for what in ("methods", "metrics") for spec in entry.get(what, []))
+
+
+def _command(entry: Mapping[str, Any]) -> str:
+    return shlex.join(["xattn", *map(str, entry["command"][1:])])

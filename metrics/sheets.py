@@ -110,7 +110,8 @@ def sheet(
         notes: its notes.
         columns: metrics, by name or symbol, in the order in which they are printed, `accuracy`, `mean_absolute_error`; None: all.
         digits: decimals; None: as many as show two digits of the median half-width of a column's intervals.
-        difference: print the mean difference to the reference, with its interval, in the place of the mean.
+        difference: print the mean difference to the reference, with its interval, in the place of the mean; the reference's own rows, and
+            columns of the labels that were not asked for, are left out.
         caption: None: what the table shows.
         label: None: "tab:xattn".
 
@@ -127,6 +128,9 @@ def sheet(
         raise SettingError("a difference is to a reference: name one with --against (against=).")
     about = {metric: metrics.create(metric).metadata for metric in of}
     names = _chosen([*of, *(name for name in OF_LABELS if name in frame)], about, columns)
+    if difference:
+        names = [name for name in names if name in about or columns is not None]
+        frame = _without_reference(frame, str(against))
     differs = [difference and name in about for name in names]
     found = tuple(
         _column(frame, name, about.get(name), digits, f"{name} difference" if each else name, against is not None)
@@ -137,13 +141,28 @@ def sheet(
     tail = (("n", tuple(str(count) for count in frame["n"])), ("degenerate", degenerate))
     if difference:
         notes = (f"Differences to {against}, mean over pairs [95 % confidence interval: Student's].", *notes[1:])
-    left_out = tuple(start for name in of if name not in names for start in (f"{about[name].symbol}: {name},", f"{name}:"))
+    left_out = tuple(
+        start
+        for name in of
+        if name not in names
+        for start in (f"{about[name].symbol}: {name},", f"{about[name].symbol}: {name}.", f"{name}:")
+    )
     notes = [note for note in notes if not note.startswith(left_out)]
     counts = sorted(set(frame["n"]))
     images = f"{counts[0]} images" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} images"
     what = "Differences" if difference else "Means"
     said = f"{what} over {images}." if caption is None else caption
     return Sheet(rows, found, tail, tuple(notes), said, label or "tab:xattn")
+
+
+def _without_reference(frame: pd.DataFrame, against: str) -> pd.DataFrame:
+    """The rows of what is tested against the reference."""
+    if (frame["method"] == against).any():
+        kept = frame["method"] != against
+    else:
+        model, head = frame["model"].astype(str), frame["head"].astype(str)
+        kept = (model != against) & (head != against) & (model + " · " + head != against)
+    return frame[kept].reset_index(drop=True) if kept.any() else frame
 
 
 def _chosen(known: list[str], of: dict[str, MetricMetadata], columns: Sequence[str] | None) -> list[str]:

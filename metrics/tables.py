@@ -26,7 +26,7 @@ FORMATS: dict[str, Callable[[Sheet], str]] = {"markdown": markdown, "latex": lat
 FEW = 30  # images, below which a table says so
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Table:
     """A comparison: one row per model × head × method.
 
@@ -79,6 +79,10 @@ class Table:
             return str(frame.to_csv(index=False))
         look = {"columns": columns, "digits": digits, "difference": difference, "caption": caption, "label": label}
         return FORMATS[form](self.sheet(**look))
+
+    def __repr__(self) -> str:
+        """As a terminal shows it."""
+        return self.text("markdown")
 
     def _repr_html_(self) -> str:
         """As a notebook shows it."""
@@ -267,7 +271,7 @@ def _notes(rows: pd.DataFrame, frame: pd.DataFrame, names: Sequence[str], agains
         )
     for metric in names:
         about = of[metric].metadata
-        notes.append(f"{about.symbol}: {metric}, {about.better} is better{', in %' if about.unit == '%' else ''}.")
+        notes.append(f"{about.symbol}: {metric}{', in %' if about.unit == '%' else ''}.")
     return tuple(notes)
 
 

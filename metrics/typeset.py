@@ -97,17 +97,14 @@ def latex(of: Sheet, width: float = COLUMN) -> str:
         width: of the column, in pt.
     """
     tail, notes = _notes_of_tail(of)
-    with_intervals = _estimated(of, tail, intervals=True) <= width
-    if not with_intervals:
-        halves = "; ".join(f"{column.header.split(' ')[0]} {column.half}" for column in of.columns if column.half)
-        notes = [f"Half-widths of the 95 % confidence intervals, at most: {halves}.", *notes] if halves else notes
-    notes += [note for note in of.notes if with_intervals or not note.startswith("Mean over images [")]
+    with_intervals, notes = _with_intervals(of, tail, notes, width)
+    marked = [any(cell.mark for cell in column.cells) for column in of.columns]
     headers = ["", *(latex_text(column.header) for column in of.columns), *(latex_text(header) for header, _ in tail)]
     lines = []
     for place, (name, numbers) in enumerate(groups(of)):
         lines += [r"\addlinespace"] * (place > 0) + [rf"\multicolumn{{{len(headers)}}}{{@{{}}l}}{{\textit{{{latex_text(name)}}}}} \\"]
         for number in numbers:
-            cells = [latex_cell(column.cells[number], with_intervals) for column in of.columns]
+            cells = [latex_cell(column.cells[number], with_intervals, room) for column, room in zip(of.columns, marked, strict=True)]
             cells += [latex_text(texts[number]) for _, texts in tail]
             lines.append(" & ".join([latex_text(of.rows[number][2]), *cells]) + r" \\")
     return "\n".join(
@@ -133,15 +130,30 @@ def latex(of: Sheet, width: float = COLUMN) -> str:
     )
 
 
-def latex_cell(cell: Cell, interval: bool = True) -> str:
-    """A cell of a LaTeX table, with or without its interval."""
+def _with_intervals(of: Sheet, tail: Sequence[tuple[str, tuple[str, ...]]], notes: Sequence[str], width: float) -> tuple[bool, list[str]]:
+    """Whether cells with their intervals fit a width, and the notes, which give the largest half-widths where they do not."""
+    if _estimated(of, tail, intervals=True) <= width:
+        return True, [*notes, *of.notes]
+    halves = "; ".join(f"{column.header.split(' ')[0]} {column.half}" for column in of.columns if column.half)
+    first = [f"Half-widths of the 95 % confidence intervals, at most: {halves}."] if halves else []
+    return False, [*first, *notes, *(note for note in of.notes if not note.startswith("Mean over images ["))]
+
+
+def latex_cell(cell: Cell, interval: bool = True, room: bool = False) -> str:
+    """A cell of a LaTeX table.
+
+    Args:
+        cell: what is printed.
+        interval: with its interval.
+        room: leave room for a mark where there is none, so that digits stand below each other.
+    """
     mean = latex_text(cell.mean)
     mean = {1: rf"\textbf{{{mean}}}", 2: rf"\underline{{{mean}}}"}.get(cell.rank, mean).replace("-", "$-$")
     ends = ""
     if interval and cell.low:
         ends = rf"$\pm{cell.below}$" if cell.below == cell.above else rf"$^{{+{cell.above}}}_{{-{cell.below}}}$"
         ends = rf"{{\tiny {ends}}}" if cell.below == cell.above else ends
-    return mean + ends + (latex_text(cell.mark) if cell.mark else "")
+    return mean + ends + (latex_text(cell.mark) if cell.mark else rf"\phantom{{{latex_text(BETTER)}}}" if room else "")
 
 
 def _estimated(of: Sheet, tail: Sequence[tuple[str, tuple[str, ...]]], *, intervals: bool) -> float:
@@ -155,7 +167,7 @@ def _estimated(of: Sheet, tail: Sequence[tuple[str, tuple[str, ...]]], *, interv
         return own + (sign if each.mark else 0)
 
     names = max(letter * len(method) for _, _, method in of.rows)
-    widths = [max(letter * len(column.header), *(cell(each) for each in column.cells)) for column in of.columns]
+    widths = [max(letter * len(column.header), *map(cell, column.cells)) for column in of.columns]
     widths += [letter * max(len(header), *map(len, texts)) for header, texts in tail]
     return names + sum(width + gap for width in widths)
 
@@ -182,9 +194,17 @@ def _html_cell(cell: Cell) -> str:
     return html_text(cell.plain).replace(cell.mean, mean, 1)
 
 
-def typst(of: Sheet) -> str:
-    """As a Typst figure with a table; the notes are below."""
+def typst(of: Sheet, width: float = COLUMN) -> str:
+    """As a Typst figure with a table for a column; the notes are below. Intervals are left out as in `latex`.
+
+    Args:
+        of: what is printed.
+        width: of the column, in pt.
+    """
     tail, notes = _notes_of_tail(of)
+    with_intervals, notes = _with_intervals(of, tail, notes, width)
+    held = "#box[{}]" if _estimated(of, tail, intervals=with_intervals) <= width else "{}"  # its lines are not broken
+    marked = [any(cell.mark for cell in column.cells) for column in of.columns]
     headers = ["", *(column.header for column in of.columns), *(header for header, _ in tail)]
     lines = [
         "#figure(",
@@ -192,24 +212,26 @@ def typst(of: Sheet) -> str:
         "    #set text(size: 7pt)",
         f"    #table(columns: {len(headers)}, stroke: none, inset: 2pt, align: (left, {', '.join(['right'] * (len(headers) - 1))}),",
         "      table.hline(),",
-        "      " + ", ".join(f"[{typst_text(header)}]" for header in headers) + ",",
+        "      " + ", ".join(f"[{held.format(typst_text(header))}]" for header in headers) + ",",
         "      table.hline(stroke: 0.5pt),",
     ]
     for name, numbers in groups(of):
         lines.append(f"      table.cell(colspan: {len(headers)})[_{typst_text(name)}_],")
         for number in numbers:
-            cells = [_typst_cell(column.cells[number]) for column in of.columns] + [typst_text(texts[number]) for _, texts in tail]
-            lines.append("      " + ", ".join(f"[{cell}]" for cell in (typst_text(of.rows[number][2]), *cells)) + ",")
-    lines += ["      table.hline(),", "    )", f"    #align(left)[{typst_text(' '.join((*notes, *of.notes)))}]", "  ],"]
+            cells = [_typst_cell(column.cells[number], with_intervals, room) for column, room in zip(of.columns, marked, strict=True)]
+            cells += [typst_text(texts[number]) for _, texts in tail]
+            lines.append("      " + ", ".join(f"[{held.format(cell)}]" for cell in (typst_text(of.rows[number][2]), *cells)) + ",")
+    lines += ["      table.hline(),", "    )", f"    #align(left)[{typst_text(' '.join(notes))}]", "  ],"]
     return "\n".join([*lines, f"  caption: [{typst_text(of.caption)}],", f") <{of.label}>", ""])
 
 
-def _typst_cell(cell: Cell) -> str:
-    mean = typst_text(cell.mean)
+def _typst_cell(cell: Cell, interval: bool, room: bool) -> str:
+    """A cell of a Typst table, as `latex_cell`."""
+    mean = typst_text(cell.mean.replace("-", "−"))
     mean = {1: f"*{mean}*", 2: f"#underline[{mean}]"}.get(cell.rank, mean)
     ends = ""
-    if cell.low and cell.below == cell.above:
-        ends = f" ± {cell.below}"
-    elif cell.low:
-        ends = f" \\[{typst_text(cell.low)}, {typst_text(cell.high)}\\]"
-    return mean + ends + (f" {cell.mark}" if cell.mark else "")
+    if interval and cell.low and cell.below == cell.above:
+        ends = f"#text(size: 5pt)[ ± {cell.below}]"
+    elif interval and cell.low:
+        ends = f'$""^(+{cell.above})_(-{cell.below})$'
+    return mean + ends + (cell.mark or f"#hide[{BETTER}]" * room)

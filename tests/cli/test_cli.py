@@ -204,6 +204,18 @@ def test_show_says_what_is_in_a_folder(done: Path, folder: Path, tmp_path: Path)
     shutil.copytree(done, tmp_path / "copy" / "run")
     (tmp_path / "copy" / "run" / "table.csv").unlink()
     assert "the same command goes on" in run("show", tmp_path / "copy" / "run").stdout
+    about = json.loads((done / "run.json").read_text())
+    added = {
+        "began": "2030-01-01",
+        "command": ["/bin/xattn", "explain", "--method", "hires-cam"],
+        "methods": ["hires-cam"],
+        "finished": False,
+    }
+    shutil.copytree(done, tmp_path / "more")
+    (tmp_path / "more" / "run.json").write_text(json.dumps({**about, "added": [added]}))
+    shown = run("show", tmp_path / "more").stdout
+    assert "state     not all parts have hires-cam yet: the command below that added them goes on" in shown
+    assert "added     hires-cam, began 2030-01-01\n  command   xattn explain --method hires-cam\n" in shown
     assert run("show", folder).exit_code == 1
 
 

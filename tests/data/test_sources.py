@@ -64,6 +64,9 @@ def test_files_are_told_by_their_content_and_those_left_out_are_counted_and_name
     with caplog.at_level(logging.INFO, "xattn"):
         assert names(str(tmp_path / "*")) == ["a.jpg", "b.photo", "download"]
     assert "6 files are left out" in caplog.text
+    with caplog.at_level(logging.INFO, "xattn"):
+        assert names(str(tmp_path / "a.*")) == ["a.jpg"]
+    assert "1 file is left out, as it is no picture in a format that is read: 1 .xml (a.xml)" in caplog.text
 
 
 def test_files_beside_pictures_are_counted_without_a_warning(folder: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -32,6 +32,8 @@ def test_a_study_shows_what_it_will_do_and_then_its_table(tiny: Classifier, fold
     before = study._repr_html_()
     assert "not yet run" in before
     assert "2 methods: grad-cam, random" in before
+    assert repr(study) == f"Study in '{tmp_path / 'run'}', not finished: 10 images; tiny · gap; grad-cam, random; sparsity"
     study.run()
     assert study._repr_html_() == compare_runs([tmp_path / "run"])._repr_html_()
     assert "<table>" in study._repr_html_()
+    assert repr(compare_runs([tmp_path / "run"])) == compare_runs([tmp_path / "run"]).text("markdown")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from xattn.errors import InputError, NameUnknownError
 from xattn.figures import FigureStyle, figure, kinds, pages, save
 from xattn.figures.canvas import caption, common_limits, shown_map
 from xattn.figures.columns import columns_once
+from xattn.figures.matrix import Item, Lane, Panel, matrix
 from xattn.figures.sheet import fitted, text_width, wrapped
 from xattn.figures.style import MM
 from xattn.study.schema import StoredMap
@@ -54,7 +56,7 @@ def texts(page: Figure) -> list[Text]:
     return [text for text in page.findobj(Text) if text.get_text().strip()]
 
 
-@pytest.mark.parametrize(("width", "transpose"), [("column", False), ("page", True), (120, False)])
+@pytest.mark.parametrize(("width", "transpose"), [("column", False), ("column", True), ("page", True), (120, False)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_figure_is_at_most_as_wide_as_asked_and_all_its_text_is_on_it_in_6_to_8_points(
     kind: str, width: str | float, transpose: bool, run: Path
@@ -151,6 +153,31 @@ def test_text_is_broken_where_words_end_and_fits() -> None:
     assert lines == ["predicted:", "Egyptian_cat,", "p\u00a0=\u00a00.83"]
     assert all(text_width(line, 6) <= 16 for line in wrapped("a" * 90 + " integrated-gradients", 16, 6))
     assert fitted("squeezenet1_0", 20.2, 7, bold=True) == (["squeezenet1_0"], 6.5)
+
+
+def test_headings_and_titles_of_narrow_cells_are_not_broken_within_a_word() -> None:
+    methods = ("grad-cam", "raw-attention", "attention-rollout") * 2
+    lanes = [Lane("", "input"), *(Lane("net", method) for method in methods), Lane("last", "random")]
+    items = [Item([Panel(torch.rand(4, 4, 3))] * len(lanes), {})]
+    style = FigureStyle("column")
+    (page,) = matrix(lanes, items, {"net": "birds:b-cnn", "last": "controls"}, [], style)
+    assert {"controls", "attention-rollout"} <= {text.get_text() for text in texts(page)}
+    canvas = FigureCanvasAgg(page)
+    with matplotlib.rc_context(style.rc()):
+        canvas.draw()
+        boxes = [text.get_window_extent(canvas.get_renderer()) for text in texts(page)]
+    width, height = page.get_window_extent().size
+    assert all(box.x0 >= 0 and box.x1 <= width and box.y0 >= 0 and box.y1 <= height for box in boxes)
+    assert not any(one.overlaps(other) for place, one in enumerate(boxes) for other in boxes[:place])
+
+
+@pytest.mark.parametrize("kind", ["grid", "curves"])
+def test_a_notebook_shows_a_figure_by_itself_without_pyplot(kind: str, run: Path) -> None:
+    drawn = figure([run], kind=kind, style=FigureStyle("column"))
+    width, height = (side * 120 for side in drawn.get_size_inches())
+    shown = Image.open(io.BytesIO(drawn._repr_png_()))  # type: ignore[attr-defined]
+    assert shown.size == (int(width), int(height))
+    assert len(shown.convert("L").getcolors() or ()) > 2
 
 
 def test_what_cannot_be_drawn_is_refused_by_name(run: Path, tmp_path: Path) -> None:

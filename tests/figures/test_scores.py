@@ -120,5 +120,6 @@ def test_looks_of_methods_differ_and_controls_are_grey() -> None:
     methods = [f"m{number}" for number in range(12)] + ["random", "centre"]
     found = looks(methods, FigureStyle())
     assert len({(look.colour, look.dash) for look in found.values()}) == len(methods)
+    assert all(found[f"m{place}"].dash != found[f"m{place + 1}"].dash for place in range(11))  # where two lines coincide, both are seen
     assert found["random"].colour == found["centre"].colour == "#888888"
     assert len({look.colour for look in looks(methods[:3], FigureStyle(cmap="viridis")).values()}) == 3

@@ -83,6 +83,36 @@ def test_a_difference_is_that_of_pairs_with_its_interval(table: Table) -> None:
         comparison(scores()).text("markdown", difference=True)
 
 
+def test_a_table_of_differences_has_no_rows_of_the_reference_and_no_column_that_is_no_difference(table: Table) -> None:
+    text = table.text("markdown", difference=True)
+    assert "| random" not in text
+    assert "acc." not in text.splitlines()[0]
+    assert "acc." in table.text("markdown", difference=True, columns=["AD", "acc."]).splitlines()[0]
+    by_model = comparison(scores(), "mobilenet_v2").text("markdown", difference=True)
+    assert [line.split("|")[1].strip() for line in by_model.splitlines()[2:7]] == ["vit_tiny_patch16_224"] * 5
+    assert "| mobilenet_v2" not in by_model
+    assert "| random" in table.text("markdown")
+
+
+def test_digits_stand_below_each_other_where_some_cells_have_a_mark(table: Table) -> None:
+    lines = [line.removesuffix(r" \\").split(" & ") for line in table.text("latex").splitlines() if line.startswith(METHODS)]
+    for cells_of in zip(*(line[1:7] for line in lines), strict=True):
+        ends = {re.sub(r".*?(\\phantom\{\$\\triangle\$\}|\$\\triangle\$|\$\\nabla\$|)$", r"\1", cell) for cell in cells_of}
+        assert ends == {""} or "" not in ends
+    assert r"\phantom" not in comparison(scores()).text("latex")
+    assert "#hide[△]" in table.text("typst")
+
+
+def test_typst_leaves_intervals_out_where_they_would_be_wider_than_a_column(table: Table) -> None:
+    wide, narrow = table.text("typst"), table.text("typst", columns=["AD", "S"])
+    assert "Half\\-widths of the 95 % confidence intervals, at most: AD" in wide
+    assert "±" not in wide
+    assert "Half\\-widths" not in narrow
+    assert "±" in narrow
+    assert "#box[grad\\-cam]" in wide
+    assert "−" in comparison(scores(), "random").text("typst", difference=True)
+
+
 def test_a_classifier_is_a_reference_for_each_method_with_its_own() -> None:
     rows = scores()
     rows.loc[rows["model"] == "vit_tiny_patch16_224", "target"] = "2"  # its own prediction
@@ -111,7 +141,7 @@ def test_the_best_of_a_network_is_bold_and_the_second_underlined(table: Table) -
         best, second, worst = drop[network]
         assert best.startswith(r"\textbf{")
         assert second.startswith(r"\underline{")
-        assert "{" not in worst.replace(r"{\tiny", "")
+        assert "{" not in worst.partition(r"\phantom")[0].replace(r"{\tiny", "")
         assert insertion[network][2].startswith(r"\textbf{")
 
 

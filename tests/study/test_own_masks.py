@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -34,6 +35,16 @@ def test_own_masks_have_the_values_of_the_functions_and_stand_in_a_table_beside_
     assert table.frame["method"].tolist() == ["grad-cam", "mine"]
     assert table.frame["n"].tolist() == [len(images)] * 2
     assert 0 <= table.frame["average-drop p"][0] <= 1
+
+
+def test_own_masks_of_files_are_paired_with_the_maps_of_these_files(tiny: Classifier, folder: Path) -> None:
+    maps = xattn.explain(tiny, folder, ["grad-cam", "random"], progress=False)
+    rows = xattn.evaluate(tiny, maps.images, maps, ["sparsity"], progress=False)
+    mine = xattn.evaluate(tiny, folder, {"mine": 1 - maps["random"]}, ["sparsity"], progress=False)
+    assert set(mine["image"]) == set(rows["image"]) == set(maps.names)
+    found = comparison(pd.concat([rows, mine]), against="random")
+    assert 0 <= found.frame.set_index("method")["sparsity p"]["mine"] <= 1
+    assert not any("different images" in note for note in found.notes)
 
 
 @pytest.mark.parametrize(

@@ -221,9 +221,8 @@ def _report_left_out(files: Sequence[PurePath], place: str) -> None:
     shown = [file for file in files if not expected or file.suffix.lower() in OTHER_PICTURES]
     names = ", ".join(printable(file.name) for file in shown[:3]) + (", …" if len(shown) > 3 else "")
     level = logging.WARNING if expected else logging.INFO
-    logger.log(
-        level, "%s: %d files are left out, as they are no pictures in a format that is read: %s (%s)", place, len(files), counts, names
-    )
+    what = "1 file is left out, as it is no picture" if len(files) == 1 else f"{len(files)} files are left out, as they are no pictures"
+    logger.log(level, "%s: %s in a format that is read: %s (%s)", place, what, counts, names)
 
 
 def printable(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 
@@ -11,18 +12,19 @@ from matplotlib.figure import Figure
 from xattn.figures.base import register
 from xattn.figures.plots import classifier_name, is_better_higher, metric_name
 from xattn.figures.score_data import Classifier, ScoreData
-from xattn.figures.sheet import HEADING, NOTE, TEXT, TITLE, Sheet, text_height, text_width, wrapped
+from xattn.figures.sheet import HEADING, NOTE, TEXT, TITLE, Sheet, breaks_words, text_height, text_width, wrapped
 from xattn.figures.style import FigureStyle
 from xattn.metrics.tables import comparison
 from xattn.overlays import coloured, table
 
 CMAP = "viridis"
 ROW, COLUMN, GAP, MARGIN = 4.6, 20.0, 2.0, 0.5  # millimetres
-NARROWEST = 9.0
+TIGHT = 0.8  # around the widest value of a column
 LIGHT = 0.45  # luminance of a colour, from which it bears black text
 PAGE_HEIGHT = 235.0
 
 Cell = tuple[Classifier, str, str]
+logger = logging.getLogger("xattn")
 
 
 @register("heat", data="scores")
@@ -93,20 +95,42 @@ def _cell(sheet: Sheet, place: tuple[float, float, float], cell: Cell, value: fl
     )
 
 
+def _fitted(room: float, count: int, means: dict[Cell, float], digits: dict[str, int]) -> tuple[float, dict[str, int]]:
+    """Width of each of some columns in a room, and the decimals of each metric: fewer where its values would be wider than a column."""
+    column = min(COLUMN, room / count)
+
+    def widest(metric: str, decimals: int) -> float:
+        values = [value for cell, value in means.items() if cell[2] == metric and math.isfinite(value)]
+        return max((text_width(f"{value:.{decimals}f}", TEXT, bold=True) for value in values), default=0.0) + TIGHT
+
+    kept = {metric: next((d for d in range(most, 0, -1) if widest(metric, d) <= column), 0) for metric, most in digits.items()}
+    needed = max(widest(metric, decimals) for metric, decimals in kept.items())
+    if column < needed:
+        logger.warning("%d columns leave %.1f mm for each, and values need %.1f: choose fewer, or a larger --width.", count, column, needed)
+    return max(column, needed), kept
+
+
 def _upright(
     blocks: Blocks, shown: ScoreData, means: dict[Cell, float], goodness: dict[Cell, float], digits: dict[str, int], style: FigureStyle
 ) -> list[Figure]:
     label = min(0.45 * style.millimetres, max(text_width(method, TEXT) for method in shown.methods) + 1.5)
-    column = min(COLUMN, max(NARROWEST, (style.millimetres - label - 2 * MARGIN) / len(shown.metrics)))
+    column, digits = _fitted(style.millimetres - label - 2 * MARGIN, len(shown.metrics), means, digits)
     width = label + column * len(shown.metrics) + 2 * MARGIN
-    heads = [wrapped(metric_name(metric), column - 0.6, NOTE) for metric in shown.metrics]
+    names = [metric_name(metric) for metric in shown.metrics]
+    heads = [wrapped(name, column - 0.6, NOTE) for name in names]
+    is_broken = any(breaks_words(name, column - 0.6) for name in names)
+    depth = max(text_width(name, NOTE) for name in names) + 1.0 if is_broken else text_height(max(map(len, heads)), NOTE)
     pages, left = [], [(key, method) for key, methods in blocks for method in methods]
     while left:
         sheet, y = Sheet(), MARGIN
         y = _title(sheet, style, width, y)
-        y += text_height(max(map(len, heads)), NOTE)
+        y += depth
         for place, lines in enumerate(heads):
-            sheet.text(MARGIN + label + (place + 0.5) * column, y, lines, NOTE, ha="center", va="bottom")
+            x = MARGIN + label + (place + 0.5) * column
+            if is_broken:
+                sheet.turned(x, y - 0.3, [names[place]], NOTE, ha="center", va="bottom")
+            else:
+                sheet.text(x, y, lines, NOTE, ha="center", va="bottom")
         y += 0.6
         before = None
         while left and y + ROW + 8 < PAGE_HEIGHT:
@@ -134,12 +158,12 @@ def _transposed(
     label = min(0.4 * style.millimetres, max(text_width(name, TEXT) for name in names.values()) + 1.5)
     count = sum(len(methods) for _, methods in blocks)
     room = style.millimetres - label - 2 * MARGIN - GAP * (len(blocks) - 1)
-    column = min(COLUMN, max(NARROWEST, room / count))
+    column, digits = _fitted(room, count, means, digits)
     width = label + column * count + GAP * (len(blocks) - 1) + 2 * MARGIN
     sheet, y = Sheet(), MARGIN
     y = _title(sheet, style, width, y)
     heads = {method: wrapped(method, column - 0.4, NOTE) for method in shown.methods}
-    is_broken = any(text_width(word, NOTE) > column for method in shown.methods for word in method.replace("-", "- ").split())
+    is_broken = any(breaks_words(method, column) for method in shown.methods)
     several = any(classifier_name(key, shown) for key, _ in blocks)
     depth = y + (text_height(1, TITLE) + 0.5 if several else 0.0)
     depth += (

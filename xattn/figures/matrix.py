@@ -10,7 +10,7 @@ from itertools import groupby
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from xattn.figures.sheet import HEADING, NOTE, TEXT, TITLE, Sheet, fitted, text_height, text_width, wrapped
+from xattn.figures.sheet import HEADING, NOTE, TEXT, TITLE, Sheet, breaks_words, fitted, text_height, text_width, wrapped
 from xattn.figures.style import FigureStyle
 from xattn.overlays import table
 
@@ -171,15 +171,24 @@ def _heads(
     cell: float,
     y: float,
 ) -> float:
-    """Headings of groups and titles of lanes, which end at one height: that height."""
-    over = {group: fitted(headings[group], spans[group][1], TITLE, bold=True) for group, _ in places.groups if headings.get(group)}
+    """Headings of groups and titles of lanes, which end at one height: that height. Titles are turned where one would be broken."""
+    room = GROUP_GAP - SLACK  # a heading may reach halfway to its neighbours
+    over = {group: fitted(headings[group], spans[group][1] + room, TITLE, bold=True) for group, _ in places.groups if headings.get(group)}
+    edge = starts[-1] + cell
     if over:
         depth = text_height(max(len(lines) for lines, _ in over.values()), TITLE)
         for group, (lines, size) in over.items():
             x, across = spans[group]
-            sheet.text(x + across / 2, y + depth, lines, size, ha="center", va="bottom", weight="bold")
+            half = max(text_width(line, size, bold=True) for line in lines) / 2
+            middle = max(MARGIN + half, min(x + across / 2, edge - half))
+            sheet.text(middle, y + depth, lines, size, ha="center", va="bottom", weight="bold")
             sheet.line(x, y + depth + 0.4, x + across, y + depth + 0.4)
         y += depth + 1.0
+    if any(breaks_words(lane.title, cell + GAP - SLACK) for lane in places.lanes):
+        depth = max(text_width(lane.title, TEXT) for lane in places.lanes)
+        for x, lane in zip(starts, places.lanes, strict=True):
+            sheet.turned(x + cell / 2, y + depth, [lane.title], TEXT, ha="center", va="bottom")
+        return y + depth + 0.6
     titles = [fitted(lane.title, cell + GAP - SLACK, TEXT) for lane in places.lanes]
     depth = text_height(max(len(lines) for lines, _ in titles), TEXT)
     for x, (lines, size) in zip(starts, titles, strict=True):

@@ -11,7 +11,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from xattn.figures.canvas import called, is_control
 from xattn.figures.score_data import Classifier, ScoreData
-from xattn.figures.sheet import TEXT, text_height, text_width
+from xattn.figures.sheet import TEXT, PaperFigure, text_height, text_width
 from xattn.figures.style import MM, FigureStyle
 from xattn.metrics.base import metrics
 
@@ -33,7 +33,7 @@ class Look(NamedTuple):
 
 
 def looks(methods: Sequence[str], style: FigureStyle) -> dict[str, Look]:
-    """How each method is drawn; controls are grey."""
+    """How each method is drawn: neighbours by other dashes, so that one shows below the other where they coincide; controls are grey."""
     own = [method for method in methods if not is_control(method)]
     controls = [method for method in methods if is_control(method)]
     found = {}
@@ -42,7 +42,7 @@ def looks(methods: Sequence[str], style: FigureStyle) -> dict[str, Look]:
             colour: Any = PALETTE[place % len(PALETTE)]
         else:
             colour = colormaps[style.cmap]((place + 0.5) / len(own))
-        found[method] = Look(colour, DASHES[place // len(PALETTE) % len(DASHES)], MARKERS[place % len(MARKERS)])
+        found[method] = Look(colour, DASHES[(place + place // len(PALETTE)) % len(DASHES)], MARKERS[place % len(MARKERS)])
     for place, method in enumerate(controls):
         found[method] = Look(GREY, DASHES[1 + place % (len(DASHES) - 1)], MARKERS[-1 - place % len(MARKERS)])
     return found
@@ -79,7 +79,7 @@ def panels(rows: int, columns: int, style: FigureStyle, height: float, **shared:
         shared: `sharex` and `sharey`, as in matplotlib.
     """
     size = (style.millimetres / MM, (rows * height + 6.0 * bool(style.title)) / MM)
-    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03, wspace=0.02, hspace=0.02))
+    figure = PaperFigure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03, wspace=0.02, hspace=0.02))
     if style.title:
         figure.suptitle(style.title, weight="bold")
     return figure, figure.subplots(rows, columns, squeeze=False, **shared)

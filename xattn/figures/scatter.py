@@ -61,7 +61,9 @@ class Scatter:
         handles = [
             Line2D([], [], color=look.colour, linestyle="", marker=look.marker, markersize=3.5, label=m) for m, look in style_of.items()
         ]
-        note = "a point per image; ρ: Spearman's, over all points" if self.each == "image" else "mean over images, bars: 95 % interval"
+        n = shown.rows["image"].nunique()
+        means = f"mean over n = {n} images, bars: 95 % interval"
+        note = "a point per image; ρ: Spearman's, over all points" if self.each == "image" else means
         legend_below(figure, handles, note, style)
         return [figure]
 

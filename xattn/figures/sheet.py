@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -15,12 +16,13 @@ from matplotlib.patches import Rectangle
 from matplotlib.textpath import text_to_path
 from torch import Tensor
 
-from xattn.figures.style import MM
+from xattn.figures.style import MM, FigureStyle
 from xattn.text import shown
 
 POINT = MM / 72
 LINE = 1.2  # distance of lines of text, in sizes of the font
 HEADING, TITLE, TEXT, NOTE = 8.0, 7.0, 6.5, 6.0  # points
+SCREEN = 120  # dots per inch of what a notebook shows
 ASCENT = 0.95  # from the upper edge of a line to its letters' foot, in sizes of the font
 _BREAKS = re.compile(r"(?<=[ \-:,/·])(?!\u00a0)")
 _WITHIN = re.compile(r"(?<=[_.@=])|(?<=[a-z])(?=[A-Z])")
@@ -77,6 +79,21 @@ def fitted(text: str, width: float, size: float, smallest: float = NOTE, bold: b
     return wrapped(text, width, size, bold), size
 
 
+def breaks_words(text: str, width: float, size: float = NOTE) -> bool:
+    """Whether a word of a text is wider than a line, so that `wrapped` would break it."""
+    return any(text_width(piece.rstrip(), size) > width for piece in _BREAKS.split(text))
+
+
+class PaperFigure(Figure):
+    """A figure that a notebook shows by itself; matplotlib's own is shown only once pyplot has been imported."""
+
+    def _repr_png_(self) -> bytes:
+        file = io.BytesIO()
+        with matplotlib.rc_context(FigureStyle().rc()):
+            self.savefig(file, format="png", dpi=SCREEN)
+        return file.getvalue()
+
+
 class _Text(NamedTuple):
     x: float
     y: float
@@ -124,7 +141,7 @@ class Sheet:
 
     def figure(self, width: float, height: float) -> Figure:
         """The page as a figure of just this size."""
-        figure = Figure(figsize=(width / MM, height / MM))
+        figure = PaperFigure(figsize=(width / MM, height / MM))
         axis = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0), autoscale_on=False)
         axis.set_axis_off()
         for x, y, across, down, values in self._pictures:

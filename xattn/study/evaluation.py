@@ -48,7 +48,8 @@ def evaluate(
 
     Args:
         classifier: from `xattn.load` or `xattn.attach`.
-        images: the images that were explained: `(B, 3, H, W)` in pixel space, or their files, which `maps` holds decoded.
+        images: the images that were explained: `(B, 3, H, W)` in pixel space, or their files, which `maps` holds decoded. For
+            masks of your own give the files again: their rows then have the pictures' names, and tables pair them with those of `explain`.
         maps: the result of `explain`, or masks of your own by their names, `{"mine": masks}`: `(B, H, W)` in [0, 1] at the size of the
             images. They stand for their raw maps too.
         metrics: names with settings, `name[:key=value,…]`.

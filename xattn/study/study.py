@@ -254,6 +254,12 @@ class Study:
             self.store.read_run()  # it is there to the end
         return Outcome(len(plan.images), failed)
 
+    def __repr__(self) -> str:
+        plan, state = self.plan, "finished" if self.store.finished else "not finished"
+        classifiers = ", ".join(f"{classifier.name} · {classifier.head_name}" for classifier in plan.classifiers)
+        methods, metrics = (", ".join(component.spec for component in components) for components in (plan.methods, plan.metrics))
+        return f"Study in '{self.store.folder}', {state}: {len(self.images)} images; {classifiers}; {methods}; {metrics}"
+
     def _repr_html_(self) -> str:
         """As a notebook shows it: the table of the run, once it is finished; before, what it will compute."""
         if self.store.finished:
