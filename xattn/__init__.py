@@ -58,7 +58,7 @@ _HOMES = {
     "explain": "xattn.explainers",
     "load": "xattn.models",
 }
-_PACKAGES = ("birds", "data", "explainers", "figures", "heads", "inference", "metrics", "models", "report", "study", "training")
+_PACKAGES = ("birds", "data", "explainers", "figures", "heads", "inference", "metrics", "models", "patches", "report", "study", "training")
 
 
 def __getattr__(name: str) -> Any:
