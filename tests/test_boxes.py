@@ -73,9 +73,8 @@ def test_a_crop_s_map_returns_to_the_pixels_that_it_came_from() -> None:
 
 
 def test_overlaps_are_torchvision_s_intersections_over_unions() -> None:
-    boxes, others = (
-        torch.cat([low, low + 1 + 5 * torch.rand(1, 6, 2)], dim=2) for low in (9 * torch.rand(1, 6, 2), 9 * torch.rand(1, 6, 2))
-    )
+    lows = 9 * torch.rand(2, 1, 6, 2)
+    boxes, others = torch.cat([lows, lows + 1 + 5 * torch.rand(2, 1, 6, 2)], dim=3)
     assert torch.allclose(overlaps(boxes, others)[0], box_iou(boxes[0], others[0]))
 
 

@@ -229,7 +229,7 @@ def test_files_that_are_none_or_torn_are_refused(tmp_path: Path) -> None:
         read_patches(path)
     content = npy(torch.ones(2, 10, 5), torch.float64)
     for torn, said in (
-        (content[:-8], r"takes? 800: it is cut off|it is cut off"),
+        (content[:-8], "it is cut off"),
         (content[:20], "damaged"),
         (b"PK\x03\x04", "no NumPy file"),
     ):
@@ -258,10 +258,7 @@ def test_rows_are_needed_and_must_exist_and_crops_are_refused(file: str) -> None
 def test_names_and_settings_are_checked() -> None:
     with pytest.raises(NameUnknownError, match=r"Unknown patch finder 'activations'. Did you mean 'activation'"):
         finders.create("activations")
-    for spec, said in (
-        ("file", "needs a path"),
-        ("activation:overlap=2", r"overlap in \[0, 1\]"),
-        ("prototype:percentile=100", "below 100"),
-    ):
+    wrong = {"file": "needs a path", "activation:overlap=2": r"overlap in \[0, 1\]", "prototype:percentile=100": "below 100"}
+    for spec, said in wrong.items():
         with pytest.raises(SettingError, match=said):
             finders.create(spec)
