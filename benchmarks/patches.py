@@ -138,7 +138,7 @@ def main(count: int, pictures: int, epochs: int, out: Path, drawn: Path | None) 
     about = (
         f"{len(shown.images)} test birds of the kinds that have a neighbour which differs in one part alone. The part is found if one of "
         f"the first n boxes holds at least half of its visible pixels ({SMALLEST} or more). Pictures are 64 × 64; boxes are squares of one "
-        "side, and of `prototype` also those that it makes itself. Wilson's 95 % interval over birds. Features of `birds:gap`; `prototype` has "
+        "side, and of `prototype` also its own. Wilson's 95 % interval over birds. Features of `birds:gap`; `prototype` has "
         f"a head protopnet on the same frozen network, trained on {pictures} pictures for {epochs} epochs (validation accuracy "
         f"{validation:.1f} %, on these birds {accuracy:.1f} %), and takes the class that it predicts, never the label."
     )
