@@ -95,9 +95,9 @@ def trained(pictures: int, epochs: int) -> tuple[xattn.Classifier, float]:
 
 
 @click.command()
-@click.option("--count", default=400, show_default=True, help="Test pictures.")
-@click.option("--pictures", default=4000, show_default=True, help="Training pictures of ProtoPNet's head.")
-@click.option("--epochs", default=30, show_default=True, help="Epochs of its training.")
+@click.option("--count", default=200, show_default=True, help="Test pictures.")
+@click.option("--pictures", default=2000, show_default=True, help="Training pictures of ProtoPNet's head.")
+@click.option("--epochs", default=60, show_default=True, help="Epochs of its training.")
 @click.option("--out", type=click.Path(path_type=Path), default=RESULT, show_default=True)
 @click.option("--drawn", type=click.Path(path_type=Path), help="PNG to write, of the first pictures with the boxes of each finder.")
 def main(count: int, pictures: int, epochs: int, out: Path, drawn: Path | None) -> None:

@@ -93,7 +93,7 @@ def test_a_push_takes_the_nearest_vector_of_the_class_over_all_batches() -> None
         return zip(given.split(4), labels.split(4), strict=True)
 
     last = head.last.weight.detach().clone()
-    head.project(batches)
+    head.push(batches)
     assert torch.allclose(head.prototypes, expected)
     assert torch.equal(head.prototypes[4:], before[4:])
     assert not torch.equal(head.last.weight, last)
