@@ -69,6 +69,7 @@ _PACKAGES = (
     "inference",
     "metrics",
     "models",
+    "patches",
     "report",
     "study",
     "training",

@@ -1,0 +1,90 @@
+"""Patches at the maxima of the activation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from xattn.boxes import overlaps, squares
+from xattn.errors import SettingError
+from xattn.models import Classifier
+from xattn.patches.base import cell_centres, features_of, image_size, refuse_too_many, register, side_or_default
+
+
+@register("activation", source="Felzenszwalb et al. 2010 for the suppression of overlapping boxes; the features' norm as the score")
+@dataclass(frozen=True)
+class ActivationPatches:
+    """Square boxes at the local maxima of the features' norm, those that overlap a stronger one suppressed.
+
+    Attributes:
+        stage: whose features; None: the input of the pooling.
+        overlap: largest intersection over union of two boxes.
+
+    A cell is a local maximum if none of its eight neighbours is larger. Where fewer than n boxes are left, the strongest cells that are no
+    maxima follow, and then the strongest that were suppressed. Of equal cells the first, row by row, comes first.
+    """
+
+    stage: str | None = None
+    overlap: float = 0.25
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.overlap <= 1:
+            raise SettingError(f"activation takes an overlap in [0, 1]; got {self.overlap}.")
+
+    def __call__(
+        self,
+        classifier: Classifier,
+        images: Tensor,
+        n: int = 10,
+        side: int | None = None,
+        *,
+        classes: Tensor | None = None,
+        rows: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Boxes `(B, n, 4)`.
+
+        Raises:
+            InputError: more boxes than the map has cells, or a side that does not fit into the image.
+        """
+        size = image_size(images, n)
+        norms: Tensor = torch.linalg.vector_norm(features_of(classifier, images, self.stage), dim=1)
+        grid = (norms.shape[1], norms.shape[2])
+        refuse_too_many(n, grid)
+        centres = cell_centres(torch.arange(grid[0] * grid[1], device=norms.device), grid, size)
+        candidates = squares(centres, side_or_default(side, size), size)
+        return picked(norms, candidates, n, self.overlap).to(images.device, torch.float32)
+
+
+def picked(scores: Tensor, candidates: Tensor, n: int, overlap: float) -> Tensor:
+    """The boxes of the strongest local maxima that do not overlap; further cells where these are fewer than n.
+
+    Args:
+        scores: map `(B, h, w)`.
+        candidates: box of each cell, `(h·w, 4)`.
+        n: number of boxes, at most h·w.
+        overlap: largest intersection over union of two boxes.
+
+    Returns:
+        `(B, n, 4)`.
+    """
+    count = scores.shape[1] * scores.shape[2]
+    highest = functional.max_pool2d(scores[:, None], 3, stride=1, padding=1)[:, 0]
+    maxima = (scores >= highest).flatten(1)
+    order = scores.flatten(1).argsort(dim=1, descending=True, stable=True)
+    ranks = torch.empty_like(order).scatter_(1, order, torch.arange(count, 0, -1, device=order.device).expand_as(order))
+    shared = overlaps(candidates[None], candidates[None])[0] > overlap
+    suppressed = torch.zeros_like(maxima)
+    taken = torch.zeros_like(maxima)
+    chosen = []
+    for _ in range(n):
+        # Ranks are 1 to h·w: each condition outweighs all of them.
+        keys = ranks + (maxima.long() + 2 * (~suppressed).long()) * count
+        best = keys.masked_fill(taken, 0).argmax(dim=1)
+        taken = taken.scatter(1, best[:, None], True)
+        suppressed = suppressed | shared[best]
+        chosen.append(best)
+    return candidates[torch.stack(chosen, dim=1)]

@@ -1,0 +1,156 @@
+"""What a patch finder is, and the registry of finders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from xattn.errors import InputError
+from xattn.models import Classifier
+from xattn.registry import Registry
+
+SHARE = 4  # the default side of a square box is that part of the image's shorter side
+
+
+@dataclass(frozen=True)
+class FinderMetadata:
+    """What a patch finder declares.
+
+    Attributes:
+        source: where it was published.
+        control: it does not use the network; a finder that does not beat it finds nothing.
+        trained: it needs a head that was trained for it.
+        stored: it reads boxes that are stored by row, and needs the rows of the images.
+    """
+
+    source: str
+    control: bool = False
+    trained: bool = False
+    stored: bool = False
+
+
+class Finder(Protocol):
+    """A frozen dataclass of settings that finds boxes of images, without labels of parts."""
+
+    def __call__(
+        self,
+        classifier: Classifier,
+        images: Tensor,
+        n: int = 10,
+        side: int | None = None,
+        *,
+        classes: Tensor | None = None,
+        rows: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Boxes of images: a function of each image, the same whatever its batch.
+
+        Args:
+            classifier: whose features, or whose head, finds them.
+            images: `(B, C, H, W)` in pixel space, float in [0, 1].
+            n: boxes per image.
+            side: of the boxes in pixels; None: the finder's own, for square boxes a quarter of the image's shorter side.
+            classes: `(B,)`, labels of training images, for a finder whose boxes depend on the class. None: the predicted class. Never
+                give labels of test images: their boxes would tell the class.
+            rows: of the images in the stored boxes, for a finder that reads such.
+
+        Returns:
+            `(B, n, 4)`, float, x1, y1, x2, y2 in pixels of `images`, as in torchvision.ops; on the images' device, strongest first.
+        """
+
+
+Registered = TypeVar("Registered", bound=Callable[..., Any])
+
+finders: Registry[FinderMetadata, Finder] = Registry("patch finder")
+
+
+def register(
+    name: str, *, source: str, control: bool = False, trained: bool = False, stored: bool = False
+) -> Callable[[Registered], Registered]:
+    """Decorator that registers a patch finder: a frozen dataclass of settings that is a `Finder`."""
+    return finders.register(name, FinderMetadata(source, control, trained, stored))
+
+
+def find(
+    classifier: Classifier,
+    images: Tensor,
+    finder: str = "activation",
+    n: int = 10,
+    side: int | None = None,
+    *,
+    classes: Tensor | None = None,
+    rows: Sequence[int] | None = None,
+) -> Tensor:
+    """Boxes of images by the finder of a name, `name[:key=value,…]`; the other arguments are those of a `Finder`.
+
+    Returns:
+        `(B, n, 4)`, x1, y1, x2, y2 in pixels of `images`.
+
+    Raises:
+        NameUnknownError: there is no such finder or setting.
+        InputError: images of another shape, a side that does not fit, or more boxes than the finder has.
+
+    >>> import torch, xattn
+    >>> classifier = xattn.load("birds:gap", device="cpu")
+    >>> xattn.patches.find(classifier, torch.rand(2, 3, 64, 64), n=4).shape
+    torch.Size([2, 4, 4])
+    """
+    return finders.create(finder).instance(classifier, images, n, side, classes=classes, rows=rows)
+
+
+def image_size(images: Tensor, n: int) -> tuple[int, int]:
+    """Height and width of images in pixel space, from which n boxes are asked.
+
+    Raises:
+        InputError: they are not `(B, C, H, W)` and float, or n is below 1.
+    """
+    if images.dim() != 4 or not images.is_floating_point():
+        raise InputError(f"patches are found in images (batch, channels, height, width), float; got {tuple(images.shape)} {images.dtype}.")
+    if n < 1:
+        raise InputError(f"at least one box per image is found; got n={n}.")
+    return images.shape[2], images.shape[3]
+
+
+def side_or_default(side: int | None, size: tuple[int, int]) -> int:
+    """The side of square boxes in pixels; None: a quarter of the image's shorter side."""
+    return max(1, min(size) // SHARE) if side is None else side
+
+
+def features_of(classifier: Classifier, images: Tensor, stage: str | None) -> Tensor:
+    """Features `(B, C, h, w)` of a stage, without gradients, in float32 at least; None: the input of the pooling."""
+    name = classifier.stage(stage).name
+    with torch.no_grad():
+        found = classifier.features(images.to(classifier.device), [name])[name]
+    return found if found.dtype == torch.float64 else found.float()
+
+
+def cell_centres(cells: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """The centres of a map's cells in the image.
+
+    Args:
+        cells: numbers `(…)`, row by row.
+        grid: height and width of the map.
+        size: height and width of the image.
+
+    Returns:
+        `(…, 2)`, x and y in pixels.
+    """
+    x = (cells % grid[1] + 0.5) * (size[1] / grid[1])
+    y = (cells // grid[1] + 0.5) * (size[0] / grid[0])
+    return torch.stack([x, y], dim=-1)
+
+
+def refuse_too_many(n: int, grid: tuple[int, int]) -> None:
+    """Raises if a map has fewer cells than boxes are asked.
+
+    Raises:
+        InputError: it has.
+    """
+    if n > grid[0] * grid[1]:
+        raise InputError(
+            f"{n} boxes cannot be told apart in a map of {grid[0]} × {grid[1]} cells: give n of at most {grid[0] * grid[1]}, or an earlier "
+            "stage, which has more (stage=…)."
+        )
