@@ -103,7 +103,7 @@ def load(
     saved = _saved_file(model, weights, own, trust_code)
     if saved is None:
         count, prompts = _classes(classes, templates)
-        network, base, names, sigmoid = sources.build(Request(model, weights, prompts, trust_code))
+        network, base, names, sigmoid, trained = sources.build(Request(model, weights, prompts, trust_code, count))
         texts = {} if prompts is None else {"prompts": prompts.classes, "templates": prompts.templates}
         source = Source(sources.absolute(model), _kept(weights), digest_of(network.state_dict()), tuple(high_res), dilate, **texts)
         keeps = heads.create(head or "gap").metadata.replaces != "classifier"  # another has logits of its own, of one class
@@ -112,6 +112,7 @@ def load(
         network, source = _network_of(saved, None if saved.named is not None else weights, trust_code)
         base, names, name = Preprocessing.from_json(saved.header.preprocessing), saved.header.labels, saved.name
         head, multi_label, count = saved.header.head, saved.header.multi_label, saved.header.classes
+        trained = saved.header.trained
         regression, output = saved.header.regression, saved.header.output if output is None else output
     preprocessing = preprocessing_with(base, input_size=input_size, resize=resize, mean=mean, std=std)
     network.eval()
@@ -133,7 +134,7 @@ def load(
     )
     if saved is not None:
         fit_weights(classifier.head, split_weights(saved.file)[1], model)
-        classifier.trained = saved.header.trained
+    classifier.trained = trained if saved is not None else classifier.trained and trained
     if labels is None and names is not None and len(names) == classifier.class_count:
         classifier.labels = tuple(names)  # ImageNet's, which do not apply to a network with another number of classes
     classifier.eval()

@@ -51,6 +51,8 @@ class Row:
         pixels: how more than 8 bits of the picture became 8; in a row that holds nothing else, once per picture.
         classes: the classes that the classifier finds most probable, in the row of the first method's map.
         probabilities: theirs.
+        boxes: of a two-stream network, x1, y1, x2, y2 of each of its patches in pixels of the crop, in the row of the first method's map.
+        alpha: of a two-stream network, the weight of each step, the mean over its patches, likewise.
     """
 
     image: str = field(metadata={"type": pa.string(), "shown": True})
@@ -77,6 +79,8 @@ class Row:
     pixels: str | None = _column(pa.string(), shown=False)
     classes: Sequence[int] | None = _column(pa.list_(pa.int32()), shown=False)
     probabilities: Sequence[float] | None = _column(pa.list_(pa.float32()), shown=False)
+    boxes: Sequence[float] | None = _column(pa.list_(pa.float32()), shown=False)
+    alpha: Sequence[float] | None = _column(pa.list_(pa.float32()), shown=False)
 
 
 SCHEMA = pa.schema([(f.name, f.metadata["type"]) for f in fields(Row)])
