@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 import xattn
 from xattn.cli import main
+from xattn.data.npy import npy
 from xattn.data.preprocessing import Preprocessing, Region
 from xattn.errors import InputError, NameUnknownError
 from xattn.figures import overlay_runs
-from xattn.figures.photographs import distinct, npy, safe
+from xattn.figures.photographs import distinct, safe
 from xattn.models import Classifier
 from xattn.overlays import OverlayStyle, coloured, laid_over, overlay
 

@@ -1,6 +1,6 @@
 """Boxes in images: cropping, putting maps of crops back, overlap.
 
-A box is x1, y1, x2, y2 in pixels of the prepared image, as in torchvision.ops: x to the right, y downwards, from the image's top-left corner.
+A box is x1, y1, x2, y2 in pixels of the prepared image, as in torchvision.ops, from its top-left corner.
 The whole image of W × H pixels is 0, 0, W, H.
 """
 

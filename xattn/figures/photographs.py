@@ -6,7 +6,6 @@ import csv
 import hashlib
 import os
 import re
-import struct
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from xattn.data.images import ImageSource
+from xattn.data.npy import npy
 from xattn.data.preprocessing import Preprocessing, Region
 from xattn.errors import ImageError, InputError, NameUnknownError, RunError
 from xattn.explainers.base import is_signed
@@ -286,11 +286,3 @@ class _Writer:
                 lines.writerows(self._listed)
         except OSError as error:
             raise RunError(f"'{self.folder / INDEX}' could not be written ({error.strerror or error}).") from error
-
-
-def npy(values: Tensor) -> bytes:
-    """A float32 tensor as the content of a NumPy file, format 1.0."""
-    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {tuple(values.shape)}, }}"
-    header += " " * (-(len(header) + 11) % 64) + "\n"
-    content: bytes = values.float().cpu().contiguous().numpy().astype("<f4").tobytes()
-    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode("ascii") + content

@@ -1,6 +1,6 @@
 """Heads, which stand between features and logits: each is a plain module, with its settings in a frozen dataclass."""
 
-from xattn.heads import abmilp, b_cnn, br_npa, ca_stream, ep, gap, map, simpool
+from xattn.heads import abmilp, b_cnn, br_npa, ca_stream, ep, gap, map, protopnet, simpool
 from xattn.heads.abmilp import AbMILP, AbMILPHead
 from xattn.heads.b_cnn import BCNN, BCNNHead
 from xattn.heads.base import (
@@ -20,6 +20,7 @@ from xattn.heads.ca_stream import CAStream, CAStreamHead
 from xattn.heads.ep import EfficientProbing, EfficientProbingHead
 from xattn.heads.gap import Gap, GapHead
 from xattn.heads.map import MAP, MAPHead
+from xattn.heads.protopnet import ProtoPNet, ProtoPNetHead
 from xattn.heads.simpool import SimPool, SimPoolHead
 from xattn.registry import import_modules
 
@@ -48,6 +49,8 @@ __all__ = [
     "MAPHead",
     "NetworkInfo",
     "PoolingHead",
+    "ProtoPNet",
+    "ProtoPNetHead",
     "SimPool",
     "SimPoolHead",
     "StageInfo",
@@ -59,6 +62,7 @@ __all__ = [
     "gap",
     "heads",
     "map",
+    "protopnet",
     "representatives",
     "simpool",
 ]

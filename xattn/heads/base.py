@@ -9,7 +9,7 @@ replaces the pooled one and enters the network's own classifier), with one metho
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, NamedTuple
 
@@ -86,12 +86,18 @@ class Attended:
         attention: maps `(B, N, h, w)` by stage.
         scores: inputs of the softmax that gave the attention, in the same form; empty for heads without one.
         probes: logits `(B, K)` of auxiliary classifiers, by name.
+        penalty: what the head adds to the loss, a scalar, where the labels are known; None: nothing.
     """
 
     output: Tensor
     attention: dict[str, Tensor] = field(default_factory=dict)
     scores: dict[str, Tensor] = field(default_factory=dict)
     probes: dict[str, Tensor] = field(default_factory=dict)
+    penalty: Tensor | None = None
+
+
+Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
+"""Goes through all training pictures: features `(B, C, h, w)` of the stage that a head reads, and labels `(B,)`."""
 
 
 class HeadSettings(ABC):
@@ -148,6 +154,19 @@ class Head(nn.Module, ABC):
     def asks_class(self) -> bool:
         """Whether it needs each image's class before the forward: it then gets the network's own prediction, and a forward of its own."""
         return False
+
+    @property
+    def projected_every(self) -> int:
+        """After how many epochs, and after the last, `project` sets weights from the training pictures; 0: never."""
+        return 0
+
+    def project(self, batches: Batches) -> None:
+        """Sets weights from the training pictures, for a head that asks for this by `projected_every`.
+
+        Args:
+            batches: goes through the pictures, without augmentation, each time that it is called.
+        """
+        raise UnsupportedError(f"{type(self).__name__} sets no weights from the training pictures.")
 
     def start(self, batch: int, classes: Tensor | None = None) -> Attended:
         """The state before the first stage.

@@ -140,7 +140,7 @@ class Checkpointing(Checkpoint):
         epoch, loss, accuracy = trainer.current_epoch + 1, found["val_loss"], found["val_accuracy"]
         if not math.isfinite(loss):
             raise DivergedError(f"the validation loss is {loss} after epoch {epoch}: it diverged. Give a lower learning rate.")
-        is_best = loss < self.kept["best_loss"]
+        is_best = loss < self.kept["best_loss"] and pl_module.is_complete(epoch)
         if is_best:
             self.kept |= {"best_epoch": epoch, "best_loss": loss, "best_accuracy": accuracy}
         self.kept |= {"epochs": epoch, "finished": bool(trainer.should_stop) or epoch == self.epochs}

@@ -14,13 +14,13 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities import rank_zero_only
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from xattn.errors import DivergedError, InputError
 from xattn.heads import heads
 from xattn.models import Classifier
 from xattn.training.checkpointing import BEST, Checkpointing, begin, loggers, one_training, quiet
-from xattn.training.data import Classes, EpochOrder, Labelled, open_data, splits
+from xattn.training.data import Classes, Crops, EpochOrder, Labelled, open_data, splits
 from xattn.training.features import as_it_is, check_cacheable, on_features
 from xattn.training.module import Training, freeze
 from xattn.training.recipe import Recipe, default_preset, recipe_of
@@ -143,12 +143,14 @@ def fit(
         if chosen.dropout is not None:
             for layer in classifier.head.dropouts():
                 layer.p = chosen.dropout
-        module = Training(classifier, chosen, teacher, log_gradients, seed)
+        batch = max(1, chosen.batch_size // (trainer.num_devices * trainer.num_nodes))
+        plain = source if cache_features is not None else Crops(opened, classifier.preprocessing, None, seed)
+        pictures = DataLoader(Subset(plain, numbers), batch, **shared) if classifier.head.projected_every else None
+        module = Training(classifier, chosen, teacher, log_gradients, seed, pictures)
         freeze(classifier, backbone=chosen.backbone)
         checkpoint = checkpointing.resume()
         first = checkpointing.kept["epochs"]
         processes = trainer.num_devices * trainer.num_nodes
-        batch = max(1, chosen.batch_size // processes)
         loader = DataLoader(
             source,
             batch,
@@ -247,6 +249,11 @@ def _check(classifier: Classifier, data: Labelled, teacher: Classifier | None, r
         )
     if recipe.dropout is not None and not classifier.head.dropouts():
         raise InputError(f"{classifier.head_name} has no dropout to set: leave it out of the recipe.")
+    if recipe.patience is not None and classifier.head.projected_every:
+        raise InputError(
+            f"{classifier.head_name} keeps only epochs after which its weights were set from the training pictures, the last among them: "
+            "leave out patience."
+        )
     if classifier.multi_label:
         raise InputError(f"{classifier.name} is multi-label, and training here has one class a picture: train it in a loop of your own.")
     wanted = DTYPES.get(str(precision))

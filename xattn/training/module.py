@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import lightning
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
+from torch.utils.data import DataLoader
 
 from xattn.data.preprocessing import pixels
 from xattn.errors import DivergedError
@@ -32,14 +33,24 @@ class Training(lightning.LightningModule):
         teacher: its answers are learnt besides the labels; it is frozen, in eval mode, and never saved.
         log_gradients: log each layer's gradient norm.
         seed: for the randomness in the head.
+        pictures: loads the training pictures without augmentation, for a head that sets weights from them.
     """
 
-    def __init__(self, classifier: Classifier, recipe: Recipe, teacher: Classifier | None, log_gradients: bool, seed: int) -> None:
+    def __init__(
+        self,
+        classifier: Classifier,
+        recipe: Recipe,
+        teacher: Classifier | None,
+        log_gradients: bool,
+        seed: int,
+        pictures: DataLoader[Any] | None = None,
+    ) -> None:
         super().__init__()
         self.classifier = classifier
         self.recipe = recipe
         self.seed = seed
         self.log_gradients = log_gradients
+        self.pictures = pictures
         self.strict_loading = False  # a frozen network is not saved
         self._teacher = [teacher]  # in a list, so that it is not a submodule: not trained, not saved, not synchronised
 
@@ -72,6 +83,8 @@ class Training(lightning.LightningModule):
         loss = self._loss(attended.output, labels, given)
         for logits in attended.probes.values():
             loss = loss + functional.cross_entropy(logits, labels)
+        if attended.penalty is not None:
+            loss = loss + attended.penalty
         if not bool(torch.isfinite(loss)):
             raise DivergedError(
                 f"the loss is {float(loss.detach())} in epoch {self.current_epoch + 1}, step {batch_idx + 1}: it diverged. Give a lower "
@@ -79,6 +92,25 @@ class Training(lightning.LightningModule):
             )
         self.log("loss", loss, on_step=True, on_epoch=True, batch_size=len(labels), sync_dist=True)
         return loss
+
+    def is_complete(self, epoch: int) -> bool:
+        """Whether the weights after an epoch, counted from 1, may be kept: those of a head that is projected are then."""
+        every = self.classifier.head.projected_every
+        return not every or epoch % every == 0 or epoch == self.recipe.epochs
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        head = self.classifier.head
+        if head.projected_every and self.trainer.is_last_batch and self.is_complete(self.current_epoch + 1):
+            with torch.no_grad(), evaluating(self.classifier):
+                head.project(self._features)
+
+    def _features(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Features of the stage that the head reads, and labels, of all training pictures."""
+        stage = self.classifier.attachment.stages[0].name
+        for batch in self.pictures or ():
+            given, labels = self._given(batch[0]), batch[1].to(self.device)
+            found = self.classifier.features(given, [stage]) if isinstance(given, Tensor) else given.stages
+            yield found[stage].to(self.device), labels
 
     def _given(self, given: Tensor | Features) -> Tensor | Features:
         return pixels(given, self.device) if isinstance(given, Tensor) else given
