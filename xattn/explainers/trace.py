@@ -186,6 +186,18 @@ class Trace:
         """How the network looked at the patches, where the stage's maps are of patches; else None."""
         return self._forward.looks if self.given_stage is not None and self.given_stage.boxes else None
 
+    def looks_of(self, method: str, step: int = 1) -> Looks:
+        """How a two-stream network looked at the patches, for a method that shows a step.
+
+        Raises:
+            UnsupportedError: it is another network, or has fewer steps.
+        """
+        if self.looks is None:
+            raise UnsupportedError(f"{method} shows a step of a two-stream network (focus:BACKBONE); {self.classifier.name} has no steps.")
+        if step > (count := self.looks.steps.shape[1]):
+            raise UnsupportedError(f"{self.classifier.name} has {count} steps, and step {step} was asked for.")
+        return self.looks
+
     def on_image(self, maps: Tensor, images: Tensor | slice = slice(None)) -> Tensor:
         """Maps of the stage as they lie on the image: those of patches laid back and added, see `Looks.joined`; others as they are.
 

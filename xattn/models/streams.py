@@ -17,6 +17,7 @@ from xattn.models.layout import Layout, Stage
 from xattn.models.reader import Reader
 from xattn.models.stages import Stages, find_stages, named_stage
 
+GLOBAL_STAGE, LOCAL_STAGE = "global", "local"
 OF_STREAM = "named by the network: the input of the pooling of one of its two streams"
 
 
@@ -69,8 +70,8 @@ def stages_of(network: nn.Module, forward: Callable[[Tensor], Tensor], image: Te
     """
     if not isinstance(network, TwoStreams):
         return find_stages(network, forward, image, named=named)
-    whole = Stage("global", 0, (0, 0), 1, Layout(), f"{GLOBAL}.features", found=OF_STREAM)
-    part = _of_patches(replace(whole, name="local", module=f"{LOCAL}.features"), network)
+    whole = Stage(GLOBAL_STAGE, 0, (0, 0), 1, Layout(), f"{GLOBAL}.features", found=OF_STREAM)
+    part = _of_patches(replace(whole, name=LOCAL_STAGE, module=f"{LOCAL}.features"), network)
     with torch.no_grad(), captured(network, [whole, part]) as found:
         forward(image)
     stages = []

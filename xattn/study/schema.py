@@ -125,6 +125,19 @@ class StoredMap:
     about: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class StoredLooks:
+    """How a two-stream network looked at the patches of an image, as a run stores it.
+
+    Attributes:
+        boxes: `(n, 4)`, x1, y1, x2, y2 in pixels of the crop.
+        alpha: `(T,)`, the weight of each step, the mean over the patches.
+    """
+
+    boxes: Tensor
+    alpha: Tensor
+
+
 def stored_map(row: dict[str, Any]) -> StoredMap:
     """The raw map in a row."""
     shape = (row["height"], -1) if row["method"] is not None else (row["count"], row["height"], -1)
@@ -133,6 +146,11 @@ def stored_map(row: dict[str, Any]) -> StoredMap:
     if not is_value(row["target"]):
         about |= {key: None if row[key] is None else int(row[key]) for key in ("label", "predicted")}
     return StoredMap(raw.float() * row["scale"], about)
+
+
+def stored_looks(row: dict[str, Any]) -> StoredLooks:
+    """How a two-stream network looked at the patches, in a row that says it."""
+    return StoredLooks(torch.tensor(row["boxes"]).view(-1, 4), torch.tensor(row["alpha"]))
 
 
 def run_key(name: str, head: str) -> str:
