@@ -259,16 +259,16 @@ def _check(classifier: Classifier, data: Labelled, teacher: Classifier | None, r
         raise InputError(
             f"the teacher has {teacher.class_count} classes, {classifier.name} {classifier.class_count}: they must be the same."
         )
-    if not recipe.backbone and not any(True for _ in classifier.head.parameters()):
-        raise InputError(
-            f"{classifier.head_name} has no weights of its own to train: train the network too (preset full), or use ca-stream."
-        )
     if isinstance(classifier.network, TwoStreams):
         if teacher is not None or not recipe.backbone:
             given = "from a teacher" if teacher is not None else "without its backbones"
             raise InputError(f"{classifier.name}, of two streams, is not trained {given}: use preset focus, without a teacher.")
     elif recipe.local_lr is not None:
         raise InputError(f"{classifier.name} has no local stream: leave local_lr out of the recipe; it is for focus:BACKBONE.")
+    if not recipe.backbone and not any(True for _ in classifier.head.parameters()):
+        raise InputError(
+            f"{classifier.head_name} has no weights of its own to train: train the network too (preset full), or use ca-stream."
+        )
     if recipe.dropout is not None and not classifier.head.dropouts():
         raise InputError(f"{classifier.head_name} has no dropout to set: leave it out of the recipe.")
     if recipe.patience is not None and classifier.head.projected_every:

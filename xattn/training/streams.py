@@ -64,8 +64,8 @@ def boxes_of(path: str | Path, data: Labelled, classifier: Classifier, recipe: R
         raise InputError("the boxes of patches are those of whole pictures: train without random crops (preset focus).")
     if resize != size:
         raise InputError(
-            f"the boxes of patches are those of whole pictures, and {classifier.name} crops them (resize {resize}, crop {size}): "
-            f"give resize={size} (--resize {size[0]}x{size[1]})."
+            f"the boxes of patches are those of whole pictures, and {classifier.name} crops them (resize {resize}, crop {size}): load it "
+            f"without a resize (--resize), or in Python with resize={size}."
         )
     boxes, classes = read_patches(path, len(data))
     other = (classes != torch.tensor(data.targets)[:, None]) & (classes >= 0)
