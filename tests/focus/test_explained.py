@@ -163,6 +163,22 @@ def test_what_cannot_be_shown_is_told() -> None:
         xattn.attach(tiny.network(), head="br-npa", input_size=32)
 
 
+def test_a_run_leaves_out_steps_that_a_network_has_not(folder: Path, tmp_path: Path) -> None:
+    plain = xattn.attach(networks.small(3), input_size=32, resize=(32, 32), name="plain")
+    both = [tiny.classifier(self_attention=True), plain]
+    methods = ["step-cam", "raw-attention:step=2", "raw-attention", "activation-map"]
+    xattn.Study(both, methods, ["sparsity"], folder, tmp_path / "run", progress=False).run()
+    kept = {(model, method) for _, model, _, method in Store(tmp_path / "run").maps(["0.png"])}
+    assert kept == {("two", method) for method in methods} | {("plain", "activation-map")}
+    for method, stage, said in (
+        ("step-cam:step=4", None, "this network has 3 steps"),
+        ("step-cam:step=2", "global", "this stage is of the whole picture"),
+        ("raw-attention", None, "has none"),
+    ):
+        with pytest.raises(UnsupportedError, match=said):
+            xattn.Study([tiny.classifier()], [method], ["sparsity"], folder, tmp_path / "other", stage=stage, progress=False).run()
+
+
 def test_a_run_keeps_boxes_and_weights_of_steps_and_a_figure_shows_them(folder: Path, tmp_path: Path) -> None:
     clf = tiny.classifier()
     methods = ["grad-cam", *(f"step-cam:step={step}" for step in (3, 2, 1))]

@@ -14,7 +14,7 @@ from xattn.explainers.trace import Trace
 Cam = Literal["grad-cam", "grad-cam++", "layer-cam", "hires-cam", "xgrad-cam", "finer-cam"]
 
 
-@register("step-cam", needs={Need.FEATURES, Need.GRADIENTS}, source="Shroff 2020, Ch. 5")
+@register("step-cam", needs={Need.FEATURES, Need.GRADIENTS, Need.STEPS}, source="Shroff 2020, Ch. 5")
 @dataclass(frozen=True)
 class StepCAM:
     """Class activation map of a step of a two-stream network: of the local stream's classifier on the output of that step alone.

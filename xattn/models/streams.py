@@ -88,6 +88,18 @@ def stage_named(network: nn.Module, forward: Callable[[Tensor], Tensor], image: 
     return _of_patches(found, network) if inside and isinstance(network, TwoStreams) else found
 
 
+def steps_in(network: nn.Module) -> int:
+    """How often a network looks at a patch: T of a two-stream network with an LSTM, 1 of one without; 0 of another network."""
+    if not isinstance(network, TwoStreams):
+        return 0
+    return 1 if network.settings.local == "cnn" else network.settings.steps
+
+
+def attends(network: nn.Module) -> bool:
+    """Whether a network is one of two streams with self-attention between the steps."""
+    return isinstance(network, TwoStreams) and network.settings.self_attention
+
+
 def _of_patches(stage: Stage, network: TwoStreams) -> Stage:
     return replace(stage, layout=replace(stage.layout, patches=network.seen), boxes=True)
 
