@@ -17,6 +17,7 @@ PAGES = {
     "metrics": "metrics",
     "protocols": "metrics",
     "figures": "figures",
+    "patches": "patches",
     "reasons": "messages",
     "errors": "messages",
 }
@@ -40,6 +41,7 @@ def table(kind: str) -> str:
         },
         "protocols": {"name": "protocol", "summary": "how"},
         "figures": {"name": "kind", "summary": "what it shows", "settings": "settings"},
+        "patches": {"name": "finder", "summary": "what it finds", "settings": "settings", "source": "source"},
     }[kind]
     lines = ["| " + " | ".join(columns.values()) + " |", "|" + "---|" * len(columns)]
     for entry in entries:

@@ -95,9 +95,9 @@ def trained(pictures: int, epochs: int) -> tuple[xattn.Classifier, float]:
 
 
 @click.command()
-@click.option("--count", default=400, show_default=True, help="Test pictures.")
-@click.option("--pictures", default=4000, show_default=True, help="Training pictures of ProtoPNet's head.")
-@click.option("--epochs", default=30, show_default=True, help="Epochs of its training.")
+@click.option("--count", default=200, show_default=True, help="Test pictures.")
+@click.option("--pictures", default=2000, show_default=True, help="Training pictures of ProtoPNet's head.")
+@click.option("--epochs", default=60, show_default=True, help="Epochs of its training.")
 @click.option("--out", type=click.Path(path_type=Path), default=RESULT, show_default=True)
 @click.option("--drawn", type=click.Path(path_type=Path), help="PNG to write, of the first pictures with the boxes of each finder.")
 def main(count: int, pictures: int, epochs: int, out: Path, drawn: Path | None) -> None:
@@ -136,10 +136,10 @@ def main(count: int, pictures: int, epochs: int, out: Path, drawn: Path | None) 
         for those in [shown.labels // 2 == number]
     ]
     about = (
-        f"{len(shown.images)} test birds of the kinds that have a neighbour which differs in one part alone. The part is found if one of the "
-        f"first n boxes holds at least half of its visible pixels ({SMALLEST} or more). Pictures are 64 × 64; boxes are squares of one side, "
-        "and of `prototype` also those that it makes itself. Wilson's 95 % interval over birds. Features of `birds:gap`; `prototype` has a "
-        f"head protopnet on the same frozen network, trained on {pictures} pictures for {epochs} epochs (validation accuracy "
+        f"{len(shown.images)} test birds of the kinds that have a neighbour which differs in one part alone. The part is found if one of "
+        f"the first n boxes holds at least half of its visible pixels ({SMALLEST} or more). Pictures are 64 × 64; boxes are squares of one "
+        "side, and of `prototype` also its own. Wilson's 95 % interval over birds. Features of `birds:gap`; `prototype` has "
+        f"a head protopnet on the same frozen network, trained on {pictures} pictures for {epochs} epochs (validation accuracy "
         f"{validation:.1f} %, on these birds {accuracy:.1f} %), and takes the class that it predicts, never the label."
     )
     text = [

@@ -93,6 +93,10 @@ def _registry(kind: str) -> Any:
         from xattn.figures import kinds
 
         return kinds
+    if kind == "patches":
+        from xattn.patches import finders
+
+        return finders
     from xattn.explainers import methods
 
     return methods

@@ -14,6 +14,7 @@ from xattn.cli.demo import demo
 from xattn.cli.explain import COMPONENT, explain
 from xattn.cli.options import PathOrURL
 from xattn.cli.overlay import overlay
+from xattn.cli.patches import patches
 from xattn.cli.report import report
 from xattn.cli.show import show
 from xattn.cli.terminal import logged_lines, say
@@ -49,6 +50,7 @@ def main() -> None:
 
 main.add_command(explain)
 main.add_command(train)
+main.add_command(patches)
 main.add_command(demo)
 main.add_command(overlay)
 main.add_command(show)
@@ -129,7 +131,7 @@ def figure(
 
 
 @main.command("list")
-@click.argument("kind", type=click.Choice(["models", "heads", "methods", "metrics", "protocols", "figures"]))
+@click.argument("kind", type=click.Choice(["models", "heads", "methods", "metrics", "protocols", "figures", "patches"]))
 @click.argument("pattern", default="")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with settings and metadata.")
 def list_components(kind: str, pattern: str, as_json: bool) -> None:

@@ -194,7 +194,7 @@ def picked(scores: Tensor, candidates: Tensor, n: int, overlap: float) -> Tensor
     Returns:
         `(B, n, 4)`.
     """
-    count = scores[0].numel()
+    count = scores.shape[1] * scores.shape[2]
     highest = functional.max_pool2d(scores[:, None], 3, stride=1, padding=1)[:, 0]
     maxima = (scores >= highest).flatten(1)
     order = scores.flatten(1).argsort(dim=1, descending=True, stable=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -23,6 +22,7 @@ from xattn.data.labels import LabelsFrom, class_names_of, folder_of, label_of, l
 from xattn.data.listing import SUFFIXES, NamedImage, listed, unique
 from xattn.data.pictures import UNREACHED, read_picture, read_scaled
 from xattn.data.preprocessing import Preprocessing, Region, as_picture
+from xattn.data.published import absolute
 from xattn.errors import ImageError, InputError, NameUnknownError
 
 __all__ = ["Batch", "Batches", "ImageSource", "read_picture"]
@@ -70,8 +70,9 @@ class ImageSource:
     Args:
         images: a folder (read recursively), a glob, a file, or a CSV with columns `image` and `label`, each given as a path or a URL that
             fsspec knows; archives (.zip, .tar, shards of webdataset with their classes); Parquet files with columns `image` and `label`;
-            `datasets:PLACE[:SPLIT]`, a data set of Hugging Face; a list of these; or a torch dataset, or one of Hugging Face, of pictures,
-            of (picture, label) pairs, or of dicts with keys such as `image` and `label`.
+            `datasets:PLACE[:SPLIT]`, a data set of Hugging Face; `cub:ROOT:SPLIT` or `dogs:ROOT:SPLIT`, as published; a list of these; or
+            a torch dataset, or one of Hugging Face, of pictures, of (picture, label) pairs, or of dicts with keys such as `image` and
+            `label`.
         labels_csv: a file of labels: a CSV with columns `image` (path relative to the given folder), or `file_name`, and `label` (class
             index, name or WordNet id), or JSON lines of these (.jsonl); lines of a path, a space and a label (.txt); or ILSVRC's ground
             truth beside its `meta.mat`.
@@ -127,7 +128,7 @@ class ImageSource:
                 said = f"{type(images).__name__} came. A run takes it as list(images)" if isinstance(images, Tensor) else ""
                 raise InputError(f"{TAKEN}; {said or f'a list with {wrong[0]} came'}.")
             places = [urls.without_file_scheme(str(item)) for item in given]
-            self.origin = [place if urls.is_url(place) else os.path.abspath(place) for place in places]
+            self.origin = [place if urls.is_url(place) else absolute(place) for place in places]
             self.images = unique([image for place in places for image in listed(place)])
         self.labels_csv: str | None = None
         if labels_csv is not None:

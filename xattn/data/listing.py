@@ -15,6 +15,7 @@ from pathlib import Path, PurePath, PurePosixPath
 from xattn.data import urls
 from xattn.data.labels import Label, class_of_shard, read_lines, read_table
 from xattn.data.pictures import is_picture
+from xattn.data.published import open_published, parsed_place
 from xattn.errors import InputError
 
 SUFFIXES = frozenset(
@@ -82,13 +83,18 @@ class NamedImage:
 
 def listed(place: str) -> list[NamedImage]:
     """The images of a folder (read recursively), a glob, a file, an archive, or a CSV with columns `image` and `label`, by path or URL; or
-    those of a text file with a path on each line, relative to it, and perhaps a label.
+    those of a text file with a path on each line, relative to it, and perhaps a label; or a split of a data set as it is published,
+    `NAME:ROOT:SPLIT`, labelled by the names of its classes.
 
     What is left out is logged, by ending.
 
     Raises:
         InputError: nothing is there, or it cannot be read.
     """
+    if (published := parsed_place(place)) is not None:
+        split = open_published(*published)
+        found = zip(split.files, split.paths, split.targets, strict=True)
+        return [NamedImage(printable(file), path, split.classes[target]) for file, path, target in found]
     return _at_url(place) if urls.is_url(place) else _files(place)
 
 

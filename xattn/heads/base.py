@@ -156,12 +156,12 @@ class Head(nn.Module, ABC):
         return False
 
     @property
-    def projected_every(self) -> int:
-        """After how many epochs, and after the last, `project` sets weights from the training pictures; 0: never."""
+    def push_every(self) -> int:
+        """After how many epochs, and after the last, `push` sets weights from the training pictures; 0: never."""
         return 0
 
-    def project(self, batches: Batches) -> None:
-        """Sets weights from the training pictures, for a head that asks for this by `projected_every`.
+    def push(self, batches: Batches) -> None:
+        """Sets weights from the training pictures, for a head that asks for this by `push_every`.
 
         Args:
             batches: goes through the pictures, without augmentation, each time that it is called.

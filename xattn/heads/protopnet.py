@@ -89,7 +89,7 @@ class ProtoPNetHead(ClassifierHead):
         return self.last.out_features
 
     @property
-    def projected_every(self) -> int:
+    def push_every(self) -> int:
         return self.settings.push
 
     def _own(self) -> Tensor:
@@ -109,7 +109,7 @@ class ProtoPNetHead(ClassifierHead):
             z = vectors if vectors.dtype == torch.float64 else vectors.float()
             p = self.prototypes.to(z.dtype)
             products = torch.einsum("pd,bdhw->bphw", p, z)
-            squares = z.square().sum(dim=1, keepdim=True) - 2 * products + p.square().sum(dim=1)[:, None, None]
+            squares: Tensor = z.square().sum(dim=1, keepdim=True) - 2 * products + p.square().sum(dim=1)[:, None, None]
             return squares.clamp(min=0)
 
     def similarities(self, features: Tensor) -> Tensor:
@@ -149,7 +149,8 @@ class ProtoPNetHead(ClassifierHead):
     def of_class(self, values: Tensor, classes: Tensor) -> Tensor:
         """Those of values `(B, K·per_class, …)` that belong to the prototypes of each image's class `(B,)`: `(B, per_class, …)`."""
         split = values.unflatten(1, (self.classes, self.settings.per_class))
-        return split[torch.arange(len(values), device=values.device), classes]
+        chosen: Tensor = split[torch.arange(len(values), device=values.device), classes]
+        return chosen
 
     def penalty(self, distances: Tensor, labels: Tensor) -> Tensor:
         """What is added to the cross-entropy: the mean distance to the nearest prototype of the own class, and that to the nearest of
@@ -167,7 +168,7 @@ class ProtoPNetHead(ClassifierHead):
         return total
 
     @torch.no_grad()
-    def project(self, batches: Batches) -> None:
+    def push(self, batches: Batches) -> None:
         """Push, then refit of the last layer.
 
         Each prototype becomes the nearest vector of all training pictures of its class; that of a class without pictures stays.

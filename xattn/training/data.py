@@ -18,6 +18,7 @@ from torchvision.transforms import v2
 from xattn.data.images import ImageSource, read_picture
 from xattn.data.labels import imagenet_wnids, is_index
 from xattn.data.preprocessing import Preprocessing
+from xattn.data.published import KNOWN, open_published
 from xattn.errors import ImageError, InputError, NameUnknownError
 
 Classes = Literal["folders", "wnid"]
@@ -125,7 +126,6 @@ PUBLISHED = {
     "cifar10": _Published(_cifar("CIFAR10"), "train"),
     "cifar100": _Published(_cifar("CIFAR100"), "train"),
 }
-CUB = "cub"
 MOST_CLASSES = 1_000_000
 
 
@@ -134,7 +134,7 @@ def open_data(data: str | Path | Labelled | Dataset[Any], classes: Classes = "fo
 
     Args:
         data: a folder with one subfolder per class; a CSV with columns `image` and `label` (class index or name); `NAME:ROOT` for
-            fgvc-aircraft, stanford-cars, oxford-pets, cifar10, cifar100 in torchvision's layout, or for cub in its published layout;
+            fgvc-aircraft, stanford-cars, oxford-pets, cifar10, cifar100 in torchvision's layout, or for cub and dogs as published;
             or a torch data set of pictures with `classes` and `targets`, like torchvision's.
         classes: "folders": the sorted folder names are the classes; "wnid": folders are named by WordNet ids, and labels are the
             indices of ImageNet's 1000 classes.
@@ -148,8 +148,8 @@ def open_data(data: str | Path | Labelled | Dataset[Any], classes: Classes = "fo
     if isinstance(data, Dataset):
         return _dataset(data)
     name, colon, root = str(data).partition(":")
-    if colon and name == CUB:
-        found = _cub(Path(root))
+    if colon and name in KNOWN:
+        found = _split(name, root)
     elif colon and name in PUBLISHED:
         found = _published(name, root)
     elif Path(data).suffix.lower() == ".csv":
@@ -157,7 +157,7 @@ def open_data(data: str | Path | Labelled | Dataset[Any], classes: Classes = "fo
     elif Path(data).is_dir():
         found = _folders(Path(data))
     else:
-        known = ", ".join(f"{key}:ROOT" for key in sorted([*PUBLISHED, CUB]))
+        known = ", ".join(f"{key}:ROOT" for key in sorted([*PUBLISHED, *KNOWN]))
         raise InputError(f"training data '{data}' is no folder and no CSV, nor one of {known}.")
     return _by_wnid(found) if classes == "wnid" else found
 
@@ -206,27 +206,10 @@ def _csv(path: Path) -> Labelled:
     return _of_source(str(path), source, texts, sorted(set(texts)))
 
 
-def _cub(root: Path) -> Labelled:
-    """The training split of CUB-200-2011 as published: `images.txt`, `image_class_labels.txt`, `train_test_split.txt`, `classes.txt`."""
-
-    def table(name: str) -> list[tuple[str, str]]:
-        try:
-            lines = (root / f"{name}.txt").read_text(encoding="utf-8").splitlines()
-        except OSError as error:
-            raise InputError(f"cub:{root} needs {root / name}.txt, as in CUB_200_2011.tgz ({error.strerror}).") from error
-        return [(key, value) for key, _, value in (line.strip().partition(" ") for line in lines if line.strip())]
-
-    names = [name for _, name in table("classes")]
-    training = {key for key, value in table("train_test_split") if value == "1"}
-    number = {key: int(value) - 1 for key, value in table("image_class_labels")}
-    chosen = [(key, file) for key, file in table("images") if key in training]
-    if missing := [file for _, file in chosen if not (root / "images" / file).is_file()]:
-        raise InputError(f"cub:{root} lacks {len(missing)} of its {len(chosen)} training pictures, as {root / 'images' / missing[0]}.")
-    source = ImageSource([str(root / "images" / file) for _, file in chosen])
-    label = {os.path.abspath(root / "images" / file): names[number[key]] for key, file in chosen}
-    return _of_source(
-        f"cub:{root}", source, [label[os.path.abspath(image.path)] for image in source.images if image.path is not None], names
-    )
+def _split(name: str, root: str) -> Labelled:
+    """The training split of a data set as it is published."""
+    found = open_published(name, root, "train")
+    return Labelled(f"{name}:{root}", found.classes, found.targets, _Files(found.paths))
 
 
 def _published(name: str, root: str) -> Labelled:

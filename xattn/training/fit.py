@@ -152,7 +152,7 @@ def fit(
                 layer.p = chosen.dropout
         batch = max(1, chosen.batch_size // (trainer.num_devices * trainer.num_nodes))
         plain = source if cache_features is not None else Crops(opened, classifier.preprocessing, None, seed)
-        pictures = DataLoader(Subset(plain, numbers), batch, **shared) if classifier.head.projected_every else None
+        pictures = DataLoader(Subset(plain, numbers), batch, **shared) if classifier.head.push_every else None
         module = Training(classifier, chosen, teacher, log_gradients, seed, pictures)
         freeze(classifier, backbone=chosen.backbone)
         checkpoint = checkpointing.resume()
@@ -271,7 +271,7 @@ def _check(classifier: Classifier, data: Labelled, teacher: Classifier | None, r
         )
     if recipe.dropout is not None and not classifier.head.dropouts():
         raise InputError(f"{classifier.head_name} has no dropout to set: leave it out of the recipe.")
-    if recipe.patience is not None and classifier.head.projected_every:
+    if recipe.patience is not None and classifier.head.push_every:
         raise InputError(
             f"{classifier.head_name} keeps only epochs after which its weights were set from the training pictures, the last among them: "
             "leave out patience."

@@ -92,15 +92,15 @@ class Training(lightning.LightningModule):
         return loss
 
     def is_complete(self, epoch: int) -> bool:
-        """Whether the weights after an epoch, counted from 1, may be kept: those of a head that is projected are then."""
-        every = self.classifier.head.projected_every
+        """Whether the weights after an epoch, counted from 1, may be kept: of a head with a push, those after one."""
+        every = self.classifier.head.push_every
         return not every or epoch % every == 0 or epoch == self.recipe.epochs
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         head = self.classifier.head
-        if head.projected_every and self.trainer.is_last_batch and self.is_complete(self.current_epoch + 1):
+        if head.push_every and self.trainer.is_last_batch and self.is_complete(self.current_epoch + 1):
             with torch.no_grad(), evaluating(self.classifier):
-                head.project(self._features)
+                head.push(self._features)
 
     def _features(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Features of the stage that the head reads, and labels, of all training pictures."""

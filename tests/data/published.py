@@ -1,0 +1,54 @@
+"""Miniatures of data sets in the layouts in which they are published."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import scipy.io
+from PIL import Image
+
+BIRDS = ("001.Black_footed_Albatross", "002.Laysan_Albatross", "003.Sooty_Albatross")
+DOGS = ("n02085620-Chihuahua", "n02085782-Japanese_spaniel", "n02085936-Maltese_dog")
+
+
+def _picture(path: Path, number: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (40, 30), (40 * number % 256, 90, 30)).save(path)
+
+
+def cub(root: Path) -> Path:
+    """CUB-200-2011 with three species: of each two training pictures and a test picture."""
+    rows = [(f"{name}/{name[4:]}_{number:04d}.jpg", kind, number < 2) for kind, name in enumerate(BIRDS, 1) for number in range(3)]
+    for index, (file, _, _) in enumerate(rows):
+        _picture(root / "images" / file, index)
+    tables = {
+        "images": [file for file, _, _ in rows],
+        "image_class_labels": [kind for _, kind, _ in rows],
+        "train_test_split": [int(training) for _, _, training in rows],
+        "bounding_boxes": [f"{index}.0 2.0 20.0 {25.5 - index}" for index in range(len(rows))],
+    }
+    for name, values in tables.items():
+        (root / f"{name}.txt").write_text("".join(f"{number} {value}\n" for number, value in enumerate(values, 1)))
+    (root / "classes.txt").write_text("".join(f"{number} {name}\n" for number, name in enumerate(BIRDS, 1)))
+    return root
+
+
+def dogs(root: Path) -> Path:
+    """Stanford Dogs with three breeds: of each two training pictures and a test picture. The training list is in no order."""
+    rows = [(f"{name}/{name[:9]}_{number}.jpg", kind) for kind, name in enumerate(DOGS, 1) for number in (10, 20, 30)]
+    for index, (file, _) in enumerate(rows):
+        _picture(root / "Images" / file, index)
+    dog_list(root / "train_list.mat", [row for row in rows[::-1] if not row[0].endswith("_30.jpg")])
+    dog_list(root / "test_list.mat", [row for row in rows if row[0].endswith("_30.jpg")])
+    return root
+
+
+def dog_list(path: Path, rows: list[tuple[str, float]]) -> None:
+    """A list as in `lists.tar`: cells of paths, and labels in a column."""
+    files = np.empty((len(rows), 1), dtype=object)
+    files[:, 0] = [file for file, _ in rows]
+    annotations = np.empty((len(rows), 1), dtype=object)
+    annotations[:, 0] = [file.removesuffix(".jpg") for file, _ in rows]
+    labels = np.array([[float(label)] for _, label in rows])
+    scipy.io.savemat(path, {"file_list": files, "annotation_list": annotations, "labels": labels}, do_compression=True)

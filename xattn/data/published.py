@@ -1,0 +1,222 @@
+"""Data sets in the layout in which they are published, with their own splits: Caltech-UCSD Birds and Stanford Dogs."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from xattn.errors import InputError
+
+logger = logging.getLogger("xattn")
+
+SPLITS = ("train", "test")
+CUB_TABLES = ("images", "image_class_labels", "train_test_split", "classes")
+
+
+@dataclass(frozen=True)
+class PublishedSplit:
+    """One split of a data set, in the order of torchvision's `ImageFolder`: by class folder, then by file name.
+
+    Attributes:
+        name: "NAME:ROOT:SPLIT".
+        folder: holds the pictures' folders.
+        files: paths below `folder`, with "/".
+        targets: class index of each.
+        classes: names in the order of their indices.
+    """
+
+    name: str
+    folder: Path
+    files: tuple[str, ...]
+    targets: tuple[int, ...]
+    classes: tuple[str, ...]
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The pictures' files."""
+        return tuple(self.folder / file for file in self.files)
+
+
+def parsed_place(place: str) -> tuple[str, str, str] | None:
+    """Name, root and split of `NAME:ROOT:SPLIT`; None if it names no such data set.
+
+    Raises:
+        InputError: it names one, but no split of it.
+    """
+    name, colon, rest = place.partition(":")
+    if not colon or name not in KNOWN or rest.startswith("//"):
+        return None
+    root, _, split = rest.rpartition(":")
+    if split not in SPLITS or not root:
+        raise InputError(f"'{place}' names no split of {name}: write {name}:ROOT:test, or {name}:ROOT:train.")
+    return name, root, split
+
+
+def absolute(place: str) -> str:
+    """`NAME:ROOT:SPLIT` with an absolute root, or a path as an absolute one."""
+    parsed = parsed_place(place)
+    return os.path.abspath(place) if parsed is None else f"{parsed[0]}:{os.path.abspath(parsed[1])}:{parsed[2]}"
+
+
+def open_published(name: str, root: str | Path, split: str) -> PublishedSplit:
+    """A split of a data set.
+
+    Args:
+        name: "cub" (Wah et al. 2011) or "dogs" (Khosla et al. 2011).
+        root: its folder: for cub with `images.txt`, `image_class_labels.txt`, `train_test_split.txt`, `classes.txt` and `images/`; for dogs
+            with `train_list.mat`, `test_list.mat` and `Images/`.
+        split: "train" or "test".
+
+    Raises:
+        InputError: a file is missing, which is named, or damaged; lists that do not match; labels that are no class; a missing picture.
+    """
+    folder = Path(os.path.abspath(root))
+    where = f"{name}:{root}"
+    pictures, rows, classes = KNOWN[name].read(where, folder, split)
+    order = sorted(rows, key=lambda file: PurePosixPath(file).parts)
+    if missing := [file for file in order if not (pictures / file).is_file()]:
+        kind = {"train": "training"}.get(split, split)
+        raise InputError(f"{where} lacks {len(missing)} of its {len(order)} {kind} pictures, as {pictures / missing[0]}.")
+    if not order:
+        raise InputError(f"{where} has no pictures in its {split} split.")
+    published = KNOWN[name].counts[split]
+    if len(order) != published:
+        logger.warning("%s:%s has %d pictures; as published, there are %d.", where, split, len(order), published)
+    return PublishedSplit(f"{where}:{split}", pictures, tuple(order), tuple(rows[file] for file in order), classes)
+
+
+def cub_boxes(root: str | Path, split: str) -> list[tuple[float, float, float, float]]:
+    """The birds' bounding boxes of CUB, in the order of `open_published`: left, top, right, bottom in pixels of the photograph.
+
+    Raises:
+        InputError: as for `open_published`, or `bounding_boxes.txt` is missing, damaged, or lacks a picture.
+    """
+    folder = Path(os.path.abspath(root))
+    found = open_published("cub", root, split)
+    file_of = dict(_table(f"cub:{root}", folder, "images"))
+    boxes: dict[str, tuple[float, float, float, float]] = {}
+    for key, value in _table(f"cub:{root}", folder, "bounding_boxes"):
+        try:
+            x, y, width, height = map(float, value.split())
+        except ValueError as error:
+            raise InputError(f"'{folder / 'bounding_boxes.txt'}' has the line '{key} {value}': an id, x, y, width, height.") from error
+        boxes[file_of.get(key, "")] = (x, y, x + width, y + height)
+    if without := [file for file in found.files if file not in boxes]:
+        raise InputError(f"'{folder / 'bounding_boxes.txt'}' has no box of {without[0]}.")
+    return [boxes[file] for file in found.files]
+
+
+Rows = tuple[Path, Mapping[str, int], tuple[str, ...]]
+
+
+def _table(where: str, folder: Path, name: str) -> list[tuple[str, str]]:
+    """The lines of one of CUB's tables: an id, a space, a value."""
+    path = folder / f"{name}.txt"
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise InputError(f"{where} needs {path}, as in CUB_200_2011.tgz ({error.strerror}).") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"'{path}' is damaged: it is no text in UTF-8.") from error
+    found = [(key, value.strip()) for key, _, value in (line.strip().partition(" ") for line in lines if line.strip())]
+    if bare := [key for key, value in found if not value]:
+        raise InputError(f"'{path}' is damaged: the line '{bare[0]}' is no id and value.")
+    return found
+
+
+def _cub(where: str, folder: Path, split: str) -> Rows:
+    tables = {name: _table(where, folder, name) for name in CUB_TABLES}
+    files, labels, sides, names = (dict(tables[name]) for name in CUB_TABLES)
+    for name, table in (("image_class_labels", labels), ("train_test_split", sides)):
+        if table.keys() != files.keys():
+            odd = min(table.keys() ^ files.keys())
+            raise InputError(f"{where}: images.txt has {len(files)} pictures, {name}.txt {len(table)}; they differ in id {odd}.")
+    classes = tuple(names.values())
+    number = {key: index for index, key in enumerate(names)}
+    rows = {}
+    for key, file in files.items():
+        _refuse_outside(where, file)
+        if labels[key] not in number:
+            raise InputError(f"{where}: image_class_labels.txt has class {labels[key]} for {file}; classes.txt has {len(classes)}.")
+        if sides[key] not in ("0", "1"):
+            raise InputError(f"{where}: train_test_split.txt has '{sides[key]}' for {file}: 1 is training, 0 is test.")
+        if (sides[key] == "1") == (split == "train"):
+            rows[file] = number[labels[key]]
+    return folder / "images", rows, classes
+
+
+def _dogs(where: str, folder: Path, split: str) -> Rows:
+    """The lists' labels count from 1, in the order of the folders; the folder of label k is that of its pictures."""
+    pictures = folder / "Images"
+    if not pictures.is_dir():
+        raise InputError(f"{where} needs {pictures}, as in images.tar.")
+    count = sum(1 for path in pictures.iterdir() if path.is_dir() and not path.name.startswith("."))
+    known: dict[int, str] = {}
+    found: dict[str, dict[str, int]] = {}
+    for which in SPLITS[: SPLITS.index(split) + 1]:  # the training list also names the classes; training opens no other
+        path = folder / f"{which}_list.mat"
+        found[which] = {}
+        for file, label in _dog_list(where, path):
+            _refuse_outside(where, file)
+            if not 1 <= label <= count:
+                raise InputError(f"'{path}' has label {label} for {file}; {pictures} has {count} class folders, labels 1 to {count}.")
+            kind = PurePosixPath(file).parts[0]
+            if known.setdefault(label, kind) != kind:
+                raise InputError(f"'{path}' has label {label} for {file}, and for pictures in {known[label]}: a label is one folder.")
+            found[which][file] = label - 1
+    if without := sorted(set(range(1, count + 1)) - set(known)):
+        raise InputError(f"{where} has {count} class folders, and no picture of label {without[0]} in train_list.mat.")
+    if twice := found["train"].keys() & found.get("test", {}).keys():
+        raise InputError(f"{where}: {min(twice)} is in train_list.mat and in test_list.mat.")
+    return pictures, found[split], tuple(known[label] for label in range(1, count + 1))
+
+
+def _dog_list(where: str, path: Path) -> list[tuple[str, int]]:
+    from scipy.io import loadmat
+
+    if not path.is_file():
+        raise InputError(f"{where} needs {path}, as in lists.tar (No such file or directory).")
+    try:
+        content = loadmat(path, variable_names=["file_list", "labels"], squeeze_me=True)
+    except Exception as error:  # the reader's errors on damaged files have no common base class
+        raise InputError(f"'{path}' is damaged, or no MATLAB file ({type(error).__name__}: {error}).") from error
+    if lacking := [key for key in ("file_list", "labels") if key not in content]:
+        raise InputError(f"'{path}' has no variable {lacking[0]}: train_list.mat and test_list.mat of lists.tar have one.")
+    files, labels = (_as_list(content[key]) for key in ("file_list", "labels"))
+    if len(files) != len(labels):
+        raise InputError(f"'{path}' has {len(files)} files and {len(labels)} labels: one each is needed.")
+    rows = []
+    for file, label in zip(files, labels, strict=True):
+        if not isinstance(file, str) or not isinstance(label, (int, float)) or label != label // 1:
+            raise InputError(f"'{path}' has the label {label!r:.40} for {file!r:.80}: a path and a whole number are needed.")
+        rows.append((str(file), int(label)))
+    return rows
+
+
+def _as_list(values: Any) -> list[Any]:
+    found = values.tolist() if hasattr(values, "tolist") else values  # a list of one is read as its item
+    return found if isinstance(found, list) else [found]
+
+
+def _refuse_outside(where: str, file: str) -> None:
+    parts = PurePosixPath(file).parts
+    if len(parts) != 2 or ".." in parts or file.startswith("/") or "\0" in file:
+        raise InputError(f"{where} lists '{file!s:.100}': a class folder and a file are needed.")
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How a data set is read, and how many pictures its splits have as published."""
+
+    read: Callable[[str, Path, str], Rows]
+    counts: Mapping[str, int]
+
+
+KNOWN = {
+    "cub": _Layout(_cub, {"train": 5994, "test": 5794}),
+    "dogs": _Layout(_dogs, {"train": 12_000, "test": 8_580}),
+}

@@ -1,0 +1,144 @@
+"""Boxes of the pictures of a source, in the photographs' own pixels, written to a file."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from xattn.data.images import ImageSource
+from xattn.data.preprocessing import Region, pixels
+from xattn.errors import ImageError, InputError, RunError
+from xattn.models import Classifier
+from xattn.patches.base import finders
+from xattn.patches.file import write_patches
+from xattn.progress import Progress
+
+logger = logging.getLogger("xattn")
+
+COLUMNS = ("image", "number", "x1", "y1", "x2", "y2", "width", "height")
+
+
+@dataclass(frozen=True)
+class PictureBoxes:
+    """Boxes of pictures.
+
+    Attributes:
+        names: of the pictures that could be read.
+        boxes: `(N, n, 4)`, x1, y1, x2, y2 in pixels of each photograph.
+        sizes: `(N, 2)`, width and height of each photograph.
+        classes: `(N,)`, the labels for which the boxes were found; None where no labels were used.
+        failed: pictures that could not be read, with the reason.
+    """
+
+    names: list[str]
+    boxes: Tensor
+    sizes: Tensor
+    classes: Tensor | None
+    failed: list[tuple[str, str]]
+
+    def save(self, path: str | Path) -> None:
+        """Writes a `.csv` with a row per box, or a `.npy` as `read_patches` reads it, with a row per picture.
+
+        Raises:
+            InputError: another ending; or a `.npy` and pictures that could not be read, so that rows would be those of other pictures.
+            RunError: the file cannot be written.
+        """
+        kind = Path(path).suffix.lower()
+        if kind not in (".csv", ".npy"):
+            raise InputError(f"boxes are written to a .csv or a .npy; got '{path}'.")
+        if kind == ".npy":
+            if self.failed:
+                raise InputError(
+                    f"{len(self.failed)} pictures could not be read, as {self.failed[0][0]} ({self.failed[0][1]}), and a .npy has a row of "
+                    "each in order. Replace them, or write a .csv."
+                )
+            relative = self.boxes / torch.cat([self.sizes, self.sizes], dim=1)[:, None]  # in shares of the photograph
+            write_patches(path, relative, (1, 1), self.classes)
+            return
+        try:
+            with open(path, "w", newline="", encoding="utf-8") as file:
+                writer = csv.writer(file)
+                writer.writerow(COLUMNS)
+                for name, boxes, size in zip(self.names, self.boxes.tolist(), self.sizes.int().tolist(), strict=True):
+                    writer.writerows([name, number, *(round(edge, 2) for edge in box), *size] for number, box in enumerate(boxes))
+        except OSError as error:
+            raise RunError(f"'{path}' cannot be written ({error.strerror}).") from error
+
+
+def boxes_of(
+    classifier: Classifier,
+    source: ImageSource,
+    finder: str = "activation",
+    n: int = 10,
+    side: int | None = None,
+    *,
+    target: Literal["predicted", "label"] = "predicted",
+    batch_size: int = 32,
+    progress: bool = False,
+) -> PictureBoxes:
+    """Finds boxes of all pictures of a source.
+
+    Args:
+        classifier: whose features, or whose head, finds them.
+        source: the pictures.
+        finder: `name[:key=value,…]`.
+        n: boxes per picture.
+        side: of the boxes in pixels of what the network sees; None: the finder's own.
+        target: for a finder whose boxes depend on the class: the predicted one, or the label, for training pictures alone.
+        batch_size: pictures per forward.
+        progress: show it.
+
+    Raises:
+        InputError: labels of a test split, a picture without label, or as for the finder.
+        NameUnknownError: there is no such finder, or a label is no class.
+    """
+    component = finders.create(finder)
+    if target == "label":
+        if any(place.endswith(":test") for place in source.origin):
+            raise InputError(f"boxes of the test pictures of {source.origin[0]} must not depend on their labels: take target predicted.")
+        if bare := next((image.name for image in source.images if image.label is None), None):
+            raise InputError(f"target label needs a label of each picture; {bare} has none. Take target predicted, or give labels.")
+    names, found, sizes, classes, failed = [], [], [], [], []
+    with Progress(len(source), progress) as shown:
+        for start in range(0, len(source), batch_size):
+            crops, regions, rows, labels = [], [], [], []
+            for row, image in enumerate(source.images[start : start + batch_size], start):
+                try:
+                    picture, region = source.photograph(image, classifier.preprocessing)
+                    crops.append(classifier.preprocessing.crop(picture))
+                except ImageError as error:
+                    failed.append((image.name, str(error)))
+                    continue
+                names.append(image.name)
+                regions.append(region)
+                sizes.append(picture.size)
+                rows.append(row)
+                if target == "label":
+                    labels.append(classifier.class_indices(image.label)[0])  # type: ignore[arg-type]  # checked above
+            if crops:
+                given = torch.tensor(labels) if target == "label" else None
+                images = pixels(torch.stack(crops), classifier.device)
+                boxes = component.instance(classifier, images, n, side, classes=given, rows=rows).cpu()
+                found.append(_in_photographs(boxes, regions, classifier.input_size))
+                classes += labels
+            shown.add(min(batch_size, len(source) - start))
+    return PictureBoxes(
+        names,
+        torch.cat(found) if found else torch.empty(0, n, 4),
+        torch.tensor(sizes, dtype=torch.float32).view(-1, 2),
+        torch.tensor(classes) if target == "label" else None,
+        failed,
+    )
+
+
+def _in_photographs(boxes: Tensor, regions: list[Region], size: tuple[int, int]) -> Tensor:
+    """Boxes `(B, n, 4)` in pixels of what the network sees, in those of the photographs."""
+    seen = torch.tensor(regions)[:, None]
+    scale = (seen[..., 2:] - seen[..., :2]) / torch.tensor((size[1], size[0]))
+    return seen[..., :2].repeat(1, 1, 2) + boxes * scale.repeat(1, 1, 2)
