@@ -23,7 +23,7 @@ from xattn.patches.file import write_patches
 from xattn.training import Recipe, fit, open_data
 from xattn.training.module import optimiser_of
 from xattn.training.recipe import PRESETS, default_preset
-from xattn.training.streams import boxes_of, loss_of_streams, parameter_groups, two_stream_loss
+from xattn.training.streams import loss_of_streams, parameter_groups, training_boxes, two_stream_loss
 
 QUICK = Recipe(backbone=True, epochs=3, batch_size=8, lr=0.02, local_lr=0.05, optimiser="sgd", smallest_crop=None)
 KILLED = """
@@ -92,7 +92,7 @@ def stored(path: Path, count: int, classes: Tensor | None = None) -> Path:
 def test_boxes_of_a_file_are_those_of_the_pictures(painted: Path, tmp_path: Path) -> None:
     clf, data = tiny.classifier(), open_data(painted)
     file = stored(tmp_path / "own.npy", 36, torch.tensor(data.targets))
-    boxes = boxes_of(file, data, clf, QUICK)
+    boxes = training_boxes(file, data, clf, QUICK)
     torch.testing.assert_close(boxes[5], torch.tensor([[4.0, 8, 20, 30], [0, 0, 16, 16]]))
     seen: list[Tensor] = []
     clf.network.boxes.register_forward_hook(lambda module, _given, found: seen.append(found) if clf.network.training else None)
@@ -106,7 +106,7 @@ def test_boxes_of_a_file_are_those_of_the_pictures(painted: Path, tmp_path: Path
         (file, QUICK.with_(smallest_crop=0.5), "without random crops"),
     ):
         with pytest.raises(InputError, match=said):
-            boxes_of(wrong, data, clf, recipe)
+            training_boxes(wrong, data, clf, recipe)
 
 
 def test_the_streams_have_learning_rates_of_their_own() -> None:

@@ -213,7 +213,7 @@ def _from_code(request: Request) -> Built:
     if not colon or not place or not attribute:
         raise InputError(
             f"model '{model}' names no source: write birds:NAME, torchvision:NAME, timm:NAME, hf:NAME_OR_FOLDER, "
-            "open_clip:NAME, package.module:factory, "
+            "open_clip:NAME, focus:BACKBONE, package.module:factory, "
             "path/file.py:factory (the function in it that gives the network), or a .safetensors that xattn saved."
         )
     module = _module_of_file(model, place) if place.endswith(".py") else _installed_module(model, place)

@@ -27,7 +27,7 @@ from xattn.training.data import Classes, Crops, EpochOrder, Labelled, open_data,
 from xattn.training.features import as_it_is, check_cacheable, on_features
 from xattn.training.module import Training, freeze
 from xattn.training.recipe import Recipe, default_preset, recipe_of
-from xattn.training.streams import BoxedCrops, boxes_of
+from xattn.training.streams import BoxedCrops, training_boxes
 
 DTYPES = {"64-true": torch.float64, "bf16-true": torch.bfloat16, "16-true": torch.float16}
 
@@ -109,7 +109,7 @@ def fit(
     chosen = recipe_of(recipe or default_of(classifier)) if not isinstance(recipe, Recipe) else recipe
     opened = in_classes_of(classifier, open_data(data, classes))
     _check(classifier, opened, teacher, chosen, precision)
-    boxes = None if patches is None else boxes_of(patches, opened, classifier, chosen)
+    boxes = None if patches is None else training_boxes(patches, opened, classifier, chosen)
     training, numbers, validation = splits(opened, classifier.preprocessing, chosen.validation, chosen.smallest_crop, seed)
     workers = min(8, max(1, (os.cpu_count() or 1) - 1)) if workers is None else workers
     source: Dataset[Any] = training if boxes is None else BoxedCrops(training, boxes)

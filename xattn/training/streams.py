@@ -45,7 +45,7 @@ class BoxedCrops(Dataset[tuple[Boxed, int]]):
         return Boxed(crop, self.boxes[key[1] if isinstance(key, tuple) else key]), target
 
 
-def boxes_of(path: str | Path, data: Labelled, classifier: Classifier, recipe: Recipe) -> Tensor:
+def training_boxes(path: str | Path, data: Labelled, classifier: Classifier, recipe: Recipe) -> Tensor:
     """The boxes `(N, n, 4)` of training pictures in a file of patches, in pixels of the classifier's crops.
 
     Args:
