@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -11,11 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import Tensor
 
+import xattn
 from tests.focus import tiny
 from tests.training.conftest import paint
 from xattn.boxes import crop
+from xattn.cli import main
 from xattn.errors import InputError
 from xattn.focus import TwoStreams
 from xattn.models import Classifier
@@ -132,3 +136,16 @@ def test_what_does_not_fit_a_training_of_streams_is_told(painted: Path, tmp_path
         fit(fresh(), painted, tmp_path / "a.safetensors", recipe=QUICK)
     with pytest.raises(InputError, match="takes whole pictures"):
         fit(fresh(), painted, tmp_path / "a.safetensors", recipe=Recipe(backbone=True), patches=stored(tmp_path / "own.npy", 36))
+
+
+def test_the_command_line_trains_it_for_the_classes_of_the_data(painted: Path, tmp_path: Path) -> None:
+    file, out = stored(tmp_path / "own.npy", 36, torch.tensor(open_data(painted).targets)), tmp_path / "two.safetensors"
+    name = "focus:birds:gap:steps=2,patches=2,side=8"
+    options = ["--input-size", "16", "--epochs", "1", "--batch-size", "12", "--workers", "0", "--accelerator", "cpu", "--ranking", "0"]
+    done = CliRunner().invoke(main, ["train", "--model", name, "--data", str(painted), "--patches", str(file), "--out", str(out), *options])
+    assert done.exit_code == 0, done.output
+    clf = xattn.load(str(out), device="cpu")
+    assert (clf.labels, clf.trained, clf.preprocessing.resize) == (("blue", "green", "red"), True, (16, 16))
+    kept = json.loads((tmp_path / "two.training" / "training.json").read_text())
+    assert (kept["recipe"]["local_lr"], kept["recipe"]["ranking"], kept["recipe"]["epochs"]) == (0.01, 0, 1)
+    assert len(kept["patches"]) == 16
