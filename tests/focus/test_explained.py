@@ -11,10 +11,11 @@ from torch.nn import functional
 
 import xattn
 from tests import networks
+from tests.figures.test_paper import check_width_and_text
 from tests.focus import tiny
 from xattn.boxes import lay_back
 from xattn.errors import InputError, UnsupportedError
-from xattn.figures import figure
+from xattn.figures import FigureStyle, figure
 from xattn.figures.base import pages
 from xattn.models import Classifier
 from xattn.study.store import Store
@@ -194,6 +195,8 @@ def test_a_run_keeps_boxes_and_weights_of_steps_and_a_figure_shows_them(folder: 
     shown = [text.get_text() for text in page.axes[0].texts]
     assert [text for text in shown if text.startswith("step")] == ["step 1", "step 2", "step 3"]
     assert [text for text in shown if text.startswith("α")][:3] == [f"α\u00a0=\u00a0{weight:.2f}" for weight in looks.alpha.tolist()]
+    for style in (FigureStyle("column", title="A title"), FigureStyle("page", title="A title", transpose=True)):
+        check_width_and_text(tmp_path / "run", "steps", style)
     figure([tmp_path / "run"], tmp_path / "steps.png", "steps", count=1)
     assert (tmp_path / "steps.png").stat().st_size > 1000
     with pytest.raises(InputError, match="maps of the steps"):
