@@ -140,7 +140,9 @@ def main(count: int, pictures: int, epochs: int, out: Path, drawn: Path | None) 
         f"the first n boxes holds at least half of its visible pixels ({SMALLEST} or more). Pictures are 64 × 64; boxes are squares of one "
         "side, and of `prototype` also its own. Wilson's 95 % interval over birds. Features of `birds:gap`; `prototype` has "
         f"a head protopnet on the same frozen network, trained on {pictures} pictures for {epochs} epochs (validation accuracy "
-        f"{validation:.1f} %, on these birds {accuracy:.1f} %), and takes the class that it predicts, never the label."
+        f"{validation:.1f} %, on these birds {accuracy:.1f} %), and takes the class that it predicts, never the label. Chen et al. "
+        "train the network too, which takes longer: what this says of prototypes is of a frozen network, whose cells see nearly "
+        "the whole picture."
     )
     text = [
         "# Do patches hold the part that tells two kinds apart?",

@@ -158,6 +158,7 @@ def test_the_head_alone_is_trained_on_kept_features_and_resumes(tmp_path: Path) 
     out = tmp_path / "c.safetensors"
     with pytest.raises(BaseException):  # noqa: B017, PT011  # Lightning ends the process in its own way
         fit(clf, painted, out, recipe=recipe, workers=0, progress=False, on_epoch=stop)
+    assert not (tmp_path / "c.training" / "best.ckpt").exists()  # no epoch without a push is kept
     clf = fresh("protopnet:per_class=2,width=8,push=2")
     fit(clf, painted, out, recipe=recipe, workers=0, progress=False)
     assert all(torch.equal({**found[0], "last.weight": last[0]}[key], value) for key, value in clf.head.state_dict().items())

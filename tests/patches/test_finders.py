@@ -172,6 +172,18 @@ def test_prototypes_are_those_of_the_predicted_class_unless_labels_are_given(clf
         find(plain(), images, "prototype", 4)
 
 
+def test_a_square_lies_where_the_picture_holds_the_prototype_itself() -> None:
+    clf, images = plain("protopnet:per_class=4,width=6"), networks.pictures(1)
+    head = clf.head
+    vectors = head.vectors(clf.features(images, [clf.stage().name])[clf.stage().name]).detach()[0]
+    cells = [(2, 6), (5, 1), (4, 4), (7, 2)]  # row and column of 8 × 8, each 4 pixels wide
+    with torch.no_grad():
+        for number, (row, column) in enumerate(cells):
+            head.prototypes[4 * 3 + number] = vectors[:, row, column]
+    boxes = find(clf, images, "prototype", 4, 4, classes=torch.tensor([3]))[0].tolist()
+    assert sorted(boxes) == sorted([4 * column, 4 * row, 4 * column + 4, 4 * row + 4] for row, column in cells)
+
+
 def test_files_as_they_are_released_are_read_and_written(tmp_path: Path) -> None:
     released = np.zeros((3, 10, 5))
     released[...] = [100, 212, 50, 162, 7]  # y1, y2, x1, x2, class

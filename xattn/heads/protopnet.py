@@ -174,11 +174,11 @@ class ProtoPNetHead(ClassifierHead):
         Each prototype becomes the nearest vector of all training pictures of its class; that of a class without pictures stays.
         """
         own = self._own()
-        best = torch.full((len(self.prototypes),), torch.inf, dtype=torch.float64, device=self.prototypes.device)
+        best = torch.full_like(self.prototypes[:, 0], torch.inf)
         pushed = self.prototypes.detach().clone()
         for features, labels in batches():
             vectors = self.vectors(features)
-            distances = self.distances(vectors).double().flatten(2)
+            distances = self.distances(vectors).flatten(2)
             cells = distances.argmin(dim=2)
             nearest = distances.amin(dim=2).masked_fill(~own[labels], torch.inf)
             closest, image = nearest.min(dim=0)
