@@ -33,7 +33,7 @@ SIDE = 0.95  # inches
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS / "gallery.png")
 def main(data: Path, photograph: str, out: Path) -> None:
     """Methods of attention on a vision transformer, all others on MobileNetV2; the map over the photograph, nothing chosen by hand."""
-    names = [name for name in sorted(methods.entries) if name not in OF_HEADS]
+    names = [name for name, entry in sorted(methods.entries.items()) if name not in OF_HEADS and Need.STEPS not in entry.metadata.needs]
     follows = {name: bool(methods.entries[name].metadata.needs & OF_LAYERS) for name in names}
     asked = {network: [name for name in names if follows[name] == ("vit" in network)] for network in NETWORKS}
     found: list[tuple[str, torch.Tensor, torch.Tensor]] = []

@@ -42,7 +42,7 @@ PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-t
 @click.option(
     "--preset",
     help="Preset: ca-stream (as in the paper), head (cheap; the head alone), probe (the head alone, without random crops), full (head and "
-    "network). Default: by the head; probe with --cache-features.",
+    "network), focus (as in its thesis). Default: by the head; probe with --cache-features.",
 )
 @click.option("--epochs", type=Integer, help="Passes over the training pictures.")
 @click.option("--freeze-statistics", is_flag=True, default=None, help="Keep and use the network's BatchNorm statistics.")
@@ -81,6 +81,14 @@ PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-t
     metavar="DIR",
     help="Folder where the frozen network's features are kept, computed once; several heads share it.",
 )
+@click.option(
+    "--patches",
+    type=click.Path(exists=True, dir_okay=False),
+    help="A .npy of boxes of the training pictures, for focus:BACKBONE. Default: those that the network finds.",
+)
+@click.option("--local-lr", type=Number(), help="Learning rate of the local stream of focus:BACKBONE.")
+@click.option("--ranking", type=Number(), help="Weight of the ranking loss of focus:BACKBONE.")
+@click.option("--margin", type=Number(), help="Margin of the ranking loss.")
 @click.option("--seed", type=Integer, default=0, show_default=True, help="Seed for everything random.")
 @click.option("--log-gradients", is_flag=True, help="Log the gradient norm of each layer at each step.")
 def train(
@@ -110,6 +118,7 @@ def train(
     precision: str,
     workers: int | None,
     cache_features: str | None,
+    patches: str | None,
     seed: int,
     log_gradients: bool,
     **changes: Any,
@@ -119,6 +128,7 @@ def train(
         raise InputError(f"--out is a .safetensors, which --model takes; got '{out}'.")
     import torch
 
+    from xattn.focus import PREFIX
     from xattn.heads import heads
     from xattn.models import load
     from xattn.models.checkpoints import read_header
@@ -126,20 +136,21 @@ def train(
 
     file = own_file(model)
     saved = file is not None
-    name = head or "ca-stream" if file is None else read_header(file).head
+    of_streams = (model if file is None else read_header(file).source.model).startswith(PREFIX)
+    name = (head or ("gap" if of_streams else "ca-stream")) if file is None else read_header(file).head
     replaces = heads.create(name).metadata.replaces  # a wrong name is reported before anything is loaded
     from xattn.training import fit, open_data
     from xattn.training.fit import is_first_process
     from xattn.training.recipe import default_preset, recipe_of
     from xattn.training.search import search
 
-    recipe = recipe_of(preset or ("probe" if cache_features else default_preset(name))).with_(**changes)
+    recipe = recipe_of(preset or ("probe" if cache_features else default_preset(name, PREFIX if of_streams else ""))).with_(**changes)
     texts = None if classes in ("folders", "wnid") else classes
     opened = open_data(data, "wnid" if classes == "wnid" else "folders")
     sys.path.append(os.getcwd())  # where package.module:factory is searched
     torch.manual_seed(seed)  # for the head's initial weights
     cpu = "cpu" if accelerator == "cpu" else None
-    of_its_own = not saved and opened.names is not None and replaces == "classifier"
+    of_its_own = not saved and opened.names is not None and (replaces == "classifier" or of_streams)
     with warnings.catch_warnings() if teacher is not None else warned_lines():
         if teacher is not None:
             warnings.simplefilter("ignore", UserWarning)  # about a new classifier: the teacher's weights follow
@@ -188,6 +199,7 @@ def train(
         "precision": precision,
         "log_gradients": log_gradients,
         "cache_features": cache_features,
+        "patches": patches,
     }
     if trials is not None:
         found = search(classifier, opened, out, trials, **options)

@@ -14,5 +14,7 @@ QUICK = {
 LAYERS = {Need.LAYERS, Need.LAYER_GRADIENTS}
 OF_LAYERS = [name for name, entry in sorted(methods.entries.items()) if entry.metadata.needs & LAYERS]
 """Methods that follow the attention of a transformer's own layers."""
-OWN = [QUICK.get(name, name) for name in sorted(methods.entries) if name not in OF_LAYERS]
+OF_STEPS = [name for name, entry in sorted(methods.entries.items()) if Need.STEPS in entry.metadata.needs]
+"""Methods that show a step of a two-stream network."""
+OWN = [QUICK.get(name, name) for name in sorted(methods.entries) if name not in OF_LAYERS + OF_STEPS]
 OF_ANY_HEAD = [spec for spec in OWN if spec != "raw-attention"]

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from xattn.errors import InputError
 
-__all__ = ["check_boxes", "crop", "lay_back", "overlaps", "squares", "whole"]
+__all__ = ["cell_centres", "check_boxes", "crop", "lay_back", "overlaps", "picked", "squares", "whole"]
 
 EDGE = 1e-3  # pixels by which a box may leave the image through rounding
 
@@ -163,3 +164,50 @@ def overlaps(boxes: Tensor, others: Tensor) -> Tensor:
     shared = (high - low).clamp(min=0).prod(dim=-1)
     areas = [(each[..., 2:] - each[..., :2]).prod(dim=-1) for each in (boxes, others)]
     return shared / (areas[0][..., :, None] + areas[1][..., None, :] - shared)
+
+
+def cell_centres(cells: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """The centres of a map's cells in the image.
+
+    Args:
+        cells: numbers `(…)`, row by row.
+        grid: height and width of the map.
+        size: height and width of the image.
+
+    Returns:
+        `(…, 2)`, x and y in pixels.
+    """
+    x = (cells % grid[1] + 0.5) * (size[1] / grid[1])
+    y = (cells // grid[1] + 0.5) * (size[0] / grid[0])
+    return torch.stack([x, y], dim=-1)
+
+
+def picked(scores: Tensor, candidates: Tensor, n: int, overlap: float) -> Tensor:
+    """The boxes of the strongest local maxima that do not overlap; further cells where these are fewer than n.
+
+    Args:
+        scores: map `(B, h, w)`.
+        candidates: box of each cell, `(h·w, 4)`.
+        n: number of boxes, at most h·w.
+        overlap: largest intersection over union of two boxes.
+
+    Returns:
+        `(B, n, 4)`.
+    """
+    count = scores.shape[1] * scores.shape[2]
+    highest = functional.max_pool2d(scores[:, None], 3, stride=1, padding=1)[:, 0]
+    maxima = (scores >= highest).flatten(1)
+    order = scores.flatten(1).argsort(dim=1, descending=True, stable=True)
+    ranks = torch.empty_like(order).scatter_(1, order, torch.arange(count, 0, -1, device=order.device).expand_as(order))
+    shared = overlaps(candidates[None], candidates[None])[0] > overlap
+    suppressed = torch.zeros_like(maxima)
+    taken = torch.zeros_like(maxima)
+    chosen = []
+    for _ in range(n):
+        # Ranks are 1 to h·w: each condition outweighs all of them.
+        keys = ranks + (maxima.long() + 2 * (~suppressed).long()) * count
+        best = keys.masked_fill(taken, 0).argmax(dim=1)
+        taken = taken.scatter(1, best[:, None], True)
+        suppressed = suppressed | shared[best]
+        chosen.append(best)
+    return candidates[torch.stack(chosen, dim=1)]

@@ -28,7 +28,7 @@ from xattn.figures.style import MM
 from xattn.study.schema import StoredMap
 
 METHODS = ["grad-cam", "activation-map", "random", "centre"]
-KINDS = [name for name in kinds.entries if name != "parts"]
+KINDS = [name for name in kinds.entries if name not in ("parts", "steps")]
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,10 @@ def texts(page: Figure) -> list[Text]:
 def test_a_figure_is_at_most_as_wide_as_asked_and_all_its_text_is_on_it_in_6_to_8_points(
     kind: str, width: str | float, transpose: bool, run: Path
 ) -> None:
-    style = FigureStyle(width, title="A title", transpose=transpose)
+    check_width_and_text(run, kind, FigureStyle(width, title="A title", transpose=transpose))
+
+
+def check_width_and_text(run: Path, kind: str, style: FigureStyle) -> None:
     for page in pages([run], kind, style=style):
         across, down = (side * MM for side in page.get_size_inches())
         assert across <= style.millimetres + 1e-6

@@ -12,13 +12,12 @@ from torch import Tensor, nn
 
 import xattn
 from tests import networks
-from xattn.boxes import squares
+from xattn.boxes import picked, squares
 from xattn.data.npy import npy
 from xattn.errors import InputError, NameUnknownError, SettingError, UnsupportedError
 from xattn.heads import representatives
 from xattn.models import Classifier
 from xattn.patches import find, finders
-from xattn.patches.activation import picked
 from xattn.patches.file import read_patches, write_patches
 from xattn.patches.prototype import bounding_boxes
 

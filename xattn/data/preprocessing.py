@@ -215,12 +215,17 @@ def preprocessing_with(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> Preprocessing:
-    """`base` with the user's settings. An input size alone also changes the resize, by torchvision's ratio 224/256."""
+    """`base` with the user's settings.
+
+    An input size alone also changes the resize, by torchvision's ratio 224/256; to the input size where the base shows whole pictures,
+    height and width resized to its own.
+    """
     size = base.input_size if input_size is None else _pair(input_size)
     if resize is not None:
         resized = resize if isinstance(resize, int) else _pair(resize)
     else:
-        resized = base.resize if size == base.input_size else round(min(size) / CROP_SHARE)
+        resized = size if base.resize == base.input_size else round(min(size) / CROP_SHARE)
+        resized = base.resize if size == base.input_size else resized
     return Preprocessing(size, resized, _values(mean, base.mean), _values(std, base.std), base.interpolation)
 
 

@@ -23,6 +23,7 @@ class Need(enum.Enum):
     ATTENTION = "attention"
     LAYERS = "attention of the network's layers"
     LAYER_GRADIENTS = "gradients of the attention of the network's layers"
+    STEPS = "the steps of a two-stream network"
 
 
 @dataclass(frozen=True)

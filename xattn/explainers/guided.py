@@ -114,7 +114,9 @@ class _Guided:
 
     def product(self, cam: Callable[[Trace], Tensor], trace: Trace) -> Tensor:
         guided = guided_gradients(trace, self.activations).abs().amax(dim=1)
-        upsampled = functional.interpolate(cam(trace)[:, None], size=guided.shape[-2:], mode="bilinear", align_corners=False)
+        upsampled = functional.interpolate(
+            trace.on_image(cam(trace))[:, None], size=guided.shape[-2:], mode="bilinear", align_corners=False
+        )
         return upsampled[:, 0] * guided
 
 

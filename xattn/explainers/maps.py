@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -47,6 +47,9 @@ class Maps(Mapping[str, Tensor]):
         seed: of the run.
         head_maps: the maps of a head that has several, in their order; else None.
         photographs: the pictures that were explained, if they came from files or a data set; None for tensors.
+        of_patches: by method, at a stage of patches, `(B, n, h, w)`: the map of each patch, before they are joined.
+        boxes: of a two-stream network, `(B, n, 4)`, x1, y1, x2, y2 in pixels of the image: where the patches lie; else None.
+        alpha: of a two-stream network, `(B, n, T)`: the weight of each step that looks at a patch; else None.
     """
 
     masks: dict[str, Tensor]
@@ -62,6 +65,9 @@ class Maps(Mapping[str, Tensor]):
     seed: int = 0
     head_maps: HeadMaps | None = None
     photographs: Photographs | None = None
+    of_patches: dict[str, Tensor] = field(default_factory=dict)
+    boxes: Tensor | None = None
+    alpha: Tensor | None = None
 
     @property
     def logits(self) -> Tensor:
@@ -239,8 +245,13 @@ def maps_of_trace(trace: Trace, components: Sequence[MethodComponent], names: Se
     raw: dict[str, Tensor] = {}
     masks: dict[str, Masks] = {}
     low_res: dict[str, Tensor] = {}
+    of_patches: dict[str, Tensor] = {}
     for component in components:
-        raw[component.spec], masks[component.spec], low_res[component.spec] = _maps_of(trace, component)
+        made = _maps_of(trace, component)
+        raw[component.spec], masks[component.spec], low_res[component.spec] = made.raw, made.masks, made.low_res
+        if made.of_patches is not None:
+            of_patches[component.spec] = made.of_patches
+    looks = trace.looks
     return Maps(
         {name: found.masks for name, found in masks.items()},
         raw,
@@ -254,20 +265,37 @@ def maps_of_trace(trace: Trace, components: Sequence[MethodComponent], names: Se
         trace.given_stage,
         trace.seed,
         _head_maps(trace),
+        of_patches=of_patches,
+        boxes=None if looks is None else looks.boxes,
+        alpha=None if looks is None else looks.alpha.detach(),
     )
 
 
-def _maps_of(trace: Trace, component: MethodComponent) -> tuple[Tensor, Masks, Tensor]:
-    """Raw map, mask and mask at the raw map's resolution of one method."""
+class _Made(NamedTuple):
+    """Raw maps of a batch by one method, their masks, those at the raw maps' resolution, and the maps of patches where they are of such."""
+
+    raw: Tensor
+    masks: Masks
+    low_res: Tensor
+    of_patches: Tensor | None = None
+
+
+def _maps_of(trace: Trace, component: MethodComponent) -> _Made:
+    """The maps of one method."""
     size = (trace.images.shape[2], trace.images.shape[3])
     with torch.inference_mode(False):
         raw = component.instance(trace).detach()
     raw = raw if raw.dtype == torch.float64 else raw.float()
     if component.metadata.direct:
-        return raw, Masks(raw, torch.zeros(len(raw), dtype=torch.bool, device=raw.device)), raw
+        return _Made(raw, Masks(raw, torch.zeros(len(raw), dtype=torch.bool, device=raw.device)), raw)
+    of_patches = None
+    if trace.patches is not None and Need.FEATURES in component.metadata.needs and raw.shape[1:] == trace.features.shape[2:]:
+        of_patches = raw.unflatten(1, (trace.patches.boxes.shape[1], -1))
+        raw = trace.on_image(raw)
     shown = raw.relu() if is_signed(component.spec) else raw
     found = to_masks(shown, size)
-    return raw, found, found.masks if raw.shape[-2:] == size else to_masks(shown, (raw.shape[1], raw.shape[2])).masks
+    low_res = found.masks if raw.shape[-2:] == size else to_masks(shown, (raw.shape[1], raw.shape[2])).masks
+    return _Made(raw, found, low_res, of_patches)
 
 
 def explainer_of(classifier: Classifier, maps: Maps, component: MethodComponent, predictor: Predictor) -> Callable[[Tensor], Tensor]:
@@ -280,7 +308,7 @@ def explainer_of(classifier: Classifier, maps: Maps, component: MethodComponent,
         rule = Given(maps.target_rule, maps.target)
         needs = component.metadata.needs
         trace = Trace(classifier, images, rule, stage=maps.stage, needs=needs, predictor=predictor, seed=maps.seed)
-        return _maps_of(trace, component)[1].masks
+        return _maps_of(trace, component).masks.masks
 
     return explain
 

@@ -55,7 +55,7 @@ class OptiCAM(RunsNetworkAgain):
         optimiser = torch.optim.Adam([variables], lr=self.lr)
         for _ in range(self.iterations):
             with torch.enable_grad():
-                mask = _mask(_combined(variables, features), (images.shape[2], images.shape[3]))
+                mask = _mask(trace.on_image(_combined(variables, features)), (images.shape[2], images.shape[3]))
                 score = trace.scores(images * mask.to(images)).sum()
             (gradient,) = torch.autograd.grad(score, variables)
             variables.grad = -gradient  # the optimiser descends

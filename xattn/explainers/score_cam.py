@@ -83,7 +83,7 @@ class ScoreCAM(RunsNetworkAgain):
 
     def _scores(self, trace: Trace, image: Tensor, channel: Tensor) -> Tensor:
         """The target's score or probability for each pair of image and channel."""
-        image, channel, back = _distinct(trace.features, image, channel)
+        image, channel, back = _distinct(trace.features if trace.patches is None else _with_outside(trace.features), image, channel)
         if not len(image):
             return widened(trace.features.new_empty(0))
         found = trace.respond(repr(self), self._masked(trace, image, channel), self._read, self.chunk)
@@ -92,12 +92,14 @@ class ScoreCAM(RunsNetworkAgain):
     def _masked(self, trace: Trace, image: Tensor, channel: Tensor) -> PerturbedImages:
         size, owners = trace.images.shape[-2:], image.tolist()
         images, features = trace.images.detach(), trace.features
+        everywhere = self.align_corners or trace.patches is not None
         rows, columns = (_outermost(*sides).to(image.device) for sides in zip(features.shape[-2:], size, strict=True))
 
         def make(part: slice) -> tuple[Tensor, Tensor]:
             i, c = image[part], channel[part]
-            maps = functional.interpolate(features[i, c][:, None], size=size, mode="bilinear", align_corners=self.align_corners)
-            within = maps.flatten(1) if self.align_corners else maps[:, :, rows[:, None], columns].flatten(1)
+            laid = trace.on_image(features[i, c], i)[:, None]
+            maps = functional.interpolate(laid, size=size, mode="bilinear", align_corners=self.align_corners)
+            within = maps.flatten(1) if everywhere else maps[:, :, rows[:, None], columns].flatten(1)
             low, high = (extreme[:, None, None, None] for extreme in within.aminmax(dim=1))
             first, last = owners[part.start], owners[part.stop - 1]
             shown = images[first, None] if first == last else images[i]
@@ -118,6 +120,11 @@ def _outermost(cells: int, pixels: int) -> Tensor:
     changes = between.diff() != 0
     ends = torch.ones(1, dtype=torch.bool)
     return (torch.cat([ends, changes]) | torch.cat([changes, ends])).nonzero()[:, 0]
+
+
+def _with_outside(features: Tensor) -> Tensor:
+    """Maps of patches `(B, C, n·h, w)` with a row of zeros, what they are outside all boxes."""
+    return functional.pad(features, (0, 0, 0, 1))
 
 
 def _distinct(features: Tensor, image: Tensor, channel: Tensor) -> tuple[Tensor, Tensor, Tensor]:

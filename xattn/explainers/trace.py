@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any, Generic, NamedTuple, TypeVar, overload
 
 import torch
@@ -23,6 +25,7 @@ from xattn.models.capture import captured
 from xattn.models.classifier import Classifier
 from xattn.models.concurrency import evaluating
 from xattn.models.layout import Stage, to_nchw
+from xattn.models.streams import Looks, looks_kept
 from xattn.models.target_rules import Asked, TargetRule, target_rule
 
 T = TypeVar("T")
@@ -64,12 +67,14 @@ class _Forward(NamedTuple):
         attended: output and attention of the head.
         layers: attention of the network's layers, as they computed it; empty unless it is needed.
         pooling: attention by which the network pools its tokens, if it does so.
+        looks: how a two-stream network looked at the patches; None of another network.
     """
 
     features: dict[str, Tensor]
     attended: Attended
     layers: list[Tensor]
     pooling: Tensor | None
+    looks: Looks | None
 
 
 class Trace:
@@ -129,6 +134,7 @@ class Trace:
             classes = self.classifier.asked_classes(self.images)  # a separate forward, before features are kept
             stack.enter_context(torch.set_grad_enabled(self._to_image))
             kept = stack.enter_context(attention_kept()) if self._layers else []  # first, so that functions inside are not counted
+            looks = stack.enter_context(looks_kept(self.classifier.network))
             stages = [] if self.given_stage is None else [self.given_stage]
             found = stack.enter_context(captured(self.classifier.network, stages, cut=self._cut))
             attended = self.classifier.run(self.images, classes)
@@ -136,7 +142,7 @@ class Trace:
         count = tokens[-1].layout.count if tokens else 0
         size = len(self.images)
         pooled = between_tokens(kept, size, count, queries=1)
-        return _Forward(found, attended, between_tokens(kept, size, count), pooled[-1] if pooled else None)
+        return _Forward(found, attended, between_tokens(kept, size, count), pooled[-1] if pooled else None, looks[-1] if looks else None)
 
     @property
     def stage(self) -> Stage:
@@ -171,8 +177,56 @@ class Trace:
         return self._forward.features[stage.name]
 
     @property
+    def looks(self) -> Looks | None:
+        """How a two-stream network looked at the patches; None of another network."""
+        return self._forward.looks
+
+    @property
+    def patches(self) -> Looks | None:
+        """How the network looked at the patches, where the stage's maps are of patches; else None."""
+        return self._forward.looks if self.given_stage is not None and self.given_stage.boxes else None
+
+    def looks_of(self, method: str, step: int = 1) -> Looks:
+        """How a two-stream network looked at the patches, for a method that shows a step.
+
+        Raises:
+            UnsupportedError: it is another network, or has fewer steps.
+        """
+        if self.looks is None:
+            raise UnsupportedError(f"{method} shows a step of a two-stream network (focus:BACKBONE); {self.classifier.name} has no steps.")
+        if step > (count := self.looks.steps.shape[1]):
+            raise UnsupportedError(f"{self.classifier.name} has {count} steps, and step {step} was asked for.")
+        return self.looks
+
+    def on_image(self, maps: Tensor, images: Tensor | slice = slice(None)) -> Tensor:
+        """Maps of the stage as they lie on the image: those of patches laid back and added, see `Looks.joined`; others as they are.
+
+        Args:
+            maps: `(b, h, w)`, as the features.
+            images: which of the batch they are of.
+        """
+        size = (self.images.shape[2], self.images.shape[3])
+        return maps if self.patches is None else self.patches.joined(maps, size, images)
+
+    def answering(self, output: Tensor) -> Trace:
+        """The same forward with something else that it computed as the output: scores and gradients are then those of it.
+
+        Args:
+            output: `(B, K)`, in the graph of the forward. The targets stay those of the network's own output.
+        """
+        other = copy.copy(self)
+        kept = {**vars(self), "target": self.target, "memo": {}}
+        kept["_forward"] = self._forward._replace(attended=replace(self._forward.attended, output=output))
+        vars(other).clear()
+        vars(other).update({name: value for name, value in kept.items() if name not in ("gradients", "layer_gradients", "image_gradients")})
+        return other
+
+    @property
     def features(self) -> Tensor:
-        """Feature maps of the stage, `(B, C, h, w)`, float32 or float64 whatever the network computes in."""
+        """Feature maps of the stage, `(B, C, h, w)`, float32 or float64 whatever the network computes in.
+
+        At a stage of patches `(B, C, n·h, w)`, the n patches of an image one below the other.
+        """
         return _full(to_nchw(self.captured.detach(), self.stage.layout))
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from xattn.data.preprocessing import Preprocessing
 from xattn.errors import ImageError, InputError, NameUnknownError, RunError
 from xattn.study.moved import moved_pictures, picture_names_of
 from xattn.study.questions import picture_names, shown_names
-from xattn.study.schema import StoredMap, run_key
+from xattn.study.schema import StoredLooks, StoredMap, run_key
 from xattn.study.store import Store
 
 Column = tuple[str, str, str]
@@ -32,6 +32,7 @@ class RunData:
         paths: files of the images.
         preprocessing: by model and head.
         labels: class names by model and head.
+        looks: how two-stream networks looked at patches, by image, model and head.
     """
 
     names: list[str]
@@ -41,6 +42,7 @@ class RunData:
     paths: dict[str, Path | str | None]
     preprocessing: dict[tuple[str, str], Preprocessing]
     labels: dict[tuple[str, str], Sequence[str] | None]
+    looks: dict[tuple[str, str, str], StoredLooks] = field(default_factory=dict)
 
     @property
     def columns(self) -> list[Column]:
@@ -80,6 +82,7 @@ def read_runs(
     _refuse_other_pictures(stores, names)
     maps: dict[tuple[str, str, str, str], StoredMap] = {}
     ranked: dict[tuple[str, str, str], StoredMap] = {}
+    looks: dict[tuple[str, str, str], StoredLooks] = {}
     shown = shown_names(stores)
     for store, called in zip(stores, shown, strict=True):
         for (image, model, head, method), found in store.maps(names, methods).items():
@@ -88,6 +91,7 @@ def read_runs(
             maps[image, called[model, head], head, method] = found
         for (image, model, head), found in store.ranked(names).items():
             ranked[image, called[model, head], head] = found
+        looks |= {(image, called[model, head], head): found for (image, model, head), found in store.looks(names).items()}
     if missing := set(methods or ()) - {method for _, _, _, method in maps}:
         raise NameUnknownError(
             "method in these runs", min(missing), sorted({method for run in about for method in run["settings"]["methods"]})
@@ -105,7 +109,7 @@ def read_runs(
     preprocessing = {key: Preprocessing.from_json(settings["preprocessing"]) for key, (settings, _) in models.items()}
     crops = {(name, *key): _crop(sources[number], name, preprocessing[key]) for name in names for key, (_, number) in models.items()}
     paths = {name: _named(sources[0], name).path for name in names}
-    return RunData(names, maps, ranked, crops, paths, preprocessing, labels)
+    return RunData(names, maps, ranked, crops, paths, preprocessing, labels, looks)
 
 
 def source_of(store: Store, run: dict[str, Any]) -> ImageSource:

@@ -53,12 +53,14 @@ class Request:
         weights: the weights to load.
         prompts: classes by text.
         trust_code: run code that a model on the Hugging Face hub brings.
+        classes: number of classes of a network whose classifier is new, as a two-stream network's; None: its backbone's.
     """
 
     model: str
     weights: Weights = None
     prompts: Prompts | None = None
     trust_code: bool = False
+    classes: int | None = None
 
     @property
     def name(self) -> str:
@@ -84,12 +86,14 @@ class Built(NamedTuple):
         preprocessing: its own.
         labels: class names, if they are known.
         multi_label: probabilities are sigmoids of each logit.
+        trained: its logits mean something; a new classifier's do not.
     """
 
     network: nn.Module
     preprocessing: Preprocessing
     labels: Sequence[str] | None
     multi_label: bool = False
+    trained: bool = True
 
 
 def with_local_weights(create: Callable[..., nn.Module], state: dict[str, Tensor], shown: str, channels: str | None = None) -> nn.Module:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from xattn.data.labels import Label
 from xattn.data.preprocessing import Preprocessing, content_seeds
 from xattn.errors import InputError, UnsupportedError, XattnError
+from xattn.focus import TwoStreams
 from xattn.heads.base import Attended, Head, HeadMetadata, HeadSettings, heads
 from xattn.models import checkpoints
 from xattn.models.attachment import Attachment, attachment_of, attend, find_classifier_entry, own_prediction
@@ -28,7 +29,7 @@ from xattn.models.layout import Stage, to_nchw
 from xattn.models.reading import output_reader
 from xattn.models.refusals import named_errors, refuse_unusable, why_not_run
 from xattn.models.repeatability import instability
-from xattn.models.stages import find_stages, named_stage
+from xattn.models.streams import stage_named, stages_of
 
 logger = logging.getLogger("xattn")
 
@@ -116,7 +117,7 @@ class Classifier(nn.Module):
             self.multi_label = multi_label or (self.reader.separate and not self.reader.binary)
             if unstable := instability(network, self._bare, probe, name):
                 logger.warning("%s", unstable)
-            self._found = find_stages(self.network, self._bare, self.probe(), named=name)
+            self._found = stages_of(self.network, self._bare, self.probe(), name)
             behind = () if component.metadata.replaces == "nothing" else self._found.behind
             self.stages: tuple[Stage, ...] = self._found.stages + behind
             self.attachment = self._attached(settings, component.metadata, reads)
@@ -167,6 +168,8 @@ class Classifier(nn.Module):
             raise why_not_run(self.network, self.name, images, self.input_size, self.inputs, error) from error
 
     def _attached(self, settings: HeadSettings, metadata: HeadMetadata, reads: Sequence[str] | None) -> Attachment:
+        if metadata.replaces != "nothing" and isinstance(self.network, TwoStreams):
+            raise UnsupportedError(f"{self.name} has two streams, each with its classifier, and takes no {self.head_name}: leave it out.")
         if metadata.replaces != "nothing" and not self.stages:
             raise UnsupportedError(f"{self.head_name} reads the map that enters the pooling; {self._found.reason}. Use gap.")
         return attachment_of(
@@ -177,7 +180,7 @@ class Classifier(nn.Module):
             metadata,
             self.stages,
             lambda: find_classifier_entry(self.network, self._bare, self.probe(), self.stage()),
-            lambda name: named_stage(self.network, self._bare, self.probe(), name, self._found),
+            lambda name: stage_named(self.network, self._bare, self.probe(), name, self._found),
             reads,
         )
 
@@ -311,7 +314,7 @@ class Classifier(nn.Module):
         if not isinstance(name, str):
             raise InputError(f"a stage is named by a text, as in `classifier.stages[0].name`; {type(name).__name__} came.")
         with evaluating(self), torch.inference_mode(False):
-            return named_stage(self.network, self._bare, self.probe(), name, self._found)
+            return stage_named(self.network, self._bare, self.probe(), name, self._found)
 
     def class_index(self, target: int | str) -> int:
         """The index of a class given by index, name or WordNet id.

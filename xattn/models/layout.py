@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import torch
@@ -24,6 +24,7 @@ class Layout:
         suffix: how many stand behind them.
         grid: height and width of the tokens' map at the classifier's input size.
         order: the place of each cell, row by row, among the tokens of the map; empty where they are in that order.
+        patches: how many patches of an image are beside each other along N; their maps, one below the other, are then the image's.
     """
 
     axes: Axes = "NCHW"
@@ -31,6 +32,7 @@ class Layout:
     suffix: int = 0
     grid: tuple[int, int] = (0, 0)
     order: tuple[int, ...] = ()
+    patches: int = 1
 
     def tokens(self, features: Tensor) -> Tensor:
         """All tokens, `(B, L, C)`, a view."""
@@ -88,6 +90,7 @@ class Stage:
         offset: for a function, how many torch functions after the module's call; None for the module's own output.
         calls: how often the module runs in one forward.
         found: how it was found, in words.
+        boxes: its maps are of patches of the image; boxes say where these lie.
     """
 
     name: str
@@ -100,6 +103,7 @@ class Stage:
     offset: int | None = None
     calls: int = 1
     found: str = ""
+    boxes: bool = False
 
     def __str__(self) -> str:
         return f"{self.name} ({self.channels} × {self.size[0]} × {self.size[1]})"
@@ -114,10 +118,13 @@ def other_tokens(features: Tensor, layout: Layout) -> Tensor:
 
 
 def to_nchw(features: Tensor, layout: Layout) -> Tensor:
-    """The feature map `(B, C, h, w)` in a tensor of a layout: a view, unless the tokens have an order of their own.
+    """The feature map `(B, C, h, w)` in a tensor of a layout: a view, unless the tokens have an order of their own, or it is of patches.
 
-    Tokens that belong to no place of the image are left out.
+    Tokens that belong to no place of the image are left out. Of n patches of an image it is `(B, C, n·h, w)`, one below the other.
     """
+    if layout.patches > 1:
+        maps = to_nchw(features, replace(layout, patches=1))
+        return maps.view(-1, layout.patches, *maps.shape[1:]).transpose(1, 2).flatten(2, 3)
     if layout.axes == "NCHW":
         return features
     if layout.axes == "NHWC":

@@ -54,11 +54,13 @@ def load(
 
     Args:
         model: `birds:NAME` for the shipped classifiers, `torchvision:NAME`, `timm:NAME`, `hf:NAME_OR_FOLDER` (an image classifier, CLIP
-            or SigLIP of transformers), `open_clip:NAME`, `package.module:factory`, `path/file.py:factory` (a callable without arguments
-            that returns the network), or a `.safetensors` that `Classifier.save` or `xattn train` wrote, which has its own head.
+            or SigLIP of transformers), `open_clip:NAME`, `focus:BACKBONE[:key=value,…]` (a new two-stream network on a backbone of
+            these), `package.module:factory`, `path/file.py:factory` (a callable without arguments that returns the network), or a
+            `.safetensors` that `Classifier.save` or `xattn train` wrote, which has its own head.
         head: which head gives the logits, `name[:key=value,…]`; None: that of a saved file, else gap.
-        classes: number of outputs of a head with its own linear layer (br-npa, b-cnn); None: the network's. For a network that compares
-            images with texts (open_clip, CLIP, SigLIP): the texts of its classes, or a text file with one per line; they are the labels.
+        classes: number of outputs of a head with its own linear layer (br-npa, b-cnn), or of a new two-stream network; None: the
+            network's. For a network that compares images with texts (open_clip, CLIP, SigLIP): the texts of its classes, or a text file
+            with one per line; they are the labels.
         templates: for classes given by text, each with `{}` in the place of the class, as "a photo of a {}."; a class is the mean of their
             embeddings. None are given: the texts as they are.
         high_res: stages whose stride is removed, such as ["layer3", "layer4"]; see `xattn.models.high_resolution`.
@@ -103,7 +105,7 @@ def load(
     saved = _saved_file(model, weights, own, trust_code)
     if saved is None:
         count, prompts = _classes(classes, templates)
-        network, base, names, sigmoid = sources.build(Request(model, weights, prompts, trust_code))
+        network, base, names, sigmoid, trained = sources.build(Request(model, weights, prompts, trust_code, count))
         texts = {} if prompts is None else {"prompts": prompts.classes, "templates": prompts.templates}
         source = Source(sources.absolute(model), _kept(weights), digest_of(network.state_dict()), tuple(high_res), dilate, **texts)
         keeps = heads.create(head or "gap").metadata.replaces != "classifier"  # another has logits of its own, of one class
@@ -112,6 +114,7 @@ def load(
         network, source = _network_of(saved, None if saved.named is not None else weights, trust_code)
         base, names, name = Preprocessing.from_json(saved.header.preprocessing), saved.header.labels, saved.name
         head, multi_label, count = saved.header.head, saved.header.multi_label, saved.header.classes
+        trained = saved.header.trained
         regression, output = saved.header.regression, saved.header.output if output is None else output
     preprocessing = preprocessing_with(base, input_size=input_size, resize=resize, mean=mean, std=std)
     network.eval()
@@ -133,7 +136,7 @@ def load(
     )
     if saved is not None:
         fit_weights(classifier.head, split_weights(saved.file)[1], model, classifier.head.fixed_size)
-        classifier.trained = saved.header.trained
+    classifier.trained = trained if saved is not None else classifier.trained and trained
     if labels is None and names is not None and len(names) == classifier.class_count:
         classifier.labels = tuple(names)  # ImageNet's, which do not apply to a network with another number of classes
     classifier.eval()

@@ -24,6 +24,7 @@ from xattn.data.preprocessing import Preprocessing, preprocessing_with
 from xattn.errors import InputError, MissingPackageError, NameUnknownError, WeightsError
 from xattn.models.building import Built, Request, with_local_weights
 from xattn.models.checkpoints import fit_weights, read_header, split_weights
+from xattn.models.focus_source import from_focus
 from xattn.models.input_size import own_size
 from xattn.models.open_clip_source import from_open_clip
 from xattn.models.transformers_source import from_transformers
@@ -194,13 +195,37 @@ def _from_birds(request: Request) -> Built:
     return Built(network, Preprocessing.from_json(header.preprocessing), header.labels)
 
 
+def _from_focus(request: Request) -> Built:
+    return from_focus(request, build, _with_random_weights)
+
+
+def _with_random_weights(model: str) -> nn.Module:
+    """A network of torchvision, timm or the shipped classifiers, of which another file has the weights."""
+    source, _, name = model.partition(":")
+    if source == "birds":
+        pretrained.file_of(model)
+        network: nn.Module = getattr(birds, pretrained.NETWORKS[model].partition(":")[2])()
+        return network
+    if source == "timm":
+        if importlib.util.find_spec("timm") is None:
+            raise MissingPackageError("timm", "timm", f"'{model}'")
+        created: nn.Module = importlib.import_module("timm").create_model(name, pretrained=False)
+        return created
+    from torchvision import models
+
+    if name not in models.list_models(module=models):
+        raise NameUnknownError("torchvision network", name, models.list_models(module=models))
+    built: nn.Module = models.get_model_builder(name)(weights=None)
+    return built
+
+
 def _from_code(request: Request) -> Built:
     model = request.model
     place, colon, attribute = model.rpartition(":")
     if not colon or not place or not attribute:
         raise InputError(
             f"model '{model}' names no source: write birds:NAME, torchvision:NAME, timm:NAME, hf:NAME_OR_FOLDER, "
-            "open_clip:NAME, package.module:factory, "
+            "open_clip:NAME, focus:BACKBONE, package.module:factory, "
             "path/file.py:factory (the function in it that gives the network), or a .safetensors that xattn saved."
         )
     module = _module_of_file(model, place) if place.endswith(".py") else _installed_module(model, place)
@@ -258,6 +283,7 @@ _SOURCES: dict[str, Callable[[Request], Built]] = {
     "torchvision": _from_torchvision,
     "timm": _from_timm,
     "birds": _from_birds,
+    "focus": _from_focus,
     "hf": from_transformers,
     "open_clip": from_open_clip,
 }

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from xattn.boxes import overlaps, squares
+from xattn.boxes import cell_centres, picked, squares
 from xattn.errors import SettingError
 from xattn.models import Classifier
-from xattn.patches.base import cell_centres, features_of, image_size, refuse_too_many, register, side_or_default
+from xattn.patches.base import features_of, image_size, refuse_too_many, register, side_or_default
 
 
 @register("activation", source="Felzenszwalb et al. 2010 for the suppression of overlapping boxes; the features' norm as the score")
@@ -57,34 +56,3 @@ class ActivationPatches:
         centres = cell_centres(torch.arange(grid[0] * grid[1], device=norms.device), grid, size)
         candidates = squares(centres, side_or_default(side, size), size)
         return picked(norms, candidates, n, self.overlap).to(images.device, torch.float32)
-
-
-def picked(scores: Tensor, candidates: Tensor, n: int, overlap: float) -> Tensor:
-    """The boxes of the strongest local maxima that do not overlap; further cells where these are fewer than n.
-
-    Args:
-        scores: map `(B, h, w)`.
-        candidates: box of each cell, `(h·w, 4)`.
-        n: number of boxes, at most h·w.
-        overlap: largest intersection over union of two boxes.
-
-    Returns:
-        `(B, n, 4)`.
-    """
-    count = scores.shape[1] * scores.shape[2]
-    highest = functional.max_pool2d(scores[:, None], 3, stride=1, padding=1)[:, 0]
-    maxima = (scores >= highest).flatten(1)
-    order = scores.flatten(1).argsort(dim=1, descending=True, stable=True)
-    ranks = torch.empty_like(order).scatter_(1, order, torch.arange(count, 0, -1, device=order.device).expand_as(order))
-    shared = overlaps(candidates[None], candidates[None])[0] > overlap
-    suppressed = torch.zeros_like(maxima)
-    taken = torch.zeros_like(maxima)
-    chosen = []
-    for _ in range(n):
-        # Ranks are 1 to h·w: each condition outweighs all of them.
-        keys = ranks + (maxima.long() + 2 * (~suppressed).long()) * count
-        best = keys.masked_fill(taken, 0).argmax(dim=1)
-        taken = taken.scatter(1, best[:, None], True)
-        suppressed = suppressed | shared[best]
-        chosen.append(best)
-    return candidates[torch.stack(chosen, dim=1)]

@@ -127,22 +127,6 @@ def features_of(classifier: Classifier, images: Tensor, stage: str | None) -> Te
     return found if found.dtype == torch.float64 else found.float()
 
 
-def cell_centres(cells: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """The centres of a map's cells in the image.
-
-    Args:
-        cells: numbers `(…)`, row by row.
-        grid: height and width of the map.
-        size: height and width of the image.
-
-    Returns:
-        `(…, 2)`, x and y in pixels.
-    """
-    x = (cells % grid[1] + 0.5) * (size[1] / grid[1])
-    y = (cells // grid[1] + 0.5) * (size[0] / grid[0])
-    return torch.stack([x, y], dim=-1)
-
-
 def refuse_too_many(n: int, grid: tuple[int, int]) -> None:
     """Raises if a map has fewer cells than boxes are asked.
 

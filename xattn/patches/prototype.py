@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from xattn.boxes import squares
+from xattn.boxes import cell_centres, squares
 from xattn.errors import InputError, SettingError, UnsupportedError
 from xattn.heads.protopnet import ProtoPNetHead
 from xattn.models import Classifier
-from xattn.patches.base import cell_centres, features_of, image_size, register
+from xattn.patches.base import features_of, image_size, register
 
 
 @register("prototype", source="Chen et al. 2019, Sec. 2.4 and App.; Shroff 2020, Sec. 3.1.2", trained=True)

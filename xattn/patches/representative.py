@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from xattn.boxes import squares
+from xattn.boxes import cell_centres, squares
 from xattn.heads.br_npa import representatives
 from xattn.models import Classifier
-from xattn.patches.base import cell_centres, features_of, image_size, refuse_too_many, register, side_or_default
+from xattn.patches.base import features_of, image_size, refuse_too_many, register, side_or_default
 
 
 @register("representative", source="Gomez et al. 2021, Alg. 1")

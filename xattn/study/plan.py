@@ -21,6 +21,7 @@ from xattn.inference.tuning import Tuned
 from xattn.metrics.base import Metric, MetricMetadata, refuse_without_probability
 from xattn.models.classifier import Classifier
 from xattn.models.layout import Stage
+from xattn.models.streams import attends, steps_in
 from xattn.models.target_rules import THRESHOLD, Asked, PredictedLabels, TargetRule, described, labels_of, target_rule
 from xattn.registry import Component
 from xattn.study.schema import Deviation, run_key
@@ -153,6 +154,11 @@ class Plan:
             )
         if {Need.LAYERS, Need.LAYER_GRADIENTS} & method.metadata.needs:
             raise UnsupportedError(f"{method.spec} does not run on {key_of(classifier)}: {lacks}. Use a CAM.")
+        if getattr(method.instance, "step", None) is not None:
+            raise UnsupportedError(
+                f"{method.spec} shows a step of a two-stream network (focus:BACKBONE); of {key_of(classifier)}: {lacks}. Give a network "
+                "that has it, its stage local, or another method."
+            )
         classifier.stage()  # its error says why there is none, and what to do
 
     def _check_targets(self) -> None:
@@ -285,8 +291,15 @@ def lacking(classifier: Classifier, method: MethodComponent, stage: Stage | None
         stage: where its features would be taken; None: it has no default stage.
     """
     needs = method.metadata.needs
-    if Need.ATTENTION in needs and not heads.create(classifier.head_name).metadata.attention:
+    if Need.ATTENTION in needs and not (heads.create(classifier.head_name).metadata.attention or attends(classifier.network)):
         return "this head has no attention"
+    last = getattr(method.instance, "step", None)
+    if Need.STEPS in needs or (last is not None and Need.ATTENTION in needs):
+        count = steps_in(classifier.network)
+        if last is not None and last > count:
+            return f"this network has {count or 'no'} step{'s' * (count != 1)}"
+        if stage is None or not stage.boxes:
+            return "the steps are of the local stream, and this stage is of the whole picture"
     if needs & {Need.FEATURES, Need.GRADIENTS} and stage is None:
         return "this network has no default stage"
     if needs & {Need.LAYERS, Need.LAYER_GRADIENTS}:

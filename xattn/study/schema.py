@@ -51,6 +51,8 @@ class Row:
         pixels: how more than 8 bits of the picture became 8; in a row that holds nothing else, once per picture.
         classes: the classes that the classifier finds most probable, in the row of the first method's map.
         probabilities: theirs.
+        boxes: of a two-stream network, x1, y1, x2, y2 of each of its patches in pixels of the crop, in the row of the first method's map.
+        alpha: of a two-stream network, the weight of each step, the mean over its patches, likewise.
     """
 
     image: str = field(metadata={"type": pa.string(), "shown": True})
@@ -77,6 +79,8 @@ class Row:
     pixels: str | None = _column(pa.string(), shown=False)
     classes: Sequence[int] | None = _column(pa.list_(pa.int32()), shown=False)
     probabilities: Sequence[float] | None = _column(pa.list_(pa.float32()), shown=False)
+    boxes: Sequence[float] | None = _column(pa.list_(pa.float32()), shown=False)
+    alpha: Sequence[float] | None = _column(pa.list_(pa.float32()), shown=False)
 
 
 SCHEMA = pa.schema([(f.name, f.metadata["type"]) for f in fields(Row)])
@@ -121,6 +125,19 @@ class StoredMap:
     about: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class StoredLooks:
+    """How a two-stream network looked at the patches of an image, as a run stores it.
+
+    Attributes:
+        boxes: `(n, 4)`, x1, y1, x2, y2 in pixels of the crop.
+        alpha: `(T,)`, the weight of each step, the mean over the patches.
+    """
+
+    boxes: Tensor
+    alpha: Tensor
+
+
 def stored_map(row: dict[str, Any]) -> StoredMap:
     """The raw map in a row."""
     shape = (row["height"], -1) if row["method"] is not None else (row["count"], row["height"], -1)
@@ -129,6 +146,11 @@ def stored_map(row: dict[str, Any]) -> StoredMap:
     if not is_value(row["target"]):
         about |= {key: None if row[key] is None else int(row[key]) for key in ("label", "predicted")}
     return StoredMap(raw.float() * row["scale"], about)
+
+
+def stored_looks(row: dict[str, Any]) -> StoredLooks:
+    """How a two-stream network looked at the patches, in a row that says it."""
+    return StoredLooks(torch.tensor(row["boxes"]).view(-1, 4), torch.tensor(row["alpha"]))
 
 
 def run_key(name: str, head: str) -> str:

@@ -251,6 +251,8 @@ def map_rows_of(classifier: Classifier, maps: Maps, scores: Scores, labels: Sequ
                 )
                 if first is not None and number == 0:
                     about = replace(about, classes=first.indices[i].tolist(), probabilities=first.values[i].tolist())
+                if maps.boxes is not None and maps.alpha is not None and number == 0:
+                    about = replace(about, boxes=maps.boxes[i].flatten().tolist(), alpha=maps.alpha[i].mean(dim=0).tolist())
                 rows.append(with_map(about, kept[i], size, whole=whole))
     return rows
 

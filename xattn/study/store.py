@@ -23,7 +23,7 @@ from xattn.errors import RunError
 from xattn.study.folders import LocalFolder, folder_at
 from xattn.study.parts import read_part
 from xattn.study.run_json import contents_json, run_json
-from xattn.study.schema import COLUMNS, SCHEMA, StoredMap, stored_map
+from xattn.study.schema import COLUMNS, SCHEMA, StoredLooks, StoredMap, stored_looks, stored_map
 from xattn.study.summary import Summary
 
 logger = logging.getLogger("xattn")
@@ -332,6 +332,14 @@ class Store:
     def ranked(self, images: Iterable[str]) -> dict[tuple[str, str, str], StoredMap]:
         """Ranked maps `(N, h, w)` of some images, by image, model and head, for heads that have several maps."""
         return {(row["image"], row["model"], row["head"]): stored_map(row) for row in self._map_rows(images) if row["method"] is None}
+
+    def looks(self, images: Iterable[str]) -> dict[tuple[str, str, str], StoredLooks]:
+        """How two-stream networks looked at the patches of some images, by image, model and head."""
+        return {
+            (row["image"], row["model"], row["head"]): stored_looks(row)
+            for row in self._map_rows(images)
+            if row["boxes"] is not None and row["alpha"] is not None
+        }
 
     def curves(self, images: Iterable[str] | None = None) -> dict[CurveKey, StoredCurve]:
         """The curves that metrics followed, by image, model, head, method, metric and target.

@@ -14,16 +14,20 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from xattn.errors import DivergedError, InputError
+from xattn.focus import PREFIX, TwoStreams
 from xattn.heads import heads
 from xattn.models import Classifier
+from xattn.models.checkpoints import digest_of
 from xattn.training.checkpointing import BEST, Checkpointing, begin, loggers, one_training, quiet
 from xattn.training.data import Classes, Crops, EpochOrder, Labelled, open_data, splits
 from xattn.training.features import as_it_is, check_cacheable, on_features
 from xattn.training.module import Training, freeze
 from xattn.training.recipe import Recipe, default_preset, recipe_of
+from xattn.training.streams import BoxedCrops, training_boxes
 
 DTYPES = {"64-true": torch.float64, "bf16-true": torch.bfloat16, "16-true": torch.float16}
 
@@ -65,6 +69,7 @@ def fit(
     precision: Any = "32-true",
     log_gradients: bool = False,
     cache_features: str | Path | None = None,
+    patches: str | Path | None = None,
     progress: bool = True,
     on_epoch: Callable[[int, float], None] | None = None,
 ) -> Fitted:
@@ -89,6 +94,7 @@ def fit(
         log_gradients: log the gradient norm of each layer at each step.
         cache_features: folder in which the frozen network's features are kept, computed once: for a head alone, without random crops. Runs
             with the same network, preprocessing and pictures share them. None: the network runs in every epoch.
+        patches: a `.npy` of boxes of the training pictures, for a two-stream network, see `xattn.patches.file`; None: those that it finds.
         progress: show a bar where stderr is a terminal, and log one line per epoch.
         on_epoch: called with each epoch's number and validation accuracy; an exception from it ends the training.
 
@@ -100,12 +106,13 @@ def fit(
 
     Source: Torres et al. 2024, App. B; Gomez et al. 2021, Sec. 3.1.
     """
-    chosen = recipe_of(recipe or default_preset(classifier.head_name)) if not isinstance(recipe, Recipe) else recipe
+    chosen = recipe_of(recipe or default_of(classifier)) if not isinstance(recipe, Recipe) else recipe
     opened = in_classes_of(classifier, open_data(data, classes))
     _check(classifier, opened, teacher, chosen, precision)
+    boxes = None if patches is None else training_boxes(patches, opened, classifier, chosen)
     training, numbers, validation = splits(opened, classifier.preprocessing, chosen.validation, chosen.smallest_crop, seed)
     workers = min(8, max(1, (os.cpu_count() or 1) - 1)) if workers is None else workers
-    source: Dataset[Any] = training
+    source: Dataset[Any] = training if boxes is None else BoxedCrops(training, boxes)
     shared: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0}
     if cache_features is not None:
         check_cacheable(classifier, chosen, teacher, devices, nodes)
@@ -139,7 +146,7 @@ def fit(
             raise InputError(
                 f"Lightning cannot train with accelerator {where}, devices {devices}, nodes {nodes}, precision {precision}: {error}"
             ) from error
-        begin(folder, _settings(classifier, opened, teacher, chosen, seed, precision))
+        begin(folder, _settings(classifier, opened, teacher, chosen, seed, precision) | _described(boxes))
         if chosen.dropout is not None:
             for layer in classifier.head.dropouts():
                 layer.p = chosen.dropout
@@ -199,6 +206,15 @@ def _as_it_was(classifier: Classifier) -> Iterator[None]:
                 layer.p = share
 
 
+def default_of(classifier: Classifier) -> str:
+    """The default preset of a classifier."""
+    return default_preset(classifier.head_name, PREFIX if isinstance(classifier.network, TwoStreams) else "")
+
+
+def _described(boxes: Tensor | None) -> dict[str, Any]:
+    return {} if boxes is None else {"patches": digest_of({"boxes": boxes})}
+
+
 def is_first_process() -> bool:
     """Whether this is the process that reports, in a training run on several devices."""
     return not getattr(rank_zero_only, "rank", None)
@@ -243,6 +259,12 @@ def _check(classifier: Classifier, data: Labelled, teacher: Classifier | None, r
         raise InputError(
             f"the teacher has {teacher.class_count} classes, {classifier.name} {classifier.class_count}: they must be the same."
         )
+    if isinstance(classifier.network, TwoStreams):
+        if teacher is not None or not recipe.backbone:
+            given = "from a teacher" if teacher is not None else "without its backbones"
+            raise InputError(f"{classifier.name}, of two streams, is not trained {given}: use preset focus, without a teacher.")
+    elif recipe.local_lr is not None:
+        raise InputError(f"{classifier.name} has no local stream: leave local_lr out of the recipe; it is for focus:BACKBONE.")
     if not recipe.backbone and not any(True for _ in classifier.head.parameters()):
         raise InputError(
             f"{classifier.head_name} has no weights of its own to train: train the network too (preset full), or use ca-stream."

@@ -16,12 +16,14 @@ from torch.utils.data import DataLoader
 
 from xattn.data.preprocessing import pixels
 from xattn.errors import DivergedError
+from xattn.focus import TwoStreams
 from xattn.heads.base import Attended
 from xattn.models import Classifier, evaluating
 from xattn.training.data import mixed
 from xattn.training.features import Features, attend_features
 from xattn.training.loss import distillation
 from xattn.training.recipe import Recipe
+from xattn.training.streams import Boxed, loss_of_streams, parameter_groups
 
 
 class Training(lightning.LightningModule):
@@ -57,7 +59,7 @@ class Training(lightning.LightningModule):
     def configure_optimizers(self) -> Any:
         trained = [parameter for parameter in self.classifier.parameters() if parameter.requires_grad]
         steps = max(1, int(self.trainer.estimated_stepping_batches))
-        optimiser = optimiser_of(self.recipe, trained)
+        optimiser = optimiser_of(self.recipe, parameter_groups(self.classifier, self.recipe, trained))
         factor = schedule_of(self.recipe, steps)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -77,14 +79,10 @@ class Training(lightning.LightningModule):
                 if isinstance(layer, _BatchNorm):
                     layer.eval()
 
-    def training_step(self, batch: tuple[Tensor | Features, Tensor], batch_idx: int) -> Tensor:
-        given, labels = self._given(batch[0]), batch[1]
-        attended = self._attended(given, labels)
-        loss = self._loss(attended.output, labels, given)
-        for logits in attended.probes.values():
-            loss = loss + functional.cross_entropy(logits, labels)
-        if attended.penalty is not None:
-            loss = loss + attended.penalty
+    def training_step(self, batch: tuple[Any, Tensor], batch_idx: int) -> Tensor:
+        given, labels = batch
+        is_two = isinstance(self.classifier.network, TwoStreams)
+        loss = self._of_streams(given, labels) if is_two else self._of_head(given, labels)
         if not bool(torch.isfinite(loss)):
             raise DivergedError(
                 f"the loss is {float(loss.detach())} in epoch {self.current_epoch + 1}, step {batch_idx + 1}: it diverged. Give a lower "
@@ -111,6 +109,18 @@ class Training(lightning.LightningModule):
             given, labels = self._given(batch[0]), batch[1].to(self.device)
             found = self.classifier.features(given, [stage]) if isinstance(given, Tensor) else given.stages
             yield found[stage].to(self.device), labels
+
+    def _of_head(self, batch: Any, labels: Tensor) -> Tensor:
+        given = self._given(batch)
+        attended = self._attended(given, labels)
+        loss = self._loss(attended.output, labels, given)
+        for logits in attended.probes.values():
+            loss = loss + functional.cross_entropy(logits, labels)
+        return loss if attended.penalty is None else loss + attended.penalty
+
+    def _of_streams(self, batch: Any, labels: Tensor) -> Tensor:
+        crops, boxes = batch if isinstance(batch, Boxed) else (batch, None)
+        return loss_of_streams(self.classifier, pixels(crops, self.device), boxes, labels, self.recipe)
 
     def _given(self, given: Tensor | Features) -> Tensor | Features:
         return pixels(given, self.device) if isinstance(given, Tensor) else given
@@ -153,8 +163,8 @@ def gradient_norms(module: nn.Module) -> dict[str, Tensor]:
     return norms
 
 
-def optimiser_of(recipe: Recipe, parameters: list[nn.Parameter]) -> Optimizer:
-    """The optimiser that a recipe names."""
+def optimiser_of(recipe: Recipe, parameters: list[nn.Parameter] | list[dict[str, Any]]) -> Optimizer:
+    """The optimiser that a recipe names, of parameters or groups of them."""
     if recipe.optimiser == "sgd":
         return torch.optim.SGD(parameters, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
     kind = torch.optim.Adam if recipe.optimiser == "adam" else torch.optim.AdamW

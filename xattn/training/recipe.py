@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from xattn.errors import NameUnknownError, SettingError
+from xattn.focus import PREFIX
 from xattn.heads import heads
 
 Optimiser = Literal["sgd", "adam", "adamw"]
@@ -36,6 +37,9 @@ class Recipe:
         smallest_crop: smallest share of a picture that a random crop may cover; None: no crops and no flips, for data that vary enough.
         patience: epochs without a better validation loss before training stops; None: run all epochs.
         validation: share of each class that is held out if the data has no validation split of its own.
+        local_lr: learning rate of the local stream of a two-stream network; None: `lr`.
+        ranking: λ, weight of the ranking loss of a two-stream network.
+        margin: of the ranking loss.
     """
 
     backbone: bool = False
@@ -54,6 +58,9 @@ class Recipe:
     smallest_crop: float | None = 0.35
     patience: int | None = None
     validation: float = 0.1
+    local_lr: float | None = None
+    ranking: float = 0.5
+    margin: float = 0.5
 
     def __post_init__(self) -> None:
         wrong = [
@@ -71,6 +78,9 @@ class Recipe:
                 ("smallest_crop", self.smallest_crop is None or 0 < self.smallest_crop <= 1),
                 ("patience", self.patience is None or self.patience >= 1),
                 ("validation", 0 < self.validation < 1),
+                ("local_lr", self.local_lr is None or 0 < self.local_lr < math.inf),
+                ("ranking", 0 <= self.ranking < math.inf),
+                ("margin", 0 <= self.margin <= 1),
             )
             if not fine
         ]
@@ -98,6 +108,19 @@ PRESETS: dict[str, Recipe] = {
     "head": Recipe(),
     "probe": Recipe(epochs=30, smallest_crop=None),  # features are the same in every epoch, and can be kept
     "full": Recipe(backbone=True, epochs=10, batch_size=32, lr=3e-4),
+    # Shroff 2020, Sec. 4.2, and the released code for weight decay and batch; neither says how many epochs.
+    "focus": Recipe(
+        backbone=True,
+        epochs=120,
+        batch_size=32,
+        optimiser="sgd",
+        lr=1e-3,
+        local_lr=1e-2,
+        weight_decay=5e-4,
+        schedule="step",
+        step=40,
+        smallest_crop=None,
+    ),
 }
 
 
@@ -108,6 +131,14 @@ def recipe_of(preset: str) -> Recipe:
     return PRESETS[preset]
 
 
-def default_preset(head: str) -> str:
-    """Default preset of a head: the head alone if it keeps the network's own classifier, else head and network."""
+def default_preset(head: str, model: str = "") -> str:
+    """Default preset of a head: the head alone if it keeps the network's own classifier, else head and network; "focus" of a two-stream
+    network.
+
+    Args:
+        head: its name with settings.
+        model: name of the network.
+    """
+    if model.startswith(PREFIX):
+        return "focus"
     return "head" if heads.create(head).metadata.replaces == "pooling" else "full"

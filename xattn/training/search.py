@@ -19,8 +19,8 @@ from xattn.errors import DivergedError, InputError, UnsupportedError
 from xattn.models import Classifier
 from xattn.training.checkpointing import begin, one_training
 from xattn.training.data import Classes, Labelled, open_data
-from xattn.training.fit import fit
-from xattn.training.recipe import Recipe, default_preset, recipe_of
+from xattn.training.fit import default_of, fit
+from xattn.training.recipe import Recipe, recipe_of
 
 logger = logging.getLogger("xattn")
 
@@ -81,7 +81,7 @@ def search(
         raise UnsupportedError(f"{classifier.name} was attached from a module in hand, and trials are saved: load it by a name.")
     if str(options.get("devices", 1)) != "1" or options.get("nodes", 1) != 1:
         raise InputError("a search runs its trials on one device, one after the other: leave out --devices and --nodes.")
-    base = recipe_of(recipe or default_preset(classifier.head_name)) if not isinstance(recipe, Recipe) else recipe
+    base = recipe_of(recipe or default_of(classifier)) if not isinstance(recipe, Recipe) else recipe
     opened = open_data(data, classes)
     folder = Path(out).with_suffix(".search")
     with one_training(folder):

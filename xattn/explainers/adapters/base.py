@@ -220,6 +220,8 @@ def layer_of(trace: Trace, spec: str, *, channels_first: bool) -> nn.Module:
     stage = trace.stage
     if stage.offset is not None:
         raise UnsupportedError(f"{spec} hooks a module; stage '{stage.name}' is a function's output. Choose a stage that is a module.")
+    if stage.boxes:
+        raise UnsupportedError(f"{spec} reads maps of the whole image; stage '{stage.name}' has maps of patches. Use xattn's own CAMs.")
     if stage.calls > 1:
         raise UnsupportedError(f"{spec} hooks a module, and '{stage.module}' runs {stage.calls} times in a forward. Choose another stage.")
     if trace.classifier.head.asks_class:

@@ -1,0 +1,51 @@
+"""Class activation maps of each step of a network that looks repeatedly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from xattn.errors import SettingError, UnsupportedError
+from xattn.explainers.base import Need, methods, register
+from xattn.explainers.trace import Trace
+
+Cam = Literal["grad-cam", "grad-cam++", "layer-cam", "hires-cam", "xgrad-cam", "finer-cam"]
+
+
+@register("step-cam", needs={Need.FEATURES, Need.GRADIENTS, Need.STEPS}, source="Shroff 2020, Ch. 5")
+@dataclass(frozen=True)
+class StepCAM:
+    """Class activation map of a step of a two-stream network: of the local stream's classifier on the output of that step alone.
+
+    The classes are the targets of the network's own output.
+
+    Attributes:
+        step: from 1.
+        cam: the method.
+
+    Differs: the released code multiplies the gradient by the logit, which leaves the map as it is once it is min-maxed.
+    """
+
+    step: int = 1
+    cam: Cam = "grad-cam"
+
+    def __post_init__(self) -> None:
+        if self.step < 1:
+            raise SettingError(f"steps are counted from 1; got step={self.step}.")
+
+    def __call__(self, trace: Trace) -> Tensor:
+        """Raw map `(B, h, w)` at the stage's resolution, as that of the method.
+
+        Raises:
+            UnsupportedError: the network has no steps, or not as many, or the stage is not one of its local stream.
+        """
+        steps = trace.looks_of("step-cam", self.step).steps
+        if trace.patches is None:
+            raise UnsupportedError(
+                f"the steps of {trace.classifier.name} look at patches, and stage '{trace.stage.name}' is of the whole picture: give stage "
+                "local."
+            )
+        found: Tensor = methods.create(self.cam).instance(trace.answering(steps[:, self.step - 1]))
+        return found

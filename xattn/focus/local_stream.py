@@ -1,0 +1,145 @@
+"""The local stream: a patch is looked at repeatedly, and the looks are weighted by attention."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from xattn.errors import SettingError
+from xattn.focus.settings import TwoStreamSettings
+
+LAYERS = 2  # of the LSTM
+
+
+class Looked(NamedTuple):
+    """What the local stream gives for patches, P of them.
+
+    Attributes:
+        logits: `(P, K)`.
+        hidden: `(P, T, D)`, the LSTM's output at each step; with local=cnn the pooled features, T = 1.
+        alpha: `(P, T)`, the weight of each step in what is classified.
+        attention: `(P, T, h, w)`, where the self-attention of each step looks, each map summing to 1; None without it.
+    """
+
+    logits: Tensor
+    hidden: Tensor
+    alpha: Tensor
+    attention: Tensor | None
+
+
+class LocalStream(nn.Module):
+    """Patches `(P, 3, side, side)` → logits, from features that an LSTM gets at each of T steps.
+
+    α = softmax over t of a linear layer on H_t, shared by the steps; the logits are a linear layer on Σ α_t H_t.
+
+    Args:
+        features: patches → maps `(P, C, h, w)`.
+        channels: C, also the size of the LSTM.
+        classes: K.
+        settings: of the network.
+
+    Source: Shroff 2020, Sec. 3.1.3.2 and Ch. 7.
+
+    Differs: Eq. 3.6 has a weight vector for each step; here they share one, as in the released code.
+    """
+
+    def __init__(self, features: nn.Module, channels: int, classes: int, settings: TwoStreamSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.features = features
+        if settings.self_attention:
+            self.looks: nn.Module | None = SelfAttentiveLSTM(channels, settings)
+        else:
+            self.looks = None if settings.local == "cnn" else nn.LSTM(channels, channels, LAYERS, batch_first=True)
+        weighted = settings.local == "attention" and settings.sum_to is None and settings.only_step is None
+        self.attention = nn.Linear(channels, 1) if weighted else None
+        self.classifier = nn.Linear(channels, classes)
+
+    def forward(self, patches: Tensor) -> Looked:
+        features = self.features(patches)
+        attention = None
+        if isinstance(self.looks, SelfAttentiveLSTM):
+            hidden, attention = self.looks(features)
+        else:
+            pooled = features.mean(dim=(2, 3))[:, None]
+            hidden = pooled if self.looks is None else self.looks(pooled.expand(-1, self.settings.steps, -1))[0]
+        alpha = self.weights(hidden)
+        return Looked(self.classifier((alpha[:, :, None] * hidden).sum(dim=1)), hidden, alpha, attention)
+
+    def weights(self, hidden: Tensor) -> Tensor:
+        """The weights `(P, T)` with which the steps `(P, T, D)` are added."""
+        if self.attention is not None:
+            scores: Tensor = self.attention(hidden)[:, :, 0]
+            return scores.softmax(dim=1)
+        steps = torch.arange(1, hidden.shape[1] + 1, device=hidden.device)
+        chosen = steps <= self.settings.sum_to if self.settings.sum_to else steps == (self.settings.only_step or hidden.shape[1])
+        return chosen.to(hidden).expand(len(hidden), -1)
+
+
+class SelfAttentiveLSTM(nn.Module):
+    """Feature maps `(P, C, h, w)` → outputs `(P, T, C)` and attention `(P, T, h, w)` of an LSTM that attends in the map before each step.
+
+    The channels are split into keys and values, and a fixed spatial basis is joined to both. The query of step t is a network of two layers
+    on the output of step t − 1, zeros before the first. A_t is the softmax over the places of query times key; a network of two layers on
+    the sum of A_t times the values is the input of step t.
+
+    Source: Shroff 2020, Ch. 7, after Mott et al. 2019.
+
+    Differs: the text adds the basis to keys and values, but its sizes are those of a concatenation, which is done here. It puts the
+    attention between the two LSTMs; here, as in its Fig. 7.1, it gives the input of the stack of both. How many channels are keys and how
+    many the basis has, it does not say.
+    """
+
+    basis: Tensor
+
+    def __init__(self, channels: int, settings: TwoStreamSettings) -> None:
+        super().__init__()
+        self.steps, self.scaled, self.basis_channels = settings.steps, settings.scaled, settings.basis
+        self.keys = max(1, channels // 4) if settings.keys is None else settings.keys
+        if self.keys >= channels:
+            raise SettingError(f"the feature map has {channels} channels: {self.keys} keys leave no value. Give fewer (keys=).")
+        self.query = _two_layers(channels, channels, self.keys + settings.basis)
+        self.answer = _two_layers(channels - self.keys + settings.basis, channels, channels)
+        self.cells = nn.ModuleList(nn.LSTMCell(channels, channels) for _ in range(LAYERS))
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        count, channels, height, width = features.shape
+        basis = spatial_basis(self.basis_channels, (height, width)).to(features).expand(count, -1, -1, -1)
+        keys = torch.cat([features[:, : self.keys], basis], dim=1).flatten(2)
+        values = torch.cat([features[:, self.keys :], basis], dim=1).flatten(2)
+        states = [(features.new_zeros(count, channels),) * 2 for _ in self.cells]
+        hidden, attention = [], []
+        for _ in range(self.steps):
+            scores = (self.query(states[-1][0])[:, :, None] * keys).sum(dim=1)
+            attended = (scores / math.sqrt(keys.shape[1]) if self.scaled else scores).softmax(dim=1)
+            given = self.answer((attended[:, None] * values).sum(dim=2))
+            for number, cell in enumerate(self.cells):
+                states[number] = cell(given, states[number])
+                given = states[number][0]
+            hidden.append(given)
+            attention.append(attended.view(count, height, width))
+        return torch.stack(hidden, dim=1), torch.stack(attention, dim=1)
+
+
+def _two_layers(given: int, inner: int, out: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(given, inner), nn.ReLU(), nn.Linear(inner, out))
+
+
+def spatial_basis(channels: int, size: tuple[int, int]) -> Tensor:
+    """Outer products of cosines, `cos(π·u·y)·cos(π·v·x)` for u and v from 0, with y and x from 0 to 1 over the map.
+
+    Args:
+        channels: a square number; its root is the number of frequencies along each side.
+        size: height and width of the map.
+
+    Returns:
+        `(channels, h, w)` in [−1, 1].
+
+    Source: Mott et al. 2019, for the kind of basis.
+    """
+    frequencies = torch.arange(math.isqrt(channels)) * math.pi
+    rows, columns = (torch.cos(frequencies[:, None] * torch.linspace(0, 1, cells)) for cells in size)
+    return (rows[:, None, :, None] * columns[None, :, None, :]).flatten(0, 1)

@@ -1,0 +1,127 @@
+"""Two-stream networks on a backbone of torchvision, timm or the shipped classifiers: `focus:BACKBONE[:key=value,…]`."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xattn.data.preprocessing import Preprocessing
+from xattn.errors import InputError, UnsupportedError
+from xattn.focus import GLOBAL, TwoStreams, parsed
+from xattn.models.building import Built, Request
+from xattn.models.capture import captured
+from xattn.models.checkpoints import fit_weights
+from xattn.models.stages import find_stages
+
+BACKBONES = ("torchvision", "timm", "birds")
+SIDE = 448  # of the whole picture, on a backbone for 224; a picture is made square, not cropped
+TOLERANCE = 1e-4
+
+
+def from_focus(request: Request, build: Callable[[Request], Built], bare: Callable[[str], nn.Module]) -> Built:
+    """The two-stream network that a name means.
+
+    Args:
+        request: its name; as weights those of the backbone, for both streams, or of a whole two-stream network.
+        build: builds a backbone with weights.
+        bare: builds a backbone with random weights, by its name.
+
+    Raises:
+        InputError: the name is not valid, or its backbone is of another source.
+        UnsupportedError: the backbone cannot be cut before its pooling.
+    """
+    name, settings = parsed(request.model)
+    if name.partition(":")[0] not in BACKBONES:
+        raise InputError(
+            f"model '{request.model}': two-stream networks are built on backbones of {', '.join(BACKBONES)}; '{name}' is of none of these."
+        )
+    state = request.state
+    whole = state is not None and any(key.startswith(f"{GLOBAL}.") for key in state)
+    own = build(replace(request, model=name, classes=None)) if not whole else None
+    backbone = bare(name) if own is None else own.network
+    preprocessing = None if own is None else own.preprocessing
+    classes = request.classes
+    if state is not None and whole:
+        classes = len(state[f"{GLOBAL}.classifier.weight"])
+    trunk, channels = trunk_of(backbone.eval(), name)
+    labels = None if own is None or (classes is not None and len(own.labels or ()) != classes) else own.labels
+    count = classes or (len(labels) if labels is not None else 0)
+    if not count:
+        raise InputError(f"model '{request.model}' has a new classifier: say for how many classes (classes=…).")
+    network = TwoStreams(trunk, without_last_pooling(copy.deepcopy(trunk)), channels, count, settings)
+    if state is not None and whole:
+        fit_weights(network, state, request.shown_weights)
+    size = (SIDE, SIDE) if preprocessing is None or not name.startswith("birds:") else preprocessing.input_size
+    return Built(network, replace(preprocessing or Preprocessing(), input_size=size, resize=size), labels, trained=whole)
+
+
+def trunk_of(network: nn.Module, name: str) -> tuple[nn.Module, int]:
+    """What a network computes up to its pooling, as a module of its own, and the channels of the map that it gives.
+
+    Args:
+        network: in eval mode.
+        name: of the network in messages.
+
+    Raises:
+        UnsupportedError: its last map has not channels first, or it is not made by a sequence of the network's modules.
+    """
+    image = torch.rand((1, 3, 64, 64), generator=torch.Generator().manual_seed(0))
+    found = find_stages(network, network, image, named=name)
+    if not found.stages or found.stages[-1].layout.axes != "NCHW":
+        raise UnsupportedError(f"{name} has no feature map (batch, channels, height, width) before a pooling: give one of convolutions.")
+    last = found.stages[-1]
+    if hasattr(network, "reset_classifier"):  # of timm
+        trunk: Any = network
+        trunk.reset_classifier(0, "")
+        return _checked(trunk, image, None, name)
+    top = last.module.partition(".")[0]
+    parts: OrderedDict[str, nn.Module] = OrderedDict()
+    for key, child in network.named_children():
+        parts[key] = child
+        if key == top:
+            break
+    end = replace(last, name="end", module=top, call=1, offset=None)
+    with torch.no_grad(), captured(network, [end]) as features:
+        network(image)
+    expected = features["end"]
+    if last.offset is not None and last.name.partition("+")[2].startswith("relu"):
+        parts["relu"] = nn.ReLU()
+        expected = expected.relu()
+    return _checked(nn.Sequential(parts), image, expected, name)
+
+
+def _checked(trunk: nn.Module, image: Tensor, expected: Tensor | None, name: str) -> tuple[nn.Module, int]:
+    """The trunk and its channels, after a look at whether it gives the map that the network computes."""
+    try:
+        with torch.no_grad():
+            features = trunk(image)
+        slack = TOLERANCE * float(features.abs().max())
+        fits = features.dim() == 4 and (expected is None or torch.allclose(features, expected, TOLERANCE, slack))
+    except (RuntimeError, TypeError, ValueError):  # its modules do not follow each other
+        fits = False
+    if not fits:
+        raise UnsupportedError(
+            f"{name} cannot be cut before its pooling: its modules do not simply follow each other. Give a ResNet, VGG, DenseNet, "
+            "MobileNet, EfficientNet or ConvNeXt, or one of timm."
+        )
+    return trunk, features.shape[1]
+
+
+def without_last_pooling(trunk: nn.Module) -> nn.Module:
+    """A trunk without the max-pooling at its end, as that of VGG, so that the map of a smaller patch stays as fine.
+
+    Source: the released code of Shroff 2020.
+    """
+    last = trunk
+    while isinstance(last, nn.Sequential) and len(last):
+        if isinstance(last[-1], nn.MaxPool2d):
+            del last[-1]
+            break
+        last = last[-1]
+    return trunk
