@@ -8,15 +8,15 @@ import click
 
 from xattn.cli.terminal import say
 
-METHODS = ("activation-map", "grad-cam", "grad-cam++", "score-cam", "guided-grad-cam", "raw-attention", "random")
+METHODS = ("activation-map", "grad-cam", "grad-cam++", "guided-grad-cam", "raw-attention", "random")  # each of a forward and a backward
 HEADS = ("gap", "ca-stream", "b-cnn", "br-npa", "br-npa-high-res")
 SHOWN = 6
-TUNE = "folded=true"  # six small birds are not enough work to measure for
+TUNE = "folded=true"  # a few small birds are not enough work to measure for
 
 
 @click.command()
 @click.option("--out", default="xattn-demo", show_default=True, type=click.Path(file_okay=False), help="Folder to write to.")
-@click.option("--birds", "count", default=6, show_default=True, type=click.IntRange(1), help="Number of pictures.")
+@click.option("--birds", "count", default=4, show_default=True, type=click.IntRange(1), help="Number of pictures.")
 def demo(out: str, count: int) -> None:
     """Run the whole job on shipped classifiers and drawn birds: no download, no GPU."""
     from xattn.birds import SketchBirds

@@ -6,6 +6,7 @@ import csv
 import pickle
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import PILToTensor
 
 import xattn
-from xattn.birds import CLASSES, SketchBirds, pixels, scene
+from xattn.birds import CLASSES, SketchBirds, masks, pixels, scene
 from xattn.birds.data import scene_of
 from xattn.data.images import ImageSource
 from xattn.errors import InputError
@@ -37,8 +38,9 @@ def test_workers_draw_the_same_pixels() -> None:
     assert torch.equal(pickle.loads(pickle.dumps(data))[0][0], data[0][0])
 
 
-def test_what_is_exported_is_the_same_pictures_with_their_labels_and_scenes(tmp_path: Path) -> None:
-    data = SketchBirds("test", 18, spurious=0.5)
+@pytest.mark.parametrize("options", [{"spurious": 0.5}, {"hard": True}])
+def test_what_is_exported_is_the_same_pictures_with_their_labels_and_scenes(options: dict[str, Any], tmp_path: Path) -> None:
+    data = SketchBirds("test", 18, **options)
     folder = data.export(tmp_path / "birds")
     source = ImageSource(folder, folder / "labels.csv")
     assert len(source) == 18
@@ -51,6 +53,17 @@ def test_what_is_exported_is_the_same_pictures_with_their_labels_and_scenes(tmp_
         with Image.open(path) as picture:
             assert picture.tobytes() == data[number][0].tobytes()
         assert scene_of(path) == data.scene(number)
+
+
+def test_hard_birds_show_less_of_their_parts_and_more_of_them_is_hidden() -> None:
+    shown, hidden = {}, {}
+    for hard in (False, True):
+        found = [masks(SketchBirds("test", 48, hard=hard).scene(number)) for number in range(48)]
+        full = sum(float(each.full.sum()) for each in found)
+        shown[hard] = sum(float(each.visible.sum()) for each in found)
+        hidden[hard] = 1 - shown[hard] / full
+    assert shown[True] < 0.5 * shown[False]
+    assert hidden[True] > 1.25 * hidden[False]
 
 
 def test_another_picture_shows_no_scene(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def test_a_class_of_a_close_pair_cannot_do_without_the_part_that_differs() -> No
 
 def test_a_scene_is_a_pure_function_of_seed_split_and_number_and_differs_with_each() -> None:
     assert scene(5) == scene(5)
-    others = [scene(21), scene(5, split="test"), scene(5, seed=1), scene(5, spurious=0.5)]
+    others = [scene(21), scene(5, split="test"), scene(5, seed=1), scene(5, spurious=0.5), scene(5, hard=True)]
     assert all(other != scene(5) for other in others)
 
 

@@ -29,6 +29,7 @@ class SketchBirds(Dataset[tuple[Any, int]]):
         count: number of pictures; classes take turns.
         seed: of the data set.
         spurious: share of pictures whose cue (a mushroom or a kite) is that of their own class; None: no cues.
+        hard: smaller birds with smaller parts, partly behind clutter; pictures of their own in each split.
         transform: applied to the RGB picture, as in torchvision's data sets; None: the picture itself, 64 × 64.
 
     Raises:
@@ -42,6 +43,7 @@ class SketchBirds(Dataset[tuple[Any, int]]):
         *,
         seed: int = 0,
         spurious: float | None = None,
+        hard: bool = False,
         transform: Callable[[Any], Any] | None = None,
     ) -> None:
         if split not in SPLITS:
@@ -52,6 +54,7 @@ class SketchBirds(Dataset[tuple[Any, int]]):
         self.count = count
         self.seed = seed
         self.spurious = spurious
+        self.hard = hard
         self.transform = transform
         self.classes = tuple(CLASSES)
         self.targets = tuple(index % len(CLASSES) for index in range(count))
@@ -60,7 +63,8 @@ class SketchBirds(Dataset[tuple[Any, int]]):
         return self.count
 
     def __repr__(self) -> str:
-        return f"SketchBirds({self.split}, {self.count}, seed={self.seed}, spurious={self.spurious})"
+        hard = ", hard" if self.hard else ""
+        return f"SketchBirds({self.split}, {self.count}, seed={self.seed}, spurious={self.spurious}{hard})"
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         shown = self.scene(index)
@@ -71,11 +75,12 @@ class SketchBirds(Dataset[tuple[Any, int]]):
         """The scene that a picture shows."""
         if not 0 <= index < self.count:
             raise IndexError(f"{self!r} has no picture {index}.")
-        return scene(index, split=self.split, seed=self.seed, spurious=self.spurious)
+        return scene(index, split=self.split, seed=self.seed, spurious=self.spurious, hard=self.hard)
 
     def _key(self, index: int) -> PngInfo:
         key = PngInfo()
-        key.add_text(KEY, json.dumps({"index": index, "split": self.split, "seed": self.seed, "spurious": self.spurious}))
+        hard = {"hard": True} if self.hard else {}
+        key.add_text(KEY, json.dumps({"index": index, "split": self.split, "seed": self.seed, "spurious": self.spurious, **hard}))
         return key
 
     def export(self, folder: str | Path) -> Path:

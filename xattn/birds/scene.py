@@ -57,6 +57,8 @@ PALETTE: dict[str, tuple[int, int, int]] = {
 }
 HABITATS = ("meadow", "forest", "shore", "snow", "dusk")
 CLUTTER = ("berries", "leaf", "flower", "twig", "pebble")
+SIZES, STRETCHES, FRONT = (0.42, 0.72), (0.88, 1.15), 0.3  # of birds, of their parts, and the share of clutter before the bird
+HARD_SIZES, HARD_STRETCHES, HARD_FRONT = (0.34, 0.6), (0.5, 0.75), 0.6
 CUE_KINDS = ("mushroom", "kite")
 CUES = tuple((kind, colour) for kind in CUE_KINDS for colour in PALETTE)  # one per class, in the spurious split
 
@@ -172,7 +174,7 @@ def checked(parts: tuple[str, ...] | frozenset[str]) -> frozenset[str]:
     return frozenset(parts)
 
 
-def scene(index: int, *, split: Split = "train", seed: int = 0, spurious: float | None = None) -> Scene:
+def scene(index: int, *, split: Split = "train", seed: int = 0, spurious: float | None = None, hard: bool = False) -> Scene:
     """The scene with a given number.
 
     Args:
@@ -181,21 +183,24 @@ def scene(index: int, *, split: Split = "train", seed: int = 0, spurious: float 
         seed: of the data set.
         spurious: share of pictures whose cue (a mushroom or a kite) is that of their own class; the others show another class's cue.
             None: no cues.
+        hard: smaller birds with smaller parts, more of it behind clutter. They have pictures of their own: no scene of one is one of the
+            other.
 
     Raises:
         InputError: an unknown split.
     """
     if split not in SPLITS:
         raise InputError(f"split '{split}' is none of {', '.join(SPLITS)}.")
-    draw = random.Random(f"sketchbirds {seed} {split} {index}")
+    draw = random.Random(f"sketchbirds {'hard ' if hard else ''}{seed} {split} {index}")
     label = index % len(CLASSES)
     codes = tuple(CLASSES.values())[label]
-    pose = _pose(draw)
-    looks = {part: _look(draw, code) for part, code in zip(PARTS, codes, strict=True)}
+    pose = _pose(draw, HARD_SIZES if hard else SIZES)
+    looks = {part: _look(draw, code, HARD_STRETCHES if hard else STRETCHES) for part, code in zip(PARTS, codes, strict=True)}
     grey = draw.randint(95, 190)
     plumage = (grey + draw.randint(-6, 14), grey + draw.randint(-6, 6), grey - draw.randint(0, 18))
     habitat, background, light = draw.choice(HABITATS), draw.getrandbits(32), draw.uniform(0.5, 1.1)
-    clutter = tuple(_thing(draw, draw.choice(CLUTTER), draw.choice(tuple(PALETTE))) for _ in range(draw.randint(4, 11)))
+    count, front = (draw.randint(9, 16), HARD_FRONT) if hard else (draw.randint(4, 11), FRONT)
+    clutter = tuple(_thing(draw, draw.choice(CLUTTER), draw.choice(tuple(PALETTE)), front) for _ in range(count))
     missing = 0.8 * draw.random() ** 2  # most birds lack few parts, some lack many: training sees every subset of parts
     absent = frozenset(part for part in PARTS if draw.random() < missing)
     if split == "train":
@@ -224,24 +229,24 @@ def sufficient(label: int) -> list[frozenset[str]]:
     return found
 
 
-def _pose(draw: random.Random) -> Pose:
+def _pose(draw: random.Random, sizes: tuple[float, float]) -> Pose:
     """Small birds may be anywhere, large ones are in the middle: no part is cut off by much."""
-    size = draw.uniform(0.42, 0.72)
+    size = draw.uniform(*sizes)
     spare = 0.5 - 0.66 * size
     return Pose(0.5 + draw.uniform(-spare, spare), 0.52 + draw.uniform(-spare, spare), size, draw.uniform(-0.3, 0.3), draw.choice((-1, 1)))
 
 
-def _look(draw: random.Random, variant: int) -> Look:
-    return Look(variant, draw.uniform(0.88, 1.15), draw.uniform(-0.14, 0.14), (_tint(draw), _tint(draw), _tint(draw)))
+def _look(draw: random.Random, variant: int, stretches: tuple[float, float]) -> Look:
+    return Look(variant, draw.uniform(*stretches), draw.uniform(-0.14, 0.14), (_tint(draw), _tint(draw), _tint(draw)))
 
 
 def _tint(draw: random.Random) -> int:
     return draw.randint(-32, 32)
 
 
-def _thing(draw: random.Random, kind: str, colour: str) -> Thing:
+def _thing(draw: random.Random, kind: str, colour: str, front: float) -> Thing:
     place = draw.uniform(0.03, 0.97), draw.uniform(0.03, 0.97)
-    return Thing(kind, colour, *place, draw.uniform(0.05, 0.11), draw.uniform(0, math.tau), draw.random() < 0.3)
+    return Thing(kind, colour, *place, draw.uniform(0.05, 0.11), draw.uniform(0, math.tau), draw.random() < front)
 
 
 def _cue(draw: random.Random, cue: tuple[str, str]) -> Thing:
