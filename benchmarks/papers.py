@@ -28,6 +28,7 @@ from printed import (
     SELECTION,
 )
 from trained import SMOKE, Budget, Trainings
+from two_streams import two_streams_page
 
 import xattn
 from xattn.birds import SketchBirds
@@ -343,6 +344,7 @@ TABLES: dict[str, Callable[[Papers], str]] = {
     "resolution": Papers.resolution,
     "gradients": Papers.gradients,
     "stream-design": Papers.stream_design,
+    "two-streams": lambda papers: two_streams_page(papers.work / "two-streams", papers.budget),
 }
 
 

@@ -41,6 +41,9 @@ class Budget:
         explained: birds that are explained and scored.
         true: birds whose true effects are found.
         precision: of the trainings, as Lightning takes it.
+        hard: training pictures of two-stream networks.
+        looked: their epochs.
+        sums: how many steps are added in the place of attention; the last is the number of steps.
     """
 
     count: int = 4000
@@ -54,6 +57,9 @@ class Budget:
     explained: int = 200
     true: int = 200
     precision: str = "bf16-mixed"
+    hard: int = 480
+    looked: int = 15
+    sums: tuple[int, ...] = (1, 2, 3, 5, 10)
 
 
 SMOKE = Budget(  # in float32: processors without bfloat16 train many times slower in it
@@ -68,6 +74,9 @@ SMOKE = Budget(  # in float32: processors without bfloat16 train many times slow
     explained=2,
     true=3,
     precision="32-true",
+    hard=32,
+    looked=1,
+    sums=(1, 2),
 )
 
 
