@@ -31,6 +31,8 @@ from xattn.training.recipe import PRESETS
 RESULT = Path(__file__).parent / "results" / "patches.md"
 PAIRED = 10  # kinds 0 to 9; neighbours 2k and 2k+1 differ in part k alone
 SMALLEST = 12  # visible pixels of a part that is asked for
+SMALLEST_HARD = 6  # the same on hard birds, whose parts are smaller
+SMALLEST_HARD = 6  # the same on hard birds, whose parts are smaller
 BOXES = 10
 FINDERS = ("activation", "activation:stage=layer3", "representative", "prototype", "random")
 
@@ -50,18 +52,18 @@ class Birds:
     parts: Tensor
 
 
-def birds(count: int) -> Birds:
+def birds(count: int, *, hard: bool = False) -> Birds:
     """The first test pictures of such kinds whose part is visible."""
-    return Birds(*map(torch.stack, zip(*_birds(count), strict=True)))
+    return Birds(*map(torch.stack, zip(*_birds(count, hard), strict=True)))
 
 
-def _birds(count: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    data, left = SketchBirds("test", 100 * count), count
+def _birds(count: int, hard: bool) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    data, left = SketchBirds("test", 100 * count, hard=hard), count
     for index, label in enumerate(data.targets):
         if label < PAIRED and left:
             scene = data.scene(index)
             part = masks(scene).visible[label // 2]
-            if int(part.sum()) >= SMALLEST:
+            if int(part.sum()) >= (SMALLEST_HARD if hard else SMALLEST):
                 left -= 1
                 yield pixels(scene).float() / 255, torch.tensor(label), part
 

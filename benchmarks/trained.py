@@ -42,6 +42,9 @@ class Budget:
         true: birds whose true effects are found.
         precision: of the trainings, as Lightning takes it.
         streams: how many of the streams that differ in their alignment; None: all.
+        hard: training pictures of two-stream networks.
+        looked: their epochs.
+        sums: how many steps are added in the place of attention; the last is the number of steps.
     """
 
     count: int = 4000
@@ -56,6 +59,9 @@ class Budget:
     true: int = 200
     precision: str = "bf16-mixed"
     streams: int | None = None
+    hard: int = 480
+    looked: int = 15
+    sums: tuple[int, ...] = (1, 2, 3, 5, 10)
 
 
 SMOKE = Budget(  # in float32: processors without bfloat16 train many times slower in it
@@ -71,6 +77,9 @@ SMOKE = Budget(  # in float32: processors without bfloat16 train many times slow
     true=3,
     precision="32-true",
     streams=3,
+    hard=32,
+    looked=1,
+    sums=(1, 2),
 )
 
 

@@ -1,0 +1,234 @@
+"""Two streams on hard SketchBirds: the tables of Shroff 2020, and what it claims of the maps."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import pandas as pd
+import patches
+import torch
+from claims import Line, claim, needed, over_seeds, page
+from printed import TWO_STREAMS, TWO_STREAMS_SUMS
+from torch import Tensor
+from train_birds import Drawn
+from trained import Budget
+
+import xattn
+from xattn.birds import CLASSES, SketchBirds, pixels, share_inside
+from xattn.metrics.statistics import Interval, mean_interval
+from xattn.models.streams import looks_kept
+from xattn.training import Recipe, fit
+from xattn.training.data import Labelled, open_data
+
+NETWORK = "focus:birds:gap:patches=6,box=0.375,side=32"
+GLOBAL = "local=cnn,weight=0"  # λ' = 0: the local stream counts neither in the loss nor in the sum
+LOCALS = {"+ local, cnn": "local=cnn", "+ local, lstm": "local=lstm", "+ local, attention": "local=attention"}
+ATTENTION = LOCALS["+ local, attention"]
+SELF_ATTENTION = f"{ATTENTION},self_attention=true,basis=16"
+RANKING = (0.0, 0.5, 1.0)  # λ
+USUAL = 0.5
+MOST_SEEDS = 1000
+
+
+class TwoStreamsPage:
+    """The page, from one folder of work.
+
+    Args:
+        work: where trainings are kept, to go on with.
+        budget: how much is spent.
+    """
+
+    def __init__(self, work: Path, budget: Budget) -> None:
+        self.work = work
+        self.budget = budget
+        self.steps = max(budget.sums)
+        work.mkdir(parents=True, exist_ok=True)
+
+    def text(self) -> str:
+        """The page."""
+        b = self.budget
+        rows: list[Line] = []
+        found = {}
+        for called, settings in {"global alone": GLOBAL, **LOCALS, "+ self-attention between the steps": SELF_ATTENTION}.items():
+            found[settings] = self.accuracies(settings)
+            rows.append(self._row(called, found[settings], TWO_STREAMS.get(called)))
+        for k in b.sums:
+            found[_sum(k)] = self.accuracies(_sum(k))
+            rows.append(self._row(f"sum of steps 1 to {k}, no attention", found[_sum(k)], TWO_STREAMS_SUMS.get(k)))
+        for ranking in RANKING:
+            values = found[ATTENTION] if ranking == USUAL else self.accuracies(ATTENTION, ranking)
+            rows.append(self._row(f"attention, λ = {ranking:g}", values))
+            found[f"λ={ranking:g}"] = values
+        last = max(b.sums)
+        lines = [
+            _decided("a local stream of patches is better than the global one alone", found[LOCALS["+ local, cnn"]], found[GLOBAL], 0),
+            _decided("an LSTM over repeated looks is better than none", found[LOCALS["+ local, lstm"]], found[LOCALS["+ local, cnn"]], 1),
+            _decided("attention over the steps is better than the last step", found[ATTENTION], found[LOCALS["+ local, lstm"]], 1),
+            _decided("both streams with attention are better than the global one alone", found[ATTENTION], found[GLOBAL], 1),
+            _decided(f"attention is better than the plain sum of all {last} steps", found[ATTENTION], found[_sum(last)], 1),
+            _decided(f"the sum of {last} steps is worse than the first alone", found[_sum(last)], found[_sum(b.sums[0])], -1),
+            _decided("the ranking loss helps (λ = 0.5 against 0)", found[f"λ={USUAL:g}"], found["λ=0"], 1),
+            *self.finer(),
+            *self.parts(),
+        ]
+        about = [
+            f"Both streams begin with the weights of birds:gap and are trained for {b.looked} epochs on {b.hard} hard birds, "
+            f"{b.hard // len(CLASSES)} a kind (AdamW, one learning rate); {self.steps} steps; 6 patches of 24 pixels, which the network "
+            f"finds itself, seen at 32. {len(b.seeds)} seeds; ± is Student's 95 % interval over them; n = {b.tested} hard test birds.",
+            "Printed: Shroff 2020, Tables 5.1 and 6.1, VGG-19 on CUB. Differences are between networks of the same seed.",
+        ]
+        return page("Two streams (Shroff 2020): local stream, repeated looks, attention over the steps", about, pd.DataFrame(rows), lines)
+
+    def accuracies(self, settings: str, ranking: float = USUAL) -> list[float]:
+        """On the hard test birds, in percent, a value a seed."""
+        return [self._accuracy(settings, seed, ranking) for seed in self.budget.seeds]
+
+    def finer(self) -> list[str]:
+        """Whether the maps of later steps are finer than those of earlier ones."""
+        lines = []
+        for called, settings, method in (
+            ("Grad-CAM of the steps", ATTENTION, "step-cam:step={}"),
+            ("the self-attention A_t", SELF_ATTENTION, "raw-attention:step={}"),
+        ):
+            entropies, areas = [], []
+            for seed in self.budget.seeds:
+                maps = self._maps(self.trained(settings, seed), [method.format(step) for step in range(1, self.steps + 1)], "local")
+                entropies.append(trend([entropy(each) for each in maps]))
+                areas.append(trend([half_area(each) for each in maps]))
+            for what, values in (("entropy", entropies), ("the area that holds half of it", areas)):
+                text = f"{called} gets finer with t: Spearman's correlation of {what} with t is below 0 (mean over birds)"
+                lines.append(claim(text, _over(values), -1))
+        return lines
+
+    def parts(self) -> list[str]:
+        """Where boxes and maps lie with respect to the part that tells a kind from its neighbour."""
+        shown = self._shown
+        held, inside = [], []
+        for seed in self.budget.seeds:
+            classifier = self.trained(ATTENTION, seed)
+            boxes = _boxes(classifier, shown.images)
+            own = patches.found_by(boxes, shown.parts).any(dim=1).double()
+            side = int(boxes[0, 0, 2] - boxes[0, 0, 0])
+            at_random = xattn.patches.find(classifier, shown.images, "random", boxes.shape[1], side)
+            held.append(100 * (own - patches.found_by(at_random, shown.parts).any(dim=1).double()))
+            (local,), (whole,) = (self._maps(classifier, ["grad-cam"], stage) for stage in ("local", "global"))
+            inside.append(100 * (share_inside(local, shown.parts) - share_inside(whole, shown.parts)))
+        return [
+            claim("boxes without labels of parts hold the part that tells a kind more often than random ones, in points", _over(held), 1),
+            claim("Grad-CAM of the local stream lies on that part more than that of the global one, in points", _over(inside), 1),
+        ]
+
+    def trained(self, settings: str, seed: int, ranking: float = USUAL) -> xattn.Classifier:
+        """A classifier of these settings, trained when it is first asked for."""
+        clean = settings.replace("=", "-").replace(",", "_")
+        file = self.work / f"{clean}-{ranking:g}-{seed}.safetensors"
+        if not file.exists():
+            torch.manual_seed(seed)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # the local stream is fresh, as it should be
+                classifier = xattn.load(f"{NETWORK},steps={self.steps},{settings}")
+            ranking = 0.0 if settings == GLOBAL else ranking
+            recipe = Recipe(backbone=True, epochs=self.budget.looked, batch_size=32, lr=1e-3, smallest_crop=None, ranking=ranking)
+            fit(classifier, hard_birds(self.budget.hard), file, recipe=recipe, seed=seed, workers=0)
+        return xattn.load(str(file))
+
+    def _accuracy(self, settings: str, seed: int, ranking: float) -> float:
+        classifier = self.trained(settings, seed, ranking)
+        images, labels = hard_test_birds(self.budget.tested)
+        logits = torch.cat([classifier.predict(some.to(classifier.device)).cpu() for some in images.split(100)])
+        return 100 * float((logits.argmax(dim=1) == labels).double().mean())
+
+    def _maps(self, classifier: xattn.Classifier, methods: Sequence[str], stage: str) -> list[Tensor]:
+        """Masks `(B, H, W)` of each method for the birds' labels."""
+        shown = self._shown
+        pieces = [
+            xattn.explain(classifier, images, methods, target=labels, stage=stage, progress=False).masks.values()
+            for images, labels in zip(shown.images.split(20), shown.labels.split(20), strict=True)
+        ]
+        return [torch.cat([masks.cpu() for masks in of_method]) for of_method in zip(*pieces, strict=True)]
+
+    @property
+    def _shown(self) -> patches.Birds:
+        return hard_paired_birds(self.budget.explained)
+
+    def _row(self, called: str, values: Sequence[float], printed: float | None = None) -> Line:
+        return {"network": called, "accuracy": over_seeds(values), "printed": "" if printed is None else f"{printed:.2f}"}
+
+
+def entropy(masks: Tensor) -> Tensor:
+    """Entropy in nats of masks `(B, H, W)` as distributions over the pixels: `(B,)`, NaN for an empty one."""
+    p = masks.flatten(1).double()
+    return torch.special.entr(p / p.sum(dim=1, keepdim=True)).sum(dim=1)
+
+
+def half_area(masks: Tensor) -> Tensor:
+    """The smallest share of the pixels that holds half of the sum of masks `(B, H, W)`: `(B,)`, NaN for an empty one."""
+    ordered = masks.flatten(1).double().sort(dim=1, descending=True).values.cumsum(dim=1)
+    total = ordered[:, -1:]
+    share = (ordered < total / 2).sum(dim=1).add(1) / masks[0].numel()
+    return torch.where(total[:, 0] > 0, share, torch.nan)
+
+
+def trend(values: Sequence[Tensor]) -> Tensor:
+    """Spearman's correlation of values `(B,)` at each step with the step's number: `(B,)`, NaN for constant ones."""
+    frame = pd.DataFrame(torch.stack(list(values)).numpy())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of constant columns, which are NaN
+        return torch.tensor(frame.corrwith(pd.Series(range(len(frame))), method="spearman").to_numpy())
+
+
+@cache
+def hard_birds(count: int) -> Labelled:
+    """Training pictures, with hard birds of their own for validation."""
+    data, validation = (open_data(Drawn(split, some, hard=True)) for split, some in (("train", count), ("validation", min(160, count))))
+    return replace(data, validation=validation)
+
+
+@cache
+def hard_test_birds(count: int) -> tuple[Tensor, Tensor]:
+    """Pictures in pixel space and classes of the hard test split."""
+    data = SketchBirds("test", count, hard=True)
+    return torch.stack([pixels(data.scene(number)) for number in range(count)]).float() / 255, torch.tensor(data.targets)
+
+
+@cache
+def hard_paired_birds(count: int) -> patches.Birds:
+    """The first hard test pictures of kinds that have a neighbour, whose part is visible."""
+    return patches.birds(count, hard=True)
+
+
+def _boxes(classifier: xattn.Classifier, images: Tensor) -> Tensor:
+    found = []
+    for some in images.split(100):
+        with looks_kept(classifier.network) as kept:
+            classifier.predict(some.to(classifier.device))
+        found.append(kept[-1].boxes.cpu())
+    return torch.cat(found)
+
+
+def _sum(k: int) -> str:
+    return f"{ATTENTION},sum_to={k}"
+
+
+def _over(values: Sequence[Tensor]) -> Interval:
+    """Mean of the seeds' means over birds, with its interval over seeds."""
+    return mean_interval(torch.stack([each.nanmean() for each in values]))
+
+
+def _decided(text: str, after: Sequence[float], before: Sequence[float], way: int) -> str:
+    """A claim on the difference of the seeds' accuracies, in points; where it is not decided, how many seeds would decide it."""
+    difference = mean_interval(torch.tensor(after, dtype=torch.float64) - torch.tensor(before, dtype=torch.float64))
+    said = claim(text, difference, way, margin=1.0)
+    if "not decided" not in said:
+        return said
+    seeds = needed(difference)
+    return f"{said}; {f'about {seeds:,}' if seeds <= MOST_SEEDS else f'more than {MOST_SEEDS:,}'} seeds would decide"
+
+
+def two_streams_page(work: Path, budget: Budget) -> str:
+    """The page of the two-stream networks."""
+    return TwoStreamsPage(work, budget).text()
