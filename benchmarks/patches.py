@@ -32,7 +32,6 @@ RESULT = Path(__file__).parent / "results" / "patches.md"
 PAIRED = 10  # kinds 0 to 9; neighbours 2k and 2k+1 differ in part k alone
 SMALLEST = 12  # visible pixels of a part that is asked for
 SMALLEST_HARD = 6  # the same on hard birds, whose parts are smaller
-SMALLEST_HARD = 6  # the same on hard birds, whose parts are smaller
 BOXES = 10
 FINDERS = ("activation", "activation:stage=layer3", "representative", "prototype", "random")
 
