@@ -140,12 +140,14 @@ def sheet(
     degenerate = tuple(f"{share:.1%}" for share in frame["degenerate_share"])
     tail = (("n", tuple(str(count) for count in frame["n"])), ("degenerate", degenerate))
     if difference:
-        notes = (f"Differences to {against}, mean over pairs [95 % confidence interval: Student's].", *notes[1:])
+        plain = [OF_LABELS[name] for name in names if name not in about]
+        own = f" {' and '.join(plain)}: no difference but the mean, as in a table without differences." if plain else ""
+        notes = (f"Differences to {against}, mean over pairs [95 % confidence interval: Student's].{own}", *notes[1:])
     left_out = tuple(
         start
         for name in of
         if name not in names
-        for start in (f"{about[name].symbol}: {name},", f"{about[name].symbol}: {name}.", f"{name}:")
+        for start in (f"{about[name].symbol}: {name},", f"{about[name].symbol}: {name}.", f"{name}: ")  # name:setting is another
     )
     notes = [note for note in notes if not note.startswith(left_out)]
     counts = sorted(set(frame["n"]))

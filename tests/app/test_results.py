@@ -141,7 +141,21 @@ def test_an_error_that_is_not_the_user_s_is_raised() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [SMALL, "os:getcwd", "/etc/net.safetensors", "hf:/tmp", "timm:local-dir:/tmp", "resnet50", "", "torch.hub:load", "hf:."]
+    "name",
+    [
+        SMALL,
+        "os:getcwd",
+        "/etc/net.safetensors",
+        "hf:/tmp",
+        "hf:/etc/passwd",
+        "timm:local-dir:/tmp",
+        "focus:timm:local-dir:/tmp",
+        "focus:resnet18",
+        "resnet50",
+        "",
+        "torch.hub:load",
+        "hf:.",
+    ],
 )
 def test_a_name_typed_on_the_page_runs_no_code_and_reads_no_file(name: str) -> None:
     with pytest.raises(InputError, match="xattn app --model NAME"):

@@ -83,11 +83,23 @@ def test_a_difference_is_that_of_pairs_with_its_interval(table: Table) -> None:
         comparison(scores()).text("markdown", difference=True)
 
 
+def test_notes_of_a_metric_stay_when_the_same_metric_with_other_settings_is_left_out() -> None:
+    rows = scores()
+    other = rows[rows["metric"] == "insertion"].assign(metric="insertion:protocol=rise")
+    other.loc[other.index[:6], "value"] = float("nan")
+    text = comparison(pd.concat([rows, other]), "random").text("markdown", columns=["insertion:protocol=rise"])
+    assert "insertion:protocol=rise: undefined for 6 maps" in text
+    assert "insertion: " not in text
+
+
 def test_a_table_of_differences_has_no_rows_of_the_reference_and_no_column_that_is_no_difference(table: Table) -> None:
     text = table.text("markdown", difference=True)
     assert "| random" not in text
     assert "acc." not in text.splitlines()[0]
-    assert "acc." in table.text("markdown", difference=True, columns=["AD", "acc."]).splitlines()[0]
+    with_accuracy = table.text("markdown", difference=True, columns=["AD", "acc."])
+    assert "acc." in with_accuracy.splitlines()[0]
+    assert "acc.: no difference but the mean" in with_accuracy
+    assert "no difference but" not in text
     by_model = comparison(scores(), "mobilenet_v2").text("markdown", difference=True)
     assert [line.split("|")[1].strip() for line in by_model.splitlines()[2:7]] == ["vit_tiny_patch16_224"] * 5
     assert "| mobilenet_v2" not in by_model

@@ -28,6 +28,7 @@ from xattn.text import shown as printable
 
 AT_ONCE = 4  # requests that are computed at the same time
 KEPT_S = 3600  # how long pictures of users stay on the disk
+LOOKED_S = 60  # how often those that stayed that long are looked for
 NO_PICTURE = "Choose a picture: drop a file above, or take one of the examples."
 NO_METHOD = "Choose a method."
 ERRORS = (XattnError, RuntimeError, MemoryError)
@@ -51,7 +52,7 @@ def build(gradio: Any, results: Results, networks: Sequence[str], examples: Sequ
         examples: files of pictures that are offered. The first is shown at the beginning.
     """
     private = {"api_visibility": "private"}
-    with gradio.Blocks(title="xattn", analytics_enabled=False, delete_cache=(KEPT_S, KEPT_S)) as page:
+    with gradio.Blocks(title="xattn", analytics_enabled=False, delete_cache=(LOOKED_S, KEPT_S)) as page:
         user = gradio.State(Session())
         gradio.Markdown("# xattn\nWhere does an image classifier look? Choose a picture, a network and methods.")
         with gradio.Row():

@@ -21,6 +21,7 @@ from xattn.explainers.api import explain
 from xattn.explainers.base import MethodComponent, RunsNetworkAgain
 from xattn.explainers.base import methods as method_registry
 from xattn.explainers.maps import Maps
+from xattn.focus import PREFIX as FOCUS
 from xattn.inference.predictor import Predictor
 from xattn.metrics.base import metrics as metric_registry
 from xattn.models import sources
@@ -247,7 +248,7 @@ def refuse_local(network: str) -> None:
         InputError: it would.
     """
     place = network.partition(":")[2]
-    if sources.is_code(network) or place.startswith(LOCAL) or os.path.isdir(place):
+    if sources.is_code(network) or network.startswith(FOCUS) or place.startswith(LOCAL) or os.path.exists(place):
         raise InputError(
             f"'{network}' is code or a file on the machine that serves this page, or nothing that xattn knows. Here, networks are named "
             "birds:NAME, torchvision:NAME, timm:NAME, hf:NAME or open_clip:NAME; others are given when the page is started: "

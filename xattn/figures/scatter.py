@@ -61,7 +61,9 @@ class Scatter:
         handles = [
             Line2D([], [], color=look.colour, linestyle="", marker=look.marker, markersize=3.5, label=m) for m, look in style_of.items()
         ]
-        n = shown.rows["image"].nunique()
+        drawn = shown.rows[shown.rows["metric"].isin(metrics) & shown.rows["value"].notna()]
+        counts = sorted(set(drawn.groupby(["model", "head", "method", "metric"])["image"].nunique()))
+        n = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
         means = f"mean over n = {n} images, bars: 95 % interval"
         note = "a point per image; ρ: Spearman's, over all points" if self.each == "image" else means
         legend_below(figure, handles, note, style)

@@ -72,6 +72,8 @@ def steps(shown: RunData, style: FigureStyle) -> list[Figure]:
             "with focus:BACKBONE, or draw --kind grid."
         )
     first = columns[0]
+    if len({column[:2] for column in columns}) > 1:
+        raise InputError("a figure of steps shows the patches of one network, and these runs hold several: draw one run at a time.")
     limits = limits_of(shown, columns, style)
     lanes = [Lane(INPUT, "patches"), *(Lane("\n".join(column), f"step {step_of(column[2])}") for column in columns)]
     items = []
@@ -85,7 +87,7 @@ def steps(shown: RunData, style: FigureStyle) -> list[Figure]:
         panels = [Panel(None if looks is None else with_boxes(crop, looks.boxes))]
         panels += [map_panel(shown, name, column, limits.get(column), style) for column in columns]
         items.append(Item(panels, captions))
-    families = {"\n".join(column): column[2].partition(":")[0] for column in columns}
+    families = {"\n".join(column): _family_name(column) for column in columns}
     several = len(set(families.values())) > 1
     return matrix(lanes, items, families if several else {}, colour_bars(columns, style), style)
 
@@ -93,6 +95,12 @@ def steps(shown: RunData, style: FigureStyle) -> list[Figure]:
 def _family(column: Column, columns: list[Column]) -> Column:
     """The first of the columns that shows a step by the same method of the same classifier."""
     return next(other for other in columns if _unstepped(other) == _unstepped(column))
+
+
+def _family_name(column: Column) -> str:
+    """The method of a column with its settings, but for the step."""
+    _, _, name, *settings = _unstepped(column)
+    return f"{name}:{','.join(settings)}" if settings else name
 
 
 def _unstepped(column: Column) -> tuple[str, ...]:
