@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ from xattn.boxes import lay_back
 from xattn.errors import InputError, UnsupportedError
 from xattn.figures import FigureStyle, figure
 from xattn.figures.base import pages
+from xattn.figures.run_data import read_runs
+from xattn.figures.steps import steps
 from xattn.models import Classifier
 from xattn.study.store import Store
 
@@ -201,3 +204,7 @@ def test_a_run_keeps_boxes_and_weights_of_steps_and_a_figure_shows_them(folder: 
     assert (tmp_path / "steps.png").stat().st_size > 1000
     with pytest.raises(InputError, match="maps of the steps"):
         pages([tmp_path / "run"], "steps", methods=["grad-cam"])
+    read = read_runs([tmp_path / "run"], None, None)
+    both = replace(read, maps=read.maps | {(image, "another", *rest): found for (image, _, *rest), found in read.maps.items()})
+    with pytest.raises(InputError, match="of one network"):
+        steps(both, FigureStyle("column"))
