@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
+from matplotlib.text import Text
 from scipy import stats
 
 import xattn
@@ -14,7 +16,8 @@ from xattn.figures.curves import band
 from xattn.figures.heat import decimals
 from xattn.figures.plots import looks
 from xattn.figures.ranks import cliques, critical_difference, holm, mean_ranks, ranking
-from xattn.figures.score_data import interpolated, read_scores
+from xattn.figures.scatter import Scatter
+from xattn.figures.score_data import ScoreData, interpolated, read_scores
 from xattn.figures.style import FigureStyle
 from xattn.models import Classifier
 from xattn.study.store import Store
@@ -123,3 +126,15 @@ def test_looks_of_methods_differ_and_controls_are_grey() -> None:
     assert all(found[f"m{place}"].dash != found[f"m{place + 1}"].dash for place in range(11))  # where two lines coincide, both are seen
     assert found["random"].colour == found["centre"].colour == "#888888"
     assert len({look.colour for look in looks(methods[:3], FigureStyle(cmap="viridis")).values()}) == 3
+
+
+def test_a_scatter_says_how_many_images_are_behind_its_points() -> None:
+    rows = [
+        {"image": f"{number}.png", "model": "net", "head": "gap", "method": method, "target": "1", "metric": metric, "value": float(number)}
+        for number in range(6)
+        for method in ("grad-cam", "random")
+        for metric in ("insertion", "deletion")
+    ]
+    rows[0]["value"] = float("nan")
+    (page,) = Scatter()(ScoreData(pd.DataFrame(rows), []), FigureStyle())
+    assert any("n = 5 to 6 images" in text.get_text() for text in page.findobj(Text))
