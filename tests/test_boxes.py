@@ -48,12 +48,15 @@ def test_crops_are_differentiable_in_the_images_and_maps_that_are_laid_back_in_t
 
 
 def slowly_laid_back(maps: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Boxes of whole pixels: each map resized by torch and put there."""
+    """Boxes of whole pixels: each map resized by torch and put there; where they are a pixel wide or high, the mean."""
     found = torch.zeros(*maps.shape[:2], *size, dtype=maps.dtype)
     for image in range(len(maps)):
         for number in range(maps.shape[1]):
             x1, y1, x2, y2 = boxes[image, number].int().tolist()
-            large = functional.interpolate(maps[image : image + 1, number : number + 1], size=(y2 - y1, x2 - x1), mode="bilinear")
+            own = maps[image : image + 1, number : number + 1]
+            own = own.mean(dim=2, keepdim=True) if y2 - y1 == 1 else own
+            own = own.mean(dim=3, keepdim=True) if x2 - x1 == 1 else own
+            large = functional.interpolate(own, size=(y2 - y1, x2 - x1), mode="bilinear")
             found[image, number, y1:y2, x1:x2] = large[0, 0]
     return found
 
@@ -62,6 +65,21 @@ def test_maps_lie_where_their_boxes_are_resized_as_torch_does_it() -> None:
     maps = torch.rand(2, 3, 4, 5, dtype=torch.float64)
     boxes = torch.tensor([[[0, 0, 20, 16], [3, 5, 11, 9], [2, 2, 7, 6]], [[1, 1, 20, 2], [10, 6, 20, 16], [0, 0, 1, 1]]]).double()
     assert torch.allclose(lay_back(maps, boxes, (16, 20)), slowly_laid_back(maps, boxes, (16, 20)))
+
+
+def test_a_map_that_is_finer_than_its_box_loses_no_cell() -> None:
+    box = torch.tensor([[[2.0, 1.0, 5.0, 4.0]]])
+    for cell in range(5):
+        maps = torch.zeros(1, 1, 5, 5)
+        maps[0, 0, cell, 2] = 1.0
+        back = lay_back(maps, box, (6, 6))[0, 0]
+        assert back[1:4, 2:5].sum() == pytest.approx(9 / 25)  # a pixel is 5/3 of a cell wide
+        assert back.sum() == back[1:4, 2:5].sum()
+
+
+def test_crops_of_half_precision_are_those_of_the_image_in_float() -> None:
+    images, box = torch.rand(1, 3, 40, 400).bfloat16(), torch.tensor([[[301.0, 3.0, 333.0, 35.0]]])
+    assert torch.equal(crop(images, box, 32)[0, 0], images[0, :, 3:35, 301:333])
 
 
 def test_a_crop_s_map_returns_to_the_pixels_that_it_came_from() -> None:

@@ -76,13 +76,16 @@ def crop(images: Tensor, boxes: Tensor, side: int | tuple[int, int]) -> Tensor:
     check_boxes(boxes, len(images), (images.shape[2], images.shape[3]))
     n = boxes.shape[1]
     numbers = torch.arange(len(images), device=images.device).repeat_interleave(n)
-    rows = torch.cat([numbers[:, None].to(images), boxes.reshape(-1, 4).to(images)], dim=1)
-    cropped: Tensor = roi_align(images, rows, (height, width), aligned=True)
+    wide = images if images.dtype in (torch.float32, torch.float64) else images.float()  # half precision rounds coordinates
+    rows = torch.cat([numbers[:, None].to(wide), boxes.reshape(-1, 4).to(wide)], dim=1)
+    cropped: Tensor = roi_align(wide, rows, (height, width), aligned=True).to(images.dtype)
     return cropped.view(len(images), n, *cropped.shape[1:])
 
 
 def lay_back(maps: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Puts the map of each crop where its box is in the image, resized bilinearly; 0 outside the box. Differentiable in the maps.
+    """Puts the map of each crop where its box is in the image; 0 outside the box. Differentiable in the maps.
+
+    It is enlarged bilinearly; where a box has fewer pixels than the map has cells, a pixel gets the mean of the cells that it covers.
 
     Args:
         maps: `(B, n, h, w)`, one per box.
@@ -113,12 +116,16 @@ def lay_back(maps: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
 def _resizing(low: Tensor, high: Tensor, count: int, pixels: int) -> Tensor:
     """Weights `(…, pixels, count)` with which a map's cells between two edges give an image's pixels; 0 outside the edges."""
-    centres = torch.arange(pixels, device=low.device, dtype=low.dtype) + 0.5
-    inside = (centres >= low[..., None]) & (centres < high[..., None])
-    places = (centres - low[..., None]) * (count / (high - low))[..., None] - 0.5
+    starts = torch.arange(pixels, device=low.device, dtype=low.dtype)
     cells = torch.arange(count, device=low.device, dtype=low.dtype)
-    weights = (1 - (places.clamp(0, count - 1)[..., None] - cells).abs()).clamp(min=0)
-    return weights * inside[..., None]
+    inside = (starts + 0.5 >= low[..., None]) & (starts + 0.5 < high[..., None])
+    per_pixel = (count / (high - low))[..., None]
+    first = (starts - low[..., None]) * per_pixel  # where a pixel begins, counted in cells
+    places = (first + (per_pixel - 1) / 2).clamp(0, count - 1)
+    between = (1 - (places[..., None] - cells).abs()).clamp(min=0)
+    covered = (torch.minimum((first + per_pixel)[..., None], cells + 1) - torch.maximum(first[..., None], cells)).clamp(min=0)
+    mean = covered / covered.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(low.dtype).tiny)
+    return torch.where(per_pixel[..., None] > 1, mean, between) * inside[..., None]
 
 
 def whole(images: Tensor) -> Tensor:
@@ -177,8 +184,8 @@ def cell_centres(cells: Tensor, grid: tuple[int, int], size: tuple[int, int]) ->
     Returns:
         `(…, 2)`, x and y in pixels.
     """
-    x = (cells % grid[1] + 0.5) * (size[1] / grid[1])
-    y = (cells // grid[1] + 0.5) * (size[0] / grid[0])
+    x = ((cells % grid[1]).float() + 0.5) * (size[1] / grid[1])
+    y = ((cells // grid[1]).float() + 0.5) * (size[0] / grid[0])
     return torch.stack([x, y], dim=-1)
 
 

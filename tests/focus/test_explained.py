@@ -21,6 +21,7 @@ from xattn.figures.base import pages
 from xattn.figures.run_data import read_runs
 from xattn.figures.steps import steps
 from xattn.models import Classifier
+from xattn.patches import find
 from xattn.study.store import Store
 
 LABELS = [0, 1, 2, 1]
@@ -208,3 +209,24 @@ def test_a_run_keeps_boxes_and_weights_of_steps_and_a_figure_shows_them(folder: 
     both = replace(read, maps=read.maps | {(image, "another", *rest): found for (image, _, *rest), found in read.maps.items()})
     with pytest.raises(InputError, match="of one network"):
         steps(both, FigureStyle("column"))
+
+
+def test_finders_of_patches_read_the_global_stream() -> None:
+    clf, images = tiny.classifier(), networks.pictures(2)
+    for finder in ("activation", "representative"):
+        assert torch.equal(find(clf, images, finder, 3), find(clf, images, f"{finder}:stage=global", 3))
+        with pytest.raises(InputError, match="maps of patches, not of the picture: take stage=global"):
+            find(clf, images, f"{finder}:stage=local", 3)
+
+
+def test_score_cam_has_values_where_boxes_are_smaller_than_the_maps_of_their_patches() -> None:
+    clf = tiny.classifier(box=0.1, side=32)
+    raw = xattn.explain(clf, networks.pictures(2), ["score-cam"], stage="local").raw["score-cam"]
+    assert torch.isfinite(raw).all()
+
+
+def test_self_attention_is_left_out_at_the_global_stage(folder: Path, tmp_path: Path) -> None:
+    clf = tiny.classifier(self_attention=True)
+    for method, stage, said in (("raw-attention", "global", "at stage local"), ("raw-attention:attention=logits", None, "no kept scores")):
+        with pytest.raises(UnsupportedError, match=said):
+            xattn.Study([clf], [method], ["sparsity"], folder, tmp_path / "other", stage=stage, progress=False).run()

@@ -34,6 +34,15 @@ def test_a_name_gives_a_network_that_is_untrained_and_saved_and_loaded_as_it_is(
     assert (again.labels, again.network.settings) == (("a", "b", "c"), TwoStreamSettings(steps=2, patches=2, box=0.4))
 
 
+def test_weights_of_a_whole_network_keep_its_size_and_their_number_of_classes(tmp_path: Path) -> None:
+    clf = xattn.load(NAME, classes=3, device="cpu")
+    torch.save(clf.network.state_dict(), tmp_path / "two.pth")
+    again = xattn.load(NAME, weights=str(tmp_path / "two.pth"), device="cpu")
+    assert (again.preprocessing, again.class_count) == (clf.preprocessing, 3)
+    with pytest.raises(InputError, match="the weights are for 3 classes, and classes=4 came"):
+        xattn.load(NAME, weights=str(tmp_path / "two.pth"), classes=4, device="cpu")
+
+
 def test_other_sources_are_told() -> None:
     for name, said in (
         ("focus:hf:google/vit", "is of none of these"),

@@ -25,7 +25,7 @@ from xattn.patches.prototype import bounding_boxes
 def plain(head: str = "gap") -> Classifier:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        clf = xattn.attach(networks.small(), head=head, input_size=32, resize=32, name="small")
+        clf = xattn.attach(networks.small(), head=head, input_size=32, resize=(32, 32), name="small")
     clf.trained = True
     return clf
 
@@ -261,9 +261,10 @@ def test_rows_are_needed_and_must_exist_and_crops_are_refused(file: str) -> None
         find(clf, images, file, 4, rows=[0, 5])
     with pytest.raises(InputError, match=r"has 4 boxes per picture; 10 were asked for"):
         find(clf, images, file, rows=[0, 1])
-    clf.preprocessing = replace(clf.preprocessing, resize=36)
-    with pytest.raises(InputError, match=r"are those of whole pictures, and small crops them .* load it with resize=\(32, 32\)"):
-        find(clf, images, file, 4, rows=[0, 1])
+    for resize in (36, 32):  # of the shorter side; the longer one is cropped
+        clf.preprocessing = replace(clf.preprocessing, resize=resize)
+        with pytest.raises(InputError, match=r"are those of whole pictures, and small crops them .* load it with resize=\(32, 32\)"):
+            find(clf, images, file, 4, rows=[0, 1])
 
 
 def test_names_and_settings_are_checked() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import signal
 import subprocess
@@ -205,6 +206,21 @@ def test_another_training_in_the_same_folder_is_refused(painted: Path, tmp_path:
         fit(fresh(), painted, tmp_path / "out.safetensors", recipe=QUICK.with_(epochs=2), workers=0, progress=False)
     with pytest.raises(RunError, match="seed was 0, is 1"):
         fit(fresh(), painted, tmp_path / "out.safetensors", recipe=QUICK.with_(epochs=1), seed=1, workers=0, progress=False)
+
+
+def test_a_training_that_an_earlier_version_began_goes_on(painted: Path, tmp_path: Path) -> None:
+    fit(fresh(), painted, tmp_path / "out.safetensors", recipe=QUICK.with_(epochs=1), workers=0, progress=False)
+    path = tmp_path / "out.training" / "training.json"
+    settings = json.loads(path.read_text())
+    for name in ("ranking", "margin", "local_lr"):
+        del settings["recipe"][name]
+    del settings["patches"]
+    path.write_text(json.dumps(settings))
+    fit(fresh(), painted, tmp_path / "out.safetensors", recipe=QUICK.with_(epochs=1), workers=0, progress=False)
+    settings["patches"] = "those of a file"
+    path.write_text(json.dumps(settings))
+    with pytest.raises(RunError, match="patches was those of a file, is None"):
+        fit(fresh(), painted, tmp_path / "out.safetensors", recipe=QUICK.with_(epochs=1), workers=0, progress=False)
 
 
 def test_early_stop_looks_at_the_validation_loss_and_is_the_end(painted: Path, tmp_path: Path) -> None:

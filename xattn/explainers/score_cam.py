@@ -103,7 +103,8 @@ class ScoreCAM(RunsNetworkAgain):
             low, high = (extreme[:, None, None, None] for extreme in within.aminmax(dim=1))
             first, last = owners[part.start], owners[part.stop - 1]
             shown = images[first, None] if first == last else images[i]
-            return shown * maps.sub_(low).div_(high - low), i
+            span = high - low  # 0 where a channel shows nothing once it is laid back
+            return shown * maps.sub_(low).div_(torch.where(span > 0, span, 1)), i
 
         return PerturbedImages(len(image), make)
 

@@ -48,10 +48,13 @@ def from_focus(request: Request, build: Callable[[Request], Built], bare: Callab
     preprocessing = None if own is None else own.preprocessing
     classes = request.classes
     if state is not None and whole:
+        preprocessing = build(Request(name)).preprocessing if name.startswith("birds:") else None
         classes = len(state[f"{GLOBAL}.classifier.weight"])
+        if request.classes not in (None, classes):
+            raise InputError(f"model '{request.model}': the weights are for {classes} classes, and classes={request.classes} came.")
+    count = classes or (0 if own is None else _outputs(own))
     trunk, channels = trunk_of(backbone.eval(), name)
-    labels = None if own is None or (classes is not None and len(own.labels or ()) != classes) else own.labels
-    count = classes or (len(labels) if labels is not None else 0)
+    labels = own.labels if own is not None and own.labels is not None and len(own.labels) == count else None
     if not count:
         raise InputError(f"model '{request.model}' has a new classifier: say for how many classes (classes=…).")
     network = TwoStreams(trunk, without_last_pooling(copy.deepcopy(trunk)), channels, count, settings)
@@ -59,6 +62,13 @@ def from_focus(request: Request, build: Callable[[Request], Built], bare: Callab
         fit_weights(network, state, request.shown_weights)
     size = (SIDE, SIDE) if preprocessing is None or not name.startswith("birds:") else preprocessing.input_size
     return Built(network, replace(preprocessing or Preprocessing(), input_size=size, resize=size), labels, trained=whole)
+
+
+def _outputs(built: Built) -> int:
+    """How many values a backbone gives for a picture."""
+    with torch.no_grad():
+        found: Tensor = built.network.eval()(torch.zeros(1, 3, *built.preprocessing.input_size))
+    return found.shape[-1]
 
 
 def trunk_of(network: nn.Module, name: str) -> tuple[nn.Module, int]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from xattn.errors import InputError
 from xattn.models import Classifier
+from xattn.models.streams import GLOBAL_STAGE
 from xattn.registry import Registry
 
 SHARE = 4  # the default side of a square box is that part of the image's shorter side
@@ -120,8 +121,19 @@ def side_or_default(side: int | None, size: tuple[int, int]) -> int:
 
 
 def features_of(classifier: Classifier, images: Tensor, stage: str | None) -> Tensor:
-    """Features `(B, C, h, w)` of a stage, without gradients, in float32 at least; None: the input of the pooling."""
-    name = classifier.stage(stage).name
+    """Features `(B, C, h, w)` of a stage, without gradients, in float32 at least.
+
+    None is the input of the pooling, of a two-stream network that of its global stream.
+
+    Raises:
+        InputError: the stage has maps of patches.
+    """
+    found_stage = classifier.stage(stage)
+    if found_stage.boxes and stage is None:
+        found_stage = classifier.stage(GLOBAL_STAGE)
+    if found_stage.boxes:
+        raise InputError(f"stage '{found_stage.name}' has maps of patches, not of the picture: take stage={GLOBAL_STAGE}.")
+    name = found_stage.name
     with torch.no_grad():
         found = classifier.features(images.to(classifier.device), [name])[name]
     return found if found.dtype == torch.float64 else found.float()

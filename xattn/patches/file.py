@@ -117,7 +117,7 @@ class StoredPatches:
         """
         size = image_size(images, n)
         resize, shape = classifier.preprocessing.resize, classifier.input_size
-        if (resize if isinstance(resize, tuple) else (resize, resize)) != shape:
+        if resize != shape:
             raise InputError(
                 f"the boxes of '{self.path}' are those of whole pictures, and {classifier.name} crops them ({classifier.preprocessing}): "
                 f"load it with resize={shape[0], shape[1]}."

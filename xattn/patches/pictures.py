@@ -100,8 +100,8 @@ def boxes_of(
     """
     component = finders.create(finder)
     if target == "label":
-        if any(place.endswith(":test") for place in source.origin):
-            raise InputError(f"boxes of the test pictures of {source.origin[0]} must not depend on their labels: take target predicted.")
+        if split := next((place for place in source.origin if place.endswith(":test")), None):
+            raise InputError(f"boxes of the test pictures of {split} must not depend on their labels: take target predicted.")
         if bare := next((image.name for image in source.images if image.label is None), None):
             raise InputError(f"target label needs a label of each picture; {bare} has none. Take target predicted, or give labels.")
     names, found, sizes, classes, failed = [], [], [], [], []

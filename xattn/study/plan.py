@@ -21,12 +21,14 @@ from xattn.inference.tuning import Tuned
 from xattn.metrics.base import Metric, MetricMetadata, refuse_without_probability
 from xattn.models.classifier import Classifier
 from xattn.models.layout import Stage
-from xattn.models.streams import attends, steps_in
+from xattn.models.streams import LOCAL_STAGE, attends, steps_in
 from xattn.models.target_rules import THRESHOLD, Asked, PredictedLabels, TargetRule, described, labels_of, target_rule
 from xattn.registry import Component
 from xattn.study.schema import Deviation, run_key
 
 MetricComponent = Component[MetricMetadata, Metric]
+
+NO_ATTENTION = "this head has no attention"
 
 
 @dataclass(frozen=True)
@@ -147,17 +149,17 @@ class Plan:
                 self._refuse(self.methods[0], self.lacks(classifier, self.methods[0]), classifier)
 
     def _refuse(self, method: MethodComponent, lacks: str | None, classifier: Classifier) -> None:
-        if Need.ATTENTION in method.metadata.needs and "attention" in (lacks or ""):
+        if Need.ATTENTION in method.metadata.needs and lacks == NO_ATTENTION:
             raise UnsupportedError(
                 f"{method.spec} shows a head's attention, and {key_of(classifier)} has none: use ca-stream, br-npa or b-cnn, or another "
                 "method."
             )
         if {Need.LAYERS, Need.LAYER_GRADIENTS} & method.metadata.needs:
             raise UnsupportedError(f"{method.spec} does not run on {key_of(classifier)}: {lacks}. Use a CAM.")
-        if getattr(method.instance, "step", None) is not None:
+        if Need.ATTENTION in method.metadata.needs or getattr(method.instance, "step", None) is not None:
             raise UnsupportedError(
-                f"{method.spec} shows a step of a two-stream network (focus:BACKBONE); of {key_of(classifier)}: {lacks}. Give a network "
-                "that has it, its stage local, or another method."
+                f"{method.spec} shows steps of a two-stream network (focus:BACKBONE); of {key_of(classifier)}: {lacks}. Give a network "
+                "that has them, its stage local, or another method."
             )
         classifier.stage()  # its error says why there is none, and what to do
 
@@ -292,7 +294,12 @@ def lacking(classifier: Classifier, method: MethodComponent, stage: Stage | None
     """
     needs = method.metadata.needs
     if Need.ATTENTION in needs and not (heads.create(classifier.head_name).metadata.attention or attends(classifier.network)):
-        return "this head has no attention"
+        return NO_ATTENTION
+    if Need.ATTENTION in needs and attends(classifier.network):
+        if stage is None or stage.name != LOCAL_STAGE:
+            return f"its attention is that of the steps, at stage {LOCAL_STAGE}"
+        if getattr(method.instance, "attention", "softmax") != "softmax":
+            return "the attention of its steps has no kept scores"
     last = getattr(method.instance, "step", None)
     if Need.STEPS in needs or (last is not None and Need.ATTENTION in needs):
         count = steps_in(classifier.network)

@@ -21,6 +21,7 @@ from xattn.errors import DivergedError, RunError
 from xattn.locking import one_process
 from xattn.progress import Progress
 from xattn.stored import Count, parsed, structured
+from xattn.training.recipe import Recipe
 
 logger = logging.getLogger("xattn")
 
@@ -46,6 +47,8 @@ def begin(folder: Path, settings: Mapping[str, Any], work: str = LAST) -> None:
                 stored = structured(dict[str, Any], parsed(path.read_bytes()))
             except ValueError as error:
                 raise RunError(f"'{path}' is damaged ({error}): give another --out, or remove the folder.") from error
+            if isinstance(stored.get("recipe"), dict):  # settings that an earlier version did not have are at their defaults
+                stored["recipe"] = Recipe().to_json() | stored["recipe"]
             if apart := list(_apart(stored, json.loads(json.dumps(settings)))):
                 raise RunError(f"'{folder}' holds another training ({'; '.join(apart)}): give another --out, or remove the folder.")
             return

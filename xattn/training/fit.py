@@ -212,7 +212,7 @@ def default_of(classifier: Classifier) -> str:
 
 
 def _described(boxes: Tensor | None) -> dict[str, Any]:
-    return {} if boxes is None else {"patches": digest_of({"boxes": boxes})}
+    return {"patches": None if boxes is None else digest_of({"boxes": boxes})}
 
 
 def is_first_process() -> bool:

@@ -17,6 +17,8 @@ from optuna.trial import TrialState
 
 from xattn.errors import DivergedError, InputError, UnsupportedError
 from xattn.models import Classifier
+from xattn.models.checkpoints import digest_of
+from xattn.patches.file import read_patches
 from xattn.training.checkpointing import begin, one_training
 from xattn.training.data import Classes, Labelled, open_data
 from xattn.training.fit import default_of, fit
@@ -91,6 +93,7 @@ def search(
             "recipe": base.to_json(),
             "weights": classifier.digest(),
             "seed": seed,
+            "patches": None if options.get("patches") is None else digest_of({"boxes": read_patches(options["patches"])[0]}),
         }
         begin(folder, settings | {"teacher": None if teacher is None else teacher.digest()}, "study.log")
         optuna.logging.set_verbosity(logging.CRITICAL)  # the line per trial is logged here
