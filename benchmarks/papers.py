@@ -29,7 +29,7 @@ from printed import (
     SELECTION,
 )
 from trained import SMOKE, Budget, Trainings
-from two_streams import two_streams_page
+from two_streams import TwoStreamsPage
 
 import xattn
 from xattn.birds import SketchBirds
@@ -346,7 +346,7 @@ TABLES: dict[str, Callable[[Papers], str]] = {
     "gradients": Papers.gradients,
     "stream-design": Papers.stream_design,
     "alignment": lambda papers: alignment_page(papers.trainings, papers.scores),
-    "two-streams": lambda papers: two_streams_page(papers.work / "two-streams", papers.budget),
+    "two-streams": lambda papers: TwoStreamsPage(papers.work / "two-streams", papers.budget).text(),
 }
 
 

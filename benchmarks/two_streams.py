@@ -55,17 +55,22 @@ class TwoStreamsPage:
         found = {}
         for called, settings in {"global alone": GLOBAL, **LOCALS, "+ self-attention between the steps": SELF_ATTENTION}.items():
             found[settings] = self.accuracies(settings)
-            rows.append(self._row(called, found[settings], TWO_STREAMS.get(called)))
+            rows.append(_row(called, found[settings], TWO_STREAMS.get(called)))
         for k in b.sums:
             found[_sum(k)] = self.accuracies(_sum(k))
-            rows.append(self._row(f"sum of steps 1 to {k}, no attention", found[_sum(k)], TWO_STREAMS_SUMS.get(k)))
+            rows.append(_row(f"sum of steps 1 to {k}, no attention", found[_sum(k)], TWO_STREAMS_SUMS.get(k)))
         for ranking in RANKING:
             values = found[ATTENTION] if ranking == USUAL else self.accuracies(ATTENTION, ranking)
-            rows.append(self._row(f"attention, λ = {ranking:g}", values))
+            rows.append(_row(f"attention, λ = {ranking:g}", values))
             found[f"λ={ranking:g}"] = values
         last = max(b.sums)
         lines = [
-            _decided("a local stream of patches is better than the global one alone", found[LOCALS["+ local, cnn"]], found[GLOBAL], 0),
+            _decided(
+                "a local stream without repeated looks is no better than the global one alone",
+                found[LOCALS["+ local, cnn"]],
+                found[GLOBAL],
+                0,
+            ),
             _decided("an LSTM over repeated looks is better than none", found[LOCALS["+ local, lstm"]], found[LOCALS["+ local, cnn"]], 1),
             _decided("attention over the steps is better than the last step", found[ATTENTION], found[LOCALS["+ local, lstm"]], 1),
             _decided("both streams with attention are better than the global one alone", found[ATTENTION], found[GLOBAL], 1),
@@ -155,9 +160,6 @@ class TwoStreamsPage:
     def _shown(self) -> patches.Birds:
         return hard_paired_birds(self.budget.explained)
 
-    def _row(self, called: str, values: Sequence[float], printed: float | None = None) -> Line:
-        return {"network": called, "accuracy": over_seeds(values), "printed": "" if printed is None else f"{printed:.2f}"}
-
 
 def entropy(masks: Tensor) -> Tensor:
     """Entropy in nats of masks `(B, H, W)` as distributions over the pixels: `(B,)`, NaN for an empty one."""
@@ -210,6 +212,10 @@ def _boxes(classifier: xattn.Classifier, images: Tensor) -> Tensor:
     return torch.cat(found)
 
 
+def _row(called: str, values: Sequence[float], printed: float | None = None) -> Line:
+    return {"network": called, "accuracy": over_seeds(values), "printed": "" if printed is None else f"{printed:.2f}"}
+
+
 def _sum(k: int) -> str:
     return f"{ATTENTION},sum_to={k}"
 
@@ -227,8 +233,3 @@ def _decided(text: str, after: Sequence[float], before: Sequence[float], way: in
         return said
     seeds = needed(difference)
     return f"{said}; {f'about {seeds:,}' if seeds <= MOST_SEEDS else f'more than {MOST_SEEDS:,}'} seeds would decide"
-
-
-def two_streams_page(work: Path, budget: Budget) -> str:
-    """The page of the two-stream networks."""
-    return TwoStreamsPage(work, budget).text()
