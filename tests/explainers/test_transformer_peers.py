@@ -1,7 +1,12 @@
-"""Methods for transformers: one network in three libraries, and the same inputs through txv 0.0.2 and torch-cam 0.5."""
+"""Methods for transformers: one network in three libraries, and the same inputs through txv 0.0.2, torch-cam 0.5 and legrad 1.1.
+
+legrad needs open_clip 2.23 and so an environment of its own: `pip install -e . legrad_torch pytest`, then
+`pytest -o addopts= -o filterwarnings= tests/explainers/test_transformer_peers.py -k release`.
+"""
 
 from __future__ import annotations
 
+from copy import deepcopy
 from functools import partial
 from typing import Any
 
@@ -158,3 +163,41 @@ def test_legrad_is_that_of_torch_cam() -> None:
         (theirs,) = extractor(TARGETS, normalized=False)
     ours = xattn.explain(clf, images, ["legrad"], target=TARGETS).raw["legrad"]
     assert float((ours - theirs.detach()).abs().max()) < 1e-5 * float(ours.max())
+
+
+def test_legrad_is_that_of_its_release() -> None:
+    legrad = pytest.importorskip("legrad")
+    from open_clip.transformer import VisionTransformer
+
+    class MeanOfAllTokens(VisionTransformer):  # type: ignore[misc]
+        """Pooled as the release pools every layer, whatever the network does."""
+
+        def _global_pool(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+            return tokens.mean(dim=1), tokens
+
+    class TwoTowers(nn.Module):
+        def __init__(self, visual: nn.Module, texts: Tensor) -> None:
+            super().__init__()
+            self.visual = visual
+            self.texts = nn.Parameter(texts)
+
+        def encode_image(self, images: Tensor) -> Tensor:
+            found: Tensor = self.visual(images)
+            return found
+
+        def forward(self, images: Tensor) -> Tensor:
+            return 10 * nn.functional.normalize(self.encode_image(images), dim=-1) @ self.texts.T
+
+    def made() -> TwoTowers:
+        visual = _spread(MeanOfAllTokens(32, 8, 24, 3, 2, 4.0, output_dim=12, final_ln_after_pool=True))
+        return TwoTowers(visual, nn.functional.normalize(torch.randn(5, 12), dim=-1)).double().eval()
+
+    network = networks.seeded(made)
+    clf, images = attached(deepcopy(network), "clip"), networks.pictures(3).double()
+    theirs = legrad.LeWrapper(network, layer_index=0)
+    ours = xattn.explain(clf, images, ["legrad"], target=TARGETS).raw["legrad"]
+    for image, target, found in zip(images, TARGETS, ours, strict=True):  # one by one: it normalises over the batch
+        expected = theirs.compute_legrad(network.texts[target][None], clf.normalise(image[None]).contiguous())[0, 0]
+        resized = nn.functional.interpolate(found[None, None], scale_factor=8, mode="bilinear")[0, 0]
+        resized = (resized - resized.min()) / (resized.max() - resized.min())
+        assert torch.allclose(resized, expected.detach(), atol=1e-10)
