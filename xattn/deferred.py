@@ -8,10 +8,14 @@ For annotations `from torch import Tensor` stays below `TYPE_CHECKING`.
 from __future__ import annotations
 
 import importlib
+import sys
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
-__all__ = ["torch"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["is_tensor", "torch"]
 
 
 class _Deferred(ModuleType):
@@ -25,3 +29,8 @@ if TYPE_CHECKING:
     import torch as torch
 else:
     torch = _Deferred("torch")
+
+
+def is_tensor(value: object) -> TypeGuard[Tensor]:
+    """Whether a value is a tensor of torch; where torch is not imported, nothing is."""
+    return "torch" in sys.modules and isinstance(value, torch.Tensor)

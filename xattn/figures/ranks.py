@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-import torch
+import numpy as np
 from matplotlib.figure import Figure
-from torch import Tensor
+from numpy.typing import NDArray
 
 from xattn.errors import InputError
 from xattn.figures.base import register
@@ -19,6 +19,7 @@ from xattn.figures.sheet import HEADING, NOTE, TEXT, TITLE, Sheet, text_height, 
 from xattn.figures.style import FigureStyle
 from xattn.metrics.statistics import paired
 
+Doubles = NDArray[np.float64]
 LEVEL = 0.05
 Test = Literal["nemenyi", "wilcoxon"]
 TESTS = {
@@ -49,12 +50,13 @@ class Ranking(NamedTuple):
     n: int
 
 
-def mean_ranks(values: Tensor, higher: bool) -> Tensor:
+def mean_ranks(values: Doubles, higher: bool) -> Doubles:
     """Mean over images of the rank of each method, 1 for the best; ties share the mean of their ranks: `(n, k)` → `(k,)`."""
-    signed = -values.double() if higher else values.double()
-    less = (signed[:, None, :] < signed[:, :, None]).sum(dim=2)
-    same = (signed[:, None, :] == signed[:, :, None]).sum(dim=2)
-    return (less + (same + 1) / 2).mean(dim=0)
+    signed = -values if higher else values
+    less = (signed[:, None, :] < signed[:, :, None]).sum(axis=2)
+    same = (signed[:, None, :] == signed[:, :, None]).sum(axis=2)
+    found: Doubles = (less + (same + 1) / 2).mean(axis=0)
+    return found
 
 
 def critical_difference(methods: int, n: int) -> float:
@@ -85,7 +87,7 @@ def holm(p: Sequence[float]) -> list[float]:
     return found
 
 
-def ranking(names: Sequence[str], values: Tensor, higher: bool, test: Test = "nemenyi") -> Ranking:
+def ranking(names: Sequence[str], values: Doubles, higher: bool, test: Test = "nemenyi") -> Ranking:
     """Ranks methods and says which do not differ.
 
     Args:
@@ -106,7 +108,7 @@ def ranking(names: Sequence[str], values: Tensor, higher: bool, test: Test = "ne
     critical = critical_difference(k, n) if test == "nemenyi" else math.nan
     pairs = [(a, b) for a in range(k) for b in range(a + 1, k)]
     if test == "nemenyi":
-        same = {pair: float((ranks[order[pair[1]]] - ranks[order[pair[0]]]).abs()) < critical for pair in pairs}
+        same = {pair: abs(ranks[order[pair[1]]] - ranks[order[pair[0]]]) < critical for pair in pairs}
     else:
         p = holm([paired(values[:, order[a]], values[:, order[b]]).p for a, b in pairs])
         same = {pair: value >= LEVEL for pair, value in zip(pairs, p, strict=True)}
@@ -149,7 +151,7 @@ class Ranks:
                 table = shown.values(classifier, metric).dropna()
                 if table.shape[1] < 2 or len(table) < 2:
                     continue
-                values = torch.tensor(table.to_numpy(), dtype=torch.float64)
+                values = table.to_numpy(dtype=np.float64)
                 title = " · ".join(filter(None, [classifier_name(classifier, shown), metric_name(metric)]))
                 found.append((title, ranking([str(name) for name in table.columns], values, is_better_higher(metric), self.test)))
         if not found:
