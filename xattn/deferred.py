@@ -1,4 +1,4 @@
-"""torch, imported on first use: what reads runs and lists components does without its import, which takes seconds.
+"""torch and pandas, imported on first use: what reads runs and lists components does without, or without torch, whose import takes seconds.
 
     from xattn.deferred import torch
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["is_tensor", "torch"]
+__all__ = ["is_tensor", "pandas", "torch"]
 
 
 class _Deferred(ModuleType):
@@ -26,8 +26,10 @@ class _Deferred(ModuleType):
 
 
 if TYPE_CHECKING:
+    import pandas as pandas
     import torch as torch
 else:
+    pandas = _Deferred("pandas")
     torch = _Deferred("torch")
 
 

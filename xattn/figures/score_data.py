@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
+from xattn.deferred import pandas as pd
 from xattn.errors import InputError, NameUnknownError
 from xattn.overlays import Floats
 from xattn.study.compare import joint_rows
