@@ -18,6 +18,7 @@ from xattn.figures.score_data import ScoreData
 from xattn.figures.sheet import HEADING, NOTE, TEXT, TITLE, Sheet, text_height, text_width, wrapped
 from xattn.figures.style import FigureStyle
 from xattn.metrics.statistics import paired
+from xattn.overlays import Floats
 
 Doubles = NDArray[np.float64]
 LEVEL = 0.05
@@ -50,12 +51,16 @@ class Ranking(NamedTuple):
     n: int
 
 
-def mean_ranks(values: Doubles, higher: bool) -> Doubles:
-    """Mean over images of the rank of each method, 1 for the best; ties share the mean of their ranks: `(n, k)` → `(k,)`."""
+def mean_ranks(values: Doubles, higher: bool) -> Floats:
+    """Mean over images of the rank of each method, 1 for the best; ties share the mean of their ranks: `(n, k)` → `(k,)` float32."""
+    return _ranks(values, higher).mean(axis=0, dtype=np.float32)
+
+
+def _ranks(values: Doubles, higher: bool) -> Doubles:
     signed = -values if higher else values
     less = (signed[:, None, :] < signed[:, :, None]).sum(axis=2)
     same = (signed[:, None, :] == signed[:, :, None]).sum(axis=2)
-    found: Doubles = (less + (same + 1) / 2).mean(axis=0)
+    found: Doubles = less + (same + 1) / 2
     return found
 
 
@@ -107,7 +112,7 @@ def friedman_test(values: Doubles) -> float:
     ties = 1 - float((same**2 - 1).sum()) / (n * k * (k**2 - 1))
     if ties == 0:
         return 1.0
-    spread = float(((mean_ranks(values, True) - (k + 1) / 2) ** 2).sum())
+    spread = float(((_ranks(values, True).mean(axis=0) - (k + 1) / 2) ** 2).sum())
     return float(chdtrc(k - 1, 12 * n / (k * (k + 1)) * spread / ties))
 
 

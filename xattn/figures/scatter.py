@@ -76,7 +76,7 @@ class Scatter:
             ends = []
             for metric, table in zip(metrics, tables, strict=True):
                 about = registry.create(metric)
-                ends.append(aggregated(table[method].to_list(), about.instance.aggregation, about.metadata.limits))
+                ends.append(aggregated(table[method].astype("float32").to_list(), about.instance.aggregation, about.metadata.limits))
             x, y = ends
             bars = [None if math.isnan(end.low) else [[end.mean - end.low], [end.high - end.mean]] for end in (x, y)]
             axis.errorbar(
