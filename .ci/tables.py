@@ -1,4 +1,4 @@
-"""Writes the documentation's tables from the registries; with --check, says whether they are up to date."""
+"""Writes the documentation's tables and `xattn/catalogue.json` from the registries; with --check, says whether they are up to date."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 import sys
 from pathlib import Path
 
-from xattn import errors
+from xattn import catalogue, errors
 from xattn.cli.listing import listing
 from xattn.explainers.reasons import ADVICE
 
@@ -80,6 +80,11 @@ def raised() -> str:
 
 
 def main() -> None:
+    made = catalogue.written()
+    if not catalogue.FILE.is_file() or catalogue.FILE.read_text(encoding="utf-8") != made:
+        if "--check" in sys.argv:
+            sys.exit(f"xattn/{catalogue.FILE.name} is of other sources: run python .ci/tables.py")
+        catalogue.FILE.write_text(made, encoding="utf-8")
     for kind, page in PAGES.items():
         file = DOCS / f"{page}.md"
         before = file.read_text(encoding="utf-8")

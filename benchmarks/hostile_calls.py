@@ -138,6 +138,25 @@ HEADS = (
     "map:mlp_ratio=inf",
     "",
 )
+PATCHES = ("--count", "--side", "--target", "--batch-size", "--device", "--input-size", "--resize", "--mean", "--std", "--labels-csv")
+FINDERS = (
+    "random:",
+    "random:x=1",
+    "activation:,,,",
+    "activation:stage=",
+    "activation:stage=nowhere",
+    "prototype",
+    "file",
+    "file:path=",
+    "file:path=nowhere.npy",
+    "file:path=/dev/null",
+    "file:path={folder}/pipe.png",
+    "nothing",
+    ":",
+    "\x00",
+    "",
+)
+HOSTS = ("", " ", "\x00", "999.0.0.1", "::x", "nowhere.invalid", "http://x", "x" * 300)
 OUTS = ("/proc", "/proc/x", "/dev/null", "/dev/full/x", "", "\x00", "x" * 300)
 TARGETS = (
     "--1",
@@ -188,8 +207,23 @@ def command_lines(seed: int, count: int, base: Path) -> Iterator[Case]:
     lines += [["explain", birds, f"--model={model}", "--out", "{folder}/run", "--device", "cpu"] for model in MODELS]
     lines += [["explain", birds, "--model", "birds:gap", f"--out={out}", "--device", "cpu", "--metric=sparsity"] for out in OUTS]
     lines += [["explain", image, "--model", "birds:gap", "--out", "{folder}/run", "--device", "cpu"] for image in IMAGES]
+    boxes = ["patches", birds, "--model", "birds:gap", "--device", "cpu", "--count", "2"]
+    patches = [*boxes, "--out", "{folder}/boxes.csv"]
+    lines += [[*patches, f"{option}={value}"] for option in PATCHES for value in NUMBERS]
+    lines += [[*patches, f"--finder={finder}"] for finder in FINDERS]
+    lines += [[*boxes, f"--out={out}"] for out in (*OUTS, "boxes", "boxes.png", "/dev/full", "/proc/x.csv", "{folder}/no/x.npy", ".csv")]
+    lines += [["patches", birds, f"--model={model}", *patches[4:]] for model in MODELS]
+    lines += [["patches", image, *patches[2:]] for image in (*IMAGES, "{folder}/pipe.png")]
+    app = ["app", "--method=nothing"]  # refused whatever else is asked for, so that no server starts
+    lines += [[*app, f"--port={value}"] for value in NUMBERS] + [[*app, f"--host={host}"] for host in HOSTS]
+    lines += [[*app, f"--model={model}"] for model in MODELS] + [[*app, f"--method={method}"] for method in METHODS]
+    lines += [[*app, f"--device={value}"] for value in NUMBERS]
     lines += [["explain", "{folder}/pipe.png", *explain[2:]], [*explain, f"--labels-csv={birds}/../billion.csv"]]
-    lines += [[command, value] for command in ("compare", "figure", "list", "demo", "train", "nothing") for value in (*OUTS, "--x", "..")]
+    lines += [
+        [command, value]
+        for command in ("compare", "figure", "list", "demo", "train", "patches", "nothing")
+        for value in (*OUTS, "--x", "..")
+    ]
     (base / "billion.csv").write_text("image,label\n" + "".join(f"{path.name},1000000000\n" for path in Path(birds).glob("*.png")))
     random.Random(seed).shuffle(lines)
     for line in lines[:count]:

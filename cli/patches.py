@@ -59,13 +59,11 @@ def patches(
 ) -> None:
     """Find boxes of IMAGES that may hold their telling parts, without labels of parts, and write them to a file."""
     from xattn.data.images import ImageSource
-    from xattn.errors import InputError
     from xattn.models import load
-    from xattn.patches import boxes_of, finders
+    from xattn.patches import boxes_file, boxes_of, finders
 
-    if os.path.splitext(out)[1].lower() not in (".csv", ".npy"):
-        raise InputError(f"--out is a .csv or a .npy; got '{out}'.")
-    finders.create(finder)  # a wrong name is reported before anything is loaded
+    boxes_file(out)  # a wrong ending or name is reported before anything is loaded
+    finders.create(finder)
     source = ImageSource(list(images), labels_csv)
     sys.path.append(os.getcwd())  # where package.module:factory is looked up
     with warned_lines():

@@ -61,8 +61,9 @@ def save_turned(shown: Image.Image, orientation: int, path: Path) -> None:
     (shown if turn is None else shown.transpose(turn)).save(path, exif=exif)
 
 
-def centre(values: Tensor) -> tuple[float, float]:
+def centre(values: Tensor | np.ndarray) -> tuple[float, float]:
     """Centre of what is within a tenth of the largest of the values, x and y."""
+    values = torch.as_tensor(values)
     high = values.nan_to_num(0) > 0.9 * float(values.nan_to_num(0).max())
     y, x = high.nonzero().double().mean(dim=0).add(0.5).tolist()
     return x, y
@@ -82,7 +83,7 @@ def test_a_map_s_peak_comes_back_at_the_same_spot_of_the_photograph(orientation:
         maps = xattn.explain(classifier, path, ["activation-map"])
         photograph, region = next(maps.photographs.of(maps.names))
         assert photograph.size == (width, height)
-        found = centre(laid_over(maps.low_res_masks["activation-map"][0], (height, width), region))
+        found = centre(laid_over(maps.low_res_masks["activation-map"][0].numpy(), (height, width), region))
         cell = 4 * (region.right - region.left) / classifier.input_size[1]
         assert abs(found[0] - x * width) < cell / 2
         assert abs(found[1] - y * height) < 4 * (region.bottom - region.top) / classifier.input_size[0] / 2
@@ -107,17 +108,18 @@ def test_the_region_is_what_the_crop_keeps(size: tuple[int, int], preprocessing:
 
 def test_without_resize_and_crop_a_map_is_enlarged_as_the_mask_that_is_scored() -> None:
     raw = torch.rand(7, 5, generator=torch.Generator().manual_seed(0))
-    found = laid_over(raw, (35, 30), Region(0, 0, 30, 35))
+    found = torch.from_numpy(laid_over(raw.numpy(), (35, 30), Region(0, 0, 30, 35)))
     wanted = nn.functional.interpolate(raw[None, None], size=(35, 30), mode="bilinear", align_corners=False)[0, 0]
     assert torch.allclose(found, wanted, atol=1e-6)
-    cells = laid_over(raw, (35, 30), Region(0, 0, 30, 35), "nearest")
+    cells = torch.from_numpy(laid_over(raw.numpy(), (35, 30), Region(0, 0, 30, 35), "nearest"))
     assert torch.equal(cells, raw.repeat_interleave(5, dim=0).repeat_interleave(6, dim=1))
 
 
 def test_outside_the_crop_the_photograph_stays_as_it_is() -> None:
     picture = Image.effect_noise((200, 100), 80).convert("RGB")
     region = Preprocessing((80, 80), 100).region(picture)
-    before, after = (torch.from_numpy(np.array(shown)) for shown in (picture, overlay(picture, torch.rand(4, 4), region, OverlayStyle())))
+    drawn = overlay(picture, torch.rand(4, 4).numpy(), region, OverlayStyle())
+    before, after = (torch.from_numpy(np.array(shown)) for shown in (picture, drawn))
     seen = torch.zeros(100, 200, dtype=torch.bool)
     seen[10:90, 60:140] = True
     assert torch.equal(before[~seen], after[~seen])
@@ -127,13 +129,13 @@ def test_outside_the_crop_the_photograph_stays_as_it_is() -> None:
 def test_colours_are_those_of_matplotlib() -> None:
     from matplotlib import colormaps
 
-    values = torch.linspace(0, 1, 300)
+    values = np.linspace(0, 1, 300, dtype=np.float32)
     for name in ("inferno", "RdBu_r", "tab10"):
-        assert torch.allclose(coloured(values, name), torch.tensor(colormaps[name](values.numpy())[:, :3], dtype=torch.float32), atol=1e-6)
+        assert np.allclose(coloured(values, name), colormaps[name](values)[:, :3], atol=1e-6)
 
 
 def test_an_overlay_in_strips_is_that_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    picture, values = Image.effect_noise((120, 90), 80).convert("RGB"), torch.rand(6, 6, generator=torch.Generator().manual_seed(1))
+    picture, values = Image.effect_noise((120, 90), 80).convert("RGB"), torch.rand(6, 6, generator=torch.Generator().manual_seed(1)).numpy()
     style = OverlayStyle(contour=(0.3, 0.7))
     whole = overlay(picture, values, Region(3.5, 2.25, 110, 88), style)
     monkeypatch.setattr("xattn.overlays.STRIP", 500)
@@ -141,7 +143,7 @@ def test_an_overlay_in_strips_is_that_in_one(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_contour_is_white_just_within_the_level_and_black_just_outside() -> None:
-    values = torch.zeros(1, 10)
+    values = np.zeros((1, 10), dtype=np.float32)
     values[:, 5:] = 1
     drawn = overlay(Image.new("RGB", (10, 6), (90, 90, 90)), values, Region(0, 0, 10, 6), OverlayStyle(None, 0.0, "nearest", (0.5,)))
     assert [drawn.getpixel((x, 3))[0] for x in range(10)] == [90, 90, 90, 90, 0, 255, 90, 90, 90, 90]

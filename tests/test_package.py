@@ -11,6 +11,11 @@ from pathlib import Path
 import pytest
 
 import xattn
+from xattn import catalogue, explainers
+from xattn.cli.listing import listing
+from xattn.explainers import methods
+from xattn.figures.canvas import is_control, is_direct
+from xattn.heads import heads
 from xattn.models import Classifier
 
 
@@ -49,23 +54,68 @@ def test_explaining_loads_neither_matplotlib_nor_the_other_libraries() -> None:
     assert not loaded & {"matplotlib", "captum", "timm", "pytorch_grad_cam", "lightning", "optuna"}
 
 
-NETWORKS = {"torchvision", "timm", "open_clip", "transformers", "lightning", "optuna", "captum", "pytorch_grad_cam", "scipy.stats", "sympy"}
+OF_ANY_RUN = ("grid", "heat", "ranks", "scatter")
+NETWORKS = {
+    "torch",
+    "torchvision",
+    "timm",
+    "open_clip",
+    "transformers",
+    "lightning",
+    "optuna",
+    "captum",
+    "pytorch_grad_cam",
+    "scipy.stats",
+    "sympy",
+}
 
 
 def test_what_needs_no_network_loads_none(tmp_path: Path, tiny: Classifier, folder: Path) -> None:
     out = tmp_path / "run"
-    xattn.Study([tiny], ["grad-cam", "random"], ["average-drop"], folder, out, workers=0, progress=False).run()
+    xattn.Study([tiny], ["grad-cam", "random"], ["average-drop", "sparsity"], folder, out, workers=0, progress=False).run()
     command = "from xattn.cli import main; main({}, standalone_mode=False)"
     for arguments in (
         ["compare", str(out), "--against", "random"],
-        ["figure", str(out), "--out", str(tmp_path / "grid.png")],
-        *(["list", kind] for kind in ("models", "heads", "methods", "metrics", "protocols", "figures")),
+        *(["figure", str(out), "--kind", kind, "--out", str(tmp_path / f"{kind}.pdf")] for kind in OF_ANY_RUN),
+        ["overlay", str(out), "--out", str(tmp_path / "over"), "--maps", "--contour", "0.5"],
+        *(["list", kind] for kind in (*catalogue.REGISTRIES, "models", "protocols")),
     ):
         loaded = modules_after(command.format(arguments))
         assert not loaded & NETWORKS, arguments
-        assert ("torch" in loaded) == (arguments[1] in ("models", "methods", "heads", "figures") or arguments[0] == "figure"), arguments
-        assert ("matplotlib" in loaded) == (arguments[0] == "figure" or arguments == ["list", "figures"])
-        assert ("pandas" in loaded) == (arguments[0] != "list" or arguments == ["list", "figures"])
+        assert ("matplotlib" in loaded) == (arguments[0] in ("figure", "overlay")), arguments
+        is_of_scores = arguments[0] == "figure" and "grid" not in arguments
+        assert ("pandas" in loaded) == (arguments[0] == "compare" or is_of_scores), arguments
+
+
+def test_the_catalogue_is_that_of_the_sources() -> None:
+    assert catalogue.current(), "xattn/catalogue.json is of other sources: run python .ci/tables.py"
+    assert json.loads(catalogue.FILE.read_text(encoding="utf-8")) == json.loads(catalogue.written())
+
+
+def test_without_a_catalogue_of_these_sources_the_registries_are_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    stale = json.loads(catalogue.FILE.read_text(encoding="utf-8")) | {"sources": "others"}
+    stale["heads"]["entries"] = {}
+    (tmp_path / "catalogue.json").write_text(json.dumps(stale))
+    code = f"""
+import sys; from pathlib import Path; from xattn import catalogue
+catalogue.FILE = Path({str(tmp_path)!r}) / "catalogue.json"
+print(sorted(catalogue.declarations("heads")), "torch" in sys.modules)"""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for is_kept in (False, True):  # what was read is kept: the second time nothing is imported
+        found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+        assert found == f"{sorted(heads.entries)} {not is_kept}\n"
+
+
+def test_a_component_of_the_user_s_own_module_is_listed_and_drawn_as_what_it_declares() -> None:
+    name = "of-the-user-s-own"
+    explainers.register(name, source="the user", control=True, direct=True)(lambda trace: trace.images.mean(dim=1))
+    try:
+        assert name in [entry["name"] for entry in listing("methods")]
+        assert is_control(name)
+        assert is_direct(name)
+    finally:
+        del methods.entries[name]
+    assert not is_control(name)
 
 
 @pytest.mark.parametrize(("command", "limit"), [(["-c", "import xattn"], 0.1), (["-m", "xattn.cli", "--help"], 0.3)])

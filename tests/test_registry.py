@@ -37,7 +37,7 @@ def registry() -> Registry[str, object]:
         Adapter(
             lambda: {"AdaptedMethod": Settings},
             lambda name, settings: Component(f"other:{name}", lambda: (name, settings), "f"),
-            lambda: True,
+            "json",
         ),
     )
     return made

@@ -1,4 +1,4 @@
-"""torch, imported on first use: what reads runs and lists components does without its import, which takes seconds.
+"""torch and pandas, imported on first use: what reads runs and lists components does without, or without torch, whose import takes seconds.
 
     from xattn.deferred import torch
 
@@ -8,10 +8,14 @@ For annotations `from torch import Tensor` stays below `TYPE_CHECKING`.
 from __future__ import annotations
 
 import importlib
+import sys
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
-__all__ = ["torch"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["is_tensor", "pandas", "torch"]
 
 
 class _Deferred(ModuleType):
@@ -22,6 +26,13 @@ class _Deferred(ModuleType):
 
 
 if TYPE_CHECKING:
+    import pandas as pandas
     import torch as torch
 else:
+    pandas = _Deferred("pandas")
     torch = _Deferred("torch")
+
+
+def is_tensor(value: object) -> TypeGuard[Tensor]:
+    """Whether a value is a tensor of torch; where torch is not imported, nothing is."""
+    return "torch" in sys.modules and isinstance(value, torch.Tensor)

@@ -8,16 +8,31 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageOps
-from torch import Tensor
-from torch.nn import functional
 
-from xattn.data.preprocessing import Region, channels_first, rgb_picture
+from xattn.data.preprocessing import Region
 from xattn.errors import InputError, NameUnknownError
+from xattn.metrics.perturbations import FLAT
 from xattn.text import shown as printable
 
-__all__ = ["CMAP", "SIGNED_CMAP", "OverlayStyle", "blended", "coloured", "contact_sheet", "laid_over", "overlay"]
+__all__ = [
+    "CMAP",
+    "SIGNED_CMAP",
+    "OverlayStyle",
+    "blended",
+    "coloured",
+    "contact_sheet",
+    "is_signed",
+    "laid_over",
+    "mask_of_map",
+    "overlay",
+    "shown_values",
+]
+
+Floats = NDArray[np.float32]
+"""Finished maps and pictures are NumPy's arrays: what draws them needs no torch, whose import takes seconds."""
 
 CMAP = "inferno"
 SIGNED_CMAP = "RdBu_r"  # white at 0, blue below
@@ -62,8 +77,49 @@ class OverlayStyle:
             raise InputError(f"a contour's level lies between 0 and 1, where the mask does; got {wrong[0]}.")
 
 
+def is_signed(method: str) -> bool:
+    """Whether a method, as rows name it, has a map around zero: negative where something speaks against the target.
+
+    Its mask is made of the positive part.
+
+    >>> is_signed("grad-cam:signed=true"), is_signed("grad-cam")
+    (True, False)
+    """
+    return "signed=true" in method.partition(":")[2].split(",")
+
+
+def mask_of_map(raw: Floats) -> Floats:
+    """The mask of a finished map `(h, w)` at its own resolution, as `xattn.metrics.masking.to_masks` makes it of a batch of tensors."""
+    low, high = raw.min(), raw.max()
+    if not np.isfinite(raw).all() or not high - low > FLAT * np.abs(raw).max():
+        return np.zeros_like(raw)
+    return ((raw - low) / (high - low)).clip(0, 1)
+
+
+def shown_values(raw: Floats, *, direct: bool, signed: bool, limits: tuple[float, float] | None = None) -> Floats:
+    """What is drawn of a raw map, at its own resolution: its mask, or a signed map over its largest magnitude, with 0 at 0.5.
+
+    Args:
+        raw: `(h, w)` float32.
+        direct: it is its mask already.
+        signed: it is a map around zero.
+        limits: the values that become 0 and 1; None: the map's own.
+
+    Returns:
+        `(h, w)` float32 in [0, 1].
+    """
+    if direct:
+        return raw
+    if signed:
+        most = limits[1] if limits else float(np.abs(raw).max())
+        return ((raw / max(most, float(np.finfo(np.float32).tiny))).clip(-1, 1) + 1) / 2
+    if limits is None or limits[0] == limits[1]:
+        return mask_of_map(raw)
+    return ((raw - limits[0]) / (limits[1] - limits[0])).clip(0, 1)
+
+
 @functools.lru_cache(maxsize=16)
-def table(cmap: str) -> Tensor:
+def table(cmap: str) -> Floats:
     """The colours of one of matplotlib's colour maps, from the lowest value to the highest: `(N, 3)` float32 in [0, 1].
 
     Raises:
@@ -74,16 +130,16 @@ def table(cmap: str) -> Tensor:
     if cmap not in colormaps:
         raise NameUnknownError("colour map", cmap, colormaps)
     found = colormaps[cmap]
-    return torch.tensor([found(place)[:3] for place in range(found.N)], dtype=torch.float32)
+    return np.array([found(place)[:3] for place in range(found.N)], dtype=np.float32)
 
 
-def coloured(values: Tensor, cmap: str) -> Tensor:
+def coloured(values: Floats, cmap: str) -> Floats:
     """Values in [0, 1] of any shape as colours: `(…, 3)` float32 in [0, 1], as matplotlib's colour map gives them."""
-    colours = table(cmap).to(values.device)
-    return colours[(values * len(colours)).long().clamp(0, len(colours) - 1)]
+    colours = table(cmap)
+    return colours[(values * len(colours)).astype(np.int64).clip(0, len(colours) - 1)]
 
 
-def blended(picture: Tensor, values: Tensor, cmap: str, alpha: float) -> Tensor:
+def blended(picture: Floats, values: Floats, cmap: str, alpha: float) -> Floats:
     """The colours of values `(H, W)` in [0, 1] over a picture `(H, W, 3)` in [0, 1]: `(H, W, 3)` in [0, 1]."""
     return (1 - alpha) * picture + alpha * coloured(values, cmap)
 
@@ -99,35 +155,35 @@ class _Axis(NamedTuple):
     """
 
     first: int
-    cells: Tensor
-    after: Tensor
-    weight: Tensor
+    cells: NDArray[np.int64]
+    after: NDArray[np.int64]
+    weight: Floats
 
 
 def _axis(cells: int, low: float, high: float, pixels: int, interpolation: Interpolation) -> _Axis:
     first, stop = max(0, math.ceil(low - 0.5)), min(pixels, math.ceil(high - 0.5))
-    places = (torch.arange(first, stop, dtype=torch.float64) + 0.5 - low) / (high - low) * cells
+    places = (np.arange(first, stop, dtype=np.float64) + 0.5 - low) / (high - low) * cells
     if interpolation == "nearest":
-        nearest = places.floor().clamp(0, cells - 1).long()
-        return _Axis(first, nearest, nearest, torch.zeros(len(places)))
-    places = (places - 0.5).clamp(0, cells - 1)
-    before = places.floor()
-    return _Axis(first, before.long(), (before.long() + 1).clamp(max=cells - 1), (places - before).float())
+        nearest = np.floor(places).clip(0, cells - 1).astype(np.int64)
+        return _Axis(first, nearest, nearest, np.zeros(len(places), dtype=np.float32))
+    places = (places - 0.5).clip(0, cells - 1)
+    before = places.astype(np.int64)
+    return _Axis(first, before, (before + 1).clip(max=cells - 1), (places - before).astype(np.float32))
 
 
-def _sampled(values: Tensor, down: _Axis, across: _Axis, rows: slice) -> Tensor:
+def _sampled(values: Floats, down: _Axis, across: _Axis, rows: slice) -> Floats:
     """The values at some rows of pixels."""
     up, low, share = down.cells[rows], down.after[rows], down.weight[rows, None]
     of_rows = values[up] * (1 - share) + values[low] * share
     return of_rows[:, across.cells] * (1 - across.weight) + of_rows[:, across.after] * across.weight
 
 
-def _axes(values: Tensor, size: tuple[int, int], region: Region, interpolation: Interpolation) -> tuple[_Axis, _Axis]:
+def _axes(values: Floats, size: tuple[int, int], region: Region, interpolation: Interpolation) -> tuple[_Axis, _Axis]:
     down = _axis(values.shape[0], region.top, region.bottom, size[0], interpolation)
     return down, _axis(values.shape[1], region.left, region.right, size[1], interpolation)
 
 
-def laid_over(values: Tensor, size: tuple[int, int], region: Region, interpolation: Interpolation = "bilinear") -> Tensor:
+def laid_over(values: Floats, size: tuple[int, int], region: Region, interpolation: Interpolation = "bilinear") -> Floats:
     """A map at the size of the photograph, where the network saw it: the inverse of its resize and crop.
 
     Args:
@@ -139,12 +195,11 @@ def laid_over(values: Tensor, size: tuple[int, int], region: Region, interpolati
     Returns:
         `(H, W)` float32; NaN for pixels whose centres the network did not see.
 
-    >>> laid_over(torch.tensor([[0.0, 1.0]]), (1, 6), Region(1, 0, 5, 1), "nearest")
-    tensor([[nan, 0., 0., 1., 1., nan]])
+    >>> laid_over(np.array([[0.0, 1.0]], dtype=np.float32), (1, 6), Region(1, 0, 5, 1), "nearest")
+    array([[nan,  0.,  0.,  1.,  1., nan]], dtype=float32)
     """
-    values = values.detach().float().cpu()
     down, across = _axes(values, size, region, interpolation)
-    found = torch.full(size, torch.nan)
+    found = np.full(size, np.nan, dtype=np.float32)
     found[_span(down), _span(across)] = _sampled(values, down, across, slice(None))
     return found
 
@@ -153,7 +208,7 @@ def _span(axis: _Axis) -> slice:
     return slice(axis.first, axis.first + len(axis.cells))
 
 
-def overlay(picture: Image.Image, values: Tensor, region: Region, style: OverlayStyle, cmap: str = CMAP) -> Image.Image:
+def overlay(picture: Image.Image, values: Floats, region: Region, style: OverlayStyle, cmap: str = CMAP) -> Image.Image:
     """A map in colour over a photograph, at its size; what the network did not see is left as it is.
 
     Args:
@@ -163,22 +218,21 @@ def overlay(picture: Image.Image, values: Tensor, region: Region, style: Overlay
         style: how it is drawn.
         cmap: the colour map, if the style names none.
     """
-    values = values.detach().float().cpu().clamp(0, 1)
-    found = channels_first(picture).permute(1, 2, 0).contiguous()
+    values, found = values.clip(0, 1), np.array(picture)
     height, width = found.shape[:2]
     down, across = _axes(values, (height, width), region, style.interpolation)
     thick = max(1, round(min(height, width) / LINE))
     for rows in _strips(len(down.cells), len(across.cells)):
         pixels = found[_span(down), _span(across)][rows]
         seen = _sampled(values, down, across, rows)
-        shown = blended(pixels.float() / 255, seen, style.cmap or cmap, style.alpha)
+        shown = blended(pixels.astype(np.float32) / 255, seen, style.cmap or cmap, style.alpha)
         for level in style.contour:
             around = slice(max(0, rows.start - thick), rows.stop + thick)  # a line reaches into the next strip
             inner, outer = _lines(_sampled(values, down, across, around) >= level, thick)
             kept = slice(rows.start - around.start, rows.start - around.start + len(pixels))
             shown[outer[kept]], shown[inner[kept]] = 0.0, 1.0
-        pixels.copy_((shown * 255).round().clamp(0, 255))
-    return rgb_picture(found)
+        pixels[...] = (shown * 255).round().clip(0, 255)
+    return Image.fromarray(found)
 
 
 def _strips(rows: int, width: int) -> Iterator[slice]:
@@ -187,12 +241,17 @@ def _strips(rows: int, width: int) -> Iterator[slice]:
         yield slice(start, min(start + step, rows))
 
 
-def _lines(inside: Tensor, thick: int) -> tuple[Tensor, Tensor]:
+def _lines(inside: NDArray[np.bool_], thick: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """The line just within a region, and the one just outside it: two of `(H, W)` bool. The picture's edge is no line."""
-    area = inside[None].float()
-    grown = functional.max_pool2d(area, 2 * thick + 1, 1, thick)[0] > 0
-    shrunk = functional.max_pool2d(1 - area, 2 * thick + 1, 1, thick)[0] == 0
-    return inside & ~shrunk, grown & ~inside
+    return inside & _grown(~inside, thick), _grown(inside, thick) & ~inside
+
+
+def _grown(inside: NDArray[np.bool_], by: int) -> NDArray[np.bool_]:
+    """A region and all pixels within a distance of it along both axes."""
+    for axis in (0, 1):
+        padded = np.pad(inside, [(by, by) if side == axis else (0, 0) for side in (0, 1)])
+        inside = np.lib.stride_tricks.sliding_window_view(padded, 2 * by + 1, axis=axis).any(axis=-1)
+    return inside
 
 
 def contact_sheet(rows: Sequence[Sequence[Image.Image]], headers: Sequence[str], side: int) -> Image.Image:

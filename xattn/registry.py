@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import importlib.util
 import inspect
 import math
 import pkgutil
@@ -84,12 +85,17 @@ class Adapter(Generic[M, T]):
     Attributes:
         names: what it has, by name, with the object whose docstring describes it.
         create: a name and settings as text → the component.
-        installed: whether the library is there.
+        package: the library, as it is imported.
     """
 
     names: Callable[[], Mapping[str, Any]]
     create: Callable[[str, Mapping[str, str]], Component[M, T]]
-    installed: Callable[[], bool]
+    package: str
+
+    @property
+    def installed(self) -> bool:
+        """Whether the library is there; it is not imported."""
+        return importlib.util.find_spec(self.package) is not None
 
 
 class Registry(Generic[M, T]):
@@ -126,7 +132,7 @@ class Registry(Generic[M, T]):
 
     def installed(self) -> list[str]:
         """The names of the adapters whose libraries are installed; none is imported."""
-        return [name for name, adapter in self.adapters.items() if adapter.installed()]
+        return [name for name, adapter in self.adapters.items() if adapter.installed]
 
     def adapted_names(self, libraries: Iterable[str] | None = None) -> dict[str, str]:
         """The names that adapters of installed libraries provide, with the first line of the library's docstring; imports the libraries.

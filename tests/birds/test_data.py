@@ -15,8 +15,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import PILToTensor
 
 import xattn
-from xattn.birds import CLASSES, SketchBirds, masks, pixels, scene
-from xattn.birds.data import scene_of
+from xattn.birds import CLASSES, SketchBirds, masks, pixels, scene, scene_of
 from xattn.data.images import ImageSource
 from xattn.errors import InputError
 

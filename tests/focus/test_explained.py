@@ -193,8 +193,8 @@ def test_a_run_keeps_boxes_and_weights_of_steps_and_a_figure_shows_them(folder: 
     looks = Store(tmp_path / "run").looks([name])["0.png", "two", "gap"]
     with torch.no_grad():
         maps = xattn.explain(clf, [str(folder / name)], ["grad-cam"])
-    torch.testing.assert_close(looks.boxes, maps.boxes[0])
-    torch.testing.assert_close(looks.alpha, maps.alpha[0].mean(dim=0))
+    torch.testing.assert_close(torch.from_numpy(looks.boxes), maps.boxes[0])
+    torch.testing.assert_close(torch.from_numpy(looks.alpha), maps.alpha[0].mean(dim=0))
     (page,) = pages([tmp_path / "run"], "steps", count=2)
     shown = [text.get_text() for text in page.axes[0].texts]
     assert [text for text in shown if text.startswith("step")] == ["step 1", "step 2", "step 3"]

@@ -6,7 +6,7 @@ import open_clip
 import timm
 import torchvision
 
-from xattn.models.sources import model_names
+from xattn.models import model_names
 
 
 def test_the_names_are_those_that_the_libraries_list() -> None:

@@ -103,7 +103,7 @@ def test_labels_are_for_training_pictures_alone(tmp_path: Path) -> None:
 def test_wrong_command_lines_are_refused_before_anything_is_loaded(folder: Path, tmp_path: Path) -> None:
     for arguments, said in (
         (("--finder", "activate", "--out", "b.csv"), "Did you mean 'activation'"),
-        (("--out", "b.txt"), "--out is a .csv or a .npy; got 'b.txt'"),
+        (("--out", "b.txt"), "boxes are written to a .csv or a .npy; got 'b.txt'"),
         (("--count", "0", "--out", "b.csv"), "0 is not in the range"),
     ):
         result = run("patches", folder, "--model", "nowhere.py:none", *arguments)

@@ -230,6 +230,7 @@ def test_the_policy_refuses_scripts_that_are_not_the_pages(browser: Any, page_fi
 
 def test_maps_are_those_of_torch(opened: Any, run: Path) -> None:
     raw = Store(run).maps(["picture-04.jpg"], ["grad-cam"])["picture-04.jpg", "made:net", "gap", "grad-cam"].raw
+    raw = torch.from_numpy(raw)
     mask = to_masks(raw[None], (224, 224)).masks[0]
     page = opened("view=picture&picture=picture-04.jpg&palette=gray")
     wait_for_maps(page)
@@ -258,6 +259,7 @@ def test_the_picture_at_a_step_is_the_metrics(opened: Any, run: Path, metric: st
     changed = torch.tensor(drawn).view(64, 64, 4)[..., :3].permute(2, 0, 1) / 255
     crop = _picture(uri)
     raw = Store(run).maps(["picture-04.jpg"], ["grad-cam"])["picture-04.jpg", "made:net", "gap", "grad-cam"].raw
+    raw = torch.from_numpy(raw)
     masks = to_masks(raw[None], (64, 64)).masks
     curve = Insertion().whole
     ranked = rank_pixels(curve, masks, masks, (64, 64))

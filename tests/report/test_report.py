@@ -133,7 +133,7 @@ def test_scores_answers_maps_and_curves_are_those_of_the_run(run: Path, page: Pa
             height, width, low, high, reduced, data = items[number]["maps"][column]
             assert (height, width, reduced) == (7, 7, 0)
             whole = torch.frombuffer(bytearray(base64.b64decode(data)), dtype=torch.int16).to(torch.int32) & 65535
-            raw = maps[name, "made:net", "gap", method].raw
+            raw = torch.from_numpy(maps[name, "made:net", "gap", method].raw)
             assert torch.allclose(whole.view(7, 7) / 65535 * (high - low) + low, raw, atol=1e-4)
     for column, metric, shares, data in items[0]["curves"]:
         kept = next(

@@ -53,9 +53,9 @@ def served(
     """
     if importlib.util.find_spec("gradio") is None:
         raise MissingPackageError("gradio", "app", "xattn app")
+    results = Results(models, methods, device)  # a wrong name is reported before gradio is imported
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
     gradio: Any = importlib.import_module("gradio")
-    results = Results(models, methods, device)
     networks = [*models] or [*pretrained_names(), *torchvision_names_on_disk()]
     with tempfile.TemporaryDirectory() as folder:
         page = build(gradio, results, networks, _examples(Path(folder), birds_first=networks[0].startswith(PREFIX)))

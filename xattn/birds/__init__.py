@@ -1,11 +1,21 @@
-"""SketchBirds: drawn birds whose parts are known, and small pretrained classifiers of them."""
+"""SketchBirds: drawn birds whose parts are known, and small pretrained classifiers of them.
 
-from xattn.birds.data import SketchBirds, scene_of
+What a scene is and how it is drawn needs no torch; other names are loaded on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from xattn.birds.drawing import Masks, masks, pixels, render, subsets
-from xattn.birds.ground_truth import Effects, effects, in_parts, rank_correlation, share_inside
-from xattn.birds.network import SmallResNet, small_resnet, small_vit
 from xattn.birds.pretrained import pretrained_names
-from xattn.birds.scene import CLASSES, PARTS, Scene, scene, sufficient
+from xattn.birds.scene import CLASSES, PARTS, Scene, scene, scene_of, sufficient
+
+if TYPE_CHECKING:
+    from xattn.birds.data import SketchBirds
+    from xattn.birds.ground_truth import Effects, effects, in_parts, rank_correlation, share_inside
+    from xattn.birds.network import SmallResNet, small_resnet, small_vit
 
 __all__ = [
     "CLASSES",
@@ -31,3 +41,21 @@ __all__ = [
     "sufficient",
     "weights",
 ]
+
+_HOMES = {
+    "SketchBirds": "data",
+    "Effects": "ground_truth",
+    "effects": "ground_truth",
+    "in_parts": "ground_truth",
+    "rank_correlation": "ground_truth",
+    "share_inside": "ground_truth",
+    "SmallResNet": "network",
+    "small_resnet": "network",
+    "small_vit": "network",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch.utils.data import Dataset
 
 from xattn.birds.drawing import render
-from xattn.birds.scene import CLASSES, SPLITS, Scene, Split, scene
-from xattn.data import urls
+from xattn.birds.scene import CLASSES, KEY, SPLITS, Scene, Split, scene
 from xattn.errors import InputError
-
-KEY = "sketchbirds"
 
 
 class SketchBirds(Dataset[tuple[Any, int]]):
@@ -109,10 +104,3 @@ class SketchBirds(Dataset[tuple[Any, int]]):
             writer.writerow(("image", "label"))
             writer.writerows(rows)
         return folder
-
-
-def scene_of(path: str | Path) -> Scene | None:
-    """The scene that an exported picture shows; None for any other picture."""
-    with Image.open(io.BytesIO(urls.read(path)) if isinstance(path, str) and urls.is_url(path) else path) as picture:
-        key = getattr(picture, "text", {}).get(KEY)
-    return None if key is None else scene(**json.loads(key))

@@ -6,14 +6,17 @@ import math
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
 from PIL import Image, ImageDraw
-from torch import Tensor
 
 from xattn.birds.scene import CUE_KINDS, PALETTE, PARTS, VARIANTS, Scene, Thing
 from xattn.birds.shapes import BELLY, BODY, EYE, FIXED, GLINT, GROUNDS, HEAD, NECK, SHAPES, THINGS, Colour, Point
 from xattn.data.preprocessing import channels_first
+from xattn.deferred import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SIDE = 64
 OVERSAMPLING = 4
@@ -78,10 +81,17 @@ def masks(scene: Scene) -> Masks:
     """Where the parts of a scene are visible, and where they would be if nothing hid them."""
     strokes = _strokes(scene)
     seen = _owners(strokes)
-    full = [_owners([stroke for stroke in strokes if stroke.owner == part]) < len(_OWNERS) for part in PARTS]
-    at = {owner: _cells(seen == number) for number, owner in enumerate(_OWNERS)}
+    full = [_owners([stroke for stroke in strokes if stroke.owner == part]) for part in PARTS]
+    at = {owner: _mask(_cells(seen, owner)) for owner in _OWNERS}
     visible = torch.stack([at[part] for part in PARTS])
-    return Masks(visible, torch.stack([_cells(one) for one in full]), visible.any(0) | at["body"], at["clutter"], at["cue"])
+    every = torch.stack([_mask(_cells(one, part)) for part, one in zip(PARTS, full, strict=True)])
+    return Masks(visible, every, visible.any(0) | at["body"], at["clutter"], at["cue"])
+
+
+def visible_parts(scene: Scene) -> list[Image.Image]:
+    """`masks(scene).visible` as pictures in grey, 255 where a part is visible and 0 elsewhere."""
+    seen = _owners(_strokes(scene))
+    return [_cells(seen, part) for part in PARTS]
 
 
 _BIG = (SIDE * OVERSAMPLING, SIDE * OVERSAMPLING)
@@ -111,17 +121,24 @@ def _reduced(canvas: Image.Image, light: float) -> Image.Image:
     return canvas.reduce(OVERSAMPLING).point([min(255, round(level * light)) for level in range(256)] * 3)
 
 
-def _owners(strokes: list[_Stroke]) -> Tensor:
-    """Owner of the topmost stroke at each pixel: `(4·H, 4·W)`, numbers of `_OWNERS`, 255 where there is none."""
+def _owners(strokes: list[_Stroke]) -> Image.Image:
+    """Owner of the topmost stroke at each pixel of the large picture: numbers of `_OWNERS`, 255 where there is none."""
     canvas = Image.new("L", _BIG, 255)
     pen = ImageDraw.Draw(canvas)
     for stroke in strokes:
         pen.polygon(stroke.points, fill=_OWNERS.index(stroke.owner))
-    return channels_first(canvas)[0]
+    return canvas
 
 
-def _cells(mask: Tensor) -> Tensor:
-    return mask.view(SIDE, OVERSAMPLING, SIDE, OVERSAMPLING).any(3).any(1)
+def _cells(owners: Image.Image, owner: str) -> Image.Image:
+    """255 in each cell that an owner has a pixel of, 0 elsewhere."""
+    number = _OWNERS.index(owner)
+    its = owners.point([255 * (level == number) for level in range(256)])
+    return its.reduce(OVERSAMPLING).point([255 * (level > 0) for level in range(256)])
+
+
+def _mask(cells: Image.Image) -> Tensor:
+    return channels_first(cells)[0] > 0
 
 
 def _strokes(scene: Scene, *, clutter: bool = True) -> list[_Stroke]:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import io
+import json
 import math
 import random
 from dataclasses import dataclass, field, replace
 from itertools import combinations
+from pathlib import Path
 from typing import Literal
 
+from PIL import Image
+
+from xattn.data import urls
 from xattn.errors import InputError
 
+KEY = "sketchbirds"  # of the text in an exported picture that names its scene
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
@@ -255,3 +262,10 @@ def _cue(draw: random.Random, cue: tuple[str, str]) -> Thing:
     return Thing(
         *cue, x + draw.uniform(-0.02, 0.02), y + draw.uniform(-0.02, 0.02), draw.uniform(0.16, 0.19), draw.uniform(-0.3, 0.3), True
     )
+
+
+def scene_of(path: str | Path) -> Scene | None:
+    """The scene that an exported picture shows; None for any other picture."""
+    with Image.open(io.BytesIO(urls.read(path)) if isinstance(path, str) and urls.is_url(path) else path) as picture:
+        key = getattr(picture, "text", {}).get(KEY)
+    return None if key is None else scene(**json.loads(key))

@@ -5,22 +5,24 @@ from __future__ import annotations
 import glob
 import importlib
 import io
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from PIL import Image
-from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset
 
 from xattn.data import urls
 from xattn.data.depth import Reading, Scaling
 from xattn.data.pictures import content_of, decode, from_memory
 from xattn.data.preprocessing import Preprocessing
+from xattn.deferred import is_tensor, torch
 from xattn.errors import ImageError, InputError, MissingPackageError
 from xattn.metrics.inputs import EDGE
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PICTURES = ("image", "pixel_values", "img", "picture", "jpg", "jpeg", "png", "webp")
 LABELS = ("label", "labels", "cls", "target", "fine_label")
@@ -29,13 +31,20 @@ HUGGING_FACE = "datasets:"
 
 def is_dataset(images: object) -> bool:
     """Whether images are a data set: torch's, anything with a length and items by number, or a list of pictures; not places of files."""
-    if isinstance(images, (str, bytes, Path, Tensor, Mapping)):
+    if isinstance(images, (str, bytes, Path, Mapping)) or is_tensor(images):
         return False
-    if isinstance(images, Dataset):
+    if _is_of_torch(images, "Dataset"):
         return True
     if isinstance(images, Sequence):
-        return bool(images) and all(isinstance(item, (Image.Image, Tensor, tuple, dict, bytes)) or _is_array(item) for item in images)
+        return bool(images) and all(
+            isinstance(item, (Image.Image, tuple, dict, bytes)) or is_tensor(item) or _is_array(item) for item in images
+        )
     return hasattr(images, "__len__") and hasattr(images, "__getitem__")
+
+
+def _is_of_torch(images: object, kind: str) -> bool:
+    """Whether images are a data set of torch, which is imported where anything is."""
+    return "torch" in sys.modules and isinstance(images, getattr(torch.utils.data, kind))
 
 
 def refuse_without_length(images: object) -> None:
@@ -47,8 +56,8 @@ def refuse_without_length(images: object) -> None:
     if isinstance(images, Mapping):
         keys = ", ".join(map(str, list(images)[:6])) or "nothing"
         raise InputError(f"images are one data set, and a dict came, with {keys}: pass one of its values.")
-    is_stream = isinstance(images, IterableDataset) or (hasattr(images, "__iter__") and not hasattr(images, "__getitem__"))
-    if is_stream or (isinstance(images, Dataset) and not hasattr(images, "__len__")):
+    is_stream = _is_of_torch(images, "IterableDataset") or (hasattr(images, "__iter__") and not hasattr(images, "__getitem__"))
+    if is_stream or (_is_of_torch(images, "Dataset") and not hasattr(images, "__len__")):
         raise InputError(
             f"a run needs a data set with a length and items by number, to go on where it stopped; {type(images).__name__} gives its items "
             "only in turn. Pass list(dataset) where memory holds it; shards of webdataset themselves, as 'shards/*.tar'; or a data set of "
@@ -68,6 +77,27 @@ def item_parts(item: Any) -> tuple[Any, Any]:
     if isinstance(item, (tuple, list)):
         return (item[0] if item else None), (item[1] if len(item) > 1 else None)
     return item, None
+
+
+def first_item(dataset: Any, count: int) -> Any:
+    """The first item that can be read; it shows whether items are pairs."""
+    for index in range(min(count, 10)):
+        try:
+            return dataset[index]
+        except Exception:  # reported as that image's error when it is decoded
+            continue
+    return None
+
+
+def item_content(dataset: Any, index: int) -> bytes:
+    """What distinguishes an item from others: its values, and its label."""
+    try:
+        item = dataset[index]
+    except Exception:  # reported as that image's error when it is decoded
+        return b"failed"
+    picture, label = item_parts(item)
+    content = picture.contiguous().numpy().tobytes() if is_tensor(picture) else getattr(picture, "tobytes", lambda: b"")()
+    return content + str(label).encode()
 
 
 def wrong_values(picture: Tensor) -> str | None:
@@ -95,14 +125,14 @@ def picture_or_crop(given: Any, preprocessing: Preprocessing, reading: Reading) 
         ImageError: it is none of these, or its values are in another range.
     """
     needed = (preprocessing.channels, *preprocessing.input_size)
-    if isinstance(given, Tensor) and given.shape == needed:
+    if is_tensor(given) and given.shape == needed:
         if wrong := wrong_values(given):
             raise ImageError(wrong)
         return (given if given.dtype == torch.uint8 else (given * 255).round().clamp(0, 255).to(torch.uint8)), None
     found = picture_in(given, preprocessing.channels, reading)
     if found is None:
         came = f"an array {tuple(given.shape)} of {given.dtype}" if _is_array(given) else type(given).__name__
-        came = str(tuple(given.shape)) if isinstance(given, Tensor) else came
+        came = str(tuple(given.shape)) if is_tensor(given) else came
         raise ImageError(
             f"a dataset gives PIL pictures, arrays (height, width, channels) of uint8, or tensors {needed} in [0, 1] or uint8; got {came}."
         )
@@ -130,7 +160,7 @@ def picture_in(given: Any, channels: int, reading: Reading) -> tuple[Image.Image
 
 def _is_array(given: Any) -> bool:
     """Whether it is an array of NumPy or the like."""
-    return hasattr(given, "dtype") and hasattr(given, "ndim") and not isinstance(given, Tensor)
+    return hasattr(given, "dtype") and hasattr(given, "ndim") and not is_tensor(given)
 
 
 def dataset_at(places: Sequence[object]) -> Any:
@@ -178,7 +208,7 @@ def _files(place: str) -> list[str]:
 
 
 @dataclass
-class ParquetPictures(Dataset[Any]):
+class ParquetPictures:
     """The rows of Parquet files with a column of pictures (bytes, or a struct with them, as Hugging Face writes) and perhaps one of labels.
 
     Attributes:

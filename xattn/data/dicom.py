@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import importlib
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-import torch
 from PIL import Image
-from torch import Tensor
 
 from xattn.data.depth import DARK, Reading, Samples, Scaling, eight_bits, joined
+from xattn.deferred import torch
 from xattn.errors import ImageError, MissingPackageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MARK_AT, MARK = 128, b"DICM"
 FILE_WINDOW = "the window of the file"

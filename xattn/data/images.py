@@ -8,22 +8,34 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, TypeAlias, get_args
 
-import torch
 from PIL import Image
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from xattn.data import urls
-from xattn.data.datasets import dataset_at, is_dataset, item_parts, picture_in, picture_or_crop, refuse_without_length, wrong_values
+from xattn.data.datasets import (
+    dataset_at,
+    first_item,
+    is_dataset,
+    item_content,
+    item_parts,
+    picture_in,
+    picture_or_crop,
+    refuse_without_length,
+    wrong_values,
+)
 from xattn.data.depth import MAX_PIXELS, Reading, Scaling
 from xattn.data.labels import LabelsFrom, class_names_of, folder_of, label_of, labels_in
 from xattn.data.listing import SUFFIXES, NamedImage, listed, unique
 from xattn.data.pictures import UNREACHED, read_picture, read_scaled
 from xattn.data.preprocessing import Preprocessing, Region, as_picture
 from xattn.data.published import absolute
+from xattn.deferred import is_tensor, torch
 from xattn.errors import ImageError, InputError, NameUnknownError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.utils.data import Dataset
 
 __all__ = ["Batch", "Batches", "ImageSource", "read_picture"]
 
@@ -115,7 +127,7 @@ class ImageSource:
             self.origin = [str(place) for place in given]
         if self.dataset is not None:
             self.images = _dataset_images(self.dataset)
-            first = _first_item(self.dataset, len(self.images))
+            first = first_item(self.dataset, len(self.images))
             self._pairs = item_parts(first)[1] is not None and labels_csv is None and labels_from in (None, "csv")
             if self._pairs:
                 self.class_names = class_names_of(self.dataset)
@@ -125,7 +137,7 @@ class ImageSource:
                     raise InputError(f"the first item of the data set: {error}") from error
         else:
             if wrong := [type(item).__name__ for item in given if not isinstance(item, (str, Path))]:
-                said = f"{type(images).__name__} came. A run takes it as list(images)" if isinstance(images, Tensor) else ""
+                said = f"{type(images).__name__} came. A run takes it as list(images)" if is_tensor(images) else ""
                 raise InputError(f"{TAKEN}; {said or f'a list with {wrong[0]} came'}.")
             places = [urls.without_file_scheme(str(item)) for item in given]
             self.origin = [place if urls.is_url(place) else absolute(place) for place in places]
@@ -197,7 +209,7 @@ class ImageSource:
             digest.update(type(self.dataset).__qualname__.encode())
             digest.update("\n".join(self.class_names or ()).encode() if self.by_name else b"")
             for index in sorted({0, len(self.images) // 2, len(self.images) - 1}):
-                digest.update(_content(self.dataset, index))
+                digest.update(item_content(self.dataset, index))
         return digest.hexdigest()[:16]
 
     def digests(self, images: Sequence[NamedImage]) -> list[str | None]:
@@ -228,6 +240,20 @@ class ImageSource:
                 found = self.class_names[found]
             image = replace(image, label=found)
         return image, *picture_or_crop(given, preprocessing, self.reading)
+
+    def cropped(self, image: NamedImage, preprocessing: Preprocessing) -> Image.Image:
+        """The crop that the network sees, as a picture.
+
+        Raises:
+            ImageError: the image cannot be read, with the reason, or is a tensor of a data set.
+        """
+        if image.path is not None:
+            return preprocessing.cropped(read_scaled(image.path, preprocessing.channels, self.reading)[0])
+        given = item_parts(self._item(image))[0]
+        found = picture_in(given, preprocessing.channels, self.reading)
+        if found is None:
+            raise ImageError(f"an item with a picture is needed; got {type(given).__name__}")
+        return preprocessing.cropped(found[0])
 
     def photograph(self, image: NamedImage, preprocessing: Preprocessing) -> tuple[Image.Image, Region]:
         """The picture at its own size, in RGB as a viewer shows it, and the part of it that the network sees.
@@ -270,7 +296,7 @@ class ImageSource:
                 item = self.dataset[index]
             except Exception:  # reported as that image's error when it is decoded
                 continue
-            if isinstance(given := item_parts(item)[0], Tensor) and (wrong := wrong_values(given)):
+            if is_tensor(given := item_parts(item)[0]) and (wrong := wrong_values(given)):
                 raise InputError(f"item {index} of the data set: {wrong}")
 
     def batches(
@@ -279,7 +305,7 @@ class ImageSource:
         """Decoded batches in order, read ahead by worker processes: those of the wanted numbers, or all if None."""
         decoder = Batches(self, preprocessing, batch_size)
         wanted = range(decoder.count) if wanted is None else wanted
-        loader = DataLoader(
+        loader: Iterator[Batch] = torch.utils.data.DataLoader(
             decoder, batch_size=None, sampler=wanted, num_workers=min(workers, len(wanted)), pin_memory=torch.cuda.is_available()
         )
         yield from loader
@@ -302,11 +328,11 @@ def _places(images: Any) -> list[Any]:
         raise InputError(f"{TAKEN}; {type(images).__name__} came.") from error
 
 
-Decoded = tuple[NamedImage, Tensor | str, Scaling | None]
+Decoded: TypeAlias = "tuple[NamedImage, Tensor | str, Scaling | None]"
 """An image, its crop or the reason why there is none, and how it was scaled."""
 
 
-class Batches(Dataset[Batch]):
+class Batches:
     """Batches by number, so that one worker decodes a whole batch."""
 
     def __init__(self, source: ImageSource, preprocessing: Preprocessing, batch_size: int) -> None:
@@ -331,7 +357,7 @@ class Batches(Dataset[Batch]):
 
     def joined(self, number: int, decoded: Sequence[Decoded]) -> Batch:
         """Decoded images as a batch."""
-        read = [(image, crop, scaling) for image, crop, scaling in decoded if isinstance(crop, Tensor)]
+        read = [(image, crop, scaling) for image, crop, scaling in decoded if is_tensor(crop)]
         failed = [(image, reason) for image, reason, _ in decoded if isinstance(reason, str)]
         crops = {"crops": torch.stack([crop for _, crop, _ in read])} if read else {}
         return Batch(number, [image for image, _, _ in read], failed=failed, scalings=[scaling for _, _, scaling in read], **crops)
@@ -368,26 +394,6 @@ def _labelled(images: list[NamedImage], path: str) -> list[NamedImage]:
         why = f" {known}: paths relative to the given folder are needed." if absent else " Give each one, or leave the image out."
         raise InputError(f"{len(without)} of {len(images)} images have no label in {path} ({shown}).{why}")
     return [replace(image, label=labels[image.name]) for image in images]
-
-
-def _first_item(dataset: Any, count: int) -> Any:
-    """The first item that can be read; it shows whether items are pairs."""
-    for index in range(min(count, 10)):
-        try:
-            return dataset[index]
-        except Exception:  # reported as that image's error when it is decoded
-            continue
-    return None
-
-
-def _content(dataset: Any, index: int) -> bytes:
-    try:
-        item = dataset[index]
-    except Exception:  # reported as that image's error when it is decoded
-        return b"failed"
-    picture, label = item_parts(item)
-    content = picture.contiguous().numpy().tobytes() if isinstance(picture, Tensor) else getattr(picture, "tobytes", lambda: b"")()
-    return content + str(label).encode()
 
 
 def _dataset_images(dataset: Any) -> list[NamedImage]:

@@ -14,13 +14,14 @@ import stat
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal
 
 from xattn.data import urls
 from xattn.errors import InputError, MissingPackageError
 from xattn.text import shown
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LabelsFrom = Literal["folders", "csv", "none"]
 """Where labels come from."""

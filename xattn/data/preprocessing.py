@@ -120,6 +120,14 @@ class Preprocessing:
         Raises:
             ImageError: it has not the channels that the network takes, or is too long and thin.
         """
+        return channels_first(self.cropped(picture))
+
+    def cropped(self, picture: Image.Image) -> Image.Image:
+        """`crop` as a picture.
+
+        Raises:
+            ImageError: likewise.
+        """
         picture = self.converted(picture)
         size = self._resized(picture)
         if size[0] * size[-1] > MAX_PIXELS:
@@ -127,7 +135,7 @@ class Preprocessing:
         # As torchvision does with a picture of Pillow, without torchvision's import, which takes seconds.
         how = Image.Resampling[self.interpolation.removesuffix("-exact").upper()]
         resized = picture if picture.size == (size[1], size[0]) else picture.resize((size[1], size[0]), how)
-        return channels_first(resized.crop(self._cut(size)))
+        return resized.crop(self._cut(size))
 
     def region(self, picture: Image.Image) -> Region:
         """The part of a picture that `crop` keeps, in the picture's own pixels.

@@ -5,15 +5,17 @@ from __future__ import annotations
 import struct
 import sys
 from collections.abc import Callable
-from typing import IO, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-import torch
 from PIL import Image, TiffImagePlugin
-from torch import Tensor
 
 from xattn.data.depth import DARK, Reading, Samples, Scaling
 from xattn.data.jpeg2000 import Depth, depths
+from xattn.deferred import torch
 from xattn.errors import ImageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BITS_PER_SAMPLE, PHOTOMETRIC, PLANES, SAMPLE_FORMAT, LEAST, MOST = 258, 262, 284, 339, 340, 341  # tags of TIFF
 APART = 2  # one of its arrangements of planes
@@ -21,7 +23,7 @@ FULL = 2**16 - 1
 SIGNED = 2  # one of its sample formats
 KINDS = {1: "unsigned integers", 2: "signed integers", 3: "floats", 5: "complex integers", 6: "complex numbers"}  # by sample format
 BIG = 43  # the version of BigTIFF
-Rows = Callable[[int, int], Tensor]
+Rows: TypeAlias = "Callable[[int, int], Tensor]"
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 OTHER_BYTE = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 

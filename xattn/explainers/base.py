@@ -92,17 +92,6 @@ def register(
     return methods.register(name, MethodMetadata(frozenset(needs), source, control, direct, caution))
 
 
-def is_signed(method: str) -> bool:
-    """Whether a method, as rows name it, has a map around zero: negative where something speaks against the target.
-
-    Its mask is made of the positive part.
-
-    >>> is_signed("grad-cam:signed=true"), is_signed("grad-cam")
-    (True, False)
-    """
-    return "signed=true" in method.partition(":")[2].split(",")
-
-
 def can_be_signed(method: MethodComponent) -> bool:
     """Whether a method has the setting `signed`."""
     return hasattr(method.instance, "signed")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from xattn.data.photographs import Photographs
 from xattn.data.preprocessing import Region, as_picture
-from xattn.explainers.base import MethodComponent, Need, is_signed, methods
+from xattn.explainers.base import MethodComponent, Need, methods
 from xattn.explainers.reasons import reasons_of
 from xattn.explainers.trace import Trace
 from xattn.heads.base import HeadMaps
@@ -23,7 +23,7 @@ from xattn.metrics.targets import ClassTarget, Target
 from xattn.models.classifier import Classifier
 from xattn.models.layout import Stage
 from xattn.models.target_rules import Given
-from xattn.overlays import CMAP, SIGNED_CMAP, Interpolation, OverlayStyle, contact_sheet, overlay
+from xattn.overlays import CMAP, SIGNED_CMAP, Interpolation, OverlayStyle, contact_sheet, is_signed, overlay, shown_values
 
 
 @dataclass(frozen=True)
@@ -138,9 +138,13 @@ class Maps(Mapping[str, Tensor]):
         levels = tuple(contour) if isinstance(contour, Sequence) and not isinstance(contour, str) else (contour,)
         style = OverlayStyle(cmap, alpha, interpolation, levels)
         self[method]  # refused if it is not there
-        chosen = SIGNED_CMAP if is_signed(method) else CMAP
-        maps = zip(self.raw[method], self._pictures(), strict=True)
-        return [overlay(picture, shown_values(raw, method), region, style, chosen) for raw, (picture, region) in maps]
+        name, signed = method.partition(":")[0], is_signed(method)
+        direct = name in methods.entries and methods.entries[name].metadata.direct
+        maps = zip(self.raw[method].detach().float().cpu().numpy(), self._pictures(), strict=True)
+        return [
+            overlay(picture, shown_values(raw, direct=direct, signed=signed), region, style, SIGNED_CMAP if signed else CMAP)
+            for raw, (picture, region) in maps
+        ]
 
     def show(self, methods: Sequence[str] | None = None, *, count: int = 6, side: int = 160) -> Image.Image:
         """A contact sheet: a row for each of the first images, the photograph and each method's overlay. A notebook shows it by itself.
@@ -204,28 +208,6 @@ def _joined(values: Sequence[Any]) -> Any:
     if isinstance(first, Tensor):
         return torch.cat(list(values))
     return first if first is None or isinstance(first, (int, Stage, Photographs)) else tuple(name for value in values for name in value)
-
-
-def shown_values(raw: Tensor, method: str, limits: tuple[float, float] | None = None) -> Tensor:
-    """What is drawn of a raw map, at its own resolution: its mask, or a signed map over its largest magnitude, with 0 at 0.5.
-
-    Args:
-        raw: `(h, w)`.
-        method: as rows name it.
-        limits: the values that become 0 and 1; None: the map's own.
-
-    Returns:
-        `(h, w)` float32 in [0, 1].
-    """
-    raw = raw.float()
-    if method in methods.entries and methods.entries[method].metadata.direct:
-        return raw
-    if is_signed(method):
-        limits = limits or (-float(raw.abs().max()), float(raw.abs().max()))
-        return ((raw / max(limits[1], torch.finfo(raw.dtype).tiny)).clamp(-1, 1) + 1) / 2
-    if limits is None or limits[0] == limits[1]:
-        return to_masks(raw[None], (raw.shape[0], raw.shape[1])).masks[0]
-    return ((raw - limits[0]) / (limits[1] - limits[0])).clamp(0, 1)
 
 
 def needs_of(components: Sequence[MethodComponent]) -> frozenset[Need]:

@@ -7,21 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-import torch
-from matplotlib.backends.backend_pdf import PdfPages
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from torch import Tensor
-from torch.nn import functional
+from numpy.typing import NDArray
 
+from xattn.catalogue import declaration
+from xattn.data.preprocessing import Region
 from xattn.errors import InputError
-from xattn.explainers.base import is_signed
-from xattn.explainers.base import methods as registry
-from xattn.explainers.maps import shown_values
 from xattn.figures.style import FigureStyle
-from xattn.metrics.masking import to_masks
 from xattn.metrics.values import is_value
-from xattn.overlays import CMAP, SIGNED_CMAP, blended
+from xattn.overlays import CMAP, SIGNED_CMAP, Floats, Interpolation, blended, is_signed, laid_over, shown_values
 from xattn.study.schema import StoredMap
 from xattn.text import shown
 
@@ -29,6 +25,7 @@ COLOURS, SIGNED_COLOURS = CMAP, SIGNED_CMAP
 COVER = 0.6  # opacity of the colour over the picture
 FORMATS = (".pdf", ".svg", ".png")
 LUMINANCE = (0.299, 0.587, 0.114)
+Bytes = NDArray[np.uint8]
 UNDATED = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}  # the same data give the same bytes
 
 
@@ -64,6 +61,8 @@ def save(pages: Figure | Sequence[Figure], out: str | Path, dpi: int = 300) -> l
             text.set_text(shown(text.get_text()))
     with matplotlib.rc_context(FigureStyle().rc()):
         if ending == ".pdf":
+            from matplotlib.backends.backend_pdf import PdfPages
+
             with PdfPages(file, metadata=UNDATED[ending]) as document:
                 for page in several:
                     document.savefig(page, dpi=dpi)
@@ -74,31 +73,34 @@ def save(pages: Figure | Sequence[Figure], out: str | Path, dpi: int = 300) -> l
     return files
 
 
-def shown_crop(crop: Tensor) -> Tensor:
-    """A uint8 crop `(C, H, W)` as a picture `(H, W, 3)`: of more than three channels the first three, else the first in grey."""
-    return (crop[:3] if len(crop) >= 3 else crop[:1].expand(3, -1, -1)).permute(1, 2, 0)
+def shown_crop(crop: Bytes) -> Bytes:
+    """A crop `(C, H, W)` as a picture `(H, W, 3)`: of more than three channels the first three, else the first in grey."""
+    return (crop[:3] if len(crop) >= 3 else crop[[0, 0, 0]]).transpose(1, 2, 0)
 
 
-def shown_title(crop: Tensor) -> str:
+def shown_title(crop: Bytes) -> str:
     """The title of a crop `(C, H, W)`, which names the channels if some are not shown."""
     shown = 3 if len(crop) >= 3 else 1
     return "input" if len(crop) == shown else f"input, channels 1 to {shown} of {len(crop)}" if shown > 1 else "input, channel 1 of 2"
 
 
-def grey(crop: Tensor) -> Tensor:
-    """Luminance `(H, W)` in [0, 1] of a uint8 crop `(C, H, W)` as it is shown."""
-    return (shown_crop(crop).float() / 255 * torch.tensor(LUMINANCE)).sum(dim=2)
+def grey(crop: Bytes) -> Floats:
+    """Luminance `(H, W)` in [0, 1] of a crop `(C, H, W)` as it is shown."""
+    return (shown_crop(crop).astype(np.float32) / 255 * np.array(LUMINANCE, dtype=np.float32)).sum(axis=2)
 
 
-def mask_of(stored: StoredMap, method: str, size: tuple[int, int] | None = None) -> Tensor:
+def mask_of(stored: StoredMap, method: str, size: tuple[int, int] | None = None) -> Floats:
     """The mask of a stored map, at the image's size or at its own: `(H, W)` in [0, 1]."""
-    own = (stored.raw.shape[0], stored.raw.shape[1])
-    if method not in registry.entries or not registry.entries[method].metadata.direct:
-        return to_masks(stored.raw[None], size or own).masks[0]
-    return functional.interpolate(stored.raw[None, None], size=size or own, mode="bilinear", align_corners=False)[0, 0]
+    mask = shown_values(stored.raw, direct=is_direct(method), signed=False)
+    return mask if size is None else enlarged(mask, size)
 
 
-def overlay(crop: Tensor, mask: Tensor, colours: str = COLOURS) -> Tensor:
+def enlarged(values: Floats, size: tuple[int, int], interpolation: Interpolation = "bilinear") -> Floats:
+    """Values `(h, w)` at another size, height and width."""
+    return values if values.shape == size else laid_over(values, size, Region(0, 0, size[1], size[0]), interpolation)
+
+
+def overlay(crop: Bytes, mask: Floats, colours: str = COLOURS) -> Floats:
     """A mask in colour over the grey picture.
 
     Args:
@@ -113,14 +115,14 @@ def overlay(crop: Tensor, mask: Tensor, colours: str = COLOURS) -> Tensor:
 
 
 def shown_map(
-    crop: Tensor,
+    crop: Bytes,
     stored: StoredMap,
     method: str,
     *,
     smooth: bool = True,
     limits: tuple[float, float] | None = None,
     colours: str | None = None,
-) -> Tensor:
+) -> Floats:
     """A stored map in colour over the grey picture: its mask, or of a signed method the map around zero, over its largest magnitude.
 
     Args:
@@ -134,22 +136,15 @@ def shown_map(
     Returns:
         `(H, W, 3)` in [0, 1].
     """
-    values = shown_values(stored.raw, method, limits)
-    size = (crop.shape[1], crop.shape[2])
-    mode = {"mode": "bilinear", "align_corners": False} if smooth else {"mode": "nearest-exact"}
-    enlarged = functional.interpolate(values[None, None], size=size, **mode)[0, 0]
-    return overlay(crop, enlarged, colours or (SIGNED_COLOURS if is_signed(method) else COLOURS))
+    values = shown_values(stored.raw, direct=is_direct(method), signed=is_signed(method), limits=limits)
+    values = enlarged(values, (crop.shape[1], crop.shape[2]), "bilinear" if smooth else "nearest")
+    return overlay(crop, values, colours or (SIGNED_COLOURS if is_signed(method) else COLOURS))
 
 
 def common_limits(found: Iterable[StoredMap]) -> tuple[float, float]:
     """The lowest and the highest value of some maps."""
-    ends = [stored.raw.aminmax() for stored in found]
-    return min(float(end.min) for end in ends), max(float(end.max) for end in ends)
-
-
-def sharp(picture: Tensor, size: tuple[int, int]) -> Tensor:
-    """A picture `(h, w, C)` enlarged without smoothing."""
-    return functional.interpolate(picture.permute(2, 0, 1)[None], size=size, mode="nearest-exact")[0].permute(1, 2, 0)
+    maps = [stored.raw for stored in found]
+    return min(float(raw.min()) for raw in maps), max(float(raw.max()) for raw in maps)
 
 
 def note_below(stored: StoredMap, method: str) -> str:
@@ -161,8 +156,17 @@ def note_below(stored: StoredMap, method: str) -> str:
 
 def is_control(method: str) -> bool:
     """Whether a method, as rows name it, does not use the network."""
-    name = method.partition(":")[0]
-    return name in registry.entries and registry.entries[name].metadata.control
+    return _declares(method, "control")
+
+
+def is_direct(method: str) -> bool:
+    """Whether the raw map of a method, as rows name it, is already its mask."""
+    return _declares(method, "direct")
+
+
+def _declares(method: str, what: str) -> bool:
+    declared = declaration("methods", method.partition(":")[0])
+    return declared is not None and bool(declared[what])
 
 
 def caption(about: dict[str, Any], classes: Sequence[str] | None) -> str:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from torch import Tensor
 
 from xattn.errors import InputError
 from xattn.figures.base import register
@@ -17,6 +16,7 @@ from xattn.figures.style import FigureStyle
 from xattn.metrics.base import CurveMetric
 from xattn.metrics.base import metrics as registry
 from xattn.metrics.statistics import mean_interval
+from xattn.overlays import Floats
 
 HEIGHT = {True: 46.0, False: 38.0}  # millimetres of a panel, of a page's width and of a column's
 BAND, FAINTEST = 0.45, 0.05  # opacity of all bands of a panel together, and least of each
@@ -62,11 +62,11 @@ def _draw(axis: Any, curve: Curves, colour: Any, dash: Any, opacity: float) -> N
     axis.fill_between(shares, low.tolist(), high.tolist(), color=colour, alpha=opacity, linewidth=0, zorder=1)
 
 
-def band(p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def band(p: Floats) -> tuple[Floats, Floats, Floats]:
     """Mean over images and ends of its 95 % interval, at each step: `(n, S)` → three of `(S,)`; NaN ends for a single image."""
-    steps = [mean_interval(step, (0, 1)) for step in p.T]
+    steps = [mean_interval(step, (0, 1)) for step in p.T.tolist()]
     mean, low, high, _ = zip(*steps, strict=True)
-    return torch.tensor(mean), torch.tensor(low), torch.tensor(high)
+    return np.array(mean, dtype=np.float32), np.array(low, dtype=np.float32), np.array(high, dtype=np.float32)
 
 
 def _label(axis: Any, classifier: Classifier, metric: str, shown: ScoreData, *, is_first: bool) -> None:

@@ -6,10 +6,11 @@ import logging
 import math
 from collections.abc import Sequence
 
-import torch
+import numpy as np
 from matplotlib.figure import Figure
 
 from xattn.figures.base import register
+from xattn.figures.canvas import LUMINANCE
 from xattn.figures.plots import classifier_name, is_better_higher, metric_name
 from xattn.figures.score_data import Classifier, ScoreData
 from xattn.figures.sheet import HEADING, NOTE, TEXT, TITLE, Sheet, breaks_words, text_height, text_width, wrapped
@@ -79,9 +80,9 @@ def _cell(sheet: Sheet, place: tuple[float, float, float], cell: Cell, value: fl
     if math.isnan(share):
         sheet.text(x + width / 2, y + ROW / 2, ["–"], TEXT, ha="center", va="center")
         return
-    colour = coloured(torch.tensor(share), style.cmap or CMAP)
+    colour = coloured(np.float32(share), style.cmap or CMAP)
     sheet.box(x, y, width, ROW, colour.tolist())
-    is_light = float(colour @ torch.tensor((0.299, 0.587, 0.114))) > LIGHT
+    is_light = float(colour @ np.array(LUMINANCE, dtype=np.float32)) > LIGHT
     weight = "bold" if share == 1.0 else "normal"
     sheet.text(
         x + width / 2,

@@ -6,9 +6,11 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
-from torch import Tensor
+from numpy.typing import NDArray
 
 from xattn.figures.sheet import HEADING, NOTE, TEXT, TITLE, Sheet, breaks_words, fitted, text_height, text_width, wrapped
 from xattn.figures.style import FigureStyle
@@ -46,7 +48,7 @@ class Panel:
         note: written over it.
     """
 
-    picture: Tensor | None
+    picture: NDArray[Any] | None
     note: str = ""
 
 
@@ -258,7 +260,7 @@ def _title(sheet: Sheet, style: FigureStyle, width: float) -> float:
     return MARGIN + text_height(len(lines), HEADING) + 1.0
 
 
-Mark = Tensor | tuple[float, float, float] | None
+Mark = NDArray[Any] | tuple[float, float, float] | None
 
 
 def _parts(legend: Legend) -> list[tuple[Mark, str]]:
@@ -274,13 +276,13 @@ def _legends(sheet: Sheet | None, legends: Sequence[Legend], y: float, width: fl
         x = MARGIN
         y += 0.6
         for mark, text in _parts(legend):
-            across = 0.0 if mark is None else 1.0 + (BAR if isinstance(mark, Tensor) else SWATCH)
+            across = 0.0 if mark is None else 1.0 + (BAR if isinstance(mark, np.ndarray) else SWATCH)
             if x > MARGIN and x + across + min(text_width(text, NOTE), width / 2) > width - MARGIN:
                 x, y = MARGIN, y + text_height(1, NOTE) + 0.3
             top = y + (text_height(1, NOTE) - BAR_HEIGHT) / 2
             lines = wrapped(text, width - MARGIN - x - across, NOTE)
             if sheet is not None:
-                if isinstance(mark, Tensor):
+                if isinstance(mark, np.ndarray):
                     sheet.picture(x, top, across - 1.0, BAR_HEIGHT, mark)
                 elif mark is not None:
                     sheet.box(x, top, across - 1.0, BAR_HEIGHT, mark)

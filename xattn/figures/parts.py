@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import torch
+import numpy as np
 from matplotlib.figure import Figure
-from torch import Tensor
-from torch.nn import functional
+from numpy.typing import NDArray
 
-from xattn.birds import PARTS, Scene, masks
-from xattn.birds.data import scene_of
+from xattn.birds.drawing import visible_parts
+from xattn.birds.scene import PARTS, Scene, scene_of
 from xattn.data.preprocessing import Preprocessing
 from xattn.errors import InputError
 from xattn.figures.base import register
-from xattn.figures.canvas import grey, is_control, sharp, shown_crop, shown_title
+from xattn.figures.canvas import Bytes, enlarged, grey, is_control, shown_crop, shown_title
 from xattn.figures.columns import CONTROLS, INPUT, captions_of, colour_bars, columns_once, headings_of, limits_of, map_panel
 from xattn.figures.matrix import Item, Lane, Legend, Panel, Swatches, matrix
 from xattn.figures.run_data import Column, RunData
 from xattn.figures.style import FigureStyle
+from xattn.overlays import Floats
 
 RANKED = "maps 1 2 3"
 MAP_COLOURS = {"map 1": "#ff0000", "map 2": "#00ff00", "map 3": "#0000ff"}
 PART_COLOURS = {"crest": "#e08214", "beak": "#f4e04d", "wing": "#35a7a0", "tail": "#9c6b3c", "legs": "#b07ad0"}  # none of the maps' hues
 
 
-def coloured(ranked: Tensor) -> Tensor:
+def coloured(ranked: Floats) -> Floats:
     """The first three ranked maps as red, green and blue.
 
     Args:
@@ -34,25 +34,23 @@ def coloured(ranked: Tensor) -> Tensor:
 
     Source: Gomez et al. 2021, Sec. 4.2.
     """
-    three = functional.pad(ranked[:3], (0, 0, 0, 0, 0, max(0, 3 - len(ranked))))
+    three = np.pad(ranked[:3], ((0, max(0, 3 - len(ranked))), (0, 0), (0, 0)))
     low, high = ranked[:3].min(), ranked[:3].max()
-    return ((three - low) / (high - low).clamp(min=1e-12)).clamp(0, 1).permute(1, 2, 0)
+    return ((three - low) / np.maximum(high - low, np.float32(1e-12))).clip(0, 1).transpose(1, 2, 0)
 
 
-def true_parts(crop: Tensor, visible: Tensor) -> Tensor:
+def true_parts(crop: Bytes, visible: NDArray[np.bool_]) -> Floats:
     """The parts `(5, H, W)` in colours over the grey crop `(C, H, W)`: `(H, W, 3)`."""
-    shown = (0.35 + 0.5 * grey(crop))[..., None].repeat(1, 1, 3)
+    shown = (0.35 + 0.5 * grey(crop))[..., None].repeat(3, axis=2)
     for part, mask in zip(PARTS, visible, strict=True):
-        shown[mask] = torch.tensor(_rgb(PART_COLOURS[part]))
+        shown[mask] = _rgb(PART_COLOURS[part])
     return shown
 
 
-def seen_parts(scene: Scene, preprocessing: Preprocessing) -> Tensor:
+def seen_parts(scene: Scene, preprocessing: Preprocessing) -> NDArray[np.bool_]:
     """Masks of a scene's visible parts after a classifier's resize and crop: `(5, H, W)` bool."""
-    from torchvision.transforms.v2.functional import to_pil_image
-
-    pictures = [to_pil_image(mask.float().repeat(3, 1, 1)) for mask in masks(scene).visible]
-    return torch.stack([preprocessing.crop(picture)[0] > 127 for picture in pictures])
+    crops = [preprocessing.cropped(picture.convert("RGB")) for picture in visible_parts(scene)]
+    return np.stack([np.asarray(crop)[..., 0] > 127 for crop in crops])
 
 
 @register("parts", source="Gomez et al. 2021, Figs. 1, 3 and 5")
@@ -101,7 +99,11 @@ def _true_panel(shown: RunData, name: str, scene: Scene | None) -> Panel:
 
 def _ranked_panel(shown: RunData, name: str, column: Column) -> Panel:
     found, crop = shown.ranked.get((name, *column[:2])), shown.crops[name, column[0], column[1]]
-    return Panel(None if found is None else sharp(coloured(found.raw), (crop.shape[1], crop.shape[2])))
+    if found is None:
+        return Panel(None)
+    size = (crop.shape[1], crop.shape[2])
+    channels = [enlarged(channel, size, "nearest") for channel in coloured(found.raw).transpose(2, 0, 1)]
+    return Panel(np.stack(channels, axis=2))
 
 
 def _rgb(colour: str) -> tuple[float, float, float]:

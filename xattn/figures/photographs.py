@@ -12,19 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-import torch
+import numpy as np
 from PIL import Image
-from torch import Tensor
 
 from xattn.data.images import ImageSource
-from xattn.data.npy import npy
 from xattn.data.preprocessing import Preprocessing, Region
 from xattn.errors import ImageError, InputError, NameUnknownError, RunError
-from xattn.explainers.base import is_signed
-from xattn.explainers.maps import shown_values
+from xattn.figures.canvas import is_direct
 from xattn.figures.run_data import source_of
 from xattn.metrics.targets import PER_LABEL
-from xattn.overlays import CMAP, SIGNED_CMAP, OverlayStyle, laid_over, overlay
+from xattn.overlays import CMAP, SIGNED_CMAP, Floats, OverlayStyle, is_signed, laid_over, overlay, shown_values
 from xattn.progress import Progress
 from xattn.study.moved import moved_pictures, picture_names_of
 from xattn.study.questions import picture_names, shown_names
@@ -255,7 +252,7 @@ class _Writer:
         """Writes an overlay."""
         picture, region = photograph
         signed = is_signed(place.method)
-        values = shown_values(stored.raw, place.method)
+        values = shown_values(stored.raw, direct=is_direct(place.method), signed=signed)
         file = f"{name}.{'png' if self.form == 'png' else 'jpg'}"
         drawn = overlay(picture, values, region, self.style, SIGNED_CMAP if signed else CMAP)
         how: dict[str, Any] = {"compress_level": 3} if self.form == "png" else {"quality": 92}
@@ -270,11 +267,11 @@ class _Writer:
         facts = (about["target"], about["predicted"], about["probability"], about["degenerate"])
         self._listed.append((file, *place[:4], *facts, *(round(edge, 3) for edge in region)))
 
-    def _write_map(self, name: str, values: Tensor, signed: bool) -> None:
-        levels = (values.nan_to_num(0.5 if signed else 0.0) * 65535).round().int()
-        (self.folder / f"{name}.npy").write_bytes(npy(2 * values - 1 if signed else values))
+    def _write_map(self, name: str, values: Floats, signed: bool) -> None:
+        levels = (np.nan_to_num(values, nan=0.5 if signed else 0.0) * 65535).round()
+        np.save(self.folder / f"{name}.npy", 2 * values - 1 if signed else values)
         size = (values.shape[1], values.shape[0])
-        Image.frombytes("I;16", size, levels.to(torch.uint16).numpy().astype("<u2").tobytes()).save(self.folder / f"{name}.map.png")
+        Image.frombytes("I;16", size, levels.astype("<u2").tobytes()).save(self.folder / f"{name}.map.png")
 
     def finish(self) -> None:
         """Writes the list."""

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from xattn.data.images import ImageSource
 from xattn.data.preprocessing import Preprocessing
@@ -38,7 +39,7 @@ class RunData:
     names: list[str]
     maps: dict[tuple[str, str, str, str], StoredMap]
     ranked: dict[tuple[str, str, str], StoredMap]
-    crops: dict[tuple[str, str, str], Tensor]
+    crops: dict[tuple[str, str, str], NDArray[np.uint8]]
     paths: dict[str, Path | str | None]
     preprocessing: dict[tuple[str, str], Preprocessing]
     labels: dict[tuple[str, str], Sequence[str] | None]
@@ -161,8 +162,9 @@ def _named(source: ImageSource, name: str) -> Any:
     return found
 
 
-def _crop(source: ImageSource, name: str, preprocessing: Preprocessing) -> Tensor:
+def _crop(source: ImageSource, name: str, preprocessing: Preprocessing) -> NDArray[np.uint8]:
     try:
-        return source.decode(_named(source, name), preprocessing)[1]
+        values = np.asarray(source.cropped(_named(source, name), preprocessing))
     except ImageError as error:
         raise ImageError(f"'{name}': {error}") from error
+    return values[None] if values.ndim == 2 else values.transpose(2, 0, 1)

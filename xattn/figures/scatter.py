@@ -6,11 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import pandas as pd
-import torch
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from xattn.deferred import pandas as pd
 from xattn.errors import InputError
 from xattn.figures.base import register
 from xattn.figures.plots import Look, classifier_name, legend_below, looks, metric_name, panels
@@ -77,7 +76,7 @@ class Scatter:
             ends = []
             for metric, table in zip(metrics, tables, strict=True):
                 about = registry.create(metric)
-                ends.append(aggregated(torch.tensor(table[method].to_list()), about.instance.aggregation, about.metadata.limits))
+                ends.append(aggregated(table[method].astype("float32").to_list(), about.instance.aggregation, about.metadata.limits))
             x, y = ends
             bars = [None if math.isnan(end.low) else [[end.mean - end.low], [end.high - end.mean]] for end in (x, y)]
             axis.errorbar(
@@ -94,8 +93,6 @@ class Scatter:
         axis.set_title(classifier_name(classifier, shown))
 
     def _images(self, axis: Any, shown: ScoreData, classifier: Classifier, metrics: tuple[str, str], style_of: dict[str, Look]) -> None:
-        from scipy.stats import spearmanr
-
         tables = [shown.values(classifier, metric) for metric in metrics]
         both: list[tuple[float, float]] = []
         for method, look in style_of.items():
@@ -110,5 +107,6 @@ class Scatter:
             both += [(float(x), float(y)) for x, y in pairs]
         varies = len(both) > 2 and all(len(set(values)) > 1 for values in zip(*both, strict=True))
         if varies:
-            axis.text(0.02, 0.99, f"ρ = {float(spearmanr(both).statistic):.2f}", transform=axis.transAxes, va="top", fontsize=NOTE)
+            correlation = float(pd.DataFrame(both).rank().corr().iloc[0, 1])
+            axis.text(0.02, 0.99, f"ρ = {correlation:.2f}", transform=axis.transAxes, va="top", fontsize=NOTE)
         axis.set_title(classifier_name(classifier, shown))

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
-import torch
-from torch import Tensor
+import numpy as np
 
+from xattn.deferred import pandas as pd
 from xattn.errors import InputError, NameUnknownError
+from xattn.overlays import Floats
 from xattn.study.compare import joint_rows
 from xattn.study.questions import picture_names, shown_names
 from xattn.study.store import Store
@@ -28,8 +28,8 @@ class Curves:
         p: `(n, S)`.
     """
 
-    shares: Tensor
-    p: Tensor
+    shares: Floats
+    p: Floats
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ class ScoreData:
         """
         keys = ["image", "model", "head", "method", "metric", "target"]
         wanted = set(self.rows[keys].itertuples(index=False, name=None))
-        shares: dict[Series, Tensor] = {}
-        found: dict[Series, list[Tensor]] = {}
+        shares: dict[Series, Floats] = {}
+        found: dict[Series, list[Floats]] = {}
         names = shown_names(self.stores)
         renamed = picture_names(self.stores, [set(store.rows()["image"]) if len(self.stores) > 1 else set() for store in self.stores])
         for store, models, pictures in zip(self.stores, names, renamed, strict=True):
@@ -84,18 +84,15 @@ class ScoreData:
                     continue
                 wanted.discard(key)
                 series = key[1:5]
-                of_curve, p = torch.tensor(curve.shares), torch.tensor(curve.p)
+                of_curve, p = np.array(curve.shares, dtype=np.float32), np.array(curve.p, dtype=np.float32)
                 grid = shares.setdefault(series, of_curve)
-                found.setdefault(series, []).append(p if torch.equal(of_curve, grid) else interpolated(grid, of_curve, p))
-        return {series: Curves(shares[series], torch.stack(several)) for series, several in found.items()}
+                found.setdefault(series, []).append(p if np.array_equal(of_curve, grid) else interpolated(grid, of_curve, p))
+        return {series: Curves(shares[series], np.stack(several)) for series, several in found.items()}
 
 
-def interpolated(at: Tensor, shares: Tensor, p: Tensor) -> Tensor:
+def interpolated(at: Floats, shares: Floats, p: Floats) -> Floats:
     """A curve at other shares, between its steps linearly; all one-dimensional and rising."""
-    after = torch.searchsorted(shares, at).clamp(1, len(shares) - 1)
-    low, high = shares[after - 1], shares[after]
-    weight = ((at - low) / (high - low)).clamp(0, 1)
-    return torch.lerp(p[after - 1], p[after], weight)
+    return np.interp(at, shares, p).astype(np.float32)
 
 
 def read_scores(

@@ -14,7 +14,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.textpath import text_to_path
-from torch import Tensor
+from numpy.typing import NDArray
 
 from xattn.figures.style import MM, FigureStyle
 from xattn.text import shown
@@ -105,12 +105,12 @@ class Sheet:
     """A page that grows downwards; all lengths are in millimetres."""
 
     def __init__(self) -> None:
-        self._pictures: list[tuple[float, float, float, float, Tensor]] = []
+        self._pictures: list[tuple[float, float, float, float, NDArray[Any]]] = []
         self._boxes: list[Rectangle] = []
         self._texts: list[_Text] = []
         self._lines: list[tuple[float, float, float, float, float]] = []
 
-    def picture(self, x: float, y: float, width: float, height: float, values: Tensor) -> None:
+    def picture(self, x: float, y: float, width: float, height: float, values: NDArray[Any]) -> None:
         """Places a picture `(H, W, 3)`, uint8 or in [0, 1], without smoothing."""
         self._pictures.append((x, y, width, height, values))
 
@@ -145,7 +145,7 @@ class Sheet:
         axis = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0), autoscale_on=False)
         axis.set_axis_off()
         for x, y, across, down, values in self._pictures:
-            axis.imshow(values.numpy(), interpolation="none", aspect="auto", extent=(x, x + across, y + down, y))
+            axis.imshow(values, interpolation="none", aspect="auto", extent=(x, x + across, y + down, y))
         for box in self._boxes:
             axis.add_patch(box)
         for x, y, text, settings in self._texts:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import torch
 from matplotlib.figure import Figure
-from torch import Tensor
-from torch.nn import functional
 
+from xattn.catalogue import declaration
 from xattn.errors import InputError
-from xattn.explainers.base import methods
 from xattn.figures.base import register
-from xattn.figures.canvas import shown_crop
+from xattn.figures.canvas import Bytes, shown_crop
 from xattn.figures.columns import INPUT, captions_of, colour_bars, limits_of, map_panel
 from xattn.figures.matrix import Item, Lane, Panel, matrix
 from xattn.figures.run_data import Column, RunData
 from xattn.figures.style import FigureStyle
+from xattn.overlays import Floats
+from xattn.registry import split_spec
 
 STRONGEST, OTHERS = (230, 60, 30), (250, 220, 60)  # the box that the network finds first, and the others
 DRAWN = 320  # pixels: the least height of a picture on which boxes are drawn
@@ -22,13 +21,12 @@ DRAWN = 320  # pixels: the least height of a picture on which boxes are drawn
 
 def step_of(method: str) -> int | None:
     """The step that a method, as rows name it, shows; None for one that shows no step."""
-    if method.partition(":")[0] not in methods.entries:
-        return None
-    step: int | None = getattr(methods.create(method).instance, "step", None)
-    return step
+    name, given = split_spec(method)
+    declared = declaration("methods", name)
+    return None if declared is None or "step" not in declared["settings"] else int(given.get("step", declared["settings"]["step"]))
 
 
-def with_boxes(crop: Tensor, boxes: Tensor) -> Tensor:
+def with_boxes(crop: Bytes, boxes: Floats) -> Bytes:
     """A picture with outlines of boxes, the first in red and above the others.
 
     Args:
@@ -39,12 +37,11 @@ def with_boxes(crop: Tensor, boxes: Tensor) -> Tensor:
         uint8 `(h, w, 3)`, enlarged by a whole number so that the outlines are thin.
     """
     by = max(1, -(-DRAWN // crop.shape[1]))
-    enlarged = functional.interpolate(shown_crop(crop).permute(2, 0, 1)[None].float(), scale_factor=by, mode="nearest-exact")[0]
-    picture = enlarged.to(torch.uint8).permute(1, 2, 0).contiguous()
+    picture = shown_crop(crop).repeat(by, axis=0).repeat(by, axis=1)
     line = max(2, picture.shape[0] // 100)
     for number in reversed(range(len(boxes))):
         x1, y1, x2, y2 = (round(float(edge) * by) for edge in boxes[number])
-        colour = torch.tensor(OTHERS if number else STRONGEST, dtype=torch.uint8)
+        colour = OTHERS if number else STRONGEST
         for rows, columns in (
             (slice(y1, y1 + line), slice(x1, x2)),
             (slice(y2 - line, y2), slice(x1, x2)),

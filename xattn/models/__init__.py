@@ -1,12 +1,21 @@
-"""A pretrained network behind one interface: source, stages, layout, resolution, head, normalisation, labels."""
+"""A pretrained network behind one interface: source, stages, layout, resolution, head, normalisation, labels.
 
-from xattn.data.preprocessing import Preprocessing
-from xattn.models.classifier import Classifier
-from xattn.models.concurrency import evaluating
-from xattn.models.layout import Layout, Stage
-from xattn.models.loading import attach, load
-from xattn.models.resolution import high_resolution
-from xattn.models.sources import model_names
+Names are loaded on first use: those of networks are listed without torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from xattn.data.preprocessing import Preprocessing
+    from xattn.models.classifier import Classifier
+    from xattn.models.concurrency import evaluating
+    from xattn.models.layout import Layout, Stage
+    from xattn.models.loading import attach, load
+    from xattn.models.names import model_names
+    from xattn.models.resolution import high_resolution
 
 __all__ = [
     "Classifier",
@@ -19,3 +28,21 @@ __all__ = [
     "load",
     "model_names",
 ]
+
+_HOMES = {
+    "Classifier": "models.classifier",
+    "Layout": "models.layout",
+    "Preprocessing": "data.preprocessing",
+    "Stage": "models.layout",
+    "attach": "models.loading",
+    "evaluating": "models.concurrency",
+    "high_resolution": "models.resolution",
+    "load": "models.loading",
+    "model_names": "models.names",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"xattn.{_HOMES[name]}"), name)
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

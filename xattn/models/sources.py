@@ -7,7 +7,6 @@ import importlib.util
 import inspect
 import math
 import os
-import re
 import sys
 import urllib.error
 from collections.abc import Callable
@@ -29,7 +28,6 @@ from xattn.models.input_size import own_size
 from xattn.models.open_clip_source import from_open_clip
 from xattn.models.transformers_source import from_transformers
 
-DECLARATION = re.compile(r"^@register_model(?:\(\))?\n(?:@.*\n|    .*\n|\)\n)*def (\w+)", re.MULTILINE)  # as in torchvision and timm
 INCEPTIONS = ("googlenet", "inception_v3")
 TIMM_PLACES = ("hf_hub:", "hf-hub:", "local-dir:")  # from where timm itself reads a network's name and weights
 BY_TEXT = ("hf", "open_clip")  # sources of networks whose classes may be texts
@@ -66,30 +64,6 @@ def absolute(model: str) -> str:
         return f"hf:{os.path.abspath(folder)}"
     place, colon, attribute = model.rpartition(":")
     return f"{os.path.abspath(place)}{colon}{attribute}" if place.endswith(".py") else model
-
-
-def model_names() -> list[str]:
-    """Names that `xattn.load` knows: the shipped classifiers, torchvision's classification networks, timm's and open_clip's if they are
-    installed. Those on the Hugging Face hub are not listed.
-
-    They are read from the files of these libraries, whose import takes seconds.
-    """
-    names = pretrained.pretrained_names()
-    names += [f"torchvision:{name}" for name in _declared("torchvision")]
-    names += [f"timm:{name}" for name in _declared("timm")]
-    return names + [f"open_clip:{path.stem}" for path in _files("open_clip", "model_configs/*.json")]
-
-
-def _declared(package: str) -> list[str]:
-    """The networks that the modules of an installed package register, in order."""
-    return sorted(name for path in _files(package, "models/*.py") for name in DECLARATION.findall(path.read_text(encoding="utf-8")))
-
-
-def _files(package: str, pattern: str) -> list[Path]:
-    """Files of a package, which is not imported; none if it is not installed."""
-    spec = importlib.util.find_spec(package)
-    places = [] if spec is None else spec.submodule_search_locations or []
-    return sorted(path for place in places for path in Path(place).glob(pattern))
 
 
 def _from_torchvision(request: Request) -> Built:

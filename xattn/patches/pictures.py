@@ -21,6 +21,7 @@ from xattn.progress import Progress
 
 logger = logging.getLogger("xattn")
 
+ENDINGS = (".csv", ".npy")
 COLUMNS = ("image", "number", "x1", "y1", "x2", "y2", "width", "height")
 
 
@@ -49,9 +50,7 @@ class PictureBoxes:
             InputError: another ending; or a `.npy` and pictures that could not be read, so that rows would be those of other pictures.
             RunError: the file cannot be written.
         """
-        kind = Path(path).suffix.lower()
-        if kind not in (".csv", ".npy"):
-            raise InputError(f"boxes are written to a .csv or a .npy; got '{path}'.")
+        kind = boxes_file(path).suffix.lower()
         if kind == ".npy":
             if self.failed:
                 raise InputError(
@@ -69,6 +68,17 @@ class PictureBoxes:
                     writer.writerows([name, number, *(round(edge, 2) for edge in box), *size] for number, box in enumerate(boxes))
         except OSError as error:
             raise RunError(f"'{path}' cannot be written ({error.strerror}).") from error
+
+
+def boxes_file(path: str | Path) -> Path:
+    """The path of a file that boxes are written to.
+
+    Raises:
+        InputError: it ends neither in `.csv` nor in `.npy`.
+    """
+    if Path(path).suffix.lower() not in ENDINGS:
+        raise InputError(f"boxes are written to a {' or a '.join(ENDINGS)}; got '{path}'.")
+    return Path(path)
 
 
 def boxes_of(

@@ -219,7 +219,7 @@ class _Reader:
             item.curves.setdefault((column, metric), (place, encoded_curve(row["curve"])))
 
     def _add_map(self, item: Item, column: Column, row: Mapping[str, Any]) -> None:
-        raw = stored_map(dict(row)).raw
+        raw = torch.from_numpy(stored_map(dict(row)).raw)
         if max(raw.shape) <= PREVIEW:
             item.maps[column] = encoded_map(raw)
             return

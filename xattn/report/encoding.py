@@ -16,8 +16,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from xattn.explainers.base import is_signed, methods
+from xattn.explainers.base import methods
 from xattn.metrics.masking import to_masks
+from xattn.overlays import is_signed
 from xattn.study.schema import PREVIEW
 
 FINE, COARSE = 65535, 255  # largest of the whole numbers in 16 and in 8 bits

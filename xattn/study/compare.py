@@ -8,8 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
+from xattn.deferred import pandas as pd
 from xattn.errors import InputError
 from xattn.metrics.tables import Table, comparison
 from xattn.metrics.targets import PER_LABEL

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from xattn.deferred import torch
 from xattn.metrics.values import is_value
@@ -121,7 +123,7 @@ class StoredMap:
         about: target, target_rule, label, predicted, probability and degenerate of its row.
     """
 
-    raw: Tensor
+    raw: NDArray[np.float32]
     about: dict[str, Any]
 
 
@@ -134,23 +136,23 @@ class StoredLooks:
         alpha: `(T,)`, the weight of each step, the mean over the patches.
     """
 
-    boxes: Tensor
-    alpha: Tensor
+    boxes: NDArray[np.float32]
+    alpha: NDArray[np.float32]
 
 
 def stored_map(row: dict[str, Any]) -> StoredMap:
     """The raw map in a row."""
     shape = (row["height"], -1) if row["method"] is not None else (row["count"], row["height"], -1)
-    raw = torch.frombuffer(bytearray(row["map"]), dtype=torch.float16).view(shape)
+    raw = np.frombuffer(row["map"], dtype=np.float16).reshape(shape).astype(np.float32)
     about = {key: row[key] for key in ("target", "target_rule", "label", "predicted", "probability", "degenerate")}
     if not is_value(row["target"]):
         about |= {key: None if row[key] is None else int(row[key]) for key in ("label", "predicted")}
-    return StoredMap(raw.float() * row["scale"], about)
+    return StoredMap(raw * np.float32(row["scale"]), about)
 
 
 def stored_looks(row: dict[str, Any]) -> StoredLooks:
     """How a two-stream network looked at the patches, in a row that says it."""
-    return StoredLooks(torch.tensor(row["boxes"]).view(-1, 4), torch.tensor(row["alpha"]))
+    return StoredLooks(np.array(row["boxes"], dtype=np.float32).reshape(-1, 4), np.array(row["alpha"], dtype=np.float32))
 
 
 def run_key(name: str, head: str) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from xattn.errors import InputError
-from xattn.explainers.base import is_signed, methods
+from xattn.explainers.base import methods
 from xattn.explainers.maps import Maps, explainer_of
 from xattn.inference.predictor import Predictor
 from xattn.metrics.base import CurveMetric, Evidence, refuse_without_probability
@@ -19,6 +19,7 @@ from xattn.metrics.responses import Responses, evaluate_for_all, shown_share
 from xattn.metrics.stream import PredictAll
 from xattn.metrics.targets import ClassTarget, Contrast
 from xattn.models.classifier import Classifier
+from xattn.overlays import is_signed
 from xattn.study.plan import MetricComponent
 from xattn.study.schema import Row, with_map
 

@@ -14,11 +14,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
+from xattn.deferred import pandas as pd
 from xattn.errors import RunError
 from xattn.study.folders import LocalFolder, folder_at
 from xattn.study.parts import read_part

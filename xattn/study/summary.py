@@ -7,9 +7,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import pandas as pd
 import pyarrow as pa
 
+from xattn.deferred import pandas as pd
 from xattn.metrics.base import metrics as registry
 from xattn.metrics.targets import PER_LABEL
 from xattn.metrics.values import is_value

@@ -130,4 +130,4 @@ def _offered(image: Tensor, target: int, trace: Trace, cells: int) -> dict[str, 
     }
 
 
-methods.register_adapter("captum", Adapter(_classes, _create, lambda: importlib.util.find_spec("captum") is not None))
+methods.register_adapter("captum", Adapter(_classes, _create, "captum"))

@@ -223,4 +223,4 @@ def _create(name: str, settings: Mapping[str, str]) -> Component[MethodMetadata,
     return Component(spec, AdaptedMethod(spec, run), MethodMetadata(frozenset(), "Achtibat et al. 2024 (lxt)"))
 
 
-methods.register_adapter("lxt", Adapter(_names, _create, _installed))
+methods.register_adapter("lxt", Adapter(_names, _create, "lxt"))

@@ -57,4 +57,4 @@ def _create(name: str, settings: Mapping[str, str]) -> Component[MethodMetadata,
     return Component(spec, AdaptedMethod(spec, run), MethodMetadata(frozenset(), "pytorch-grad-cam"))
 
 
-methods.register_adapter("grad-cam", Adapter(_classes, _create, lambda: importlib.util.find_spec("pytorch_grad_cam") is not None))
+methods.register_adapter("grad-cam", Adapter(_classes, _create, "pytorch_grad_cam"))
