@@ -92,6 +92,16 @@ def test_the_catalogue_is_that_of_the_sources() -> None:
     assert json.loads(catalogue.FILE.read_text(encoding="utf-8")) == json.loads(catalogue.written())
 
 
+def test_the_catalogue_follows_every_file_that_registers_a_component() -> None:
+    home = Path(str(importlib.util.find_spec("xattn").origin)).parent  # type: ignore[union-attr]
+    for package, name in catalogue.REGISTRIES.values():
+        for entry in getattr(importlib.import_module(package), name).entries.values():
+            path = Path(inspect.getsourcefile(entry.obj) or "")
+            place = path.relative_to(home) if path.is_relative_to(home) else path.relative_to(home.parent)
+            if path.is_relative_to(home.parent):  # not a component of another test's
+                assert place.as_posix() in catalogue._sources()
+
+
 def test_without_a_catalogue_of_these_sources_the_registries_are_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     stale = json.loads(catalogue.FILE.read_text(encoding="utf-8")) | {"sources": "others"}
     stale["heads"]["entries"] = {}

@@ -72,6 +72,7 @@ _PACKAGES = (
     "patches",
     "report",
     "study",
+    "tasks",
     "training",
 )
 

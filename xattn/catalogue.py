@@ -13,6 +13,7 @@ import importlib
 import importlib.util
 import json
 import math
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,12 @@ REGISTRIES = {
     "methods": ("xattn.explainers", "methods"),
     "metrics": ("xattn.metrics", "metrics"),
     "patches": ("xattn.patches", "finders"),
+    "tasks": ("xattn.tasks", "tasks"),
 }
 """Package and name of the registry of each kind."""
 
 FILE = Path(__file__).with_name("catalogue.json")
+REGISTERS = re.compile(rb"\bregister(_adapter)?\(|\bRegistry\b")  # a file that registers components, or a registry with its metadata
 ABOVE = ("app", "cli", "report", "study", "training")  # packages that nothing which registers components imports
 
 Entries = dict[str, dict[str, Any]]
@@ -99,20 +102,20 @@ def _shipped() -> dict[str, Any] | None:
 def digest() -> str:
     """A digest of all sources that a declaration can depend on."""
     found = hashlib.blake2b(digest_size=12)
-    for name, path in sorted(_sources().items()):
-        found.update(f"{name} ".encode() + hashlib.blake2b(path.read_bytes()).digest())
+    for name, content in sorted(_sources().items()):
+        found.update(f"{name} ".encode() + hashlib.blake2b(content).digest())
     return found.hexdigest()
 
 
-def _sources() -> dict[str, Path]:
-    """The files by their name in an installed package; a checkout has `metrics/` beside the others."""
+def _sources() -> dict[str, bytes]:
+    """The files that register components or say what these declare, by their name in an installed package."""
     found = {}
-    for package in ("xattn", "xattn.metrics"):
+    for package in ("xattn", "xattn.metrics"):  # a checkout has `metrics/` beside the others
         home = Path(str(importlib.util.find_spec(package).origin)).parent  # type: ignore[union-attr]
         for path in home.rglob("*.py"):
             place = (*package.split(".")[1:], *path.relative_to(home).parts)
-            if place[0] not in ABOVE:
-                found["/".join(place)] = path
+            if place[0] not in ABOVE and REGISTERS.search(content := path.read_bytes()):
+                found["/".join(place)] = content
     return found
 
 

@@ -14,6 +14,7 @@ from xattn.birds.scene import CLASSES, PARTS, Scene, scene, scene_of, sufficient
 
 if TYPE_CHECKING:
     from xattn.birds.data import SketchBirds
+    from xattn.birds.flocks import Flock, export_voc, flock, flock_of
     from xattn.birds.ground_truth import Effects, effects, in_parts, rank_correlation, share_inside
     from xattn.birds.network import SmallResNet, small_resnet, small_vit
 
@@ -21,11 +22,15 @@ __all__ = [
     "CLASSES",
     "PARTS",
     "Effects",
+    "Flock",
     "Masks",
     "Scene",
     "SketchBirds",
     "SmallResNet",
     "effects",
+    "export_voc",
+    "flock",
+    "flock_of",
     "in_parts",
     "masks",
     "pixels",
@@ -44,6 +49,10 @@ __all__ = [
 
 _HOMES = {
     "SketchBirds": "data",
+    "Flock": "flocks",
+    "export_voc": "flocks",
+    "flock": "flocks",
+    "flock_of": "flocks",
     "Effects": "ground_truth",
     "effects": "ground_truth",
     "in_parts": "ground_truth",

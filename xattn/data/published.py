@@ -1,4 +1,4 @@
-"""Data sets in the layout in which they are published, with their own splits: Caltech-UCSD Birds and Stanford Dogs."""
+"""Data sets in the layout in which they are published, with their own splits: Caltech-UCSD Birds, Stanford Dogs, PASCAL VOC."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from xattn.data.torchvision_sets import PUBLISHED
+from xattn.data.voc import COUNTS, read_voc
 from xattn.errors import InputError
 
 logger = logging.getLogger("xattn")
 
 SPLITS = ("train", "test")
+Target = int | tuple[int, ...]
+"""A class index, or a label vector with one entry per class: 1, 0, or −1, which is ignored."""
 CUB_TABLES = ("images", "image_class_labels", "train_test_split", "classes")
 
 
@@ -25,14 +29,14 @@ class PublishedSplit:
         name: "NAME:ROOT:SPLIT".
         folder: holds the pictures' folders.
         files: paths below `folder`, with "/".
-        targets: class index of each.
+        targets: class index of each; of voc a label vector, one entry per class: 1, 0, or −1, which is ignored.
         classes: names in the order of their indices.
     """
 
     name: str
     folder: Path
     files: tuple[str, ...]
-    targets: tuple[int, ...]
+    targets: tuple[Target, ...]
     classes: tuple[str, ...]
 
     @property
@@ -48,12 +52,23 @@ def parsed_place(place: str) -> tuple[str, str, str] | None:
         InputError: it names one, but no split of it.
     """
     name, colon, rest = place.partition(":")
-    if not colon or name not in KNOWN or rest.startswith("//"):
+    known = KNOWN.get(name) or PUBLISHED.get(name)
+    if not colon or known is None or rest.startswith("//"):
         return None
     root, _, split = rest.rpartition(":")
-    if split not in SPLITS or not root:
-        raise InputError(f"'{place}' names no split of {name}: write {name}:ROOT:test, or {name}:ROOT:train.")
+    if split not in known.splits or not root:
+        others = ", or ".join(f"{name}:ROOT:{each}" for each in known.splits if each != known.test)
+        raise InputError(f"'{place}' names no split of {name}: write {name}:ROOT:{known.test}, or {others}.")
     return name, root, split
+
+
+def with_split(place: str) -> str:
+    """`NAME:ROOT` of such a data set with the split that is published for scores; other places, and those with a split, unchanged."""
+    name, colon, rest = place.partition(":")
+    known = KNOWN.get(name) or PUBLISHED.get(name)
+    if not colon or known is None or rest.startswith("//") or rest.rpartition(":")[2] in known.splits:
+        return place
+    return f"{place}:{known.test}"
 
 
 def absolute(place: str) -> str:
@@ -66,10 +81,10 @@ def open_published(name: str, root: str | Path, split: str) -> PublishedSplit:
     """A split of a data set.
 
     Args:
-        name: "cub" (Wah et al. 2011) or "dogs" (Khosla et al. 2011).
+        name: "cub" (Wah et al. 2011), "dogs" (Khosla et al. 2011) or "voc" (Everingham et al. 2012).
         root: its folder: for cub with `images.txt`, `image_class_labels.txt`, `train_test_split.txt`, `classes.txt` and `images/`; for dogs
-            with `train_list.mat`, `test_list.mat` and `Images/`.
-        split: "train" or "test".
+            with `train_list.mat`, `test_list.mat` and `Images/`; for voc with `JPEGImages/`, `Annotations/` and `ImageSets/Main/`.
+        split: "train" or "test"; of voc "train", "val" or "trainval".
 
     Raises:
         InputError: a file is missing, which is named, or damaged; lists that do not match; labels that are no class; a missing picture.
@@ -110,7 +125,7 @@ def cub_boxes(root: str | Path, split: str) -> list[tuple[float, float, float, f
     return [boxes[file] for file in found.files]
 
 
-Rows = tuple[Path, Mapping[str, int], tuple[str, ...]]
+Rows = tuple[Path, Mapping[str, Any], tuple[str, ...]]
 
 
 def _table(where: str, folder: Path, name: str) -> list[tuple[str, str]]:
@@ -210,13 +225,26 @@ def _refuse_outside(where: str, file: str) -> None:
 
 @dataclass(frozen=True)
 class _Layout:
-    """How a data set is read, and how many pictures its splits have as published."""
+    """How a data set is read.
+
+    Attributes:
+        read: what names it in messages, its folder and a split → its pictures.
+        counts: how many pictures its splits have as published.
+        test: the split for scores: where the labels of test are not published, that for validation.
+    """
 
     read: Callable[[str, Path, str], Rows]
     counts: Mapping[str, int]
+    test: str = "test"
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """All splits."""
+        return tuple(self.counts)
 
 
 KNOWN = {
     "cub": _Layout(_cub, {"train": 5994, "test": 5794}),
     "dogs": _Layout(_dogs, {"train": 12_000, "test": 8_580}),
+    "voc": _Layout(read_voc, COUNTS, "val"),
 }
