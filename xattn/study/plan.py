@@ -14,6 +14,7 @@ from xattn.data.images import ImageSource
 from xattn.data.listing import NamedImage
 from xattn.data.preprocessing import Preprocessing
 from xattn.errors import InputError, NameUnknownError, UnsupportedError
+from xattn.explainers.attention import without_rank
 from xattn.explainers.base import MethodComponent, Need
 from xattn.heads.base import heads
 from xattn.inference.predictor import Level, refuse_unknown_level
@@ -154,6 +155,8 @@ class Plan:
                 f"{method.spec} shows a head's attention, and {key_of(classifier)} has none: use ca-stream, br-npa or b-cnn, or another "
                 "method."
             )
+        if getattr(method.instance, "rank", "mean") != "mean":
+            raise UnsupportedError(f"{method.spec} on {key_of(classifier)}: {lacks}.")
         if {Need.LAYERS, Need.LAYER_GRADIENTS} & method.metadata.needs:
             raise UnsupportedError(f"{method.spec} does not run on {key_of(classifier)}: {lacks}. Use a CAM.")
         if Need.ATTENTION in method.metadata.needs or getattr(method.instance, "step", None) is not None:
@@ -300,6 +303,8 @@ def lacking(classifier: Classifier, method: MethodComponent, stage: Stage | None
             return f"its attention is that of the steps, at stage {LOCAL_STAGE}"
         if getattr(method.instance, "attention", "softmax") != "softmax":
             return "the attention of its steps has no kept scores"
+    if unranked := without_rank(classifier.head, getattr(method.instance, "rank", "mean")):
+        return unranked
     last = getattr(method.instance, "step", None)
     if Need.STEPS in needs or (last is not None and Need.ATTENTION in needs):
         count = steps_in(classifier.network)
