@@ -26,7 +26,7 @@ def attached(head: str) -> Classifier:
 
 
 def ranked(features: Tensor, n: int) -> list[Tensor]:
-    """The maps times the norm of one image's features `(C, h, w)`, strongest vector first: each position in turn, without a tensor operation."""
+    """The maps times the norm of one image's features `(C, h, w)`, strongest vector first, number by number."""
     channels, height, width = features.shape
     cells = [[float(features[c, y, x]) for c in range(channels)] for y in range(height) for x in range(width)]
     norms = [sum(value * value for value in cell) ** 0.5 for cell in cells]

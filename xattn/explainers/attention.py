@@ -74,7 +74,9 @@ class RawAttention:
     def _of_steps(self, trace: Trace) -> Tensor:
         """Where the self-attention of a two-stream network looks: `(B, n·h, w)`, the map of each patch sums to 1."""
         if self.rank != "mean":
-            raise UnsupportedError(f"raw-attention:rank={self.rank} shows a head's map, and {trace.classifier.name} takes no head: leave it out.")
+            raise UnsupportedError(
+                f"raw-attention:rank={self.rank} shows a head's map, and {trace.classifier.name} takes no head: leave rank out."
+            )
         looks = trace.looks_of("raw-attention:step", self.step or 1)
         if looks.attention is None or self.attention == "logits":
             raise UnsupportedError(
