@@ -103,6 +103,16 @@ def is_signed(method: str) -> bool:
     return "signed=true" in method.partition(":")[2].split(",")
 
 
+def is_control(method: str) -> bool:
+    """Whether a method, as rows name it, does not use the network.
+
+    >>> is_control("random"), is_control("no-such-method")
+    (True, False)
+    """
+    name = method.partition(":")[0]
+    return name in methods.entries and methods.entries[name].metadata.control
+
+
 def can_be_signed(method: MethodComponent) -> bool:
     """Whether a method has the setting `signed`."""
     return hasattr(method.instance, "signed")

@@ -159,12 +159,6 @@ def note_below(stored: StoredMap, method: str) -> str:
     return "nowhere positive" if is_signed(method) and bool(stored.raw.any()) else "no contrast"
 
 
-def is_control(method: str) -> bool:
-    """Whether a method, as rows name it, does not use the network."""
-    name = method.partition(":")[0]
-    return name in registry.entries and registry.entries[name].metadata.control
-
-
 def caption(about: dict[str, Any], classes: Sequence[str] | None) -> str:
     """What a classifier answers for an image: the class that is explained with its probability, and the predicted one if it is another.
 

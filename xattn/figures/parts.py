@@ -11,8 +11,9 @@ from xattn.birds import PARTS, Scene, masks
 from xattn.birds.data import scene_of
 from xattn.data.preprocessing import Preprocessing
 from xattn.errors import InputError
+from xattn.explainers.base import is_control
 from xattn.figures.base import register
-from xattn.figures.canvas import grey, is_control, sharp, shown_crop, shown_title
+from xattn.figures.canvas import grey, sharp, shown_crop, shown_title
 from xattn.figures.columns import CONTROLS, INPUT, captions_of, colour_bars, columns_once, headings_of, limits_of, map_panel
 from xattn.figures.matrix import Item, Lane, Legend, Panel, Swatches, matrix
 from xattn.figures.run_data import Column, RunData
