@@ -12,6 +12,7 @@ from xattn.errors import SettingError, UnsupportedError
 from xattn.explainers.base import Need, register
 from xattn.explainers.trace import Trace
 from xattn.heads.base import Head
+from xattn.models.gates import gate_at
 from xattn.models.layout import to_nchw
 from xattn.models.streams import LOCAL_STAGE
 
@@ -19,7 +20,7 @@ from xattn.models.streams import LOCAL_STAGE
 @register(
     "raw-attention",
     needs={Need.FEATURES, Need.ATTENTION},
-    source="Torres et al. 2024, Eq. 6; Gomez et al. 2021, Sec. 4.2; Shroff 2020, Ch. 7",
+    source="Torres et al. 2024, Eq. 6; Gomez et al. 2021, Sec. 4.2 and D.2; Shroff 2020, Ch. 7",
 )
 @dataclass(frozen=True)
 class RawAttention:
@@ -56,6 +57,8 @@ class RawAttention:
         if self.step is not None or trace.looks is not None:
             return self._of_steps(trace)
         classifier, stage = trace.classifier, trace.stage.name
+        if trace.gates and not trace.attended.attention:
+            return self._of_gates(trace)
         maps = trace.attended.attention if self.attention == "softmax" else trace.attended.scores
         if not maps:
             what = "attention" if self.attention == "softmax" else "scores before a softmax"
@@ -70,6 +73,19 @@ class RawAttention:
             found = maps[stage].detach()
             found = found if self.rank == "mean" else found[:, self.rank - 1, None]
             return classifier.head.saliency(trace.features, found if found.dtype == torch.float64 else found.float())
+
+    def _of_gates(self, trace: Trace) -> Tensor:
+        """The gate of each position times the norm of the features, of a network with relation-aware attention."""
+        name = trace.classifier.name
+        if self.rank != "mean" or self.attention == "logits":
+            raise UnsupportedError(f"the gates of {name} are one map at each stage, without ranks and kept scores: leave the setting out.")
+        gated = gate_at(trace.stage.name, tuple(trace.gates))
+        if gated is None:
+            raise UnsupportedError(f"{name} has no attention at stage '{trace.stage.name}'. Choose one of: {', '.join(trace.gates)}.")
+        gates = trace.gates[gated].detach()[:, 0]
+        with torch.no_grad():
+            norms: Tensor = torch.linalg.vector_norm(trace.features, dim=1)
+            return (gates if gates.dtype == torch.float64 else gates.float()) * norms
 
     def _of_steps(self, trace: Trace) -> Tensor:
         """Where the self-attention of a two-stream network looks: `(B, n·h, w)`, the map of each patch sums to 1."""

@@ -21,6 +21,7 @@ from xattn.inference.predictor import Level, refuse_unknown_level
 from xattn.inference.tuning import Tuned
 from xattn.metrics.base import Metric, MetricMetadata, refuse_without_probability
 from xattn.models.classifier import Classifier
+from xattn.models.gates import gate_at, gated_stages
 from xattn.models.layout import Stage
 from xattn.models.streams import LOCAL_STAGE, attends, steps_in
 from xattn.models.target_rules import THRESHOLD, Asked, PredictedLabels, TargetRule, described, labels_of, target_rule
@@ -296,7 +297,13 @@ def lacking(classifier: Classifier, method: MethodComponent, stage: Stage | None
         stage: where its features would be taken; None: it has no default stage.
     """
     needs = method.metadata.needs
-    if Need.ATTENTION in needs and not (heads.create(classifier.head_name).metadata.attention or attends(classifier.network)):
+    has_head = heads.create(classifier.head_name).metadata.attention
+    if Need.ATTENTION in needs and not has_head and (gated := gated_stages(classifier.network)):
+        if stage is None or gate_at(stage.name, gated) is None:
+            return f"its attention is at stages {', '.join(gated)}"
+        if getattr(method.instance, "attention", "softmax") != "softmax":
+            return "its gates have no kept scores"
+    elif Need.ATTENTION in needs and not (has_head or attends(classifier.network)):
         return NO_ATTENTION
     if Need.ATTENTION in needs and attends(classifier.network):
         if stage is None or stage.name != LOCAL_STAGE:
