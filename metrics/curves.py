@@ -22,7 +22,7 @@ FLAT_CURVE = 1e-9
 FLAT_STEPS = 1e-6
 LARGEST_BLUR = 1001
 
-ProtocolName = Literal["ca-stream", "rise", "gomez"]
+ProtocolName = Literal["ca-stream", "rise", "gomez", "br-npa"]
 Colour = Literal["mean", "black"]
 
 
@@ -35,12 +35,16 @@ class Protocol:
         insertion: the image before pixels are inserted.
         low_res: the steps are cells of the map at its own resolution, not pixels of the mask.
         summary: in words.
+        as_bytes: cells are ranked by the map in whole 255ths.
+        from_first_step: the area begins after the first step, and its shares from there on are the whole.
     """
 
     deletion: Baseline
     insertion: Baseline
     low_res: bool
     summary: str
+    as_bytes: bool = False
+    from_first_step: bool = False
 
 
 PROTOCOLS: dict[str, Protocol] = {
@@ -56,6 +60,15 @@ PROTOCOLS: dict[str, Protocol] = {
         True,
         "map cells, ceil(n/196) per step; deletes to black (fill=mean: to the mean colour, as the authors' demo does); inserts from a box "
         "blur of side max(H // 5, 9)",
+    ),
+    "br-npa": Protocol(
+        Baseline("colour"),
+        Baseline("box", side=121),
+        True,
+        "map cells, ranked by the map in bytes, ceil(n/196) per step (step=1 as released); deletes to the mean colour; inserts from a box "
+        "blur of side 121; the area begins after the first step",
+        as_bytes=True,
+        from_first_step=True,
     ),
 }
 
@@ -74,7 +87,7 @@ class _Protocolled(CurveMetric):
 
     Attributes:
         protocol: a named protocol.
-        step: pixels (gomez: cells) per step instead of the protocol's.
+        step: pixels (gomez, br-npa: cells) per step instead of the protocol's.
     """
 
     protocol: ProtocolName = "ca-stream"
@@ -110,7 +123,7 @@ class _Deleting(_Protocolled):
     @property
     def whole(self) -> Curve:
         protocol = PROTOCOLS[self.protocol]
-        return Curve(False, _chosen(protocol.deletion, self.fill, None), self.step, protocol.low_res)
+        return Curve(False, _chosen(protocol.deletion, self.fill, None), self.step, protocol.low_res, as_bytes=protocol.as_bytes)
 
 
 @dataclass(frozen=True)
@@ -133,7 +146,7 @@ class _Inserting(_Protocolled):
     @property
     def whole(self) -> Curve:
         protocol = PROTOCOLS[self.protocol]
-        return Curve(True, _chosen(protocol.insertion, self.fill, self.blur), self.step, protocol.low_res)
+        return Curve(True, _chosen(protocol.insertion, self.fill, self.blur), self.step, protocol.low_res, as_bytes=protocol.as_bytes)
 
 
 @dataclass(frozen=True)
@@ -163,7 +176,15 @@ class _Area(_Protocolled):
         return replace(self, tolerance=None)
 
     def of_curve(self, curve: CurveResponse) -> Tensor:
-        return area(curve)
+        return area(from_first_step(curve) if PROTOCOLS[self.protocol].from_first_step else curve)
+
+
+def from_first_step(curve: CurveResponse) -> CurveResponse:
+    """The curve without its first point, the shares from there on brought to [0, 1]; one of a single step as it is."""
+    if curve.p.shape[1] < 3:
+        return curve
+    first = curve.shares[:, 1:2]
+    return CurveResponse((curve.shares[:, 1:] - first) / (1 - first), curve.p[:, 1:], curve.mask_means[:, 1:])
 
 
 def area(curve: CurveResponse) -> Tensor:
@@ -239,11 +260,11 @@ def insertion(
     Args:
         predict: images in pixel space `(B, 3, H, W)` → logits `(B, K)`, before any softmax or sigmoid.
         images: `(B, 3, H, W)` in pixel space.
-        masks: `(B, H, W)`; for protocol "gomez" maps of any resolution, whose cells are ranked.
+        masks: `(B, H, W)`; for protocols "gomez" and "br-npa" maps of any resolution, whose cells are ranked.
         targets: class indices `(B,)`, or a target.
         fill: the classifier's mean colour, three values in pixel space; may be None for "gomez", which uses black.
-        protocol: "ca-stream", "rise" or "gomez".
-        step: pixels (gomez: cells) per step; None: the protocol's.
+        protocol: "ca-stream", "rise", "gomez" or "br-npa".
+        step: pixels (gomez, br-npa: cells) per step; None: the protocol's.
         blur: side of the blur's kernel, odd; None: the protocol's.
         tolerance: points of area that an image's estimated error may reach, to save forwards; None: every step is evaluated.
         multi_label: sigmoid instead of softmax.
@@ -254,7 +275,11 @@ def insertion(
         `(B,)` float64, percent in [0, 100]; higher is better.
 
     Differs: pixels are ranked by the mask rounded to 2⁻¹⁶, so that rounding orders none of them. The released code of "gomez" overshoots
-    its last step; ours ends with a shorter one, and areas use the true shares.
+    its last step; ours ends with a shorter one, and areas use the true shares. That of "br-npa" follows the predicted class, stores a
+    head's N maps and the norm of the features as bytes of their own, the maps over the range of all N, and multiplies these in eight bits,
+    which overflow; here the target is yours, and the map that is ranked (`raw-attention:rank=1`; for b-cnn the mean) becomes bytes
+    as a whole. It changes one cell per step (`step=1`), or with an option 196 steps whose last one overshoots, and leaves a margin as it
+    is where cells do not divide the image.
 
     >>> import torch
     >>> images, constant = torch.rand(1, 3, 16, 16), lambda x: torch.zeros(len(x), 4)

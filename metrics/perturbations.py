@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 BLUR_SIGMA = 5.0
 LOW_RES_STEPS = 196
 LEVELS, NARROW = 2**16, 2**-6  # in which pixels are ranked
+BYTE, BYTE_SLACK = 255, 2**-8  # the slack leaves whole 255ths as they are, though rounded to LEVELS
 FLAT = 1e-6  # contrast below which a map shows nothing, as a share of its largest magnitude
 
 Upsampling = Literal["bilinear", "bicubic"]
@@ -66,6 +67,7 @@ class Curve:
         baseline: what a changed (deletion) or not yet changed (insertion) pixel shows.
         step: pixels per step; None: 8 · W; with `low_res`, cells per step; None: ceil(cells / 196).
         low_res: rank the cells of the map at its own resolution instead of the pixels of the mask.
+        as_bytes: rank 255 · the mask without its fraction, as of a map that was stored in bytes.
         tolerance: points of area; only as many steps are evaluated as keep the area's estimated error below this; None: all.
     """
 
@@ -74,6 +76,7 @@ class Curve:
     step: int | None = None
     low_res: bool = False
     tolerance: float | None = None
+    as_bytes: bool = False
 
 
 Perturbation = Original | Kept | Removed | Curve
@@ -95,13 +98,19 @@ def forwards(perturbation: Perturbation, size: tuple[int, int]) -> int:
     return -(-count // step) - 1
 
 
-def ranks(masks: Tensor) -> Tensor:
+def ranks(masks: Tensor, as_bytes: bool = False) -> Tensor:
     """Each pixel's rank in descending order: `(B, h, w)` → `(B, h, w)` int64.
 
     Values are rounded to 2⁻¹⁶, so that what a batch or a device rounds otherwise orders no pixels. Ties, such as plateaus of ReLU'd maps,
     are broken by one permutation fixed for all images.
+
+    Args:
+        masks: to be ranked.
+        as_bytes: by the whole part of 255 · the value.
     """
     flat = _levels(masks)
+    if as_bytes:
+        flat = (flat * BYTE / LEVELS + BYTE_SLACK).floor()
     count = flat.shape[1]
     permutation = _permutation(count).to(flat.device)
     order = permutation[flat[:, permutation].argsort(dim=1, descending=True, stable=True)]
@@ -195,7 +204,7 @@ def rank_pixels(curve: Curve, masks: Tensor, low_res_masks: Tensor, size: tuple[
     step = curve.step if curve.step is not None else (-(-count // LOW_RES_STEPS) if curve.low_res else 8 * size[1])
     if count > size[0] * size[1]:
         raise InputError(f"a map of {tuple(values.shape[1:])} has more cells than an image of {size} has pixels.")
-    places = ranks(values)
+    places = ranks(values, curve.as_bytes)
     cuts = torch.tensor([*range(0, count, step), count], device=values.device)
     wide = widened(values)
     spread, area = places, torch.ones_like(wide)

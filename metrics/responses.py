@@ -189,14 +189,14 @@ class _Asked:
             base: _plain(changed) for base, changed in self.baselines.items()
         }
         self.ranked: dict[tuple[str, Curve], RankedPixels] = {}
-        ranked: dict[tuple[str, bool, int | None], RankedPixels] = {}
+        ranked: dict[tuple[str, bool, bool, int | None], RankedPixels] = {}
         for name, mask in masks.items():
             for asked in perturbations:
                 if isinstance(asked, Kept | Removed) and len(self.rows[name]):
                     shown = shown_share(asked, mask, low_res_masks[name], size).to(images)
                     self.runs[name, asked] = _masked(images, shown, self.rows[name])
                 elif isinstance(asked, Curve):
-                    key = (name, asked.low_res, asked.step)
+                    key = (name, asked.low_res, asked.as_bytes, asked.step)
                     if key not in ranked:
                         ranked[key] = rank_pixels(asked, mask, low_res_masks[name], size)
                     self.ranked[name, asked] = ranked[key]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import inspect
 import json
 import subprocess
 import sys
@@ -12,9 +15,9 @@ import pytest
 
 import xattn
 from xattn import catalogue, explainers
+from xattn.catalogue import is_control, is_direct
 from xattn.cli.listing import listing
 from xattn.explainers import methods
-from xattn.figures.canvas import is_control, is_direct
 from xattn.heads import heads
 from xattn.models import Classifier
 

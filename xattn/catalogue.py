@@ -20,7 +20,7 @@ from typing import Any
 
 from xattn.cache import keep, kept
 
-__all__ = ["FILE", "REGISTRIES", "adapters", "current", "declaration", "declarations", "digest", "written"]
+__all__ = ["FILE", "REGISTRIES", "adapters", "current", "declaration", "declarations", "digest", "is_control", "is_direct", "written"]
 
 REGISTRIES = {
     "alignments": ("xattn.attention", "alignments"),
@@ -54,6 +54,21 @@ def declaration(kind: str, name: str) -> dict[str, Any] | None:
         found: dict[str, Any] | None = _found()[kind]["entries"].get(name)
         return found
     return _entry(live.entries[name]) if name in live.entries else None
+
+
+def is_control(method: str) -> bool:
+    """Whether a method, as rows name it, does not use the network."""
+    return _declares(method, "control")
+
+
+def is_direct(method: str) -> bool:
+    """Whether the raw map of a method, as rows name it, is already its mask."""
+    return _declares(method, "direct")
+
+
+def _declares(method: str, what: str) -> bool:
+    declared = declaration("methods", method.partition(":")[0])
+    return declared is not None and bool(declared[what])
 
 
 def adapters(kind: str) -> dict[str, str]:

@@ -83,7 +83,7 @@ def test_bad_files_end_with_3_and_are_named_on_stderr(folder: Path, tmp_path: Pa
     [
         (["--method", "gradcam"], 2, "Did you mean 'grad-cam'"),
         (["--metric", "averag-drop"], 2, "Did you mean 'average-drop'"),
-        (["--metric", "insertion:protocol=risk"], 2, r"protocol=ca-stream\|rise\|gomez; got 'risk'"),
+        (["--metric", "insertion:protocol=risk"], 2, r"protocol=ca-stream\|rise\|gomez\|br-npa; got 'risk'"),
         (["--stage", "9"], 2, "Unknown stage '9'"),
         (["--target", "cat"], 2, "has no labels: pass labels, or an index"),
         (["--target", "label"], 2, "needs a label for every image"),

@@ -19,8 +19,10 @@ from xattn.cli import main
 from xattn.data.preprocessing import Preprocessing
 from xattn.errors import InputError
 from xattn.figures import figure, kinds
-from xattn.figures.canvas import enlarged, mask_of
-from xattn.figures.parts import PART_COLOURS, coloured, seen_parts, true_parts
+from xattn.figures.canvas import enlarged, mask_of, sharp
+from xattn.figures.parts import PART_COLOURS, Parts, coloured, over_photograph, seen_parts, true_parts
+from xattn.figures.run_data import read_runs
+from xattn.figures.style import FigureStyle
 from xattn.study.store import Store, StoredMap
 
 
@@ -73,6 +75,29 @@ def test_the_first_three_maps_are_red_green_and_blue_min_maxed_together() -> Non
     assert shown[1, 0].tolist() == [0, 0, 0.25]
     assert coloured(ranked[:1])[0, 0].tolist() == [1, 0, 0]
     assert not coloured(np.ones((3, 2, 2), dtype=np.float32)).any()
+
+
+def test_over_the_photograph_a_strong_map_covers_it_and_a_weak_one_leaves_it() -> None:
+    crop = torch.randint(0, 256, (3, 2, 2), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    colours = torch.tensor([[[1.0, 0, 0], [0, 0, 0]], [[0, 0.25, 0], [0.5, 0.5, 0]]])
+    shown = torch.from_numpy(over_photograph(colours.numpy(), crop.numpy()))
+    grey = (crop.double().permute(1, 2, 0) / 255 * torch.tensor([0.299, 0.587, 0.114])).sum(dim=2)
+    assert shown[0, 0].tolist() == [1, 0, 0]
+    for (y, x), covered in (((0, 1), 0.0), ((1, 0), 0.25), ((1, 1), 0.5)):
+        expected = 0.6 * (1 - covered) * float(grey[y, x]) + colours[y, x]
+        assert torch.allclose(shown[y, x], expected.float(), atol=1e-6)
+    assert float(shown.max()) <= 1
+
+
+def test_the_ranked_maps_lie_over_black_or_over_the_photograph(run: Path) -> None:
+    shown = read_runs([run], None, None, 1)
+    key, crop = next((key, found) for key, found in shown.crops.items() if key[2] == "br-npa")
+    colours = sharp(coloured(shown.ranked[key].raw), (64, 64))
+    for over, expected in (("black", colours), ("photograph", over_photograph(colours, crop))):
+        (page,) = Parts(over)(shown, FigureStyle())  # type: ignore[arg-type]
+        pictures = [image.get_array().data for axis in page.axes for image in axis.images]
+        same = [found.shape == expected.shape and np.allclose(found, expected, atol=1 / 255) for found in pictures]
+        assert sum(same) == 1
 
 
 def test_true_parts_are_coloured_where_their_visible_masks_are() -> None:

@@ -17,7 +17,7 @@ from xattn.figures.curves import band
 from xattn.figures.heat import decimals
 from xattn.figures.plots import looks
 from xattn.figures.ranks import cliques, critical_difference, holm, mean_ranks, ranking
-from xattn.figures.scatter import Scatter
+from xattn.figures.scatter import Scatter, methods_before
 from xattn.figures.score_data import ScoreData, interpolated, read_scores
 from xattn.figures.style import FigureStyle
 from xattn.models import Classifier
@@ -139,3 +139,50 @@ def test_a_scatter_says_how_many_images_are_behind_its_points() -> None:
     rows[0]["value"] = float("nan")
     (page,) = Scatter()(ScoreData(pd.DataFrame(rows), []), FigureStyle())
     assert any("n = 5 to 6 images" in text.get_text() for text in page.findobj(Text))
+
+
+@pytest.mark.parametrize("each", ["method", "image"])
+def test_points_of_methods_at_the_same_place_are_rings_of_growing_size_and_the_caption_says_so(each: str) -> None:
+    def drawn(shifts: dict[str, float]) -> tuple[list[tuple[float, str]], str]:
+        rows = [
+            {
+                "image": f"{i}.png",
+                "model": "net",
+                "head": "gap",
+                "method": method,
+                "target": "1",
+                "metric": metric,
+                "value": shift + i * slope,
+            }
+            for method, shift in shifts.items()
+            for i in range(3)
+            for metric, slope in (("insertion", 9.0), ("deletion", 5.0))
+        ]
+        (page,) = Scatter(each)(ScoreData(pd.DataFrame(rows), []), FigureStyle())  # type: ignore[arg-type]
+        lines = [line for line in page.axes[0].get_lines() if line.get_marker() not in ("None", "", None)]
+        text = " ".join(text.get_text() for text in page.findobj(Text))
+        return [(line.get_markersize(), line.get_markerfacecolor()) for line in lines], text
+
+    apart, said = drawn({"grad-cam": 0.0, "layer-cam": 30.0})
+    assert len({size for size, _ in apart}) == 1
+    assert "ring" not in said
+    alike, said = drawn({"grad-cam": 0.0, "layer-cam": 0.0, "random": 0.0, "score-cam": 30.0})
+    sizes = [size for size, _ in alike]
+    assert sizes[0] < sizes[1] < sizes[2]  # each is seen around those before it
+    assert sizes[3] == sizes[0]
+    assert [face == "none" for _, face in alike] == [False, True, True, False]
+    assert "a ring: another method at the same place" in said
+
+
+def test_methods_at_the_same_place_are_counted_as_if_each_pair_were_compared() -> None:
+    generator = torch.Generator().manual_seed(0)
+    points = [[(float(x), float(y)) for x, y in torch.rand(40, 2, generator=generator) * 3 - 1] for _ in range(4)]
+    for reach in ((0.1, 0.3), (1e-6, 1e-6), (5.0, 5.0)):
+        expected = [
+            [
+                sum(any(abs(a - x) <= reach[0] and abs(b - y) <= reach[1] for a, b in before) for before in points[:number])
+                for x, y in several
+            ]
+            for number, several in enumerate(points)
+        ]
+        assert methods_before(points, reach) == expected

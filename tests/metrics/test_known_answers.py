@@ -48,7 +48,7 @@ def test_insertion_is_50_for_any_map_where_the_probability_is_the_share_of_pixel
 
 
 @pytest.mark.parametrize("c", [0.0, 0.3, 0.95])
-@pytest.mark.parametrize("protocol", ["ca-stream", "rise", "gomez"])
+@pytest.mark.parametrize("protocol", list(m.PROTOCOLS))
 def test_a_constant_classifier_has_insertion_and_deletion_of_100_times_its_constant(c: float, protocol: str) -> None:
     def predict(images: Tensor) -> Tensor:
         return logits_of(torch.full((len(images),), c))
@@ -59,6 +59,14 @@ def test_a_constant_classifier_has_insertion_and_deletion_of_100_times_its_const
         assert torch.allclose(found, torch.full((2,), 100 * c, dtype=torch.float64), atol=1e-6)
     for correlation_metric in (m.insertion_correlation, m.deletion_correlation):
         assert correlation_metric(predict, white(), masks, zeros(), fill=FILL, protocol=protocol).isnan().all()
+
+
+def test_br_npa_s_area_lacks_the_first_step_of_the_curve() -> None:
+    cells = torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(1))
+    found = m.deletion(share_kept, white(), cells, zeros(), fill=FILL, protocol="br-npa")
+    assert torch.allclose(found, torch.full((2,), 50 * (1 - 1 / 16), dtype=torch.float64), atol=1e-9)  # from 15/16 down to 0
+    found = m.deletion(share_kept, white(), cells, zeros(), fill=FILL, protocol="br-npa", step=16)
+    assert torch.allclose(found, torch.full((2,), 50.0, dtype=torch.float64), atol=1e-9)  # a single step has both of its ends
 
 
 def additive(weights: Tensor):

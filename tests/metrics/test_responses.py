@@ -100,6 +100,50 @@ def test_gomez_ranks_the_cells_of_the_map_and_deletes_to_black(predict) -> None:
         assert float(found[i]) == pytest.approx(plain_area([k / 16 for k in range(17)], p), abs=1e-9)
 
 
+def written_br_npa(predict, image: Tensor, maps: Tensor, target: int, insertion: bool) -> float:
+    """BR-NPA's curve of a head's maps `(N, h, w)`, cell by cell in normalised space; among equal cells the one first in the permutation."""
+    std = torch.tensor([0.229, 0.224, 0.225], dtype=torch.float64).view(3, 1, 1)
+    normalised = (image - MEAN.view(3, 1, 1)) / std
+    low, high = float(maps.min()), float(maps.max())
+    stored = [int(255 * (float(value) - low) / (high - low)) for value in maps[0].flatten()]
+    height, width = maps.shape[1:]
+    side = image.shape[1] // height
+    permutation = torch.randperm(height * width, generator=torch.Generator().manual_seed(0)).tolist()
+    changed, filled = normalised.clone(), torch.zeros_like(normalised)
+    if insertion:
+        kernel = torch.full((3, 1, 121, 121), 1 / 121**2, dtype=torch.float64)
+        changed, filled = functional.conv2d(normalised[None], kernel, padding=60, groups=3)[0], normalised
+    p = []
+    while max(stored) >= 0:
+        cell = next(cell for cell in permutation if stored[cell] == max(stored))
+        stored[cell] = -1
+        y, x = divmod(cell, width)
+        area = (slice(None), slice(y * side, (y + 1) * side), slice(x * side, (x + 1) * side))
+        changed[area] = filled[area]
+        p.append(float(predict((changed * std + MEAN.view(3, 1, 1))[None]).softmax(1)[0, target]))
+    return 100 * sum((a + b) / 2 for a, b in pairwise(p)) / (len(p) - 1)
+
+
+def test_br_npa_is_its_curve_written_out(predict) -> None:
+    images, targets = networks.pictures(2).double(), torch.tensor([1, 4])
+    maps = torch.rand(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(8))
+    maps[:, 0] = maps[:, 0] ** 6  # many cells of one byte
+    low, high = (extreme[:, None, None, None] for extreme in maps.flatten(1).aminmax(dim=1))
+    given = ((maps - low) / (high - low))[:, 0]  # over the range of all three maps, as these are stored
+    for metric, insertion in ((m.insertion, True), (m.deletion, False)):
+        found = metric(predict, images, given, targets, fill=MEAN, protocol="br-npa")
+        expected = [written_br_npa(predict, images[i], maps[i], int(targets[i]), insertion) for i in range(2)]
+        assert found.tolist() == pytest.approx(expected, abs=1e-9)
+
+
+def test_bytes_that_were_stored_stay_as_they_are() -> None:
+    stored = torch.arange(256)
+    for dtype in (torch.float32, torch.float64):
+        assert ranks((stored.to(dtype) / 255).view(1, 16, 16), as_bytes=True).flatten().tolist() == list(reversed(range(256)))
+    between = torch.linspace(0, 1, 2**12 + 1)[None, None]
+    assert len((ranks(between, as_bytes=True) != ranks(between)).nonzero()) > 0
+
+
 def test_gomez_takes_at_most_196_steps_and_its_areas_use_the_true_shares_where_cells_differ_in_size(predict) -> None:
     cells = torch.rand(1, 15, 15, dtype=torch.float64)
     curve = Deletion(protocol="gomez").curve

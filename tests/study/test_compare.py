@@ -85,6 +85,15 @@ def test_a_setting_whose_default_changed_between_runs_is_another_question(tiny: 
     assert frame["model"].tolist() == ["tiny (insertion protocol ca-stream)", "tiny (insertion protocol rise)"]
 
 
+def test_runs_of_two_protocols_have_a_column_for_each(tiny: Classifier, folder: Path, tmp_path: Path) -> None:
+    for run, metric in (("a", "insertion"), ("b", "insertion:protocol=br-npa")):
+        study([tiny], folder, tmp_path / run, methods=["grad-cam"], metrics=[metric]).run()
+    table = compare_runs([tmp_path / "a", tmp_path / "b"])
+    assert table.metrics == ("insertion", "insertion:protocol=br-npa")
+    assert len(table.frame) == 1  # one method of one classifier
+    assert abs(table.frame["insertion"][0] - table.frame["insertion:protocol=br-npa"][0]) > 1e-3
+
+
 def test_pictures_are_known_by_name_and_content(tiny: Classifier, folder: Path, tmp_path: Path) -> None:
     same, other = tmp_path / "same", tmp_path / "other"
     shutil.copytree(folder, same)

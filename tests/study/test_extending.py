@@ -23,6 +23,7 @@ from tests import networks
 from tests.study.test_resume import environment
 from xattn.errors import RunError, UnsupportedError
 from xattn.figures import figure
+from xattn.figures.score_data import read_scores
 from xattn.inference import Predictor
 from xattn.models import Classifier
 from xattn.study import Store, Study
@@ -103,6 +104,25 @@ def test_methods_and_metrics_added_one_after_the_other_give_the_run_that_had_the
     pd.testing.assert_frame_equal(compare_runs([run], "random").frame, compare_runs([whole], "random").frame, rtol=0, atol=1e-2)
     figure([run], tmp_path / "grid.png", methods=["score-cam"])
     assert list(Store(run).maps(["0.png"])) == list(Store(whole).maps(["0.png"]))
+
+
+def test_controls_stand_last_in_every_table_though_a_method_was_added_after_them(tiny: Classifier, folder: Path, tmp_path: Path) -> None:
+    run, other = tmp_path / "run", tmp_path / "other"
+    study(tiny, folder, run, methods=["random", "grad-cam", "centre"], metrics=["complexity"]).run()
+    study(tiny, folder, run, methods=["activation-map"], metrics=["complexity"]).run()
+    order = ["grad-cam", "activation-map", "random", "centre"]
+    assert Store(run).table()["method"].tolist() == order
+    assert compare_runs([run]).frame["method"].tolist() == order
+    study(tiny, folder, other, methods=["layer-cam", "uniform"], metrics=["complexity"]).run()
+    assert compare_runs([run, other]).frame["method"].tolist() == ["grad-cam", "activation-map", "layer-cam", "random", "centre", "uniform"]
+    assert read_scores([run, other]).methods == ["grad-cam", "activation-map", "layer-cam", "random", "centre", "uniform"]
+    second = xattn.attach(tiny.network, input_size=32, resize=36, name="second")
+    study(second, folder, tmp_path / "second", methods=["random", "grad-cam"], metrics=["complexity"]).run()
+    frame = compare_runs([run, tmp_path / "second", other]).frame
+    assert list(zip(frame["model"], frame["method"], strict=True)) == [
+        *(("tiny", method) for method in ("grad-cam", "activation-map", "layer-cam", "random", "centre", "uniform")),
+        *(("second", method) for method in ("grad-cam", "random")),
+    ]
 
 
 def test_only_what_is_missing_is_computed(tiny: Classifier, folder: Path, tmp_path: Path, counted: Callable[[Study], int]) -> None:

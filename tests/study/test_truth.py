@@ -137,6 +137,8 @@ class Replica:
             self.curves[key] = self.curve(settings, shown, is_insertion)
         shares, p, means = self.curves[key]
         if name in ("insertion", "deletion"):
+            if settings.get("protocol") == "br-npa":
+                shares, p = [(share - shares[1]) / (1 - shares[1]) for share in shares[1:]], p[1:]
             return plain_area(shares, p)
         sign = 1 if is_insertion else -1
         r = pearson([sign * (b - a) / (t - s) for (a, b), (s, t) in zip(pairwise(p), pairwise(shares), strict=True)], means)
@@ -145,7 +147,7 @@ class Replica:
     def curve(self, settings: dict[str, str], shown: Shown, is_insertion: bool) -> tuple[list[float], list[float], list[float]]:
         """Share changed and probability at each cut, and the mean value of the mask's cells at each step."""
         protocol = settings.get("protocol", "ca-stream")
-        gomez = protocol == "gomez"
+        gomez, br_npa = protocol == "gomez", protocol == "br-npa"
         colour = (
             torch.zeros(3, 1, 1, dtype=torch.float64)
             if settings.get("fill", "black" if gomez else "mean") == "black"
@@ -155,14 +157,17 @@ class Replica:
             start, end = shown.image, colour.expand_as(shown.image)
         elif gomez:
             start, end = box_blurred(shown.image, max(SIZE[0] // 5, 9) // 2 * 2 + 1), shown.image
+        elif br_npa:
+            start, end = box_blurred(shown.image - colour, 121) + colour, shown.image
         else:
             side = int(settings.get("blur", {"ca-stream": 5, "rise": 11}[protocol]))
             start, end = plain_blur(shown.image - colour + MEAN.view(3, 1, 1), side) - MEAN.view(3, 1, 1) + colour, shown.image
-        values = shown.scaled if gomez else shown.mask
+        values = shown.scaled if gomez or br_npa else shown.mask
         count, width = values.numel(), values.shape[1]
         across = SIZE[0] // values.shape[0]  # pixels along a cell
-        step = int(settings.get("step", -(-count // 196) if gomez else 8 * SIZE[1]))
-        order, cuts, picture, pictures = plain_ranks(values), [*range(0, count, step), count], start.clone(), [start]
+        step = int(settings.get("step", -(-count // 196) if gomez or br_npa else 8 * SIZE[1]))
+        stored = (values * 65536).round().mul(255 / 65536).add(1 / 256).floor() / 256 if br_npa else values
+        order, cuts, picture, pictures = plain_ranks(stored), [*range(0, count, step), count], start.clone(), [start]
         for low, high in pairwise(cuts):
             if across == 1:
                 picture.flatten(1)[:, order[low:high]] = end.flatten(1)[:, order[low:high]]

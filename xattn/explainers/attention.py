@@ -11,6 +11,8 @@ from torch import Tensor
 from xattn.errors import SettingError, UnsupportedError
 from xattn.explainers.base import Need, register
 from xattn.explainers.trace import Trace
+from xattn.heads.base import Head
+from xattn.models.gates import gate_at
 from xattn.models.layout import to_nchw
 from xattn.models.streams import LOCAL_STAGE
 
@@ -18,7 +20,7 @@ from xattn.models.streams import LOCAL_STAGE
 @register(
     "raw-attention",
     needs={Need.FEATURES, Need.ATTENTION},
-    source="Torres et al. 2024, Eq. 6; Gomez et al. 2021, Sec. 4.2; Shroff 2020, Ch. 7",
+    source="Torres et al. 2024, Eq. 6; Gomez et al. 2021, Sec. 4.2 and D.2; Shroff 2020, Ch. 7",
 )
 @dataclass(frozen=True)
 class RawAttention:
@@ -29,38 +31,68 @@ class RawAttention:
             released CA-Stream code draws them.
         step: of a two-stream network with self-attention, the step whose map is shown; None: the mean of all, each weighted by the weight
             of its step.
+        rank: of a head with ranked maps (br-npa), the map of this rank alone, 1 the strongest, times the norm of the features; "mean": the
+            mean of all. The maps of other heads have no order (those of b-cnn are the outputs of a convolution), so that none of them is
+            the first: they are shown by their mean alone.
     """
 
     attention: Literal["softmax", "logits"] = "softmax"
     step: int | None = None
+    rank: int | Literal["mean"] = "mean"
 
     def __post_init__(self) -> None:
         if self.step is not None and self.step < 1:
             raise SettingError(f"steps are counted from 1; got step={self.step}.")
+        if self.rank != "mean" and (isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1):
+            raise SettingError(f"ranks are counted from 1, and 'mean' is the mean of all; got rank={self.rank}.")
+        if self.rank != "mean" and self.step is not None:
+            raise SettingError("a rank is of a head's maps, a step of a two-stream network, which takes no head: give one of the two.")
 
     def __call__(self, trace: Trace) -> Tensor:
         """Raw map `(B, h, w)` at the stage's resolution; ≥ 0, except for the scores.
 
         Raises:
-            UnsupportedError: the head has no attention, none at this stage, none that is made by a softmax, or no such step.
+            UnsupportedError: the head has no attention, none at this stage, none that is made by a softmax, or no such rank or step.
         """
         if self.step is not None or trace.looks is not None:
             return self._of_steps(trace)
         classifier, stage = trace.classifier, trace.stage.name
+        if trace.gates and not trace.attended.attention:
+            return self._of_gates(trace)
         maps = trace.attended.attention if self.attention == "softmax" else trace.attended.scores
         if not maps:
             what = "attention" if self.attention == "softmax" else "scores before a softmax"
             raise UnsupportedError(
                 f"raw-attention shows the {what} of a head; {classifier.head_name} has none. Use ca-stream, or grad-cam."
             )
+        if lacks := without_rank(classifier.head, self.rank):
+            raise UnsupportedError(f"raw-attention:rank={self.rank} on {classifier.name} · {classifier.head_name}: {lacks}.")
         if stage not in maps:
             raise UnsupportedError(f"{classifier.head_name} has no attention at stage '{stage}'. Choose one of: {', '.join(maps)}.")
         with torch.no_grad():
             found = maps[stage].detach()
+            found = found if self.rank == "mean" else found[:, self.rank - 1, None]
             return classifier.head.saliency(trace.features, found if found.dtype == torch.float64 else found.float())
+
+    def _of_gates(self, trace: Trace) -> Tensor:
+        """The gate of each position times the norm of the features, of a network with relation-aware attention."""
+        name = trace.classifier.name
+        if self.rank != "mean" or self.attention == "logits":
+            raise UnsupportedError(f"the gates of {name} are one map at each stage, without ranks and kept scores: leave the setting out.")
+        gated = gate_at(trace.stage.name, tuple(trace.gates))
+        if gated is None:
+            raise UnsupportedError(f"{name} has no attention at stage '{trace.stage.name}'. Choose one of: {', '.join(trace.gates)}.")
+        gates = trace.gates[gated].detach()[:, 0]
+        with torch.no_grad():
+            norms: Tensor = torch.linalg.vector_norm(trace.features, dim=1)
+            return (gates if gates.dtype == torch.float64 else gates.float()) * norms
 
     def _of_steps(self, trace: Trace) -> Tensor:
         """Where the self-attention of a two-stream network looks: `(B, n·h, w)`, the map of each patch sums to 1."""
+        if self.rank != "mean":
+            raise UnsupportedError(
+                f"raw-attention:rank={self.rank} shows a head's map, and {trace.classifier.name} takes no head: leave rank out."
+            )
         looks = trace.looks_of("raw-attention:step", self.step or 1)
         if looks.attention is None or self.attention == "logits":
             raise UnsupportedError(
@@ -75,3 +107,17 @@ class RawAttention:
         weights = (alpha / alpha.sum(dim=1, keepdim=True))[:, :, None, None].to(attention)
         shown = (weights * attention).sum(dim=1, keepdim=True) if self.step is None else attention[:, self.step - 1, None]
         return to_nchw(shown, trace.stage.layout)[:, 0]
+
+
+def without_rank(head: Head, rank: int | Literal["mean"]) -> str | None:
+    """Why a head has no map of a rank, and what it has; None if it has one.
+
+    Args:
+        head: the module.
+        rank: from 1; "mean": of all, which every head has.
+    """
+    if rank == "mean" or rank <= head.ranks:
+        return None
+    if head.ranks:
+        return f"it has {head.ranks} ranked maps: give rank=1{f' to rank={head.ranks}' * (head.ranks > 1)}, or leave it out for their mean"
+    return "its maps have no ranks (those of br-npa have): leave rank out, which shows the mean of its maps"

@@ -24,6 +24,7 @@ from xattn.models.attention import attention_kept, between_tokens, by_head
 from xattn.models.capture import captured
 from xattn.models.classifier import Classifier
 from xattn.models.concurrency import evaluating
+from xattn.models.gates import gates_kept
 from xattn.models.layout import Stage, to_nchw
 from xattn.models.streams import Looks, looks_kept
 from xattn.models.target_rules import Asked, TargetRule, target_rule
@@ -68,6 +69,7 @@ class _Forward(NamedTuple):
         layers: attention of the network's layers, as they computed it; empty unless it is needed.
         pooling: attention by which the network pools its tokens, if it does so.
         looks: how a two-stream network looked at the patches; None of another network.
+        gates: gates of positions of a network with relation-aware attention, by stage; empty of another network.
     """
 
     features: dict[str, Tensor]
@@ -75,6 +77,7 @@ class _Forward(NamedTuple):
     layers: list[Tensor]
     pooling: Tensor | None
     looks: Looks | None
+    gates: dict[str, Tensor]
 
 
 class Trace:
@@ -135,6 +138,7 @@ class Trace:
             stack.enter_context(torch.set_grad_enabled(self._to_image))
             kept = stack.enter_context(attention_kept()) if self._layers else []  # first, so that functions inside are not counted
             looks = stack.enter_context(looks_kept(self.classifier.network))
+            gates = stack.enter_context(gates_kept(self.classifier.network))
             stages = [] if self.given_stage is None else [self.given_stage]
             found = stack.enter_context(captured(self.classifier.network, stages, cut=self._cut))
             attended = self.classifier.run(self.images, classes)
@@ -142,7 +146,8 @@ class Trace:
         count = tokens[-1].layout.count if tokens else 0
         size = len(self.images)
         pooled = between_tokens(kept, size, count, queries=1)
-        return _Forward(found, attended, between_tokens(kept, size, count), pooled[-1] if pooled else None, looks[-1] if looks else None)
+        between = between_tokens(kept, size, count)
+        return _Forward(found, attended, between, pooled[-1] if pooled else None, looks[-1] if looks else None, gates)
 
     @property
     def stage(self) -> Stage:
@@ -180,6 +185,11 @@ class Trace:
     def looks(self) -> Looks | None:
         """How a two-stream network looked at the patches; None of another network."""
         return self._forward.looks
+
+    @property
+    def gates(self) -> dict[str, Tensor]:
+        """Gates of positions `(B, 1, h, w)` of a network with relation-aware attention, by stage; empty of another network."""
+        return self._forward.gates
 
     @property
     def patches(self) -> Looks | None:

@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from numpy.typing import NDArray
 
-from xattn.catalogue import declaration
 from xattn.data.preprocessing import Region
 from xattn.errors import InputError
 from xattn.figures.style import FigureStyle
@@ -147,26 +146,16 @@ def common_limits(found: Iterable[StoredMap]) -> tuple[float, float]:
     return min(float(raw.min()) for raw in maps), max(float(raw.max()) for raw in maps)
 
 
+def sharp(picture: Floats, size: tuple[int, int]) -> Floats:
+    """A picture `(h, w, C)` enlarged without smoothing."""
+    return np.stack([enlarged(channel, size, "nearest") for channel in picture.transpose(2, 0, 1)], axis=2)
+
+
 def note_below(stored: StoredMap, method: str) -> str:
     """What is written over a map that is flagged; "" for another."""
     if not stored.about["degenerate"]:
         return ""
     return "nowhere positive" if is_signed(method) and bool(stored.raw.any()) else "no contrast"
-
-
-def is_control(method: str) -> bool:
-    """Whether a method, as rows name it, does not use the network."""
-    return _declares(method, "control")
-
-
-def is_direct(method: str) -> bool:
-    """Whether the raw map of a method, as rows name it, is already its mask."""
-    return _declares(method, "direct")
-
-
-def _declares(method: str, what: str) -> bool:
-    declared = declaration("methods", method.partition(":")[0])
-    return declared is not None and bool(declared[what])
 
 
 def caption(about: dict[str, Any], classes: Sequence[str] | None) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
-from xattn.figures.canvas import COLOURS, SIGNED_COLOURS, called, caption, common_limits, is_control, note_below, shown_map
+from xattn.catalogue import is_control
+from xattn.figures.canvas import COLOURS, SIGNED_COLOURS, called, caption, common_limits, note_below, shown_map
 from xattn.figures.matrix import ColourBar, Panel
 from xattn.figures.run_data import Column, RunData
 from xattn.figures.style import FigureStyle

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from xattn.birds.drawing import visible_parts
 from xattn.birds.scene import PARTS, Scene, scene_of
+from xattn.catalogue import is_control
 from xattn.data.preprocessing import Preprocessing
 from xattn.errors import InputError
 from xattn.figures.base import register
-from xattn.figures.canvas import Bytes, enlarged, grey, is_control, shown_crop, shown_title
+from xattn.figures.canvas import Bytes, grey, sharp, shown_crop, shown_title
 from xattn.figures.columns import CONTROLS, INPUT, captions_of, colour_bars, columns_once, headings_of, limits_of, map_panel
 from xattn.figures.matrix import Item, Lane, Legend, Panel, Swatches, matrix
 from xattn.figures.run_data import Column, RunData
 from xattn.figures.style import FigureStyle
 from xattn.overlays import Floats
 
+Ground = Literal["black", "photograph"]
 RANKED = "maps 1 2 3"
+DIMMED = 0.6  # of the photograph's brightness, so that hues are seen over a bright one
 MAP_COLOURS = {"map 1": "#ff0000", "map 2": "#00ff00", "map 3": "#0000ff"}
 PART_COLOURS = {"crest": "#e08214", "beak": "#f4e04d", "wing": "#35a7a0", "tail": "#9c6b3c", "legs": "#b07ad0"}  # none of the maps' hues
 
@@ -39,6 +45,19 @@ def coloured(ranked: Floats) -> Floats:
     return ((three - low) / np.maximum(high - low, np.float32(1e-12))).clip(0, 1).transpose(1, 2, 0)
 
 
+def over_photograph(colours: Floats, crop: Bytes) -> Floats:
+    """Maps in colour over the photograph in dark grey, which shows through where they are weak.
+
+    Args:
+        colours: `(H, W, 3)` in [0, 1], as `coloured` gives them, at the photograph's size.
+        crop: uint8 `(C, H, W)`.
+
+    Returns:
+        `(H, W, 3)` in [0, 1].
+    """
+    return colours + DIMMED * (1 - colours.max(axis=2, keepdims=True)) * grey(crop)[..., None]
+
+
 def true_parts(crop: Bytes, visible: NDArray[np.bool_]) -> Floats:
     """The parts `(5, H, W)` in colours over the grey crop `(C, H, W)`: `(H, W, 3)`."""
     shown = (0.35 + 0.5 * grey(crop))[..., None].repeat(3, axis=2)
@@ -54,42 +73,55 @@ def seen_parts(scene: Scene, preprocessing: Preprocessing) -> NDArray[np.bool_]:
 
 
 @register("parts", source="Gomez et al. 2021, Figs. 1, 3 and 5")
-def parts(shown: RunData, style: FigureStyle) -> list[Figure]:
+@dataclass(frozen=True)
+class Parts:
     """The maps of br-npa and b-cnn in red, green and blue, beside the maps of the methods, without smoothing.
 
     For exported SketchBirds pictures, the true parts are shown beside the maps.
 
-    Raises:
-        InputError: none of the runs has a head with several maps.
+    Attributes:
+        over: what the maps are shown on, "black", as in the paper, or the "photograph" in dark grey.
     """
-    if not shown.ranked:
-        raise InputError("none of these runs has a head with several maps: run br-npa or b-cnn, or draw --kind grid.")
-    several_maps = {key[1:] for key in shown.ranked}
-    columns: list[Column] = []
-    for column in columns_once(shown.columns):
-        first = column[:2] not in {other[:2] for other in columns}
-        columns += [(*column[:2], RANKED)] * (first and column[:2] in several_maps and not is_control(column[2]))
-        columns.append(column)
-    scenes = {name: None if path is None else scene_of(path) for name, path in shown.paths.items()}
-    has_truth = any(scene is not None for scene in scenes.values())
-    crops = {name: next(crop for key, crop in shown.crops.items() if key[0] == name) for name in shown.names}
-    lanes = [Lane(INPUT, shown_title(crops[shown.names[0]])), *[Lane(INPUT, "true parts")] * has_truth]
-    lanes += [Lane(CONTROLS if is_control(method) else f"{model}\n{head}", method) for model, head, method in columns]
-    limits = limits_of(shown, columns, style)
-    items = []
-    for name in shown.names:
-        panels = [Panel(shown_crop(crops[name])), *[_true_panel(shown, name, scenes[name])] * has_truth]
-        for column in columns:
-            is_ranked = column[2] == RANKED
-            panels.append(
-                _ranked_panel(shown, name, column) if is_ranked else map_panel(shown, name, column, limits.get(column), style, smooth=False)
-            )
-        items.append(Item(panels, captions_of(shown, name, columns, alone=False)))
-    legends: list[Legend] = [Swatches("true parts", [(part, _rgb(colour)) for part, colour in PART_COLOURS.items()])] * has_truth
-    maps = "maps of a head, brighter where the features are strong; br-npa's by rank"
-    legends.append(Swatches(maps, [(name, _rgb(colour)) for name, colour in MAP_COLOURS.items()]))
-    others = [column for column in columns if column[2] != RANKED]
-    return matrix(lanes, items, headings_of(others, alone=False), [*legends, *colour_bars(others, style)], style)
+
+    over: Ground = "black"
+
+    def __call__(self, shown: RunData, style: FigureStyle) -> list[Figure]:
+        """A row per image.
+
+        Raises:
+            InputError: none of the runs has a head with several maps.
+        """
+        if not shown.ranked:
+            raise InputError("none of these runs has a head with several maps: run br-npa or b-cnn, or draw --kind grid.")
+        several_maps = {key[1:] for key in shown.ranked}
+        columns: list[Column] = []
+        for column in columns_once(shown.columns):
+            first = column[:2] not in {other[:2] for other in columns}
+            columns += [(*column[:2], RANKED)] * (first and column[:2] in several_maps and not is_control(column[2]))
+            columns.append(column)
+        scenes = {name: None if path is None else scene_of(path) for name, path in shown.paths.items()}
+        has_truth = any(scene is not None for scene in scenes.values())
+        crops = {name: next(crop for key, crop in shown.crops.items() if key[0] == name) for name in shown.names}
+        lanes = [Lane(INPUT, shown_title(crops[shown.names[0]])), *[Lane(INPUT, "true parts")] * has_truth]
+        lanes += [Lane(CONTROLS if is_control(method) else f"{model}\n{head}", method) for model, head, method in columns]
+        limits = limits_of(shown, columns, style)
+        items = []
+        for name in shown.names:
+            panels = [Panel(shown_crop(crops[name])), *[_true_panel(shown, name, scenes[name])] * has_truth]
+            for column in columns:
+                is_ranked = column[2] == RANKED
+                panels.append(
+                    _ranked_panel(shown, name, column, self.over)
+                    if is_ranked
+                    else map_panel(shown, name, column, limits.get(column), style, smooth=False)
+                )
+            items.append(Item(panels, captions_of(shown, name, columns, alone=False)))
+        legends: list[Legend] = [Swatches("true parts", [(part, _rgb(colour)) for part, colour in PART_COLOURS.items()])] * has_truth
+        strength = {"black": "brighter", "photograph": "less of the photograph"}[self.over]
+        maps = f"maps of a head, {strength} where the features are strong; br-npa's by rank"
+        legends.append(Swatches(maps, [(name, _rgb(colour)) for name, colour in MAP_COLOURS.items()]))
+        others = [column for column in columns if column[2] != RANKED]
+        return matrix(lanes, items, headings_of(others, alone=False), [*legends, *colour_bars(others, style)], style)
 
 
 def _true_panel(shown: RunData, name: str, scene: Scene | None) -> Panel:
@@ -97,13 +129,12 @@ def _true_panel(shown: RunData, name: str, scene: Scene | None) -> Panel:
     return Panel(None if scene is None else true_parts(shown.crops[key], seen_parts(scene, shown.preprocessing[key[1:]])))
 
 
-def _ranked_panel(shown: RunData, name: str, column: Column) -> Panel:
+def _ranked_panel(shown: RunData, name: str, column: Column, over: Ground) -> Panel:
     found, crop = shown.ranked.get((name, *column[:2])), shown.crops[name, column[0], column[1]]
     if found is None:
         return Panel(None)
-    size = (crop.shape[1], crop.shape[2])
-    channels = [enlarged(channel, size, "nearest") for channel in coloured(found.raw).transpose(2, 0, 1)]
-    return Panel(np.stack(channels, axis=2))
+    colours = sharp(coloured(found.raw), (crop.shape[1], crop.shape[2]))
+    return Panel(colours if over == "black" else over_photograph(colours, crop))
 
 
 def _rgb(colour: str) -> tuple[float, float, float]:

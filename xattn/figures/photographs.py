@@ -15,10 +15,10 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 from PIL import Image
 
+from xattn.catalogue import is_direct
 from xattn.data.images import ImageSource
 from xattn.data.preprocessing import Preprocessing, Region
 from xattn.errors import ImageError, InputError, NameUnknownError, RunError
-from xattn.figures.canvas import is_direct
 from xattn.figures.run_data import source_of
 from xattn.metrics.targets import PER_LABEL
 from xattn.overlays import CMAP, SIGNED_CMAP, Floats, OverlayStyle, is_signed, laid_over, overlay, shown_values

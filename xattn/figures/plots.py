@@ -9,7 +9,8 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from xattn.figures.canvas import called, is_control
+from xattn.catalogue import is_control
+from xattn.figures.canvas import called
 from xattn.figures.score_data import Classifier, ScoreData
 from xattn.figures.sheet import TEXT, PaperFigure, text_height, text_width
 from xattn.figures.style import MM, FigureStyle

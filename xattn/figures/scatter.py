@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -17,10 +19,46 @@ from xattn.figures.score_data import Classifier, ScoreData
 from xattn.figures.sheet import NOTE
 from xattn.figures.style import FigureStyle
 from xattn.metrics.base import metrics as registry
+from xattn.metrics.statistics import Interval
 from xattn.metrics.tables import aggregated
 
 HEIGHT = {1: 60.0, 2: 66.0, 3: 54.0}  # millimetres of a row, by its panels
 PER_ROW = 3
+SAME = {"method": 0.012, "image": 1e-6}  # share of the axes within which two points are at the same place
+SIZE = {"method": 3.5, "image": 2.2}  # of a marker, in points
+RING = {"method": 4.2, "image": 2.6}  # by how much the ring of each further method at the same place is larger
+
+
+class Point(NamedTuple):
+    """A point of a method: its place, and the intervals of a mean."""
+
+    x: Interval
+    y: Interval
+
+
+def methods_before(points: Sequence[Sequence[tuple[float, float]]], reach: tuple[float, float]) -> list[list[int]]:
+    """For each point of each method, how many of the methods before it have a point at the same place.
+
+    Args:
+        points: x and y of the points of each method.
+        reach: how far apart two points of one place are at most, along x and along y; positive.
+
+    >>> methods_before([[(0.0, 0.0), (2.0, 2.0)], [(0.0, 0.1)], [(0.0, 0.0), (5.0, 0.0)]], (0.2, 0.2))
+    [[0, 0], [1], [2, 0]]
+    """
+    held: defaultdict[tuple[int, int], set[tuple[int, float, float]]] = defaultdict(set)
+    found = []
+    for number, own in enumerate(points):
+        cells = [(math.floor(x / reach[0]), math.floor(y / reach[1])) for x, y in own]
+        counts = []
+        for (x, y), (column, row) in zip(own, cells, strict=True):
+            around = [held.get((column + i, row + j), set()) for i in (-1, 0, 1) for j in (-1, 0, 1)]
+            near = {other for cell in around for other, a, b in cell if abs(a - x) <= reach[0] and abs(b - y) <= reach[1]}
+            counts.append(len(near))
+        for (x, y), cell in zip(own, cells, strict=True):
+            held[cell].add((number, x, y))
+        found.append(counts)
+    return found
 
 
 @register("scatter", data="scores")
@@ -35,7 +73,7 @@ class Scatter:
     each: Literal["method", "image"] = "method"
 
     def __call__(self, shown: ScoreData, style: FigureStyle) -> list[Figure]:
-        """One panel per classifier.
+        """One panel per classifier. Where methods have a point at the same place, each further one is a ring around those before it.
 
         Raises:
             InputError: there are no two metrics.
@@ -49,12 +87,21 @@ class Scatter:
         height = HEIGHT[columns] * min(1.0, style.millimetres / columns / HEIGHT[columns])
         figure, axes = panels(rows, columns, style, height, sharex=share, sharey=share)
         style_of = looks(shown.methods, style)
+        points = {classifier: self._points(shown, classifier, metrics) for classifier in shown.classifiers}
+        everywhere = [point for of_methods in points.values() for several in of_methods.values() for point in several]
+        has_rings = False
         for place in range(rows * columns):
             axis = axes[place // columns][place % columns]
             if place >= len(shown.classifiers):
                 axis.set_axis_off()
                 continue
-            (self._images if self.each == "image" else self._methods)(axis, shown, shown.classifiers[place], metrics, style_of)
+            classifier = shown.classifiers[place]
+            own = [point for several in points[classifier].values() for point in several]
+            reach = tuple(SAME[self.each] * span for span in _spans(everywhere if style.scale == "common" else own))
+            has_rings |= self._draw(axis, points[classifier], (reach[0], reach[1]), style_of)
+            if self.each == "image":
+                _write_correlation(axis, own)
+            axis.set_title(classifier_name(classifier, shown))
             axis.set_xlabel(metric_name(metrics[0]))
             axis.set_ylabel(metric_name(metrics[1]))
         handles = [
@@ -65,48 +112,65 @@ class Scatter:
         n = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
         means = f"mean over n = {n} images, bars: 95 % interval"
         note = "a point per image; ρ: Spearman's, over all points" if self.each == "image" else means
-        legend_below(figure, handles, note, style)
+        legend_below(figure, handles, note + "; a ring: another method at the same place" * has_rings, style)
         return [figure]
 
-    def _methods(self, axis: Any, shown: ScoreData, classifier: Classifier, metrics: tuple[str, str], style_of: dict[str, Look]) -> None:
+    def _points(self, shown: ScoreData, classifier: Classifier, metrics: tuple[str, str]) -> dict[str, list[Point]]:
+        """The points of each method that has values of both metrics."""
         tables = [shown.values(classifier, metric) for metric in metrics]
-        for method, look in style_of.items():
+        found = {}
+        for method in shown.methods:
             if any(method not in table.columns for table in tables):
                 continue
-            ends = []
-            for metric, table in zip(metrics, tables, strict=True):
-                about = registry.create(metric)
-                ends.append(aggregated(table[method].astype("float32").to_list(), about.instance.aggregation, about.metadata.limits))
-            x, y = ends
-            bars = [None if math.isnan(end.low) else [[end.mean - end.low], [end.high - end.mean]] for end in (x, y)]
-            axis.errorbar(
-                [x.mean],
-                [y.mean],
-                xerr=bars[0],
-                yerr=bars[1],
-                color=look.colour,
-                marker=look.marker,
-                markersize=3.5,
-                elinewidth=0.6,
-                zorder=3,
-            )
-        axis.set_title(classifier_name(classifier, shown))
+            if self.each == "image":
+                pairs = pd.concat([table[method] for table in tables], axis=1, join="inner").dropna().to_numpy().tolist()
+                found[method] = [Point(*(Interval(float(value), math.nan, math.nan, 1) for value in pair)) for pair in pairs]
+            else:
+                about = [registry.create(metric) for metric in metrics]
+                ends = [
+                    aggregated(table[method].astype("float32").to_list(), of.instance.aggregation, of.metadata.limits)
+                    for of, table in zip(about, tables, strict=True)
+                ]
+                found[method] = [Point(*ends)] if all(math.isfinite(end.mean) for end in ends) else []
+        return found
 
-    def _images(self, axis: Any, shown: ScoreData, classifier: Classifier, metrics: tuple[str, str], style_of: dict[str, Look]) -> None:
-        tables = [shown.values(classifier, metric) for metric in metrics]
-        both: list[tuple[float, float]] = []
-        for method, look in style_of.items():
-            if any(method not in table.columns for table in tables):
-                continue
-            pairs = pd.concat([table[method] for table in tables], axis=1, join="inner").dropna().to_numpy().tolist()
-            if not pairs:
-                continue
-            axis.plot(
-                *zip(*pairs, strict=True), linestyle="", marker=look.marker, markersize=2.2, color=look.colour, alpha=0.7, markeredgewidth=0
-            )
-            both += [(float(x), float(y)) for x, y in pairs]
-        varies = len(both) > 2 and all(len(set(values)) > 1 for values in zip(*both, strict=True))
-        if varies:
-            correlation = float(pd.DataFrame(both).rank().corr().iloc[0, 1])
-            axis.text(0.02, 0.99, f"ρ = {correlation:.2f}", transform=axis.transAxes, va="top", fontsize=NOTE)
-        axis.set_title(classifier_name(classifier, shown))
+    def _draw(self, axis: Any, points: Mapping[str, Sequence[Point]], reach: tuple[float, float], style_of: Mapping[str, Look]) -> bool:
+        """Draws the points of a classifier; whether some are rings around others."""
+        places = [[(point.x.mean, point.y.mean) for point in several] for several in points.values()]
+        before = methods_before(places, reach)
+        for (method, several), counts in zip(points.items(), before, strict=True):
+            look = style_of[method]
+            for point in several if self.each == "method" else ():
+                bars = [None if math.isnan(end.low) else [[end.mean - end.low], [end.high - end.mean]] for end in point]
+                axis.errorbar([point.x.mean], [point.y.mean], *reversed(bars), fmt="none", ecolor=look.colour, elinewidth=0.6, zorder=3)
+            for count in sorted(set(counts)):
+                chosen = [(point.x.mean, point.y.mean) for point, own in zip(several, counts, strict=True) if own == count]
+                ring = {"markerfacecolor": "none", "markeredgewidth": 0.8} if count else {"markeredgewidth": 0}
+                axis.plot(
+                    *zip(*chosen, strict=True),
+                    linestyle="",
+                    color=look.colour,
+                    marker=look.marker,
+                    markersize=SIZE[self.each] + RING[self.each] * count,
+                    alpha=0.7 if self.each == "image" and not count else 1.0,
+                    zorder=3,
+                    **ring,
+                )
+        return any(count for counts in before for count in counts)
+
+
+def _spans(points: Sequence[Point]) -> tuple[float, float]:
+    """How far some points and their intervals reach along x and along y; 1 where they do not."""
+    spans = []
+    for ends in zip(*points, strict=True) if points else ((), ()):
+        values = [value for end in ends for value in (end.mean, end.low, end.high) if math.isfinite(value)]
+        spans.append((max(values) - min(values) if values else 0.0) or 1.0)
+    return spans[0], spans[1]
+
+
+def _write_correlation(axis: Any, points: Sequence[Point]) -> None:
+    """Writes Spearman's correlation of some points, where there are three or more and both values vary."""
+    both = [(point.x.mean, point.y.mean) for point in points]
+    if len(both) > 2 and all(len(set(values)) > 1 for values in zip(*both, strict=True)):
+        correlation = float(pd.DataFrame(both).rank().corr().iloc[0, 1])
+        axis.text(0.02, 0.99, f"ρ = {correlation:.2f}", transform=axis.transAxes, va="top", fontsize=NOTE)

@@ -164,6 +164,11 @@ class Head(nn.Module, ABC):
         return ""
 
     @property
+    def ranks(self) -> int:
+        """How many maps it has in the order of their strength, the first the strongest; 0: one map, or several in no order."""
+        return 0
+
+    @property
     def push_every(self) -> int:
         """After how many epochs, and after the last, `push` sets weights from the training pictures; 0: never."""
         return 0

@@ -160,6 +160,10 @@ class BRNPAHead(ClassifierHead):
     def is_random(self) -> bool:
         return self.settings.selection == "random"
 
+    @property
+    def ranks(self) -> int:
+        return self.settings.n if self.settings.selection == "active" else 0
+
     @torch.no_grad()
     def graft(self, linear: nn.Linear) -> None:
         """Initialises it as a classifier on the pooled vector: the logits are the mean of that classifier's logits over the vectors.

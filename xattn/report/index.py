@@ -135,6 +135,7 @@ def _metric(contents: Contents, metric: str) -> dict[str, Any]:
             "kernels": _kernels(contents, curve.baseline),
             "step": curve.step,
             "lowRes": curve.low_res,
+            "asBytes": curve.as_bytes,
             "tolerance": curve.tolerance,
         }
     return about

@@ -15,6 +15,7 @@ from xattn.metrics.targets import PER_LABEL
 from xattn.study.questions import Key, picture_names, shown_names
 from xattn.study.schema import Deviation, run_key
 from xattn.study.store import GROWING, Store
+from xattn.study.summary import controls_last
 
 KEYS = ["image", "model", "head", "method", "metric", "target"]
 MACHINERY = {"batch_size": "batch size", "device": "device", "torch": "torch"}  # settings that change values by rounding alone
@@ -50,7 +51,7 @@ def compare_runs(runs: Sequence[str | Path], against: str | None = None, *, with
 
 
 def joint_rows(stores: Sequence[Store], names: Sequence[Mapping[Key, str]]) -> tuple[pd.DataFrame, list[str]]:
-    """The rows of several runs as those of one, each value once, and notes on what differs between them.
+    """The rows of several runs as those of one, each value once, controls last, and notes on what differs between them.
 
     Args:
         stores: of the runs.
@@ -68,7 +69,7 @@ def joint_rows(stores: Sequence[Store], names: Sequence[Mapping[Key, str]]) -> t
     rows = pd.concat(frames, ignore_index=True)
     rows = rows.assign(target=rows["target"].astype(str))
     rows, other_targets = _one_target(rows)
-    return rows.drop_duplicates(KEYS), [*other_targets, *_differing(rows, stores)]
+    return controls_last(rows.drop_duplicates(KEYS)), [*other_targets, *_differing(rows, stores)]
 
 
 def _deviations(stores: Sequence[Store], names: Sequence[Mapping[Key, str]]) -> list[str]:

@@ -14,12 +14,14 @@ from xattn.data.images import ImageSource
 from xattn.data.listing import NamedImage
 from xattn.data.preprocessing import Preprocessing
 from xattn.errors import InputError, NameUnknownError, UnsupportedError
+from xattn.explainers.attention import without_rank
 from xattn.explainers.base import MethodComponent, Need
 from xattn.heads.base import heads
 from xattn.inference.predictor import Level, refuse_unknown_level
 from xattn.inference.tuning import Tuned
 from xattn.metrics.base import Metric, MetricMetadata, refuse_without_probability
 from xattn.models.classifier import Classifier
+from xattn.models.gates import gate_at, gated_stages
 from xattn.models.layout import Stage
 from xattn.models.streams import LOCAL_STAGE, attends, steps_in
 from xattn.models.target_rules import THRESHOLD, Asked, PredictedLabels, TargetRule, described, labels_of, target_rule
@@ -154,6 +156,8 @@ class Plan:
                 f"{method.spec} shows a head's attention, and {key_of(classifier)} has none: use ca-stream, br-npa or b-cnn, or another "
                 "method."
             )
+        if getattr(method.instance, "rank", "mean") != "mean":
+            raise UnsupportedError(f"{method.spec} on {key_of(classifier)}: {lacks}.")
         if {Need.LAYERS, Need.LAYER_GRADIENTS} & method.metadata.needs:
             raise UnsupportedError(f"{method.spec} does not run on {key_of(classifier)}: {lacks}. Use a CAM.")
         if Need.ATTENTION in method.metadata.needs or getattr(method.instance, "step", None) is not None:
@@ -293,13 +297,21 @@ def lacking(classifier: Classifier, method: MethodComponent, stage: Stage | None
         stage: where its features would be taken; None: it has no default stage.
     """
     needs = method.metadata.needs
-    if Need.ATTENTION in needs and not (heads.create(classifier.head_name).metadata.attention or attends(classifier.network)):
+    has_head = heads.create(classifier.head_name).metadata.attention
+    if Need.ATTENTION in needs and not has_head and (gated := gated_stages(classifier.network)):
+        if stage is None or gate_at(stage.name, gated) is None:
+            return f"its attention is at stages {', '.join(gated)}"
+        if getattr(method.instance, "attention", "softmax") != "softmax":
+            return "its gates have no kept scores"
+    elif Need.ATTENTION in needs and not (has_head or attends(classifier.network)):
         return NO_ATTENTION
     if Need.ATTENTION in needs and attends(classifier.network):
         if stage is None or stage.name != LOCAL_STAGE:
             return f"its attention is that of the steps, at stage {LOCAL_STAGE}"
         if getattr(method.instance, "attention", "softmax") != "softmax":
             return "the attention of its steps has no kept scores"
+    if unranked := without_rank(classifier.head, getattr(method.instance, "rank", "mean")):
+        return unranked
     last = getattr(method.instance, "step", None)
     if Need.STEPS in needs or (last is not None and Need.ATTENTION in needs):
         count = steps_in(classifier.network)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from xattn.errors import InputError
-from xattn.explainers.base import methods
+from xattn.explainers.base import MethodComponent, methods
 from xattn.explainers.maps import Maps, explainer_of
 from xattn.inference.predictor import Predictor
 from xattn.metrics.base import CurveMetric, Evidence, refuse_without_probability
@@ -164,8 +164,7 @@ def score(
 def _evidence(
     classifier: Classifier, maps: Maps, method: str, metrics: Sequence[MetricComponent], predictor: Predictor, responses: Responses
 ) -> Evidence:
-    shows_head = maps.head_maps is not None and methods.create(method).metadata.shows_head
-    head_maps = maps.head_maps.weighted if maps.head_maps is not None and shows_head else None
+    head_maps = _head_maps(maps.head_maps.weighted, methods.create(method)) if maps.head_maps is not None else None
     size = (maps.images.shape[2], maps.images.shape[3])
     explanations: dict[Perturbation, Tensor] = {}
     for perturbation in dict.fromkeys(asked for metric in metrics for asked in metric.instance.explained):
@@ -176,6 +175,14 @@ def _evidence(
         explanations[perturbation] = explain(maps.images * shown.to(maps.images)[:, None])
     raw = maps.raw[method].relu() if is_signed(method) else maps.raw[method]
     return Evidence(maps.masks[method], raw, head_maps, responses, explanations)
+
+
+def _head_maps(several: Tensor, method: MethodComponent) -> Tensor | None:
+    """Those of a head's maps `(B, N, h, w)` that a method shows: all of them, or the one of its rank; None if it shows none."""
+    if not method.metadata.shows_head:
+        return None
+    rank = getattr(method.instance, "rank", "mean")
+    return several if rank == "mean" else several[:, rank - 1, None]
 
 
 def curve_owners(metrics: Sequence[MetricComponent]) -> dict[Curve, str]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from xattn.catalogue import is_control
 from xattn.deferred import pandas as pd
 from xattn.metrics.base import metrics as registry
 from xattn.metrics.targets import PER_LABEL
@@ -112,7 +113,20 @@ class Summary:
             row |= {name: means.get(name, math.nan) for name in of_labels}
             rows.append(row | {"n": int(sums["n"][1]), "degenerate_share": means.get("degenerate_share", 0.0)})
         columns = ["model", "head", "method", *self.metrics, *of_labels, "n", "degenerate_share"]
-        return pd.DataFrame(rows, columns=columns)
+        return controls_last(pd.DataFrame(rows, columns=columns)).reset_index(drop=True)
+
+
+def controls_last(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows classifier by classifier, in the order in which these come; of each the controls last, also where a method was added after them.
+
+    Args:
+        rows: with the columns `model`, `head` and `method`.
+    """
+    classifier = rows.groupby(["model", "head"], sort=False, dropna=False).ngroup()
+    control = rows["method"].isin([method for method in rows["method"].unique() if isinstance(method, str) and is_control(method)])
+    return rows.loc[
+        pd.DataFrame({"classifier": classifier, "control": control}).sort_values(["classifier", "control"], kind="stable").index
+    ]
 
 
 def _count(sums: list[float], value: float) -> None:

@@ -1,12 +1,12 @@
 // The picture at a step of a curve: its pixels changed in the metric's order, to what the metric changes them to.
 
-// Each pixel's (or cell's) rank by the mask, highest first, rounded to 2⁻¹⁶; among equals the fixed
-// order that the block "order-N" holds.
-async function ranksOf(map, kind, lowRes, height, width) {
+// Each pixel's (or cell's) rank by the mask, highest first, rounded to 2⁻¹⁶, or to bytes without their fraction; among
+// equals the fixed order that the block "order-N" holds.
+async function ranksOf(map, kind, curve, height, width) {
   const mask = maskOf(map, kind);
-  const values = lowRes ? mask.values : resized(mask, height, width, true);
+  const values = curve.lowRes ? mask.values : resized(mask, height, width, true);
   const order = new Int32Array(bytes(await block(`order-${values.length}`)).buffer);
-  const levels = levelsOf(values);
+  const levels = levelsOf(values).map((level) => (curve.asBytes ? Math.floor((level * 255) / 65536 + 1 / 256) : level));
   const starts = new Int32Array(65538);
   for (const level of levels) starts[65536 - level + 1] += 1; // descending
   for (let i = 1; i < starts.length; i++) starts[i] += starts[i - 1];
@@ -100,7 +100,7 @@ async function perturbed(data, item, column, metric) {
   const base = baselineOf(image, curve, about.mean);
   const kind = index.columns[column].kind;
   const usable = isDegenerate(column, item) ? { ...map, values: new Float32Array(map.values.length) } : map;
-  const ranks = await ranksOf(usable, kind, curve.lowRes, height, width);
+  const ranks = await ranksOf(usable, kind, curve, height, width);
   const cuts = cutsOf(curve, ranks.length, width);
   const [before, after] = curve.insertion ? [base, image] : [image, base];
   const approximate = map.reduced || (Math.max(map.h, map.w) === 64 && Math.max(height, width) > 64);
