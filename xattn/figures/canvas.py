@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from numpy.typing import NDArray
 
+from xattn.catalogue import is_direct
 from xattn.data.preprocessing import Region
 from xattn.errors import InputError
 from xattn.figures.style import FigureStyle
