@@ -14,7 +14,7 @@ from xattn.cli.app import app
 from xattn.cli.demo import demo
 from xattn.cli.evaluate import evaluate
 from xattn.cli.explain import COMPONENT, explain
-from xattn.cli.options import PathOrURL
+from xattn.cli.options import LocalPath, PathOrURL
 from xattn.cli.overlay import overlay
 from xattn.cli.patches import patches
 from xattn.cli.report import report
@@ -86,7 +86,7 @@ def compare(runs: Sequence[str], form: Any, against: str | None, columns: str | 
 @main.command()
 @click.argument("runs", nargs=-1, required=True, type=PathOrURL(exists=True, file_okay=False))
 @click.option("--kind", default="grid", show_default=True, help=f"Kind of figure, {COMPONENT}; see `xattn list figures`.")
-@click.option("--out", required=True, type=click.Path(dir_okay=False), help="File to write: .pdf, .svg or .png.")
+@click.option("--out", required=True, type=LocalPath(dir_okay=False), help="File to write: .pdf, .svg or .png.")
 @click.option("--image", "images", multiple=True, help="Image to draw, by its name in the rows. Repeatable. Default: see --count.")
 @click.option("--count", type=click.IntRange(1), help="Images, from the first. Default: 6 for kinds of maps, all for kinds of scores.")
 @click.option("--method", "methods", multiple=True, help="Method to draw, by its name in the rows. Repeatable; all if none.")

@@ -54,12 +54,19 @@ class Grouped(click.Command):
                 formatter.write_dl(rest)
 
 
-class PathOrURL(click.Path):
-    """A path, checked as click does, or a URL, which is checked when it is read."""
+class LocalPath(click.Path):
+    """A path, checked as click does, which takes no null byte."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if isinstance(value, str) and "\0" in value:
             self.fail("a path holds no null bytes.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class PathOrURL(LocalPath):
+    """A path, or a URL, which is checked when it is read."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         return value if is_url(value) else super().convert(without_file_scheme(value) if isinstance(value, str) else value, param, ctx)
 
 
@@ -111,7 +118,7 @@ _MODEL = (
     click.option(
         "--template", "templates", multiple=True, help="Template of the texts of classes, such as 'a photo of a {}.'. Repeatable."
     ),
-    click.option("--labels", type=click.Path(exists=True, dir_okay=False), help="Text file with one class name of the network per line."),
+    click.option("--labels", type=LocalPath(exists=True, dir_okay=False), help="Text file with one class name of the network per line."),
     click.option(
         "--output",
         metavar="NAME|INDEX",

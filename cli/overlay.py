@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from xattn.cli.options import Number, PathOrURL
+from xattn.cli.options import LocalPath, Number, PathOrURL
 from xattn.cli.terminal import say
 
 SOME_FAILED = 3
@@ -16,7 +16,7 @@ SOME_FAILED = 3
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=PathOrURL(exists=True, file_okay=False))
-@click.option("--out", required=True, type=click.Path(file_okay=False), help="Folder to write to.")
+@click.option("--out", required=True, type=LocalPath(file_okay=False), help="Folder to write to.")
 @click.option("--image", "images", multiple=True, help="Image to draw, by its name in the rows. Repeatable; all if none.")
 @click.option("--method", "methods", multiple=True, help="Method to draw, by its name in the rows. Repeatable; all if none.")
 @click.option("--format", "form", type=click.Choice(["png", "jpeg"]), default="png", show_default=True, help="Format of the overlays.")

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from xattn.cli.options import PathOrURL, model_options
+from xattn.cli.options import LocalPath, PathOrURL, model_options
 from xattn.cli.terminal import say, warned_lines
 
 SOME_FAILED = 3
@@ -37,7 +37,7 @@ SOME_FAILED = 3
 @click.option(
     "--out",
     required=True,
-    type=click.Path(dir_okay=False),
+    type=LocalPath(dir_okay=False),
     help="File to write: .csv, a row per box in pixels of the photograph; or .npy, (pictures, boxes, 5) of y1, y2, x1, x2, class in "
     "photographs resized to 448 × 448.",
 )

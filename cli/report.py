@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import click
 
-from xattn.cli.options import PathOrURL
+from xattn.cli.options import LocalPath, PathOrURL
 from xattn.cli.terminal import say
 
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=PathOrURL(exists=True, file_okay=False))
-@click.option("--out", type=click.Path(), help="HTML file to write, or with --folder a folder. Default: report.html, or report.")
+@click.option("--out", type=LocalPath(), help="HTML file to write, or with --folder a folder. Default: report.html, or report.")
 @click.option("--folder", is_flag=True, help="Write a folder, index.html with data files, for more pictures than one file can hold.")
 @click.option("--title", help="Title of the page. Default: the names of the runs' folders.")
 @click.option("--side", type=click.IntRange(32, 1024), default=224, show_default=True, help="Most pixels of a picture's longer side.")

@@ -19,9 +19,12 @@ from xattn.data.npy import npy
 from xattn.data.preprocessing import Preprocessing, Region
 from xattn.errors import InputError, NameUnknownError
 from xattn.figures import overlay_runs
+from xattn.figures.canvas import mask_of
 from xattn.figures.photographs import distinct, safe
+from xattn.metrics.masking import to_masks
 from xattn.models import Classifier
-from xattn.overlays import OverlayStyle, coloured, laid_over, overlay
+from xattn.overlays import OverlayStyle, coloured, laid_over, mask_of_map, overlay
+from xattn.study.schema import StoredMap
 
 ORIENTATION = 0x0112
 STORED_AS = {  # the transpose that turns what a viewer shows into what a file of this orientation holds
@@ -113,6 +116,17 @@ def test_without_resize_and_crop_a_map_is_enlarged_as_the_mask_that_is_scored() 
     assert torch.allclose(found, wanted, atol=1e-6)
     cells = torch.from_numpy(laid_over(raw.numpy(), (35, 30), Region(0, 0, 30, 35), "nearest"))
     assert torch.equal(cells, raw.repeat_interleave(5, dim=0).repeat_interleave(6, dim=1))
+
+
+def test_the_mask_of_a_finished_map_is_the_mask_that_is_scored() -> None:
+    made = torch.Generator().manual_seed(0)
+    maps = [torch.rand(7, 5, generator=made), torch.randn(9, 9, generator=made) * 1e-20, -torch.rand(3, 8, generator=made)]
+    maps += [torch.full((4, 4), 3.0), torch.zeros(2, 2), torch.tensor([[1.0, torch.nan]]), torch.tensor([[1.0, 1 + 1e-7]])]
+    for raw in maps:
+        assert np.array_equal(mask_of_map(raw.numpy()), to_masks(raw[None], (raw.shape[0], raw.shape[1])).masks[0].numpy())
+    raw, size = maps[0], (70, 45)
+    scored = to_masks(raw[None], size).masks[0].numpy()
+    assert np.allclose(mask_of(StoredMap(raw.numpy(), {}), "grad-cam", size), scored, atol=1e-6)
 
 
 def test_outside_the_crop_the_photograph_stays_as_it_is() -> None:

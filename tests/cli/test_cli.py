@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -219,19 +218,15 @@ def test_show_says_what_is_in_a_folder(done: Path, folder: Path, tmp_path: Path)
     assert run("show", folder).exit_code == 1
 
 
-def test_a_list_is_kept_until_a_file_or_a_package_changes(monkeypatch: pytest.MonkeyPatch) -> None:
-    first = listing.listing("heads")
-    asked: list[str] = []
-    monkeypatch.setattr(listing, "_all", lambda kind, pattern: asked.append(kind) or [{"name": "other", "settings": {}}])
-    assert listing.listing("heads") == first
-    assert not asked
-    heads_folder = Path(listing.importlib.util.find_spec("xattn.heads").origin)  # type: ignore[union-attr, arg-type]
-    before = heads_folder.stat()
-    os.utime(heads_folder, ns=(before.st_atime_ns, before.st_mtime_ns + 1000))
-    try:
-        assert listing.listing("heads") == [{"name": "other", "settings": {}}]
-    finally:
-        os.utime(heads_folder, ns=(before.st_atime_ns, before.st_mtime_ns))
+def test_the_names_of_another_library_are_kept_until_a_package_changes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    first = listing.listing("methods", "captum:")
+    assert len(first) > 10
+    monkeypatch.setattr(methods, "adapted_names", lambda libraries: {"captum:Other": ""})
+    assert listing.listing("methods", "captum:") == first
+    (tmp_path / "another-1.0.dist-info").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "captum:Other" in [entry["name"] for entry in listing.listing("methods", "captum:")]
 
 
 def test_list_shows_every_registered_part_with_its_settings_and_cautions() -> None:

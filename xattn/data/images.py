@@ -249,10 +249,8 @@ class ImageSource:
         """
         if image.path is not None:
             return preprocessing.cropped(read_scaled(image.path, preprocessing.channels, self.reading)[0])
-        given = item_parts(self._item(image))[0]
-        found = picture_in(given, preprocessing.channels, self.reading)
-        if found is None:
-            raise ImageError(f"an item with a picture is needed; got {type(given).__name__}")
+        if (found := picture_in(item_parts(self._item(image))[0], preprocessing.channels, self.reading)) is None:
+            raise ImageError("an item with a picture is needed")
         return preprocessing.cropped(found[0])
 
     def photograph(self, image: NamedImage, preprocessing: Preprocessing) -> tuple[Image.Image, Region]:
