@@ -22,7 +22,7 @@ from xattn.data.images import read_picture
 from xattn.data.published import open_published
 from xattn.errors import InputError
 from xattn.tasks import score, tasks
-from xattn.tasks.multi_label import precisions
+from xattn.tasks.multi_label import precisions, resampled_precisions
 from xattn.training import Fitted, Recipe, fit
 
 TASK = tasks.create("multi-label").instance
@@ -63,6 +63,19 @@ def test_average_precision_is_that_of_a_slow_count_and_of_scikit_learn() -> None
     for part in (slice(0, 30), slice(30, 70)):
         meter.update(output[part], targets[part])
     assert float(meter.compute()) == pytest.approx(sum(found) / 5 / 100)
+
+
+def test_resampled_precisions_are_those_of_the_pictures_drawn() -> None:
+    generator = torch.Generator().manual_seed(0)
+    output = torch.randint(-4, 4, (30, 4), generator=generator).float()
+    targets = torch.randint(-1, 2, (30, 4), generator=generator)
+    targets[3:, 2] = 0
+    targets[:, 3] = 0
+    draws = torch.randint(30, (20, 30), generator=generator)
+    found = resampled_precisions(output, targets, draws)
+    expected = torch.stack([precisions(output[draw], targets[draw]) for draw in draws])
+    assert torch.allclose(found, expected, equal_nan=True)
+    assert found[:, 3].isnan().all()
 
 
 def test_the_loss_is_the_mean_over_labels_that_are_not_ignored() -> None:
