@@ -20,6 +20,7 @@ PAGES = {
     "protocols": "metrics",
     "figures": "figures",
     "patches": "patches",
+    "tasks": "tasks",
     "reasons": "messages",
     "errors": "messages",
 }
@@ -46,6 +47,7 @@ def table(kind: str) -> str:
         "protocols": {"name": "protocol", "summary": "how"},
         "figures": {"name": "kind", "summary": "what it shows", "settings": "settings"},
         "patches": {"name": "finder", "summary": "what it finds", "settings": "settings", "source": "source"},
+        "tasks": {"name": "task", "summary": "what it is", "score": "score", "best": "epoch kept by", "source": "source"},
     }[kind]
     lines = ["| " + " | ".join(columns.values()) + " |", "|" + "---|" * len(columns)]
     for entry in entries:

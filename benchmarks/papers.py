@@ -28,6 +28,7 @@ from printed import (
     RESOLUTION,
     SELECTION,
 )
+from several_labels import SeveralLabelsPage
 from trained import SMOKE, Budget, Trainings
 from two_streams import TwoStreamsPage
 
@@ -346,6 +347,7 @@ TABLES: dict[str, Callable[[Papers], str]] = {
     "gradients": Papers.gradients,
     "stream-design": Papers.stream_design,
     "alignment": lambda papers: alignment_page(papers.trainings, papers.scores),
+    "several-labels": lambda papers: SeveralLabelsPage(papers.work / "several-labels", papers.budget).text(),
     "two-streams": lambda papers: TwoStreamsPage(papers.work / "two-streams", papers.budget).text(),
 }
 

@@ -44,6 +44,8 @@ class Budget:
         streams: how many of the streams that differ in their alignment; None: all.
         hard: training pictures of two-stream networks.
         looked: their epochs.
+        flocks: training pictures of several birds.
+        mixed: epochs of fine-tuning on them.
         sums: how many steps are added in the place of attention; the last is the number of steps.
     """
 
@@ -61,6 +63,8 @@ class Budget:
     streams: int | None = None
     hard: int = 480
     looked: int = 15
+    flocks: int = 2000
+    mixed: int = 6
     sums: tuple[int, ...] = (1, 2, 3, 5, 10)
 
 
@@ -79,6 +83,8 @@ SMOKE = Budget(  # in float32: processors without bfloat16 train many times slow
     streams=3,
     hard=32,
     looked=1,
+    flocks=16,
+    mixed=1,
     sums=(1, 2),
 )
 

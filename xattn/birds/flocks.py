@@ -21,12 +21,13 @@ from xattn.errors import InputError
 
 KEY = "sketchbirds flock"
 MOST = 3
-DIFFICULT = 0.5  # share of a bird that is visible, below which it is marked as difficult
+DIFFICULT = 0.6  # share of a bird that is visible, below which it is marked as difficult
 OCCLUDED = 0.95
 SPOTS = {1: ((0.5, 0.52),), 2: ((0.29, 0.5), (0.71, 0.54)), 3: ((0.28, 0.32), (0.72, 0.36), (0.5, 0.72))}
 SIZES = {1: (0.42, 0.72), 2: (0.36, 0.5), 3: (0.32, 0.42)}
 """Centres, and the least and largest size, of birds by their number."""
 JITTER = 0.1
+COVERED = 0.25  # share of the pictures of several birds in which the last stands before the first
 QUALITY = 95
 
 
@@ -71,6 +72,8 @@ def flock(index: int, *, split: Split = "train", seed: int = 0) -> Flock:
     first = index % kinds
     labels = [first, *draw.sample([label for label in range(kinds) if label != first], count - 1)]
     spots = draw.sample(SPOTS[count], count)
+    if count > 1 and draw.random() < COVERED:
+        spots[-1] = spots[0]
     birds = []
     for place, (label, spot) in enumerate(zip(labels, spots, strict=True)):
         own = scene(kinds * (MOST * index + place) + label, split=split, seed=seed + 1_000_003)  # no scene of SketchBirds with this seed
@@ -82,7 +85,7 @@ def flock(index: int, *, split: Split = "train", seed: int = 0) -> Flock:
 def export_voc(folder: str | Path, *, train: int = 2000, validation: int = 400, seed: int = 0) -> Path:
     """Writes pictures of several birds in the layout of PASCAL VOC: `JPEGImages`, `Annotations` with boxes, `ImageSets/Main`.
 
-    A bird of which less than half is visible is marked as difficult. A comment in each picture names its flock, so that `flock_of` finds
+    A bird of which less than 60 % is visible is marked as difficult. A comment in each picture names its flock, so that `flock_of` finds
     the ground truth; the pixels do not contain it.
 
     Args:

@@ -28,7 +28,7 @@ from xattn.tasks.scoring import answers
 if TYPE_CHECKING:
     from torchmetrics import Metric
 
-RESAMPLES = 500
+RESAMPLES = 1000
 
 
 @tasks.register("multi-label", TaskMetadata("mAP", "score", "Everingham et al. 2010, Sec. 4", multi_label=True))
@@ -135,7 +135,8 @@ class MultiLabel(Task):
 
         found = answers(classifier, data, read, source)
         output, targets = found.output, torch.tensor(found.labels)
-        whole, drawn = precisions(output, targets), _resampled(output, targets)
+        draws = torch.randint(len(output), (RESAMPLES, len(output)), generator=torch.Generator().manual_seed(0))
+        whole, drawn = precisions(output, targets), resampled_precisions(output, targets, draws)
         mean = _interval(float(whole.nanmean()), drawn.nanmean(dim=1), len(targets))
         columns = [_interval(float(whole[k]), drawn[:, k], int((targets[:, k] != IGNORED).sum())) for k in range(len(whole))]
         network = f"{classifier.name} · {classifier.head_name}"
@@ -170,11 +171,30 @@ def precisions(output: Tensor, targets: Tensor) -> Tensor:
     return found
 
 
-def _resampled(output: Tensor, targets: Tensor) -> Tensor:
-    """Average precisions `(resamples, K)` of pictures that are drawn with replacement, always the same ones."""
-    generator = torch.Generator().manual_seed(0)
-    draws = (torch.randint(len(output), (len(output),), generator=generator) for _ in range(RESAMPLES))
-    return torch.stack([precisions(output[draw], targets[draw]) for draw in draws])
+def resampled_precisions(output: Tensor, targets: Tensor, draws: Tensor) -> Tensor:
+    """`precisions` of pictures that are drawn with replacement, for all draws at once: a picture counts as often as it was drawn.
+
+    Args:
+        output: logits `(n, K)`.
+        targets: `(n, K)`: 1, 0, or −1, which is left out.
+        draws: numbers of pictures `(R, n)`.
+
+    Returns:
+        `(R, K)` in percent, NaN where no positive was drawn.
+    """
+    times = torch.zeros(draws.shape, dtype=torch.float64).scatter_add_(1, draws, torch.ones(draws.shape, dtype=torch.float64))
+    found = torch.full((len(draws), output.shape[1]), torch.nan, dtype=torch.float64)
+    for k in range(output.shape[1]):
+        order = output[:, k].argsort(descending=True)
+        order = order[targets[order, k] != IGNORED]
+        if not bool((targets[order, k] == 1).any()):
+            continue
+        scores, weights = output[order, k], times[:, order]
+        ends = torch.cat([scores[1:] != scores[:-1], torch.ones(1, dtype=torch.bool)])  # the last of those with equal logits
+        right, seen = (each.cumsum(dim=1)[:, ends] for each in (weights * (targets[order, k] == 1), weights))
+        gained = right.diff(dim=1, prepend=torch.zeros(len(draws), 1, dtype=torch.float64))
+        found[:, k] = 100 * (gained * right / seen.clamp(min=1)).sum(dim=1) / right[:, -1]
+    return found
 
 
 def _interval(value: float, drawn: Tensor, n: int) -> Interval:
