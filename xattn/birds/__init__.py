@@ -3,6 +3,7 @@
 from xattn.birds.data import SketchBirds, scene_of
 from xattn.birds.drawing import Masks, masks, pixels, render, subsets
 from xattn.birds.ground_truth import Effects, effects, in_parts, rank_correlation, share_inside
+from xattn.birds.individuals import export_individuals
 from xattn.birds.network import SmallResNet, small_resnet, small_vit
 from xattn.birds.pretrained import pretrained_names
 from xattn.birds.scene import CLASSES, PARTS, Scene, scene, sufficient
@@ -16,6 +17,7 @@ __all__ = [
     "SketchBirds",
     "SmallResNet",
     "effects",
+    "export_individuals",
     "in_parts",
     "masks",
     "pixels",

@@ -93,8 +93,8 @@ def listed(place: str) -> list[NamedImage]:
     """
     if (published := parsed_place(place)) is not None:
         split = open_published(*published)
-        found = zip(split.files, split.paths, split.targets, strict=True)
-        return [NamedImage(printable(file), path, split.classes[target]) for file, path, target in found]
+        found = zip(split.files, split.paths, split.labels, strict=True)
+        return [NamedImage(printable(file), path, label) for file, path, label in found]
     return _at_url(place) if urls.is_url(place) else _files(place)
 
 

@@ -1,4 +1,4 @@
-"""Data sets in the layout in which they are published, with their own splits: Caltech-UCSD Birds and Stanford Dogs."""
+"""Data sets in the layout in which they are published, with their own splits: Caltech-UCSD Birds, Stanford Dogs and Market-1501."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from xattn.data.market import read_market
 from xattn.errors import InputError
 
 logger = logging.getLogger("xattn")
@@ -23,22 +24,27 @@ class PublishedSplit:
 
     Attributes:
         name: "NAME:ROOT:SPLIT".
-        folder: holds the pictures' folders.
+        folder: holds the pictures or their folders.
         files: paths below `folder`, with "/".
-        targets: class index of each.
+        targets: class index of each; None where it shows none of the classes of the training split.
         classes: names in the order of their indices.
     """
 
     name: str
     folder: Path
     files: tuple[str, ...]
-    targets: tuple[int, ...]
+    targets: tuple[int | None, ...]
     classes: tuple[str, ...]
 
     @property
     def paths(self) -> tuple[Path, ...]:
         """The pictures' files."""
         return tuple(self.folder / file for file in self.files)
+
+    @property
+    def labels(self) -> tuple[str | None, ...]:
+        """The name of each picture's class."""
+        return tuple(None if target is None else self.classes[target] for target in self.targets)
 
 
 def parsed_place(place: str) -> tuple[str, str, str] | None:
@@ -51,8 +57,9 @@ def parsed_place(place: str) -> tuple[str, str, str] | None:
     if not colon or name not in KNOWN or rest.startswith("//"):
         return None
     root, _, split = rest.rpartition(":")
-    if split not in SPLITS or not root:
-        raise InputError(f"'{place}' names no split of {name}: write {name}:ROOT:test, or {name}:ROOT:train.")
+    splits = [f"{name}:ROOT:{known}" for known in KNOWN[name].counts]
+    if split not in KNOWN[name].counts or not root:
+        raise InputError(f"'{place}' names no split of {name}: write {', '.join(splits[1:])} or {splits[0]}.")
     return name, root, split
 
 
@@ -66,10 +73,10 @@ def open_published(name: str, root: str | Path, split: str) -> PublishedSplit:
     """A split of a data set.
 
     Args:
-        name: "cub" (Wah et al. 2011) or "dogs" (Khosla et al. 2011).
+        name: "cub" (Wah et al. 2011), "dogs" (Khosla et al. 2011) or "market" (Zheng et al. 2015).
         root: its folder: for cub with `images.txt`, `image_class_labels.txt`, `train_test_split.txt`, `classes.txt` and `images/`; for dogs
-            with `train_list.mat`, `test_list.mat` and `Images/`.
-        split: "train" or "test".
+            with `train_list.mat`, `test_list.mat` and `Images/`; for market with `bounding_box_train/`, `query/` and `bounding_box_test/`.
+        split: "train" or "test"; of market "train", "query" or "gallery".
 
     Raises:
         InputError: a file is missing, which is named, or damaged; lists that do not match; labels that are no class; a missing picture.
@@ -110,7 +117,7 @@ def cub_boxes(root: str | Path, split: str) -> list[tuple[float, float, float, f
     return [boxes[file] for file in found.files]
 
 
-Rows = tuple[Path, Mapping[str, int], tuple[str, ...]]
+Rows = tuple[Path, Mapping[str, int | None], tuple[str, ...]]
 
 
 def _table(where: str, folder: Path, name: str) -> list[tuple[str, str]]:
@@ -137,7 +144,7 @@ def _cub(where: str, folder: Path, split: str) -> Rows:
             raise InputError(f"{where}: images.txt has {len(files)} pictures, {name}.txt {len(table)}; they differ in id {odd}.")
     classes = tuple(names.values())
     number = {key: index for index, key in enumerate(names)}
-    rows = {}
+    rows: dict[str, int | None] = {}
     for key, file in files.items():
         _refuse_outside(where, file)
         if labels[key] not in number:
@@ -156,7 +163,7 @@ def _dogs(where: str, folder: Path, split: str) -> Rows:
         raise InputError(f"{where} needs {pictures}, as in images.tar.")
     count = sum(1 for path in pictures.iterdir() if path.is_dir() and not path.name.startswith("."))
     known: dict[int, str] = {}
-    found: dict[str, dict[str, int]] = {}
+    found: dict[str, dict[str, int | None]] = {}
     for which in SPLITS[: SPLITS.index(split) + 1]:  # the training list also names the classes; training opens no other
         path = folder / f"{which}_list.mat"
         found[which] = {}
@@ -219,4 +226,5 @@ class _Layout:
 KNOWN = {
     "cub": _Layout(_cub, {"train": 5994, "test": 5794}),
     "dogs": _Layout(_dogs, {"train": 12_000, "test": 8_580}),
+    "market": _Layout(read_market, {"train": 12_936, "query": 3_368, "gallery": 19_732}),
 }

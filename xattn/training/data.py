@@ -134,7 +134,7 @@ def open_data(data: str | Path | Labelled | Dataset[Any], classes: Classes = "fo
 
     Args:
         data: a folder with one subfolder per class; a CSV with columns `image` and `label` (class index or name); `NAME:ROOT` for
-            fgvc-aircraft, stanford-cars, oxford-pets, cifar10, cifar100 in torchvision's layout, or for cub and dogs as published;
+            fgvc-aircraft, stanford-cars, oxford-pets, cifar10, cifar100 in torchvision's layout, or for cub, dogs and market as published;
             or a torch data set of pictures with `classes` and `targets`, like torchvision's.
         classes: "folders": the sorted folder names are the classes; "wnid": folders are named by WordNet ids, and labels are the
             indices of ImageNet's 1000 classes.
@@ -209,7 +209,8 @@ def _csv(path: Path) -> Labelled:
 def _split(name: str, root: str) -> Labelled:
     """The training split of a data set as it is published."""
     found = open_published(name, root, "train")
-    return Labelled(f"{name}:{root}", found.classes, found.targets, _Files(found.paths))
+    targets = tuple(target for target in found.targets if target is not None)
+    return Labelled(f"{name}:{root}", found.classes, targets, _Files(found.paths))
 
 
 def _published(name: str, root: str) -> Labelled:
