@@ -19,7 +19,8 @@ from xattn.data.preprocessing import Preprocessing
 from xattn.errors import InputError
 from xattn.figures import figure, kinds
 from xattn.figures.canvas import mask_of, sharp
-from xattn.figures.parts import PART_COLOURS, coloured, seen_parts, true_parts
+from xattn.figures.columns import coloured
+from xattn.figures.parts import PART_COLOURS, seen_parts, true_parts
 from xattn.study.store import Store, StoredMap
 
 

@@ -5,13 +5,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
+from torch import Tensor
+from torch.nn import functional
+
 from xattn.explainers.base import is_signed
-from xattn.figures.canvas import COLOURS, SIGNED_COLOURS, called, caption, common_limits, is_control, note_below, shown_map
-from xattn.figures.matrix import ColourBar, Panel
+from xattn.figures.canvas import COLOURS, SIGNED_COLOURS, called, caption, common_limits, is_control, note_below, sharp, shown_map
+from xattn.figures.matrix import ColourBar, Panel, Swatches
 from xattn.figures.run_data import Column, RunData
 from xattn.figures.style import FigureStyle
 
 INPUT, CONTROLS = "", "controls"
+RANKED = "maps 1 2 3"
+MAP_COLOURS = {"map 1": "#ff0000", "map 2": "#00ff00", "map 3": "#0000ff"}
+
+
+def rgb(colour: str) -> tuple[float, float, float]:
+    """A colour `#rrggbb` as numbers in [0, 1]."""
+    red, green, blue = (int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5))
+    return red, green, blue
+
+
+RANKED_LEGEND = Swatches(
+    "maps of a head, brighter where the features are strong; br-npa's by rank",
+    [(name, rgb(colour)) for name, colour in MAP_COLOURS.items()],
+)
 
 
 def columns_once(columns: Sequence[Column]) -> list[Column]:
@@ -69,6 +86,28 @@ def map_panel(
         return Panel(None)
     picture = shown_map(shown.crops[name, column[0], column[1]], found, column[2], smooth=smooth, limits=limits, colours=style.cmap)
     return Panel(picture, note_below(found, column[2]))
+
+
+def coloured(ranked: Tensor) -> Tensor:
+    """The first three ranked maps as red, green and blue.
+
+    Args:
+        ranked: `(N, h, w)`, maps times the norm of the features; a missing map is black.
+
+    Returns:
+        `(h, w, 3)` in [0, 1], min-maxed over the three together: hues compare within an image only.
+
+    Source: Gomez et al. 2021, Sec. 4.2.
+    """
+    three = functional.pad(ranked[:3], (0, 0, 0, 0, 0, max(0, 3 - len(ranked))))
+    low, high = ranked[:3].min(), ranked[:3].max()
+    return ((three - low) / (high - low).clamp(min=1e-12)).clamp(0, 1).permute(1, 2, 0)
+
+
+def ranked_panel(shown: RunData, name: str, column: Column) -> Panel:
+    """The first three maps of a head for an image, in colour and without smoothing; empty if it has none."""
+    found, crop = shown.ranked.get((name, *column[:2])), shown.crops[name, column[0], column[1]]
+    return Panel(None if found is None else sharp(coloured(found.raw), (crop.shape[1], crop.shape[2])))
 
 
 def colour_bars(columns: Sequence[Column], style: FigureStyle) -> list[ColourBar]:

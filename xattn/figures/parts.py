@@ -5,45 +5,39 @@ from __future__ import annotations
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
-from torch.nn import functional
 
 from xattn.birds import PARTS, Scene, masks
 from xattn.birds.data import scene_of
 from xattn.data.preprocessing import Preprocessing
 from xattn.errors import InputError
 from xattn.figures.base import register
-from xattn.figures.canvas import grey, is_control, sharp, shown_crop, shown_title
-from xattn.figures.columns import CONTROLS, INPUT, captions_of, colour_bars, columns_once, headings_of, limits_of, map_panel
+from xattn.figures.canvas import grey, is_control, shown_crop, shown_title
+from xattn.figures.columns import (
+    CONTROLS,
+    INPUT,
+    RANKED,
+    RANKED_LEGEND,
+    captions_of,
+    colour_bars,
+    columns_once,
+    headings_of,
+    limits_of,
+    map_panel,
+    ranked_panel,
+    rgb,
+)
 from xattn.figures.matrix import Item, Lane, Legend, Panel, Swatches, matrix
 from xattn.figures.run_data import Column, RunData
 from xattn.figures.style import FigureStyle
 
-RANKED = "maps 1 2 3"
-MAP_COLOURS = {"map 1": "#ff0000", "map 2": "#00ff00", "map 3": "#0000ff"}
 PART_COLOURS = {"crest": "#e08214", "beak": "#f4e04d", "wing": "#35a7a0", "tail": "#9c6b3c", "legs": "#b07ad0"}  # none of the maps' hues
-
-
-def coloured(ranked: Tensor) -> Tensor:
-    """The first three ranked maps as red, green and blue.
-
-    Args:
-        ranked: `(N, h, w)`, maps times the norm of the features; a missing map is black.
-
-    Returns:
-        `(h, w, 3)` in [0, 1], min-maxed over the three together: hues compare within an image only.
-
-    Source: Gomez et al. 2021, Sec. 4.2.
-    """
-    three = functional.pad(ranked[:3], (0, 0, 0, 0, 0, max(0, 3 - len(ranked))))
-    low, high = ranked[:3].min(), ranked[:3].max()
-    return ((three - low) / (high - low).clamp(min=1e-12)).clamp(0, 1).permute(1, 2, 0)
 
 
 def true_parts(crop: Tensor, visible: Tensor) -> Tensor:
     """The parts `(5, H, W)` in colours over the grey crop `(C, H, W)`: `(H, W, 3)`."""
     shown = (0.35 + 0.5 * grey(crop))[..., None].repeat(1, 1, 3)
     for part, mask in zip(PARTS, visible, strict=True):
-        shown[mask] = torch.tensor(_rgb(PART_COLOURS[part]))
+        shown[mask] = torch.tensor(rgb(PART_COLOURS[part]))
     return shown
 
 
@@ -84,12 +78,11 @@ def parts(shown: RunData, style: FigureStyle) -> list[Figure]:
         for column in columns:
             is_ranked = column[2] == RANKED
             panels.append(
-                _ranked_panel(shown, name, column) if is_ranked else map_panel(shown, name, column, limits.get(column), style, smooth=False)
+                ranked_panel(shown, name, column) if is_ranked else map_panel(shown, name, column, limits.get(column), style, smooth=False)
             )
         items.append(Item(panels, captions_of(shown, name, columns, alone=False)))
-    legends: list[Legend] = [Swatches("true parts", [(part, _rgb(colour)) for part, colour in PART_COLOURS.items()])] * has_truth
-    maps = "maps of a head, brighter where the features are strong; br-npa's by rank"
-    legends.append(Swatches(maps, [(name, _rgb(colour)) for name, colour in MAP_COLOURS.items()]))
+    legends: list[Legend] = [Swatches("true parts", [(part, rgb(colour)) for part, colour in PART_COLOURS.items()])] * has_truth
+    legends.append(RANKED_LEGEND)
     others = [column for column in columns if column[2] != RANKED]
     return matrix(lanes, items, headings_of(others, alone=False), [*legends, *colour_bars(others, style)], style)
 
@@ -97,13 +90,3 @@ def parts(shown: RunData, style: FigureStyle) -> list[Figure]:
 def _true_panel(shown: RunData, name: str, scene: Scene | None) -> Panel:
     key = next(key for key in shown.crops if key[0] == name)
     return Panel(None if scene is None else true_parts(shown.crops[key], seen_parts(scene, shown.preprocessing[key[1:]])))
-
-
-def _ranked_panel(shown: RunData, name: str, column: Column) -> Panel:
-    found, crop = shown.ranked.get((name, *column[:2])), shown.crops[name, column[0], column[1]]
-    return Panel(None if found is None else sharp(coloured(found.raw), (crop.shape[1], crop.shape[2])))
-
-
-def _rgb(colour: str) -> tuple[float, float, float]:
-    red, green, blue = (int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5))
-    return red, green, blue

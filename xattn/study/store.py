@@ -342,11 +342,8 @@ class Store:
 
     def looks(self, images: Iterable[str]) -> dict[tuple[str, str, str], StoredLooks]:
         """How two-stream networks looked at the patches of some images, by image, model and head."""
-        return {
-            (row["image"], row["model"], row["head"]): stored_looks(row)
-            for row in self._map_rows(images)
-            if row["boxes"] is not None and row["alpha"] is not None
-        }
+        rows = (row for row in self._map_rows(images) if row["boxes"] is not None and row["alpha"] is not None)
+        return {(row["image"], row["model"], row["head"]): stored_looks(row) for row in rows}
 
     def curves(self, images: Iterable[str] | None = None) -> dict[CurveKey, StoredCurve]:
         """The curves that metrics followed, by image, model, head, method, metric and target.
