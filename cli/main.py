@@ -12,6 +12,7 @@ import click
 from xattn import __version__
 from xattn.cli.app import app
 from xattn.cli.demo import demo
+from xattn.cli.evaluate import evaluate
 from xattn.cli.explain import COMPONENT, explain
 from xattn.cli.options import PathOrURL
 from xattn.cli.overlay import overlay
@@ -51,6 +52,7 @@ def main() -> None:
 
 main.add_command(explain)
 main.add_command(train)
+main.add_command(evaluate)
 main.add_command(patches)
 main.add_command(demo)
 main.add_command(overlay)
@@ -134,7 +136,8 @@ def figure(
 
 @main.command("list")
 @click.argument(
-    "kind", type=click.Choice(["models", "heads", "alignments", "distributions", "methods", "metrics", "protocols", "figures", "patches"])
+    "kind",
+    type=click.Choice(["models", "heads", "alignments", "distributions", "methods", "metrics", "protocols", "figures", "patches", "tasks"]),
 )
 @click.argument("pattern", default="")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with settings and metadata.")

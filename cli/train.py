@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from xattn.cli.options import TEXTS, Integer, Number, classes_or_texts, devices_of, model_options, stages
 from xattn.cli.terminal import say, warned_lines
 from xattn.errors import InputError
+
+if TYPE_CHECKING:
+    from xattn.models import Classifier
 
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true", "transformer-engine", "32", "16", "bf16", "64")
 
@@ -20,11 +23,12 @@ PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-t
 @click.option("--model", required=True, help="Network, as for explain.")
 @click.option("--weights", help="Weights: a local .pth or .safetensors, or a name of torchvision or open_clip.")
 @click.option("--head", help="Head to train, name[:key=value,…]; see `xattn list heads`. Default: that of a saved file, else ca-stream.")
+@click.option("--task", help="What to train for, see `xattn list tasks`. Default: that of a saved file, else classification.")
 @click.option(
     "--data",
     required=True,
-    help="Training data: a folder per class, a CSV (image, label), or NAME:ROOT for fgvc-aircraft, stanford-cars, oxford-pets, "
-    "cifar10, cifar100, cub, dogs.",
+    help="Training data: a folder per class, a CSV (image, label; several with | between them), or NAME:ROOT for fgvc-aircraft, "
+    "stanford-cars, oxford-pets, cifar10, cifar100, cub, dogs, voc.",
 )
 @click.option(
     "--out", required=True, type=click.Path(dir_okay=False), help="File to write, a .safetensors; an interrupted training run resumes."
@@ -42,7 +46,7 @@ PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-t
 @click.option(
     "--preset",
     help="Preset: ca-stream (as in the paper), head (cheap; the head alone), probe (the head alone, without random crops), full (head and "
-    "network), focus (as in its thesis). Default: by the head; probe with --cache-features.",
+    "network), voc (several labels), focus (as in its thesis). Default: by the head; probe with --cache-features.",
 )
 @click.option("--epochs", type=Integer, help="Passes over the training pictures.")
 @click.option("--freeze-statistics", is_flag=True, default=None, help="Keep and use the network's BatchNorm statistics.")
@@ -53,6 +57,7 @@ PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-t
 @click.option("--weight-decay", type=Number(), help="Weight decay of the optimiser.")
 @click.option("--schedule", type=click.Choice(["constant", "cosine", "step"]), help="Schedule of the learning rate.")
 @click.option("--step", type=Integer, help="Epochs between the steps of the schedule.")
+@click.option("--period", type=Integer, help="Epochs after which the cosine is at 0; it rises again behind. Default: all epochs.")
 @click.option("--smallest-crop", type=Number(), help="Smallest share of a picture's area that a random crop may cover.")
 @click.option("--dropout", type=Number(), help="Dropout of the head's vector.")
 @click.option("--patience", type=Integer, help="Epochs without a better validation loss before training stops.")
@@ -95,6 +100,7 @@ def train(
     model: str,
     weights: str | None,
     head: str | None,
+    task: str | None,
     data: str,
     out: str,
     classes: str,
@@ -137,28 +143,31 @@ def train(
     file = own_file(model)
     saved = file is not None
     of_streams = (model if file is None else read_header(file).source.model).startswith(PREFIX)
-    name = (head or ("gap" if of_streams else "ca-stream")) if file is None else read_header(file).head
+    name = head or (read_header(file).head if file is not None else "gap" if of_streams else "ca-stream")
     replaces = heads.create(name).metadata.replaces  # a wrong name is reported before anything is loaded
-    from xattn.training import fit, open_data
+    from xattn.tasks import default_task, tasks
+    from xattn.training import fit
     from xattn.training.fit import is_first_process
     from xattn.training.recipe import default_preset, recipe_of
     from xattn.training.search import search
 
     recipe = recipe_of(preset or ("probe" if cache_features else default_preset(name, PREFIX if of_streams else ""))).with_(**changes)
     texts = None if classes in ("folders", "wnid") else classes
-    opened = open_data(data, "wnid" if classes == "wnid" else "folders")
+    component = tasks.create(task or default_task(file is not None and read_header(file).multi_label))
+    measure = component.metadata.score
+    opened = component.instance.open(data, "wnid" if classes == "wnid" else "folders")
     sys.path.append(os.getcwd())  # where package.module:factory is searched
     torch.manual_seed(seed)  # for the head's initial weights
     cpu = "cpu" if accelerator == "cpu" else None
-    of_its_own = not saved and opened.names is not None and (replaces == "classifier" or of_streams)
-    with warnings.catch_warnings() if teacher is not None else warned_lines():
-        if teacher is not None:
-            warnings.simplefilter("ignore", UserWarning)  # about a new classifier: the teacher's weights follow
-        classifier = load(
+    names = opened.names if not saved and texts is None else None
+    of_its_own = names is not None and (replaces == "classifier" or of_streams)
+
+    def loaded(count: int | None) -> Classifier:
+        return load(
             model,
             head=head if saved else name,
             weights=weights,
-            classes=len(opened.names) if texts is None and of_its_own and opened.names is not None else texts,
+            classes=texts if count is None else count,
             templates=templates,
             labels=labels,
             high_res=high_res,
@@ -167,10 +176,18 @@ def train(
             resize=resize,
             mean=mean,
             std=std,
+            multi_label=component.metadata.multi_label,
             output=output,
             device=cpu,
             trust_code=trust_code,
         )
+
+    with warnings.catch_warnings() if teacher is not None else warned_lines():
+        if teacher is not None:
+            warnings.simplefilter("ignore", UserWarning)  # about a new classifier: the teacher's weights follow
+        classifier = loaded(len(names) if of_its_own and names is not None else None)
+        if replaces == "nothing" and names is not None and not set(names) <= set(classifier.labels or names):
+            classifier = loaded(len(names))  # a network of other classes gets a new classifier
     taught = None
     if teacher is not None:
         taught = load(teacher, weights=teacher_weights, device=cpu, trust_code=trust_code or names_code_of(teacher, model))
@@ -187,8 +204,10 @@ def train(
     tell(f"  reads {read}")
     if teacher is not None:
         tell(f"  starts from the weights of {teacher}, and learns its answers")
-    tell(f"{opened.name}: {len(opened)} pictures of {len(set(opened.targets))} classes")
+    count = classifier.class_count if opened.several else len(set(opened.targets))
+    tell(f"{opened.name}: {len(opened)} pictures of {count} classes")
     options: dict[str, Any] = {
+        "task": component.spec,
         "recipe": recipe,
         "teacher": taught,
         "seed": seed,
@@ -204,11 +223,11 @@ def train(
     if trials is not None:
         found = search(classifier, opened, out, trials, **options)
         settings = ", ".join(f"{key} {value}" for key, value in found.recipe.to_json().items() if value != getattr(recipe, key))
-        tell(f"best of {found.trials} trials ({found.pruned} pruned): validation accuracy {found.accuracy:.2f} %, {settings}")
+        tell(f"best of {found.trials} trials ({found.pruned} pruned): validation {measure} {found.score:.2f} %, {settings}")
     else:
         fitted = fit(classifier, opened, out, **options)
         tell(
-            f"kept epoch {fitted.best} of {fitted.epochs}: validation loss {fitted.loss:.4f}, accuracy {fitted.accuracy:.2f} % on "
+            f"kept epoch {fitted.best} of {fitted.epochs}: validation loss {fitted.loss:.4f}, {measure} {fitted.score:.2f} % on "
             f"{fitted.validation} pictures; logs in {fitted.folder}",
         )
     if is_first_process():

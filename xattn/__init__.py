@@ -74,6 +74,7 @@ _PACKAGES = (
     "patches",
     "report",
     "study",
+    "tasks",
     "training",
 )
 

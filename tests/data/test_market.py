@@ -33,7 +33,7 @@ def test_training_sees_the_identities_of_training_and_queries_and_gallery_have_n
     assert seen == {"query": {4: 2, 5: 2}, "gallery": {4: 2, 5: 2, DISTRACTOR: 2, JUNK: 1}}
     assert not set(open_published("market", root, "query").files) & set(open_published("market", root, "gallery").files)
     assert [image.label for image in ImageSource(f"market:{root}:train").images] == ["0001"] * 4 + ["0002"] * 4 + ["0003"] * 4
-    with pytest.raises(InputError, match="write market:ROOT:query, market:ROOT:gallery or market:ROOT:train"):
+    with pytest.raises(InputError, match="write market:ROOT:query, or market:ROOT:train, or market:ROOT:gallery"):
         ImageSource(f"market:{root}:test")
 
 

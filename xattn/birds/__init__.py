@@ -2,6 +2,7 @@
 
 from xattn.birds.data import SketchBirds, scene_of
 from xattn.birds.drawing import Masks, masks, pixels, render, subsets
+from xattn.birds.flock import Flock, export_voc, flock, flock_of
 from xattn.birds.ground_truth import Effects, effects, in_parts, rank_correlation, share_inside
 from xattn.birds.individuals import export_individuals
 from xattn.birds.network import SmallResNet, small_resnet, small_vit
@@ -12,12 +13,16 @@ __all__ = [
     "CLASSES",
     "PARTS",
     "Effects",
+    "Flock",
     "Masks",
     "Scene",
     "SketchBirds",
     "SmallResNet",
     "effects",
     "export_individuals",
+    "export_voc",
+    "flock",
+    "flock_of",
     "in_parts",
     "masks",
     "pixels",

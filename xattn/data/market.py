@@ -46,11 +46,11 @@ def sighting_of(file: str) -> Sighting:
     return Sighting(int(found[1]), int(found[2]))
 
 
-def read_market(where: str, folder: Path, split: str) -> tuple[Path, Mapping[str, int | None], tuple[str, ...]]:
+def read_market(where: str, folder: Path, split: str) -> tuple[Path, Mapping[str, int | tuple[int, ...]], tuple[str, ...]]:
     """Folder, class index of each picture, and classes of a split.
 
     The classes of the training split are its identities, as in the file names. Identities of the other splits are other persons, so that
-    pictures there have no class.
+    pictures there have no class, ().
 
     Args:
         where: as in messages.
@@ -75,6 +75,6 @@ def read_market(where: str, folder: Path, split: str) -> tuple[Path, Mapping[str
     if other := [file for file, identity in identities.items() if identity < least]:
         raise InputError(f"{where}: {pictures / other[0]} is junk or a distractor, which {FOLDERS['gallery']} alone may hold.")
     if split != "train":
-        return pictures, dict.fromkeys(files), ()
+        return pictures, dict.fromkeys(files, ()), ()
     persons = sorted(set(identities.values()))
     return pictures, {file: persons.index(identity) for file, identity in identities.items()}, tuple(f"{person:04d}" for person in persons)

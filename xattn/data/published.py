@@ -1,4 +1,4 @@
-"""Data sets in the layout in which they are published, with their own splits: Caltech-UCSD Birds, Stanford Dogs and Market-1501."""
+"""Data sets in the layout in which they are published, with their own splits: birds of CUB, Stanford Dogs, PASCAL VOC, Market-1501."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from xattn.data.market import read_market
+from xattn.data.torchvision_sets import PUBLISHED
+from xattn.data.voc import COUNTS, read_voc
 from xattn.errors import InputError
 
 logger = logging.getLogger("xattn")
 
 SPLITS = ("train", "test")
+Target = int | tuple[int, ...]
+"""A class index, or a label vector with one entry per class: 1, 0, or −1, which is ignored."""
 CUB_TABLES = ("images", "image_class_labels", "train_test_split", "classes")
 
 
@@ -26,25 +30,21 @@ class PublishedSplit:
         name: "NAME:ROOT:SPLIT".
         folder: holds the pictures or their folders.
         files: paths below `folder`, with "/".
-        targets: class index of each; None where it shows none of the classes of the training split.
+        targets: class index of each; of voc a label vector, one entry per class: 1, 0, or −1, which is ignored; of market's
+            queries and gallery ().
         classes: names in the order of their indices.
     """
 
     name: str
     folder: Path
     files: tuple[str, ...]
-    targets: tuple[int | None, ...]
+    targets: tuple[Target, ...]
     classes: tuple[str, ...]
 
     @property
     def paths(self) -> tuple[Path, ...]:
         """The pictures' files."""
         return tuple(self.folder / file for file in self.files)
-
-    @property
-    def labels(self) -> tuple[str | None, ...]:
-        """The name of each picture's class."""
-        return tuple(None if target is None else self.classes[target] for target in self.targets)
 
 
 def parsed_place(place: str) -> tuple[str, str, str] | None:
@@ -54,13 +54,23 @@ def parsed_place(place: str) -> tuple[str, str, str] | None:
         InputError: it names one, but no split of it.
     """
     name, colon, rest = place.partition(":")
-    if not colon or name not in KNOWN or rest.startswith("//"):
+    known = KNOWN.get(name) or PUBLISHED.get(name)
+    if not colon or known is None or rest.startswith("//"):
         return None
     root, _, split = rest.rpartition(":")
-    splits = [f"{name}:ROOT:{known}" for known in KNOWN[name].counts]
-    if split not in KNOWN[name].counts or not root:
-        raise InputError(f"'{place}' names no split of {name}: write {', '.join(splits[1:])} or {splits[0]}.")
+    if split not in known.splits or not root:
+        others = ", or ".join(f"{name}:ROOT:{each}" for each in known.splits if each != known.test)
+        raise InputError(f"'{place}' names no split of {name}: write {name}:ROOT:{known.test}, or {others}.")
     return name, root, split
+
+
+def with_split(place: str) -> str:
+    """`NAME:ROOT` of such a data set with the split that is published for scores; other places, and those with a split, unchanged."""
+    name, colon, rest = place.partition(":")
+    known = KNOWN.get(name) or PUBLISHED.get(name)
+    if not colon or known is None or rest.startswith("//") or rest.rpartition(":")[2] in known.splits:
+        return place
+    return f"{place}:{known.test}"
 
 
 def absolute(place: str) -> str:
@@ -73,10 +83,11 @@ def open_published(name: str, root: str | Path, split: str) -> PublishedSplit:
     """A split of a data set.
 
     Args:
-        name: "cub" (Wah et al. 2011), "dogs" (Khosla et al. 2011) or "market" (Zheng et al. 2015).
+        name: "cub" (Wah et al. 2011), "dogs" (Khosla et al. 2011), "voc" (Everingham et al. 2012) or "market" (Zheng et al. 2015).
         root: its folder: for cub with `images.txt`, `image_class_labels.txt`, `train_test_split.txt`, `classes.txt` and `images/`; for dogs
-            with `train_list.mat`, `test_list.mat` and `Images/`; for market with `bounding_box_train/`, `query/` and `bounding_box_test/`.
-        split: "train" or "test"; of market "train", "query" or "gallery".
+            with `train_list.mat`, `test_list.mat` and `Images/`; for voc with `JPEGImages/`, `Annotations/` and `ImageSets/Main/`;
+            for market with `bounding_box_train/`, `query/` and `bounding_box_test/`.
+        split: "train" or "test"; of voc "train", "val" or "trainval"; of market "train", "query" or "gallery".
 
     Raises:
         InputError: a file is missing, which is named, or damaged; lists that do not match; labels that are no class; a missing picture.
@@ -117,7 +128,7 @@ def cub_boxes(root: str | Path, split: str) -> list[tuple[float, float, float, f
     return [boxes[file] for file in found.files]
 
 
-Rows = tuple[Path, Mapping[str, int | None], tuple[str, ...]]
+Rows = tuple[Path, Mapping[str, Any], tuple[str, ...]]
 
 
 def _table(where: str, folder: Path, name: str) -> list[tuple[str, str]]:
@@ -144,7 +155,7 @@ def _cub(where: str, folder: Path, split: str) -> Rows:
             raise InputError(f"{where}: images.txt has {len(files)} pictures, {name}.txt {len(table)}; they differ in id {odd}.")
     classes = tuple(names.values())
     number = {key: index for index, key in enumerate(names)}
-    rows: dict[str, int | None] = {}
+    rows: dict[str, Target] = {}
     for key, file in files.items():
         _refuse_outside(where, file)
         if labels[key] not in number:
@@ -163,7 +174,7 @@ def _dogs(where: str, folder: Path, split: str) -> Rows:
         raise InputError(f"{where} needs {pictures}, as in images.tar.")
     count = sum(1 for path in pictures.iterdir() if path.is_dir() and not path.name.startswith("."))
     known: dict[int, str] = {}
-    found: dict[str, dict[str, int | None]] = {}
+    found: dict[str, dict[str, Target]] = {}
     for which in SPLITS[: SPLITS.index(split) + 1]:  # the training list also names the classes; training opens no other
         path = folder / f"{which}_list.mat"
         found[which] = {}
@@ -217,14 +228,27 @@ def _refuse_outside(where: str, file: str) -> None:
 
 @dataclass(frozen=True)
 class _Layout:
-    """How a data set is read, and how many pictures its splits have as published."""
+    """How a data set is read.
+
+    Attributes:
+        read: what names it in messages, its folder and a split → its pictures.
+        counts: how many pictures its splits have as published.
+        test: the split for scores: where the labels of test are not published, that for validation.
+    """
 
     read: Callable[[str, Path, str], Rows]
     counts: Mapping[str, int]
+    test: str = "test"
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """All splits."""
+        return tuple(self.counts)
 
 
 KNOWN = {
     "cub": _Layout(_cub, {"train": 5994, "test": 5794}),
     "dogs": _Layout(_dogs, {"train": 12_000, "test": 8_580}),
-    "market": _Layout(read_market, {"train": 12_936, "query": 3_368, "gallery": 19_732}),
+    "voc": _Layout(read_voc, COUNTS, "val"),
+    "market": _Layout(read_market, {"train": 12_936, "query": 3_368, "gallery": 19_732}, "query"),
 }
