@@ -28,7 +28,7 @@ SOME_FAILED = 3
 
 
 GROUPS = {
-    "Options": ("models", "methods", "metrics", "target", "labels_csv", "out", "device", "dry_run", "help"),
+    "Options": ("models", "methods", "metrics", "target", "gallery", "labels_csv", "out", "device", "dry_run", "help"),
     "Networks": (
         *("weights", "heads", "stage", "labels", "classes", "templates", "input_size", "resize", "mean", "std"),
         *("output", "multi_label", "threshold", "regression", "untrained", "trust_code"),
@@ -75,6 +75,12 @@ GROUPS = {
     "--target",
     help="What to explain: predicted, label, a class index or name; labels (every label of an image); or a contrast, such as "
     "'A - 0.6*B', 'predicted - second', 'label - predicted'. Default: label if labels are given, else predicted.",
+)
+@click.option(
+    "--gallery",
+    multiple=True,
+    help="Pictures; each of IMAGES is compared with its nearest one, for a network whose output is a vector: maps of what makes the two "
+    "alike, in both. A folder, glob or file, or market:ROOT:gallery for market:ROOT:query. Repeatable.",
 )
 @click.option(
     "--threshold",
@@ -168,8 +174,8 @@ def explain(
     templates: Sequence[str],
     labels: str | None,
     out: str,
-    input_size: int | None,
-    resize: int | None,
+    input_size: int | tuple[int, int] | None,
+    resize: int | tuple[int, int] | None,
     mean: list[float] | None,
     std: list[float] | None,
     output: str | None,
@@ -180,6 +186,7 @@ def explain(
     depth: int | None,
     window: list[float] | None,
     max_pixels: int | None,
+    gallery: Sequence[str],
     dry_run: bool,
     **options: Any,
 ) -> None:
@@ -196,7 +203,9 @@ def explain(
     if methods:
         created(methods, signed=options["signed"])
     largest = {} if max_pixels is None else {"max_pixels": max_pixels}
-    source = ImageSource(list(images), labels_csv, labels_from=labels_from, depth=depth, window=window, **largest)
+    reading: dict[str, Any] = {"depth": depth, "window": window, **largest}
+    source = ImageSource(list(images), labels_csv, labels_from=labels_from, **reading)
+    options["gallery"] = ImageSource(list(gallery), **reading) if gallery else None
     sys.path.append(os.getcwd())  # where package.module:factory is looked up
     shape: dict[str, Any] = {"input_size": input_size, "resize": resize, "mean": mean, "std": std}
     meaning: dict[str, Any] = {"classes": classes, "templates": templates, "output": output}
@@ -218,6 +227,8 @@ def explain(
 
 def _announce(study: Study) -> None:
     """Prints what the run will do."""
+    from xattn.models.target_rules import TargetRule
+
     plan = study.plan
     for classifier in plan.classifiers:
         stage = plan.stage_of(classifier)
@@ -234,10 +245,8 @@ def _announce(study: Study) -> None:
         say(
             f"shard {place} of {count}: {len(plan.images)} of {len(plan.source)} images; `xattn compare` joins the folders of all", err=True
         )
-    say(
-        f"{len(plan.images)} images × {len(plan.methods)} methods × {len(plan.metrics)} metrics, target: {plan.target}",
-        err=True,
-    )
+    target = plan.target.text if isinstance(plan.target, TargetRule) else plan.target
+    say(f"{len(plan.images)} images × {len(plan.methods)} methods × {len(plan.metrics)} metrics, target: {target}", err=True)
 
 
 def _foretell(study: Study) -> None:

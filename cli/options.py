@@ -80,6 +80,19 @@ def numbers(_ctx: click.Context, _param: click.Parameter, value: str | None) -> 
         raise click.BadParameter(f"numbers are needed, one for each channel, as 0.485,0.456,0.406; got '{value}'.") from error
 
 
+def sides(_ctx: click.Context, _param: click.Parameter, value: str | None) -> int | tuple[int, int] | None:
+    """A side in pixels, or height and width."""
+    if value is None:
+        return None
+    try:
+        found = [coerce(side, int) for side in value.split(",")]
+    except ValueError:
+        found = []
+    if len(found) not in (1, 2) or min(found) < 1:
+        raise click.BadParameter(f"a side in pixels from 1 on, or height and width as 256,128, are needed; got '{value[:80]}'.")
+    return found[0] if len(found) == 1 else (found[0], found[1])
+
+
 def shard(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[int, int]:
     """One of several shares of the work, i/n."""
     place, slash, count = value.partition("/")
@@ -124,8 +137,8 @@ _MODEL = (
         metavar="NAME|INDEX",
         help="Which of a network's several outputs is the logits. Default: the one that the others lead to.",
     ),
-    click.option("--input-size", type=click.IntRange(1, LARGEST_INTEGER), help="Side of the crop."),
-    click.option("--resize", type=click.IntRange(1, LARGEST_INTEGER), help="Shorter side before the crop."),
+    click.option("--input-size", metavar="SIDE|H,W", callback=sides, help="Side of the crop, or height and width."),
+    click.option("--resize", metavar="SIDE|H,W", callback=sides, help="Shorter side before the crop, or height and width."),
     click.option("--mean", callback=numbers, help="Mean of the normalisation in [0, 1]: R,G,B, one for each channel, or one for all."),
     click.option("--std", callback=numbers, help="Standard deviation of the normalisation in [0, 1], likewise."),
     click.option(

@@ -233,6 +233,13 @@ def _tested(values: pd.Series | None, reference: pd.Series | None, metric: str) 
     return {**_columns(f"{metric} difference", found.difference), f"{metric} p": found.p}
 
 
+def _counted(rules: Sequence[str]) -> str:
+    """What n counts, where it is not images."""
+    if PER_LABEL[2] in rules:
+        return " n counts both pictures of each pair."
+    return " n counts pairs of image and label." if any(rule.startswith(PER_LABEL) for rule in rules) else ""
+
+
 def _notes(rows: pd.DataFrame, frame: pd.DataFrame, names: Sequence[str], against: str | None, left_out: int) -> tuple[str, ...]:
     rules = sorted(rows["target_rule"].dropna().unique())
     of = {metric: metrics.create(metric) for metric in names}
@@ -242,10 +249,7 @@ def _notes(rows: pd.DataFrame, frame: pd.DataFrame, names: Sequence[str], agains
     notes = [f"Mean over images [95 % confidence interval: Student's, clipped to the metric's range{wilson}]; n images."]
     if (frame["n"] < FEW).any():
         notes.append(f"n is below {FEW}: intervals and tests of so few images are rough.")
-    notes.append(
-        f"Target: {', '.join(rules)}."
-        + (" n counts pairs of image and label." if any(rule.startswith(PER_LABEL) for rule in rules) else "")
-    )
+    notes.append(f"Target: {', '.join(rules)}." + _counted(rules))
     if "mean_absolute_error" in frame:
         notes.append("MAE: mean absolute error, of the value that is explained against the label.")
     if "predicted" in rules and len(frame.drop_duplicates(["model", "head"])) > 1:

@@ -8,7 +8,7 @@ perturbed copies.
 |---|---|---|---|
 | `ClassTarget` | logits `(B, K)` | the class's logit | softmax, or sigmoid for several labels |
 | `Contrast` | logits `(B, K)` | weighted sum of logits | sigmoid of the score |
-| `Similarity` | vectors `(B, D)` | cosine with a reference | none |
+| `Similarity` | vectors `(B, D)` | cosine with a reference | none: any function from a cosine to one would be arbitrary |
 | `Region` | maps of logits `(B, K, h, w)` | mean of the class's logit over the region | mean of the class's probability there |
 | `OutputFunction` | anything | what the function gives | none, or that of a second function |
 
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 Predict = Callable[["Tensor"], "Tensor"]
 """Images in pixel space `(B, 3, H, W)` → logits `(B, K)` before softmax or sigmoid, vectors `(B, D)` or maps of logits `(B, K, h, w)`."""
-PER_LABEL = ("labels", "predicted labels")
-"""How the rules begin, as rows name them, that explain an image once for each of several labels."""
+PER_LABEL = ("labels", "predicted labels", "pairs")
+"""How the rules begin, as rows name them, that explain an image once for each of several labels, or of the pictures it is paired with."""
 
 
 @dataclass(frozen=True, eq=False)

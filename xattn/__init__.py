@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from xattn.errors import XattnError
     from xattn.explainers import Maps, explain
+    from xattn.metrics import Similarity
     from xattn.models import Classifier, attach, load
     from xattn.study import Study, evaluate
 
@@ -46,11 +47,12 @@ def _refuse_mixed_checkouts() -> None:
 _refuse_mixed_checkouts()
 
 __version__ = "0.2.0"
-__all__ = ["Classifier", "Maps", "Study", "XattnError", "attach", "evaluate", "explain", "load"]
+__all__ = ["Classifier", "Maps", "Similarity", "Study", "XattnError", "attach", "evaluate", "explain", "load"]
 
 _HOMES = {
     "Classifier": "xattn.models",
     "Maps": "xattn.explainers",
+    "Similarity": "xattn.metrics",
     "Study": "xattn.study",
     "XattnError": "xattn.errors",
     "attach": "xattn.models",

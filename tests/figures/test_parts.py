@@ -20,7 +20,8 @@ from xattn.data.preprocessing import Preprocessing
 from xattn.errors import InputError
 from xattn.figures import figure, kinds
 from xattn.figures.canvas import enlarged, mask_of, sharp
-from xattn.figures.parts import PART_COLOURS, Parts, coloured, over_photograph, seen_parts, true_parts
+from xattn.figures.parts import PART_COLOURS, Parts, seen_parts, true_parts
+from xattn.figures.ranked import coloured, over_photograph
 from xattn.figures.run_data import read_runs
 from xattn.figures.style import FigureStyle
 from xattn.study.store import Store, StoredMap

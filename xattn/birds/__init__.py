@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from xattn.birds.data import SketchBirds
     from xattn.birds.flocks import Flock, export_voc, flock, flock_of
     from xattn.birds.ground_truth import Effects, effects, in_parts, rank_correlation, share_inside
+    from xattn.birds.individuals import export_individuals
     from xattn.birds.network import SmallResNet, small_resnet, small_vit
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "SketchBirds",
     "SmallResNet",
     "effects",
+    "export_individuals",
     "export_voc",
     "flock",
     "flock_of",
@@ -58,6 +60,7 @@ _HOMES = {
     "in_parts": "ground_truth",
     "rank_correlation": "ground_truth",
     "share_inside": "ground_truth",
+    "export_individuals": "individuals",
     "SmallResNet": "network",
     "small_resnet": "network",
     "small_vit": "network",

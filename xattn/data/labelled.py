@@ -130,7 +130,8 @@ def open_data(data: str | Path | Labelled | Dataset[Any], classes: Classes = "fo
 
     Args:
         data: a folder with one subfolder per class; a CSV with columns `image` and `label` (class index or name); `NAME:ROOT` for
-            fgvc-aircraft, stanford-cars, oxford-pets, cifar10, cifar100 in torchvision's layout, or for cub, dogs and voc as published;
+            fgvc-aircraft, stanford-cars, oxford-pets, cifar10, cifar100 in torchvision's layout, or for cub, dogs, voc, market as
+            published;
             or a torch data set of pictures with `classes` and `targets`, like torchvision's.
         classes: "folders": the sorted folder names are the classes; "wnid": folders are named by WordNet ids, and labels are the
             indices of ImageNet's 1000 classes.
@@ -236,6 +237,8 @@ def _splits(name: str, root: str) -> Labelled:
 
     def opened(which: str) -> Labelled:
         found = open_published(name, root, which)
+        if not found.classes:
+            raise InputError(f"{found.name} has no classes and is not trained on: leave out ':{which}'.")
         return Labelled(f"{name}:{root}" + (f":{split}" if split != "train" else ""), found.classes, found.targets, _Files(found.paths))
 
     found = opened(split)

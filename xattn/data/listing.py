@@ -95,6 +95,8 @@ def listed(place: str) -> list[NamedImage]:
         split = open_published(*published)
         rows = zip(split.files, split.paths, split.targets, strict=True)
         found = [NamedImage(printable(file), path, _names(target, split.classes)) for file, path, target in rows]
+        if not split.classes:
+            return [replace(image, label=None) for image in found]
         if bare := [image.name for image in found if not image.label]:
             logger.info("%s: %d pictures show no class but in difficult objects, and are left out (%s)", place, len(bare), bare[0])
         return [image for image in found if image.label]
@@ -248,12 +250,16 @@ def printable(name: str) -> str:
 
 def unique(images: list[NamedImage]) -> list[NamedImage]:
     """Each file once, each under a unique name: files with the same name are named by their paths below the folder that all share."""
-    real = functools.cache(os.path.realpath)  # the folder may be given in several ways
-    places = [os.path.join(real(image.path.parent), image.path.name) if isinstance(image.path, Path) else image.path for image in images]
-    images = list(dict(zip(places, images, strict=True)).values())
+    images = list(dict(zip(places_of(images), images, strict=True)).values())
     if len({image.name for image in images}) == len(images):
         return images
     return _by_common_root(images)
+
+
+def places_of(images: Sequence[NamedImage]) -> list[str | None]:
+    """What tells the file of each image from others, however its folder was given; None for an item of a data set."""
+    real = functools.cache(os.path.realpath)
+    return [os.path.join(real(image.path.parent), image.path.name) if isinstance(image.path, Path) else image.path for image in images]
 
 
 def _by_common_root(images: list[NamedImage]) -> list[NamedImage]:

@@ -1,4 +1,4 @@
-"""Data sets in the layout in which they are published, with their own splits: Caltech-UCSD Birds, Stanford Dogs, PASCAL VOC."""
+"""Data sets in the layout in which they are published, with their own splits: birds of CUB, Stanford Dogs, PASCAL VOC, Market-1501."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from xattn.data.market import read_market
 from xattn.data.torchvision_sets import PUBLISHED
 from xattn.data.voc import COUNTS, read_voc
 from xattn.errors import InputError
@@ -27,9 +28,10 @@ class PublishedSplit:
 
     Attributes:
         name: "NAME:ROOT:SPLIT".
-        folder: holds the pictures' folders.
+        folder: holds the pictures or their folders.
         files: paths below `folder`, with "/".
-        targets: class index of each; of voc a label vector, one entry per class: 1, 0, or −1, which is ignored.
+        targets: class index of each; of voc a label vector, one entry per class: 1, 0, or −1, which is ignored; of market's
+            queries and gallery ().
         classes: names in the order of their indices.
     """
 
@@ -81,10 +83,11 @@ def open_published(name: str, root: str | Path, split: str) -> PublishedSplit:
     """A split of a data set.
 
     Args:
-        name: "cub" (Wah et al. 2011), "dogs" (Khosla et al. 2011) or "voc" (Everingham et al. 2012).
+        name: "cub" (Wah et al. 2011), "dogs" (Khosla et al. 2011), "voc" (Everingham et al. 2012) or "market" (Zheng et al. 2015).
         root: its folder: for cub with `images.txt`, `image_class_labels.txt`, `train_test_split.txt`, `classes.txt` and `images/`; for dogs
-            with `train_list.mat`, `test_list.mat` and `Images/`; for voc with `JPEGImages/`, `Annotations/` and `ImageSets/Main/`.
-        split: "train" or "test"; of voc "train", "val" or "trainval".
+            with `train_list.mat`, `test_list.mat` and `Images/`; for voc with `JPEGImages/`, `Annotations/` and `ImageSets/Main/`;
+            for market with `bounding_box_train/`, `query/` and `bounding_box_test/`.
+        split: "train" or "test"; of voc "train", "val" or "trainval"; of market "train", "query" or "gallery".
 
     Raises:
         InputError: a file is missing, which is named, or damaged; lists that do not match; labels that are no class; a missing picture.
@@ -152,7 +155,7 @@ def _cub(where: str, folder: Path, split: str) -> Rows:
             raise InputError(f"{where}: images.txt has {len(files)} pictures, {name}.txt {len(table)}; they differ in id {odd}.")
     classes = tuple(names.values())
     number = {key: index for index, key in enumerate(names)}
-    rows = {}
+    rows: dict[str, Target] = {}
     for key, file in files.items():
         _refuse_outside(where, file)
         if labels[key] not in number:
@@ -171,7 +174,7 @@ def _dogs(where: str, folder: Path, split: str) -> Rows:
         raise InputError(f"{where} needs {pictures}, as in images.tar.")
     count = sum(1 for path in pictures.iterdir() if path.is_dir() and not path.name.startswith("."))
     known: dict[int, str] = {}
-    found: dict[str, dict[str, int]] = {}
+    found: dict[str, dict[str, Target]] = {}
     for which in SPLITS[: SPLITS.index(split) + 1]:  # the training list also names the classes; training opens no other
         path = folder / f"{which}_list.mat"
         found[which] = {}
@@ -247,4 +250,5 @@ KNOWN = {
     "cub": _Layout(_cub, {"train": 5994, "test": 5794}),
     "dogs": _Layout(_dogs, {"train": 12_000, "test": 8_580}),
     "voc": _Layout(read_voc, COUNTS, "val"),
+    "market": _Layout(read_market, {"train": 12_936, "query": 3_368, "gallery": 19_732}, "query"),
 }

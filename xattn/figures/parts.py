@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -15,54 +14,22 @@ from xattn.catalogue import is_control
 from xattn.data.preprocessing import Preprocessing
 from xattn.errors import InputError
 from xattn.figures.base import register
-from xattn.figures.canvas import Bytes, grey, sharp, shown_crop, shown_title
+from xattn.figures.canvas import Bytes, grey, shown_crop, shown_title
 from xattn.figures.columns import CONTROLS, INPUT, captions_of, colour_bars, columns_once, headings_of, limits_of, map_panel
 from xattn.figures.matrix import Item, Lane, Legend, Panel, Swatches, matrix
+from xattn.figures.ranked import RANKED, Ground, ranked_legend, ranked_panel, rgb
 from xattn.figures.run_data import Column, RunData
 from xattn.figures.style import FigureStyle
 from xattn.overlays import Floats
 
-Ground = Literal["black", "photograph"]
-RANKED = "maps 1 2 3"
-DIMMED = 0.6  # of the photograph's brightness, so that hues are seen over a bright one
-MAP_COLOURS = {"map 1": "#ff0000", "map 2": "#00ff00", "map 3": "#0000ff"}
 PART_COLOURS = {"crest": "#e08214", "beak": "#f4e04d", "wing": "#35a7a0", "tail": "#9c6b3c", "legs": "#b07ad0"}  # none of the maps' hues
-
-
-def coloured(ranked: Floats) -> Floats:
-    """The first three ranked maps as red, green and blue.
-
-    Args:
-        ranked: `(N, h, w)`, maps times the norm of the features; a missing map is black.
-
-    Returns:
-        `(h, w, 3)` in [0, 1], min-maxed over the three together: hues compare within an image only.
-
-    Source: Gomez et al. 2021, Sec. 4.2.
-    """
-    three = np.pad(ranked[:3], ((0, max(0, 3 - len(ranked))), (0, 0), (0, 0)))
-    low, high = ranked[:3].min(), ranked[:3].max()
-    return ((three - low) / np.maximum(high - low, np.float32(1e-12))).clip(0, 1).transpose(1, 2, 0)
-
-
-def over_photograph(colours: Floats, crop: Bytes) -> Floats:
-    """Maps in colour over the photograph in dark grey, which shows through where they are weak.
-
-    Args:
-        colours: `(H, W, 3)` in [0, 1], as `coloured` gives them, at the photograph's size.
-        crop: uint8 `(C, H, W)`.
-
-    Returns:
-        `(H, W, 3)` in [0, 1].
-    """
-    return colours + DIMMED * (1 - colours.max(axis=2, keepdims=True)) * grey(crop)[..., None]
 
 
 def true_parts(crop: Bytes, visible: NDArray[np.bool_]) -> Floats:
     """The parts `(5, H, W)` in colours over the grey crop `(C, H, W)`: `(H, W, 3)`."""
     shown = (0.35 + 0.5 * grey(crop))[..., None].repeat(3, axis=2)
     for part, mask in zip(PARTS, visible, strict=True):
-        shown[mask] = _rgb(PART_COLOURS[part])
+        shown[mask] = rgb(PART_COLOURS[part])
     return shown
 
 
@@ -111,15 +78,13 @@ class Parts:
             for column in columns:
                 is_ranked = column[2] == RANKED
                 panels.append(
-                    _ranked_panel(shown, name, column, self.over)
+                    ranked_panel(shown, name, column, self.over)
                     if is_ranked
                     else map_panel(shown, name, column, limits.get(column), style, smooth=False)
                 )
             items.append(Item(panels, captions_of(shown, name, columns, alone=False)))
-        legends: list[Legend] = [Swatches("true parts", [(part, _rgb(colour)) for part, colour in PART_COLOURS.items()])] * has_truth
-        strength = {"black": "brighter", "photograph": "less of the photograph"}[self.over]
-        maps = f"maps of a head, {strength} where the features are strong; br-npa's by rank"
-        legends.append(Swatches(maps, [(name, _rgb(colour)) for name, colour in MAP_COLOURS.items()]))
+        legends: list[Legend] = [Swatches("true parts", [(part, rgb(colour)) for part, colour in PART_COLOURS.items()])] * has_truth
+        legends.append(ranked_legend(self.over))
         others = [column for column in columns if column[2] != RANKED]
         return matrix(lanes, items, headings_of(others, alone=False), [*legends, *colour_bars(others, style)], style)
 
@@ -127,16 +92,3 @@ class Parts:
 def _true_panel(shown: RunData, name: str, scene: Scene | None) -> Panel:
     key = next(key for key in shown.crops if key[0] == name)
     return Panel(None if scene is None else true_parts(shown.crops[key], seen_parts(scene, shown.preprocessing[key[1:]])))
-
-
-def _ranked_panel(shown: RunData, name: str, column: Column, over: Ground) -> Panel:
-    found, crop = shown.ranked.get((name, *column[:2])), shown.crops[name, column[0], column[1]]
-    if found is None:
-        return Panel(None)
-    colours = sharp(coloured(found.raw), (crop.shape[1], crop.shape[2]))
-    return Panel(colours if over == "black" else over_photograph(colours, crop))
-
-
-def _rgb(colour: str) -> tuple[float, float, float]:
-    red, green, blue = (int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5))
-    return red, green, blue

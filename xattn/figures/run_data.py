@@ -34,6 +34,9 @@ class RunData:
         preprocessing: by model and head.
         labels: class names by model and head.
         looks: how two-stream networks looked at patches, by image, model and head.
+        nearest: of runs with a gallery, name and cosine of the picture that is nearest to a query, by query, model and head.
+        pair_maps: raw maps of these queries and pictures, by image, the other image, model, head and method. `ranked` and `crops` also
+            hold these pictures.
     """
 
     names: list[str]
@@ -44,6 +47,8 @@ class RunData:
     preprocessing: dict[tuple[str, str], Preprocessing]
     labels: dict[tuple[str, str], Sequence[str] | None]
     looks: dict[tuple[str, str, str], StoredLooks] = field(default_factory=dict)
+    nearest: dict[tuple[str, str, str], tuple[str, float]] = field(default_factory=dict)
+    pair_maps: dict[tuple[str, str, str, str, str], StoredMap] = field(default_factory=dict)
 
     @property
     def columns(self) -> list[Column]:
@@ -79,13 +84,23 @@ def read_runs(
         names = _chosen_images([[image.name for image in source.images] for source in sources], images, count)
     else:
         names = _chosen_images([picture_names_of(store) for store in stores], images, count)
-        sources = [moved_pictures(store, moved_to, names) for store in stores]
+        every = [[*dict.fromkeys([*names, *_partners(run, names)])] for run in about]
+        sources = [moved_pictures(store, moved_to, wanted) for store, wanted in zip(stores, every, strict=True)]
     _refuse_other_pictures(stores, names)
     maps: dict[tuple[str, str, str, str], StoredMap] = {}
     ranked: dict[tuple[str, str, str], StoredMap] = {}
     looks: dict[tuple[str, str, str], StoredLooks] = {}
+    nearest: dict[tuple[str, str, str], tuple[str, float]] = {}
+    pair_maps: dict[tuple[str, str, str, str, str], StoredMap] = {}
     shown = shown_names(stores)
-    for store, called in zip(stores, shown, strict=True):
+    for store, run, called in zip(stores, about, shown, strict=True):
+        for (model, head), name in called.items():
+            known = run.get("pairs", {}).get(run_key(model, head), {})
+            nearest |= {(query, name, head): (known[query][0], known[query][1]) for query in names if query in known}
+        if partners := _partners(run, names):
+            for (image, other, model, head, method), found in store.maps_by_target([*names, *partners], methods).items():
+                pair_maps[image, other, called[model, head], head, method] = found
+            ranked |= {(image, called[model, head], head): found for (image, model, head), found in store.ranked(partners).items()}
         for (image, model, head, method), found in store.maps(names, methods).items():
             if (model, head) not in called:
                 raise RunError(f"the maps in '{store.folder}' are of {model} · {head}, which its run.json does not name: it is damaged.")
@@ -109,8 +124,16 @@ def read_runs(
             labels[key] = run.get("labels", {}).get(run_key(model["name"], model["head"]))
     preprocessing = {key: Preprocessing.from_json(settings["preprocessing"]) for key, (settings, _) in models.items()}
     crops = {(name, *key): _crop(sources[number], name, preprocessing[key]) for name in names for key, (_, number) in models.items()}
+    for (_, model_name, head), (other, _) in nearest.items():
+        key = (model_name, head)
+        crops[other, model_name, head] = _crop(sources[models[key][1]], other, preprocessing[key])
     paths = {name: _named(sources[0], name).path for name in names}
-    return RunData(names, maps, ranked, crops, paths, preprocessing, labels, looks)
+    return RunData(names, maps, ranked, crops, paths, preprocessing, labels, looks, nearest, pair_maps)
+
+
+def _partners(run: dict[str, Any], names: Sequence[str]) -> list[str]:
+    """The pictures that are nearest to some queries of a run with a gallery, by any of its models."""
+    return list(dict.fromkeys(known[name][0] for known in run.get("pairs", {}).values() for name in names if name in known))
 
 
 def source_of(store: Store, run: dict[str, Any]) -> ImageSource:

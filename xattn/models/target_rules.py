@@ -20,10 +20,6 @@ from xattn.metrics.targets import PER_LABEL, ClassTarget, Contrast, OutputFuncti
 from xattn.metrics.values import Values
 from xattn.models.classifier import Classifier
 
-Asked = str | int | Sequence[int] | Tensor | Target | Callable[[Any], Tensor]
-"""What a user may ask for: "predicted", "second", "label", "labels", a class index or name, a contrast of these (`A - 0.6*B`), an index per
-image, a target of `xattn.metrics.targets`, or a function of the output."""
-
 THRESHOLD = 0.5
 RANKED = {"predicted": 0, "second": 1}
 _OPERATOR = re.compile(r"\s+([+-])\s+")
@@ -55,6 +51,15 @@ class TargetRule(ABC):
         """The target, if it does not depend on the output."""
         return None
 
+    @property
+    def without_probability(self) -> str | None:
+        """What its targets are, in messages, if they have no probability; None if they have one."""
+        return None
+
+    def described(self) -> Any:
+        """What `run.json` records of it."""
+        return self.text
+
     def __len__(self) -> int:
         """Number of images that it is for; 1: any number."""
         return 1
@@ -72,6 +77,11 @@ class TargetRule(ABC):
             output: of the unmasked images.
             labels: class index of each image, or None.
         """
+
+
+Asked = str | int | Sequence[int] | Tensor | Target | Callable[[Any], Tensor] | TargetRule
+"""What a user may ask for: "predicted", "second", "label", "labels", a class index or name, a contrast of these (`A - 0.6*B`), an index per
+image, a target of `xattn.metrics.targets`, a function of the output, or a rule."""
 
 
 @dataclass(frozen=True)
@@ -179,6 +189,10 @@ class Given(TargetRule):
     def fixed(self) -> Target:
         return self.target
 
+    @property
+    def without_probability(self) -> str | None:
+        return None if self.target.has_probability else self.target.kind
+
     def __len__(self) -> int:
         return len(self.target)
 
@@ -201,6 +215,8 @@ def target_rule(classifier: Classifier, asked: Asked, threshold: float | None = 
         NameUnknownError: there is no class of that name.
         InputError: an index outside the classes, or something that is not a target.
     """
+    if isinstance(asked, TargetRule):
+        return asked
     if isinstance(asked, Target):
         return Given(asked.rule, asked)
     if isinstance(asked, str):
@@ -285,6 +301,8 @@ def described(asked: Asked) -> Any:
     """What `run.json` records of a target: words as they are, tensors by their digest."""
     if isinstance(asked, (str, int)):
         return asked
+    if isinstance(asked, TargetRule):
+        return asked.described()
     if isinstance(asked, Target):
         about = {f.name: getattr(asked, f.name) for f in fields(asked)}
         return {"kind": type(asked).__name__} | {name: _plain(value) for name, value in about.items()}

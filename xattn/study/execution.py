@@ -25,6 +25,7 @@ from xattn.metrics.statistics import mean_interval
 from xattn.models.classifier import Classifier
 from xattn.models.target_rules import Given, TargetRule, Terms
 from xattn.registry import Component
+from xattn.study.pairs import Pairs
 from xattn.study.plan import Execution, MetricComponent, Plan
 from xattn.study.schema import Deviation
 from xattn.study.scoring import perturbations_of, score
@@ -159,13 +160,15 @@ def _maps(
 ) -> Maps:
     """The maps of some images, for the targets of `like`, or for those of the plan's rule without labels."""
     names = [str(number) for number in range(len(images))]
-    rule = _without_labels(plan.rule_of(classifier)) if like is None else Given(like.target_rule, like.target)
+    rule = _without_labels(classifier, plan.rule_of(classifier)) if like is None else Given(like.target_rule, like.target)
     stage, needs = plan.stage_of(classifier), needs_of(methods)
     trace = Trace(classifier, images, rule, stage=stage, needs=needs, predictor=predictor, seed=plan.seed)
     return maps_of_trace(trace, methods, names, images)
 
 
-def _without_labels(rule: TargetRule) -> TargetRule:
+def _without_labels(classifier: Classifier, rule: TargetRule) -> TargetRule:
+    if isinstance(rule, Pairs):
+        return Given(rule.text, rule.any_target(classifier))
     return Terms("predicted", ((1.0, "predicted"),)) if rule.needs_labels or rule.per_label else rule
 
 

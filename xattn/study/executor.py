@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
 import torch
@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from xattn.data.images import Batch
+from xattn.data.listing import NamedImage
 from xattn.data.preprocessing import pixels
 from xattn.errors import InputError, NameUnknownError
 from xattn.explainers.base import MethodComponent
@@ -31,6 +32,7 @@ from xattn.metrics.targets import PER_LABEL
 from xattn.models.classifier import Classifier
 from xattn.models.target_rules import PredictedLabels, TargetRule, labels_of
 from xattn.study.missing import OF_LABEL, Missing, PartContents
+from xattn.study.pairs import Pairs
 from xattn.study.plan import MetricComponent, Plan, Unit, key_of
 from xattn.study.schema import Row, arrow_table
 from xattn.study.scoring import curve_owners, map_rows_of, rows_of, score_group
@@ -128,7 +130,7 @@ class Executor:
                 outputs = self._outputs(classifier, batch) if isinstance(rule, PredictedLabels) and batch.images else None
                 for number, image in enumerate(batch.images):
                     try:
-                        found_here = _entries(classifier, rule, image.label, None if outputs is None else outputs[number])
+                        found_here = _entries(classifier, rule, image, None if outputs is None else outputs[number])
                     except (InputError, NameUnknownError) as error:  # labels of a data set are known only now
                         about = Row(image.name, classifier.name, classifier.head_name, seed=self.plan.seed)
                         rows.append(replace(about, error=f"{OF_LABEL}{error}"))
@@ -244,20 +246,22 @@ class _Entry(NamedTuple):
     label: float | None
 
 
-def _entries(classifier: Classifier, rule: TargetRule, label: Any, output: Tensor | None) -> list[_Entry]:
-    """What an image is explained for: once, or once for each of its labels.
+def _entries(classifier: Classifier, rule: TargetRule, image: NamedImage, output: Tensor | None) -> list[_Entry]:
+    """What an image is explained for: once, or once for each of its labels, or of the pictures that it is paired with.
 
     Args:
         classifier: the one that is explained.
         rule: how its targets are chosen.
-        label: of the image.
+        image: decoded, with its label.
         output: for the image, `(K,)`, if the rule chooses by it.
 
     Raises:
         NameUnknownError: no class of that name.
         InputError: the target needs a label, and the image has none, or several where it takes one; or no label is predicted.
     """
-    known = () if label is None else labels_of(classifier, label)
+    if isinstance(rule, Pairs):
+        return [_Entry(number, None) for number in rule.others_of(key_of(classifier), image.name)]
+    known = () if image.label is None else labels_of(classifier, image.label)
     own = known[0] if len(known) == 1 else None
     if isinstance(rule, PredictedLabels) and output is not None:
         return [_Entry(index, own) for index in rule.predicted(classifier, output)]

@@ -11,8 +11,9 @@ import pyarrow.compute as pc
 
 from xattn.data.images import MOMENTARY
 from xattn.explainers.base import MethodComponent
+from xattn.study.pairs import Pairs
 from xattn.study.plan import MetricComponent, Plan, Unit
-from xattn.study.schema import Row, arrow_table
+from xattn.study.schema import Row, arrow_table, run_key
 
 OF_LABEL = "label: "
 """The beginning of errors of images whose label does not go with the target."""
@@ -74,6 +75,8 @@ class PartContents:
         for (model, head), methods in self._groups[unit.group].items():
             for image in self.plan.names(unit):
                 if {(image, None, None), (image, model, head)} & failed:
+                    continue
+                if isinstance(self.plan.target, Pairs) and not self.plan.target.others[run_key(model, head)].get(image):
                     continue
                 for found in held.get((image, model, head), {"": set()}).values():
                     for method in methods:

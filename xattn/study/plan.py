@@ -178,9 +178,9 @@ class Plan:
                 raise InputError(f"a study takes one target for all images; {len(rule)} came. Give a rule, or use explain and evaluate.")
             for metric in self.metrics if classifier.regression else ():
                 refuse_without_probability(metric.spec, metric.instance, False, f"a value of {classifier.name}, a regression,")
-            if rule.fixed is not None:
+            if rule.without_probability is not None:
                 for metric in self.metrics:
-                    refuse_without_probability(metric.spec, metric.instance, rule.fixed.has_probability, rule.fixed.kind)
+                    refuse_without_probability(metric.spec, metric.instance, False, rule.without_probability)
             for image in self.source.images:
                 if image.label is not None:
                     try:

@@ -95,6 +95,7 @@ class RunJson(TypedDict):
     pixels: NotRequired[dict[str, Count]]
     protocol: NotRequired[dict[str, StoredProtocol]]
     added: NotRequired[list[StoredAddition]]
+    pairs: NotRequired[dict[str, dict[str, tuple[str, float]]]]
 
 
 def run_json(content: bytes) -> dict[str, Any]:

@@ -313,14 +313,21 @@ class Store:
         frame: pd.DataFrame = pa.concat_tables(kept).to_pandas()
         return frame
 
-    def maps(self, images: Iterable[str], methods: Iterable[str] | None = None) -> dict[tuple[str, str, str, str], StoredMap]:
-        """Raw maps of some images, by image, model, head and method."""
+    def maps_by_target(
+        self, images: Iterable[str], methods: Iterable[str] | None = None
+    ) -> dict[tuple[str, str, str, str, str], StoredMap]:
+        """Raw maps of some images, by image, target, model, head and method."""
         chosen = None if methods is None else set(methods)
         return {
-            (row["image"], row["model"], row["head"], row["method"]): stored_map(row)
+            (row["image"], row["target"], row["model"], row["head"], row["method"]): stored_map(row)
             for row in self._map_rows(images)
             if row["method"] is not None and (chosen is None or row["method"] in chosen)
         }
+
+    def maps(self, images: Iterable[str], methods: Iterable[str] | None = None) -> dict[tuple[str, str, str, str], StoredMap]:
+        """Raw maps of some images, by image, model, head and method; of an image with several targets that of the last."""
+        found = self.maps_by_target(images, methods)
+        return {(image, model, head, method): kept for (image, _, model, head, method), kept in found.items()}
 
     def maps_by_part(self) -> Iterator[list[tuple[tuple[str, str, str, str], StoredMap]]]:
         """All raw maps with their image, model, head and method, one part in memory at a time."""
@@ -335,11 +342,8 @@ class Store:
 
     def looks(self, images: Iterable[str]) -> dict[tuple[str, str, str], StoredLooks]:
         """How two-stream networks looked at the patches of some images, by image, model and head."""
-        return {
-            (row["image"], row["model"], row["head"]): stored_looks(row)
-            for row in self._map_rows(images)
-            if row["boxes"] is not None and row["alpha"] is not None
-        }
+        rows = (row for row in self._map_rows(images) if row["boxes"] is not None and row["alpha"] is not None)
+        return {(row["image"], row["model"], row["head"]): stored_looks(row) for row in rows}
 
     def curves(self, images: Iterable[str] | None = None) -> dict[CurveKey, StoredCurve]:
         """The curves that metrics followed, by image, model, head, method, metric and target.
@@ -363,15 +367,12 @@ class Store:
     def _map_rows(self, images: Iterable[str]) -> Iterator[dict[str, Any]]:
         wanted = set(images)
         for part in self.files.listed(PARTS, PART) if wanted else ():
-            for row in self._part(part, wanted).to_pylist():
-                if row["map"] is not None:
-                    yield row
+            yield from (row for row in self._part(part, wanted).to_pylist() if row["map"] is not None)
 
 
 def _plain(content: Mapping[str, Any]) -> dict[str, Any]:
     """Settings as `run.json` gives them back."""
-    found: dict[str, Any] = json.loads(json.dumps(content))
-    return found
+    return dict(json.loads(json.dumps(content)))
 
 
 def _json(content: Mapping[str, Any]) -> str:
@@ -392,7 +393,7 @@ def _differences(before: Any, now: Any, path: str = "") -> Iterator[str]:
 
 
 def _short(value: Any) -> str:
-    """A setting as a message shows it: things with a name by their names, and at most one line."""
+    """A setting on one line as a message shows it: things with a name by their names."""
     if isinstance(value, list) and value and all(isinstance(item, dict) and "name" in item for item in value):
         value = [" · ".join(str(item[key]) for key in ("name", "head") if key in item) for item in value]
     text = repr(value)

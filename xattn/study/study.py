@@ -37,6 +37,7 @@ from xattn.study.engines import engine as engine_of
 from xattn.study.evaluation import frame_of
 from xattn.study.execution import plan_execution
 from xattn.study.missing import PartContents
+from xattn.study.pairs import Pairs, paired
 from xattn.study.plan import Execution, MetricComponent, Plan, key_of, planned_stages
 from xattn.study.store import Store
 
@@ -74,6 +75,8 @@ class Study:
             `predicted - second`, `label - predicted`; a target of `xattn.metrics.targets` for all images, or a function of the output.
             None: "label" where there are labels of classes, else "predicted". "predicted" of a multi-label classifier is every label that
             it predicts, a row each; an image without any has one row that says so.
+        gallery: pictures in files, of which each image is compared with its nearest, for networks whose output is a vector: the target is
+            the cosine of the two, in the image and in the picture from the gallery. `market:ROOT:gallery` by the rules of Market-1501.
         threshold: the lowest probability of such a label; None: 0.5.
         labels_csv: a CSV with columns `image` and `label`, or another file of labels, see `ImageSource`; for a regression the label is a
             number.
@@ -134,6 +137,7 @@ class Study:
         out: str | Path = "run",
         *,
         target: Asked | None = None,
+        gallery: str | Path | Sequence[str | Path] | ImageSource | None = None,
         threshold: float | None = None,
         labels_csv: str | Path | None = None,
         labels_from: LabelsFrom | None = None,
@@ -164,13 +168,24 @@ class Study:
         components = created(methods, signed=signed)
         values = any(classifier.regression for classifier in classifiers)
         scored = metric_registry.create_all(metrics, allow_none=True)
-        if values and metrics is DEFAULT_METRICS:  # a value has no probability that could be followed
+        if (values or gallery is not None) and metrics is DEFAULT_METRICS:  # values and similarities have no probability to follow
             scored = [metric for metric in scored if not metric.instance.perturbations]
         if isinstance(images, ImageSource):
             source = images
         else:
             source = ImageSource(images, labels_csv, labels_from=labels_from, depth=depth, window=window, max_pixels=max_pixels)
-        source = with_labels(source, classifiers)
+        for classifier in () if untrained else classifiers:
+            refuse_untrained(classifier)
+        workers = min(8, max(1, (os.cpu_count() or 1) - 1)) if workers is None else workers
+        if gallery is None:
+            source = with_labels(source, classifiers)
+        else:
+            if target is not None:
+                raise InputError("with a gallery, the target is the similarity of each image with its nearest picture: leave target out.")
+            others = (
+                gallery if isinstance(gallery, ImageSource) else ImageSource(gallery, depth=depth, window=window, max_pixels=max_pixels)
+            )
+            source, target = paired(classifiers, source, others, batch_size=batch_size, workers=workers, progress=progress)
         self.store = Store(out)
         self.progress = progress
         self._engine = engine_of(engine, actors)
@@ -184,7 +199,7 @@ class Study:
             level=level,
             tune=tune,
             memory=None if memory is None else parse_size(memory),
-            workers=min(8, max(1, (os.cpu_count() or 1) - 1)) if workers is None else workers,
+            workers=workers,
             seed=seed,
             save_maps=save_maps,
             shard=shard,
@@ -194,8 +209,6 @@ class Study:
         more_metrics = [] if metrics is DEFAULT_METRICS else scored
         extended = _extended(make, self.store, more_methods, more_metrics)
         self.plan = extended or make(methods=tuple(components), metrics=tuple(scored))
-        for classifier in () if untrained else classifiers:
-            refuse_untrained(classifier)
 
     @property
     def images(self) -> list[NamedImage]:
@@ -219,6 +232,7 @@ class Study:
             "labels_csv": plan.source.labels_csv,
             "labels": {key_of(classifier): classifier.labels for classifier in plan.classifiers},
             "protocol": plan.protocols(),
+            **({"pairs": plan.target.nearest} if isinstance(plan.target, Pairs) else {}),
             "versions": {"python": platform.python_version(), **_versions()},
             "machine": f"{platform.system()} {platform.machine()}",
         }

@@ -1,0 +1,69 @@
+"""Re-identification: what is scored, against the rules one pair after the other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.functional import cosine_similarity
+
+import xattn
+from xattn.birds import export_individuals
+from xattn.data.images import ImageSource
+from xattn.data.market import sighting_of
+from xattn.errors import InputError
+from xattn.models.classifier import Classifier
+from xattn.tasks import tasks
+from xattn.tasks.scoring import score
+
+
+@pytest.fixture(scope="module")
+def market(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_individuals(tmp_path_factory.mktemp("birds") / "market", train=2, test=3, cameras=2, each=2, distractors=4, junk=2)
+
+
+@pytest.fixture(scope="module")
+def classifier() -> Classifier:
+    return xattn.load("birds:gap", device="cpu", input_size=(64, 32), resize=(64, 32))
+
+
+def test_the_score_is_that_of_the_rules_pair_by_pair(market: Path, classifier: Classifier) -> None:
+    found = score(classifier, f"market:{market}", task="re-identification", workers=0, progress=False)
+    vectors = {}
+    for split in ("query", "gallery"):
+        source = ImageSource(f"market:{market}:{split}")
+        crops = torch.stack([source.decode(image, classifier.preprocessing)[1] for image in source.images]) / 255
+        vectors[split] = dict(zip([image.name for image in source.images], classifier.predict(crops), strict=True))
+    firsts, precisions = [], []
+    for name, vector in vectors["query"].items():
+        person, camera = sighting_of(name)
+        kept = [
+            (float(cosine_similarity(vector, theirs, dim=0)), sighting_of(other)[0] == person)
+            for other, theirs in vectors["gallery"].items()
+            if sighting_of(other)[0] != -1 and tuple(sighting_of(other)) != (person, camera)
+        ]
+        hits = [is_match for _, is_match in sorted(kept, reverse=True)]
+        firsts.append(hits.index(True) + 1)
+        places = [place for place, hit in enumerate(hits, start=1) if hit]
+        precisions.append(sum(number / place for number, place in enumerate(places, start=1)) / len(places))
+    assert found.n == 6
+    for rank in (1, 5, 10):
+        assert found.scores[f"rank-{rank}"].mean == pytest.approx(100 * sum(first <= rank for first in firsts) / 6)
+    assert found.scores["mAP"].mean == pytest.approx(100 * sum(precisions) / 6, abs=1e-3)
+    assert found.scores["mAP"].low < found.scores["mAP"].mean < found.scores["mAP"].high
+    assert list(found.scores) == ["rank-1", "rank-5", "rank-10", "mAP"]
+
+
+def test_identities_of_training_are_its_classes_and_the_test_is_not_trained_on(market: Path) -> None:
+    task = tasks.create("re-identification").instance
+    assert task.open(f"market:{market}").names == ("0001", "0002")
+    for split, said in (("query", "the split for scores"), ("gallery", "has no classes")):
+        with pytest.raises(InputError, match=said):
+            task.open(f"market:{market}:{split}")
+
+
+def test_other_places_are_refused(market: Path, classifier: Classifier, tmp_path: Path) -> None:
+    for place in (str(market / "query"), f"market:{market}:gallery"):
+        with pytest.raises(InputError, match="re-identification is scored on market:ROOT, whose file names say who is seen"):
+            score(classifier, place, task="re-identification", workers=0, progress=False)

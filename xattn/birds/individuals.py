@@ -1,0 +1,143 @@
+"""Individual birds seen by several cameras: small pictures for re-identification, in the layout of Market-1501."""
+
+from __future__ import annotations
+
+import math
+import random
+from pathlib import Path
+
+from PIL import Image
+
+from xattn.birds.drawing import SIDE, render
+from xattn.birds.scene import CLUTTER, HABITATS, PALETTE, PARTS, VARIANTS, Look, Pose, Scene, Thing
+from xattn.data.market import DISTRACTOR, FOLDERS, JUNK
+from xattn.errors import InputError
+
+WIDTH = SIDE // 2
+MOST_IDENTITIES, MOST_CAMERAS = 1501, 6  # as in Market-1501
+STRANGERS = 5000  # identities from here on are distractors
+QUALITY = 95
+
+
+def sighting(identity: int, camera: int, number: int, *, seed: int = 0) -> Scene:
+    """An individual before a camera.
+
+    The individual has its colours and the variants of its parts; the camera its ground, its light, and the side from which it looks.
+
+    Args:
+        identity: of the individual, from 0.
+        camera: from 1.
+        number: of the picture: the bird has moved a little, and other things are in front of the camera.
+        seed: of the data set.
+    """
+    own = random.Random(f"individual {seed} {identity}")
+    looks = {
+        part: Look(own.randrange(len(VARIANTS[part])), own.uniform(0.9, 1.15), own.uniform(-0.1, 0.1), (_tint(own), _tint(own), _tint(own)))
+        for part in PARTS
+    }
+    plumage = (own.randint(60, 220), own.randint(60, 220), own.randint(60, 220))
+    place = random.Random(f"camera {seed} {camera}")
+    facing, tilt, light, background = place.choice((-1, 1)), place.uniform(0.7, 1.1), place.uniform(0.6, 1.05), place.getrandbits(32)
+    moment = random.Random(f"sighting {seed} {identity} {camera} {number}")
+    pose = Pose(
+        0.5 + moment.uniform(-0.03, 0.03),
+        0.55 + moment.uniform(-0.04, 0.04),
+        moment.uniform(0.58, 0.68),
+        tilt + moment.uniform(-0.12, 0.12),
+        facing,
+    )
+    return Scene(0, pose, looks, plumage, HABITATS[(camera + seed) % len(HABITATS)], background, light, _clutter(moment))
+
+
+def picture(scene: Scene) -> Image.Image:
+    """The middle of a scene, upright like the box of a detector: RGB, 64 pixels high and 32 wide."""
+    left = (SIDE - WIDTH) // 2
+    return render(scene).crop((left, 0, left + WIDTH, SIDE))
+
+
+def export_individuals(
+    root: str | Path,
+    *,
+    train: int = 24,
+    test: int = 12,
+    cameras: int = 3,
+    each: int = 3,
+    distractors: int = 12,
+    junk: int = 6,
+    seed: int = 0,
+) -> Path:
+    """Writes pictures of individual birds in the layout of Market-1501: `bounding_box_train/`, `query/` and `bounding_box_test/`.
+
+    The pictures are the same in every call with the same arguments. Of each individual for tests, the first picture of each camera is a
+    query, the others are in the gallery. Distractors are other birds; junk is a bird of the gallery that its box has mostly missed.
+
+    Args:
+        root: folder, new or empty.
+        train: individuals for training.
+        test: others, which are searched.
+        cameras: that see each of them.
+        each: pictures by each camera, two or more.
+        distractors: pictures of birds that nobody searches.
+        junk: pictures that count neither way.
+        seed: of the data set.
+
+    Returns:
+        The folder, for `market:ROOT`.
+
+    Raises:
+        InputError: the folder holds other things, or a number that cannot be.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     sorted(path.name for path in export_individuals(folder, train=2, test=1, distractors=0, junk=0).iterdir())
+    ['bounding_box_test', 'bounding_box_train', 'query']
+    """
+    folder = Path(root)
+    if folder.exists() and any(folder.iterdir()):
+        raise InputError(f"'{folder}' is not empty: export into a new folder.")
+    if not (train >= 1 <= test and train + test <= MOST_IDENTITIES and 2 <= cameras <= MOST_CAMERAS and each >= 2):
+        raise InputError(
+            f"one individual or more for training and for tests, {MOST_IDENTITIES} in all, 2 to {MOST_CAMERAS} cameras and two pictures or "
+            f"more by each are needed; got train={train}, test={test}, cameras={cameras}, each={each}."
+        )
+    for split in FOLDERS.values():
+        (folder / split).mkdir(parents=True)
+    for identity in range(1, train + test + 1):
+        for camera in range(1, cameras + 1):
+            for number in range(each):
+                split = "train" if identity <= train else "query" if number == 0 else "gallery"
+                _save(picture(sighting(identity, camera, number, seed=seed)), folder / FOLDERS[split], identity, camera, number)
+    for number in range(distractors):
+        stranger = picture(sighting(STRANGERS + number, number % cameras + 1, 0, seed=seed))
+        _save(stranger, folder / FOLDERS["gallery"], DISTRACTOR, number % cameras + 1, number)
+    for number in range(junk):
+        camera = number % cameras + 1
+        scene = sighting(train + 1 + number % test, camera, each + number, seed=seed)
+        missed = render(scene).crop((4, 4, 4 + 3 * WIDTH // 4, 4 + 3 * SIDE // 4)).resize((WIDTH, SIDE), Image.Resampling.BILINEAR)
+        _save(missed, folder / FOLDERS["gallery"], JUNK, camera, number)
+    return folder
+
+
+def _save(shown: Image.Image, folder: Path, identity: int, camera: int, number: int) -> None:
+    name = "-1" if identity == JUNK else f"{identity:04d}"
+    shown.save(folder / f"{name}_c{camera}s1_{number:06d}_01.jpg", quality=QUALITY, subsampling=0)
+
+
+def _clutter(draw: random.Random) -> tuple[Thing, ...]:
+    colours = tuple(PALETTE)
+    return tuple(
+        Thing(
+            draw.choice(CLUTTER),
+            draw.choice(colours),
+            draw.uniform(0.28, 0.72),
+            draw.uniform(0.03, 0.97),
+            draw.uniform(0.05, 0.1),
+            draw.uniform(0, math.tau),
+            draw.random() < 0.3,
+        )
+        for _ in range(draw.randint(1, 4))
+    )
+
+
+def _tint(draw: random.Random) -> int:
+    return draw.randint(-32, 32)

@@ -1,0 +1,68 @@
+"""The first three maps of a head in red, green and blue."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from xattn.figures.canvas import Bytes, grey, sharp
+from xattn.figures.matrix import Panel, Swatches
+from xattn.figures.run_data import Column, RunData
+from xattn.overlays import Floats
+
+Ground = Literal["black", "photograph"]
+RANKED = "maps 1 2 3"
+DIMMED = 0.6  # of the photograph's brightness, so that hues are seen over a bright one
+MAP_COLOURS = {"map 1": "#ff0000", "map 2": "#00ff00", "map 3": "#0000ff"}
+STRENGTH = {"black": "brighter", "photograph": "less of the photograph"}
+
+
+def coloured(ranked: Floats) -> Floats:
+    """The first three ranked maps as red, green and blue.
+
+    Args:
+        ranked: `(N, h, w)`, maps times the norm of the features; a missing map is black.
+
+    Returns:
+        `(h, w, 3)` in [0, 1], min-maxed over the three together: hues compare within an image only.
+
+    Source: Gomez et al. 2021, Sec. 4.2.
+    """
+    three = np.pad(ranked[:3], ((0, max(0, 3 - len(ranked))), (0, 0), (0, 0)))
+    low, high = ranked[:3].min(), ranked[:3].max()
+    return ((three - low) / np.maximum(high - low, np.float32(1e-12))).clip(0, 1).transpose(1, 2, 0)
+
+
+def over_photograph(colours: Floats, crop: Bytes) -> Floats:
+    """Maps in colour over the photograph in dark grey, which shows through where they are weak.
+
+    Args:
+        colours: `(H, W, 3)` in [0, 1], as `coloured` gives them, at the photograph's size.
+        crop: uint8 `(C, H, W)`.
+
+    Returns:
+        `(H, W, 3)` in [0, 1].
+    """
+    return colours + DIMMED * (1 - colours.max(axis=2, keepdims=True)) * grey(crop)[..., None]
+
+
+def ranked_panel(shown: RunData, name: str, column: Column, over: Ground = "black") -> Panel:
+    """The first three maps of a head for an image, without smoothing; empty if it has none."""
+    found, crop = shown.ranked.get((name, *column[:2])), shown.crops[name, column[0], column[1]]
+    if found is None:
+        return Panel(None)
+    colours = sharp(coloured(found.raw), (crop.shape[1], crop.shape[2]))
+    return Panel(colours if over == "black" else over_photograph(colours, crop))
+
+
+def ranked_legend(over: Ground = "black") -> Swatches:
+    """Which colour is which map."""
+    about = f"maps of a head, {STRENGTH[over]} where the features are strong; br-npa's by rank"
+    return Swatches(about, [(name, rgb(colour)) for name, colour in MAP_COLOURS.items()])
+
+
+def rgb(colour: str) -> tuple[float, float, float]:
+    """A colour `#rrggbb` as numbers in [0, 1]."""
+    red, green, blue = (int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5))
+    return red, green, blue

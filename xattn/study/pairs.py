@@ -1,0 +1,206 @@
+"""Pairs of a query and its nearest picture in a gallery: what makes the two alike, in either of them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from xattn.data.images import Batch, ImageSource
+from xattn.data.listing import places_of, unique
+from xattn.data.market import sighting_of
+from xattn.data.preprocessing import pixels
+from xattn.data.workers import each_batch
+from xattn.errors import InputError, UnsupportedError
+from xattn.inference.predictor import Predictor
+from xattn.metrics.retrieval import comparable
+from xattn.metrics.targets import PER_LABEL, Similarity
+from xattn.models.classifier import Classifier
+from xattn.models.target_rules import TargetRule
+from xattn.progress import Progress
+from xattn.study.schema import run_key
+
+PAIRS = PER_LABEL[2]
+MARKET = "market:"
+AT_ONCE = 1024  # queries that are compared with the gallery at once
+
+
+@dataclass(frozen=True, eq=False)
+class PairSimilarity(Similarity):
+    """Cosine of the network's vector with that of the picture on the other side of the pair.
+
+    Args:
+        reference: `(B, D)`.
+        numbers: of the other pictures among `pictures`, `(B,)`.
+        pictures: names, as in the rows.
+    """
+
+    numbers: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    pictures: tuple[str, ...] = ()
+
+    def names(self) -> list[str]:
+        return [self.pictures[number] for number in self.numbers.tolist()]
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs(TargetRule):
+    """The similarity of each picture with those that it is paired with: of a query with its nearest picture in the gallery, and of that
+    picture with each query whose nearest it is.
+
+    Attributes:
+        gallery: digest of the whole gallery.
+        pictures: names of the pictures that are in pairs.
+        vectors: `(N, D)`, the network's vectors of these, by `run_key`; NaN of a picture that cannot be read.
+        nearest: name and cosine of the picture nearest to each query, by `run_key`.
+        others: numbers of the pictures that each picture is paired with, by `run_key` and name; none for a query that nothing is near.
+    """
+
+    gallery: str
+    pictures: tuple[str, ...]
+    vectors: Mapping[str, Tensor]
+    nearest: Mapping[str, Mapping[str, tuple[str, float]]]
+    others: Mapping[str, Mapping[str, tuple[int, ...]]]
+
+    @property
+    def per_label(self) -> bool:
+        return True
+
+    @property
+    def without_probability(self) -> str:
+        return "a similarity"
+
+    def described(self) -> dict[str, Any]:
+        return {"kind": "Pairs", "gallery": self.gallery}
+
+    def others_of(self, key: str, picture: str) -> tuple[int, ...]:
+        """Numbers of the pictures that a picture is paired with.
+
+        Args:
+            key: `run_key` of the classifier.
+            picture: its name.
+
+        Raises:
+            InputError: it is a query, and the gallery has no picture that it may be compared with.
+        """
+        found = self.others[key].get(picture)
+        if found == ():
+            raise InputError("there is no picture in the gallery that it may be compared with")
+        return found or ()
+
+    def bind(self, classifier: Classifier, output: Tensor, labels: Sequence[int | None]) -> PairSimilarity:
+        numbers = torch.tensor([-1 if label is None else label for label in labels])
+        vectors = self.vectors[run_key(classifier.name, classifier.head_name)]
+        return PairSimilarity(vectors[numbers].to(output), rule=PAIRS, numbers=numbers, pictures=self.pictures)
+
+    def any_target(self, classifier: Classifier) -> Similarity:
+        """A target of the same kind for any image: what a run costs does not depend on which."""
+        vectors = self.vectors[run_key(classifier.name, classifier.head_name)]
+        return Similarity(vectors[~vectors.isnan().any(dim=1)][0].to(classifier.device))
+
+
+def paired(
+    classifiers: Sequence[Classifier], queries: ImageSource, gallery: ImageSource, *, batch_size: int, workers: int, progress: bool
+) -> tuple[ImageSource, Pairs]:
+    """The pictures of all pairs, queries first, and the rule that compares them.
+
+    The nearest picture is the one with the largest cosine, of equal ones the first, and never the query itself. Where queries and gallery
+    are `market:ROOT:…`, the rules of Market-1501 say which pictures are compared, see `xattn.metrics.retrieval.comparable`.
+
+    Args:
+        classifiers: networks whose output is a vector `(B, D)`.
+        queries: pictures in files.
+        gallery: likewise; may hold the queries.
+        batch_size: images per forward.
+        workers: decoding processes.
+        progress: whether to show it.
+
+    Raises:
+        InputError: pictures in memory, or no picture in the gallery can be compared with any query.
+        UnsupportedError: the output of a network is no vector.
+    """
+    if queries.dataset is not None or gallery.dataset is not None:
+        raise InputError("pairs are of pictures in files: give folders, globs or market:ROOT:SPLIT for the images and the gallery.")
+    images = [replace(image, label=None) for image in unique([*queries.images, *gallery.images])]
+    known = {place: number for number, place in enumerate(places_of(images))}
+    own, others = ([known[place] for place in places_of(side.images)] for side in (queries, gallery))
+    source = copy.copy(queries)
+    source.images, source.origin = images, [*queries.origin, *gallery.origin]
+    source.labels_csv, source.labels_from = None, "none"
+    counts = _comparable(source, own, others)
+    vectors: dict[str, Tensor] = {}
+    nearest: dict[str, dict[int, tuple[int, float]]] = {}
+    for classifier in classifiers:
+        key = run_key(classifier.name, classifier.head_name)
+        vectors[key] = embedded(classifier, source, batch_size=batch_size, workers=workers, progress=progress)
+        nearest[key] = _nearest(vectors[key], own, others, counts)
+    if not any(nearest.values()):
+        raise InputError(f"none of the {len(gallery)} pictures of the gallery can be compared with a query: give another --gallery.")
+    chosen = list(dict.fromkeys([*own, *sorted(other for found in nearest.values() for other, _ in found.values())]))
+    source.images = [images[number] for number in chosen]
+    place = {number: position for position, number in enumerate(chosen)}
+    named: dict[str, dict[str, tuple[str, float]]] = {}
+    sides: dict[str, dict[str, tuple[int, ...]]] = {}
+    for key, found in nearest.items():
+        named[key] = {images[query].name: (images[other].name, cosine) for query, (other, cosine) in found.items()}
+        partners: dict[int, dict[int, None]] = {query: {} for query in own}  # dicts, to keep the order
+        for query, (other, _) in found.items():
+            partners[query][place[other]] = None
+            partners.setdefault(other, {})[place[query]] = None
+        sides[key] = {images[number].name: tuple(several) for number, several in partners.items()}
+    kept = {key: found[chosen] for key, found in vectors.items()}
+    return source, Pairs(PAIRS, gallery.digest(), tuple(image.name for image in source.images), kept, named, sides)
+
+
+def embedded(classifier: Classifier, source: ImageSource, *, batch_size: int, workers: int, progress: bool) -> Tensor:
+    """The network's vectors of the pictures of a source, `(N, D)` float32 on the CPU; NaN of a picture that cannot be read.
+
+    Raises:
+        UnsupportedError: its output is no vector.
+    """
+    run, place = Predictor(classifier), {image.name: number for number, image in enumerate(source.images)}
+    found = torch.full((len(source), classifier.class_count), torch.nan)
+    with Progress(len(source), progress) as shown:
+
+        def work(batch: Batch) -> None:
+            if batch.images:
+                output = run(pixels(batch.crops, classifier.device))
+                if output.dim() != 2:
+                    raise UnsupportedError(
+                        f"a gallery is compared by vectors, one for each image (batch, values); {classifier.name} gives "
+                        f"{tuple(output.shape)}. Give a network whose output is one, or name it by --output."
+                    )
+                found[[place[image.name] for image in batch.images]] = output.float().cpu()
+            shown.add(len(batch.images) + len(batch.failed))
+
+        each_batch(source, classifier.preprocessing, batch_size, range(-(-len(source) // batch_size)), workers, work)
+    return found
+
+
+def _comparable(source: ImageSource, queries: Sequence[int], gallery: Sequence[int]) -> Tensor:
+    """Which pictures of the gallery are compared with which query, `(Q, G)` bool."""
+    own, others = torch.tensor(queries), torch.tensor(gallery)
+    counts = own[:, None] != others
+    if not all(place.startswith(MARKET) for place in source.origin):
+        return counts
+    seen = torch.tensor([tuple(sighting_of(image.name)) for image in source.images])
+    return counts & comparable(seen[own, 0], seen[own, 1], seen[others, 0], seen[others, 1])
+
+
+def _nearest(vectors: Tensor, queries: Sequence[int], gallery: Sequence[int], counts: Tensor) -> dict[int, tuple[int, float]]:
+    """The nearest picture of the gallery and its cosine, by query; none for a query without a picture that it may be compared with."""
+    unit = normalize(vectors, dim=1)
+    own, others = torch.tensor(queries), torch.tensor(gallery)
+    found: dict[int, tuple[int, float]] = {}
+    for start in range(0, len(own), AT_ONCE):
+        part = slice(start, start + AT_ONCE)
+        cosines = (unit[own[part]] @ unit[others].T).masked_fill(~counts[part], -torch.inf).nan_to_num(-torch.inf, neginf=-torch.inf)
+        best = cosines.max(dim=1)
+        for query, cosine, other in zip(own[part].tolist(), best.values.tolist(), others[best.indices].tolist(), strict=True):
+            if cosine > -torch.inf:
+                found[query] = (other, cosine)
+    return found
