@@ -24,7 +24,7 @@ PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-t
     "--data",
     required=True,
     help="Training data: a folder per class, a CSV (image, label), or NAME:ROOT for fgvc-aircraft, stanford-cars, oxford-pets, "
-    "cifar10, cifar100, cub, dogs.",
+    "cifar10, cifar100, cub, dogs, cifar-fs.",
 )
 @click.option(
     "--out", required=True, type=click.Path(dir_okay=False), help="File to write, a .safetensors; an interrupted training run resumes."

@@ -2,6 +2,7 @@
 
 from xattn.birds.data import SketchBirds, scene_of
 from xattn.birds.drawing import Masks, masks, pixels, render, subsets
+from xattn.birds.few_shot import export_few_shot
 from xattn.birds.ground_truth import Effects, effects, in_parts, rank_correlation, share_inside
 from xattn.birds.network import SmallResNet, small_resnet, small_vit
 from xattn.birds.pretrained import pretrained_names
@@ -16,6 +17,7 @@ __all__ = [
     "SketchBirds",
     "SmallResNet",
     "effects",
+    "export_few_shot",
     "in_parts",
     "masks",
     "pixels",

@@ -1,4 +1,4 @@
-"""Data sets in the layout in which they are published, with their own splits: Caltech-UCSD Birds and Stanford Dogs."""
+"""Data sets in the layout in which they are published, with their own splits: Caltech-UCSD Birds, Stanford Dogs, CIFAR-FS."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from xattn.errors import InputError
 
 logger = logging.getLogger("xattn")
 
-SPLITS = ("train", "test")
+CIFAR_FS = ("train", "val", "test")
 CUB_TABLES = ("images", "image_class_labels", "train_test_split", "classes")
 
 
@@ -51,8 +51,9 @@ def parsed_place(place: str) -> tuple[str, str, str] | None:
     if not colon or name not in KNOWN or rest.startswith("//"):
         return None
     root, _, split = rest.rpartition(":")
-    if split not in SPLITS or not root:
-        raise InputError(f"'{place}' names no split of {name}: write {name}:ROOT:test, or {name}:ROOT:train.")
+    if split not in KNOWN[name].counts or not root:
+        first, *others = (f"{name}:ROOT:{each}" for each in reversed(KNOWN[name].counts))
+        raise InputError(f"'{place}' names no split of {name}: write {first}, or {' or '.join(others)}.")
     return name, root, split
 
 
@@ -66,10 +67,10 @@ def open_published(name: str, root: str | Path, split: str) -> PublishedSplit:
     """A split of a data set.
 
     Args:
-        name: "cub" (Wah et al. 2011) or "dogs" (Khosla et al. 2011).
+        name: "cub" (Wah et al. 2011), "dogs" (Khosla et al. 2011) or "cifar-fs" (Bertinetto et al. 2019).
         root: its folder: for cub with `images.txt`, `image_class_labels.txt`, `train_test_split.txt`, `classes.txt` and `images/`; for dogs
-            with `train_list.mat`, `test_list.mat` and `Images/`.
-        split: "train" or "test".
+            with `train_list.mat`, `test_list.mat` and `Images/`; for cifar-fs with `data/` and `splits/bertinetto/`.
+        split: "train" or "test"; of cifar-fs also "val". Its splits have different classes.
 
     Raises:
         InputError: a file is missing, which is named, or damaged; lists that do not match; labels that are no class; a missing picture.
@@ -79,7 +80,7 @@ def open_published(name: str, root: str | Path, split: str) -> PublishedSplit:
     pictures, rows, classes = KNOWN[name].read(where, folder, split)
     order = sorted(rows, key=lambda file: PurePosixPath(file).parts)
     if missing := [file for file in order if not (pictures / file).is_file()]:
-        kind = {"train": "training"}.get(split, split)
+        kind = {"train": "training", "val": "validation"}.get(split, split)
         raise InputError(f"{where} lacks {len(missing)} of its {len(order)} {kind} pictures, as {pictures / missing[0]}.")
     if not order:
         raise InputError(f"{where} has no pictures in its {split} split.")
@@ -157,7 +158,7 @@ def _dogs(where: str, folder: Path, split: str) -> Rows:
     count = sum(1 for path in pictures.iterdir() if path.is_dir() and not path.name.startswith("."))
     known: dict[int, str] = {}
     found: dict[str, dict[str, int]] = {}
-    for which in SPLITS[: SPLITS.index(split) + 1]:  # the training list also names the classes; training opens no other
+    for which in ("train",) if split == "train" else ("train", "test"):  # the training list also names the classes; training opens no other
         path = folder / f"{which}_list.mat"
         found[which] = {}
         for file, label in _dog_list(where, path):
@@ -202,6 +203,39 @@ def _as_list(values: Any) -> list[Any]:
     return found if isinstance(found, list) else [found]
 
 
+def _cifar_fs(where: str, folder: Path, split: str) -> Rows:
+    """Each split has classes of its own, which a text file names; their pictures are those of the folders."""
+    pictures, names = folder / "data", _few_shot_classes(where, folder, split)
+    for which in CIFAR_FS[: CIFAR_FS.index(split)]:  # training opens no other list
+        if both := set(names) & set(_few_shot_classes(where, folder, which)):
+            raise InputError(f"{where}: class {min(both)} is in {which}.txt and in {split}.txt: the splits have different classes.")
+    rows = {}
+    for index, name in enumerate(names):
+        if not (pictures / name).is_dir():
+            raise InputError(f"{where}: {split}.txt names the class '{name}', which has no folder {pictures / name}.")
+        found = [path.name for path in (pictures / name).iterdir() if path.suffix.lower() == ".png" and not path.name.startswith(".")]
+        if not found:
+            raise InputError(f"{where}: {pictures / name} has no pictures (.png).")
+        rows |= {f"{name}/{file}": index for file in found}
+    return pictures, rows, names
+
+
+def _few_shot_classes(where: str, folder: Path, split: str) -> tuple[str, ...]:
+    """The names of a split's classes, in order."""
+    path = folder / "splits" / "bertinetto" / f"{split}.txt"
+    try:
+        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except OSError as error:
+        raise InputError(f"{where} needs {path}, as in cifar-fs.zip ({error.strerror}).") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"'{path}' is damaged: it is no text in UTF-8.") from error
+    for number, name in enumerate(names):
+        _refuse_outside(where, f"{name}/*.png")
+        if name in names[:number]:
+            raise InputError(f"'{path}' names the class '{name}' twice.")
+    return tuple(sorted(names))
+
+
 def _refuse_outside(where: str, file: str) -> None:
     parts = PurePosixPath(file).parts
     if len(parts) != 2 or ".." in parts or file.startswith("/") or "\0" in file:
@@ -219,4 +253,5 @@ class _Layout:
 KNOWN = {
     "cub": _Layout(_cub, {"train": 5994, "test": 5794}),
     "dogs": _Layout(_dogs, {"train": 12_000, "test": 8_580}),
+    "cifar-fs": _Layout(_cifar_fs, {"train": 38_400, "val": 9_600, "test": 12_000}),
 }
