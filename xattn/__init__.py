@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from xattn.errors import XattnError
     from xattn.explainers import Maps, explain
+    from xattn.fewshot import adapt
     from xattn.models import Classifier, attach, load
     from xattn.study import Study, evaluate
 
@@ -46,13 +47,14 @@ def _refuse_mixed_checkouts() -> None:
 _refuse_mixed_checkouts()
 
 __version__ = "0.2.0"
-__all__ = ["Classifier", "Maps", "Study", "XattnError", "attach", "evaluate", "explain", "load"]
+__all__ = ["Classifier", "Maps", "Study", "XattnError", "adapt", "attach", "evaluate", "explain", "load"]
 
 _HOMES = {
     "Classifier": "xattn.models",
     "Maps": "xattn.explainers",
     "Study": "xattn.study",
     "XattnError": "xattn.errors",
+    "adapt": "xattn.fewshot",
     "attach": "xattn.models",
     "evaluate": "xattn.study",
     "explain": "xattn.explainers",
@@ -64,6 +66,7 @@ _PACKAGES = (
     "birds",
     "data",
     "explainers",
+    "fewshot",
     "figures",
     "heads",
     "inference",

@@ -19,6 +19,7 @@ from xattn.data.images import ImageSource, read_picture
 from xattn.data.labels import imagenet_wnids, is_index
 from xattn.data.preprocessing import Preprocessing
 from xattn.data.published import KNOWN, open_published
+from xattn.data.seeds import mixed
 from xattn.errors import ImageError, InputError, NameUnknownError
 
 Classes = Literal["folders", "wnid"]
@@ -309,15 +310,6 @@ class EpochOrder(Sampler[tuple[int, int]]):
         epoch = self.epoch()
         order = torch.randperm(len(self.numbers), generator=torch.Generator().manual_seed(mixed(self.seed, epoch, -1)))
         return iter([(epoch, self.numbers[place]) for place in order.tolist()])
-
-
-def mixed(seed: int, epoch: int, number: int) -> int:
-    """One seed from three numbers, different from the seeds of neighbouring triples."""
-    value = 0
-    for part in (seed, epoch, number):
-        value = ((value ^ (part & 0xFFFFFFFF)) * 0x9E3779B97F4A7C15 + 0x7F4A7C15) & 0x7FFFFFFFFFFFFFFF
-        value ^= value >> 29
-    return value
 
 
 def splits(

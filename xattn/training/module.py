@@ -15,11 +15,11 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from xattn.data.preprocessing import pixels
+from xattn.data.seeds import mixed
 from xattn.errors import DivergedError
 from xattn.focus import TwoStreams
 from xattn.heads.base import Attended
 from xattn.models import Classifier, evaluating
-from xattn.training.data import mixed
 from xattn.training.features import Features, attend_features
 from xattn.training.loss import distillation
 from xattn.training.recipe import Recipe
