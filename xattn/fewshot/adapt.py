@@ -86,8 +86,8 @@ def adapt(
         found = fit_linear(vectors[None], targets.to(vectors.device)[None], weight, bias, steps=inner.steps, lr=inner.lr)
         if not bool(found[0].isfinite().all()):
             raise InputError(
-                f"the layer fitted to the vectors of {classifier.name} is not finite: they are not, or the learning rate {inner.lr:g} is too "
-                "high."
+                f"the layer fitted to the vectors of {classifier.name} is not finite: they are not, or the learning rate {inner.lr:g} is "
+                "too high."
             )
         linear.weight.copy_(found[0][0])
         linear.bias.copy_(found[1][0])
