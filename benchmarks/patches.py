@@ -92,7 +92,7 @@ def trained(pictures: int, epochs: int) -> tuple[xattn.Classifier, float]:
         recipe = PRESETS["probe"].with_(epochs=epochs, lr=3e-3)
         out = Path(folder) / "protopnet.safetensors"
         fitted = fit(classifier, SketchBirds("train", pictures), out, recipe=recipe, workers=0, cache_features=Path(folder) / "features")
-    return classifier, fitted.accuracy
+    return classifier, fitted.score
 
 
 @click.command()

@@ -97,6 +97,10 @@ def _registry(kind: str) -> Any:
         from xattn.figures import kinds
 
         return kinds
+    if kind == "tasks":
+        from xattn.tasks import tasks
+
+        return tasks
     if kind == "patches":
         from xattn.patches import finders
 

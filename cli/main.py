@@ -13,6 +13,7 @@ from xattn import __version__
 from xattn.cli.adapt import adapt
 from xattn.cli.app import app
 from xattn.cli.demo import demo
+from xattn.cli.evaluate import evaluate
 from xattn.cli.explain import COMPONENT, explain
 from xattn.cli.options import PathOrURL
 from xattn.cli.overlay import overlay
@@ -53,6 +54,7 @@ def main() -> None:
 main.add_command(explain)
 main.add_command(train)
 main.add_command(adapt)
+main.add_command(evaluate)
 main.add_command(patches)
 main.add_command(demo)
 main.add_command(overlay)
@@ -136,7 +138,8 @@ def figure(
 
 @main.command("list")
 @click.argument(
-    "kind", type=click.Choice(["models", "heads", "alignments", "distributions", "methods", "metrics", "protocols", "figures", "patches"])
+    "kind",
+    type=click.Choice(["models", "heads", "alignments", "distributions", "methods", "metrics", "protocols", "figures", "patches", "tasks"]),
 )
 @click.argument("pattern", default="")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with settings and metadata.")

@@ -20,6 +20,7 @@ PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-t
 @click.option("--model", required=True, help="Network, as for explain.")
 @click.option("--weights", help="Weights: a local .pth or .safetensors, or a name of torchvision or open_clip.")
 @click.option("--head", help="Head to train, name[:key=value,…]; see `xattn list heads`. Default: that of a saved file, else ca-stream.")
+@click.option("--task", help="What to train for, see `xattn list tasks`. Default: that of a saved file, else classification.")
 @click.option(
     "--data",
     required=True,
@@ -95,6 +96,7 @@ def train(
     model: str,
     weights: str | None,
     head: str | None,
+    task: str | None,
     data: str,
     out: str,
     classes: str,
@@ -139,14 +141,17 @@ def train(
     of_streams = (model if file is None else read_header(file).source.model).startswith(PREFIX)
     name = (head or ("gap" if of_streams else "ca-stream")) if file is None else read_header(file).head
     replaces = heads.create(name).metadata.replaces  # a wrong name is reported before anything is loaded
-    from xattn.training import fit, open_data
+    from xattn.tasks import tasks
+    from xattn.training import fit
     from xattn.training.fit import is_first_process
     from xattn.training.recipe import default_preset, recipe_of
     from xattn.training.search import search
 
     recipe = recipe_of(preset or ("probe" if cache_features else default_preset(name, PREFIX if of_streams else ""))).with_(**changes)
     texts = None if classes in ("folders", "wnid") else classes
-    opened = open_data(data, "wnid" if classes == "wnid" else "folders")
+    component = tasks.create(task or ("multi-label" if file is not None and read_header(file).multi_label else "classification"))
+    measure = component.metadata.score
+    opened = component.instance.open(data, "wnid" if classes == "wnid" else "folders")
     sys.path.append(os.getcwd())  # where package.module:factory is searched
     torch.manual_seed(seed)  # for the head's initial weights
     cpu = "cpu" if accelerator == "cpu" else None
@@ -189,6 +194,7 @@ def train(
         tell(f"  starts from the weights of {teacher}, and learns its answers")
     tell(f"{opened.name}: {len(opened)} pictures of {len(set(opened.targets))} classes")
     options: dict[str, Any] = {
+        "task": component.spec,
         "recipe": recipe,
         "teacher": taught,
         "seed": seed,
@@ -204,11 +210,11 @@ def train(
     if trials is not None:
         found = search(classifier, opened, out, trials, **options)
         settings = ", ".join(f"{key} {value}" for key, value in found.recipe.to_json().items() if value != getattr(recipe, key))
-        tell(f"best of {found.trials} trials ({found.pruned} pruned): validation accuracy {found.accuracy:.2f} %, {settings}")
+        tell(f"best of {found.trials} trials ({found.pruned} pruned): validation {measure} {found.score:.2f} %, {settings}")
     else:
         fitted = fit(classifier, opened, out, **options)
         tell(
-            f"kept epoch {fitted.best} of {fitted.epochs}: validation loss {fitted.loss:.4f}, accuracy {fitted.accuracy:.2f} % on "
+            f"kept epoch {fitted.best} of {fitted.epochs}: validation loss {fitted.loss:.4f}, {measure} {fitted.score:.2f} % on "
             f"{fitted.validation} pictures; logs in {fitted.folder}",
         )
     if is_first_process():

@@ -75,6 +75,7 @@ _PACKAGES = (
     "patches",
     "report",
     "study",
+    "tasks",
     "training",
 )
 

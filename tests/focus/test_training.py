@@ -41,7 +41,7 @@ trained(sys.argv[1], sys.argv[2])
 def trained(painted: str | Path, out: str | Path) -> tuple[Classifier, float]:
     clf = tiny.classifier()
     found = fit(clf, painted, out, recipe=QUICK.with_(epochs=5), workers=0, progress=False)
-    return clf, found.accuracy
+    return clf, found.score
 
 
 @pytest.fixture

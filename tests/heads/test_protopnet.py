@@ -122,7 +122,7 @@ def test_after_training_each_prototype_is_a_vector_of_a_training_picture_of_its_
     recipe = Recipe(backbone=True, epochs=5, batch_size=8, lr=0.01, smallest_crop=None, validation=0.25)
     fitted = fit(clf, painted, tmp_path / "out.safetensors", recipe=recipe, workers=0, progress=False)
     assert fitted.best in (2, 4, 5)
-    assert fitted.accuracy == 100
+    assert fitted.score == 100
     data = open_data(painted)
     images = torch.stack([clf.preprocessing.crop(data.pictures.picture(number)) for number in range(len(data))]).float() / 255
     stage = clf.stage().name

@@ -45,7 +45,7 @@ def test_colours_are_learnt_and_the_best_epoch_is_kept(
     caplog.set_level("INFO", "xattn")
     clf = fresh("br-npa:n=3,rank_probes=true")
     fitted = fit(clf, painted, tmp_path / "out.safetensors", recipe=QUICK.with_(epochs=6), workers=0, log_gradients=True)
-    assert fitted.accuracy == 100
+    assert fitted.score == 100
     assert clf.trained
     assert clf.labels == ("blue", "green", "red")
     text = capfd.readouterr()
@@ -259,7 +259,7 @@ def test_what_cannot_be_trained_so_is_told_before_a_folder_is_made(painted: Path
     clf = fresh("ca-stream")
     clf.multi_label = True
     with pytest.raises(InputError, match="is multi-label"):
-        fit(clf, painted, out)
+        fit(clf, painted, out, task="classification")
     with pytest.raises(InputError, match="one picture per class: nothing can be held out"):
         fit(fresh(), paint(tmp_path / "few", count=1), out)
     assert not (tmp_path / "out.training").exists()

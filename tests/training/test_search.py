@@ -36,7 +36,7 @@ def test_a_search_goes_on_keeps_the_best_and_leaves_the_classifier(
     assert capfd.readouterr().err == ""
     assert all(torch.equal(clf.state_dict()[key], value) for key, value in before.items())
     stored = json.loads((tmp_path / "best.json").read_text())
-    assert stored["accuracy"] == found.accuracy
+    assert stored["accuracy"] == found.score
     assert Recipe.from_json(stored["recipe"]) == found.recipe
     assert found.recipe.epochs == 2
     assert found.recipe.dropout is not None
@@ -68,7 +68,7 @@ def test_trials_behind_the_median_are_pruned_and_diverged_ones_do_not_end_the_se
     monkeypatch.setattr(module, "fit", pretended)
     clf = xattn.load(factory, head="ca-stream", **SHAPE)
     found = module.search(clf, painted, tmp_path / "best.safetensors", 5, recipe=Recipe(epochs=3), progress=False)
-    assert (found.trials, found.pruned, found.accuracy) == (5, 1, 80.0)
+    assert (found.trials, found.pruned, found.score) == (5, 1, 80.0)
     assert found.recipe.dropout is None  # ca-stream has none
     assert [file.name for file in (tmp_path / "best.search").glob("*.safetensors")] == ["trial-002.safetensors"]
 

@@ -19,6 +19,8 @@ from xattn.data import urls
 from xattn.data.depth import Reading, Scaling
 from xattn.data.pictures import content_of, decode, from_memory
 from xattn.data.preprocessing import Preprocessing
+from xattn.data.published import parsed_place
+from xattn.data.torchvision_sets import PUBLISHED, open_torchvision
 from xattn.errors import ImageError, InputError, MissingPackageError
 from xattn.metrics.inputs import EDGE
 
@@ -134,13 +136,17 @@ def _is_array(given: Any) -> bool:
 
 
 def dataset_at(places: Sequence[object]) -> Any:
-    """The data set that places name: `datasets:PLACE[:SPLIT]`, or Parquet files; None if they name files of pictures.
+    """The data set that places name: `datasets:PLACE[:SPLIT]`, one that torchvision reads, Parquet files; None if they name other files.
 
     Raises:
         InputError: it cannot be read, or such places are mixed with others.
         MissingPackageError: `datasets` is not installed.
     """
     named = [str(place) for place in places]
+    if any(parsed is not None and parsed[0] in PUBLISHED for parsed in map(parsed_place, named)):
+        if len(named) > 1 or (parsed := parsed_place(named[0])) is None:
+            raise InputError("a data set as published cannot be mixed with other places: make a run of each.")
+        return open_torchvision(*parsed)
     if not any(place.startswith(HUGGING_FACE) or place.endswith(".parquet") for place in named):
         return None
     if all(place.endswith(".parquet") and not place.startswith(HUGGING_FACE) for place in named):

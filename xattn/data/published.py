@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from xattn.data.torchvision_sets import PUBLISHED
 from xattn.errors import InputError
 
 logger = logging.getLogger("xattn")
@@ -48,13 +49,23 @@ def parsed_place(place: str) -> tuple[str, str, str] | None:
         InputError: it names one, but no split of it.
     """
     name, colon, rest = place.partition(":")
-    if not colon or name not in KNOWN or rest.startswith("//"):
+    known = KNOWN.get(name) or PUBLISHED.get(name)
+    if not colon or known is None or rest.startswith("//"):
         return None
     root, _, split = rest.rpartition(":")
-    if split not in KNOWN[name].counts or not root:
-        first, *others = (f"{name}:ROOT:{each}" for each in reversed(KNOWN[name].counts))
-        raise InputError(f"'{place}' names no split of {name}: write {first}, or {' or '.join(others)}.")
+    if split not in known.splits or not root:
+        others = ", or ".join(f"{name}:ROOT:{each}" for each in known.splits if each != known.test)
+        raise InputError(f"'{place}' names no split of {name}: write {name}:ROOT:{known.test}, or {others}.")
     return name, root, split
+
+
+def with_split(place: str) -> str:
+    """`NAME:ROOT` of such a data set with the split that is published for scores; other places, and those with a split, unchanged."""
+    name, colon, rest = place.partition(":")
+    known = KNOWN.get(name) or PUBLISHED.get(name)
+    if not colon or known is None or rest.startswith("//") or rest.rpartition(":")[2] in known.splits:
+        return place
+    return f"{place}:{known.test}"
 
 
 def absolute(place: str) -> str:
@@ -244,10 +255,22 @@ def _refuse_outside(where: str, file: str) -> None:
 
 @dataclass(frozen=True)
 class _Layout:
-    """How a data set is read, and how many pictures its splits have as published."""
+    """How a data set is read.
+
+    Attributes:
+        read: what names it in messages, its folder and a split → its pictures.
+        counts: how many pictures its splits have as published.
+        test: the split for scores.
+    """
 
     read: Callable[[str, Path, str], Rows]
     counts: Mapping[str, int]
+    test: str = "test"
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """All splits."""
+        return tuple(self.counts)
 
 
 KNOWN = {

@@ -30,12 +30,12 @@ from xattn.inference.predictor import Level
 from xattn.metrics.base import metrics as metric_registry
 from xattn.metrics.typeset import html_text
 from xattn.models.classifier import Classifier
+from xattn.models.source_labels import with_labels
 from xattn.models.target_rules import Asked
 from xattn.progress import Progress
 from xattn.study.engines import engine as engine_of
 from xattn.study.evaluation import frame_of
 from xattn.study.execution import plan_execution
-from xattn.study.labels import with_labels
 from xattn.study.missing import PartContents
 from xattn.study.plan import Execution, MetricComponent, Plan, key_of, planned_stages
 from xattn.study.store import Store

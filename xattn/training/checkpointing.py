@@ -21,6 +21,7 @@ from xattn.errors import DivergedError, RunError
 from xattn.locking import one_process
 from xattn.progress import Progress
 from xattn.stored import Count, parsed, structured
+from xattn.tasks import TaskMetadata
 from xattn.training.recipe import Recipe
 
 logger = logging.getLogger("xattn")
@@ -49,6 +50,7 @@ def begin(folder: Path, settings: Mapping[str, Any], work: str = LAST) -> None:
                 raise RunError(f"'{path}' is damaged ({error}): give another --out, or remove the folder.") from error
             if isinstance(stored.get("recipe"), dict):  # settings that an earlier version did not have are at their defaults
                 stored["recipe"] = Recipe().to_json() | stored["recipe"]
+            stored.setdefault("task", "classification")
             if apart := list(_apart(stored, json.loads(json.dumps(settings)))):
                 raise RunError(f"'{folder}' holds another training ({'; '.join(apart)}): give another --out, or remove the folder.")
             return
@@ -92,7 +94,7 @@ class _Kept(TypedDict):
     epochs: Count
     best_epoch: Count
     best_loss: float
-    best_accuracy: float
+    best_score: float
     finished: bool
 
 
@@ -103,18 +105,22 @@ class Checkpointing(Checkpoint):
         folder: of the training run.
         images: number of training images per epoch.
         epochs: number of epochs in all.
+        task: says which epoch is the best.
         shown: whether to show progress and log a line per epoch.
-        on_epoch: called with each epoch's number and validation accuracy.
+        on_epoch: called with each epoch's number and validation score.
     """
 
-    def __init__(self, folder: Path, images: int, epochs: int, shown: bool, on_epoch: Callable[[int, float], None] | None) -> None:
+    def __init__(
+        self, folder: Path, images: int, epochs: int, task: TaskMetadata, shown: bool, on_epoch: Callable[[int, float], None] | None
+    ) -> None:
         self.folder = folder
         self.images = images
         self.epochs = epochs
+        self.task = task
         self.shown = shown
         self.on_epoch = on_epoch
         self.progress = Progress(images * epochs, shown)
-        self.kept: dict[str, Any] = {"epochs": 0, "best_epoch": 0, "best_loss": math.inf, "best_accuracy": math.nan, "finished": False}
+        self.kept: dict[str, Any] = {"epochs": 0, "best_epoch": 0, "best_loss": math.inf, "best_score": math.nan, "finished": False}
 
     def resume(self) -> str | None:
         """The checkpoint of the last finished epoch, if there is one; also restores `kept` from it."""
@@ -123,6 +129,8 @@ class Checkpointing(Checkpoint):
             return None
         try:
             kept = torch.load(path, map_location="cpu", weights_only=True)["callbacks"][self.state_key]
+            if "best_accuracy" in kept:  # of an earlier version
+                kept["best_score"] = kept.pop("best_accuracy")
             structured(_Kept, kept)
         except Exception as error:  # the unpickler's errors on other kinds of file have no common base class
             reason = (str(error).strip() or type(error).__name__).partition("\n")[0]
@@ -140,21 +148,23 @@ class Checkpointing(Checkpoint):
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         found = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        epoch, loss, accuracy = trainer.current_epoch + 1, found["val_loss"], found["val_accuracy"]
+        epoch, loss, score = trainer.current_epoch + 1, found["val_loss"], found[f"val_{self.task.score}"]
         if not math.isfinite(loss):
             raise DivergedError(f"the validation loss is {loss} after epoch {epoch}: it diverged. Give a lower learning rate.")
-        is_best = loss < self.kept["best_loss"] and pl_module.is_complete(epoch)
+        best_score = self.kept["best_score"]
+        is_better = loss < self.kept["best_loss"] if self.task.best == "loss" else math.isnan(best_score) or score > best_score
+        is_best = is_better and pl_module.is_complete(epoch)
         if is_best:
-            self.kept |= {"best_epoch": epoch, "best_loss": loss, "best_accuracy": accuracy}
+            self.kept |= {"best_epoch": epoch, "best_loss": loss, "best_score": score}
         self.kept |= {"epochs": epoch, "finished": bool(trainer.should_stop) or epoch == self.epochs}
         if is_best:
             self._save(trainer, BEST)
         self._save(trainer, LAST)
         if self.shown:
-            line = "epoch %d of %d: loss %.4f, validation loss %.4f, accuracy %.2f %%"
-            logger.info(line, epoch, self.epochs, found["loss_epoch"], loss, accuracy)
+            line = "epoch %d of %d: loss %.4f, validation loss %.4f, %s %.2f %%"
+            logger.info(line, epoch, self.epochs, found["loss_epoch"], loss, self.task.score, score)
         if self.on_epoch is not None:
-            self.on_epoch(epoch, accuracy)
+            self.on_epoch(epoch, score)
 
     def _save(self, trainer: Any, name: str) -> None:
         trainer.save_checkpoint(self.folder / f"{name}.part")

@@ -22,8 +22,9 @@ from xattn.focus import PREFIX, TwoStreams
 from xattn.heads import heads
 from xattn.models import Classifier
 from xattn.models.checkpoints import digest_of
+from xattn.tasks import default_task, tasks
 from xattn.training.checkpointing import BEST, Checkpointing, begin, loggers, one_training, quiet
-from xattn.training.data import Classes, Crops, EpochOrder, Labelled, open_data, splits
+from xattn.training.data import Classes, Crops, EpochOrder, Labelled, splits
 from xattn.training.features import as_it_is, check_cacheable, on_features
 from xattn.training.module import Training, freeze
 from xattn.training.recipe import Recipe, default_preset, recipe_of
@@ -38,17 +39,18 @@ class Fitted:
 
     Attributes:
         epochs: number of epochs run.
-        best: epoch whose weights were kept, counted from 1: the one with the lowest validation loss.
+        best: epoch whose weights were kept, counted from 1: the one with the lowest validation loss or, where the task says so, the
+            highest score.
         loss: validation loss of that epoch.
-        accuracy: validation accuracy of that epoch, in percent.
-        validation: number of pictures behind loss and accuracy.
+        score: validation score of that epoch, in percent: accuracy, or what the task has.
+        validation: number of pictures behind loss and score.
         folder: holds logs and checkpoints.
     """
 
     epochs: int
     best: int
     loss: float
-    accuracy: float
+    score: float
     validation: int
     folder: Path
 
@@ -58,6 +60,7 @@ def fit(
     data: str | Path | Labelled | Dataset[Any],
     out: str | Path,
     *,
+    task: str | None = None,
     recipe: Recipe | str | None = None,
     classes: Classes = "folders",
     teacher: Classifier | None = None,
@@ -76,12 +79,14 @@ def fit(
     """Trains a classifier's head, or head and network, in place; saves the result if the classifier was loaded by name.
 
     An interrupted run resumes from its last finished epoch when `fit` is called again with the same `out`, and ends with the same
-    weights. The weights kept are those of the epoch with the lowest validation loss; no test split is ever opened.
+    weights. The weights kept are those of the epoch with the lowest validation loss, or with the highest score where the task says so; no
+    test split is ever opened.
 
     Args:
         classifier: from `xattn.load` or `xattn.attach`.
-        data: anything that `open_data` takes, or its result.
+        data: anything that the task opens, or that opened.
         out: the `.safetensors` to write; logs and checkpoints go into a folder beside it, with the same name and `.training`.
+        task: what it is trained for, see `xattn list tasks`; None: "multi-label" if its labels stand alone, else "classification".
         recipe: settings, or the name of a preset; None: "head" for ca-stream, "full" for the others.
         classes: what folder names mean, as for `open_data`. Names that the classifier knows are taken as its own classes.
         teacher: a classifier with the same classes; its answers are learnt besides the labels. `start_from` gives the student its weights.
@@ -96,7 +101,7 @@ def fit(
             with the same network, preprocessing and pictures share them. None: the network runs in every epoch.
         patches: a `.npy` of boxes of the training pictures, for a two-stream network, see `xattn.patches.file`; None: those that it finds.
         progress: show a bar where stderr is a terminal, and log one line per epoch.
-        on_epoch: called with each epoch's number and validation accuracy; an exception from it ends the training.
+        on_epoch: called with each epoch's number and validation score; an exception from it ends the training.
 
     Raises:
         InputError: labels outside the classes, a teacher with other classes, nothing to train, or features that are not the same in every
@@ -107,7 +112,10 @@ def fit(
     Source: Torres et al. 2024, App. B; Gomez et al. 2021, Sec. 3.1.
     """
     chosen = recipe_of(recipe or default_of(classifier)) if not isinstance(recipe, Recipe) else recipe
-    opened = in_classes_of(classifier, open_data(data, classes))
+    component = tasks.create(task or default_task(classifier))
+    component.instance.check(classifier)
+    component.instance.check_training(classifier, teacher is not None)
+    opened = in_classes_of(classifier, component.instance.open(data, classes))
     _check(classifier, opened, teacher, chosen, precision)
     boxes = None if patches is None else training_boxes(patches, opened, classifier, chosen)
     training, numbers, validation = splits(opened, classifier.preprocessing, chosen.validation, chosen.smallest_crop, seed)
@@ -121,8 +129,10 @@ def fit(
         source, validation = on_features(classifier, training, validation, Path(cache_features), **options)
         shared = {"collate_fn": as_it_is}  # read from the file where they are used
     folder = Path(out).with_suffix(".training")
-    checkpointing = Checkpointing(folder, len(numbers), chosen.epochs, progress and is_first_process(), on_epoch)
-    stop = [] if chosen.patience is None else [EarlyStopping("val_loss", patience=chosen.patience)]
+    by = component.metadata
+    checkpointing = Checkpointing(folder, len(numbers), chosen.epochs, by, progress and is_first_process(), on_epoch)
+    watched, mode = ("val_loss", "min") if by.best == "loss" else (f"val_{by.score}", "max")
+    stop = [] if chosen.patience is None else [EarlyStopping(watched, patience=chosen.patience, mode=mode)]
     where = accelerator or {"cuda": "gpu"}.get(classifier.device.type, classifier.device.type)
     diverged: DivergedError | None = None
     alone = one_training(folder) if is_first_process() else nullcontext()
@@ -146,14 +156,14 @@ def fit(
             raise InputError(
                 f"Lightning cannot train with accelerator {where}, devices {devices}, nodes {nodes}, precision {precision}: {error}"
             ) from error
-        begin(folder, _settings(classifier, opened, teacher, chosen, seed, precision) | _described(boxes))
+        begin(folder, _settings(classifier, component.spec, opened, teacher, chosen, seed, precision) | _described(boxes))
         if chosen.dropout is not None:
             for layer in classifier.head.dropouts():
                 layer.p = chosen.dropout
         batch = max(1, chosen.batch_size // (trainer.num_devices * trainer.num_nodes))
         plain = source if cache_features is not None else Crops(opened, classifier.preprocessing, None, seed)
         pictures = DataLoader(Subset(plain, numbers), batch, **shared) if classifier.head.push_every else None
-        module = Training(classifier, chosen, teacher, log_gradients, seed, pictures)
+        module = Training(classifier, component, chosen, teacher, log_gradients, seed, pictures)
         freeze(classifier, backbone=chosen.backbone)
         checkpoint = checkpointing.resume()
         first = checkpointing.kept["epochs"]
@@ -183,7 +193,7 @@ def fit(
         kept = f"The best epoch before it, {checkpointing.kept['best_epoch']}, is in {out}; train with other settings into another file."
         raise DivergedError(f"{diverged} {kept}") from diverged
     found = checkpointing.kept
-    return Fitted(found["epochs"], found["best_epoch"], found["best_loss"], found["best_accuracy"], len(validation), folder)  # type: ignore[arg-type]  # a data set with a length
+    return Fitted(found["epochs"], found["best_epoch"], found["best_loss"], found["best_score"], len(validation), folder)  # type: ignore[arg-type]  # a data set with a length
 
 
 @contextmanager
@@ -276,8 +286,6 @@ def _check(classifier: Classifier, data: Labelled, teacher: Classifier | None, r
             f"{classifier.head_name} keeps only epochs after which its weights were set from the training pictures, the last among them: "
             "leave out patience."
         )
-    if classifier.multi_label:
-        raise InputError(f"{classifier.name} is multi-label, and training here has one class a picture: train it in a loop of your own.")
     wanted = DTYPES.get(str(precision))
     if wanted is not None and wanted != classifier.mean.dtype:
         raise InputError(
@@ -287,10 +295,11 @@ def _check(classifier: Classifier, data: Labelled, teacher: Classifier | None, r
 
 
 def _settings(
-    classifier: Classifier, data: Labelled, teacher: Classifier | None, recipe: Recipe, seed: int, precision: Any
+    classifier: Classifier, task: str, data: Labelled, teacher: Classifier | None, recipe: Recipe, seed: int, precision: Any
 ) -> dict[str, Any]:
     source = classifier.source
     return {
+        "task": task,
         "model": classifier.name,
         "head": classifier.head_name,
         "classes": classifier.class_count,

@@ -9,7 +9,6 @@ from typing import Any
 import lightning
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
@@ -20,6 +19,8 @@ from xattn.errors import DivergedError
 from xattn.focus import TwoStreams
 from xattn.heads.base import Attended
 from xattn.models import Classifier, evaluating
+from xattn.registry import Component
+from xattn.tasks import Task, TaskMetadata
 from xattn.training.features import Features, attend_features
 from xattn.training.loss import distillation
 from xattn.training.recipe import Recipe
@@ -31,6 +32,7 @@ class Training(lightning.LightningModule):
 
     Args:
         classifier: its head, or its head and network, is trained.
+        task: what it is trained for.
         recipe: settings of the training.
         teacher: its answers are learnt besides the labels; it is frozen, in eval mode, and never saved.
         log_gradients: log each layer's gradient norm.
@@ -41,6 +43,7 @@ class Training(lightning.LightningModule):
     def __init__(
         self,
         classifier: Classifier,
+        task: Component[TaskMetadata, Task],
         recipe: Recipe,
         teacher: Classifier | None,
         log_gradients: bool,
@@ -49,6 +52,9 @@ class Training(lightning.LightningModule):
     ) -> None:
         super().__init__()
         self.classifier = classifier
+        self.task = task.instance
+        self.score = task.metadata.score
+        self.meter = self.task.validation(classifier)
         self.recipe = recipe
         self.seed = seed
         self.log_gradients = log_gradients
@@ -115,7 +121,7 @@ class Training(lightning.LightningModule):
         attended = self._attended(given, labels)
         loss = self._loss(attended.output, labels, given)
         for logits in attended.probes.values():
-            loss = loss + functional.cross_entropy(logits, labels)
+            loss = loss + self.task.loss(logits, labels)
         return loss if attended.penalty is None else loss + attended.penalty
 
     def _of_streams(self, batch: Any, labels: Tensor) -> Tensor:
@@ -132,15 +138,19 @@ class Training(lightning.LightningModule):
 
     def _loss(self, logits: Tensor, labels: Tensor, given: Tensor | Features) -> Tensor:
         if (teacher := self._teacher[0]) is None or self.recipe.alpha == 1 or not isinstance(given, Tensor):
-            return functional.cross_entropy(logits, labels)
+            return self.task.loss(logits, labels)
         return distillation(logits, teacher.predict(given).clone(), labels, alpha=self.recipe.alpha, temperature=self.recipe.temperature)
 
     def validation_step(self, batch: tuple[Tensor | Features, Tensor], batch_idx: int) -> None:
         labels = batch[1]
         logits = self._attended(self._given(batch[0])).output.float()
         count = len(labels)
-        self.log("val_loss", functional.cross_entropy(logits, labels), batch_size=count, sync_dist=True)
-        self.log("val_accuracy", 100.0 * (logits.argmax(dim=1) == labels).float().mean(), batch_size=count, sync_dist=True)
+        self.log("val_loss", self.task.loss(logits, labels), batch_size=count, sync_dist=True)
+        self.meter.update(logits, labels)
+
+    def on_validation_epoch_end(self) -> None:
+        self.log(f"val_{self.score}", 100.0 * self.meter.compute())  # over all processes
+        self.meter.reset()
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         if self.log_gradients:

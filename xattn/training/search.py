@@ -19,8 +19,9 @@ from xattn.errors import DivergedError, InputError, UnsupportedError
 from xattn.models import Classifier
 from xattn.models.checkpoints import digest_of
 from xattn.patches.file import read_patches
+from xattn.tasks import default_task, tasks
 from xattn.training.checkpointing import begin, one_training
-from xattn.training.data import Classes, Labelled, open_data
+from xattn.training.data import Classes, Labelled
 from xattn.training.fit import default_of, fit
 from xattn.training.recipe import Recipe, recipe_of
 
@@ -36,13 +37,13 @@ class Found:
 
     Attributes:
         recipe: the best settings.
-        accuracy: validation accuracy with them, in percent.
+        score: validation score with them, in percent: accuracy, or what the task has.
         trials: number of finished trials, including pruned and diverged ones.
         pruned: number of trials that were stopped early.
     """
 
     recipe: Recipe
-    accuracy: float
+    score: float
     trials: int
     pruned: int
 
@@ -53,6 +54,7 @@ def search(
     out: str | Path,
     trials: int,
     *,
+    task: str | None = None,
     recipe: Recipe | str | None = None,
     classes: Classes = "folders",
     teacher: Classifier | None = None,
@@ -67,9 +69,10 @@ def search(
 
     Args:
         classifier: the starting point of each trial.
-        data: anything that `open_data` takes, or its result.
+        data: anything that the task opens, or that opened.
         out: the `.safetensors` of the best trial; its settings are written beside it as `.json`.
         trials: number of trials in all.
+        task: as for `fit`.
         recipe: settings that are not searched, or the name of a preset; None: the head's default.
         classes: as for `fit`.
         teacher: as for `fit`.
@@ -84,10 +87,12 @@ def search(
     if str(options.get("devices", 1)) != "1" or options.get("nodes", 1) != 1:
         raise InputError("a search runs its trials on one device, one after the other: leave out --devices and --nodes.")
     base = recipe_of(recipe or default_of(classifier)) if not isinstance(recipe, Recipe) else recipe
-    opened = open_data(data, classes)
+    component = tasks.create(task or default_task(classifier))
+    opened = component.instance.open(data, classes)
     folder = Path(out).with_suffix(".search")
     with one_training(folder):
         settings = {
+            "task": component.spec,
             "head": classifier.head_name,
             "data": opened.name,
             "recipe": base.to_json(),
@@ -109,19 +114,30 @@ def search(
             chosen = _suggested(trial, base, classifier, teacher is not None)
             file = folder / f"trial-{trial.number:03d}.safetensors"
 
-            def report(epoch: int, accuracy: float) -> None:
-                trial.report(accuracy, epoch)
+            def report(epoch: int, score: float) -> None:
+                trial.report(score, epoch)
                 if trial.should_prune():
                     raise optuna.TrialPruned
 
             student = copy.deepcopy(classifier)
             try:
-                fitted = fit(student, opened, file, recipe=chosen, teacher=teacher, seed=seed, progress=False, on_epoch=report, **options)
+                fitted = fit(
+                    student,
+                    opened,
+                    file,
+                    task=task,
+                    recipe=chosen,
+                    teacher=teacher,
+                    seed=seed,
+                    progress=False,
+                    on_epoch=report,
+                    **options,
+                )
             except DivergedError:
                 trial.set_user_attr(DIVERGED, True)
                 raise
             trial.set_user_attr("recipe", chosen.to_json())
-            return fitted.accuracy
+            return fitted.score
 
         def report_trial(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
             best = study.best_trial.number if study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)) else None
@@ -133,7 +149,8 @@ def search(
                 described = ", ".join(
                     f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}" for key, value in trial.params.items()
                 )
-                logger.info("trial %d of %d: %s, accuracy %s (%s)", trial.number + 1, trials, trial.state.name.lower(), value, described)
+                measure = component.metadata.score
+                logger.info("trial %d of %d: %s, %s %s (%s)", trial.number + 1, trials, trial.state.name.lower(), measure, value, described)
 
         study.optimize(objective, n_trials=max(0, trials - done), catch=(DivergedError,), callbacks=[report_trial])
         finished = _finished(study)
@@ -145,7 +162,7 @@ def search(
         found = Recipe.from_json(best.user_attrs["recipe"])
         shutil.copyfile(folder / f"trial-{best.number:03d}.safetensors", out)  # the study keeps its own copy, to continue from
         Path(out).with_suffix(".json").write_text(
-            json.dumps({"accuracy": best.value, "recipe": found.to_json()}, indent=1), encoding="utf-8"
+            json.dumps({component.metadata.score: best.value, "recipe": found.to_json()}, indent=1), encoding="utf-8"
         )
         return Found(found, float(best.value or 0.0), len(finished), sum(trial.state == TrialState.PRUNED for trial in finished))
 

@@ -1,0 +1,65 @@
+"""Data sets that torchvision reads, in the layout in which they are published, with their own splits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from xattn.errors import InputError
+
+
+@dataclass(frozen=True)
+class TorchvisionSet:
+    """How one of them is opened.
+
+    Attributes:
+        name: of its class in torchvision.
+        choose: the name of a split → the arguments that choose it.
+        train: the split for training.
+        validation: the published split for validation, if there is one.
+        test: the split for scores.
+    """
+
+    name: str
+    choose: Callable[[str], dict[str, Any]]
+    train: str
+    validation: str | None = None
+    test: str = "test"
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """All splits."""
+        return tuple(filter(None, (self.train, self.validation, self.test)))
+
+
+def _by_name(split: str) -> dict[str, Any]:
+    return {"split": split}
+
+
+def _by_flag(split: str) -> dict[str, Any]:
+    return {"train": split == "train"}
+
+
+PUBLISHED = {
+    "fgvc-aircraft": TorchvisionSet("FGVCAircraft", _by_name, "train", "val"),
+    "stanford-cars": TorchvisionSet("StanfordCars", _by_name, "train"),
+    "oxford-pets": TorchvisionSet("OxfordIIITPet", _by_name, "trainval"),
+    "cifar10": TorchvisionSet("CIFAR10", _by_flag, "train"),
+    "cifar100": TorchvisionSet("CIFAR100", _by_flag, "train"),
+}
+
+
+def open_torchvision(name: str, root: str, split: str) -> Any:
+    """A split of a data set as torchvision gives it: pairs of a PIL picture and a class index, with `classes`.
+
+    Raises:
+        InputError: it is not there, or damaged.
+    """
+    from torchvision import datasets  # its import takes seconds
+
+    about = PUBLISHED[name]
+    try:
+        return getattr(datasets, about.name)(root, **about.choose(split))
+    except (RuntimeError, OSError) as error:
+        raise InputError(f"{name}:{root} could not be opened ({error}). torchvision.datasets says how its folder is laid out.") from error

@@ -1,0 +1,141 @@
+"""A classifier scored on pictures with labels, by the task that it is for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from xattn.data.images import Batch, ImageSource
+from xattn.data.labels import Label, LabelsFrom
+from xattn.data.preprocessing import pixels
+from xattn.data.published import with_split
+from xattn.data.workers import each_batch
+from xattn.errors import ImageError, InputError, NameUnknownError
+from xattn.metrics.inputs import refuse_chunk
+from xattn.models import Classifier
+from xattn.models.source_labels import with_labels
+from xattn.progress import Progress
+from xattn.tasks.base import Data, Scored, default_task, refuse_no_classes, tasks
+
+T = TypeVar("T")
+
+
+def score(
+    classifier: Classifier,
+    data: str | Path,
+    *,
+    task: str | None = None,
+    labels_csv: str | Path | None = None,
+    labels_from: LabelsFrom | None = None,
+    batch_size: int = 32,
+    workers: int | None = None,
+    progress: bool = True,
+) -> Scored:
+    """The score of a classifier on pictures with labels: accuracy, mAP, or what its task has, with 95 % intervals.
+
+    Args:
+        classifier: from `xattn.load` or `xattn.attach`.
+        data: a folder whose subfolders are named by classes, a glob, a file, a CSV with columns `image` and `label`; or
+            `NAME:ROOT[:SPLIT]`, a data set in its published layout. Without a split it is the one that is published for scores: test, or
+            val where the labels of test are not published.
+        task: name of the task, `name[:key=value,…]`; None: "multi-label" for a classifier whose labels stand alone, else
+            "classification".
+        labels_csv: labels of the pictures, as for a run.
+        labels_from: where labels come from, as for a run.
+        batch_size: pictures per forward.
+        workers: decoding processes; None: one fewer than the cores, at most 8.
+        progress: show a bar where stderr is a terminal, else log lines.
+
+    Raises:
+        NameUnknownError: no such task, or a label that is no class of the network.
+        InputError: labels are missing or do not fit the classifier, or the classifier is not one for the task.
+        ImageError: no picture could be read.
+
+    >>> import tempfile, xattn
+    >>> from xattn.birds import SketchBirds
+    >>> folder = SketchBirds("test", 16).export(tempfile.mkdtemp())
+    >>> found = xattn.tasks.score(xattn.load("birds:gap", device="cpu"), folder, workers=0, progress=False)
+    >>> found.n, list(found.scores)
+    (16, ['accuracy', 'top-5 accuracy'])
+    """
+    component = tasks.create(task or default_task(classifier))
+    component.instance.check(classifier)
+    refuse_chunk(batch_size, "batch_size")
+    workers = min(8, max(1, (os.cpu_count() or 1) - 1)) if workers is None else workers
+    table = None if labels_csv is None else str(labels_csv)
+    return component.instance.score(classifier, Data(with_split(str(data)), table, labels_from, batch_size, workers, progress))
+
+
+class Answers:
+    """What a classifier answers for pictures, and their labels.
+
+    Attributes:
+        output: `(n, K)`, on the CPU.
+        labels: of each of the n pictures, as the task reads it.
+        names: of these pictures.
+        failed: names of the pictures that could not be read, with the reason.
+    """
+
+    def __init__(self) -> None:
+        self.output = torch.empty(0)
+        self.labels: list[Any] = []
+        self.names: list[str] = []
+        self.failed: list[tuple[str, str]] = []
+
+
+def answers(classifier: Classifier, data: Data, read: Callable[[str, Label | None], T]) -> Answers:
+    """Runs a classifier over pictures with labels.
+
+    Args:
+        classifier: whose outputs are wanted.
+        data: the pictures.
+        read: name and label of a picture → what the task makes of it. Labels that are known beforehand are read before anything is run.
+
+    Raises:
+        NameUnknownError: a label that is no class of the network.
+        InputError: a picture has no label, or one that does not fit; it is named.
+        ImageError: no picture could be read.
+    """
+    source = with_labels(ImageSource(data.place, data.labels_csv, labels_from=data.labels_from), [classifier])
+    if not source.labelled:
+        bare = next(image.name for image in source.images if image.label is None)
+        raise InputError(
+            f"a score needs a label for each picture, and {bare} in '{data.place}' has none: name the folders after the classes of "
+            f"{classifier.name} (--labels-from folders says which is none), or give a label file (--labels-csv)."
+        )
+
+    def label(name: str, given: Label | None) -> T:
+        try:
+            return read(name, given)
+        except NameUnknownError:
+            raise
+        except InputError as error:
+            raise InputError(f"label of {name}: {error}") from error
+
+    known = {} if source.dataset is not None else {image.name: label(image.name, image.label) for image in source.images}
+    found = Answers()
+    pieces: dict[int, tuple[Batch, Tensor]] = {}
+
+    def work(batch: Batch) -> None:
+        if batch.images:
+            output = classifier.predict(pixels(batch.crops, classifier.device)).float().cpu()
+            refuse_no_classes(classifier, output)
+            pieces[batch.number] = batch, output
+        found.failed += [(image.name, reason) for image, reason in batch.failed]
+        shown.add(len(batch.images) + len(batch.failed))
+
+    with Progress(len(source), data.shown) as shown:
+        count = -(-len(source) // data.batch_size)
+        each_batch(source, classifier.preprocessing, data.batch_size, range(count), data.workers, work)
+    if not pieces:
+        raise ImageError(f"none of the {len(source)} pictures of '{data.place}' could be read: {found.failed[0][1]}")
+    for batch, _ in (ordered := [pieces[number] for number in sorted(pieces)]):
+        found.names += [image.name for image in batch.images]
+        found.labels += [known[image.name] if known else label(image.name, image.label) for image in batch.images]
+    found.output = torch.cat([output for _, output in ordered])
+    return found
