@@ -110,7 +110,8 @@ def open_data(data: str | Path | Labelled | Dataset[Any], classes: Classes = "fo
 
     Args:
         data: a folder with one subfolder per class; a CSV with columns `image` and `label` (class index or name); `NAME:ROOT` for
-            fgvc-aircraft, stanford-cars, oxford-pets, cifar10, cifar100 in torchvision's layout, or for cub and dogs as published;
+            fgvc-aircraft, stanford-cars, oxford-pets, cifar10, cifar100 in torchvision's layout, or for cub, dogs and cifar-fs as
+            published;
             or a torch data set of pictures with `classes` and `targets`, like torchvision's.
         classes: "folders": the sorted folder names are the classes; "wnid": folders are named by WordNet ids, and labels are the
             indices of ImageNet's 1000 classes.
@@ -125,7 +126,7 @@ def open_data(data: str | Path | Labelled | Dataset[Any], classes: Classes = "fo
         return _dataset(data)
     name, colon, root = str(data).partition(":")
     if colon and name in KNOWN:
-        found = _split(name, root)
+        found = open_split(name, root, "train")
     elif colon and name in PUBLISHED:
         found = _published(name, root)
     elif Path(data).suffix.lower() == ".csv":
@@ -182,10 +183,10 @@ def _csv(path: Path) -> Labelled:
     return _of_source(str(path), source, texts, sorted(set(texts)))
 
 
-def _split(name: str, root: str) -> Labelled:
-    """The training split of a data set as it is published."""
-    found = open_published(name, root, "train")
-    return Labelled(f"{name}:{root}", found.classes, found.targets, _Files(found.paths))
+def open_split(name: str, root: str, split: str) -> Labelled:
+    """A split of a data set as it is published, see `xattn.data.published.open_published`."""
+    found = open_published(name, root, split)
+    return Labelled(f"{name}:{root}" if split == "train" else f"{name}:{root}:{split}", found.classes, found.targets, _Files(found.paths))
 
 
 def _published(name: str, root: str) -> Labelled:

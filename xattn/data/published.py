@@ -220,7 +220,7 @@ def _cifar_fs(where: str, folder: Path, split: str) -> Rows:
     for which in CIFAR_FS[: CIFAR_FS.index(split)]:  # training opens no other list
         if both := set(names) & set(_few_shot_classes(where, folder, which)):
             raise InputError(f"{where}: class {min(both)} is in {which}.txt and in {split}.txt: the splits have different classes.")
-    rows = {}
+    rows: dict[str, int] = {}
     for index, name in enumerate(names):
         if not (pictures / name).is_dir():
             raise InputError(f"{where}: {split}.txt names the class '{name}', which has no folder {pictures / name}.")

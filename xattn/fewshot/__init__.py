@@ -1,6 +1,6 @@
 """New classes from a few labelled pictures: episodes, the linear layer fitted in them, and what meta-training learns."""
 
-from xattn.fewshot.adapt import adapt
+from xattn.fewshot.adaptation import adapt
 from xattn.fewshot.embedding import Embedding, with_linear
 from xattn.fewshot.episodes import Episodes, EpisodeShape
 from xattn.fewshot.learner import episode_logits, fit_linear

@@ -187,7 +187,7 @@ def schedule_of(recipe: Recipe, steps: int) -> Callable[[int], float]:
     if recipe.schedule == "cosine":
         return lambda step: 0.5 * (1 + math.cos(math.pi * min(step, steps) / steps))
     if recipe.schedule == "step":
-        return lambda step: 0.1 ** (step // an_epoch // recipe.step)
+        return lambda step: recipe.factor ** (step // an_epoch // recipe.step)
     return lambda step: 1.0
 
 

@@ -75,14 +75,10 @@ def adapt(
             vectors, targets, names = _of_source(embedding, images, names, batch_size)
     count = int(targets.max()) + 1 if names is None else len(names)
     _check_classes(targets, count, names)
-    own = classifier.inner if classifier.inner is not None and classifier.class_count == count else None
-    inner = classifier.inner or InnerLoop()
+    weight, bias, inner = start_of(embedding, count)
     inner = InnerLoop(inner.steps if steps is None else steps, inner.lr if lr is None else lr)
     linear = nn.Linear(vectors.shape[1], count).to(vectors)
     with torch.no_grad():
-        weight, bias = (torch.zeros_like(linear.weight), torch.zeros_like(linear.bias))
-        if own is not None:
-            weight, bias = embedding.linear.weight, weight.new_zeros(count) if embedding.linear.bias is None else embedding.linear.bias
         found = fit_linear(vectors[None], targets.to(vectors.device)[None], weight, bias, steps=inner.steps, lr=inner.lr)
         if not bool(found[0].isfinite().all()):
             raise InputError(
@@ -92,6 +88,18 @@ def adapt(
         linear.weight.copy_(found[0][0])
         linear.bias.copy_(found[1][0])
     return with_linear(classifier, linear, names)
+
+
+def start_of(embedding: Embedding, classes: int) -> tuple[Tensor, Tensor, InnerLoop]:
+    """Weights `(K, D)` and biases `(K,)` that a fit to K new classes starts from, and its steps.
+
+    They are the classifier's own where these were trained for that and are of as many classes, else zeros.
+    """
+    classifier, linear = embedding.classifier, embedding.linear
+    inner = classifier.inner or InnerLoop()
+    if classifier.inner is None or classifier.class_count != classes:
+        return linear.weight.new_zeros(classes, linear.in_features), linear.weight.new_zeros(classes), inner
+    return linear.weight, linear.weight.new_zeros(classes) if linear.bias is None else linear.bias, inner
 
 
 def _checked(images: Tensor, labels: Tensor | Sequence[int] | None) -> Tensor:
