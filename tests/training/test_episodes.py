@@ -115,7 +115,7 @@ def test_a_training_by_episodes_that_is_killed_goes_on_to_the_same_weights_and_i
     (tmp_path / "mine.py").write_text("from tests import networks\n\n\ndef build():\n    return networks.small(8)\n")
 
     def arguments(out: str) -> list[str]:
-        shape = ["--input-size", "32", "--resize", "36", "--head", "gap", "--epochs", "12", "--episodes", "3", "--lr", "0.02"]
+        shape = ["--input-size", "32", "--resize", "36", "--head", "gap", "--epochs", "6", "--episodes", "3", "--lr", "0.02"]
         where = ["--accelerator", "cpu", "--workers", "0", "--seed", "3", "--task", TASK, "--data", f"cifar-fs:{birds}"]
         return ["train", "--model", f"{tmp_path / 'mine.py'}:build", "--out", out, *shape, *where]
 
@@ -125,7 +125,7 @@ def test_a_training_by_episodes_that_is_killed_goes_on_to_the_same_weights_and_i
         [sys.executable, "-m", "xattn.cli", *arguments("cut.safetensors")], env=environment, stderr=subprocess.DEVNULL
     )
     last = tmp_path / "cut.training" / "last.ckpt"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not last.exists() and running.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     running.send_signal(signal.SIGKILL)

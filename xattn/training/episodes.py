@@ -57,7 +57,8 @@ class EpisodeTraining(lightning.LightningModule):
     def configure_optimizers(self) -> Any:
         recipe = self.recipe
         base = {"params": list(self.embedding.linear.parameters()), "lr": recipe.lr if recipe.base_lr is None else recipe.base_lr}
-        optimiser = optimiser_of(recipe, [{"params": self.learnt}, base])
+        groups: list[dict[str, Any]] = [{"params": self.learnt}, base]
+        optimiser = optimiser_of(recipe, groups)
         factor = schedule_of(recipe, recipe.epochs * recipe.episodes)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
