@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from xattn.cli.options import TEXTS, Integer, Number, classes_or_texts, devices_of, model_options, stages
 from xattn.cli.terminal import say, warned_lines
 from xattn.errors import InputError
+
+if TYPE_CHECKING:
+    from xattn.models import Classifier
 
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true", "transformer-engine", "32", "16", "bf16", "64")
 
@@ -24,8 +27,8 @@ PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-t
 @click.option(
     "--data",
     required=True,
-    help="Training data: a folder per class, a CSV (image, label), or NAME:ROOT for fgvc-aircraft, stanford-cars, oxford-pets, "
-    "cifar10, cifar100, cub, dogs, cifar-fs.",
+    help="Training data: a folder per class, a CSV (image, label; several with | between them), or NAME:ROOT for fgvc-aircraft, "
+    "stanford-cars, oxford-pets, cifar10, cifar100, cub, dogs, voc, cifar-fs.",
 )
 @click.option(
     "--out", required=True, type=click.Path(dir_okay=False), help="File to write, a .safetensors; an interrupted training run resumes."
@@ -43,7 +46,8 @@ PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-t
 @click.option(
     "--preset",
     help="Preset: ca-stream (as in the paper), head (cheap; the head alone), probe (the head alone, without random crops), full (head and "
-    "network), focus (as in its thesis), few-shot. Default: by the head; probe with --cache-features, few-shot with --task few-shot.",
+    "network), voc (several labels), focus (as in its thesis), few-shot. Default: by the head; probe with --cache-features, few-shot with "
+    "--task few-shot.",
 )
 @click.option("--epochs", type=Integer, help="Passes over the training pictures.")
 @click.option("--freeze-statistics", is_flag=True, default=None, help="Keep and use the network's BatchNorm statistics.")
@@ -55,6 +59,7 @@ PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-t
 @click.option("--schedule", type=click.Choice(["constant", "cosine", "step"]), help="Schedule of the learning rate.")
 @click.option("--step", type=Integer, help="Epochs between the steps of the schedule.")
 @click.option("--factor", type=Number(), help="Of a step of the schedule.")
+@click.option("--period", type=Integer, help="Epochs after which the cosine is at 0; it rises again behind. Default: all epochs.")
 @click.option("--smallest-crop", type=Number(), help="Smallest share of a picture's area that a random crop may cover.")
 @click.option("--dropout", type=Number(), help="Dropout of the head's vector.")
 @click.option("--patience", type=Integer, help="Epochs without a better validation loss before training stops.")
@@ -142,16 +147,16 @@ def train(
     file = own_file(model)
     saved = file is not None
     of_streams = (model if file is None else read_header(file).source.model).startswith(PREFIX)
-    name = (head or ("gap" if of_streams else "ca-stream")) if file is None else read_header(file).head
+    name = head or (read_header(file).head if file is not None else "gap" if of_streams else "ca-stream")
     replaces = heads.create(name).metadata.replaces  # a wrong name is reported before anything is loaded
-    from xattn.tasks import tasks
+    from xattn.tasks import default_task, tasks
     from xattn.tasks.few_shot import FewShot
     from xattn.training import fit, fit_episodes, with_ways
     from xattn.training.fit import is_first_process
     from xattn.training.recipe import default_preset, recipe_of
     from xattn.training.search import search
 
-    component = tasks.create(task or ("multi-label" if file is not None and read_header(file).multi_label else "classification"))
+    component = tasks.create(task or default_task(file is not None and read_header(file).multi_label))
     by_episodes = component.instance if isinstance(component.instance, FewShot) else None
     preset = preset or ("few-shot" if by_episodes is not None else None)
     recipe = recipe_of(preset or ("probe" if cache_features else default_preset(name, PREFIX if of_streams else ""))).with_(**changes)
@@ -161,15 +166,15 @@ def train(
     sys.path.append(os.getcwd())  # where package.module:factory is searched
     torch.manual_seed(seed)  # for the head's initial weights
     cpu = "cpu" if accelerator == "cpu" else None
-    of_its_own = by_episodes is None and not saved and opened.names is not None and (replaces == "classifier" or of_streams)
-    with warnings.catch_warnings() if teacher is not None else warned_lines():
-        if teacher is not None:
-            warnings.simplefilter("ignore", UserWarning)  # about a new classifier: the teacher's weights follow
-        classifier = load(
+    names = opened.names if not saved and texts is None and by_episodes is None else None
+    of_its_own = names is not None and (replaces == "classifier" or of_streams)
+
+    def loaded(count: int | None) -> Classifier:
+        return load(
             model,
             head=head if saved else name,
             weights=weights,
-            classes=len(opened.names) if texts is None and of_its_own and opened.names is not None else texts,
+            classes=texts if count is None else count,
             templates=templates,
             labels=labels,
             high_res=high_res,
@@ -178,10 +183,18 @@ def train(
             resize=resize,
             mean=mean,
             std=std,
+            multi_label=component.metadata.multi_label,
             output=output,
             device=cpu,
             trust_code=trust_code,
         )
+
+    with warnings.catch_warnings() if teacher is not None else warned_lines():
+        if teacher is not None:
+            warnings.simplefilter("ignore", UserWarning)  # about a new classifier: the teacher's weights follow
+        classifier = loaded(len(names) if of_its_own and names is not None else None)
+        if replaces == "nothing" and names is not None and not set(names) <= set(classifier.labels or names):
+            classifier = loaded(len(names))  # a network of other classes gets a new classifier
     if by_episodes is not None:
         given = {"--search": trials, "--cache-features": cache_features, "--patches": patches, "--log-gradients": log_gradients or None}
         if beside := [option for option, value in given.items() if value is not None] + ["--devices, --nodes"] * (
@@ -207,7 +220,8 @@ def train(
     tell(f"  reads {read}")
     if teacher is not None:
         tell(f"  starts from the weights of {teacher}, and learns its answers")
-    tell(f"{opened.name}: {len(opened)} pictures of {len(set(opened.targets))} classes")
+    count = classifier.class_count if opened.several else len(set(opened.targets))
+    tell(f"{opened.name}: {len(opened)} pictures of {count} classes")
     options: dict[str, Any] = {
         "task": component.spec,
         "recipe": recipe,

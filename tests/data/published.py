@@ -52,3 +52,32 @@ def dog_list(path: Path, rows: list[tuple[str, float]]) -> None:
     annotations[:, 0] = [file.removesuffix(".jpg") for file, _ in rows]
     labels = np.array([[float(label)] for _, label in rows])
     scipy.io.savemat(path, {"file_list": files, "annotation_list": annotations, "labels": labels}, do_compression=True)
+
+
+def voc_annotation(objects: list[tuple[str, int]]) -> str:
+    """The XML of a picture with objects, each a class and whether it is difficult."""
+    lines = [f"<object><name>{name}</name><difficult>{difficult}</difficult></object>" for name, difficult in objects]
+    return "\n".join(["<annotation>", *lines, "</annotation>"])
+
+
+VOC = {  # by split, the objects of each picture
+    "train": [[("cat", 0), ("person", 0)], [("dog", 0)], [("cat", 1), ("cat", 0)]],
+    "val": [[("person", 1)], [("dog", 0), ("person", 1), ("dog", 1)]],
+}
+
+
+def voc(root: Path) -> Path:
+    """VOC 2012 with five pictures, without the lists of classes: its 20 are known."""
+    lists = root / "ImageSets" / "Main"
+    lists.mkdir(parents=True)
+    (root / "Annotations").mkdir()
+    names: dict[str, list[str]] = {"trainval": []}
+    for year, (split, pictures) in enumerate(VOC.items(), 2007):
+        names[split] = [f"{year}_{number:06d}" for number in range(len(pictures))]
+        names["trainval"] += names[split]
+        for name, objects in zip(names[split], pictures, strict=True):
+            _picture(root / "JPEGImages" / f"{name}.jpg", len(objects))
+            (root / "Annotations" / f"{name}.xml").write_text(voc_annotation(objects))
+    for split, of_split in names.items():
+        (lists / f"{split}.txt").write_text("".join(f"{name}\n" for name in of_split))
+    return root

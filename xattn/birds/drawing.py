@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from PIL import Image, ImageDraw
@@ -76,12 +76,41 @@ def subsets(scene: Scene) -> Tensor:
 
 def masks(scene: Scene) -> Masks:
     """Where the parts of a scene are visible, and where they would be if nothing hid them."""
-    strokes = _strokes(scene)
+    return _masks_of(_strokes(scene))
+
+
+def _masks_of(strokes: list[_Stroke]) -> Masks:
     seen = _owners(strokes)
     full = [_owners([stroke for stroke in strokes if stroke.owner == part]) < len(_OWNERS) for part in PARTS]
     at = {owner: _cells(seen == number) for number, owner in enumerate(_OWNERS)}
     visible = torch.stack([at[part] for part in PARTS])
     return Masks(visible, torch.stack([_cells(one) for one in full]), visible.any(0) | at["body"], at["clutter"], at["cue"])
+
+
+def render_together(birds: Sequence[Scene]) -> Image.Image:
+    """Draws several birds in the surroundings of the first, from the back to the front.
+
+    Returns:
+        RGB picture, 64 × 64.
+    """
+    canvas = _canvas(birds[0], None)
+    _paint(canvas, [stroke for strokes in _strokes_together(birds) for stroke in strokes])
+    return _reduced(canvas, birds[0].light)
+
+
+def masks_among(birds: Sequence[Scene], number: int, *, clutter: bool = True) -> Masks:
+    """Where the parts of one of several birds are visible, and where they would be if nothing hid them; the others count as clutter.
+
+    Args:
+        birds: from the back to the front.
+        number: of the bird.
+        clutter: whether there is clutter besides the birds.
+    """
+    groups = _strokes_together(birds, clutter=clutter)
+    own = number + 1
+    below, above = ([stroke for strokes in some for stroke in strokes] for some in (groups[:own], groups[own + 1 :]))
+    hiding = [replace(stroke, owner="clutter") for stroke in above]
+    return _masks_of([*(replace(stroke, owner="clutter") for stroke in below), *groups[own], *hiding])
 
 
 _BIG = (SIDE * OVERSAMPLING, SIDE * OVERSAMPLING)
@@ -126,8 +155,17 @@ def _cells(mask: Tensor) -> Tensor:
 
 def _strokes(scene: Scene, *, clutter: bool = True) -> list[_Stroke]:
     """All polygons of clutter and bird, from bottom to top."""
-    behind = [stroke for thing in scene.clutter if clutter and not thing.front for stroke in _thing(thing)]
-    before = [stroke for thing in scene.clutter if clutter and thing.front for stroke in _thing(thing)]
+    return [stroke for strokes in _strokes_together([scene], clutter=clutter) for stroke in strokes]
+
+
+def _strokes_together(birds: Sequence[Scene], *, clutter: bool = True) -> list[list[_Stroke]]:
+    """The polygons of the clutter behind, of each bird, and of the clutter in front, from bottom to top; clutter is that of the first."""
+    things = birds[0].clutter if clutter else ()
+    behind, before = ([stroke for thing in things if thing.front is front for stroke in _thing(thing)] for front in (False, True))
+    return [behind, *(_bird(bird) for bird in birds), before]
+
+
+def _bird(scene: Scene) -> list[_Stroke]:
     parts = {part: _part(scene, part) for part in scene.present}
     body = [(BODY, 1.0), (NECK, 1.0), (HEAD, 1.0), (BELLY, 1.17)]
     torso = [_Stroke("body", _placed(scene, points), _shaded(scene.plumage, factor)) for points, factor in body]
@@ -135,7 +173,7 @@ def _strokes(scene: Scene, *, clutter: bool = True) -> list[_Stroke]:
     lower, upper = ("legs", "tail", "crest"), ("beak", "wing")
     below = [stroke for part in lower for stroke in parts.get(part, [])]
     above = [stroke for part in upper for stroke in parts.get(part, [])]
-    return behind + below + torso + above + eye + before
+    return below + torso + above + eye
 
 
 def _part(scene: Scene, part: str) -> list[_Stroke]:

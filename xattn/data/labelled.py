@@ -13,8 +13,9 @@ from torch.utils.data import Dataset
 
 from xattn.data.images import ImageSource, read_picture
 from xattn.data.labels import imagenet_wnids, is_index
-from xattn.data.published import KNOWN, open_published
+from xattn.data.published import KNOWN, Target, open_published
 from xattn.data.torchvision_sets import PUBLISHED, open_torchvision
+from xattn.data.voc import IGNORED
 from xattn.errors import ImageError, InputError, NameUnknownError
 
 Classes = Literal["folders", "wnid"]
@@ -77,29 +78,48 @@ class _Items:
 
 @dataclass(frozen=True)
 class Labelled:
-    """Pictures with one class index each.
+    """Pictures with one class index each, or with a vector of labels each.
 
     Attributes:
         name: as in messages.
         names: class names in the order of their indices; None where labels are indices of the network's own classes.
-        targets: one class index per picture.
+        targets: one class index per picture; or one vector with an entry per class: 1, 0, or −1, which is ignored.
         pictures: source of the pictures, by number.
         validation: the published validation pictures; None: a share of these is held out.
     """
 
     name: str
     names: tuple[str, ...] | None
-    targets: tuple[int, ...]
+    targets: tuple[Target, ...]
     pictures: Pictures
     validation: Labelled | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
 
-    def renumbered(self, index: Sequence[int]) -> Labelled:
-        """The same pictures with class `k` renumbered to `index[k]`, its index among other classes."""
-        validation = None if self.validation is None else self.validation.renumbered(index)
-        return Labelled(self.name, None, tuple(index[target] for target in self.targets), self.pictures, validation)
+    @property
+    def several(self) -> bool:
+        """Whether a picture has a vector of labels, not one class."""
+        return isinstance(self.targets[0], tuple)
+
+    def renumbered(self, index: Sequence[int], count: int, missing: int = IGNORED) -> Labelled:
+        """The same pictures with class `k` renumbered to `index[k]`, its index among other classes.
+
+        Args:
+            index: by class.
+            count: number of the other classes.
+            missing: entry of vectors for a class that these data do not know.
+        """
+        validation = None if self.validation is None else self.validation.renumbered(index, count, missing)
+
+        def moved(vector: tuple[int, ...]) -> tuple[int, ...]:
+            entries = [missing] * count
+            for place, entry in zip(index, vector, strict=True):
+                entries[place] = entry
+            return tuple(entries)
+
+        targets = tuple(moved(target) if isinstance(target, tuple) else index[target] for target in self.targets)
+        return Labelled(self.name, None, targets, self.pictures, validation)
 
 
 MOST_CLASSES = 1_000_000
@@ -110,7 +130,7 @@ def open_data(data: str | Path | Labelled | Dataset[Any], classes: Classes = "fo
 
     Args:
         data: a folder with one subfolder per class; a CSV with columns `image` and `label` (class index or name); `NAME:ROOT` for
-            fgvc-aircraft, stanford-cars, oxford-pets, cifar10, cifar100 in torchvision's layout, or for cub, dogs and cifar-fs as
+            fgvc-aircraft, stanford-cars, oxford-pets, cifar10, cifar100 in torchvision's layout, or for cub, dogs, voc and cifar-fs as
             published;
             or a torch data set of pictures with `classes` and `targets`, like torchvision's.
         classes: "folders": the sorted folder names are the classes; "wnid": folders are named by WordNet ids, and labels are the
@@ -126,7 +146,7 @@ def open_data(data: str | Path | Labelled | Dataset[Any], classes: Classes = "fo
         return _dataset(data)
     name, colon, root = str(data).partition(":")
     if colon and name in KNOWN:
-        found = open_split(name, root, "train")
+        found = _splits(name, root)
     elif colon and name in PUBLISHED:
         found = _published(name, root)
     elif Path(data).suffix.lower() == ".csv":
@@ -147,7 +167,13 @@ def _dataset(items: Any) -> Labelled:
     name = repr(items).partition("\n")[0]
     if " at 0x" in name:  # Python's default repr, which differs between processes
         name = type(items).__qualname__
-    return Labelled(name, tuple(items.classes), tuple(int(target) for target in items.targets), _Items(items, name))
+    return Labelled(name, tuple(items.classes), tuple(_target(target) for target in items.targets), _Items(items, name))
+
+
+def _target(given: Any) -> Target:
+    """A class index, or a vector of labels, of a data set."""
+    found = given.tolist() if hasattr(given, "tolist") else given
+    return tuple(int(entry) for entry in found) if isinstance(found, (list, tuple)) else int(found)
 
 
 def _of_source(name: str, source: ImageSource, labels: Sequence[str], names: Sequence[str]) -> Labelled:
@@ -173,6 +199,8 @@ def _csv(path: Path) -> Labelled:
     labels = [image.label for image in source.images]
     if None in labels:
         raise InputError(f"{path} has no label for {source.images[labels.index(None)].name}: training needs one for each image.")
+    if any("|" in str(label) for label in labels):
+        return _csv_of_vectors(str(path), source, [tuple(name.strip() for name in str(label).split("|")) for label in labels])
     indices = [int(str(label)) for label in labels if is_index(label)]
     if len(indices) == len(labels):
         if max(indices) >= MOST_CLASSES:
@@ -181,6 +209,36 @@ def _csv(path: Path) -> Labelled:
         return Labelled(found.name, None, found.targets, found.pictures)
     texts = [str(label) for label in labels]
     return _of_source(str(path), source, texts, sorted(set(texts)))
+
+
+def _csv_of_vectors(name: str, source: ImageSource, labels: Sequence[tuple[str, ...]]) -> Labelled:
+    """Pictures with several class names, or class indices, each."""
+    texts = sorted({text for each in labels for text in each})
+    are_indices = all(is_index(text) for text in texts)
+    if are_indices and max(map(int, texts)) >= MOST_CLASSES:
+        raise InputError(f"'{name}' has the class index {max(map(int, texts))}: at most {MOST_CLASSES:,} classes are trained.")
+    names = [str(number) for number in range(max(map(int, texts)) + 1)] if are_indices else texts
+    vectors = tuple(tuple(int(each in given) for each in names) for given in labels)
+    paths = tuple(image.path for image in source.images if image.path is not None)
+    return Labelled(name, None if are_indices else tuple(names), vectors, _Files(paths))
+
+
+def _splits(name: str, root: str) -> Labelled:
+    """The training split of a data set as it is published, with its published validation pictures if it has any.
+
+    Raises:
+        InputError: the split for scores is asked for; as for `open_published`.
+    """
+    about, split = KNOWN[name], "train"
+    if (end := root.rpartition(":")[2]) in about.splits:
+        root, split = root.removesuffix(f":{end}"), end
+        if split == about.test:
+            raise InputError(f"{name}:{root}:{split} is the split for scores, and is not trained on: leave out ':{split}'.")
+
+    found = open_split(name, root, split)
+    if split != "train" or "val" not in about.splits or not about.same_classes:
+        return found
+    return replace(found, validation=open_split(name, root, "val"))
 
 
 def open_split(name: str, root: str, split: str) -> Labelled:
@@ -208,4 +266,4 @@ def _by_wnid(data: Labelled) -> Labelled:
         raise InputError(f"{data.name} has class indices already: leave out --classes wnid.")
     if unknown := [name for name in data.names if name not in wnids]:
         raise NameUnknownError("ImageNet class (a WordNet id, as n01440764)", unknown[0], wnids)
-    return data.renumbered([wnids.index(name) for name in data.names])
+    return data.renumbered([wnids.index(name) for name in data.names], len(wnids))

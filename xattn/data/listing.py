@@ -15,7 +15,7 @@ from pathlib import Path, PurePath, PurePosixPath
 from xattn.data import urls
 from xattn.data.labels import Label, class_of_shard, read_lines, read_table
 from xattn.data.pictures import is_picture
-from xattn.data.published import open_published, parsed_place
+from xattn.data.published import Target, open_published, parsed_place
 from xattn.errors import InputError
 
 SUFFIXES = frozenset(
@@ -93,9 +93,19 @@ def listed(place: str) -> list[NamedImage]:
     """
     if (published := parsed_place(place)) is not None:
         split = open_published(*published)
-        found = zip(split.files, split.paths, split.targets, strict=True)
-        return [NamedImage(printable(file), path, split.classes[target]) for file, path, target in found]
+        rows = zip(split.files, split.paths, split.targets, strict=True)
+        found = [NamedImage(printable(file), path, _names(target, split.classes)) for file, path, target in rows]
+        if bare := [image.name for image in found if not image.label]:
+            logger.info("%s: %d pictures show no class but in difficult objects, and are left out (%s)", place, len(bare), bare[0])
+        return [image for image in found if image.label]
     return _at_url(place) if urls.is_url(place) else _files(place)
+
+
+def _names(target: Target, classes: Sequence[str]) -> str | tuple[str, ...]:
+    """The name of a class index, or of each class of a label vector."""
+    if isinstance(target, int):
+        return classes[target]
+    return tuple(name for name, entry in zip(classes, target, strict=True) if entry == 1)
 
 
 def _files(given: str) -> list[NamedImage]:

@@ -1,4 +1,4 @@
-"""Data sets in the layout in which they are published, with their own splits: Caltech-UCSD Birds, Stanford Dogs, CIFAR-FS."""
+"""Data sets in the layout in which they are published, with their own splits: CUB, Stanford Dogs, PASCAL VOC, CIFAR-FS."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from xattn.data.torchvision_sets import PUBLISHED
+from xattn.data.voc import COUNTS, read_voc
 from xattn.errors import InputError
 
 logger = logging.getLogger("xattn")
 
 CIFAR_FS = ("train", "val", "test")
+Target = int | tuple[int, ...]
+"""A class index, or a label vector with one entry per class: 1, 0, or −1, which is ignored."""
 CUB_TABLES = ("images", "image_class_labels", "train_test_split", "classes")
 
 
@@ -26,14 +29,14 @@ class PublishedSplit:
         name: "NAME:ROOT:SPLIT".
         folder: holds the pictures' folders.
         files: paths below `folder`, with "/".
-        targets: class index of each.
+        targets: class index of each; of voc a label vector, one entry per class: 1, 0, or −1, which is ignored.
         classes: names in the order of their indices.
     """
 
     name: str
     folder: Path
     files: tuple[str, ...]
-    targets: tuple[int, ...]
+    targets: tuple[Target, ...]
     classes: tuple[str, ...]
 
     @property
@@ -78,10 +81,11 @@ def open_published(name: str, root: str | Path, split: str) -> PublishedSplit:
     """A split of a data set.
 
     Args:
-        name: "cub" (Wah et al. 2011), "dogs" (Khosla et al. 2011) or "cifar-fs" (Bertinetto et al. 2019).
+        name: "cub" (Wah et al. 2011), "dogs" (Khosla et al. 2011), "voc" (Everingham et al. 2012) or "cifar-fs" (Bertinetto et al. 2019).
         root: its folder: for cub with `images.txt`, `image_class_labels.txt`, `train_test_split.txt`, `classes.txt` and `images/`; for dogs
-            with `train_list.mat`, `test_list.mat` and `Images/`; for cifar-fs with `data/` and `splits/bertinetto/`.
-        split: "train" or "test"; of cifar-fs also "val". Its splits have different classes.
+            with `train_list.mat`, `test_list.mat` and `Images/`; for voc with `JPEGImages/`, `Annotations/` and `ImageSets/Main/`; for
+            cifar-fs with `data/` and `splits/bertinetto/`.
+        split: "train" or "test"; of voc "train", "val" or "trainval"; of cifar-fs "train", "val" or "test", which have different classes.
 
     Raises:
         InputError: a file is missing, which is named, or damaged; lists that do not match; labels that are no class; a missing picture.
@@ -122,7 +126,7 @@ def cub_boxes(root: str | Path, split: str) -> list[tuple[float, float, float, f
     return [boxes[file] for file in found.files]
 
 
-Rows = tuple[Path, Mapping[str, int], tuple[str, ...]]
+Rows = tuple[Path, Mapping[str, Any], tuple[str, ...]]
 
 
 def _table(where: str, folder: Path, name: str) -> list[tuple[str, str]]:
@@ -260,12 +264,13 @@ class _Layout:
     Attributes:
         read: what names it in messages, its folder and a split → its pictures.
         counts: how many pictures its splits have as published.
-        test: the split for scores.
+        test: the split for scores: where the labels of test are not published, that for validation.
     """
 
     read: Callable[[str, Path, str], Rows]
     counts: Mapping[str, int]
     test: str = "test"
+    same_classes: bool = True
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -276,5 +281,6 @@ class _Layout:
 KNOWN = {
     "cub": _Layout(_cub, {"train": 5994, "test": 5794}),
     "dogs": _Layout(_dogs, {"train": 12_000, "test": 8_580}),
-    "cifar-fs": _Layout(_cifar_fs, {"train": 38_400, "val": 9_600, "test": 12_000}),
+    "voc": _Layout(read_voc, COUNTS, "val"),
+    "cifar-fs": _Layout(_cifar_fs, {"train": 38_400, "val": 9_600, "test": 12_000}, same_classes=False),
 }

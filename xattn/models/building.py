@@ -53,7 +53,8 @@ class Request:
         weights: the weights to load.
         prompts: classes by text.
         trust_code: run code that a model on the Hugging Face hub brings.
-        classes: number of classes of a network whose classifier is new, as a two-stream network's; None: its backbone's.
+        classes: number of classes of a network whose classifier is new, as a two-stream network's, or one of torchvision or timm that is to
+            be trained for other classes; None: its own.
     """
 
     model: str
@@ -134,3 +135,17 @@ def with_local_weights(create: Callable[..., nn.Module], state: dict[str, Tensor
         network = create(num_classes=count, **given)
     fit_weights(network, state, shown)
     return network
+
+
+def with_new_classifier(create: Callable[..., nn.Module], network: nn.Module, classes: int) -> nn.Module:
+    """The network with another number of classes: its last layer is new, all others have its weights.
+
+    Args:
+        create: makes the network with random weights; it takes `num_classes`.
+        network: with its weights.
+        classes: the number.
+    """
+    made = create(num_classes=classes)
+    own = made.state_dict()
+    made.load_state_dict(own | {key: value for key, value in network.state_dict().items() if value.shape == own[key].shape})
+    return made

@@ -27,6 +27,7 @@ from xattn.models.resolution import high_resolution
 logger = logging.getLogger("xattn")
 
 Size = int | Sequence[int]
+KEEPS_ITS_OWN = "gap"  # the head of a file that holds a network alone
 
 
 @torch.random.fork_rng(devices=[])  # torch's generator stays as it was
@@ -57,10 +58,12 @@ def load(
             or SigLIP of transformers), `open_clip:NAME`, `focus:BACKBONE[:key=value,…]` (a new two-stream network on a backbone of
             these), `package.module:factory`, `path/file.py:factory` (a callable without arguments that returns the network), or a
             `.safetensors` that `Classifier.save` or `xattn train` wrote, which has its own head.
-        head: which head gives the logits, `name[:key=value,…]`; None: that of a saved file, else gap.
-        classes: number of outputs of a head with its own linear layer (br-npa, b-cnn), or of a new two-stream network; None: the
-            network's. For a network that compares images with texts (open_clip, CLIP, SigLIP): the texts of its classes, or a text file
-            with one per line; they are the labels.
+        head: which head gives the logits, `name[:key=value,…]`; None: that of a saved file, else gap. A file with gap takes any head, which
+            is new then.
+        classes: number of outputs of a head with its own linear layer (br-npa, b-cnn), of a new two-stream network, or of a network of
+            torchvision or timm that keeps its pooling and gets a new classifier, to be trained; None: the network's. For a network that
+            compares images with texts (open_clip, CLIP, SigLIP): the texts of its classes, or a text file with one per line; they are
+            the labels.
         templates: for classes given by text, each with `{}` in the place of the class, as "a photo of a {}."; a class is the mean of their
             embeddings. None are given: the texts as they are.
         high_res: stages whose stride is removed, such as ["layer3", "layer4"]; see `xattn.models.high_resolution`.
@@ -105,17 +108,20 @@ def load(
     saved = _saved_file(model, weights, own, trust_code)
     if saved is None:
         count, prompts = _classes(classes, templates)
-        network, base, names, sigmoid, trained = sources.build(Request(model, weights, prompts, trust_code, count))
+        replaces = heads.create(head or KEEPS_ITS_OWN).metadata.replaces
+        new = count if replaces == "nothing" else None
+        network, base, names, sigmoid, trained = sources.build(Request(model, weights, prompts, trust_code, new))
         texts = {} if prompts is None else {"prompts": prompts.classes, "templates": prompts.templates}
         source = Source(sources.absolute(model), _kept(weights), digest_of(network.state_dict()), tuple(high_res), dilate, **texts)
-        keeps = heads.create(head or "gap").metadata.replaces != "classifier"  # another has logits of its own, of one class
+        keeps = replaces != "classifier"  # another has logits of its own, of one class
         name, multi_label = model, multi_label or (sigmoid and (keeps or prompts is None))
     else:
         network, source = _network_of(saved, None if saved.named is not None else weights, trust_code)
         base, names, name = Preprocessing.from_json(saved.header.preprocessing), saved.header.labels, saved.name
-        head, multi_label, count = saved.header.head, saved.header.multi_label, saved.header.classes
+        head, multi_label, count = head or saved.header.head, saved.header.multi_label, saved.header.classes
         trained = saved.header.trained
         regression, output = saved.header.regression, saved.header.output if output is None else output
+    is_new = saved is None or head != saved.header.head
     preprocessing = preprocessing_with(base, input_size=input_size, resize=resize, mean=mean, std=std)
     network.eval()
     if source.high_res:
@@ -125,19 +131,19 @@ def load(
         name=name,
         preprocessing=preprocessing,
         labels=None if labels is None else read_labels(labels),
-        head=head or "gap",
+        head=head or KEEPS_ITS_OWN,
         classes=count,
-        fresh=saved is None,
+        fresh=is_new,
         source=source,
         multi_label=multi_label,
         regression=regression,
         output=output,
-        reads=None if saved is None else saved.header.stages,
+        reads=None if saved is None or is_new else saved.header.stages,
     )
-    if saved is not None:
+    if saved is not None and not is_new:
         fit_weights(classifier.head, split_weights(saved.file)[1], model, classifier.head.fixed_size)
         classifier.inner = saved.header.inner
-    classifier.trained = trained if saved is not None else classifier.trained and trained
+    classifier.trained = classifier.trained and trained if is_new else trained
     if labels is None and names is not None and len(names) == classifier.class_count:
         classifier.labels = tuple(names)  # ImageNet's, which do not apply to a network with another number of classes
     classifier.eval()
@@ -179,7 +185,7 @@ def _saved_file(model: str, weights: str | Path | None, given: dict[str, object]
             return None
         file, named = str(weights), sources.absolute(model)
     header = read_header(file)
-    known = {"head": header.head, "classes": header.classes}
+    known = {"head": given["head"] if header.head == KEEPS_ITS_OWN else header.head, "classes": header.classes}
     if beside := [name for name, value in given.items() if value not in (None, (), False, known.get(name))]:
         saved = model if named is None else file
         raise InputError(f"'{saved}' has its own {', '.join(beside)}: leave that out, or give the network's weights alone.")

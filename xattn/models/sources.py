@@ -22,7 +22,7 @@ from xattn import birds
 from xattn.birds import pretrained
 from xattn.data.preprocessing import Preprocessing, preprocessing_with
 from xattn.errors import InputError, MissingPackageError, NameUnknownError, WeightsError
-from xattn.models.building import Built, Request, fit_with_classes, with_local_weights
+from xattn.models.building import Built, Request, fit_with_classes, with_local_weights, with_new_classifier
 from xattn.models.checkpoints import fit_weights, read_header, split_weights
 from xattn.models.focus_source import from_focus
 from xattn.models.input_size import own_size
@@ -103,6 +103,11 @@ def _from_torchvision(request: Request) -> Built:
     builder = models.get_model_builder(name)
     accepted = inspect.signature(builder).parameters
     quiet = {"init_weights": False} if "init_weights" in accepted or name in INCEPTIONS else {}
+
+    def create(**arguments: int) -> nn.Module:
+        created: nn.Module = builder(weights=None, **quiet, **arguments)
+        return created
+
     if weights is None or (not isinstance(weights, dict) and str(weights) in enum.__members__):
         chosen = enum.DEFAULT if weights is None else enum[str(weights)]
         try:
@@ -120,17 +125,20 @@ def _from_torchvision(request: Request) -> Built:
             tuple(preset.std),
             preset.interpolation.value,
         )
-        return Built(network, preprocessing, chosen.meta["categories"])
-    state = request.state or {}
+        return _for_classes(create, request, Built(network, preprocessing, chosen.meta["categories"]))
+    state, categories = request.state or {}, enum.DEFAULT.meta["categories"]
     if name in INCEPTIONS:  # as torchvision builds them for its own weights
         quiet["transform_input"] = True
         quiet["aux_logits"] = any({"aux1", "AuxLogits"} & set(key.split(".")) for key in state)
 
-    def create(**arguments: int) -> nn.Module:
-        created: nn.Module = builder(weights=None, **quiet, **arguments)
-        return created
+    return _for_classes(create, request, Built(with_local_weights(create, state, request.shown_weights), Preprocessing(), categories))
 
-    return Built(with_local_weights(create, state, request.shown_weights), Preprocessing(), enum.DEFAULT.meta["categories"])
+
+def _for_classes(create: Callable[..., nn.Module], request: Request, built: Built) -> Built:
+    """A network as it is built, or with a new classifier if a number of classes is asked for."""
+    if request.classes is None:
+        return built
+    return built._replace(network=with_new_classifier(create, built.network, request.classes), labels=None, trained=False)
 
 
 def _downloaded(weights: Any) -> Path:
@@ -180,7 +188,8 @@ def _from_timm(request: Request) -> Built:
     from torchvision import models
 
     own = network.pretrained_cfg if isinstance(network.pretrained_cfg, dict) else {}
-    return Built(network, preprocessing, own.get("label_names") or models.ResNet18_Weights.DEFAULT.meta["categories"])
+    built = Built(network, preprocessing, own.get("label_names") or models.ResNet18_Weights.DEFAULT.meta["categories"])
+    return _for_classes(lambda num_classes: create(num_classes=num_classes), request, built)
 
 
 def _from_birds(request: Request) -> Built:

@@ -32,11 +32,13 @@ class TaskMetadata:
         score: name of its score, in percent; higher is better.
         best: what decides which epoch of a training is kept: the lowest validation "loss", or the highest validation "score".
         source: where its score was published.
+        multi_label: a network's labels stand alone.
     """
 
     score: str
     best: Literal["loss", "score"]
     source: str
+    multi_label: bool = False
 
 
 @dataclass(frozen=True)
@@ -199,9 +201,9 @@ class Task(ABC):
 tasks: Registry[TaskMetadata, Task] = Registry("task")
 
 
-def default_task(classifier: Classifier) -> str:
-    """The task of a classifier where none is named: "multi-label" if its labels stand alone, else "classification"."""
-    return "multi-label" if classifier.multi_label else "classification"
+def default_task(multi_label: bool) -> str:
+    """The task where none is named: "multi-label" of a classifier whose labels stand alone, else "classification"."""
+    return "multi-label" if multi_label else "classification"
 
 
 def refuse_no_classes(classifier: Classifier, output: Tensor) -> None:

@@ -35,7 +35,10 @@ class Classification(Task):
         Raises:
             InputError: as for `xattn.data.labelled.open_data`, or pictures with several labels.
         """
-        return open_data(data, classes)
+        found = open_data(data, classes)
+        if found.several:
+            raise InputError(f"{found.name} has several labels per picture, and classification needs one: take task multi-label (--task).")
+        return found
 
     def check(self, classifier: Classifier) -> None:
         """Checks that a picture has one class.

@@ -63,7 +63,7 @@ def score(
     >>> found.n, list(found.scores)
     (16, ['accuracy', 'top-5 accuracy'])
     """
-    component = tasks.create(task or default_task(classifier))
+    component = tasks.create(task or default_task(classifier.multi_label))
     component.instance.check(classifier)
     refuse_chunk(batch_size, "batch_size")
     workers = min(8, max(1, (os.cpu_count() or 1) - 1)) if workers is None else workers
@@ -88,26 +88,23 @@ class Answers:
         self.failed: list[tuple[str, str]] = []
 
 
-def answers(classifier: Classifier, data: Data, read: Callable[[str, Label | None], T]) -> Answers:
+def answers(classifier: Classifier, data: Data, read: Callable[[str, Label | None], T], source: ImageSource | None = None) -> Answers:
     """Runs a classifier over pictures with labels.
 
     Args:
         classifier: whose outputs are wanted.
         data: the pictures.
         read: name and label of a picture → what the task makes of it. Labels that are known beforehand are read before anything is run.
+        source: of the pictures, where `read` knows their labels by name; None: the place of the data, with labels as a run takes them.
 
     Raises:
         NameUnknownError: a label that is no class of the network.
         InputError: a picture has no label, or one that does not fit; it is named.
         ImageError: no picture could be read.
     """
-    source = with_labels(ImageSource(data.place, data.labels_csv, labels_from=data.labels_from), [classifier])
-    if not source.labelled:
-        bare = next(image.name for image in source.images if image.label is None)
-        raise InputError(
-            f"a score needs a label for each picture, and {bare} in '{data.place}' has none: name the folders after the classes of "
-            f"{classifier.name} (--labels-from folders says which is none), or give a label file (--labels-csv)."
-        )
+    if source is None:
+        source = with_labels(ImageSource(data.place, data.labels_csv, labels_from=data.labels_from), [classifier])
+        _refuse_unlabelled(source, data, classifier)
 
     def label(name: str, given: Label | None) -> T:
         try:
@@ -139,3 +136,12 @@ def answers(classifier: Classifier, data: Data, read: Callable[[str, Label | Non
         found.labels += [known[image.name] if known else label(image.name, image.label) for image in batch.images]
     found.output = torch.cat([output for _, output in ordered])
     return found
+
+
+def _refuse_unlabelled(source: ImageSource, data: Data, classifier: Classifier) -> None:
+    if not source.labelled:
+        bare = next(image.name for image in source.images if image.label is None)
+        raise InputError(
+            f"a score needs a label for each picture, and {bare} in '{data.place}' has none: name the folders after the classes of "
+            f"{classifier.name} (--labels-from folders says which is none), or give a label file (--labels-csv)."
+        )

@@ -12,18 +12,22 @@ from torchvision.transforms import v2
 
 from xattn.data.labelled import Classes, Labelled, open_data
 from xattn.data.preprocessing import Preprocessing
+from xattn.data.published import Target
 from xattn.data.seeds import mixed
 from xattn.errors import InputError
 
 __all__ = ["Classes", "Crops", "EpochOrder", "Labelled", "held_out", "mixed", "open_data", "splits"]
 
 
-def held_out(targets: Sequence[int], share: float, seed: int) -> tuple[list[int], list[int]]:
-    """Numbers of the training pictures and of the held-out ones: a share of each class, at least one where a class has two."""
+def held_out(targets: Sequence[Target], share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Numbers of the training pictures and of the held-out ones: a share of each class, at least one where a class has two.
+
+    Of pictures with vectors of labels it is a share of all.
+    """
     generator = torch.Generator().manual_seed(seed)
     by_class: dict[int, list[int]] = {}
     for number, target in enumerate(targets):
-        by_class.setdefault(target, []).append(number)
+        by_class.setdefault(target if isinstance(target, int) else 0, []).append(number)
     kept, out = [], []
     for numbers in by_class.values():
         shuffled = [numbers[place] for place in torch.randperm(len(numbers), generator=generator).tolist()]
@@ -33,7 +37,7 @@ def held_out(targets: Sequence[int], share: float, seed: int) -> tuple[list[int]
     return sorted(kept), sorted(out)
 
 
-class Crops(Dataset[tuple[Tensor, int]]):
+class Crops(Dataset[tuple[Tensor, Tensor]]):
     """Augmented uint8 crops, each a pure function of seed, epoch and number; without `smallest`, the classifier's own crop.
 
     Args:
@@ -45,6 +49,7 @@ class Crops(Dataset[tuple[Tensor, int]]):
 
     def __init__(self, data: Labelled, preprocessing: Preprocessing, smallest: float | None, seed: int) -> None:
         self.data = data
+        self.targets = torch.tensor(data.targets)
         self.preprocessing = preprocessing
         self.seed = seed
         self.augment = None
@@ -56,15 +61,15 @@ class Crops(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.data)
 
-    def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, int]:
+    def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, Tensor]:
         epoch, number = key if isinstance(key, tuple) else (0, key)
         picture = self.data.pictures.picture(number)
         if self.augment is None:
-            return self.preprocessing.crop(picture), self.data.targets[number]
+            return self.preprocessing.crop(picture), self.targets[number]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(mixed(self.seed, epoch, number))
             crop: Tensor = self.augment(self.preprocessing.converted(picture))
-        return crop, self.data.targets[number]
+        return crop, self.targets[number]
 
 
 class EpochOrder(Sampler[tuple[int, int]]):

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from xattn.data.preprocessing import pixels
+from xattn.data.published import Target
 from xattn.errors import InputError, RunError, UnsupportedError
 from xattn.heads.base import Attended
 from xattn.models import Classifier, evaluating
@@ -55,10 +56,10 @@ class CachedCrops(Dataset[tuple[Features, Tensor]]):
 
     Args:
         tensors: features `(N, C, h, w)` by stage, and predicted classes `(N,)`.
-        targets: one class index per picture.
+        targets: one class index per picture, or one vector of labels.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], targets: Sequence[int]) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor], targets: Sequence[Target]) -> None:
         self.tensors = tensors
         self.targets = torch.tensor(targets)
 

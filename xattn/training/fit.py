@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from xattn.data.published import Target
 from xattn.errors import DivergedError, InputError
 from xattn.focus import PREFIX, TwoStreams
 from xattn.heads import heads
@@ -112,7 +113,7 @@ def fit(
     Source: Torres et al. 2024, App. B; Gomez et al. 2021, Sec. 3.1.
     """
     chosen = recipe_of(recipe or default_of(classifier)) if not isinstance(recipe, Recipe) else recipe
-    component = tasks.create(task or default_task(classifier))
+    component = tasks.create(task or default_task(classifier.multi_label))
     component.instance.check(classifier)
     component.instance.check_training(classifier, teacher is not None)
     opened = in_classes_of(classifier, component.instance.open(data, classes))
@@ -260,10 +261,12 @@ def in_classes_of(classifier: Classifier, data: Labelled) -> Labelled:
         InputError: the head keeps the network's classifier, which knows none of these names.
     """
     known = classifier.labels
+    if data.names is None and data.several and (width := len(data.targets[0])) < classifier.class_count:  # type: ignore[arg-type]
+        return data.renumbered(range(width), classifier.class_count, missing=0)
     if data.names is None or known is None:
         return data
     if set(data.names) <= set(known):
-        return data.renumbered([classifier.class_index(name) for name in data.names])
+        return data.renumbered([classifier.class_index(name) for name in data.names], len(known))
     unknown = next(name for name in data.names if name not in known)
     if heads.create(classifier.head_name).metadata.replaces != "classifier":
         raise InputError(
@@ -283,10 +286,11 @@ def _check(classifier: Classifier, data: Labelled, teacher: Classifier | None, r
         )
     for part in (data, data.validation):
         for number, target in enumerate(part.targets if part is not None else ()):
-            if part is not None and not 0 <= target < classifier.class_count:
+            fits = len(target) == classifier.class_count if isinstance(target, tuple) else 0 <= target < classifier.class_count
+            if part is not None and not fits:
                 raise InputError(
-                    f"{data.name}: {part.pictures.called(number)} has label {target}, outside the {classifier.class_count} classes of "
-                    f"{classifier.name} · {classifier.head_name}. Load it with the number of classes of the data, or relabel."
+                    f"{data.name}: {part.pictures.called(number)} has label {_shown(target)}, outside the {classifier.class_count} classes "
+                    f"of {classifier.name} · {classifier.head_name}. Load it with the number of classes of the data, or relabel."
                 )
     if teacher is not None and teacher.class_count != classifier.class_count:
         raise InputError(
@@ -322,17 +326,31 @@ def settings_of(
 ) -> dict[str, Any]:
     """Everything that the weights after a training depend on."""
     source = classifier.source
+    digest = "" if source is None else source.digest
+    if not digest and not recipe.backbone:  # of a network from a saved file
+        digest = digest_of(classifier.network.state_dict())
     return {
         "task": task,
         "model": classifier.name,
         "head": classifier.head_name,
         "classes": classifier.class_count,
         "output": classifier.reader.path,
-        "network": None if source is None else {"digest": source.digest, "high_res": source.high_res, "dilate": source.dilate},
+        "network": None if source is None else {"digest": digest, "high_res": source.high_res, "dilate": source.dilate},
         "preprocessing": asdict(classifier.preprocessing),
-        "data": {"name": data.name, "count": len(data), "sum": sum((n + 1) * (t + 1) for n, t in enumerate(data.targets))},
+        "data": {"name": data.name, "count": len(data), "sum": _sum(data)},
         "teacher": None if teacher is None else teacher.digest(),
         "recipe": recipe.to_json(),
         "seed": seed,
         "precision": precision,
     }
+
+
+def _shown(target: Target) -> str:
+    return str(target) if isinstance(target, int) else f"a vector of {len(target)} entries"
+
+
+def _sum(data: Labelled) -> int:
+    """A sum that differs where labels, or their order, do."""
+    targets = torch.tensor(data.targets).view(len(data), -1) + 1
+    weights = torch.arange(1, targets.numel() + 1).view(targets.shape)
+    return int((weights * targets).sum())

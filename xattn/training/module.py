@@ -118,7 +118,7 @@ class Training(lightning.LightningModule):
 
     def _of_head(self, batch: Any, labels: Tensor) -> Tensor:
         given = self._given(batch)
-        attended = self._attended(given, labels)
+        attended = self._attended(given, labels if labels.dim() == 1 else None)
         loss = self._loss(attended.output, labels, given)
         for logits in attended.probes.values():
             loss = loss + self.task.loss(logits, labels)
@@ -185,7 +185,8 @@ def schedule_of(recipe: Recipe, steps: int) -> Callable[[int], float]:
     """Learning-rate factor at each of `steps` steps."""
     an_epoch = max(1, steps // recipe.epochs)
     if recipe.schedule == "cosine":
-        return lambda step: 0.5 * (1 + math.cos(math.pi * min(step, steps) / steps))
+        whole = steps if recipe.period is None else recipe.period * an_epoch
+        return lambda step: 0.5 * (1 + math.cos(math.pi * min(step, steps) / whole))
     if recipe.schedule == "step":
         return lambda step: recipe.factor ** (step // an_epoch // recipe.step)
     return lambda step: 1.0

@@ -32,6 +32,7 @@ class Recipe:
         schedule: of the learning rate: "constant", "cosine" (to 0), or "step" (× `factor` every `step` epochs).
         step: epochs between two steps of the schedule.
         factor: of a step of the schedule.
+        period: epochs after which the cosine is at 0; it rises again behind. None: all epochs.
         dropout: share of the head's vector that is dropped; None: as in the head's settings.
         alpha: weight of the labels against the teacher's answers.
         temperature: of the teacher's answers.
@@ -56,6 +57,7 @@ class Recipe:
     schedule: Schedule = "cosine"
     step: int = 30
     factor: float = 0.1
+    period: int | None = None
     dropout: float | None = None
     alpha: float = 0.5
     temperature: float = 1.0
@@ -78,6 +80,7 @@ class Recipe:
                 ("momentum", 0 <= self.momentum < 1),
                 ("weight_decay", 0 <= self.weight_decay < math.inf),
                 ("step", self.step >= 1),
+                ("period", self.period is None or self.period >= 1),
                 ("dropout", self.dropout is None or 0 <= self.dropout < 1),
                 ("alpha", 0 <= self.alpha <= 1),
                 ("temperature", 0 < self.temperature < math.inf),
@@ -117,6 +120,8 @@ PRESETS: dict[str, Recipe] = {
     "head": Recipe(),
     "probe": Recipe(epochs=30, smallest_crop=None),  # features are the same in every epoch, and can be kept
     "full": Recipe(backbone=True, epochs=10, batch_size=32, lr=3e-4),
+    # Torres et al. 2024, the released code's fine-tuning on VOC 2012, at 224; batch and crops are those of the other presets.
+    "voc": Recipe(backbone=True, epochs=20, batch_size=32, optimiser="sgd", lr=1e-4, weight_decay=0.0, schedule="cosine", period=12),
     # Shroff 2020, Sec. 4.2, and the released code for weight decay and batch; neither says how many epochs.
     "focus": Recipe(
         backbone=True,

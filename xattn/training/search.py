@@ -87,7 +87,7 @@ def search(
     if str(options.get("devices", 1)) != "1" or options.get("nodes", 1) != 1:
         raise InputError("a search runs its trials on one device, one after the other: leave out --devices and --nodes.")
     base = recipe_of(recipe or default_of(classifier)) if not isinstance(recipe, Recipe) else recipe
-    component = tasks.create(task or default_task(classifier))
+    component = tasks.create(task or default_task(classifier.multi_label))
     opened = component.instance.open(data, classes)
     folder = Path(out).with_suffix(".search")
     with one_training(folder):

@@ -30,7 +30,7 @@ class Boxed(NamedTuple):
     boxes: Tensor
 
 
-class BoxedCrops(Dataset[tuple[Boxed, int]]):
+class BoxedCrops(Dataset[tuple[Boxed, Tensor]]):
     """Crops without augmentation, each with the boxes that a file has of it."""
 
     def __init__(self, crops: Crops, boxes: Tensor) -> None:
@@ -40,7 +40,7 @@ class BoxedCrops(Dataset[tuple[Boxed, int]]):
     def __len__(self) -> int:
         return len(self.crops)
 
-    def __getitem__(self, key: int | tuple[int, int]) -> tuple[Boxed, int]:
+    def __getitem__(self, key: int | tuple[int, int]) -> tuple[Boxed, Tensor]:
         crop, target = self.crops[key]
         return Boxed(crop, self.boxes[key[1] if isinstance(key, tuple) else key]), target
 
