@@ -183,7 +183,7 @@ def fit_episodes(
     checkpointing = Checkpointing(folder, chosen.episodes * shape.pictures, chosen.epochs, component.metadata, progress, on_epoch)
     workers = min(8, max(1, (os.cpu_count() or 1) - 1)) if workers is None else workers
     shared: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0}
-    unseen = Episodes(opened.validation.targets, shape, chosen.episodes, **others)
+    unseen = Episodes(_classes(opened.validation), shape, chosen.episodes, **others)
     validation = DataLoader(Crops(opened.validation, classifier.preprocessing, None, seed), batch_sampler=unseen, **shared)
     with one_training(folder), as_it_was(classifier), checkpointing.progress, quiet(), scaled_and_shifted(classifier) as learnt:
         trainer = trainer_for(
@@ -194,7 +194,7 @@ def fit_episodes(
         module.embedding.linear.requires_grad_()
         checkpoint = checkpointing.resume()
         first = checkpointing.kept["epochs"]
-        drawn = Episodes(opened.targets, shape, chosen.episodes, seed=seed, epoch=lambda: max(first, trainer.current_epoch), **about)
+        drawn = Episodes(_classes(opened), shape, chosen.episodes, seed=seed, epoch=lambda: max(first, trainer.current_epoch), **about)
         loader = DataLoader(Crops(opened, classifier.preprocessing, chosen.smallest_crop, seed), batch_sampler=drawn, **shared)
         if not checkpointing.kept["finished"]:
             trainer.fit(module, loader, validation, ckpt_path=checkpoint, weights_only=True)
@@ -205,6 +205,12 @@ def fit_episodes(
         classifier.save(str(out))
     kept = checkpointing.kept
     return Fitted(kept["epochs"], kept["best_epoch"], kept["best_loss"], kept["best_score"], chosen.episodes, folder)
+
+
+def _classes(data: Labelled) -> list[int]:
+    if data.several:
+        raise InputError(f"an episode has one class per picture, and {data.name} has several: give data with one.")
+    return [target for target in data.targets if isinstance(target, int)]
 
 
 def _shape(component: Component[TaskMetadata, Task]) -> EpisodeShape:
