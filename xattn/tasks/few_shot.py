@@ -13,7 +13,7 @@ from xattn.data.images import Batch, ImageSource
 from xattn.data.labelled import Classes, Labelled, open_data, open_split
 from xattn.data.preprocessing import pixels
 from xattn.data.workers import each_batch
-from xattn.errors import ImageError, InputError
+from xattn.errors import ImageError, InputError, SettingError
 from xattn.fewshot import Embedding, Episodes, EpisodeShape, episode_logits
 from xattn.fewshot.adaptation import start_of
 from xattn.metrics.statistics import mean_interval
@@ -45,9 +45,9 @@ class FewShot(Task):
     episodes: int = 600
 
     def __post_init__(self) -> None:
-        self.shape  # noqa: B018  # checks the numbers
+        EpisodeShape(self.ways, self.shots, self.queries)  # refuses numbers that cannot be
         if self.episodes < 2:
-            raise InputError(f"a mean over episodes with its interval takes two or more; got episodes={self.episodes}.")
+            raise SettingError(f"a mean over episodes with its interval takes two or more; got episodes={self.episodes}.")
 
     @property
     def shape(self) -> EpisodeShape:
