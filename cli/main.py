@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from xattn import __version__
+from xattn.cli.adapt import adapt
 from xattn.cli.app import app
 from xattn.cli.demo import demo
 from xattn.cli.evaluate import evaluate
@@ -52,6 +53,7 @@ def main() -> None:
 
 main.add_command(explain)
 main.add_command(train)
+main.add_command(adapt)
 main.add_command(evaluate)
 main.add_command(patches)
 main.add_command(demo)

@@ -28,7 +28,7 @@ PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-t
     "--data",
     required=True,
     help="Training data: a folder per class, a CSV (image, label; several with | between them), or NAME:ROOT for fgvc-aircraft, "
-    "stanford-cars, oxford-pets, cifar10, cifar100, cub, dogs, voc.",
+    "stanford-cars, oxford-pets, cifar10, cifar100, cub, dogs, voc, cifar-fs.",
 )
 @click.option(
     "--out", required=True, type=click.Path(dir_okay=False), help="File to write, a .safetensors; an interrupted training run resumes."
@@ -46,7 +46,8 @@ PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-t
 @click.option(
     "--preset",
     help="Preset: ca-stream (as in the paper), head (cheap; the head alone), probe (the head alone, without random crops), full (head and "
-    "network), voc (several labels), focus (as in its thesis). Default: by the head; probe with --cache-features.",
+    "network), voc (several labels), focus (as in its thesis), few-shot. Default: by the head; probe with --cache-features, few-shot with "
+    "--task few-shot.",
 )
 @click.option("--epochs", type=Integer, help="Passes over the training pictures.")
 @click.option("--freeze-statistics", is_flag=True, default=None, help="Keep and use the network's BatchNorm statistics.")
@@ -57,6 +58,7 @@ PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-t
 @click.option("--weight-decay", type=Number(), help="Weight decay of the optimiser.")
 @click.option("--schedule", type=click.Choice(["constant", "cosine", "step"]), help="Schedule of the learning rate.")
 @click.option("--step", type=Integer, help="Epochs between the steps of the schedule.")
+@click.option("--factor", type=Number(), help="Of a step of the schedule.")
 @click.option("--period", type=Integer, help="Epochs after which the cosine is at 0; it rises again behind. Default: all epochs.")
 @click.option("--smallest-crop", type=Number(), help="Smallest share of a picture's area that a random crop may cover.")
 @click.option("--dropout", type=Number(), help="Dropout of the head's vector.")
@@ -94,6 +96,8 @@ PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-t
 @click.option("--local-lr", type=Number(), help="Learning rate of the local stream of focus:BACKBONE.")
 @click.option("--ranking", type=Number(), help="Weight of the ranking loss of focus:BACKBONE.")
 @click.option("--margin", type=Number(), help="Margin of the ranking loss.")
+@click.option("--episodes", type=Integer, help="Episodes per epoch, for --task few-shot.")
+@click.option("--base-lr", type=Number(), help="Learning rate of the weights that an episode's linear layer starts from.")
 @click.option("--seed", type=Integer, default=0, show_default=True, help="Seed for everything random.")
 @click.option("--log-gradients", is_flag=True, help="Log the gradient norm of each layer at each step.")
 def train(
@@ -146,20 +150,23 @@ def train(
     name = head or (read_header(file).head if file is not None else "gap" if of_streams else "ca-stream")
     replaces = heads.create(name).metadata.replaces  # a wrong name is reported before anything is loaded
     from xattn.tasks import default_task, tasks
-    from xattn.training import fit
+    from xattn.tasks.few_shot import FewShot
+    from xattn.training import fit, fit_episodes, with_ways
     from xattn.training.fit import is_first_process
     from xattn.training.recipe import default_preset, recipe_of
     from xattn.training.search import search
 
+    component = tasks.create(task or default_task(file is not None and read_header(file).multi_label))
+    by_episodes = component.instance if isinstance(component.instance, FewShot) else None
+    preset = preset or ("few-shot" if by_episodes is not None else None)
     recipe = recipe_of(preset or ("probe" if cache_features else default_preset(name, PREFIX if of_streams else ""))).with_(**changes)
     texts = None if classes in ("folders", "wnid") else classes
-    component = tasks.create(task or default_task(file is not None and read_header(file).multi_label))
     measure = component.metadata.score
     opened = component.instance.open(data, "wnid" if classes == "wnid" else "folders")
     sys.path.append(os.getcwd())  # where package.module:factory is searched
     torch.manual_seed(seed)  # for the head's initial weights
     cpu = "cpu" if accelerator == "cpu" else None
-    names = opened.names if not saved and texts is None else None
+    names = opened.names if not saved and texts is None and by_episodes is None else None
     of_its_own = names is not None and (replaces == "classifier" or of_streams)
 
     def loaded(count: int | None) -> Classifier:
@@ -188,6 +195,14 @@ def train(
         classifier = loaded(len(names) if of_its_own and names is not None else None)
         if replaces == "nothing" and names is not None and not set(names) <= set(classifier.labels or names):
             classifier = loaded(len(names))  # a network of other classes gets a new classifier
+    if by_episodes is not None:
+        given = {"--search": trials, "--cache-features": cache_features, "--patches": patches, "--log-gradients": log_gradients or None}
+        if beside := [option for option, value in given.items() if value is not None] + ["--devices, --nodes"] * (
+            (devices, nodes) != (1, 1)
+        ):
+            raise InputError(f"{beside[0]} is not for a training by episodes (--task {component.spec}): leave it out.")
+        if classifier.inner is None or classifier.class_count != by_episodes.ways:
+            classifier = with_ways(classifier, by_episodes.ways, seed)
     taught = None
     if teacher is not None:
         taught = load(teacher, weights=teacher_weights, device=cpu, trust_code=trust_code or names_code_of(teacher, model))
@@ -199,6 +214,7 @@ def train(
 
     read = ", ".join(map(str, classifier.attachment.stages or [classifier.stage()]))
     what = "head and network" if recipe.backbone else "the head alone"
+    what = f"scales and shifts of convolutions, by {recipe.episodes} episodes per epoch" if by_episodes is not None else what
     tell(f"{classifier.name} · {classifier.head_name} · {classifier.class_count} classes · {classifier.device}: {what}")
     tell(f"  {classifier.preprocessing}")
     tell(f"  reads {read}")
@@ -220,7 +236,16 @@ def train(
         "cache_features": cache_features,
         "patches": patches,
     }
-    if trials is not None:
+    if by_episodes is not None:
+        fewer = {
+            key: value for key, value in options.items() if key not in ("devices", "nodes", "log_gradients", "cache_features", "patches")
+        }
+        fitted = fit_episodes(classifier, opened, out, **fewer)
+        tell(
+            f"kept epoch {fitted.best} of {fitted.epochs}: validation loss {fitted.loss:.4f}, {measure} {fitted.score:.2f} % on "
+            f"{fitted.validation} episodes; logs in {fitted.folder}",
+        )
+    elif trials is not None:
         found = search(classifier, opened, out, trials, **options)
         settings = ", ".join(f"{key} {value}" for key, value in found.recipe.to_json().items() if value != getattr(recipe, key))
         tell(f"best of {found.trials} trials ({found.pruned} pruned): validation {measure} {found.score:.2f} %, {settings}")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from xattn.errors import XattnError
     from xattn.explainers import Maps, explain
+    from xattn.fewshot import adapt
     from xattn.metrics import Similarity
     from xattn.models import Classifier, attach, load
     from xattn.study import Study, evaluate
@@ -47,7 +48,7 @@ def _refuse_mixed_checkouts() -> None:
 _refuse_mixed_checkouts()
 
 __version__ = "0.2.0"
-__all__ = ["Classifier", "Maps", "Similarity", "Study", "XattnError", "attach", "evaluate", "explain", "load"]
+__all__ = ["Classifier", "Maps", "Similarity", "Study", "XattnError", "adapt", "attach", "evaluate", "explain", "load"]
 
 _HOMES = {
     "Classifier": "xattn.models",
@@ -55,6 +56,7 @@ _HOMES = {
     "Similarity": "xattn.metrics",
     "Study": "xattn.study",
     "XattnError": "xattn.errors",
+    "adapt": "xattn.fewshot",
     "attach": "xattn.models",
     "evaluate": "xattn.study",
     "explain": "xattn.explainers",
@@ -66,6 +68,7 @@ _PACKAGES = (
     "birds",
     "data",
     "explainers",
+    "fewshot",
     "figures",
     "heads",
     "inference",

@@ -14,6 +14,7 @@ from xattn.birds.scene import CLASSES, PARTS, Scene, scene, scene_of, sufficient
 
 if TYPE_CHECKING:
     from xattn.birds.data import SketchBirds
+    from xattn.birds.few_shot import export_few_shot
     from xattn.birds.flocks import Flock, export_voc, flock, flock_of
     from xattn.birds.ground_truth import Effects, effects, in_parts, rank_correlation, share_inside
     from xattn.birds.individuals import export_individuals
@@ -29,6 +30,7 @@ __all__ = [
     "SketchBirds",
     "SmallResNet",
     "effects",
+    "export_few_shot",
     "export_individuals",
     "export_voc",
     "flock",
@@ -60,6 +62,7 @@ _HOMES = {
     "in_parts": "ground_truth",
     "rank_correlation": "ground_truth",
     "share_inside": "ground_truth",
+    "export_few_shot": "few_shot",
     "export_individuals": "individuals",
     "SmallResNet": "network",
     "small_resnet": "network",

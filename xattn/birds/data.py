@@ -72,11 +72,13 @@ class SketchBirds(Dataset[tuple[Any, int]]):
             raise IndexError(f"{self!r} has no picture {index}.")
         return scene(index, split=self.split, seed=self.seed, spurious=self.spurious, hard=self.hard)
 
-    def _key(self, index: int) -> PngInfo:
+    def write(self, index: int, path: Path) -> None:
+        """Writes a picture as PNG, in a folder that it makes; a text field names its scene, so that `scene_of` finds the ground truth."""
         key = PngInfo()
         hard = {"hard": True} if self.hard else {}
         key.add_text(KEY, json.dumps({"index": index, "split": self.split, "seed": self.seed, "spurious": self.spurious, **hard}))
-        return key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        render(self.scene(index)).save(path, pnginfo=key)
 
     def export(self, folder: str | Path) -> Path:
         """Writes the pictures as PNG into one folder per class, with `labels.csv` (image, label) beside them.
@@ -95,9 +97,7 @@ class SketchBirds(Dataset[tuple[Any, int]]):
             raise InputError(f"'{folder}' holds other pictures, as {min(other)}: export into a new folder.")
         rows = []
         for index, name in enumerate(names):
-            path = folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            render(self.scene(index)).save(path, pnginfo=self._key(index))
+            self.write(index, folder / name)
             rows.append((name, self.classes[self.targets[index]]))
         with open(folder / "labels.csv", "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)

@@ -130,8 +130,8 @@ def open_data(data: str | Path | Labelled | Dataset[Any], classes: Classes = "fo
 
     Args:
         data: a folder with one subfolder per class; a CSV with columns `image` and `label` (class index or name); `NAME:ROOT` for
-            fgvc-aircraft, stanford-cars, oxford-pets, cifar10, cifar100 in torchvision's layout, or for cub, dogs, voc, market as
-            published;
+            fgvc-aircraft, stanford-cars, oxford-pets, cifar10, cifar100 in torchvision's layout, or for cub, dogs, voc, market and cifar-fs
+            as published;
             or a torch data set of pictures with `classes` and `targets`, like torchvision's.
         classes: "folders": the sorted folder names are the classes; "wnid": folders are named by WordNet ids, and labels are the
             indices of ImageNet's 1000 classes.
@@ -234,15 +234,22 @@ def _splits(name: str, root: str) -> Labelled:
         root, split = root.removesuffix(f":{end}"), end
         if split == about.test:
             raise InputError(f"{name}:{root}:{split} is the split for scores, and is not trained on: leave out ':{split}'.")
+    found = open_split(name, root, split)
+    if split != "train" or "val" not in about.splits or not about.same_classes:
+        return found
+    return replace(found, validation=open_split(name, root, "val"))
 
-    def opened(which: str) -> Labelled:
-        found = open_published(name, root, which)
-        if not found.classes:
-            raise InputError(f"{found.name} has no classes and is not trained on: leave out ':{which}'.")
-        return Labelled(f"{name}:{root}" + (f":{split}" if split != "train" else ""), found.classes, found.targets, _Files(found.paths))
 
-    found = opened(split)
-    return replace(found, validation=opened("val")) if split == "train" and "val" in about.splits else found
+def open_split(name: str, root: str, split: str) -> Labelled:
+    """A split of a data set as it is published, see `xattn.data.published.open_published`.
+
+    Raises:
+        InputError: as there, or its pictures have no classes.
+    """
+    found = open_published(name, root, split)
+    if not found.classes:
+        raise InputError(f"{found.name} has no classes and is not trained on: leave out ':{split}'.")
+    return Labelled(f"{name}:{root}" if split == "train" else f"{name}:{root}:{split}", found.classes, found.targets, _Files(found.paths))
 
 
 def _published(name: str, root: str) -> Labelled:

@@ -1,4 +1,4 @@
-"""Data sets in the layout in which they are published, with their own splits: birds of CUB, Stanford Dogs, PASCAL VOC, Market-1501."""
+"""Data sets in the layout in which they are published, with their own splits: CUB, Stanford Dogs, PASCAL VOC, Market-1501, CIFAR-FS."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from xattn.errors import InputError
 
 logger = logging.getLogger("xattn")
 
-SPLITS = ("train", "test")
+CIFAR_FS = ("train", "val", "test")
 Target = int | tuple[int, ...]
 """A class index, or a label vector with one entry per class: 1, 0, or −1, which is ignored."""
 CUB_TABLES = ("images", "image_class_labels", "train_test_split", "classes")
@@ -83,11 +83,13 @@ def open_published(name: str, root: str | Path, split: str) -> PublishedSplit:
     """A split of a data set.
 
     Args:
-        name: "cub" (Wah et al. 2011), "dogs" (Khosla et al. 2011), "voc" (Everingham et al. 2012) or "market" (Zheng et al. 2015).
+        name: "cub" (Wah et al. 2011), "dogs" (Khosla et al. 2011), "voc" (Everingham et al. 2012), "market" (Zheng et al. 2015) or
+            "cifar-fs" (Bertinetto et al. 2019).
         root: its folder: for cub with `images.txt`, `image_class_labels.txt`, `train_test_split.txt`, `classes.txt` and `images/`; for dogs
-            with `train_list.mat`, `test_list.mat` and `Images/`; for voc with `JPEGImages/`, `Annotations/` and `ImageSets/Main/`;
-            for market with `bounding_box_train/`, `query/` and `bounding_box_test/`.
-        split: "train" or "test"; of voc "train", "val" or "trainval"; of market "train", "query" or "gallery".
+            with `train_list.mat`, `test_list.mat` and `Images/`; for voc with `JPEGImages/`, `Annotations/` and `ImageSets/Main/`; for
+            market with `bounding_box_train/`, `query/` and `bounding_box_test/`; for cifar-fs with `data/` and `splits/bertinetto/`.
+        split: "train" or "test"; of voc "train", "val" or "trainval"; of market "train", "query" or "gallery"; of cifar-fs "train", "val"
+            or "test", which have different classes.
 
     Raises:
         InputError: a file is missing, which is named, or damaged; lists that do not match; labels that are no class; a missing picture.
@@ -97,7 +99,7 @@ def open_published(name: str, root: str | Path, split: str) -> PublishedSplit:
     pictures, rows, classes = KNOWN[name].read(where, folder, split)
     order = sorted(rows, key=lambda file: PurePosixPath(file).parts)
     if missing := [file for file in order if not (pictures / file).is_file()]:
-        kind = {"train": "training"}.get(split, split)
+        kind = {"train": "training", "val": "validation"}.get(split, split)
         raise InputError(f"{where} lacks {len(missing)} of its {len(order)} {kind} pictures, as {pictures / missing[0]}.")
     if not order:
         raise InputError(f"{where} has no pictures in its {split} split.")
@@ -175,7 +177,7 @@ def _dogs(where: str, folder: Path, split: str) -> Rows:
     count = sum(1 for path in pictures.iterdir() if path.is_dir() and not path.name.startswith("."))
     known: dict[int, str] = {}
     found: dict[str, dict[str, Target]] = {}
-    for which in SPLITS[: SPLITS.index(split) + 1]:  # the training list also names the classes; training opens no other
+    for which in ("train",) if split == "train" else ("train", "test"):  # the training list also names the classes; training opens no other
         path = folder / f"{which}_list.mat"
         found[which] = {}
         for file, label in _dog_list(where, path):
@@ -220,6 +222,39 @@ def _as_list(values: Any) -> list[Any]:
     return found if isinstance(found, list) else [found]
 
 
+def _cifar_fs(where: str, folder: Path, split: str) -> Rows:
+    """Each split has classes of its own, which a text file names; their pictures are those of the folders."""
+    pictures, names = folder / "data", _few_shot_classes(where, folder, split)
+    for which in CIFAR_FS[: CIFAR_FS.index(split)]:  # training opens no other list
+        if both := set(names) & set(_few_shot_classes(where, folder, which)):
+            raise InputError(f"{where}: class {min(both)} is in {which}.txt and in {split}.txt: the splits have different classes.")
+    rows: dict[str, int] = {}
+    for index, name in enumerate(names):
+        if not (pictures / name).is_dir():
+            raise InputError(f"{where}: {split}.txt names the class '{name}', which has no folder {pictures / name}.")
+        found = [path.name for path in (pictures / name).iterdir() if path.suffix.lower() == ".png" and not path.name.startswith(".")]
+        if not found:
+            raise InputError(f"{where}: {pictures / name} has no pictures (.png).")
+        rows |= {f"{name}/{file}": index for file in found}
+    return pictures, rows, names
+
+
+def _few_shot_classes(where: str, folder: Path, split: str) -> tuple[str, ...]:
+    """The names of a split's classes, in order."""
+    path = folder / "splits" / "bertinetto" / f"{split}.txt"
+    try:
+        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except OSError as error:
+        raise InputError(f"{where} needs {path}, as in cifar-fs.zip ({error.strerror}).") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"'{path}' is damaged: it is no text in UTF-8.") from error
+    for number, name in enumerate(names):
+        _refuse_outside(where, f"{name}/*.png")
+        if name in names[:number]:
+            raise InputError(f"'{path}' names the class '{name}' twice.")
+    return tuple(sorted(names))
+
+
 def _refuse_outside(where: str, file: str) -> None:
     parts = PurePosixPath(file).parts
     if len(parts) != 2 or ".." in parts or file.startswith("/") or "\0" in file:
@@ -234,11 +269,13 @@ class _Layout:
         read: what names it in messages, its folder and a split → its pictures.
         counts: how many pictures its splits have as published.
         test: the split for scores: where the labels of test are not published, that for validation.
+        same_classes: whether all splits are of the same classes.
     """
 
     read: Callable[[str, Path, str], Rows]
     counts: Mapping[str, int]
     test: str = "test"
+    same_classes: bool = True
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -251,4 +288,5 @@ KNOWN = {
     "dogs": _Layout(_dogs, {"train": 12_000, "test": 8_580}),
     "voc": _Layout(read_voc, COUNTS, "val"),
     "market": _Layout(read_market, {"train": 12_936, "query": 3_368, "gallery": 19_732}, "query"),
+    "cifar-fs": _Layout(_cifar_fs, {"train": 38_400, "val": 9_600, "test": 12_000}, same_classes=False),
 }

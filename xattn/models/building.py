@@ -97,6 +97,27 @@ class Built(NamedTuple):
     trained: bool = True
 
 
+def fit_with_classes(network: nn.Module, request: Request) -> None:
+    """Loads a request's weights; those of an xattn file may be of another number of classes, and the last linear layer is then as wide.
+
+    Raises:
+        WeightsError: they do not fit.
+    """
+    state = request.state or {}
+    if isinstance(request.weights, dict) and classes_in(network, state) is not None:
+        for place, module in list(network.named_modules()):
+            weight = state.get(f"{place}.weight")
+            if type(module) is nn.Linear and weight is not None and _only_longer(weight, module.weight):
+                parent, _, name = place.rpartition(".")
+                wide = nn.Linear(module.in_features, len(weight), f"{place}.bias" in state).to(module.weight)
+                setattr(network.get_submodule(parent), name, wide.train(module.training))
+    fit_weights(network, state, request.shown_weights)
+
+
+def _only_longer(one: Tensor, other: Tensor) -> bool:
+    return one.shape[1:] == other.shape[1:] and len(one) != len(other)
+
+
 def with_local_weights(create: Callable[..., nn.Module], state: dict[str, Tensor], shown: str, channels: str | None = None) -> nn.Module:
     """The network with a local file's weights; its last layer is as wide as the file's.
 

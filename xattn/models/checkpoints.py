@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import pickle
 import re
@@ -21,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from xattn.data.preprocessing import Preprocessing
-from xattn.errors import InputError, WeightsError
+from xattn.errors import InputError, SettingError, WeightsError
 from xattn.stored import Range, parsed, structured
 
 logger = logging.getLogger("xattn")
@@ -55,6 +56,23 @@ class Source:
     dilate: bool = False
     prompts: tuple[str, ...] = ()
     templates: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class InnerLoop:
+    """How the last linear layer of a classifier is fitted to a few pictures of new classes: gradient descent on their cross-entropy.
+
+    Attributes:
+        steps: number of steps.
+        lr: learning rate.
+    """
+
+    steps: Annotated[int, Range(1, 10**6)] = 50
+    lr: float = 0.01
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or not 0 < self.lr < math.inf:
+            raise SettingError(f"gradient descent takes a step or more, and a learning rate above 0; got {self.steps} and {self.lr}.")
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -299,6 +317,7 @@ class Header:
         regression: outputs are values without a probability.
         output: path of the network's output that is explained; None: its name or its being alone says which it is.
         stages: names of those that the head reads; empty in files that do not name them.
+        inner: of a classifier whose last layer was trained to be fitted to new classes; None: it was not.
     """
 
     source: Source
@@ -314,6 +333,7 @@ class Header:
     regression: bool = False
     output: str | None = None
     stages: tuple[str, ...] = ()
+    inner: InnerLoop | None = None
 
 
 def save(path: str | Path, header: Header, network: Mapping[str, Tensor], head: Mapping[str, Tensor]) -> None:

@@ -21,7 +21,7 @@ from xattn.models import checkpoints
 from xattn.models.attachment import Attachment, attachment_of, attend, find_classifier_entry, own_prediction
 from xattn.models.attention import attention_layers
 from xattn.models.capture import captured
-from xattn.models.checkpoints import Source, digest_of, fit_weights
+from xattn.models.checkpoints import InnerLoop, Source, digest_of, fit_weights
 from xattn.models.class_names import index_of, indices_of
 from xattn.models.concurrency import evaluating
 from xattn.models.inputs import Inputs, input_channels, supplied
@@ -65,6 +65,7 @@ class Classifier(nn.Module):
         head_name: its name with settings.
         grafted: whether the head was initialised as the network's own classifier.
         trained: whether the logits are meaningful; set it after training the head in your own loop.
+        inner: how its last layer is fitted to new classes, if it was trained for that; None: it was not.
     """
 
     mean: Tensor
@@ -135,6 +136,7 @@ class Classifier(nn.Module):
         self._attention_layers: int | None = None
         self.grafted = fresh and self._graft()
         self.trained = component.metadata.replaces == "nothing" or self.grafted
+        self.inner: InnerLoop | None = None
         self.labels = None if labels is None else tuple(labels)
         if self.labels is not None and len(self.labels) != self.class_count:
             raise InputError(f"{name} has {self.class_count} classes; {len(self.labels)} labels came. Give one name per class, in order.")
@@ -378,6 +380,7 @@ class Classifier(nn.Module):
             regression=self.regression,
             output=self.reader.path,
             stages=tuple(stage.name for stage in self.attachment.stages),
+            inner=self.inner,
             preprocessing=asdict(self.preprocessing),
             build={name: getattr(self.network, name) for name in checkpoints.FLAGS if hasattr(self.network, name)},
         )

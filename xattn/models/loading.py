@@ -142,6 +142,7 @@ def load(
     )
     if saved is not None and not is_new:
         fit_weights(classifier.head, split_weights(saved.file)[1], model, classifier.head.fixed_size)
+        classifier.inner = saved.header.inner
     classifier.trained = classifier.trained and trained if is_new else trained
     if labels is None and names is not None and len(names) == classifier.class_count:
         classifier.labels = tuple(names)  # ImageNet's, which do not apply to a network with another number of classes

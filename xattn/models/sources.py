@@ -21,7 +21,7 @@ from xattn import birds
 from xattn.birds import pretrained
 from xattn.data.preprocessing import Preprocessing, preprocessing_with
 from xattn.errors import InputError, MissingPackageError, NameUnknownError, WeightsError
-from xattn.models.building import Built, Request, with_local_weights, with_new_classifier
+from xattn.models.building import Built, Request, fit_with_classes, with_local_weights, with_new_classifier
 from xattn.models.checkpoints import fit_weights, read_header, split_weights
 from xattn.models.focus_source import from_focus
 from xattn.models.input_size import own_size
@@ -171,11 +171,10 @@ def _from_birds(request: Request) -> Built:
     file = pretrained.file_of(request.model)
     header = read_header(file)
     network = getattr(birds, pretrained.NETWORKS[request.model].partition(":")[2])()
-    state = request.state
-    if state is None:
+    if request.weights is None:
         fit_weights(network, split_weights(file)[0], request.model)
     else:
-        fit_weights(network, state, request.shown_weights)
+        fit_with_classes(network, request)
     return Built(network, Preprocessing.from_json(header.preprocessing), header.labels)
 
 
@@ -227,8 +226,8 @@ def _from_code(request: Request) -> Built:
         raise InputError(f"model '{model}': the factory is called without arguments, and that failed ({error}).") from error
     if not isinstance(network, nn.Module):
         raise InputError(f"model '{model}' gave {type(network).__name__}; the factory must give a torch.nn.Module.")
-    if (state := request.state) is not None:
-        fit_weights(network, state, request.shown_weights)
+    if request.weights is not None:
+        fit_with_classes(network, request)
     return Built(network, preprocessing_with(Preprocessing(), input_size=own_size(network)), None)
 
 

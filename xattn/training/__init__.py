@@ -8,6 +8,7 @@ except ImportError as error:
     raise MissingPackageError("lightning", "train", "training") from error
 
 from xattn.training.data import Labelled, open_data
+from xattn.training.episodes import fit_episodes, with_ways
 from xattn.training.fit import Fitted, fit
 from xattn.training.loss import distillation
 from xattn.training.module import gradient_norms
@@ -15,4 +16,16 @@ from xattn.training.recipe import PRESETS, Recipe
 
 del lightning
 
-__all__ = ["PRESETS", "DivergedError", "Fitted", "Labelled", "Recipe", "distillation", "fit", "gradient_norms", "open_data"]
+__all__ = [
+    "PRESETS",
+    "DivergedError",
+    "Fitted",
+    "Labelled",
+    "Recipe",
+    "distillation",
+    "fit",
+    "fit_episodes",
+    "gradient_norms",
+    "open_data",
+    "with_ways",
+]

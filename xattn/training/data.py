@@ -13,6 +13,7 @@ from torchvision.transforms import v2
 from xattn.data.labelled import Classes, Labelled, open_data
 from xattn.data.preprocessing import Preprocessing
 from xattn.data.published import Target
+from xattn.data.seeds import mixed
 from xattn.errors import InputError
 
 __all__ = ["Classes", "Crops", "EpochOrder", "Labelled", "held_out", "mixed", "open_data", "splits"]
@@ -92,15 +93,6 @@ class EpochOrder(Sampler[tuple[int, int]]):
         epoch = self.epoch()
         order = torch.randperm(len(self.numbers), generator=torch.Generator().manual_seed(mixed(self.seed, epoch, -1)))
         return iter([(epoch, self.numbers[place]) for place in order.tolist()])
-
-
-def mixed(seed: int, epoch: int, number: int) -> int:
-    """One seed from three numbers, different from the seeds of neighbouring triples."""
-    value = 0
-    for part in (seed, epoch, number):
-        value = ((value ^ (part & 0xFFFFFFFF)) * 0x9E3779B97F4A7C15 + 0x7F4A7C15) & 0x7FFFFFFFFFFFFFFF
-        value ^= value >> 29
-    return value
 
 
 def splits(

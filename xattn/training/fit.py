@@ -12,7 +12,7 @@ from typing import Any
 import lightning
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
@@ -134,30 +134,13 @@ def fit(
     checkpointing = Checkpointing(folder, len(numbers), chosen.epochs, by, progress and is_first_process(), on_epoch)
     watched, mode = ("val_loss", "min") if by.best == "loss" else (f"val_{by.score}", "max")
     stop = [] if chosen.patience is None else [EarlyStopping(watched, patience=chosen.patience, mode=mode)]
-    where = accelerator or {"cuda": "gpu"}.get(classifier.device.type, classifier.device.type)
     diverged: DivergedError | None = None
     alone = one_training(folder) if is_first_process() else nullcontext()
-    with alone, _as_it_was(classifier), checkpointing.progress, quiet():
-        try:
-            trainer = lightning.Trainer(
-                accelerator=where,
-                devices=[classifier.device.index or 0] if where == "gpu" and classifier.device.type == "cuda" and devices == 1 else devices,
-                num_nodes=nodes,
-                precision=precision,
-                max_epochs=chosen.epochs,
-                logger=loggers(folder),
-                callbacks=[checkpointing, *stop],
-                log_every_n_steps=1,
-                num_sanity_val_steps=0,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                enable_checkpointing=True,
-            )
-        except (MisconfigurationException, ValueError, ModuleNotFoundError) as error:
-            raise InputError(
-                f"Lightning cannot train with accelerator {where}, devices {devices}, nodes {nodes}, precision {precision}: {error}"
-            ) from error
-        begin(folder, _settings(classifier, component.spec, opened, teacher, chosen, seed, precision) | _described(boxes))
+    with alone, as_it_was(classifier), checkpointing.progress, quiet():
+        trainer = trainer_for(
+            classifier, folder, chosen, [checkpointing, *stop], accelerator=accelerator, devices=devices, nodes=nodes, precision=precision
+        )
+        begin(folder, settings_of(classifier, component.spec, opened, teacher, chosen, seed, precision) | _described(boxes))
         if chosen.dropout is not None:
             for layer in classifier.head.dropouts():
                 layer.p = chosen.dropout
@@ -197,8 +180,48 @@ def fit(
     return Fitted(found["epochs"], found["best_epoch"], found["best_loss"], found["best_score"], len(validation), folder)  # type: ignore[arg-type]  # a data set with a length
 
 
+def trainer_for(
+    classifier: Classifier,
+    folder: Path,
+    recipe: Recipe,
+    callbacks: list[Callback],
+    *,
+    accelerator: str | None,
+    devices: int | str = 1,
+    nodes: int = 1,
+    precision: Any = "32-true",
+    **options: Any,
+) -> lightning.Trainer:
+    """Lightning's trainer of a classifier.
+
+    Raises:
+        InputError: Lightning cannot train there.
+    """
+    where = accelerator or {"cuda": "gpu"}.get(classifier.device.type, classifier.device.type)
+    try:
+        return lightning.Trainer(
+            accelerator=where,
+            devices=[classifier.device.index or 0] if where == "gpu" and classifier.device.type == "cuda" and devices == 1 else devices,
+            num_nodes=nodes,
+            precision=precision,
+            max_epochs=recipe.epochs,
+            logger=loggers(folder),
+            callbacks=callbacks,
+            log_every_n_steps=1,
+            num_sanity_val_steps=0,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=True,
+            **options,
+        )
+    except (MisconfigurationException, ValueError, ModuleNotFoundError) as error:
+        raise InputError(
+            f"Lightning cannot train with accelerator {where}, devices {devices}, nodes {nodes}, precision {precision}: {error}"
+        ) from error
+
+
 @contextmanager
-def _as_it_was(classifier: Classifier) -> Iterator[None]:
+def as_it_was(classifier: Classifier) -> Iterator[None]:
     """Restores the classifier's device, flags and dropout, and torch's generator, at the end; its weights stay changed."""
     device, dropout = classifier.device, {layer: layer.p for layer in classifier.head.dropouts()}
     flags = {parameter: parameter.requires_grad for parameter in classifier.parameters()}
@@ -298,9 +321,10 @@ def _check(classifier: Classifier, data: Labelled, teacher: Classifier | None, r
         )
 
 
-def _settings(
+def settings_of(
     classifier: Classifier, task: str, data: Labelled, teacher: Classifier | None, recipe: Recipe, seed: int, precision: Any
 ) -> dict[str, Any]:
+    """Everything that the weights after a training depend on."""
     source = classifier.source
     digest = "" if source is None else source.digest
     if not digest and not recipe.backbone:  # of a network from a saved file

@@ -14,13 +14,13 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from xattn.data.preprocessing import pixels
+from xattn.data.seeds import mixed
 from xattn.errors import DivergedError
 from xattn.focus import TwoStreams
 from xattn.heads.base import Attended
 from xattn.models import Classifier, evaluating
 from xattn.registry import Component
 from xattn.tasks import Task, TaskMetadata
-from xattn.training.data import mixed
 from xattn.training.features import Features, attend_features
 from xattn.training.loss import distillation
 from xattn.training.recipe import Recipe
@@ -188,7 +188,7 @@ def schedule_of(recipe: Recipe, steps: int) -> Callable[[int], float]:
         whole = steps if recipe.period is None else recipe.period * an_epoch
         return lambda step: 0.5 * (1 + math.cos(math.pi * min(step, steps) / whole))
     if recipe.schedule == "step":
-        return lambda step: 0.1 ** (step // an_epoch // recipe.step)
+        return lambda step: recipe.factor ** (step // an_epoch // recipe.step)
     return lambda step: 1.0
 
 

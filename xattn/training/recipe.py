@@ -29,8 +29,9 @@ class Recipe:
         lr: learning rate.
         momentum: of sgd.
         weight_decay: of the optimiser.
-        schedule: of the learning rate: "constant", "cosine" (to 0), or "step" (× 0.1 every `step` epochs).
+        schedule: of the learning rate: "constant", "cosine" (to 0), or "step" (× `factor` every `step` epochs).
         step: epochs between two steps of the schedule.
+        factor: of a step of the schedule.
         period: epochs after which the cosine is at 0; it rises again behind. None: all epochs.
         dropout: share of the head's vector that is dropped; None: as in the head's settings.
         alpha: weight of the labels against the teacher's answers.
@@ -41,6 +42,8 @@ class Recipe:
         local_lr: learning rate of the local stream of a two-stream network; None: `lr`.
         ranking: λ, weight of the ranking loss of a two-stream network.
         margin: of the ranking loss.
+        base_lr: learning rate of the weights that the linear layer of an episode starts from; None: `lr`.
+        episodes: per epoch, in training and in validation by episodes.
     """
 
     backbone: bool = False
@@ -53,6 +56,7 @@ class Recipe:
     weight_decay: float = 1e-4
     schedule: Schedule = "cosine"
     step: int = 30
+    factor: float = 0.1
     period: int | None = None
     dropout: float | None = None
     alpha: float = 0.5
@@ -63,6 +67,8 @@ class Recipe:
     local_lr: float | None = None
     ranking: float = 0.5
     margin: float = 0.5
+    base_lr: float | None = None
+    episodes: int = 100
 
     def __post_init__(self) -> None:
         wrong = [
@@ -84,6 +90,9 @@ class Recipe:
                 ("local_lr", self.local_lr is None or 0 < self.local_lr < math.inf),
                 ("ranking", 0 <= self.ranking < math.inf),
                 ("margin", 0 <= self.margin <= 1),
+                ("factor", 0 < self.factor <= 1),
+                ("base_lr", self.base_lr is None or 0 < self.base_lr < math.inf),
+                ("episodes", self.episodes >= 1),
             )
             if not fine
         ]
@@ -125,6 +134,19 @@ PRESETS: dict[str, Recipe] = {
         schedule="step",
         step=40,
         smallest_crop=None,
+    ),
+    # Sun et al. 2019, in the settings of Gomez et al. 2021: one episode per step.
+    "few-shot": Recipe(
+        backbone=True,
+        epochs=50,
+        optimiser="adam",
+        lr=1e-4,
+        base_lr=1e-3,
+        weight_decay=0,
+        schedule="step",
+        step=10,
+        factor=0.5,
+        smallest_crop=0.08,
     ),
 }
 

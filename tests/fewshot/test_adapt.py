@@ -1,0 +1,186 @@
+"""Classifiers of new classes: what of them changes, that they are ordinary ones, and what has no vector to tell classes by."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import Tensor, nn
+from torch.nn import functional
+
+import xattn
+from tests import networks
+from tests.training.conftest import paint
+from xattn.birds import SketchBirds, export_few_shot
+from xattn.cli import main
+from xattn.data.images import ImageSource
+from xattn.errors import ImageError, InputError, NameUnknownError, SettingError, UnsupportedError, WeightsError
+from xattn.fewshot import Embedding, fit_linear, with_linear
+from xattn.models import Classifier
+from xattn.models.checkpoints import InnerLoop, read_header
+
+IMAGES = networks.pictures(6)
+LABELS = [0, 1, 2, 0, 1, 2]
+
+
+def headed(head: str, classes: int | None = None) -> Classifier:
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(0)
+        return xattn.attach(networks.small(), head=head, classes=classes, input_size=32, resize=36, name="small")
+
+
+def pooled(clf: Classifier) -> Tensor:
+    """The mean of the last map, and for each head its vector of it by a slow way."""
+    features = clf.features(IMAGES, [clf.stages[-1].name])[clf.stages[-1].name]
+    match clf.head_name.partition(":")[0]:
+        case "gap":
+            return features.mean(dim=(2, 3))
+        case "br-npa":
+            maps = clf.run(IMAGES).attention[clf.stages[-1].name]
+            return torch.cat([(features * maps[:, rank, None]).sum(dim=(2, 3)) for rank in range(maps.shape[1])], dim=1)
+        case "b-cnn":
+            maps = clf.run(IMAGES).attention[clf.stages[-1].name]
+            return torch.cat([(features * maps[:, rank, None]).mean(dim=(2, 3)) for rank in range(maps.shape[1])], dim=1)
+        case _:
+            return clf.head(features)
+
+
+@pytest.mark.parametrize(("head", "size"), [("gap", 16), ("br-npa:n=2", 32), ("b-cnn:n=3", 48), ("simpool", 16)])
+def test_a_linear_layer_on_the_heads_vector_is_fitted_and_nothing_else_changes(head: str, size: int) -> None:
+    clf = headed(head)
+    before = {key: value.clone() for key, value in clf.state_dict().items()}
+    found = xattn.adapt(clf, IMAGES, LABELS, ["a", "b", "c"], steps=20, lr=0.1)
+    assert all(torch.equal(value, before[key]) for key, value in clf.state_dict().items())
+    vectors = pooled(clf).detach()
+    assert vectors.shape == (6, size)
+    weight, bias = fit_linear(vectors[None], torch.tensor([LABELS]), torch.zeros(3, size), torch.zeros(3), steps=20, lr=0.1)
+    assert torch.allclose(found.predict(IMAGES), functional.linear(vectors, weight[0], bias[0]), atol=1e-5)
+    assert (found.class_count, found.labels, found.trained) == (3, ("a", "b", "c"), True)
+    changed = [key for key, value in found.state_dict().items() if key not in before or not torch.equal(value, before[key])]
+    place = Embedding(clf).place
+    assert set(changed) == {f"{place}.weight", f"{place}.bias"}
+    assert found.state_dict().keys() == before.keys()
+
+
+def test_a_few_birds_of_kinds_that_the_network_never_saw_make_a_file_that_explains(tmp_path: Path) -> None:
+    root = export_few_shot(tmp_path / "birds", 4)
+    kinds = (root / "splits" / "bertinetto" / "test.txt").read_text().split()
+    few = tmp_path / "few"
+    for kind in kinds:
+        (few / kind).mkdir(parents=True)
+        for number in range(2):
+            name = f"{number:04d}.png"
+            (few / kind / name).write_bytes((root / "data" / kind / name).read_bytes())
+    for model in ("birds:gap", "birds:br-npa"):
+        out = tmp_path / f"{model.partition(':')[2]}.safetensors"
+        result = CliRunner().invoke(main, ["adapt", model, "--data", str(few), "--out", str(out), "--steps", "200", "--device", "cpu"])
+        assert result.exit_code == 0, result.output
+        assert f"8 pictures of 4 classes: {', '.join(sorted(kinds))}" in result.output
+        loaded = xattn.load(str(out), device="cpu")
+        assert (loaded.class_count, loaded.labels, loaded.trained) == (4, tuple(sorted(kinds)), True)
+        again = xattn.adapt(xattn.load(model, device="cpu"), few, steps=200)
+        paths = [str(root / "data" / kind / "0003.png") for kind in kinds]
+        queries = next(ImageSource(paths).batches(loaded.preprocessing, 4)).crops / 255
+        assert torch.allclose(loaded.predict(queries), again.predict(queries), atol=1e-5)
+        target = torch.tensor([loaded.class_index(kind) for kind in kinds])
+        maps = xattn.explain(loaded, queries, methods=["grad-cam"], target=target)
+        assert float(maps["grad-cam"].abs().sum()) > 0
+        rows = xattn.evaluate(loaded, queries, maps, metrics=["average-drop"], target=target)
+        assert len(rows) == 8
+        assert read_header(out).head_alone == (model == "birds:br-npa")
+
+
+def test_a_layer_that_was_trained_for_it_is_where_the_fit_starts_and_says_how_long_it_takes(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("from tests import networks\n\n\ndef build():\n    return networks.small(5)\n")
+    plain = xattn.load(f"{tmp_path / 'mine.py'}:build", input_size=32, device="cpu")
+    layer = nn.Linear(16, 3)
+    learnt = with_linear(plain, layer, None)
+    learnt.inner = InnerLoop(7, 0.2)
+    learnt.save(str(tmp_path / "learnt.safetensors"))
+    loaded = xattn.load(str(tmp_path / "learnt.safetensors"), device="cpu", trust_code=True)
+    assert loaded.inner == InnerLoop(7, 0.2)
+    assert (loaded.class_count, loaded.labels) == (3, None)
+    vectors = pooled(plain)
+    found = xattn.adapt(loaded, IMAGES, LABELS)
+    weight, bias = fit_linear(vectors[None], torch.tensor([LABELS]), layer.weight, layer.bias, steps=7, lr=0.2)
+    assert torch.allclose(found.predict(IMAGES), functional.linear(vectors, weight[0], bias[0]), atol=1e-5)
+    assert found.inner is None
+    two = xattn.adapt(loaded, IMAGES[:2], [0, 1])  # of another number of classes: from zeros
+    weight, bias = fit_linear(vectors[None, :2], torch.tensor([[0, 1]]), torch.zeros(2, 16), torch.zeros(2), steps=7, lr=0.2)
+    assert torch.allclose(two.predict(IMAGES), functional.linear(vectors, weight[0], bias[0]), atol=1e-5)
+
+
+class TwoParts(nn.Module):
+    """Logits that are a sum of two layers' outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3, stride=4)
+        self.one, self.other = nn.Linear(6, 5), nn.Linear(6, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        vector = self.conv(images).relu().mean(dim=(2, 3))
+        return self.one(vector) + self.other(vector)
+
+
+def test_what_has_no_vector_before_a_linear_layer_is_refused() -> None:
+    convolutional = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    for network, head in ((TwoParts(), "gap"), (convolutional, "gap"), (networks.small(), "protopnet:per_class=2")):
+        clf = xattn.attach(network, head=head, input_size=32)
+        with pytest.raises(UnsupportedError, match=rf"· {head}.* has no vector to tell new classes by: its logits must be"):
+            xattn.adapt(clf, IMAGES, LABELS)
+    for head, key in (("br-npa:rank_probes=true", "probes.ranks_"), ("ca-stream:per_class=true", "")):
+        with pytest.raises(UnsupportedError, match=rf"has weights for each of its classes beside the last layer \(.*{key}"):
+            xattn.adapt(headed(head), IMAGES, LABELS)
+    with pytest.raises(InputError, match=r"small is multi-label"):
+        xattn.adapt(xattn.attach(networks.small(), input_size=32, name="small", multi_label=True), IMAGES, LABELS)
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "said"),
+    [
+        (None, None, "needs labels"),
+        ([0, 1], None, r"one class index per image; got \(2,\)"),
+        ([0.0, 1.0, 2.0, 0.0, 1.0, 2.0], None, "torch.float32"),
+        ([0, 1, 3, 0, 1, 3], None, "class 2 has no picture"),
+        ([0, 1, 2, 0, 1, 2], ["a", "b"], r"in 0 … 1, one for each name; got 2"),
+        ([0, 1, -1, 0, 1, 2], None, "got -1"),
+        ([0, 0, 0, 0, 0, 0], None, "two or more"),
+    ],
+)
+def test_labels_that_do_not_fit_are_named(labels: list[int] | None, names: list[str] | None, said: str, tiny: Classifier) -> None:
+    with pytest.raises(InputError, match=said):
+        xattn.adapt(tiny, IMAGES, labels, names)
+
+
+def test_folders_that_do_not_fit_and_steps_that_cannot_be_are_named(tmp_path: Path, tiny: Classifier) -> None:
+    folder = paint(tmp_path / "painted", 2)
+    assert xattn.adapt(tiny, folder, batch_size=4).labels == ("blue", "green", "red")
+    with pytest.raises(NameUnknownError, match=r"Unknown class 'blue'"):
+        xattn.adapt(tiny, folder, names=["red", "green"])
+    with pytest.raises(InputError, match=r"class 'pink' has no picture"):
+        xattn.adapt(tiny, folder, names=["blue", "green", "pink", "red"])
+    with pytest.raises(SettingError, match=r"a step or more, and a learning rate above 0; got 0"):
+        xattn.adapt(tiny, folder, steps=0)
+    with pytest.raises(InputError, match=r"of tiny is not finite: they are not, or the learning rate 1e\+40 is too high"):
+        xattn.adapt(tiny, folder, lr=1e40)
+    (folder / "red" / "00.png").write_bytes(b"torn")
+    with pytest.raises(ImageError, match=r"picture red/00.png: .*Replace it"):
+        xattn.adapt(tiny, folder)
+
+
+def test_a_layer_of_another_width_and_damaged_settings_in_a_file_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"has vectors of 16; the layer takes 4"):
+        with_linear(headed("gap"), nn.Linear(4, 2), None)
+    clf = xattn.load("birds:gap", device="cpu")
+    clf.inner = InnerLoop(3)
+    path = tmp_path / "f.safetensors"
+    clf.save(str(path))
+    path.write_bytes(path.read_bytes().replace(b'\\"steps\\": 3', b'\\"steps\\":-3'))
+    with pytest.raises(WeightsError, match=r"the header of .* is damaged: inner.steps"):
+        read_header(path)
+    assert len(SketchBirds("test", 1)) == 1

@@ -1,0 +1,192 @@
+"""Training and scores by episodes: what is learnt, that a cut-off run goes on, and the mean over episodes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import Tensor
+from torch.nn import functional
+
+import xattn
+from tests import networks
+from xattn.birds import export_few_shot
+from xattn.cli import main
+from xattn.data.images import ImageSource
+from xattn.errors import InputError
+from xattn.fewshot import Embedding, Episodes, EpisodeShape
+from xattn.metrics.statistics import mean_interval
+from xattn.models import Classifier
+from xattn.models.checkpoints import InnerLoop
+from xattn.tasks import score
+from xattn.training import PRESETS, distillation, fit, fit_episodes, with_ways
+from xattn.training.episodes import EpisodeTraining
+
+TASK = "few-shot:ways=3,shots=1,queries=2,episodes=25"
+SHAPE = EpisodeShape(3, 1, 2)
+QUICK = PRESETS["few-shot"].with_(epochs=2, episodes=3, lr=0.02, base_lr=0.05)
+
+
+@pytest.fixture(scope="module")
+def birds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_few_shot(tmp_path_factory.mktemp("birds"), 4)
+
+
+def fresh(head: str = "gap", high_res: tuple[str, ...] = ()) -> Classifier:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = networks.small(8)
+        for stage in high_res:
+            network.get_submodule(stage).stride = (1, 1)
+        return with_ways(xattn.attach(network, head=head, input_size=32, resize=36, name="small"), 3)
+
+
+def state(clf: Classifier) -> dict[str, Tensor]:
+    return {key: value.clone() for key, value in clf.state_dict().items()}
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize("head", ["gap", "b-cnn:n=2"])
+def test_convolutions_are_scaled_and_the_start_of_the_last_layer_is_learnt_and_nothing_else(head: str, birds: Path, tmp_path: Path) -> None:
+    clf = fresh(head)
+    before, flags, place = state(clf), [p.requires_grad for p in clf.parameters()], Embedding(clf).place
+    fitted = fit_episodes(clf, f"cifar-fs:{birds}", tmp_path / "out.safetensors", task=TASK, recipe=QUICK, workers=0, progress=False)
+    after = state(clf)
+    assert (fitted.epochs, fitted.validation, 0 <= fitted.score <= 100) == (2, 3, True)
+    assert after.keys() == before.keys()
+    convolutions = {name for name, module in clf.named_modules() if isinstance(module, torch.nn.Conv2d)}
+    for key, value in before.items():
+        learnt = key.rpartition(".")[0] in {*convolutions, place}
+        assert torch.equal(after[key], value) != learnt, key
+    ratio = after["network.0.weight"] / before["network.0.weight"]
+    assert torch.allclose(ratio, ratio[:, :, :1, :1].expand_as(ratio), rtol=1e-4)  # one scale for each kernel
+    assert [p.requires_grad for p in clf.parameters()] == flags
+    assert (clf.inner, clf.class_count, clf.labels) == (InnerLoop(), 3, None)
+
+
+def test_a_teachers_answers_are_those_of_its_own_layer_fitted_to_the_support_set() -> None:
+    clf, teacher = fresh(), fresh("b-cnn:n=2")
+    module = EpisodeTraining(clf, [], SHAPE, QUICK.with_(alpha=0.3, temperature=2.0), teacher)
+    module.log = lambda *_, **__: None  # type: ignore[method-assign]
+    crops = (networks.pictures(SHAPE.pictures) * 255).byte()
+    loss = module.training_step((crops, SHAPE.labels()), 0)
+    logits = []
+    for each in (clf, teacher):
+        adapted = torch.nn.Linear(each.head.linear.in_features if hasattr(each.head, "linear") else 16, 3)
+        adapted.load_state_dict(Embedding(each).linear.state_dict())
+        vectors = Embedding(each)(crops / 255).detach()
+        optimiser = torch.optim.SGD(adapted.parameters(), lr=0.01)
+        for _ in range(50):
+            optimiser.zero_grad()
+            functional.cross_entropy(adapted(vectors[:3]), torch.arange(3)).backward()
+            optimiser.step()
+        logits.append(adapted(vectors[3:]).detach())
+    wanted = distillation(*logits, SHAPE.labels()[3:], alpha=0.3, temperature=2.0)
+    assert float(loss.detach()) == pytest.approx(float(wanted), abs=1e-5)
+
+
+def test_training_from_a_teacher_leaves_it_as_it_is_and_learns_something_else(birds: Path, tmp_path: Path) -> None:
+    teacher, plain, taught = fresh(), fresh(high_res=("3.0",)), fresh(high_res=("3.0",))
+    with torch.no_grad():
+        Embedding(teacher).linear.weight.mul_(3)
+    before = state(teacher)
+    quick = QUICK.with_(epochs=1, alpha=0.2)
+    for clf, out, by in ((plain, "plain", None), (taught, "taught", teacher)):
+        fit_episodes(
+            clf, f"cifar-fs:{birds}", tmp_path / f"{out}.safetensors", task=TASK, recipe=quick, teacher=by, workers=0, progress=False
+        )
+    assert same(state(teacher), before)
+    assert not same(state(plain), state(taught))
+
+
+def test_a_training_by_episodes_that_is_killed_goes_on_to_the_same_weights_and_its_file_is_scored_and_adapted(
+    birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.py").write_text("from tests import networks\n\n\ndef build():\n    return networks.small(8)\n")
+
+    def arguments(out: str) -> list[str]:
+        shape = ["--input-size", "32", "--resize", "36", "--head", "gap", "--epochs", "6", "--episodes", "3", "--lr", "0.02"]
+        where = ["--accelerator", "cpu", "--workers", "0", "--seed", "3", "--task", TASK, "--data", f"cifar-fs:{birds}"]
+        return ["train", "--model", f"{tmp_path / 'mine.py'}:build", "--out", out, *shape, *where]
+
+    monkeypatch.chdir(tmp_path)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    running = subprocess.Popen(
+        [sys.executable, "-m", "xattn.cli", *arguments("cut.safetensors")], env=environment, stderr=subprocess.DEVNULL
+    )
+    last = tmp_path / "cut.training" / "last.ckpt"
+    deadline = time.monotonic() + 240
+    while not last.exists() and running.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    running.send_signal(signal.SIGKILL)
+    assert running.wait() == -signal.SIGKILL  # it was in the middle
+    assert last.exists()
+    for name in ("cut.safetensors", "whole.safetensors"):
+        done = CliRunner().invoke(main, arguments(name))
+        assert done.exit_code == 0, done.output
+        assert done.stdout == f"{name}\n"
+    whole, cut = (xattn.load(name, device="cpu", trust_code=True) for name in ("whole.safetensors", "cut.safetensors"))
+    assert same(state(whole), state(cut))
+    assert cut.inner == InnerLoop()
+    given = ["cut.safetensors", "--trust-code", "--device", "cpu"]
+    scored = CliRunner().invoke(main, ["evaluate", *given, "--task", TASK, "--data", f"cifar-fs:{birds}:test", "--workers", "0"])
+    assert scored.exit_code == 0, scored.output
+    assert "accuracy" in scored.stdout
+    few = tmp_path / "few"
+    for kind in ("duskspoon", "goldhook", "mintspear"):
+        (few / kind).mkdir(parents=True)
+        (few / kind / "0.png").write_bytes((birds / "data" / kind / "0000.png").read_bytes())
+    adapted = CliRunner().invoke(main, ["adapt", *given, "--data", str(few), "--out", "few.safetensors"])
+    assert adapted.exit_code == 0, adapted.output
+    assert xattn.load("few.safetensors", device="cpu", trust_code=True).labels == ("duskspoon", "goldhook", "mintspear")
+    other = CliRunner().invoke(main, [*arguments("other.safetensors"), "--search", "2"])
+    assert other.exit_code == 2
+    assert "--search is not for a training by episodes" in other.output
+
+
+def test_the_score_is_the_mean_over_episodes_of_layers_fitted_one_by_one(birds: Path) -> None:
+    clf = fresh()
+    clf.inner = InnerLoop(30, 0.5)
+    found = score(clf, f"cifar-fs:{birds}:test", task=TASK, workers=0, progress=False, batch_size=5)
+    source = ImageSource(f"cifar-fs:{birds}:test")
+    images = torch.stack([source.decode(image, clf.preprocessing)[1] for image in source.images]) / 255
+    classes = sorted({str(image.label) for image in source.images})
+    targets = [classes.index(str(image.label)) for image in source.images]
+    drawn = Episodes(targets, SHAPE, 25, seed=0)
+    accuracies = []
+    for number in range(25):
+        numbers = drawn.drawn(0, number)
+        adapted = xattn.adapt(clf, images[numbers[:3]], [0, 1, 2])
+        predicted = adapted.predict(images[numbers[3:]]).argmax(dim=1)
+        accuracies.append(100 * float((predicted == SHAPE.labels()[3:]).double().mean()))
+    assert found.scores["accuracy"] == pytest.approx(mean_interval(accuracies, (0, 100)))
+    assert found.scores["accuracy"].n == 25
+    assert found.n == 16
+
+
+def test_what_does_not_fit_is_named(birds: Path, tmp_path: Path) -> None:
+    clf, out, data = fresh(), tmp_path / "out.safetensors", f"cifar-fs:{birds}"
+    with pytest.raises(InputError, match=r"the classifier, small, is not one of 5 ways for episodes: make it by xattn.training.with_ways"):
+        fit_episodes(clf, data, out)
+    with pytest.raises(InputError, match=r"the teacher, small, is not one of 3 ways"):
+        fit_episodes(clf, data, out, task=TASK, teacher=xattn.attach(networks.small(3), input_size=32, name="small"))
+    with pytest.raises(InputError, match=r"needs classes for validation that are not trained on: cifar-fs:ROOT, in its layout; got"):
+        fit_episodes(clf, str(birds / "data"), out, task=TASK)
+    with pytest.raises(InputError, match=r"takes 1 \+ 15 pictures of a class, .* class 'bandspoon' of cifar-fs:.*:test has 4"):
+        score(clf, f"{data}:test", task="few-shot:ways=3", workers=0, progress=False)
+    with pytest.raises(InputError, match=r"5 ways needs as many classes, and .* has 4: give fewer ways"):
+        score(clf, f"{data}:test", task="few-shot:queries=1", workers=0, progress=False)
+    with pytest.raises(InputError, match=r"is for task few-shot; got 'classification'"):
+        fit_episodes(clf, data, out, task="classification")
+    with pytest.raises(InputError, match=r"few-shot is trained by episodes: xattn train --task few-shot"):
+        fit(clf, data, out, task=TASK, workers=0)

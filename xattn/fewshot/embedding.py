@@ -1,0 +1,120 @@
+"""The vector that a classifier's last linear layer takes, and that layer exchanged for one of other classes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xattn.errors import InputError, UnsupportedError
+from xattn.models import Classifier, evaluating
+from xattn.models.concurrency import in_this_thread
+
+
+class Embedding:
+    """Images → the vectors that the last linear layer of a classifier takes: of its head (br-npa, b-cnn), or else of its network.
+
+    Args:
+        classifier: whose head's or network's own last layer is linear.
+
+    Attributes:
+        linear: that layer, `(D → K)`.
+        place: its dotted name in the classifier.
+
+    Raises:
+        UnsupportedError: its output is not that of a linear layer on one vector per picture.
+
+    >>> import torch, xattn
+    >>> Embedding(xattn.load("birds:br-npa", device="cpu"))(torch.rand(2, 3, 64, 64)).shape
+    torch.Size([2, 384])
+    """
+
+    def __init__(self, classifier: Classifier) -> None:
+        given: dict[str, tuple[Tensor, Tensor]] = {}
+
+        def note(place: str, args: tuple[Any, ...], output: Tensor) -> None:
+            if len(args) == 1:
+                given[place] = args[0], output
+
+        layers = {place: module for place, module in classifier.named_modules() if isinstance(module, nn.Linear)}
+        handles = [
+            module.register_forward_hook(in_this_thread(lambda _m, args, output, place=place: note(place, args, output)))
+            for place, module in layers.items()
+        ]
+        try:
+            with torch.no_grad(), evaluating(classifier):
+                logits = classifier(classifier.probe())
+        finally:
+            for handle in handles:
+                handle.remove()
+        last = [place for place, (vector, output) in given.items() if vector.dim() == 2 and torch.equal(output, logits)]
+        if len(last) != 1:
+            raise UnsupportedError(
+                f"{classifier.name} · {classifier.head_name} has no vector to tell new classes by: its logits must be the output of one "
+                "linear layer on one vector per picture, as those of most networks with gap, and of br-npa and b-cnn on any."
+            )
+        self.classifier = classifier
+        self.place = last[0]
+        self.linear = layers[self.place]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Vectors `(B, D)` of images `(B, C, H, W)` in pixel space. Differentiable; the classifier's mode, eval or train, stays."""
+        found: list[Tensor] = []
+        hook = in_this_thread(lambda _m, args: found.append(args[0]))
+        handle = self.linear.register_forward_pre_hook(hook)
+        try:
+            self.classifier(images)
+        finally:
+            handle.remove()
+        return found[-1]
+
+
+def with_linear(classifier: Classifier, linear: nn.Linear, names: Sequence[str] | None) -> Classifier:
+    """A copy of a classifier with another linear layer in the place of its last one; it saves and loads as every classifier.
+
+    Args:
+        classifier: see `Embedding`.
+        linear: `(D → K)`, of which a copy is taken.
+        names: of the K classes; None: they have none.
+
+    Raises:
+        UnsupportedError: there is no such layer, or its head has other weights for each of its classes.
+        InputError: the layer takes vectors of another size.
+    """
+    last = Embedding(classifier)
+    if linear.in_features != last.linear.in_features:
+        raise InputError(
+            f"{classifier.name} · {classifier.head_name} has vectors of {last.linear.in_features}; the layer takes {linear.in_features}."
+        )
+    own = copy.deepcopy(linear).to(last.linear.weight)
+    network, (part, _, place) = copy.deepcopy(classifier.network), last.place.partition(".")
+    state = dict(classifier.head.state_dict())
+    if part == "network":
+        parent, _, name = place.rpartition(".")
+        setattr(network.get_submodule(parent), name, own)
+    else:
+        state |= {f"{place}.{key}": value for key, value in own.state_dict().items()}
+    found = Classifier(
+        network,
+        name=classifier.name,
+        preprocessing=classifier.preprocessing,
+        labels=names,
+        head=classifier.head_name,
+        classes=linear.out_features if part == "head" else None,
+        fresh=False,
+        source=classifier.source,
+        output=classifier.reader.path,
+        inputs=classifier.inputs,
+        reads=tuple(stage.name for stage in classifier.attachment.stages),
+    )
+    if apart := [key for key, value in found.head.state_dict().items() if key not in state or state[key].shape != value.shape]:
+        raise UnsupportedError(
+            f"{classifier.head_name} has weights for each of its classes beside the last layer ({apart[0]}): leave out its settings "
+            "rank_probes or per_class."
+        )
+    found.head.load_state_dict(state)
+    found.trained = True
+    return found.eval()

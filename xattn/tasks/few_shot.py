@@ -1,0 +1,148 @@
+"""Episodes of new classes: accuracy of queries, by a linear layer fitted to the few labelled pictures of each episode."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from xattn.data.images import Batch, ImageSource
+from xattn.data.labelled import Classes, Labelled, open_data, open_split
+from xattn.data.preprocessing import pixels
+from xattn.data.workers import each_batch
+from xattn.errors import ImageError, InputError, SettingError
+from xattn.fewshot import Embedding, Episodes, EpisodeShape, episode_logits
+from xattn.fewshot.adaptation import start_of
+from xattn.metrics.statistics import mean_interval
+from xattn.models import Classifier, evaluating
+from xattn.progress import Progress
+from xattn.tasks.base import Data, Scored, Task, TaskMetadata, tasks
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
+
+AT_ONCE = 20  # episodes whose linear layers are fitted together
+
+
+@tasks.register("few-shot", TaskMetadata("accuracy", "score", "Gomez et al. 2021, Sec. 4.1; Sun et al. 2019"))
+@dataclass(frozen=True)
+class FewShot(Task):
+    """Episodes of new classes: mean accuracy of the queries over episodes.
+
+    Attributes:
+        ways: classes of an episode.
+        shots: labelled pictures of each class.
+        queries: pictures of each class to be classified.
+        episodes: on which a classifier is scored.
+    """
+
+    ways: int = 5
+    shots: int = 1
+    queries: int = 15
+    episodes: int = 600
+
+    def __post_init__(self) -> None:
+        EpisodeShape(self.ways, self.shots, self.queries)  # refuses numbers that cannot be
+        if self.episodes < 2:
+            raise SettingError(f"a mean over episodes with its interval takes two or more; got episodes={self.episodes}.")
+
+    @property
+    def shape(self) -> EpisodeShape:
+        """Of an episode."""
+        return EpisodeShape(self.ways, self.shots, self.queries)
+
+    def open(self, data: Any, classes: Classes = "folders") -> Labelled:
+        """Opens the training classes of a data set, and as its validation its validation classes, which are others.
+
+        Raises:
+            InputError: as for `xattn.data.labelled.open_data`, or it has no validation classes.
+        """
+        name, colon, root = str(data).partition(":")
+        if colon and name == "cifar-fs":
+            return replace(open_data(data, classes), validation=open_split(name, root, "val"))
+        if isinstance(data, Labelled) and data.validation is not None:
+            return data
+        raise InputError(
+            f"few-shot training needs classes for validation that are not trained on: cifar-fs:ROOT, in its layout; got '{data!s:.80}'."
+        )
+
+    def check(self, classifier: Classifier) -> None:
+        """Checks that there is a vector to tell new classes by.
+
+        Raises:
+            UnsupportedError: there is none.
+            InputError: it is multi-label, or of values.
+        """
+        if classifier.multi_label or classifier.regression:
+            raise InputError(f"{classifier.name} is multi-label, or of values, and an episode has one class per picture.")
+        Embedding(classifier)
+
+    def check_training(self, classifier: Classifier, taught: bool) -> None:
+        """Refuses: it is trained by episodes, not by batches.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError("few-shot is trained by episodes: xattn train --task few-shot, in Python xattn.training.fit_episodes.")
+
+    def loss(self, output: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy of an episode's queries, a scalar, ≥ 0."""
+        return functional.cross_entropy(output, targets)
+
+    def validation(self, classifier: Classifier) -> Metric:
+        """Accuracy of the queries."""
+        from torchmetrics.classification import MulticlassAccuracy
+
+        return MulticlassAccuracy(self.ways, average="micro", validate_args=False)
+
+    def score(self, classifier: Classifier, data: Data) -> Scored:
+        """Mean accuracy of the queries over episodes, with Student's interval over episodes.
+
+        Each picture is embedded once. The labels are classes of their own: the classifier need not know them.
+
+        Raises:
+            InputError: labels are missing, or there are too few classes or pictures of a class.
+        """
+        vectors, labels, failed = _vectors(classifier, data)
+        names = sorted(set(labels))
+        numbers = {name: number for number, name in enumerate(names)}
+        episodes = Episodes([numbers[label] for label in labels], self.shape, self.episodes, seed=0, name=data.place, names=names)
+        weight, bias, inner = start_of(Embedding(classifier), self.ways)
+        start = weight.detach().to(vectors), bias.detach().to(vectors)
+        drawn = torch.tensor([episodes.drawn(0, number) for number in range(self.episodes)])
+        answers, support = self.shape.labels(), self.shape.support
+        right = []
+        for chunk in drawn.split(AT_ONCE):
+            given, asked = vectors[chunk[:, :support]], vectors[chunk[:, support:]]
+            known = answers[:support].expand(len(chunk), -1)
+            logits = episode_logits(given, known, asked, *start, steps=inner.steps, lr=inner.lr)
+            right.append((logits.argmax(dim=2) == answers[support:]).double().mean(dim=1))
+        found = mean_interval(100.0 * torch.cat(right), (0, 100))
+        network = f"{classifier.name} · {classifier.head_name}"
+        return Scored("few-shot", network, data.place, len(labels), {"accuracy": found}, failed=tuple(failed))
+
+
+def _vectors(classifier: Classifier, data: Data) -> tuple[Tensor, list[str], list[tuple[str, str]]]:
+    """The vectors of pictures, on the CPU, their labels, and those that could not be read with the reason."""
+    source = ImageSource(data.place, data.labels_csv, labels_from=data.labels_from)
+    if not source.labelled:
+        source.label_by_folders()
+    embedding, pieces, failed = Embedding(classifier), dict[int, tuple[Tensor, list[str]]](), list[tuple[str, str]]()
+
+    def work(batch: Batch) -> None:
+        if batch.images:
+            with torch.no_grad(), evaluating(classifier):
+                vectors = embedding(pixels(batch.crops, classifier.device)).float().cpu()
+            pieces[batch.number] = vectors, [str(image.label) for image in batch.images]
+        failed.extend((image.name, reason) for image, reason in batch.failed)
+        shown.add(len(batch.images) + len(batch.failed))
+
+    with Progress(len(source), data.shown) as shown:
+        each_batch(source, classifier.preprocessing, data.batch_size, range(-(-len(source) // data.batch_size)), data.workers, work)
+    if not pieces:
+        raise ImageError(f"none of the {len(source)} pictures of '{data.place}' could be read: {failed[0][1]}")
+    ordered = [pieces[number] for number in sorted(pieces)]
+    return torch.cat([vectors for vectors, _ in ordered]), [label for _, labels in ordered for label in labels], failed

@@ -1,0 +1,219 @@
+"""Meta-training by episodes: scales and shifts of frozen convolutions, and the weights that an episode's linear layer starts from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader
+
+from xattn.data.labelled import Labelled
+from xattn.data.preprocessing import pixels
+from xattn.data.seeds import mixed
+from xattn.errors import DivergedError, InputError
+from xattn.fewshot import Embedding, Episodes, EpisodeShape, episode_logits, scaled_and_shifted, with_linear
+from xattn.fewshot.adaptation import start_of
+from xattn.models import Classifier
+from xattn.models.checkpoints import InnerLoop
+from xattn.registry import Component
+from xattn.tasks import Task, TaskMetadata, tasks
+from xattn.tasks.few_shot import FewShot
+from xattn.training.checkpointing import BEST, Checkpointing, begin, one_training, quiet
+from xattn.training.data import Crops
+from xattn.training.fit import Fitted, as_it_was, settings_of, trainer_for
+from xattn.training.loss import distillation
+from xattn.training.module import optimiser_of, schedule_of
+from xattn.training.recipe import Recipe, recipe_of
+
+
+class EpisodeTraining(lightning.LightningModule):
+    """A classifier that is trained by episodes, one per step.
+
+    Args:
+        classifier: its last layer is what an episode's linear layer starts from.
+        learnt: what is trained besides that layer.
+        shape: of the episodes.
+        recipe: settings of the training.
+        teacher: its logits of the queries, by a layer fitted to the same support set, are learnt besides the labels.
+    """
+
+    def __init__(
+        self, classifier: Classifier, learnt: list[nn.Parameter], shape: EpisodeShape, recipe: Recipe, teacher: Classifier | None
+    ) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.embedding = Embedding(classifier)
+        self.learnt = learnt
+        self.shape = shape
+        self.recipe = recipe
+        self._teacher = [None if teacher is None else Embedding(teacher)]  # in a list, so that it is not a submodule
+
+    def configure_optimizers(self) -> Any:
+        recipe = self.recipe
+        base = {"params": list(self.embedding.linear.parameters()), "lr": recipe.lr if recipe.base_lr is None else recipe.base_lr}
+        groups: list[dict[str, Any]] = [{"params": self.learnt}, base]
+        optimiser = optimiser_of(recipe, groups)
+        factor = schedule_of(recipe, recipe.epochs * recipe.episodes)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_fit_start(self) -> None:
+        if (teacher := self._teacher[0]) is not None:
+            teacher.classifier.to(self.device).eval()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self.classifier.eval()  # statistics of BatchNorm are frozen as the weights are
+
+    def is_complete(self, epoch: int) -> bool:
+        """Whether the weights after an epoch may be kept: always."""
+        return True
+
+    def _logits(self, embedding: Embedding, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits `(q, K)` of the queries of an episode, and their classes."""
+        labels, support = self.shape.labels().to(images.device), self.shape.support
+        vectors = embedding(images)[None]
+        weight, bias, inner = start_of(embedding, self.shape.ways)
+        given, asked = vectors[:, :support], vectors[:, support:]
+        logits = episode_logits(given, labels[None, :support], asked, weight, bias, steps=inner.steps, lr=inner.lr)
+        return logits[0], labels[support:]
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        images = pixels(batch[0], self.device)
+        logits, labels = self._logits(self.embedding, images)
+        teacher = self._teacher[0]
+        if teacher is None:
+            loss = functional.cross_entropy(logits, labels)
+        else:
+            with torch.no_grad():
+                answers = self._logits(teacher, images)[0]
+            loss = distillation(logits, answers, labels, alpha=self.recipe.alpha, temperature=self.recipe.temperature)
+        if not bool(torch.isfinite(loss)):
+            raise DivergedError(
+                f"the loss is {float(loss.detach())} in epoch {self.current_epoch + 1}, episode {batch_idx + 1}: it diverged. Give a lower "
+                f"learning rate (it was {self.recipe.lr:g}); finished epochs are kept."
+            )
+        self.log("loss", loss, on_step=True, on_epoch=True, batch_size=len(labels))
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        logits, labels = self._logits(self.embedding, pixels(batch[0], self.device))
+        self.log("val_loss", functional.cross_entropy(logits, labels), batch_size=len(labels))
+        self.log("val_accuracy", 100.0 * (logits.argmax(dim=1) == labels).float().mean(), batch_size=len(labels))
+
+
+def with_ways(classifier: Classifier, ways: int, seed: int = 0) -> Classifier:
+    """A copy of a trained classifier whose last layer is a new one of as many classes as an episode has, for `fit_episodes`.
+
+    Args:
+        classifier: see `xattn.fewshot.Embedding`.
+        ways: classes of an episode.
+        seed: of the new weights.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        linear = nn.Linear(Embedding(classifier).linear.in_features, ways)
+    found = with_linear(classifier, linear, None)
+    found.inner = InnerLoop()
+    return found
+
+
+def fit_episodes(
+    classifier: Classifier,
+    data: str | Labelled,
+    out: str | Path,
+    *,
+    task: str = "few-shot",
+    recipe: Recipe | str = "few-shot",
+    teacher: Classifier | None = None,
+    seed: int = 0,
+    workers: int | None = None,
+    accelerator: str | None = None,
+    precision: Any = "32-true",
+    progress: bool = True,
+    on_epoch: Callable[[int, float], None] | None = None,
+) -> Fitted:
+    """Meta-trains a classifier by episodes of its training classes, in place; saves the result if the classifier was loaded by name.
+
+    Its convolutions are frozen and get learnt scales and shifts, which are folded into them at the end; its last layer becomes the start
+    of the layer that each episode fits to its support set. The weights kept are those of the epoch with the highest accuracy on episodes of
+    the validation classes. An interrupted run resumes from its last finished epoch, and ends with the same weights.
+
+    Args:
+        classifier: from `with_ways`, or a file that this wrote.
+        data: `cifar-fs:ROOT`; or labelled pictures whose `validation` has other classes.
+        out: the `.safetensors` to write; logs and checkpoints go into a folder beside it, with the same name and `.training`.
+        task: "few-shot" with its settings, the shape of the episodes.
+        recipe: settings, or the name of a preset.
+        teacher: one that was trained so, of as many classes; its logits of the queries are learnt besides the labels.
+        seed: for the episodes and the augmentation.
+        workers: decoding processes; None: one fewer than the cores, at most 8.
+        accelerator: "cpu", "gpu", …; None: the classifier's device.
+        precision: one of Lightning's.
+        progress: show a bar where stderr is a terminal, and log one line per epoch.
+        on_epoch: called with each epoch's number and validation accuracy.
+
+    Raises:
+        InputError: the classifier or the teacher is not of as many classes as an episode, or the data do not suffice.
+        RunError: the folder holds another training run or is in use.
+        DivergedError: the loss became infinite or NaN.
+
+    Source: Sun et al. 2019; Gomez et al. 2021, Sec. 4.1. **Differs**: BatchNorm is frozen whole, its weights and statistics.
+    """
+    chosen = recipe if isinstance(recipe, Recipe) else recipe_of(recipe)
+    component = tasks.create(task)
+    shape = _shape(component)
+    component.instance.check(classifier)
+    for what, each in (("the classifier", classifier), ("the teacher", teacher)):
+        if each is not None and (each.class_count != shape.ways or each.inner is None):
+            raise InputError(
+                f"{what}, {each.name}, is not one of {shape.ways} ways for episodes: make it by xattn.training.with_ways, or load a "
+                "file that xattn train --task few-shot wrote."
+            )
+    opened = component.instance.open(data)
+    assert opened.validation is not None  # the task sees to it
+    about: dict[str, Any] = {"name": opened.name, "names": opened.names}
+    others: dict[str, Any] = {"name": opened.validation.name, "names": opened.validation.names, "seed": mixed(seed, -3, 0)}
+    folder = Path(out).with_suffix(".training")
+    checkpointing = Checkpointing(folder, chosen.episodes * shape.pictures, chosen.epochs, component.metadata, progress, on_epoch)
+    workers = min(8, max(1, (os.cpu_count() or 1) - 1)) if workers is None else workers
+    shared: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0}
+    unseen = Episodes(_classes(opened.validation), shape, chosen.episodes, **others)
+    validation = DataLoader(Crops(opened.validation, classifier.preprocessing, None, seed), batch_sampler=unseen, **shared)
+    with one_training(folder), as_it_was(classifier), checkpointing.progress, quiet(), scaled_and_shifted(classifier) as learnt:
+        trainer = trainer_for(
+            classifier, folder, chosen, [checkpointing], accelerator=accelerator, precision=precision, use_distributed_sampler=False
+        )
+        begin(folder, settings_of(classifier, component.spec, opened, teacher, chosen, seed, precision))
+        module = EpisodeTraining(classifier, learnt, shape, chosen, teacher)
+        module.embedding.linear.requires_grad_()
+        checkpoint = checkpointing.resume()
+        first = checkpointing.kept["epochs"]
+        drawn = Episodes(_classes(opened), shape, chosen.episodes, seed=seed, epoch=lambda: max(first, trainer.current_epoch), **about)
+        loader = DataLoader(Crops(opened, classifier.preprocessing, chosen.smallest_crop, seed), batch_sampler=drawn, **shared)
+        if not checkpointing.kept["finished"]:
+            trainer.fit(module, loader, validation, ckpt_path=checkpoint, weights_only=True)
+        best = torch.load(folder / BEST, map_location="cpu", weights_only=True)
+        module.load_state_dict(best["state_dict"])
+    classifier.trained = True
+    if classifier.source is not None:
+        classifier.save(str(out))
+    kept = checkpointing.kept
+    return Fitted(kept["epochs"], kept["best_epoch"], kept["best_loss"], kept["best_score"], chosen.episodes, folder)
+
+
+def _classes(data: Labelled) -> list[int]:
+    if data.several:
+        raise InputError(f"an episode has one class per picture, and {data.name} has several: give data with one.")
+    return [target for target in data.targets if isinstance(target, int)]
+
+
+def _shape(component: Component[TaskMetadata, Task]) -> EpisodeShape:
+    if not isinstance(component.instance, FewShot):
+        raise InputError(f"training by episodes is for task few-shot; got '{component.spec}'.")
+    return component.instance.shape
