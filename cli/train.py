@@ -133,11 +133,13 @@ def train(
     from xattn.models import load
     from xattn.models.checkpoints import read_header
     from xattn.models.loading import names_code_of, own_file
+    from xattn.rga import PREFIX as RELATION_AWARE
 
     file = own_file(model)
     saved = file is not None
-    of_streams = (model if file is None else read_header(file).source.model).startswith(PREFIX)
-    name = (head or ("gap" if of_streams else "ca-stream")) if file is None else read_header(file).head
+    network = model if file is None else read_header(file).source.model
+    of_streams, is_new = network.startswith(PREFIX), network.startswith((PREFIX, RELATION_AWARE))  # new: parts of it have no weights yet
+    name = (head or ("gap" if is_new else "ca-stream")) if file is None else read_header(file).head
     replaces = heads.create(name).metadata.replaces  # a wrong name is reported before anything is loaded
     from xattn.training import fit, open_data
     from xattn.training.fit import is_first_process
@@ -150,7 +152,7 @@ def train(
     sys.path.append(os.getcwd())  # where package.module:factory is searched
     torch.manual_seed(seed)  # for the head's initial weights
     cpu = "cpu" if accelerator == "cpu" else None
-    of_its_own = not saved and opened.names is not None and (replaces == "classifier" or of_streams)
+    of_its_own = not saved and opened.names is not None and (replaces == "classifier" or is_new)
     with warnings.catch_warnings() if teacher is not None else warned_lines():
         if teacher is not None:
             warnings.simplefilter("ignore", UserWarning)  # about a new classifier: the teacher's weights follow
