@@ -56,7 +56,8 @@ def load(
         model: `birds:NAME` for the shipped classifiers, `torchvision:NAME`, `timm:NAME`, `hf:NAME_OR_FOLDER` (an image classifier, CLIP
             or SigLIP of transformers), `open_clip:NAME`, `focus:BACKBONE[:key=value,…]` (a new two-stream network on a backbone of
             these), `rga:BACKBONE[:key=value,…]` (a ResNet with relation-aware attention, whose gates are new),
-            `package.module:factory`, `path/file.py:factory` (a callable without arguments that returns the network), or a `.safetensors` that `Classifier.save` or `xattn train` wrote, which has its own head.
+            `package.module:factory`, `path/file.py:factory` (a callable without arguments that returns the network), or a
+            `.safetensors` that `Classifier.save` or `xattn train` wrote, which has its own head.
         head: which head gives the logits, `name[:key=value,…]`; None: that of a saved file, else gap.
         classes: number of outputs of a head with its own linear layer (br-npa, b-cnn), or of a network of focus: or rga:; None: the
             network's. For a network that compares images with texts (open_clip, CLIP, SigLIP): the texts of its classes, or a text file
