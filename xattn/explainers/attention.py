@@ -26,6 +26,10 @@ from xattn.models.streams import LOCAL_STAGE
 class RawAttention:
     """The head's own attention: the mean of its maps, in br-npa and b-cnn times the norm of the features; without a target.
 
+    Of a network with relation-aware attention (rga:BACKBONE) and no head that attends: the gate of each position times the norm of the
+    features, at any of its stages. The source does not say of which features: stage `layer4` has those behind the gates, `layer4.features`
+    those before them.
+
     Attributes:
         attention: "softmax", the weights, which sum to 1 by whichever distribution the head has; or "logits", the scores before it, as the
             released CA-Stream code draws them.
