@@ -143,11 +143,13 @@ def train(
     from xattn.models import load
     from xattn.models.checkpoints import read_header
     from xattn.models.loading import names_code_of, own_file
+    from xattn.rga import PREFIX as RELATION_AWARE
 
     file = own_file(model)
     saved = file is not None
-    of_streams = (model if file is None else read_header(file).source.model).startswith(PREFIX)
-    name = head or (read_header(file).head if file is not None else "gap" if of_streams else "ca-stream")
+    network = model if file is None else read_header(file).source.model
+    of_streams, is_new = network.startswith(PREFIX), network.startswith((PREFIX, RELATION_AWARE))  # new: parts of it have no weights yet
+    name = head or (read_header(file).head if file is not None else "gap" if is_new else "ca-stream")
     replaces = heads.create(name).metadata.replaces  # a wrong name is reported before anything is loaded
     from xattn.tasks import default_task, tasks
     from xattn.tasks.few_shot import FewShot
@@ -167,7 +169,7 @@ def train(
     torch.manual_seed(seed)  # for the head's initial weights
     cpu = "cpu" if accelerator == "cpu" else None
     names = opened.names if not saved and texts is None and by_episodes is None else None
-    of_its_own = names is not None and (replaces == "classifier" or of_streams)
+    of_its_own = names is not None and (replaces == "classifier" or is_new)
 
     def loaded(count: int | None) -> Classifier:
         return load(

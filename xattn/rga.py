@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -85,12 +85,12 @@ class RelationAttention(nn.Module):
 
     def forward(self, nodes: Tensor) -> Tensor:
         theta, phi = self.theta(nodes), self.phi(nodes)
-        linear, normalised, rectified = self.relations
-        of_rows, of_columns = linear.weight[:, :, 0].split(nodes.shape[2], dim=1)
+        weight: Any = self.relations[0].weight
+        of_rows, of_columns = weight[:, :, 0].split(nodes.shape[2], dim=1)
         embedded = (of_rows @ phi.transpose(1, 2)) @ theta + (of_columns @ theta.transpose(1, 2)) @ phi
-        related = rectified(normalised(embedded))
-        gates: Tensor = self.gate(torch.cat([self.own(nodes).mean(dim=1, keepdim=True), related], dim=1))
-        return gates.sigmoid()
+        related = self.relations[1:](embedded)
+        logits: Tensor = self.gate(torch.cat([self.own(nodes).mean(dim=1, keepdim=True), related], dim=1))
+        return logits.sigmoid()
 
 
 def _embedding(came: int, width: int) -> nn.Sequential:

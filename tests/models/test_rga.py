@@ -23,10 +23,10 @@ def embedded(part: nn.Module, column: list[float]) -> list[float]:
     """A linear map, batch normalisation in eval mode and, unless it is the last, ReLU."""
     linear, norm = part[0], part[1]
     found = []
+    means, variances, scales, shifts = (values.tolist() for values in (norm.running_mean, norm.running_var, norm.weight, norm.bias))
     for k, row in enumerate(linear.weight[:, :, 0].tolist()):
         value = sum(w * x for w, x in zip(row, column, strict=True))
-        value = (value - float(norm.running_mean[k])) / math.sqrt(float(norm.running_var[k]) + norm.eps)
-        value = value * float(norm.weight[k]) + float(norm.bias[k])
+        value = (value - means[k]) / math.sqrt(variances[k] + norm.eps) * scales[k] + shifts[k]
         found.append(max(value, 0.0) if len(part) == 3 else value)
     return found
 
@@ -104,11 +104,11 @@ def test_a_map_of_another_size_is_refused_with_what_to_do() -> None:
         RelationAware(6, (3, 4))(torch.rand(1, 6, 4, 4))
     with pytest.raises(InputError, match=r"16 × 24 positions, and a map of 32 × 32 came"):
         xattn.load(NAME, input_size=32, device="cpu")
-    with pytest.raises(InputError, match=r"no high resolution"):
+    with pytest.raises(UnsupportedError, match=r"no high resolution"):
         xattn.load(NAME, high_res=["layer4"], device="cpu")
 
 
-def test_raw_attention_is_the_gate_times_the_norm_at_each_stage(tmp_path: Path) -> None:
+def test_raw_attention_is_the_gate_times_the_norm_at_each_stage(folder: Path, tmp_path: Path) -> None:
     network = networks.seeded(lambda: SmallResNet(5, 4)).double()
     with_relations(network, ["layer1", "layer2", "layer3", "layer4"], (16, 24))
     clf = xattn.attach(network, input_size=(16, 24), resize=(16, 24), name="net")
@@ -131,7 +131,7 @@ def test_raw_attention_is_the_gate_times_the_norm_at_each_stage(tmp_path: Path) 
         with pytest.raises(UnsupportedError, match=said):
             xattn.explain(clf, images, [spec], stage=stage)
         with pytest.raises(UnsupportedError):
-            xattn.Study([clf], [spec], ["sparsity"], [], tmp_path / "no", stage=stage)
+            xattn.Study([clf], [spec], ["sparsity"], folder, tmp_path / "no", stage=stage, progress=False)
 
 
 def test_a_name_gives_a_network_that_is_trained_further_saved_and_loaded_as_it_is(tmp_path: Path) -> None:

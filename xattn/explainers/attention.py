@@ -26,6 +26,10 @@ from xattn.models.streams import LOCAL_STAGE
 class RawAttention:
     """The head's own attention: the mean of its maps, in br-npa and b-cnn times the norm of the features; without a target.
 
+    Of a network with relation-aware attention (rga:BACKBONE) and no head that attends: the gate of each position times the norm of the
+    features, at any of its stages. The source does not say of which features: stage `layer4` has those behind the gates, `layer4.features`
+    those before them.
+
     Attributes:
         attention: "softmax", the weights, which sum to 1 by whichever distribution the head has; or "logits", the scores before it, as the
             released CA-Stream code draws them.
@@ -71,7 +75,7 @@ class RawAttention:
             raise UnsupportedError(f"{classifier.head_name} has no attention at stage '{stage}'. Choose one of: {', '.join(maps)}.")
         with torch.no_grad():
             found = maps[stage].detach()
-            found = found if self.rank == "mean" else found[:, self.rank - 1, None]
+            found = found[:, self.rank - 1, None] if isinstance(self.rank, int) else found
             return classifier.head.saliency(trace.features, found if found.dtype == torch.float64 else found.float())
 
     def _of_gates(self, trace: Trace) -> Tensor:
@@ -116,7 +120,7 @@ def without_rank(head: Head, rank: int | Literal["mean"]) -> str | None:
         head: the module.
         rank: from 1; "mean": of all, which every head has.
     """
-    if rank == "mean" or rank <= head.ranks:
+    if not isinstance(rank, int) or rank <= head.ranks:
         return None
     if head.ranks:
         return f"it has {head.ranks} ranked maps: give rank=1{f' to rank={head.ranks}' * (head.ranks > 1)}, or leave it out for their mean"

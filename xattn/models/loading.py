@@ -56,11 +56,12 @@ def load(
     Args:
         model: `birds:NAME` for the shipped classifiers, `torchvision:NAME`, `timm:NAME`, `hf:NAME_OR_FOLDER` (an image classifier, CLIP
             or SigLIP of transformers), `open_clip:NAME`, `focus:BACKBONE[:key=value,…]` (a new two-stream network on a backbone of
-            these), `package.module:factory`, `path/file.py:factory` (a callable without arguments that returns the network), or a
+            these), `rga:BACKBONE[:key=value,…]` (a ResNet with relation-aware attention, whose gates are new),
+            `package.module:factory`, `path/file.py:factory` (a callable without arguments that returns the network), or a
             `.safetensors` that `Classifier.save` or `xattn train` wrote, which has its own head.
         head: which head gives the logits, `name[:key=value,…]`; None: that of a saved file, else gap. A file with gap takes any head, which
             is new then.
-        classes: number of outputs of a head with its own linear layer (br-npa, b-cnn), of a new two-stream network, or of a network of
+        classes: number of outputs of a head with its own linear layer (br-npa, b-cnn), of a network of focus: or rga:, or of one of
             torchvision or timm that keeps its pooling and gets a new classifier, to be trained; None: the network's. For a network that
             compares images with texts (open_clip, CLIP, SigLIP): the texts of its classes, or a text file with one per line; they are
             the labels.

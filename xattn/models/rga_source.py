@@ -44,21 +44,22 @@ def from_rga(request: Request, build: Callable[[Request], Built], bare: Callable
     whole = state is not None and any(f".{RELATIONS}." in key for key in state)
     own = None if whole else build(replace(request, model=name, classes=None))
     network = bare(name) if own is None else own.network
-    layers = [key for key, child in network.named_children() if LAYER.fullmatch(key) and isinstance(child, nn.Module)]
-    if not layers or not isinstance(getattr(network, "fc", None), nn.Linear):
+    layers = [key for key, _ in network.named_children() if LAYER.fullmatch(key)]
+    classifier = getattr(network, "fc", None)
+    if not layers or not isinstance(classifier, nn.Linear):
         raise UnsupportedError(f"model '{request.model}': the attention stands after layer1, layer2, … of a ResNet; {name} is none.")
     preprocessing = own.preprocessing if own is not None else build(Request(name)).preprocessing if source == "birds" else Preprocessing()
     standard = preprocessing.input_size if source == "birds" else (SIDE, SIDE)
     size = (settings.height or standard[0], settings.width or standard[1])
     if size != preprocessing.input_size:
         preprocessing = replace(preprocessing, input_size=size, resize=size)
-    before, classes = network.fc.out_features, request.classes
+    before, classes = classifier.out_features, request.classes
     if state is not None and whole and "fc.weight" in state:
         classes = len(state["fc.weight"])
         if request.classes not in (None, classes):
             raise InputError(f"model '{request.model}': the weights are for {classes} classes, and classes={request.classes} came.")
     if classes not in (None, before):
-        network.fc = nn.Linear(network.fc.in_features, classes)
+        network.fc = nn.Linear(classifier.in_features, int(classes or before))
     with_relations(network.eval(), layers, size, settings.reduction)
     if state is not None and whole:
         fit_weights(network, state, request.shown_weights)

@@ -182,7 +182,7 @@ def _head_maps(several: Tensor, method: MethodComponent) -> Tensor | None:
     if not method.metadata.shows_head:
         return None
     rank = getattr(method.instance, "rank", "mean")
-    return several if rank == "mean" else several[:, rank - 1, None]
+    return several[:, rank - 1, None] if isinstance(rank, int) else several
 
 
 def curve_owners(metrics: Sequence[MetricComponent]) -> dict[Curve, str]:

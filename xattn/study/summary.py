@@ -124,9 +124,9 @@ def controls_last(rows: pd.DataFrame) -> pd.DataFrame:
     """
     classifier = rows.groupby(["model", "head"], sort=False, dropna=False).ngroup()
     control = rows["method"].isin([method for method in rows["method"].unique() if isinstance(method, str) and is_control(method)])
-    return rows.loc[
-        pd.DataFrame({"classifier": classifier, "control": control}).sort_values(["classifier", "control"], kind="stable").index
-    ]
+    place = pd.DataFrame({"classifier": classifier, "control": control}).sort_values(["classifier", "control"], kind="stable").index
+    ordered: pd.DataFrame = rows.loc[place]
+    return ordered
 
 
 def _count(sums: list[float], value: float) -> None:
