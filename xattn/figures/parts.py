@@ -36,7 +36,8 @@ def coloured(ranked: Floats) -> Floats:
     """
     three = np.pad(ranked[:3], ((0, max(0, 3 - len(ranked))), (0, 0), (0, 0)))
     low, high = ranked[:3].min(), ranked[:3].max()
-    return ((three - low) / np.maximum(high - low, np.float32(1e-12))).clip(0, 1).transpose(1, 2, 0)
+    found: Floats = ((three - low) / np.maximum(high - low, np.float32(1e-12))).clip(0, 1).transpose(1, 2, 0)
+    return found
 
 
 def true_parts(crop: Bytes, visible: NDArray[np.bool_]) -> Floats:

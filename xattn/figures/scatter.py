@@ -107,6 +107,6 @@ class Scatter:
             both += [(float(x), float(y)) for x, y in pairs]
         varies = len(both) > 2 and all(len(set(values)) > 1 for values in zip(*both, strict=True))
         if varies:
-            correlation = float(pd.DataFrame(both).rank().corr().iloc[0, 1])
+            correlation = pd.DataFrame(both).rank().corr().to_numpy()[0, 1]
             axis.text(0.02, 0.99, f"ρ = {correlation:.2f}", transform=axis.transAxes, va="top", fontsize=NOTE)
         axis.set_title(classifier_name(classifier, shown))
