@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,7 @@ __all__ = [
     "shown_values",
 ]
 
-Floats = NDArray[np.float32]
+Floats = NDArray[np.floating[Any]]
 """Finished maps and pictures are NumPy's arrays: what draws them needs no torch, whose import takes seconds."""
 
 CMAP = "inferno"
@@ -93,7 +93,8 @@ def mask_of_map(raw: Floats) -> Floats:
     low, high = raw.min(), raw.max()
     if not np.isfinite(raw).all() or not high - low > FLAT * np.abs(raw).max():
         return np.zeros_like(raw)
-    return ((raw - low) / (high - low)).clip(0, 1)
+    found: Floats = ((raw - low) / (high - low)).clip(0, 1)
+    return found
 
 
 def shown_values(raw: Floats, *, direct: bool, signed: bool, limits: tuple[float, float] | None = None) -> Floats:
@@ -115,7 +116,8 @@ def shown_values(raw: Floats, *, direct: bool, signed: bool, limits: tuple[float
         return ((raw / max(most, float(np.finfo(np.float32).tiny))).clip(-1, 1) + 1) / 2
     if limits is None or limits[0] == limits[1]:
         return mask_of_map(raw)
-    return ((raw - limits[0]) / (limits[1] - limits[0])).clip(0, 1)
+    found: Floats = ((raw - limits[0]) / (limits[1] - limits[0])).clip(0, 1)
+    return found
 
 
 @functools.lru_cache(maxsize=16)
@@ -136,7 +138,8 @@ def table(cmap: str) -> Floats:
 def coloured(values: Floats, cmap: str) -> Floats:
     """Values in [0, 1] of any shape as colours: `(…, 3)` float32 in [0, 1], as matplotlib's colour map gives them."""
     colours = table(cmap)
-    return colours[(values * len(colours)).astype(np.int64).clip(0, len(colours) - 1)]
+    found: Floats = colours[(values * len(colours)).astype(np.int64).clip(0, len(colours) - 1)]
+    return found
 
 
 def blended(picture: Floats, values: Floats, cmap: str, alpha: float) -> Floats:
@@ -250,7 +253,7 @@ def _grown(inside: NDArray[np.bool_], by: int) -> NDArray[np.bool_]:
     """A region and all pixels within a distance of it along both axes."""
     for axis in (0, 1):
         padded = np.pad(inside, [(by, by) if side == axis else (0, 0) for side in (0, 1)])
-        inside = np.lib.stride_tricks.sliding_window_view(padded, 2 * by + 1, axis=axis).any(axis=-1)
+        inside = np.asarray(np.lib.stride_tricks.sliding_window_view(padded, 2 * by + 1, axis=axis).any(axis=-1))
     return inside
 
 

@@ -301,9 +301,9 @@ class ImageSource:
         self, preprocessing: Preprocessing, batch_size: int, *, workers: int = 0, wanted: Sequence[int] | None = None
     ) -> Iterator[Batch]:
         """Decoded batches in order, read ahead by worker processes: those of the wanted numbers, or all if None."""
-        decoder = Batches(self, preprocessing, batch_size)
+        decoder: Any = Batches(self, preprocessing, batch_size)  # a data set in all but its base class, which would import torch
         wanted = range(decoder.count) if wanted is None else wanted
-        loader: Iterator[Batch] = torch.utils.data.DataLoader(
+        loader = torch.utils.data.DataLoader[Batch](
             decoder, batch_size=None, sampler=wanted, num_workers=min(workers, len(wanted)), pin_memory=torch.cuda.is_available()
         )
         yield from loader

@@ -86,7 +86,8 @@ def shown_title(crop: Bytes) -> str:
 
 def grey(crop: Bytes) -> Floats:
     """Luminance `(H, W)` in [0, 1] of a crop `(C, H, W)` as it is shown."""
-    return (shown_crop(crop).astype(np.float32) / 255 * np.array(LUMINANCE, dtype=np.float32)).sum(axis=2)
+    found: Floats = (shown_crop(crop).astype(np.float32) / 255 * np.array(LUMINANCE, dtype=np.float32)).sum(axis=2)
+    return found
 
 
 def mask_of(stored: StoredMap, method: str, size: tuple[int, int] | None = None) -> Floats:

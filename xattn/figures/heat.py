@@ -80,7 +80,7 @@ def _cell(sheet: Sheet, place: tuple[float, float, float], cell: Cell, value: fl
     if math.isnan(share):
         sheet.text(x + width / 2, y + ROW / 2, ["–"], TEXT, ha="center", va="center")
         return
-    colour = coloured(np.float32(share), style.cmap or CMAP)
+    colour = coloured(np.array(share, dtype=np.float32), style.cmap or CMAP)
     sheet.box(x, y, width, ROW, colour.tolist())
     is_light = float(colour @ np.array(LUMINANCE, dtype=np.float32)) > LIGHT
     weight = "bold" if share == 1.0 else "normal"

@@ -31,7 +31,8 @@ def coloured(ranked: Floats) -> Floats:
     """
     three = np.pad(ranked[:3], ((0, max(0, 3 - len(ranked))), (0, 0), (0, 0)))
     low, high = ranked[:3].min(), ranked[:3].max()
-    return ((three - low) / np.maximum(high - low, np.float32(1e-12))).clip(0, 1).transpose(1, 2, 0)
+    found: Floats = ((three - low) / np.maximum(high - low, np.float32(1e-12))).clip(0, 1).transpose(1, 2, 0)
+    return found
 
 
 def over_photograph(colours: Floats, crop: Bytes) -> Floats:
@@ -44,7 +45,8 @@ def over_photograph(colours: Floats, crop: Bytes) -> Floats:
     Returns:
         `(H, W, 3)` in [0, 1].
     """
-    return colours + DIMMED * (1 - colours.max(axis=2, keepdims=True)) * grey(crop)[..., None]
+    shown: Floats = colours + np.float32(DIMMED) * (1 - colours.max(axis=2, keepdims=True)) * grey(crop)[..., None]
+    return shown
 
 
 def ranked_panel(shown: RunData, name: str, column: Column, over: Ground = "black") -> Panel:

@@ -53,7 +53,8 @@ class Ranking(NamedTuple):
 
 def mean_ranks(values: Doubles, higher: bool) -> Floats:
     """Mean over images of the rank of each method, 1 for the best; ties share the mean of their ranks: `(n, k)` → `(k,)` float32."""
-    return _ranks(values, higher).mean(axis=0, dtype=np.float32)
+    found: Floats = _ranks(values, higher).mean(axis=0, dtype=np.float32)
+    return found
 
 
 def _ranks(values: Doubles, higher: bool) -> Doubles:
@@ -148,7 +149,7 @@ def ranking(names: Sequence[str], values: Doubles, higher: bool, test: Test = "n
     if test == "nemenyi":
         same = {pair: abs(ranks[order[pair[1]]] - ranks[order[pair[0]]]) < critical for pair in pairs}
     else:
-        p = holm([paired(values[:, order[a]], values[:, order[b]]).p for a, b in pairs])
+        p = holm([paired(values[:, order[a]].tolist(), values[:, order[b]].tolist()).p for a, b in pairs])
         same = {pair: value >= LEVEL for pair, value in zip(pairs, p, strict=True)}
     return Ranking([names[place] for place in order], [float(ranks[place]) for place in order], friedman, critical, cliques(same, k), n)
 

@@ -172,5 +172,5 @@ def _write_correlation(axis: Any, points: Sequence[Point]) -> None:
     """Writes Spearman's correlation of some points, where there are three or more and both values vary."""
     both = [(point.x.mean, point.y.mean) for point in points]
     if len(both) > 2 and all(len(set(values)) > 1 for values in zip(*both, strict=True)):
-        correlation = float(pd.DataFrame(both).rank().corr().iloc[0, 1])
+        correlation = pd.DataFrame(both).rank().corr().to_numpy()[0, 1]
         axis.text(0.02, 0.99, f"ρ = {correlation:.2f}", transform=axis.transAxes, va="top", fontsize=NOTE)
