@@ -21,13 +21,13 @@ from xattn.errors import InputError
 
 KEY = "sketchbirds flock"
 MOST = 3
-DIFFICULT = 0.6  # share of a bird that is visible, below which it is marked as difficult
+DIFFICULT = 0.7  # share of a bird that is visible, below which it is marked as difficult
 OCCLUDED = 0.95
 SPOTS = {1: ((0.5, 0.52),), 2: ((0.29, 0.5), (0.71, 0.54)), 3: ((0.28, 0.32), (0.72, 0.36), (0.5, 0.72))}
 SIZES = {1: (0.42, 0.72), 2: (0.36, 0.5), 3: (0.32, 0.42)}
 """Centres, and the least and largest size, of birds by their number."""
 JITTER = 0.1
-COVERED = 0.25  # share of the pictures of several birds in which the last stands before the first
+COVERED = 0.4  # share of the pictures of several birds in which the last stands before the first
 QUALITY = 95
 
 
@@ -85,7 +85,7 @@ def flock(index: int, *, split: Split = "train", seed: int = 0) -> Flock:
 def export_voc(folder: str | Path, *, train: int = 2000, validation: int = 400, seed: int = 0) -> Path:
     """Writes pictures of several birds in the layout of PASCAL VOC: `JPEGImages`, `Annotations` with boxes, `ImageSets/Main`.
 
-    A bird of which less than 60 % is visible is marked as difficult. A comment in each picture names its flock, so that `flock_of` finds
+    A bird of which less than 70 % is visible is marked as difficult. A comment in each picture names its flock, so that `flock_of` finds
     the ground truth; the pixels do not contain it.
 
     Args:
