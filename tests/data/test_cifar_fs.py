@@ -50,7 +50,7 @@ def test_training_sees_the_training_classes_and_a_run_those_of_the_split_that_is
     source = ImageSource(f"cifar-fs:{birds}:val")
     assert {str(image.label) for image in source.images} == set(open_published("cifar-fs", birds, "val").classes)
     with pytest.raises(
-        InputError, match=r"names no split of cifar-fs: write cifar-fs:ROOT:test, or cifar-fs:ROOT:val or cifar-fs:ROOT:train"
+        InputError, match=r"names no split of cifar-fs: write cifar-fs:ROOT:test, or cifar-fs:ROOT:train, or cifar-fs:ROOT:val"
     ):
         ImageSource(f"cifar-fs:{birds}")
 

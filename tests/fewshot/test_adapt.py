@@ -14,7 +14,7 @@ from torch.nn import functional
 import xattn
 from tests import networks
 from tests.training.conftest import paint
-from xattn.birds import SketchBirds, export_few_shot
+from xattn.birds import export_few_shot
 from xattn.cli import main
 from xattn.data.images import ImageSource
 from xattn.errors import ImageError, InputError, NameUnknownError, SettingError, UnsupportedError, WeightsError
@@ -90,8 +90,8 @@ def test_a_few_birds_of_kinds_that_the_network_never_saw_make_a_file_that_explai
         maps = xattn.explain(loaded, queries, methods=["grad-cam"], target=target)
         assert float(maps["grad-cam"].abs().sum()) > 0
         rows = xattn.evaluate(loaded, queries, maps, metrics=["average-drop"], target=target)
-        assert len(rows) == 8
-        assert read_header(out).head_alone == (model == "birds:br-npa")
+        assert len(rows) == 4
+        assert not read_header(out).head_alone  # both came with their own weights
 
 
 def test_a_layer_that_was_trained_for_it_is_where_the_fit_starts_and_says_how_long_it_takes(tmp_path: Path) -> None:
@@ -183,4 +183,3 @@ def test_a_layer_of_another_width_and_damaged_settings_in_a_file_are_refused(tmp
     path.write_bytes(path.read_bytes().replace(b'\\"steps\\": 3', b'\\"steps\\":-3'))
     with pytest.raises(WeightsError, match=r"the header of .* is damaged: inner.steps"):
         read_header(path)
-    assert len(SketchBirds("test", 1)) == 1
