@@ -15,6 +15,7 @@ from xattn.errors import InputError
 
 if TYPE_CHECKING:
     from xattn.models import Classifier
+    from xattn.training import Fitted
 
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true", "transformer-engine", "32", "16", "bf16", "64")
 
@@ -242,20 +243,20 @@ def train(
         fewer = {
             key: value for key, value in options.items() if key not in ("devices", "nodes", "log_gradients", "cache_features", "patches")
         }
-        fitted = fit_episodes(classifier, opened, out, **fewer)
-        tell(
-            f"kept epoch {fitted.best} of {fitted.epochs}: validation loss {fitted.loss:.4f}, {measure} {fitted.score:.2f} % on "
-            f"{fitted.validation} episodes; logs in {fitted.folder}",
-        )
+        tell(_kept(fit_episodes(classifier, opened, out, **fewer), measure, "episodes"))
     elif trials is not None:
         found = search(classifier, opened, out, trials, **options)
         settings = ", ".join(f"{key} {value}" for key, value in found.recipe.to_json().items() if value != getattr(recipe, key))
         tell(f"best of {found.trials} trials ({found.pruned} pruned): validation {measure} {found.score:.2f} %, {settings}")
     else:
-        fitted = fit(classifier, opened, out, **options)
-        tell(
-            f"kept epoch {fitted.best} of {fitted.epochs}: validation loss {fitted.loss:.4f}, {measure} {fitted.score:.2f} % on "
-            f"{fitted.validation} pictures; logs in {fitted.folder}",
-        )
+        tell(_kept(fit(classifier, opened, out, **options), measure, "pictures"))
     if is_first_process():
         say(out)
+
+
+def _kept(fitted: Fitted, measure: str, units: str) -> str:
+    """Which epoch of a training was kept, and how it does on the validation data."""
+    return (
+        f"kept epoch {fitted.best} of {fitted.epochs}: validation loss {fitted.loss:.4f}, {measure} {fitted.score:.2f} % on "
+        f"{fitted.validation} {units}; logs in {fitted.folder}"
+    )
