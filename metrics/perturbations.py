@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from xattn.deferred import torch
@@ -76,7 +76,7 @@ class Curve:
     step: int | None = None
     low_res: bool = False
     tolerance: float | None = None
-    as_bytes: bool = False
+    as_bytes: bool = field(default=False, repr=False)  # a run's protocol says it by its name
 
 
 Perturbation = Original | Kept | Removed | Curve
@@ -88,13 +88,22 @@ def takes_low_res(perturbation: Perturbation) -> bool:
     return (isinstance(perturbation, Curve) and perturbation.low_res) or perturbation == Removed("bicubic")
 
 
-def forwards(perturbation: Perturbation, size: tuple[int, int]) -> int:
-    """The most forwards that a perturbation costs for one image under one mask, without the image itself and its baseline."""
+def forwards(perturbation: Perturbation, size: tuple[int, int], cells: int = 0) -> int:
+    """The most forwards that a perturbation costs for one image under one mask, without the image itself and its baseline.
+
+    Args:
+        perturbation: of the image.
+        size: height and width of the image.
+        cells: of the map, for a curve that ranks them, in steps of its own; 0: not known, so that it counts as one of the usual steps.
+    """
     if isinstance(perturbation, Original):
         return 0
     if not isinstance(perturbation, Curve):
         return 1
-    count, step = (LOW_RES_STEPS, 1) if perturbation.low_res else (size[0] * size[1], perturbation.step or 8 * size[1])
+    if perturbation.low_res:
+        count, step = (cells, perturbation.step) if cells and perturbation.step else (LOW_RES_STEPS, 1)
+    else:
+        count, step = size[0] * size[1], perturbation.step or 8 * size[1]
     return -(-count // step) - 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import importlib
 import importlib.util
 import inspect
@@ -9,9 +10,11 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import torch
 
 import xattn
 from xattn import catalogue, explainers
@@ -128,6 +131,32 @@ def test_a_component_of_the_user_s_own_module_is_listed_and_drawn_as_what_it_dec
     finally:
         del methods.entries[name]
     assert not is_control(name)
+
+
+class Mode(enum.Enum):
+    ONE = 1
+
+
+@dataclass(frozen=True)
+class OfTheUser:
+    """A method with settings that JSON has no word for."""
+
+    needed: int
+    mode: Mode = Mode.ONE
+    names: list[str] = field(default_factory=list)
+
+    def __call__(self, trace: explainers.Trace) -> torch.Tensor:
+        return trace.images.mean(dim=1) * self.needed
+
+
+def test_settings_that_json_has_no_word_for_are_declared_all_the_same() -> None:
+    explainers.register("of-the-user", source="the user")(OfTheUser)
+    try:
+        assert not is_control("of-the-user:needed=2")
+        (found,) = [entry for entry in listing("methods") if entry["name"] == "of-the-user"]
+        assert found["settings"] == {"mode": "Mode.ONE"}
+    finally:
+        del methods.entries["of-the-user"]
 
 
 @pytest.mark.parametrize(("command", "limit"), [(["-c", "import xattn"], 0.1), (["-m", "xattn.cli", "--help"], 0.3)])

@@ -67,7 +67,10 @@ def is_direct(method: str) -> bool:
 
 
 def _declares(method: str, what: str) -> bool:
-    declared = declaration("methods", method.partition(":")[0])
+    name, live = method.partition(":")[0], _live("methods")
+    if live is not None:
+        return name in live.entries and bool(getattr(live.entries[name].metadata, what))
+    declared = declaration("methods", name)
     return declared is not None and bool(declared[what])
 
 
@@ -115,7 +118,7 @@ def _shipped() -> dict[str, Any] | None:
 
 @functools.cache
 def digest() -> str:
-    """A digest of all sources that a declaration can depend on."""
+    """A digest of all files that register components or define a registry."""
     found = hashlib.blake2b(digest_size=12)
     for name, content in sorted(_sources().items()):
         found.update(f"{name} ".encode() + hashlib.blake2b(content).digest())
@@ -123,7 +126,7 @@ def digest() -> str:
 
 
 def _sources() -> dict[str, bytes]:
-    """The files that register components or say what these declare, by their name in an installed package."""
+    """The content of these files, by their name in an installed package."""
     found = {}
     for package in ("xattn", "xattn.metrics"):  # a checkout has `metrics/` beside the others
         home = Path(str(importlib.util.find_spec(package).origin)).parent  # type: ignore[union-attr]
@@ -145,7 +148,8 @@ def _entries(registry: Any) -> Entries:
 
 def _entry(entry: Any) -> dict[str, Any]:
     metadata = {key: _json(value) for key, value in dataclasses.asdict(entry.metadata).items()}
-    found: dict[str, Any] = json.loads(json.dumps({"summary": entry.summary, "settings": entry.settings, **metadata}))
+    settings = {name: default for name, default in entry.settings.items() if default is not dataclasses.MISSING}
+    found: dict[str, Any] = json.loads(json.dumps({"summary": entry.summary, "settings": settings, **metadata}, default=str))
     return found
 
 

@@ -19,7 +19,7 @@ from xattn.errors import InputError, UnsupportedError
 from xattn.figures import FigureStyle, figure
 from xattn.figures.base import pages
 from xattn.figures.run_data import read_runs
-from xattn.figures.steps import steps
+from xattn.figures.steps import step_of, steps
 from xattn.models import Classifier
 from xattn.patches import find
 from xattn.study.store import Store
@@ -209,6 +209,20 @@ def test_a_run_keeps_boxes_and_weights_of_steps_and_a_figure_shows_them(folder: 
     both = replace(read, maps=read.maps | {(image, "another", *rest): found for (image, _, *rest), found in read.maps.items()})
     with pytest.raises(InputError, match="of one network"):
         steps(both, FigureStyle("column"))
+
+
+def test_the_step_of_a_method_is_that_of_its_settings() -> None:
+    for method, step in (
+        ("step-cam:step=2", 2),
+        ("step-cam", 1),
+        ("raw-attention:step=3", 3),
+        ("raw-attention", None),
+        ("raw-attention:rank=1", None),
+        ("grad-cam", None),
+        ("captum:Saliency", None),
+        ("no-such-method", None),
+    ):
+        assert step_of(method) == step
 
 
 def test_finders_of_patches_read_the_global_stream() -> None:

@@ -185,6 +185,15 @@ def test_what_asks_another_question_is_refused_whatever_methods_it_has(
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
 
 
+def test_a_run_whose_version_had_fewer_settings_goes_on(tiny: Classifier, folder: Path, tmp_path: Path) -> None:
+    study(tiny, folder, tmp_path / "run", methods=["grad-cam"], metrics=["insertion"]).run()
+    run = about(tmp_path / "run")
+    del run["protocol"]["grad-cam"]["settings"]["signed"], run["protocol"]["insertion"]["settings"]["blur"]
+    (tmp_path / "run" / "run.json").write_text(json.dumps(run))
+    study(tiny, folder, tmp_path / "run", methods=["grad-cam", "random"], metrics=["insertion"]).run()
+    assert set(scores(tmp_path / "run")["method"]) == {"grad-cam", "random"}
+
+
 def test_other_settings_under_the_same_name_are_another_protocol(tiny: Classifier, folder: Path, tmp_path: Path) -> None:
     study(tiny, folder, tmp_path / "run", methods=["grad-cam"], metrics=["insertion"]).run()
     found = about(tmp_path / "run")

@@ -245,13 +245,13 @@ class ImageSource:
         """The crop that the network sees, as a picture.
 
         Raises:
-            ImageError: the image cannot be read, with the reason, or is a tensor of a data set.
+            ImageError: the image cannot be read, with the reason.
         """
         if image.path is not None:
             return preprocessing.cropped(read_scaled(image.path, preprocessing.channels, self.reading)[0])
-        if (found := picture_in(item_parts(self._item(image))[0], preprocessing.channels, self.reading)) is None:
-            raise ImageError("an item with a picture is needed")
-        return preprocessing.cropped(found[0])
+        given = item_parts(self._item(image))[0]
+        found = picture_in(given, preprocessing.channels, self.reading)
+        return as_picture(picture_or_crop(given, preprocessing, self.reading)[0]) if found is None else preprocessing.cropped(found[0])
 
     def photograph(self, image: NamedImage, preprocessing: Preprocessing) -> tuple[Image.Image, Region]:
         """The picture at its own size, in RGB as a viewer shows it, and the part of it that the network sees.

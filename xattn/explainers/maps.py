@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from xattn.catalogue import is_direct
 from xattn.data.photographs import Photographs
 from xattn.data.preprocessing import Region, as_picture
-from xattn.explainers.base import MethodComponent, Need, methods
+from xattn.explainers.base import MethodComponent, Need
 from xattn.explainers.reasons import reasons_of
 from xattn.explainers.trace import Trace
 from xattn.heads.base import HeadMaps
@@ -138,8 +139,7 @@ class Maps(Mapping[str, Tensor]):
         levels = tuple(contour) if isinstance(contour, Sequence) and not isinstance(contour, str) else (contour,)
         style = OverlayStyle(cmap, alpha, interpolation, levels)
         self[method]  # refused if it is not there
-        name, signed = method.partition(":")[0], is_signed(method)
-        direct = name in methods.entries and methods.entries[name].metadata.direct
+        signed, direct = is_signed(method), is_direct(method)
         maps = zip(self.raw[method].detach().float().cpu().numpy(), self._pictures(), strict=True)
         return [
             overlay(picture, shown_values(raw, direct=direct, signed=signed), region, style, SIGNED_CMAP if signed else CMAP)

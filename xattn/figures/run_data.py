@@ -99,7 +99,9 @@ def read_runs(
             nearest |= {(query, name, head): (known[query][0], known[query][1]) for query in names if query in known}
         if partners := _partners(run, names):
             for (image, other, model, head, method), found in store.maps_by_target([*names, *partners], methods).items():
-                pair_maps[image, other, called[model, head], head, method] = found
+                name = called[model, head]
+                if any(nearest.get((a, name, head), ("", 0.0))[0] == b for a, b in ((image, other), (other, image))):
+                    pair_maps[image, other, name, head, method] = found
             ranked |= {(image, called[model, head], head): found for (image, model, head), found in store.ranked(partners).items()}
         for (image, model, head, method), found in store.maps(names, methods).items():
             if (model, head) not in called:

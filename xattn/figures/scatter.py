@@ -108,6 +108,8 @@ class Scatter:
             Line2D([], [], color=look.colour, linestyle="", marker=look.marker, markersize=3.5, label=m) for m, look in style_of.items()
         ]
         drawn = shown.rows[shown.rows["metric"].isin(metrics) & shown.rows["value"].notna()]
+        if drawn.empty:
+            raise InputError(f"none of these images has a value of {metrics[0]} or {metrics[1]}: name other metrics by --metric.")
         counts = sorted(set(drawn.groupby(["model", "head", "method", "metric"])["image"].nunique()))
         n = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
         means = f"mean over n = {n} images, bars: 95 % interval"

@@ -21,9 +21,11 @@ DRAWN = 320  # pixels: the least height of a picture on which boxes are drawn
 
 def step_of(method: str) -> int | None:
     """The step that a method, as rows name it, shows; None for one that shows no step."""
-    name, given = split_spec(method)
-    declared = declaration("methods", name)
-    return None if declared is None or "step" not in declared["settings"] else int(given.get("step", declared["settings"]["step"]))
+    declared = declaration("methods", method.partition(":")[0])
+    if declared is None or "step" not in declared["settings"]:
+        return None  # also of another library, whose settings are written otherwise
+    step = split_spec(method)[1].get("step", declared["settings"]["step"])
+    return None if step in (None, "none") else int(step)
 
 
 def with_boxes(crop: Bytes, boxes: Floats) -> Bytes:

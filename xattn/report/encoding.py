@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from xattn.explainers.base import methods
+from xattn.catalogue import is_direct
 from xattn.metrics.masking import to_masks
 from xattn.overlays import is_signed
 from xattn.study.schema import PREVIEW
@@ -89,7 +89,7 @@ def kind_of(method: str) -> str:
     """How a method's raw map becomes its mask: "signed", of the positive part; "direct", as it is; else "mask"."""
     if is_signed(method):
         return "signed"
-    return "direct" if method in methods.entries and methods.entries[method].metadata.direct else "mask"
+    return "direct" if is_direct(method) else "mask"
 
 
 def comparable(raw: Tensor, kind: str) -> Tensor:

@@ -91,7 +91,8 @@ def forwards_per_image(plan: Plan, classifier: Classifier) -> int:
     """Forwards per image, without methods of other libraries."""
     methods, stage = plan.methods_of(classifier), plan.stage_of(classifier)
     channels = 0 if stage is None else stage.channels
-    perturbed = sum(forwards(asked, classifier.input_size) for asked in perturbations_of(plan.metrics))
+    cells = 0 if stage is None else stage.size[0] * stage.size[1]
+    perturbed = sum(forwards(asked, classifier.input_size, cells) for asked in perturbations_of(plan.metrics))
     again = len({asked for metric in plan.metrics for asked in metric.instance.explained})
     own = [
         method.instance.forwards(channels, classifier.input_size) if isinstance(method.instance, RunsNetworkAgain) else 0

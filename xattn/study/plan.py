@@ -160,6 +160,8 @@ class Plan:
             raise UnsupportedError(f"{method.spec} on {key_of(classifier)}: {lacks}.")
         if {Need.LAYERS, Need.LAYER_GRADIENTS} & method.metadata.needs:
             raise UnsupportedError(f"{method.spec} does not run on {key_of(classifier)}: {lacks}. Use a CAM.")
+        if Need.ATTENTION in method.metadata.needs and gated_stages(classifier.network):
+            raise UnsupportedError(f"{method.spec} on {key_of(classifier)}: {lacks}. Give such a stage, or leave the setting out.")
         if Need.ATTENTION in method.metadata.needs or getattr(method.instance, "step", None) is not None:
             raise UnsupportedError(
                 f"{method.spec} shows steps of a two-stream network (focus:BACKBONE); of {key_of(classifier)}: {lacks}. Give a network "

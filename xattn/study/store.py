@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from xattn.deferred import pandas as pd
 from xattn.errors import RunError
+from xattn.study.differences import differing, known_before
 from xattn.study.folders import LocalFolder, folder_at
 from xattn.study.parts import read_part
 from xattn.study.run_json import contents_json, run_json
@@ -108,11 +109,9 @@ class Store:
         if self.contents():  # which tell whether pictures in another place are the same
             now["images"]["origin"] = before["images"]["origin"]
         kept, same = run.get("protocol", {}), _plain(protocol)
-        parts = [spec for spec in same if spec in kept]
-        return [
-            *_differences(before, now),
-            *_differences({spec: kept[spec] for spec in parts}, {spec: same[spec] for spec in parts}, "protocol"),
-        ]
+        common = {spec: about for spec, about in kept.items() if spec in same}
+        asked = {spec: known_before(same[spec], about) for spec, about in common.items()}
+        return [*differing(before, now), *differing(common, asked, "protocol")]
 
     def added(self, settings: Mapping[str, Any]) -> dict[str, list[str]]:
         """The methods and metrics of some settings that the run in the folder lacks, by these two words."""
@@ -379,22 +378,3 @@ def _json(content: Mapping[str, Any]) -> str:
     text = json.dumps(content, indent=1, ensure_ascii=False)
     is_text = text.encode(errors="replace") == text.encode(errors="surrogateescape")  # file names may hold bytes that are no UTF-8
     return (text if is_text else json.dumps(content, indent=1)) + "\n"
-
-
-def _differences(before: Any, now: Any, path: str = "") -> Iterator[str]:
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key in dict.fromkeys([*before, *now]):
-            yield from _differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)
-    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now) and any(isinstance(v, dict) for v in before):
-        for number, (old, new) in enumerate(zip(before, now, strict=True)):
-            yield from _differences(old, new, f"{path}[{number}]")
-    elif before != now:
-        yield f"{path} was {_short(before)}, is {_short(now)}"
-
-
-def _short(value: Any) -> str:
-    """A setting on one line as a message shows it: things with a name by their names."""
-    if isinstance(value, list) and value and all(isinstance(item, dict) and "name" in item for item in value):
-        value = [" · ".join(str(item[key]) for key in ("name", "head") if key in item) for item in value]
-    text = repr(value)
-    return text if len(text) <= 160 else f"{text[:157]}…"
