@@ -104,7 +104,10 @@ def test_a_run_holds_ranks_of_the_heads_that_have_them_and_their_own_sparsity(fo
     assert maps.head_maps is not None
     kept = store.maps(["3.png"], None)
     torch.testing.assert_close(
-        kept["3.png", "tiny", "br-npa", methods[1]].raw.double(), maps.raw[methods[1]][maps.names.index("3.png")], rtol=2e-3, atol=1e-6
+        torch.from_numpy(kept["3.png", "tiny", "br-npa", methods[1]].raw).double(),
+        maps.raw[methods[1]][maps.names.index("3.png")],
+        rtol=2e-3,
+        atol=1e-6,
     )
     rows = store.rows().query("method == 'raw-attention:rank=1'").set_index("image")["value"]
     expected = sparsity(maps.head_maps.weighted[:, :1], definition="released")

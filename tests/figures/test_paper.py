@@ -28,7 +28,7 @@ from xattn.figures.style import MM
 from xattn.study.schema import StoredMap
 
 METHODS = ["grad-cam", "activation-map", "random", "centre"]
-KINDS = [name for name in kinds.entries if name not in ("parts", "steps")]
+KINDS = [name for name in kinds.entries if name not in ("pairs", "parts", "steps")]
 
 
 @pytest.fixture(scope="module")

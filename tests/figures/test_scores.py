@@ -111,7 +111,7 @@ def test_a_run_s_curves_are_those_it_scored(tiny: Classifier, folder: Path, tmp_
     assert len(twice.curves()["tiny", "gap", "random", "deletion"].p) == 10
     drawn = pages([tmp_path / "run"], "curves")[0]
     line = drawn.axes[0].get_lines()[0]
-    assert line.get_ydata()[0] == pytest.approx(float(found["tiny", "gap", "grad-cam", "insertion"].p.mean(dim=0)[0]), abs=1e-6)
+    assert line.get_ydata()[0] == pytest.approx(float(found["tiny", "gap", "grad-cam", "insertion"].p.mean(axis=0)[0]), abs=1e-6)
     assert Store(tmp_path / "run").curves().keys() == dict(Store(tmp_path / "run").each_curve()).keys()
     heat = pages([tmp_path / "run"], "heat")[0]
     means = shown.rows.groupby(["metric", "method"])["value"].mean()

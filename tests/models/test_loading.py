@@ -199,6 +199,18 @@ def test_inceptions_come_back_from_their_file_as_they_were(name: str, tmp_path: 
         xattn.load(str(tmp_path / "mine.safetensors"), weights=tmp_path / "mine.pth")
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of the classifier, which is new
+def test_an_inception_with_other_classes_is_otherwise_what_its_weights_are_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = torchvision.models.get_model("googlenet", weights=None, init_weights=False, aux_logits=True, transform_input=True)
+    monkeypatch.setattr(torchvision.models.GoogLeNet_Weights, "get_state_dict", lambda *_, **__: made.state_dict())
+    clf = xattn.load("torchvision:googlenet", classes=3, device="cpu")
+    assert (clf.network.transform_input, clf.network.aux_logits, clf.class_count) == (True, False, 3)
+    images = torch.rand(1, 3, 224, 224)
+    with torch.no_grad():
+        assert clf.network(images).shape == (1, 3)
+    assert torch.equal(clf.network.state_dict()["conv1.conv.weight"], made.state_dict()["conv1.conv.weight"])
+
+
 def test_a_file_finds_its_neighbours(tmp_path: Path) -> None:
     (tmp_path / "xattn_neighbour.py").write_text("from tests.networks import small")
     (tmp_path / "net.py").write_text("from xattn_neighbour import small")

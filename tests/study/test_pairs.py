@@ -103,7 +103,7 @@ def test_the_maps_are_those_of_explain_for_the_cosine_with_the_other_picture(mar
     for image, target in ((query, other), (other, query)):
         maps = xattn.explain(classifier, crops[image], METHODS, target=xattn.Similarity(classifier.predict(crops[target])))
         for method in METHODS:
-            found = stored[image, target, "embedding", "gap", method].raw
+            found = torch.from_numpy(stored[image, target, "embedding", "gap", method].raw)
             assert found.shape == maps.raw[method].shape[1:]
             torch.testing.assert_close(found, maps.raw[method][0], rtol=2e-3, atol=2e-3 * float(maps.raw[method].abs().max()))
     assert float(maps.target.score(maps.output)) == pytest.approx(

@@ -43,7 +43,7 @@ def test_an_empty_class_folder_and_no_folders_are_told(painted: Path, tmp_path: 
         open_data(painted)
     with pytest.raises(InputError, match="needs a folder for each of two classes or more; it has none"):
         open_data(painted / "red")
-    with pytest.raises(InputError, match=r"is no folder and no CSV, nor one of cifar10:ROOT, .* cub:ROOT"):
+    with pytest.raises(InputError, match=r"is no folder and no CSV, nor one of cifar-fs:ROOT, cifar10:ROOT, .* cub:ROOT"):
         open_data(tmp_path / "nowhere")
 
 

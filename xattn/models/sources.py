@@ -92,6 +92,8 @@ def _from_torchvision(request: Request) -> Built:
                 f"the weights of {model} are not at {_downloaded(chosen)} and could not be downloaded ({error}). "
                 "Put the file there, set TORCH_HOME, or give a local file as weights."
             ) from error
+        if name in INCEPTIONS:
+            quiet |= {flag: getattr(network, flag) for flag in ("transform_input", "aux_logits")}
         preset = chosen.transforms()
         preprocessing = Preprocessing(
             (preset.crop_size[0], preset.crop_size[0]),

@@ -147,7 +147,8 @@ def stored_map(row: dict[str, Any]) -> StoredMap:
     about = {key: row[key] for key in ("target", "target_rule", "label", "predicted", "probability", "degenerate")}
     if not is_value(row["target"]):
         about |= {key: None if row[key] is None else int(row[key]) for key in ("label", "predicted")}
-    return StoredMap(raw * np.float32(row["scale"]), about)
+    with np.errstate(invalid="ignore", over="ignore"):  # of a damaged part, whose values are not finite
+        return StoredMap(raw * np.float32(row["scale"]), about)
 
 
 def stored_looks(row: dict[str, Any]) -> StoredLooks:
