@@ -42,7 +42,7 @@ class MultiLabel(Task):
     """
 
     def open(self, data: Any, classes: Classes = "folders") -> Labelled:
-        """Opens voc:ROOT[:SPLIT], a CSV with labels `a|b`, or a data set whose targets are vectors; one class becomes a vector.
+        """Opens voc:ROOT, a CSV with labels `a|b`, or a data set whose targets are vectors; one class becomes a vector.
 
         Raises:
             InputError: as for `xattn.data.labelled.open_data`.
