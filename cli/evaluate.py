@@ -23,7 +23,7 @@ SOME_FAILED = 3
     "--data",
     required=True,
     help="Pictures with labels: a folder with one subfolder per class, a glob, a CSV (image, label), or NAME:ROOT[:SPLIT] of a data set "
-    "as published; without a split its test split.",
+    "as published; without a split the one for scores: test, of voc val.",
 )
 @click.option("--task", help="What to score, see `xattn list tasks`. Default: multi-label for a network of labels, else classification.")
 @click.option("--weights", help="Weights: a local .pth or .safetensors, or a name of torchvision or open_clip.")
@@ -70,7 +70,8 @@ def evaluate(
         found.save(out)
         say(out, err=True)
     if found.failed:
-        say(f"{len(found.failed)} of {found.n + len(found.failed)} pictures could not be read, and do not count:", err=True)
+        total = (found.n if found.pictures is None else found.pictures) + len(found.failed)
+        say(f"{len(found.failed)} of {total} pictures could not be read, and do not count:", err=True)
         for name, reason in found.failed:
             say(f"  {name}: {reason}", err=True)
         sys.exit(SOME_FAILED)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from xattn.deferred import torch
 from xattn.errors import InputError
-from xattn.metrics.statistics import CONFIDENCE, Interval
+from xattn.metrics.statistics import CONFIDENCE, Interval, proportion_interval
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,8 +32,8 @@ class Ranking:
     def scores(self, *, resamples: int = 2000, seed: int = 0) -> dict[str, Interval]:
         """The share of queries whose first match is among the first 1, 5 and 10, and the mean average precision, by their names.
 
-        Intervals are those of the percentile bootstrap over queries, the same queries for every score. Queries without a match are left
-        out, as by the published evaluation, and not counted in n.
+        Intervals are over queries: Wilson's for the shares, the percentile bootstrap's for the mean average precision. Queries without a
+        match are left out, as by the published evaluation, and not counted in n.
 
         Args:
             resamples: of the bootstrap.
@@ -41,17 +41,14 @@ class Ranking:
         """
         known = self.first > 0
         first, precision = self.first[known].cpu(), self.average_precision[known].cpu()
-        columns = {f"rank-{rank}": (first <= rank).double() for rank in RANKS} | {"mAP": precision}
+        found = {f"rank-{rank}": proportion_interval((first <= rank).double()) for rank in RANKS}
         n = len(first)
         if not n:
-            return dict.fromkeys(columns, Interval(float("nan"), float("nan"), float("nan"), 0))
+            return found | {"mAP": Interval(float("nan"), float("nan"), float("nan"), 0)}
         drawn = torch.randint(n, (resamples, n), generator=torch.Generator().manual_seed(seed))
         tails = torch.tensor([(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], dtype=torch.float64)
-        found = {}
-        for name, values in columns.items():
-            low, high = values[drawn].mean(dim=1).quantile(tails).tolist()
-            found[name] = Interval(float(values.mean()), low, high, n)
-        return found
+        low, high = precision[drawn].mean(dim=1).quantile(tails).tolist()
+        return found | {"mAP": Interval(float(precision.mean()), low, high, n)}
 
 
 def comparable(query: Tensor, query_cameras: Tensor | None, gallery: Tensor, gallery_cameras: Tensor | None) -> Tensor:
@@ -110,7 +107,7 @@ def rank_gallery(
             f"{sizes[0]} and {sizes[1]} identities, {cameras[0]} and {cameras[1]} cameras."
         )
     if not bool(torch.isfinite(similarities).all()):
-        raise InputError("similarities are finite; NaN or infinity came: the network gave a vector that is none, or one of zeros.")
+        raise InputError("similarities are finite; NaN or infinity came: the network gave a vector that is not finite.")
     step = max(1, AT_ONCE // max(1, sizes[1]))
     found = []
     for start in range(0, sizes[0], step):

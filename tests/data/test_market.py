@@ -68,6 +68,7 @@ def renamed(folder: str, name: str) -> Callable[[Path], None]:
         ("train", renamed("bounding_box_train", "-1_c1s1_000451_03.jpg"), r"-1_c1s1_000451_03.jpg is junk or a distractor, which bounding"),
         ("query", renamed("query", "0000_c1s1_000451_03.jpg"), r"0000_c1s1_000451_03.jpg is junk or a distractor"),
         ("gallery", lambda root: next((root / "bounding_box_test").iterdir()).write_bytes(b""), r"bounding_box_test/.*jpg is empty"),
+        ("query", lambda root: (root / "query" / "0004_c9s1_000451_03.jpg").symlink_to("gone.jpg"), r"lacks 1 of its 5 query pictures"),
         ("gallery", lambda root: [path.unlink() for path in (root / "bounding_box_test").iterdir()], r"has no pictures in its gallery"),
     ],
 )

@@ -35,25 +35,24 @@ def test_vectors_are_1_for_objects_0_for_none_and_ignored_where_all_are_difficul
 
 def test_classes_are_those_that_have_a_list(tmp_path: Path) -> None:
     root = published.voc(tmp_path)
-    for name in ("person", "cat", "dog"):
+    for name in ("person", "cat", "dog", "._cat"):  # the last is what macOS leaves in archives
         (root / "ImageSets" / "Main" / f"{name}_trainval.txt").write_text("2007_000000 1\n")
     found = open_published("voc", root, "train")
     assert found.classes == ("cat", "dog", "person")
     assert found.targets == ((1, 0, 1), (0, 1, 0), (1, 0, 0))
 
 
-def test_training_takes_train_and_validates_on_val(tmp_path: Path) -> None:
+def test_training_takes_train_and_never_the_pictures_of_val_which_are_scored(tmp_path: Path) -> None:
     root = published.voc(tmp_path)
     data = open_data(f"voc:{root}")
-    assert data.validation is not None
-    assert (len(data), len(data.validation), data.names, data.several) == (3, 2, CLASSES, True)
-    whole = open_data(f"voc:{root}:trainval")
-    assert (len(whole), whole.validation) == (5, None)
+    assert (len(data), data.validation, data.names, data.several) == (3, None, CLASSES, True)
+    assert open_data(f"voc:{root}:train") == data
+    with pytest.raises(InputError, match=r"voc:.*:trainval holds the pictures of val, which evaluate scores, and is not trained on"):
+        open_data(f"voc:{root}:trainval")
     with pytest.raises(InputError, match=r"voc:.*:val is the split for scores, and is not trained on"):
         open_data(f"voc:{root}:val")
     moved = data.renumbered(range(1, 21), 22)
     assert moved.targets[0] == (-1, *data.targets[0], -1)  # type: ignore[misc]
-    assert moved.validation is not None
 
 
 def test_explain_sees_the_names_of_what_a_picture_shows(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -82,6 +81,10 @@ def written(name: str, content: str) -> Callable[[Path], object]:
         (lambda root: (root / "JPEGImages/2007_000002.jpg").unlink(), r"lacks 1 of its 3 training pictures, as .*2007_000002.jpg"),
         (written(XML, "<annotation><object><name>dog</na"), r"2007_000001.xml' is damaged, or no XML"),
         (written(XML, ""), r"2007_000001.xml' is damaged, or no XML"),
+        *[
+            (written(XML, f'<?xml version="1.0" encoding="{name}"?><annotation/>'), r"2007_000001.xml' is damaged, or no XML")
+            for name in ("foo", "shift_jis", "utf-7")
+        ],
         (written(XML, "<html></html>"), r"is no annotation of VOC: its first element is 'html'"),
         (written(XML, published.voc_annotation([("dgo", 0)])), r"has an object of class 'dgo', which is none of the 20"),
         (written(XML, published.voc_annotation([("dog", 2)])), r"has an object with difficult '2': 0 or 1"),

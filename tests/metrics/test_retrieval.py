@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from scipy.stats import binomtest
 from torch import Tensor
 
 from xattn.errors import InputError
@@ -96,18 +97,20 @@ def test_average_precision_is_scikit_learn_s_where_no_similarities_are_equal() -
     assert found == pytest.approx(expected)
 
 
-def test_intervals_are_those_of_the_bootstrap_and_nest_by_rank() -> None:
+def test_intervals_of_ranks_are_wilson_s_and_that_of_map_the_bootstrap_s() -> None:
     generator = torch.Generator().manual_seed(0)
     hits = torch.rand(400, generator=generator) < 0.7
     ranking = Ranking(torch.where(hits, 1, 7), torch.rand(400, generator=generator, dtype=torch.float64))
     scores = ranking.scores()
     assert scores == ranking.scores()
     assert scores["rank-1"].mean == scores["rank-5"].mean == pytest.approx(float(hits.double().mean()))
-    assert scores["rank-10"] == (1.0, 1.0, 1.0, 400)
-    for score, values in ((scores["rank-1"], hits.double()), (scores["mAP"], ranking.average_precision)):
-        error = float(values.std()) / 20
-        assert score.low == pytest.approx(score.mean - 1.96 * error, abs=0.3 * error)
-        assert score.high == pytest.approx(score.mean + 1.96 * error, abs=0.3 * error)
+    for name, count in (("rank-1", int(hits.sum())), ("rank-10", 400)):
+        expected = binomtest(count, 400).proportion_ci(method="wilson")
+        assert scores[name] == pytest.approx((count / 400, expected.low, expected.high, 400))
+    error = float(ranking.average_precision.std()) / 20
+    assert scores["mAP"].low == pytest.approx(scores["mAP"].mean - 1.96 * error, abs=0.3 * error)
+    assert scores["mAP"].high == pytest.approx(scores["mAP"].mean + 1.96 * error, abs=0.3 * error)
+    assert Ranking(torch.ones(3).long(), torch.ones(3).double()).scores()["rank-1"].low < 0.5  # 3 of 3 say little
 
 
 def test_what_does_not_go_together_is_refused() -> None:

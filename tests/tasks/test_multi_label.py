@@ -24,6 +24,7 @@ from xattn.errors import InputError
 from xattn.tasks import score, tasks
 from xattn.tasks.multi_label import precisions, resampled_precisions
 from xattn.training import Fitted, Recipe, fit
+from xattn.training.fit import in_classes_of
 
 TASK = tasks.create("multi-label").instance
 
@@ -63,6 +64,21 @@ def test_average_precision_is_that_of_a_slow_count_and_of_scikit_learn() -> None
     for part in (slice(0, 30), slice(30, 70)):
         meter.update(output[part], targets[part])
     assert float(meter.compute()) == pytest.approx(sum(found) / 5 / 100)
+
+
+def test_high_logits_are_ranked_too() -> None:
+    output, targets = torch.tensor([[40.0], [50.0], [60.0]]), torch.tensor([[0], [1], [1]])  # sigmoid is 1 for all, in float64 too
+    assert precisions(output, targets).tolist() == [100]
+    assert resampled_precisions(output, targets, torch.arange(3)[None]).tolist() == [[100]]
+
+
+def test_classes_that_the_data_never_mention_are_ignored_whether_they_have_names_or_indices(tmp_path: Path) -> None:
+    published.voc(tmp_path)
+    classifier = xattn.attach(nn.Sequential(nn.Conv2d(3, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), input_size=32, labels=list("abcde"))
+    for first, second in (("b|d", "b"), ("1|3", "1")):
+        table = f"image,label\nJPEGImages/2007_000000.jpg,{first}\nJPEGImages/2007_000001.jpg,{second}\n"
+        (tmp_path / "labels.csv").write_text(table)
+        assert in_classes_of(classifier, TASK.open(tmp_path / "labels.csv")).targets == ((-1, 1, -1, 1, -1), (-1, 1, -1, 0, -1))
 
 
 def test_resampled_precisions_are_those_of_the_pictures_drawn() -> None:
@@ -140,6 +156,9 @@ def test_the_score_is_of_all_pictures_difficult_ones_included(tmp_path: Path) ->
     assert found.scores["mAP"].mean == pytest.approx(sum(own) / 3)
     assert found.scores["mAP"].low <= found.scores["mAP"].mean <= found.scores["mAP"].high
     assert math.isnan(found.classes["bird"].mean)
+    for given in ({"labels_csv": tmp_path / "none.csv"}, {"labels_from": "folders"}):
+        with pytest.raises(InputError, match="has labels of its own: leave out labels_csv and labels_from"):
+            score(classifier, f"voc:{root}", workers=0, progress=False, **given)
 
 
 def test_from_pictures_of_several_birds_to_a_stream_its_score_and_a_row_for_each_positive(tmp_path: Path) -> None:

@@ -53,6 +53,7 @@ def test_the_score_is_that_of_the_rules_pair_by_pair(market: Path, classifier: C
     assert found.scores["mAP"].mean == pytest.approx(100 * sum(precisions) / 6, abs=1e-3)
     assert found.scores["mAP"].low < found.scores["mAP"].mean < found.scores["mAP"].high
     assert list(found.scores) == ["rank-1", "rank-5", "rank-10", "mAP"]
+    assert found.pictures == len(vectors["query"]) + len(vectors["gallery"])
 
 
 def test_identities_of_training_are_its_classes_and_the_test_is_not_trained_on(market: Path) -> None:

@@ -221,6 +221,9 @@ def test_a_data_set_that_cannot_be_trained_on_is_told_and_one_without_a_name_is_
         open_data(Plain()).pictures.picture(0)
     with pytest.raises(InputError, match="TensorDataset lacks classes"):
         open_data(torch.utils.data.TensorDataset(torch.zeros(2)))
+    Plain.targets = ()  # type: ignore[assignment]
+    with pytest.raises(InputError, match="Plain has no pictures: training needs some"):
+        open_data(Plain())
 
 
 def test_without_a_smallest_crop_training_pictures_are_the_classifiers_own_crop() -> None:

@@ -102,18 +102,17 @@ class Labelled:
         """Whether a picture has a vector of labels, not one class."""
         return isinstance(self.targets[0], tuple)
 
-    def renumbered(self, index: Sequence[int], count: int, missing: int = IGNORED) -> Labelled:
+    def renumbered(self, index: Sequence[int], count: int) -> Labelled:
         """The same pictures with class `k` renumbered to `index[k]`, its index among other classes.
 
         Args:
             index: by class.
-            count: number of the other classes.
-            missing: entry of vectors for a class that these data do not know.
+            count: number of the other classes. Those that these data do not know are ignored in vectors.
         """
-        validation = None if self.validation is None else self.validation.renumbered(index, count, missing)
+        validation = None if self.validation is None else self.validation.renumbered(index, count)
 
         def moved(vector: tuple[int, ...]) -> tuple[int, ...]:
-            entries = [missing] * count
+            entries = [IGNORED] * count
             for place, entry in zip(index, vector, strict=True):
                 entries[place] = entry
             return tuple(entries)
@@ -167,6 +166,8 @@ def _dataset(items: Any) -> Labelled:
     name = repr(items).partition("\n")[0]
     if " at 0x" in name:  # Python's default repr, which differs between processes
         name = type(items).__qualname__
+    if not len(items.targets):
+        raise InputError(f"{name} has no pictures: training needs some.")
     return Labelled(name, tuple(items.classes), tuple(_target(target) for target in items.targets), _Items(items, name))
 
 
@@ -227,15 +228,20 @@ def _splits(name: str, root: str) -> Labelled:
     """The training split of a data set as it is published, with its published validation pictures if it has any.
 
     Raises:
-        InputError: the split for scores is asked for; as for `open_published`.
+        InputError: the split for scores is asked for, or one that holds its pictures; as for `open_published`.
     """
     about, split = KNOWN[name], "train"
     if (end := root.rpartition(":")[2]) in about.splits:
         root, split = root.removesuffix(f":{end}"), end
         if split == about.test:
             raise InputError(f"{name}:{root}:{split} is the split for scores, and is not trained on: leave out ':{split}'.")
+        if split == f"train{about.test}":
+            raise InputError(
+                f"{name}:{root}:{split} holds the pictures of {about.test}, which evaluate scores, and is not trained on: leave out "
+                f"':{split}'."
+            )
     found = open_split(name, root, split)
-    if split != "train" or "val" not in about.splits or not about.same_classes:
+    if split != "train" or "val" not in about.splits or about.test == "val" or not about.same_classes:
         return found
     return replace(found, validation=open_split(name, root, "val"))
 

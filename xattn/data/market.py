@@ -69,7 +69,7 @@ def read_market(where: str, folder: Path, split: str) -> tuple[Path, Mapping[str
         identities = {file: sighting_of(file).identity for file in files}
     except InputError as error:
         raise InputError(f"{where}: in {pictures}, {error}") from error
-    if empty := [file for file in files if os.path.getsize(pictures / file) == 0]:
+    if empty := [file for file in files if (pictures / file).is_file() and os.path.getsize(pictures / file) == 0]:
         raise InputError(f"{where}: {pictures / empty[0]} is empty: unpack the archive again.")
     least = {"gallery": JUNK}.get(split, 1)
     if other := [file for file, identity in identities.items() if identity < least]:

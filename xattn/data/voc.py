@@ -45,7 +45,8 @@ def read_voc(where: str, folder: Path, split: str) -> tuple[Path, Vectors, tuple
     lists = folder / "ImageSets" / "Main"
     names = _ids(where, lists / f"{split}.txt")
     ending = "_trainval.txt"
-    classes = tuple(sorted(path.name.removesuffix(ending) for path in lists.glob(f"*{ending}"))) or CLASSES
+    files = [path.name for path in lists.glob(f"*{ending}") if not path.name.startswith(".")]
+    classes = tuple(sorted(file.removesuffix(ending) for file in files)) or CLASSES
     rows = {}
     for name in names:
         path = folder / "Annotations" / f"{name}.xml"
@@ -105,7 +106,9 @@ def _tree(path: Path, content: bytes) -> ElementTree.Element:
     parser.CharacterDataHandler = builder.data
     try:
         parser.Parse(content, True)
-    except expat.ExpatError as error:
+    except InputError:
+        raise
+    except (expat.ExpatError, LookupError, ValueError) as error:  # the latter two of encodings that are unknown or cannot be read
         raise InputError(f"'{path}' is damaged, or no XML ({error}).") from error
     found = builder.close()
     if found.tag != "annotation":

@@ -70,10 +70,11 @@ class Scored:
         task: name of the task.
         network: name of the classifier and its head.
         data: name of the data, with its split where it has one.
-        n: number of pictures behind the scores.
+        n: number of pictures behind the scores; of re-identification, of queries.
         scores: in percent, by name, each with its 95 % interval; the task's own score is the first.
         classes: the same score for each class by its name, for tasks whose score is a mean over classes; else empty.
         failed: names of the pictures that could not be read, with the reason.
+        pictures: number of pictures that were read; None: n.
     """
 
     task: str
@@ -83,6 +84,7 @@ class Scored:
     scores: Mapping[str, Interval]
     classes: Mapping[str, Interval] = field(default_factory=dict)
     failed: tuple[tuple[str, str], ...] = ()
+    pictures: int | None = None
 
     def __str__(self) -> str:
         lines = [f"{self.network} · {self.data} · n = {self.n}"]

@@ -42,7 +42,7 @@ class MultiLabel(Task):
     """
 
     def open(self, data: Any, classes: Classes = "folders") -> Labelled:
-        """Opens voc:ROOT[:SPLIT], a CSV with labels `a|b`, or a data set whose targets are vectors; one class becomes a vector.
+        """Opens voc:ROOT, a CSV with labels `a|b`, or a data set whose targets are vectors; one class becomes a vector.
 
         Raises:
             InputError: as for `xattn.data.labelled.open_data`.
@@ -120,10 +120,14 @@ class MultiLabel(Task):
         """Mean average precision, and that of each class, with bootstrap intervals over pictures.
 
         Raises:
-            InputError: a picture has no label, or one that is no class of the network.
+            InputError: a picture has no label, or one that is no class of the network; or labels are given for a data set that has its
+                own.
             MissingPackageError: torchmetrics is not installed.
         """
+        _torchmetrics()  # if it is missing, this is said before anything is run
         given = _published(data.place, classifier)
+        if given is not None and (data.labels_csv is not None or data.labels_from is not None):
+            raise InputError(f"'{data.place}' has labels of its own: leave out labels_csv and labels_from (--labels-csv, --labels-from).")
         source = None if given is None else ImageSource([str(path) for path in given])
         vectors = {} if given is None else {path.name: vector for path, vector in given.items()}
 
@@ -152,23 +156,28 @@ def precisions(output: Tensor, targets: Tensor) -> Tensor:
         targets: `(n, K)`: 1, 0, or −1, which is left out.
 
     Returns:
-        `(K,)` in percent, NaN for a class without a positive.
+        `(K,)` in percent, on the CPU; NaN for a class without a positive.
 
     Raises:
         MissingPackageError: torchmetrics is not installed.
     """
-    try:
-        functions = importlib.import_module("torchmetrics.functional.classification")
-    except ImportError as error:
-        raise MissingPackageError("torchmetrics", "train", "average precision") from error
-    probability = output.double().sigmoid()
+    functions, output, targets = _torchmetrics(), output.cpu().double(), targets.cpu()  # some devices have no float64
     found = torch.full((output.shape[1],), torch.nan, dtype=torch.float64)
     for k in range(output.shape[1]):
         counts = targets[:, k] != IGNORED
         if bool((targets[:, k] == 1).any()):
-            value = functions.binary_average_precision(probability[counts, k], targets[counts, k], validate_args=False)
+            distinct, places = output[counts, k].unique(return_inverse=True)
+            ranks = places.double() / max(1, len(distinct) - 1)  # in [0, 1], which torchmetrics takes as it is: a sigmoid makes ties
+            value = functions.binary_average_precision(ranks, targets[counts, k], validate_args=False)
             found[k] = 100 * float(value)
     return found
+
+
+def _torchmetrics() -> Any:
+    try:
+        return importlib.import_module("torchmetrics.functional.classification")
+    except ImportError as error:
+        raise MissingPackageError("torchmetrics", "train", "average precision") from error
 
 
 def resampled_precisions(output: Tensor, targets: Tensor, draws: Tensor) -> Tensor:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor
 from torch.nn import functional
 
 from xattn.data.images import ImageSource
@@ -18,18 +17,16 @@ from xattn.errors import InputError
 from xattn.metrics.retrieval import rank_gallery
 from xattn.metrics.statistics import Interval
 from xattn.models import Classifier
-from xattn.tasks.base import Data, Scored, Task, TaskMetadata, tasks
+from xattn.tasks.base import Data, Scored, TaskMetadata, tasks
+from xattn.tasks.classification import Classification
 from xattn.tasks.scoring import answers
-
-if TYPE_CHECKING:
-    from torchmetrics import Metric
 
 DATA = "market"
 
 
 @tasks.register("re-identification", TaskMetadata("accuracy", "loss", "Zheng et al. 2015, Sec. 3.2"))
 @dataclass(frozen=True)
-class ReIdentification(Task):
+class ReIdentification(Classification):
     """The same individual before another camera: cross-entropy over the identities of training; CMC rank-1, 5 and 10 and mAP of others.
 
     Pictures are compared by the cosine of the network's outputs. Identities of the test are none of training's, so that validation gives
@@ -56,29 +53,8 @@ class ReIdentification(Task):
         if classifier.multi_label:
             raise InputError(f"{classifier.name} is multi-label, and re-identification compares vectors: load it without multi_label.")
 
-    def check_training(self, classifier: Classifier, taught: bool) -> None:
-        """Every classifier of one class per picture can be trained."""
-
-    def loss(self, output: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy.
-
-        Args:
-            output: logits of the identities of training `(B, K)`.
-            targets: their indices `(B,)`.
-
-        Returns:
-            Mean over the batch, a scalar, ≥ 0.
-        """
-        return functional.cross_entropy(output, targets)
-
-    def validation(self, classifier: Classifier) -> Metric:
-        """Accuracy among the identities of training."""
-        from torchmetrics.classification import MulticlassAccuracy
-
-        return MulticlassAccuracy(classifier.class_count, average="micro", validate_args=False)
-
     def score(self, classifier: Classifier, data: Data) -> Scored:
-        """CMC rank-1, 5 and 10 and mAP on the queries and the gallery of market:ROOT, with bootstrap intervals over queries.
+        """CMC rank-1, 5 and 10 (Wilson's intervals) and mAP (the bootstrap's) on the queries and the gallery of market:ROOT.
 
         Queries without a match in the gallery are left out.
 
@@ -95,9 +71,9 @@ class ReIdentification(Task):
         found = rank_gallery(query @ gallery.T, persons, others, cameras, theirs).scores()
         scores = {name: _percent(interval) for name, interval in found.items()}
         failed = tuple(one for side in sides for one in side.failed)
-        return Scored(
-            "re-identification", f"{classifier.name} · {classifier.head_name}", data.place, scores["mAP"].n, scores, failed=failed
-        )
+        network = f"{classifier.name} · {classifier.head_name}"
+        read = sum(len(side.labels) for side in sides)
+        return Scored("re-identification", network, data.place, scores["mAP"].n, scores, failed=failed, pictures=read)
 
 
 def _seen(name: str, _label: Label | None) -> Sighting:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from xattn.data.published import Target
+from xattn.data.voc import IGNORED
 from xattn.errors import DivergedError, InputError
 from xattn.focus import PREFIX, TwoStreams
 from xattn.heads import heads
@@ -261,8 +262,8 @@ def in_classes_of(classifier: Classifier, data: Labelled) -> Labelled:
         InputError: the head keeps the network's classifier, which knows none of these names.
     """
     known = classifier.labels
-    if data.names is None and data.several and (width := len(data.targets[0])) < classifier.class_count:  # type: ignore[arg-type]
-        return data.renumbered(range(width), classifier.class_count, missing=0)
+    if data.names is None and data.several:
+        return _mentioned_alone(data, classifier.class_count)
     if data.names is None or known is None:
         return data
     if set(data.names) <= set(known):
@@ -275,6 +276,22 @@ def in_classes_of(classifier: Classifier, data: Labelled) -> Labelled:
             "br-npa or b-cnn."
         )
     return data  # the data has its own classes
+
+
+def _mentioned_alone(data: Labelled, count: int) -> Labelled:
+    """Data of label vectors by index, in which classes that no picture has are ignored, as are names that data do not have."""
+
+    def vectors(part: Labelled) -> list[tuple[int, ...]]:
+        return list(part.targets)  # type: ignore[arg-type]  # the caller asks for vectors
+
+    mentioned = {k for vector in vectors(data) for k, entry in enumerate(vector) if entry == 1}
+
+    def marked(part: Labelled) -> Labelled:
+        width = max(count, len(vectors(part)[0]))  # `_check` refuses one that is wider than the network
+        moved = (vector + (IGNORED,) * (width - len(vector)) for vector in vectors(part))
+        return replace(part, targets=tuple(tuple(e if k in mentioned else IGNORED for k, e in enumerate(vector)) for vector in moved))
+
+    return replace(marked(data), validation=None if data.validation is None else marked(data.validation))
 
 
 def _check(classifier: Classifier, data: Labelled, teacher: Classifier | None, recipe: Recipe, precision: Any) -> None:

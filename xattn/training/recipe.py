@@ -37,7 +37,8 @@ class Recipe:
         alpha: weight of the labels against the teacher's answers.
         temperature: of the teacher's answers.
         smallest_crop: smallest share of a picture that a random crop may cover; None: no crops and no flips, for data that vary enough.
-        patience: epochs without a better validation loss before training stops; None: run all epochs.
+        patience: epochs without a better validation loss, or a higher score where the task keeps the epoch by that, before training stops;
+            None: run all epochs.
         validation: share of each class that is held out if the data has no validation split of its own.
         local_lr: learning rate of the local stream of a two-stream network; None: `lr`.
         ranking: λ, weight of the ranking loss of a two-stream network.
