@@ -24,7 +24,9 @@ PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-t
 @click.option("--model", required=True, help="Network, as for explain.")
 @click.option("--weights", help="Weights: a local .pth or .safetensors, or a name of torchvision or open_clip.")
 @click.option("--head", help="Head to train, name[:key=value,…]; see `xattn list heads`. Default: that of a saved file, else ca-stream.")
-@click.option("--task", help="What to train for, see `xattn list tasks`. Default: that of a saved file, else classification.")
+@click.option(
+    "--task", help="What to train for, see `xattn list tasks`. Default: multi-label for a saved multi-label file, else classification."
+)
 @click.option(
     "--data",
     required=True,
@@ -68,7 +70,7 @@ PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-t
 @click.option(
     "--teacher",
     type=click.Path(exists=True, dir_okay=False),
-    help="Trained .safetensors; the student learns its answers and starts from its weights.",
+    help="Trained .safetensors; the student learns its answers and, except with --task few-shot, starts from its weights.",
 )
 @click.option("--teacher-weights", help="Weights of the teacher's network, if its file holds a head alone.")
 @click.option("--alpha", type=Number(), help="Weight of the labels against the teacher's answers.")
@@ -192,8 +194,9 @@ def train(
             trust_code=trust_code,
         )
 
-    with warnings.catch_warnings() if teacher is not None else warned_lines():
-        if teacher is not None:
+    from_teacher = teacher is not None and by_episodes is None
+    with warnings.catch_warnings() if from_teacher else warned_lines():
+        if from_teacher:
             warnings.simplefilter("ignore", UserWarning)  # about a new classifier: the teacher's weights follow
         classifier = loaded(len(names) if of_its_own and names is not None else None)
         if replaces == "nothing" and names is not None and not set(names) <= set(classifier.labels or names):
@@ -209,7 +212,8 @@ def train(
     taught = None
     if teacher is not None:
         taught = load(teacher, weights=teacher_weights, device=cpu, trust_code=trust_code or names_code_of(teacher, model))
-        classifier.start_from(taught)
+        if from_teacher:
+            classifier.start_from(taught)
 
     def tell(line: str) -> None:
         if is_first_process():
@@ -222,7 +226,8 @@ def train(
     tell(f"  {classifier.preprocessing}")
     tell(f"  reads {read}")
     if teacher is not None:
-        tell(f"  starts from the weights of {teacher}, and learns its answers")
+        starts = f"starts from the weights of {teacher}, and learns its answers"
+        tell(f"  {starts if from_teacher else f'learns the answers of {teacher}'}")
     count = classifier.class_count if opened.several else len(set(opened.targets))
     tell(f"{opened.name}: {len(opened)} pictures of {count} classes")
     options: dict[str, Any] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -20,13 +21,13 @@ from tests import networks
 from xattn.birds import export_few_shot
 from xattn.cli import main
 from xattn.data.images import ImageSource
-from xattn.errors import InputError
+from xattn.errors import InputError, RunError
 from xattn.fewshot import Embedding, Episodes, EpisodeShape
 from xattn.metrics.statistics import mean_interval
 from xattn.models import Classifier
 from xattn.models.checkpoints import InnerLoop
 from xattn.tasks import score
-from xattn.training import PRESETS, distillation, fit, fit_episodes, with_ways
+from xattn.training import PRESETS, Fitted, distillation, fit, fit_episodes, with_ways
 from xattn.training.episodes import EpisodeTraining
 
 TASK = "few-shot:ways=3,shots=1,queries=2,episodes=25"
@@ -107,6 +108,57 @@ def test_training_from_a_teacher_leaves_it_as_it_is_and_learns_something_else(bi
         )
     assert same(state(teacher), before)
     assert not same(state(plain), state(taught))
+
+
+def saved(tmp_path: Path, *scales: float) -> list[Path]:
+    """Files of their own weights, which are those of one network of three ways times a scale."""
+    (tmp_path / "mine.py").write_text("from tests import networks\n\n\ndef build():\n    return networks.small(8)\n")
+    found = []
+    for scale in scales:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            clf = xattn.load(f"{tmp_path / 'mine.py'}:build", head="gap", input_size=32, resize=36, device="cpu", trust_code=True)
+            clf = with_ways(clf, 3)
+        with torch.no_grad():
+            for parameter in clf.parameters():
+                parameter.mul_(scale)
+        clf.trained = True
+        found.append(tmp_path / f"{scale:g}" / "small.safetensors")
+        found[-1].parent.mkdir()
+        clf.save(str(found[-1]))
+    return found
+
+
+def test_a_training_goes_on_only_from_the_weights_that_it_began_with(birds: Path, tmp_path: Path) -> None:
+    one, two = saved(tmp_path, 1.0, 2.0)
+    out, quick = tmp_path / "out.safetensors", QUICK.with_(epochs=1, episodes=2)
+
+    def train(file: Path) -> Fitted:
+        clf = xattn.load(str(file), device="cpu", trust_code=True)
+        return fit_episodes(clf, f"cifar-fs:{birds}", out, task=TASK, recipe=quick, workers=0, progress=False)
+
+    first = train(one)
+    assert train(one) == first
+    with pytest.raises(RunError, match=r"holds another training \(network: digest was \w{16}, is \w{16}\)"):
+        train(two)
+    settings = tmp_path / "out.training" / "training.json"
+    stored = json.loads(settings.read_text())
+    stored["network"]["digest"] = ""  # as an earlier version wrote it
+    settings.write_text(json.dumps(stored))
+    assert train(one) == first
+
+
+def test_on_the_command_line_a_teacher_by_episodes_does_not_give_the_student_its_weights(birds: Path, tmp_path: Path) -> None:
+    student, teacher = saved(tmp_path, 1.0, 2.0)
+    out = tmp_path / "out.safetensors"
+    files = ["--model", str(student), "--teacher", str(teacher), "--trust-code", "--out", str(out), "--data", f"cifar-fs:{birds}"]
+    quick = ["--epochs", "1", "--episodes", "1", "--lr", "1e-6", "--base-lr", "1e-6", "--accelerator", "cpu", "--workers", "0"]
+    done = CliRunner().invoke(main, ["train", "--task", TASK, *files, *quick])
+    assert done.exit_code == 0, done.output
+    assert f"  learns the answers of {teacher}\n" in done.stderr
+    assert "starts from" not in done.stderr
+    before, after = (state(xattn.load(str(file), device="cpu", trust_code=True)) for file in (student, out))
+    assert all(torch.allclose(after[key], value, atol=1e-4) for key, value in before.items())
 
 
 def test_a_training_by_episodes_that_is_killed_goes_on_to_the_same_weights_and_its_file_is_scored_and_adapted(

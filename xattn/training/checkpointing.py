@@ -51,6 +51,9 @@ def begin(folder: Path, settings: Mapping[str, Any], work: str = LAST) -> None:
             if isinstance(stored.get("recipe"), dict):  # settings that an earlier version did not have are at their defaults
                 stored["recipe"] = Recipe().to_json() | stored["recipe"]
             stored.setdefault("task", "classification")
+            network = settings.get("network")
+            if network is not None and stored.get("network") == network | {"digest": ""}:  # an earlier version did not take this digest
+                stored["network"] = network
             if apart := list(_apart(stored, json.loads(json.dumps(settings)))):
                 raise RunError(f"'{folder}' holds another training ({'; '.join(apart)}): give another --out, or remove the folder.")
             return

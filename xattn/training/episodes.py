@@ -185,11 +185,12 @@ def fit_episodes(
     shared: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0}
     unseen = Episodes(_classes(opened.validation), shape, chosen.episodes, **others)
     validation = DataLoader(Crops(opened.validation, classifier.preprocessing, None, seed), batch_sampler=unseen, **shared)
+    settings = settings_of(classifier, component.spec, opened, teacher, chosen, seed, precision)  # before there are scales and shifts
     with one_training(folder), as_it_was(classifier), checkpointing.progress, quiet(), scaled_and_shifted(classifier) as learnt:
         trainer = trainer_for(
             classifier, folder, chosen, [checkpointing], accelerator=accelerator, precision=precision, use_distributed_sampler=False
         )
-        begin(folder, settings_of(classifier, component.spec, opened, teacher, chosen, seed, precision))
+        begin(folder, settings)
         module = EpisodeTraining(classifier, learnt, shape, chosen, teacher)
         module.embedding.linear.requires_grad_()
         checkpoint = checkpointing.resume()

@@ -324,10 +324,10 @@ def _check(classifier: Classifier, data: Labelled, teacher: Classifier | None, r
 def settings_of(
     classifier: Classifier, task: str, data: Labelled, teacher: Classifier | None, recipe: Recipe, seed: int, precision: Any
 ) -> dict[str, Any]:
-    """Everything that the weights after a training depend on."""
+    """Everything that the weights after a training depend on; asked before it begins, when the weights are those that it starts from."""
     source = classifier.source
     digest = "" if source is None else source.digest
-    if not digest and not recipe.backbone:  # of a network from a saved file
+    if not digest:  # of a network from a saved file
         digest = digest_of(classifier.network.state_dict())
     return {
         "task": task,
