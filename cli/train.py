@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true", "transformer-engine", "32", "16", "bf16", "64")
 
+NOT_BY_EPISODES = ("batch_size", "validation", "dropout", "freeze_statistics", "local_lr", "ranking", "margin")
+
 
 @click.command()
 @click.option("--model", required=True, help="Network, as for explain.")
@@ -163,6 +165,13 @@ def train(
 
     component = tasks.create(task or default_task(file is not None and read_header(file).multi_label))
     by_episodes = component.instance if isinstance(component.instance, FewShot) else None
+    if by_episodes is not None:
+        given = {"--search": trials, "--cache-features": cache_features, "--patches": patches, "--log-gradients": log_gradients or None}
+        given |= {f"--{setting.replace('_', '-')}": changes[setting] for setting in NOT_BY_EPISODES}
+        given |= {"--devices": None if devices == 1 else devices, "--nodes": None if nodes == 1 else nodes}
+        given |= {"--classes wnid": True if classes == "wnid" else None}
+        if beside := [option for option, value in given.items() if value is not None]:
+            raise InputError(f"{beside[0]} is not for a training by episodes (--task {component.spec}): leave it out.")
     preset = preset or ("few-shot" if by_episodes is not None else None)
     recipe = recipe_of(preset or ("probe" if cache_features else default_preset(name, PREFIX if of_streams else ""))).with_(**changes)
     texts = None if classes in ("folders", "wnid") else classes
@@ -201,14 +210,8 @@ def train(
         classifier = loaded(len(names) if of_its_own and names is not None else None)
         if replaces == "nothing" and names is not None and not set(names) <= set(classifier.labels or names):
             classifier = loaded(len(names))  # a network of other classes gets a new classifier
-    if by_episodes is not None:
-        given = {"--search": trials, "--cache-features": cache_features, "--patches": patches, "--log-gradients": log_gradients or None}
-        if beside := [option for option, value in given.items() if value is not None] + ["--devices, --nodes"] * (
-            (devices, nodes) != (1, 1)
-        ):
-            raise InputError(f"{beside[0]} is not for a training by episodes (--task {component.spec}): leave it out.")
-        if classifier.inner is None or classifier.class_count != by_episodes.ways:
-            classifier = with_ways(classifier, by_episodes.ways, seed)
+    if by_episodes is not None and (classifier.inner is None or classifier.class_count != by_episodes.ways):
+        classifier = with_ways(classifier, by_episodes.ways, seed)
     taught = None
     if teacher is not None:
         taught = load(teacher, weights=teacher_weights, device=cpu, trust_code=trust_code or names_code_of(teacher, model))
