@@ -125,7 +125,6 @@ def test_training_from_a_teacher_leaves_it_as_it_is_and_comes_closer_to_its_answ
                 found.append(float(functional.kl_div(own, its, log_target=True, reduction="batchmean")))
         return sum(found) / len(found)
 
-    print(distance(taught), distance(plain), distance(fresh(high_res=("3.0",))))
     assert distance(taught) < 0.7 * distance(plain)
     assert distance(taught) < 0.7 * distance(fresh(high_res=("3.0",)))
 
