@@ -19,12 +19,16 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true", "transformer-engine", "32", "16", "bf16", "64")
 
+NOT_BY_EPISODES = ("batch_size", "validation", "dropout", "freeze_statistics", "local_lr", "ranking", "margin")
+
 
 @click.command()
 @click.option("--model", required=True, help="Network, as for explain.")
 @click.option("--weights", help="Weights: a local .pth or .safetensors, or a name of torchvision or open_clip.")
 @click.option("--head", help="Head to train, name[:key=value,…]; see `xattn list heads`. Default: that of a saved file, else ca-stream.")
-@click.option("--task", help="What to train for, see `xattn list tasks`. Default: that of a saved file, else classification.")
+@click.option(
+    "--task", help="What to train for, see `xattn list tasks`. Default: multi-label for a saved multi-label file, else classification."
+)
 @click.option(
     "--data",
     required=True,
@@ -68,7 +72,7 @@ PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-t
 @click.option(
     "--teacher",
     type=click.Path(exists=True, dir_okay=False),
-    help="Trained .safetensors; the student learns its answers and starts from its weights.",
+    help="Trained .safetensors; the student learns its answers and, except with --task few-shot, starts from its weights.",
 )
 @click.option("--teacher-weights", help="Weights of the teacher's network, if its file holds a head alone.")
 @click.option("--alpha", type=Number(), help="Weight of the labels against the teacher's answers.")
@@ -161,6 +165,13 @@ def train(
 
     component = tasks.create(task or default_task(file is not None and read_header(file).multi_label))
     by_episodes = component.instance if isinstance(component.instance, FewShot) else None
+    if by_episodes is not None:
+        given = {"--search": trials, "--cache-features": cache_features, "--patches": patches, "--log-gradients": log_gradients or None}
+        given |= {f"--{setting.replace('_', '-')}": changes[setting] for setting in NOT_BY_EPISODES}
+        given |= {"--devices": None if devices == 1 else devices, "--nodes": None if nodes == 1 else nodes}
+        given |= {"--classes wnid": True if classes == "wnid" else None}
+        if beside := [option for option, value in given.items() if value is not None]:
+            raise InputError(f"{beside[0]} is not for a training by episodes (--task {component.spec}): leave it out.")
     preset = preset or ("few-shot" if by_episodes is not None else None)
     recipe = recipe_of(preset or ("probe" if cache_features else default_preset(name, PREFIX if of_streams else ""))).with_(**changes)
     texts = None if classes in ("folders", "wnid") else classes
@@ -192,24 +203,20 @@ def train(
             trust_code=trust_code,
         )
 
-    with warnings.catch_warnings() if teacher is not None else warned_lines():
-        if teacher is not None:
+    from_teacher = teacher is not None and by_episodes is None
+    with warnings.catch_warnings() if from_teacher else warned_lines():
+        if from_teacher:
             warnings.simplefilter("ignore", UserWarning)  # about a new classifier: the teacher's weights follow
         classifier = loaded(len(names) if of_its_own and names is not None else None)
         if replaces == "nothing" and names is not None and not set(names) <= set(classifier.labels or names):
             classifier = loaded(len(names))  # a network of other classes gets a new classifier
-    if by_episodes is not None:
-        given = {"--search": trials, "--cache-features": cache_features, "--patches": patches, "--log-gradients": log_gradients or None}
-        if beside := [option for option, value in given.items() if value is not None] + ["--devices, --nodes"] * (
-            (devices, nodes) != (1, 1)
-        ):
-            raise InputError(f"{beside[0]} is not for a training by episodes (--task {component.spec}): leave it out.")
-        if classifier.inner is None or classifier.class_count != by_episodes.ways:
-            classifier = with_ways(classifier, by_episodes.ways, seed)
+    if by_episodes is not None and (classifier.inner is None or classifier.class_count != by_episodes.ways):
+        classifier = with_ways(classifier, by_episodes.ways, seed)
     taught = None
     if teacher is not None:
         taught = load(teacher, weights=teacher_weights, device=cpu, trust_code=trust_code or names_code_of(teacher, model))
-        classifier.start_from(taught)
+        if from_teacher:
+            classifier.start_from(taught)
 
     def tell(line: str) -> None:
         if is_first_process():
@@ -222,7 +229,8 @@ def train(
     tell(f"  {classifier.preprocessing}")
     tell(f"  reads {read}")
     if teacher is not None:
-        tell(f"  starts from the weights of {teacher}, and learns its answers")
+        starts = f"starts from the weights of {teacher}, and learns its answers"
+        tell(f"  {starts if from_teacher else f'learns the answers of {teacher}'}")
     count = classifier.class_count if opened.several else len(set(opened.targets))
     tell(f"{opened.name}: {len(opened)} pictures of {count} classes")
     options: dict[str, Any] = {

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,13 +22,14 @@ from tests import networks
 from xattn.birds import export_few_shot
 from xattn.cli import main
 from xattn.data.images import ImageSource
-from xattn.errors import InputError
+from xattn.errors import DivergedError, InputError, RunError
 from xattn.fewshot import Embedding, Episodes, EpisodeShape
 from xattn.metrics.statistics import mean_interval
 from xattn.models import Classifier
 from xattn.models.checkpoints import InnerLoop
 from xattn.tasks import score
-from xattn.training import PRESETS, distillation, fit, fit_episodes, with_ways
+from xattn.tasks.few_shot import FewShot
+from xattn.training import PRESETS, Fitted, distillation, fit, fit_episodes, with_ways
 from xattn.training.episodes import EpisodeTraining
 
 TASK = "few-shot:ways=3,shots=1,queries=2,episodes=25"
@@ -76,7 +79,7 @@ def test_convolutions_are_scaled_and_the_start_of_the_last_layer_is_learnt_and_n
 
 def test_a_teachers_answers_are_those_of_its_own_layer_fitted_to_the_support_set() -> None:
     clf, teacher = fresh(), fresh("b-cnn:n=2")
-    module = EpisodeTraining(clf, [], SHAPE, QUICK.with_(alpha=0.3, temperature=2.0), teacher)
+    module = EpisodeTraining(clf, [], FewShot(3, 1, 2), QUICK.with_(alpha=0.3, temperature=2.0), teacher)
     module.log = lambda *_, **__: None  # type: ignore[method-assign]
     crops = (networks.pictures(SHAPE.pictures) * 255).byte()
     loss = module.training_step((crops, SHAPE.labels()), 0)
@@ -95,18 +98,109 @@ def test_a_teachers_answers_are_those_of_its_own_layer_fitted_to_the_support_set
     assert float(loss.detach()) == pytest.approx(float(wanted), abs=1e-5)
 
 
-def test_training_from_a_teacher_leaves_it_as_it_is_and_learns_something_else(birds: Path, tmp_path: Path) -> None:
+def test_training_from_a_teacher_leaves_it_as_it_is_and_comes_closer_to_its_answers(birds: Path, tmp_path: Path) -> None:
     teacher, plain, taught = fresh(), fresh(high_res=("3.0",)), fresh(high_res=("3.0",))
     with torch.no_grad():
         Embedding(teacher).linear.weight.mul_(3)
     before = state(teacher)
-    quick = QUICK.with_(epochs=1, alpha=0.2)
-    for clf, out, by in ((plain, "plain", None), (taught, "taught", teacher)):
-        fit_episodes(
-            clf, f"cifar-fs:{birds}", tmp_path / f"{out}.safetensors", task=TASK, recipe=quick, teacher=by, workers=0, progress=False
-        )
+    quick = QUICK.with_(epochs=1, episodes=12, smallest_crop=1.0)
+    options = {"task": TASK, "workers": 0, "progress": False}
+    fit_episodes(plain, f"cifar-fs:{birds}", tmp_path / "plain.safetensors", recipe=quick, **options)
+    fit_episodes(taught, f"cifar-fs:{birds}", tmp_path / "taught.safetensors", recipe=quick.with_(alpha=0.0), teacher=teacher, **options)
     assert same(state(teacher), before)
-    assert not same(state(plain), state(taught))
+    source = ImageSource(f"cifar-fs:{birds}:train")
+    images = torch.stack([source.decode(image, teacher.preprocessing)[1] for image in source.images]) / 255
+    classes = sorted({str(image.label) for image in source.images})
+    targets = [classes.index(str(image.label)) for image in source.images]
+    drawn = Episodes(targets, SHAPE, 10, seed=1)
+    module = EpisodeTraining(taught, [], FewShot(3, 1, 2), quick, teacher)
+
+    def distance(clf: Classifier) -> float:
+        """Mean divergence of a student's answers from the teacher's."""
+        found = []
+        with torch.no_grad():
+            for number in range(10):
+                given = images[drawn.drawn(0, number)]
+                own, its = (module._logits(Embedding(each), given)[0].log_softmax(dim=1) for each in (clf, teacher))
+                found.append(float(functional.kl_div(own, its, log_target=True, reduction="batchmean")))
+        return sum(found) / len(found)
+
+    assert distance(taught) < 0.7 * distance(plain)
+    assert distance(taught) < 0.7 * distance(fresh(high_res=("3.0",)))
+
+
+def saved(tmp_path: Path, *scales: float) -> list[Path]:
+    """Files of their own weights, which are those of one network of three ways times a scale."""
+    (tmp_path / "mine.py").write_text("from tests import networks\n\n\ndef build():\n    return networks.small(8)\n")
+    found = []
+    for scale in scales:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            clf = xattn.load(f"{tmp_path / 'mine.py'}:build", head="gap", input_size=32, resize=36, device="cpu", trust_code=True)
+            clf = with_ways(clf, 3)
+        with torch.no_grad():
+            for parameter in clf.parameters():
+                parameter.mul_(scale)
+        clf.trained = True
+        found.append(tmp_path / f"{scale:g}" / "small.safetensors")
+        found[-1].parent.mkdir()
+        clf.save(str(found[-1]))
+    return found
+
+
+def test_a_training_goes_on_only_from_the_weights_that_it_began_with(birds: Path, tmp_path: Path) -> None:
+    one, two = saved(tmp_path, 1.0, 2.0)
+    out, quick = tmp_path / "out.safetensors", QUICK.with_(epochs=1, episodes=2)
+
+    def train(file: Path) -> Fitted:
+        clf = xattn.load(str(file), device="cpu", trust_code=True)
+        return fit_episodes(clf, f"cifar-fs:{birds}", out, task=TASK, recipe=quick, workers=0, progress=False)
+
+    first = train(one)
+    assert train(one) == first
+    with pytest.raises(RunError, match=r"holds another training \(network: digest was \w{16}, is \w{16}\)"):
+        train(two)
+    settings = tmp_path / "out.training" / "training.json"
+    stored = json.loads(settings.read_text())
+    stored["network"]["digest"] = ""  # as an earlier version wrote it
+    settings.write_text(json.dumps(stored))
+    assert train(one) == first
+
+
+def test_on_the_command_line_a_teacher_by_episodes_does_not_give_the_student_its_weights(birds: Path, tmp_path: Path) -> None:
+    student, teacher = saved(tmp_path, 1.0, 2.0)
+    out = tmp_path / "out.safetensors"
+    files = ["--model", str(student), "--teacher", str(teacher), "--trust-code", "--out", str(out), "--data", f"cifar-fs:{birds}"]
+    quick = ["--epochs", "1", "--episodes", "1", "--lr", "1e-6", "--base-lr", "1e-6", "--accelerator", "cpu", "--workers", "0"]
+    done = CliRunner().invoke(main, ["train", "--task", TASK, *files, *quick])
+    assert done.exit_code == 0, done.output
+    assert f"  learns the answers of {teacher}\n" in done.stderr
+    assert "starts from" not in done.stderr
+    before, after = (state(xattn.load(str(file), device="cpu", trust_code=True)) for file in (student, out))
+    assert all(torch.allclose(after[key], value, atol=1e-4) for key, value in before.items())
+
+
+def test_a_training_that_diverges_keeps_its_best_epoch(birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clf, wanted, out = fresh(), fresh(), tmp_path / "out.safetensors"
+    options = {"task": TASK, "workers": 0, "progress": False}
+    quick = QUICK.with_(schedule="constant")
+    fit_episodes(wanted, f"cifar-fs:{birds}", tmp_path / "one.safetensors", recipe=quick.with_(epochs=1), **options)
+    steps, loss = [], FewShot.loss
+
+    def diverging(task: FewShot, output: Tensor, targets: Tensor) -> Tensor:
+        steps.append(len(targets))
+        return loss(task, output, targets) * (float("nan") if len(steps) > 6 else 1.0)  # an epoch is 3 episodes and 3 for validation
+
+    monkeypatch.setattr(FewShot, "loss", diverging)
+    with pytest.raises(DivergedError, match=r"loss is nan in epoch 2, episode 1: .* The best epoch before it, 1, is in .*out\.safetensors"):
+        fit_episodes(clf, f"cifar-fs:{birds}", out, recipe=quick, **options)
+    assert same(state(clf), state(wanted))
+
+
+def test_a_training_ends_where_no_epoch_is_better(birds: Path, tmp_path: Path) -> None:
+    quick = QUICK.with_(epochs=9, episodes=1, lr=1e-12, base_lr=1e-12, patience=2)
+    found = fit_episodes(fresh(), f"cifar-fs:{birds}", tmp_path / "out.safetensors", task=TASK, recipe=quick, workers=0, progress=False)
+    assert (found.best, found.epochs) == (1, 3)
 
 
 def test_a_training_by_episodes_that_is_killed_goes_on_to_the_same_weights_and_its_file_is_scored_and_adapted(
@@ -149,9 +243,12 @@ def test_a_training_by_episodes_that_is_killed_goes_on_to_the_same_weights_and_i
     adapted = CliRunner().invoke(main, ["adapt", *given, "--data", str(few), "--out", "few.safetensors"])
     assert adapted.exit_code == 0, adapted.output
     assert xattn.load("few.safetensors", device="cpu", trust_code=True).labels == ("duskspoon", "goldhook", "mintspear")
-    other = CliRunner().invoke(main, [*arguments("other.safetensors"), "--search", "2"])
-    assert other.exit_code == 2
-    assert "--search is not for a training by episodes" in other.output
+    assert f"{TASK} · cut · gap · " in scored.stdout
+    unused = (["--search", "2"], ["--batch-size", "8"], ["--validation", "0.2"], ["--dropout", "0.1"], ["--freeze-statistics"])
+    for given in (*unused, ["--classes", "wnid"]):
+        other = CliRunner().invoke(main, [*arguments("other.safetensors"), *given])
+        assert other.exit_code == 2
+        assert f"{' '.join(given) if '--classes' in given else given[0]} is not for a training by episodes" in other.output
 
 
 def test_the_score_is_the_mean_over_episodes_of_layers_fitted_one_by_one(birds: Path) -> None:
@@ -172,6 +269,7 @@ def test_the_score_is_the_mean_over_episodes_of_layers_fitted_one_by_one(birds: 
     assert found.scores["accuracy"] == pytest.approx(mean_interval(accuracies, (0, 100)))
     assert found.scores["accuracy"].n == 25
     assert found.n == 16
+    assert found.task == TASK
 
 
 def test_what_does_not_fit_is_named(birds: Path, tmp_path: Path) -> None:
@@ -182,6 +280,14 @@ def test_what_does_not_fit_is_named(birds: Path, tmp_path: Path) -> None:
         fit_episodes(clf, data, out, task=TASK, teacher=xattn.attach(networks.small(3), input_size=32, name="small"))
     with pytest.raises(InputError, match=r"needs classes for validation that are not trained on: cifar-fs:ROOT, in its layout; got"):
         fit_episodes(clf, str(birds / "data"), out, task=TASK)
+    with pytest.raises(InputError, match=r"classes of split train, and those of val for validation; got split test: give ROOT alone"):
+        fit_episodes(clf, f"{data}:test", out, task=TASK)
+    opened = FewShot().open(f"{data}:train")
+    assert opened.names == FewShot().open(data).names
+    with pytest.raises(InputError, match=r"needs classes for validation that are not trained on; cifar-fs:.* has '\w+' in both"):
+        fit_episodes(clf, replace(opened, validation=replace(opened, validation=None)), out, task=TASK)
+    with pytest.raises(InputError, match=r"precision 'bf16-true' would turn the weights of small"):
+        fit_episodes(clf, data, out, task=TASK, precision="bf16-true")
     with pytest.raises(InputError, match=r"takes 1 \+ 15 pictures of a class, .* class 'bandspoon' of cifar-fs:.*:test has 4"):
         score(clf, f"{data}:test", task="few-shot:ways=3", workers=0, progress=False)
     with pytest.raises(InputError, match=r"5 ways needs as many classes, and .* has 4: give fewer ways"):

@@ -67,7 +67,7 @@ class Scored:
     """The scores of a classifier on a data set.
 
     Attributes:
-        task: name of the task.
+        task: the task, with its settings where it has any.
         network: name of the classifier and its head.
         data: name of the data, with its split where it has one.
         n: number of pictures behind the scores; of re-identification, of queries.
@@ -87,7 +87,7 @@ class Scored:
     pictures: int | None = None
 
     def __str__(self) -> str:
-        lines = [f"{self.network} · {self.data} · n = {self.n}"]
+        lines = [f"{self.task} · {self.network} · {self.data} · n = {self.n}"]
         return "\n".join([*lines, *(f"{name} {_shown(found)}" for name, found in self.scores.items())])
 
     def save(self, path: str | Path) -> None:

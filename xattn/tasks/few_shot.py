@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -58,12 +58,18 @@ class FewShot(Task):
         """Opens the training classes of a data set, and as its validation its validation classes, which are others.
 
         Raises:
-            InputError: as for `xattn.data.labelled.open_data`, or it has no validation classes.
+            InputError: as for `xattn.data.labelled.open_data`, another split is named, or it has no validation classes of its own.
         """
         name, colon, root = str(data).partition(":")
         if colon and name == "cifar-fs":
-            return replace(open_data(data, classes), validation=open_split(name, root, "val"))
+            root = _root(root)
+            return replace(open_data(f"{name}:{root}", classes), validation=open_split(name, root, "val"))
         if isinstance(data, Labelled) and data.validation is not None:
+            if shared := _classes(data) & _classes(data.validation):
+                raise InputError(
+                    f"few-shot training needs classes for validation that are not trained on; {data.name} has "
+                    f"'{min(map(str, shared))}' in both: give validation pictures of other classes."
+                )
             return data
         raise InputError(
             f"few-shot training needs classes for validation that are not trained on: cifar-fs:ROOT, in its layout; got '{data!s:.80}'."
@@ -101,7 +107,8 @@ class FewShot(Task):
     def score(self, classifier: Classifier, data: Data) -> Scored:
         """Mean accuracy of the queries over episodes, with Student's interval over episodes.
 
-        Each picture is embedded once. The labels are classes of their own: the classifier need not know them.
+        Each picture is embedded once. The labels are classes of their own: the classifier need not know them. The task in the result has
+        all of its settings.
 
         Raises:
             InputError: labels are missing, or there are too few classes or pictures of a class.
@@ -122,7 +129,28 @@ class FewShot(Task):
             right.append((logits.argmax(dim=2) == answers[support:]).double().mean(dim=1))
         found = mean_interval(100.0 * torch.cat(right), (0, 100))
         network = f"{classifier.name} · {classifier.head_name}"
-        return Scored("few-shot", network, data.place, len(labels), {"accuracy": found}, failed=tuple(failed))
+        task = "few-shot:" + ",".join(f"{setting.name}={getattr(self, setting.name)}" for setting in fields(self))
+        return Scored(task, network, data.place, len(labels), {"accuracy": found}, failed=tuple(failed))
+
+
+def _root(place: str) -> str:
+    """The folder of `ROOT[:train]`.
+
+    Raises:
+        InputError: another split is named, which is not trained on.
+    """
+    root, colon, split = place.rpartition(":")
+    if colon and split in ("val", "test"):
+        raise InputError(
+            f"few-shot training takes the classes of split train, and those of val for validation; got split {split}: give ROOT alone."
+        )
+    return root if colon and split == "train" else place
+
+
+def _classes(data: Labelled) -> set[str | int]:
+    """Names of the classes that pictures have, or their numbers if they have no names."""
+    numbers = {target for target in data.targets if isinstance(target, int)}
+    return set(numbers) if data.names is None else {data.names[number] for number in numbers}
 
 
 def _vectors(classifier: Classifier, data: Data) -> tuple[Tensor, list[str], list[tuple[str, str]]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from xattn.errors import DivergedError, RunError
@@ -51,6 +51,9 @@ def begin(folder: Path, settings: Mapping[str, Any], work: str = LAST) -> None:
             if isinstance(stored.get("recipe"), dict):  # settings that an earlier version did not have are at their defaults
                 stored["recipe"] = Recipe().to_json() | stored["recipe"]
             stored.setdefault("task", "classification")
+            was, network = stored.get("network"), settings.get("network")
+            if isinstance(was, dict) and was.get("digest") == "" and network is not None:  # an earlier version did not take this digest
+                was["digest"] = network["digest"]
             if apart := list(_apart(stored, json.loads(json.dumps(settings)))):
                 raise RunError(f"'{folder}' holds another training ({'; '.join(apart)}): give another --out, or remove the folder.")
             return
@@ -170,6 +173,12 @@ class Checkpointing(Checkpoint):
         trainer.save_checkpoint(self.folder / f"{name}.part")
         if trainer.is_global_zero:
             (self.folder / f"{name}.part").replace(self.folder / name)
+
+
+def early_stop(task: TaskMetadata, recipe: Recipe) -> list[Callback]:
+    """What ends a training after `patience` epochs that are no better, by the measure that decides which epoch is kept."""
+    watched, mode = ("val_loss", "min") if task.best == "loss" else (f"val_{task.score}", "max")
+    return [] if recipe.patience is None else [EarlyStopping(watched, patience=recipe.patience, mode=mode)]
 
 
 def loggers(folder: Path) -> list[Logger]:

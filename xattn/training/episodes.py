@@ -10,23 +10,22 @@ from typing import Any
 import lightning
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from xattn.data.labelled import Labelled
 from xattn.data.preprocessing import pixels
 from xattn.data.seeds import mixed
 from xattn.errors import DivergedError, InputError
-from xattn.fewshot import Embedding, Episodes, EpisodeShape, episode_logits, scaled_and_shifted, with_linear
+from xattn.fewshot import Embedding, Episodes, episode_logits, scaled_and_shifted, with_linear
 from xattn.fewshot.adaptation import start_of
 from xattn.models import Classifier
 from xattn.models.checkpoints import InnerLoop
 from xattn.registry import Component
 from xattn.tasks import Task, TaskMetadata, tasks
 from xattn.tasks.few_shot import FewShot
-from xattn.training.checkpointing import BEST, Checkpointing, begin, one_training, quiet
+from xattn.training.checkpointing import BEST, Checkpointing, begin, early_stop, one_training, quiet
 from xattn.training.data import Crops
-from xattn.training.fit import Fitted, as_it_was, settings_of, trainer_for
+from xattn.training.fit import Fitted, as_it_was, check_precision, result_of, settings_of, train, trainer_for
 from xattn.training.loss import distillation
 from xattn.training.module import optimiser_of, schedule_of
 from xattn.training.recipe import Recipe, recipe_of
@@ -38,19 +37,21 @@ class EpisodeTraining(lightning.LightningModule):
     Args:
         classifier: its last layer is what an episode's linear layer starts from.
         learnt: what is trained besides that layer.
-        shape: of the episodes.
+        task: has the shape of the episodes, the loss and the score.
         recipe: settings of the training.
         teacher: its logits of the queries, by a layer fitted to the same support set, are learnt besides the labels.
     """
 
     def __init__(
-        self, classifier: Classifier, learnt: list[nn.Parameter], shape: EpisodeShape, recipe: Recipe, teacher: Classifier | None
+        self, classifier: Classifier, learnt: list[nn.Parameter], task: FewShot, recipe: Recipe, teacher: Classifier | None
     ) -> None:
         super().__init__()
         self.classifier = classifier
         self.embedding = Embedding(classifier)
         self.learnt = learnt
-        self.shape = shape
+        self.task = task
+        self.shape = task.shape
+        self.meter = task.validation(classifier)
         self.recipe = recipe
         self._teacher = [None if teacher is None else Embedding(teacher)]  # in a list, so that it is not a submodule
 
@@ -88,7 +89,7 @@ class EpisodeTraining(lightning.LightningModule):
         logits, labels = self._logits(self.embedding, images)
         teacher = self._teacher[0]
         if teacher is None:
-            loss = functional.cross_entropy(logits, labels)
+            loss = self.task.loss(logits, labels)
         else:
             with torch.no_grad():
                 answers = self._logits(teacher, images)[0]
@@ -103,8 +104,12 @@ class EpisodeTraining(lightning.LightningModule):
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         logits, labels = self._logits(self.embedding, pixels(batch[0], self.device))
-        self.log("val_loss", functional.cross_entropy(logits, labels), batch_size=len(labels))
-        self.log("val_accuracy", 100.0 * (logits.argmax(dim=1) == labels).float().mean(), batch_size=len(labels))
+        self.meter.update(logits, labels)
+        self.log("val_loss", self.task.loss(logits, labels), batch_size=len(labels))
+
+    def on_validation_epoch_end(self) -> None:
+        self.log("val_accuracy", 100.0 * self.meter.compute())
+        self.meter.reset()
 
 
 def with_ways(classifier: Classifier, ways: int, seed: int = 0) -> Classifier:
@@ -149,25 +154,26 @@ def fit_episodes(
         data: `cifar-fs:ROOT`; or labelled pictures whose `validation` has other classes.
         out: the `.safetensors` to write; logs and checkpoints go into a folder beside it, with the same name and `.training`.
         task: "few-shot" with its settings, the shape of the episodes.
-        recipe: settings, or the name of a preset.
+        recipe: settings, or the name of a preset. Not used are `backbone`, `freeze_statistics`, `batch_size`, `dropout` and `validation`.
         teacher: one that was trained so, of as many classes; its logits of the queries are learnt besides the labels.
         seed: for the episodes and the augmentation.
         workers: decoding processes; None: one fewer than the cores, at most 8.
         accelerator: "cpu", "gpu", …; None: the classifier's device.
-        precision: one of Lightning's.
+        precision: one of Lightning's, as for `fit`.
         progress: show a bar where stderr is a terminal, and log one line per epoch.
         on_epoch: called with each epoch's number and validation accuracy.
 
     Raises:
         InputError: the classifier or the teacher is not of as many classes as an episode, or the data do not suffice.
         RunError: the folder holds another training run or is in use.
-        DivergedError: the loss became infinite or NaN.
+        DivergedError: the loss became infinite or NaN; the best epoch before that, if any, is saved.
 
     Source: Sun et al. 2019; Gomez et al. 2021, Sec. 4.1. **Differs**: BatchNorm is frozen whole, its weights and statistics.
     """
     chosen = recipe if isinstance(recipe, Recipe) else recipe_of(recipe)
     component = tasks.create(task)
-    shape = _shape(component)
+    by_episodes = _few_shot(component)
+    shape = by_episodes.shape
     component.instance.check(classifier)
     for what, each in (("the classifier", classifier), ("the teacher", teacher)):
         if each is not None and (each.class_count != shape.ways or each.inner is None):
@@ -175,6 +181,7 @@ def fit_episodes(
                 f"{what}, {each.name}, is not one of {shape.ways} ways for episodes: make it by xattn.training.with_ways, or load a "
                 "file that xattn train --task few-shot wrote."
             )
+    check_precision(classifier, precision)
     opened = component.instance.open(data)
     assert opened.validation is not None  # the task sees to it
     about: dict[str, Any] = {"name": opened.name, "names": opened.names}
@@ -185,26 +192,28 @@ def fit_episodes(
     shared: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0}
     unseen = Episodes(_classes(opened.validation), shape, chosen.episodes, **others)
     validation = DataLoader(Crops(opened.validation, classifier.preprocessing, None, seed), batch_sampler=unseen, **shared)
+    settings = settings_of(classifier, component.spec, opened, teacher, chosen, seed, precision)  # before there are scales and shifts
+    diverged: DivergedError | None = None
     with one_training(folder), as_it_was(classifier), checkpointing.progress, quiet(), scaled_and_shifted(classifier) as learnt:
+        callbacks = [checkpointing, *early_stop(component.metadata, chosen)]
         trainer = trainer_for(
-            classifier, folder, chosen, [checkpointing], accelerator=accelerator, precision=precision, use_distributed_sampler=False
+            classifier, folder, chosen, callbacks, accelerator=accelerator, precision=precision, use_distributed_sampler=False
         )
-        begin(folder, settings_of(classifier, component.spec, opened, teacher, chosen, seed, precision))
-        module = EpisodeTraining(classifier, learnt, shape, chosen, teacher)
+        begin(folder, settings)
+        module = EpisodeTraining(classifier, learnt, by_episodes, chosen, teacher)
         module.embedding.linear.requires_grad_()
         checkpoint = checkpointing.resume()
         first = checkpointing.kept["epochs"]
         drawn = Episodes(_classes(opened), shape, chosen.episodes, seed=seed, epoch=lambda: max(first, trainer.current_epoch), **about)
         loader = DataLoader(Crops(opened, classifier.preprocessing, chosen.smallest_crop, seed), batch_sampler=drawn, **shared)
         if not checkpointing.kept["finished"]:
-            trainer.fit(module, loader, validation, ckpt_path=checkpoint, weights_only=True)
+            diverged = train(trainer, module, loader, validation, checkpoint, folder)
         best = torch.load(folder / BEST, map_location="cpu", weights_only=True)
         module.load_state_dict(best["state_dict"])
     classifier.trained = True
     if classifier.source is not None:
         classifier.save(str(out))
-    kept = checkpointing.kept
-    return Fitted(kept["epochs"], kept["best_epoch"], kept["best_loss"], kept["best_score"], chosen.episodes, folder)
+    return result_of(checkpointing, diverged, chosen.episodes, out)
 
 
 def _classes(data: Labelled) -> list[int]:
@@ -213,7 +222,7 @@ def _classes(data: Labelled) -> list[int]:
     return [target for target in data.targets if isinstance(target, int)]
 
 
-def _shape(component: Component[TaskMetadata, Task]) -> EpisodeShape:
+def _few_shot(component: Component[TaskMetadata, Task]) -> FewShot:
     if not isinstance(component.instance, FewShot):
         raise InputError(f"training by episodes is for task few-shot; got '{component.spec}'.")
-    return component.instance.shape
+    return component.instance

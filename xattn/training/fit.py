@@ -12,7 +12,7 @@ from typing import Any
 import lightning
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, EarlyStopping
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
@@ -25,7 +25,7 @@ from xattn.heads import heads
 from xattn.models import Classifier
 from xattn.models.checkpoints import digest_of
 from xattn.tasks import default_task, tasks
-from xattn.training.checkpointing import BEST, Checkpointing, begin, loggers, one_training, quiet
+from xattn.training.checkpointing import BEST, Checkpointing, begin, early_stop, loggers, one_training, quiet
 from xattn.training.data import Classes, Crops, EpochOrder, Labelled, splits
 from xattn.training.features import as_it_is, check_cacheable, on_features
 from xattn.training.module import Training, freeze
@@ -133,13 +133,18 @@ def fit(
     folder = Path(out).with_suffix(".training")
     by = component.metadata
     checkpointing = Checkpointing(folder, len(numbers), chosen.epochs, by, progress and is_first_process(), on_epoch)
-    watched, mode = ("val_loss", "min") if by.best == "loss" else (f"val_{by.score}", "max")
-    stop = [] if chosen.patience is None else [EarlyStopping(watched, patience=chosen.patience, mode=mode)]
     diverged: DivergedError | None = None
     alone = one_training(folder) if is_first_process() else nullcontext()
     with alone, as_it_was(classifier), checkpointing.progress, quiet():
         trainer = trainer_for(
-            classifier, folder, chosen, [checkpointing, *stop], accelerator=accelerator, devices=devices, nodes=nodes, precision=precision
+            classifier,
+            folder,
+            chosen,
+            [checkpointing, *early_stop(by, chosen)],
+            accelerator=accelerator,
+            devices=devices,
+            nodes=nodes,
+            precision=precision,
         )
         begin(folder, settings_of(classifier, component.spec, opened, teacher, chosen, seed, precision) | _described(boxes))
         if chosen.dropout is not None:
@@ -161,12 +166,7 @@ def fit(
             **shared,
         )
         if not checkpointing.kept["finished"]:
-            try:
-                trainer.fit(module, loader, DataLoader(validation, batch, **shared), ckpt_path=checkpoint, weights_only=True)
-            except DivergedError as error:
-                if not (folder / BEST).exists():
-                    raise
-                diverged = error
+            diverged = train(trainer, module, loader, DataLoader(validation, batch, **shared), checkpoint, folder)
         best = torch.load(folder / BEST, map_location="cpu", weights_only=True)
         module.load_state_dict(best["state_dict"], strict=False)
     classifier.trained = True
@@ -174,11 +174,42 @@ def fit(
         classifier.labels = opened.names
     if trainer.is_global_zero and classifier.source is not None:
         classifier.save(str(out))
+    return result_of(checkpointing, diverged, len(validation), out)  # type: ignore[arg-type]  # a data set with a length
+
+
+def train(
+    trainer: lightning.Trainer,
+    module: lightning.LightningModule,
+    loader: DataLoader[Any],
+    validation: DataLoader[Any],
+    checkpoint: str | None,
+    folder: Path,
+) -> DivergedError | None:
+    """Trains; returns the error of a training that diverged after an epoch that was kept.
+
+    Raises:
+        DivergedError: it diverged before.
+    """
+    try:
+        trainer.fit(module, loader, validation, ckpt_path=checkpoint, weights_only=True)
+    except DivergedError as error:
+        if not (folder / BEST).exists():
+            raise
+        return error
+    return None
+
+
+def result_of(checkpointing: Checkpointing, diverged: DivergedError | None, validation: int, out: str | Path) -> Fitted:
+    """The result of a training whose best epoch is in place.
+
+    Raises:
+        DivergedError: it diverged.
+    """
+    kept = checkpointing.kept
     if diverged is not None:
-        kept = f"The best epoch before it, {checkpointing.kept['best_epoch']}, is in {out}; train with other settings into another file."
-        raise DivergedError(f"{diverged} {kept}") from diverged
-    found = checkpointing.kept
-    return Fitted(found["epochs"], found["best_epoch"], found["best_loss"], found["best_score"], len(validation), folder)  # type: ignore[arg-type]  # a data set with a length
+        best = f"The best epoch before it, {kept['best_epoch']}, is in {out}; train with other settings into another file."
+        raise DivergedError(f"{diverged} {best}") from diverged
+    return Fitted(kept["epochs"], kept["best_epoch"], kept["best_loss"], kept["best_score"], validation, checkpointing.folder)
 
 
 def trainer_for(
@@ -330,6 +361,15 @@ def _check(classifier: Classifier, data: Labelled, teacher: Classifier | None, r
             f"{classifier.head_name} keeps only epochs after which its weights were set from the training pictures, the last among them: "
             "leave out patience."
         )
+    check_precision(classifier, precision)
+
+
+def check_precision(classifier: Classifier, precision: Any) -> None:
+    """Refuses a precision that would turn the weights into another type.
+
+    Raises:
+        InputError: it would.
+    """
     wanted = DTYPES.get(str(precision))
     if wanted is not None and wanted != classifier.mean.dtype:
         raise InputError(
@@ -341,10 +381,10 @@ def _check(classifier: Classifier, data: Labelled, teacher: Classifier | None, r
 def settings_of(
     classifier: Classifier, task: str, data: Labelled, teacher: Classifier | None, recipe: Recipe, seed: int, precision: Any
 ) -> dict[str, Any]:
-    """Everything that the weights after a training depend on."""
+    """Everything that the weights after a training depend on; asked before it begins, when the weights are those that it starts from."""
     source = classifier.source
     digest = "" if source is None else source.digest
-    if not digest and not recipe.backbone:  # of a network from a saved file
+    if not digest:  # of a network from a saved file
         digest = digest_of(classifier.network.state_dict())
     return {
         "task": task,
