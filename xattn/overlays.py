@@ -138,7 +138,8 @@ def table(cmap: str) -> Floats:
 def coloured(values: Floats, cmap: str) -> Floats:
     """Values in [0, 1] of any shape as colours: `(…, 3)` float32 in [0, 1], as matplotlib's colour map gives them."""
     colours = table(cmap)
-    found: Floats = colours[(values * len(colours)).astype(np.int64).clip(0, len(colours) - 1)]
+    finite = np.nan_to_num(values, nan=0.0, posinf=1.0, neginf=0.0)  # a damaged part may hold others
+    found: Floats = colours[(finite * len(colours)).astype(np.int64).clip(0, len(colours) - 1)]
     return found
 
 

@@ -52,7 +52,7 @@ def test_the_gallery_picture_s_map_is_that_for_the_query(run: Path) -> None:
     shown = read_runs([run], None, None)
     (query, model, head), (nearest, cosine) = next(iter(shown.nearest.items()))
     classifier = xattn.load(model, device="cpu", input_size=(64, 32), resize=(64, 32))
-    images = [torch.from_numpy(shown.crops[name, model, head])[None] / 255 for name in (query, nearest)]
+    images = [torch.tensor(shown.crops[name, model, head])[None] / 255 for name in (query, nearest)]
     maps = xattn.explain(classifier, images[1], ["grad-cam"], target=xattn.Similarity(classifier.predict(images[0])))
     assert float(maps.target.score(maps.output)) == pytest.approx(cosine, abs=1e-5)
     found = torch.from_numpy(shown.pair_maps[nearest, query, model, head, "grad-cam"].raw)
