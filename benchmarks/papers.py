@@ -389,7 +389,7 @@ def main(
     seeds_of = tuple(range(seeds))
     spent = Budget(count, epochs=epochs, tuned=tuned, stream=stream, seeds=seeds_of, explained=birds, true=birds, precision=precision)
     papers = Papers(work, SMOKE if smoke else spent)
-    for name in [page for page in only or TABLES if page not in without]:
+    for name in [table for table in only or TABLES if table not in without]:
         text = TABLES[name](papers)
         (out / f"{name}.md").write_text(text, encoding="utf-8")
         click.echo(text)

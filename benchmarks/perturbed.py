@@ -28,13 +28,20 @@ OURS = {
     "integrated-gradients": f"integrated-gradients:steps={STEPS}",
     "smooth-grad": f"smooth-grad:samples={STEPS}",
 }
-XATTN, DEFAULTS, BATCHED = "xattn", "captum, its defaults", "captum, forwards as large as ours"
+CAPTUMS = {
+    "occlusion": "captum:Occlusion",
+    "integrated-gradients": f"captum:IntegratedGradients:n_steps={STEPS}",
+    "smooth-grad": f"captum:NoiseTunnel:nt_type=smoothgrad,nt_samples={STEPS},stdevs={SIGMA}",
+}
+XATTN, BY_NAME = "xattn", "captum, by its name in xattn"
+DEFAULTS, BATCHED = "captum, its defaults", "captum, forwards as large as ours"
 
 
-def ours(of: Subject, method: str, images: Tensor, targets: Tensor, batch: int) -> Tensor:
+def ours(of: Subject, spec: str, images: Tensor, targets: Tensor, batch: int) -> Tensor:
+    method = methods.create(spec)
     predictor = Predictor(of.classifier, Tuning(chunk=batch, folded=True))
-    traced = trace(of.classifier, images, target=targets, predictor=predictor, needs=methods.create(OURS[method]).metadata.needs)
-    found: Tensor = methods.create(OURS[method]).instance(traced)
+    traced = trace(of.classifier, images, target=targets, predictor=predictor, needs=method.metadata.needs)
+    found: Tensor = method.instance(traced)
     return found
 
 
@@ -75,7 +82,8 @@ def main(networks: str, batch: int, forward: int, rounds: int, threads: int, dev
             targets = of.classifier(images).argmax(dim=1).clone()
         for method in OURS:
             runs: dict[str, Callable[[], Any]] = {
-                XATTN: partial(ours, of, method, images, targets, forward),
+                XATTN: partial(ours, of, OURS[method], images, targets, forward),
+                BY_NAME: partial(ours, of, CAPTUMS[method], images, targets, forward),
                 DEFAULTS: partial(captums, of, method, images, targets, None),
                 BATCHED: partial(captums, of, method, images, targets, forward),
             }
