@@ -355,7 +355,6 @@ TABLES: dict[str, Callable[[Papers], str]] = {
 @click.command()
 @click.argument("work", type=click.Path(path_type=Path))
 @click.option("--only", multiple=True, type=click.Choice(list(TABLES)))
-@click.option("--without", multiple=True, type=click.Choice(list(TABLES)), help="Pages that are left out.")
 @click.option("--smoke", is_flag=True, help="At toy size: whether it runs, not what it shows.")
 @click.option("--count", default=Budget.count, show_default=True, help="Training pictures.")
 @click.option("--epochs", default=Budget.epochs, show_default=True, help="Of head and network from random weights.")
@@ -371,7 +370,6 @@ TABLES: dict[str, Callable[[Papers], str]] = {
 def main(
     work: Path,
     only: tuple[str, ...],
-    without: tuple[str, ...],
     smoke: bool,
     count: int,
     epochs: int,
@@ -389,7 +387,7 @@ def main(
     seeds_of = tuple(range(seeds))
     spent = Budget(count, epochs=epochs, tuned=tuned, stream=stream, seeds=seeds_of, explained=birds, true=birds, precision=precision)
     papers = Papers(work, SMOKE if smoke else spent)
-    for name in [table for table in only or TABLES if table not in without]:
+    for name in only or TABLES:
         text = TABLES[name](papers)
         (out / f"{name}.md").write_text(text, encoding="utf-8")
         click.echo(text)
