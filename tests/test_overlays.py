@@ -19,12 +19,11 @@ from xattn.data.npy import npy
 from xattn.data.preprocessing import Preprocessing, Region
 from xattn.errors import InputError, NameUnknownError
 from xattn.figures import overlay_runs
-from xattn.figures.canvas import mask_of
+from xattn.figures.canvas import enlarged
 from xattn.figures.photographs import distinct, safe
 from xattn.metrics.masking import to_masks
 from xattn.models import Classifier
 from xattn.overlays import OverlayStyle, coloured, laid_over, mask_of_map, overlay
-from xattn.study.schema import StoredMap
 
 ORIENTATION = 0x0112
 STORED_AS = {  # the transpose that turns what a viewer shows into what a file of this orientation holds
@@ -126,7 +125,7 @@ def test_the_mask_of_a_finished_map_is_the_mask_that_is_scored() -> None:
         assert np.array_equal(mask_of_map(raw.numpy()), to_masks(raw[None], (raw.shape[0], raw.shape[1])).masks[0].numpy())
     raw, size = maps[0], (70, 45)
     scored = to_masks(raw[None], size).masks[0].numpy()
-    assert np.allclose(mask_of(StoredMap(raw.numpy(), {}), "grad-cam", size), scored, atol=1e-6)
+    assert np.allclose(enlarged(mask_of_map(raw.numpy()), size), scored, atol=1e-6)
 
 
 def test_outside_the_crop_the_photograph_stays_as_it_is() -> None:

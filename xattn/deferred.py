@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["is_tensor", "pandas", "torch"]
+__all__ = ["is_tensor", "names_of", "pandas", "torch"]
 
 
 class _Deferred(ModuleType):
@@ -31,6 +32,22 @@ if TYPE_CHECKING:
 else:
     pandas = _Deferred("pandas")
     torch = _Deferred("torch")
+
+
+def names_of(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
+    """A package's `__getattr__`, by which its public names are loaded on first use.
+
+    Args:
+        package: its name.
+        homes: the module that each name is in.
+    """
+
+    def loaded(name: str) -> Any:
+        if name in homes:
+            return getattr(importlib.import_module(homes[name]), name)
+        raise AttributeError(f"module '{package}' has no attribute '{name}'")
+
+    return loaded
 
 
 def is_tensor(value: object) -> TypeGuard[Tensor]:

@@ -15,15 +15,17 @@ from PIL import Image
 
 import xattn
 from xattn.birds import PARTS, SketchBirds, masks
+from xattn.catalogue import is_direct
 from xattn.cli import main
 from xattn.data.preprocessing import Preprocessing
 from xattn.errors import InputError
 from xattn.figures import figure, kinds
-from xattn.figures.canvas import enlarged, mask_of, sharp
+from xattn.figures.canvas import enlarged, sharp
 from xattn.figures.parts import PART_COLOURS, Parts, seen_parts, true_parts
 from xattn.figures.ranked import coloured, over_photograph
 from xattn.figures.run_data import read_runs
 from xattn.figures.style import FigureStyle
+from xattn.overlays import shown_values
 from xattn.study.store import Store, StoredMap
 
 
@@ -162,9 +164,10 @@ def test_a_figure_of_a_run_where_an_image_failed_for_one_classifier_leaves_its_p
 
 def test_controls_are_drawn_as_they_are_and_a_map_without_contrast_is_black() -> None:
     ones = StoredMap(np.ones((4, 4), dtype=np.float32), {"degenerate": False})
-    assert mask_of(ones, "uniform").min() == 1
-    assert mask_of(ones, "grad-cam").max() == 0
-    assert mask_of(ones, "uniform", (8, 8)).shape == (8, 8)
+    mask = shown_values(ones.raw, direct=is_direct("uniform"), signed=False)
+    assert mask.min() == 1
+    assert shown_values(ones.raw, direct=is_direct("grad-cam"), signed=False).max() == 0
+    assert enlarged(mask, (8, 8)).shape == (8, 8)
 
 
 def test_the_command_line_knows_every_kind_of_figure(run: Path) -> None:

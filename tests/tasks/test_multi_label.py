@@ -24,7 +24,7 @@ from xattn.errors import InputError
 from xattn.tasks import score, tasks
 from xattn.tasks.multi_label import precisions, resampled_precisions
 from xattn.training import Fitted, Recipe, fit
-from xattn.training.fit import in_classes_of
+from xattn.training.checks import in_classes_of
 
 TASK = tasks.create("multi-label").instance
 

@@ -25,7 +25,7 @@ from xattn.cli import main
 from xattn.errors import ImageError, InputError, NameUnknownError, RunError, SettingError
 from xattn.models import Classifier
 from xattn.training import DivergedError, Recipe, distillation, fit, gradient_norms, open_data
-from xattn.training.fit import in_classes_of
+from xattn.training.checks import in_classes_of
 from xattn.training.module import optimiser_of, schedule_of
 
 QUICK = Recipe(backbone=True, epochs=3, batch_size=8, lr=0.01, optimiser="sgd")

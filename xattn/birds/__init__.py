@@ -5,12 +5,12 @@ What a scene is and how it is drawn needs no torch; other names are loaded on fi
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from xattn.birds.drawing import Masks, masks, pixels, render, subsets
 from xattn.birds.pretrained import pretrained_names
 from xattn.birds.scene import CLASSES, PARTS, Scene, scene, scene_of, sufficient
+from xattn.deferred import names_of
 
 if TYPE_CHECKING:
     from xattn.birds.data import SketchBirds
@@ -70,7 +70,4 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+__getattr__ = names_of(__name__, {name: f"{__name__}.{home}" for name, home in _HOMES.items()})

@@ -13,11 +13,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from xattn.data.images import ENDED_PROCESS, Batch, Batches, Decoded, ImageSource
 from xattn.data.listing import NamedImage
 from xattn.data.preprocessing import Preprocessing
 from xattn.errors import RunError, XattnError
+from xattn.progress import Progress
 
 AHEAD = 2  # batches that a process decodes ahead of their use
 FUTILE = 3  # deaths for which no image is found to blame, until all others are decoded so
@@ -73,6 +75,44 @@ def each_batch(
                 work(alone.batch(number))
                 left.remove(number)
             futile = futile + 1 if alone.ended == ended else 0
+
+
+def each_output(
+    source: ImageSource,
+    preprocessing: Preprocessing,
+    batch_size: int,
+    workers: int,
+    shown: bool,
+    run: Callable[[Tensor], Tensor],
+) -> tuple[list[NamedImage], Tensor, list[tuple[str, str]]]:
+    """What something gives for the pictures of a source.
+
+    Args:
+        source: of the pictures.
+        preprocessing: of the network.
+        batch_size: pictures at once.
+        workers: decoding processes; 0: this process.
+        shown: whether to show progress.
+        run: uint8 crops `(B, C, H, W)` → `(B, D)`.
+
+    Returns:
+        The pictures that could be read, in their order; what `run` gave for them, `(n, D)` float32 on the CPU, `(0,)` for none; and the
+        names of the others with the reason.
+    """
+    pieces: dict[int, tuple[list[NamedImage], Tensor]] = {}
+    failed: list[tuple[str, str]] = []
+    with Progress(len(source), shown) as progress:
+
+        def work(batch: Batch) -> None:
+            if batch.images:
+                pieces[batch.number] = list(batch.images), run(batch.crops).float().cpu()
+            failed.extend((image.name, reason) for image, reason in batch.failed)
+            progress.add(len(batch.images) + len(batch.failed))
+
+        each_batch(source, preprocessing, batch_size, range(-(-len(source) // batch_size)), workers, work)
+    ordered = [pieces[number] for number in sorted(pieces)]
+    images = [image for some, _ in ordered for image in some]
+    return images, torch.cat([output for _, output in ordered]) if ordered else torch.empty(0), failed
 
 
 def _until_a_death(batches: Iterator[Batch], left: list[int], work: Callable[[Batch], object], workers: int) -> str | None:

@@ -5,8 +5,9 @@ Names are loaded on first use: those of networks are listed without torch.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from xattn.deferred import names_of
 
 if TYPE_CHECKING:
     from xattn.data.preprocessing import Preprocessing
@@ -42,7 +43,4 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(f"xattn.{_HOMES[name]}"), name)
-    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+__getattr__ = names_of(__name__, {name: f"xattn.{home}" for name, home in _HOMES.items()})

@@ -5,8 +5,9 @@ Names are loaded on first use: what reads runs alone loads no networks.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from xattn.deferred import names_of
 
 if TYPE_CHECKING:
     from xattn.study.evaluation import evaluate
@@ -19,7 +20,4 @@ __all__ = ["DEFAULT_METHODS", "DEFAULT_METRICS", "Outcome", "Plan", "Store", "St
 _HOMES = {"Plan": "plan", "Store": "store", "evaluate": "evaluation"}
 
 
-def __getattr__(name: str) -> Any:
-    if name in __all__:
-        return getattr(importlib.import_module(f"xattn.study.{_HOMES.get(name, 'study')}"), name)
-    raise AttributeError(f"module 'xattn.study' has no attribute '{name}'")
+__getattr__ = names_of(__name__, {name: f"{__name__}.{_HOMES.get(name, 'study')}" for name in __all__})

@@ -11,18 +11,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from xattn.data.images import Batch, ImageSource
+from xattn.data.images import ImageSource
 from xattn.data.listing import places_of, unique
 from xattn.data.market import sighting_of
 from xattn.data.preprocessing import pixels
-from xattn.data.workers import each_batch
+from xattn.data.workers import each_output
 from xattn.errors import InputError, UnsupportedError
 from xattn.inference.predictor import Predictor
 from xattn.metrics.retrieval import comparable
 from xattn.metrics.targets import PER_LABEL, Similarity
 from xattn.models.classifier import Classifier
 from xattn.models.target_rules import TargetRule
-from xattn.progress import Progress
 from xattn.study.schema import run_key
 
 PAIRS = PER_LABEL[2]
@@ -162,22 +161,21 @@ def embedded(classifier: Classifier, source: ImageSource, *, batch_size: int, wo
     Raises:
         UnsupportedError: its output is no vector.
     """
-    run, place = Predictor(classifier), {image.name: number for number, image in enumerate(source.images)}
+    predictor, place = Predictor(classifier), {image.name: number for number, image in enumerate(source.images)}
+
+    def run(crops: Tensor) -> Tensor:
+        output = predictor(pixels(crops, classifier.device))
+        if output.dim() != 2:
+            raise UnsupportedError(
+                f"a gallery is compared by vectors, one for each image (batch, values); {classifier.name} gives {tuple(output.shape)}. "
+                "Give a network whose output is one, or name it by --output."
+            )
+        return output
+
+    images, vectors, _ = each_output(source, classifier.preprocessing, batch_size, workers, progress, run)
     found = torch.full((len(source), classifier.class_count), torch.nan)
-    with Progress(len(source), progress) as shown:
-
-        def work(batch: Batch) -> None:
-            if batch.images:
-                output = run(pixels(batch.crops, classifier.device))
-                if output.dim() != 2:
-                    raise UnsupportedError(
-                        f"a gallery is compared by vectors, one for each image (batch, values); {classifier.name} gives "
-                        f"{tuple(output.shape)}. Give a network whose output is one, or name it by --output."
-                    )
-                found[[place[image.name] for image in batch.images]] = output.float().cpu()
-            shown.add(len(batch.images) + len(batch.failed))
-
-        each_batch(source, classifier.preprocessing, batch_size, range(-(-len(source) // batch_size)), workers, work)
+    if images:
+        found[[place[image.name] for image in images]] = vectors
     return found
 
 

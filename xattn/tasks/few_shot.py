@@ -9,17 +9,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from xattn.data.images import Batch, ImageSource
+from xattn.data.images import ImageSource
 from xattn.data.labelled import Classes, Labelled, open_data, open_split
 from xattn.data.preprocessing import pixels
-from xattn.data.workers import each_batch
-from xattn.errors import ImageError, InputError, SettingError
+from xattn.errors import InputError, SettingError
 from xattn.fewshot import Embedding, Episodes, EpisodeShape, episode_logits
 from xattn.fewshot.adaptation import start_of
 from xattn.metrics.statistics import mean_interval
 from xattn.models import Classifier, evaluating
-from xattn.progress import Progress
 from xattn.tasks.base import Data, Scored, Task, TaskMetadata, tasks
+from xattn.tasks.scoring import outputs
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -158,19 +157,11 @@ def _vectors(classifier: Classifier, data: Data) -> tuple[Tensor, list[str], lis
     source = ImageSource(data.place, data.labels_csv, labels_from=data.labels_from)
     if not source.labelled:
         source.label_by_folders()
-    embedding, pieces, failed = Embedding(classifier), dict[int, tuple[Tensor, list[str]]](), list[tuple[str, str]]()
+    embedding = Embedding(classifier)
 
-    def work(batch: Batch) -> None:
-        if batch.images:
-            with torch.no_grad(), evaluating(classifier):
-                vectors = embedding(pixels(batch.crops, classifier.device)).float().cpu()
-            pieces[batch.number] = vectors, [str(image.label) for image in batch.images]
-        failed.extend((image.name, reason) for image, reason in batch.failed)
-        shown.add(len(batch.images) + len(batch.failed))
+    def run(crops: Tensor) -> Tensor:
+        with torch.no_grad(), evaluating(classifier):
+            return embedding(pixels(crops, classifier.device))
 
-    with Progress(len(source), data.shown) as shown:
-        each_batch(source, classifier.preprocessing, data.batch_size, range(-(-len(source) // data.batch_size)), data.workers, work)
-    if not pieces:
-        raise ImageError(f"none of the {len(source)} pictures of '{data.place}' could be read: {failed[0][1]}")
-    ordered = [pieces[number] for number in sorted(pieces)]
-    return torch.cat([vectors for vectors, _ in ordered]), [label for _, labels in ordered for label in labels], failed
+    images, vectors, failed = outputs(classifier, source, data, run)
+    return vectors, [str(image.label) for image in images], failed

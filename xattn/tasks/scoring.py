@@ -10,16 +10,16 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from xattn.data.images import Batch, ImageSource
+from xattn.data.images import ImageSource
 from xattn.data.labels import Label, LabelsFrom
+from xattn.data.listing import NamedImage
 from xattn.data.preprocessing import pixels
 from xattn.data.published import with_split
-from xattn.data.workers import each_batch
+from xattn.data.workers import each_output
 from xattn.errors import ImageError, InputError, NameUnknownError
 from xattn.metrics.inputs import refuse_chunk
 from xattn.models import Classifier
 from xattn.models.source_labels import with_labels
-from xattn.progress import Progress
 from xattn.tasks.base import Data, Scored, default_task, refuse_no_classes, tasks
 
 T = TypeVar("T")
@@ -115,27 +115,31 @@ def answers(classifier: Classifier, data: Data, read: Callable[[str, Label | Non
             raise InputError(f"label of {name}: {error}") from error
 
     known = {} if source.dataset is not None else {image.name: label(image.name, image.label) for image in source.images}
+
+    def run(crops: Tensor) -> Tensor:
+        output = classifier.predict(pixels(crops, classifier.device))
+        refuse_no_classes(classifier, output)
+        return output
+
     found = Answers()
-    pieces: dict[int, tuple[Batch, Tensor]] = {}
-
-    def work(batch: Batch) -> None:
-        if batch.images:
-            output = classifier.predict(pixels(batch.crops, classifier.device)).float().cpu()
-            refuse_no_classes(classifier, output)
-            pieces[batch.number] = batch, output
-        found.failed += [(image.name, reason) for image, reason in batch.failed]
-        shown.add(len(batch.images) + len(batch.failed))
-
-    with Progress(len(source), data.shown) as shown:
-        count = -(-len(source) // data.batch_size)
-        each_batch(source, classifier.preprocessing, data.batch_size, range(count), data.workers, work)
-    if not pieces:
-        raise ImageError(f"none of the {len(source)} pictures of '{data.place}' could be read: {found.failed[0][1]}")
-    for batch, _ in (ordered := [pieces[number] for number in sorted(pieces)]):
-        found.names += [image.name for image in batch.images]
-        found.labels += [known[image.name] if known else label(image.name, image.label) for image in batch.images]
-    found.output = torch.cat([output for _, output in ordered])
+    images, found.output, found.failed = outputs(classifier, source, data, run)
+    found.names = [image.name for image in images]
+    found.labels = [known[image.name] if known else label(image.name, image.label) for image in images]
     return found
+
+
+def outputs(
+    classifier: Classifier, source: ImageSource, data: Data, run: Callable[[Tensor], Tensor]
+) -> tuple[list[NamedImage], Tensor, list[tuple[str, str]]]:
+    """The pictures that can be read, what is run on them gives, and the others; see `xattn.data.workers.each_output`.
+
+    Raises:
+        ImageError: no picture could be read.
+    """
+    images, output, failed = each_output(source, classifier.preprocessing, data.batch_size, data.workers, data.shown, run)
+    if not images:
+        raise ImageError(f"none of the {len(source)} pictures of '{data.place}' could be read: {failed[0][1]}")
+    return images, output, failed
 
 
 def _refuse_unlabelled(source: ImageSource, data: Data, classifier: Classifier) -> None:

@@ -24,8 +24,9 @@ from xattn.registry import Component
 from xattn.tasks import Task, TaskMetadata, tasks
 from xattn.tasks.few_shot import FewShot
 from xattn.training.checkpointing import BEST, Checkpointing, begin, early_stop, one_training, quiet
+from xattn.training.checks import check_precision
 from xattn.training.data import Crops
-from xattn.training.fit import Fitted, as_it_was, check_precision, result_of, settings_of, train, trainer_for
+from xattn.training.fit import Fitted, as_it_was, result_of, settings_of, train, trainer_for
 from xattn.training.loss import distillation
 from xattn.training.module import optimiser_of, schedule_of
 from xattn.training.recipe import Recipe, recipe_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +17,18 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from xattn.data.published import Target
-from xattn.data.voc import IGNORED
 from xattn.errors import DivergedError, InputError
 from xattn.focus import PREFIX, TwoStreams
-from xattn.heads import heads
 from xattn.models import Classifier
 from xattn.models.checkpoints import digest_of
 from xattn.tasks import default_task, tasks
 from xattn.training.checkpointing import BEST, Checkpointing, begin, early_stop, loggers, one_training, quiet
+from xattn.training.checks import check, in_classes_of
 from xattn.training.data import Classes, Crops, EpochOrder, Labelled, splits
 from xattn.training.features import as_it_is, check_cacheable, on_features
 from xattn.training.module import Training, freeze
 from xattn.training.recipe import Recipe, default_preset, recipe_of
 from xattn.training.streams import BoxedCrops, training_boxes
-
-DTYPES = {"64-true": torch.float64, "bf16-true": torch.bfloat16, "16-true": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -118,7 +114,7 @@ def fit(
     component.instance.check(classifier)
     component.instance.check_training(classifier, teacher is not None)
     opened = in_classes_of(classifier, component.instance.open(data, classes))
-    _check(classifier, opened, teacher, chosen, precision)
+    check(classifier, opened, teacher, chosen, precision)
     boxes = None if patches is None else training_boxes(patches, opened, classifier, chosen)
     training, numbers, validation = splits(opened, classifier.preprocessing, chosen.validation, chosen.smallest_crop, seed)
     workers = min(8, max(1, (os.cpu_count() or 1) - 1)) if workers is None else workers
@@ -286,98 +282,6 @@ def is_first_process() -> bool:
     return not getattr(rank_zero_only, "rank", None)
 
 
-def in_classes_of(classifier: Classifier, data: Labelled) -> Labelled:
-    """Data relabelled with the classifier's class indices, if the classifier has classes of the same names.
-
-    Raises:
-        InputError: the head keeps the network's classifier, which knows none of these names.
-    """
-    known = classifier.labels
-    if data.names is None and data.several:
-        return _mentioned_alone(data, classifier.class_count)
-    if data.names is None or known is None:
-        return data
-    if set(data.names) <= set(known):
-        return data.renumbered([classifier.class_index(name) for name in data.names], len(known))
-    unknown = next(name for name in data.names if name not in known)
-    if heads.create(classifier.head_name).metadata.replaces != "classifier":
-        raise InputError(
-            f"{classifier.head_name} keeps the classifier of {classifier.name}, which knows no class '{unknown}' of {data.name}. "
-            f"Name the folders after its classes ({', '.join(known[:3])}, …), give --classes wnid for ImageNet's WordNet ids, or use "
-            "br-npa or b-cnn."
-        )
-    return data  # the data has its own classes
-
-
-def _mentioned_alone(data: Labelled, count: int) -> Labelled:
-    """Data of label vectors by index, in which classes that no picture has are ignored, as are names that data do not have."""
-
-    def vectors(part: Labelled) -> list[tuple[int, ...]]:
-        return list(part.targets)  # type: ignore[arg-type]  # the caller asks for vectors
-
-    mentioned = {k for vector in vectors(data) for k, entry in enumerate(vector) if entry == 1}
-
-    def marked(part: Labelled) -> Labelled:
-        width = max(count, len(vectors(part)[0]))  # `_check` refuses one that is wider than the network
-        moved = (vector + (IGNORED,) * (width - len(vector)) for vector in vectors(part))
-        return replace(part, targets=tuple(tuple(e if k in mentioned else IGNORED for k, e in enumerate(vector)) for vector in moved))
-
-    return replace(marked(data), validation=None if data.validation is None else marked(data.validation))
-
-
-def _check(classifier: Classifier, data: Labelled, teacher: Classifier | None, recipe: Recipe, precision: Any) -> None:
-    if data.names is not None and len(data.names) != classifier.class_count:
-        raise InputError(
-            f"{data.name} has {len(data.names)} classes, {classifier.name} · {classifier.head_name} {classifier.class_count}: load it with "
-            f"classes={len(data.names)} (br-npa and b-cnn have a classifier of their own), or give labels among the network's classes "
-            "(--classes wnid for folders called by ImageNet's WordNet ids)."
-        )
-    for part in (data, data.validation):
-        for number, target in enumerate(part.targets if part is not None else ()):
-            fits = len(target) == classifier.class_count if isinstance(target, tuple) else 0 <= target < classifier.class_count
-            if part is not None and not fits:
-                raise InputError(
-                    f"{data.name}: {part.pictures.called(number)} has label {_shown(target)}, outside the {classifier.class_count} classes "
-                    f"of {classifier.name} · {classifier.head_name}. Load it with the number of classes of the data, or relabel."
-                )
-    if teacher is not None and teacher.class_count != classifier.class_count:
-        raise InputError(
-            f"the teacher has {teacher.class_count} classes, {classifier.name} {classifier.class_count}: they must be the same."
-        )
-    if isinstance(classifier.network, TwoStreams):
-        if teacher is not None or not recipe.backbone:
-            given = "from a teacher" if teacher is not None else "without its backbones"
-            raise InputError(f"{classifier.name}, of two streams, is not trained {given}: use preset focus, without a teacher.")
-    elif recipe.local_lr is not None:
-        raise InputError(f"{classifier.name} has no local stream: leave local_lr out of the recipe; it is for focus:BACKBONE.")
-    if not recipe.backbone and not any(True for _ in classifier.head.parameters()):
-        raise InputError(
-            f"{classifier.head_name} has no weights of its own to train: train the network too (preset full), or use ca-stream."
-        )
-    if recipe.dropout is not None and not classifier.head.dropouts():
-        raise InputError(f"{classifier.head_name} has no dropout to set: leave it out of the recipe.")
-    if recipe.patience is not None and classifier.head.push_every:
-        raise InputError(
-            f"{classifier.head_name} keeps only epochs after which its weights were set from the training pictures, the last among them: "
-            "leave out patience."
-        )
-    check_precision(classifier, precision)
-
-
-def check_precision(classifier: Classifier, precision: Any) -> None:
-    """Refuses a precision that would turn the weights into another type.
-
-    Raises:
-        InputError: it would.
-    """
-    wanted = DTYPES.get(str(precision))
-    if wanted is not None and wanted != classifier.mean.dtype:
-        raise InputError(
-            f"precision '{precision}' would turn the weights of {classifier.name} from {classifier.mean.dtype} into {wanted}, frozen ones "
-            "too: turn the classifier first, or use 32-true, 16-mixed or bf16-mixed."
-        )
-
-
 def settings_of(
     classifier: Classifier, task: str, data: Labelled, teacher: Classifier | None, recipe: Recipe, seed: int, precision: Any
 ) -> dict[str, Any]:
@@ -400,10 +304,6 @@ def settings_of(
         "seed": seed,
         "precision": precision,
     }
-
-
-def _shown(target: Target) -> str:
-    return str(target) if isinstance(target, int) else f"a vector of {len(target)} entries"
 
 
 def _sum(data: Labelled) -> int:
