@@ -90,6 +90,12 @@ def grey(crop: Bytes) -> Floats:
     return found
 
 
+def mask_of(stored: StoredMap, method: str, size: tuple[int, int] | None = None) -> Floats:
+    """The mask of a stored map, at the image's size or at its own: `(H, W)` in [0, 1]."""
+    mask = shown_values(stored.raw, direct=is_direct(method), signed=False)
+    return mask if size is None else enlarged(mask, size)
+
+
 def enlarged(values: Floats, size: tuple[int, int], interpolation: Interpolation = "bilinear") -> Floats:
     """Values `(h, w)` at another size, height and width."""
     return values if values.shape == size else laid_over(values, size, Region(0, 0, size[1], size[0]), interpolation)
