@@ -132,6 +132,26 @@ def test_of_one_step_all_ways_of_adding_steps_are_one() -> None:
         torch.testing.assert_close(other, found[0])
 
 
+@pytest.mark.parametrize("way", [{}, {"local": "lstm"}])
+def test_of_one_step_with_open_gates_the_local_stream_is_the_plain_cnn(way: dict[str, object]) -> None:
+    """Gates at 1 and inputs near 0, where tanh is the identity, let the pooled features through the LSTM."""
+    patches, small = pictures()[:, :, :16, :16], 1e-5
+    plain = tiny.network(local="cnn").double().local_stream
+    stream = tiny.network(steps=1, **way).double().local_stream
+    stream.load_state_dict(plain.state_dict(), strict=False)
+    for layer, scale in enumerate((small, 1.0)):
+        given, _, bias, other = weights_of(stream.looks, f"_l{layer}")
+        i, f, g, o = (slice(n * tiny.CHANNELS, (n + 1) * tiny.CHANNELS) for n in range(4))
+        given.data.zero_()
+        given.data[g] = scale * torch.eye(tiny.CHANNELS)
+        other.data.zero_()
+        for gate in (i, f, o):
+            bias.data[gate] = 40
+        bias.data[g] = 0
+    stream.classifier.weight.data /= small
+    torch.testing.assert_close(stream(patches).logits, plain(patches).logits)
+
+
 @pytest.mark.parametrize(("way", "weights"), [({"local": "lstm"}, [0, 0, 1]), ({"sum_to": 2}, [1, 1, 0]), ({"only_step": 2}, [0, 1, 0])])
 def test_the_ablations_weigh_the_steps(way: dict[str, object], weights: list[int]) -> None:
     stream = tiny.network(**way).double().local_stream
