@@ -15,7 +15,7 @@ from claims import Line, claim, needed, over_seeds, page
 from printed import TWO_STREAMS, TWO_STREAMS_SUMS
 from torch import Tensor
 from train_birds import Drawn
-from trained import Budget
+from trained import Budget, drawn
 
 import xattn
 from xattn.birds import CLASSES, SketchBirds, pixels, share_inside
@@ -143,9 +143,14 @@ class TwoStreamsPage:
 
     def _accuracy(self, settings: str, seed: int, ranking: float) -> float:
         classifier = self.trained(settings, seed, ranking)
-        images, labels = hard_test_birds(self.budget.tested)
-        logits = torch.cat([classifier.predict(some.to(classifier.device)).cpu() for some in images.split(100)])
-        return 100 * float((logits.argmax(dim=1) == labels).double().mean())
+        path = self.work / "right" / f"{classifier.digest()}-{drawn()}-{self.budget.tested}.pt"
+        if not path.exists():
+            images, labels = hard_test_birds(self.budget.tested)
+            logits = torch.cat([classifier.predict(some.to(classifier.device)).cpu() for some in images.split(100)])
+            path.parent.mkdir(exist_ok=True)
+            torch.save(logits.argmax(dim=1) == labels, path)
+        right: Tensor = torch.load(path, weights_only=True)
+        return 100 * float(right.double().mean())
 
     def _maps(self, classifier: xattn.Classifier, methods: Sequence[str], stage: str) -> list[Tensor]:
         """Masks `(B, H, W)` of each method for the birds' labels."""
