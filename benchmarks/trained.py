@@ -204,6 +204,7 @@ def drawn() -> str:
     return hashlib.sha256(torch.stack(some).numpy().tobytes()).hexdigest()[:8]
 
 
+@cache
 def test_birds(count: int) -> tuple[Tensor, Tensor]:
     """Pictures in pixel space and classes of the test split."""
     data = SketchBirds("test", count)
