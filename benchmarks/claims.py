@@ -66,13 +66,6 @@ def verdict(difference: Interval, way: int, margin: float = 0.0) -> str:
     return "reproduced" if apart == way else "not reproduced: it is the other way round"
 
 
-def needed(difference: Interval) -> int:
-    """About how large n has to be for the interval of a difference of this mean and spread to leave out 0: its half width falls as 1/√n."""
-    if not math.isfinite(difference.low) or difference.mean == 0:
-        return 10**6
-    return min(10**6, math.ceil(difference.n * ((difference.high - difference.mean) / abs(difference.mean)) ** 2))
-
-
 def _numbers(difference: Interval, digits: int) -> str:
     if math.isnan(difference.low):
         return f" (n = {difference.n})"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import patches
 import torch
-from claims import Line, claim, needed, over_seeds, page
+from claims import Line, claim, over_seeds, page
 from printed import TWO_STREAMS, TWO_STREAMS_SUMS
 from torch import Tensor
 from train_birds import Drawn
@@ -19,7 +19,7 @@ from trained import Budget, drawn
 
 import xattn
 from xattn.birds import CLASSES, SketchBirds, pixels, share_inside
-from xattn.metrics.statistics import Interval, mean_interval
+from xattn.metrics.statistics import ANY, Interval, mean_interval, needed
 from xattn.models.streams import looks_kept
 from xattn.training import Recipe, fit
 from xattn.training.data import Labelled, open_data
@@ -32,6 +32,7 @@ SELF_ATTENTION = f"{ATTENTION},self_attention=true,basis=16"
 RANKING = (0.0, 0.5, 1.0)  # λ
 USUAL = 0.5
 MOST_SEEDS = 1000
+CORRELATION = (-1.0, 1.0)
 
 
 class TwoStreamsPage:
@@ -58,7 +59,8 @@ class TwoStreamsPage:
             rows.append(_row(called, found[settings], TWO_STREAMS.get(called)))
         for k in b.sums:
             found[_sum(k)] = self.accuracies(_sum(k))
-            rows.append(_row(f"sum of steps 1 to {k}, no attention", found[_sum(k)], TWO_STREAMS_SUMS.get(k)))
+            summed = f"sum of steps 1 to {k}" if k > 1 else "step 1 alone"
+            rows.append(_row(f"{summed}, no attention", found[_sum(k)], TWO_STREAMS_SUMS.get(k)))
         for ranking in RANKING:
             values = found[ATTENTION] if ranking == USUAL else self.accuracies(ATTENTION, ranking)
             rows.append(_row(f"attention, λ = {ranking:g}", values))
@@ -106,24 +108,26 @@ class TwoStreamsPage:
                 areas.append(trend([half_area(each) for each in maps]))
             for what, values in (("entropy", entropies), ("the area that holds half of it", areas)):
                 text = f"{called} gets finer with t: Spearman's correlation of {what} with t is below 0 (mean over birds)"
-                lines.append(claim(text, _over(values), -1))
+                lines.append(claim(text, _over(values, CORRELATION), -1))
         return lines
 
     def parts(self) -> list[str]:
         """Where boxes and maps lie with respect to the part that tells a kind from its neighbour."""
         shown = self._shown
-        held, inside = [], []
+        shares, held, inside = [], [], []
         for seed in self.budget.seeds:
             classifier = self.trained(ATTENTION, seed)
             boxes = _boxes(classifier, shown.images)
             own = patches.found_by(boxes, shown.parts).any(dim=1).double()
             side = int(boxes[0, 0, 2] - boxes[0, 0, 0])
             at_random = xattn.patches.find(classifier, shown.images, "random", boxes.shape[1], side)
+            shares.append(100 * float(own.mean()))
             held.append(100 * (own - patches.found_by(at_random, shown.parts).any(dim=1).double()))
             (local,), (whole,) = (self._maps(classifier, ["grad-cam"], stage) for stage in ("local", "global"))
             inside.append(100 * (share_inside(local, shown.parts) - share_inside(whole, shown.parts)))
+        said = f"boxes found without labels ({', '.join(f'{share:.1f} %' for share in shares)} of the birds, by seed)"
         return [
-            claim("boxes without labels of parts hold the part that tells a kind more often than random ones, in points", _over(held), 1),
+            claim(f"{said} hold the part that tells a kind more often than random ones, in points", _over(held), 1),
             claim("Grad-CAM of the local stream lies on that part more than that of the global one, in points", _over(inside), 1),
         ]
 
@@ -225,9 +229,9 @@ def _sum(k: int) -> str:
     return f"{ATTENTION},sum_to={k}"
 
 
-def _over(values: Sequence[Tensor]) -> Interval:
+def _over(values: Sequence[Tensor], limits: tuple[float, float] = ANY) -> Interval:
     """Mean of the seeds' means over birds, with its interval over seeds."""
-    return mean_interval(torch.stack([each.nanmean() for each in values]))
+    return mean_interval(torch.stack([each.nanmean() for each in values]), limits)
 
 
 def _decided(text: str, after: Sequence[float], before: Sequence[float], way: int) -> str:
@@ -237,4 +241,4 @@ def _decided(text: str, after: Sequence[float], before: Sequence[float], way: in
     if "not decided" not in said:
         return said
     seeds = needed(difference)
-    return f"{said}; {f'about {seeds:,}' if seeds <= MOST_SEEDS else f'more than {MOST_SEEDS:,}'} seeds would decide"
+    return f"{said}; {f'about {seeds:,.0f}' if seeds <= MOST_SEEDS else f'more than {MOST_SEEDS:,}'} seeds would decide"

@@ -15,6 +15,7 @@ Values: TypeAlias = "Sequence[float] | Tensor"
 """Of images, one each."""
 
 CONFIDENCE = 0.95
+POWER = 0.8
 ANY = (-math.inf, math.inf)
 SAME = 1e-6  # differences within this share of the largest value are rounding
 EXACT_TO = 200  # pairs that differ, up to which the signed-rank distribution is computed exactly
@@ -108,6 +109,30 @@ def paired(values: Values, reference: Values, confidence: float = CONFIDENCE) ->
     same = SAME * max(1.0, *(abs(value) for pair in both for value in pair))
     difference = [0.0 if abs(one - other) <= same else one - other for one, other in both]
     return Comparison(mean_interval(difference, confidence=confidence), signed_rank(difference, same))
+
+
+def needed(difference: Interval, power: float = POWER, confidence: float = CONFIDENCE) -> float:
+    """About how many pairs a two-sided t-test needs to find a mean difference as large as this, with this spread.
+
+    (z₁ + z₂)² · σ² / δ² + z₁² / 2, with z₁ and z₂ the normal quantiles of the confidence and the power. Source: Guenther 1981.
+
+    Args:
+        difference: unclipped, with its interval of that confidence.
+        power: probability of finding it.
+        confidence: of the test, and of the interval.
+
+    Returns:
+        A whole number; infinity for a difference of 0, NaN where the spread is not known.
+    """
+    from scipy.special import stdtrit
+
+    if math.isnan(difference.low):
+        return math.nan
+    if difference.mean == 0:
+        return math.inf
+    deviation = (difference.high - difference.mean) * math.sqrt(difference.n) / float(stdtrit(difference.n - 1, (1 + confidence) / 2))
+    first, second = NormalDist().inv_cdf((1 + confidence) / 2), NormalDist().inv_cdf(power)
+    return float(math.ceil(((first + second) * deviation / difference.mean) ** 2 + first**2 / 2))
 
 
 def signed_rank(difference: Values, same: float = 0.0) -> float:

@@ -10,7 +10,19 @@ from typing import TYPE_CHECKING, Any, Literal
 from xattn.errors import InputError, NameUnknownError
 from xattn.metrics.base import Aggregation, metrics
 from xattn.metrics.sheets import BETTER, SIGNIFICANT, WORSE, Sheet, sheet
-from xattn.metrics.statistics import ANY, EXACT_TO, Interval, Values, adjusted, mean_interval, numbers, paired, proportion_interval
+from xattn.metrics.statistics import (
+    ANY,
+    EXACT_TO,
+    POWER,
+    Interval,
+    Values,
+    adjusted,
+    mean_interval,
+    needed,
+    numbers,
+    paired,
+    proportion_interval,
+)
 from xattn.metrics.targets import PER_LABEL
 from xattn.metrics.typeset import html_table, latex, markdown, typst
 from xattn.metrics.values import is_value
@@ -24,6 +36,8 @@ KEYS = ["model", "head", "method"]
 EXPLAINED = ["image", "target"]  # what a row explains, for one model and head
 FORMATS: dict[str, Callable[[Sheet], str]] = {"markdown": markdown, "latex": latex, "html": html_table, "typst": typst}
 FEW = 30  # images, below which a table says so
+MOST_SAID = 4  # comparisons that are not decided, by name
+MOST_NEEDED = 100_000  # images; a difference that needs more is none in practice
 
 
 @dataclass(frozen=True, repr=False)
@@ -32,8 +46,9 @@ class Table:
 
     Attributes:
         frame: `model, head, method`, then for each metric its mean, `… low` and `… high` (95 %), with a reference also `… difference`,
-            its ends and `… p`; then where labels are known `accuracy`, or `mean_absolute_error` of the values of a regression, each with
-            `… low` and `… high`; `n`, the images that the row is over, and `degenerate_share`, of all its images.
+            its ends, `… p` and `… needed`, the images with which a difference as large would be found in four of five runs; then where
+            labels are known `accuracy`, or `mean_absolute_error` of the values of a regression, each with `… low` and `… high`; `n`, the
+            images that the row is over, and `degenerate_share`, of all its images.
         metrics: as named in the rows.
         against: the reference, a method or a classifier, or None.
         notes: what a reader must know.
@@ -221,7 +236,7 @@ def _of_reference(values: Mapping[tuple[str, str, str, str], pd.Series], row: Ro
 def _tested(values: pd.Series | None, reference: pd.Series | None, metric: str) -> dict[str, object]:
     """Values against those of the reference, both by what they explain; NaN where there is none."""
     if values is None or reference is None:
-        return {f"{metric} {name}": math.nan for name in ("difference", "difference low", "difference high", "p")}
+        return {f"{metric} {name}": math.nan for name in ("difference", "difference low", "difference high", "p", "needed")}
     import pandas as pd
 
     if reference.index.nlevels < values.index.nlevels:
@@ -230,7 +245,7 @@ def _tested(values: pd.Series | None, reference: pd.Series | None, metric: str) 
         both = pd.concat({"values": values, "reference": reference}, axis=1, join="inner")
         values, reference = both["values"], both["reference"]
     found = paired(values.to_list(), reference.to_list())
-    return {**_columns(f"{metric} difference", found.difference), f"{metric} p": found.p}
+    return {**_columns(f"{metric} difference", found.difference), f"{metric} p": found.p, f"{metric} needed": needed(found.difference)}
 
 
 def _counted(rules: Sequence[str]) -> str:
@@ -273,10 +288,34 @@ def _notes(rows: pd.DataFrame, frame: pd.DataFrame, names: Sequence[str], agains
             f"{BETTER} better, {WORSE} worse than {reference} on the same images (Wilcoxon signed-rank, exact up to {EXACT_TO} "
             f"differences, p < {SIGNIFICANT}, Benjamini–Hochberg within a metric)."
         )
+        notes += _undecided(frame, names, of)
     for metric in names:
         about = of[metric].metadata
         notes.append(f"{about.symbol}: {metric}{', in %' if about.unit == '%' else ''}.")
     return tuple(notes)
+
+
+def _undecided(frame: pd.DataFrame, names: Sequence[str], of: Mapping[str, Any]) -> list[str]:
+    """How many images would decide the comparisons that these do not."""
+    classifiers = len(frame.drop_duplicates(["model", "head"])) > 1
+    found = []
+    for metric in names:
+        for line in frame.to_dict("records"):
+            if line[f"{metric} p"] >= SIGNIFICANT and line["n"] < line[f"{metric} needed"] < MOST_NEEDED:
+                row = f"{line['model']} · {line['head']} · {line['method']}" if classifiers else line["method"]
+                count = line[f"{metric} needed"]
+                found.append((count, f"{of[metric].metadata.symbol} of {row} about {_rounded(count):,}"))
+    said = [text for _, text in sorted(found)]
+    if not said:
+        return []
+    more = f"; and {len(said) - MOST_SAID} more comparisons, in the columns 'needed' of CSV" if len(said) > MOST_SAID else ""
+    start = f"Not decided by these images; with differences as large, so many would decide in {POWER:.0%} of runs: "
+    return [f"{start}{', '.join(said[:MOST_SAID])}{more}."]
+
+
+def _rounded(count: float) -> int:
+    """To two digits."""
+    return int(round(count, 1 - math.floor(math.log10(count))))
 
 
 def _counts(rows: pd.DataFrame, metric: str) -> list[int]:

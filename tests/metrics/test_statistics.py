@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
-from xattn.metrics.statistics import adjusted, mean_interval, paired, proportion_interval, signed_rank
+from xattn.metrics.statistics import Interval, adjusted, mean_interval, needed, paired, proportion_interval, signed_rank
 
 
 def test_the_interval_is_student_s_and_leaves_undefined_values_out() -> None:
@@ -60,6 +60,27 @@ def test_a_pair_that_never_differs_has_p_of_one_and_a_shift_a_small_one() -> Non
     shifted = paired(values + 0.5, values)
     assert shifted.p < 1e-6
     assert shifted.difference.mean == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("mean", "deviation"), [(1.0, 1.0), (-0.5, 2.0), (0.1, 3.0), (3.0, 4.0)])
+def test_so_many_pairs_as_are_needed_have_the_power_of_the_noncentral_t(mean: float, deviation: float) -> None:
+    half = stats.t.ppf(0.975, 39) * deviation / math.sqrt(40)
+    count = needed(Interval(mean, mean - half, mean + half, 40))
+
+    def power(n: float) -> float:
+        limit, shift = stats.t.ppf(0.975, n - 1), abs(mean) / deviation * math.sqrt(n)
+        return float(stats.nct.sf(limit, n - 1, shift) + stats.nct.cdf(-limit, n - 1, shift))
+
+    assert count == int(count)
+    assert power(count - 1) < 0.81
+    assert power(count) > 0.79
+
+
+def test_no_number_of_pairs_shows_what_is_not_there_or_not_known() -> None:
+    assert needed(mean_interval([1.0, -1.0])) == math.inf
+    assert needed(mean_interval([0.0, 0.0, 0.0])) == math.inf
+    assert math.isnan(needed(mean_interval([1.0])))
+    assert needed(mean_interval([2.0, 2.0, 2.0])) == 2
 
 
 def test_rounding_is_no_difference() -> None:

@@ -53,6 +53,22 @@ def test_no_mark_rests_on_four_images_that_differ() -> None:
     assert marked == {"many"}
 
 
+def test_what_is_not_decided_says_how_many_images_would_decide_it() -> None:
+    reference, better = [50.0, 40.0] * 20, [49.0, 30.0] * 20
+    shaky = [value + (9 if number % 3 else -16) for number, value in enumerate(reference)]
+    table = comparison(rows_of({"random": reference, "better": better, "shaky": shaky}), "random")
+    found = table.frame.set_index("method")
+    assert found.loc["better", "average-drop p"] < 0.05
+    assert found.loc["shaky", "average-drop p"] > 0.05
+    differences = pd.Series(shaky) - pd.Series(reference)
+    about = (stats.norm.ppf(0.975) + stats.norm.ppf(0.8)) ** 2 * differences.var() / differences.mean() ** 2
+    assert about > 40
+    assert 0 < found.loc["shaky", "average-drop needed"] - about < 4
+    (note,) = [note for note in table.notes if note.startswith("Not decided")]
+    assert note.endswith(f"in 80% of runs: AD of shaky about {float(f'{about:.2g}'):,.0f}.")
+    assert not any(note.startswith("Not decided") for note in comparison(rows_of({"random": reference, "better": better}), "random").notes)
+
+
 def test_degenerate_maps_are_left_out_of_every_column_on_demand() -> None:
     rows = pd.concat(
         [rows_of({"grad-cam": [10.0, 20.0, 100.0]}), rows_of({"grad-cam": [2.0, 4.0, math.nan]}, "sparsity")], ignore_index=True
