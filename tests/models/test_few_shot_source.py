@@ -59,6 +59,7 @@ def test_a_forward_is_that_of_its_blocks_written_out() -> None:
     assert torch.allclose(net(images), wanted, rtol=0, atol=1e-12)
 
 
+@pytest.mark.filterwarnings("ignore:.* starts with a fresh classifier")
 def test_it_is_loaded_with_the_published_transform_and_its_maps_grow_from_10_to_40() -> None:
     clf = xattn.load("few-shot:resnet12:width=2", head="br-npa", classes=6, device="cpu")
     assert (clf.stages[-1].size, clf.class_count, clf.trained) == ((10, 10), 6, False)
