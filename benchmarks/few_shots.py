@@ -30,7 +30,7 @@ HEADS = (("gap", False), ("b-cnn", False), ("br-npa", False), ("br-npa", True))
 KINDS = SPLITS["test"][1]
 WAYS = len(KINDS)
 MOST_QUERIES = (7, 15)  # of each class, in training and in the score
-METHODS = {"raw-attention": "br-npa's map", "grad-cam": "Grad-CAM for its class"}
+METHODS = {"raw-attention": "br-npa's map", "grad-cam++": "Grad-CAM++ for its class"}
 TAUGHT = {"alpha": 0.6, "temperature": 16.0}
 
 
