@@ -70,7 +70,7 @@ def test_it_is_loaded_with_the_published_transform_and_its_maps_grow_from_10_to_
     published = v2.Compose(
         [v2.Resize(92), v2.CenterCrop(80), v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
     )
-    seen = (clf.preprocessing.crop(picture) / 255 - clf.mean[0]) / clf.std[0]
+    seen = (clf.preprocessing.crop(picture) / 255 - clf.mean.view(3, 1, 1)) / clf.std.view(3, 1, 1)
     assert torch.allclose(seen, published(picture), atol=1e-6)
 
 
@@ -103,15 +103,15 @@ def test_it_is_trained_on_base_classes_then_by_episodes_and_adapted_and_a_query_
     birds = export_few_shot(tmp_path / "birds", 4)
     base, meta = tmp_path / "base.safetensors", tmp_path / "meta.safetensors"
     where = ["--data", f"cifar-fs:{birds}", "--workers", "0", "--accelerator", "cpu", "--epochs", "1"]
-    small = ["--model", "few-shot:resnet12:width=2", "--head", "br-npa", "--input-size", "16", "--resize", "16"]
+    small = ["--model", "few-shot:resnet12:width=8", "--head", "br-npa", "--input-size", "32", "--resize", "32"]
     done = CliRunner().invoke(main, ["train", *small, *where, "--preset", "few-shot-base", "--batch-size", "8", "--out", str(base)])
     assert done.exit_code == 0, done.output
     assert len(xattn.load(str(base), device="cpu").labels or ()) == 8
     task = ["--task", "few-shot:ways=3,shots=1,queries=2", "--episodes", "2"]
     done = CliRunner().invoke(main, ["train", "--model", str(base), *where, *task, "--out", str(meta)])
     assert done.exit_code == 0, done.output
-    images = torch.stack([networks.pictures(4, size=16)[number] for number in range(4)])
+    images = torch.stack([networks.pictures(4, size=32)[number] for number in range(4)])
     new = xattn.adapt(xattn.load(str(meta), device="cpu"), images[:3], [0, 1, 2], ["a", "b", "c"])
     maps = [xattn.explain(new, images[3:], ["grad-cam", "raw-attention"], target=torch.tensor([k])).raw for k in (0, 1)]
-    assert maps[0]["grad-cam"].shape == (1, 2, 2)
+    assert maps[0]["grad-cam"].shape == (1, 4, 4)
     assert torch.equal(maps[0]["raw-attention"], maps[1]["raw-attention"])  # the head's maps are of no class
