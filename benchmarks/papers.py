@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 from alignment import alignment_page
 from claims import Line, cell, claim, over_seeds, page, shown
+from few_shots import FewShotsPage
 from printed import (
     CA_ACCURACY,
     CA_BLOCKS,
@@ -349,6 +350,7 @@ TABLES: dict[str, Callable[[Papers], str]] = {
     "alignment": lambda papers: alignment_page(papers.trainings, papers.scores),
     "several-labels": lambda papers: SeveralLabelsPage(papers.work / "several-labels", papers.budget).text(),
     "two-streams": lambda papers: TwoStreamsPage(papers.work / "two-streams", papers.budget).text(),
+    "few-shot": lambda papers: FewShotsPage(papers.work / "few-shot", papers.budget).text(),
 }
 
 

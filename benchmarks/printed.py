@@ -53,3 +53,11 @@ RESOLUTION = {
 # Shroff 2020, Tables 5.1 and 6.1, CUB: accuracy by local stream, and by the number of steps that are added without attention.
 TWO_STREAMS = {"global alone": 77.8, "+ local, cnn": 77.79, "+ local, lstm": 78.20, "+ local, attention": 79.60}
 TWO_STREAMS_SUMS = {1: 78.90, 2: 78.78, 3: 79.18, 4: 78.75, 5: 77.04, 6: 75.32, 7: 72.97, 8: 71.01, 9: 69.21, 10: 67.64}
+
+# BR-NPA, Table 3, CIFAR-FS, 5-way 1-shot: accuracy by head and by whether it is high-resolution and distilled.
+FEW_SHOT = {
+    ("gap", False): (61.7, 0.9),
+    ("b-cnn", False): (58.1, 1.1),
+    ("br-npa", False): (69.9, 0.9),
+    ("br-npa", True): (65.7, 0.7),
+}

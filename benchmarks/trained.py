@@ -47,6 +47,11 @@ class Budget:
         flocks: training pictures of several birds.
         mixed: epochs of fine-tuning on them.
         sums: how many steps are added in the place of attention; the last is the number of steps.
+        few: pictures of each kind, for few shots.
+        based: epochs on the base classes; students at high resolution have `tuned`.
+        meta: epochs of episodes.
+        episodes: of such an epoch.
+        scored: episodes that accuracy is of.
     """
 
     count: int = 4000
@@ -66,6 +71,11 @@ class Budget:
     flocks: int = 2000
     mixed: int = 6
     sums: tuple[int, ...] = (1, 3, 10)
+    few: int = 200
+    based: int = 8
+    meta: int = 4
+    episodes: int = 30
+    scored: int = 600
 
 
 SMOKE = Budget(  # in float32: processors without bfloat16 train many times slower in it
@@ -86,6 +96,11 @@ SMOKE = Budget(  # in float32: processors without bfloat16 train many times slow
     flocks=16,
     mixed=1,
     sums=(1, 2),
+    few=3,
+    based=1,
+    meta=1,
+    episodes=1,
+    scored=20,
 )
 
 

@@ -51,8 +51,8 @@ NOT_BY_EPISODES = ("batch_size", "validation", "dropout", "freeze_statistics", "
 @click.option(
     "--preset",
     help="Preset: ca-stream (as in the paper), head (cheap; the head alone), probe (the head alone, without random crops), full (head and "
-    "network), voc (several labels), focus (as in its thesis), few-shot. Default: by the head; probe with --cache-features, few-shot with "
-    "--task few-shot.",
+    "network), voc (several labels), focus (as in its thesis), few-shot-base (base classes of few shots), few-shot (episodes). Default: by "
+    "the head; probe with --cache-features, few-shot with --task few-shot.",
 )
 @click.option("--epochs", type=Integer, help="Passes over the training pictures.")
 @click.option("--freeze-statistics", is_flag=True, default=None, help="Keep and use the network's BatchNorm statistics.")
@@ -66,6 +66,7 @@ NOT_BY_EPISODES = ("batch_size", "validation", "dropout", "freeze_statistics", "
 @click.option("--factor", type=Number(), help="Of a step of the schedule.")
 @click.option("--period", type=Integer, help="Epochs after which the cosine is at 0; it rises again behind. Default: all epochs.")
 @click.option("--smallest-crop", type=Number(), help="Smallest share of a picture's area that a random crop may cover.")
+@click.option("--centre-crop", type=Number(), help="Share of a random crop's side that is kept, around its centre.")
 @click.option("--dropout", type=Number(), help="Dropout of the head's vector.")
 @click.option("--patience", type=Integer, help="Epochs without a better validation loss before training stops.")
 @click.option("--validation", type=Number(), help="Share of each class that is held out if the data has no validation split.")
@@ -148,12 +149,14 @@ def train(
     from xattn.models import load
     from xattn.models.checkpoints import read_header
     from xattn.models.loading import names_code_of, own_file
+    from xattn.resnet12 import PREFIX as OF_FEW_SHOTS
     from xattn.rga import PREFIX as RELATION_AWARE
 
     file = own_file(model)
     saved = file is not None
     network = model if file is None else read_header(file).source.model
-    of_streams, is_new = network.startswith(PREFIX), network.startswith((PREFIX, RELATION_AWARE))  # new: parts of it have no weights yet
+    of_streams = network.startswith(PREFIX)
+    is_new = network.startswith((PREFIX, RELATION_AWARE, OF_FEW_SHOTS))  # parts of it have no weights yet
     name = head or (read_header(file).head if file is not None else "gap" if is_new else "ca-stream")
     replaces = heads.create(name).metadata.replaces  # a wrong name is reported before anything is loaded
     from xattn.tasks import default_task, tasks

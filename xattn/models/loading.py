@@ -57,12 +57,13 @@ def load(
         model: `birds:NAME` for the shipped classifiers, `torchvision:NAME`, `timm:NAME`, `hf:NAME_OR_FOLDER` (an image classifier, CLIP
             or SigLIP of transformers), `open_clip:NAME`, `focus:BACKBONE[:key=value,…]` (a new two-stream network on a backbone of
             these), `rga:BACKBONE[:key=value,…]` (a ResNet with relation-aware attention, whose gates are new),
+            `few-shot:resnet12[:width=80]` (new, for few shots),
             `package.module:factory`, `path/file.py:factory` (a callable without arguments that returns the network), or a
             `.safetensors` that `Classifier.save` or `xattn train` wrote, which has its own head.
         head: which head gives the logits, `name[:key=value,…]`; None: that of a saved file, else gap. A file with gap takes any head, which
             is new then.
-        classes: number of outputs of a head with its own linear layer (br-npa, b-cnn), of a network of focus: or rga:, or of one of
-            torchvision or timm that keeps its pooling and gets a new classifier, to be trained; None: the network's. For a network that
+        classes: number of outputs of a head with its own linear layer (br-npa, b-cnn), of a network of focus:, rga: or few-shot:, or of one
+            of torchvision or timm that keeps its pooling and gets a new classifier, to be trained; None: the network's. For a network that
             compares images with texts (open_clip, CLIP, SigLIP): the texts of its classes, or a text file with one per line; they are
             the labels.
         templates: for classes given by text, each with `{}` in the place of the class, as "a photo of a {}."; a class is the mean of their

@@ -23,6 +23,7 @@ from xattn.data.preprocessing import Preprocessing, preprocessing_with
 from xattn.errors import InputError, MissingPackageError, NameUnknownError, WeightsError
 from xattn.models.building import Built, Request, fit_with_classes, with_local_weights, with_new_classifier
 from xattn.models.checkpoints import fit_weights, read_header, split_weights
+from xattn.models.few_shot_source import from_few_shot
 from xattn.models.focus_source import from_focus
 from xattn.models.input_size import own_size
 from xattn.models.open_clip_source import from_open_clip
@@ -214,7 +215,7 @@ def _from_code(request: Request) -> Built:
     if not colon or not place or not attribute:
         raise InputError(
             f"model '{model}' names no source: write birds:NAME, torchvision:NAME, timm:NAME, hf:NAME_OR_FOLDER, "
-            "open_clip:NAME, focus:BACKBONE, rga:BACKBONE, package.module:factory, "
+            "open_clip:NAME, focus:BACKBONE, rga:BACKBONE, few-shot:resnet12, package.module:factory, "
             "path/file.py:factory (the function in it that gives the network), or a .safetensors that xattn saved."
         )
     module = _module_of_file(model, place) if place.endswith(".py") else _installed_module(model, place)
@@ -274,6 +275,7 @@ _SOURCES: dict[str, Callable[[Request], Built]] = {
     "birds": _from_birds,
     "focus": _from_focus,
     "rga": _from_rga,
+    "few-shot": from_few_shot,
     "hf": from_transformers,
     "open_clip": from_open_clip,
 }

@@ -45,9 +45,10 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         preprocessing: of the classifier.
         smallest: smallest share of the picture's area that a random crop may cover; None: no augmentation.
         seed: of the augmentation.
+        centre: share of a random crop's side that is kept, around its centre.
     """
 
-    def __init__(self, data: Labelled, preprocessing: Preprocessing, smallest: float | None, seed: int) -> None:
+    def __init__(self, data: Labelled, preprocessing: Preprocessing, smallest: float | None, seed: int, centre: float = 1.0) -> None:
         self.data = data
         self.targets = torch.tensor(data.targets)
         self.preprocessing = preprocessing
@@ -55,8 +56,10 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         self.augment = None
         if smallest is not None:
             interpolation = v2.InterpolationMode(preprocessing.interpolation)
-            crop = v2.RandomResizedCrop(preprocessing.input_size, scale=(smallest, 1.0), interpolation=interpolation, antialias=True)
-            self.augment = v2.Compose([crop, v2.RandomHorizontalFlip(), v2.PILToTensor()])
+            size = [round(side / centre) for side in preprocessing.input_size]
+            crop = v2.RandomResizedCrop(size, scale=(smallest, 1.0), interpolation=interpolation, antialias=True)
+            kept = v2.CenterCrop(preprocessing.input_size)
+            self.augment = v2.Compose([crop, kept, v2.RandomHorizontalFlip(), v2.PILToTensor()])
 
     def __len__(self) -> int:
         return len(self.data)
@@ -96,10 +99,10 @@ class EpochOrder(Sampler[tuple[int, int]]):
 
 
 def splits(
-    data: Labelled, preprocessing: Preprocessing, share: float, smallest: float | None, seed: int
+    data: Labelled, preprocessing: Preprocessing, share: float, smallest: float | None, seed: int, centre: float = 1.0
 ) -> tuple[Crops, list[int], Dataset[Any]]:
     """Augmented crops with the numbers of the training pictures, and the validation data."""
-    training = Crops(data, preprocessing, smallest, seed)
+    training = Crops(data, preprocessing, smallest, seed, centre)
     if data.validation is not None:
         return training, list(range(len(data))), Crops(data.validation, preprocessing, None, seed)
     kept, out = held_out(data.targets, share, seed)

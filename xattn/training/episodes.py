@@ -206,7 +206,8 @@ def fit_episodes(
         checkpoint = checkpointing.resume()
         first = checkpointing.kept["epochs"]
         drawn = Episodes(_classes(opened), shape, chosen.episodes, seed=seed, epoch=lambda: max(first, trainer.current_epoch), **about)
-        loader = DataLoader(Crops(opened, classifier.preprocessing, chosen.smallest_crop, seed), batch_sampler=drawn, **shared)
+        crops = Crops(opened, classifier.preprocessing, chosen.smallest_crop, seed, chosen.centre_crop)
+        loader = DataLoader(crops, batch_sampler=drawn, **shared)
         if not checkpointing.kept["finished"]:
             diverged = train(trainer, module, loader, validation, checkpoint, folder)
         best = torch.load(folder / BEST, map_location="cpu", weights_only=True)
