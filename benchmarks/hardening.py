@@ -189,10 +189,14 @@ def _cases(kind: str, seed: int, count: int, base: Path) -> Iterator[object]:
         from hostile_pickles import pickles
 
         return pickles(count)
-    if kind in ("lines", "calls"):
-        import hostile_calls
+    if kind == "lines":
+        from hostile_lines import command_lines
 
-        return hostile_calls.command_lines(seed, count, base) if kind == "lines" else hostile_calls.calls(seed, count)
+        return command_lines(seed, count, base)
+    if kind == "calls":
+        from hostile_calls import calls
+
+        return calls(seed, count)
     if kind == "networks":
         from hostile_networks import networks
 

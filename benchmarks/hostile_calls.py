@@ -1,256 +1,24 @@
-"""Bad command lines and bad calls of the Python API: cases as in `hostile.py`."""
+"""Bad calls of the Python API: cases as in `hostile.py`."""
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from click.testing import CliRunner
 from hostile import Case, drawn
+from hostile_lines import DATA, FINDERS, HEADS, METHODS, MODELS, TASKS, inside
 from torch import Tensor
 
 import xattn
 import xattn.metrics as metrics
-import xattn.training  # so that no case pays for its import
-from xattn.cli import main
+import xattn.patches
+import xattn.tasks
 from xattn.models import Classifier, load
 from xattn.study import Study
-
-# --- command lines ----------------------------------------------------------------------------------------------------------------------
-
-NUMBERS = ("-1", "0", "nan", "inf", "-inf", "²", "١", "9" * 5000, "1e400", "1_0", "x", "", " ", "\x00", "1.5", "999999999999")
-EXPLAIN = (
-    "--batch-size",
-    "--workers",
-    "--depth",
-    "--window",
-    "--max-pixels",
-    "--seed",
-    "--threshold",
-    "--input-size",
-    "--resize",
-    "--mean",
-    "--std",
-    "--memory",
-    "--shard",
-    "--actors",
-    "--target",
-    "--device",
-    "--tune",
-    "--level",
-    "--engine",
-    "--stage",
-    "--output",
-)
-TRAIN = (
-    "--epochs",
-    "--batch-size",
-    "--lr",
-    "--momentum",
-    "--weight-decay",
-    "--step",
-    "--smallest-crop",
-    "--dropout",
-    "--patience",
-    "--validation",
-    "--alpha",
-    "--temperature",
-    "--devices",
-    "--nodes",
-    "--precision",
-    "--accelerator",
-    "--search",
-    "--preset",
-    "--schedule",
-    "--optimiser",
-    "--high-res",
-    "--head",
-    "--classes",
-)
-SPECS = (
-    "insertion:blur=999999",
-    "insertion:tolerance=inf",
-    "insertion:step=0",
-    "deletion:step=²",
-    "insertion:protocol=",
-    "a:b:c=d",
-    ":",
-    "=",
-    ",,,",
-    "average-drop:,,,",
-    "sparsity:x=1",
-    "insertion:blur=" + "9" * 5000,
-    "insertion:blur=1,blur=3",
-    "\x00",
-    "",
-)
-METHODS = (
-    "score-cam:,,,",
-    "score-cam:top=-1",
-    "smooth-grad:samples=0",
-    "smooth-grad:sigma=nan",
-    "occlusion:window=99999",
-    "grad-cam:x",
-    "captum:",
-    "captum:Nothing",
-    "grad-cam:ScoreCAM:x=1",
-    "finer-cam:alpha=inf",
-    "random:",
-    "opti-cam:steps=0",
-    "..",
-    "\x00",
-)
-MODELS = (
-    "..",
-    "..:..",
-    "/proc:x",
-    "os:system",
-    "os.path:join",
-    "birds:",
-    "birds:\x00",
-    "torchvision:../x",
-    "timm:\x00",
-    "hf:",
-    "hf:/proc",
-    "x.py:f",
-    "/dev/null.py:f",
-    ".py:f",
-    ":",
-    "::",
-    "a..b:c",
-    "x.safetensors",
-    "\x00.safetensors",
-    "",
-)
-HEADS = (
-    "br-npa:n=1000000000000",
-    "br-npa:n=-1",
-    "ca-stream:start=99",
-    "b-cnn:n=²",
-    "ep:d_out=2000000000",
-    "gap:x=1",
-    "map:mlp_ratio=inf",
-    "",
-)
-PATCHES = ("--count", "--side", "--target", "--batch-size", "--device", "--input-size", "--resize", "--mean", "--std", "--labels-csv")
-FINDERS = (
-    "random:",
-    "random:x=1",
-    "activation:,,,",
-    "activation:stage=",
-    "activation:stage=nowhere",
-    "prototype",
-    "file",
-    "file:path=",
-    "file:path=nowhere.npy",
-    "file:path=/dev/null",
-    "file:path={folder}/pipe.png",
-    "nothing",
-    ":",
-    "\x00",
-    "",
-)
-HOSTS = ("", " ", "\x00", "999.0.0.1", "::x", "nowhere.invalid", "http://x", "x" * 300)
-OUTS = ("/proc", "/proc/x", "/dev/null", "/dev/full/x", "", "\x00", "x" * 300)
-TARGETS = (
-    "--1",
-    "²",
-    "1000000000",
-    "-1",
-    "predicted - ",
-    "nan*predicted",
-    "9" * 400 + "*predicted",
-    "second",
-    "label",
-    "- -",
-    "*",
-    "0*0",
-    "\x00",
-)
-IMAGES = ("", " ", "\x00", "..\x00", "/proc/self/mem", "/dev/null", "/dev/zero", "[", "**[", "nowhere", "nowhere://x", "file://", "zip://x")
-
-
-def command_lines(seed: int, count: int, base: Path) -> Iterator[Case]:
-    """Command lines with one argument that cannot be used.
-
-    Args:
-        seed: of the choice, where fewer are wanted than there are.
-        count: of cases.
-        base: a folder for the pictures.
-    """
-    birds = str(drawn(base))
-    explain = ["explain", birds, "--model", "birds:gap", "--device", "cpu", "--out", "{folder}/run", "--workers", "0", "--tune", "off"]
-    explain += ["--metric", "sparsity"]
-    train = [
-        "train",
-        "--data",
-        "{folder}/nowhere",
-        "--model",
-        "birds:gap",
-        "--out",
-        "{folder}/x.safetensors",
-        "--accelerator",
-        "cpu",
-        "--workers",
-        "0",
-    ]
-    lines = [[*explain, f"{option}={value}"] for option in EXPLAIN for value in NUMBERS]
-    lines += [[*train, f"{option}={value}"] for option in TRAIN for value in NUMBERS]
-    lines += [[*explain, f"--metric={spec}"] for spec in SPECS] + [[*explain, f"--method={spec}"] for spec in METHODS]
-    lines += [[*explain, f"--target={target}"] for target in TARGETS] + [[*explain, f"--head={head}"] for head in HEADS]
-    lines += [["explain", birds, f"--model={model}", "--out", "{folder}/run", "--device", "cpu"] for model in MODELS]
-    lines += [["explain", birds, "--model", "birds:gap", f"--out={out}", "--device", "cpu", "--metric=sparsity"] for out in OUTS]
-    lines += [["explain", image, "--model", "birds:gap", "--out", "{folder}/run", "--device", "cpu"] for image in IMAGES]
-    boxes = ["patches", birds, "--model", "birds:gap", "--device", "cpu", "--count", "2"]
-    patches = [*boxes, "--out", "{folder}/boxes.csv"]
-    lines += [[*patches, f"{option}={value}"] for option in PATCHES for value in NUMBERS]
-    lines += [[*patches, f"--finder={finder}"] for finder in FINDERS]
-    lines += [[*boxes, f"--out={out}"] for out in (*OUTS, "boxes", "boxes.png", "/dev/full", "/proc/x.csv", "{folder}/no/x.npy", ".csv")]
-    lines += [["patches", birds, f"--model={model}", *patches[4:]] for model in MODELS]
-    lines += [["patches", image, *patches[2:]] for image in (*IMAGES, "{folder}/pipe.png")]
-    app = ["app", "--method=nothing"]  # refused whatever else is asked for, so that no server starts
-    lines += [[*app, f"--port={value}"] for value in NUMBERS] + [[*app, f"--host={host}"] for host in HOSTS]
-    lines += [[*app, f"--model={model}"] for model in MODELS] + [[*app, f"--method={method}"] for method in METHODS]
-    lines += [[*app, f"--device={value}"] for value in NUMBERS]
-    lines += [["explain", "{folder}/pipe.png", *explain[2:]], [*explain, f"--labels-csv={birds}/../billion.csv"]]
-    lines += [
-        [command, value]
-        for command in ("compare", "figure", "list", "demo", "train", "patches", "nothing")
-        for value in (*OUTS, "--x", "..")
-    ]
-    (base / "billion.csv").write_text("image,label\n" + "".join(f"{path.name},1000000000\n" for path in Path(birds).glob("*.png")))
-    random.Random(seed).shuffle(lines)
-    for line in lines[:count]:
-
-        def invoke(folder: Path, line: list[str] = line) -> int:
-            os.mkfifo(folder / "pipe.png")
-            with inside(folder):
-                result = CliRunner().invoke(main, [part.replace("{folder}", str(folder)) for part in line], prog_name="xattn")
-            if result.exception is not None and not isinstance(result.exception, SystemExit):
-                raise result.exception
-            return result.exit_code
-
-        yield Case(" ".join(part[:40] for part in (line[0], *line[1:2], line[-1])), invoke)
-
-
-@contextmanager
-def inside(folder: Path) -> Iterator[None]:
-    """The working folder of a case, so that relative paths write there."""
-    before = os.getcwd()
-    os.chdir(folder)
-    try:
-        yield
-    finally:
-        os.chdir(before)
-
-
-# --- calls ------------------------------------------------------------------------------------------------------------------------------
 
 
 def calls(seed: int, count: int) -> Iterator[Case]:
@@ -314,7 +82,7 @@ def calls(seed: int, count: int) -> Iterator[Case]:
         }.items()
         for given in values
     ]
-    tries += _of_metrics(classifier, images) + _of_others(classifier, images)
+    tries += _of_metrics(classifier, images) + _of_others(classifier, images) + _of_new_classes_and_scores(classifier, images)
     random.Random(seed).shuffle(tries)
     for name, call in tries[:count]:
 
@@ -383,4 +151,29 @@ def _of_others(classifier: Classifier, images: Tensor) -> Tries:
     of += [(f"attach({value!r:.20})", partial(xattn.attach, value, input_size=64)) for value in NOTHING]
     for key in ("alpha", "cmap", "interpolation", "contour"):
         of += [(f"overlay({key} {value!r:.20})", partial(maps.overlay, "random", **{key: value})) for value in NOTHING]
+    return of
+
+
+def _of_new_classes_and_scores(classifier: Classifier, images: Tensor) -> Tries:
+    """`adapt`, `tasks.score` and `patches.find`, with one argument that cannot be used."""
+    labels = [0, 1]
+    of: Tries = [(f"adapt(classifier {value!r:.20})", partial(xattn.adapt, value, images, labels)) for value in NOTHING]
+    of += [(f"adapt(images {value!r:.20})", partial(xattn.adapt, classifier, value, labels)) for value in NOTHING]
+    of += [
+        (f"adapt(labels {value!r:.20})", partial(xattn.adapt, classifier, images, value))
+        for value in (*NOTHING, [0], [0, 0], [0, 2], [-1, 0], [0, 10**30], torch.rand(2), torch.zeros(2, 2, dtype=torch.long))
+    ]
+    for key in ("names", "steps", "lr", "batch_size"):
+        of += [(f"adapt({key} {value!r:.20})", partial(xattn.adapt, classifier, images, labels, **{key: value})) for value in NOTHING]
+    score = partial(xattn.tasks.score, progress=False, workers=0)
+    of += [(f"score(classifier {value!r:.20})", partial(score, value, "nowhere")) for value in NOTHING]
+    of += [(f"score(data {value!r:.20})", partial(score, classifier, value)) for value in (*NOTHING, *DATA)]
+    for key in ("task", "labels_csv", "labels_from", "batch_size", "workers"):
+        of += [(f"score({key} {value!r:.20})", partial(score, classifier, "nowhere", **{key: value})) for value in NOTHING]
+    of += [(f"score(task {value!r:.20})", partial(score, classifier, "nowhere", task=value)) for value in TASKS]
+    of += [(f"find(classifier {value!r:.20})", partial(xattn.patches.find, value, images)) for value in NOTHING]
+    of += [(f"find(images {value!r:.20})", partial(xattn.patches.find, classifier, value)) for value in NOTHING]
+    of += [(f"find(finder {value!r:.20})", partial(xattn.patches.find, classifier, images, value)) for value in (*NOTHING, *FINDERS)]
+    for key in ("n", "side", "classes", "rows"):
+        of += [(f"find({key} {value!r:.20})", partial(xattn.patches.find, classifier, images, **{key: value})) for value in NOTHING]
     return of

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from xattn.cli.options import Integer, Number, PathOrURL, model_options
+from xattn.cli.options import Integer, LocalPath, Number, PathOrURL, model_options
 from xattn.cli.terminal import say, warned_lines
 
 
@@ -16,7 +16,7 @@ from xattn.cli.terminal import say, warned_lines
 @click.argument("model")
 @click.option("--data", required=True, type=PathOrURL(), help="A few pictures of each new class: a folder with one subfolder per class.")
 @click.option("--labels-csv", type=PathOrURL(exists=True, dir_okay=False), help="Labels of the pictures, as for explain.")
-@click.option("--out", required=True, type=click.Path(dir_okay=False), help="File to write, a .safetensors, which --model takes.")
+@click.option("--out", required=True, type=LocalPath(dir_okay=False), help="File to write, a .safetensors, which --model takes.")
 @click.option("--weights", help="Weights: a local .pth or .safetensors, or a name of torchvision or open_clip.")
 @click.option("--steps", type=Integer, help="Steps of the gradient descent. Default: as MODEL was trained for, else 50.")
 @click.option("--lr", type=Number(), help="Its learning rate. Default: as MODEL was trained for, else 0.01.")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from xattn.cli.options import LocalPath
 from xattn.cli.terminal import say
 
 METHODS = ("activation-map", "grad-cam", "grad-cam++", "guided-grad-cam", "raw-attention", "random")  # each of a forward and a backward
@@ -15,7 +16,7 @@ TUNE = "folded=true"  # a few small birds are not enough work to measure for
 
 
 @click.command()
-@click.option("--out", default="xattn-demo", show_default=True, type=click.Path(file_okay=False), help="Folder to write to.")
+@click.option("--out", default="xattn-demo", show_default=True, type=LocalPath(file_okay=False), help="Folder to write to.")
 @click.option("--birds", "count", default=4, show_default=True, type=click.IntRange(1), help="Number of pictures.")
 def demo(out: str, count: int) -> None:
     """Run the whole job on shipped classifiers and drawn birds: no download, no GPU."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xattn.cli.options import TEXTS, PathOrURL, model_options
+from xattn.cli.options import TEXTS, LocalPath, PathOrURL, model_options
 from xattn.cli.terminal import say, warned_lines
 
 if TYPE_CHECKING:
@@ -34,9 +34,9 @@ SOME_FAILED = 3
     type=click.Choice(["folders", "csv", "none"]),
     help="Labels: names of the folders, or a label file. Default: whichever there is; of folders, if all of their names are classes.",
 )
-@click.option("--classes", type=click.Path(exists=True, dir_okay=False), help=f"{TEXTS}.")
+@click.option("--classes", type=LocalPath(exists=True, dir_okay=False), help=f"{TEXTS}.")
 @model_options
-@click.option("--out", type=click.Path(dir_okay=False), help="File to write the scores to, a .json or a .csv.")
+@click.option("--out", type=LocalPath(dir_okay=False), help="File to write the scores to, a .json or a .csv.")
 @click.option("--device", help="cpu, cuda, cuda:1, mps; default: a GPU if there is one.")
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Pictures per forward.")
 @click.option("--workers", type=click.IntRange(0, 1024), help="Decoding processes; default: one fewer than the cores.")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xattn.cli.options import TEXTS, Grouped, Integer, Number, PathOrURL, model_options, numbers, shard
+from xattn.cli.options import TEXTS, Grouped, Integer, LocalPath, Number, PathOrURL, model_options, numbers, shard
 from xattn.cli.terminal import say, warned_lines
 from xattn.errors import InputError
 
@@ -99,7 +99,7 @@ GROUPS = {
     help="Labels: names of the folders, a label file (--labels-csv or metadata.csv in the folder), or none. Default: whichever there "
     "is; of folders, if all of their names are classes.",
 )
-@click.option("--classes", type=click.Path(exists=True, dir_okay=False), help=f"{TEXTS}.")
+@click.option("--classes", type=LocalPath(exists=True, dir_okay=False), help=f"{TEXTS}.")
 @model_options
 @click.option(
     "--out",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xattn.cli.options import TEXTS, Integer, Number, classes_or_texts, devices_of, model_options, stages
+from xattn.cli.options import TEXTS, Integer, LocalPath, Number, classes_or_texts, devices_of, model_options, stages
 from xattn.cli.terminal import say, warned_lines
 from xattn.errors import InputError
 
@@ -36,7 +36,7 @@ NOT_BY_EPISODES = ("batch_size", "validation", "dropout", "freeze_statistics", "
     "stanford-cars, oxford-pets, cifar10, cifar100, cub, dogs, voc, market, cifar-fs.",
 )
 @click.option(
-    "--out", required=True, type=click.Path(dir_okay=False), help="File to write, a .safetensors; an interrupted training run resumes."
+    "--out", required=True, type=LocalPath(dir_okay=False), help="File to write, a .safetensors; an interrupted training run resumes."
 )
 @click.option(
     "--classes",
@@ -72,7 +72,7 @@ NOT_BY_EPISODES = ("batch_size", "validation", "dropout", "freeze_statistics", "
 @click.option("--validation", type=Number(), help="Share of each class that is held out if the data has no validation split.")
 @click.option(
     "--teacher",
-    type=click.Path(exists=True, dir_okay=False),
+    type=LocalPath(exists=True, dir_okay=False),
     help="Trained .safetensors; the student learns its answers and, except with --task few-shot, starts from its weights.",
 )
 @click.option("--teacher-weights", help="Weights of the teacher's network, if its file holds a head alone.")
@@ -90,13 +90,13 @@ NOT_BY_EPISODES = ("batch_size", "validation", "dropout", "freeze_statistics", "
 @click.option("--workers", type=click.IntRange(0, 1024), help="Decoding processes; default: one fewer than the cores.")
 @click.option(
     "--cache-features",
-    type=click.Path(file_okay=False),
+    type=LocalPath(file_okay=False),
     metavar="DIR",
     help="Folder where the frozen network's features are kept, computed once; several heads share it.",
 )
 @click.option(
     "--patches",
-    type=click.Path(exists=True, dir_okay=False),
+    type=LocalPath(exists=True, dir_okay=False),
     help="A .npy of boxes of the training pictures, for focus:BACKBONE. Default: those that the network finds.",
 )
 @click.option("--local-lr", type=Number(), help="Learning rate of the local stream of focus:BACKBONE.")

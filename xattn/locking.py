@@ -10,8 +10,6 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-import filelock
-
 from xattn.errors import RunError
 
 LOCK, HOLDER = ".lock", ".lock.holder"
@@ -28,6 +26,8 @@ def one_process(folder: Path) -> Iterator[None]:
         RunError: another process, which the message names, holds it.
         PermissionError: the folder cannot be written.
     """
+    import filelock  # not before a folder is written: what reads runs starts at once
+
     lock = filelock.FileLock(folder / LOCK, timeout=0)
     try:
         # Decoding processes of one that was killed keep its lock until they notice, within seconds.

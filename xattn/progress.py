@@ -6,8 +6,6 @@ import logging
 import sys
 import time
 
-from tqdm import tqdm
-
 LINE_EVERY_S = 10.0
 
 logger = logging.getLogger("xattn")
@@ -23,6 +21,8 @@ class Progress:
     """
 
     def __init__(self, total: int, shown: bool, delay: float = 0.0) -> None:
+        from tqdm import tqdm  # not before something is counted: what reads runs starts at once
+
         self.bar = tqdm(total=total, unit="image", disable=not (shown and sys.stderr.isatty()), file=sys.stderr, delay=delay)
         self.delay = delay
         self.lines = shown and not sys.stderr.isatty()

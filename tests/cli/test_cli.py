@@ -16,6 +16,7 @@ from tests import networks
 from tests.data.test_images import bad_files
 from xattn.cli import listing, main
 from xattn.cli.explain import GROUPS, explain
+from xattn.cli.options import LocalPath
 from xattn.explainers import methods
 from xattn.heads import heads
 from xattn.metrics import PROTOCOLS, metrics
@@ -307,3 +308,18 @@ def test_classes_by_text_and_their_templates_reach_the_loader(tmp_path: Path, fo
     result = run("explain", folder, "--model", "open_clip:RN50", *given, "--out", tmp_path / "run")
     assert isinstance(result.exception, Reached)
     assert result.exception.args == ("open_clip:RN50", str(tmp_path / "prompts.txt"), ("a photo of {}.", "{}"))
+
+
+PATHS = [
+    pytest.param(command, parameter, id=f"{name} {parameter.opts[0]}")
+    for name, command in main.commands.items()
+    for parameter in command.params
+    if isinstance(parameter.type, click.Path)
+]
+
+
+@pytest.mark.parametrize(("command", "parameter"), PATHS)
+def test_a_path_with_a_null_byte_is_refused_by_every_command(command: click.Command, parameter: click.Parameter) -> None:
+    assert isinstance(parameter.type, LocalPath)
+    with pytest.raises(click.BadParameter, match="a path holds no null bytes"):
+        parameter.type.convert("a\0b", parameter, click.Context(command))

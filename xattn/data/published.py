@@ -58,6 +58,8 @@ def parsed_place(place: str) -> tuple[str, str, str] | None:
     if not colon or known is None or rest.startswith("//"):
         return None
     root, _, split = rest.rpartition(":")
+    if "\0" in root:
+        raise InputError(f"a path holds no null bytes; got {place!r}.")
     if split not in known.splits or not root:
         others = ", or ".join(f"{name}:ROOT:{each}" for each in known.splits if each != known.test)
         raise InputError(f"'{place}' names no split of {name}: write {name}:ROOT:{known.test}, or {others}.")

@@ -27,6 +27,7 @@ from xattn.inference.predictor import Predictor
 from xattn.metrics.inputs import EDGE, as_tensor, refuse_chunk
 from xattn.metrics.targets import ClassTarget
 from xattn.models.classifier import Classifier
+from xattn.models.loading import refuse_no_classifier
 from xattn.models.target_rules import THRESHOLD, Asked, PredictedLabels, labels_of, target_rule
 from xattn.progress import Progress
 
@@ -132,24 +133,6 @@ def explain(
             log_reasons(pieces[-1].reasons, names[part], logged)
             shown.add(len(names[part]))
     return replace(joined(pieces), photographs=photographs)
-
-
-def refuse_no_classifier(given: object) -> None:
-    """Raises if something else came in the place of a classifier, with what makes one of it.
-
-    Args:
-        given: by the user.
-
-    Raises:
-        InputError: it is none.
-    """
-    if isinstance(given, Classifier):
-        return
-    if isinstance(given, torch.nn.Module):
-        advice = "a module becomes one by xattn.attach(module, mean=…, std=…)"
-    else:
-        advice = "a name becomes one by xattn.load(name), a module by xattn.attach(module)"
-    raise InputError(f"a classifier of xattn is needed, and {type(given).__name__} came: {advice}.")
 
 
 def refuse_untrained(classifier: Classifier) -> None:

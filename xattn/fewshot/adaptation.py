@@ -14,8 +14,10 @@ from xattn.data.preprocessing import pixels
 from xattn.errors import ImageError, InputError, NameUnknownError
 from xattn.fewshot.embedding import Embedding, with_linear
 from xattn.fewshot.learner import fit_linear
+from xattn.metrics.inputs import refuse_chunk
 from xattn.models import Classifier, evaluating
 from xattn.models.checkpoints import InnerLoop
+from xattn.models.loading import refuse_no_classifier
 
 BATCH = 32
 
@@ -61,6 +63,10 @@ def adapt(
     >>> xattn.adapt(clf, torch.rand(4, 3, 64, 64), [0, 0, 1, 1], ["one", "other"]).labels
     ('one', 'other')
     """
+    refuse_no_classifier(classifier)
+    refuse_chunk(batch_size, "batch_size")
+    if names is not None and not (isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)):
+        raise InputError(f"names are a list of the names of the classes; got {names!r:.80}.")
     if classifier.multi_label or classifier.regression:
         kind = "multi-label" if classifier.multi_label else "of values"
         raise InputError(f"{classifier.name} is {kind}, and new classes are one for each picture: load it as a plain classifier.")
@@ -105,7 +111,10 @@ def start_of(embedding: Embedding, classes: int) -> tuple[Tensor, Tensor, InnerL
 def _checked(images: Tensor, labels: Tensor | Sequence[int] | None) -> Tensor:
     if labels is None:
         raise InputError("a tensor of images needs labels: the class of each, from 0 on.")
-    found = torch.as_tensor(labels)
+    try:
+        found = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"labels are one class index per image, as [0, 0, 1]; got {labels!r:.80}.") from error
     if found.shape != images.shape[:1] or found.dtype.is_floating_point or found.dtype == torch.bool or not found.numel():
         raise InputError(f"labels are one class index per image; got {tuple(found.shape)} {found.dtype} for images {tuple(images.shape)}.")
     return found.long()

@@ -71,8 +71,10 @@ class InnerLoop:
     lr: float = 0.01
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or not 0 < self.lr < math.inf:
-            raise SettingError(f"gradient descent takes a step or more, and a learning rate above 0; got {self.steps} and {self.lr}.")
+        numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in (self.steps, self.lr))
+        if not (numbers and isinstance(self.steps, int) and self.steps >= 1 and 0 < self.lr < math.inf):
+            got = f"{self.steps!r:.40} and {self.lr!r:.40}"
+            raise SettingError(f"gradient descent takes a step or more, and a learning rate above 0; got {got}.")
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:

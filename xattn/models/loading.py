@@ -343,6 +343,24 @@ def _channels_last(network: nn.Module) -> nn.Module:
     return network
 
 
+def refuse_no_classifier(given: object) -> None:
+    """Raises if something else came in the place of a classifier, with what makes one of it.
+
+    Args:
+        given: by the user.
+
+    Raises:
+        InputError: it is none.
+    """
+    if isinstance(given, Classifier):
+        return
+    if isinstance(given, nn.Module):
+        advice = "a module becomes one by xattn.attach(module, mean=…, std=…)"
+    else:
+        advice = "a name becomes one by xattn.load(name), a module by xattn.attach(module)"
+    raise InputError(f"a classifier of xattn is needed, and {type(given).__name__} came: {advice}.")
+
+
 def read_labels(labels: str | Path | Sequence[str]) -> list[str]:
     """Class names, as given or from a text file with one per line."""
     if not isinstance(labels, (str, Path)):

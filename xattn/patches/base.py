@@ -11,6 +11,7 @@ from torch import Tensor
 
 from xattn.errors import InputError
 from xattn.models import Classifier
+from xattn.models.loading import refuse_no_classifier
 from xattn.models.streams import GLOBAL_STAGE
 from xattn.registry import Registry
 
@@ -99,6 +100,7 @@ def find(
     >>> xattn.patches.find(classifier, torch.rand(2, 3, 64, 64), n=4).shape
     torch.Size([2, 4, 4])
     """
+    refuse_no_classifier(classifier)
     return finders.create(finder).instance(classifier, images, n, side, classes=classes, rows=rows)
 
 
@@ -108,15 +110,23 @@ def image_size(images: Tensor, n: int) -> tuple[int, int]:
     Raises:
         InputError: they are not `(B, C, H, W)` and float, or n is below 1.
     """
+    if not isinstance(images, Tensor):
+        raise InputError(f"patches are found in a tensor of images (batch, channels, height, width); {type(images).__name__} came.")
     if images.dim() != 4 or not images.is_floating_point():
         raise InputError(f"patches are found in images (batch, channels, height, width), float; got {tuple(images.shape)} {images.dtype}.")
-    if n < 1:
-        raise InputError(f"at least one box per image is found; got n={n}.")
+    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+        raise InputError(f"n is the number of boxes per image, 1 or more; got {n!r}.")
     return images.shape[2], images.shape[3]
 
 
 def side_or_default(side: int | None, size: tuple[int, int]) -> int:
-    """The side of square boxes in pixels; None: a quarter of the image's shorter side."""
+    """The side of square boxes in pixels; None: a quarter of the image's shorter side.
+
+    Raises:
+        InputError: it is no whole number.
+    """
+    if side is not None and (not isinstance(side, int) or isinstance(side, bool)):
+        raise InputError(f"side is that of square boxes, a whole number of pixels; got {side!r}.")
     return max(1, min(size) // SHARE) if side is None else side
 
 

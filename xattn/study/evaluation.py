@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from xattn.errors import InputError, UnsupportedError
-from xattn.explainers.api import QUIET_S, Images, explain, refuse_no_classifier, refuse_wrong_images
+from xattn.explainers.api import QUIET_S, Images, explain, refuse_wrong_images
 from xattn.explainers.maps import Maps
 from xattn.inference.memory import kept_pages
 from xattn.inference.predictor import Predictor
@@ -21,6 +21,7 @@ from xattn.metrics.inputs import as_masks, as_tensor, refuse_chunk
 from xattn.metrics.targets import PER_LABEL
 from xattn.metrics.values import is_value
 from xattn.models.classifier import Classifier
+from xattn.models.loading import refuse_no_classifier
 from xattn.models.target_rules import Asked
 from xattn.progress import Progress
 from xattn.study.plan import key_of

@@ -23,13 +23,14 @@ from xattn.data.images import ImageSource
 from xattn.data.labels import LabelsFrom
 from xattn.data.listing import NamedImage
 from xattn.errors import InputError, RunError, XattnError
-from xattn.explainers.api import refuse_no_classifier, refuse_untrained
+from xattn.explainers.api import refuse_untrained
 from xattn.explainers.base import MethodComponent, created
 from xattn.inference.memory import kept_pages, parse_size
 from xattn.inference.predictor import Level
 from xattn.metrics.base import metrics as metric_registry
 from xattn.metrics.typeset import html_text
 from xattn.models.classifier import Classifier
+from xattn.models.loading import refuse_no_classifier
 from xattn.models.source_labels import with_labels
 from xattn.models.target_rules import Asked
 from xattn.progress import Progress

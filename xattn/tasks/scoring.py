@@ -19,6 +19,7 @@ from xattn.data.workers import each_output
 from xattn.errors import ImageError, InputError, NameUnknownError
 from xattn.metrics.inputs import refuse_chunk
 from xattn.models import Classifier
+from xattn.models.loading import refuse_no_classifier
 from xattn.models.source_labels import with_labels
 from xattn.tasks.base import Data, Scored, default_task, refuse_no_classes, tasks
 
@@ -63,6 +64,7 @@ def score(
     >>> found.n, list(found.scores)
     (16, ['accuracy', 'top-5 accuracy'])
     """
+    refuse_no_classifier(classifier)
     component = tasks.create(task or default_task(classifier.multi_label))
     component.instance.check(classifier)
     refuse_chunk(batch_size, "batch_size")
