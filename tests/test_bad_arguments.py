@@ -46,8 +46,8 @@ def test_what_is_no_classifier_is_refused(call: Callable[..., object]) -> None:
 def test_arguments_of_another_kind_are_refused(call: Callable[..., object], argument: str) -> None:
     classifier = xattn.load("birds:gap", device="cpu")
     for value in NOTHING:
-        if (argument, value) in (("steps", 10**30), ("n", 10**30)):
-            continue  # whole numbers
+        if value == 10**30 and argument in ("steps", "batch_size", "n"):
+            continue  # a whole number
         with pytest.raises(XattnError):
             call(classifier, **{argument: value})
 

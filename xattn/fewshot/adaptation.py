@@ -74,7 +74,7 @@ def adapt(
     with torch.no_grad(), evaluating(classifier):
         if isinstance(images, Tensor):
             targets = _checked(images, labels)
-            vectors = torch.cat([embedding(batch.to(classifier.device)) for batch in images.split(batch_size)])
+            vectors = torch.cat([embedding(batch.to(classifier.device)) for batch in images.split(min(batch_size, max(1, len(images))))])
         else:
             if labels is not None:
                 raise InputError("labels are for a tensor of images; those of a folder are the names of its folders.")

@@ -44,5 +44,5 @@ class RandomPatches:
         square = side_or_default(side, size)
         drawn = [torch.rand((n, 2), generator=torch.Generator().manual_seed(seed)) for seed in content_seeds(images, self.seed)]
         share = torch.stack(drawn) if drawn else torch.empty(0, n, 2)
-        places = share * torch.tensor((width - square + 1, height - square + 1))
+        places = share * torch.tensor((float(width - square + 1), float(height - square + 1)))
         return squares(places.floor() + square / 2, square, size).to(images.device)
