@@ -82,8 +82,8 @@ def load(
         std: standard deviation of the normalisation, likewise.
         multi_label: probabilities are sigmoids of each logit, as they are anyway for SigLIP and multi-label models of transformers.
         regression: outputs are values, not logits: they have no probability, and only metrics of the map are taken.
-        output: which of the network's several outputs is explained, by name or position; None: `logits`, or the one that the others lead
-            to.
+        output: which of the network's several outputs is explained, by name or position, or "vectors" of a head that has vectors by which
+            pictures are compared (dg-net); None: `logits`, or the one that the others lead to.
         device: where to put it; None: a GPU if there is one, else the CPU.
         trust_code: import and run the code that a `.safetensors` names as the source of its network, or that a model on the Hugging Face
             hub brings. Without it, only networks that xattn knows by name (birds:, torchvision:, timm:, hf:, open_clip:) are built.
