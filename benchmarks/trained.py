@@ -46,6 +46,8 @@ class Budget:
         looked: their epochs.
         flocks: training pictures of several birds.
         mixed: epochs of fine-tuning on them.
+        persons: individuals for training in re-identification; half as many for tests.
+        met: epochs of a network for re-identification.
         sums: how many steps are added in the place of attention; the last is the number of steps.
     """
 
@@ -65,6 +67,8 @@ class Budget:
     looked: int = 15
     flocks: int = 2000
     mixed: int = 6
+    persons: int = 48
+    met: int = 12
     sums: tuple[int, ...] = (1, 3, 10)
 
 
@@ -85,6 +89,8 @@ SMOKE = Budget(  # in float32: processors without bfloat16 train many times slow
     looked=1,
     flocks=16,
     mixed=1,
+    persons=3,
+    met=1,
     sums=(1, 2),
 )
 
