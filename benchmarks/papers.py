@@ -29,6 +29,7 @@ from printed import (
     RESOLUTION,
     SELECTION,
 )
+from re_identification import ReIdentificationPage
 from several_labels import SeveralLabelsPage
 from trained import SMOKE, Budget, Trainings
 from two_streams import TwoStreamsPage
@@ -349,6 +350,7 @@ TABLES: dict[str, Callable[[Papers], str]] = {
     "stream-design": Papers.stream_design,
     "alignment": lambda papers: alignment_page(papers.trainings, papers.scores),
     "several-labels": lambda papers: SeveralLabelsPage(papers.work / "several-labels", papers.budget).text(),
+    "re-identification": lambda papers: ReIdentificationPage(papers.work / "re-identification", papers.budget).text(),
     "two-streams": lambda papers: TwoStreamsPage(papers.work / "two-streams", papers.budget).text(),
     "few-shot": lambda papers: FewShotsPage(papers.work / "few-shot", papers.budget).text(),
 }

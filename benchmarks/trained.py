@@ -46,6 +46,8 @@ class Budget:
         looked: their epochs.
         flocks: training pictures of several birds.
         mixed: epochs of fine-tuning on them.
+        persons: individuals for training in re-identification; half as many for tests.
+        met: epochs of a network for re-identification.
         sums: how many steps are added in the place of attention; the last is the number of steps.
         few: pictures of each kind, for few shots.
         based: epochs on the base classes; students at high resolution have `tuned`.
@@ -70,6 +72,8 @@ class Budget:
     looked: int = 15
     flocks: int = 2000
     mixed: int = 6
+    persons: int = 48
+    met: int = 12
     sums: tuple[int, ...] = (1, 3, 10)
     few: int = 200
     based: int = 8
@@ -95,6 +99,8 @@ SMOKE = Budget(  # in float32: processors without bfloat16 train many times slow
     looked=1,
     flocks=16,
     mixed=1,
+    persons=3,
+    met=1,
     sums=(1, 2),
     few=3,
     based=1,

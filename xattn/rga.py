@@ -119,7 +119,7 @@ class RelationAware(nn.Module):
             raise InputError(
                 f"relation-aware attention has weights for each of {self.size[0]} × {self.size[1]} positions, and a map of "
                 f"{features.shape[2]} × {features.shape[3]} came: give pictures of the size that the network was made for, or make one for "
-                "these (rga:BACKBONE:height=…,width=…); it takes no other input_size and no high resolution."
+                "these (rga:BACKBONE:height=…,width=…); it takes no other input_size, and strides are taken out when it is made (high_res)."
             )
         gates: Tensor = self.positions(self.spatial(features.flatten(2)).unflatten(2, self.size))
         features = gates * features

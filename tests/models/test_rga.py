@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import xattn
 from tests import networks
 from xattn.birds.network import SmallResNet
-from xattn.errors import InputError, NameUnknownError, SettingError, UnsupportedError
+from xattn.errors import InputError, NameUnknownError, SettingError, UnsupportedError, WeightsError
 from xattn.models.rga_source import with_relations
 from xattn.rga import RelationAttention, RelationAware, RelationAwareSettings, parsed
 
@@ -104,8 +104,31 @@ def test_a_map_of_another_size_is_refused_with_what_to_do() -> None:
         RelationAware(6, (3, 4))(torch.rand(1, 6, 4, 4))
     with pytest.raises(InputError, match=r"16 × 24 positions, and a map of 32 × 32 came"):
         xattn.load(NAME, input_size=32, device="cpu")
-    with pytest.raises(UnsupportedError, match=r"no high resolution"):
-        xattn.load(NAME, high_res=["layer4"], device="cpu")
+
+
+def test_strides_are_taken_out_before_the_gates_are_put_on(tmp_path: Path) -> None:
+    clf = xattn.load(NAME, classes=3, high_res=["layer3", "layer4"], device="cpu")
+    sizes = [clf.network.get_submodule(f"layer{number}.relations").size for number in range(1, 5)]
+    assert sizes == [(16, 24), (8, 12), (8, 12), (8, 12)]
+    images, found = (
+        networks.pictures(2, size=24)[:, :, :16],
+        xattn.load("birds:gap", high_res=["layer3", "layer4"], input_size=24, device="cpu"),
+    )
+    before = found.features(images, ["layer1"])["layer1"]
+    torch.testing.assert_close(clf.features(images, ["layer1.features"])["layer1.features"], before)  # with the backbone's weights
+    clf.trained = True
+    clf.save(str(tmp_path / "rga.safetensors"))
+    again = xattn.load(str(tmp_path / "rga.safetensors"), device="cpu")
+    assert torch.equal(again.predict(images), clf.predict(images))
+    assert again.source is not None
+    assert again.source.high_res == ("layer3", "layer4")
+    torch.save(clf.network.state_dict(), tmp_path / "rga.pth")
+    whole = xattn.load(NAME, weights=str(tmp_path / "rga.pth"), high_res=["layer3", "layer4"], device="cpu")
+    assert torch.equal(whole.predict(images), clf.predict(images))
+    with pytest.raises(WeightsError, match="shapes differ"):
+        xattn.load(NAME, weights=str(tmp_path / "rga.pth"), device="cpu")
+    with pytest.raises(NameUnknownError, match="layer9"):
+        xattn.load(NAME, high_res=["layer9"], device="cpu")
 
 
 def test_raw_attention_is_the_gate_times_the_norm_at_each_stage(folder: Path, tmp_path: Path) -> None:

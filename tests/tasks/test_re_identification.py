@@ -68,3 +68,22 @@ def test_other_places_are_refused(market: Path, classifier: Classifier, tmp_path
     for place in (str(market / "query"), f"market:{market}:gallery"):
         with pytest.raises(InputError, match="re-identification is scored on market:ROOT, whose file names say who is seen"):
             score(classifier, place, task="re-identification", workers=0, progress=False)
+
+
+def test_with_flip_a_vector_is_the_sum_of_those_of_the_picture_and_its_mirror_image(market: Path, classifier: Classifier) -> None:
+    class Asymmetric(torch.nn.Module):
+        """Means of columns: what a picture's mirror image has in the opposite order."""
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images.mean(dim=2).flatten(1)
+
+    clf = xattn.attach(Asymmetric(), input_size=(64, 32), resize=(64, 32), name="columns")
+    found = score(clf, f"market:{market}", task="re-identification:flip=true", workers=0, progress=False)
+
+    class Summed(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            columns = images.mean(dim=2)
+            return (columns + columns.flip(2)).flatten(1)
+
+    other = xattn.attach(Summed(), input_size=(64, 32), resize=(64, 32), name="columns")
+    assert found.scores == score(other, f"market:{market}", task="re-identification", workers=0, progress=False).scores

@@ -1,6 +1,6 @@
 """Heads, which stand between features and logits: each is a plain module, with its settings in a frozen dataclass."""
 
-from xattn.heads import abmilp, b_cnn, br_npa, ca_stream, ep, gap, map, protopnet, simpool
+from xattn.heads import abmilp, b_cnn, br_npa, ca_stream, dg_net, ep, gap, map, protopnet, simpool
 from xattn.heads.abmilp import AbMILP, AbMILPHead
 from xattn.heads.b_cnn import BCNN, BCNNHead
 from xattn.heads.base import (
@@ -17,6 +17,7 @@ from xattn.heads.base import (
 )
 from xattn.heads.br_npa import BRNPA, BRNPAHead, representatives
 from xattn.heads.ca_stream import CAStream, CAStreamHead
+from xattn.heads.dg_net import DGNet, DGNetHead
 from xattn.heads.ep import EfficientProbing, EfficientProbingHead
 from xattn.heads.gap import Gap, GapHead
 from xattn.heads.map import MAP, MAPHead
@@ -38,6 +39,8 @@ __all__ = [
     "CAStream",
     "CAStreamHead",
     "ClassifierHead",
+    "DGNet",
+    "DGNetHead",
     "EfficientProbing",
     "EfficientProbingHead",
     "Gap",
@@ -58,6 +61,7 @@ __all__ = [
     "b_cnn",
     "br_npa",
     "ca_stream",
+    "dg_net",
     "ep",
     "gap",
     "heads",

@@ -36,6 +36,19 @@ class BCNN(HeadSettings):
         return BCNNHead(channels[-1], classes, self)
 
 
+def attention_layers(channels: int, n: int) -> tuple[nn.Module, nn.Conv2d]:
+    """The residual block and the convolution that give n attention maps of features with so many channels, before their ReLU."""
+    from torchvision.models.resnet import BasicBlock
+
+    return BasicBlock(channels, channels), nn.Conv2d(channels, n, kernel_size=1, bias=False)
+
+
+def weighted_means(features: Tensor, maps: Tensor) -> Tensor:
+    """Means over the positions of features `(B, C, h, w)`, each times maps `(B, N, h, w)`: `(B, N, C)`."""
+    shares = maps.flatten(2) / (maps.shape[2] * maps.shape[3])  # before the sum, which could overflow in half precision
+    return torch.bmm(shares, features.to(maps.dtype).flatten(2).transpose(1, 2))
+
+
 class BCNNHead(ClassifierHead):
     """B-CNN as a module: features `(B, C, h, w)` → logits `(B, K)`.
 
@@ -48,12 +61,9 @@ class BCNNHead(ClassifierHead):
     """
 
     def __init__(self, channels: int, classes: int, settings: BCNN | None = None) -> None:
-        from torchvision.models.resnet import BasicBlock
-
         super().__init__()
         self.settings = settings or BCNN()
-        self.block = BasicBlock(channels, channels)
-        self.attention = nn.Conv2d(channels, self.settings.n, kernel_size=1, bias=False)
+        self.block, self.attention = attention_layers(channels, self.settings.n)
         self.dropout = nn.Dropout(self.settings.dropout)
         self.linear = nn.Linear(self.settings.n * channels, classes)
 
@@ -66,7 +76,5 @@ class BCNNHead(ClassifierHead):
             seeds: not used; nothing is random.
         """
         maps = self.attention(self.block(features)).relu()
-        positions = maps.shape[2] * maps.shape[3]
-        shares = maps.flatten(2) / positions  # before the sum, which could overflow in half precision
-        vectors = torch.bmm(shares, features.to(maps.dtype).flatten(2).transpose(1, 2))
+        vectors = weighted_means(features, maps)
         return Attended(self.linear(self.dropout(vectors.flatten(1))), {stage: maps})

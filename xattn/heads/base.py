@@ -9,7 +9,7 @@ replaces the pooled one and enters the network's own classifier), with one metho
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, NamedTuple
 
@@ -22,6 +22,7 @@ from xattn.registry import Registry
 
 Replaces = Literal["nothing", "pooling", "classifier"]
 
+VECTORS = "vectors"  # the output of a classifier whose head gives vectors
 
 MOST_WEIGHTS = 2**31
 
@@ -34,11 +35,13 @@ class HeadMetadata:
         source: where it was published.
         replaces: "pooling": its vector enters the network's own classifier; "classifier": it gives the logits; "nothing".
         attention: whether it has attention maps.
+        vectors: whether it can give vectors that pictures are compared by in the place of logits, see `VECTORS`.
     """
 
     source: str
     replaces: Replaces
     attention: bool = True
+    vectors: bool = False
 
 
 class StageInfo(NamedTuple):
@@ -144,9 +147,16 @@ class Head(nn.Module, ABC):
 
     Attributes:
         grafts: whether it can be initialised as the network's own classifier, by `graft`.
+        gives_vectors: it gives vectors `(B, D)` in the place of logits; for heads with a `vector_length`.
     """
 
     grafts: ClassVar[bool] = False
+    gives_vectors: bool = False
+
+    @property
+    def vector_length(self) -> int:
+        """D of the vectors that pictures are compared by; 0: it has none."""
+        return 0
 
     @property
     def is_random(self) -> bool:
@@ -220,6 +230,10 @@ class Head(nn.Module, ABC):
     def graft(self, linear: nn.Linear) -> None:
         """Initialises it as the network's own classifier on the pooled vector `(C → K)`, for a head that supports this."""
         raise UnsupportedError(f"{type(self).__name__} cannot start as the network's own classifier.")
+
+    def fitted(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The state dict of another head as this one can start from it; by default as it is."""
+        return dict(weights)
 
     def dropouts(self) -> list[nn.Dropout]:
         """The dropout layers that training may set; empty if there are none."""

@@ -16,7 +16,7 @@ from xattn.data.labels import Label
 from xattn.data.preprocessing import Preprocessing, content_seeds
 from xattn.errors import InputError, UnsupportedError, XattnError
 from xattn.focus import TwoStreams
-from xattn.heads.base import Attended, Head, HeadMetadata, HeadSettings, heads
+from xattn.heads.base import VECTORS, Attended, Head, HeadMetadata, HeadSettings, heads
 from xattn.models import checkpoints
 from xattn.models.attachment import Attachment, attachment_of, attend, find_classifier_entry, own_prediction
 from xattn.models.attention import attention_layers
@@ -52,7 +52,8 @@ class Classifier(nn.Module):
         source: how to rebuild the network; None for a module that the caller built.
         multi_label: probabilities are the sigmoid of each logit, not their softmax.
         regression: outputs are values, which have no probability.
-        output: which of several outputs is explained, by name or position; None: the one that the others lead to.
+        output: which of several outputs is explained, by name or position, or "vectors" of a head that has them; None: the one that the
+            others lead to.
         inputs: the network's images `(B, C, H, W)`, normalised → further arguments of its forward by name; None: it takes images alone.
         reads: names of the stages that the head reads; empty: as in a file that does not name them; None: the head chooses.
 
@@ -96,6 +97,7 @@ class Classifier(nn.Module):
         settings: HeadSettings = component.instance
         self.network = network
         self.head_name = component.spec
+        gives_vectors = output == VECTORS and component.metadata.vectors
         self.name = name
         self.source = source
         self.inputs = inputs
@@ -111,7 +113,7 @@ class Classifier(nn.Module):
                 self._probed,
                 torch.cat([probe, probe / 4, 1 - probe / 4]),
                 name,
-                asked=output,
+                asked=None if gives_vectors else output,
                 multi_label=multi_label,
                 regression=regression,
             )
@@ -127,11 +129,13 @@ class Classifier(nn.Module):
                 f"{self.head_name} keeps the classifier of {name}, which has {own} classes; {classes} were asked for. Use br-npa or b-cnn, "
                 "whose classifier is their own, or labels among the network's classes."
             )
-        self.class_count = classes or own
+        self._classes = classes or own
         channels = [stage.channels for stage in self.attachment.stages]
         with torch.inference_mode(False):
-            module = settings.built(channels, self.class_count, self.attachment.info)
+            module = settings.built(channels, self._classes, self.attachment.info)
             self.head: Head = module.to(device=self.mean.device, dtype=self.mean.dtype)
+        self.head.gives_vectors = gives_vectors
+        self.class_count = self.head.vector_length if gives_vectors else self._classes
         self.head.train(network.training)
         self._attention_layers: int | None = None
         self.grafted = fresh and self._graft()
@@ -343,11 +347,14 @@ class Classifier(nn.Module):
     def start_from(self, other: Classifier) -> None:
         """Copies the weights of another classifier with the same network and head, as for a student at higher resolution.
 
+        dg-net starts from one with another pooling too.
+
         Raises:
             WeightsError: its network or its head is different.
         """
         fit_weights(self.network, other.network.state_dict(), f"of {other.name}")
-        fit_weights(self.head, other.head.state_dict(), f"of {other.head_name} on {other.name}", self.head.fixed_size)
+        found = self.head.fitted(other.head.state_dict())
+        fit_weights(self.head, found, f"of {other.head_name} on {other.name}", self.head.fixed_size)
         self.trained = other.trained
 
     def digest(self) -> str:
@@ -374,7 +381,7 @@ class Classifier(nn.Module):
             name=self.name,
             head=self.head_name,
             trained=self.trained,
-            classes=self.class_count,
+            classes=self._classes,
             labels=self.labels,
             multi_label=self.multi_label,
             regression=self.regression,

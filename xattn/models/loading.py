@@ -17,12 +17,13 @@ from xattn.data.preprocessing import Preprocessing, preprocessing_with
 from xattn.errors import InputError, UntrustedCodeError, WeightsError
 from xattn.heads.base import heads
 from xattn.models import sources
-from xattn.models.building import Prompts, Request
+from xattn.models.building import Prompts, Request, Weights
 from xattn.models.checkpoints import Header, Source, digest_of, fit_weights, is_saved, read_header, split_weights
 from xattn.models.classifier import Classifier
 from xattn.models.input_size import own_size
 from xattn.models.inputs import Inputs
 from xattn.models.resolution import high_resolution
+from xattn.rga import PREFIX as RELATION_AWARE
 
 logger = logging.getLogger("xattn")
 
@@ -83,8 +84,8 @@ def load(
         std: standard deviation of the normalisation, likewise.
         multi_label: probabilities are sigmoids of each logit, as they are anyway for SigLIP and multi-label models of transformers.
         regression: outputs are values, not logits: they have no probability, and only metrics of the map are taken.
-        output: which of the network's several outputs is explained, by name or position; None: `logits`, or the one that the others lead
-            to.
+        output: which of the network's several outputs is explained, by name or position, or "vectors" of a head that has vectors by which
+            pictures are compared (dg-net); None: `logits`, or the one that the others lead to.
         device: where to put it; None: a GPU if there is one, else the CPU.
         trust_code: import and run the code that a `.safetensors` names as the source of its network, or that a model on the Hugging Face
             hub brings. Without it, only networks that xattn knows by name (birds:, torchvision:, timm:, hf:, open_clip:) are built.
@@ -112,7 +113,7 @@ def load(
         count, prompts = _classes(classes, templates)
         replaces = heads.create(head or KEEPS_ITS_OWN).metadata.replaces
         new = count if replaces == "nothing" else None
-        network, base, names, sigmoid, trained = sources.build(Request(model, weights, prompts, trust_code, new))
+        network, base, names, sigmoid, trained = sources.build(Request(model, weights, prompts, trust_code, new, tuple(high_res), dilate))
         texts = {} if prompts is None else {"prompts": prompts.classes, "templates": prompts.templates}
         source = Source(sources.absolute(model), _kept(weights), digest_of(network.state_dict()), tuple(high_res), dilate, **texts)
         keeps = replaces != "classifier"  # another has logits of its own, of one class
@@ -126,7 +127,7 @@ def load(
     is_new = saved is None or head != saved.header.head
     preprocessing = preprocessing_with(base, input_size=input_size, resize=resize, mean=mean, std=std)
     network.eval()
-    if source.high_res:
+    if source.high_res and not source.model.startswith(RELATION_AWARE):
         high_resolution(network, source.high_res, dilate=source.dilate, input_size=preprocessing.input_size)
     classifier = Classifier(
         _channels_last(network),
@@ -237,16 +238,20 @@ def _network_of(saved: _Saved, weights: str | Path | None, trust_code: bool) -> 
     """
     stored = saved.header.source if saved.named is None else replace(saved.header.source, model=saved.named)
     prompts = Prompts(stored.prompts, stored.templates) if stored.prompts else None
+
+    def request_of(given: Weights) -> Request:
+        return Request(stored.model, given, prompts, trust_code, high_res=stored.high_res, dilate=stored.dilate)
+
     if not saved.header.head_alone:
         if weights is not None:
             raise InputError(f"'{saved.file}' holds its own weights; weights='{weights}' was also given. Give only one.")
-        network = sources.build(Request(stored.model, split_weights(saved.file)[0], prompts, trust_code)).network
+        network = sources.build(request_of(split_weights(saved.file)[0])).network
         _set_flags(network, saved)
         return network, replace(stored, digest="")
     chosen = stored.weights if weights is None else str(weights)
     needs = f"'{saved.file}' holds a head for {stored.model} with the weights {stored.weights or 'that its library gives'}"
     try:
-        network = sources.build(Request(stored.model, chosen, prompts, trust_code)).network
+        network = sources.build(request_of(chosen)).network
     except (WeightsError, InputError) as error:
         raise WeightsError(f"{needs}, and they could not be obtained: {error} Give their location with weights (--weights).") from error
     _set_flags(network, saved)

@@ -15,6 +15,7 @@ from xattn.errors import InputError, UnsupportedError
 from xattn.models.building import Built, Request
 from xattn.models.checkpoints import fit_weights
 from xattn.models.gates import FEATURES, RELATIONS
+from xattn.models.resolution import high_resolution
 from xattn.rga import RelationAware, parsed
 
 BACKBONES = ("torchvision", "timm", "birds")
@@ -26,7 +27,8 @@ def from_rga(request: Request, build: Callable[[Request], Built], bare: Callable
     """The network with relation-aware attention that a name means.
 
     Args:
-        request: its name; as weights those of the backbone, or of a whole network with attention.
+        request: its name; as weights those of the backbone, or of a whole network with attention; the stages whose stride is removed before
+            the attention is put on, which has weights for each position.
         build: builds a backbone with weights.
         bare: builds a backbone with random weights, by its name.
 
@@ -42,7 +44,7 @@ def from_rga(request: Request, build: Callable[[Request], Built], bare: Callable
         )
     state = request.state
     whole = state is not None and any(f".{RELATIONS}." in key for key in state)
-    own = None if whole else build(replace(request, model=name, classes=None))
+    own = None if whole else build(replace(request, model=name, classes=None, high_res=()))
     network = bare(name) if own is None else own.network
     layers = [key for key, _ in network.named_children() if LAYER.fullmatch(key)]
     classifier = getattr(network, "fc", None)
@@ -60,6 +62,8 @@ def from_rga(request: Request, build: Callable[[Request], Built], bare: Callable
             raise InputError(f"model '{request.model}': the weights are for {classes} classes, and classes={request.classes} came.")
     if classes not in (None, before):
         network.fc = nn.Linear(classifier.in_features, int(classes or before))
+    if request.high_res:
+        high_resolution(network.eval(), request.high_res, dilate=request.dilate, input_size=size)
     with_relations(network.eval(), layers, size, settings.reduction)
     if state is not None and whole:
         fit_weights(network, state, request.shown_weights)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from xattn.data.images import ImageSource
@@ -31,7 +32,14 @@ class ReIdentification(Classification):
 
     Pictures are compared by the cosine of the network's outputs. Identities of the test are none of training's, so that validation gives
     the accuracy on held-out pictures of these, and the weights of the lowest validation loss are kept.
+
+    Attributes:
+        flip: the vector of a picture is the sum of its output and that of the picture flipped left to right, each with norm 1.
+
+    Differs: with flip, the released code of DG-Net brings each half of its vectors to norm 1 again after the sum; here the whole.
     """
+
+    flip: bool = False
 
     def open(self, data: Any, classes: Classes = "folders") -> Labelled:
         """Opens the training split of market:ROOT, or other pictures whose classes are identities.
@@ -59,25 +67,40 @@ class ReIdentification(Classification):
         Queries without a match in the gallery are left out.
 
         Raises:
-            InputError: another place, or labels from elsewhere.
+            InputError: another place, labels from elsewhere, or logits of a head that has vectors.
         """
+        if classifier.head.vector_length and not classifier.head.gives_vectors:
+            raise InputError(
+                f"{classifier.head_name} has vectors by which pictures are compared, and logits of the identities of training came: load "
+                "it with output='vectors' (--output vectors)."
+            )
         parsed = parsed_place(data.place)
         if parsed is None or parsed[0] != DATA or parsed[2] != "query" or data.labels_csv is not None or data.labels_from is not None:
             raise InputError(f"re-identification is scored on {DATA}:ROOT, whose file names say who is seen; got '{data.place}'.")
         place = data.place.removesuffix("query")
-        sides = [answers(classifier, data, _seen, ImageSource(f"{place}{split}")) for split in ("query", "gallery")]
-        query, gallery = (functional.normalize(side.output, dim=1) for side in sides)
+
+        def vectors(images: Tensor) -> Tensor:
+            found = classifier.predict(images)
+            return found if not self.flip else _unit(found) + _unit(classifier.predict(images.flip(3)))
+
+        sides = [answers(classifier, data, _seen, ImageSource(f"{place}{split}"), vectors) for split in ("query", "gallery")]
+        query, gallery = (_unit(side.output) for side in sides)
         (persons, cameras), (others, theirs) = (torch.tensor(side.labels).unbind(dim=1) for side in sides)
         found = rank_gallery(query @ gallery.T, persons, others, cameras, theirs).scores()
         scores = {name: _percent(interval) for name, interval in found.items()}
         failed = tuple(one for side in sides for one in side.failed)
         network = f"{classifier.name} · {classifier.head_name}"
         read = sum(len(side.labels) for side in sides)
-        return Scored("re-identification", network, data.place, scores["mAP"].n, scores, failed=failed, pictures=read)
+        task = f"re-identification{':flip=true' * self.flip}"
+        return Scored(task, network, data.place, scores["mAP"].n, scores, failed=failed, pictures=read)
 
 
 def _seen(name: str, _label: Label | None) -> Sighting:
     return sighting_of(name)
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    return functional.normalize(vectors, dim=1)
 
 
 def _percent(interval: Interval) -> Interval:

@@ -90,7 +90,13 @@ class Answers:
         self.failed: list[tuple[str, str]] = []
 
 
-def answers(classifier: Classifier, data: Data, read: Callable[[str, Label | None], T], source: ImageSource | None = None) -> Answers:
+def answers(
+    classifier: Classifier,
+    data: Data,
+    read: Callable[[str, Label | None], T],
+    source: ImageSource | None = None,
+    answer: Callable[[Tensor], Tensor] | None = None,
+) -> Answers:
     """Runs a classifier over pictures with labels.
 
     Args:
@@ -98,6 +104,7 @@ def answers(classifier: Classifier, data: Data, read: Callable[[str, Label | Non
         data: the pictures.
         read: name and label of a picture → what the task makes of it. Labels that are known beforehand are read before anything is run.
         source: of the pictures, where `read` knows their labels by name; None: the place of the data, with labels as a run takes them.
+        answer: images `(B, C, H, W)` in pixel space → outputs `(B, K)`; None: the classifier's.
 
     Raises:
         NameUnknownError: a label that is no class of the network.
@@ -119,7 +126,7 @@ def answers(classifier: Classifier, data: Data, read: Callable[[str, Label | Non
     known = {} if source.dataset is not None else {image.name: label(image.name, image.label) for image in source.images}
 
     def run(crops: Tensor) -> Tensor:
-        output = classifier.predict(pixels(crops, classifier.device))
+        output = (answer or classifier.predict)(pixels(crops, classifier.device))
         refuse_no_classes(classifier, output)
         return output
 

@@ -193,7 +193,7 @@ def schedule_of(recipe: Recipe, steps: int) -> Callable[[int], float]:
 
 
 def freeze(classifier: Classifier, *, backbone: bool) -> None:
-    """Requires gradients only for parameters that are to be trained and that affect the logits.
+    """Requires gradients only for parameters that are to be trained and that affect the loss.
 
     A head with its own classifier bypasses the network's, which is then neither trained nor waited for by other processes.
     """
@@ -206,6 +206,7 @@ def freeze(classifier: Classifier, *, backbone: bool) -> None:
     with evaluating(classifier), torch.enable_grad():
         attended = classifier.run(probe, torch.zeros(1, dtype=torch.long, device=probe.device))
         said = sum((logits.sum() for logits in attended.probes.values()), attended.output.sum())
+        said = said if attended.penalty is None else said + attended.penalty
     if trained and isinstance(said, Tensor) and said.requires_grad:
         for parameter, gradient in zip(trained, torch.autograd.grad(said, trained, allow_unused=True), strict=True):
             parameter.requires_grad_(gradient is not None)
