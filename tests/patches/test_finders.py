@@ -66,7 +66,7 @@ def test_boxes_lie_in_the_image_are_repeatable_and_depend_on_it_alone(finder: st
 def test_wrong_images_and_numbers_are_refused_alike(finder: str, clf: Classifier) -> None:
     with pytest.raises(InputError, match=r"patches are found in images .* got \(3, 32, 32\)"):
         find(clf, torch.rand(3, 32, 32), finder)
-    with pytest.raises(InputError, match=r"at least one box per image is found; got n=0"):
+    with pytest.raises(InputError, match=r"n is the number of boxes per image, 1 or more; got 0"):
         find(clf, torch.rand(1, 3, 32, 32), finder, 0)
     with pytest.raises(InputError, match=r"boxes of side 33 do not fit"):
         find(clf, torch.rand(1, 3, 32, 32), finder, 4, 33)
