@@ -170,7 +170,7 @@ def _maps(
 def _without_labels(classifier: Classifier, rule: TargetRule) -> TargetRule:
     if isinstance(rule, Pairs):
         return Given(rule.text, rule.any_target(classifier))
-    return Terms("predicted", ((1.0, "predicted"),)) if rule.needs_labels or rule.per_label else rule
+    return target_rule(classifier, "predicted") if rule.needs_labels or rule.per_label else rule
 
 
 def _deviation(plan: Plan, classifier: Classifier, found: Tuned, at_once: int) -> dict[str, Deviation] | None:
