@@ -115,9 +115,7 @@ def classes_of(folder: Path) -> tuple[str, ...]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"'{path}' cannot be read, or is no text in UTF-8 ({error}).") from error
     if not 2 <= len(set(names)) == len(names) < IGNORED:
-        raise InputError(
-            f"'{path}' has {len(names)} names, {len(set(names))} of them distinct: two to {IGNORED - 1} distinct ones are needed."
-        )
+        raise InputError(f"'{path}' has {len(names)} names, {len(set(names))} of them distinct: 2 to {IGNORED - 1} are needed.")
     return names
 
 

@@ -1,4 +1,4 @@
-"""Data sets in the layout in which they are published, with their own splits: CUB, Stanford Dogs, PASCAL VOC, Market-1501, CIFAR-FS, Cityscapes."""
+"""Data sets in the layout in which they are published, with their own splits, as CUB, PASCAL VOC, Market-1501 and Cityscapes."""
 
 from __future__ import annotations
 

@@ -305,12 +305,12 @@ def _of_map(classifier: Classifier, asked: str | SupportsIndex) -> PredictedRegi
         raise UnsupportedError(f"{classifier.name} gives maps of values, which have no classes: give a function of them, in Python.")
     if asked == "predicted":
         return PredictedRegion("predicted", None)
-    if isinstance(asked, str) and asked not in (classifier.labels or ()):
-        if asked in ("label", "labels", "second") or len(_OPERATOR.split(asked.strip())) > 1 or "*" in asked:
-            raise UnsupportedError(
-                f"{classifier.name} gives a map of logits, and a target of it is one class over the pixels predicted as it: 'predicted', an "
-                f"index or a name; got '{asked}'. In Python, xattn.metrics.targets.Region takes any region."
-            )
+    is_name = not isinstance(asked, str) or asked in (classifier.labels or ())
+    if not is_name and (asked in ("label", "labels", "second") or _OPERATOR.search(str(asked)) or "*" in str(asked)):
+        raise UnsupportedError(
+            f"{classifier.name} gives a map of logits, and a target of it is one class over the pixels predicted as it: 'predicted', an "
+            f"index or a name; got '{asked}'. In Python, xattn.metrics.targets.Region takes any region."
+        )
     return PredictedRegion("given", classifier.class_index(asked if isinstance(asked, str) else int(asked)))
 
 

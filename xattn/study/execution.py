@@ -23,7 +23,7 @@ from xattn.metrics.base import Metric
 from xattn.metrics.perturbations import forwards
 from xattn.metrics.statistics import mean_interval
 from xattn.models.classifier import Classifier
-from xattn.models.target_rules import Given, TargetRule, Terms
+from xattn.models.target_rules import Given, TargetRule, target_rule
 from xattn.registry import Component
 from xattn.study.pairs import Pairs
 from xattn.study.plan import Execution, MetricComponent, Plan
