@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from xattn.birds.ground_truth import Effects, effects, in_parts, rank_correlation, share_inside
     from xattn.birds.individuals import export_individuals
     from xattn.birds.network import SmallResNet, small_resnet, small_vit
+    from xattn.birds.parts import export_parts
 
 __all__ = [
     "CLASSES",
@@ -32,6 +33,7 @@ __all__ = [
     "effects",
     "export_few_shot",
     "export_individuals",
+    "export_parts",
     "export_voc",
     "flock",
     "flock_of",
@@ -64,6 +66,7 @@ _HOMES = {
     "share_inside": "ground_truth",
     "export_few_shot": "few_shot",
     "export_individuals": "individuals",
+    "export_parts": "parts",
     "SmallResNet": "network",
     "small_resnet": "network",
     "small_vit": "network",

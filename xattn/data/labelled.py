@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 from PIL import Image
 from torch.utils.data import Dataset
 
+from xattn.data.cityscapes import LabelMaps
 from xattn.data.images import ImageSource, read_picture
 from xattn.data.labels import imagenet_wnids, is_index
 from xattn.data.published import KNOWN, Target, open_published
@@ -86,6 +87,7 @@ class Labelled:
         targets: one class index per picture; or one vector with an entry per class: 1, 0, or −1, which is ignored.
         pictures: source of the pictures, by number.
         validation: the published validation pictures; None: a share of these is held out.
+        label_maps: the class of every pixel of each picture; None: the data have none.
     """
 
     name: str
@@ -93,6 +95,7 @@ class Labelled:
     targets: tuple[Target, ...]
     pictures: Pictures
     validation: Labelled | None = None
+    label_maps: LabelMaps | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -118,7 +121,8 @@ class Labelled:
             return tuple(entries)
 
         targets = tuple(moved(target) if isinstance(target, tuple) else index[target] for target in self.targets)
-        return Labelled(self.name, None, targets, self.pictures, validation)
+        maps = None if self.label_maps is None else self.label_maps.renumbered(tuple(index))
+        return Labelled(self.name, None, targets, self.pictures, validation, maps)
 
 
 MOST_CLASSES = 1_000_000
@@ -129,8 +133,8 @@ def open_data(data: str | Path | Labelled | Dataset[Any], classes: Classes = "fo
 
     Args:
         data: a folder with one subfolder per class; a CSV with columns `image` and `label` (class index or name); `NAME:ROOT` for
-            fgvc-aircraft, stanford-cars, oxford-pets, cifar10, cifar100 in torchvision's layout, or for cub, dogs, voc, market and cifar-fs
-            as published;
+            fgvc-aircraft, stanford-cars, oxford-pets, cifar10, cifar100 in torchvision's layout, or for cub, dogs, voc, market,
+            cityscapes and cifar-fs as published;
             or a torch data set of pictures with `classes` and `targets`, like torchvision's.
         classes: "folders": the sorted folder names are the classes; "wnid": folders are named by WordNet ids, and labels are the
             indices of ImageNet's 1000 classes.
@@ -255,7 +259,8 @@ def open_split(name: str, root: str, split: str) -> Labelled:
     found = open_published(name, root, split)
     if not found.classes:
         raise InputError(f"{found.name} has no classes and is not trained on: leave out ':{split}'.")
-    return Labelled(f"{name}:{root}" if split == "train" else f"{name}:{root}:{split}", found.classes, found.targets, _Files(found.paths))
+    shown = f"{name}:{root}" if split == "train" else f"{name}:{root}:{split}"
+    return Labelled(shown, found.classes, found.targets, _Files(found.paths), label_maps=found.label_maps)
 
 
 def _published(name: str, root: str) -> Labelled:

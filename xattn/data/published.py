@@ -1,4 +1,4 @@
-"""Data sets in the layout in which they are published, with their own splits: CUB, Stanford Dogs, PASCAL VOC, Market-1501, CIFAR-FS."""
+"""Data sets in the layout in which they are published, with their own splits, as CUB, PASCAL VOC, Market-1501 and Cityscapes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from xattn.data import cityscapes
 from xattn.data.market import read_market
 from xattn.data.torchvision_sets import PUBLISHED
 from xattn.data.voc import COUNTS, read_voc
@@ -30,9 +31,10 @@ class PublishedSplit:
         name: "NAME:ROOT:SPLIT".
         folder: holds the pictures or their folders.
         files: paths below `folder`, with "/".
-        targets: class index of each; of voc a label vector, one entry per class: 1, 0, or −1, which is ignored; of market's
+        targets: class index of each; of voc and cityscapes a label vector, one entry per class: 1, 0, or −1, which is ignored; of market's
             queries and gallery ().
         classes: names in the order of their indices.
+        label_maps: of cityscapes the class of every pixel; None: the data have none.
     """
 
     name: str
@@ -40,6 +42,7 @@ class PublishedSplit:
     files: tuple[str, ...]
     targets: tuple[Target, ...]
     classes: tuple[str, ...]
+    label_maps: cityscapes.LabelMaps | None = None
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -85,13 +88,14 @@ def open_published(name: str, root: str | Path, split: str) -> PublishedSplit:
     """A split of a data set.
 
     Args:
-        name: "cub" (Wah et al. 2011), "dogs" (Khosla et al. 2011), "voc" (Everingham et al. 2012), "market" (Zheng et al. 2015) or
-            "cifar-fs" (Bertinetto et al. 2019).
+        name: "cub" (Wah et al. 2011), "dogs" (Khosla et al. 2011), "voc" (Everingham et al. 2012), "market" (Zheng et al. 2015),
+            "cityscapes" (Cordts et al. 2016) or "cifar-fs" (Bertinetto et al. 2019).
         root: its folder: for cub with `images.txt`, `image_class_labels.txt`, `train_test_split.txt`, `classes.txt` and `images/`; for dogs
             with `train_list.mat`, `test_list.mat` and `Images/`; for voc with `JPEGImages/`, `Annotations/` and `ImageSets/Main/`; for
-            market with `bounding_box_train/`, `query/` and `bounding_box_test/`; for cifar-fs with `data/` and `splits/bertinetto/`.
-        split: "train" or "test"; of voc "train", "val" or "trainval"; of market "train", "query" or "gallery"; of cifar-fs "train", "val"
-            or "test", which have different classes.
+            market with `bounding_box_train/`, `query/` and `bounding_box_test/`; for cityscapes with `leftImg8bit/` and `gtFine/`; for
+            cifar-fs with `data/` and `splits/bertinetto/`.
+        split: "train" or "test"; of voc "train", "val" or "trainval"; of cityscapes "train" or "val"; of market "train", "query" or
+            "gallery"; of cifar-fs "train", "val" or "test", which have different classes.
 
     Raises:
         InputError: a file is missing, which is named, or damaged; lists that do not match; labels that are no class; a missing picture.
@@ -108,7 +112,8 @@ def open_published(name: str, root: str | Path, split: str) -> PublishedSplit:
     published = KNOWN[name].counts[split]
     if len(order) != published:
         logger.warning("%s:%s has %d pictures; as published, there are %d.", where, split, len(order), published)
-    return PublishedSplit(f"{where}:{split}", pictures, tuple(order), tuple(rows[file] for file in order), classes)
+    maps = cityscapes.label_maps(where, folder, split, order) if name == "cityscapes" else None
+    return PublishedSplit(f"{where}:{split}", pictures, tuple(order), tuple(rows[file] for file in order), classes, maps)
 
 
 def cub_boxes(root: str | Path, split: str) -> list[tuple[float, float, float, float]]:
@@ -290,5 +295,6 @@ KNOWN = {
     "dogs": _Layout(_dogs, {"train": 12_000, "test": 8_580}),
     "voc": _Layout(read_voc, COUNTS, "val"),
     "market": _Layout(read_market, {"train": 12_936, "query": 3_368, "gallery": 19_732}, "query"),
+    "cityscapes": _Layout(cityscapes.read_cityscapes, cityscapes.COUNTS, "val"),
     "cifar-fs": _Layout(_cifar_fs, {"train": 38_400, "val": 9_600, "test": 12_000}, same_classes=False),
 }

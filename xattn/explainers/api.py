@@ -28,7 +28,7 @@ from xattn.metrics.inputs import EDGE, as_tensor, refuse_chunk
 from xattn.metrics.targets import ClassTarget
 from xattn.models.classifier import Classifier
 from xattn.models.loading import refuse_no_classifier
-from xattn.models.target_rules import THRESHOLD, Asked, PredictedLabels, labels_of, target_rule
+from xattn.models.target_rules import THRESHOLD, Asked, OfOutput, PredictedLabels, labels_of, target_rule
 from xattn.progress import Progress
 
 QUIET_S = 2.0  # before a call shows how far it is
@@ -102,7 +102,7 @@ def explain(
         raise InputError("a threshold is for target 'predicted' of a multi-label classifier (multi_label=True): leave it out.")
     given = _labels(classifier, found_labels if labels is None else labels, len(names))
     runs = predictor or Predictor(classifier)
-    if isinstance(rule, PredictedLabels):
+    if isinstance(rule, OfOutput):
         given = _predicted(classifier, rule, runs, names, tensor, batch_size)
     if rule.per_label:
         names, tensor, given = _per_label(names, tensor, given)
@@ -159,16 +159,16 @@ def _labels(classifier: Classifier, labels: Tensor | Sequence[Any] | None, count
 
 
 def _predicted(
-    classifier: Classifier, rule: PredictedLabels, runs: Predictor, names: Sequence[str], images: Tensor, batch_size: int
+    classifier: Classifier, rule: OfOutput, runs: Predictor, names: Sequence[str], images: Tensor, batch_size: int
 ) -> list[tuple[int, ...] | None]:
-    """The labels that are predicted for each image; None, and a line in the log, for an image without any."""
+    """The classes that are explained of each image; None, and a line in the log, for an image without any."""
     output = torch.cat([runs(images[start : start + batch_size]) for start in range(0, len(images), batch_size)])
     found: list[tuple[int, ...] | None] = []
     for name, row in zip(names, output, strict=True):
         try:
             found.append(rule.predicted(classifier, row))
         except InputError as error:
-            logger.warning("%s has no map. Of its labels %s", name, error)
+            logger.warning("%s has no map%s %s", name, ". Of its labels" if isinstance(rule, PredictedLabels) else ":", error)
             found.append(None)
     return found
 

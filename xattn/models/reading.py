@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -35,6 +35,7 @@ class OutputReader:
         probabilities: its values are probabilities. Their logarithms are taken for logits, or their log-odds where `separate`.
         separate: each probability stands alone, as of several labels, and is no share of one.
         binary: it is one logit z, given as the logits (−z/2, z/2) of two classes, whose softmax is (1 − σ(z), σ(z)).
+        dense: it is a map of logits, of which a class is explained over a region.
     """
 
     network: str
@@ -42,6 +43,7 @@ class OutputReader:
     probabilities: bool = False
     separate: bool = False
     binary: bool = False
+    dense: bool = False
 
     def __call__(self, output: Any) -> Tensor:
         """The output that is explained: logits `(B, K)`, vectors `(B, D)` or maps of logits `(B, K, h, w)`.
@@ -160,6 +162,14 @@ def output_reader(
     values = reader.select(output)
     if values.shape[0] != 1 or (_squeezed(output, reader.path) and reader.select(run(images[:2])).shape != (2, 1)):
         raise UnsupportedError(_without_output(name, values))
+    if values.dim() == 4:
+        reader = replace(reader, dense=True)
+        logger.warning(
+            "%s gives a map of logits, %d classes on %d × %d cells: a class is explained over the cells that are predicted as it.",
+            name,
+            max(2, values.shape[1]),
+            *values.shape[2:],
+        )
     if regression or not values.is_floating_point():
         return reader, values.shape[1]
     single = values.shape[1] == 1
@@ -183,7 +193,8 @@ def output_reader(
             "is no logit: regression=True (--regression).",
             name,
         )
-    return OutputReader(name, reader.path, kind is not None, separate, binary), 2 if binary else values.shape[1]
+    reader = replace(reader, probabilities=kind is not None, separate=separate, binary=binary)
+    return reader, 2 if binary else values.shape[1]
 
 
 def _squeezed(output: Any, path: str | None) -> bool:

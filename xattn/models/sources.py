@@ -30,6 +30,7 @@ from xattn.models.open_clip_source import from_open_clip
 from xattn.models.rga_source import from_rga
 from xattn.models.transformers_source import from_transformers
 
+SEGMENTED = 520  # what torchvision's segmentation networks were made for: the shorter side, of which the middle is cropped here
 INCEPTIONS = ("googlenet", "inception_v3")
 TIMM_PLACES = ("hf_hub:", "hf-hub:", "local-dir:")  # from where timm itself reads a network's name and weights
 BY_TEXT = ("hf", "open_clip")  # sources of networks whose classes may be texts
@@ -72,13 +73,16 @@ def _from_torchvision(request: Request) -> Built:
     from torchvision import models
 
     model, name, weights = request.model, request.name, request.weights
-    known = models.list_models(module=models)
+    segmenting = models.list_models(module=models.segmentation)
+    known = models.list_models(module=models) + segmenting
     if name not in known:
         raise NameUnknownError("torchvision network", name, known)
     enum: Any = models.get_model_weights(name)
     builder = models.get_model_builder(name)
     accepted = inspect.signature(builder).parameters
-    quiet = {"init_weights": False} if "init_weights" in accepted or name in INCEPTIONS else {}
+    quiet: dict[str, Any] = {"init_weights": False} if "init_weights" in accepted or name in INCEPTIONS else {}
+    if name in segmenting:
+        quiet["weights_backbone"] = None  # else they are downloaded
 
     def create(**arguments: int) -> nn.Module:
         created: nn.Module = builder(weights=None, **quiet, **arguments)
@@ -96,8 +100,11 @@ def _from_torchvision(request: Request) -> Built:
         if name in INCEPTIONS:
             quiet |= {flag: getattr(network, flag) for flag in ("transform_input", "aux_logits")}
         preset = chosen.transforms()
+        if "aux_loss" in accepted:
+            quiet["aux_loss"] = getattr(network, "aux_classifier", None) is not None
+        side = (preset.resize_size if name in segmenting else preset.crop_size)[0]
         preprocessing = Preprocessing(
-            (preset.crop_size[0], preset.crop_size[0]),
+            (side, side),
             preset.resize_size[0],
             tuple(preset.mean),
             tuple(preset.std),
@@ -108,8 +115,10 @@ def _from_torchvision(request: Request) -> Built:
     if name in INCEPTIONS:  # as torchvision builds them for its own weights
         quiet["transform_input"] = True
         quiet["aux_logits"] = any({"aux1", "AuxLogits"} & set(key.split(".")) for key in state)
-
-    return _for_classes(create, request, Built(with_local_weights(create, state, request.shown_weights), Preprocessing(), categories))
+    if "aux_loss" in accepted:
+        quiet["aux_loss"] = any(key.startswith("aux_classifier.") for key in state)
+    preprocessing = Preprocessing((SEGMENTED, SEGMENTED), SEGMENTED) if name in segmenting else Preprocessing()
+    return _for_classes(create, request, Built(with_local_weights(create, state, request.shown_weights), preprocessing, categories))
 
 
 def _for_classes(create: Callable[..., nn.Module], request: Request, built: Built) -> Built:

@@ -16,7 +16,7 @@ from torch import Tensor
 from xattn.data.labels import Label
 from xattn.errors import InputError, NameUnknownError, UnsupportedError
 from xattn.metrics.probability import sigmoid_probability
-from xattn.metrics.targets import PER_LABEL, ClassTarget, Contrast, OutputFunction, Target, written_contrast
+from xattn.metrics.targets import PER_LABEL, ClassTarget, Contrast, OutputFunction, Region, Target, written_contrast
 from xattn.metrics.values import Values
 from xattn.models.classifier import Classifier
 
@@ -110,8 +110,8 @@ class Terms(TargetRule):
     def _column(self, term: int | str, output: Tensor, labels: Sequence[int | None]) -> Tensor:
         if output.dim() != 2:
             raise UnsupportedError(
-                f"target '{self.text}' is a class of each image; the network gives {tuple(output.shape)}. Give a region of it, in Python "
-                "xattn.metrics.targets.Region."
+                f"target '{self.text}' is a class of each image; the network gives {tuple(output.shape)}. Of a map of logits, give "
+                "'predicted' or one class, over the pixels predicted as it; or a region, in Python xattn.metrics.targets.Region."
             )
         if term == "label":
             if len(labels) != len(output) or any(label is None for label in labels):
@@ -144,8 +144,29 @@ class EveryLabel(TargetRule):
 
 
 @dataclass(frozen=True)
-class PredictedLabels(TargetRule):
-    """Each label that a multi-label classifier predicts; the batch holds an image once per label.
+class OfOutput(TargetRule):
+    """Classes that the output for an image itself names; the batch holds an image once for each of them."""
+
+    @property
+    def per_label(self) -> bool:
+        return True
+
+    @abstractmethod
+    def predicted(self, classifier: Classifier, row: Tensor) -> tuple[int, ...]:
+        """The classes that are explained of an image.
+
+        Args:
+            classifier: the one that is explained.
+            row: its output for the image, `(K,)` or `(K, h, w)`.
+
+        Raises:
+            InputError: there is none; the message says what is nearest to it.
+        """
+
+
+@dataclass(frozen=True)
+class PredictedLabels(OfOutput):
+    """Each label that a multi-label classifier predicts.
 
     Attributes:
         threshold: the lowest probability of a label that counts as predicted.
@@ -153,20 +174,7 @@ class PredictedLabels(TargetRule):
 
     threshold: float
 
-    @property
-    def per_label(self) -> bool:
-        return True
-
     def predicted(self, classifier: Classifier, row: Tensor) -> tuple[int, ...]:
-        """The labels that are predicted for an image.
-
-        Args:
-            classifier: the one that is explained.
-            row: its output for the image, `(K,)`.
-
-        Raises:
-            InputError: no label is; the message says how probable the first one is.
-        """
         found = sigmoid_probability(row).p
         if not bool((found >= self.threshold).any()):
             raise InputError(
@@ -177,6 +185,44 @@ class PredictedLabels(TargetRule):
 
     def bind(self, classifier: Classifier, output: Tensor, labels: Sequence[int | None]) -> Target:
         return Terms(self.text, ((1.0, "label"),)).bind(classifier, output, labels)
+
+
+@dataclass(frozen=True)
+class PredictedRegion(OfOutput):
+    """A class over the pixels that a network of maps of logits predicts as it on the unmasked image, see `xattn.metrics.targets.Region`.
+
+    The pixels of a class are those where its logit is the largest, of a multi-label network those where it is above 0.
+
+    Attributes:
+        index: of the class; None: the one with the most pixels, of equal ones the first.
+    """
+
+    index: int | None
+
+    def predicted(self, classifier: Classifier, row: Tensor) -> tuple[int, ...]:
+        counts = _pixels_of_classes(row[None], classifier.multi_label)[0].sum(dim=(1, 2))
+        most = int(counts.argmax())
+        index = most if self.index is None else self.index
+        if counts[index] == 0:
+            raise InputError(
+                f"no pixel is predicted as '{classifier.label(index)}', so that there is no region to explain it over; most are "
+                f"'{classifier.label(most)}'. Give a region, in Python xattn.metrics.targets.Region, or another class."
+            )
+        return (index,)
+
+    def bind(self, classifier: Classifier, output: Tensor, labels: Sequence[int | None]) -> Target:
+        if any(label is None for label in labels) or len(labels) != len(output):
+            labels = [self.predicted(classifier, row)[0] for row in output.detach()]
+        classes = torch.tensor(list(labels), device=output.device)
+        own = _pixels_of_classes(output.detach(), classifier.multi_label)[torch.arange(len(output)), classes]
+        return Region(classes, own, classifier.multi_label, rule=self.text)
+
+
+def _pixels_of_classes(output: Tensor, multi_label: bool) -> Tensor:
+    """Which pixels are predicted as which class, `(B, K, h, w)` bool, of maps of logits."""
+    if multi_label:
+        return output > 0
+    return torch.zeros_like(output, dtype=torch.bool).scatter_(1, output.argmax(dim=1, keepdim=True), True)
 
 
 @dataclass(frozen=True)
@@ -219,6 +265,8 @@ def target_rule(classifier: Classifier, asked: Asked, threshold: float | None = 
         return asked
     if isinstance(asked, Target):
         return Given(asked.rule, asked)
+    if classifier.reader.dense and (isinstance(asked, str) or (isinstance(asked, SupportsIndex) and not isinstance(asked, (bool, Tensor)))):
+        return _of_map(classifier, asked)
     if isinstance(asked, str):
         if asked == "predicted" and classifier.multi_label and threshold is not None:
             if not 0 <= threshold <= 1:
@@ -245,6 +293,25 @@ def target_rule(classifier: Classifier, asked: Asked, threshold: float | None = 
         "a target is 'predicted', 'label', 'labels', a class index or name, a contrast as 'A - 0.6*B', a target of xattn.metrics.targets "
         f"or a function of the output; got {type(asked).__name__}."
     )
+
+
+def _of_map(classifier: Classifier, asked: str | SupportsIndex) -> PredictedRegion:
+    """The rule for a network of maps of logits.
+
+    Raises:
+        UnsupportedError: it is no single class, or the maps are values.
+    """
+    if classifier.regression:
+        raise UnsupportedError(f"{classifier.name} gives maps of values, which have no classes: give a function of them, in Python.")
+    if asked == "predicted":
+        return PredictedRegion("predicted", None)
+    is_name = not isinstance(asked, str) or asked in (classifier.labels or ())
+    if not is_name and (asked in ("label", "labels", "second") or _OPERATOR.search(str(asked)) or "*" in str(asked)):
+        raise UnsupportedError(
+            f"{classifier.name} gives a map of logits, and a target of it is one class over the pixels predicted as it: 'predicted', an "
+            f"index or a name; got '{asked}'. In Python, xattn.metrics.targets.Region takes any region."
+        )
+    return PredictedRegion("given", classifier.class_index(asked if isinstance(asked, str) else int(asked)))
 
 
 def _of_text(classifier: Classifier, text: str) -> TargetRule:

@@ -23,7 +23,7 @@ from xattn.metrics.base import Metric
 from xattn.metrics.perturbations import forwards
 from xattn.metrics.statistics import mean_interval
 from xattn.models.classifier import Classifier
-from xattn.models.target_rules import Given, TargetRule, Terms
+from xattn.models.target_rules import Given, TargetRule, target_rule
 from xattn.registry import Component
 from xattn.study.pairs import Pairs
 from xattn.study.plan import Execution, MetricComponent, Plan
@@ -170,7 +170,7 @@ def _maps(
 def _without_labels(classifier: Classifier, rule: TargetRule) -> TargetRule:
     if isinstance(rule, Pairs):
         return Given(rule.text, rule.any_target(classifier))
-    return Terms("predicted", ((1.0, "predicted"),)) if rule.needs_labels or rule.per_label else rule
+    return target_rule(classifier, "predicted") if rule.needs_labels or rule.per_label else rule
 
 
 def _deviation(plan: Plan, classifier: Classifier, found: Tuned, at_once: int) -> dict[str, Deviation] | None:

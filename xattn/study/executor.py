@@ -30,7 +30,7 @@ from xattn.inference.shared_backbone import backbone_groups
 from xattn.metrics.stream import PredictAll
 from xattn.metrics.targets import PER_LABEL
 from xattn.models.classifier import Classifier
-from xattn.models.target_rules import PredictedLabels, TargetRule, labels_of
+from xattn.models.target_rules import OfOutput, TargetRule, labels_of
 from xattn.study.missing import OF_LABEL, Missing, PartContents
 from xattn.study.pairs import Pairs
 from xattn.study.plan import MetricComponent, Plan, Unit, key_of
@@ -127,7 +127,7 @@ class Executor:
                 numbers: list[int] = []
                 entries: list[_Entry] = []
                 rule = self.plan.rule_of(classifier)
-                outputs = self._outputs(classifier, batch) if isinstance(rule, PredictedLabels) and batch.images else None
+                outputs = self._outputs(classifier, batch) if isinstance(rule, OfOutput) and batch.images else None
                 for number, image in enumerate(batch.images):
                     try:
                         found_here = _entries(classifier, rule, image, None if outputs is None else outputs[number])
@@ -263,7 +263,7 @@ def _entries(classifier: Classifier, rule: TargetRule, image: NamedImage, output
         return [_Entry(number, None) for number in rule.others_of(key_of(classifier), image.name)]
     known = () if image.label is None else labels_of(classifier, image.label)
     own = known[0] if len(known) == 1 else None
-    if isinstance(rule, PredictedLabels) and output is not None:
+    if isinstance(rule, OfOutput) and output is not None:
         return [_Entry(index, own) for index in rule.predicted(classifier, output)]
     if classifier.regression:
         return [_Entry(None, own)]

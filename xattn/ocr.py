@@ -1,0 +1,140 @@
+"""Object-contextual representations for segmentation: region vectors of the classes, the usual ones or by representatives."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from xattn.errors import SettingError
+
+Regions = Literal["mean", "representatives"]
+
+
+def region_weights(features: Tensor, logits: Tensor, regions: Regions = "mean") -> Tensor:
+    """How much each position counts in the region vector of each class.
+
+    "mean": the softmax over the positions of the class's logit. "representatives": with m the position of the largest logit of the class,
+    the cosine of each position's feature vector with that at m, times the probability of the class there (softmax over the classes of the
+    logits), over its sum.
+
+    Args:
+        features: F `(B, C, h, w)`.
+        logits: of the auxiliary classifier, `(B, L, h, w)`.
+        regions: which of the two.
+
+    Returns:
+        `(B, L, h, w)`; the weights of each class sum to 1. They are ≥ 0 of features that are (behind a ReLU).
+
+    Source: Yuan et al. 2020 (OCR), Sec. 3.2; Gomez et al. 2021 (BR-NPA), App. C.
+
+    Differs: negative cosines count as 0. The text refines each vector by the others without a word on what a negative weight means.
+    """
+    if regions == "mean":
+        return logits.flatten(2).softmax(dim=2).view_as(logits)
+    unit = functional.normalize(features.flatten(2), dim=1)
+    strongest = logits.flatten(2).argmax(dim=2)  # (B, L)
+    picked = unit.gather(2, strongest[:, None].expand(-1, unit.shape[1], -1))  # (B, C, L)
+    similar = (picked.transpose(1, 2) @ unit).relu() * logits.softmax(dim=1).flatten(2)
+    total: Tensor = similar.sum(dim=2, keepdim=True)
+    return (similar / total.clamp(min=1e-12)).view_as(logits)
+
+
+class ObjectContext(nn.Module):
+    """Features and auxiliary logits → logits: pixels attend to the region vectors of the classes.
+
+    With R_l = Σ_i w_li F_i, the context of position i is Σ_l softmax_l(ψ(F_i)·δ(R_l) / √d) ρ(R_l), which an output layer brings to the
+    width of F; it is concatenated with F, and a 1 × 1 convolution gives the features of the classifier.
+
+    Args:
+        channels: C of the features.
+        classes: L.
+        keys: d, width of the attention.
+        regions: how region vectors are made, see `region_weights`.
+
+    Raises:
+        SettingError: another way of making them.
+    """
+
+    def __init__(self, channels: int, classes: int, keys: int = 256, regions: Regions = "mean") -> None:
+        super().__init__()
+        if regions not in ("mean", "representatives"):
+            raise SettingError(f"regions is 'mean' or 'representatives'; got '{regions}'.")
+        self.regions: Regions = regions
+        self.keys = keys
+        self.query, self.key, self.value = (_layers(channels, keys) for _ in range(3))
+        self.context = _layers(keys, channels)
+        self.joined = _layers(2 * channels, channels)
+        self.classifier = nn.Conv2d(channels, classes, 1)
+        self.maps = nn.Identity()  # by which hooks see the weights of a forward
+
+    def forward(self, features: Tensor, logits: Tensor) -> Tensor:
+        """Logits `(B, L, h, w)`.
+
+        Args:
+            features: `(B, C, h, w)`.
+            logits: of the auxiliary classifier, `(B, L, h, w)`.
+        """
+        weights: Tensor = self.maps(region_weights(features, logits, self.regions))
+        vectors = features.flatten(2) @ weights.flatten(2).transpose(1, 2)  # (B, C, L)
+        query = self.query(features).flatten(2).transpose(1, 2)
+        keys, values = (part(vectors[..., None]).flatten(2) for part in (self.key, self.value))
+        attention = (query @ keys / self.keys**0.5).softmax(dim=2)  # (B, h·w, L)
+        context = (values @ attention.transpose(1, 2)).view(len(features), self.keys, *features.shape[2:])
+        found: Tensor = self.classifier(self.joined(torch.cat([self.context(context), features], dim=1)))
+        return found
+
+
+class OCRNetwork(nn.Module):
+    """A network for segmentation: images `(B, 3, H, W)` → `{"out", "aux"}`, maps of logits `(B, L, H, W)`.
+
+    Args:
+        early: images → the map before the last stage, which the auxiliary classifier reads.
+        last: the last stage.
+        channels: of the maps of both.
+        classes: L.
+        width: of the features that the context is of.
+        keys: width of the attention.
+        regions: see `region_weights`.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> network = OCRNetwork(nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 8, 3, 1, 1), (4, 8), classes=5, width=8, keys=4)
+    >>> network.eval()(torch.rand(1, 3, 16, 16))["out"].shape
+    torch.Size([1, 5, 16, 16])
+    """
+
+    def __init__(
+        self,
+        early: nn.Module,
+        last: nn.Module,
+        channels: tuple[int, int],
+        classes: int,
+        width: int = 512,
+        keys: int = 256,
+        regions: Regions = "mean",
+    ) -> None:
+        super().__init__()
+        self.early = early
+        self.last = last
+        self.reduce = _layers(channels[1], width, 3)
+        self.aux = nn.Sequential(_layers(channels[0], channels[0], 3), nn.Conv2d(channels[0], classes, 1))
+        self.object_context = ObjectContext(width, classes, keys, regions)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        before = self.early(images)
+        features = self.reduce(self.last(before))
+        aux = self.aux(before)
+        if aux.shape[2:] != features.shape[2:]:
+            aux = functional.interpolate(aux, size=features.shape[2:], mode="bilinear", align_corners=False)
+        found = {"out": self.object_context(features, aux), "aux": aux}
+        return {
+            name: functional.interpolate(logits, size=images.shape[2:], mode="bilinear", align_corners=False)
+            for name, logits in found.items()
+        }
+
+
+def _layers(came: int, width: int, kernel: int = 1) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(came, width, kernel, padding=kernel // 2, bias=False), nn.BatchNorm2d(width), nn.ReLU())
