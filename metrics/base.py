@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 from xattn.errors import InputError, UnsupportedError
 from xattn.metrics.inputs import Outputs, as_images, as_masks
-from xattn.metrics.perturbations import Curve, Perturbation
+from xattn.metrics.perturbations import Curve, Perturbation, forwards
 from xattn.metrics.probability import Probability
 from xattn.metrics.responses import CurveResponse, Responses, evaluate_perturbations
 from xattn.metrics.targets import Predict, Targets, as_target
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 Better = Literal["lower", "higher"]
 Aggregation = Literal["mean", "proportion", "harmonic mean"]
+
+COSTED_SIZE, COSTED_CELLS = (224, 224), 49
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class MetricMetadata:
         limits: lowest and highest value.
         source: where it was published.
         kind: name of its kind.
+        cost: forwards of the network for each image and method, at 224 × 224 and with default settings, besides those of the image itself
+            and its baseline.
     """
 
     symbol: str
@@ -55,6 +59,7 @@ class MetricMetadata:
     limits: tuple[float, float]
     source: str
     kind: str = ""
+    cost: str = ""
 
 
 @dataclass(frozen=True)
@@ -217,9 +222,15 @@ def register(
 
     def enter(metric: type[Metric]) -> type[Metric]:
         kind: str = getattr(metric, "kind", "")
-        return metrics.register(name, MetricMetadata(symbol, better, unit, limits, source, kind))(metric)
+        return metrics.register(name, MetricMetadata(symbol, better, unit, limits, source, kind, _cost(metric())))(metric)
 
     return enter
+
+
+def _cost(metric: Metric) -> str:
+    """What a metric costs in forwards."""
+    count = sum(forwards(asked, COSTED_SIZE, COSTED_CELLS) for asked in metric.perturbations)
+    return f"{count}, and the method again" if metric.explained else str(count)
 
 
 Formula = Callable[..., "Tensor"]

@@ -87,7 +87,7 @@ def _table(path: str) -> Objects:
             image = next((columns[name] for name in IMAGE_COLUMNS if name in columns), None)
             edges = next(([columns[name] for name in some] for some in EDGE_COLUMNS if all(name in columns for name in some)), None)
             if image is None or edges is None:
-                has = shown(", ".join(columns)[:80], keep="") or "none"
+                has = shown(", ".join(reader.fieldnames or [])[:80], keep="") or "none"
                 raise InputError(
                     f"{path} needs the columns 'image' and 'x0', 'y0', 'x1', 'y1', the edges of a box in pixels (or xmin, ymin, xmax, "
                     f"ymax), in its first line; it has {has}."
@@ -116,8 +116,8 @@ def _voc(folder: Path, files: Sequence[Path], names: Sequence[str]) -> tuple[Obj
     """
     of_path = {file.relative_to(folder).with_suffix("").as_posix(): file for file in files if file.suffix.lower() == ".xml"}
     of_name: dict[str, Path] = {}
-    for path, file in of_path.items():
-        of_name.setdefault(PurePosixPath(path).name, file)
+    for stem, file in of_path.items():
+        of_name.setdefault(PurePosixPath(stem).name, file)
     objects: Objects = {}
     sizes: Sizes = {}
     for name in names:
@@ -174,7 +174,7 @@ def _dicts(path: str, what: str, given: object) -> list[dict[str, Any]]:
         isinstance(each, dict) and isinstance(each.get("id"), (int, str, type(None))) for each in given
     ):
         raise InputError(f"{path}: '{what}' is a list of objects with an id, as COCO's; it is not.")
-    found: list[dict[str, Any]] = given  # type: ignore[assignment]
+    found: list[dict[str, Any]] = given
     return found
 
 

@@ -373,7 +373,7 @@ class Batches:
         """Decoded images as a batch."""
         read = [each for each in decoded if is_tensor(each[1])]
         failed = [(each[0], each[1]) for each in decoded if isinstance(each[1], str)]
-        crops = {"crops": torch.stack([each[1] for each in read])} if read else {}
+        crops = {"crops": torch.stack([crop for _, crop, *_ in read if is_tensor(crop)])} if read else {}
         scalings, frames = [each[2] for each in read], [each[3] for each in read if each[3] is not None]
         return Batch(number, [each[0] for each in read], failed=failed, scalings=scalings, frames=frames, **crops)
 

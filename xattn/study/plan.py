@@ -198,9 +198,7 @@ class Plan:
             return
         if self.source.annotations is None:
             which = next(metric.spec for metric in self.metrics if metric.instance.needs_regions)
-            raise InputError(
-                f"{which} compares maps with where the object is: give the regions of the pictures' objects, {TAKEN} (--regions)."
-            )
+            raise InputError(f"{which} compares maps with where the object is: give the regions of objects (--regions), {TAKEN}.")
         for classifier in self.classifiers:
             class_of_label(self.source.annotations, classifier)
 
