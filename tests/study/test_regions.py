@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,7 @@ def test_values_are_those_of_the_functions_on_the_regions_of_the_crops(tiny: Cla
     given = boxes(tmp_path / "b.csv", [f"{name},{','.join(map(str, of))}" for name, of in edges.items()])
     run = study(tiny, folder, tmp_path / "run", regions=given)
     assert run.run().failed == []
+    assert pickle.loads(pickle.dumps(run.plan)).settings() == run.plan.settings()
     rows = run.scores()
     maps = xattn.explain(tiny, folder, METHODS, progress=False)
     regions = torch.zeros(10, 32, 32, dtype=torch.bool)
