@@ -42,6 +42,7 @@ def table(kind: str) -> str:
             "summary": "what it says",
             "settings": "settings",
             "kind": "of",
+            "cost": "forwards",
             "source": "source",
         },
         "protocols": {"name": "protocol", "summary": "how"},

@@ -28,7 +28,7 @@ SOME_FAILED = 3
 
 
 GROUPS = {
-    "Options": ("models", "methods", "metrics", "target", "gallery", "labels_csv", "out", "device", "dry_run", "help"),
+    "Options": ("models", "methods", "metrics", "target", "gallery", "labels_csv", "regions", "out", "device", "dry_run", "help"),
     "Networks": (
         *("weights", "heads", "stage", "labels", "classes", "templates", "input_size", "resize", "mean", "std"),
         *("output", "multi_label", "threshold", "regression", "untrained", "trust_code"),
@@ -98,6 +98,12 @@ GROUPS = {
     type=click.Choice(["folders", "csv", "none"]),
     help="Labels: names of the folders, a label file (--labels-csv or metadata.csv in the folder), or none. Default: whichever there "
     "is; of folders, if all of their names are classes.",
+)
+@click.option(
+    "--regions",
+    type=PathOrURL(exists=True),
+    help="Where the objects are, for metrics that need it: CSV with columns image, x0, y0, x1, y1 (edges of a box in pixels) and perhaps "
+    "label; COCO's JSON; a folder of VOC's XML; or a folder of mask images, named as the pictures.",
 )
 @click.option("--classes", type=LocalPath(exists=True, dir_okay=False), help=f"{TEXTS}.")
 @model_options
@@ -285,6 +291,8 @@ def _finish(study: Study, outcome: Outcome, out: str) -> None:
         say(f"scores: {out}/scores.csv   table: {out}/table.csv   figure: {out}/figures/grid.png", err=True)
     for rule, count in study.store.read_run().get("pixels", {}).items():
         say(f"{count} pictures: {rule}", err=True)
+    for reason, names in study.store.read_run().get("without_region", {}).items():
+        say(f"{len(names)} pictures, {reason}: {', '.join(names[:5])}{', …' if len(names) > 5 else ''}", err=True)
     if outcome.failed:
         say(f"{len(outcome.failed)} of {outcome.images} images failed:", err=True)
         for name, reason in outcome.failed:

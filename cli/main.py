@@ -157,5 +157,7 @@ def list_components(kind: str, pattern: str, as_json: bool) -> None:
     width = max(len(entry["name"]) for entry in entries)
     for entry in entries:
         settings = ", ".join(f"{key}={value}" for key, value in entry.get("settings", {}).items())
-        about = "  ".join(filter(None, [entry.get("summary", ""), f"[{settings}]" if settings else "", entry.get("caution", "")]))
+        cost = f"(forwards: {entry['cost']})" if "cost" in entry else ""
+        shown = [entry.get("summary", ""), f"[{settings}]" if settings else "", entry.get("caution", ""), cost]
+        about = "  ".join(filter(None, shown))
         say(f"{entry['name']:<{width}}  {about}".rstrip())

@@ -15,11 +15,14 @@ from xattn.metrics.base import (
     Metric,
     MetricMetadata,
     RawMapMetric,
+    RegionMetric,
     ResponseMetric,
     metrics,
 )
+from xattn.metrics.box_accuracy import box_accuracy, box_overlaps, box_threshold
 from xattn.metrics.curves import PROTOCOLS, deletion, deletion_correlation, insertion, insertion_correlation
 from xattn.metrics.explanation import adcc, coherency
+from xattn.metrics.localisation import energy_pointing, pointing_game, relevance_mass, relevance_rank, segmentation_ap
 from xattn.metrics.masking import (
     average_drop,
     average_drop_deletion,
@@ -53,6 +56,7 @@ __all__ = [
     "Probability",
     "RawMapMetric",
     "Region",
+    "RegionMetric",
     "ResponseMetric",
     "Similarity",
     "Target",
@@ -61,16 +65,24 @@ __all__ = [
     "average_drop_deletion",
     "average_gain",
     "average_increase",
+    "box_accuracy",
+    "box_overlaps",
+    "box_threshold",
     "coherency",
     "complexity",
     "degenerate",
     "deletion",
     "deletion_correlation",
+    "energy_pointing",
     "evaluate_perturbations",
     "insertion",
     "insertion_correlation",
     "metrics",
+    "pointing_game",
     "ranks",
+    "relevance_mass",
+    "relevance_rank",
+    "segmentation_ap",
     "sparsity",
     "to_masks",
 ]

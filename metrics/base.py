@@ -1,6 +1,6 @@
 """The kinds of metric, what a metric declares, and the registry.
 
-A metric is a frozen dataclass of settings, of one of five kinds. The kind says what it takes; this determines its cost in forwards, its
+A metric is a frozen dataclass of settings, of one of six kinds. The kind says what it takes; this determines its cost in forwards, its
 memory, the arguments of its public function, and the checks of the contract tests:
 
 | kind | takes | examples |
@@ -10,6 +10,7 @@ memory, the arguments of its public function, and the checks of the contract tes
 | `ResponseMetric` | the target's probability under perturbations | average drop |
 | `CurveMetric` | the probability along a curve of perturbations | insertion, deletion |
 | `ExplanationMetric` | the method's map of a perturbed image | coherency |
+| `RegionMetric` | the mask and the raw map, and where the object is | pointing game |
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
-from xattn.errors import UnsupportedError
+from xattn.errors import InputError, UnsupportedError
 from xattn.metrics.inputs import Outputs, as_images, as_masks
-from xattn.metrics.perturbations import Curve, Perturbation
+from xattn.metrics.perturbations import Curve, Perturbation, forwards
 from xattn.metrics.probability import Probability
 from xattn.metrics.responses import CurveResponse, Responses, evaluate_perturbations
 from xattn.metrics.targets import Predict, Targets, as_target
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 Better = Literal["lower", "higher"]
 Aggregation = Literal["mean", "proportion", "harmonic mean"]
+
+COSTED_SIZE, COSTED_CELLS = (224, 224), 49
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,8 @@ class MetricMetadata:
         limits: lowest and highest value.
         source: where it was published.
         kind: name of its kind.
+        cost: forwards of the network for each image and method, at 224 × 224 and with default settings, besides those of the image itself
+            and its baseline.
     """
 
     symbol: str
@@ -54,6 +59,7 @@ class MetricMetadata:
     limits: tuple[float, float]
     source: str
     kind: str = ""
+    cost: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,7 @@ class Evidence:
             norm, where the method shows them.
         responses: the target's probability under the perturbations that the metrics need.
         explanations: the method's masks of perturbed images, by perturbation.
+        regions: `(B, N, H, W)` bool, where the N objects of each image's target are; empty ones fill up.
     """
 
     masks: Tensor
@@ -74,6 +81,7 @@ class Evidence:
     head_maps: Tensor | None = None
     responses: Responses = field(default_factory=Responses)
     explanations: Mapping[Perturbation, Tensor] = field(default_factory=dict)
+    regions: Tensor | None = None
 
 
 class Metric(ABC):
@@ -88,6 +96,11 @@ class Metric(ABC):
     def explained(self) -> tuple[Perturbation, ...]:
         """The perturbations whose images must be explained again."""
         return ()
+
+    @property
+    def needs_regions(self) -> bool:
+        """Whether it needs to know where the object is."""
+        return False
 
     @property
     def exact(self) -> Self:
@@ -180,6 +193,25 @@ class ExplanationMetric(Metric):
     def explained(self) -> tuple[Perturbation, ...]: ...
 
 
+class RegionMetric(Metric):
+    """A metric of where the map is high against where the object is."""
+
+    kind = "region"
+
+    @property
+    def needs_regions(self) -> bool:
+        return True
+
+    @abstractmethod
+    def of_regions(self, masks: Tensor, raw_maps: Tensor, regions: Tensor) -> Tensor:
+        """`(B,)` float64 of masks `(B, H, W)` or raw maps `(B, h, w)`, and regions `(B, N, H, W)` bool; NaN where these are empty."""
+
+    def value(self, evidence: Evidence) -> Tensor:
+        if evidence.regions is None:
+            raise InputError(f"a metric of kind {self.kind} needs regions, and none came.")
+        return self.of_regions(evidence.masks, evidence.raw_maps, evidence.regions)
+
+
 metrics: Registry[MetricMetadata, Metric] = Registry("metric")
 
 
@@ -190,9 +222,15 @@ def register(
 
     def enter(metric: type[Metric]) -> type[Metric]:
         kind: str = getattr(metric, "kind", "")
-        return metrics.register(name, MetricMetadata(symbol, better, unit, limits, source, kind))(metric)
+        return metrics.register(name, MetricMetadata(symbol, better, unit, limits, source, kind, _cost(metric())))(metric)
 
     return enter
+
+
+def _cost(metric: Metric) -> str:
+    """What a metric costs in forwards."""
+    count = sum(forwards(asked, COSTED_SIZE, COSTED_CELLS) for asked in metric.perturbations)
+    return f"{count}, and the method again" if metric.explained else str(count)
 
 
 Formula = Callable[..., "Tensor"]

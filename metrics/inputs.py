@@ -127,6 +127,31 @@ def refuse_no_masks(masks: Tensor) -> None:
         )
 
 
+def as_regions(given: Any, maps: Tensor) -> Tensor:
+    """Regions `(B, N, H, W)`, bool, on the device of the maps, from a tensor or an array of bools or of zeros and ones; also `(B, H, W)`.
+
+    Args:
+        given: by the user.
+        maps: one for each image.
+
+    Raises:
+        InputError: another shape, or other values.
+    """
+    regions = as_tensor(given, "regions")
+    if regions.dim() == 3:
+        regions = regions[:, None]
+    if regions.dim() != 4 or len(regions) != len(maps):
+        raise InputError(
+            f"regions are (batch, height, width), or (batch, objects, height, width), one for each of {len(maps)} images; got "
+            f"{tuple(regions.shape)}."
+        )
+    if regions.dtype != torch.bool:
+        if not bool(((regions == 0) | (regions == 1)).all()):
+            raise InputError("regions are true where the object is; these hold values other than 0 and 1. Compare them with a threshold.")
+        regions = regions == 1
+    return regions.to(maps.device)
+
+
 def as_fill(given: Any) -> Tensor | None:
     """The colour that replaces pixels, from a tensor, an array or a list of numbers; None stays.
 

@@ -254,9 +254,9 @@ def test_list_takes_a_part_of_a_name_or_a_glob() -> None:
     assert names("heads", "NPA") == ["br-npa"]
     assert names("metrics", "*correlation") == ["deletion-correlation", "insertion-correlation"]
     assert {"birds:vit", "torchvision:vit_b_16"} <= set(names("models", "*vit*")) < set(names("models"))
-    nothing = run("list", "metrics", "accuracy")
+    nothing = run("list", "metrics", "precision")
     assert (nothing.exit_code, nothing.stdout) == (2, "")
-    assert "none of the metrics matches 'accuracy'" in nothing.stderr
+    assert "none of the metrics matches 'precision'" in nothing.stderr
 
 
 def test_masks_are_saved_when_asked_for(folder: Path, tmp_path: Path) -> None:

@@ -34,10 +34,16 @@ def again(images: Tensor) -> Tensor:
     return images.mean(dim=1)
 
 
+def objects(images: Tensor) -> Tensor:
+    """Regions of images: in these tests what is brighter than the mean."""
+    light = images.mean(dim=1)
+    return light > light.mean(dim=(1, 2), keepdim=True)
+
+
 def call(name: str, predict, images: Tensor, maps: Tensor, masks: Tensor, targets: Tensor) -> Tensor:
     """A metric's function, given what its signature asks for."""
     offered = {"predict": predict, "images": images, "masks": masks, "targets": targets, "raw_maps": maps, "explain": again}
-    offered["fill"] = torch.tensor([0.5, 0.4, 0.3])
+    offered["fill"], offered["regions"] = torch.tensor([0.5, 0.4, 0.3]), objects(images)
     return function(name)(**{key: offered[key] for key in inspect.signature(function(name)).parameters if key in offered})
 
 
@@ -93,6 +99,7 @@ def test_a_metric_declares_its_metadata_and_has_a_public_documented_function(nam
         "responses": ["predict", "images", "masks", "targets"],
         "curve": ["predict", "images", "masks", "targets", "fill"],
         "explanation": ["images", "masks", "explain"],
+        "region": ["raw_maps" if name.startswith("relevance") else "masks", "regions"],
     }[metadata.kind]
     found = list(inspect.signature(function(name)).parameters)
     assert [parameter for parameter in found if parameter in expected] == expected
@@ -103,6 +110,7 @@ def test_a_metric_s_kind_says_what_it_asks_for(name: str) -> None:
     metric = metrics.create(name).instance
     assert bool(metric.perturbations) == (kind(name) in ("responses", "curve")) or kind(name) == "explanation"
     assert bool(metric.explained) == (kind(name) == "explanation")
+    assert metric.needs_regions == (kind(name) == "region")
     assert metric.exact == metric
 
 
@@ -115,12 +123,12 @@ def test_a_metric_travels_to_another_process(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_metric_is_the_same_through_evaluate(name: str, tiny: Classifier, images: Tensor) -> None:
     maps = xattn.explain(tiny, images, ["grad-cam"])
-    rows = xattn.evaluate(tiny, images, maps, [name])
+    rows = xattn.evaluate(tiny, images, maps, [name], regions=objects(images))
     offered = {"predict": tiny.predict, "images": images, "masks": maps["grad-cam"], "targets": maps.targets, "fill": tiny.mean}
-    offered["raw_maps"] = maps.raw["grad-cam"]
+    offered["raw_maps"], offered["regions"] = maps.raw["grad-cam"], objects(images)
     offered["explain"] = lambda others: xattn.explain(tiny, others, ["grad-cam"], target=maps.targets)["grad-cam"]
     expected = function(name)(**{key: offered[key] for key in inspect.signature(function(name)).parameters if key in offered})
-    assert torch.allclose(torch.tensor(rows["value"].to_list(), dtype=torch.float64), expected, atol=0.01)
+    assert torch.allclose(torch.tensor(rows["value"].to_list(), dtype=torch.float64), expected, atol=0.01, equal_nan=True)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if metrics.create(name).instance.perturbations])

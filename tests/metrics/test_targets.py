@@ -167,7 +167,7 @@ def test_every_metric_takes_every_target_or_says_why_not(name: str, kind: str) -
     images = networks.pictures(4).double()
     masks = networks.pictures(4, seed=1)[:, 0].double()
     offered = {"predict": network(kind), "images": images, "masks": masks, "raw_maps": masks, "targets": target}
-    offered |= {"fill": [0.5, 0.5, 0.5], "explain": lambda others: others.mean(dim=1)}
+    offered |= {"fill": [0.5, 0.5, 0.5], "explain": lambda others: others.mean(dim=1), "regions": masks > 0.5}
     given = {key: offered[key] for key in inspect.signature(function).parameters if key in offered}
     if metrics.create(name).instance.perturbations and not target.has_probability:
         with pytest.raises(UnsupportedError, match=f"{name} follows the target's probability, and .* has none"):

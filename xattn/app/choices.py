@@ -55,8 +55,8 @@ def left_out(offered: Sequence[OfferedMethod]) -> list[str]:
 
 
 def metric_choices() -> Choices:
-    """Every metric, with its symbol and its better direction."""
-    entries = sorted(metric_registry.entries.items())
+    """Every metric that needs no regions of objects, with its symbol and its better direction."""
+    entries = [(name, entry) for name, entry in sorted(metric_registry.entries.items()) if entry.metadata.kind != "region"]
     return [(f"{name} ({entry.metadata.symbol} {ARROWS[entry.metadata.better]})", name) for name, entry in entries]
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
 from torch.utils.data import Dataset
 
-from xattn.birds.drawing import render
+from xattn.birds.drawing import masks, render
 from xattn.birds.scene import CLASSES, KEY, SPLITS, Scene, Split, scene
 from xattn.errors import InputError
 
@@ -71,6 +72,10 @@ class SketchBirds(Dataset[tuple[Any, int]]):
         if not 0 <= index < self.count:
             raise IndexError(f"{self!r} has no picture {index}.")
         return scene(index, split=self.split, seed=self.seed, spurious=self.spurious, hard=self.hard)
+
+    def region(self, index: int) -> Tensor:
+        """Where the bird is visible in a picture, `(64, 64)` bool: metrics that compare maps with it take it as it is."""
+        return masks(self.scene(index)).bird
 
     def write(self, index: int, path: Path) -> None:
         """Writes a picture as PNG, in a folder that it makes; a text field names its scene, so that `scene_of` finds the ground truth."""

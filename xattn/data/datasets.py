@@ -16,7 +16,7 @@ from PIL import Image
 from xattn.data import urls
 from xattn.data.depth import Reading, Scaling
 from xattn.data.pictures import content_of, decode, from_memory
-from xattn.data.preprocessing import Preprocessing
+from xattn.data.preprocessing import Frame, Preprocessing, Region
 from xattn.data.published import parsed_place
 from xattn.data.torchvision_sets import PUBLISHED, open_torchvision
 from xattn.deferred import is_tensor, torch
@@ -115,8 +115,8 @@ def wrong_values(picture: Tensor) -> str | None:
     return f"its values reach from {low:.3g} to {high:.3g}, and images are in pixel space, [0, 1]. {remedy}."
 
 
-def picture_or_crop(given: Any, preprocessing: Preprocessing, reading: Reading) -> tuple[Tensor, Scaling | None]:
-    """The crop that the network sees of an item's picture, uint8 `(C, H, W)`, and how more than 8 bits became 8.
+def picture_or_crop(given: Any, preprocessing: Preprocessing, reading: Reading) -> tuple[Tensor, Scaling | None, Frame]:
+    """The crop that the network sees of an item's picture, uint8 `(C, H, W)`, how more than 8 bits became 8, and where the crop lies.
 
     Args:
         given: a PIL picture, a file's content, an array `(H, W)` or `(H, W, C)` of uint8, or a tensor that is a crop already.
@@ -130,7 +130,9 @@ def picture_or_crop(given: Any, preprocessing: Preprocessing, reading: Reading) 
     if is_tensor(given) and given.shape == needed:
         if wrong := wrong_values(given):
             raise ImageError(wrong)
-        return (given if given.dtype == torch.uint8 else (given * 255).round().clamp(0, 255).to(torch.uint8)), None
+        crop = given if given.dtype == torch.uint8 else (given * 255).round().clamp(0, 255).to(torch.uint8)
+        size = (crop.shape[2], crop.shape[1])
+        return crop, None, Frame(size, Region(0, 0, *size))
     found = picture_in(given, preprocessing.channels, reading)
     if found is None:
         came = f"an array {tuple(given.shape)} of {given.dtype}" if _is_array(given) else type(given).__name__
@@ -138,7 +140,7 @@ def picture_or_crop(given: Any, preprocessing: Preprocessing, reading: Reading) 
         raise ImageError(
             f"a dataset gives PIL pictures, arrays (height, width, channels) of uint8, or tensors {needed} in [0, 1] or uint8; got {came}."
         )
-    return preprocessing.crop(found[0]), found[1]
+    return preprocessing.crop(found[0]), found[1], preprocessing.frame(found[0])
 
 
 def picture_in(given: Any, channels: int, reading: Reading) -> tuple[Image.Image, Scaling | None] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import logging
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias, get_args
 from PIL import Image
 
 from xattn.data import urls
+from xattn.data.annotation_files import read_annotations
+from xattn.data.annotations import Annotations, of_dataset
 from xattn.data.datasets import (
     dataset_at,
     first_item,
@@ -26,9 +29,9 @@ from xattn.data.datasets import (
 )
 from xattn.data.depth import MAX_PIXELS, Reading, Scaling
 from xattn.data.labels import LabelsFrom, class_names_of, folder_of, label_of, labels_in
-from xattn.data.listing import SUFFIXES, NamedImage, listed, unique
+from xattn.data.listing import SUFFIXES, NamedImage, file_digest, listed, numbered, unique
 from xattn.data.pictures import UNREACHED, read_picture, read_scaled
-from xattn.data.preprocessing import Preprocessing, Region, as_picture
+from xattn.data.preprocessing import Frame, Preprocessing, Region, as_picture
 from xattn.data.published import absolute
 from xattn.deferred import is_tensor, torch
 from xattn.errors import ImageError, InputError, NameUnknownError
@@ -63,6 +66,7 @@ class Batch:
         crops: uint8 `(B, C, H, W)`, what the network sees of them.
         failed: those that could not be read, with the reason.
         scalings: for each of the images, how more than 8 bits became 8; None where there were 8.
+        frames: for each of the images, how its crop lies in it.
     """
 
     number: int
@@ -70,6 +74,7 @@ class Batch:
     crops: Tensor = field(default_factory=lambda: torch.empty(0, 3, 0, 0, dtype=torch.uint8))
     failed: list[tuple[NamedImage, str]] = field(default_factory=list)
     scalings: list[Scaling | None] = field(default_factory=list)
+    frames: list[Frame] = field(default_factory=list)
 
     def pin_memory(self) -> Batch:
         """The same in pinned memory, which a GPU copies from while it computes; the loader calls this where there is a GPU."""
@@ -115,6 +120,7 @@ class ImageSource:
         self.class_names: tuple[str, ...] | None = None
         self.by_name = False
         self.labels_from = labels_from
+        self.annotations: Annotations | None = None
         if labels_from is not None and labels_from not in get_args(LabelsFrom):
             raise NameUnknownError("source of labels", str(labels_from), get_args(LabelsFrom))
         self.origin: list[str] = []
@@ -126,7 +132,7 @@ class ImageSource:
             self.dataset = dataset_at(given)
             self.origin = [str(place) for place in given]
         if self.dataset is not None:
-            self.images = _dataset_images(self.dataset)
+            self.images = numbered(len(self.dataset))
             first = first_item(self.dataset, len(self.images))
             self._pairs = item_parts(first)[1] is not None and labels_csv is None and labels_from in (None, "csv")
             if self._pairs:
@@ -173,6 +179,16 @@ class ImageSource:
         """Whether every image has a label."""
         return self._pairs or all(image.label is not None for image in self.images)
 
+    def with_regions(self, place: str | Path | None) -> ImageSource:
+        """The source with the regions of its pictures' objects; None: those that it has, or that a data set has itself.
+
+        Raises:
+            InputError: they cannot be read, or are of none of the pictures.
+        """
+        names, source = [image.name for image in self.images], copy.copy(self)
+        source.annotations = (self.annotations or of_dataset(self.dataset, names)) if place is None else read_annotations(place, names)
+        return source
+
     def label_by_folders(self) -> None:
         """Labels each image by the name of its folder.
 
@@ -215,7 +231,7 @@ class ImageSource:
     def digests(self, images: Sequence[NamedImage]) -> list[str | None]:
         """A digest of the content of each file; of a file at a URL, of what its folder lists of its version; None where there is none."""
         with ThreadPoolExecutor(READERS) as pool:
-            return list(pool.map(_file_digest, images))
+            return list(pool.map(file_digest, images))
 
     def decode(self, image: NamedImage, preprocessing: Preprocessing) -> tuple[NamedImage, Tensor]:
         """The image, with the label that a dataset gives with the picture, and the crop that the network sees: uint8 `(C, H, W)`.
@@ -225,11 +241,11 @@ class ImageSource:
         """
         return self.decode_scaled(image, preprocessing)[:2]
 
-    def decode_scaled(self, image: NamedImage, preprocessing: Preprocessing) -> tuple[NamedImage, Tensor, Scaling | None]:
-        """`decode`, with the rule by which a picture of more than 8 bits was scaled."""
+    def decode_scaled(self, image: NamedImage, preprocessing: Preprocessing) -> tuple[NamedImage, Tensor, Scaling | None, Frame]:
+        """`decode`, with the rule by which a picture of more than 8 bits was scaled, and how the crop lies in it."""
         if image.path is not None:
             picture, scaling = read_scaled(image.path, preprocessing.channels, self.reading)
-            return image, preprocessing.crop(picture), scaling
+            return image, preprocessing.crop(picture), scaling, preprocessing.frame(picture)
         given, label = item_parts(self._item(image))
         if self._pairs:
             try:
@@ -326,8 +342,8 @@ def _places(images: Any) -> list[Any]:
         raise InputError(f"{TAKEN}; {type(images).__name__} came.") from error
 
 
-Decoded: TypeAlias = "tuple[NamedImage, Tensor | str, Scaling | None]"
-"""An image, its crop or the reason why there is none, and how it was scaled."""
+Decoded: TypeAlias = "tuple[NamedImage, Tensor | str, Scaling | None, Frame | None]"
+"""An image, its crop or the reason why there is none, how it was scaled, and how the crop lies in it."""
 
 
 class Batches:
@@ -351,28 +367,15 @@ class Batches:
         try:
             return self.source.decode_scaled(image, self.preprocessing)
         except ImageError as error:
-            return image, str(error).encode(errors="backslashreplace").decode(), None
+            return image, str(error).encode(errors="backslashreplace").decode(), None, None
 
     def joined(self, number: int, decoded: Sequence[Decoded]) -> Batch:
         """Decoded images as a batch."""
-        read = [(image, crop, scaling) for image, crop, scaling in decoded if is_tensor(crop)]
-        failed = [(image, reason) for image, reason, _ in decoded if isinstance(reason, str)]
-        crops = {"crops": torch.stack([crop for _, crop, _ in read])} if read else {}
-        return Batch(number, [image for image, _, _ in read], failed=failed, scalings=[scaling for _, _, scaling in read], **crops)
-
-
-def _file_digest(image: NamedImage) -> str | None:
-    if isinstance(image.path, str):
-        if image.version is None:
-            return None
-        return urls.LISTED + hashlib.blake2b(f"{image.version} {image.size}".encode(), digest_size=8).hexdigest()
-    try:
-        if image.path is None or not image.path.is_file():
-            return None
-        with open(image.path, "rb") as file:
-            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
-    except OSError:
-        return None
+        read = [each for each in decoded if is_tensor(each[1])]
+        failed = [(each[0], each[1]) for each in decoded if isinstance(each[1], str)]
+        crops = {"crops": torch.stack([crop for _, crop, *_ in read if is_tensor(crop)])} if read else {}
+        scalings, frames = [each[2] for each in read], [each[3] for each in read if each[3] is not None]
+        return Batch(number, [each[0] for each in read], failed=failed, scalings=scalings, frames=frames, **crops)
 
 
 def _labelled(images: list[NamedImage], path: str) -> list[NamedImage]:
@@ -392,9 +395,3 @@ def _labelled(images: list[NamedImage], path: str) -> list[NamedImage]:
         why = f" {known}: paths relative to the given folder are needed." if absent else " Give each one, or leave the image out."
         raise InputError(f"{len(without)} of {len(images)} images have no label in {path} ({shown}).{why}")
     return [replace(image, label=labels[image.name]) for image in images]
-
-
-def _dataset_images(dataset: Any) -> list[NamedImage]:
-    count = len(dataset)
-    width = len(str(max(count - 1, 0)))
-    return [NamedImage(f"{index:0{width}d}", index=index) for index in range(count)]

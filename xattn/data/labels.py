@@ -131,7 +131,7 @@ def read_table(path: str) -> dict[str, str | None]:
     """
     found: dict[str, str | None] = {}
     try:
-        with io.TextIOWrapper(io.BytesIO(_content(path)), newline="", encoding="utf-8-sig") as file:
+        with io.TextIOWrapper(io.BytesIO(file_content(path)), newline="", encoding="utf-8-sig") as file:
             head = file.readline()
             file.seek(0)
             separator = max(SEPARATORS, key=head.count)  # the first of those that occur as often
@@ -155,8 +155,8 @@ def read_table(path: str) -> dict[str, str | None]:
     return found
 
 
-def _content(path: str) -> bytes:
-    """What a label file holds.
+def file_content(path: str) -> bytes:
+    """What a file of labels or regions holds.
 
     Raises:
         InputError: it is a folder, a pipe or a device, or too large.
@@ -238,7 +238,7 @@ def read_lines(path: str) -> dict[str, str | None]:
 
 def _lines(path: str) -> list[str]:
     try:
-        lines = [line.strip() for line in _content(path).decode("utf-8-sig").splitlines() if line.strip()]
+        lines = [line.strip() for line in file_content(path).decode("utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} could not be read ({error}).") from error
     if not lines:
@@ -260,7 +260,7 @@ def _json_lines(path: str) -> dict[str, Label | None]:
     """The labels of JSON lines, such as Hugging Face's `metadata.jsonl`: a number is a class index, a text a name."""
     found: dict[str, Label | None] = {}
     try:
-        lines = _content(path).decode("utf-8-sig").splitlines()
+        lines = file_content(path).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} could not be read ({error}).") from error
     for number, line in enumerate(lines, start=1):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import glob
+import hashlib
 import logging
 import os
 import stat
@@ -274,3 +275,24 @@ def _by_common_root(images: list[NamedImage]) -> list[NamedImage]:
 
 def _absolute(path: Path | str) -> Path | str:
     return path if isinstance(path, str) else Path(os.path.abspath(path))
+
+
+def file_digest(image: NamedImage) -> str | None:
+    """A digest of the content of an image's file, or of its version at a URL; None where there is none."""
+    if isinstance(image.path, str):
+        if image.version is None:
+            return None
+        return urls.LISTED + hashlib.blake2b(f"{image.version} {image.size}".encode(), digest_size=8).hexdigest()
+    try:
+        if image.path is None or not image.path.is_file():
+            return None
+        with open(image.path, "rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
+    except OSError:
+        return None
+
+
+def numbered(count: int) -> list[NamedImage]:
+    """The images of a data set of some length."""
+    width = len(str(max(count - 1, 0)))
+    return [NamedImage(f"{index:0{width}d}", index=index) for index in range(count)]

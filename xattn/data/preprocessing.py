@@ -46,6 +46,18 @@ class Region(NamedTuple):
     bottom: float
 
 
+class Frame(NamedTuple):
+    """How a crop lies in its picture.
+
+    Attributes:
+        size: width and height of the picture.
+        kept: the part of it that the crop shows.
+    """
+
+    size: tuple[int, int]
+    kept: Region
+
+
 @dataclass(frozen=True)
 class Preprocessing:
     """Resize, centre crop and normalisation of a classifier; the defaults are torchvision's for ImageNet.
@@ -147,6 +159,10 @@ class Preprocessing:
         left, top, right, bottom = self._cut(size)
         across, down = picture.width / size[1], picture.height / size[0]
         return Region(left * across, top * down, right * across, bottom * down)
+
+    def frame(self, picture: Image.Image) -> Frame:
+        """How the crop lies in a picture."""
+        return Frame(picture.size, self.region(picture))
 
     def _cut(self, size: Sequence[int]) -> tuple[int, int, int, int]:
         """Left, upper, right and lower edge of the crop in a resized picture of a height and width."""

@@ -68,6 +68,15 @@ def _ids(where: str, path: Path) -> list[str]:
     return lines
 
 
+def read_annotation(path: Path) -> ElementTree.Element:
+    """An annotation of VOC.
+
+    Raises:
+        InputError: it is missing, damaged, none, too large, or declares a document type.
+    """
+    return _tree(path, _content(str(path.parent), path))
+
+
 def _content(where: str, path: Path) -> bytes:
     try:
         size = path.stat().st_size

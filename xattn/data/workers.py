@@ -195,7 +195,7 @@ class _Alone:
                     f"decoding ended its process for {self.deaths} images one after the other, the last of them {image.name}: out of "
                     f"memory? What was finished is kept, and the same command goes on: {ADVICE}."
                 ) from error
-            return image, f"{ENDED_PROCESS}, twice: out of memory, or a decoder that crashes; {ADVICE}", None
+            return image, f"{ENDED_PROCESS}, twice: out of memory, or a decoder that crashes; {ADVICE}", None, None
         self.deaths = 0
         return found
 

@@ -17,7 +17,7 @@ from xattn.explainers.maps import Maps
 from xattn.inference.memory import kept_pages
 from xattn.inference.predictor import Predictor
 from xattn.metrics.base import metrics as registry
-from xattn.metrics.inputs import as_masks, as_tensor, refuse_chunk
+from xattn.metrics.inputs import as_masks, as_regions, as_tensor, refuse_chunk
 from xattn.metrics.targets import PER_LABEL
 from xattn.metrics.values import is_value
 from xattn.models.classifier import Classifier
@@ -25,6 +25,7 @@ from xattn.models.loading import refuse_no_classifier
 from xattn.models.target_rules import Asked
 from xattn.progress import Progress
 from xattn.study.plan import key_of
+from xattn.study.regions import ABSENT, Regions
 from xattn.study.schema import COLUMNS, Row
 from xattn.study.scoring import rows_of, score
 
@@ -41,6 +42,7 @@ def evaluate(
     *,
     target: Asked = "predicted",
     labels: Tensor | Sequence[Any] | None = None,
+    regions: Tensor | None = None,
     batch_size: int = 8,
     predictor: Predictor | None = None,
     progress: bool = True,
@@ -56,6 +58,8 @@ def evaluate(
         metrics: names with settings, `name[:key=value,…]`.
         target: what masks of your own are scored on, as `explain` takes it; the maps of `explain` have their targets.
         labels: of the images, likewise.
+        regions: for metrics that need it, where each target's object is: bool, `(B, H, W)`, or `(B, N, H, W)` with N objects, at the size
+            of the images; empty where there is none.
         batch_size: images scored at once.
         predictor: for perturbed images, from `xattn.inference.fastest`; None: the default one, unmeasured.
         progress: after two seconds, a bar where stderr is a terminal; elsewhere log lines.
@@ -83,6 +87,8 @@ def evaluate(
     elif not isinstance(images, (str, Path)) and not hasattr(images, "__getitem__") and not hasattr(images, "__iter__"):
         raise InputError(f"images are those that were explained, as a tensor or as files; {type(images).__name__} came.")
     components = registry.create_all(metrics)
+    if regions is None and (without := [metric.spec for metric in components if metric.instance.needs_regions]):
+        raise InputError(f"{', '.join(without)} needs the regions of objects: pass regions=, bool, (batch, height, width).")
     own = not isinstance(maps, Maps)
     if not isinstance(maps, Maps):
         if again := [metric.spec for metric in components if metric.instance.explained]:
@@ -99,14 +105,24 @@ def evaluate(
         )
     if not own:  # the forward that masks take their targets from has just been run
         _refuse_other_maps(classifier, images, maps, batch_size)
+    where = None if regions is None else _regions(regions, maps.images)
     runs = predictor or Predictor(classifier)
     rows: list[Row] = []
     with kept_pages(), Progress(len(images), progress, QUIET_S) as shown:
         for start in range(0, len(images), batch_size):
             piece = maps.part(start, start + batch_size, images)
-            rows += rows_of(classifier, piece, score(classifier, piece, components, runs), [None] * len(piece.names))
+            here = None if where is None else where.part(slice(start, start + batch_size))
+            rows += rows_of(classifier, piece, score(classifier, piece, components, runs, regions=here), [None] * len(piece.names))
             shown.add(len(piece.names))
     return frame_of(pd.DataFrame([{name: getattr(row, name) for name in COLUMNS} for row in rows], columns=list(COLUMNS)))
+
+
+def _regions(given: Tensor, images: Tensor) -> Regions:
+    """A user's regions, checked."""
+    masks = as_regions(given, images)
+    if masks.shape[2:] != images.shape[2:]:
+        raise InputError(f"regions are at the size of the images, {tuple(images.shape[2:])}; got {tuple(masks.shape[2:])}.")
+    return Regions(masks, tuple(None if there else ABSENT for there in masks.flatten(1).any(dim=1).tolist()))
 
 
 def _refuse_other_maps(classifier: Classifier, images: Tensor, maps: Maps, batch_size: int) -> None:

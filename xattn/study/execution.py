@@ -134,7 +134,7 @@ def _bytes_per_image(plan: Plan, classifier: Classifier, image: Tensor) -> int:
     stub = _Stub(classifier)
 
     def work() -> None:
-        score(classifier, _maps(plan, classifier, image, plan.methods_of(classifier), stub), plan.metrics, stub)
+        score(classifier, _maps(plan, classifier, image, plan.methods_of(classifier), stub), _without_regions(plan), stub)
 
     return peak_bytes(work)
 
@@ -167,6 +167,11 @@ def _maps(
     return maps_of_trace(trace, methods, names, images)
 
 
+def _without_regions(plan: Plan) -> list[MetricComponent]:
+    """The metrics that need no regions: those of the sample's pictures are not read."""
+    return [metric for metric in plan.metrics if not metric.instance.needs_regions]
+
+
 def _without_labels(classifier: Classifier, rule: TargetRule) -> TargetRule:
     if isinstance(rule, Pairs):
         return Given(rule.text, rule.any_target(classifier))
@@ -176,7 +181,7 @@ def _without_labels(classifier: Classifier, rule: TargetRule) -> TargetRule:
 def _deviation(plan: Plan, classifier: Classifier, found: Tuned, at_once: int) -> dict[str, Deviation] | None:
     """By metric, the difference from level exact without shortcuts, on some images, over all methods; None without a shortcut."""
     methods: Sequence[MethodComponent] = plan.methods_of(classifier)
-    metrics: Sequence[MetricComponent] = plan.metrics
+    metrics: Sequence[MetricComponent] = _without_regions(plan)
     short_methods = [method for method in methods if _exact(method) is not method]
     short_metrics = [metric for metric in metrics if _exact(metric) is not metric]
     is_rounded = found.level == "fast" and (found.tuning.precision != "own" or classifier.device.type == "cuda")

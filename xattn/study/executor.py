@@ -17,7 +17,7 @@ from torch import Tensor
 
 from xattn.data.images import Batch
 from xattn.data.listing import NamedImage
-from xattn.data.preprocessing import pixels
+from xattn.data.preprocessing import Frame, pixels
 from xattn.errors import InputError, NameUnknownError
 from xattn.explainers.base import MethodComponent
 from xattn.explainers.maps import Maps, maps_of_trace, needs_of
@@ -34,6 +34,7 @@ from xattn.models.target_rules import OfOutput, TargetRule, labels_of
 from xattn.study.missing import OF_LABEL, Missing, PartContents
 from xattn.study.pairs import Pairs
 from xattn.study.plan import MetricComponent, Plan, Unit, key_of
+from xattn.study.regions import Regions, class_of_label, regions_of
 from xattn.study.schema import Row, arrow_table
 from xattn.study.scoring import curve_owners, map_rows_of, rows_of, score_group
 from xattn.study.store import Store
@@ -88,6 +89,7 @@ class Executor:
         self._shared: dict[tuple[str, ...], PredictAll | None] = {}
         self._logged: set[tuple[str, str]] = set()
         self._scalings: set[str] = set()
+        self._classes: dict[str, dict[str, int]] = {}  # of the labels of regions
         self._at_once: dict[str, int] = {}  # reduced where memory ran out
 
     def part(self, unit: Unit, batch: Batch) -> pa.Table:
@@ -143,7 +145,8 @@ class Executor:
             for numbers_of_all, some in sides.items():
                 if numbers_of_all:
                     crops, names = batch.crops[list(numbers_of_all)], [batch.images[number].name for number in numbers_of_all]
-                    found |= self._explained_and_scored(some, pixels(crops, some[0].classifier.device), names, wanted.metrics)
+                    frames = [batch.frames[number] for number in numbers_of_all]
+                    found |= self._explained_and_scored(some, pixels(crops, some[0].classifier.device), names, wanted.metrics, frames)
         return rows + [row for key in self._keys[group] for row in found.get(key, [])]
 
     def _outputs(self, classifier: Classifier, batch: Batch) -> Tensor:
@@ -151,7 +154,12 @@ class Executor:
         return self.predictor(classifier)(pixels(batch.crops, classifier.device))
 
     def _explained_and_scored(
-        self, sides: Sequence[Side], images: Tensor, names: Sequence[str], metrics: Sequence[MetricComponent]
+        self,
+        sides: Sequence[Side],
+        images: Tensor,
+        names: Sequence[str],
+        metrics: Sequence[MetricComponent],
+        frames: Sequence[Frame],
     ) -> dict[str, list[Row]]:
         """The rows of each head on one backbone."""
         rows: list[tuple[list[Row], list[Row]]] = [([], []) for _ in sides]
@@ -163,7 +171,9 @@ class Executor:
             part = [side.part(some) for side in sides]
             try:
                 maps = self._explained(part, images[some], names[some], predict_all)
-                scores = score_group([side.classifier for side in part], maps, metrics, [side.predictor for side in part], predict_all)
+                where = [self._regions(side.classifier, found, metrics, frames[some]) for side, found in zip(part, maps, strict=True)]
+                predictors = [side.predictor for side in part]
+                scores = score_group([side.classifier for side in part], maps, metrics, predictors, predict_all, where)
             except RuntimeError as error:
                 if not is_out_of_memory(error) or step == 1:
                     raise
@@ -180,6 +190,16 @@ class Executor:
                 second += map_rows_of(side.classifier, found, values, side.labels, whole=self.plan.save_maps)
             start += len(names[some])
         return {key_of(side.classifier): first + second for side, (first, second) in zip(sides, rows, strict=True)}
+
+    def _regions(self, classifier: Classifier, maps: Maps, metrics: Sequence[MetricComponent], frames: Sequence[Frame]) -> Regions | None:
+        """Where the objects of the targets are; None if no metric asks for it."""
+        annotations = self.plan.source.annotations
+        if annotations is None or not any(metric.instance.needs_regions for metric in metrics):
+            return None
+        key = key_of(classifier)
+        if key not in self._classes:
+            self._classes[key] = class_of_label(annotations, classifier)
+        return regions_of(annotations, self._classes[key], maps, frames)
 
     def _with_own_curve(self, row: Row) -> Row:
         """A row without its curve, if an earlier metric of the plan stores that curve."""

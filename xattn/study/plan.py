@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from xattn.data.annotation_files import TAKEN
 from xattn.data.images import ImageSource
 from xattn.data.listing import NamedImage
 from xattn.data.preprocessing import Preprocessing
@@ -26,6 +27,7 @@ from xattn.models.layout import Stage
 from xattn.models.streams import LOCAL_STAGE, attends, steps_in
 from xattn.models.target_rules import THRESHOLD, Asked, PredictedLabels, TargetRule, described, labels_of, target_rule
 from xattn.registry import Component
+from xattn.study.regions import class_of_label
 from xattn.study.schema import Deviation, run_key
 
 MetricComponent = Component[MetricMetadata, Metric]
@@ -140,6 +142,7 @@ class Plan:
             )
         self._check_methods()
         self._check_targets()
+        self._check_regions()
 
     def _check_methods(self) -> None:
         for part in self.methods:
@@ -189,6 +192,20 @@ class Plan:
                         labels_of(classifier, image.label)
                     except (InputError, NameUnknownError) as error:
                         raise InputError(f"the label of {image.name} does not fit {classifier.name}: {error}") from error
+
+    def _check_regions(self) -> None:
+        if not self.needs_regions:
+            return
+        if self.source.annotations is None:
+            which = next(metric.spec for metric in self.metrics if metric.instance.needs_regions)
+            raise InputError(f"{which} compares maps with where the object is: give the regions of objects (--regions), {TAKEN}.")
+        for classifier in self.classifiers:
+            class_of_label(self.source.annotations, classifier)
+
+    @property
+    def needs_regions(self) -> bool:
+        """Whether a metric needs to know where the objects are."""
+        return any(metric.instance.needs_regions for metric in self.metrics)
 
     def _numbers(self) -> list[int]:
         """Numbers of the batches of this shard."""
@@ -278,6 +295,7 @@ class Plan:
         } | {
             **({"shard": list(self.shard)} if self.shard[1] > 1 else {}),
             **({"threshold": rules[0].threshold} if (rules := self._predicts_labels) else {}),
+            **({"regions": self.source.annotations.digest} if self.needs_regions and self.source.annotations is not None else {}),
         }
 
     def protocols(self) -> dict[str, dict[str, Any]]:

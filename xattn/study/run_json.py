@@ -49,6 +49,7 @@ class StoredSettings(TypedDict):
     methods: list[str]
     metrics: list[str]
     images: StoredImages
+    regions: NotRequired[str]
     shard: NotRequired[tuple[Annotated[int, Range(1, FILES)], Annotated[int, Range(1, FILES)]]]
 
 
@@ -93,6 +94,7 @@ class RunJson(TypedDict):
     labels: NotRequired[dict[str, list[str] | None]]
     forwards: NotRequired[dict[str, StoredExecution]]
     pixels: NotRequired[dict[str, Count]]
+    without_region: NotRequired[dict[str, list[str]]]
     protocol: NotRequired[dict[str, StoredProtocol]]
     added: NotRequired[list[StoredAddition]]
     pairs: NotRequired[dict[str, dict[str, tuple[str, float]]]]

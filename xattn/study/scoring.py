@@ -21,6 +21,7 @@ from xattn.metrics.targets import ClassTarget, Contrast
 from xattn.models.classifier import Classifier
 from xattn.overlays import is_signed
 from xattn.study.plan import MetricComponent
+from xattn.study.regions import Regions
 from xattn.study.schema import Row, with_map
 
 MOST_PROBABLE = 5  # classes that a run keeps of each image
@@ -35,6 +36,7 @@ class Scores:
     Attributes:
         values: by method and metric, one per image.
         curves: by method and metric, shares and probabilities along the metric's curve, one pair per image.
+        reasons: by metric, why an image has no value of it, or None.
         predicted: class index or value per image; None if the output is not one row of classes per image.
         probability: of the target, unmasked, per image; None if the target has none.
         errors: the error of each image, or None.
@@ -45,6 +47,7 @@ class Scores:
     probability: list[float | None]
     errors: list[str | None]
     curves: dict[tuple[str, str], list[tuple[list[float], list[float]]]] = field(default_factory=dict)
+    reasons: Mapping[str, Sequence[str | None]] = field(default_factory=dict)
 
 
 def perturbations_of(metrics: Sequence[MetricComponent]) -> list[Perturbation]:
@@ -58,6 +61,7 @@ def score_group(
     metrics: Sequence[MetricComponent],
     predictors: Sequence[Predictor],
     predict_all: PredictAll | None,
+    regions: Sequence[Regions | None] | None = None,
 ) -> list[Scores]:
     """The values of several heads on one backbone; masks that all heads share are applied to the images once.
 
@@ -67,6 +71,7 @@ def score_group(
         metrics: to compute.
         predictors: one per classifier, for perturbed images.
         predict_all: runs all heads at once; None: each runs alone.
+        regions: of each classifier's targets, if a metric needs them.
     """
     asked = perturbations_of(metrics)
     shared = [] if predict_all is None or not asked else _common_methods(maps, asked)
@@ -83,8 +88,8 @@ def score_group(
             mean=classifiers[0].mean,
             chunk=predictors[0].chunk,
         )
-    rows = zip(classifiers, maps, predictors, found, strict=True)
-    return [score(classifier, each, metrics, predictor, responses) for classifier, each, predictor, responses in rows]
+    rows = zip(classifiers, maps, predictors, found, regions or [None] * len(maps), strict=True)
+    return [score(classifier, each, metrics, predictor, responses, where) for classifier, each, predictor, responses, where in rows]
 
 
 def _common_methods(maps: Sequence[Maps], asked: Sequence[Perturbation]) -> list[str]:
@@ -109,6 +114,7 @@ def score(
     metrics: Sequence[MetricComponent],
     predictor: Predictor,
     responses: ByMethod | None = None,
+    regions: Regions | None = None,
 ) -> Scores:
     """Every metric of every method's maps, on the maps' own targets; the unmasked images are run once for all metrics.
 
@@ -118,6 +124,7 @@ def score(
         metrics: to compute.
         predictor: for perturbed images.
         responses: of methods that were already evaluated.
+        regions: of the maps' targets, if a metric needs them.
 
     Raises:
         UnsupportedError: a metric follows a probability, and the target has none.
@@ -138,7 +145,7 @@ def score(
             mean=classifier.mean,
             chunk=predictor.chunk,
         )[0]
-    evidence = {method: _evidence(classifier, maps, method, metrics, predictor, known[method]) for method in maps}
+    evidence = {method: _evidence(classifier, maps, method, metrics, predictor, known[method], regions) for method in maps}
     columns = {(method, metric.spec): metric.instance.value(evidence[method]) for method in maps for metric in metrics}
     original = target.probability(maps.output).p if target.has_probability else None
     whole = torch.isfinite(original if original is not None else target.score(maps.output))
@@ -158,11 +165,18 @@ def score(
         [None] * len(whole) if original is None else original.tolist(),
         errors,
         _curves(metrics, known),
+        {} if regions is None else {metric.spec: regions.reasons for metric in metrics if metric.instance.needs_regions},
     )
 
 
 def _evidence(
-    classifier: Classifier, maps: Maps, method: str, metrics: Sequence[MetricComponent], predictor: Predictor, responses: Responses
+    classifier: Classifier,
+    maps: Maps,
+    method: str,
+    metrics: Sequence[MetricComponent],
+    predictor: Predictor,
+    responses: Responses,
+    regions: Regions | None,
 ) -> Evidence:
     head_maps = _head_maps(maps.head_maps.weighted, methods.create(method)) if maps.head_maps is not None else None
     size = (maps.images.shape[2], maps.images.shape[3])
@@ -174,7 +188,7 @@ def _evidence(
         explain = explainer_of(classifier, maps, methods.create(method), predictor)
         explanations[perturbation] = explain(maps.images * shown.to(maps.images)[:, None])
     raw = maps.raw[method].relu() if is_signed(method) else maps.raw[method]
-    return Evidence(maps.masks[method], raw, head_maps, responses, explanations)
+    return Evidence(maps.masks[method], raw, head_maps, responses, explanations, None if regions is None else regions.masks)
 
 
 def _head_maps(several: Tensor, method: MethodComponent) -> Tensor | None:
@@ -210,6 +224,7 @@ def rows_of(classifier: Classifier, maps: Maps, scores: Scores, labels: Sequence
     targets = maps.target.names()
     flags = {method: found.tolist() for method, found in maps.degenerate.items()}
     rows: list[Row] = []
+    absent = [None] * len(maps.names)
     for i, name in enumerate(maps.names):
         about = Row(name, classifier.name, classifier.head_name, target_rule=maps.target_rule, label=labels[i], seed=maps.seed)
         if scores.errors[i] is not None:
@@ -218,7 +233,7 @@ def rows_of(classifier: Classifier, maps: Maps, scores: Scores, labels: Sequence
         about = replace(about, target=targets[i], predicted=scores.predicted[i], probability=scores.probability[i])
         for (method, metric), values in scores.values.items():
             row = replace(about, method=method, metric=metric, value=values[i], degenerate=flags[method][i])
-            row = replace(row, reason=maps.reasons[method][i])
+            row = replace(row, reason=scores.reasons.get(metric, absent)[i] or maps.reasons[method][i])
             kept = scores.curves.get((method, metric))
             rows.append(row if kept is None else replace(row, shares=kept[i][0], curve=kept[i][1]))
     return rows

@@ -82,6 +82,10 @@ class Study:
         labels_csv: a CSV with columns `image` and `label`, or another file of labels, see `ImageSource`; for a regression the label is a
             number.
         labels_from: "folders", "csv" or "none", see `ImageSource`; None: whichever there is, also folders whose names are all classes.
+        regions: where the objects are, for metrics that need it: a CSV with columns `image`, `x0`, `y0`, `x1`, `y1` (edges of a box in
+            pixels of the picture) and perhaps `label`; COCO's JSON; a folder of VOC's XML; or a folder of mask images, named as the
+            pictures. Of objects with a class, those of a row's target count. None: those that a data set has itself, by a method
+            `region(index)`.
         stage: where features are taken; None: at the input of the pooling.
         batch_size: images per part.
         level: "exact", float32 like the network; "fast", half precision where that is faster, and the run reports by how much its values
@@ -142,6 +146,7 @@ class Study:
         threshold: float | None = None,
         labels_csv: str | Path | None = None,
         labels_from: LabelsFrom | None = None,
+        regions: str | Path | None = None,
         stage: str | None = None,
         batch_size: int = 8,
         level: Level = "exact",
@@ -175,6 +180,7 @@ class Study:
             source = images
         else:
             source = ImageSource(images, labels_csv, labels_from=labels_from, depth=depth, window=window, max_pixels=max_pixels)
+        source = source.with_regions(regions)
         for classifier in () if untrained else classifiers:
             refuse_untrained(classifier)
         workers = min(8, max(1, (os.cpu_count() or 1) - 1)) if workers is None else workers

@@ -1,0 +1,265 @@
+"""Where objects are in pictures, boxes or masks: from CSV, COCO's JSON, VOC's XML and mask images; and what a crop shows of them.
+
+Coordinates are those of the picture as a viewer shows it, in its own pixels: 0 is the outer edge of the first one. An object goes through
+the resize and crop of its picture: a pixel of the crop is in it if its centre is, in the picture.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, Protocol
+
+from PIL import Image
+
+from xattn.data.depth import MAX_PIXELS
+from xattn.data.preprocessing import Frame, Region
+from xattn.deferred import torch
+from xattn.errors import ImageError, InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MASK_SUFFIXES = (".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".jpg", ".jpeg", ".pgm", ".pbm")
+
+
+class Shape(Protocol):
+    """Where an object is."""
+
+    def seen(self, frame: Frame, size: tuple[int, int]) -> Tensor:
+        """`(H, W)` bool: the pixels of the crop, of height and width `size`, that are in it.
+
+        Raises:
+            ImageError: it is of another picture, or cannot be read.
+        """
+        ...
+
+    def content(self) -> str:
+        """What distinguishes it from others."""
+        ...
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle.
+
+    Attributes:
+        edges: in pixels of the picture.
+    """
+
+    edges: Region
+
+    def seen(self, frame: Frame, size: tuple[int, int]) -> Tensor:
+        y, x = _centres(frame, size)
+        rows, columns = (y >= self.edges.top) & (y < self.edges.bottom), (x >= self.edges.left) & (x < self.edges.right)
+        return rows[:, None] & columns
+
+    def content(self) -> str:
+        return str(tuple(self.edges))
+
+
+@dataclass(frozen=True)
+class MaskImage:
+    """A mask in a file of its own, with two values: 0, and another in the object.
+
+    Attributes:
+        path: of the file.
+    """
+
+    path: Path
+
+    def seen(self, frame: Frame, size: tuple[int, int]) -> Tensor:
+        try:
+            with Image.open(self.path) as picture:
+                _refuse_other_size(f"the mask {self.path.name}", picture.size, frame)
+                picture.load()
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            if isinstance(error, ImageError):
+                raise
+            raise ImageError(f"the mask {self.path.name} cannot be read ({error})") from error
+        values = _values(picture)
+        if len(found := values.unique()) > 2 or (len(found) == 2 and int(found[0]) != 0):
+            raise ImageError(f"the mask {self.path.name} holds {len(found)} values: 0 and one other are needed; threshold it")
+        return sampled(values != 0, frame, size)
+
+    def content(self) -> str:
+        try:
+            return hashlib.sha256(self.path.read_bytes()).hexdigest()
+        except OSError as error:
+            return f"{self.path.name}: {error.strerror}"
+
+
+@dataclass(frozen=True)
+class DrawnMask:
+    """A mask that a function draws.
+
+    Attributes:
+        draw: gives it at the picture's size, `(h, w)` bool.
+        about: what distinguishes it from others.
+        size: width and height of the picture that it is for; None: any.
+    """
+
+    draw: Callable[[], Tensor]
+    about: str
+    size: tuple[int, int] | None = None
+
+    def seen(self, frame: Frame, size: tuple[int, int]) -> Tensor:
+        if self.size is not None:
+            _refuse_other_size("the annotation", self.size, frame)
+        drawn = self.draw()
+        _refuse_other_size("the mask", (drawn.shape[1], drawn.shape[0]), frame)
+        return sampled(drawn, frame, size)
+
+    def content(self) -> str:
+        return self.about
+
+
+@dataclass(frozen=True)
+class AnnotatedObject:
+    """An object in a picture.
+
+    Attributes:
+        shape: where it is.
+        label: class index, name or WordNet id, as a text; None: it is the picture's object whatever class is asked for.
+    """
+
+    shape: Shape
+    label: str | None = None
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """The objects of pictures.
+
+    Attributes:
+        origin: where they were read.
+        objects: by name of the picture, as in the rows; a picture without any may be absent.
+        sizes: width and height of the pictures that they are for, by name, where the annotations say it.
+    """
+
+    origin: str
+    objects: Mapping[str, tuple[AnnotatedObject, ...]]
+    sizes: Mapping[str, tuple[int, int]]
+
+    @property
+    def labels(self) -> set[str]:
+        """The classes of the objects that have one."""
+        return {each.label for some in self.objects.values() for each in some if each.label is not None}
+
+    @cached_property
+    def digest(self) -> str:
+        """A digest of all objects and where they are."""
+        found = hashlib.sha256()
+        for name, some in sorted(self.objects.items()):
+            found.update(
+                "\0".join([name, *(f"{each.label} {each.shape.content()}" for each in some), "\n"]).encode(errors="surrogateescape")
+            )
+        return found.hexdigest()[:16]
+
+    def seen(self, name: str, frame: Frame, size: tuple[int, int], wanted: Callable[[str | None], bool]) -> Tensor:
+        """What a crop shows of the objects of a picture: `(N, H, W)` bool, those alone of which it shows something.
+
+        Args:
+            name: of the picture.
+            frame: its size, and what the crop keeps of it.
+            size: height and width of the crop.
+            wanted: whether the objects of a label are asked for.
+
+        Raises:
+            ImageError: the annotation is of a picture of another size, or a mask cannot be read.
+        """
+        if name in self.sizes:
+            _refuse_other_size("the annotation", self.sizes[name], frame)
+        masks = [each.shape.seen(frame, size) for each in self.objects.get(name, ()) if wanted(each.label)]
+        shown = [mask for mask in masks if bool(mask.any())]
+        return torch.stack(shown) if shown else torch.zeros((0, *size), dtype=torch.bool)
+
+
+def of_dataset(dataset: Any, names: Sequence[str]) -> Annotations | None:
+    """The regions that a data set has itself, by a method `region(index)` that gives a mask `(h, w)` bool; None if it has none."""
+    if not callable(getattr(dataset, "region", None)):
+        return None
+    objects = {name: (AnnotatedObject(DrawnMask(_Item(dataset, index), f"region {index}")),) for index, name in enumerate(names)}
+    return Annotations(type(dataset).__name__, objects, {})
+
+
+@dataclass(frozen=True)
+class _Item:
+    dataset: Any
+    index: int
+
+    def __call__(self) -> Tensor:
+        found: Tensor = self.dataset.region(self.index)
+        return found
+
+
+def sampled(mask: Tensor, frame: Frame, size: tuple[int, int]) -> Tensor:
+    """What a crop shows of a mask of its whole picture: the value at the centre of each pixel.
+
+    Args:
+        mask: `(h, w)`, of the picture.
+        frame: the picture's size, and what the crop keeps of it.
+        size: height and width of the crop.
+    """
+    y, x = (centres.floor().long() for centres in _centres(frame, size))
+    return mask[y.clamp(0, mask.shape[0] - 1)[:, None], x.clamp(0, mask.shape[1] - 1)]
+
+
+def _centres(frame: Frame, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Where the centres of a crop's rows and columns lie in the picture, `(H,)` and `(W,)` float64."""
+    kept = frame.kept
+    return (
+        kept.top + (torch.arange(size[0], dtype=torch.float64) + 0.5) * ((kept.bottom - kept.top) / size[0]),
+        kept.left + (torch.arange(size[1], dtype=torch.float64) + 0.5) * ((kept.right - kept.left) / size[1]),
+    )
+
+
+def _refuse_other_size(what: str, size: tuple[int, int], frame: Frame) -> None:
+    if tuple(size) != tuple(frame.size):
+        raise ImageError(f"{what} is of {size[0]}×{size[1]} pixels, and the picture has {frame.size[0]}×{frame.size[1]}")
+
+
+def _values(picture: Image.Image) -> Tensor:
+    """The values of a picture of one channel, or of its luma, `(h, w)`; of a palette the numbers of its colours."""
+    if picture.mode.startswith(("I", "F")):
+        picture, kind = picture.convert("F"), torch.float32
+    else:
+        picture, kind = (picture if picture.mode == "P" else picture.convert("L")), torch.uint8
+    return torch.frombuffer(bytearray(picture.tobytes()), dtype=kind).view(picture.height, picture.width)
+
+
+def mask_images(folder: Path, files: Iterable[Path], names: Sequence[str]) -> dict[str, tuple[AnnotatedObject, ...]]:
+    """The mask of each picture that has one: the file of the same path below the folder, whatever its ending.
+
+    Args:
+        folder: of the masks.
+        files: in it.
+        names: of the pictures.
+
+    Raises:
+        InputError: two files are the mask of one picture.
+    """
+    by_stem: dict[str, Path] = {}
+    for file in files:
+        stem = file.relative_to(folder).with_suffix("").as_posix()
+        if file.suffix.lower() in MASK_SUFFIXES and by_stem.setdefault(stem, file) != file:
+            raise InputError(f"'{folder}' has two masks of one picture, {by_stem[stem].name} and {file.name}: leave one.")
+    stems = {name: PurePosixPath(name).with_suffix("").as_posix() for name in names}
+    return {name: (AnnotatedObject(MaskImage(by_stem[stem])),) for name, stem in stems.items() if stem in by_stem}
+
+
+def box(edges: Sequence[float]) -> Box | None:
+    """A box from its left, top, right and bottom edge; None if these are no box."""
+    left, top, right, bottom = edges
+    if not all(math.isfinite(edge) for edge in edges) or left >= right or top >= bottom:
+        return None
+    return Box(Region(left, top, right, bottom))
+
+
+def is_side(value: object) -> bool:
+    """Whether a value can be the width or height of a picture."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MAX_PIXELS

@@ -1,0 +1,91 @@
+"""The regions of a batch: where the objects are that each image's target is of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from xattn.data.annotations import Annotations
+from xattn.data.preprocessing import Frame
+from xattn.errors import ImageError, InputError, NameUnknownError
+from xattn.explainers.maps import Maps
+from xattn.metrics.targets import ClassTarget
+from xattn.models.classifier import Classifier
+from xattn.models.target_rules import labels_of
+from xattn.study.schema import NO_REGION
+
+ABSENT = f"{NO_REGION}the crop shows no object of the target"
+NO_CLASS = f"{NO_REGION}the regions are of classes, and the target is none"
+
+
+@dataclass(frozen=True)
+class Regions:
+    """Where the objects of a batch's targets are.
+
+    Attributes:
+        masks: `(B, N, H, W)` bool; empty ones fill up.
+        reasons: why an image has none; None for one that has.
+    """
+
+    masks: Tensor
+    reasons: tuple[str | None, ...]
+
+    def part(self, part: slice) -> Regions:
+        """Those of some of the images."""
+        return Regions(self.masks[part], self.reasons[part])
+
+
+def class_of_label(annotations: Annotations, classifier: Classifier) -> dict[str, int]:
+    """The class index of each label of annotations that is a class of a classifier.
+
+    Raises:
+        InputError: there are labels, and none is.
+    """
+    found: dict[str, int] = {}
+    for label in sorted(annotations.labels) if not classifier.regression else ():
+        try:
+            indices = labels_of(classifier, label)
+        except (InputError, NameUnknownError):
+            continue
+        if len(indices) == 1:
+            found[label] = int(indices[0])
+    if annotations.labels and not found and not classifier.regression:
+        raise InputError(
+            f"the classes of the regions in {annotations.origin} ({', '.join(sorted(annotations.labels)[:3])}, …) are none of "
+            f"{classifier.name}: give names, indices or WordNet ids of its classes, or regions without classes."
+        )
+    return found
+
+
+def regions_of(annotations: Annotations, classes: Mapping[str, int], maps: Maps, frames: Sequence[Frame]) -> Regions:
+    """The regions of the objects that have the class of each image's target, and of those that have no class.
+
+    Args:
+        annotations: of the pictures.
+        classes: index of each of their labels, by `class_of_label`.
+        maps: of the batch, with its targets.
+        frames: how each crop lies in its picture.
+    """
+    size = (maps.images.shape[2], maps.images.shape[3])
+    targets = [int(target) for target in maps.target.names()] if isinstance(maps.target, ClassTarget) else [None] * len(maps.names)
+    found: list[Tensor] = []
+    reasons: list[str | None] = []
+    for name, frame, target in zip(maps.names, frames, targets, strict=True):
+
+        def wanted(label: str | None, target: int | None = target) -> bool:
+            return label is None or (target is not None and classes.get(label) == target)
+
+        try:
+            seen = annotations.seen(name, frame, size, wanted)
+            reason = None if len(seen) else ABSENT if target is not None or not annotations.labels else NO_CLASS
+        except ImageError as error:
+            seen, reason = torch.zeros((0, *size), dtype=torch.bool), f"{NO_REGION}{error}"
+        found.append(seen)
+        reasons.append(reason)
+    masks = torch.zeros((len(found), max(1, *map(len, found)), *size), dtype=torch.bool)
+    for place, seen in enumerate(found):
+        masks[place, : len(seen)] = seen
+    return Regions(masks.to(maps.images.device), tuple(reasons))
