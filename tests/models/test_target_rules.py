@@ -70,7 +70,7 @@ def test_what_cannot_be_a_target_is_answered_with_what_can(clf: Classifier, aske
 
 
 def test_a_class_is_refused_where_the_network_gives_a_map_of_logits(clf: Classifier) -> None:
-    with pytest.raises(UnsupportedError, match="Give a region of it"):
+    with pytest.raises(UnsupportedError, match="Of a map of logits, give 'predicted' or one class"):
         target_rule(clf, "predicted").bind(clf, torch.zeros(1, 5, 4, 4), [])
 
 

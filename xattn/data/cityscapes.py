@@ -48,7 +48,7 @@ class LabelMaps:
         try:
             with Image.open(path) as opened:
                 opened.load()
-                found = opened
+                found: Image.Image = opened
         except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for damaged files
             why = getattr(error, "strerror", None) or error
             raise InputError(f"'{path}' cannot be read ({why}): unpack {ARCHIVES[LABELS]} again.") from error
