@@ -98,7 +98,7 @@ class FewShotsPage:
             "CIFAR-FS, maps of 10×10 and 40×40, ± over episodes. The paper searched settings for each network; here they are the same.",
             f"Maps: {len(self._shown[0])} other pictures of the 4 kinds, br-npa at high resolution. Few shots: meta-trained on other "
             "kinds, then fitted to one picture of each. Fine-grained: the same network trained on pictures of all 16 kinds, in as many "
-            "steps. Entropy is relative to that of a map that is the same everywhere.",
+            "steps as on the base classes, without episodes. Entropy is relative to that of a map that is the same everywhere.",
         ]
         return page("BR-NPA, Table 3: few shots", about, pd.DataFrame(table), lines)
 

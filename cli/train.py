@@ -149,15 +149,13 @@ def train(
     from xattn.models import load
     from xattn.models.checkpoints import read_header
     from xattn.models.loading import names_code_of, own_file
-    from xattn.resnet12 import PREFIX as OF_FEW_SHOTS
-    from xattn.rga import PREFIX as RELATION_AWARE
+    from xattn.models.sources import is_new
 
     file = own_file(model)
     saved = file is not None
     network = model if file is None else read_header(file).source.model
     of_streams = network.startswith(PREFIX)
-    is_new = network.startswith((PREFIX, RELATION_AWARE, OF_FEW_SHOTS))  # parts of it have no weights yet
-    name = head or (read_header(file).head if file is not None else "gap" if is_new else "ca-stream")
+    name = head or (read_header(file).head if file is not None else "gap" if is_new(network) else "ca-stream")
     replaces = heads.create(name).metadata.replaces  # a wrong name is reported before anything is loaded
     from xattn.tasks import default_task, tasks
     from xattn.tasks.few_shot import FewShot
@@ -184,7 +182,7 @@ def train(
     torch.manual_seed(seed)  # for the head's initial weights
     cpu = "cpu" if accelerator == "cpu" else None
     names = opened.names if not saved and texts is None and by_episodes is None else None
-    of_its_own = names is not None and (replaces == "classifier" or is_new)
+    of_its_own = names is not None and (replaces == "classifier" or is_new(network))
 
     def loaded(count: int | None) -> Classifier:
         return load(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from xattn.deferred import torch
-from xattn.errors import InputError
+from xattn.errors import InputError, SettingError
 from xattn.metrics.base import RegionMetric, register
 from xattn.metrics.inputs import as_maps, as_masks, as_regions, refuse_no_masks
 from xattn.metrics.perturbations import LEVELS
@@ -25,6 +25,12 @@ Iou = Literal["all", "30", "50", "70"]
 Threshold = float | Literal["oracle"]
 
 
+def _refuse_threshold(threshold: object) -> None:
+    if threshold == "oracle" or (isinstance(threshold, (int, float)) and not isinstance(threshold, bool) and 0 <= threshold <= 1):
+        return
+    raise SettingError(f"a threshold is a share of the mask's maximum, in [0, 1], or 'oracle'; got {threshold!r}.")
+
+
 @register("box-accuracy", symbol="BoxAcc", better="higher", source="Choe et al. 2020, Sec. 3.3 (MaxBoxAccV2)")
 @dataclass(frozen=True)
 class BoxAccuracy(RegionMetric):
@@ -37,6 +43,9 @@ class BoxAccuracy(RegionMetric):
 
     threshold: Threshold = CUSTOMARY
     iou: Iou = "all"
+
+    def __post_init__(self) -> None:
+        _refuse_threshold(self.threshold)
 
     def of_regions(self, masks: Tensor, raw_maps: Tensor, regions: Tensor) -> Tensor:
         return box_accuracy(masks, regions, threshold=self.threshold, iou=self.iou)
@@ -65,7 +74,8 @@ def box_accuracy(masks: Tensor, regions: Tensor, *, threshold: Threshold = CUSTO
         of the whole picture, whose IoU is the box's share of it.
 
     Raises:
-        InputError: shapes or values that do not match, or a threshold outside [0, 1].
+        InputError: shapes or values that do not match.
+        SettingError: a threshold outside [0, 1].
 
     >>> import torch
     >>> region = torch.zeros(1, 4, 4, dtype=torch.bool)
@@ -75,6 +85,7 @@ def box_accuracy(masks: Tensor, regions: Tensor, *, threshold: Threshold = CUSTO
     """
     if iou not in ("all", *map(str, IOUS)):
         raise InputError(f"iou is 'all', '30', '50' or '70'; got {iou!r}.")
+    _refuse_threshold(threshold)
     overlaps = box_overlaps(masks, regions, ORACLE if threshold == "oracle" else (float(threshold),)).amax(dim=1)
     return _accuracy(overlaps, iou)
 

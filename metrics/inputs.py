@@ -149,6 +149,8 @@ def as_regions(given: Any, maps: Tensor) -> Tensor:
         if not bool(((regions == 0) | (regions == 1)).all()):
             raise InputError("regions are true where the object is; these hold values other than 0 and 1. Compare them with a threshold.")
         regions = regions == 1
+    if regions.shape[1] == 0:  # no object anywhere
+        regions = regions.new_zeros((len(regions), 1, *regions.shape[2:]))
     return regions.to(maps.device)
 
 

@@ -46,9 +46,9 @@ class Table:
 
     Attributes:
         frame: `model, head, method`, then for each metric its mean, `… low` and `… high` (95 %), with a reference also `… difference`,
-            its ends, `… p` and `… needed`, the images with which a difference as large would be found in four of five runs; then where
-            labels are known `accuracy`, or `mean_absolute_error` of the values of a regression, each with `… low` and `… high`; `n`, the
-            images that the row is over, and `degenerate_share`, of all its images.
+            its ends, `… p` and `… needed`, the images with which a t-test of this difference alone would find it in four of five runs; then
+            where labels are known `accuracy`, or `mean_absolute_error` of the values of a regression, each with `… low` and `… high`; `n`,
+            the images that the row is over, and `degenerate_share`, of all its images.
         metrics: as named in the rows.
         against: the reference, a method or a classifier, or None.
         notes: what a reader must know.
@@ -309,7 +309,7 @@ def _undecided(frame: pd.DataFrame, names: Sequence[str], of: Mapping[str, Any])
     if not said:
         return []
     more = f"; and {len(said) - MOST_SAID} more comparisons, in the columns 'needed' of CSV" if len(said) > MOST_SAID else ""
-    start = f"Not decided by these images; with differences as large, so many would decide in {POWER:.0%} of runs: "
+    start = f"Not decided by these images; of differences as large, a t-test of one alone would find {POWER:.0%} with so many: "
     return [f"{start}{', '.join(said[:MOST_SAID])}{more}."]
 
 

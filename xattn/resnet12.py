@@ -50,7 +50,7 @@ def parsed(model: str) -> ResNet12Settings:
 
 
 class ResNet12(nn.Module):
-    """Twelve residual blocks of two convolutions in three stages of strides 2, 4 and 8: 640 maps of 10 × 10 of a picture of 80 × 80.
+    """Twelve residual blocks of two convolutions in three stages of stride 2: 640 maps of 10 × 10 of a picture of 80 × 80.
 
     Args:
         classes: number of outputs.

@@ -166,6 +166,7 @@ BOX = "image,x0,y0,x1,y1\n"
         ("c.json", "[]", r"is no file of COCO's instances"),
         ("c.json", '{"images": [1], "annotations": []}', r"'images' is a list of objects"),
         ("c.json", coco(image_id=4, bbox=[1, 1, 1, 1]), r"annotation 0 is of image 4, which 'images' does not name"),
+        ("c.json", coco(bbox=[1, 1, 1, 1], category_id=9), r"annotation 0 is of category 9, which 'categories' does not name"),
         ("c.json", coco(bbox=[1, 1, 0, 5]), r"annotation 0 has neither a segmentation nor a bbox .* got \[1, 1, 0, 5\]"),
         ("c.json", coco(segmentation=[[1, 2, 3]]), r"annotation 0 has a segmentation that is none"),
         ("c.json", coco(segmentation={"size": [40, 60], "counts": [5, 10**9]}), r"annotation 0 has a segmentation that is none"),
@@ -187,3 +188,10 @@ def test_two_masks_of_one_picture_are_refused(tmp_path: Path) -> None:
     painted().save(folder / "below" / "dog.bmp")
     with pytest.raises(InputError, match=r"has two masks of one picture, dog.bmp and dog.png"):
         read_annotations(folder, [NAME])
+
+
+def test_a_crowd_of_coco_is_no_object(tmp_path: Path) -> None:
+    content = json.loads(coco(bbox=[11, 7, 34, 23]))
+    content["annotations"].append(content["annotations"][0] | {"bbox": [0, 0, 60, 40], "iscrowd": 1})
+    (tmp_path / "c.json").write_text(json.dumps(content))
+    assert len(read_annotations(tmp_path / "c.json", [NAME]).objects[NAME]) == 1

@@ -8,7 +8,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from xattn import metrics as m
-from xattn.errors import InputError
+from xattn.errors import XattnError
 from xattn.metrics.box_accuracy import ORACLE
 
 SIZE = (20, 26)
@@ -143,7 +143,7 @@ def test_a_threshold_is_chosen_on_held_out_pictures_and_the_oracle_is_never_belo
     oracle = m.box_accuracy(masks, regions, threshold="oracle")
     assert (oracle >= m.box_accuracy(masks, regions, threshold=chosen)).all()
     assert oracle[0] == 100 > m.box_accuracy(masks, regions, threshold=0.2)[0]
-    with pytest.raises(InputError, match=r"none of these has both"):
+    with pytest.raises(XattnError, match=r"none of these has both"):
         m.box_threshold(masks, regions & False)
     assert m.metrics.create("box-accuracy:threshold=oracle,iou=50").spec == "box-accuracy:threshold=oracle,iou=50"
 
@@ -162,5 +162,5 @@ def test_a_threshold_is_chosen_on_held_out_pictures_and_the_oracle_is_never_belo
     ],
 )
 def test_what_cannot_be_compared_is_refused(call, said: str, masks: Tensor, regions: Tensor) -> None:
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(XattnError, match=said):
         call(masks, regions)

@@ -65,7 +65,7 @@ def test_what_is_not_decided_says_how_many_images_would_decide_it() -> None:
     assert about > 40
     assert 0 < found.loc["shaky", "average-drop needed"] - about < 4
     (note,) = [note for note in table.notes if note.startswith("Not decided")]
-    assert note.endswith(f"in 80% of runs: AD of shaky about {float(f'{about:.2g}'):,.0f}.")
+    assert note.endswith(f"find 80% with so many: AD of shaky about {float(f'{about:.2g}'):,.0f}.")
     assert not any(note.startswith("Not decided") for note in comparison(rows_of({"random": reference, "better": better}), "random").notes)
 
 

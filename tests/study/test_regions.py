@@ -15,7 +15,7 @@ from tests import networks
 from xattn import metrics as m
 from xattn.birds import SketchBirds
 from xattn.cli import main
-from xattn.errors import InputError, RunError
+from xattn.errors import InputError, RunError, XattnError
 from xattn.models import Classifier
 from xattn.study import Study
 
@@ -140,3 +140,27 @@ def test_the_command_takes_regions_and_names_pictures_without_one(tmp_path: Path
     assert "1 pictures, no region: the crop shows no object of the target" in done.stderr
     refused = CliRunner().invoke(main, [*call[:-1], str(tmp_path / "other"), "--workers", "0"])
     assert refused.exit_code == 2
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_regions_of_classes_serve_networks_of_maps_of_logits_in_bounded_memory(multi_label: bool, folder: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(8, 2, 1)).eval()
+    network[2].bias.data = torch.tensor([-1e3, 1e3])  # no pixel is of class 0
+    classifier = xattn.attach(network, input_size=32, resize=36, labels=["none", "all"], multi_label=multi_label, name="dense")
+    given = boxes(tmp_path / "b.csv", [f"{name},4,6,20,30,all" for name in NAMES], label=True)
+    chosen = {"target": "all", "regions": given, "memory": "2GB", "methods": ["uniform"], "metrics": ["energy-pointing", "average-drop"]}
+    run = study(classifier, folder, tmp_path / "run", **chosen)
+    assert run.run().failed == []
+    rows = run.scores()
+    values = rows[rows["metric"] == "energy-pointing"]["value"]
+    assert len(values) == 10
+    assert values.notna().all()
+
+
+def test_a_threshold_that_is_none_is_refused_before_anything_runs(tiny: Classifier, folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(XattnError, match="threshold"):
+        study(tiny, folder, tmp_path / "run", metrics=["box-accuracy:threshold=2"])
+    with pytest.raises(XattnError, match=r"in \[0, 1\], or 'oracle'; got 'orac'"):
+        m.box_accuracy(torch.ones(1, 4, 4), torch.ones(1, 4, 4, dtype=torch.bool), threshold="orac")
+    assert m.box_accuracy(torch.ones(1, 4, 4), torch.ones(1, 0, 4, 4, dtype=torch.bool)).isnan().all()

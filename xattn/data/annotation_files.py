@@ -147,7 +147,7 @@ def _voc(folder: Path, files: Sequence[Path], names: Sequence[str]) -> tuple[Obj
 
 
 def _coco(path: str) -> tuple[Objects, Sizes]:
-    """The objects of a COCO file: its masks where it has them, else its boxes."""
+    """The objects of a COCO file: its masks where it has them, else its boxes; crowds are left out."""
     try:
         content = json.loads(file_content(path))
     except (OSError, ValueError, RecursionError) as error:
@@ -156,15 +156,20 @@ def _coco(path: str) -> tuple[Objects, Sizes]:
     if not isinstance(parts[0], list) or not isinstance(parts[1], list):
         raise InputError(f"{path} is no file of COCO's instances: it needs the lists 'images' and 'annotations'.")
     images, annotations = _dicts(path, "images", parts[0]), _dicts(path, "annotations", parts[1])
-    classes = {each.get("id"): str(each.get("name")) for each in _dicts(path, "categories", parts[2] or [])}
+    classes = {each.get("id"): each["name"] for each in _dicts(path, "categories", parts[2] or []) if isinstance(each.get("name"), str)}
     of_id = {each.get("id"): each for each in images if isinstance(each.get("file_name"), str)}
     found: dict[str, list[AnnotatedObject]] = {}
     for number, annotation in enumerate(annotations):
         image = of_id.get(annotation.get("image_id"))
         if image is None:
             raise InputError(f"{path}: annotation {number} is of image {annotation.get('image_id')!r:.40}, which 'images' does not name.")
+        if annotation.get("iscrowd") == 1:
+            continue
+        category = annotation.get("category_id")
+        if category is not None and category not in classes:
+            raise InputError(f"{path}: annotation {number} is of category {category!r:.40}, which 'categories' does not name.")
         shape = _coco_shape(f"{path}: annotation {number}", annotation, image)
-        found.setdefault(image["file_name"], []).append(AnnotatedObject(shape, classes.get(annotation.get("category_id"))))
+        found.setdefault(image["file_name"], []).append(AnnotatedObject(shape, None if category is None else classes[category]))
     sizes = {each["file_name"]: (each["width"], each["height"]) for each in of_id.values() if _has_size(each)}
     return {name: tuple(some) for name, some in found.items()}, sizes
 

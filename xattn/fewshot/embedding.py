@@ -33,6 +33,11 @@ class Embedding:
     """
 
     def __init__(self, classifier: Classifier) -> None:
+        if classifier.head.vector_length:
+            raise UnsupportedError(
+                f"{classifier.name} · {classifier.head_name} compares pictures by vectors and has no last layer for new classes: take a "
+                "classifier with gap, br-npa or b-cnn."
+            )
         given: dict[str, tuple[Tensor, Tensor]] = {}
 
         def note(place: str, args: tuple[Any, ...], output: Tensor) -> None:

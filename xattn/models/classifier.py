@@ -141,7 +141,7 @@ class Classifier(nn.Module):
         self.grafted = fresh and self._graft()
         self.trained = component.metadata.replaces == "nothing" or self.grafted
         self.inner: InnerLoop | None = None
-        self.labels = None if labels is None else tuple(labels)
+        self.labels = None if labels is None or gives_vectors else tuple(labels)
         if self.labels is not None and len(self.labels) != self.class_count:
             raise InputError(f"{name} has {self.class_count} classes; {len(self.labels)} labels came. Give one name per class, in order.")
 
@@ -347,7 +347,7 @@ class Classifier(nn.Module):
     def start_from(self, other: Classifier) -> None:
         """Copies the weights of another classifier with the same network and head, as for a student at higher resolution.
 
-        dg-net starts from one with another pooling too.
+        dg-net starts from one whose pooling gives as many vectors, or a whole fraction of them: br-npa or b-cnn from max.
 
         Raises:
             WeightsError: its network or its head is different.

@@ -88,7 +88,7 @@ def load(
             pictures are compared (dg-net); None: `logits`, or the one that the others lead to.
         device: where to put it; None: a GPU if there is one, else the CPU.
         trust_code: import and run the code that a `.safetensors` names as the source of its network, or that a model on the Hugging Face
-            hub brings. Without it, only networks that xattn knows by name (birds:, torchvision:, timm:, hf:, open_clip:) are built.
+            hub brings. Without it, only networks that xattn knows by name (`birds:NAME` and the others above) are built.
 
     Raises:
         NameUnknownError: there is no such network.

@@ -60,6 +60,11 @@ def is_code(model: str) -> bool:
     return model not in pretrained.NETWORKS.values() and model.partition(":")[0] not in _SOURCES
 
 
+def is_new(model: str) -> bool:
+    """Whether parts of the network have no weights before it is trained."""
+    return model.partition(":")[0] in NEW
+
+
 def absolute(model: str) -> str:
     """A model's name that is valid from any folder: code and folders by their absolute path."""
     source, _, folder = model.partition(":")
@@ -277,6 +282,8 @@ def _installed_module(model: str, place: str) -> ModuleType:
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
 
+
+NEW = ("focus", "rga", "few-shot")  # sources of networks with parts that have no weights yet
 
 _SOURCES: dict[str, Callable[[Request], Built]] = {
     "torchvision": _from_torchvision,

@@ -204,9 +204,10 @@ class PredictedRegion(OfOutput):
         most = int(counts.argmax())
         index = most if self.index is None else self.index
         if counts[index] == 0:
+            others = f"most are '{classifier.label(most)}'" if counts[most] else "none is predicted as any class"
             raise InputError(
-                f"no pixel is predicted as '{classifier.label(index)}', so that there is no region to explain it over; most are "
-                f"'{classifier.label(most)}'. Give a region, in Python xattn.metrics.targets.Region, or another class."
+                f"no pixel is predicted as '{classifier.label(index)}', so that there is no region to explain it over; {others}. "
+                "Give a region, in Python xattn.metrics.targets.Region, or another class."
             )
         return (index,)
 
@@ -214,7 +215,11 @@ class PredictedRegion(OfOutput):
         if any(label is None for label in labels) or len(labels) != len(output):
             labels = [self.predicted(classifier, row)[0] for row in output.detach()]
         classes = torch.tensor(list(labels), device=output.device)
-        own = _pixels_of_classes(output.detach(), classifier.multi_label)[torch.arange(len(output)), classes]
+        every = torch.arange(len(output), device=output.device)
+        own = _pixels_of_classes(output.detach(), classifier.multi_label)[every, classes]
+        lost = ~own.flatten(1).any(dim=1)  # a class of few pixels, chosen in other arithmetic than this output's
+        highest = output.detach()[every, classes].flatten(1).argmax(dim=1)
+        own.flatten(1)[every[lost], highest[lost]] = True
         return Region(classes, own, classifier.multi_label, rule=self.text)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -114,7 +115,7 @@ def image_size(images: Tensor, n: int) -> tuple[int, int]:
         raise InputError(f"patches are found in a tensor of images (batch, channels, height, width); {type(images).__name__} came.")
     if images.dim() != 4 or not images.is_floating_point():
         raise InputError(f"patches are found in images (batch, channels, height, width), float; got {tuple(images.shape)} {images.dtype}.")
-    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+    if not isinstance(n, Integral) or isinstance(n, bool) or n < 1:
         raise InputError(f"n is the number of boxes per image, 1 or more; got {n!r}.")
     return images.shape[2], images.shape[3]
 
@@ -125,9 +126,9 @@ def side_or_default(side: int | None, size: tuple[int, int]) -> int:
     Raises:
         InputError: it is no whole number.
     """
-    if side is not None and (not isinstance(side, int) or isinstance(side, bool)):
+    if side is not None and (not isinstance(side, Integral) or isinstance(side, bool)):
         raise InputError(f"side is that of square boxes, a whole number of pixels; got {side!r}.")
-    return max(1, min(size) // SHARE) if side is None else side
+    return max(1, min(size) // SHARE) if side is None else int(side)
 
 
 def features_of(classifier: Classifier, images: Tensor, stage: str | None) -> Tensor:

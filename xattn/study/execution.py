@@ -22,6 +22,7 @@ from xattn.inference.tuning import Tuned, tuned
 from xattn.metrics.base import Metric
 from xattn.metrics.perturbations import forwards
 from xattn.metrics.statistics import mean_interval
+from xattn.metrics.targets import Region
 from xattn.models.classifier import Classifier
 from xattn.models.target_rules import Given, TargetRule, target_rule
 from xattn.registry import Component
@@ -175,6 +176,8 @@ def _without_regions(plan: Plan) -> list[MetricComponent]:
 def _without_labels(classifier: Classifier, rule: TargetRule) -> TargetRule:
     if isinstance(rule, Pairs):
         return Given(rule.text, rule.any_target(classifier))
+    if classifier.reader.dense:
+        return Given(rule.text, Region(torch.zeros(1), torch.ones(1, 1), classifier.multi_label))  # all pixels, whatever they show
     return target_rule(classifier, "predicted") if rule.needs_labels or rule.per_label else rule
 
 

@@ -13,6 +13,7 @@ from xattn.data.preprocessing import Frame
 from xattn.errors import ImageError, InputError, NameUnknownError
 from xattn.explainers.maps import Maps
 from xattn.metrics.targets import ClassTarget
+from xattn.metrics.targets import Region as OfRegion
 from xattn.models.classifier import Classifier
 from xattn.models.target_rules import labels_of
 from xattn.study.schema import NO_REGION
@@ -70,7 +71,8 @@ def regions_of(annotations: Annotations, classes: Mapping[str, int], maps: Maps,
         frames: how each crop lies in its picture.
     """
     size = (maps.images.shape[2], maps.images.shape[3])
-    targets = [int(target) for target in maps.target.names()] if isinstance(maps.target, ClassTarget) else [None] * len(maps.names)
+    of_class = isinstance(maps.target, (ClassTarget, OfRegion))
+    targets: list[int | None] = maps.target.classes.tolist() if of_class else [None] * len(maps.names)
     found: list[Tensor] = []
     reasons: list[str | None] = []
     for name, frame, target in zip(maps.names, frames, targets, strict=True):

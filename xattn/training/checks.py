@@ -64,6 +64,8 @@ def check(classifier: Classifier, data: Labelled, teacher: Classifier | None, re
     Raises:
         InputError: labels outside the classes, a teacher with other classes, nothing to train, or settings that are not for the classifier.
     """
+    if classifier.head.gives_vectors:
+        raise InputError(f"{classifier.name} · {classifier.head_name} gives vectors: load it without output='vectors' to train it.")
     if data.names is not None and len(data.names) != classifier.class_count:
         raise InputError(
             f"{data.name} has {len(data.names)} classes, {classifier.name} · {classifier.head_name} {classifier.class_count}: load it with "
