@@ -167,8 +167,11 @@ def test_a_network_without_logits_is_told_what_it_must_give() -> None:
     with pytest.raises(UnsupportedError, match=r"headless must give logits \(batch, classes\).*it gave \(1, 16, 64\)"):
         xattn.attach(nn.Sequential(networks.small()[:4], nn.Flatten(2)), input_size=32, resize=36, name="headless")
     maps_of_logits = xattn.attach(networks.small()[:4], input_size=32, resize=36, name="headless")
-    with pytest.raises(UnsupportedError, match=r"is a class of each image; the network gives \(2, 16, 8, 8\). Give a region"):
-        xattn.explain(maps_of_logits, networks.pictures(2), ["grad-cam"])
+    with pytest.raises(
+        UnsupportedError,
+        match="headless gives a map of logits, and a target of it is one class over the pixels predicted as it: 'predicted'",
+    ):
+        xattn.explain(maps_of_logits, networks.pictures(2), ["grad-cam"], target="second")
 
 
 @pytest.mark.parametrize("size", [(32, 64), (64, 32), (48, 160), (33, 97)])
