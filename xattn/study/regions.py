@@ -71,18 +71,18 @@ def regions_of(annotations: Annotations, classes: Mapping[str, int], maps: Maps,
         frames: how each crop lies in its picture.
     """
     size = (maps.images.shape[2], maps.images.shape[3])
-    of_class = isinstance(maps.target, (ClassTarget, OfRegion))
-    targets: list[int | None] = maps.target.classes.tolist() if of_class else [None] * len(maps.names)
+    target = maps.target
+    targets: list[int | None] = target.classes.tolist() if isinstance(target, (ClassTarget, OfRegion)) else [None] * len(maps.names)
     found: list[Tensor] = []
     reasons: list[str | None] = []
-    for name, frame, target in zip(maps.names, frames, targets, strict=True):
+    for name, frame, index in zip(maps.names, frames, targets, strict=True):
 
-        def wanted(label: str | None, target: int | None = target) -> bool:
-            return label is None or (target is not None and classes.get(label) == target)
+        def wanted(label: str | None, index: int | None = index) -> bool:
+            return label is None or (index is not None and classes.get(label) == index)
 
         try:
             seen = annotations.seen(name, frame, size, wanted)
-            reason = None if len(seen) else ABSENT if target is not None or not annotations.labels else NO_CLASS
+            reason = None if len(seen) else ABSENT if index is not None or not annotations.labels else NO_CLASS
         except ImageError as error:
             seen, reason = torch.zeros((0, *size), dtype=torch.bool), f"{NO_REGION}{error}"
         found.append(seen)
