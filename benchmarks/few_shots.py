@@ -14,7 +14,7 @@ from claims import Line, claim, over_seeds, page
 from printed import FEW_SHOT
 from torch import Tensor
 from torch.nn import functional
-from trained import Budget
+from trained import TaskPage
 from two_streams import entropy
 
 import xattn
@@ -34,18 +34,8 @@ METHODS = {"raw-attention": "br-npa's map", "grad-cam++": "Grad-CAM++ for its cl
 TAUGHT = {"alpha": 0.6, "temperature": 16.0}
 
 
-class FewShotsPage:
-    """The page, from one folder of work.
-
-    Args:
-        work: where pictures and trainings are kept, to go on with.
-        budget: how much is spent.
-    """
-
-    def __init__(self, work: Path, budget: Budget) -> None:
-        self.work = work
-        self.budget = budget
-        work.mkdir(parents=True, exist_ok=True)
+class FewShotsPage(TaskPage):
+    """Few shots: Table 3 of BR-NPA, and where maps lie."""
 
     def text(self) -> str:
         """The page."""

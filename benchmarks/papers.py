@@ -18,17 +18,7 @@ import torch
 from alignment import alignment_page
 from claims import Line, cell, claim, over_seeds, page, shown
 from few_shots import FewShotsPage
-from printed import (
-    CA_ACCURACY,
-    CA_BLOCKS,
-    CA_DESIGN_GRAD_CAM,
-    CA_PLACEMENT,
-    CA_QUERIES,
-    CA_TABLE_1,
-    RANKS,
-    RESOLUTION,
-    SELECTION,
-)
+from printed import CA_ACCURACY, CA_BLOCKS, CA_DESIGN_GRAD_CAM, CA_PLACEMENT, CA_QUERIES, CA_TABLE_1, RANKS, RESOLUTION, SELECTION
 from re_identification import ReIdentificationPage
 from several_labels import SeveralLabelsPage
 from trained import SMOKE, Budget, Trainings

@@ -13,7 +13,7 @@ import torch
 from claims import Line, claim, over_seeds, page
 from printed import RE_IDENTIFICATION
 from torch import Tensor
-from trained import Budget
+from trained import TaskPage
 
 import xattn
 from xattn.birds import export_individuals, masks
@@ -30,18 +30,8 @@ RANKS = tuple(f"raw-attention:rank={rank}" for rank in (1, 2, 3))
 SHOWN = {POOLING: ("grad-cam",), B_CNN: ("raw-attention",), BR_NPA: RANKS, HIGH: RANKS, RGA: ("grad-cam",)}
 
 
-class ReIdentificationPage:
-    """The page, from one folder of work.
-
-    Args:
-        work: where pictures and trainings are kept, to go on with.
-        budget: how much is spent.
-    """
-
-    def __init__(self, work: Path, budget: Budget) -> None:
-        self.work = work
-        self.budget = budget
-        work.mkdir(parents=True, exist_ok=True)
+class ReIdentificationPage(TaskPage):
+    """Re-identification: Table 9 and Fig. 14 of BR-NPA."""
 
     def text(self) -> str:
         """The page."""

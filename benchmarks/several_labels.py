@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from claims import Line, claim, over_seeds, page
 from printed import CA_MAP, CA_TABLE_3
-from trained import Budget
+from trained import TaskPage
 
 import xattn
 from xattn.birds import export_voc
@@ -21,18 +21,8 @@ SCORES = {"average-drop": "AD ↓", "average-gain": "AG ↑", "average-increase"
 POOLINGS = ("gap", "ca-stream")
 
 
-class SeveralLabelsPage:
-    """The page, from one folder of work.
-
-    Args:
-        work: where pictures, trainings and runs are kept, to go on with.
-        budget: how much is spent.
-    """
-
-    def __init__(self, work: Path, budget: Budget) -> None:
-        self.work = work
-        self.budget = budget
-        work.mkdir(parents=True, exist_ok=True)
+class SeveralLabelsPage(TaskPage):
+    """Several labels: Table 3 of CA-Stream."""
 
     def text(self) -> str:
         """The page."""

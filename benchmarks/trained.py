@@ -110,6 +110,20 @@ SMOKE = Budget(  # in float32: processors without bfloat16 train many times slow
 )
 
 
+class TaskPage:
+    """A page that is made in a folder of its own.
+
+    Args:
+        work: where pictures, trainings and runs are kept, to go on with.
+        budget: how much is spent.
+    """
+
+    def __init__(self, work: Path, budget: Budget) -> None:
+        self.work = work
+        self.budget = budget
+        work.mkdir(parents=True, exist_ok=True)
+
+
 class Trainings:
     """Trained classifiers by name, trained when they are first asked for.
 

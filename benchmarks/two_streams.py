@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 
 import pandas as pd
 import patches
@@ -15,7 +14,7 @@ from claims import Line, claim, over_seeds, page
 from printed import TWO_STREAMS, TWO_STREAMS_SUMS
 from torch import Tensor
 from train_birds import Drawn
-from trained import Budget, drawn
+from trained import TaskPage, drawn
 
 import xattn
 from xattn.birds import CLASSES, SketchBirds, pixels, share_inside
@@ -35,19 +34,13 @@ MOST_SEEDS = 1000
 CORRELATION = (-1.0, 1.0)
 
 
-class TwoStreamsPage:
-    """The page, from one folder of work.
+class TwoStreamsPage(TaskPage):
+    """Two streams: the tables and claims of Shroff 2020."""
 
-    Args:
-        work: where trainings are kept, to go on with.
-        budget: how much is spent.
-    """
-
-    def __init__(self, work: Path, budget: Budget) -> None:
-        self.work = work
-        self.budget = budget
-        self.steps = max(budget.sums)
-        work.mkdir(parents=True, exist_ok=True)
+    @property
+    def steps(self) -> int:
+        """Of the local stream."""
+        return max(self.budget.sums)
 
     def text(self) -> str:
         """The page."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -25,10 +24,15 @@ Iou = Literal["all", "30", "50", "70"]
 Threshold = float | Literal["oracle"]
 
 
-def _refuse_threshold(threshold: object) -> None:
-    if threshold == "oracle" or (isinstance(threshold, (int, float)) and not isinstance(threshold, bool) and 0 <= threshold <= 1):
-        return
-    raise SettingError(f"a threshold is a share of the mask's maximum, in [0, 1], or 'oracle'; got {threshold!r}.")
+def _refuse_other_shares(thresholds: Sequence[object]) -> None:
+    for each in thresholds:
+        if isinstance(each, bool) or not isinstance(each, (int, float)) or not 0 <= each <= 1:
+            raise SettingError(f"a threshold is a share of the mask's maximum, in [0, 1], or 'oracle'; got {each!r}.")
+
+
+def _shares(threshold: Threshold) -> tuple[float, ...]:
+    """The thresholds that are tried; of the oracle many."""
+    return ORACLE if isinstance(threshold, str) and threshold == "oracle" else (threshold,)
 
 
 @register("box-accuracy", symbol="BoxAcc", better="higher", source="Choe et al. 2020, Sec. 3.3 (MaxBoxAccV2)")
@@ -45,7 +49,7 @@ class BoxAccuracy(RegionMetric):
     iou: Iou = "all"
 
     def __post_init__(self) -> None:
-        _refuse_threshold(self.threshold)
+        _refuse_other_shares(_shares(self.threshold))
 
     def of_regions(self, masks: Tensor, raw_maps: Tensor, regions: Tensor) -> Tensor:
         return box_accuracy(masks, regions, threshold=self.threshold, iou=self.iou)
@@ -85,9 +89,7 @@ def box_accuracy(masks: Tensor, regions: Tensor, *, threshold: Threshold = CUSTO
     """
     if iou not in ("all", *map(str, IOUS)):
         raise InputError(f"iou is 'all', '30', '50' or '70'; got {iou!r}.")
-    _refuse_threshold(threshold)
-    overlaps = box_overlaps(masks, regions, ORACLE if threshold == "oracle" else (float(threshold),)).amax(dim=1)
-    return _accuracy(overlaps, iou)
+    return _accuracy(box_overlaps(masks, regions, _shares(threshold)).amax(dim=1), iou)
 
 
 def box_threshold(masks: Tensor, regions: Tensor, *, iou: Iou = "all") -> float:
@@ -128,10 +130,12 @@ def box_overlaps(masks: Tensor, regions: Tensor, thresholds: Sequence[float]) ->
         `(B, T)` float64 in [0, 1]; NaN for an empty region and for a mask of zeros.
 
     Raises:
-        InputError: shapes or values that do not match, or a threshold outside [0, 1].
+        InputError: shapes or values that do not match.
+        SettingError: a threshold outside [0, 1].
     """
-    if not all(math.isfinite(value) and 0 <= value <= 1 for value in thresholds):
-        raise InputError(f"a threshold is a share of the mask's maximum, in [0, 1], or 'oracle'; got {', '.join(map(str, thresholds))}.")
+    from xattn.boxes import overlaps  # here: it loads torch, which reading runs does without
+
+    _refuse_other_shares(thresholds)
     maps = as_maps(masks, "masks")
     masks = as_masks(maps, len(maps))
     refuse_no_masks(masks)
@@ -144,17 +148,17 @@ def box_overlaps(masks: Tensor, regions: Tensor, thresholds: Sequence[float]) ->
     columns = []
     for threshold in thresholds:
         owners, boxes = _component_boxes(levels >= (threshold * peak)[:, None, None])
-        best = _overlaps(boxes, true[owners]).amax(dim=1)
+        best = overlaps(boxes[:, None], true[owners]).amax(dim=(1, 2))
         columns.append(torch.zeros(len(masks), device=masks.device).scatter_reduce(0, owners, best, "amax"))
     defined = (peak > 0) & objects.flatten(1).any(dim=1)
     return widened(torch.where(defined[:, None], torch.stack(columns, dim=1), torch.nan))
 
 
-def _accuracy(overlaps: Tensor, iou: Iou) -> Tensor:
+def _accuracy(found: Tensor, iou: Iou) -> Tensor:
     """100 where the overlap is enough, 0 where it is not, the mean over the IoUs; NaN stays."""
     wanted = IOUS if iou == "all" else (int(iou),)
-    hits = torch.stack([(100 * overlaps >= each - 1e-4).double() for each in wanted]).mean(dim=0)
-    return torch.where(overlaps.isnan(), torch.nan, 100 * hits)
+    hits = torch.stack([(100 * found >= each - 1e-4).double() for each in wanted]).mean(dim=0)
+    return torch.where(found.isnan(), torch.nan, 100 * hits)
 
 
 def _component_boxes(shown: Tensor) -> tuple[Tensor, Tensor]:
@@ -198,11 +202,3 @@ def _boxes_of(regions: Tensor) -> Tensor:
     (left, right), (top, bottom) = edges
     boxes = torch.stack([left, top, right, bottom], dim=1).float()
     return torch.where(regions.flatten(1).any(dim=1)[:, None], boxes, 0)
-
-
-def _overlaps(boxes: Tensor, others: Tensor) -> Tensor:
-    """Intersection over union of boxes `(M, 4)` with the others of each `(M, N, 4)`: `(M, N)`."""
-    low, high = torch.maximum(boxes[:, None, :2], others[..., :2]), torch.minimum(boxes[:, None, 2:], others[..., 2:])
-    shared = (high - low).clamp(min=0).prod(dim=2)
-    areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)[:, None], (others[..., 2:] - others[..., :2]).prod(dim=2)
-    return shared / (areas[0] + areas[1] - shared)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -26,12 +26,16 @@ def region_weights(features: Tensor, logits: Tensor, regions: Regions = "mean") 
         regions: which of the two.
 
     Returns:
-        `(B, L, h, w)`; the weights of each class sum to 1. They are ≥ 0 of features that are (behind a ReLU).
+        `(B, L, h, w)` ≥ 0; the weights of each class sum to 1, or are all 0 where no feature vector resembles the representative.
+
+    Raises:
+        SettingError: another way of making them.
 
     Source: Yuan et al. 2020 (OCR), Sec. 3.2; Gomez et al. 2021 (BR-NPA), App. C.
 
     Differs: negative cosines count as 0. The text refines each vector by the others without a word on what a negative weight means.
     """
+    _refuse_others(regions)
     if regions == "mean":
         return logits.flatten(2).softmax(dim=2).view_as(logits)
     unit = functional.normalize(features.flatten(2), dim=1)
@@ -60,15 +64,13 @@ class ObjectContext(nn.Module):
 
     def __init__(self, channels: int, classes: int, keys: int = 256, regions: Regions = "mean") -> None:
         super().__init__()
-        if regions not in ("mean", "representatives"):
-            raise SettingError(f"regions is 'mean' or 'representatives'; got '{regions}'.")
+        _refuse_others(regions)
         self.regions: Regions = regions
         self.keys = keys
         self.query, self.key, self.value = (_layers(channels, keys) for _ in range(3))
         self.context = _layers(keys, channels)
         self.joined = _layers(2 * channels, channels)
         self.classifier = nn.Conv2d(channels, classes, 1)
-        self.maps = nn.Identity()  # by which hooks see the weights of a forward
 
     def forward(self, features: Tensor, logits: Tensor) -> Tensor:
         """Logits `(B, L, h, w)`.
@@ -77,7 +79,7 @@ class ObjectContext(nn.Module):
             features: `(B, C, h, w)`.
             logits: of the auxiliary classifier, `(B, L, h, w)`.
         """
-        weights: Tensor = self.maps(region_weights(features, logits, self.regions))
+        weights = region_weights(features, logits, self.regions)
         vectors = features.flatten(2) @ weights.flatten(2).transpose(1, 2)  # (B, C, L)
         query = self.query(features).flatten(2).transpose(1, 2)
         keys, values = (part(vectors[..., None]).flatten(2) for part in (self.key, self.value))
@@ -134,6 +136,11 @@ class OCRNetwork(nn.Module):
             name: functional.interpolate(logits, size=images.shape[2:], mode="bilinear", align_corners=False)
             for name, logits in found.items()
         }
+
+
+def _refuse_others(regions: str) -> None:
+    if regions not in get_args(Regions):
+        raise SettingError(f"regions is 'mean' or 'representatives'; got '{regions}'.")
 
 
 def _layers(came: int, width: int, kernel: int = 1) -> nn.Sequential:

@@ -269,8 +269,7 @@ class Store:
         """Makes `scores.csv` and `table.csv` from the parts; memory does not grow with the number of images.
 
         How pictures of more than 8 bits were scaled is noted in `run.json`, as `pixels`, and pictures without a region, by why they have
-        none, as `without_region`. Labels that seem to be those of other classes are
-        logged.
+        none, as `without_region`. Labels that seem to be those of other classes are logged.
 
         Args:
             metrics: as named in the rows.
