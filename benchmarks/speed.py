@@ -66,7 +66,8 @@ def checked(job: Job, batches: list[tuple[Tensor, Tensor]]) -> list[dict[str, An
     pictures, targets = batches[0]
     if len(pictures) < CHECKED and len(batches) > 1:
         pictures, targets = (torch.cat([batches[0][part], batches[1][part]]) for part in (0, 1))
-    checks = job.checks(pictures[:CHECKED], targets[:CHECKED])
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # the others are clocked with TF32 on a GPU, as torch has it
+        checks = job.checks(pictures[:CHECKED], targets[:CHECKED])
     for check in checks:
         say(f"{check.what}: {check.found:.3g} ({'told' if check.agrees is None else 'agrees' if check.agrees else 'DIFFERS'})")
     return [asdict(check) | {"agrees": check.agrees} for check in checks]
