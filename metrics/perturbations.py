@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Literal
 
 from xattn.deferred import torch
 from xattn.errors import InputError
+from xattn.metrics.fills import Baseline
 from xattn.metrics.probability import widened
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-BLUR_SIGMA = 5.0
 LOW_RES_STEPS = 196
 LEVELS, NARROW = 2**16, 2**-6  # in which pixels are ranked
 BYTE, BYTE_SLACK = 255, 2**-8  # the slack leaves whole 255ths as they are, though rounded to LEVELS
@@ -44,21 +44,6 @@ class Removed:
 
 
 @dataclass(frozen=True)
-class Baseline:
-    """What an image becomes when all its pixels are changed.
-
-    Attributes:
-        kind: one colour, or a blur with that colour outside the image.
-        colour: the given mean colour, or black.
-        side: of the blur's kernel; None: max(H // 5, 9) made odd.
-    """
-
-    kind: Literal["colour", "gaussian", "box"]
-    colour: Literal["mean", "black"] = "mean"
-    side: int | None = None
-
-
-@dataclass(frozen=True)
 class Curve:
     """Pixels changed step by step, those where the mask is highest first.
 
@@ -66,6 +51,7 @@ class Curve:
         insertion: True: from the baseline to the image; False: from the image to the baseline.
         baseline: what a changed (deletion) or not yet changed (insertion) pixel shows.
         step: pixels per step; None: 8 · W; with `low_res`, cells per step; None: ceil(cells / 196).
+        steps: so many steps of equal size, to one pixel, in the place of `step`.
         low_res: rank the cells of the map at its own resolution instead of the pixels of the mask.
         as_bytes: rank 255 · the mask without its fraction, as of a map that was stored in bytes.
         tolerance: points of area; only as many steps are evaluated as keep the area's estimated error below this; None: all.
@@ -77,6 +63,7 @@ class Curve:
     low_res: bool = False
     tolerance: float | None = None
     as_bytes: bool = field(default=False, repr=False)  # a run's protocol says it by its name
+    steps: int | None = None
 
 
 Perturbation = Original | Kept | Removed | Curve
@@ -100,6 +87,8 @@ def forwards(perturbation: Perturbation, size: tuple[int, int], cells: int = 0) 
         return 0
     if not isinstance(perturbation, Curve):
         return 1
+    if perturbation.steps is not None:
+        return perturbation.steps - 1
     if perturbation.low_res:
         count, step = (cells, perturbation.step) if cells and perturbation.step else (LOW_RES_STEPS, 1)
     else:
@@ -143,42 +132,6 @@ def _permutation(count: int) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(0))
 
 
-def baseline_images(images: Tensor, baseline: Baseline, mean: Tensor | None) -> Tensor:
-    """Images with all pixels changed, `(B, C, H, W)`.
-
-    Raises:
-        InputError: the mean colour is needed but not given.
-    """
-    channels = images.shape[1]
-    colour = images.new_zeros(channels, 1, 1)
-    if baseline.colour == "mean":
-        if mean is None:
-            raise InputError("this protocol fills with the classifier's mean colour: pass fill=classifier.mean, or three values in [0, 1].")
-        if mean.numel() != channels:
-            needed = "three values in [0, 1], red, green and blue" if channels == 3 else f"{channels} values in [0, 1], one per channel"
-            raise InputError(f"a fill is {needed}; got {mean.numel()}.")
-        colour = mean.to(images).view(channels, 1, 1)
-    if baseline.kind == "colour":
-        return colour.expand_as(images)
-    side = baseline.side if baseline.side is not None else max(images.shape[2] // 5, 9) // 2 * 2 + 1
-    kernel = torch.full((side,), 1 / side) if baseline.kind == "box" else _gaussian(side)
-    line = kernel.to(images).expand(channels, 1, -1)
-    blurred = images - colour  # the outside becomes zero, which is what convolution pads with
-    blurred = torch.nn.functional.conv2d(blurred, line[:, :, None, :], padding=(0, side // 2), groups=channels)
-    blurred = torch.nn.functional.conv2d(blurred, line[:, :, :, None], padding=(side // 2, 0), groups=channels)
-    return blurred + colour
-
-
-@functools.lru_cache(maxsize=16)
-def _gaussian(side: int) -> Tensor:
-    """The blur of both releases: scipy's Gaussian filter, σ = 5, reflected at the borders, of a unit impulse of this side."""
-    from scipy.ndimage import gaussian_filter1d
-
-    impulse = [0.0] * side
-    impulse[side // 2] = 1.0
-    return torch.as_tensor(gaussian_filter1d(impulse, BLUR_SIGMA, output=float))
-
-
 @dataclass(frozen=True)
 class RankedPixels:
     """The order in which a curve changes the pixels of a batch under one mask.
@@ -210,11 +163,10 @@ def rank_pixels(curve: Curve, masks: Tensor, low_res_masks: Tensor, size: tuple[
     """
     values = low_res_masks if curve.low_res else masks
     count = values[0].numel()
-    step = curve.step if curve.step is not None else (-(-count // LOW_RES_STEPS) if curve.low_res else 8 * size[1])
     if count > size[0] * size[1]:
         raise InputError(f"a map of {tuple(values.shape[1:])} has more cells than an image of {size} has pixels.")
     places = ranks(values, curve.as_bytes)
-    cuts = torch.tensor([*range(0, count, step), count], device=values.device)
+    cuts = torch.tensor(_cuts(curve, count, size), device=values.device)
     wide = widened(values)
     spread, area = places, torch.ones_like(wide)
     if values.shape[-2:] != size:
@@ -229,3 +181,11 @@ def rank_pixels(curve: Curve, masks: Tensor, low_res_masks: Tensor, size: tuple[
     pixels = torch.nn.functional.pad(ordered_area.cumsum(1), (1, 0))[:, at]
     weighted = torch.nn.functional.pad(ordered_mask.cumsum(1), (1, 0))[:, at]
     return RankedPixels(spread, cuts, pixels / pixels[:, -1:], weighted.diff(dim=1) / pixels.diff(dim=1))
+
+
+def _cuts(curve: Curve, count: int, size: tuple[int, int]) -> list[int]:
+    """How many pixels or cells of `count` have changed after each step."""
+    if curve.steps is not None:
+        return [count * step // curve.steps for step in range(curve.steps + 1)]
+    step = curve.step if curve.step is not None else (-(-count // LOW_RES_STEPS) if curve.low_res else 8 * size[1])
+    return [*range(0, count, step), count]

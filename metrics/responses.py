@@ -13,24 +13,24 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from xattn.deferred import torch
 from xattn.errors import InputError
-from xattn.metrics.adaptive import first_points, interpolated, next_points
+from xattn.metrics.adaptive import interpolated
+from xattn.metrics.curve_state import CurveState, Reply
+from xattn.metrics.fills import Baseline, Fill
 from xattn.metrics.inputs import CheckedPredict, Outputs, as_images, as_masks, refuse_chunk, refuse_no_masks
 from xattn.metrics.perturbations import (
     ORIGINAL,
-    Baseline,
     Curve,
     Kept,
     Original,
     Perturbation,
     RankedPixels,
     Removed,
-    baseline_images,
     rank_pixels,
     takes_low_res,
 )
 from xattn.metrics.probability import Probability
 from xattn.metrics.stream import PerturbedImages, PredictAll, Read, stream
-from xattn.metrics.targets import Predict, Target, Targets, as_target
+from xattn.metrics.targets import ClassTarget, Predict, Target, Targets, as_target
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,11 +43,13 @@ class CurveResponse(NamedTuple):
         shares: `(B, T + 1)` float64, share of the pixels changed, from 0 to 1.
         p: `(B, T + 1)` float64, the target's probability; if the curve has a tolerance, a monotone cubic between the evaluated steps.
         mask_means: `(B, T)` float64, mean mask value of the pixels of each step.
+        answers: `(B, T + 1)` float64, 1 where the network's answer is the target, else 0; NaN at steps that were not evaluated.
     """
 
     shares: Tensor
     p: Tensor
     mask_means: Tensor
+    answers: Tensor
 
 
 @dataclass(frozen=True)
@@ -140,11 +142,11 @@ def evaluate_for_all(
     low_res_masks = masks if low_res_masks is None else low_res_masks
     _check(images, masks, low_res_masks, perturbations)
     masks, low_res_masks = ({name: some.to(images.device) for name, some in given.items()} for given in (masks, low_res_masks))
-    read = [_probabilities_of(target) for target in targets]
+    read = [_replies_of(target) for target in targets]
 
-    def run(asked: Mapping[Any, PerturbedImages]) -> list[dict[Any, Probability]]:
-        found = stream(predict, list(asked.values()), images, read, 2, chunk)
-        return [{key: Probability(*columns) for key, columns in zip(asked, of_one, strict=True)} for of_one in found]
+    def run(asked: Mapping[Any, PerturbedImages]) -> list[dict[Any, Reply]]:
+        found = stream(predict, list(asked.values()), images, read, len(Reply._fields), chunk)
+        return [{key: Reply(*columns) for key, columns in zip(asked, of_one, strict=True)} for of_one in found]
 
     asked = _Asked(images, masks, low_res_masks, perturbations, mean)
     answers = run(asked.runs)
@@ -157,8 +159,21 @@ def evaluate_for_all(
     return [{name: network.responses(name) for name in masks} for network in networks]
 
 
-def _probabilities_of(target: Target) -> Read:
-    return lambda output, index: target[index].probability(output)
+def _replies_of(target: Target) -> Read:
+    def read(output: Tensor, index: Tensor) -> Reply:
+        own = target[index]
+        found = own.probability(output)
+        return Reply(found.p, found.rest, _is_answer(own, output, found))
+
+    return read
+
+
+def _is_answer(target: Target, output: Tensor, probability: Probability) -> Tensor:
+    """Whether the network answers with the target, 1 or 0: a class of one label has the highest logit, another is likelier than not."""
+    found = probability.p > probability.rest
+    if isinstance(target, ClassTarget) and not target.multi_label:
+        found = output.argmax(dim=1).to(found.device) == target.classes.to(found.device)
+    return found.double().masked_fill(probability.p.isnan(), torch.nan)
 
 
 class _Asked:
@@ -182,21 +197,19 @@ class _Asked:
         self.images, self.perturbations = images, perturbations
         size = (images.shape[2], images.shape[3])
         bases = sorted({asked.baseline for asked in perturbations if isinstance(asked, Curve)}, key=repr)
-        self.baselines: dict[Baseline, Tensor] = {base: baseline_images(images, base, mean) for base in bases}
+        self.fills: dict[Baseline, Fill] = {base: Fill(images, base, mean) for base in bases}
         self.owners = _owners(masks, low_res_masks if any(takes_low_res(asked) for asked in perturbations) else masks)
         self.rows = {name: (owner == number).nonzero()[:, 0] for number, (name, owner) in enumerate(self.owners.items())}
-        self.runs: dict[Any, PerturbedImages] = {ORIGINAL: _plain(images)} | {
-            base: _plain(changed) for base, changed in self.baselines.items()
-        }
+        self.runs: dict[Any, PerturbedImages] = {ORIGINAL: _plain(images)} | {base: _plain(fill.whole) for base, fill in self.fills.items()}
         self.ranked: dict[tuple[str, Curve], RankedPixels] = {}
-        ranked: dict[tuple[str, bool, bool, int | None], RankedPixels] = {}
+        ranked: dict[tuple[str, bool, bool, int | None, int | None], RankedPixels] = {}
         for name, mask in masks.items():
             for asked in perturbations:
                 if isinstance(asked, Kept | Removed) and len(self.rows[name]):
                     shown = shown_share(asked, mask, low_res_masks[name], size).to(images)
                     self.runs[name, asked] = _masked(images, shown, self.rows[name])
                 elif isinstance(asked, Curve):
-                    key = (name, asked.low_res, asked.as_bytes, asked.step)
+                    key = (name, asked.low_res, asked.as_bytes, asked.step, asked.steps)
                     if key not in ranked:
                         ranked[key] = rank_pixels(asked, mask, low_res_masks[name], size)
                     self.ranked[name, asked] = ranked[key]
@@ -204,20 +217,20 @@ class _Asked:
                     if begun is not None:
                         self.runs[name, asked] = begun
 
-    def curve(self, name: str, curve: Curve) -> _CurveState:
+    def curve(self, name: str, curve: Curve) -> CurveState:
         """A curve with no known points yet."""
-        return _CurveState(curve, self.ranked[name, curve], self.images, self.baselines[curve.baseline], self.rows[name])
+        return CurveState(curve, self.ranked[name, curve], self.fills[curve.baseline], self.rows[name])
 
 
 class _Answers:
     """One network's answers to everything that was asked."""
 
-    def __init__(self, asked: _Asked, found: Mapping[Any, Probability]) -> None:
+    def __init__(self, asked: _Asked, found: Mapping[Any, Reply]) -> None:
         self.asked, self.found = asked, found
         self.curves = {key: asked.curve(*key) for key in asked.ranked}
         for (name, curve), state in self.curves.items():
             state.begin()
-            state.end(found[curve.baseline].p, found[ORIGINAL].p)
+            state.end(found[curve.baseline], found[ORIGINAL])
             state.take(found.get((name, curve)))
 
     def responses(self, name: str) -> Responses:
@@ -230,13 +243,14 @@ class _Answers:
         for asked in self.asked.perturbations:
             if isinstance(asked, Curve):
                 own = self.curves[name, asked]
-                p = torch.empty_like(own.p)
+                p, answers = torch.empty_like(own.p), torch.empty_like(own.p)
                 for other, some in sources:
-                    p[some.to(p.device)] = self.curves[other, asked].p[some.to(p.device)]
+                    where, known = some.to(p.device), self.curves[other, asked]
+                    p[where], answers[where] = known.p[where], known.answers[where]
                 p = p.masked_fill(p.isinf(), torch.nan) if asked.tolerance is None else interpolated(p, own.shares)
-                curves[asked] = CurveResponse(own.shares, p, own.ranked.mask_means.to(p.device))
+                curves[asked] = CurveResponse(own.shares, p, own.ranked.mask_means.to(p.device), answers)
             elif isinstance(asked, Original):
-                probabilities[asked] = original
+                probabilities[asked] = Probability(original.p, original.rest)
             else:
                 p, rest = torch.empty_like(original.p), torch.empty_like(original.rest)
                 for other, some in sources:
@@ -244,59 +258,6 @@ class _Answers:
                     p[to], rest[to] = self.found[other, asked].p[at], self.found[other, asked].rest[at]
                 probabilities[asked] = Probability(p, rest)
         return Responses(probabilities, curves)
-
-
-class _CurveState:
-    """The known part of a curve, for the images of a batch under one mask.
-
-    Attributes:
-        p: `(B, T + 1)` float64, NaN where nothing was evaluated.
-    """
-
-    def __init__(self, curve: Curve, ranked: RankedPixels, images: Tensor, base: Tensor, rows: Tensor) -> None:
-        self.curve, self.ranked, self.rows = curve, ranked, rows
-        self.before, self.after = (base, images) if curve.insertion else (images, base)
-        self.p = torch.empty(0)
-        self.shares = ranked.shares.expand(len(images), -1)
-        self.asked: tuple[Tensor, Tensor] | None = None
-
-    def begin(self) -> PerturbedImages | None:
-        """The first steps to evaluate: all between the ends, or some."""
-        steps = torch.arange(1, len(self.ranked.cuts) - 1, device=self.rows.device)
-        if self.curve.tolerance is not None:
-            steps = first_points(len(self.ranked.cuts), early=not self.curve.insertion).to(steps)
-        return self._at(self.rows.repeat_interleave(len(steps)), steps.repeat(len(self.rows)))
-
-    def more(self) -> PerturbedImages | None:
-        """The next steps to evaluate; None if the curve is known well enough."""
-        if self.curve.tolerance is None:
-            return None
-        rows = self.rows.to(self.p.device)
-        wanted = next_points(self.p[rows], self.shares[rows], self.curve.tolerance)
-        row, step = wanted.nonzero(as_tuple=True)
-        return self._at(self.rows[row.to(self.rows.device)], step.to(self.rows.device))
-
-    def end(self, base: Tensor, original: Tensor) -> None:
-        """Sets the probabilities at the two ends."""
-        self.shares = self.shares.to(base.device)
-        self.p = torch.full_like(self.shares, torch.nan)
-        self.p[:, 0], self.p[:, -1] = (base, original) if self.curve.insertion else (original, base)
-
-    def take(self, found: Probability | None) -> None:
-        """Sets the probabilities of the steps that were requested last."""
-        if found is not None and self.asked is not None:
-            index, step = (which.to(self.p.device) for which in self.asked)
-            self.p[index, step] = found.p.nan_to_num(nan=torch.inf)  # evaluated, but no number; NaN marks what was not evaluated
-
-    def _at(self, index: Tensor, step: Tensor) -> PerturbedImages | None:
-        self.asked = (index, step)
-
-        def make(part: slice) -> tuple[Tensor, Tensor]:
-            chosen = index[part]
-            changed = self.ranked.ranks[chosen] < self.ranked.cuts[step[part]][:, None, None]
-            return torch.where(changed[:, None], self.after[chosen], self.before[chosen]), chosen
-
-        return PerturbedImages(len(index), make) if len(index) else None
 
 
 def shown_share(perturbation: Kept | Removed, mask: Tensor, low_res_mask: Tensor, size: tuple[int, int]) -> Tensor:
