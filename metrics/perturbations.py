@@ -66,8 +66,48 @@ class Curve:
     steps: int | None = None
 
 
-Perturbation = Original | Kept | Removed | Curve
+@dataclass(frozen=True)
+class Groups:
+    """Pixels in groups of equal size, to one pixel, in the order of the mask; each group is replaced alone.
+
+    Attributes:
+        count: of groups.
+        baseline: what a replaced pixel shows.
+    """
+
+    count: int
+    baseline: Baseline
+
+    @property
+    def curve(self) -> Curve:
+        """The deletion curve whose steps the groups are."""
+        return Curve(False, self.baseline, steps=self.count)
+
+
+@dataclass(frozen=True)
+class Subsets:
+    """Random subsets of square patches, each replaced alone; seeded by the image's content, and the same for every mask.
+
+    Attributes:
+        count: of subsets.
+        share: of the patches that are in each, at least one patch.
+        patch: side of a patch in pixels; those at the lower and right edge are smaller where it does not divide the image.
+        baseline: what a replaced pixel shows.
+    """
+
+    count: int
+    share: float
+    patch: int
+    baseline: Baseline
+
+
+Perturbation = Original | Kept | Removed | Curve | Groups | Subsets
 ORIGINAL, KEPT, REMOVED = Original(), Kept(), Removed()
+
+
+def ignores_masks(perturbation: Perturbation) -> bool:
+    """Whether a perturbation is the same for every mask, and run once for all of them."""
+    return isinstance(perturbation, Original | Subsets)
 
 
 def takes_low_res(perturbation: Perturbation) -> bool:
@@ -85,6 +125,8 @@ def forwards(perturbation: Perturbation, size: tuple[int, int], cells: int = 0) 
     """
     if isinstance(perturbation, Original):
         return 0
+    if isinstance(perturbation, Groups | Subsets):
+        return perturbation.count
     if not isinstance(perturbation, Curve):
         return 1
     if perturbation.steps is not None:

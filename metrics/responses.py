@@ -20,15 +20,18 @@ from xattn.metrics.inputs import CheckedPredict, Outputs, as_images, as_masks, r
 from xattn.metrics.perturbations import (
     ORIGINAL,
     Curve,
+    Groups,
     Kept,
     Original,
     Perturbation,
     RankedPixels,
     Removed,
+    Subsets,
     rank_pixels,
     takes_low_res,
 )
 from xattn.metrics.probability import Probability
+from xattn.metrics.removals import GroupResponse, SubsetResponse, chosen_patches, without_groups, without_subsets
 from xattn.metrics.stream import PerturbedImages, PredictAll, Read, stream
 from xattn.metrics.targets import ClassTarget, Predict, Target, Targets, as_target
 
@@ -58,10 +61,13 @@ class Responses:
 
     probabilities: Mapping[Perturbation, Probability] = field(default_factory=dict)
     curves: Mapping[Curve, CurveResponse] = field(default_factory=dict)
+    groups: Mapping[Groups, GroupResponse] = field(default_factory=dict)
+    subsets: Mapping[Subsets, SubsetResponse] = field(default_factory=dict)
 
     def finite(self) -> Tensor | None:
         """Whether every probability of an image is finite, `(B,)` bool; None if nothing was evaluated."""
-        columns = [found.p[:, None] for found in self.probabilities.values()] + [found.p for found in self.curves.values()]
+        columns = [found.p[:, None] for found in self.probabilities.values()]
+        columns += [found.p for several in (self.curves, self.groups, self.subsets) for found in several.values()]
         return torch.isfinite(torch.cat(columns, dim=1)).all(dim=1) if columns else None
 
     def probability(self, perturbation: Perturbation) -> Probability:
@@ -184,6 +190,8 @@ class _Asked:
         owners: by mask, for each image the index of the first identical mask, `(B,)`.
         rows: by mask, the images for which it is the first.
         ranked: the order of the pixels, by mask and what determines it.
+        chosen: the patches of random subsets.
+        fills: what replaced pixels show.
     """
 
     def __init__(
@@ -196,24 +204,31 @@ class _Asked:
     ) -> None:
         self.images, self.perturbations = images, perturbations
         size = (images.shape[2], images.shape[3])
-        bases = sorted({asked.baseline for asked in perturbations if isinstance(asked, Curve)}, key=repr)
+        bases = sorted({asked.baseline for asked in perturbations if isinstance(asked, Curve | Groups | Subsets)}, key=repr)
         self.fills: dict[Baseline, Fill] = {base: Fill(images, base, mean) for base in bases}
         self.owners = _owners(masks, low_res_masks if any(takes_low_res(asked) for asked in perturbations) else masks)
         self.rows = {name: (owner == number).nonzero()[:, 0] for number, (name, owner) in enumerate(self.owners.items())}
-        self.runs: dict[Any, PerturbedImages] = {ORIGINAL: _plain(images)} | {base: _plain(fill.whole) for base, fill in self.fills.items()}
-        self.ranked: dict[tuple[str, Curve], RankedPixels] = {}
+        ends = dict.fromkeys(asked.baseline for asked in perturbations if isinstance(asked, Curve))
+        self.runs: dict[Any, PerturbedImages] = {ORIGINAL: _plain(images)} | {base: _plain(self.fills[base].whole) for base in ends}
+        self.chosen = {asked: chosen_patches(images, asked) for asked in perturbations if isinstance(asked, Subsets)}
+        self.runs |= {asked: without_subsets(self.fills[asked.baseline], patches, asked.patch) for asked, patches in self.chosen.items()}
+        self.ranked: dict[tuple[str, Curve | Groups], RankedPixels] = {}
         ranked: dict[tuple[str, bool, bool, int | None, int | None], RankedPixels] = {}
         for name, mask in masks.items():
             for asked in perturbations:
                 if isinstance(asked, Kept | Removed) and len(self.rows[name]):
                     shown = shown_share(asked, mask, low_res_masks[name], size).to(images)
                     self.runs[name, asked] = _masked(images, shown, self.rows[name])
-                elif isinstance(asked, Curve):
-                    key = (name, asked.low_res, asked.as_bytes, asked.step, asked.steps)
+                elif isinstance(asked, Curve | Groups):
+                    curve = asked if isinstance(asked, Curve) else asked.curve
+                    key = (name, curve.low_res, curve.as_bytes, curve.step, curve.steps)
                     if key not in ranked:
-                        ranked[key] = rank_pixels(asked, mask, low_res_masks[name], size)
+                        ranked[key] = rank_pixels(curve, mask, low_res_masks[name], size)
                     self.ranked[name, asked] = ranked[key]
-                    begun = self.curve(name, asked).begin()
+                    if isinstance(asked, Curve):
+                        begun = self.curve(name, asked).begin()
+                    else:
+                        begun = without_groups(self.fills[asked.baseline], ranked[key], self.rows[name])
                     if begun is not None:
                         self.runs[name, asked] = begun
 
@@ -227,7 +242,7 @@ class _Answers:
 
     def __init__(self, asked: _Asked, found: Mapping[Any, Reply]) -> None:
         self.asked, self.found = asked, found
-        self.curves = {key: asked.curve(*key) for key in asked.ranked}
+        self.curves = {(name, curve): asked.curve(name, curve) for name, curve in asked.ranked if isinstance(curve, Curve)}
         for (name, curve), state in self.curves.items():
             state.begin()
             state.end(found[curve.baseline], found[ORIGINAL])
@@ -240,6 +255,11 @@ class _Answers:
         sources = [(names[number], (owners[name] == number).nonzero()[:, 0]) for number in owners[name].unique().tolist()]
         probabilities: dict[Perturbation, Probability] = {}
         curves: dict[Curve, CurveResponse] = {}
+        groups: dict[Groups, GroupResponse] = {}
+        subsets = {
+            asked: SubsetResponse(self.found[asked].p.view(chosen.shape[:2]), chosen, asked.patch)
+            for asked, chosen in self.asked.chosen.items()
+        }
         for asked in self.asked.perturbations:
             if isinstance(asked, Curve):
                 own = self.curves[name, asked]
@@ -249,6 +269,15 @@ class _Answers:
                     p[where], answers[where] = known.p[where], known.answers[where]
                 p = p.masked_fill(p.isinf(), torch.nan) if asked.tolerance is None else interpolated(p, own.shares)
                 curves[asked] = CurveResponse(own.shares, p, own.ranked.mask_means.to(p.device), answers)
+            elif isinstance(asked, Groups):
+                ranked = self.asked.ranked[name, asked]
+                p = original.p.new_empty(len(original.p), asked.count)
+                for other, some in sources:
+                    at, to = torch.searchsorted(self.asked.rows[other], some).to(p.device), some.to(p.device)
+                    p[to] = self.found[other, asked].p.view(-1, asked.count)[at]
+                groups[asked] = GroupResponse(p, ranked.mask_means.to(p.device))
+            elif isinstance(asked, Subsets):
+                continue
             elif isinstance(asked, Original):
                 probabilities[asked] = Probability(original.p, original.rest)
             else:
@@ -257,7 +286,7 @@ class _Answers:
                     at, to = torch.searchsorted(self.asked.rows[other], some).to(p.device), some.to(p.device)
                     p[to], rest[to] = self.found[other, asked].p[at], self.found[other, asked].rest[at]
                 probabilities[asked] = Probability(p, rest)
-        return Responses(probabilities, curves)
+        return Responses(probabilities, curves, groups, subsets)
 
 
 def shown_share(perturbation: Kept | Removed, mask: Tensor, low_res_mask: Tensor, size: tuple[int, int]) -> Tensor:
@@ -279,7 +308,7 @@ def _check(images: Tensor, masks: Mapping[str, Tensor], low_res_masks: Mapping[s
                 f"masks must be (batch, height, width) = {(len(images), *size)} like the images; got {tuple(mask.shape)}. "
                 "Raw maps become masks by xattn.metrics.to_masks(maps, (height, width))."
             )
-        ranks_alone = all(isinstance(asked, Curve) for asked in perturbations)
+        ranks_alone = not any(isinstance(asked, Kept | Removed) for asked in perturbations)
         if not ranks_alone:
             refuse_no_masks(mask)
 
