@@ -48,7 +48,11 @@ class CurveState:
         steps = torch.arange(1, len(self.ranked.cuts) - 1, device=self.rows.device)
         if self.curve.tolerance is not None:
             steps = first_points(len(self.ranked.cuts), early=not self.curve.insertion).to(steps)
-        return self._at(self.rows.repeat_interleave(len(steps)), steps.repeat(len(self.rows)))
+        rows, steps = self.rows.repeat_interleave(len(steps)), steps.repeat(len(self.rows))
+        if self.ranked.counts is not None:
+            left = self.ranked.cuts[steps] < self.ranked.counts[rows]
+            rows, steps = rows[left], steps[left]
+        return self._at(rows, steps)
 
     def more(self) -> PerturbedImages | None:
         """The next steps to evaluate; None if the curve is known well enough."""
@@ -66,6 +70,8 @@ class CurveState:
         self.p, self.answers = (torch.full_like(self.shares, torch.nan) for _ in range(2))
         for known, start, stop in ((self.p, first.p, last.p), (self.answers, first.answers, last.answers)):
             known[:, 0], known[:, -1] = start, stop
+            if self.ranked.counts is not None:
+                known.copy_(torch.where(self.shares < 1, known, stop[:, None]))
 
     def take(self, found: Reply | None) -> None:
         """Sets what is known of the steps that were requested last."""

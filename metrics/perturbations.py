@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 LOW_RES_STEPS = 196
 LEVELS, NARROW = 2**16, 2**-6  # in which pixels are ranked
 BYTE, BYTE_SLACK = 255, 2**-8  # the slack leaves whole 255ths as they are, though rounded to LEVELS
+MOST_SUPERPIXELS = 2**16
 FLAT = 1e-6  # contrast below which a map shows nothing, as a share of its largest magnitude
 
 Upsampling = Literal["bilinear", "bicubic"]
@@ -52,6 +53,7 @@ class Curve:
         baseline: what a changed (deletion) or not yet changed (insertion) pixel shows.
         step: pixels per step; None: 8 · W; with `low_res`, cells per step; None: ceil(cells / 196).
         steps: so many steps of equal size, to one pixel, in the place of `step`.
+        superpixels: change whole superpixels, of which so many are asked for, one per step, by the mean of the mask over each.
         low_res: rank the cells of the map at its own resolution instead of the pixels of the mask.
         as_bytes: rank 255 · the mask without its fraction, as of a map that was stored in bytes.
         tolerance: points of area; only as many steps are evaluated as keep the area's estimated error below this; None: all.
@@ -64,6 +66,7 @@ class Curve:
     tolerance: float | None = None
     as_bytes: bool = field(default=False, repr=False)  # a run's protocol says it by its name
     steps: int | None = None
+    superpixels: int | None = None
 
 
 @dataclass(frozen=True)
@@ -129,8 +132,8 @@ def forwards(perturbation: Perturbation, size: tuple[int, int], cells: int = 0) 
         return perturbation.count
     if not isinstance(perturbation, Curve):
         return 1
-    if perturbation.steps is not None:
-        return perturbation.steps - 1
+    if perturbation.steps is not None or perturbation.superpixels is not None:
+        return (perturbation.steps or perturbation.superpixels or 0) - 1
     if perturbation.low_res:
         count, step = (cells, perturbation.step) if cells and perturbation.step else (LOW_RES_STEPS, 1)
     else:
@@ -169,6 +172,30 @@ def _levels(masks: Tensor) -> Tensor:
     return (torch.where(raw, scaled, flat) * LEVELS).round()
 
 
+def rank_superpixels(labels: Tensor, masks: Tensor) -> RankedPixels:
+    """The order of superpixels by the mean of the mask over each; ties in one order fixed for all images.
+
+    Args:
+        labels: `(B, H, W)`, each pixel's superpixel.
+        masks: `(B, H, W)`.
+    """
+    flat, wide = labels.flatten(1), widened(masks).flatten(1)
+    counts = flat.amax(dim=1) + 1
+    most = int(counts.max())
+    sums, pixels = (
+        wide.new_zeros(len(flat), most).scatter_add_(1, flat.to(wide.device), values) for values in (wide, torch.ones_like(wide))
+    )
+    means = sums / pixels  # NaN where an image has fewer superpixels
+    fixed = _permutation(MOST_SUPERPIXELS)
+    fixed = fixed[fixed < most].to(means.device)
+    levels = (means * LEVELS).round().nan_to_num(nan=-torch.inf)
+    order = fixed[levels[:, fixed].argsort(dim=1, descending=True, stable=True)]
+    places = torch.empty_like(order).scatter_(1, order, torch.arange(most, device=order.device).expand_as(order))
+    cuts = torch.arange(most + 1, device=flat.device)
+    shares = (cuts.to(wide) / counts.to(wide)[:, None]).clamp(max=1)
+    return RankedPixels(places.to(flat.device).gather(1, flat).view(labels.shape), cuts, shares, means.gather(1, order), counts)
+
+
 @functools.lru_cache(maxsize=16)
 def _permutation(count: int) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(0))
@@ -181,14 +208,16 @@ class RankedPixels:
     Attributes:
         ranks: `(B, H, W)`, each pixel's place in the order.
         cuts: `(T + 1,)`; after each step, the pixels with ranks below its cut have changed.
-        shares: `(B, T + 1)`, share of the pixels changed.
-        mask_means: `(B, T)`, mean mask value of the pixels of each step.
+        shares: `(B, T + 1)`, share of the pixels changed; of superpixels, the share of these.
+        mask_means: `(B, T)`, mean mask value of the pixels of each step; NaN where an image has fewer superpixels than T.
+        counts: `(B,)`, the superpixels of each image; None: pixels or cells are ranked, as many in each.
     """
 
     ranks: Tensor
     cuts: Tensor
     shares: Tensor
     mask_means: Tensor
+    counts: Tensor | None = None
 
 
 def rank_pixels(curve: Curve, masks: Tensor, low_res_masks: Tensor, size: tuple[int, int]) -> RankedPixels:

@@ -28,10 +28,12 @@ from xattn.metrics.perturbations import (
     Removed,
     Subsets,
     rank_pixels,
+    rank_superpixels,
     takes_low_res,
 )
 from xattn.metrics.probability import Probability
 from xattn.metrics.removals import GroupResponse, SubsetResponse, chosen_patches, without_groups, without_subsets
+from xattn.metrics.segments import superpixels
 from xattn.metrics.stream import PerturbedImages, PredictAll, Read, stream
 from xattn.metrics.targets import ClassTarget, Predict, Target, Targets, as_target
 
@@ -213,7 +215,8 @@ class _Asked:
         self.chosen = {asked: chosen_patches(images, asked) for asked in perturbations if isinstance(asked, Subsets)}
         self.runs |= {asked: without_subsets(self.fills[asked.baseline], patches, asked.patch) for asked, patches in self.chosen.items()}
         self.ranked: dict[tuple[str, Curve | Groups], RankedPixels] = {}
-        ranked: dict[tuple[str, bool, bool, int | None, int | None], RankedPixels] = {}
+        ranked: dict[tuple[object, ...], RankedPixels] = {}
+        segmented = {count: superpixels(images, count) for count in _superpixels_asked(perturbations)}
         for name, mask in masks.items():
             for asked in perturbations:
                 if isinstance(asked, Kept | Removed) and len(self.rows[name]):
@@ -221,8 +224,10 @@ class _Asked:
                     self.runs[name, asked] = _masked(images, shown, self.rows[name])
                 elif isinstance(asked, Curve | Groups):
                     curve = asked if isinstance(asked, Curve) else asked.curve
-                    key = (name, curve.low_res, curve.as_bytes, curve.step, curve.steps)
-                    if key not in ranked:
+                    key = (name, curve.low_res, curve.as_bytes, curve.step, curve.steps, curve.superpixels)
+                    if key not in ranked and curve.superpixels is not None:
+                        ranked[key] = rank_superpixels(segmented[curve.superpixels], mask)
+                    elif key not in ranked:
                         ranked[key] = rank_pixels(curve, mask, low_res_masks[name], size)
                     self.ranked[name, asked] = ranked[key]
                     if isinstance(asked, Curve):
@@ -235,6 +240,10 @@ class _Asked:
     def curve(self, name: str, curve: Curve) -> CurveState:
         """A curve with no known points yet."""
         return CurveState(curve, self.ranked[name, curve], self.fills[curve.baseline], self.rows[name])
+
+
+def _superpixels_asked(perturbations: Sequence[Perturbation]) -> set[int]:
+    return {asked.superpixels for asked in perturbations if isinstance(asked, Curve) and asked.superpixels is not None}
 
 
 class _Answers:

@@ -8,27 +8,23 @@ import statistics
 from typing import Any
 
 import torch
+from skimage.segmentation import slic
 from torch import Tensor
 
 from tests.metrics.test_fills import replaced_plainly
 from tests.metrics.test_responses import plain_area, plain_ranks
 
 SPECS = (
-    *("srg", "srg:step=100,fill=noise", "road-morf", "road-lerf", "road-lerf:fill=blur,steps=4", "road-morf:fill=black,measure=accuracy"),
-    *(
-        "saco",
-        "saco:groups=4,fill=black",
-        "sensitivity-n:patch=4",
-        "infidelity:patch=4",
-        "infidelity:subsets=20,share=0.4,patch=5,scale=raw",
-    ),
+    *("srg", "srg:step=100,fill=noise", "irof", "irof:superpixels=12,fill=black", "saco", "saco:groups=4,fill=black"),
+    *("road-morf", "road-lerf", "road-lerf:fill=blur,steps=4", "road-morf:fill=black,measure=accuracy"),
+    *("sensitivity-n:patch=4", "infidelity:patch=4", "infidelity:subsets=20,share=0.4,patch=5,scale=raw"),
 )
 
 
 def value(replica: Any, name: str, settings: dict[str, str], shown: Any) -> float:
     """The value of a metric of one picture."""
-    of = {"srg": srg, "road-morf": road, "road-lerf": road, "saco": saco, "sensitivity-n": of_subsets, "infidelity": of_subsets}
-    return of[name](replica, name, settings, shown)
+    of = {"srg": srg, "road-morf": road, "road-lerf": road, "irof": irof, "saco": saco}
+    return of.get(name, of_subsets)(replica, name, settings, shown)
 
 
 def left(replica: Any, shown: Any, gone: list[list[int]], fill: str) -> list[list[float]]:
@@ -111,3 +107,16 @@ def resized_plainly(cells: Tensor, height: int, width: int) -> list[float]:
             lower = (1 - b) * float(cells[below, left_of]) + b * float(cells[below, beside])
             found.append(((1 - a) * upper + a * lower) * rows * columns / (height * width))
     return found
+
+
+def irof(replica: Any, name: str, settings: dict[str, str], shown: Any) -> float:
+    image = (shown.image * 255).round().permute(1, 2, 0).numpy() / 255
+    labels = torch.as_tensor(slic(image, n_segments=int(settings.get("superpixels", 100)), start_label=0)).flatten().tolist()
+    mask = shown.mask.flatten().tolist()
+    pixels = {label: [pixel for pixel, own in enumerate(labels) if own == label] for label in sorted(set(labels))}
+    levels = {label: round(65536 * sum(mask[pixel] for pixel in own) / len(own)) for label, own in pixels.items()}
+    place = {label: number for number, label in enumerate(torch.randperm(2**16, generator=torch.Generator().manual_seed(0)).tolist())}
+    order = sorted(pixels, key=lambda label: (-levels[label], place[label]))
+    gone = [[pixel for label in order[:k] for pixel in pixels[label]] for k in range(len(order) + 1)]
+    p = [row[shown.target] for row in left(replica, shown, gone, settings.get("fill", "mean"))]
+    return 100 - plain_area([k / len(order) for k in range(len(order) + 1)], p) / p[0]
