@@ -21,7 +21,7 @@ from xattn.metrics.targets import Predict, Targets
 if TYPE_CHECKING:
     from torch import Tensor
 
-MOST_SUBSETS = 10_000
+MOST_SUBSETS, LARGEST_PATCH = 1000, 1024
 FLAT_FALL, FLAT_SUMS = 1e-9, 1e-6
 
 Scale = Literal["optimal", "raw"]
@@ -46,7 +46,7 @@ class _OfSubsets(Metric):
 
     def __post_init__(self) -> None:
         refuse_wrong_count(self.subsets, "subsets", 2, MOST_SUBSETS)
-        refuse_wrong_count(self.patch, "pixels along a patch")
+        refuse_wrong_count(self.patch, "pixels along a patch", 1, LARGEST_PATCH)
         if not 0 < self.share < 1:
             raise InputError(f"the share of patches in a subset lies between 0 and 1; got {self.share!r:.40}.")
 

@@ -107,7 +107,7 @@ def test_wrong_settings_are_refused() -> None:
         SaCo(groups=1)
     with pytest.raises(InputError, match="the share of patches in a subset lies between 0 and 1; got 1"):
         SensitivityN(share=1.0)
-    with pytest.raises(InputError, match="the number of pixels along a patch is whole, 1 or more; got 0"):
+    with pytest.raises(InputError, match="the number of pixels along a patch is whole, 1 to 1024; got 0"):
         Infidelity(patch=0)
     with pytest.raises(InputError, match="a scale is 'optimal' or 'raw'; got 'best'"):
         Infidelity(scale="best")
