@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from xattn.explainers import score_cam
 from xattn.metrics import average_drop, average_increase, deletion, insertion, to_masks
-from xattn.metrics.perturbations import Baseline, baseline_images
+from xattn.metrics.fills import Baseline, baseline_images
 
 POINT = 0.01  # percent of a probability: what float32 leaves of a mean of equal definitions
 TORCH_CAM_EPSILON = 1e-7  # a probability of 0.0003 gives a drop that is 0.04 points lower for it

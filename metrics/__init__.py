@@ -20,7 +20,7 @@ from xattn.metrics.base import (
     metrics,
 )
 from xattn.metrics.box_accuracy import box_accuracy, box_overlaps, box_threshold
-from xattn.metrics.curves import PROTOCOLS, deletion, deletion_correlation, insertion, insertion_correlation
+from xattn.metrics.curves import deletion, deletion_correlation, insertion, insertion_correlation
 from xattn.metrics.explanation import adcc, coherency
 from xattn.metrics.localisation import energy_pointing, pointing_game, relevance_mass, relevance_rank, segmentation_ap
 from xattn.metrics.masking import (
@@ -34,6 +34,7 @@ from xattn.metrics.masking import (
 )
 from xattn.metrics.perturbations import ranks
 from xattn.metrics.probability import Probability
+from xattn.metrics.protocols import PROTOCOLS
 from xattn.metrics.responses import evaluate_perturbations
 from xattn.metrics.sparsity import sparsity
 from xattn.metrics.targets import ClassTarget, Contrast, OutputFunction, Predict, Region, Similarity, Target

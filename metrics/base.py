@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 from xattn.errors import InputError, UnsupportedError
 from xattn.metrics.inputs import Outputs, as_images, as_masks
-from xattn.metrics.perturbations import Curve, Perturbation, forwards
+from xattn.metrics.perturbations import Curve, Perturbation, forwards, ignores_masks
 from xattn.metrics.probability import Probability
 from xattn.metrics.responses import CurveResponse, Responses, evaluate_perturbations
 from xattn.metrics.targets import Predict, Targets, as_target
@@ -74,6 +74,7 @@ class Evidence:
         responses: the target's probability under the perturbations that the metrics need.
         explanations: the method's masks of perturbed images, by perturbation.
         regions: `(B, N, H, W)` bool, where the N objects of each image's target are; empty ones fill up.
+        signed_maps: `(B, h, w)`, the raw maps with what speaks against the target below 0; None: the raw maps.
     """
 
     masks: Tensor
@@ -82,6 +83,7 @@ class Evidence:
     responses: Responses = field(default_factory=Responses)
     explanations: Mapping[Perturbation, Tensor] = field(default_factory=dict)
     regions: Tensor | None = None
+    signed_maps: Tensor | None = None
 
 
 class Metric(ABC):
@@ -230,7 +232,8 @@ def register(
 def _cost(metric: Metric) -> str:
     """What a metric costs in forwards."""
     count = sum(forwards(asked, COSTED_SIZE, COSTED_CELLS) for asked in metric.perturbations)
-    return f"{count}, and the method again" if metric.explained else str(count)
+    once = count and all(ignores_masks(asked) for asked in metric.perturbations)
+    return f"{count}, and the method again" if metric.explained else f"{count}, once for all methods" if once else str(count)
 
 
 Formula = Callable[..., "Tensor"]

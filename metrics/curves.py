@@ -5,13 +5,14 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Self, TypeAlias, TypeGuard
 
 from xattn.deferred import torch
 from xattn.errors import InputError, NameUnknownError
-from xattn.metrics.base import CurveMetric, measured, register
+from xattn.metrics.base import CurveMetric, Evidence, Metric, measured, register
 from xattn.metrics.inputs import Outputs, as_fill
-from xattn.metrics.perturbations import Baseline, Curve
+from xattn.metrics.perturbations import Curve, Perturbation
+from xattn.metrics.protocols import PROTOCOLS, DeletionFill, InsertionFill, ProtocolName, chosen
 from xattn.metrics.responses import CurveResponse
 from xattn.metrics.targets import Predict, Targets
 
@@ -22,63 +23,9 @@ FLAT_CURVE = 1e-9
 FLAT_STEPS = 1e-6
 LARGEST_BLUR = 1001
 
-ProtocolName = Literal["ca-stream", "rise", "gomez", "br-npa"]
-Colour = Literal["mean", "black"]
 
-
-@dataclass(frozen=True)
-class Protocol:
-    """How pixels are changed. Definitions, Metrics, second table.
-
-    Attributes:
-        deletion: what a deleted pixel shows.
-        insertion: the image before pixels are inserted.
-        low_res: the steps are cells of the map at its own resolution, not pixels of the mask.
-        summary: in words.
-        as_bytes: cells are ranked by the map in whole 255ths.
-        from_first_step: the area begins after the first step, and its shares from there on are the whole.
-    """
-
-    deletion: Baseline
-    insertion: Baseline
-    low_res: bool
-    summary: str
-    as_bytes: bool = False
-    from_first_step: bool = False
-
-
-PROTOCOLS: dict[str, Protocol] = {
-    "ca-stream": Protocol(
-        Baseline("colour"), Baseline("gaussian", side=5), False, "8·W pixels per step; deletes to the mean colour; inserts from blur 5"
-    ),
-    "rise": Protocol(
-        Baseline("colour"), Baseline("gaussian", side=11), False, "8·W pixels per step; deletes to the mean colour; inserts from blur 11"
-    ),
-    "gomez": Protocol(
-        Baseline("colour", "black"),
-        Baseline("box", "black"),
-        True,
-        "map cells, ceil(n/196) per step; deletes to black (fill=mean: to the mean colour, as the authors' demo does); inserts from a box "
-        "blur of side max(H // 5, 9)",
-    ),
-    "br-npa": Protocol(
-        Baseline("colour"),
-        Baseline("box", side=121),
-        True,
-        "map cells, ranked by the map in bytes, ceil(n/196) per step (step=1 as released); deletes to the mean colour; inserts from a box "
-        "blur of side 121; the area begins after the first step",
-        as_bytes=True,
-        from_first_step=True,
-    ),
-}
-
-
-def _is_whole(value: object) -> bool:
+def _is_whole(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _chosen(base: Baseline, fill: Colour | None, blur: int | None) -> Baseline:
-    return Baseline(base.kind, base.colour if fill is None else fill, base.side if blur is None else blur)
 
 
 @dataclass(frozen=True)
@@ -115,15 +62,16 @@ class _Deleting(_Protocolled):
     """Settings of a metric along the deletion curve.
 
     Attributes:
-        fill: colour of deleted pixels instead of the protocol's.
+        fill: what deleted pixels show instead of the protocol's colour: the mean colour, black, a box blur of side max(H // 5, 9), noise
+            seeded by the picture, or ROAD's noisy linear imputation from the pixels that are left.
     """
 
-    fill: Colour | None = None
+    fill: DeletionFill | None = None
 
     @property
     def whole(self) -> Curve:
         protocol = PROTOCOLS[self.protocol]
-        return Curve(False, _chosen(protocol.deletion, self.fill, None), self.step, protocol.low_res, as_bytes=protocol.as_bytes)
+        return Curve(False, chosen(protocol.deletion, self.fill), self.step, protocol.low_res, as_bytes=protocol.as_bytes)
 
 
 @dataclass(frozen=True)
@@ -131,22 +79,27 @@ class _Inserting(_Protocolled):
     """Settings of a metric along the insertion curve.
 
     Attributes:
-        blur: side of the blur's kernel instead of the protocol's.
-        fill: colour outside the image, for the blur, instead of the protocol's.
+        blur: side of the blur's kernel instead of the protocol's; 0: no blur, one colour.
+        fill: colour outside the image, for the blur, instead of the protocol's, or with blur=0 of the image before pixels are inserted;
+            or noise or ROAD's noisy linear imputation in the place of a blur.
     """
 
     blur: int | None = None
-    fill: Colour | None = None
+    fill: InsertionFill | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.blur is not None and (not _is_whole(self.blur) or not 1 <= self.blur <= LARGEST_BLUR or self.blur % 2 == 0):
-            raise InputError(f"a blur's side must be odd, from 1 to {LARGEST_BLUR}; got {self.blur!r:.40}.")
+        if self.blur is None:
+            return
+        if not _is_whole(self.blur) or (self.blur and (not 1 <= self.blur <= LARGEST_BLUR or self.blur % 2 == 0)):
+            raise InputError(f"a blur's side must be odd, from 1 to {LARGEST_BLUR}, or 0 for none; got {self.blur!r:.40}.")
+        if self.fill in ("noise", "noisy-linear"):
+            raise InputError(f"fill={self.fill} stands in the place of a blur: leave out blur={self.blur}.")
 
     @property
     def whole(self) -> Curve:
         protocol = PROTOCOLS[self.protocol]
-        return Curve(True, _chosen(protocol.insertion, self.fill, self.blur), self.step, protocol.low_res, as_bytes=protocol.as_bytes)
+        return Curve(True, chosen(protocol.insertion, self.fill, self.blur), self.step, protocol.low_res, as_bytes=protocol.as_bytes)
 
 
 @dataclass(frozen=True)
@@ -179,12 +132,50 @@ class _Area(_Protocolled):
         return area(from_first_step(curve) if PROTOCOLS[self.protocol].from_first_step else curve)
 
 
+class CurvesMetric(Metric):
+    """A metric of the target's probability along one or several curves, which runs do not keep."""
+
+    kind = "curve"
+
+    @property
+    @abstractmethod
+    def curves(self) -> tuple[Curve, ...]:
+        """The curves."""
+
+    @property
+    def perturbations(self) -> tuple[Perturbation, ...]:
+        return self.curves
+
+    @abstractmethod
+    def of_curves(self, *curves: CurveResponse) -> Tensor:
+        """`(B,)` float64 of the probabilities along its curves, in their order."""
+
+    def value(self, evidence: Evidence) -> Tensor:
+        return self.of_curves(*(evidence.responses.curve(asked) for asked in self.curves))
+
+
+def refuse_wrong_count(count: object, what: str, least: int = 1, most: int | None = None) -> None:
+    """Raises if a setting that counts something is no whole number, or too small or large.
+
+    Args:
+        count: the setting.
+        what: it counts, in the plural.
+        least: the smallest number.
+        most: the largest; None: any.
+
+    Raises:
+        InputError: it is.
+    """
+    if not _is_whole(count) or count < least or (most is not None and count > most):
+        raise InputError(f"the number of {what} is whole, {least} {f'to {most}' if most else 'or more'}; got {count!r:.40}.")
+
+
 def from_first_step(curve: CurveResponse) -> CurveResponse:
     """The curve without its first point, the shares from there on brought to [0, 1]; one of a single step as it is."""
     if curve.p.shape[1] < 3:
         return curve
     first = curve.shares[:, 1:2]
-    return CurveResponse((curve.shares[:, 1:] - first) / (1 - first), curve.p[:, 1:], curve.mask_means[:, 1:])
+    return CurveResponse((curve.shares[:, 1:] - first) / (1 - first), curve.p[:, 1:], curve.mask_means[:, 1:], curve.answers[:, 1:])
 
 
 def area(curve: CurveResponse) -> Tensor:
@@ -250,6 +241,7 @@ def insertion(
     protocol: ProtocolName = "ca-stream",
     step: int | None = None,
     blur: int | None = None,
+    replace_with: InsertionFill | None = None,
     tolerance: float | None = None,
     multi_label: bool = False,
     chunk: int = 8,
@@ -265,7 +257,8 @@ def insertion(
         fill: the classifier's mean colour, three values in pixel space; may be None for "gomez", which uses black.
         protocol: "ca-stream", "rise", "gomez" or "br-npa".
         step: pixels (gomez, br-npa: cells) per step; None: the protocol's.
-        blur: side of the blur's kernel, odd; None: the protocol's.
+        blur: side of the blur's kernel, odd, or 0 for one colour; None: the protocol's.
+        replace_with: what pixels show before they are inserted, in the place of the protocol's blur: the setting `fill` of a run.
         tolerance: points of area that an image's estimated error may reach, to save forwards; None: every step is evaluated.
         multi_label: sigmoid instead of softmax.
         chunk: images per forward.
@@ -286,7 +279,7 @@ def insertion(
     >>> insertion(constant, images, torch.rand(1, 16, 16), torch.tensor([0]), fill=[0.5, 0.5, 0.5])
     tensor([25.], dtype=torch.float64)
     """
-    metric = Insertion(protocol, step, blur, tolerance=tolerance)
+    metric = Insertion(protocol, step, blur, replace_with, tolerance)
     mean = as_fill(fill)
     return measured("insertion", metric, predict, images, masks, targets, mean=mean, multi_label=multi_label, chunk=chunk, outputs=outputs)
 
@@ -300,6 +293,7 @@ def deletion(
     fill: Fill,
     protocol: ProtocolName = "ca-stream",
     step: int | None = None,
+    replace_with: DeletionFill | None = None,
     tolerance: float | None = None,
     multi_label: bool = False,
     chunk: int = 8,
@@ -314,7 +308,7 @@ def deletion(
     >>> deletion(constant, images, torch.rand(1, 16, 16), torch.tensor([0]), fill=[0.5, 0.5, 0.5])
     tensor([25.], dtype=torch.float64)
     """
-    metric = Deletion(protocol, step, tolerance=tolerance)
+    metric = Deletion(protocol, step, replace_with, tolerance)
     mean = as_fill(fill)
     return measured("deletion", metric, predict, images, masks, targets, mean=mean, multi_label=multi_label, chunk=chunk, outputs=outputs)
 
@@ -329,6 +323,7 @@ def insertion_correlation(
     protocol: ProtocolName = "ca-stream",
     step: int | None = None,
     blur: int | None = None,
+    replace_with: InsertionFill | None = None,
     multi_label: bool = False,
     chunk: int = 8,
     outputs: Outputs | None = None,
@@ -342,7 +337,7 @@ def insertion_correlation(
     >>> insertion_correlation(constant, images, torch.rand(1, 16, 16), torch.tensor([0]), fill=[0.5, 0.5, 0.5])
     tensor([nan], dtype=torch.float64)
     """
-    metric = InsertionCorrelation(protocol, step, blur)
+    metric = InsertionCorrelation(protocol, step, blur, replace_with)
     return measured(
         "insertion-correlation",
         metric,
@@ -366,6 +361,7 @@ def deletion_correlation(
     fill: Fill,
     protocol: ProtocolName = "ca-stream",
     step: int | None = None,
+    replace_with: DeletionFill | None = None,
     multi_label: bool = False,
     chunk: int = 8,
     outputs: Outputs | None = None,
@@ -379,7 +375,7 @@ def deletion_correlation(
     >>> deletion_correlation(constant, images, torch.rand(1, 16, 16), torch.tensor([0]), fill=[0.5, 0.5, 0.5])
     tensor([nan], dtype=torch.float64)
     """
-    metric = DeletionCorrelation(protocol, step)
+    metric = DeletionCorrelation(protocol, step, replace_with)
     return measured(
         "deletion-correlation",
         metric,

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Literal
 
 from xattn.deferred import torch
 from xattn.errors import InputError
+from xattn.metrics.fills import Baseline
 from xattn.metrics.probability import widened
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-BLUR_SIGMA = 5.0
 LOW_RES_STEPS = 196
 LEVELS, NARROW = 2**16, 2**-6  # in which pixels are ranked
 BYTE, BYTE_SLACK = 255, 2**-8  # the slack leaves whole 255ths as they are, though rounded to LEVELS
+MOST_SUPERPIXELS = 2**16
 FLAT = 1e-6  # contrast below which a map shows nothing, as a share of its largest magnitude
 
 Upsampling = Literal["bilinear", "bicubic"]
@@ -44,21 +45,6 @@ class Removed:
 
 
 @dataclass(frozen=True)
-class Baseline:
-    """What an image becomes when all its pixels are changed.
-
-    Attributes:
-        kind: one colour, or a blur with that colour outside the image.
-        colour: the given mean colour, or black.
-        side: of the blur's kernel; None: max(H // 5, 9) made odd.
-    """
-
-    kind: Literal["colour", "gaussian", "box"]
-    colour: Literal["mean", "black"] = "mean"
-    side: int | None = None
-
-
-@dataclass(frozen=True)
 class Curve:
     """Pixels changed step by step, those where the mask is highest first.
 
@@ -66,6 +52,8 @@ class Curve:
         insertion: True: from the baseline to the image; False: from the image to the baseline.
         baseline: what a changed (deletion) or not yet changed (insertion) pixel shows.
         step: pixels per step; None: 8 · W; with `low_res`, cells per step; None: ceil(cells / 196).
+        steps: so many steps of equal size, to one pixel, in the place of `step`.
+        superpixels: change whole superpixels, of which so many are asked for, one per step, by the mean of the mask over each.
         low_res: rank the cells of the map at its own resolution instead of the pixels of the mask.
         as_bytes: rank 255 · the mask without its fraction, as of a map that was stored in bytes.
         tolerance: points of area; only as many steps are evaluated as keep the area's estimated error below this; None: all.
@@ -77,10 +65,52 @@ class Curve:
     low_res: bool = False
     tolerance: float | None = None
     as_bytes: bool = field(default=False, repr=False)  # a run's protocol says it by its name
+    steps: int | None = None
+    superpixels: int | None = None
 
 
-Perturbation = Original | Kept | Removed | Curve
+@dataclass(frozen=True)
+class Groups:
+    """Pixels in groups of equal size, to one pixel, in the order of the mask; each group is replaced alone.
+
+    Attributes:
+        count: of groups.
+        baseline: what a replaced pixel shows.
+    """
+
+    count: int
+    baseline: Baseline
+
+    @property
+    def curve(self) -> Curve:
+        """The deletion curve whose steps the groups are."""
+        return Curve(False, self.baseline, steps=self.count)
+
+
+@dataclass(frozen=True)
+class Subsets:
+    """Random subsets of square patches, each replaced alone; seeded by the image's content, and the same for every mask.
+
+    Attributes:
+        count: of subsets.
+        share: of the patches that are in each, at least one patch.
+        patch: side of a patch in pixels; those at the lower and right edge are smaller where it does not divide the image.
+        baseline: what a replaced pixel shows.
+    """
+
+    count: int
+    share: float
+    patch: int
+    baseline: Baseline
+
+
+Perturbation = Original | Kept | Removed | Curve | Groups | Subsets
 ORIGINAL, KEPT, REMOVED = Original(), Kept(), Removed()
+
+
+def ignores_masks(perturbation: Perturbation) -> bool:
+    """Whether a perturbation is the same for every mask, and run once for all of them."""
+    return isinstance(perturbation, Original | Subsets)
 
 
 def takes_low_res(perturbation: Perturbation) -> bool:
@@ -98,8 +128,12 @@ def forwards(perturbation: Perturbation, size: tuple[int, int], cells: int = 0) 
     """
     if isinstance(perturbation, Original):
         return 0
+    if isinstance(perturbation, Groups | Subsets):
+        return perturbation.count
     if not isinstance(perturbation, Curve):
         return 1
+    if perturbation.steps is not None or perturbation.superpixels is not None:
+        return (perturbation.steps or perturbation.superpixels or 0) - 1
     if perturbation.low_res:
         count, step = (cells, perturbation.step) if cells and perturbation.step else (LOW_RES_STEPS, 1)
     else:
@@ -138,45 +172,33 @@ def _levels(masks: Tensor) -> Tensor:
     return (torch.where(raw, scaled, flat) * LEVELS).round()
 
 
+def rank_superpixels(labels: Tensor, masks: Tensor) -> RankedPixels:
+    """The order of superpixels by the mean of the mask over each; ties in one order fixed for all images.
+
+    Args:
+        labels: `(B, H, W)`, each pixel's superpixel.
+        masks: `(B, H, W)`.
+    """
+    flat, wide = labels.flatten(1), widened(masks).flatten(1)
+    counts = flat.amax(dim=1) + 1
+    most = int(counts.max())
+    sums, pixels = (
+        wide.new_zeros(len(flat), most).scatter_add_(1, flat.to(wide.device), values) for values in (wide, torch.ones_like(wide))
+    )
+    means = sums / pixels  # NaN where an image has fewer superpixels
+    fixed = _permutation(MOST_SUPERPIXELS)
+    fixed = fixed[fixed < most].to(means.device)
+    levels = (means * LEVELS).round().nan_to_num(nan=-torch.inf)
+    order = fixed[levels[:, fixed].argsort(dim=1, descending=True, stable=True)]
+    places = torch.empty_like(order).scatter_(1, order, torch.arange(most, device=order.device).expand_as(order))
+    cuts = torch.arange(most + 1, device=flat.device)
+    shares = (cuts.to(wide) / counts.to(wide)[:, None]).clamp(max=1)
+    return RankedPixels(places.to(flat.device).gather(1, flat).view(labels.shape), cuts, shares, means.gather(1, order), counts)
+
+
 @functools.lru_cache(maxsize=16)
 def _permutation(count: int) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(0))
-
-
-def baseline_images(images: Tensor, baseline: Baseline, mean: Tensor | None) -> Tensor:
-    """Images with all pixels changed, `(B, C, H, W)`.
-
-    Raises:
-        InputError: the mean colour is needed but not given.
-    """
-    channels = images.shape[1]
-    colour = images.new_zeros(channels, 1, 1)
-    if baseline.colour == "mean":
-        if mean is None:
-            raise InputError("this protocol fills with the classifier's mean colour: pass fill=classifier.mean, or three values in [0, 1].")
-        if mean.numel() != channels:
-            needed = "three values in [0, 1], red, green and blue" if channels == 3 else f"{channels} values in [0, 1], one per channel"
-            raise InputError(f"a fill is {needed}; got {mean.numel()}.")
-        colour = mean.to(images).view(channels, 1, 1)
-    if baseline.kind == "colour":
-        return colour.expand_as(images)
-    side = baseline.side if baseline.side is not None else max(images.shape[2] // 5, 9) // 2 * 2 + 1
-    kernel = torch.full((side,), 1 / side) if baseline.kind == "box" else _gaussian(side)
-    line = kernel.to(images).expand(channels, 1, -1)
-    blurred = images - colour  # the outside becomes zero, which is what convolution pads with
-    blurred = torch.nn.functional.conv2d(blurred, line[:, :, None, :], padding=(0, side // 2), groups=channels)
-    blurred = torch.nn.functional.conv2d(blurred, line[:, :, :, None], padding=(side // 2, 0), groups=channels)
-    return blurred + colour
-
-
-@functools.lru_cache(maxsize=16)
-def _gaussian(side: int) -> Tensor:
-    """The blur of both releases: scipy's Gaussian filter, σ = 5, reflected at the borders, of a unit impulse of this side."""
-    from scipy.ndimage import gaussian_filter1d
-
-    impulse = [0.0] * side
-    impulse[side // 2] = 1.0
-    return torch.as_tensor(gaussian_filter1d(impulse, BLUR_SIGMA, output=float))
 
 
 @dataclass(frozen=True)
@@ -186,14 +208,16 @@ class RankedPixels:
     Attributes:
         ranks: `(B, H, W)`, each pixel's place in the order.
         cuts: `(T + 1,)`; after each step, the pixels with ranks below its cut have changed.
-        shares: `(B, T + 1)`, share of the pixels changed.
-        mask_means: `(B, T)`, mean mask value of the pixels of each step.
+        shares: `(B, T + 1)`, share of the pixels changed; of superpixels, the share of these.
+        mask_means: `(B, T)`, mean mask value of the pixels of each step; NaN where an image has fewer superpixels than T.
+        counts: `(B,)`, the superpixels of each image; None: pixels or cells are ranked, as many in each.
     """
 
     ranks: Tensor
     cuts: Tensor
     shares: Tensor
     mask_means: Tensor
+    counts: Tensor | None = None
 
 
 def rank_pixels(curve: Curve, masks: Tensor, low_res_masks: Tensor, size: tuple[int, int]) -> RankedPixels:
@@ -210,11 +234,10 @@ def rank_pixels(curve: Curve, masks: Tensor, low_res_masks: Tensor, size: tuple[
     """
     values = low_res_masks if curve.low_res else masks
     count = values[0].numel()
-    step = curve.step if curve.step is not None else (-(-count // LOW_RES_STEPS) if curve.low_res else 8 * size[1])
     if count > size[0] * size[1]:
         raise InputError(f"a map of {tuple(values.shape[1:])} has more cells than an image of {size} has pixels.")
     places = ranks(values, curve.as_bytes)
-    cuts = torch.tensor([*range(0, count, step), count], device=values.device)
+    cuts = torch.tensor(_cuts(curve, count, size), device=values.device)
     wide = widened(values)
     spread, area = places, torch.ones_like(wide)
     if values.shape[-2:] != size:
@@ -229,3 +252,11 @@ def rank_pixels(curve: Curve, masks: Tensor, low_res_masks: Tensor, size: tuple[
     pixels = torch.nn.functional.pad(ordered_area.cumsum(1), (1, 0))[:, at]
     weighted = torch.nn.functional.pad(ordered_mask.cumsum(1), (1, 0))[:, at]
     return RankedPixels(spread, cuts, pixels / pixels[:, -1:], weighted.diff(dim=1) / pixels.diff(dim=1))
+
+
+def _cuts(curve: Curve, count: int, size: tuple[int, int]) -> list[int]:
+    """How many pixels or cells of `count` have changed after each step."""
+    if curve.steps is not None:
+        return [count * step // curve.steps for step in range(curve.steps + 1)]
+    step = curve.step if curve.step is not None else (-(-count // LOW_RES_STEPS) if curve.low_res else 8 * size[1])
+    return [*range(0, count, step), count]

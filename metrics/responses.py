@@ -13,24 +13,29 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from xattn.deferred import torch
 from xattn.errors import InputError
-from xattn.metrics.adaptive import first_points, interpolated, next_points
+from xattn.metrics.adaptive import interpolated
+from xattn.metrics.curve_state import CurveState, Reply
+from xattn.metrics.fills import Baseline, Fill
 from xattn.metrics.inputs import CheckedPredict, Outputs, as_images, as_masks, refuse_chunk, refuse_no_masks
 from xattn.metrics.perturbations import (
     ORIGINAL,
-    Baseline,
     Curve,
+    Groups,
     Kept,
     Original,
     Perturbation,
     RankedPixels,
     Removed,
-    baseline_images,
+    Subsets,
     rank_pixels,
+    rank_superpixels,
     takes_low_res,
 )
 from xattn.metrics.probability import Probability
+from xattn.metrics.removals import GroupResponse, SubsetResponse, chosen_patches, without_groups, without_subsets
+from xattn.metrics.segments import superpixels
 from xattn.metrics.stream import PerturbedImages, PredictAll, Read, stream
-from xattn.metrics.targets import Predict, Target, Targets, as_target
+from xattn.metrics.targets import ClassTarget, Predict, Target, Targets, as_target
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,11 +48,13 @@ class CurveResponse(NamedTuple):
         shares: `(B, T + 1)` float64, share of the pixels changed, from 0 to 1.
         p: `(B, T + 1)` float64, the target's probability; if the curve has a tolerance, a monotone cubic between the evaluated steps.
         mask_means: `(B, T)` float64, mean mask value of the pixels of each step.
+        answers: `(B, T + 1)` float64, 1 where the network's answer is the target, else 0; NaN at steps that were not evaluated.
     """
 
     shares: Tensor
     p: Tensor
     mask_means: Tensor
+    answers: Tensor
 
 
 @dataclass(frozen=True)
@@ -56,10 +63,13 @@ class Responses:
 
     probabilities: Mapping[Perturbation, Probability] = field(default_factory=dict)
     curves: Mapping[Curve, CurveResponse] = field(default_factory=dict)
+    groups: Mapping[Groups, GroupResponse] = field(default_factory=dict)
+    subsets: Mapping[Subsets, SubsetResponse] = field(default_factory=dict)
 
     def finite(self) -> Tensor | None:
         """Whether every probability of an image is finite, `(B,)` bool; None if nothing was evaluated."""
-        columns = [found.p[:, None] for found in self.probabilities.values()] + [found.p for found in self.curves.values()]
+        columns = [found.p[:, None] for found in self.probabilities.values()]
+        columns += [found.p for several in (self.curves, self.groups, self.subsets) for found in several.values()]
         return torch.isfinite(torch.cat(columns, dim=1)).all(dim=1) if columns else None
 
     def probability(self, perturbation: Perturbation) -> Probability:
@@ -140,11 +150,11 @@ def evaluate_for_all(
     low_res_masks = masks if low_res_masks is None else low_res_masks
     _check(images, masks, low_res_masks, perturbations)
     masks, low_res_masks = ({name: some.to(images.device) for name, some in given.items()} for given in (masks, low_res_masks))
-    read = [_probabilities_of(target) for target in targets]
+    read = [_replies_of(target) for target in targets]
 
-    def run(asked: Mapping[Any, PerturbedImages]) -> list[dict[Any, Probability]]:
-        found = stream(predict, list(asked.values()), images, read, 2, chunk)
-        return [{key: Probability(*columns) for key, columns in zip(asked, of_one, strict=True)} for of_one in found]
+    def run(asked: Mapping[Any, PerturbedImages]) -> list[dict[Any, Reply]]:
+        found = stream(predict, list(asked.values()), images, read, len(Reply._fields), chunk)
+        return [{key: Reply(*columns) for key, columns in zip(asked, of_one, strict=True)} for of_one in found]
 
     asked = _Asked(images, masks, low_res_masks, perturbations, mean)
     answers = run(asked.runs)
@@ -157,8 +167,21 @@ def evaluate_for_all(
     return [{name: network.responses(name) for name in masks} for network in networks]
 
 
-def _probabilities_of(target: Target) -> Read:
-    return lambda output, index: target[index].probability(output)
+def _replies_of(target: Target) -> Read:
+    def read(output: Tensor, index: Tensor) -> Reply:
+        own = target[index]
+        found = own.probability(output)
+        return Reply(found.p, found.rest, _is_answer(own, output, found))
+
+    return read
+
+
+def _is_answer(target: Target, output: Tensor, probability: Probability) -> Tensor:
+    """Whether the network answers with the target, 1 or 0: a class of one label has the highest logit, another is likelier than not."""
+    found = probability.p > probability.rest
+    if isinstance(target, ClassTarget) and not target.multi_label:
+        found = output.argmax(dim=1).to(found.device) == target.classes.to(found.device)
+    return found.double().masked_fill(probability.p.isnan(), torch.nan)
 
 
 class _Asked:
@@ -169,6 +192,8 @@ class _Asked:
         owners: by mask, for each image the index of the first identical mask, `(B,)`.
         rows: by mask, the images for which it is the first.
         ranked: the order of the pixels, by mask and what determines it.
+        chosen: the patches of random subsets.
+        fills: what replaced pixels show.
     """
 
     def __init__(
@@ -181,43 +206,55 @@ class _Asked:
     ) -> None:
         self.images, self.perturbations = images, perturbations
         size = (images.shape[2], images.shape[3])
-        bases = sorted({asked.baseline for asked in perturbations if isinstance(asked, Curve)}, key=repr)
-        self.baselines: dict[Baseline, Tensor] = {base: baseline_images(images, base, mean) for base in bases}
+        bases = sorted({asked.baseline for asked in perturbations if isinstance(asked, Curve | Groups | Subsets)}, key=repr)
+        self.fills: dict[Baseline, Fill] = {base: Fill(images, base, mean) for base in bases}
         self.owners = _owners(masks, low_res_masks if any(takes_low_res(asked) for asked in perturbations) else masks)
         self.rows = {name: (owner == number).nonzero()[:, 0] for number, (name, owner) in enumerate(self.owners.items())}
-        self.runs: dict[Any, PerturbedImages] = {ORIGINAL: _plain(images)} | {
-            base: _plain(changed) for base, changed in self.baselines.items()
-        }
-        self.ranked: dict[tuple[str, Curve], RankedPixels] = {}
-        ranked: dict[tuple[str, bool, bool, int | None], RankedPixels] = {}
+        ends = dict.fromkeys(asked.baseline for asked in perturbations if isinstance(asked, Curve))
+        self.runs: dict[Any, PerturbedImages] = {ORIGINAL: _plain(images)} | {base: _plain(self.fills[base].whole) for base in ends}
+        self.chosen = {asked: chosen_patches(images, asked) for asked in perturbations if isinstance(asked, Subsets)}
+        self.runs |= {asked: without_subsets(self.fills[asked.baseline], patches, asked.patch) for asked, patches in self.chosen.items()}
+        self.ranked: dict[tuple[str, Curve | Groups], RankedPixels] = {}
+        ranked: dict[tuple[object, ...], RankedPixels] = {}
+        segmented = {count: superpixels(images, count) for count in _superpixels_asked(perturbations)}
         for name, mask in masks.items():
             for asked in perturbations:
                 if isinstance(asked, Kept | Removed) and len(self.rows[name]):
                     shown = shown_share(asked, mask, low_res_masks[name], size).to(images)
                     self.runs[name, asked] = _masked(images, shown, self.rows[name])
-                elif isinstance(asked, Curve):
-                    key = (name, asked.low_res, asked.as_bytes, asked.step)
-                    if key not in ranked:
-                        ranked[key] = rank_pixels(asked, mask, low_res_masks[name], size)
+                elif isinstance(asked, Curve | Groups):
+                    curve = asked if isinstance(asked, Curve) else asked.curve
+                    key = (name, curve.low_res, curve.as_bytes, curve.step, curve.steps, curve.superpixels)
+                    if key not in ranked and curve.superpixels is not None:
+                        ranked[key] = rank_superpixels(segmented[curve.superpixels], mask)
+                    elif key not in ranked:
+                        ranked[key] = rank_pixels(curve, mask, low_res_masks[name], size)
                     self.ranked[name, asked] = ranked[key]
-                    begun = self.curve(name, asked).begin()
+                    if isinstance(asked, Curve):
+                        begun = self.curve(name, asked).begin()
+                    else:
+                        begun = without_groups(self.fills[asked.baseline], ranked[key], self.rows[name])
                     if begun is not None:
                         self.runs[name, asked] = begun
 
-    def curve(self, name: str, curve: Curve) -> _CurveState:
+    def curve(self, name: str, curve: Curve) -> CurveState:
         """A curve with no known points yet."""
-        return _CurveState(curve, self.ranked[name, curve], self.images, self.baselines[curve.baseline], self.rows[name])
+        return CurveState(curve, self.ranked[name, curve], self.fills[curve.baseline], self.rows[name])
+
+
+def _superpixels_asked(perturbations: Sequence[Perturbation]) -> set[int]:
+    return {asked.superpixels for asked in perturbations if isinstance(asked, Curve) and asked.superpixels is not None}
 
 
 class _Answers:
     """One network's answers to everything that was asked."""
 
-    def __init__(self, asked: _Asked, found: Mapping[Any, Probability]) -> None:
+    def __init__(self, asked: _Asked, found: Mapping[Any, Reply]) -> None:
         self.asked, self.found = asked, found
-        self.curves = {key: asked.curve(*key) for key in asked.ranked}
+        self.curves = {(name, curve): asked.curve(name, curve) for name, curve in asked.ranked if isinstance(curve, Curve)}
         for (name, curve), state in self.curves.items():
             state.begin()
-            state.end(found[curve.baseline].p, found[ORIGINAL].p)
+            state.end(found[curve.baseline], found[ORIGINAL])
             state.take(found.get((name, curve)))
 
     def responses(self, name: str) -> Responses:
@@ -227,76 +264,38 @@ class _Answers:
         sources = [(names[number], (owners[name] == number).nonzero()[:, 0]) for number in owners[name].unique().tolist()]
         probabilities: dict[Perturbation, Probability] = {}
         curves: dict[Curve, CurveResponse] = {}
+        groups: dict[Groups, GroupResponse] = {}
+        subsets = {
+            asked: SubsetResponse(self.found[asked].p.view(chosen.shape[:2]), chosen, asked.patch)
+            for asked, chosen in self.asked.chosen.items()
+        }
         for asked in self.asked.perturbations:
             if isinstance(asked, Curve):
                 own = self.curves[name, asked]
-                p = torch.empty_like(own.p)
+                p, answers = torch.empty_like(own.p), torch.empty_like(own.p)
                 for other, some in sources:
-                    p[some.to(p.device)] = self.curves[other, asked].p[some.to(p.device)]
+                    where, known = some.to(p.device), self.curves[other, asked]
+                    p[where], answers[where] = known.p[where], known.answers[where]
                 p = p.masked_fill(p.isinf(), torch.nan) if asked.tolerance is None else interpolated(p, own.shares)
-                curves[asked] = CurveResponse(own.shares, p, own.ranked.mask_means.to(p.device))
+                curves[asked] = CurveResponse(own.shares, p, own.ranked.mask_means.to(p.device), answers)
+            elif isinstance(asked, Groups):
+                ranked = self.asked.ranked[name, asked]
+                p = original.p.new_empty(len(original.p), asked.count)
+                for other, some in sources:
+                    at, to = torch.searchsorted(self.asked.rows[other], some).to(p.device), some.to(p.device)
+                    p[to] = self.found[other, asked].p.view(-1, asked.count)[at]
+                groups[asked] = GroupResponse(p, ranked.mask_means.to(p.device))
+            elif isinstance(asked, Subsets):
+                continue
             elif isinstance(asked, Original):
-                probabilities[asked] = original
+                probabilities[asked] = Probability(original.p, original.rest)
             else:
                 p, rest = torch.empty_like(original.p), torch.empty_like(original.rest)
                 for other, some in sources:
                     at, to = torch.searchsorted(self.asked.rows[other], some).to(p.device), some.to(p.device)
                     p[to], rest[to] = self.found[other, asked].p[at], self.found[other, asked].rest[at]
                 probabilities[asked] = Probability(p, rest)
-        return Responses(probabilities, curves)
-
-
-class _CurveState:
-    """The known part of a curve, for the images of a batch under one mask.
-
-    Attributes:
-        p: `(B, T + 1)` float64, NaN where nothing was evaluated.
-    """
-
-    def __init__(self, curve: Curve, ranked: RankedPixels, images: Tensor, base: Tensor, rows: Tensor) -> None:
-        self.curve, self.ranked, self.rows = curve, ranked, rows
-        self.before, self.after = (base, images) if curve.insertion else (images, base)
-        self.p = torch.empty(0)
-        self.shares = ranked.shares.expand(len(images), -1)
-        self.asked: tuple[Tensor, Tensor] | None = None
-
-    def begin(self) -> PerturbedImages | None:
-        """The first steps to evaluate: all between the ends, or some."""
-        steps = torch.arange(1, len(self.ranked.cuts) - 1, device=self.rows.device)
-        if self.curve.tolerance is not None:
-            steps = first_points(len(self.ranked.cuts), early=not self.curve.insertion).to(steps)
-        return self._at(self.rows.repeat_interleave(len(steps)), steps.repeat(len(self.rows)))
-
-    def more(self) -> PerturbedImages | None:
-        """The next steps to evaluate; None if the curve is known well enough."""
-        if self.curve.tolerance is None:
-            return None
-        rows = self.rows.to(self.p.device)
-        wanted = next_points(self.p[rows], self.shares[rows], self.curve.tolerance)
-        row, step = wanted.nonzero(as_tuple=True)
-        return self._at(self.rows[row.to(self.rows.device)], step.to(self.rows.device))
-
-    def end(self, base: Tensor, original: Tensor) -> None:
-        """Sets the probabilities at the two ends."""
-        self.shares = self.shares.to(base.device)
-        self.p = torch.full_like(self.shares, torch.nan)
-        self.p[:, 0], self.p[:, -1] = (base, original) if self.curve.insertion else (original, base)
-
-    def take(self, found: Probability | None) -> None:
-        """Sets the probabilities of the steps that were requested last."""
-        if found is not None and self.asked is not None:
-            index, step = (which.to(self.p.device) for which in self.asked)
-            self.p[index, step] = found.p.nan_to_num(nan=torch.inf)  # evaluated, but no number; NaN marks what was not evaluated
-
-    def _at(self, index: Tensor, step: Tensor) -> PerturbedImages | None:
-        self.asked = (index, step)
-
-        def make(part: slice) -> tuple[Tensor, Tensor]:
-            chosen = index[part]
-            changed = self.ranked.ranks[chosen] < self.ranked.cuts[step[part]][:, None, None]
-            return torch.where(changed[:, None], self.after[chosen], self.before[chosen]), chosen
-
-        return PerturbedImages(len(index), make) if len(index) else None
+        return Responses(probabilities, curves, groups, subsets)
 
 
 def shown_share(perturbation: Kept | Removed, mask: Tensor, low_res_mask: Tensor, size: tuple[int, int]) -> Tensor:
@@ -318,7 +317,7 @@ def _check(images: Tensor, masks: Mapping[str, Tensor], low_res_masks: Mapping[s
                 f"masks must be (batch, height, width) = {(len(images), *size)} like the images; got {tuple(mask.shape)}. "
                 "Raw maps become masks by xattn.metrics.to_masks(maps, (height, width))."
             )
-        ranks_alone = all(isinstance(asked, Curve) for asked in perturbations)
+        ranks_alone = not any(isinstance(asked, Kept | Removed) for asked in perturbations)
         if not ranks_alone:
             refuse_no_masks(mask)
 

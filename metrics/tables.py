@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from xattn.errors import InputError, NameUnknownError
 from xattn.metrics.base import Aggregation, metrics
+from xattn.metrics.fill_order import fill_notes
 from xattn.metrics.sheets import BETTER, SIGNIFICANT, WORSE, Sheet, sheet
 from xattn.metrics.statistics import (
     ANY,
@@ -289,6 +290,7 @@ def _notes(rows: pd.DataFrame, frame: pd.DataFrame, names: Sequence[str], agains
             f"differences, p < {SIGNIFICANT}, Benjamini–Hochberg within a metric)."
         )
         notes += _undecided(frame, names, of)
+    notes += fill_notes(frame, names)
     for metric in names:
         about = of[metric].metadata
         notes.append(f"{about.symbol}: {metric}{', in %' if about.unit == '%' else ''}.")

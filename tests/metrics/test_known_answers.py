@@ -103,7 +103,8 @@ def test_an_additive_classifier_has_insertion_100_minus_deletion_at_any_step(ste
 
 
 def _insertion_from_black(step: int):
-    from xattn.metrics.perturbations import Baseline, Curve
+    from xattn.metrics.fills import Baseline
+    from xattn.metrics.perturbations import Curve
 
     return Curve(True, Baseline("colour", "black"), step)
 

@@ -13,8 +13,10 @@ from torch.nn import functional
 from tests import networks
 from xattn import metrics as m
 from xattn.errors import InputError, NameUnknownError
-from xattn.metrics.curves import PROTOCOLS, Deletion, Insertion
-from xattn.metrics.perturbations import KEPT, ORIGINAL, REMOVED, Baseline, baseline_images, ranks
+from xattn.metrics.curves import Deletion, Insertion
+from xattn.metrics.fills import Baseline, baseline_images
+from xattn.metrics.perturbations import KEPT, ORIGINAL, REMOVED, ranks
+from xattn.metrics.protocols import PROTOCOLS
 from xattn.metrics.responses import evaluate_perturbations
 from xattn.metrics.targets import ClassTarget
 
@@ -247,7 +249,7 @@ def test_masks_of_another_size_than_the_images_are_refused_with_what_to_do(predi
 
 def test_an_even_blur_and_a_step_below_one_are_refused(predict) -> None:
     arguments = (predict, networks.pictures(1).double(), torch.rand(1, 32, 32), torch.tensor([0]))
-    with pytest.raises(InputError, match="odd, from 1 to 1001; got 4"):
+    with pytest.raises(InputError, match="odd, from 1 to 1001, or 0 for none; got 4"):
         m.insertion(*arguments, fill=MEAN, blur=4)
     for step in (0, -1):
         with pytest.raises(InputError, match="whole number of pixels, at least one; got"):

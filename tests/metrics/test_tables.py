@@ -90,3 +90,22 @@ def test_a_method_whose_maps_are_all_degenerate_keeps_an_empty_row() -> None:
     assert (line["n"], line["degenerate_share"]) == (0, 1)
     assert math.isnan(line["average-drop"])
     assert [cell.strip() for cell in table.text("markdown").splitlines()[3].split("|")[3:5]] == ["grad-cam", "–"]
+
+
+def test_a_table_with_several_fills_says_how_often_methods_change_places() -> None:
+    means = {
+        "deletion": [1, 2, 3],
+        "deletion:fill=black": [1, 3, 2],
+        "deletion:fill=noise": [3, 2, 1],
+        "deletion:step=9,fill=black": [1, 2, 3],
+    }
+    rows = pd.concat([rows_of({f"m{k}": [float(value)] * 2 for k, value in enumerate(of)}, metric) for metric, of in means.items()])
+    notes = [note for note in comparison(rows).notes if "change places" in note]
+    # default and black: one pair of three; default and noise: all three; black and noise: two
+    assert notes == [
+        "deletion (the default fill, fill=black, fill=noise): 6 of 9 pairs of methods (67%) change places between two of the 3 fills, over "
+        "all pairs of fills."
+    ]
+    two = comparison(rows[rows["metric"].isin(["deletion", "deletion:fill=black"])])
+    assert "1 of 3 pairs of methods (33%) change places between the two fills." in " ".join(two.notes)
+    assert not any("change places" in note for note in comparison(rows[rows["metric"] == "deletion"]).notes)

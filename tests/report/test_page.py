@@ -15,9 +15,11 @@ import torch
 
 from tests.report.runs import HOSTILE, METHODS, write_pictures, write_run
 from xattn.data.preprocessing import IMAGENET_MEAN
-from xattn.metrics.curves import PROTOCOLS, Insertion
+from xattn.metrics.curves import Insertion
+from xattn.metrics.fills import baseline_images
 from xattn.metrics.masking import to_masks
-from xattn.metrics.perturbations import baseline_images, rank_pixels
+from xattn.metrics.perturbations import rank_pixels
+from xattn.metrics.protocols import PROTOCOLS
 from xattn.report import report
 from xattn.study.compare import compare_runs
 from xattn.study.store import Store

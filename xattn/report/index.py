@@ -15,7 +15,8 @@ from xattn import __version__
 from xattn.errors import XattnError
 from xattn.explainers.base import methods as method_registry
 from xattn.metrics.base import CurveMetric, metrics
-from xattn.metrics.perturbations import Baseline, baseline_images, ranks
+from xattn.metrics.fills import Baseline, baseline_images
+from xattn.metrics.perturbations import ranks
 from xattn.report.contents import Column, Contents, Item
 from xattn.report.encoding import NO_VALUE, base64_of, kind_of
 from xattn.report.pictures import Pictures
@@ -144,7 +145,7 @@ def _metric(contents: Contents, metric: str) -> dict[str, Any]:
 def _kernels(contents: Contents, baseline: Baseline) -> dict[str, list[float]]:
     """One line of the blur's kernel, by the height of the crop."""
     found: dict[str, list[float]] = {}
-    for about in contents.classifiers.values() if baseline.kind != "colour" else ():
+    for about in contents.classifiers.values() if baseline.kind in ("gaussian", "box") else ():
         height = about.preprocessing.input_size[0]
         if str(height) not in found:
             side = baseline.side if baseline.side is not None else max(height // 5, 9) // 2 * 2 + 1

@@ -20,7 +20,7 @@ from xattn.inference.memory import peak_bytes, shown
 from xattn.inference.predictor import Predictor, Tuning
 from xattn.inference.tuning import Tuned, tuned
 from xattn.metrics.base import Metric
-from xattn.metrics.perturbations import forwards
+from xattn.metrics.perturbations import forwards, ignores_masks
 from xattn.metrics.statistics import mean_interval
 from xattn.metrics.targets import Region
 from xattn.models.classifier import Classifier
@@ -93,14 +93,17 @@ def forwards_per_image(plan: Plan, classifier: Classifier) -> int:
     methods, stage = plan.methods_of(classifier), plan.stage_of(classifier)
     channels = 0 if stage is None else stage.channels
     cells = 0 if stage is None else stage.size[0] * stage.size[1]
-    perturbed = sum(forwards(asked, classifier.input_size, cells) for asked in perturbations_of(plan.metrics))
-    again = len({asked for metric in plan.metrics for asked in metric.instance.explained})
+    asked = perturbations_of(plan.metrics)
+    once, each = (
+        sum(forwards(one, classifier.input_size, cells) for one in asked if ignores_masks(one) == ignored) for ignored in (True, False)
+    )
+    again = len({one for metric in plan.metrics for one in metric.instance.explained})
     own = [
         method.instance.forwards(channels, classifier.input_size) if isinstance(method.instance, RunsNetworkAgain) else 0
         for method in methods
     ]
     explained = sum(bool(method.metadata.needs) + more for method, more in zip(methods, own, strict=True))
-    return 1 + perturbed * len(methods) + sum(own) + again * explained
+    return 1 + once + each * len(methods) + sum(own) + again * explained
 
 
 def _some_crops(plan: Plan, classifier: Classifier) -> Tensor | None:

@@ -188,7 +188,9 @@ def _evidence(
         explain = explainer_of(classifier, maps, methods.create(method), predictor)
         explanations[perturbation] = explain(maps.images * shown.to(maps.images)[:, None])
     raw = maps.raw[method].relu() if is_signed(method) else maps.raw[method]
-    return Evidence(maps.masks[method], raw, head_maps, responses, explanations, None if regions is None else regions.masks)
+    return Evidence(
+        maps.masks[method], raw, head_maps, responses, explanations, None if regions is None else regions.masks, maps.raw[method]
+    )
 
 
 def _head_maps(several: Tensor, method: MethodComponent) -> Tensor | None:

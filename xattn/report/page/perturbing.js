@@ -95,7 +95,7 @@ async function perturbed(data, item, column, metric) {
   const map = rawMap(data, column);
   const uri = data.pictures[about.crop];
   if (!map || !uri) return null;
-  if (curve.lowRes && map.reduced) return null;
+  if ((curve.lowRes && map.reduced) || REPLACED[curve.kind]) return null;
   const image = await pixelsOf(uri, width, height);
   const base = baselineOf(image, curve, about.mean);
   const kind = index.columns[column].kind;

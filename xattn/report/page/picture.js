@@ -314,7 +314,9 @@ function curvePanel(data, item, metric) {
   perturbed(data, item, state.column, metric).then((steps) => {
     if (!steps) {
       canvas.remove();
-      below.textContent = data.pictures.some(Boolean)
+      below.textContent = REPLACED[about.curve.kind]
+        ? `The page cannot draw ${REPLACED[about.curve.kind]}: no picture at each step.`
+        : data.pictures.some(Boolean)
         ? "The order of the pixels needs the map as the run made it."
         : "The picture at each step needs the picture, which could not be read when the report was made.";
       return;
@@ -345,9 +347,12 @@ function throttledSteps(metric, draw) {
   return stepDrawers.get(metric)(draw);
 }
 
+// Fills that the page does not compute.
+const REPLACED = { noise: "noise", "noisy-linear": "what their neighbours suggest" };
+
 function fillOf(curve) {
   const colour = curve.colour === "mean" ? "the mean colour" : "black";
-  const blur = { gaussian: "a Gaussian blur", box: "a box blur" }[curve.kind];
+  const blur = { gaussian: "a Gaussian blur", box: "a box blur", ...REPLACED }[curve.kind];
   const what = curve.insertion ? `into ${blur || colour}` : `to ${blur || colour}`;
   return `${curve.insertion ? "pixels inserted" : "pixels deleted"} ${what}, highest of the mask first${curve.lowRes ? ", by cells of the map" : ""}${curve.tolerance ? `; interpolated between evaluated steps (tolerance ${curve.tolerance})` : ""}`;
 }

@@ -1,0 +1,93 @@
+"""Groups and random subsets of pixels, each replaced alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from xattn.deferred import torch
+from xattn.metrics.seeds import content_seeds
+from xattn.metrics.stream import PerturbedImages
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from xattn.metrics.fills import Fill
+    from xattn.metrics.perturbations import RankedPixels, Subsets
+
+SUBSET_SEED = 1  # another stream of numbers than that of a fill's noise
+
+
+class GroupResponse(NamedTuple):
+    """The target's probability without each of K groups of pixels.
+
+    Attributes:
+        p: `(B, K)` float64.
+        mask_means: `(B, K)` float64, mean of the mask over the pixels of each group.
+    """
+
+    p: Tensor
+    mask_means: Tensor
+
+
+class SubsetResponse(NamedTuple):
+    """The target's probability without each of S subsets of patches.
+
+    Attributes:
+        p: `(B, S)` float64.
+        chosen: `(B, S, rows, columns)` bool, the patches of each subset.
+        patch: side of a patch in pixels.
+    """
+
+    p: Tensor
+    chosen: Tensor
+    patch: int
+
+    def sums(self, maps: Tensor) -> Tensor:
+        """Sums of maps `(B, H, W)` of the image's size over each subset, `(B, S)`."""
+        rows, columns = self.chosen.shape[2:]
+        below, beside = rows * self.patch - maps.shape[1], columns * self.patch - maps.shape[2]
+        whole = torch.nn.functional.pad(maps, (0, beside, 0, below))
+        patches = whole.view(len(maps), rows, self.patch, columns, self.patch).sum(dim=(2, 4))
+        return torch.einsum("bsp,bp->bs", self.chosen.flatten(2).to(patches), patches.flatten(1))
+
+
+def chosen_patches(images: Tensor, subsets: Subsets) -> Tensor:
+    """The patches of random subsets of each image, `(B, S, rows, columns)` bool.
+
+    A subset holds the patches of the smallest of uniform random numbers, drawn subset by subset with the generator seeded by the image's
+    content and 1.
+    """
+    rows, columns = (-(-side // subsets.patch) for side in images.shape[2:])
+    size = max(1, round(subsets.share * rows * columns))
+    found = torch.zeros(len(images), subsets.count, rows * columns, dtype=torch.bool)
+    for one, seed in zip(found, content_seeds(images, SUBSET_SEED), strict=True):
+        numbers = torch.rand(one.shape, generator=torch.Generator().manual_seed(seed))
+        one.scatter_(1, numbers.argsort(dim=1)[:, :size], True)
+    return found.view(len(images), subsets.count, rows, columns).to(images.device)
+
+
+def without_subsets(fill: Fill, chosen: Tensor, patch: int) -> PerturbedImages:
+    """The images without each of their subsets, image by image."""
+    count, size = chosen.shape[1], fill.images.shape[2:]
+
+    def make(part: slice) -> tuple[Tensor, Tensor]:
+        numbers = torch.arange(part.start, part.stop, device=chosen.device)
+        rows = numbers // count
+        cells = chosen[rows, numbers % count]
+        gone = cells.repeat_interleave(patch, dim=1).repeat_interleave(patch, dim=2)[:, : size[0], : size[1]]
+        return fill(rows, gone), rows
+
+    return PerturbedImages(len(chosen) * count, make)
+
+
+def without_groups(fill: Fill, ranked: RankedPixels, rows: Tensor) -> PerturbedImages | None:
+    """Some of the images without each of their groups, image by image; None if there are none."""
+    count = len(ranked.cuts) - 1
+
+    def make(part: slice) -> tuple[Tensor, Tensor]:
+        numbers = torch.arange(part.start, part.stop, device=rows.device)
+        index, group = rows[numbers // count], numbers % count
+        ranks, low, high = ranked.ranks[index], ranked.cuts[group][:, None, None], ranked.cuts[group + 1][:, None, None]
+        return fill(index, (ranks >= low) & (ranks < high)), index
+
+    return PerturbedImages(len(rows) * count, make) if len(rows) else None

@@ -1,0 +1,24 @@
+"""Seeds from what images show."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+from xattn.deferred import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def content_seeds(images: Tensor, seed: int = 0) -> list[int]:
+    """One seed per image, from the run's seed and the image's content in 8 bits; independent of the batch and the place in it.
+
+    Args:
+        images: `(B, C, H, W)` in pixel space.
+        seed: of the run.
+    """
+    crops = (images.detach() * 255).round().clamp(0, 255).to(torch.uint8).cpu().contiguous()
+    run = seed.to_bytes(8, "little", signed=True)
+    digests = [hashlib.sha256(run + crop.numpy().tobytes()).digest() for crop in crops]
+    return [int.from_bytes(digest[:7], "little") for digest in digests]
