@@ -10,7 +10,7 @@ from torch import nn
 
 import xattn
 from xattn.errors import SettingError
-from xattn.ocr import ObjectContext, OCRNetwork, Regions, region_weights
+from xattn.ocr import ObjectContext, OCRNetwork, OCRSettings, Regions, region_weights
 
 
 def weights_in_loops(features: list[list[float]], logits: list[list[float]], regions: str) -> list[list[float]]:
@@ -59,7 +59,7 @@ def test_weights_and_logits_are_those_of_the_formula_written_out(regions: Region
 def test_the_network_is_a_classifier_of_regions_and_both_classifiers_reach_the_weights() -> None:
     torch.manual_seed(0)
     early, last = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU()), nn.Sequential(nn.Conv2d(4, 6, 3, 2, 1), nn.ReLU())
-    network = OCRNetwork(early, last, (4, 6), classes=3, width=8, keys=4, regions="representatives").eval()
+    network = OCRNetwork(early, last, (4, 6), 3, OCRSettings("representatives", 8, 4)).eval()
     classifier = xattn.attach(network, input_size=16, resize=16, name="ocr")
     assert classifier.reader.dense
     assert classifier.class_count == 3
