@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -146,8 +147,7 @@ class Segmentation(Task):
         found = open_published(*parsed)
         assert found.label_maps is not None
         index = _classes_in(classifier, found.classes, data.place)
-        numbers = {str(path): number for number, path in enumerate(found.paths)}
-        counted = _count(classifier, data, found.label_maps.renumbered(index), numbers)
+        counted = _count(classifier, data, found.paths, found.label_maps.renumbered(index))
         overlap = counted.overlap[:, index].double()
         union = counted.union[:, index].double()
         n = len(overlap)
@@ -170,13 +170,14 @@ class _Counted(NamedTuple):
     failed: list[tuple[str, str]]
 
 
-def _count(classifier: Classifier, data: Data, maps: LabelMaps, numbers: dict[str, int]) -> _Counted:
-    """Runs the network over the pictures and compares its predictions with the label maps.
+def _count(classifier: Classifier, data: Data, paths: tuple[Path, ...], maps: LabelMaps) -> _Counted:
+    """Runs the network over pictures and compares its predictions with their label maps.
 
     Raises:
         ImageError: no picture could be read.
     """
-    source = ImageSource(data.place)
+    source = ImageSource([str(path) for path in paths])
+    numbers = {str(path): number for number, path in enumerate(paths)}
     pieces: dict[int, Tensor] = {}
     failed: list[tuple[str, str]] = []
     seen: list[float] = []
