@@ -281,7 +281,7 @@ def test_from_parts_of_birds_to_a_network_its_score_and_maps_of_a_region(tmp_pat
     assert (content["task"], content["data"], content["n"]) == ("segmentation", f"cityscapes:{root}:val", 3)
     assert list(content["classes"]) == list(classifier.labels)
     methods = ("--method", "grad-cam", "--method", "raw-attention", "--method", "integrated-gradients:steps=2")
-    options = ("--target", "predicted", "--metric", "average-drop", "--workers", "0", "--device", "cpu", "--tune", "off")
+    options = ("--metric", "average-drop", "--workers", "0", "--device", "cpu", "--tune", "off")
     command("explain", f"cityscapes:{root}:val", "--model", net, *methods, *options, "--out", run)
     rows = pd.read_csv(f"{run}/scores.csv")
     assert len(rows) == 3 * 3
