@@ -34,7 +34,7 @@ def has_regions(network: nn.Module) -> bool:
 def gates_kept(network: nn.Module) -> Iterator[dict[str, Tensor]]:
     """Keeps the gates of positions, `(B, 1, h, w)` in (0, 1), by gated stage in a forward inside."""
     kept: dict[str, Tensor] = {}
-    found = {network.get_submodule(f"{name}.{RELATIONS}.positions"): name for name in gated_stages(network)}
+    found: dict[nn.Module, str] = {network.get_submodule(f"{name}.{RELATIONS}.positions"): name for name in gated_stages(network)}
     with _outputs_of(found, kept.__setitem__):
         yield kept
 
@@ -43,7 +43,7 @@ def gates_kept(network: nn.Module) -> Iterator[dict[str, Tensor]]:
 def regions_kept(network: nn.Module) -> Iterator[list[Tensor]]:
     """Keeps the weights of the positions in the region vector of each class, `(B, L, h, w)`, in forwards inside; of OCR networks."""
     kept: list[Tensor] = []
-    found = {part.weights: name for name, part in network.named_modules() if isinstance(part, ObjectContext)}
+    found: dict[nn.Module, str] = {part.weights: name for name, part in network.named_modules() if isinstance(part, ObjectContext)}
     with _outputs_of(found, lambda _, weights: kept.append(weights)):
         yield kept
 
