@@ -20,6 +20,7 @@ from claims import Line, cell, claim, over_seeds, page, shown
 from few_shots import FewShotsPage
 from printed import CA_ACCURACY, CA_BLOCKS, CA_DESIGN_GRAD_CAM, CA_PLACEMENT, CA_QUERIES, CA_TABLE_1, RANKS, RESOLUTION, SELECTION
 from re_identification import ReIdentificationPage
+from segmentation import SegmentationPage
 from several_labels import SeveralLabelsPage
 from trained import SMOKE, Budget, Trainings
 from two_streams import TwoStreamsPage
@@ -341,6 +342,7 @@ TABLES: dict[str, Callable[[Papers], str]] = {
     "alignment": lambda papers: alignment_page(papers.trainings, papers.scores),
     "several-labels": lambda papers: SeveralLabelsPage(papers.work / "several-labels", papers.budget).text(),
     "re-identification": lambda papers: ReIdentificationPage(papers.work / "re-identification", papers.budget).text(),
+    "segmentation": lambda papers: SegmentationPage(papers.work / "segmentation", papers.budget).text(),
     "two-streams": lambda papers: TwoStreamsPage(papers.work / "two-streams", papers.budget).text(),
     "few-shot": lambda papers: FewShotsPage(papers.work / "few-shot", papers.budget).text(),
 }

@@ -48,6 +48,8 @@ class Budget:
         mixed: epochs of fine-tuning on them.
         persons: individuals for training in re-identification; half as many for tests.
         met: epochs of a network for re-identification.
+        parts: training pictures of birds with the part of every pixel.
+        segmented: epochs of a segmentation network on them.
         sums: how many steps are added in the place of attention; the last is the number of steps.
         few: pictures of each kind, for few shots.
         based: epochs on the base classes; students at high resolution have `tuned`.
@@ -74,6 +76,8 @@ class Budget:
     mixed: int = 6
     persons: int = 48
     met: int = 12
+    parts: int = 1000
+    segmented: int = 8
     sums: tuple[int, ...] = (1, 3, 10)
     few: int = 200
     based: int = 8
@@ -101,6 +105,8 @@ SMOKE = Budget(  # in float32: processors without bfloat16 train many times slow
     mixed=1,
     persons=3,
     met=1,
+    parts=16,
+    segmented=1,
     sums=(1, 2),
     few=3,
     based=1,

@@ -51,8 +51,8 @@ NOT_BY_EPISODES = ("batch_size", "validation", "dropout", "freeze_statistics", "
 @click.option(
     "--preset",
     help="Preset: ca-stream (as in the paper), head (cheap; the head alone), probe (the head alone, without random crops), full (head and "
-    "network), voc (several labels), focus (as in its thesis), few-shot-base (base classes of few shots), few-shot (episodes). Default: by "
-    "the head; probe with --cache-features, few-shot with --task few-shot.",
+    "network), voc (several labels), ocr (segmentation), focus (as in its thesis), few-shot-base (base classes of few shots), few-shot "
+    "(episodes). Default: by the head; probe with --cache-features, few-shot with --task few-shot.",
 )
 @click.option("--epochs", type=Integer, help="Passes over the training pictures.")
 @click.option("--freeze-statistics", is_flag=True, default=None, help="Keep and use the network's BatchNorm statistics.")
@@ -61,9 +61,10 @@ NOT_BY_EPISODES = ("batch_size", "validation", "dropout", "freeze_statistics", "
 @click.option("--lr", type=Number(), help="Learning rate.")
 @click.option("--momentum", type=Number(), help="Momentum of sgd.")
 @click.option("--weight-decay", type=Number(), help="Weight decay of the optimiser.")
-@click.option("--schedule", type=click.Choice(["constant", "cosine", "step"]), help="Schedule of the learning rate.")
+@click.option("--schedule", type=click.Choice(["constant", "cosine", "step", "poly"]), help="Schedule of the learning rate.")
 @click.option("--step", type=Integer, help="Epochs between the steps of the schedule.")
 @click.option("--factor", type=Number(), help="Of a step of the schedule.")
+@click.option("--power", type=Number(), help="Of the schedule poly.")
 @click.option("--period", type=Integer, help="Epochs after which the cosine is at 0; it rises again behind. Default: all epochs.")
 @click.option("--smallest-crop", type=Number(), help="Smallest share of a picture's area that a random crop may cover.")
 @click.option("--centre-crop", type=Number(), help="Share of a random crop's side that is kept, around its centre.")

@@ -2,15 +2,61 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from dataclasses import dataclass
+from typing import Annotated, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from xattn.errors import SettingError
+from xattn.errors import InputError, SettingError
+from xattn.registry import AtMost, Registry
 
+PREFIX = "ocr:"
 Regions = Literal["mean", "representatives"]
+
+networks: Registry[None, OCRSettings] = Registry("OCR network")
+
+
+@networks.register("ocr", None)
+@dataclass(frozen=True)
+class OCRSettings:
+    """What an OCR network is made of.
+
+    Attributes:
+        regions: how the region vectors of the classes are made, see `region_weights`; "none": pixels are classified by their own features,
+            without object context.
+        width: channels of the features that are classified.
+        keys: width of the attention to the region vectors.
+    """
+
+    regions: Literal["mean", "representatives", "none"] = "mean"
+    width: Annotated[int, AtMost(8_192)] = 512
+    keys: Annotated[int, AtMost(8_192)] = 256
+
+    def __post_init__(self) -> None:
+        if self.width < 1 or self.keys < 1:
+            raise SettingError(f"width and keys are 1 or more; got width={self.width}, keys={self.keys}.")
+
+
+def parsed(model: str) -> tuple[str, OCRSettings]:
+    """The backbone and the settings in `ocr:BACKBONE[:key=value,…]`; a backbone without a source is torchvision's.
+
+    Raises:
+        InputError: no backbone is named.
+        SettingError: a value that does not fit.
+        NameUnknownError: there is no such setting.
+
+    >>> parsed("ocr:resnet50:regions=representatives")
+    ('torchvision:resnet50', OCRSettings(regions='representatives', width=512, keys=256))
+    """
+    rest = model.removeprefix(PREFIX)
+    before, _, last = rest.rpartition(":")
+    backbone, settings = (before, last) if "=" in last else (rest, "")
+    if not backbone:
+        raise InputError(f"model '{model}' names no backbone: write ocr:NAME of torchvision, ocr:timm:NAME or ocr:birds:gap.")
+    instance = networks.create(f"ocr:{settings}" if settings else "ocr").instance
+    return (backbone if ":" in backbone else f"torchvision:{backbone}"), instance
 
 
 def region_weights(features: Tensor, logits: Tensor, regions: Regions = "mean") -> Tensor:
@@ -71,6 +117,7 @@ class ObjectContext(nn.Module):
         self.context = _layers(keys, channels)
         self.joined = _layers(2 * channels, channels)
         self.classifier = nn.Conv2d(channels, classes, 1)
+        self.weights = nn.Identity()  # by which hooks see the weights of a forward
 
     def forward(self, features: Tensor, logits: Tensor) -> Tensor:
         """Logits `(B, L, h, w)`.
@@ -79,7 +126,7 @@ class ObjectContext(nn.Module):
             features: `(B, C, h, w)`.
             logits: of the auxiliary classifier, `(B, L, h, w)`.
         """
-        weights = region_weights(features, logits, self.regions)
+        weights: Tensor = self.weights(region_weights(features, logits, self.regions))
         vectors = features.flatten(2) @ weights.flatten(2).transpose(1, 2)  # (B, C, L)
         query = self.query(features).flatten(2).transpose(1, 2)
         keys, values = (part(vectors[..., None]).flatten(2) for part in (self.key, self.value))
@@ -97,13 +144,15 @@ class OCRNetwork(nn.Module):
         last: the last stage.
         channels: of the maps of both.
         classes: L.
-        width: of the features that the context is of.
-        keys: width of the attention.
-        regions: see `region_weights`.
+        settings: width of the features, and which object context they get.
+
+    Source: Yuan et al. 2020 (OCR), Sec. 3; with representatives Gomez et al. 2021 (BR-NPA), App. C.
+
+    Differs: without object context (regions=none) the classifier reads the features themselves, a baseline of ours.
 
     >>> import torch
     >>> from torch import nn
-    >>> network = OCRNetwork(nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 8, 3, 1, 1), (4, 8), classes=5, width=8, keys=4)
+    >>> network = OCRNetwork(nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 8, 3, 1, 1), (4, 8), 5, OCRSettings(width=8, keys=4))
     >>> network.eval()(torch.rand(1, 3, 16, 16))["out"].shape
     torch.Size([1, 5, 16, 16])
     """
@@ -114,16 +163,19 @@ class OCRNetwork(nn.Module):
         last: nn.Module,
         channels: tuple[int, int],
         classes: int,
-        width: int = 512,
-        keys: int = 256,
-        regions: Regions = "mean",
+        settings: OCRSettings | None = None,
     ) -> None:
         super().__init__()
+        chosen = settings or OCRSettings()
+        self.settings = chosen
         self.early = early
         self.last = last
-        self.reduce = _layers(channels[1], width, 3)
+        self.reduce = _layers(channels[1], chosen.width, 3)
         self.aux = nn.Sequential(_layers(channels[0], channels[0], 3), nn.Conv2d(channels[0], classes, 1))
-        self.object_context = ObjectContext(width, classes, keys, regions)
+        if chosen.regions == "none":
+            self.classifier = nn.Conv2d(chosen.width, classes, 1)
+        else:
+            self.object_context = ObjectContext(chosen.width, classes, chosen.keys, chosen.regions)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         before = self.early(images)
@@ -131,7 +183,8 @@ class OCRNetwork(nn.Module):
         aux = self.aux(before)
         if aux.shape[2:] != features.shape[2:]:
             aux = functional.interpolate(aux, size=features.shape[2:], mode="bilinear", align_corners=False)
-        found = {"out": self.object_context(features, aux), "aux": aux}
+        logits = self.classifier(features) if self.settings.regions == "none" else self.object_context(features, aux)
+        found = {"out": logits, "aux": aux}
         return {
             name: functional.interpolate(logits, size=images.shape[2:], mode="bilinear", align_corners=False)
             for name, logits in found.items()

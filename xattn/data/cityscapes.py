@@ -38,11 +38,15 @@ class LabelMaps:
     paths: tuple[Path, ...]
     table: tuple[int, ...]
 
-    def read(self, number: int) -> Image.Image:
+    def read(self, number: int, size: tuple[int, int] | None = None) -> Image.Image:
         """The label map of a picture, in grey: the class index of each pixel, or `IGNORED`.
 
+        Args:
+            number: of the picture.
+            size: width and height of the picture; None: they are not compared.
+
         Raises:
-            InputError: the file is missing, damaged, of another kind, or has a value that is no class.
+            InputError: the file is missing, damaged, of another kind or size, or has a value that is no class.
         """
         path = self.paths[number]
         try:
@@ -54,19 +58,26 @@ class LabelMaps:
             raise InputError(f"'{path}' cannot be read ({why}): unpack {ARCHIVES[LABELS]} again.") from error
         if found.mode not in ("L", "P"):
             raise InputError(f"'{path}' is a picture of mode {found.mode}: a label map has one channel of 8 bits.")
+        if size is not None and found.size != size:
+            came, wanted = (f"{width} × {height} pixels" for width, height in (found.size, size))
+            raise InputError(f"'{path}' has {came}, and its picture {wanted}: a label map has the size of the picture.")
         if found.mode == "P":  # its values are the indices, whatever their colours
             found = Image.frombytes("L", found.size, found.tobytes())
         if wrong := [value for _, value in found.getcolors() or () if self.table[int(str(value))] < 0]:
             raise InputError(f"'{path}' has the label {wrong[0]}, which is none of the {len(set(self.table) - {IGNORED, -1})} classes.")
         return found.point([max(0, entry) for entry in self.table])
 
-    def shown(self, number: int) -> frozenset[int]:
+    def shown(self, number: int, size: tuple[int, int] | None = None) -> frozenset[int]:
         """The classes that a picture shows.
+
+        Args:
+            number: of the picture.
+            size: width and height of the picture; None: they are not compared.
 
         Raises:
             InputError: as for `read`.
         """
-        return frozenset(int(str(value)) for _, value in self.read(number).getcolors() or ()) - {IGNORED}
+        return frozenset(int(str(value)) for _, value in self.read(number, size).getcolors() or ()) - {IGNORED}
 
     def renumbered(self, index: tuple[int, ...]) -> LabelMaps:
         """The same maps with class `k` renumbered to `index[k]`."""
@@ -87,7 +98,7 @@ def read_cityscapes(where: str, folder: Path, split: str) -> tuple[Path, dict[st
         The folder of the split's pictures, label vectors by file, and the names of the classes.
 
     Raises:
-        InputError: a file is missing, which is named, or damaged; a label that is no class.
+        InputError: a file is missing, which is named, or damaged; a label that is no class; a label map of another size than its picture.
     """
     classes = classes_of(folder)
     pictures = folder / PICTURES / split
@@ -96,9 +107,18 @@ def read_cityscapes(where: str, folder: Path, split: str) -> tuple[Path, dict[st
     files = sorted(f"{path.parent.name}/{path.name}" for path in pictures.glob(f"*/*_{PICTURES}.png") if not path.name.startswith("."))
     maps = label_maps(where, folder, split, files)
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        found = list(pool.map(maps.shown, range(len(files))))
+        found = list(pool.map(lambda number: maps.shown(number, _size_of(pictures / files[number])), range(len(files))))
     vectors = {file: tuple(int(k in shown) for k in range(len(classes))) for file, shown in zip(files, found, strict=True)}
     return pictures, vectors, classes
+
+
+def _size_of(path: Path) -> tuple[int, int] | None:
+    """Width and height of a picture by its header; None if it cannot be read, which is said where the picture is."""
+    try:
+        with Image.open(path) as opened:
+            return opened.size
+    except (OSError, SyntaxError, ValueError):
+        return None
 
 
 def classes_of(folder: Path) -> tuple[str, ...]:

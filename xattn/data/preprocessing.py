@@ -140,7 +140,7 @@ class Preprocessing:
             ImageError: likewise.
         """
         picture = self.converted(picture)
-        size = self._resized(picture)
+        size = self.resized(picture)
         if size[0] * size[-1] > MAX_PIXELS:
             raise ImageError(f"{picture.width}×{picture.height} would be resized to {size[1]}×{size[0]}: too long and thin")
         # As torchvision does with a picture of Pillow, without torchvision's import, which takes seconds.
@@ -148,13 +148,19 @@ class Preprocessing:
         resized = picture if picture.size == (size[1], size[0]) else picture.resize((size[1], size[0]), how)
         return resized.crop(self._cut(size))
 
+    def label_crop(self, labels: Image.Image) -> Tensor:
+        """What `crop` keeps of a label map, each pixel the nearest one: uint8 `(H, W)`."""
+        size = self.resized(labels)
+        resized = labels.resize((size[1], size[0]), Image.Resampling.NEAREST)
+        return channels_first(resized.crop(self._cut(size)))[0]
+
     def region(self, picture: Image.Image) -> Region:
         """The part of a picture that `crop` keeps, in the picture's own pixels.
 
         >>> Preprocessing().region(Image.new("RGB", (512, 256)))
         Region(left=144.0, top=16.0, right=368.0, bottom=240.0)
         """
-        size = self._resized(picture)
+        size = self.resized(picture)
         left, top, right, bottom = self._cut(size)
         across, down = picture.width / size[1], picture.height / size[0]
         return Region(left * across, top * down, right * across, bottom * down)
@@ -185,7 +191,7 @@ class Preprocessing:
             )
         return picture
 
-    def _resized(self, picture: Image.Image) -> list[int]:
+    def resized(self, picture: Image.Image) -> list[int]:
         """Height and width of the picture before the crop, as in torchvision: by the shorter side, at the same aspect ratio."""
         if not isinstance(self.resize, int):
             return list(self.resize)

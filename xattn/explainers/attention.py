@@ -12,15 +12,18 @@ from xattn.errors import SettingError, UnsupportedError
 from xattn.explainers.base import Need, register
 from xattn.explainers.trace import Trace
 from xattn.heads.base import Head
+from xattn.metrics.targets import Region
 from xattn.models.gates import gate_at
 from xattn.models.layout import to_nchw
 from xattn.models.streams import LOCAL_STAGE
+
+OF_CLASSES = "its attention is a map per class, without ranks and kept scores: leave the setting out, and name the class as the target"
 
 
 @register(
     "raw-attention",
     needs={Need.FEATURES, Need.ATTENTION},
-    source="Torres et al. 2024, Eq. 6; Gomez et al. 2021, Sec. 4.2 and D.2; Shroff 2020, Ch. 7",
+    source="Torres et al. 2024, Eq. 6; Gomez et al. 2021, Sec. 4.2, C and D.2; Shroff 2020, Ch. 7",
 )
 @dataclass(frozen=True)
 class RawAttention:
@@ -29,6 +32,10 @@ class RawAttention:
     Of a network with relation-aware attention (rga:BACKBONE) and no head that attends: the gate of each position times the norm of the
     features, at any of its stages. The source does not say of which features: stage `layer4` has those behind the gates, `layer4.features`
     those before them.
+
+    Of an OCR network (ocr:BACKBONE): the weights of the positions in the region vector of the target's class, which sum to 1, at any stage;
+    with regions=representatives the map of the class's representative. They are not multiplied by the norm of the features, as the source
+    draws them, and the classes have no order, so that there are no ranks.
 
     Attributes:
         attention: "softmax", the weights, which sum to 1 by whichever distribution the head has; or "logits", the scores before it, as the
@@ -63,6 +70,8 @@ class RawAttention:
         classifier, stage = trace.classifier, trace.stage.name
         if trace.gates and not trace.attended.attention:
             return self._of_gates(trace)
+        if trace.regions is not None:
+            return self._of_regions(trace, trace.regions)
         maps = trace.attended.attention if self.attention == "softmax" else trace.attended.scores
         if not maps:
             what = "attention" if self.attention == "softmax" else "scores before a softmax"
@@ -90,6 +99,19 @@ class RawAttention:
         with torch.no_grad():
             norms: Tensor = torch.linalg.vector_norm(trace.features, dim=1)
             return (gates if gates.dtype == torch.float64 else gates.float()) * norms
+
+    def _of_regions(self, trace: Trace, weights: Tensor) -> Tensor:
+        """The weights of the positions in the region vector of the target's class, of an OCR network."""
+        name, target = trace.classifier.name, trace.target
+        if self.rank != "mean" or self.attention == "logits":
+            raise UnsupportedError(f"{name}: {OF_CLASSES}.")
+        if not isinstance(target, Region):
+            raise UnsupportedError(
+                f"raw-attention of {name} is of the class of a region, and the target is {target.kind}: give 'predicted', an index, a name "
+                "or a Region."
+            )
+        found = weights.detach()[torch.arange(len(weights)), target.classes.to(weights.device)]
+        return found if found.dtype == torch.float64 else found.float()
 
     def _of_steps(self, trace: Trace) -> Tensor:
         """Where the self-attention of a two-stream network looks: `(B, n·h, w)`, the map of each patch sums to 1."""

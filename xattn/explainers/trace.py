@@ -24,7 +24,7 @@ from xattn.models.attention import attention_kept, between_tokens, by_head
 from xattn.models.capture import captured
 from xattn.models.classifier import Classifier
 from xattn.models.concurrency import evaluating
-from xattn.models.gates import gates_kept
+from xattn.models.gates import gates_kept, regions_kept
 from xattn.models.layout import Stage, to_nchw
 from xattn.models.streams import Looks, looks_kept
 from xattn.models.target_rules import Asked, TargetRule, target_rule
@@ -70,6 +70,7 @@ class _Forward(NamedTuple):
         pooling: attention by which the network pools its tokens, if it does so.
         looks: how a two-stream network looked at the patches; None of another network.
         gates: gates of positions of a network with relation-aware attention, by stage; empty of another network.
+        regions: weights of the positions in the region vectors of the classes of an OCR network; None of another network.
     """
 
     features: dict[str, Tensor]
@@ -78,6 +79,7 @@ class _Forward(NamedTuple):
     pooling: Tensor | None
     looks: Looks | None
     gates: dict[str, Tensor]
+    regions: Tensor | None
 
 
 class Trace:
@@ -139,15 +141,16 @@ class Trace:
             kept = stack.enter_context(attention_kept()) if self._layers else []  # first, so that functions inside are not counted
             looks = stack.enter_context(looks_kept(self.classifier.network))
             gates = stack.enter_context(gates_kept(self.classifier.network))
+            regions = stack.enter_context(regions_kept(self.classifier.network))
             stages = [] if self.given_stage is None else [self.given_stage]
             found = stack.enter_context(captured(self.classifier.network, stages, cut=self._cut))
             attended = self.classifier.run(self.images, classes)
-        tokens = self.classifier.token_stages
+        tokens, size = self.classifier.token_stages, len(self.images)
         count = tokens[-1].layout.count if tokens else 0
-        size = len(self.images)
         pooled = between_tokens(kept, size, count, queries=1)
         between = between_tokens(kept, size, count)
-        return _Forward(found, attended, between, pooled[-1] if pooled else None, looks[-1] if looks else None, gates)
+        last, weights = looks[-1] if looks else None, regions[-1] if regions else None
+        return _Forward(found, attended, between, pooled[-1] if pooled else None, last, gates, weights)
 
     @property
     def stage(self) -> Stage:
@@ -190,6 +193,11 @@ class Trace:
     def gates(self) -> dict[str, Tensor]:
         """Gates of positions `(B, 1, h, w)` of a network with relation-aware attention, by stage; empty of another network."""
         return self._forward.gates
+
+    @property
+    def regions(self) -> Tensor | None:
+        """Weights of the positions in the region vector of each class of an OCR network, `(B, L, h, w)`; None of another network."""
+        return self._forward.regions
 
     @property
     def patches(self) -> Looks | None:

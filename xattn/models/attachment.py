@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,6 +19,7 @@ from xattn.models.layout import Layout, Stage, other_tokens, to_nchw
 
 Forward = Callable[[Tensor], Tensor]
 PROBE_TOLERANCE = 1e-4
+AUXILIARY = "aux"  # as torchvision calls it
 
 
 @dataclass(frozen=True)
@@ -203,7 +204,9 @@ def attend(
         seeds: one per image, for randomness.
     """
     if attachment.replaces == "nothing":
-        return Attended(read_output(network(normalised)))
+        returned = network(normalised)
+        output = read_output(returned)
+        return Attended(output, probes=_auxiliary(returned, output))
     if head.asks_class and classes is None:
         classes = own_prediction(network, normalised, read_output)
     attended = head.start(len(normalised), classes)
@@ -227,6 +230,13 @@ def attend(
     _all_reached(attachment, len(reached))
     attended.output = output
     return attended
+
+
+def _auxiliary(returned: Any, output: Tensor) -> dict[str, Tensor]:
+    """The maps of logits of an auxiliary classifier beside those of a network, as torchvision's segmentation networks return them."""
+    found = returned.get(AUXILIARY) if isinstance(returned, Mapping) else None
+    fits = isinstance(found, Tensor) and found.dim() == output.dim() == 4 and found.shape[1] == output.shape[1]
+    return {AUXILIARY: found} if fits and isinstance(found, Tensor) else {}
 
 
 def own_prediction(network: nn.Module, normalised: Tensor, read_output: Callable[[Any], Tensor]) -> Tensor:

@@ -55,7 +55,8 @@ class Request:
         trust_code: run code that a model on the Hugging Face hub brings.
         classes: number of classes of a network whose classifier is new, as a two-stream network's, or one of torchvision or timm that is to
             be trained for other classes; None: its own.
-        high_res: stages whose stride is removed, for a network that must know while it is built (rga:); others get it afterwards.
+        high_res: stages whose stride is removed, for a network that must know while it is built (rga:, ocr:); others get it
+            afterwards.
         dilate: whether dilation replaces it.
     """
 

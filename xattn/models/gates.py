@@ -1,13 +1,15 @@
-"""The gates of positions in a network with relation-aware attention, as one forward computes them."""
+"""Attention inside a network, as one forward computes it: gates of positions, and weights of positions in the regions of classes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 
 from xattn.models.concurrency import in_this_thread
+from xattn.ocr import ObjectContext
 from xattn.rga import RelationAware
 
 FEATURES, RELATIONS = "features", "relations"  # the two parts of a stage: what it was, and the attention behind it
@@ -23,22 +25,38 @@ def gate_at(stage: str, gated: Iterable[str]) -> str | None:
     return next((name for name in gated if stage in (name, f"{name}.{FEATURES}", f"{name}.{RELATIONS}")), None)
 
 
+def has_regions(network: nn.Module) -> bool:
+    """Whether a network has object context, whose weights of the positions are one map per class."""
+    return any(isinstance(part, ObjectContext) for part in network.modules())
+
+
 @contextmanager
 def gates_kept(network: nn.Module) -> Iterator[dict[str, Tensor]]:
     """Keeps the gates of positions, `(B, 1, h, w)` in (0, 1), by gated stage in a forward inside."""
     kept: dict[str, Tensor] = {}
+    found: dict[nn.Module, str] = {network.get_submodule(f"{name}.{RELATIONS}.positions"): name for name in gated_stages(network)}
+    with _outputs_of(found, kept.__setitem__):
+        yield kept
 
-    def keep(name: str, gates: Tensor) -> None:
-        kept[name] = gates
 
+@contextmanager
+def regions_kept(network: nn.Module) -> Iterator[list[Tensor]]:
+    """Keeps the weights of the positions in the region vector of each class, `(B, L, h, w)`, in forwards inside; of OCR networks."""
+    kept: list[Tensor] = []
+    found: dict[nn.Module, str] = {part.weights: name for name, part in network.named_modules() if isinstance(part, ObjectContext)}
+    with _outputs_of(found, lambda _, weights: kept.append(weights)):
+        yield kept
+
+
+@contextmanager
+def _outputs_of(modules: dict[nn.Module, str], keep: Callable[[str, Tensor], Any]) -> Iterator[None]:
+    """Hands what modules give, with their names, to a function while forwards run inside."""
     handles = [
-        network.get_submodule(f"{name}.{RELATIONS}.positions").register_forward_hook(
-            in_this_thread(lambda _module, _given, gates, name=name: keep(name, gates))
-        )
-        for name in gated_stages(network)
+        module.register_forward_hook(in_this_thread(lambda _module, _given, output, name=name: keep(name, output)))
+        for module, name in modules.items()
     ]
     try:
-        yield kept
+        yield
     finally:
         for handle in handles:
             handle.remove()

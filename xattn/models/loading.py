@@ -23,6 +23,7 @@ from xattn.models.classifier import Classifier
 from xattn.models.input_size import own_size
 from xattn.models.inputs import Inputs
 from xattn.models.resolution import high_resolution
+from xattn.ocr import PREFIX as OCR
 from xattn.rga import PREFIX as RELATION_AWARE
 
 logger = logging.getLogger("xattn")
@@ -58,15 +59,16 @@ def load(
         model: `birds:NAME` for the shipped classifiers, `torchvision:NAME`, `timm:NAME`, `hf:NAME_OR_FOLDER` (an image classifier, CLIP
             or SigLIP of transformers), `open_clip:NAME`, `focus:BACKBONE[:key=value,…]` (a new two-stream network on a backbone of
             these), `rga:BACKBONE[:key=value,…]` (a ResNet with relation-aware attention, whose gates are new),
+            `ocr:BACKBONE[:key=value,…]` (an OCR network, which segments and whose classifiers are new),
             `few-shot:resnet12[:width=80]` (new, for few shots),
             `package.module:factory`, `path/file.py:factory` (a callable without arguments that returns the network), or a
             `.safetensors` that `Classifier.save` or `xattn train` wrote, which has its own head.
         head: which head gives the logits, `name[:key=value,…]`; None: that of a saved file, else gap. A file with gap takes any head, which
             is new then.
-        classes: number of outputs of a head with its own linear layer (br-npa, b-cnn), of a network of focus:, rga: or few-shot:, or of one
-            of torchvision or timm that keeps its pooling and gets a new classifier, to be trained; None: the network's. For a network that
-            compares images with texts (open_clip, CLIP, SigLIP): the texts of its classes, or a text file with one per line; they are
-            the labels.
+        classes: number of outputs of a head with its own linear layer (br-npa, b-cnn), of a network of focus:, rga:, ocr: or few-shot:, or
+            of one of torchvision or timm that keeps its pooling and gets a new classifier, to be trained; None: the network's. For one
+            that compares images with texts (open_clip, CLIP, SigLIP): the texts of its classes, or a text file with one per line; they
+            are the labels.
         templates: for classes given by text, each with `{}` in the place of the class, as "a photo of a {}."; a class is the mean of their
             embeddings. None are given: the texts as they are.
         high_res: stages whose stride is removed, such as ["layer3", "layer4"]; see `xattn.models.high_resolution`.
@@ -127,7 +129,7 @@ def load(
     is_new = saved is None or head != saved.header.head
     preprocessing = preprocessing_with(base, input_size=input_size, resize=resize, mean=mean, std=std)
     network.eval()
-    if source.high_res and not source.model.startswith(RELATION_AWARE):
+    if source.high_res and not source.model.startswith((RELATION_AWARE, OCR)):
         high_resolution(network, source.high_res, dilate=source.dilate, input_size=preprocessing.input_size)
     classifier = Classifier(
         _channels_last(network),

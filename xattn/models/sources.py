@@ -26,6 +26,7 @@ from xattn.models.checkpoints import fit_weights, read_header, split_weights
 from xattn.models.few_shot_source import from_few_shot
 from xattn.models.focus_source import from_focus
 from xattn.models.input_size import own_size
+from xattn.models.ocr_source import from_ocr
 from xattn.models.open_clip_source import from_open_clip
 from xattn.models.rga_source import from_rga
 from xattn.models.transformers_source import from_transformers
@@ -203,6 +204,10 @@ def _from_rga(request: Request) -> Built:
     return from_rga(request, build, _with_random_weights)
 
 
+def _from_ocr(request: Request) -> Built:
+    return from_ocr(request, build, _with_random_weights)
+
+
 def _with_random_weights(model: str) -> nn.Module:
     """A network of torchvision, timm or the shipped classifiers, of which another file has the weights."""
     source, _, name = model.partition(":")
@@ -229,7 +234,7 @@ def _from_code(request: Request) -> Built:
     if not colon or not place or not attribute:
         raise InputError(
             f"model '{model}' names no source: write birds:NAME, torchvision:NAME, timm:NAME, hf:NAME_OR_FOLDER, "
-            "open_clip:NAME, focus:BACKBONE, rga:BACKBONE, few-shot:resnet12, package.module:factory, "
+            "open_clip:NAME, focus:BACKBONE, rga:BACKBONE, ocr:BACKBONE, few-shot:resnet12, package.module:factory, "
             "path/file.py:factory (the function in it that gives the network), or a .safetensors that xattn saved."
         )
     module = _module_of_file(model, place) if place.endswith(".py") else _installed_module(model, place)
@@ -283,7 +288,7 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
 
 
-NEW = ("focus", "rga", "few-shot")  # sources of networks with parts that have no weights yet
+NEW = ("focus", "rga", "ocr", "few-shot")  # sources of networks with parts that have no weights yet
 
 _SOURCES: dict[str, Callable[[Request], Built]] = {
     "torchvision": _from_torchvision,
@@ -291,6 +296,7 @@ _SOURCES: dict[str, Callable[[Request], Built]] = {
     "birds": _from_birds,
     "focus": _from_focus,
     "rga": _from_rga,
+    "ocr": _from_ocr,
     "few-shot": from_few_shot,
     "hf": from_transformers,
     "open_clip": from_open_clip,

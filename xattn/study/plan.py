@@ -15,14 +15,14 @@ from xattn.data.images import ImageSource
 from xattn.data.listing import NamedImage
 from xattn.data.preprocessing import Preprocessing
 from xattn.errors import InputError, NameUnknownError, UnsupportedError
-from xattn.explainers.attention import without_rank
+from xattn.explainers.attention import OF_CLASSES, without_rank
 from xattn.explainers.base import MethodComponent, Need
 from xattn.heads.base import heads
 from xattn.inference.predictor import Level, refuse_unknown_level
 from xattn.inference.tuning import Tuned
 from xattn.metrics.base import Metric, MetricMetadata, refuse_without_probability
 from xattn.models.classifier import Classifier
-from xattn.models.gates import gate_at, gated_stages
+from xattn.models.gates import gate_at, gated_stages, has_regions
 from xattn.models.layout import Stage
 from xattn.models.streams import LOCAL_STAGE, attends, steps_in
 from xattn.models.target_rules import THRESHOLD, Asked, PredictedLabels, TargetRule, described, labels_of, target_rule
@@ -159,7 +159,7 @@ class Plan:
                 f"{method.spec} shows a head's attention, and {key_of(classifier)} has none: use ca-stream, br-npa or b-cnn, or another "
                 "method."
             )
-        if getattr(method.instance, "rank", "mean") != "mean":
+        if getattr(method.instance, "rank", "mean") != "mean" or lacks == OF_CLASSES:
             raise UnsupportedError(f"{method.spec} on {key_of(classifier)}: {lacks}.")
         if {Need.LAYERS, Need.LAYER_GRADIENTS} & method.metadata.needs:
             raise UnsupportedError(f"{method.spec} does not run on {key_of(classifier)}: {lacks}. Use a CAM.")
@@ -323,6 +323,9 @@ def lacking(classifier: Classifier, method: MethodComponent, stage: Stage | None
             return f"its attention is at stages {', '.join(gated)}"
         if getattr(method.instance, "attention", "softmax") != "softmax":
             return "its gates have no kept scores"
+    elif Need.ATTENTION in needs and not has_head and has_regions(classifier.network):
+        if getattr(method.instance, "attention", "softmax") != "softmax" or getattr(method.instance, "rank", "mean") != "mean":
+            return OF_CLASSES
     elif Need.ATTENTION in needs and not (has_head or attends(classifier.network)):
         return NO_ATTENTION
     if Need.ATTENTION in needs and attends(classifier.network):

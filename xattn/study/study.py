@@ -74,8 +74,8 @@ class Study:
         out: the run folder, a path or a URL (s3://, gs://, …); an interrupted run resumes there.
         target: "predicted", "label", or a class index or name; "labels", every label of an image; a contrast, `A - 0.6*B`,
             `predicted - second`, `label - predicted`; a target of `xattn.metrics.targets` for all images, or a function of the output.
-            None: "label" where there are labels of classes, else "predicted". "predicted" of a multi-label classifier is every label that
-            it predicts, a row each; an image without any has one row that says so.
+            None: "label" where there are labels of classes and no network gives a map of logits, else "predicted". "predicted" of a
+            multi-label classifier is every label that it predicts, a row each; an image without any has one row that says so.
         gallery: pictures in files, of which each image is compared with its nearest, for networks whose output is a vector: the target is
             the cosine of the two, in the image and in the picture from the gallery. `market:ROOT:gallery` by the rules of Market-1501.
         threshold: the lowest probability of such a label; None: 0.5.
@@ -193,6 +193,7 @@ class Study:
                 gallery if isinstance(gallery, ImageSource) else ImageSource(gallery, depth=depth, window=window, max_pixels=max_pixels)
             )
             source, target = paired(classifiers, source, others, batch_size=batch_size, workers=workers, progress=progress)
+        dense = any(classifier.reader.dense for classifier in classifiers)  # a pixel has a class, the picture has none
         self.store = Store(out)
         self.progress = progress
         self._engine = engine_of(engine, actors)
@@ -200,7 +201,7 @@ class Study:
             Plan,
             tuple(classifiers),
             source=source,
-            target=target if target is not None else ("label" if source.labelled and not values else "predicted"),
+            target=target if target is not None else ("label" if source.labelled and not values and not dense else "predicted"),
             stages=planned_stages(classifiers, stage),
             batch_size=batch_size,
             level=level,

@@ -33,12 +33,14 @@ class TaskMetadata:
         best: what decides which epoch of a training is kept: the lowest validation "loss", or the highest validation "score".
         source: where its score was published.
         multi_label: a network's labels stand alone.
+        per_pixel: the targets are label maps, with the class of every pixel.
     """
 
     score: str
     best: Literal["loss", "score"]
     source: str
     multi_label: bool = False
+    per_pixel: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,8 @@ class Scored:
 
     def __str__(self) -> str:
         lines = [f"{self.task} · {self.network} · {self.data} · n = {self.n}"]
-        return "\n".join([*lines, *(f"{name} {_shown(found)}" for name, found in self.scores.items())])
+        lines += [f"{name} {_shown(found)}" for name, found in self.scores.items()]
+        return "\n".join([*lines, *(f"  {name} {_shown(found)}" for name, found in self.classes.items())])
 
     def save(self, path: str | Path) -> None:
         """Writes the scores to a .json, or to a .csv with a row per score.
@@ -144,7 +147,13 @@ def _plain(found: Interval) -> dict[str, Any]:
 
 
 class Task(ABC):
-    """A frozen dataclass of settings that says what is trained, and how the result is scored."""
+    """A frozen dataclass of settings that says what is trained, and how the result is scored.
+
+    Attributes:
+        auxiliary: weight of the loss of each auxiliary classifier.
+    """
+
+    auxiliary: float = 1.0
 
     @abstractmethod
     def open(self, data: Any, classes: Classes = "folders") -> Labelled:

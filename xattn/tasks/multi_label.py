@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,17 +16,14 @@ from xattn.data.labelled import Classes, Labelled, open_data
 from xattn.data.labels import Label
 from xattn.data.published import open_published, parsed_place
 from xattn.data.voc import IGNORED
-from xattn.errors import InputError, MissingPackageError
+from xattn.errors import InputError
 from xattn.focus import TwoStreams
-from xattn.metrics.statistics import CONFIDENCE, Interval
 from xattn.models import Classifier
 from xattn.tasks.base import Data, Scored, Task, TaskMetadata, tasks
-from xattn.tasks.scoring import answers
+from xattn.tasks.scoring import RESAMPLES, answers, drawn_times, functions_of_torchmetrics, resampled_interval
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
-
-RESAMPLES = 1000
 
 
 @tasks.register("multi-label", TaskMetadata("mAP", "score", "Everingham et al. 2010, Sec. 4", multi_label=True))
@@ -124,7 +119,7 @@ class MultiLabel(Task):
                 own.
             MissingPackageError: torchmetrics is not installed.
         """
-        _torchmetrics()  # if it is missing, this is said before anything is run
+        functions_of_torchmetrics("average precision")  # if it is missing, this is said before anything is run
         given = _published(data.place, classifier)
         if given is not None and (data.labels_csv is not None or data.labels_from is not None):
             raise InputError(f"'{data.place}' has labels of its own: leave out labels_csv and labels_from (--labels-csv, --labels-from).")
@@ -141,8 +136,8 @@ class MultiLabel(Task):
         output, targets = found.output, torch.tensor(found.labels)
         draws = torch.randint(len(output), (RESAMPLES, len(output)), generator=torch.Generator().manual_seed(0))
         whole, drawn = precisions(output, targets), resampled_precisions(output, targets, draws)
-        mean = _interval(float(whole.nanmean()), drawn.nanmean(dim=1), len(targets))
-        columns = [_interval(float(whole[k]), drawn[:, k], int((targets[:, k] != IGNORED).sum())) for k in range(len(whole))]
+        mean = resampled_interval(float(whole.nanmean()), drawn.nanmean(dim=1), len(targets))
+        columns = [resampled_interval(float(whole[k]), drawn[:, k], int((targets[:, k] != IGNORED).sum())) for k in range(len(whole))]
         network = f"{classifier.name} · {classifier.head_name}"
         classes = {classifier.label(k): interval for k, interval in enumerate(columns)}
         return Scored("multi-label", network, data.place, len(targets), {"mAP": mean}, classes, tuple(found.failed))
@@ -161,7 +156,11 @@ def precisions(output: Tensor, targets: Tensor) -> Tensor:
     Raises:
         MissingPackageError: torchmetrics is not installed.
     """
-    functions, output, targets = _torchmetrics(), output.cpu().double(), targets.cpu()  # some devices have no float64
+    functions, output, targets = (
+        functions_of_torchmetrics("average precision"),
+        output.cpu().double(),
+        targets.cpu(),
+    )  # some devices have no float64
     found = torch.full((output.shape[1],), torch.nan, dtype=torch.float64)
     for k in range(output.shape[1]):
         counts = targets[:, k] != IGNORED
@@ -171,13 +170,6 @@ def precisions(output: Tensor, targets: Tensor) -> Tensor:
             value = functions.binary_average_precision(ranks, targets[counts, k], validate_args=False)
             found[k] = 100 * float(value)
     return found
-
-
-def _torchmetrics() -> Any:
-    try:
-        return importlib.import_module("torchmetrics.functional.classification")
-    except ImportError as error:
-        raise MissingPackageError("torchmetrics", "train", "average precision") from error
 
 
 def resampled_precisions(output: Tensor, targets: Tensor, draws: Tensor) -> Tensor:
@@ -191,7 +183,7 @@ def resampled_precisions(output: Tensor, targets: Tensor, draws: Tensor) -> Tens
     Returns:
         `(R, K)` in percent, NaN where no positive was drawn.
     """
-    times = torch.zeros(draws.shape, dtype=torch.float64).scatter_add_(1, draws, torch.ones(draws.shape, dtype=torch.float64))
+    times = drawn_times(draws)
     found = torch.full((len(draws), output.shape[1]), torch.nan, dtype=torch.float64)
     for k in range(output.shape[1]):
         order = output[:, k].argsort(descending=True)
@@ -204,15 +196,6 @@ def resampled_precisions(output: Tensor, targets: Tensor, draws: Tensor) -> Tens
         gained = right.diff(dim=1, prepend=torch.zeros(len(draws), 1, dtype=torch.float64))
         found[:, k] = 100 * (gained * right / seen.clamp(min=1)).sum(dim=1) / right[:, -1]
     return found
-
-
-def _interval(value: float, drawn: Tensor, n: int) -> Interval:
-    """A value with the interval between the percentiles of its resamples."""
-    known = drawn[drawn.isfinite()]
-    if math.isnan(value) or len(known) < 2:
-        return Interval(value, math.nan, math.nan, n)
-    low, high = known.quantile(torch.tensor([(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], dtype=known.dtype)).tolist()
-    return Interval(value, min(low, value), max(high, value), n)
 
 
 def _as_vectors(data: Labelled) -> Labelled:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -16,14 +18,16 @@ from xattn.data.listing import NamedImage
 from xattn.data.preprocessing import pixels
 from xattn.data.published import with_split
 from xattn.data.workers import each_output
-from xattn.errors import ImageError, InputError, NameUnknownError
+from xattn.errors import ImageError, InputError, MissingPackageError, NameUnknownError
 from xattn.metrics.inputs import refuse_chunk
+from xattn.metrics.statistics import CONFIDENCE, Interval
 from xattn.models import Classifier
 from xattn.models.loading import refuse_no_classifier
 from xattn.models.source_labels import with_labels
 from xattn.tasks.base import Data, Scored, default_task, refuse_no_classes, tasks
 
 T = TypeVar("T")
+RESAMPLES = 1000  # of a bootstrap over pictures
 
 
 def score(
@@ -158,3 +162,38 @@ def _refuse_unlabelled(source: ImageSource, data: Data, classifier: Classifier) 
             f"a score needs a label for each picture, and {bare} in '{data.place}' has none: name the folders after the classes of "
             f"{classifier.name} (--labels-from folders says which is none), or give a label file (--labels-csv)."
         )
+
+
+def functions_of_torchmetrics(what: str) -> Any:
+    """The module of torchmetrics' functions for classification.
+
+    Args:
+        what: is computed with them, in messages.
+
+    Raises:
+        MissingPackageError: torchmetrics is not installed.
+    """
+    try:
+        return importlib.import_module("torchmetrics.functional.classification")
+    except ImportError as error:
+        raise MissingPackageError("torchmetrics", "train", what) from error
+
+
+def drawn_times(draws: Tensor) -> Tensor:
+    """How often each picture was drawn, `(R, n)` float64, of numbers of pictures `(R, n)` drawn with replacement."""
+    return torch.zeros(draws.shape, dtype=torch.float64).scatter_add_(1, draws, torch.ones(draws.shape, dtype=torch.float64))
+
+
+def resampled_interval(value: float, drawn: Tensor, n: int) -> Interval:
+    """A value with the interval between the percentiles of its resamples; without one where there are fewer than two pictures.
+
+    Args:
+        value: of all pictures.
+        drawn: its resamples `(R,)`, NaN where it is not defined.
+        n: number of pictures.
+    """
+    known = drawn[drawn.isfinite()]
+    if math.isnan(value) or len(known) < 2 or n < 2:
+        return Interval(value, math.nan, math.nan, n)
+    low, high = known.quantile(torch.tensor([(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], dtype=known.dtype)).tolist()
+    return Interval(value, min(low, value), max(high, value), n)

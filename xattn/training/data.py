@@ -6,17 +6,19 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler, Subset
 from torchvision.transforms import v2
 
+from xattn.data.cityscapes import IGNORED
 from xattn.data.labelled import Classes, Labelled, open_data
-from xattn.data.preprocessing import Preprocessing
+from xattn.data.preprocessing import Preprocessing, channels_first
 from xattn.data.published import Target
 from xattn.data.seeds import mixed
 from xattn.errors import InputError
 
-__all__ = ["Classes", "Crops", "EpochOrder", "Labelled", "held_out", "mixed", "open_data", "splits"]
+__all__ = ["Classes", "Crops", "EpochOrder", "LabelMapCrops", "Labelled", "held_out", "mixed", "open_data", "splits"]
 
 
 def held_out(targets: Sequence[Target], share: float, seed: int) -> tuple[list[int], list[int]]:
@@ -75,6 +77,55 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         return crop, self.targets[number]
 
 
+class LabelMapCrops(Crops):
+    """Crops of pictures with the class of every pixel, uint8 `(C, H, W)` and `(H, W)`; each a pure function of seed, epoch and number.
+
+    With `smallest`, picture and label map are scaled together by a random factor from √smallest to 1/√smallest, cropped at one random place
+    and flipped or not. What a picture does not cover of its crop has the classifier's mean colour, and does not count. Without, it is the
+    classifier's own crop.
+
+    Args:
+        data: the pictures, with label maps.
+        preprocessing: of the classifier.
+        smallest: what a crop covers of a picture at the largest scale; None: no augmentation.
+        seed: of the augmentation.
+
+    Raises:
+        InputError: the data have no label maps.
+    """
+
+    def __init__(self, data: Labelled, preprocessing: Preprocessing, smallest: float | None, seed: int) -> None:
+        if data.label_maps is None:
+            raise InputError(f"{data.name} has no label maps: the class of every pixel is needed.")
+        super().__init__(data, preprocessing, None, seed)
+        self.label_maps = data.label_maps
+        self.smallest = smallest
+
+    def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, Tensor]:
+        epoch, number = key if isinstance(key, tuple) else (0, key)
+        picture = self.data.pictures.picture(number)
+        labels = self.label_maps.read(number, picture.size)
+        if self.smallest is None:
+            return self.preprocessing.crop(picture), self.preprocessing.label_crop(labels)
+        scaled, down, across, flip = torch.rand(4, generator=torch.Generator().manual_seed(mixed(self.seed, epoch, number))).tolist()
+        lowest = self.smallest**0.5
+        scale = lowest + scaled * (1 / lowest - lowest)
+        picture = self.preprocessing.converted(picture)
+        height, width = (max(1, round(scale * side)) for side in self.preprocessing.resized(picture))
+        how = Image.Resampling[self.preprocessing.interpolation.removesuffix("-exact").upper()]
+        picture, labels = picture.resize((width, height), how), labels.resize((width, height), Image.Resampling.NEAREST)
+        size = self.preprocessing.input_size[::-1]
+        corner = round(across * (size[0] - width)), round(down * (size[1] - height))  # of the picture in the crop
+        colour = tuple(round(255 * value) for value in self.preprocessing.mean)
+        crop = Image.new(picture.mode, size, colour if len(colour) > 1 else colour[0])
+        kept = Image.new("L", size, IGNORED)
+        crop.paste(picture, corner)
+        kept.paste(labels, corner)
+        if flip < 0.5:
+            crop, kept = (each.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for each in (crop, kept))
+        return channels_first(crop), channels_first(kept)[0]
+
+
 class EpochOrder(Sampler[tuple[int, int]]):
     """Keys `(epoch, number)` in an order that depends on epoch and seed alone.
 
@@ -99,13 +150,40 @@ class EpochOrder(Sampler[tuple[int, int]]):
 
 
 def splits(
-    data: Labelled, preprocessing: Preprocessing, share: float, smallest: float | None, seed: int, centre: float = 1.0
+    data: Labelled,
+    preprocessing: Preprocessing,
+    share: float,
+    smallest: float | None,
+    seed: int,
+    centre: float = 1.0,
+    per_pixel: bool = False,
 ) -> tuple[Crops, list[int], Dataset[Any]]:
-    """Augmented crops with the numbers of the training pictures, and the validation data."""
-    training = Crops(data, preprocessing, smallest, seed, centre)
+    """Augmented crops with the numbers of the training pictures, and the validation data.
+
+    Args:
+        data: the pictures.
+        preprocessing: of the classifier.
+        share: of the pictures that is held out where the data have no validation pictures.
+        smallest: of random crops, see `Crops` and `LabelMapCrops`; None: no augmentation.
+        seed: of the split and of the augmentation.
+        centre: share of a random crop's side that is kept, around its centre.
+        per_pixel: the targets are label maps.
+
+    Raises:
+        InputError: nothing can be held out, the data lack label maps, or `centre` is given for label maps.
+    """
+    if per_pixel and centre != 1:
+        raise InputError(f"crops of pictures with label maps are kept whole: leave out centre_crop={centre}.")
+
+    def cropped(part: Labelled, smallest: float | None) -> Crops:
+        if per_pixel:
+            return LabelMapCrops(part, preprocessing, smallest, seed)
+        return Crops(part, preprocessing, smallest, seed, centre)
+
+    training = cropped(data, smallest)
     if data.validation is not None:
-        return training, list(range(len(data))), Crops(data.validation, preprocessing, None, seed)
+        return training, list(range(len(data))), cropped(data.validation, None)
     kept, out = held_out(data.targets, share, seed)
     if not out:
         raise InputError(f"{data.name} has one picture per class: nothing can be held out for validation. Give at least two per class.")
-    return training, kept, Subset(Crops(data, preprocessing, None, seed), out)
+    return training, kept, Subset(cropped(data, None), out)

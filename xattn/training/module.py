@@ -121,7 +121,7 @@ class Training(lightning.LightningModule):
         attended = self._attended(given, labels if labels.dim() == 1 else None)
         loss = self._loss(attended.output, labels, given)
         for logits in attended.probes.values():
-            loss = loss + self.task.loss(logits, labels)
+            loss = loss + self.task.auxiliary * self.task.loss(logits, labels)
         return loss if attended.penalty is None else loss + attended.penalty
 
     def _of_streams(self, batch: Any, labels: Tensor) -> Tensor:
@@ -187,6 +187,8 @@ def schedule_of(recipe: Recipe, steps: int) -> Callable[[int], float]:
     if recipe.schedule == "cosine":
         whole = steps if recipe.period is None else recipe.period * an_epoch
         return lambda step: 0.5 * (1 + math.cos(math.pi * min(step, steps) / whole))
+    if recipe.schedule == "poly":
+        return lambda step: (1 - min(step, steps) / steps) ** recipe.power
     if recipe.schedule == "step":
         return lambda step: recipe.factor ** (step // an_epoch // recipe.step)
     return lambda step: 1.0

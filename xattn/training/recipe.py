@@ -12,7 +12,7 @@ from xattn.focus import PREFIX
 from xattn.heads import heads
 
 Optimiser = Literal["sgd", "adam", "adamw"]
-Schedule = Literal["constant", "cosine", "step"]
+Schedule = Literal["constant", "cosine", "step", "poly"]
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,17 @@ class Recipe:
         lr: learning rate.
         momentum: of sgd.
         weight_decay: of the optimiser.
-        schedule: of the learning rate: "constant", "cosine" (to 0), or "step" (× `factor` every `step` epochs).
+        schedule: of the learning rate: "constant", "cosine" (to 0), "step" (× `factor` every `step` epochs), or "poly" (× (1 − the
+            share of the steps that are done) to the power of `power`).
         step: epochs between two steps of the schedule.
         factor: of a step of the schedule.
+        power: of the schedule "poly".
         period: epochs after which the cosine is at 0; it rises again behind. None: all epochs.
         dropout: share of the head's vector that is dropped; None: as in the head's settings.
         alpha: weight of the labels against the teacher's answers.
         temperature: of the teacher's answers.
-        smallest_crop: smallest share of a picture that a random crop may cover; None: no crops and no flips, for data that vary enough.
+        smallest_crop: smallest share of a picture that a random crop may cover; None: no crops and no flips, for data that vary enough. In
+            segmentation c stands for a random scale from √c to 1/√c, then a random crop of the input size, of picture and label map alike.
         centre_crop: share of a random crop's side that is kept, around its centre.
         patience: epochs without a better validation loss, or a higher score where the task keeps the epoch by that, before training stops;
             None: run all epochs.
@@ -59,6 +62,7 @@ class Recipe:
     schedule: Schedule = "cosine"
     step: int = 30
     factor: float = 0.1
+    power: float = 0.9
     period: int | None = None
     dropout: float | None = None
     alpha: float = 0.5
@@ -95,6 +99,7 @@ class Recipe:
                 ("ranking", 0 <= self.ranking < math.inf),
                 ("margin", 0 <= self.margin <= 1),
                 ("factor", 0 < self.factor <= 1),
+                ("power", 0 < self.power < math.inf),
                 ("base_lr", self.base_lr is None or 0 < self.base_lr < math.inf),
                 ("episodes", self.episodes >= 1),
             )
@@ -128,6 +133,10 @@ PRESETS: dict[str, Recipe] = {
     "full": Recipe(backbone=True, epochs=10, batch_size=32, lr=3e-4),
     # Torres et al. 2024, the released code's fine-tuning on VOC 2012, at 224; batch and crops are those of the other presets.
     "voc": Recipe(backbone=True, epochs=20, batch_size=32, optimiser="sgd", lr=1e-4, weight_decay=0.0, schedule="cosine", period=12),
+    # Yuan et al. 2020, the released code's on Cityscapes: 40,000 steps of 8 pictures, scales of a half to 2.
+    "ocr": Recipe(
+        backbone=True, epochs=108, batch_size=8, optimiser="sgd", lr=0.01, weight_decay=5e-4, schedule="poly", smallest_crop=0.25
+    ),
     # Shroff 2020, Sec. 4.2, and the released code for weight decay and batch; neither says how many epochs.
     "focus": Recipe(
         backbone=True,
