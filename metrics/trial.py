@@ -148,8 +148,8 @@ def _alpha(ranks: pd.DataFrame) -> float:
     except ImportError:
         return math.nan
     ranks = ranks.loc[:, ranks.notna().sum() > 1]
-    values = ranks.stack().unique()
-    if min(ranks.shape, default=0) < 2 or len(values) < 2:
+    several = ranks.nunique(axis=1).max() > 1 if len(ranks) else False
+    if min(ranks.shape) < 2 or not several:  # nothing is ranked
         return math.nan
     return float(krippendorff.alpha(reliability_data=ranks.to_numpy(), level_of_measurement="ordinal"))
 
