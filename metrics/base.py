@@ -230,7 +230,8 @@ def register(
 def _cost(metric: Metric) -> str:
     """What a metric costs in forwards."""
     count = sum(forwards(asked, COSTED_SIZE, COSTED_CELLS) for asked in metric.perturbations)
-    return f"{count}, and the method again" if metric.explained else str(count)
+    times = len(metric.explained)
+    return f"{count}, and the method {'again' if times == 1 else f'{times} times'}" if times else str(count)
 
 
 Formula = Callable[..., "Tensor"]

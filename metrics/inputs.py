@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -272,3 +273,16 @@ def _are_probabilities(output: Tensor, *, separate: bool) -> Tensor:
         return ((output >= 0) & (output <= 1)).all() & (output > 0).any()
     inside = ((output >= 0) & (output <= 1 + SUM_TOLERANCE)).all()
     return inside & ((widened(output).sum(dim=1) - 1).abs() <= SUM_TOLERANCE).all().to(output.device)
+
+
+def content_seeds(images: Tensor, seed: int = 0) -> list[int]:
+    """One seed per image, from the run's seed and the image's content in 8 bits; independent of the batch and the place in it.
+
+    Args:
+        images: `(B, C, H, W)` in pixel space.
+        seed: of the run.
+    """
+    crops = (images.detach() * 255).round().clamp(0, 255).to(torch.uint8).cpu().contiguous()
+    run = seed.to_bytes(8, "little", signed=True)
+    digests = [hashlib.sha256(run + crop.numpy().tobytes()).digest() for crop in crops]
+    return [int.from_bytes(digest[:7], "little") for digest in digests]

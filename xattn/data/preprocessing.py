@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -285,16 +284,3 @@ def _for_channels(
 def pixels(crops: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
     """uint8 crops → pixel space on the device, channels-last; float32 unless another type is named."""
     return crops.to(device, non_blocking=True).to(dtype or torch.float32, memory_format=torch.channels_last) / 255
-
-
-def content_seeds(images: Tensor, seed: int = 0) -> list[int]:
-    """One seed per image, from the run's seed and the image's content in 8 bits; independent of the batch and the place in it.
-
-    Args:
-        images: `(B, C, H, W)` in pixel space.
-        seed: of the run.
-    """
-    crops = (images.detach() * 255).round().clamp(0, 255).to(torch.uint8).cpu().contiguous()
-    run = seed.to_bytes(8, "little", signed=True)
-    digests = [hashlib.sha256(run + crop.numpy().tobytes()).digest() for crop in crops]
-    return [int.from_bytes(digest[:7], "little") for digest in digests]

@@ -11,13 +11,13 @@ from typing import Any, Generic, NamedTuple, TypeVar, overload
 import torch
 from torch import Tensor
 
-from xattn.data.preprocessing import content_seeds
 from xattn.errors import UnsupportedError
 from xattn.explainers.base import Need
 from xattn.heads.base import Attended
 from xattn.inference.context import BatchContext
 from xattn.inference.memory import is_out_of_memory
 from xattn.inference.predictor import Predictor
+from xattn.metrics.inputs import content_seeds
 from xattn.metrics.stream import PerturbedImages
 from xattn.metrics.targets import Target
 from xattn.models.attention import attention_kept, between_tokens, by_head

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from xattn.boxes import cell_centres, crop, picked, squares
-from xattn.data.preprocessing import content_seeds
 from xattn.errors import InputError
 from xattn.focus.local_stream import LocalStream, Looked
 from xattn.focus.settings import TwoStreamSettings
+from xattn.metrics.inputs import content_seeds
 
 GLOBAL, LOCAL = "global_stream", "local_stream"  # the streams' modules
 OVERLAP = 0.25  # largest intersection over union of two boxes that the network finds

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from xattn.data.labels import Label
-from xattn.data.preprocessing import Preprocessing, content_seeds
+from xattn.data.preprocessing import Preprocessing
 from xattn.errors import InputError, UnsupportedError, XattnError
 from xattn.focus import TwoStreams
 from xattn.heads.base import VECTORS, Attended, Head, HeadMetadata, HeadSettings, heads
+from xattn.metrics.inputs import content_seeds
 from xattn.models import checkpoints
 from xattn.models.attachment import Attachment, attachment_of, attend, find_classifier_entry, own_prediction
 from xattn.models.attention import attention_layers

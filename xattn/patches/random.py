@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from xattn.boxes import squares
-from xattn.data.preprocessing import content_seeds
+from xattn.metrics.inputs import content_seeds
 from xattn.models import Classifier
 from xattn.patches.base import image_size, register, side_or_default
 

@@ -15,13 +15,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from xattn.data.preprocessing import content_seeds
 from xattn.errors import InputError, NameUnknownError
 from xattn.explainers.api import QUIET_S, Images, explain
 from xattn.explainers.base import MethodComponent, created
 from xattn.explainers.maps import Maps, maps_of_trace, needs_of
 from xattn.explainers.trace import Trace
 from xattn.inference.predictor import Predictor
+from xattn.metrics.inputs import content_seeds
 from xattn.metrics.masking import to_masks
 from xattn.metrics.similarity import entropy, pearson, spearman, ssim
 from xattn.metrics.statistics import Interval, mean_interval
