@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from xattn.catalogue import is_bound, is_control
+from xattn.catalogue import is_bound, is_planted
 from xattn.errors import InputError, NameUnknownError
 from xattn.metrics.base import metrics
 from xattn.metrics.sheets import SIGNIFICANT
@@ -25,6 +25,7 @@ Form = Literal["markdown", "csv"]
 MOST_UNITS = 2000  # pictures of one reliability: its memory grows with their square
 AGREED = 0.667  # Krippendorff 2004: the lowest α from which tentative conclusions are drawn
 MARK = "✗"
+CHANCE = "random"
 
 
 @dataclass(frozen=True, repr=False)
@@ -34,6 +35,7 @@ class Trial:
     Attributes:
         frame: one row per model × head × metric: `verdict` and `reason`; `methods` and `planted`, how many maps of each; `n`, pictures;
             `behind`, how many planted maps are behind the methods, and by name those `ahead`, `undecided` and `undefined`;
+            `reached`, how far the methods are from `random` (0) to the best of a greedy search (1), where the rows hold these;
             `agreement of pictures` and `agreement of methods`, Krippendorff's α; `stability`, the lowest Spearman correlation of the
             order of maps with that by the same metric under other settings, and `least like`, which settings; with a truth also `truth`,
             `truth low` and `truth high`.
@@ -52,16 +54,19 @@ class Trial:
         several = len(self.frame[["model", "head"]].drop_duplicates()) > 1
         truth = "truth" in self.frame
         headers = ["model", "head"] * several
-        headers += ["metric", "verdict", "planted behind", "α of pictures", "α of methods", "stability", *["truth"] * truth, "why"]
+        bound = bool(self.frame["reached"].notna().any())
+        headers += ["metric", "verdict", "planted behind", *["reached"] * bound, "α of pictures", "α of methods", "stability"]
+        headers += [*["truth"] * truth, "why"]
         lines = []
         for line in self.frame.to_dict("records"):
             cells = [line["model"], line["head"]] if several else []
             mark = f" {MARK}" if line["verdict"] == "fails" else ""
             cells += [line["metric"], f"{line['verdict']}{mark}", f"{line['behind']} of {line['planted']}"]
+            cells += [_written(line["reached"])] if bound else []
             cells += [_written(line[name]) for name in ("agreement of pictures", "agreement of methods", "stability")]
             cells += [_written(line["truth"], line["truth low"], line["truth high"])] if truth else []
             lines.append([*cells, line["reason"]])
-        aligned = ["left"] * (2 * several + 2) + ["right"] * (4 + truth) + ["left"]
+        aligned = ["left"] * (2 * several + 2) + ["right"] * (4 + bound + truth) + ["left"]
         body = tabulate(lines, headers, tablefmt="pipe", disable_numparse=True, colalign=aligned)
         return f"{body}\n\n" + "".join(f"- {note}\n" for note in self.notes)
 
@@ -91,7 +96,7 @@ def trial(rows: pd.DataFrame, planted: Sequence[str] = (), truth: pd.DataFrame |
     known = list(dict.fromkeys(rows["method"]))
     if missing := [name for name in planted if name not in known]:
         raise NameUnknownError("method in these runs", missing[0], known)
-    cheats = [method for method in known if is_control(method) or method in planted]
+    cheats = [method for method in known if is_planted(method) or method in planted]
     methods = [method for method in known if method not in cheats and not is_bound(method)]
     if not methods or not cheats:
         lacks = "no method" if not methods else "no control"
@@ -106,7 +111,8 @@ def trial(rows: pd.DataFrame, planted: Sequence[str] = (), truth: pd.DataFrame |
         orders = {metric: table.mean() for metric, table in tables.items()}
         for metric, table in tables.items():
             line = {"model": model, "head": head, "metric": metric}
-            line |= _against(table, methods, cheats) | _agreement(table, methods) | _stability(metric, orders)
+            line |= _against(table, methods, cheats) | {"reached": _reached(table, methods)}
+            line |= _agreement(table, methods) | _stability(metric, orders)
             line |= {} if truths is None else _truth(table, truths)
             lines.append(line | _verdict(line))
     import pandas as pd
@@ -133,6 +139,16 @@ def _against(table: pd.DataFrame, methods: Sequence[str], cheats: Sequence[str])
     count = {"methods": sum(method in table for method in methods), "planted": len(here) - len(said["undefined"]), "n": len(table)}
     names = {place: ", ".join(said[place]) for place in ("ahead", "undecided", "undefined")}
     return count | {"behind": len(said["behind"])} | names
+
+
+def _reached(table: pd.DataFrame, methods: Sequence[str]) -> float:
+    """How far the mean of the methods' medians is from that of `random` to the best of those that search for it."""
+    bounds = [method for method in table if is_bound(method)]
+    if not bounds or CHANCE not in table:
+        return math.nan
+    own = float(table[[method for method in methods if method in table]].median(axis=1).mean())
+    chance, best = float(table[CHANCE].mean()), float(table[bounds].mean().max())
+    return (own - chance) / (best - chance) if best > chance else math.nan
 
 
 def _agreement(table: pd.DataFrame, methods: Sequence[str]) -> dict[str, float]:
@@ -219,6 +235,8 @@ def _notes(frame: pd.DataFrame, methods: Sequence[str], cheats: Sequence[str]) -
             notes.append(f"α of methods is over the first {MOST_UNITS} pictures.")
     if frame["stability"].notna().any():
         notes.append("Stability: the lowest Spearman correlation of the order of all maps with that under another setting of the metric.")
+    if frame["reached"].notna().any():
+        notes.append("Reached: how far the median of the methods is from random (0) to the best that a greedy search found (1).")
     if "truth" in frame:
         notes.append("Truth: Spearman's correlation, over the maps of a picture, of the metric with how well they follow the truth [95 %].")
     return tuple(notes)

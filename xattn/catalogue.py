@@ -73,6 +73,11 @@ def is_control(method: str) -> bool:
     return _declares(method, "control")
 
 
+def is_planted(method: str) -> bool:
+    """Whether a method, as rows name it, is wrong on purpose, so that a metric should put it last: a control, or a misplaced map."""
+    return is_control(method) or _declares(method, "planted")
+
+
 def is_bound(method: str) -> bool:
     """Whether a method, as rows name it, searches for the best score that a map can have."""
     return _declares(method, "bound")

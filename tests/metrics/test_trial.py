@@ -124,6 +124,21 @@ def test_a_metric_that_orders_maps_against_the_truth_fails() -> None:
     assert line["reason"].startswith("it orders maps against the truth")
 
 
+def test_methods_are_read_between_random_and_the_best_of_a_search_which_is_no_method_itself() -> None:
+    values = {"grad-cam": 40 + noise(0), "random": 20 + noise(1), "greedy": 70 + noise(2), "greedy:curve=insertion": 60 + noise(3)}
+    (line,) = trial(rows({("insertion", method): found for method, found in values.items()})).frame.to_dict("records")
+    means = {method: found.mean() for method, found in values.items()}
+    assert line["methods"] == 1
+    expected = (means["grad-cam"] - means["random"]) / (means["greedy"] - means["random"])
+    assert line["reached"] == pytest.approx(expected)
+
+
+def test_a_misplaced_map_is_planted_though_it_is_no_control() -> None:
+    values = {"grad-cam": noise(0), "random": noise(1) - 50, "misplaced-cam": 50 + noise(2)}
+    (line,) = trial(rows({("insertion", method): found for method, found in values.items()})).frame.to_dict("records")
+    assert (line["methods"], line["planted"], line["ahead"]) == (1, 2, "misplaced-cam")
+
+
 def test_each_classifier_has_rows_of_its_own() -> None:
     one = rows({("insertion", "grad-cam"): 5 + noise(0), ("insertion", "random"): noise(1)}, "one")
     two = rows({("insertion", "grad-cam"): noise(0), ("insertion", "random"): 5 + noise(1)}, "two")
