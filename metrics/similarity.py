@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from xattn.deferred import torch
 from xattn.errors import InputError
@@ -68,7 +68,8 @@ def _ranks(values: Tensor) -> Tensor:
 
 def _correlation(a: Tensor, b: Tensor) -> Tensor:
     a, b = (values - values.mean(dim=1, keepdim=True) for values in (a, b.to(a.device)))
-    return ((a * b).sum(dim=1) / (a.norm(dim=1) * b.norm(dim=1))).clamp(-1, 1)
+    found: Tensor = ((a * b).sum(dim=1) / (a.norm(dim=1) * b.norm(dim=1))).clamp(-1, 1)
+    return found
 
 
 def ssim(masks: Tensor, others: Tensor) -> Tensor:
@@ -94,8 +95,9 @@ def ssim(masks: Tensor, others: Tensor) -> Tensor:
             f"{tuple(masks.shape)} and {tuple(others.shape)}."
         )
     pairs = zip(*(some.double().cpu().numpy() for some in (masks, others)), strict=True)
+    compare: Any = structural_similarity  # it has no types
     settings = {"data_range": 1.0, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
-    return torch.tensor([float(structural_similarity(a, b, **settings)) for a, b in pairs], dtype=torch.float64)
+    return torch.tensor([float(compare(a, b, **settings)) for a, b in pairs], dtype=torch.float64)
 
 
 def entropy(maps: Tensor) -> Tensor:

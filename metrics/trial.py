@@ -26,6 +26,7 @@ MOST_UNITS = 2000  # pictures of one reliability: its memory grows with their sq
 AGREED = 0.667  # Krippendorff 2004: the lowest α from which tentative conclusions are drawn
 MARK = "✗"
 CHANCE = "random"
+EXPLAINED = ["image", "target"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -111,7 +112,7 @@ def trial(rows: pd.DataFrame, planted: Sequence[str] = (), truth: pd.DataFrame |
         orders = {metric: table.mean() for metric, table in tables.items()}
         for metric, table in tables.items():
             line = {"model": model, "head": head, "metric": metric}
-            line |= _against(table, methods, cheats) | {"reached": _reached(table, methods)}
+            line |= _against(table, methods, cheats) | {"reached": _reached(metric, table, methods)}
             line |= _agreement(table, methods) | _stability(metric, orders)
             line |= {} if truths is None else _truth(table, truths)
             lines.append(line | _verdict(line))
@@ -122,7 +123,7 @@ def trial(rows: pd.DataFrame, planted: Sequence[str] = (), truth: pd.DataFrame |
 
 def _table(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
     """A metric's values, pictures × methods, higher for better ones."""
-    table = rows.pivot_table(index=["image", "target"], columns="method", values="value", aggfunc="first", dropna=False, sort=False)
+    table = rows.drop_duplicates([*EXPLAINED, "method"]).set_index([*EXPLAINED, "method"])["value"].unstack("method")
     return table if metrics.create(metric).metadata.better == "higher" else -table
 
 
@@ -141,14 +142,19 @@ def _against(table: pd.DataFrame, methods: Sequence[str], cheats: Sequence[str])
     return count | {"behind": len(said["behind"])} | names
 
 
-def _reached(table: pd.DataFrame, methods: Sequence[str]) -> float:
-    """How far the mean of the methods' medians is from that of `random` to the best of those that search for it."""
-    bounds = [method for method in table if is_bound(method)]
+def _reached(metric: str, table: pd.DataFrame, methods: Sequence[str]) -> float:
+    """How far the mean of the methods' medians is from that of `random` to the best of those that search for this curve."""
+    bounds = [method for method in table if is_bound(method) and metric.partition(":")[0] == _searched(method)]
     if not bounds or CHANCE not in table:
         return math.nan
     own = float(table[[method for method in methods if method in table]].median(axis=1).mean())
     chance, best = float(table[CHANCE].mean()), float(table[bounds].mean().max())
     return (own - chance) / (best - chance) if best > chance else math.nan
+
+
+def _searched(bound: str) -> str:
+    """The metric that a bound searches for, from its setting `curve`."""
+    return "insertion" if "curve=insertion" in bound.partition(":")[2].split(",") else "deletion"
 
 
 def _agreement(table: pd.DataFrame, methods: Sequence[str]) -> dict[str, float]:
@@ -183,7 +189,7 @@ def _stability(metric: str, orders: dict[str, pd.Series]) -> dict[str, Any]:
 
 def _truth(table: pd.DataFrame, truth: pd.DataFrame) -> dict[str, float]:
     """The mean over pictures of Spearman's correlation between the metric and the truth, over the maps of a picture."""
-    true = truth.pivot_table(index=["image", "target"], columns="method", values="value", aggfunc="first", sort=False)
+    true = truth.drop_duplicates([*EXPLAINED, "method"]).set_index([*EXPLAINED, "method"])["value"].unstack("method")
     both = [method for method in table if method in true]
     true = true[both].reindex(table.index)
     found = table[both].where(true.notna()).rank(axis=1).corrwith(true.where(table[both].notna()).rank(axis=1), axis=1)
