@@ -144,7 +144,7 @@ def _against(table: pd.DataFrame, methods: Sequence[str], cheats: Sequence[str])
 
 def _reached(metric: str, table: pd.DataFrame, methods: Sequence[str]) -> float:
     """How far the mean of the methods' medians is from that of `random` to the best of those that search for this curve."""
-    bounds = [method for method in table if is_bound(method) and metric.partition(":")[0] == _searched(method)]
+    bounds = [method for method in map(str, table.columns) if is_bound(method) and metric.partition(":")[0] == _searched(method)]
     if not bounds or CHANCE not in table:
         return math.nan
     own = float(table[[method for method in methods if method in table]].median(axis=1).mean())
