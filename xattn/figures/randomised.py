@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
@@ -14,9 +14,10 @@ from xattn.figures.matrix import ColourBar, Item, Lane, Panel, matrix
 from xattn.figures.plots import legend_below, looks, panels
 from xattn.figures.style import FigureStyle
 from xattn.metrics.statistics import mean_interval
-from xattn.models.randomised import JOIN
-from xattn.study.randomisation import ORDERS, OTHER, Randomisation
 from xattn.study.schema import StoredMap
+
+if TYPE_CHECKING:
+    from xattn.study.randomisation import Randomisation
 
 NAMES = {"spearman": "Spearman's correlation", "pearson": "Pearson's correlation", "ssim": "SSIM of the masks"}
 HEIGHT = 44.0  # millimetres of a panel
@@ -31,6 +32,8 @@ def similarity_figure(found: Randomisation, style: FigureStyle | None = None) ->
         found: the test.
         style: of the figure.
     """
+    from xattn.study.randomisation import ORDERS, OTHER  # not before it is drawn: figures of runs load no torch
+
     style = style or FigureStyle()
     rows = found.rows
     orders = [order for order in ORDERS if (rows["order"] == order).any()]
@@ -76,6 +79,9 @@ def maps_figure(found: Randomisation, style: FigureStyle | None = None) -> list[
         found: the test.
         style: of the figure.
     """
+    from xattn.models.randomised import JOIN
+    from xattn.study.randomisation import ORDERS
+
     style = style or FigureStyle()
     order = next(order for order in ORDERS if any(key[0] == order for key in found.shown))
     steps = sorted({step for kind, step, _ in found.shown if kind == order})
