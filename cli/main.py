@@ -18,10 +18,12 @@ from xattn.cli.explain import COMPONENT, explain
 from xattn.cli.options import LocalPath, PathOrURL
 from xattn.cli.overlay import overlay
 from xattn.cli.patches import patches
+from xattn.cli.randomise import randomise
 from xattn.cli.report import report
 from xattn.cli.show import show
 from xattn.cli.terminal import logged_lines, say
 from xattn.cli.train import train
+from xattn.cli.trial import trial
 from xattn.errors import XattnError
 
 
@@ -56,9 +58,11 @@ main.add_command(train)
 main.add_command(adapt)
 main.add_command(evaluate)
 main.add_command(patches)
+main.add_command(randomise)
 main.add_command(demo)
 main.add_command(overlay)
 main.add_command(show)
+main.add_command(trial)
 main.add_command(report)
 main.add_command(app)
 

@@ -36,6 +36,7 @@ from xattn.metrics.perturbations import ranks
 from xattn.metrics.probability import Probability
 from xattn.metrics.protocols import PROTOCOLS
 from xattn.metrics.responses import evaluate_perturbations
+from xattn.metrics.robustness import average_sensitivity, max_sensitivity
 from xattn.metrics.sparsity import sparsity
 from xattn.metrics.targets import ClassTarget, Contrast, OutputFunction, Predict, Region, Similarity, Target
 from xattn.registry import import_modules
@@ -66,6 +67,7 @@ __all__ = [
     "average_drop_deletion",
     "average_gain",
     "average_increase",
+    "average_sensitivity",
     "box_accuracy",
     "box_overlaps",
     "box_threshold",
@@ -78,6 +80,7 @@ __all__ = [
     "evaluate_perturbations",
     "insertion",
     "insertion_correlation",
+    "max_sensitivity",
     "metrics",
     "pointing_game",
     "ranks",

@@ -232,8 +232,11 @@ def register(
 def _cost(metric: Metric) -> str:
     """What a metric costs in forwards."""
     count = sum(forwards(asked, COSTED_SIZE, COSTED_CELLS) for asked in metric.perturbations)
+    times = len(metric.explained)
+    if times:
+        return f"{count}, and the method {'again' if times == 1 else f'{times} times'}"
     once = count and all(ignores_masks(asked) for asked in metric.perturbations)
-    return f"{count}, and the method again" if metric.explained else f"{count}, once for all methods" if once else str(count)
+    return f"{count}, once for all methods" if once else str(count)
 
 
 Formula = Callable[..., "Tensor"]

@@ -135,10 +135,24 @@ def adcc(
 def _explained(images: Tensor, masks: Tensor, explain: Explain) -> Tensor:
     if masks.shape[1:] != images.shape[2:]:
         raise InputError(f"masks have the images' size {tuple(images.shape[2:])}; got {tuple(masks.shape)}.")
+    return explained_again(images * masks.to(images)[:, None], masks, explain)
+
+
+def explained_again(images: Tensor, masks: Tensor, explain: Explain) -> Tensor:
+    """The masks that a method gives of changed images, checked.
+
+    Args:
+        images: `(B, C, H, W)`, changed.
+        masks: of the images as they were, `(B, H, W)`.
+        explain: images → masks.
+
+    Raises:
+        InputError: `explain` returns masks of another shape, or that are not finite.
+    """
     if not callable(explain):
         raise InputError(f"explain is a function from images to masks; got {type(explain).__name__}.")
-    given = explain(images * masks.to(images)[:, None])
-    again = as_masks(given, len(images), "masks that explain gives") if hasattr(given, "__array__") else given
+    given = explain(images)
+    again = as_masks(given, len(masks), "masks that explain gives") if hasattr(given, "__array__") else given
     if not isinstance(again, torch.Tensor) or again.shape != masks.shape:
         came = tuple(again.shape) if isinstance(again, torch.Tensor) else type(again).__name__
         raise InputError(f"explain must give masks {tuple(masks.shape)} of the images it is given; got {came}.")

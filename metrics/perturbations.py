@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -42,6 +43,19 @@ class Removed:
     """
 
     upsampling: Upsampling = "bilinear"
+
+
+@dataclass(frozen=True)
+class Noised:
+    """The image plus noise, whatever the mask: uniform in [−radius, radius] at every value, clipped to [0, 1].
+
+    Attributes:
+        radius: in pixel space.
+        draw: number of the draw.
+    """
+
+    radius: float
+    draw: int
 
 
 @dataclass(frozen=True)
@@ -104,13 +118,28 @@ class Subsets:
     baseline: Baseline
 
 
-Perturbation = Original | Kept | Removed | Curve | Groups | Subsets
+Perturbation = Original | Kept | Removed | Noised | Curve | Groups | Subsets
 ORIGINAL, KEPT, REMOVED = Original(), Kept(), Removed()
 
 
 def ignores_masks(perturbation: Perturbation) -> bool:
     """Whether a perturbation is the same for every mask, and run once for all of them."""
     return isinstance(perturbation, Original | Subsets)
+
+
+def noised_images(images: Tensor, noise: Noised, seeds: Sequence[int]) -> Tensor:
+    """Images with noise: `(B, C, H, W)` in [0, 1].
+
+    Args:
+        images: in pixel space.
+        noise: how much, and which draw.
+        seeds: of the images, from their content.
+    """
+    drawn = []
+    for seed in seeds:
+        generator = torch.Generator().manual_seed((seed + 1_000_003 * (noise.draw + 1)) % 2**63)
+        drawn.append(torch.rand(images.shape[1:], generator=generator))
+    return (images + (2 * torch.stack(drawn).to(images) - 1) * noise.radius).clamp(0, 1)
 
 
 def takes_low_res(perturbation: Perturbation) -> bool:

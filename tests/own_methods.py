@@ -5,6 +5,7 @@ from __future__ import annotations
 from xattn.explainers import Need, methods
 
 QUICK = {
+    "greedy": "greedy:grid=2",
     "integrated-gradients": "integrated-gradients:steps=2",
     "occlusion": "occlusion:window=16",
     "opti-cam": "opti-cam:iterations=2",

@@ -20,7 +20,19 @@ from typing import Any
 
 from xattn.cache import keep, kept
 
-__all__ = ["FILE", "REGISTRIES", "adapters", "current", "declaration", "declarations", "digest", "is_control", "is_direct", "written"]
+__all__ = [
+    "FILE",
+    "REGISTRIES",
+    "adapters",
+    "current",
+    "declaration",
+    "declarations",
+    "digest",
+    "is_bound",
+    "is_control",
+    "is_direct",
+    "written",
+]
 
 REGISTRIES = {
     "alignments": ("xattn.attention", "alignments"),
@@ -59,6 +71,16 @@ def declaration(kind: str, name: str) -> dict[str, Any] | None:
 def is_control(method: str) -> bool:
     """Whether a method, as rows name it, does not use the network."""
     return _declares(method, "control")
+
+
+def is_planted(method: str) -> bool:
+    """Whether a method, as rows name it, is wrong on purpose, so that a metric should put it last: a control, or a misplaced map."""
+    return is_control(method) or _declares(method, "planted")
+
+
+def is_bound(method: str) -> bool:
+    """Whether a method, as rows name it, searches for the best score that a map can have."""
+    return _declares(method, "bound")
 
 
 def is_direct(method: str) -> bool:

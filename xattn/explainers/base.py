@@ -35,6 +35,8 @@ class MethodMetadata:
         source: where it was published.
         control: it does not use the network; a method that does not beat it shows nothing.
         direct: its raw map is already its mask, at the image's size and in [0, 1].
+        planted: it is wrong on purpose: a metric that praises it does not see that.
+        bound: it searches for the best score that a map can have by a metric: what others are measured by, and no method to compare.
         caution: what a reader of its maps should know.
     """
 
@@ -42,6 +44,8 @@ class MethodMetadata:
     source: str
     control: bool = False
     direct: bool = False
+    planted: bool = False
+    bound: bool = False
     caution: str = ""
 
     @property
@@ -86,10 +90,12 @@ def register(
     source: str,
     control: bool = False,
     direct: bool = False,
+    planted: bool = False,
+    bound: bool = False,
     caution: str = "",
 ) -> Callable[[Registered], Registered]:
     """Decorator that registers an explainer: a pure function of a Trace, or a frozen dataclass of settings with one `__call__(trace)`."""
-    return methods.register(name, MethodMetadata(frozenset(needs), source, control, direct, caution))
+    return methods.register(name, MethodMetadata(frozenset(needs), source, control, direct, planted, bound, caution))
 
 
 def can_be_signed(method: MethodComponent) -> bool:

@@ -1,4 +1,4 @@
-"""Maps that do not use the network: a method that does not beat them shows nothing."""
+"""Maps that do not use the network, or lie in the wrong place: a method that does not beat them shows nothing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from xattn.explainers.base import register
+from xattn.explainers.base import Need, register
+from xattn.explainers.cams import GradCAM
 from xattn.explainers.trace import Trace
 
 LUMINANCE = (0.299, 0.587, 0.114)
@@ -76,3 +77,16 @@ def fake_cam(trace: Trace) -> Tensor:
     mask = uniform(trace)
     mask[:, 0, 0] = 0
     return mask
+
+
+@register("misplaced-cam", needs={Need.FEATURES, Need.GRADIENTS}, source="control", planted=True, caution="is wrong on purpose")
+def misplaced_cam(trace: Trace) -> Tensor:
+    """Grad-CAM in the wrong place: moved by half the picture down and to the right, and around its edges.
+
+    It has the values of a real map, and stands for the map of another picture, which would depend on the batch.
+
+    Returns:
+        Raw map `(B, h, w)`, ≥ 0, at the stage's resolution.
+    """
+    found = GradCAM()(trace)
+    return found.roll((found.shape[1] // 2, found.shape[2] // 2), dims=(1, 2))

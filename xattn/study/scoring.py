@@ -13,9 +13,10 @@ from xattn.explainers.base import MethodComponent, methods
 from xattn.explainers.maps import Maps, explainer_of
 from xattn.inference.predictor import Predictor
 from xattn.metrics.base import CurveMetric, Evidence, refuse_without_probability
-from xattn.metrics.perturbations import Curve, Kept, Perturbation, Removed
+from xattn.metrics.perturbations import Curve, Kept, Noised, Perturbation, Removed, noised_images
 from xattn.metrics.probability import widened
 from xattn.metrics.responses import Responses, evaluate_for_all, shown_share
+from xattn.metrics.seeds import content_seeds
 from xattn.metrics.stream import PredictAll
 from xattn.metrics.targets import ClassTarget, Contrast
 from xattn.models.classifier import Classifier
@@ -182,10 +183,13 @@ def _evidence(
     size = (maps.images.shape[2], maps.images.shape[3])
     explanations: dict[Perturbation, Tensor] = {}
     for perturbation in dict.fromkeys(asked for metric in metrics for asked in metric.instance.explained):
-        if not isinstance(perturbation, Kept | Removed):
-            raise InputError(f"images can be explained again where a mask is kept or removed; got {perturbation}.")
-        shown = shown_share(perturbation, maps.masks[method], maps.low_res_masks[method], size)
         explain = explainer_of(classifier, maps, methods.create(method), predictor)
+        if isinstance(perturbation, Noised):
+            explanations[perturbation] = explain(noised_images(maps.images, perturbation, content_seeds(maps.images, maps.seed)))
+            continue
+        if not isinstance(perturbation, Kept | Removed):
+            raise InputError(f"images can be explained again where a mask is kept or removed, or with noise; got {perturbation}.")
+        shown = shown_share(perturbation, maps.masks[method], maps.low_res_masks[method], size)
         explanations[perturbation] = explain(maps.images * shown.to(maps.images)[:, None])
     raw = maps.raw[method].relu() if is_signed(method) else maps.raw[method]
     return Evidence(

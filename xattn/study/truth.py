@@ -1,0 +1,107 @@
+"""How true the maps of a run over SketchBirds are: how well they agree with what the parts of each bird do to the target's logit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from xattn.birds import Scene, masks, scene_of
+from xattn.birds.ground_truth import effects, in_parts, rank_correlation
+from xattn.catalogue import is_direct
+from xattn.data.images import ImageSource
+from xattn.errors import InputError, UnsupportedError, XattnError
+from xattn.metrics.masking import to_masks
+from xattn.models.classifier import Classifier
+from xattn.models.loading import load
+from xattn.overlays import is_signed
+from xattn.study.moved import moved_pictures, picture_names_of
+from xattn.study.schema import StoredMap
+from xattn.study.store import Store
+
+
+def bird_truth(run: str | Path, places: str | Path | Sequence[str | Path] | None = None, *, device: str | None = None) -> pd.DataFrame:
+    """Agreement of each kept map with the parts' effects: Spearman's correlation of the mask's mean in each part with its Shapley value.
+
+    The run's networks are loaded by their names, and run on the renders of all subsets of each bird's parts: 32 forwards per picture.
+
+    Args:
+        run: a run folder over an exported SketchBirds.
+        places: where the pictures are now; None: where the run found them.
+        device: of the networks; None: a GPU if there is one.
+
+    Returns:
+        Columns image, model, head, method, target and value, in [-1, 1]; NaN for a map without contrast, or a bird of fewer than three
+        parts.
+
+    Raises:
+        InputError: the pictures are no SketchBirds, or are not found.
+        UnsupportedError: a network cannot be loaded by its name, has other weights than when the run was made, or what is explained is
+            not a class.
+    """
+    store = Store(run)
+    names = picture_names_of(store)
+    scenes = _scenes(store, names, places)
+    lines: list[dict[str, object]] = []
+    for model in store.read_run()["settings"]["models"]:
+        classifier = _loaded(model["name"], model["head"], model["weights"], device)
+        for name in names:
+            kept = {key[1::3]: found for key, found in store.maps_by_target([name]).items() if key[2:4] == (model["name"], model["head"])}
+            for target, maps in _by_target(kept).items():
+                values = _agreement(classifier, scenes[name], target, maps)
+                about = {"image": name, "model": model["name"], "head": model["head"], "target": target}
+                lines += [{**about, "method": method, "value": value} for method, value in values.items()]
+    return pd.DataFrame(lines, columns=["image", "model", "head", "method", "target", "value"])
+
+
+def _scenes(store: Store, names: Sequence[str], places: str | Path | Sequence[str | Path] | None) -> dict[str, Scene]:
+    """The scene of each picture."""
+    origin = store.read_run()["settings"]["images"]["origin"]
+    if places is None and not origin:
+        raise InputError(f"'{store.folder}' was run on a data set in memory: say where the exported birds are (--images FOLDER).")
+    source = ImageSource(origin) if places is None else moved_pictures(store, places, names)
+    paths = {image.name: image.path for image in source.images}
+    found: dict[str, Scene] = {}
+    for name in names:
+        path = paths.get(name)
+        scene = None if path is None else scene_of(path)
+        if scene is None:
+            raise InputError(f"'{name}' is no exported SketchBird, and its true parts are not known: leave out --truth.")
+        found[name] = scene
+    return found
+
+
+def _loaded(name: str, head: str, weights: str, device: str | None) -> Classifier:
+    """The network of a run."""
+    try:
+        classifier = load(name, device=device)
+    except XattnError as error:
+        raise UnsupportedError(f"the truth needs the run's network, and '{name}' cannot be loaded by its name alone: {error}") from error
+    if classifier.head_name != head or classifier.digest() != weights:
+        raise UnsupportedError(f"'{name}' has another head or other weights than when the run was made: its maps are of another network.")
+    return classifier
+
+
+def _by_target(maps: dict[tuple[str, str], StoredMap]) -> dict[str, dict[str, StoredMap]]:
+    found: dict[str, dict[str, StoredMap]] = {}
+    for (target, method), kept in maps.items():
+        found.setdefault(target, {})[method] = kept
+    return found
+
+
+def _agreement(classifier: Classifier, scene: Scene, target: str, maps: dict[str, StoredMap]) -> dict[str, float]:
+    """The agreement of each method's map with the effects of the parts."""
+    if not target.isdecimal():
+        raise UnsupportedError(f"the truth is known of a class; this run explains {target}.")
+    true = effects(classifier.predict, [scene], [int(target)]).shapley
+    visible = masks(scene).visible
+    size = (visible.shape[1], visible.shape[2])
+    shown = []
+    for method, kept in maps.items():
+        raw = torch.from_numpy(kept.raw)[None]
+        raw = raw.relu() if is_signed(method) else raw
+        shown.append(raw if is_direct(method) and raw.shape[1:] == visible.shape[1:] else to_masks(raw, size).masks)
+    found = rank_correlation(in_parts(torch.cat(shown), visible.expand(len(shown), *visible.shape)), true.expand(len(shown), -1))
+    return dict(zip(maps, found.tolist(), strict=True))
