@@ -10,8 +10,8 @@ from scipy import stats
 
 from xattn.metrics.rank_tests import critical_difference, friedman, mean_ranks, nemenyi, range_below
 
-# Demšar 2006, Table 6: areas under the curve of C4.5 with and without tuned m and cf on 14 data sets. His mean ranks tie the last two columns
-# on one data set more than his printed values do; here that is lymphography, printed as 0.866 and 0.875.
+# Demšar 2006, Table 6: areas under the curve of C4.5 with and without tuned m and cf on 14 data sets. His mean ranks tie the last two
+# columns on one data set more than his printed values do; here that is lymphography, printed as 0.866 and 0.875.
 DEMSAR = [
     (0.763, 0.768, 0.771, 0.798),
     (0.599, 0.591, 0.590, 0.569),
