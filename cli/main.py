@@ -15,7 +15,7 @@ from xattn.cli.app import app
 from xattn.cli.demo import demo
 from xattn.cli.evaluate import evaluate
 from xattn.cli.explain import COMPONENT, explain
-from xattn.cli.options import LocalPath, PathOrURL
+from xattn.cli.options import LocalPath, PathOrURL, values_by_name
 from xattn.cli.overlay import overlay
 from xattn.cli.patches import patches
 from xattn.cli.randomise import randomise
@@ -78,13 +78,52 @@ main.add_command(app)
 @click.option("--label", help="By which LaTeX and Typst refer to the table.  [default: tab:xattn]")
 @click.option("--spreadsheet", is_flag=True, help="With csv: an apostrophe before names that a spreadsheet would run as a formula.")
 @click.option("--without-degenerate", is_flag=True, help="Leave maps without contrast out of every column.")
-def compare(runs: Sequence[str], form: Any, against: str | None, columns: str | None, without_degenerate: bool, **printed: Any) -> None:
+@click.option(
+    "--tests",
+    is_flag=True,
+    help="Print what may be concluded in the place of the table: every two methods tested on the same pictures, or each against --against, "
+    "Friedman's test of all, and how many pictures would decide what these do not. As markdown or csv.",
+)
+@click.option(
+    "--adjust",
+    type=click.Choice(["holm", "benjamini-hochberg"]),
+    help="With --tests: how p-values are adjusted within the pairs of a metric.  [default: holm]",
+)
+@click.option(
+    "--margin",
+    "margins",
+    metavar="METRIC=VALUE",
+    multiple=True,
+    callback=values_by_name,
+    help="With --tests: largest difference of a metric that does not matter; pairs are tested for equivalence within it. Repeatable.",
+)
+def compare(
+    runs: Sequence[str],
+    form: Any,
+    against: str | None,
+    columns: str | None,
+    without_degenerate: bool,
+    tests: bool,
+    adjust: Any,
+    margins: dict[str, float],
+    **printed: Any,
+) -> None:
     """Print one table of one or several RUNS: means with 95 % intervals, and paired tests.
 
     Runs that ask different questions of a model (another target, stage, input size, …) have rows of their own, named by what differs.
     """
-    from xattn.study.compare import compare_runs
+    from xattn.study.compare import compare_runs, significance_of_runs
 
+    if tests:
+        of_tables = [f"--{name}" for name, value in {"columns": columns, **printed}.items() if value not in (None, False)]
+        if of_tables or form not in ("markdown", "csv"):
+            said = ", ".join(of_tables) or f"--format {form}"
+            raise click.UsageError(f"--tests prints all metrics as markdown or csv; {said} is for the table without it: leave it out.")
+        found = significance_of_runs(runs, against, adjustment=adjust or "holm", margins=margins, without_degenerate=without_degenerate)
+        say(found.text(form), nl=False)
+        return
+    if margins or adjust:
+        raise click.UsageError(f"{'--margin' if margins else '--adjust'} is for tests: give --tests too, or leave it out.")
     table = compare_runs(runs, against, without_degenerate=without_degenerate)
     say(table.text(form, columns=[name.strip() for name in columns.split(",")] if columns else None, **printed), nl=False)
 

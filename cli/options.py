@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
@@ -91,6 +91,20 @@ def sides(_ctx: click.Context, _param: click.Parameter, value: str | None) -> in
     if len(found) not in (1, 2) or min(found) < 1:
         raise click.BadParameter(f"a side in pixels from 1 on, or height and width as 256,128, are needed; got '{value[:80]}'.")
     return found[0] if len(found) == 1 else (found[0], found[1])
+
+
+def values_by_name(_ctx: click.Context, _param: click.Parameter, value: Sequence[str]) -> dict[str, float]:
+    """Numbers by name, each NAME=VALUE; a name may hold `=` itself, as settings of a metric do."""
+    found = {}
+    for given in value:
+        name, equals, number = given.rpartition("=")
+        try:
+            found[name] = coerce(number, float)
+        except ValueError:
+            equals = ""
+        if not (name and equals):
+            raise click.BadParameter(f"a metric and a number are needed, as average-drop=2; got '{given[:80]}'.")
+    return found
 
 
 def shard(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[int, int]:

@@ -186,8 +186,8 @@ def _column(frame: pd.DataFrame, name: str, metadata: MetricMetadata | None, dig
     if metadata is None and name == "mean_absolute_error" and digits is None:
         written: Callable[[float], str] = _significant
     else:
-        decimals = _decimals(halves) if digits is None else digits
-        written = lambda value: _number(value, decimals)  # noqa: E731
+        places = decimals(halves) if digits is None else digits
+        written = lambda value: _number(value, places)  # noqa: E731
     ranks = _ranks(frame, means, better, written) if shows == name else [0] * len(means)
     cells = []
     for number, (mean, low, high) in enumerate(zip(means, lows, highs, strict=True)):
@@ -201,8 +201,9 @@ def _column(frame: pd.DataFrame, name: str, metadata: MetricMetadata | None, dig
     return Column(f"{symbol}{arrow}", tuple(cells), written(max(halves)) if halves else "")
 
 
-def _decimals(halves: Sequence[float]) -> int:
-    wide = [half for half in halves if half > 0]
+def decimals(halves: Sequence[float]) -> int:
+    """As many as show two digits of the median of some half-widths."""
+    wide = [half for half in halves if 0 < half < math.inf]
     if not wide:
         return 2
     return min(MOST_DIGITS, max(0, DIGITS - 1 - math.floor(math.log10(median(wide)))))

@@ -6,13 +6,14 @@ import math
 from collections.abc import Sequence
 from itertools import groupby
 from statistics import NormalDist
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Values: TypeAlias = "Sequence[float] | Tensor"
 """Of images, one each."""
+Zeros = Literal["wilcoxon", "pratt"]
 
 CONFIDENCE = 0.95
 POWER = 0.8
@@ -106,9 +107,18 @@ def paired(values: Values, reference: Values, confidence: float = CONFIDENCE) ->
     both = [(one, other) for one, other in pairs if math.isfinite(one) and math.isfinite(other)]
     if not both:
         return Comparison(mean_interval([], confidence=confidence), math.nan)
-    same = SAME * max(1.0, *(abs(value) for pair in both for value in pair))
-    difference = [0.0 if abs(one - other) <= same else one - other for one, other in both]
+    difference, same = differences(both)
     return Comparison(mean_interval(difference, confidence=confidence), signed_rank(difference, same))
+
+
+def differences(pairs: Sequence[tuple[float, float]]) -> tuple[list[float], float]:
+    """First less second of each pair, 0 where that is rounding; and the largest difference that counts as rounding.
+
+    Args:
+        pairs: finite values, at least one pair.
+    """
+    same = SAME * max(1.0, *(abs(value) for pair in pairs for value in pair))
+    return [0.0 if abs(one - other) <= same else one - other for one, other in pairs], same
 
 
 def needed(difference: Interval, power: float = POWER, confidence: float = CONFIDENCE) -> float:
@@ -135,21 +145,31 @@ def needed(difference: Interval, power: float = POWER, confidence: float = CONFI
     return float(math.ceil(((first + second) * deviation / difference.mean) ** 2 + first**2 / 2))
 
 
-def signed_rank(difference: Values, same: float = 0.0) -> float:
+def signed_rank(difference: Values, same: float = 0.0, zeros: Zeros = "wilcoxon") -> float:
     """The p-value of the two-sided Wilcoxon signed-rank test; 1 if nothing differs.
 
-    Zeros are left out. Up to 200 differences the distribution over all signs is computed exactly, given the ties; above, the normal
-    approximation with the variance of the ties. Source: Wilcoxon 1945; for ties Hollander, Wolfe & Chicken 2014, Sec. 3.1.
+    Up to 200 differences the distribution over all signs is computed exactly, given the ties; above, the normal approximation with the
+    variance of the ties. Source: Wilcoxon 1945; for ties Hollander, Wolfe & Chicken 2014, Sec. 3.1.
 
     Args:
         difference: `(n,)`.
         same: magnitudes within this of each other are ties.
+        zeros: "wilcoxon", differences of zero are left out; "pratt", they are ranked with the others, and only then left out, so that pairs
+            that agree weaken the evidence of small differences (Pratt 1959).
+
+    >>> signed_rank([0, 0, 1, 2, 3, -4]), signed_rank([0, 0, 1, 2, 3, -4], zeros="pratt")
+    (0.875, 0.625)
     """
-    differs = [value for value in numbers(difference) if value != 0]
-    n = len(differs)
+    magnitudes = [abs(value) if same == 0 else float(round(abs(value) / same)) for value in numbers(difference)]
+    kept = [place for place, value in enumerate(numbers(difference)) if value != 0]
+    differs, n = [numbers(difference)[place] for place in kept], len(kept)
     if n == 0:
         return 1.0
-    twice = _twice_ranks([abs(value) if same == 0 else float(round(abs(value) / same)) for value in differs])
+    if zeros == "pratt":
+        everywhere = twice_ranks(magnitudes)
+        twice = [everywhere[place] for place in kept]
+    else:
+        twice = twice_ranks([magnitudes[place] for place in kept])
     total, positive = sum(twice), sum(rank for rank, value in zip(twice, differs, strict=True) if value > 0)
     smaller = min(positive, total - positive)
     if n <= EXACT_TO:
@@ -171,7 +191,7 @@ def _choices(ranks: Sequence[int], most: int) -> int:
     return up_to % ((1 << width) - 1)  # the sum of the digits
 
 
-def _twice_ranks(magnitudes: Sequence[float]) -> list[int]:
+def twice_ranks(magnitudes: Sequence[float]) -> list[int]:
     """Twice the rank of each magnitude, counted from 1; ties share the mean of theirs, so that the double is whole."""
     twice, last = [0] * len(magnitudes), 0
     for _, group in groupby(sorted(range(len(magnitudes)), key=magnitudes.__getitem__), key=magnitudes.__getitem__):
@@ -202,4 +222,18 @@ def adjusted(p: Sequence[float]) -> list[float]:
     for rank, place in zip(range(len(order), 0, -1), order, strict=True):
         least = min(least, p[place] * len(order) / rank)
         found[place] = least
+    return found
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """P-values of a family of tests, adjusted by Holm for the chance of any false one; NaN counts as 1.
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    order = sorted(range(len(p)), key=lambda place: 1.0 if math.isnan(p[place]) else p[place])
+    found, most = [1.0] * len(p), 0.0
+    for rank, place in enumerate(order):
+        most = max(most, min(1.0, (len(p) - rank) * (1.0 if math.isnan(p[place]) else p[place])))
+        found[place] = most
     return found

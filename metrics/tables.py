@@ -149,7 +149,7 @@ def comparison(rows: pd.DataFrame, against: str | None = None, *, without_degene
     rows = rows[rows["metric"].notna()].reset_index(drop=True)
     if rows.empty:
         raise InputError("there are no scores to compare: the rows hold no metric.")
-    references = _references(rows, against)
+    reference_of = references(rows, against)
     names = tuple(dict.fromkeys(rows["metric"]))
     flagged = rows["degenerate"].astype(bool)
     kept = rows[~flagged] if without_degenerate else rows
@@ -165,7 +165,7 @@ def comparison(rows: pd.DataFrame, against: str | None = None, *, without_degene
             own = values.get((*row, metric))
             line |= _columns(metric, _of_metric(own, metric))
             if against is not None:
-                reference = references.get(row)
+                reference = reference_of.get(row)
                 line |= _tested(own, None if reference is None else _of_reference(values, row, reference, metric, per_label), metric)
         images, all_images = left.drop_duplicates(EXPLAINED), group.drop_duplicates(EXPLAINED)
         line |= _of_labels(images)
@@ -205,8 +205,17 @@ Row = tuple[str, str, str]
 """Model, head and method."""
 
 
-def _references(rows: pd.DataFrame, against: str | None) -> dict[Row, Row]:
-    """The row that each other one is tested against."""
+def references(rows: pd.DataFrame, against: str | None) -> dict[Row, Row]:
+    """The row that each other one is tested against; none without a reference.
+
+    Args:
+        rows: with the columns of `scores.csv`.
+        against: as `comparison` takes it.
+
+    Raises:
+        NameUnknownError: there are no rows of `against`.
+        InputError: `against` names several classifiers of one method.
+    """
     known: list[Row] = list(rows[KEYS].drop_duplicates().itertuples(index=False, name=None))
     if against is None:
         return {}
@@ -306,7 +315,7 @@ def _undecided(frame: pd.DataFrame, names: Sequence[str], of: Mapping[str, Any])
             if line[f"{metric} p"] >= SIGNIFICANT and line["n"] < line[f"{metric} needed"] < MOST_NEEDED:
                 row = f"{line['model']} · {line['head']} · {line['method']}" if classifiers else line["method"]
                 count = line[f"{metric} needed"]
-                found.append((count, f"{of[metric].metadata.symbol} of {row} about {_rounded(count):,}"))
+                found.append((count, f"{of[metric].metadata.symbol} of {row} about {rounded(count):,}"))
     said = [text for _, text in sorted(found)]
     if not said:
         return []
@@ -315,7 +324,7 @@ def _undecided(frame: pd.DataFrame, names: Sequence[str], of: Mapping[str, Any])
     return [f"{start}{', '.join(said[:MOST_SAID])}{more}."]
 
 
-def _rounded(count: float) -> int:
+def rounded(count: float) -> int:
     """To two digits."""
     return int(round(count, 1 - math.floor(math.log10(count))))
 

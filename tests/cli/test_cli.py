@@ -137,6 +137,25 @@ def test_compare_prints_a_table(done: Path, form: str, start: str) -> None:
     assert run("compare", done, "--against", "center").exit_code == 2
 
 
+def test_compare_prints_what_may_be_concluded(done: Path) -> None:
+    result = run("compare", done, "--tests", "--margin", "average-drop=3")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("### average-drop ↓ (%), ")
+    assert "this speaks of that network only" in result.stdout
+    assert "margin average-drop ±3" in result.stdout
+    assert run("compare", done, "--tests", "--format", "csv").stdout.startswith("result,model,head,method,metric,n,")
+    for arguments, said in (
+        (["--margin", "average-drop=3"], "--margin is for tests"),
+        (["--tests", "--margin", "3"], "as average-drop=2; got '3'"),
+        (["--tests", "--margin", "average-dorp=3"], "Did you mean 'average-drop'?"),
+        (["--tests", "--format", "latex"], "--tests prints all metrics as markdown or csv; --format latex"),
+        (["--tests", "--digits", "2"], "--digits"),
+    ):
+        refused = run("compare", done, *arguments)
+        assert refused.exit_code == 2, arguments
+        assert said in refused.stderr
+
+
 @pytest.mark.parametrize("suffix", ["pdf", "svg", "png"])
 def test_figure_draws_the_chosen_images_and_methods(done: Path, tmp_path: Path, suffix: str) -> None:
     out = tmp_path / f"grid.{suffix}"

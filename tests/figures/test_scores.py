@@ -16,32 +16,12 @@ from xattn.figures import pages
 from xattn.figures.curves import band
 from xattn.figures.heat import decimals
 from xattn.figures.plots import looks
-from xattn.figures.ranks import cliques, critical_difference, holm, mean_ranks, ranking
+from xattn.figures.ranks import cliques, ranking
 from xattn.figures.scatter import Scatter, methods_before
 from xattn.figures.score_data import ScoreData, interpolated, read_scores
 from xattn.figures.style import FigureStyle
 from xattn.models import Classifier
 from xattn.study.store import Store
-
-# Demšar 2006, Table 5: critical values of the two-tailed Nemenyi test at 0.05, by the number of methods.
-NEMENYI = {2: 1.960, 3: 2.343, 4: 2.569, 5: 2.728, 6: 2.850, 7: 2.949, 8: 3.031, 9: 3.102, 10: 3.164}
-
-
-@pytest.mark.parametrize(("k", "q"), NEMENYI.items())
-def test_critical_differences_are_those_of_demsar_s_table(k: int, q: float) -> None:
-    assert critical_difference(k, 14) == pytest.approx(q * (k * (k + 1) / (6 * 14)) ** 0.5, abs=2e-3)
-
-
-@pytest.mark.parametrize("higher", [True, False])
-def test_mean_ranks_share_ties_as_scipy_s_do(higher: bool) -> None:
-    values = np.random.default_rng(0).integers(0, 4, (40, 5)).astype(float)
-    wanted = stats.rankdata(-values if higher else values, axis=1).mean(axis=0)
-    assert mean_ranks(values, higher).tolist() == pytest.approx(wanted.tolist())
-
-
-def test_holm_s_adjustment_follows_its_steps() -> None:
-    p = [0.011, 0.02, 0.005, 0.9, float("nan")]
-    assert holm(p) == pytest.approx([0.044, 0.06, 0.025, 1.0, 1.0])
 
 
 def planted(n: int = 30) -> np.ndarray:

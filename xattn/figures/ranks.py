@@ -17,8 +17,8 @@ from xattn.figures.plots import classifier_name, is_better_higher, metric_name
 from xattn.figures.score_data import ScoreData
 from xattn.figures.sheet import HEADING, NOTE, TEXT, TITLE, Sheet, text_height, text_width, wrapped
 from xattn.figures.style import FigureStyle
-from xattn.metrics.statistics import paired
-from xattn.overlays import Floats
+from xattn.metrics.rank_tests import critical_difference, friedman, mean_ranks
+from xattn.metrics.statistics import holm, paired
 
 Doubles = NDArray[np.float64]
 LEVEL = 0.05
@@ -51,86 +51,6 @@ class Ranking(NamedTuple):
     n: int
 
 
-def mean_ranks(values: Doubles, higher: bool) -> Floats:
-    """Mean over images of the rank of each method, 1 for the best; ties share the mean of their ranks: `(n, k)` → `(k,)` float32."""
-    found: Floats = _ranks(values, higher).mean(axis=0, dtype=np.float32)
-    return found
-
-
-def _ranks(values: Doubles, higher: bool) -> Doubles:
-    signed = -values if higher else values
-    less = (signed[:, None, :] < signed[:, :, None]).sum(axis=2)
-    same = (signed[:, None, :] == signed[:, :, None]).sum(axis=2)
-    found: Doubles = less + (same + 1) / 2
-    return found
-
-
-def critical_difference(methods: int, n: int) -> float:
-    """The difference of mean ranks from which two methods differ, by Nemenyi's test at 0.05.
-
-    Source: Demšar 2006, Sec. 3.2.2: `q·√(k(k+1)/(6n))`, q the Studentised range's quantile over √2.
-
-    >>> round(critical_difference(5, 30), 3)
-    1.114
-    """
-    return studentised_range(1 - LEVEL, methods) / math.sqrt(2) * math.sqrt(methods * (methods + 1) / (6 * n))
-
-
-def studentised_range(p: float, count: int) -> float:
-    """The quantile of the range of some standard normal variables: the Studentised range's for infinitely many degrees of freedom.
-
-    By bisection of its distribution, `k ∫ φ(z)·(Φ(z) − Φ(z − q))ᵏ⁻¹ dz`, which the trapezoidal rule integrates to rounding, as it falls
-    smoothly to nothing on either side. scipy.stats has it too, and takes a second to import.
-
-    >>> round(studentised_range(0.95, 10), 3)
-    4.474
-    """
-    from scipy.special import ndtr
-
-    step = 1 / 64
-    z = np.arange(-10, 10, step)
-    density, below = np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi), ndtr(z)
-    low, high = 0.0, 20.0
-    for _ in range(60):
-        q = (low + high) / 2
-        reached = count * step * float((density * (below - ndtr(z - q)) ** (count - 1)).sum())
-        low, high = (q, high) if reached < p else (low, q)
-    return q
-
-
-def friedman_test(values: Doubles) -> float:
-    """The p-value of Friedman's test that all methods have the same ranks, by χ² of k − 1 degrees of freedom: `(n, k)`, k ≥ 3.
-
-    1 where each image has one value throughout. Source: Friedman 1937; for ties Hollander, Wolfe & Chicken 2014, Sec. 7.1.
-
-    >>> round(friedman_test(np.array([[1.0, 2, 3], [1, 2, 3], [2, 1, 3], [1, 3, 3]])), 4)
-    0.0569
-    """
-    from scipy.special import chdtrc
-
-    n, k = values.shape
-    same = (values[:, None, :] == values[:, :, None]).sum(axis=2)
-    ties = 1 - float((same**2 - 1).sum()) / (n * k * (k**2 - 1))
-    if ties == 0:
-        return 1.0
-    spread = float(((_ranks(values, True).mean(axis=0) - (k + 1) / 2) ** 2).sum())
-    return float(chdtrc(k - 1, 12 * n / (k * (k + 1)) * spread / ties))
-
-
-def holm(p: Sequence[float]) -> list[float]:
-    """P-values of a family of tests, adjusted by Holm for the chance of any false one; NaN counts as 1.
-
-    >>> holm([0.01, 0.04, 0.03])
-    [0.03, 0.06, 0.06]
-    """
-    order = sorted(range(len(p)), key=lambda place: 1.0 if math.isnan(p[place]) else p[place])
-    found, most = [1.0] * len(p), 0.0
-    for rank, place in enumerate(order):
-        most = max(most, min(1.0, (len(p) - rank) * (1.0 if math.isnan(p[place]) else p[place])))
-        found[place] = most
-    return found
-
-
 def ranking(names: Sequence[str], values: Doubles, higher: bool, test: Test = "nemenyi") -> Ranking:
     """Ranks methods and says which do not differ.
 
@@ -141,9 +61,9 @@ def ranking(names: Sequence[str], values: Doubles, higher: bool, test: Test = "n
         test: which pairs are told apart by.
     """
     n, k = values.shape
-    ranks = mean_ranks(values, higher)
-    order = sorted(range(k), key=lambda place: (float(ranks[place]), names[place]))
-    friedman = friedman_test(values) if k > 2 else math.nan
+    ranks = mean_ranks(values.tolist(), higher)
+    order = sorted(range(k), key=lambda place: (ranks[place], names[place]))
+    p_all = friedman(values.tolist()).p if k > 2 else math.nan
     critical = critical_difference(k, n) if test == "nemenyi" else math.nan
     pairs = [(a, b) for a in range(k) for b in range(a + 1, k)]
     if test == "nemenyi":
@@ -151,7 +71,7 @@ def ranking(names: Sequence[str], values: Doubles, higher: bool, test: Test = "n
     else:
         p = holm([paired(values[:, order[a]].tolist(), values[:, order[b]].tolist()).p for a, b in pairs])
         same = {pair: value >= LEVEL for pair, value in zip(pairs, p, strict=True)}
-    return Ranking([names[place] for place in order], [float(ranks[place]) for place in order], friedman, critical, cliques(same, k), n)
+    return Ranking([names[place] for place in order], [ranks[place] for place in order], p_all, critical, cliques(same, k), n)
 
 
 def cliques(same: dict[tuple[int, int], bool], k: int) -> list[tuple[int, int]]:
@@ -202,7 +122,7 @@ def _pages(found: Sequence[tuple[str, Ranking]], test: Test, style: FigureStyle)
     """The diagrams in one column, or two on a wide page."""
     columns = 2 if style.millimetres > 120 and len(found) > 1 else 1
     width = (style.millimetres - 2 * MARGIN - (columns - 1) * GAP) / columns
-    note = f"Ranks over images, 1 is best; a bar joins methods that do not differ at {LEVEL:g} by {TESTS[test]}."
+    note = f"Ranks over images of one network, 1 is best; a bar joins methods that do not differ there at {LEVEL:g} by {TESTS[test]}."
     pages: list[Figure] = []
     rows = [list(found[start : start + columns]) for start in range(0, len(found), columns)]
     while rows:

@@ -10,6 +10,7 @@ from typing import Any
 
 from xattn.deferred import pandas as pd
 from xattn.errors import InputError
+from xattn.metrics.significance import Adjustment, Significance, significance
 from xattn.metrics.tables import Table, comparison
 from xattn.metrics.targets import PER_LABEL
 from xattn.study.questions import Key, picture_names, shown_names
@@ -41,13 +42,47 @@ def compare_runs(runs: Sequence[str | Path], against: str | None = None, *, with
             different labels, or are shards of different splits.
         RunError: a folder that is not a run.
     """
+    rows, notes = _rows_and_notes(runs)
+    table = comparison(rows, against, without_degenerate=without_degenerate)
+    return replace(table, notes=(*table.notes, *notes))
+
+
+def significance_of_runs(
+    runs: Sequence[str | Path],
+    against: str | None = None,
+    *,
+    adjustment: Adjustment = "holm",
+    margins: Mapping[str, float] | None = None,
+    without_degenerate: bool = False,
+) -> Significance:
+    """What may be concluded from several runs: `significance` of their joint rows, which are those of `compare_runs`.
+
+    Args:
+        runs: run folders.
+        against: the reference, as `significance` takes it; None: every two methods of a classifier.
+        adjustment: of the p-values of the pairs of a metric.
+        margins: by metric, in its unit, the largest difference that does not matter.
+        without_degenerate: leave out pictures with a map that is flagged `degenerate`.
+
+    Raises:
+        InputError: as `compare_runs`, or there are no two methods of the same pictures.
+        NameUnknownError: no such reference, metric or adjustment.
+        SettingError: a margin that is not positive.
+        RunError: a folder that is not a run.
+    """
+    rows, notes = _rows_and_notes(runs)
+    found = significance(rows, against, adjustment=adjustment, margins=margins, without_degenerate=without_degenerate)
+    return replace(found, notes=(*found.notes, *notes))
+
+
+def _rows_and_notes(runs: Sequence[str | Path]) -> tuple[pd.DataFrame, list[str]]:
+    """The joint rows of several runs, and notes on what they lack or differ in."""
     stores = [Store(run) for run in runs]
     names = shown_names(stores)
     rows, differing = joint_rows(stores, names)
-    table = comparison(rows, against, without_degenerate=without_degenerate)
     unfinished = [str(store.folder) for store in stores if not store.finished]
     notes = [f"{folder} is not finished: its part of the table is over the images done so far." for folder in unfinished]
-    return replace(table, notes=(*table.notes, *_deviations(stores, names), *differing, *notes, *_missing_shards(stores)))
+    return rows, [*_deviations(stores, names), *differing, *notes, *_missing_shards(stores)]
 
 
 def joint_rows(stores: Sequence[Store], names: Sequence[Mapping[Key, str]]) -> tuple[pd.DataFrame, list[str]]:

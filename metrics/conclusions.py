@@ -1,0 +1,169 @@
+"""Tests in words: what each pair of methods allows to conclude, and the tables of a metric."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from xattn.metrics.base import metrics
+from xattn.metrics.blocks import Block
+from xattn.metrics.paired_tests import FEWEST, RESAMPLES
+from xattn.metrics.sheets import SIGNIFICANT, decimals
+from xattn.metrics.statistics import EXACT_TO, POWER
+from xattn.metrics.tables import MOST_NEEDED, rounded
+from xattn.metrics.targets import PER_LABEL
+from xattn.metrics.typeset import markdown_text
+
+ARROWS = {"lower": "↓", "higher": "↑"}
+DIFFERENCE = ("difference", "difference_low", "difference_high")
+Line = Mapping[str, Any]
+"""A row of a result, by column."""
+ADJUSTED_BY = {
+    "holm": "Holm (the chance of any false one)",
+    "benjamini-hochberg": "Benjamini and Hochberg (the share of false ones among those found)",
+}
+
+
+def conclusion(line: Line, higher: bool) -> str:
+    """What the tests of a pair allow to say.
+
+    Args:
+        line: of the pair, with its adjusted p-values.
+        higher: whether higher is better.
+    """
+    first, second, margin = line["first"], line["second"], line["margin"]
+    within = line["equivalence_p_adjusted"] < SIGNIFICANT
+    if line["p_adjusted"] < SIGNIFICANT:
+        in_mean = first if (line["difference"] > 0) == higher else second
+        on_more = in_mean if line["better_share"] == 0.5 else first if line["better_share"] > 0.5 else second
+        if in_mean != on_more:
+            return f"they differ: {in_mean} is better in the mean, {on_more} on more pictures"
+        if line["difference_low"] <= 0 <= line["difference_high"]:
+            return f"{on_more} is better on more pictures; the interval of the mean difference holds 0"
+        return f"{in_mean} is better" + (f", by less than {margin:g}" if within else "")
+    if within:
+        return f"equivalent: within ±{margin:g}"
+    n, count = line["n"], line["needed"]
+    undecided = f"{n} pictures do not decide this"
+    if count == math.inf:
+        return f"{undecided}: their mean difference is 0"
+    if not count < MOST_NEEDED:
+        return f"{undecided}; for so small a difference no number in practice would"
+    return f"{undecided}; about {rounded(count):,} would" if count > n else f"{undecided}, although the mean difference is large"
+
+
+def section(block: Block, methods: Sequence[Line], pairs: Sequence[Line], ranking: Line | None) -> str:
+    """The tables of a block in Markdown, with what they are over."""
+    from tabulate import tabulate
+
+    about = metrics.create(block.metric).metadata
+    title = f"{block.metric} {ARROWS[about.better]}{' (%)' if about.unit == '%' else ''}"
+    of = " · ".join(block.classifiers[0]) if len(block.classifiers) == 1 else block.rows[0][2]
+    digits = decimals([(line["high"] - line["low"]) / 2 for line in methods])
+    rows = [
+        [
+            markdown_text(block.name(place)),
+            _interval(line["mean"], line["low"], line["high"], digits),
+            _number(line["median"], digits),
+            f"{line['mean_rank']:.2f}",
+            f"{line['degenerate_share']:.1%}",
+        ]
+        for place, line in enumerate(methods)
+    ]
+    headers = ["method" if len(block.classifiers) == 1 else "classifier", "mean [95 %]", "median", "mean rank", "degenerate"]
+    texts = [f"### {markdown_text(title)}, {markdown_text(of)}\n", _pipes(tabulate, rows, headers), f"\n{_pictures(block)}"]
+    if ranking is not None:
+        texts.append(
+            f"Friedman's χ² of {ranking['compared'] - 1} degrees of freedom is {ranking['friedman_statistic']:.1f}, "
+            f"{_p(ranking['p'], 'p')}; Kendall's W {ranking['agreement']:.2f}; Nemenyi's critical difference of mean ranks "
+            f"{ranking['critical_difference']:.2f}."
+        )
+    equivalent = any(math.isfinite(line["margin"]) for line in pairs)
+    rows = [
+        [
+            markdown_text(f"{line['first']} − {line['second']}"),
+            _interval(*(line[key] for key in DIFFERENCE), decimals([(line["difference_high"] - line["difference_low"]) / 2])),
+            f"{line['better_share']:.0%}",
+            *(_p(line[key]) for key in ("p", "p_adjusted", *(["equivalence_p_adjusted"] if equivalent else []))),
+            markdown_text(line["conclusion"]),
+        ]
+        for line in pairs
+    ]
+    headers = ["pair", "difference [95 %]", "better on", "p", "adjusted", *(["equivalence"] if equivalent else []), "conclusion"]
+    return "\n".join([*texts, "", _pipes(tabulate, rows, headers), ""])
+
+
+def _pipes(tabulate: Any, rows: Sequence[Sequence[str]], headers: Sequence[str]) -> str:
+    aligned = ["left", *["right"] * (len(headers) - 2), "left" if headers[-1] == "conclusion" else "right"]
+    return str(tabulate(rows, headers, tablefmt="pipe", disable_numparse=True, colalign=aligned))
+
+
+def _pictures(block: Block) -> str:
+    """What the blocks are, and which pictures are left out."""
+    n, out = len(block.values), block.pictures - len(block.values)
+    if len(block.classifiers) == 1:
+        model, head = block.classifiers[0]
+        text = f"{n} pictures of one network ({model} · {head}): this speaks of that network only."
+    else:
+        text = f"{n} pictures of {len(block.classifiers)} networks: this speaks of these networks only."
+    if out:
+        lacking = [f"{block.name(place)} of {count}" for place, count in enumerate(block.lacking) if count]
+        text += f" {out} of {block.pictures} are left out, without a value of {', '.join(lacking)}."
+    return markdown_text(text)
+
+
+def stated(blocks: Sequence[Block], adjustment: str, margins: Mapping[str, float], rules: Sequence[str]) -> tuple[str, ...]:
+    """The notes: which intervals, tests and families these are.
+
+    Args:
+        blocks: that are compared.
+        adjustment: of p-values.
+        margins: of equivalence, by metric.
+        rules: by which targets were chosen.
+    """
+    binary = any(block.binary for block in blocks)
+    several = any(not block.binary for block in blocks)
+    intervals = [f"BCa bootstrap of {RESAMPLES} resamples (Student's where it degenerates, and below {FEWEST} pictures)"] * several
+    intervals += ["of yes/no metrics Wilson's, of their differences Bonett and Price's"] * binary
+    tests = [f"Wilcoxon signed-rank, zeros by Pratt, exact up to {EXACT_TO} differences"] * several
+    tests += ["of yes/no metrics McNemar, exact"] * binary
+    families = [sum(len(block.pairs) for block in blocks if block.metric == metric) for metric in dict.fromkeys(b.metric for b in blocks)]
+    count = str(families[0]) if len(set(families)) == 1 else f"{min(families)} to {max(families)}"
+    notes = [
+        "All of a metric is over the pictures of which every method that is compared has a value.",
+        f"95 % intervals: {'; '.join(intervals)}. They are of one comparison each.",
+        f"Tests of pairs: {'; '.join(tests)}. Family: the {count} pairs of a metric; adjusted by {ADJUSTED_BY[adjustment]}, decided at "
+        f"{SIGNIFICANT:g}.",
+        "better on: share of pictures on which the first is better, ties counting half (common-language effect size).",
+        f"about … would: the pictures with which a t-test at {SIGNIFICANT:g} over the family's size finds a difference as large in "
+        f"{POWER:.0%} of runs.",
+    ]
+    notes.append(f"Target: {', '.join(rules)}.{' A picture with several has the mean over them.' * any(map(_per_label, rules))}")
+    if "predicted" in rules and any(len(block.classifiers) > 1 for block in blocks):
+        notes.append("Each classifier is explained for its own prediction: rows of different classifiers answer different questions.")
+    if margins:
+        listed = ", ".join(f"{metric} ±{margin:g}" for metric, margin in margins.items())
+        notes.append(f"Equivalence: two one-sided t-tests, margin {listed}; the same family and adjustment.")
+    return tuple(notes)
+
+
+def _per_label(rule: str) -> bool:
+    return rule.startswith(PER_LABEL)
+
+
+def _interval(mean: float, low: float, high: float, digits: int) -> str:
+    return _number(mean, digits) + ("" if math.isnan(low) else f" [{_number(low, digits)}, {_number(high, digits)}]")
+
+
+def _number(value: float, digits: int) -> str:
+    text = f"{value:.{digits}f}"
+    return text.removeprefix("-") if float(text) == 0 else text.replace("-", "−")
+
+
+def _p(value: float, name: str = "") -> str:
+    if math.isnan(value):
+        return "–"
+    if value < 0.001:
+        return f"{name} < 0.001".strip() if name else "<0.001"
+    return f"{name} = {value:.2g}" if name else f"{value:.2g}" if value < 0.1 else f"{value:.2f}"

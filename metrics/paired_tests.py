@@ -1,0 +1,144 @@
+"""Bootstrap intervals, and tests of two methods on the same images, that need scipy.stats, which takes a second to import."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from statistics import NormalDist
+from typing import Literal, NamedTuple
+
+from xattn.metrics.statistics import ANY, CONFIDENCE, Interval, mean_interval
+
+IntervalName = Literal["BCa", "Student", "Wilson", "Bonett-Price", ""]
+RESAMPLES = 9999
+FEWEST, MOST = 20, 5000  # values between which the bootstrap covers better than Student
+AT_ONCE = 2_000_000  # resampled values in memory
+
+
+class Bounds(NamedTuple):
+    """An interval and how it was found.
+
+    Attributes:
+        interval: of the mean.
+        name: "BCa", "Student", "Wilson" or "Bonett-Price"; empty where too few values are known for one.
+    """
+
+    interval: Interval
+    name: IntervalName
+
+
+def bootstrap_interval(values: Sequence[float], limits: tuple[float, float] = ANY, confidence: float = CONFIDENCE) -> Bounds:
+    """The bias-corrected and accelerated bootstrap interval of the mean, of 9999 resamples, the same at every call.
+
+    Where it degenerates it is Student's, and named so: of values that are all equal, of fewer than 20, where resampling knows too few
+    values and covers less than it says, and of more than 5000, where the two agree.
+    Source: Efron 1987; resamples that tie with the mean count half (scipy.stats.bootstrap).
+
+    Args:
+        values: of the images, finite.
+        limits: lowest and highest value that there can be.
+        confidence: coverage.
+
+    >>> found = bootstrap_interval([0.0] * 17 + [1.0, 2.0, 4.0])
+    >>> found.name, round(found.interval.low, 2), round(found.interval.high, 2)
+    ('BCa', 0.05, 1.1)
+    """
+    student = mean_interval(values, limits, confidence)
+    if math.isnan(student.low):
+        return Bounds(student, "")
+    if not FEWEST <= student.n <= MOST or min(values) == max(values):
+        return Bounds(student, "Student")
+    import numpy as np
+    from scipy.stats import bootstrap
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a degenerate distribution, whose ends are NaN
+        found = bootstrap(
+            (list(values),),
+            np.mean,
+            vectorized=True,
+            n_resamples=RESAMPLES,
+            batch=max(1, AT_ONCE // student.n),
+            confidence_level=confidence,
+            method="BCa",
+            random_state=0,
+        ).confidence_interval
+    if not (math.isfinite(found.low) and math.isfinite(found.high)):
+        return Bounds(student, "Student")
+    low, high = min(student.mean, float(found.low)), max(student.mean, float(found.high))
+    return Bounds(Interval(student.mean, max(low, limits[0]), min(high, limits[1]), student.n), "BCa")
+
+
+def difference_of_proportions(first: Sequence[bool], second: Sequence[bool], confidence: float = CONFIDENCE) -> Interval:
+    """The interval of the difference of two proportions on the same images. Source: Bonett and Price 2012.
+
+    Wald's, after adding one image on which only the first succeeds and one on which only the second does, so that it has a width where no
+    image differs.
+
+    Args:
+        first: of each image by one method.
+        second: by the other.
+        confidence: coverage.
+
+    >>> found = difference_of_proportions([True] * 8 + [False] * 2, [True] * 3 + [False] * 7)
+    >>> round(found.mean, 2), round(found.low, 2), round(found.high, 2)
+    (0.5, 0.05, 0.78)
+    """
+    n, only_first, only_second = len(first), *_discordant(first, second)
+    one, other = (only_first + 1) / (n + 2), (only_second + 1) / (n + 2)
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    half = z * math.sqrt((one + other - (one - other) ** 2) / (n + 2))
+    mean = (only_first - only_second) / n
+    return Interval(mean, max(-1.0, min(mean, one - other - half)), min(1.0, max(mean, one - other + half)), n)
+
+
+def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
+    """The p-value of McNemar's exact two-sided test that two methods succeed on as many images; 1 if no image differs.
+
+    Source: McNemar 1947; exact, the binomial test of the images on which one alone succeeds.
+
+    >>> mcnemar([True] * 8 + [False] * 2, [True] * 3 + [False] * 7)
+    0.0625
+    """
+    from scipy.stats import binomtest
+
+    only_first, only_second = _discordant(first, second)
+    return 1.0 if only_first + only_second == 0 else float(binomtest(only_first, only_first + only_second).pvalue)
+
+
+def _discordant(first: Sequence[bool], second: Sequence[bool]) -> tuple[int, int]:
+    """How many images only the first has, and only the second."""
+    pairs = list(zip(first, second, strict=True))
+    return sum(one and not other for one, other in pairs), sum(other and not one for one, other in pairs)
+
+
+def equivalence(difference: Sequence[float], margin: float) -> float:
+    """The p-value of two one-sided t-tests that the mean difference is within ± a margin. Source: Schuirmann 1987.
+
+    Args:
+        difference: of the images, finite, two or more.
+        margin: positive; the largest difference that does not matter, stated before the values are seen.
+
+    >>> round(equivalence([0.1, -0.2, 0.3, 0.0, -0.1, 0.2], 0.5), 4)
+    0.001
+    """
+    from scipy.stats import ttest_1samp
+
+    if min(difference) == max(difference):
+        return float(abs(difference[0]) >= margin)
+    above = ttest_1samp(list(difference), -margin, alternative="greater").pvalue
+    below = ttest_1samp(list(difference), margin, alternative="less").pvalue
+    return float(max(above, below))
+
+
+def better_share(difference: Sequence[float], higher: bool) -> float:
+    """The common-language effect size of pairs: the share of images on which the first is better, ties counting half.
+
+    0.5 says neither. Source: McGraw and Wong 1992; of pairs, Grissom and Kim 2012.
+
+    >>> better_share([1, 2, -1, 0], higher=True)
+    0.625
+    """
+    wins = sum((value > 0) == higher for value in difference if value != 0)
+    return (wins + sum(value == 0 for value in difference) / 2) / len(difference)

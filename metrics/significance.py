@@ -1,0 +1,227 @@
+"""What may be concluded from tidy rows: tests of every two methods, and of all together, over the pictures that all have values of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from xattn.errors import NameUnknownError, SettingError
+from xattn.metrics.base import metrics
+from xattn.metrics.blocks import Block, blocks
+from xattn.metrics.conclusions import conclusion, section, stated
+from xattn.metrics.paired_tests import Bounds, better_share, bootstrap_interval, difference_of_proportions, equivalence, mcnemar
+from xattn.metrics.rank_tests import critical_difference, friedman, mean_ranks, nemenyi
+from xattn.metrics.sheets import SIGNIFICANT
+from xattn.metrics.statistics import adjusted, differences, holm, mean_interval, needed, proportion_interval, signed_rank
+from xattn.metrics.tables import KEYS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Adjustment = Literal["holm", "benjamini-hochberg"]
+ADJUSTMENTS: dict[str, Callable[[Sequence[float]], list[float]]] = {"holm": holm, "benjamini-hochberg": adjusted}
+
+
+@dataclass(frozen=True, repr=False)
+class Significance:
+    """What may be concluded, and by which tests. All of a metric is over the pictures of which every method that is compared has a value.
+
+    Attributes:
+        methods: a row per metric and method: `model, head, method, metric`; `n`, the pictures; `left_out`, those without a value of some
+            method, and `lacking`, without one of this method; `mean`, its 95 % interval `low` and `high`, and by which `interval`;
+            `median`; `mean_rank`; `degenerate_share` of the n.
+        pairs: a row per metric and pair: the first as above, the second in `other_model, other_head, other_method`; the mean `difference`,
+            first less second, with its `interval`; `better_share`, the share of pictures on which the first is better, ties counting half;
+            the `test`, its `p` and `p_adjusted`; `nemenyi_p`; `equivalence_p` and `equivalence_p_adjusted` for the `margin`; `needed`,
+            about how many pictures a t-test at the family's strictest level needs for such a difference; `conclusion`, in words.
+        rankings: a row per metric with three or more methods: Friedman's `statistic` and `p`, `agreement` (Kendall's W) and Nemenyi's
+            `critical_difference` of mean ranks at 0.05.
+        adjustment: of p-values within the pairs of a metric.
+        notes: what a reader must know.
+        sections: the tables of each metric in Markdown, with what they are over.
+    """
+
+    methods: pd.DataFrame
+    pairs: pd.DataFrame
+    rankings: pd.DataFrame
+    adjustment: Adjustment
+    notes: tuple[str, ...]
+    sections: tuple[str, ...]
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """All rows in one frame, by the column `result`: "method", "pair" or "ranking"; what a row does not have is empty."""
+        import pandas as pd
+
+        parts = {"method": self.methods, "pair": self.pairs, "ranking": self.rankings}
+        found = pd.concat([part.assign(result=name) for name, part in parts.items() if len(part)], ignore_index=True)
+        return found[["result", *(column for column in found.columns if column != "result")]]
+
+    def text(self, form: Literal["markdown", "csv"] = "markdown") -> str:
+        """A section per metric with its tables and conclusions, and the notes; or `frame` as CSV, with every digit."""
+        if form == "csv":
+            return str(self.frame.to_csv(index=False))
+        return "\n".join([*self.sections, "".join(f"- {note}\n" for note in self.notes)])
+
+    def __repr__(self) -> str:
+        """As a terminal shows it."""
+        return self.text()
+
+
+def significance(
+    rows: pd.DataFrame,
+    against: str | None = None,
+    *,
+    adjustment: Adjustment = "holm",
+    margins: Mapping[str, float] | None = None,
+    without_degenerate: bool = False,
+) -> Significance:
+    """Tests methods on the same pictures, from tidy rows.
+
+    Args:
+        rows: with the columns of `scores.csv`, of one run or several.
+        against: the reference: a method, which the others of its classifier are tested against; or a model, a head or "model · head", which
+            the same method of every other classifier is tested against; None: every two methods of a classifier.
+        adjustment: of the p-values of a family, the pairs of one metric: "holm", for the chance of any false one; "benjamini-hochberg", for
+            the share of false ones among those that are found.
+        margins: by metric, in its unit, the largest difference that does not matter: pairs are tested for equivalence within it.
+        without_degenerate: leave out pictures with a map that is flagged `degenerate`.
+
+    Raises:
+        NameUnknownError: there are no rows of `against`, no such metric or adjustment.
+        SettingError: a margin that is not positive.
+        InputError: there are no scores, or no two methods of the same pictures.
+    """
+    import pandas as pd
+
+    if adjustment not in ADJUSTMENTS:
+        raise NameUnknownError("adjustment", str(adjustment), list(ADJUSTMENTS))
+    found = blocks(rows, against, without_degenerate=without_degenerate)
+    limits = _checked_margins(margins, list(dict.fromkeys(block.metric for block in found)))
+    methods: list[dict[str, object]] = []
+    pairs: list[dict[str, object]] = []
+    rankings: list[dict[str, object]] = []
+    sections = []
+    for metric in dict.fromkeys(block.metric for block in found):
+        own = [block for block in found if block.metric == metric]
+        family = sum(len(block.pairs) for block in own)
+        lines = [_pair_lines(block, family, limits.get(metric)) for block in own]
+        _adjust([line for several in lines for line in several], ADJUSTMENTS[adjustment], metric)
+        for block, several in zip(own, lines, strict=True):
+            of_methods = _method_lines(block)
+            ranking = _ranking_line(block) if len(block.rows) > 2 else None
+            sections.append(section(block, of_methods, several, ranking))
+            methods += of_methods
+            pairs += [{key: value for key, value in line.items() if key not in ("first", "second")} for line in several]
+            rankings += [ranking] if ranking else []
+    notes = stated(found, adjustment, limits, sorted(rows["target_rule"].dropna().unique()))
+    return Significance(pd.DataFrame(methods), pd.DataFrame(pairs), pd.DataFrame(rankings), adjustment, notes, tuple(sections))
+
+
+def _adjust(lines: Sequence[dict[str, object]], adjust: Callable[[Sequence[float]], list[float]], metric: str) -> None:
+    """Adds adjusted p-values and conclusions to the pairs of a family."""
+    for key in ("p", "equivalence_p"):
+        values = [float(str(line[key])) for line in lines]
+        tested = not all(math.isnan(value) for value in values)
+        for line, value in zip(lines, adjust(values) if tested else values, strict=True):
+            line[f"{key}_adjusted"] = value
+    for line in lines:
+        line["conclusion"] = conclusion(line, metrics.create(metric).metadata.better == "higher")
+
+
+def _method_lines(block: Block) -> list[dict[str, object]]:
+    """Mean, interval, median and mean rank of each column of a block."""
+    component = metrics.create(block.metric)
+    limits, aggregation = component.metadata.limits, component.instance.aggregation
+    ranks = mean_ranks(block.values, component.metadata.better == "higher")
+    lines = []
+    for place, row in enumerate(block.rows):
+        values = block.column(place)
+        if block.binary:
+            found = Bounds(proportion_interval(values, limits), "Wilson")
+        elif aggregation == "harmonic mean":
+            found = _harmonic(values, limits)
+        else:
+            found = bootstrap_interval(values, limits)
+        line: dict[str, object] = {**dict(zip(KEYS, row, strict=True)), "metric": block.metric, "n": len(values)}
+        line |= {"left_out": block.pictures - len(values), "lacking": block.lacking[place], "mean": found.interval.mean}
+        line |= {"low": found.interval.low, "high": found.interval.high, "interval": found.name, "median": _median(values)}
+        lines.append(line | {"mean_rank": ranks[place], "degenerate_share": block.degenerate[place]})
+    return lines
+
+
+def _median(values: Sequence[float]) -> float:
+    """The middle value, or the mean of the two middle ones."""
+    ordered, n = sorted(values), len(values)
+    return (ordered[(n - 1) // 2] + ordered[n // 2]) / 2
+
+
+def _harmonic(values: Sequence[float], limits: tuple[float, float]) -> Bounds:
+    """The interval of the inverse of the mean of inverses."""
+    within = (0.0 if math.isinf(limits[1]) else 1 / limits[1], 1 / limits[0] if limits[0] > 0 else math.inf)
+    inverse, name = bootstrap_interval([1 / value for value in values if value], within)
+    low, high = (1 / end if end > 0 else math.inf if end <= 0 else math.nan for end in (inverse.high, inverse.low))
+    return Bounds(inverse._replace(mean=1 / inverse.mean, low=low, high=high), name)
+
+
+def _pair_lines(block: Block, family: int, margin: float | None) -> list[dict[str, object]]:
+    """The tests of the pairs of a block, not adjusted yet.
+
+    Args:
+        block: of one metric.
+        family: tests that their p-values are adjusted with.
+        margin: the largest difference that does not matter; None: equivalence is not tested.
+    """
+    component = metrics.create(block.metric)
+    low, high = component.metadata.limits
+    ranks, k, n = mean_ranks(block.values, component.metadata.better == "higher"), len(block.rows), len(block.values)
+    strict = 1 - SIGNIFICANT / family
+    lines = []
+    for first, second in block.pairs:
+        difference, same = differences(list(zip(block.column(first), block.column(second), strict=True)))
+        if block.binary:
+            has = [[value == high for value in block.column(place)] for place in (first, second)]
+            interval = difference_of_proportions(*has)
+            span = high - low
+            found = Bounds(interval._replace(mean=span * interval.mean, low=span * interval.low, high=span * interval.high), "Bonett-Price")
+            test, p = "McNemar", mcnemar(*has)
+        else:
+            found = bootstrap_interval(difference)
+            test, p = "Wilcoxon", signed_rank(difference, same, zeros="pratt")
+        line: dict[str, object] = {**dict(zip(KEYS, block.rows[first], strict=True)), "metric": block.metric}
+        line |= {f"other_{key}": value for key, value in zip(KEYS, block.rows[second], strict=True)}
+        line |= {"n": n, "left_out": block.pictures - n, "difference": found.interval.mean, "difference_low": found.interval.low}
+        line |= {"difference_high": found.interval.high, "interval": found.name}
+        line |= {"better_share": better_share(difference, component.metadata.better == "higher"), "test": test, "p": p}
+        line["nemenyi_p"] = nemenyi(ranks[first] - ranks[second], k, n) if k > 2 else math.nan
+        line["margin"] = math.nan if margin is None else margin
+        line["equivalence_p"] = math.nan if margin is None else equivalence(difference, margin)
+        line["needed"] = needed(mean_interval(difference, confidence=strict), confidence=strict)
+        lines.append(line | {"first": block.name(first), "second": block.name(second)})
+    return lines
+
+
+def _ranking_line(block: Block) -> dict[str, object]:
+    """Friedman's test of a block of three or more columns."""
+    found, k, n = friedman(block.values), len(block.rows), len(block.values)
+    (model, head), of_one = block.classifiers[0], len(block.classifiers) == 1
+    line: dict[str, object] = {"model": model, "head": head} if of_one else {"method": block.rows[0][2]}
+    line |= {"metric": block.metric, "n": n, "left_out": block.pictures - n, "compared": k, "friedman_statistic": found.statistic}
+    return line | {"p": found.p, "agreement": found.agreement, "critical_difference": critical_difference(k, n)}
+
+
+def _checked_margins(margins: Mapping[str, float] | None, known: Sequence[str]) -> dict[str, float]:
+    """The margins of equivalence, by metric.
+
+    Raises:
+        NameUnknownError: the rows hold no such metric.
+        SettingError: a margin that is not positive.
+    """
+    for metric, margin in (margins or {}).items():
+        if metric not in known:
+            raise NameUnknownError("metric in these runs", metric, known)
+        if not 0 < margin < math.inf:
+            raise SettingError(f"a margin is the largest difference that does not matter, above 0; got {margin:g} for {metric}.")
+    return dict(margins or {})
