@@ -38,7 +38,8 @@ _BEFORE = (
         "--method",
         "methods",
         multiple=True,
-        help=f"{COMPONENT}; see `xattn list methods`. Repeatable. If none: those of the run in the folder, or some CAMs and controls; for score, controls.",
+        help=f"{COMPONENT}; see `xattn list methods`. Repeatable. If none: those of the run in the folder, or some CAMs and controls; for "
+        "score, controls.",
     ),
     click.option("--metric", "metrics", multiple=True, help=f"{COMPONENT}; see `xattn list metrics`. Repeatable, likewise."),
     click.option(
@@ -55,7 +56,8 @@ _BEFORE = (
         "--labels-csv",
         type=PathOrURL(exists=True, dir_okay=False),
         help="CSV with columns image (path relative to the folder) and label (class index, name or WordNet id; several separated by |; "
-        "with --regression a number); metadata.csv of Hugging Face; lines of path and label (.txt); or ILSVRC's ground truth beside meta.mat.",
+        "with --regression a number); metadata.csv of Hugging Face; lines of path and label (.txt); or ILSVRC's ground truth "
+        "beside meta.mat.",
     ),
     click.option(
         "--labels-from",
@@ -76,7 +78,8 @@ _AFTER = (
         "--out",
         required=True,
         type=PathOrURL(file_okay=False),
-        help="Run folder, a path or a URL such as s3://bucket/run. A run that is there goes on: methods and metrics that it lacks are added.",
+        help="Run folder, a path or a URL such as s3://bucket/run. A run that is there goes on: methods and metrics that it lacks are "
+        "added.",
     ),
     click.option("--device", help="cpu, cuda, cuda:1, mps; default: a GPU if there is one."),
     click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Images per part of the run."),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,7 +81,7 @@ def seconds_expected(plan: Plan, classifier: Classifier) -> float | None:
     if crops is None:
         return None
     predictor = Predictor(classifier)
-    batch = crops.images.repeat(-(-predictor.chunk // len(crops.names)), 1, 1, 1)[: predictor.chunk]
+    batch = crops.images.repeat(-(-predictor.chunk // len(crops)), 1, 1, 1)[: predictor.chunk]
     seconds = []
     for _ in range(3):  # the first warms up
         start = time.perf_counter()
@@ -105,7 +105,8 @@ def forwards_per_image(plan: Plan, classifier: Classifier) -> int:
     return 1 + perturbed * len(methods) + sum(own) + again * explained
 
 
-class _Crops(NamedTuple):
+@dataclass(frozen=True)
+class _Crops:
     """Images in pixel space, with what maps in files ask for."""
 
     images: Tensor
@@ -113,7 +114,10 @@ class _Crops(NamedTuple):
     frames: list[Frame]
 
     def part(self, part: slice) -> _Crops:
-        return _Crops(*(each[part] for each in self))
+        return _Crops(self.images[part], self.names[part], self.frames[part])
+
+    def __len__(self) -> int:
+        return len(self.names)
 
 
 def _some_crops(plan: Plan, classifier: Classifier) -> _Crops | None:
@@ -138,7 +142,7 @@ def _sample(plan: Plan, classifier: Classifier, count: int) -> Iterator[_Crops]:
     for crops in _crops(plan, classifier, [*spread, *(number for number in range(batches) if number not in spread)]):
         taken = crops.part(slice(min(share, left)))
         yield taken
-        left -= len(taken.names)
+        left -= len(taken)
         if left == 0:
             return
 
@@ -174,11 +178,20 @@ def _maps(
     like: Maps | None = None,
 ) -> Maps:
     """The maps of some images, for the targets of `like`, or for those of the plan's rule without labels."""
-    images, names, frames = crops
     rule = _without_labels(classifier, plan.rule_of(classifier)) if like is None else Given(like.target_rule, like.target)
     stage, needs = plan.stage_of(classifier), needs_of(methods)
-    trace = Trace(classifier, images, rule, stage=stage, needs=needs, predictor=predictor, seed=plan.seed, names=names, frames=frames)
-    return maps_of_trace(trace, methods, names, images)
+    trace = Trace(
+        classifier,
+        crops.images,
+        rule,
+        stage=stage,
+        needs=needs,
+        predictor=predictor,
+        seed=plan.seed,
+        names=crops.names,
+        frames=crops.frames,
+    )
+    return maps_of_trace(trace, methods, crops.names, crops.images)
 
 
 def _without_regions(plan: Plan) -> list[MetricComponent]:
@@ -211,7 +224,7 @@ def _deviation(plan: Plan, classifier: Classifier, found: Tuned, at_once: int) -
     of_images: dict[str, list[Tensor]] = {}  # by metric and piece, (methods, images)
     count = min(COMPARED_AT_MOST, max(COMPARED_AT_LEAST, len(plan.images) // COMPARED_OF))
     for batch in _sample(plan, classifier, count):
-        for start in range(0, len(batch.names), at_once):
+        for start in range(0, len(batch), at_once):
             crops = batch.part(slice(start, start + at_once))
             near = _maps(plan, classifier, crops, methods, quick)
             exact = _maps(plan, classifier, crops, exact_methods, plain, like=near)

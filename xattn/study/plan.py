@@ -156,7 +156,7 @@ class Plan:
         given = [method.spec for method in self.methods if is_of_files(method)]
         if given and (again := [metric.spec for metric in self.metrics if metric.instance.explained]):
             raise UnsupportedError(
-                f"{', '.join(again)} explains images again, which {', '.join(given)}, maps in files, cannot: leave the metric or the maps out."
+                f"{', '.join(again)} explains images again, which maps in files ({', '.join(given)}) cannot: leave one of them out."
             )
 
     def _refuse(self, method: MethodComponent, lacks: str | None, classifier: Classifier) -> None:
