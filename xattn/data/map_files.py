@@ -177,7 +177,8 @@ def find_maps(
     Raises:
         InputError: there are no maps of these pictures, or some that cannot be read or are no maps.
     """
-    known, found = _Names(names), {}
+    known = _Names(names)
+    found: dict[str, MapFiles] = {}
     unknown: list[str] = []
     given = places.items() if isinstance(places, Mapping) else [(None, place) for place in places]
     for wanted, place in given:

@@ -101,9 +101,9 @@ def method_of_run(spec: str, more: Sequence[MethodComponent], run: Mapping[str, 
     if now := [method for method in more if method.spec == spec]:
         return now[0]
     kept, was = run.get("maps", {}).get(spec), run.get("protocol", {}).get(spec, {}).get("settings", {}).get("digest")
-    place = None if kept is None else kept["place"]
+    place = "" if kept is None else str(kept["place"])
     try:
-        found = [] if kept is None else find_maps({kept["name"]: place}, names, covers=kept["covers"], signed=True).maps
+        found = [] if kept is None else find_maps({str(kept["name"]): place}, names, covers=kept["covers"], signed=True).maps
         chosen = [maps.only(names) for maps in found]
     except (InputError, KeyError):
         chosen = []

@@ -22,6 +22,7 @@ from xattn.data.depth import MAX_PIXELS
 from xattn.data.images import ImageSource
 from xattn.data.labels import LabelsFrom
 from xattn.data.listing import NamedImage
+from xattn.data.map_files import Covers
 from xattn.errors import InputError, RunError, XattnError
 from xattn.explainers.api import refuse_untrained
 from xattn.explainers.base import MethodComponent, created
@@ -37,7 +38,7 @@ from xattn.progress import Progress
 from xattn.study.engines import engine as engine_of
 from xattn.study.evaluation import frame_of
 from xattn.study.execution import plan_execution
-from xattn.study.map_files import Covers, Places, kept_maps, method_of_run, with_maps
+from xattn.study.map_files import Places, kept_maps, method_of_run, with_maps
 from xattn.study.missing import PartContents
 from xattn.study.pairs import Pairs, paired
 from xattn.study.plan import Execution, MetricComponent, Plan, key_of, planned_stages
