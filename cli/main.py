@@ -14,12 +14,14 @@ from xattn.cli.adapt import adapt
 from xattn.cli.app import app
 from xattn.cli.demo import demo
 from xattn.cli.evaluate import evaluate
-from xattn.cli.explain import COMPONENT, explain
+from xattn.cli.explain import explain
 from xattn.cli.options import LocalPath, PathOrURL, values_by_name
 from xattn.cli.overlay import overlay
 from xattn.cli.patches import patches
 from xattn.cli.randomise import randomise
 from xattn.cli.report import report
+from xattn.cli.run_options import COMPONENT
+from xattn.cli.score import score
 from xattn.cli.show import show
 from xattn.cli.terminal import logged_lines, say
 from xattn.cli.train import train
@@ -54,6 +56,7 @@ def main() -> None:
 
 
 main.add_command(explain)
+main.add_command(score)
 main.add_command(train)
 main.add_command(adapt)
 main.add_command(evaluate)

@@ -85,7 +85,7 @@ def is_signed(method: str) -> bool:
     >>> is_signed("grad-cam:signed=true"), is_signed("grad-cam")
     (True, False)
     """
-    return "signed=true" in method.partition(":")[2].split(",")
+    return "signed=true" in method.rpartition(":")[2].split(",")
 
 
 def mask_of_map(raw: Floats) -> Floats:

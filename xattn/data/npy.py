@@ -14,6 +14,10 @@ from xattn.errors import InputError
 
 MAGIC = b"\x93NUMPY"
 DTYPES = {"<f4": torch.float32, "<f8": torch.float64, "<i4": torch.int32, "<i8": torch.int64}
+READ = {
+    **DTYPES,
+    **{"<f2": torch.float16, "<i2": torch.int16, "<u2": torch.uint16, "|i1": torch.int8, "|u1": torch.uint8, "|b1": torch.bool},
+}
 
 
 def npy(values: Tensor, dtype: torch.dtype = torch.float32) -> bytes:
@@ -31,7 +35,7 @@ def npy(values: Tensor, dtype: torch.dtype = torch.float32) -> bytes:
 
 
 def read_npy(path: str | Path) -> Tensor:
-    """The array of numbers in a NumPy file, format 1.0 to 3.0, little-endian float32, float64, int32 or int64.
+    """The array of numbers in a NumPy file, format 1.0 to 3.0, of little-endian floats, integers up to 64 bits, or bool.
 
     Raises:
         InputError: it cannot be read, is no such file, has another type of values, or is cut off.
@@ -40,13 +44,26 @@ def read_npy(path: str | Path) -> Tensor:
         content = Path(path).read_bytes()
     except OSError as error:
         raise InputError(f"'{path}' could not be read ({error.strerror}).") from error
+    return npy_values(content, path)
+
+
+def npy_values(content: bytes, path: str | Path) -> Tensor:
+    """The array in the content of a NumPy file.
+
+    Args:
+        content: of the file.
+        path: what messages call it.
+
+    Raises:
+        InputError: as `read_npy`.
+    """
     try:
         major, shape, descr, fortran, start = _header(content)
     except (ValueError, SyntaxError, KeyError, TypeError, struct.error, RecursionError, MemoryError) as error:
         raise InputError(f"'{path}' is no NumPy file, or its header is damaged: a .npy is needed.") from error
-    if major > 3 or descr not in DTYPES:
-        raise InputError(f"'{path}' holds values of type {descr!r:.40}; {', '.join(DTYPES)} are read. Write it with array.astype('<f8').")
-    dtype = DTYPES[descr]
+    if major > 3 or descr not in READ:
+        raise InputError(f"'{path}' holds values of type {descr!r:.40}; {', '.join(READ)} are read. Write it with array.astype('<f8').")
+    dtype = READ[descr]
     needed = math.prod(shape) * dtype.itemsize
     if len(content) - start != needed:
         raise InputError(f"'{path}' has {len(content) - start} bytes of values where {shape} of {descr} take {needed}: it is cut off.")

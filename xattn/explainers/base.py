@@ -10,6 +10,7 @@ from typing import Any, Self, TypeVar
 
 from torch import Tensor
 
+from xattn.data.map_files import MapFiles
 from xattn.errors import SettingError
 from xattn.registry import Component, Registry, written
 
@@ -96,6 +97,20 @@ def register(
 ) -> Callable[[Registered], Registered]:
     """Decorator that registers an explainer: a pure function of a Trace, or a frozen dataclass of settings with one `__call__(trace)`."""
     return methods.register(name, MethodMetadata(frozenset(needs), source, control, direct, planted, bound, caution))
+
+
+FILES = "maps"
+"""Beginning of the names of methods whose maps other tools wrote into files: `maps:NAME`."""
+
+
+def of_files(found: MapFiles) -> MethodComponent:
+    """The maps that another tool wrote, as a method `maps:NAME`, or `maps:NAME:signed=true`."""
+    return Component(f"{FILES}:{found.name}{':signed=true' if found.signed else ''}", found, MethodMetadata(frozenset(), found.place))
+
+
+def is_of_files(method: MethodComponent) -> bool:
+    """Whether the maps of a method were written by another tool: it can explain no other images."""
+    return isinstance(method.instance, MapFiles)
 
 
 def can_be_signed(method: MethodComponent) -> bool:

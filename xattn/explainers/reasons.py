@@ -8,13 +8,15 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from xattn.explainers.base import MethodComponent, Need, can_be_signed
+from xattn.explainers.base import MethodComponent, Need, can_be_signed, is_of_files
 from xattn.explainers.cams import HiResCAM, cancelled
 from xattn.explainers.trace import Trace
 
 logger = logging.getLogger("xattn")
 
 ADVICE = {
+    "the map in the file is not finite": "Look in the tool that wrote it for NaN or infinite values",
+    "the map in the file has one value everywhere": "Look in the tool that wrote it why",
     "the map is not finite": "Look for NaN or infinite values in the network's features and output",
     "the stage has a single cell": "Give larger images (input_size, --input-size), or an earlier stage",
     "the features are zero everywhere": "Give another stage; check the preprocessing (mean and std)",
@@ -56,6 +58,9 @@ def _reason(trace: Trace, method: MethodComponent, raw: Tensor, i: int) -> str:
 
 def _cause(trace: Trace, method: MethodComponent, raw: Tensor, i: int) -> str:
     needs = method.metadata.needs
+    if is_of_files(method) and not (bool((raw < 0).any()) and not bool((raw > 0).any())):
+        finite = bool(torch.isfinite(raw).all())
+        return f"the map in the file {'has one value everywhere' if finite else 'is not finite'}"
     if not bool(torch.isfinite(raw).all()):
         return "the map is not finite"
     if raw.numel() == 1:

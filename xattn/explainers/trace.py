@@ -11,6 +11,7 @@ from typing import Any, Generic, NamedTuple, TypeVar, overload
 import torch
 from torch import Tensor
 
+from xattn.data.preprocessing import Frame
 from xattn.errors import UnsupportedError
 from xattn.explainers.base import Need
 from xattn.heads.base import Attended
@@ -97,6 +98,8 @@ class Trace:
             a graph.
         predictor: for methods that run the network again.
         seed: of the run, for randomness.
+        names: of the images, for maps in files.
+        frames: how each image lies in its picture, likewise.
 
     Attributes:
         images: as given; a leaf of the graph where image gradients are needed.
@@ -115,8 +118,11 @@ class Trace:
         needs: Collection[Need],
         predictor: Predictor,
         seed: int = 0,
+        names: Sequence[str] = (),
+        frames: Sequence[Frame] = (),
     ) -> None:
         self.classifier = classifier
+        self.names, self.frames = names, frames
         self.given_stage = stage
         self.predictor = predictor
         self.seed = seed

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from xattn.data.preprocessing import pixels
+from xattn.data.preprocessing import Frame, pixels
 from xattn.errors import InputError
 from xattn.explainers.base import MethodComponent, RunsNetworkAgain
 from xattn.explainers.maps import Maps, maps_of_trace, needs_of
@@ -52,7 +52,9 @@ def plan_execution(plan: Plan, classifier: Classifier, kept: Tuned | None = None
     each = forwards_per_image(plan, classifier)
     room = None if plan.memory is None else plan.memory // 2
     if kept is None:
-        found = tuned(classifier, plan.level, plan.tune, forwards=len(plan.images) * each, sample=crops, memory=room)
+        found = tuned(
+            classifier, plan.level, plan.tune, forwards=len(plan.images) * each, sample=None if crops is None else crops.images, memory=room
+        )
         # A chunk larger than what a batch runs would be mostly padding.
         most = max(SMALL, plan.batch_size * each)
         found = replace(found, tuning=replace(found.tuning, chunk=min(found.tuning.chunk, most)))
@@ -60,7 +62,7 @@ def plan_execution(plan: Plan, classifier: Classifier, kept: Tuned | None = None
         found = kept
     at_once = plan.batch_size
     if room is not None and crops is not None:
-        needed = _bytes_per_image(plan, classifier, crops[:1])
+        needed = _bytes_per_image(plan, classifier, crops.part(slice(1)))
         if needed > room:
             raise InputError(
                 f"{classifier.name} with these methods and metrics needs {shown(2 * needed)} for one image; memory={shown(2 * room)} came. "
@@ -79,7 +81,7 @@ def seconds_expected(plan: Plan, classifier: Classifier) -> float | None:
     if crops is None:
         return None
     predictor = Predictor(classifier)
-    batch = crops.repeat(-(-predictor.chunk // len(crops)), 1, 1, 1)[: predictor.chunk]
+    batch = crops.images.repeat(-(-predictor.chunk // len(crops)), 1, 1, 1)[: predictor.chunk]
     seconds = []
     for _ in range(3):  # the first warms up
         start = time.perf_counter()
@@ -106,34 +108,49 @@ def forwards_per_image(plan: Plan, classifier: Classifier) -> int:
     return 1 + once + each * len(methods) + sum(own) + again * explained
 
 
-def _some_crops(plan: Plan, classifier: Classifier) -> Tensor | None:
-    """The first batch that can be read, in pixel space; None if none can."""
+@dataclass(frozen=True)
+class _Crops:
+    """Images in pixel space, with what maps in files ask for."""
+
+    images: Tensor
+    names: list[str]
+    frames: list[Frame]
+
+    def part(self, part: slice) -> _Crops:
+        return _Crops(self.images[part], self.names[part], self.frames[part])
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def _some_crops(plan: Plan, classifier: Classifier) -> _Crops | None:
+    """The first batch that can be read; None if none can."""
     return next(_crops(plan, classifier, range(-(-len(plan.source) // plan.batch_size))), None)
 
 
-def _crops(plan: Plan, classifier: Classifier, numbers: Sequence[int]) -> Iterator[Tensor]:
-    """What can be read of some batches, in pixel space, batch by batch."""
+def _crops(plan: Plan, classifier: Classifier, numbers: Sequence[int]) -> Iterator[_Crops]:
+    """What can be read of some batches, batch by batch."""
     for number in numbers:
         for batch in plan.source.batches(classifier.preprocessing, plan.batch_size, workers=0, wanted=[number]):
             if len(batch.crops):
-                yield pixels(batch.crops, classifier.device)
+                yield _Crops(pixels(batch.crops, classifier.device), [image.name for image in batch.images], batch.frames)
 
 
-def _sample(plan: Plan, classifier: Classifier, count: int) -> Iterator[Tensor]:
+def _sample(plan: Plan, classifier: Classifier, count: int) -> Iterator[_Crops]:
     """Some images from all over the run, in pieces of at most a batch."""
     batches = -(-len(plan.source) // plan.batch_size)
     wanted = min(batches, max(SPREAD, -(-count // plan.batch_size)))
     spread = dict.fromkeys(place * batches // wanted for place in range(wanted))
     share, left = -(-count // wanted), count
     for crops in _crops(plan, classifier, [*spread, *(number for number in range(batches) if number not in spread)]):
-        taken = crops[: min(share, left)]
+        taken = crops.part(slice(min(share, left)))
         yield taken
         left -= len(taken)
         if left == 0:
             return
 
 
-def _bytes_per_image(plan: Plan, classifier: Classifier, image: Tensor) -> int:
+def _bytes_per_image(plan: Plan, classifier: Classifier, image: _Crops) -> int:
     """Peak memory of an image's maps, masks, ranks and gradients, without the forwards of perturbed images."""
     stub = _Stub(classifier)
 
@@ -158,17 +175,26 @@ class _Stub(Predictor):
 def _maps(
     plan: Plan,
     classifier: Classifier,
-    images: Tensor,
+    crops: _Crops,
     methods: Sequence[MethodComponent],
     predictor: Predictor,
     like: Maps | None = None,
 ) -> Maps:
     """The maps of some images, for the targets of `like`, or for those of the plan's rule without labels."""
-    names = [str(number) for number in range(len(images))]
     rule = _without_labels(classifier, plan.rule_of(classifier)) if like is None else Given(like.target_rule, like.target)
     stage, needs = plan.stage_of(classifier), needs_of(methods)
-    trace = Trace(classifier, images, rule, stage=stage, needs=needs, predictor=predictor, seed=plan.seed)
-    return maps_of_trace(trace, methods, names, images)
+    trace = Trace(
+        classifier,
+        crops.images,
+        rule,
+        stage=stage,
+        needs=needs,
+        predictor=predictor,
+        seed=plan.seed,
+        names=crops.names,
+        frames=crops.frames,
+    )
+    return maps_of_trace(trace, methods, crops.names, crops.images)
 
 
 def _without_regions(plan: Plan) -> list[MetricComponent]:
@@ -201,9 +227,10 @@ def _deviation(plan: Plan, classifier: Classifier, found: Tuned, at_once: int) -
     of_images: dict[str, list[Tensor]] = {}  # by metric and piece, (methods, images)
     count = min(COMPARED_AT_MOST, max(COMPARED_AT_LEAST, len(plan.images) // COMPARED_OF))
     for batch in _sample(plan, classifier, count):
-        for images in batch.split(at_once):
-            near = _maps(plan, classifier, images, methods, quick)
-            exact = _maps(plan, classifier, images, exact_methods, plain, like=near)
+        for start in range(0, len(batch), at_once):
+            crops = batch.part(slice(start, start + at_once))
+            near = _maps(plan, classifier, crops, methods, quick)
+            exact = _maps(plan, classifier, crops, exact_methods, plain, like=near)
             a = score(classifier, near, metrics, quick).values
             b = score(classifier, exact, exact_metrics, plain).values
             apart: dict[str, list[Tensor]] = {}

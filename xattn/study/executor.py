@@ -170,7 +170,7 @@ class Executor:
             some = slice(start, start + step)
             part = [side.part(some) for side in sides]
             try:
-                maps = self._explained(part, images[some], names[some], predict_all)
+                maps = self._explained(part, images[some], names[some], frames[some], predict_all)
                 where = [self._regions(side.classifier, found, metrics, frames[some]) for side, found in zip(part, maps, strict=True)]
                 predictors = [side.predictor for side in part]
                 scores = score_group([side.classifier for side in part], maps, metrics, predictors, predict_all, where)
@@ -205,7 +205,9 @@ class Executor:
         """A row without its curve, if an earlier metric of the plan stores that curve."""
         return row if row.curve is None or row.metric in self._with_curve else replace(row, shares=None, curve=None)
 
-    def _explained(self, sides: Sequence[Side], images: Tensor, names: Sequence[str], predict_all: PredictAll | None) -> list[Maps]:
+    def _explained(
+        self, sides: Sequence[Side], images: Tensor, names: Sequence[str], frames: Sequence[Frame], predict_all: PredictAll | None
+    ) -> list[Maps]:
         """The maps of each head; responses that do not depend on the head's own maps are computed once and shared."""
         traces = [
             Trace(
@@ -217,6 +219,8 @@ class Executor:
                 needs=needs_of(side.methods),
                 predictor=side.predictor,
                 seed=self.plan.seed,
+                names=names,
+                frames=frames,
             )
             for side in sides
         ]

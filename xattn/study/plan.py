@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from importlib import metadata
 from typing import Any
 
@@ -13,10 +13,11 @@ import torch
 from xattn.data.annotation_files import TAKEN
 from xattn.data.images import ImageSource
 from xattn.data.listing import NamedImage
+from xattn.data.map_files import MapFiles
 from xattn.data.preprocessing import Preprocessing
 from xattn.errors import InputError, NameUnknownError, UnsupportedError
 from xattn.explainers.attention import OF_CLASSES, without_rank
-from xattn.explainers.base import MethodComponent, Need
+from xattn.explainers.base import MethodComponent, Need, is_of_files
 from xattn.heads.base import heads
 from xattn.inference.predictor import Level, refuse_unknown_level
 from xattn.inference.tuning import Tuned
@@ -25,7 +26,7 @@ from xattn.models.classifier import Classifier
 from xattn.models.gates import gate_at, gated_stages, has_regions
 from xattn.models.layout import Stage
 from xattn.models.streams import LOCAL_STAGE, attends, steps_in
-from xattn.models.target_rules import THRESHOLD, Asked, PredictedLabels, TargetRule, described, labels_of, target_rule
+from xattn.models.target_rules import THRESHOLD, Asked, OfOutput, PredictedLabels, TargetRule, described, labels_of, target_rule
 from xattn.registry import Component
 from xattn.study.regions import class_of_label
 from xattn.study.schema import Deviation, run_key
@@ -152,6 +153,11 @@ class Plan:
         for classifier in self.classifiers:
             if not self.methods_of(classifier):
                 self._refuse(self.methods[0], self.lacks(classifier, self.methods[0]), classifier)
+        given = [method.spec for method in self.methods if is_of_files(method)]
+        if given and (again := [metric.spec for metric in self.metrics if metric.instance.explained]):
+            raise UnsupportedError(
+                f"{', '.join(again)} explains images again, which maps in files ({', '.join(given)}) cannot: leave one of them out."
+            )
 
     def _refuse(self, method: MethodComponent, lacks: str | None, classifier: Classifier) -> None:
         if Need.ATTENTION in method.metadata.needs and lacks == NO_ATTENTION:
@@ -179,6 +185,8 @@ class Plan:
             rule = self.rule_of(classifier)
             if rule.needs_labels and not self.source.labelled:
                 raise InputError(f"target '{rule.text}' needs a label for every image: give labels_csv, or a source that has them.")
+            if (rule.per_label or isinstance(rule, OfOutput)) and any(map(is_of_files, self.methods)):
+                raise InputError(f"maps in files are one per picture, and target '{rule.text}' asks for one per label: give one class.")
             if len(rule) != 1:
                 raise InputError(f"a study takes one target for all images; {len(rule)} came. Give a rule, or use explain and evaluate.")
             for metric in self.metrics if classifier.regression else ():
@@ -363,7 +371,12 @@ def planned_stages(classifiers: Sequence[Classifier], stage: str | None) -> dict
 
 
 def _settings(component: Any) -> dict[str, str]:
-    found = asdict(component) if is_dataclass(component) and not isinstance(component, type) else {}
+    if not is_dataclass(component) or isinstance(component, type):
+        return {}
+    if isinstance(component, MapFiles):
+        component = replace(component, files={})
+    about = {each.name for each in fields(component) if each.repr}  # where maps are is none
+    found = {key: value for key, value in asdict(component).items() if key in about}
     return {key: str(value) for key, value in found.items()}
 
 

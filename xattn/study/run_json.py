@@ -3,7 +3,7 @@
 Annotations here are not postponed: a `TypedDict` would not know which of its entries are not required.
 """
 
-from typing import Annotated, Any, NotRequired, TypedDict
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from xattn.data.preprocessing import Preprocessing
 from xattn.stored import Count, Range, Side, parsed, structured
@@ -81,6 +81,14 @@ class StoredProtocol(TypedDict):
     settings: dict[str, Any]
 
 
+class StoredMaps(TypedDict):
+    """Where the maps of a method are that another tool wrote."""
+
+    place: str
+    name: str
+    covers: Literal["crop", "picture"] | None
+
+
 class StoredAddition(TypedDict):
     """Methods and metrics that a run was given later."""
 
@@ -97,6 +105,7 @@ class RunJson(TypedDict):
     without_region: NotRequired[dict[str, list[str]]]
     protocol: NotRequired[dict[str, StoredProtocol]]
     added: NotRequired[list[StoredAddition]]
+    maps: NotRequired[dict[str, StoredMaps]]
     pairs: NotRequired[dict[str, dict[str, tuple[str, float]]]]
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from xattn.errors import InputError
-from xattn.explainers.base import MethodComponent, methods
+from xattn.explainers.base import FILES, MethodComponent, methods
 from xattn.explainers.maps import Maps, explainer_of
 from xattn.inference.predictor import Predictor
 from xattn.metrics.base import CurveMetric, Evidence, refuse_without_probability
@@ -179,7 +179,8 @@ def _evidence(
     responses: Responses,
     regions: Regions | None,
 ) -> Evidence:
-    head_maps = _head_maps(maps.head_maps.weighted, methods.create(method)) if maps.head_maps is not None else None
+    is_ours = not method.startswith(f"{FILES}:")
+    head_maps = _head_maps(maps.head_maps.weighted, methods.create(method)) if maps.head_maps is not None and is_ours else None
     size = (maps.images.shape[2], maps.images.shape[3])
     explanations: dict[Perturbation, Tensor] = {}
     for perturbation in dict.fromkeys(asked for metric in metrics for asked in metric.instance.explained):

@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import metadata
@@ -22,6 +22,7 @@ from xattn.data.depth import MAX_PIXELS
 from xattn.data.images import ImageSource
 from xattn.data.labels import LabelsFrom
 from xattn.data.listing import NamedImage
+from xattn.data.map_files import Covers
 from xattn.errors import InputError, RunError, XattnError
 from xattn.explainers.api import refuse_untrained
 from xattn.explainers.base import MethodComponent, created
@@ -37,6 +38,7 @@ from xattn.progress import Progress
 from xattn.study.engines import engine as engine_of
 from xattn.study.evaluation import frame_of
 from xattn.study.execution import plan_execution
+from xattn.study.map_files import Places, kept_maps, method_of_run, with_maps
 from xattn.study.missing import PartContents
 from xattn.study.pairs import Pairs, paired
 from xattn.study.plan import Execution, MetricComponent, Plan, key_of, planned_stages
@@ -44,6 +46,7 @@ from xattn.study.store import Store
 
 DEFAULT_METHODS = ("activation-map", "grad-cam", "grad-cam++", "random", "centre")
 SIGNED_METHODS = ("grad-cam", "hires-cam", "random", "centre")  # in their place for signed maps
+CONTROLS = ("random", "centre")  # beside maps of other tools
 DEFAULT_METRICS = ("average-drop", "average-gain", "average-increase", "insertion", "deletion", "sparsity")
 PACKAGES = ("xattn", "torch", "torchvision", "timm", "captum", "grad-cam", "pillow", "pandas", "pyarrow", "scipy")
 
@@ -82,6 +85,11 @@ class Study:
         labels_csv: a CSV with columns `image` and `label`, or another file of labels, see `ImageSource`; for a regression the label is a
             number.
         labels_from: "folders", "csv" or "none", see `ImageSource`; None: whichever there is, also folders whose names are all classes.
+        maps: of other tools, scored beside those of `methods` as methods `maps:NAME`: folders or files, by the names that their methods
+            get or named by themselves; `xattn.data.map_files.find_maps` says which. Pictures without a map by each are left out. They are
+            raw maps: min-maxed, then resized bilinearly to the crop. `methods` is by default the controls random and centre then.
+        covers: what such maps show: "crop", what the network sees; "picture", all of the picture; None: the picture if they have its
+            size, else the crop.
         regions: where the objects are, for metrics that need it: a CSV with columns `image`, `x0`, `y0`, `x1`, `y1` (edges of a box in
             pixels of the picture) and perhaps `label`; COCO's JSON; a folder of VOC's XML; or a folder of mask images, named as the
             pictures. Of objects with a class, those of a row's target count. None: those that a data set has itself, by a method
@@ -99,6 +107,7 @@ class Study:
         save_maps: also write masks at the size of the images, as 16-bit PNG under `maps/`, and store raw maps of that size in full.
         progress: a bar where stderr is a terminal; elsewhere log lines.
         signed: keep what speaks against the target, negative in the raw maps; masks, and with them metrics, are of the positive part.
+            Values below 0 in `maps` mean it too.
         untrained: also explain heads that were never trained.
         shard: `(i, n)`: only shard i of n, counted from 1: every n-th batch. Several machines do one shard each, into a folder each, and
             `compare` takes all of these folders.
@@ -146,6 +155,8 @@ class Study:
         threshold: float | None = None,
         labels_csv: str | Path | None = None,
         labels_from: LabelsFrom | None = None,
+        maps: Places | None = None,
+        covers: Covers | None = None,
         regions: str | Path | None = None,
         stage: str | None = None,
         batch_size: int = 8,
@@ -165,7 +176,10 @@ class Study:
         window: Sequence[float] | None = None,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        if signed and methods is DEFAULT_METHODS:
+        default = methods is DEFAULT_METHODS
+        if default and maps is not None:
+            methods = CONTROLS
+        elif default and signed:
             methods = SIGNED_METHODS
         if isinstance(classifiers, (torch.nn.Module, str)):
             raise InputError(f"a study takes a list of classifiers, as [classifier]; got {type(classifiers).__name__}.")
@@ -193,7 +207,12 @@ class Study:
                 gallery if isinstance(gallery, ImageSource) else ImageSource(gallery, depth=depth, window=window, max_pixels=max_pixels)
             )
             source, target = paired(classifiers, source, others, batch_size=batch_size, workers=workers, progress=progress)
-        dense = any(classifier.reader.dense for classifier in classifiers)  # a pixel has a class, the picture has none
+        dense = any(classifier.reader.dense for classifier in classifiers)  # pixels have a class, the picture has none
+        given: list[MethodComponent] = []
+        if maps is not None:
+            if gallery is not None:
+                raise InputError("maps of other tools are of one picture, and a gallery asks for maps of pairs: leave one out.")
+            source, given = with_maps(source, maps, classifiers, covers, signed)
         self.store = Store(out)
         self.progress = progress
         self._engine = engine_of(engine, actors)
@@ -213,10 +232,10 @@ class Study:
             shard=shard,
             threshold=threshold,
         )
-        more_methods = [] if methods is DEFAULT_METHODS or methods is SIGNED_METHODS else components
+        more_methods = [*([] if default else components), *given]
         more_metrics = [] if metrics is DEFAULT_METRICS else scored
         extended = _extended(make, self.store, more_methods, more_metrics)
-        self.plan = extended or make(methods=tuple(components), metrics=tuple(scored))
+        self.plan = extended or make(methods=(*components, *given), metrics=tuple(scored))
 
     @property
     def images(self) -> list[NamedImage]:
@@ -240,6 +259,7 @@ class Study:
             "labels_csv": plan.source.labels_csv,
             "labels": {key_of(classifier): classifier.labels for classifier in plan.classifiers},
             "protocol": plan.protocols(),
+            **({"maps": kept} if (kept := kept_maps(plan.methods)) else {}),
             **({"pairs": plan.target.nearest} if isinstance(plan.target, Pairs) else {}),
             "versions": {"python": platform.python_version(), **_versions()},
             "machine": f"{platform.system()} {platform.machine()}",
@@ -253,7 +273,7 @@ class Study:
             forwards = {key: execution.as_dict() for key, execution in plan.execution.items()}
             if added:
                 logger.info("'%s' holds a run; added are %s", self.store.folder, _listed(added))
-                self.store.extend(settings, now, {"protocol": about["protocol"], "forwards": forwards})
+                self.store.extend(settings, now, {"protocol": about["protocol"], "forwards": forwards, "maps": kept_maps(plan.methods)})
             elif any(key not in kept or kept[key]["memory"] != plan.memory for key in forwards):
                 self.store.note(forwards=forwards)
             if plan.source.dataset is None:
@@ -335,9 +355,7 @@ def _execution(plan: Plan, kept: Mapping[str, Any], *, extended: bool) -> dict[s
     return found
 
 
-def _extended(
-    make: Callable[..., Plan], store: Store, methods: Sequence[MethodComponent], metrics: Sequence[MetricComponent]
-) -> Plan | None:
+def _extended(make: partial[Plan], store: Store, methods: Sequence[MethodComponent], metrics: Sequence[MetricComponent]) -> Plan | None:
     """The plan of the run in a folder with more methods and metrics; None if there is none, or one of other settings.
 
     Args:
@@ -351,9 +369,11 @@ def _extended(
     """
     if not store.begun:
         return None
-    kept = store.read_run()["settings"]
+    run = store.read_run()
+    kept = run["settings"]
     try:
-        all_methods = [*created(kept["methods"]), *methods]
+        names = [image.name for image in make.keywords["source"].images]
+        all_methods = [*(method_of_run(spec, methods, run, names) for spec in kept["methods"]), *methods]
         all_metrics = [*metric_registry.create_all(kept["metrics"], allow_none=True), *metrics]
     except XattnError as error:
         raise RunError(f"'{store.folder}' holds a run with a method or metric that is not known here: {error}") from error

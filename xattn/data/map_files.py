@@ -1,0 +1,338 @@
+"""Maps that another tool wrote into files: which file holds the map of which picture, and the map as the network's crop shows it."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import os
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+
+from xattn.data.labels import file_content
+from xattn.data.map_arrays import CONTAINERS, SUFFIXES, TAKEN, arrays_in, as_map
+from xattn.data.preprocessing import Frame
+from xattn.deferred import torch
+from xattn.errors import InputError
+from xattn.text import shown
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Covers = Literal["crop", "picture"]
+COLUMNS = ("image", "map")
+LAYOUTS = (
+    "MAPS is a folder with a map per picture, named as the picture; a folder of such folders, one per method; a file with maps by the "
+    "pictures' names (.npz, .safetensors, .pt); or a CSV with columns image, map and perhaps method"
+)
+
+
+class MapFile(NamedTuple):
+    """Where the map of a picture is.
+
+    Attributes:
+        path: of the file.
+        array: its name there; empty in a file of one.
+        digest: of the picture's name, and the map's values and shape, once they were read.
+        size: height and width, likewise.
+    """
+
+    path: str
+    array: str = ""
+    digest: str = ""
+    size: tuple[int, int] = (0, 0)
+
+
+class Pictures(Protocol):
+    """A batch whose maps are read: a `Trace`."""
+
+    names: Sequence[str]
+    frames: Sequence[Frame]
+    images: Tensor
+
+
+@dataclass(frozen=True)
+class MapFiles:
+    """The maps of one method in files, as a method: a batch → its raw maps.
+
+    Attributes:
+        name: of the method.
+        place: folder or file in which they were found.
+        files: by name of the picture.
+        covers: what a map shows: "crop", what the network sees; "picture", all of the picture. None: "picture" for a map of its picture's
+            own size, else "crop".
+        signed: values below 0 speak against the target.
+        digest: of their values and the pictures that they are of.
+    """
+
+    name: str
+    place: str = field(repr=False)
+    files: Mapping[str, MapFile] = field(repr=False)
+    covers: Covers | None
+    signed: bool
+    digest: str
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """The heights and widths that occur."""
+        return sorted({file.size for file in self.files.values()})
+
+    def only(self, names: Collection[str]) -> MapFiles:
+        """The maps of some of the pictures."""
+        files = {name: self.files[name] for name in sorted(names)}
+        digest = hashlib.sha256("".join(file.digest for file in files.values()).encode()).hexdigest()[:16]
+        return replace(self, files=files, digest=digest)
+
+    def __call__(self, batch: Pictures) -> Tensor:
+        """The raw maps of a batch, `(B, h, w)`, on its device."""
+        size = (batch.images.shape[2], batch.images.shape[3])
+        found = [self.shown(name, frame, size) for name, frame in zip(batch.names, batch.frames, strict=True)]
+        return torch.stack(found).to(batch.images.device)
+
+    def shown(self, name: str, frame: Frame, size: tuple[int, int]) -> Tensor:
+        """The map of a picture, as far as the crop shows it: `(h, w)` at its own resolution, or at the crop's if it covers the picture.
+
+        Args:
+            name: of the picture.
+            frame: the picture's size, and what the crop keeps of it.
+            size: height and width of the crop.
+
+        Raises:
+            InputError: it cannot be read, or it cannot be told what it covers.
+        """
+        values = _map_in(self.files[name])
+        own, of_picture = (values.shape[0], values.shape[1]), (frame.size[1], frame.size[0])
+        is_whole = all(abs(edge - whole) < 1e-6 for edge, whole in zip(frame.kept, (0, 0, *frame.size), strict=True))
+        covers = self.covers or ("picture" if own == of_picture else "crop")
+        if self.covers is None and own == of_picture == size and not is_whole:
+            raise InputError(
+                f"the map of {name} by '{self.name}' is {own[0]}×{own[1]}, the size of both the picture and the network's input, and the "
+                "network sees a part of the picture: say which of the two maps show (--covers picture or crop)."
+            )
+        if covers == "crop" and len(sizes := self.sizes) > 1:
+            some = ", ".join(f"{height}×{width}" for height, width in sizes[:3])
+            raise InputError(f"the maps by '{self.name}' have different sizes ({some}): one size, or each that of its picture, is needed.")
+        return values if covers == "crop" else cropped(values, frame, size)
+
+
+def cropped(values: Tensor, frame: Frame, size: tuple[int, int]) -> Tensor:
+    """What a crop shows of a map of the whole picture: resized bilinearly, smoothed where it shrinks, and cut as the picture is.
+
+    Args:
+        values: `(h, w)`, over all of the picture.
+        frame: the picture's size, and what the crop keeps of it.
+        size: height and width of the crop.
+
+    Returns:
+        `(H, W)`; 0 where the crop lies outside the picture.
+    """
+    kept, (height, width) = frame.kept, size
+    down, across = (kept.bottom - kept.top) / height, (kept.right - kept.left) / width
+    whole = (max(1, round(frame.size[1] / down)), max(1, round(frame.size[0] / across)))
+    if whole != tuple(values.shape):
+        values = torch.nn.functional.interpolate(values[None, None], size=whole, mode="bilinear", antialias=True)[0, 0]
+    top, left = round(kept.top / down), round(kept.left / across)
+    result = values.new_zeros(size)
+    rows, columns = (slice(max(0, -start), max(0, min(side, full - start))) for start, side, full in _spans(top, left, size, whole))
+    result[rows, columns] = values[top + rows.start : top + rows.stop, left + columns.start : left + columns.stop]
+    return result
+
+
+def _spans(top: int, left: int, size: tuple[int, int], whole: tuple[int, int]) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    return (top, size[0], whole[0]), (left, size[1], whole[1])
+
+
+class Found(NamedTuple):
+    """Maps that were found.
+
+    Attributes:
+        maps: of each method.
+        unknown: files and arrays that are of none of the pictures.
+    """
+
+    maps: list[MapFiles]
+    unknown: list[str]
+
+
+def find_maps(
+    places: Sequence[str | Path] | Mapping[str, str | Path],
+    names: Sequence[str],
+    *,
+    covers: Covers | None = None,
+    signed: bool = False,
+) -> Found:
+    """The maps of some pictures that other tools wrote.
+
+    A map belongs to the picture whose path it has below its folder, with the picture's ending or without: `a/b.npy` and `a/b.jpg.npy` to
+    `a/b.jpg`. A method has the name of its folder or file.
+
+    Args:
+        places: folders, containers and CSVs; by the names that their methods get, or named by themselves.
+        names: of the pictures.
+        covers: what maps show, see `MapFiles`.
+        signed: values below 0 speak against the target; without, they are refused.
+
+    Raises:
+        InputError: there are no maps of these pictures, or some that cannot be read or are no maps.
+    """
+    known = _Names(names)
+    found: dict[str, MapFiles] = {}
+    unknown: list[str] = []
+    given = places.items() if isinstance(places, Mapping) else [(None, place) for place in places]
+    for wanted, place in given:
+        for name, (where, candidates) in _named(_methods_in(Path(place), known), wanted, place).items():
+            if name in found:
+                raise InputError(f"two places have maps of a method '{name}', {found[name].place} and {where}: rename a folder.")
+            files: dict[str, MapFile] = {}
+            for stem, file in candidates:
+                picture = known.of(stem)
+                if picture is None:
+                    unknown.append(f"{file.path}{f' [{file.array}]' if file.array else ''}")
+                elif picture in files:
+                    raise InputError(f"two maps by '{name}' are of {picture}, {files[picture].path} and {file.path}: leave one.")
+                else:
+                    files[picture] = file
+            if files:
+                found[name] = _checked(name, where, files, covers, signed)
+    if not found:
+        some = f", as {shown(unknown[0])} is not" if unknown else f"; {TAKEN} are read"
+        raise InputError(
+            f"{', '.join(str(place) for _, place in given)} has no map of any of the {len(names)} pictures ({', '.join(names[:3])}, …)"
+            f"{some}. {LAYOUTS}."
+        )
+    return Found(list(found.values()), unknown)
+
+
+class _Names:
+    """The pictures, by what the files of their maps may be called."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.exact = set(names)
+        self.by_stem: dict[str, str | None] = {}
+        for name in names:
+            stem = PurePosixPath(name).with_suffix("").as_posix()
+            self.by_stem[stem] = None if stem in self.by_stem else name  # of two pictures: neither
+
+    def of(self, stem: str) -> str | None:
+        """The picture of a map; None if it is of none."""
+        return stem if stem in self.exact else self.by_stem.get(stem)
+
+
+Candidates = list[tuple[str, MapFile]]
+
+
+def _methods_in(place: Path, known: _Names) -> dict[str, tuple[str, Candidates]]:
+    """The methods in a place, by name, with where each was found and the pictures and files of its maps."""
+    if place.is_file():
+        if place.suffix == ".csv":
+            return _manifest(place)
+        if place.suffix not in CONTAINERS:
+            raise InputError(f"'{place}' is one file, and no container of maps: {LAYOUTS}.")
+        return {place.stem: (str(place), [(name, MapFile(str(place), name)) for name in arrays_in(place)])}
+    if not place.is_dir():
+        raise InputError(f"there is no '{place}': {LAYOUTS}.")
+    own = _folder(place)
+    if own and any(known.of(stem) is not None for stem, _ in own):
+        return {place.resolve().name: (str(place), own)}
+    if (manifest := place / "manifest.csv").is_file():
+        return _manifest(manifest)
+    found: dict[str, tuple[str, Candidates]] = {}
+    for entry in sorted(place.iterdir()):
+        if entry.is_dir() and (files := _folder(entry)):
+            found[entry.name] = str(entry), files
+        elif entry.suffix in CONTAINERS:
+            found |= _methods_in(entry, known)
+    return found
+
+
+def _named(methods: dict[str, tuple[str, Candidates]], wanted: str | None, place: str | Path) -> dict[str, tuple[str, Candidates]]:
+    """The methods in a place under the name that was given for it.
+
+    Raises:
+        InputError: a name was given, and there are several methods, none with it.
+    """
+    if wanted is None or wanted in methods:
+        return methods if wanted is None else {wanted: methods[wanted]}
+    if len(methods) > 1:
+        raise InputError(f"'{place}' has maps by {', '.join(methods)}: give it without the name '{wanted}', or one of these alone.")
+    return dict.fromkeys([wanted], next(iter(methods.values()))) if methods else {}
+
+
+def _folder(folder: Path) -> Candidates:
+    """The files of maps in a folder and below, by their path there without its ending."""
+    files = sorted(Path(parent) / name for parent, _, names in os.walk(folder) for name in names if not name.startswith("."))
+    return [(file.relative_to(folder).with_suffix("").as_posix(), MapFile(str(file))) for file in files if file.suffix in SUFFIXES]
+
+
+def _manifest(path: Path) -> dict[str, tuple[str, Candidates]]:
+    """The maps that a CSV names, with paths relative to it."""
+    found: dict[str, tuple[str, Candidates]] = {}
+    try:
+        reader = csv.DictReader(io.StringIO(file_content(str(path)).decode("utf-8-sig"), newline=""))
+        columns = {column.strip().lower(): column for column in reader.fieldnames or []}
+        if not all(column in columns for column in COLUMNS):
+            has = shown(", ".join(columns)[:80], keep="") or "none"
+            raise InputError(f"{path} needs the columns 'image' and 'map', and perhaps 'method', in its first line; it has {has}.")
+        for row in reader:
+            picture, file = (str(row[columns[column]] or "").strip() for column in COLUMNS)
+            method = (row[columns["method"]] or "").strip() if "method" in columns else path.resolve().parent.name
+            target = path.parent / file
+            if not picture or target.suffix not in SUFFIXES or not target.is_file():
+                raise InputError(f"{path}, line {reader.line_num}: a picture and the file of its map are needed; got '{shown(file[:80])}'.")
+            found.setdefault(method, (str(path), []))[1].append((picture.removeprefix("./"), MapFile(str(target))))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} could not be read as CSV ({error}).") from error
+    return found
+
+
+def _checked(name: str, place: str, files: Mapping[str, MapFile], covers: Covers | None, signed: bool) -> MapFiles:
+    """The maps of a method, each read once: its values are what a run continues with.
+
+    Raises:
+        InputError: a name that a table cannot show, a file that holds no map, or values below 0 that nobody said what they mean.
+    """
+    if not name or any(sign in name for sign in ":,=") or name != shown(name, keep=""):
+        raise InputError(f"a method named '{shown(name, keep='')}' cannot be told in a table: rename '{place}', without ':', ',' and '='.")
+    read: dict[str, MapFile] = {}
+    negative: list[tuple[str, float]] = []
+    for picture, values in _each(files):
+        if bool((values < 0).any()):
+            negative.append((picture, float(values.nan_to_num().min())))
+        about = f"{picture}\0{tuple(values.shape)}\0".encode(errors="surrogateescape")
+        digest = hashlib.sha256(about + values.contiguous().numpy().tobytes()).hexdigest()
+        read[picture] = files[picture]._replace(digest=digest, size=(values.shape[0], values.shape[1]))
+    if negative and not signed:
+        picture, least = min(negative, key=lambda each: each[1])
+        raise InputError(
+            f"{len(negative)} of {len(files)} maps by '{name}' have values below 0, down to {least:.3g} ({picture}): give --signed "
+            "(signed=True) if these speak against the target, so that masks are of the positive part; else shift or clip them."
+        )
+    return MapFiles(name, os.path.abspath(place), read, covers, bool(negative), "").only(read)
+
+
+def _each(files: Mapping[str, MapFile]) -> Iterable[tuple[str, Tensor]]:
+    """All maps with their pictures, in the order of their files; each file is read once."""
+    last: tuple[str, dict[str, Tensor]] = ("", {})
+    for picture, file in sorted(files.items(), key=lambda item: (item[1].path, item[0])):
+        if last[0] != file.path:
+            last = file.path, arrays_in(Path(file.path))
+        yield picture, as_map(_array(file, last[1]), _said(file))
+
+
+def _map_in(file: MapFile) -> Tensor:
+    return as_map(_array(file, arrays_in(Path(file.path))), _said(file))
+
+
+def _array(file: MapFile, arrays: Mapping[str, Tensor]) -> Tensor:
+    if file.array in arrays:
+        return arrays[file.array]
+    if len(arrays) == 1 and not file.array:
+        return next(iter(arrays.values()))
+    some = shown(", ".join(arrays)[:60], keep="")
+    raise InputError(f"{_said(file)} holds {len(arrays)} arrays ({some}): one, the picture's map, is needed.")
+
+
+def _said(file: MapFile) -> str:
+    return f"'{file.path}'{f', {shown(file.array[:60])},' if file.array else ''}"
