@@ -83,7 +83,7 @@ def section(block: Block, methods: Sequence[Line], pairs: Sequence[Line], rankin
     rows = [
         [
             markdown_text(f"{line['first']} − {line['second']}"),
-            _interval(*(line[key] for key in DIFFERENCE), decimals([(line["difference_high"] - line["difference_low"]) / 2])),
+            _interval(*_difference(line), decimals([(line["difference_high"] - line["difference_low"]) / 2])),
             f"{line['better_share']:.0%}",
             *(_p(line[key]) for key in ("p", "p_adjusted", *(["equivalence_p_adjusted"] if equivalent else []))),
             markdown_text(line["conclusion"]),
@@ -154,6 +154,12 @@ def _per_label(rule: str) -> bool:
 
 def _interval(mean: float, low: float, high: float, digits: int) -> str:
     return _number(mean, digits) + ("" if math.isnan(low) else f" [{_number(low, digits)}, {_number(high, digits)}]")
+
+
+def _difference(line: Mapping[str, Any]) -> tuple[float, float, float]:
+    """A pair's difference and the ends of its interval."""
+    mean, low, high = (line[key] for key in DIFFERENCE)
+    return mean, low, high
 
 
 def _number(value: float, digits: int) -> str:

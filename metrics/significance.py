@@ -182,11 +182,11 @@ def _pair_lines(block: Block, family: int, margin: float | None) -> list[dict[st
     for first, second in block.pairs:
         difference, same = differences(list(zip(block.column(first), block.column(second), strict=True)))
         if block.binary:
-            has = [[value == high for value in block.column(place)] for place in (first, second)]
-            interval = difference_of_proportions(*has)
+            one, other = ([value == high for value in block.column(place)] for place in (first, second))
+            interval = difference_of_proportions(one, other)
             span = high - low
             found = Bounds(interval._replace(mean=span * interval.mean, low=span * interval.low, high=span * interval.high), "Bonett-Price")
-            test, p = "McNemar", mcnemar(*has)
+            test, p = "McNemar", mcnemar(one, other)
         else:
             found = bootstrap_interval(difference)
             test, p = "Wilcoxon", signed_rank(difference, same, zeros="pratt")

@@ -15,7 +15,7 @@ from xattn.catalogue import is_bound, is_planted
 from xattn.errors import SettingError, UnsupportedError
 from xattn.explainers.greedy import Greedy
 from xattn.metrics import deletion
-from xattn.metrics.perturbations import Baseline, baseline_images
+from xattn.metrics.fills import Baseline, baseline_images
 from xattn.study import Store
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from xattn.errors import SettingError, UnsupportedError
 from xattn.explainers.base import RunsNetworkAgain, register
 from xattn.explainers.trace import Trace
-from xattn.metrics.curves import PROTOCOLS
-from xattn.metrics.perturbations import baseline_images
+from xattn.metrics.fills import baseline_images
+from xattn.metrics.protocols import PROTOCOLS
 from xattn.metrics.stream import PerturbedImages
 from xattn.metrics.targets import Target
 from xattn.registry import AtMost
