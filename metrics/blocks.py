@@ -100,9 +100,9 @@ def _block(metric: str, rows: pd.DataFrame, members: Sequence[Row], reference: M
     chosen = chosen.assign(value=chosen["value"].where(chosen["value"].abs() < math.inf))
     several = chosen.duplicated(["image", *KEYS]).any()
     table = chosen.pivot_table(index="image", columns=KEYS, values="value", aggfunc="mean", sort=False, dropna=False)
-    table = table.reindex(columns=[row for row in members if row in table.columns and table[row].notna().any()])
+    own = [row for row in members if row in table.columns and table[row].notna().any()]
+    table = table.reindex(columns=own)
     flags = chosen.pivot_table(index="image", columns=KEYS, values="flagged", aggfunc="mean", sort=False, dropna=False)
-    own: list[Row] = list(table.columns)
     if reference is None:
         pairs = [(a, b) for a in range(len(own)) for b in range(a + 1, len(own))]
     else:
