@@ -75,7 +75,12 @@ def compared(clf: xattn.Classifier, images: Tensor, method: str, shares: list[st
         found, error = (torch.cat([getattr(one, what)[spec] for one in maps[spec]]) for what in ("raw", "errors"))
         r, inside = similarity(found, exact), covered(found, exact, error)
         moved = [difference(torch.cat(values[spec, m]), torch.cat(values[method, m])) if curves else "" for m in METRICS]
-        numbers = [f"{r.mean():.3f}", f"{r.min():.3f}", f"{100 * inside.mean():.0f} %", f"{100 * inside.min():.0f}–{100 * inside.max():.0f} %"]
+        numbers = [
+            f"{r.mean():.3f}",
+            f"{r.min():.3f}",
+            f"{100 * inside.mean():.0f} %",
+            f"{100 * inside.min():.0f}–{100 * inside.max():.0f} %",
+        ]
         cells = [clf.name, method, str(len(images)), share, *numbers, *moved, f"{seconds[method] / seconds[spec]:.1f}"]
         rows.append(f"| {' | '.join(cells)} |")
         click.echo(rows[-1], err=True)

@@ -118,7 +118,9 @@ def test_a_budget_runs_its_share_and_a_batch_changes_nothing(spec: str, classifi
     assert torch.allclose(maps.raw[spec], torch.cat([one.raw[spec] for one in alone]), atol=1e-10)
     assert torch.allclose(maps.errors[spec], torch.cat([one.errors[spec] for one in alone]), atol=1e-8)
     assert maps.errors[spec].shape == maps.raw[spec].shape
-    exact = xattn.explain(classifier, images, [methods.create(spec).spec.replace("budget=0.6", "budget=1").replace("budget=0.4", "budget=1")], target=1)
+    exact = xattn.explain(
+        classifier, images, [methods.create(spec).spec.replace("budget=0.6", "budget=1").replace("budget=0.4", "budget=1")], target=1
+    )
     (raw,) = exact.raw.values()
     off = (maps.raw[spec] - raw).flatten(1).norm(dim=1) / (raw - raw.mean(dim=(1, 2), keepdim=True)).flatten(1).norm(dim=1)
     assert (off < 0.3).all()

@@ -61,7 +61,9 @@ class ScoreCAM(RunsNetworkAgain):
         if self._limit is None:
             return
         if self.weighting != "probability":
-            raise SettingError(f"score-cam with a budget or a tolerance weights by probability; got weighting={self.weighting}: leave one out.")
+            raise SettingError(
+                f"score-cam with a budget or a tolerance weights by probability; got weighting={self.weighting}: leave one out."
+            )
         if self.top is not None:
             raise SettingError(f"top={self.top} leaves channels out, and a budget or a tolerance predicts them: give one of the two.")
 
