@@ -51,7 +51,8 @@ class Maps(Mapping[str, Tensor]):
         of_patches: by method, at a stage of patches, `(B, n, h, w)`: the map of each patch, before they are joined.
         boxes: of a two-stream network, `(B, n, 4)`, x1, y1, x2, y2 in pixels of the image: where the patches lie; else None.
         alpha: of a two-stream network, `(B, n, T)`: the weight of each step that looks at a patch; else None.
-        errors: by method that runs a share of its passes (`score-cam:budget=0.1`), the standard error of each cell of its raw map, as predicted.
+        errors: by method that runs a share of its passes (`score-cam:budget=0.1`), the predicted standard error of each cell of its
+            raw map.
     """
 
     masks: dict[str, Tensor]

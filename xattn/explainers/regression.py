@@ -177,7 +177,7 @@ class _Image:
         self.most = budget.passes(count)
         if MOST < self.most < count:
             raise SettingError(
-                f"a budget of {budget.share:g} is {self.most} passes of {count}, and a regression takes at most {MOST}: give a smaller budget."
+                f"a budget of {budget.share:g} is {self.most} passes of {count}; a regression takes at most {MOST}: give a smaller budget."
             )
         self.chosen: list[int] = []
         self.latents = self.effects.new_empty(0)

@@ -41,8 +41,8 @@ class ScoreCAM(RunsNetworkAgain):
             None: all.
         budget: share of the channels' passes that are run; the other answers are predicted by a Gaussian process over the masks, see
             `explainers/regression.py`. The maps' `errors` hold each cell's standard error. None: all.
-        tolerance: end the passes of an image once the map's predicted error, the root mean square over its cells, is below this share of the
-            map's range; with `budget`, whichever comes first.
+        tolerance: end the passes of an image once the map's predicted error, the root mean square over its cells, is below this share of
+            the map's range; with `budget`, whichever comes first.
         align_corners: upsample feature maps with aligned corners, as pytorch-grad-cam and the CA-Stream release do.
     """
 
