@@ -51,6 +51,8 @@ class Maps(Mapping[str, Tensor]):
         of_patches: by method, at a stage of patches, `(B, n, h, w)`: the map of each patch, before they are joined.
         boxes: of a two-stream network, `(B, n, 4)`, x1, y1, x2, y2 in pixels of the image: where the patches lie; else None.
         alpha: of a two-stream network, `(B, n, T)`: the weight of each step that looks at a patch; else None.
+        errors: by method that runs a share of its passes (`score-cam:budget=0.1`), the predicted standard error of each cell of its
+            raw map.
     """
 
     masks: dict[str, Tensor]
@@ -69,6 +71,7 @@ class Maps(Mapping[str, Tensor]):
     of_patches: dict[str, Tensor] = field(default_factory=dict)
     boxes: Tensor | None = None
     alpha: Tensor | None = None
+    errors: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def logits(self) -> Tensor:
@@ -250,6 +253,7 @@ def maps_of_trace(trace: Trace, components: Sequence[MethodComponent], names: Se
         of_patches=of_patches,
         boxes=None if looks is None else looks.boxes,
         alpha=None if looks is None else looks.alpha.detach(),
+        errors={c.spec: trace.errors[repr(c.instance)] for c in components if repr(c.instance) in trace.errors},
     )
 
 

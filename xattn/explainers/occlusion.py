@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import torch
@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from xattn.errors import SettingError, UnsupportedError
 from xattn.explainers.base import RunsNetworkAgain, register
+from xattn.explainers.regression import Budget, Masks, estimates, log_odds
 from xattn.explainers.trace import Trace
 from xattn.metrics.probability import widened
 from xattn.metrics.stream import PerturbedImages
@@ -21,6 +22,7 @@ from xattn.registry import AtMost
 Response = Literal["probability", "score"]
 Fill = Literal["mean", "black"]
 WINDOWS = 7
+MOST_PREDICTED = 10_000  # masks of an image: what a regression takes grows with their square
 
 
 def _reading(name: str, response: Response, target: Target) -> Callable[[Target, Tensor], Tensor]:
@@ -139,22 +141,38 @@ class RISE(RunsNetworkAgain):
         grid: cells per side.
         p: probability that a cell is shown.
         response: "probability", or "score", the logit of a class.
+        budget: share of the masks that are run; the other answers are predicted by a Gaussian process over the masks, see
+            `explainers/regression.py`, so that the map is an estimate of the one of all `masks`. None: all.
+        tolerance: end the passes of an image once the map's predicted error is below this share of its range.
     """
 
     masks: Annotated[int, AtMost(1_000_000)] = 4000
     grid: Annotated[int, AtMost(256)] = 7
     p: float = 0.5
     response: Response = "probability"
+    budget: float | None = None
+    tolerance: float | None = None
 
     def __post_init__(self) -> None:
         if self.masks < 1 or self.grid < 1:
             raise SettingError(f"rise takes at least one mask of one cell; got masks={self.masks}, grid={self.grid}.")
         if not 0 < self.p < 1:
             raise SettingError(f"rise shows a cell with a probability between 0 and 1; got p={self.p}.")
+        if self._limit is not None and self.masks > MOST_PREDICTED:
+            raise SettingError(f"rise predicts the answers to at most {MOST_PREDICTED} masks; got masks={self.masks}: leave budget out.")
+
+    @property
+    def _limit(self) -> Budget | None:
+        return Budget.of("rise", self.budget, self.tolerance)
+
+    @property
+    def exact(self) -> RISE:
+        """The method with every mask run."""
+        return replace(self, budget=None, tolerance=None)
 
     def forwards(self, channels: int, size: tuple[int, int]) -> int:
-        """The number of masks."""
-        return self.masks
+        """The most masks that are run."""
+        return self.masks if self._limit is None else self._limit.passes(self.masks)
 
     def __call__(self, trace: Trace) -> Tensor:
         """Raw map `(B, H, W)`: Σ response · mask / (p · masks); ≥ 0 for probabilities.
@@ -169,12 +187,19 @@ class RISE(RunsNetworkAgain):
         drawn = [self._draw(seed, len(down), len(across)) for seed in trace.seeds]
         grids, top, left = (torch.cat(column).to(device) for column in zip(*drawn, strict=True))
 
-        def make(part: slice) -> tuple[Tensor, Tensor]:
-            masks = down[top[part]].mT @ grids[part].to(images) @ across[left[part]]
-            owner = torch.arange(part.start, part.stop, device=device) // self.masks
-            return images[owner] * masks[:, None], owner
+        def respond(key: str, numbers: Tensor, read: Callable[[Target, Tensor], Tensor]) -> Tensor:
+            def make(part: slice) -> tuple[Tensor, Tensor]:
+                some = numbers[part]
+                masks = down[top[some]].mT @ grids[some].to(images) @ across[left[some]]
+                owner = some // self.masks
+                return images[owner] * masks[:, None], owner
 
-        responses = trace.respond(repr(self), PerturbedImages(count * self.masks, make), read)
+            return trace.respond(key, PerturbedImages(len(numbers), make), read)
+
+        if self._limit is None:
+            responses = respond(repr(self), torch.arange(count * self.masks, device=device), read)
+        else:
+            responses = self._estimated(trace, self._limit, self._cells(down, grids, across, top, left), respond)
         # Masks cropped at one place differ in their grids alone: their weighted sum is that of the grids, upsampled once.
         owner = torch.arange(count, device=device).repeat_interleave(self.masks)
         place = ((owner * len(down) + top) * len(across) + left).to(responses.device)
@@ -184,6 +209,29 @@ class RISE(RunsNetworkAgain):
         lines = torch.einsum("btlij,tih->blhj", sums, down.to(sums))
         raw = torch.einsum("blhj,ljw->bhw", lines, across.to(sums))
         return (raw / (self.p * self.masks)).to(images)
+
+    def _cells(self, down: Tensor, grids: Tensor, across: Tensor, top: Tensor, left: Tensor) -> Tensor:
+        """The masks at `grid` × `grid` cells of the image, `(masks of all images, grid²)` float64."""
+        rows, columns = (functional.adaptive_avg_pool1d(widened(side), min(self.grid, side.shape[2])) for side in (down, across))
+        made = rows[top.to(rows.device)].mT @ grids.to(rows) @ columns[left.to(rows.device)]
+        return made.flatten(1)
+
+    def _estimated(self, trace: Trace, limit: Budget, cells: Tensor, respond: Callable[..., Tensor]) -> Tensor:
+        """The responses to all masks, those beyond the budget predicted; each pixel's error goes to the trace."""
+        read, response = (log_odds, torch.sigmoid) if self.response == "probability" else (_score, torch.clone)
+        of_images = [Masks(own, own / (self.p * self.masks)) for own in cells.split(self.masks)]
+
+        def ask(wanted: Sequence[list[int]]) -> list[Tensor]:
+            numbers = [image * self.masks + number for image, some in enumerate(wanted) for number in some]
+            found = respond(f"{self!r}, masks {wanted}", torch.tensor(numbers, device=trace.images.device), read)
+            return list(found.split([len(some) for some in wanted]))
+
+        found = estimates(of_images, ask, response, limit)
+        side = [min(self.grid, pixels) for pixels in trace.images.shape[2:]]
+        error = torch.stack([one.error for one in found]).view(-1, 1, *side)
+        whole = functional.interpolate(error, size=trace.images.shape[2:], mode="bilinear", align_corners=False)[:, 0]
+        trace.errors[repr(self)] = whole.to(trace.images)
+        return torch.cat([one.responses for one in found])
 
     def _draw(self, seed: int, down: int, across: int) -> tuple[Tensor, Tensor, Tensor]:
         """The grids of an image's masks, and where each is cropped: first all grids are drawn, then all rows, then all columns."""

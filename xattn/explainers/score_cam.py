@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
@@ -11,6 +12,7 @@ from torch.nn import functional
 
 from xattn.errors import SettingError, UnsupportedError
 from xattn.explainers.base import Need, RunsNetworkAgain, register
+from xattn.explainers.regression import Budget, Masks, estimates, log_odds
 from xattn.explainers.trace import Trace
 from xattn.metrics.masking import degenerate
 from xattn.metrics.probability import widened
@@ -37,12 +39,18 @@ class ScoreCAM(RunsNetworkAgain):
         top: run only the channels with the largest sum of |F|; the others have weight 0. With "probability", a cell of the raw map then
             differs by at most the sum of |F| there over the skipped channels; a run reports by how much its scores differ on a sample.
             None: all.
+        budget: share of the channels' passes that are run; the other answers are predicted by a Gaussian process over the masks, see
+            `explainers/regression.py`. The maps' `errors` hold each cell's standard error. None: all.
+        tolerance: end the passes of an image once the map's predicted error, the root mean square over its cells, is below this share of
+            the map's range; with `budget`, whichever comes first.
         align_corners: upsample feature maps with aligned corners, as pytorch-grad-cam and the CA-Stream release do.
     """
 
     weighting: Weighting = "probability"
     chunk: Annotated[int, AtMost(4_096)] | None = None
     top: int | None = None
+    budget: float | None = None
+    tolerance: float | None = None
     align_corners: bool = False
 
     def __post_init__(self) -> None:
@@ -50,27 +58,43 @@ class ScoreCAM(RunsNetworkAgain):
             raise SettingError(f"score-cam runs at least one masked image per forward; got chunk={self.chunk}.")
         if self.top is not None and self.top < 1:
             raise SettingError(f"score-cam runs at least one channel; got top={self.top}.")
+        if self._limit is None:
+            return
+        if self.weighting != "probability":
+            raise SettingError(
+                f"score-cam with a budget or a tolerance weights by probability; got weighting={self.weighting}: leave one out."
+            )
+        if self.top is not None:
+            raise SettingError(f"top={self.top} leaves channels out, and a budget or a tolerance predicts them: give one of the two.")
+
+    @property
+    def _limit(self) -> Budget | None:
+        return Budget.of("score-cam", self.budget, self.tolerance)
 
     @property
     def exact(self) -> ScoreCAM:
         """The method with every channel run."""
-        return replace(self, top=None)
+        return replace(self, top=None, budget=None, tolerance=None)
 
     def forwards(self, channels: int, size: tuple[int, int]) -> int:
         """The most forwards per image."""
+        if self._limit is not None:
+            return self._limit.passes(channels)
         return channels if self.top is None else min(self.top, channels)
 
     def __call__(self, trace: Trace) -> Tensor:
         """Raw map `(B, h, w)`, ≥ 0, at the stage's resolution.
 
         Raises:
-            UnsupportedError: the weights are probabilities, and the target has none.
+            UnsupportedError: the weights are probabilities, and the target has none; or a map of patches is to be estimated.
         """
         if self.weighting != "logit-softmax" and not trace.target.has_probability:
             raise UnsupportedError(
                 f"score-cam weights channels by the target's probability, and {trace.target.kind} has none: use "
                 "score-cam:weighting=logit-softmax, which takes the score."
             )
+        if self._limit is not None and trace.patches is not None:
+            raise UnsupportedError("score-cam predicts maps of whole images; a stage of patches came: leave budget and tolerance out.")
         features = trace.features
         wanted = ~degenerate(features.flatten(0, 1)).view(features.shape[:2])
         if self.top is not None and self.top < features.shape[1]:
@@ -83,11 +107,43 @@ class ScoreCAM(RunsNetworkAgain):
 
     def _scores(self, trace: Trace, image: Tensor, channel: Tensor) -> Tensor:
         """The target's score or probability for each pair of image and channel."""
-        image, channel, back = _distinct(trace.features if trace.patches is None else _with_outside(trace.features), image, channel)
+        features, of = trace.features, (image, channel)
+        image, channel, back = _distinct(features if trace.patches is None else _with_outside(features), image, channel)
         if not len(image):
-            return widened(trace.features.new_empty(0))
-        found = trace.respond(repr(self), self._masked(trace, image, channel), self._read, self.chunk)
+            return widened(features.new_empty(0))
+        if self._limit is None:
+            found = trace.respond(repr(self), self._masked(trace, image, channel), self._read, self.chunk)
+        else:
+            given = widened(features[of].flatten(1))
+            effects = given.new_zeros(len(image), given.shape[1]).index_add_(0, back.to(given.device), given)
+            found = self._estimated(trace, self._limit, image, channel, effects)
         return found[back.to(found.device)]
+
+    def _estimated(self, trace: Trace, limit: Budget, image: Tensor, channel: Tensor, effects: Tensor) -> Tensor:
+        """The responses to the masks of some channels, those beyond the budget predicted; each cell's error goes to the trace.
+
+        Args:
+            trace: of the batch.
+            limit: when the passes end.
+            image: `(n,)`, of each mask.
+            channel: `(n,)`, whose mask it is.
+            effects: `(n, h·w)`, sum of the features of the channels that have this mask.
+        """
+        maps = widened(trace.features[image, channel].flatten(1))
+        low, high = (extreme[:, None] for extreme in maps.aminmax(dim=1))
+        masks = (maps - low) / (high - low)
+        places = [(image == own).nonzero()[:, 0] for own in range(len(trace.features))]
+        of_images = [Masks(masks[own.to(masks.device)], effects[own.to(effects.device)]) for own in places]
+
+        def ask(wanted: Sequence[list[int]]) -> list[Tensor]:
+            chosen = torch.cat([own[numbers] for own, numbers in zip(places, wanted, strict=True)])
+            run = self._masked(trace, image[chosen], channel[chosen])
+            found = trace.respond(f"{self!r}, masks {wanted}", run, log_odds, self.chunk)
+            return list(found.split([len(numbers) for numbers in wanted]))
+
+        found = estimates(of_images, ask, torch.sigmoid, limit)
+        trace.errors[repr(self)] = torch.stack([one.error for one in found]).view(-1, *trace.features.shape[2:]).to(trace.features)
+        return torch.cat([one.responses for one in found])
 
     def _masked(self, trace: Trace, image: Tensor, channel: Tensor) -> PerturbedImages:
         size, owners = trace.images.shape[-2:], image.tolist()

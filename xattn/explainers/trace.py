@@ -104,6 +104,7 @@ class Trace:
     Attributes:
         images: as given; a leaf of the graph where image gradients are needed.
         memo: results that several methods of the trace share, by name.
+        errors: standard error of each cell of a raw map whose answers are predicted in part, by the `repr` of the method.
         given_stage: where features are taken, or None.
     """
 
@@ -127,6 +128,7 @@ class Trace:
         self.predictor = predictor
         self.seed = seed
         self.memo: dict[str, Tensor] = {}
+        self.errors: dict[str, Tensor] = {}
         self._rule, self._labels = rule, labels
         self._layers = bool({Need.LAYERS, Need.LAYER_GRADIENTS} & set(needs)) and classifier.attention_layers > 0
         through_function = Need.GRADIENTS in needs and stage is not None and stage.offset is not None

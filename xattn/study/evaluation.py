@@ -170,7 +170,7 @@ def _own_maps(about: Maps, given: object) -> Maps:
             raise InputError(f"the masks '{name}' are not all in [0, 1]: make masks of maps by xattn.metrics.to_masks.")
     flags = {name: ~mask.flatten(1).any(dim=1) for name, mask in masks.items()}
     reasons = {name: tuple(GIVEN_SO if flag else None for flag in found.tolist()) for name, found in flags.items()}
-    return replace(about, masks=masks, raw=masks, low_res_masks=masks, degenerate=flags, reasons=reasons, head_maps=None)
+    return replace(about, masks=masks, raw=masks, low_res_masks=masks, degenerate=flags, reasons=reasons, head_maps=None, errors={})
 
 
 def frame_of(rows: pd.DataFrame) -> pd.DataFrame:

@@ -1,0 +1,156 @@
+"""Maps from a share of their passes: what is predicted, how well, and how far off it says that it is."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import xattn
+from tests import networks
+from tests.explainers.test_replicas import double
+from xattn.errors import SettingError
+from xattn.explainers import methods, trace
+from xattn.explainers.regression import FEWEST, Budget, Estimate, Masks, estimates
+from xattn.models import Classifier
+
+
+def smooth(count: int = 160, seed: int = 0) -> tuple[Masks, Tensor]:
+    """Masks of 3 × 3 cells, and latent values that are a smooth function of them."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.rand(count, 9, generator=generator, dtype=torch.float64)
+    effects = torch.rand(count, 9, generator=generator, dtype=torch.float64)
+    weights = torch.randn(9, 2, generator=generator, dtype=torch.float64)
+    return Masks(inputs, effects), 2 * torch.sin(inputs @ weights).sum(dim=1) - 1
+
+
+def estimate(masks: Masks, latents: Tensor, budget: Budget, response=torch.sigmoid) -> Estimate:
+    return estimates([masks], lambda wanted: [latents[numbers] for numbers in wanted], response, budget)[0]
+
+
+def test_a_linear_function_of_the_mask_is_known_from_few_passes() -> None:
+    masks, _ = smooth()
+    latents = masks.inputs @ torch.arange(9).double() - 3
+    found = estimate(masks, latents, Budget(0.15), torch.clone)
+    assert found.passes == 24
+    assert (found.responses - latents).abs().max() < 5e-3 * latents.std()
+
+
+def test_what_was_run_is_not_predicted() -> None:
+    masks, latents = smooth()
+    asked: list[int] = []
+
+    def ask(wanted: list[list[int]]) -> list[Tensor]:
+        asked.extend(wanted[0])
+        return [latents[wanted[0]]]
+
+    found = estimates([masks], ask, torch.sigmoid, Budget(0.2))[0]
+    assert len(set(asked)) == len(asked) == found.passes == 32
+    torch.testing.assert_close(found.responses[asked], latents.sigmoid()[asked], rtol=1e-9, atol=0)
+    whole = estimate(masks, latents, Budget(1.0))
+    assert torch.equal(whole.responses, latents.sigmoid())
+    assert not whole.error.any()
+
+
+def test_the_errors_cover_the_map_of_all_passes() -> None:
+    inside = []
+    for seed in range(12):
+        masks, latents = smooth(seed=seed)
+        latents = latents + 0.3 * torch.randn(160, generator=torch.Generator().manual_seed(seed)).double()  # no function of the mask
+        found = estimate(masks, latents, Budget(0.2))
+        off = (found.responses - latents.sigmoid()) @ masks.effects
+        inside.append((off.abs() <= 1.96 * found.error).double().mean())
+        assert found.error.mean() < 0.1 * (latents.sigmoid() @ masks.effects).mean()
+    assert torch.stack(inside).mean() > 0.9
+
+
+def test_a_tolerance_ends_the_passes_once_the_map_is_known_so_well() -> None:
+    masks, latents = smooth()
+    passes = [estimate(masks, latents, Budget(1.0, tolerance)).passes for tolerance in (0.2, 0.02, 1e-9)]
+    assert FEWEST <= passes[0] < passes[1] < passes[2] == 160
+    cells = latents.sigmoid() @ masks.effects
+    found = estimate(masks, latents, Budget(1.0, 0.02))
+    assert ((found.responses @ masks.effects - cells).pow(2).mean().sqrt() / (cells.max() - cells.min())) < 0.04
+
+
+def test_equal_responses_and_masks_have_no_error_to_speak_of() -> None:
+    masks, _ = smooth()
+    found = estimate(masks, torch.full((160,), -2.0).double(), Budget(0.1))
+    assert torch.allclose(found.responses, torch.sigmoid(torch.tensor(-2.0)).double().expand(160), atol=1e-4)
+    same = Masks(torch.ones(40, 4).double(), torch.ones(40, 4).double())
+    assert torch.isfinite(estimate(same, torch.zeros(40).double(), Budget(0.3)).responses).all()
+
+
+def test_an_answer_that_is_no_number_leaves_no_map() -> None:
+    masks, latents = smooth()
+    found = estimate(masks, latents * torch.nan, Budget(0.2))
+    assert found.responses.isnan().all()
+    assert found.error.isnan().all()
+
+
+@pytest.fixture
+def classifier() -> Classifier:
+    return double(networks.small())
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return networks.pictures(3).double()
+
+
+@pytest.mark.parametrize(("spec", "exact"), [("score-cam", "score-cam"), ("rise:masks=60,grid=3", "rise:masks=60,grid=3")])
+def test_the_whole_budget_is_the_method_itself(spec: str, exact: str, classifier: Classifier, images: Tensor) -> None:
+    traced = trace(classifier, images)
+    joint = "," if ":" in spec else ":"
+    assert torch.equal(methods.create(f"{spec}{joint}budget=1").instance(traced), methods.create(exact).instance(traced))
+    assert not traced.errors
+    instance = methods.create(f"{spec}{joint}budget=0.4").instance
+    assert instance.exact == methods.create(exact).instance
+
+
+@pytest.mark.parametrize("spec", ["score-cam:budget=0.6", "rise:masks=60,grid=3,budget=0.4"])
+def test_a_budget_runs_its_share_and_a_batch_changes_nothing(spec: str, classifier: Classifier, images: Tensor) -> None:
+    seen: list[int] = []
+    handle = classifier.network.register_forward_hook(lambda _m, inputs, _o: seen.append(len(inputs[0])))
+    maps = xattn.explain(classifier, images, [spec], target=1)
+    handle.remove()
+    alone = [xattn.explain(classifier, image[None], [spec], target=1) for image in images]
+    assert torch.allclose(maps.raw[spec], torch.cat([one.raw[spec] for one in alone]), atol=1e-10)
+    assert torch.allclose(maps.errors[spec], torch.cat([one.errors[spec] for one in alone]), atol=1e-8)
+    assert maps.errors[spec].shape == maps.raw[spec].shape
+    exact = xattn.explain(
+        classifier, images, [methods.create(spec).spec.replace("budget=0.6", "budget=1").replace("budget=0.4", "budget=1")], target=1
+    )
+    (raw,) = exact.raw.values()
+    off = (maps.raw[spec] - raw).flatten(1).norm(dim=1) / (raw - raw.mean(dim=(1, 2), keepdim=True)).flatten(1).norm(dim=1)
+    assert (off < 0.3).all()
+
+
+def test_rise_predicts_scores_too(classifier: Classifier, images: Tensor) -> None:
+    spec = "rise:masks=80,grid=3,response=score"
+    maps = xattn.explain(classifier, images, [spec, f"{spec},budget=0.5"], target=1)
+    few, full = maps.raw[f"{spec},budget=0.5"], maps.raw[spec]
+    assert ((few - full).abs() / full.abs().amax(dim=(1, 2), keepdim=True)).max() < 0.05
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("score-cam:budget=0", "above 0 and at most 1; got budget=0"),
+        ("score-cam:budget=1.5", "got budget=1.5"),
+        ("score-cam:tolerance=0", "got tolerance=0"),
+        ("score-cam:budget=0.1,top=4", "give one of the two"),
+        ("score-cam:budget=0.1,weighting=increase", "got weighting=increase: leave one out"),
+        ("rise:budget=-1", "got budget=-1"),
+        ("rise:masks=20000,budget=0.1", "at most 10000 masks; got masks=20000"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(spec: str, message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        methods.create(spec)
+
+
+def test_a_budget_beyond_what_a_regression_takes_is_refused() -> None:
+    masks = Masks(torch.rand(9000, 1).double(), torch.ones(9000, 1).double())
+    with pytest.raises(SettingError, match="at most 4000: give a smaller budget"):
+        estimates([masks], lambda wanted: [], torch.sigmoid, Budget(0.9))
