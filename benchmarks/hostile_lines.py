@@ -37,6 +37,7 @@ EXPLAIN = (
     "--engine",
     "--stage",
     "--output",
+    "--regions",
 )
 TRAIN = (
     "--epochs",
@@ -62,6 +63,9 @@ TRAIN = (
     "--high-res",
     "--head",
     "--classes",
+    "--centre-crop",
+    "--teacher",
+    "--power",
 )
 SPECS = (
     "insertion:blur=999999",
@@ -79,6 +83,13 @@ SPECS = (
     "insertion:blur=1,blur=3",
     "\x00",
     "",
+    "srg:fill=nothing",
+    "road-morf:measure=x",
+    "saco:groups=0",
+    "sensitivity-n:subsets=-1",
+    "infidelity:share=nan",
+    "irof:superpixels=1000000000000",
+    "max-sensitivity:radius=inf",
 )
 METHODS = (
     "score-cam:,,,",
@@ -93,6 +104,10 @@ METHODS = (
     "finer-cam:alpha=inf",
     "random:",
     "opti-cam:steps=0",
+    "score-cam:budget=0",
+    "score-cam:tolerance=nan",
+    "rise:budget=²",
+    "greedy:grid=1000000",
     "..",
     "\x00",
 )
@@ -114,6 +129,12 @@ MODELS = (
     ":",
     "::",
     "a..b:c",
+    "few-shot:",
+    "few-shot:resnet12:width=0",
+    "rga:",
+    "rga:birds:gap:height=-1",
+    "ocr:",
+    "ocr:birds:gap:regions=x",
     "x.safetensors",
     "\x00.safetensors",
     "",
@@ -126,6 +147,8 @@ HEADS = (
     "ep:d_out=2000000000",
     "gap:x=1",
     "map:mlp_ratio=inf",
+    "dg-net",
+    "dg-net:pooling=x",
     "",
 )
 PATCHES = ("--count", "--side", "--target", "--batch-size", "--device", "--input-size", "--resize", "--mean", "--std", "--labels-csv")
@@ -173,6 +196,8 @@ TASKS = (
     "multi-label",
     "re-identification",
     "classification:x=1",
+    "segmentation",
+    "segmentation:auxiliary=nan",
 )
 DATA = (
     "",
@@ -255,6 +280,12 @@ def command_lines(seed: int, count: int, base: Path) -> Iterator[Case]:
     lines += [[*evaluate, f"--task={task}"] for task in TASKS] + [[*train, f"--task={task}"] for task in TASKS]
     lines += [[*train, "--task=few-shot", f"{option}={value}"] for option in ("--episodes", "--base-lr", "--factor") for value in NUMBERS]
     lines += [[*explain, f"--gallery={image}"] for image in (*IMAGES, *DATA, birds)]
+    score = ["score", birds, "--images", birds, "--model", "birds:gap", "--device", "cpu", "--out", "{folder}/run", "--workers", "0"]
+    lines += [["score", image, *score[2:]] for image in (*IMAGES, "{folder}/pipe.png")]
+    lines += [[*score, f"--covers={value}"] for value in NUMBERS] + [[*score, f"--metric={spec}"] for spec in SPECS]
+    randomise = ["randomise", birds, "--model", "birds:gap", "--device", "cpu", "--out", "{folder}/random"]
+    lines += [[*randomise, f"{option}={value}"] for option in ("--steps", "--smooth", "--threshold", "--seed") for value in NUMBERS]
+    lines += [[*randomise, f"--method={method}"] for method in METHODS]
     app = ["app", "--method=nothing"]  # refused whatever else is asked for, so that no server starts
     lines += [[*app, f"--port={value}"] for value in NUMBERS] + [[*app, f"--host={host}"] for host in HOSTS]
     lines += [[*app, f"--model={model}"] for model in MODELS] + [[*app, f"--method={method}"] for method in METHODS]
@@ -262,7 +293,21 @@ def command_lines(seed: int, count: int, base: Path) -> Iterator[Case]:
     lines += [["explain", "{folder}/pipe.png", *explain[2:]], [*explain, f"--labels-csv={birds}/../billion.csv"]]
     lines += [
         [command, value]
-        for command in ("compare", "figure", "list", "demo", "train", "patches", "adapt", "evaluate", "app", "nothing")
+        for command in (
+            "compare",
+            "figure",
+            "list",
+            "demo",
+            "train",
+            "patches",
+            "adapt",
+            "evaluate",
+            "app",
+            "score",
+            "randomise",
+            "trial",
+            "nothing",
+        )
         for value in (*OUTS, "--x", "..")
     ]
     (base / "billion.csv").write_text("image,label\n" + "".join(f"{path.name},1000000000\n" for path in Path(birds).glob("*.png")))
