@@ -26,6 +26,7 @@ from xattn.cli.show import show
 from xattn.cli.terminal import logged_lines, say
 from xattn.cli.train import train
 from xattn.cli.trial import trial
+from xattn.cli.why import why
 from xattn.errors import XattnError
 
 
@@ -66,6 +67,7 @@ main.add_command(demo)
 main.add_command(overlay)
 main.add_command(show)
 main.add_command(trial)
+main.add_command(why)
 main.add_command(report)
 main.add_command(app)
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from xattn.metrics import Similarity
     from xattn.models import Classifier, attach, load
     from xattn.study import Study, evaluate
+    from xattn.study.expectation import why
 
 
 def _refuse_mixed_checkouts() -> None:
@@ -48,7 +49,7 @@ def _refuse_mixed_checkouts() -> None:
 _refuse_mixed_checkouts()
 
 __version__ = "0.2.0"
-__all__ = ["Classifier", "Maps", "Similarity", "Study", "XattnError", "adapt", "attach", "evaluate", "explain", "load"]
+__all__ = ["Classifier", "Maps", "Similarity", "Study", "XattnError", "adapt", "attach", "evaluate", "explain", "load", "why"]
 
 _HOMES = {
     "Classifier": "xattn.models",
@@ -61,6 +62,7 @@ _HOMES = {
     "evaluate": "xattn.study",
     "explain": "xattn.explainers",
     "load": "xattn.models",
+    "why": "xattn.study.expectation",
 }
 _PACKAGES = (
     "app",
