@@ -29,19 +29,25 @@ from xattn.cli.terminal import say, warned_lines
     show_default=True,
     help="cascading: from the output to the input, each layer on top of those before; independent: each layer alone. Repeatable.",
 )
-@click.option("--steps", type=click.IntRange(1), help="Join neighbouring layers, to so many steps. Default: every layer alone.")
-@click.option("--smooth", "samples", type=click.IntRange(0, 10_000), default=0, help="Average maps over so many noisy copies of a picture.")
+@click.option("--steps", type=click.IntRange(1), help="Merge neighbouring layers into this many steps. Default: every layer alone.")
+@click.option(
+    "--smooth",
+    "samples",
+    type=click.IntRange(0, 10_000),
+    default=0,
+    help="Average each map over this many noisy copies of the picture; 0: none.",
+)
 @click.option(
     "--threshold",
     type=Number(0, 1, min_open=True, max_open=True),
     default=0.3,
     show_default=True,
-    help="Spearman's correlation above which a map has stayed as it was.",
+    help="Spearman's correlation above which a map counts as unchanged.",
 )
 @click.option("--target", default="predicted", show_default=True, help="predicted, label, a class index or a class name.")
 @click.option("--labels-csv", type=PathOrURL(exists=True, dir_okay=False), help="Labels, as for explain.")
 @click.option("--stage", help="Where features are taken. Default: at the input of the pooling.")
-@click.option("--seed", type=click.IntRange(0, 2**31), default=0, show_default=True, help="Of what is drawn.")
+@click.option("--seed", type=click.IntRange(0, 2**31), default=0, show_default=True, help="Seed of the random draws.")
 @click.option("--untrained", is_flag=True, help="Also test a head that was never trained.")
 @click.option("--out", required=True, type=LocalPath(file_okay=False), help="Folder to write to.")
 @model_options
@@ -63,6 +69,7 @@ def randomise(
     A method whose maps stay fails (Adebayo et al. 2018). Writes scores.csv, verdicts.csv, similarity.png and maps.png.
     """
     from xattn.data.images import ImageSource
+    from xattn.errors import InputError
     from xattn.explainers.base import created
     from xattn.figures.canvas import save
     from xattn.figures.randomised import maps_figure, similarity_figure
@@ -70,6 +77,8 @@ def randomise(
     from xattn.study.randomisation import randomise
 
     created(methods)  # a wrong name is reported before anything is loaded
+    if (Path(out) / "verdicts.csv").exists():
+        raise InputError(f"'{out}' holds an earlier test: give another folder, or delete it.")
     source = ImageSource(list(images), labels_csv)
     sys.path.append(os.getcwd())  # where package.module:factory is looked up
     own = ("orders", "steps", "samples", "threshold", "stage", "seed", "untrained", "batch_size")

@@ -19,9 +19,11 @@ from xattn.cli.terminal import say
 @click.option("--truth", is_flag=True, help="Of runs over SketchBirds: compare with the true effects of the parts. Runs the networks.")
 @click.option("--images", "places", type=PathOrURL(), help="With --truth: where the pictures are now, if they have moved.")
 @click.option("--device", help="With --truth: cpu, cuda, cuda:1, mps; default: a GPU if there is one.")
-@click.option("--format", "form", type=click.Choice(["markdown", "csv"]), default="markdown", show_default=True)
+@click.option("--format", "form", type=click.Choice(["markdown", "csv"]), default="markdown", show_default=True, help="How to print it.")
 def trial(runs: Sequence[str], planted: Sequence[str], form: Any, **options: Any) -> None:
     """Put every metric of RUNS on trial: whether it puts the controls behind the methods, and whether its order is to be relied on."""
     from xattn.study.trial import trial_runs
 
+    if not options["truth"] and (options["places"] or options["device"]):
+        raise click.UsageError("--images and --device are for --truth: give it too, or leave them out.")
     say(trial_runs(runs, planted, **options).text(form), nl=False)

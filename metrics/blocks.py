@@ -99,7 +99,14 @@ def _block(metric: str, rows: pd.DataFrame, members: Sequence[Row], reference: M
     chosen = rows[rows[KEYS].apply(tuple, axis=1).isin(members)]
     chosen = chosen.assign(value=chosen["value"].where(chosen["value"].abs() < math.inf))
     several = chosen.duplicated(["image", *KEYS]).any()
-    table = chosen.pivot_table(index="image", columns=KEYS, values="value", aggfunc="mean", sort=False, dropna=False)
+    if len({row[:2] for row in members}) == 1:  # of one classifier, all methods explain the same targets of a picture
+        wide = chosen.pivot_table(index=["image", "target"], columns=KEYS, values="value", sort=False, dropna=False)
+        valued = wide[wide.columns[wide.notna().any()]]
+        complete = valued.notna().all(axis=1)
+        kept = complete | ~complete.groupby(level="image").transform("any")  # a picture without a complete target falls out, and is counted
+        table = valued[kept].groupby(level="image", sort=False).mean()
+    else:
+        table = chosen.pivot_table(index="image", columns=KEYS, values="value", aggfunc="mean", sort=False, dropna=False)
     own = [row for row in members if row in table.columns and table[row].notna().any()]
     table = table.reindex(columns=own)
     flags = chosen.pivot_table(index="image", columns=KEYS, values="flagged", aggfunc="mean", sort=False, dropna=False)

@@ -37,10 +37,10 @@ def conclusion(line: Line, higher: bool) -> str:
     if line["p_adjusted"] < SIGNIFICANT:
         in_mean = first if (line["difference"] > 0) == higher else second
         on_more = in_mean if line["better_share"] == 0.5 else first if line["better_share"] > 0.5 else second
-        if in_mean != on_more:
-            return f"they differ: {in_mean} is better in the mean, {on_more} on more pictures"
         if line["difference_low"] <= 0 <= line["difference_high"]:
             return f"{on_more} is better on more pictures; the interval of the mean difference holds 0"
+        if in_mean != on_more:
+            return f"they differ: {in_mean} is better in the mean, {on_more} on more pictures"
         return f"{in_mean} is better" + (f", by less than {margin:g}" if within else "")
     if within:
         return f"equivalent: within ±{margin:g}"

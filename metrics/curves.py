@@ -167,7 +167,8 @@ def refuse_wrong_count(count: object, what: str, least: int = 1, most: int | Non
         InputError: it is.
     """
     if not _is_whole(count) or count < least or (most is not None and count > most):
-        raise InputError(f"the number of {what} is whole, {least} {f'to {most}' if most else 'or more'}; got {count!r:.40}.")
+        allowed = f"from {least} to {most}" if most else f"of {least} or more"
+        raise InputError(f"the number of {what} must be a whole number {allowed}; got {count!r:.40}.")
 
 
 def from_first_step(curve: CurveResponse) -> CurveResponse:

@@ -70,7 +70,7 @@ class Fill:
 
 def _drawn(images: Tensor, draw: Any) -> Tensor:
     """Numbers for every value of each image, seeded by its content."""
-    numbers = [draw(images.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in content_seeds(images)]
+    numbers = [draw(images.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in content_seeds(images, stream="fill")]
     return torch.stack(numbers).to(images)
 
 

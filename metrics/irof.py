@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from xattn.deferred import torch
 from xattn.metrics.base import measured, register
 from xattn.metrics.curves import CurvesMetric, Fill, area, refuse_wrong_count
 from xattn.metrics.inputs import Outputs, as_fill
@@ -41,7 +42,8 @@ class IROF(CurvesMetric):
         return (Curve(False, filled(self.fill), superpixels=self.superpixels),)
 
     def of_curves(self, *curves: CurveResponse) -> Tensor:
-        return 100 - area(curves[0]) / (curves[0].p[:, 0] + EPSILON)
+        whole = curves[0].p[:, 0]
+        return torch.where(whole > 0, 100 - area(curves[0]) / (whole + EPSILON), torch.nan)
 
 
 def irof(
@@ -75,7 +77,8 @@ def irof(
         outputs: what `predict` gives, "logits" or "probabilities"; None: logits, and rows that are all probabilities are refused.
 
     Returns:
-        `(B,)` float64, percent, at most 100, negative where the probability rises; higher is better. A constant mask has the value of one
+        `(B,)` float64, percent, at most 100, negative where the probability rises; higher is better. NaN where p of the whole
+        image is 0. A constant mask has the value of one
         fixed random order.
 
     Differs: the mean over images is of their areas, as in the paper; the area is over the share of superpixels, not their number, so that

@@ -116,6 +116,8 @@ def _discordant(first: Sequence[bool], second: Sequence[bool]) -> tuple[int, int
 def equivalence(difference: Sequence[float], margin: float) -> float:
     """The p-value of two one-sided t-tests that the mean difference is within ± a margin. Source: Schuirmann 1987.
 
+    NaN where all differences are the same and within the margin.
+
     Args:
         difference: of the images, finite, two or more.
         margin: positive; the largest difference that does not matter, stated before the values are seen.
@@ -126,10 +128,28 @@ def equivalence(difference: Sequence[float], margin: float) -> float:
     from scipy.stats import ttest_1samp
 
     if min(difference) == max(difference):
-        return float(abs(difference[0]) >= margin)
+        return 1.0 if abs(difference[0]) >= margin else math.nan  # without a spread nothing is known of it
     above = ttest_1samp(list(difference), -margin, alternative="greater").pvalue
     below = ttest_1samp(list(difference), margin, alternative="less").pvalue
     return float(max(above, below))
+
+
+def equivalence_of_proportions(first: Sequence[bool], second: Sequence[bool], margin: float) -> float:
+    """The same for two proportions on the same images, by the interval of `difference_of_proportions`.
+
+    Args:
+        first: of each image by one method.
+        second: by the other.
+        margin: positive, as a share of the images.
+
+    >>> round(equivalence_of_proportions([True] * 90 + [False] * 10, [True] * 90 + [False] * 10, 0.05), 3)
+    0.004
+    """
+    n, only_first, only_second = len(first), *_discordant(first, second)
+    one, other = (only_first + 1) / (n + 2), (only_second + 1) / (n + 2)
+    deviation = math.sqrt((one + other - (one - other) ** 2) / (n + 2))
+    above, below = (one - other + margin) / deviation, (one - other - margin) / deviation
+    return max(1 - NormalDist().cdf(above), NormalDist().cdf(below))
 
 
 def better_share(difference: Sequence[float], higher: bool) -> float:

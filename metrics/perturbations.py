@@ -191,14 +191,19 @@ def ranks(masks: Tensor, as_bytes: bool = False) -> Tensor:
 
 
 def _levels(masks: Tensor) -> Tensor:
-    """The whole numbers of 2⁻¹⁶ in each value `(B, N)`; maps that are no masks, or span less than 2⁻⁶, are min-maxed before."""
+    """The whole numbers of 2⁻¹⁶ in each value `(B, N)`."""
+    return (_scaled(masks) * LEVELS).round()
+
+
+def _scaled(masks: Tensor) -> Tensor:
+    """The values `(B, N)`; of maps that are no masks, or span less than 2⁻⁶, min-maxed."""
     flat = masks.to(torch.promote_types(masks.dtype, torch.float32)).flatten(1)
     low, high = flat.aminmax(dim=1, keepdim=True)
     span = high - low
     raw = (low < 0) | (high > 1) | (span < NARROW)
     contrast = span > FLAT * torch.maximum(low.abs(), high.abs())
     scaled = (flat - low) / torch.where(contrast, span, torch.inf)
-    return (torch.where(raw, scaled, flat) * LEVELS).round()
+    return torch.where(raw, scaled, flat)
 
 
 def rank_superpixels(labels: Tensor, masks: Tensor) -> RankedPixels:
@@ -208,7 +213,7 @@ def rank_superpixels(labels: Tensor, masks: Tensor) -> RankedPixels:
         labels: `(B, H, W)`, each pixel's superpixel.
         masks: `(B, H, W)`.
     """
-    flat, wide = labels.flatten(1), widened(masks).flatten(1)
+    flat, wide = labels.flatten(1), widened(_scaled(masks))
     counts = flat.amax(dim=1) + 1
     most = int(counts.max())
     sums, pixels = (

@@ -112,7 +112,8 @@ def srg(
     """100 · (area of the curve with the lowest pixels deleted first − area with the highest first): symmetric relevance gain.
 
     Both curves begin at the image and end where nothing of it is left; a random order has 0 in the mean, whatever pixels are replaced with.
-    A mask whose order is turned round has the negative value. A constant mask has that of one fixed random order.
+    A mask whose order is turned round has the negative value, where no pixels tie and the step divides their number. A constant mask has
+    that of one fixed random order.
 
     Args:
         predict: images in pixel space `(B, 3, H, W)` → logits `(B, K)`, before any softmax or sigmoid.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from xattn.deferred import torch
+from xattn.errors import InputError
 from xattn.metrics.seeds import content_seeds
 from xattn.metrics.stream import PerturbedImages
 
@@ -13,8 +14,6 @@ if TYPE_CHECKING:
 
     from xattn.metrics.fills import Fill
     from xattn.metrics.perturbations import RankedPixels, Subsets
-
-SUBSET_SEED = 1  # another stream of numbers than that of a fill's noise
 
 
 class GroupResponse(NamedTuple):
@@ -55,12 +54,20 @@ def chosen_patches(images: Tensor, subsets: Subsets) -> Tensor:
     """The patches of random subsets of each image, `(B, S, rows, columns)` bool.
 
     A subset holds the patches of the smallest of uniform random numbers, drawn subset by subset with the generator seeded by the image's
-    content and 1.
+    content.
+
+    Raises:
+        InputError: there is one such subset alone.
     """
     rows, columns = (-(-side // subsets.patch) for side in images.shape[2:])
     size = max(1, round(subsets.share * rows * columns))
+    if size == rows * columns:
+        raise InputError(
+            f"{size} of {rows * columns} patches make one subset alone, of which nothing can be told: choose a smaller patch than "
+            f"{subsets.patch} pixels, or a smaller share than {subsets.share:g}."
+        )
     found = torch.zeros(len(images), subsets.count, rows * columns, dtype=torch.bool)
-    for one, seed in zip(found, content_seeds(images, SUBSET_SEED), strict=True):
+    for one, seed in zip(found, content_seeds(images, stream="subsets"), strict=True):
         numbers = torch.rand(one.shape, generator=torch.Generator().manual_seed(seed))
         one.scatter_(1, numbers.argsort(dim=1)[:, :size], True)
     return found.view(len(images), subsets.count, rows, columns).to(images.device)

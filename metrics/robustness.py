@@ -48,7 +48,7 @@ class _Sensitivity(ExplanationMetric):
         return changes / torch.where(size > 0, size, torch.nan)
 
 
-@register("max-sensitivity", symbol="MaxS", better="lower", limits=(0, math.inf), unit="1", source="Yeh et al. 2019, Def. 2")
+@register("max-sensitivity", symbol="MaxS", better="lower", limits=(0, math.inf), unit="1", source="Yeh et al. 2019, Sec. 3")
 @dataclass(frozen=True)
 class MaxSensitivity(_Sensitivity):
     """How far the mask changes at most under small noise in the picture: max over δ of ‖S(x + δ) − S(x)‖/‖S(x)‖.

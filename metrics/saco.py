@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 MOST_GROUPS = 1000
 EQUAL = 1e-9  # difference of two groups, as a share of the sum over all groups, that is rounding
+ROUNDING = 1e-6  # of a fall of probability
 
 
 @register("saco", symbol="SaCo", better="higher", limits=(-1, 1), unit="1", source="Wu et al. 2024, Alg. 1")
@@ -47,7 +48,7 @@ class SaCo(Metric):
         first, second = torch.triu_indices(self.groups, self.groups, 1, device=fall.device)
         apart = found.mask_means[:, first] - found.mask_means[:, second]
         apart = torch.where(apart.abs() > EQUAL * found.mask_means.abs().sum(dim=1, keepdim=True), apart, 0)
-        agrees = torch.where(fall[:, first] >= fall[:, second], 1.0, -1.0).double()
+        agrees = torch.where(fall[:, first] >= fall[:, second] - ROUNDING, 1.0, -1.0).double()
         weight = apart.abs().sum(dim=1)
         undefined = (weight == 0) | found.p.isnan().any(dim=1) | fall.isnan().any(dim=1)
         return torch.where(undefined, torch.nan, (agrees * apart).sum(dim=1) / weight)

@@ -11,14 +11,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def content_seeds(images: Tensor, seed: int = 0) -> list[int]:
+def content_seeds(images: Tensor, seed: int = 0, stream: str = "") -> list[int]:
     """One seed per image, from the run's seed and the image's content in 8 bits; independent of the batch and the place in it.
 
     Args:
         images: `(B, C, H, W)` in pixel space.
         seed: of the run.
+        stream: name of what is drawn, where it must have nothing in common with what else is drawn for the image.
     """
     crops = (images.detach() * 255).round().clamp(0, 255).to(torch.uint8).cpu().contiguous()
-    run = seed.to_bytes(8, "little", signed=True)
+    run = seed.to_bytes(8, "little", signed=True) + stream.encode()
     digests = [hashlib.sha256(run + crop.numpy().tobytes()).digest() for crop in crops]
     return [int.from_bytes(digest[:7], "little") for digest in digests]

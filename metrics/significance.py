@@ -11,10 +11,18 @@ from xattn.errors import NameUnknownError, SettingError
 from xattn.metrics.base import metrics
 from xattn.metrics.blocks import Block, blocks
 from xattn.metrics.conclusions import conclusion, section, stated
-from xattn.metrics.paired_tests import Bounds, better_share, bootstrap_interval, difference_of_proportions, equivalence, mcnemar
+from xattn.metrics.paired_tests import (
+    Bounds,
+    better_share,
+    bootstrap_interval,
+    difference_of_proportions,
+    equivalence,
+    equivalence_of_proportions,
+    mcnemar,
+)
 from xattn.metrics.rank_tests import critical_difference, friedman, mean_ranks, nemenyi
 from xattn.metrics.sheets import SIGNIFICANT
-from xattn.metrics.statistics import adjusted, differences, holm, mean_interval, needed, proportion_interval, signed_rank
+from xattn.metrics.statistics import adjusted, differences, holm, levels, mean_interval, needed, proportion_interval, signed_rank, unit_of
 from xattn.metrics.tables import KEYS
 
 if TYPE_CHECKING:
@@ -131,11 +139,15 @@ def _adjust(lines: Sequence[dict[str, object]], adjust: Callable[[Sequence[float
         line["conclusion"] = conclusion(line, metrics.create(metric).metadata.better == "higher")
 
 
+def _levels(block: Block) -> list[list[float]]:
+    return levels(block.values, unit_of(metrics.create(block.metric).metadata.limits))
+
+
 def _method_lines(block: Block) -> list[dict[str, object]]:
     """Mean, interval, median and mean rank of each column of a block."""
     component = metrics.create(block.metric)
     limits, aggregation = component.metadata.limits, component.instance.aggregation
-    ranks = mean_ranks(block.values, component.metadata.better == "higher")
+    ranks = mean_ranks(_levels(block), component.metadata.better == "higher")
     lines = []
     for place, row in enumerate(block.rows):
         values = block.column(place)
@@ -176,20 +188,24 @@ def _pair_lines(block: Block, family: int, margin: float | None) -> list[dict[st
     """
     component = metrics.create(block.metric)
     low, high = component.metadata.limits
-    ranks, k, n = mean_ranks(block.values, component.metadata.better == "higher"), len(block.rows), len(block.values)
+    ranks, k, n = mean_ranks(_levels(block), component.metadata.better == "higher"), len(block.rows), len(block.values)
     strict = 1 - SIGNIFICANT / family
     lines = []
     for first, second in block.pairs:
-        difference, same = differences(list(zip(block.column(first), block.column(second), strict=True)))
+        difference, same = differences(
+            list(zip(block.column(first), block.column(second), strict=True)), unit_of(component.metadata.limits)
+        )
         if block.binary:
             one, other = ([value == high for value in block.column(place)] for place in (first, second))
             interval = difference_of_proportions(one, other)
             span = high - low
             found = Bounds(interval._replace(mean=span * interval.mean, low=span * interval.low, high=span * interval.high), "Bonett-Price")
             test, p = "McNemar", mcnemar(one, other)
+            within = math.nan if margin is None else equivalence_of_proportions(one, other, margin / span)
         else:
             found = bootstrap_interval(difference)
             test, p = "Wilcoxon", signed_rank(difference, same, zeros="pratt")
+            within = math.nan if margin is None else equivalence(difference, margin)
         line: dict[str, object] = {**dict(zip(KEYS, block.rows[first], strict=True)), "metric": block.metric}
         line |= {f"other_{key}": value for key, value in zip(KEYS, block.rows[second], strict=True)}
         line |= {"n": n, "left_out": block.pictures - n, "difference": found.interval.mean, "difference_low": found.interval.low}
@@ -197,15 +213,17 @@ def _pair_lines(block: Block, family: int, margin: float | None) -> list[dict[st
         line |= {"better_share": better_share(difference, component.metadata.better == "higher"), "test": test, "p": p}
         line["nemenyi_p"] = nemenyi(ranks[first] - ranks[second], k, n) if k > 2 else math.nan
         line["margin"] = math.nan if margin is None else margin
-        line["equivalence_p"] = math.nan if margin is None else equivalence(difference, margin)
-        line["needed"] = needed(mean_interval(difference, confidence=strict), confidence=strict)
+        line["equivalence_p"] = within
+        # Fewer pairs can have no p-value below the level, whatever their differences: the least two-sided one is 2 / 2ⁿ.
+        fewest = math.ceil(1 - math.log2(1 - strict))
+        line["needed"] = max(needed(mean_interval(difference, confidence=strict), confidence=strict), fewest)
         lines.append(line | {"first": block.name(first), "second": block.name(second)})
     return lines
 
 
 def _ranking_line(block: Block) -> dict[str, object]:
     """Friedman's test of a block of three or more columns."""
-    found, k, n = friedman(block.values), len(block.rows), len(block.values)
+    found, k, n = friedman(_levels(block)), len(block.rows), len(block.values)
     (model, head), of_one = block.classifiers[0], len(block.classifiers) == 1
     line: dict[str, object] = {"model": model, "head": head} if of_one else {"method": block.rows[0][2]}
     line |= {"metric": block.metric, "n": n, "left_out": block.pictures - n, "compared": k, "friedman_statistic": found.statistic}
@@ -219,9 +237,11 @@ def _checked_margins(margins: Mapping[str, float] | None, known: Sequence[str]) 
         NameUnknownError: the rows hold no such metric.
         SettingError: a margin that is not positive.
     """
-    for metric, margin in (margins or {}).items():
+    named = {metrics.create(metric).metadata.symbol: metric for metric in reversed(known)}
+    margins = {named.get(metric, metric): margin for metric, margin in (margins or {}).items()}
+    for metric, margin in margins.items():
         if metric not in known:
             raise NameUnknownError("metric in these runs", metric, known)
         if not 0 < margin < math.inf:
             raise SettingError(f"a margin is the largest difference that does not matter, above 0; got {margin:g} for {metric}.")
-    return dict(margins or {})
+    return margins

@@ -93,32 +93,50 @@ def proportion_interval(values: Values, limits: tuple[float, float] = (0, 1), co
     return Interval(low + span * share, low + span * ends[0], low + span * ends[1], n)
 
 
-def paired(values: Values, reference: Values, confidence: float = CONFIDENCE) -> Comparison:
+def paired(values: Values, reference: Values, confidence: float = CONFIDENCE, floor: float = 1.0) -> Comparison:
     """The difference between two methods on the same images, in the same order.
 
-    Differences within 1e-6 of the largest value (of 1, if all are smaller) are none: they are rounding.
+    Differences within 1e-6 of the largest value (of the floor, if all are smaller) are none: they are rounding.
 
     Args:
         values: `(n,)`.
         reference: `(n,)`; a pair with a NaN is left out.
         confidence: coverage of the interval.
+        floor: the unit of the values, from `unit_of`.
     """
     pairs = zip(numbers(values), numbers(reference), strict=True)
     both = [(one, other) for one, other in pairs if math.isfinite(one) and math.isfinite(other)]
     if not both:
         return Comparison(mean_interval([], confidence=confidence), math.nan)
-    difference, same = differences(both)
+    difference, same = differences(both, floor)
     return Comparison(mean_interval(difference, confidence=confidence), signed_rank(difference, same))
 
 
-def differences(pairs: Sequence[tuple[float, float]]) -> tuple[list[float], float]:
+def differences(pairs: Sequence[tuple[float, float]], floor: float = 1.0) -> tuple[list[float], float]:
     """First less second of each pair, 0 where that is rounding; and the largest difference that counts as rounding.
 
     Args:
         pairs: finite values, at least one pair.
+        floor: the unit of the values, from `unit_of`.
     """
-    same = SAME * max(1.0, *(abs(value) for pair in pairs for value in pair))
+    same = SAME * max(floor, *(abs(value) for pair in pairs for value in pair))
     return [0.0 if abs(one - other) <= same else one - other for one, other in pairs], same
+
+
+def unit_of(limits: tuple[float, float]) -> float:
+    """Below which magnitude values are small, for what counts as rounding: 1, or 0 of a metric without two finite limits."""
+    return 1.0 if all(map(math.isfinite, limits)) else 0.0
+
+
+def levels(values: Sequence[Sequence[float]], floor: float = 1.0) -> list[list[float]]:
+    """Values as multiples of what counts as rounding, for ranks: what does not differ has one rank.
+
+    Args:
+        values: finite.
+        floor: their unit, from `unit_of`.
+    """
+    same = SAME * max(floor, *(abs(value) for row in values for value in row)) or 1.0
+    return [[float(round(value / same)) for value in row] for row in values]
 
 
 def needed(difference: Interval, power: float = POWER, confidence: float = CONFIDENCE) -> float:

@@ -23,6 +23,7 @@ from xattn.metrics.statistics import (
     numbers,
     paired,
     proportion_interval,
+    unit_of,
 )
 from xattn.metrics.targets import PER_LABEL
 from xattn.metrics.typeset import html_table, latex, markdown, typst
@@ -254,7 +255,7 @@ def _tested(values: pd.Series | None, reference: pd.Series | None, metric: str) 
     if not values.index.equals(reference.index):
         both = pd.concat({"values": values, "reference": reference}, axis=1, join="inner")
         values, reference = both["values"], both["reference"]
-    found = paired(values.to_list(), reference.to_list())
+    found = paired(values.to_list(), reference.to_list(), floor=unit_of(metrics.create(metric).metadata.limits))
     return {**_columns(f"{metric} difference", found.difference), f"{metric} p": found.p, f"{metric} needed": needed(found.difference)}
 
 

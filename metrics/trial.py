@@ -14,7 +14,7 @@ from xattn.catalogue import is_bound, is_planted
 from xattn.errors import InputError, NameUnknownError
 from xattn.metrics.base import metrics
 from xattn.metrics.sheets import SIGNIFICANT
-from xattn.metrics.statistics import adjusted, mean_interval, paired
+from xattn.metrics.statistics import adjusted, mean_interval, paired, unit_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -112,7 +112,7 @@ def trial(rows: pd.DataFrame, planted: Sequence[str] = (), truth: pd.DataFrame |
         orders = {metric: table.mean() for metric, table in tables.items()}
         for metric, table in tables.items():
             line = {"model": model, "head": head, "metric": metric}
-            line |= _against(table, methods, cheats) | {"reached": _reached(metric, table, methods)}
+            line |= _against(metric, table, methods, cheats) | {"reached": _reached(metric, table, methods)}
             line |= _agreement(table, methods) | _stability(metric, orders)
             line |= {} if truths is None else _truth(table, truths)
             lines.append(line | _verdict(line))
@@ -127,15 +127,19 @@ def _table(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
     return table if metrics.create(metric).metadata.better == "higher" else -table
 
 
-def _against(table: pd.DataFrame, methods: Sequence[str], cheats: Sequence[str]) -> dict[str, Any]:
+def _against(metric: str, table: pd.DataFrame, methods: Sequence[str], cheats: Sequence[str]) -> dict[str, Any]:
     """Which planted maps are behind the methods."""
+    floor = unit_of(metrics.create(metric).metadata.limits)
     own = table[[method for method in methods if method in table]].median(axis=1)
     here = [cheat for cheat in cheats if cheat in table]
-    found = [paired(own.to_list(), table[cheat].to_list()) for cheat in here]
+    found = [paired(own.to_list(), table[cheat].to_list(), floor=floor) for cheat in here]
     said: dict[str, list[str]] = {"behind": [], "ahead": [], "undecided": [], "undefined": []}
     for cheat, comparison, p in zip(here, found, adjusted([comparison.p for comparison in found]), strict=True):
         place = "behind" if comparison.difference.mean > 0 else "ahead"
-        place = place if p < SIGNIFICANT else "undecided"
+        apart = [one - other for one, other in zip(own, table[cheat], strict=True) if math.isfinite(one - other)]
+        most = sum((value > 0) - (value < 0) for value in apart)
+        agrees = (most >= 0) if place == "behind" else (most <= 0)  # a few large values must not turn what most pictures say
+        place = place if p < SIGNIFICANT and agrees else "undecided"
         said["undefined" if math.isnan(p) else place].append(cheat)
     count = {"methods": sum(method in table for method in methods), "planted": len(here) - len(said["undefined"]), "n": len(table)}
     names = {place: ", ".join(said[place]) for place in ("ahead", "undecided", "undefined")}
@@ -144,11 +148,17 @@ def _against(table: pd.DataFrame, methods: Sequence[str], cheats: Sequence[str])
 
 def _reached(metric: str, table: pd.DataFrame, methods: Sequence[str]) -> float:
     """How far the mean of the methods' medians is from that of `random` to the best of those that search for this curve."""
-    bounds = [method for method in map(str, table.columns) if is_bound(method) and metric.partition(":")[0] == _searched(method)]
+    name, _, given = metric.partition(":")
+    if any(f"{setting}=" in given for setting in ("protocol", "fill", "blur")):
+        return math.nan  # bounds search for the curve as it is by default
+    bounds = [method for method in map(str, table.columns) if is_bound(method) and name == _searched(method)]
     if not bounds or CHANCE not in table:
         return math.nan
-    own = float(table[[method for method in methods if method in table]].median(axis=1).mean())
-    chance, best = float(table[CHANCE].mean()), float(table[bounds].mean().max())
+    own = table[[method for method in methods if method in table]].median(axis=1)
+    both = table.assign(own=own)[["own", CHANCE, *bounds]].dropna()
+    if both.empty:
+        return math.nan
+    own, chance, best = float(both["own"].mean()), float(both[CHANCE].mean()), float(both[bounds].mean().max())
     return (own - chance) / (best - chance) if best > chance else math.nan
 
 

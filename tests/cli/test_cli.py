@@ -92,7 +92,7 @@ def test_bad_files_end_with_3_and_are_named_on_stderr(folder: Path, tmp_path: Pa
         (["--weights", "nowhere.pth"], 2, "there is no weights file 'nowhere.pth'"),
         (["--device", "gpu"], 2, "device 'gpu' cannot be used here"),
         (["--mean", "128,128,128"], 2, "Divide those of 8-bit images by 255"),
-        (["--metric", "insertion:blur=4"], 2, "odd, from 1 to 1001; got 4"),
+        (["--metric", "insertion:blur=4"], 2, "odd, from 1 to 1001, or 0 for none; got 4"),
         (["--method", "captum:Saliencies"], 2, "Did you mean 'Saliency'"),
     ],
 )

@@ -103,11 +103,11 @@ def test_subsets_are_run_once_for_all_masks_and_both_metrics() -> None:
 
 
 def test_wrong_settings_are_refused() -> None:
-    with pytest.raises(InputError, match="the number of groups is whole, 2 to 1000; got 1"):
+    with pytest.raises(InputError, match="the number of groups must be a whole number from 2 to 1000; got 1"):
         SaCo(groups=1)
     with pytest.raises(InputError, match="the share of patches in a subset lies between 0 and 1; got 1"):
         SensitivityN(share=1.0)
-    with pytest.raises(InputError, match="the number of pixels along a patch is whole, 1 to 1024; got 0"):
+    with pytest.raises(InputError, match="the number of pixels along a patch must be a whole number from 1 to 1024; got 0"):
         Infidelity(patch=0)
     with pytest.raises(InputError, match="a scale is 'optimal' or 'raw'; got 'best'"):
         Infidelity(scale="best")

@@ -97,11 +97,18 @@ def test_noise_is_that_of_the_image_and_not_of_its_batch(kind: str) -> None:
     assert float(whole.max()) <= 1
 
 
+def test_noise_is_not_that_of_the_control_random() -> None:
+    image = networks.pictures(1)
+    control = torch.rand(32, 32, generator=torch.Generator().manual_seed(content_seeds(image)[0]))
+    shown = baseline_images(image, Baseline("noise"), None)[0]
+    assert all(not torch.equal(channel, control) for channel in shown)
+
+
 def test_noise_can_be_rebuilt_from_the_image() -> None:
     image = networks.pictures(1)
-    generator = torch.Generator().manual_seed(content_seeds(image)[0])
+    generator = torch.Generator().manual_seed(content_seeds(image, stream="fill")[0])
     assert torch.equal(baseline_images(image, Baseline("noise"), None)[0], torch.rand(3, 32, 32, generator=generator))
-    noise = torch.randn(3, 32, 32, generator=generator.manual_seed(content_seeds(image)[0]))
+    noise = torch.randn(3, 32, 32, generator=generator.manual_seed(content_seeds(image, stream="fill")[0]))
     replaced = torch.zeros(1, 32, 32, dtype=torch.bool)
     replaced[0, 4:9, 10:20] = True
     found = Fill(image, Baseline("noisy-linear"), None)(torch.tensor([0]), replaced)[0]
@@ -121,7 +128,7 @@ def replaced_plainly(image: Tensor, gone: list[int], fill: str) -> Tensor:
     missing = torch.zeros(image[0].numel(), dtype=torch.bool)
     missing[gone] = True
     missing = missing.view(image.shape[1:])
-    noise = torch.Generator().manual_seed(content_seeds(image[None])[0])
+    noise = torch.Generator().manual_seed(content_seeds(image[None], stream="fill")[0])
     if fill == "noisy-linear":
         left = plain_interpolation(image, missing) if not missing.all() else image.mean(dim=(1, 2), keepdim=True).expand_as(image)
         shown = (left + NOISE * torch.randn(image.shape, generator=noise)).clamp(0, 1)

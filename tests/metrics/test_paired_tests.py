@@ -82,7 +82,7 @@ def test_equivalence_is_statsmodels_two_one_sided_tests() -> None:
     draw = random.Random(4)
     values = [draw.gauss(0.3, 1) for _ in range(30)]
     assert equivalence(values, 0.8) == pytest.approx(weights.DescrStatsW(values).ttost_mean(-0.8, 0.8)[0])
-    assert equivalence([0.1] * 5, 0.2) == 0.0
+    assert math.isnan(equivalence([0.1] * 5, 0.2))
     assert equivalence([-0.3] * 5, 0.2) == 1.0
 
 

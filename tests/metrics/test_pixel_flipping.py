@@ -101,7 +101,7 @@ def test_road_s_accuracy_is_the_share_of_steps_at_which_the_network_answers_with
 def test_one_curve_of_road_costs_nine_forwards_and_a_wrong_count_of_steps_is_refused() -> None:
     assert m.metrics.entry("road-morf").metadata.cost == m.metrics.entry("road-lerf").metadata.cost == "9"
     for settings in (ROADMoRF, ROADLeRF):
-        with pytest.raises(InputError, match="the number of steps is whole, 2 to 1000; got 1"):
+        with pytest.raises(InputError, match="the number of steps must be a whole number from 2 to 1000; got 1"):
             settings(steps=1)
 
 

@@ -122,7 +122,31 @@ def test_a_conclusion_names_the_better_one_whichever_way_is_better_and_says_wher
     assert pair(higher.pairs, "grad-cam", "random")["conclusion"] == "random is better"
     mostly = [value - 1 for value in BASE[:36]] + [value + 30 for value in BASE[36:]]
     found = significance(rows_of({"grad-cam": BASE, "mostly": mostly})).pairs.iloc[0]
+    assert found["conclusion"] == "mostly is better on more pictures; the interval of the mean difference holds 0"
+    mostly = [value - 1 for value in BASE[:34]] + [value + 60 for value in BASE[34:]]
+    found = significance(rows_of({"grad-cam": BASE, "mostly": mostly})).pairs.iloc[0]
     assert found["conclusion"] == "they differ: grad-cam is better in the mean, mostly on more pictures"
+
+
+def test_methods_are_compared_on_the_same_targets_of_a_picture() -> None:
+    first = rows_of({"grad-cam": [10.0] * 12, "random": [10.0] * 12})
+    second = rows_of({"grad-cam": [50.0] * 12, "random": [math.nan] * 12}).assign(target="b")
+    found = significance(pd.concat([first, second])).pairs.iloc[0]
+    assert (found["difference"], found["n"], found["left_out"]) == (0, 12, 0)
+
+
+def test_rounding_has_no_ranks() -> None:
+    values = {"grad-cam": BASE, "almost": [value + 1e-9 for value in BASE], "nearly": [value + 2e-9 for value in BASE]}
+    assert significance(rows_of(values)).rankings["p"].item() == 1
+    small = [1e-7 * (1 + number % 4) for number in range(40)]
+    found = significance(rows_of({"grad-cam": small, "worse": [value + 3e-7 for value in small]}, "infidelity")).pairs.iloc[0]
+    assert found["p"] < 1e-6  # of a metric without a unit, small values are no rounding
+
+
+def test_no_discordant_picture_among_few_is_not_equivalent() -> None:
+    same = [100.0] * 5 + [0.0] * 5
+    found = significance(rows_of({"grad-cam": same, "random": same}, "average-increase"), margins={"average-increase": 2}).pairs.iloc[0]
+    assert found["equivalence_p"] > 0.3
 
 
 def test_csv_has_a_row_per_method_pair_and_ranking() -> None:

@@ -75,7 +75,7 @@ def of_subsets(replica: Any, name: str, settings: dict[str, str], shown: Any) ->
     cells = math.ceil(height / side) * columns
     size = max(1, round(float(settings.get("share", 0.2)) * cells))
     crop = (shown.image * 255).round().to(torch.uint8).numpy().tobytes()
-    seed = int.from_bytes(hashlib.sha256((1).to_bytes(8, "little", signed=True) + crop).digest()[:7], "little")
+    seed = int.from_bytes(hashlib.sha256((0).to_bytes(8, "little", signed=True) + b"subsets" + crop).digest()[:7], "little")
     numbers = torch.rand(count, cells, generator=torch.Generator().manual_seed(seed)).tolist()
     spread = resized_plainly(shown.raw, height, width)
     gone, sums = [], []

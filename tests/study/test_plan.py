@@ -103,6 +103,10 @@ def test_every_method_takes_every_target_or_says_why_not(method: str, kind: str,
         with pytest.raises(UnsupportedError, match="finer-cam compares a class with similar ones, and .* has none. Use grad-cam"):
             xattn.explain(classifier, images, [method], target=target)
         return
+    if method.startswith("greedy") and kind in WITHOUT_PROBABILITY:
+        with pytest.raises(UnsupportedError, match="greedy follows the target's probability, and .* has none: leave it out"):
+            xattn.explain(classifier, images, [method], target=target)
+        return
     name = method.partition(":")[0]
     if name in BY_SCORE and kind in WITHOUT_PROBABILITY:
         with pytest.raises(UnsupportedError, match=f"has none: use {name}:{BY_SCORE[name]}"):

@@ -156,7 +156,7 @@ def test_a_single_picture_has_no_other_and_a_blank_map_no_similarity(tiny: Class
     lines = found.verdicts().set_index("method")
     assert lines.loc["uniform", "verdict"] == lines.loc["edges", "verdict"] == "undecided"
     assert lines.loc["uniform", "without contrast"] == 1
-    assert "uniform: 100% of its maps show nothing" in found.text()
+    assert "uniform, n = 0: 100% of its maps show nothing" in found.text()
 
 
 def test_the_command_writes_rows_verdicts_and_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -224,7 +224,19 @@ Candidates = list[tuple[str, MapFile]]
 
 
 def _methods_in(place: Path, known: _Names) -> dict[str, tuple[str, Candidates]]:
-    """The methods in a place, by name, with where each was found and the pictures and files of its maps."""
+    """The methods in a place, by name, with where each was found and the pictures and files of its maps.
+
+    Raises:
+        InputError: the place is nothing that holds maps, or cannot be read.
+    """
+    try:
+        return _found_in(place, known)
+    except OSError as error:
+        where = error.filename or place
+        raise InputError(f"'{where}' could not be read ({error.strerror}): allow reading it, or give another place.") from error
+
+
+def _found_in(place: Path, known: _Names) -> dict[str, tuple[str, Candidates]]:
     if place.is_file():
         if place.suffix == ".csv":
             return _manifest(place)
@@ -239,7 +251,7 @@ def _methods_in(place: Path, known: _Names) -> dict[str, tuple[str, Candidates]]
     if (manifest := place / "manifest.csv").is_file():
         return _manifest(manifest)
     found: dict[str, tuple[str, Candidates]] = {}
-    for entry in sorted(place.iterdir()):
+    for entry in sorted(entry for entry in place.iterdir() if not entry.name.startswith(".")):
         if entry.is_dir() and (files := _folder(entry)):
             found[entry.name] = str(entry), files
         elif entry.suffix in CONTAINERS:
@@ -262,8 +274,14 @@ def _named(methods: dict[str, tuple[str, Candidates]], wanted: str | None, place
 
 def _folder(folder: Path) -> Candidates:
     """The files of maps in a folder and below, by their path there without its ending."""
-    files = sorted(Path(parent) / name for parent, _, names in os.walk(folder) for name in names if not name.startswith("."))
-    return [(file.relative_to(folder).with_suffix("").as_posix(), MapFile(str(file))) for file in files if file.suffix in SUFFIXES]
+    files = sorted(Path(parent) / name for parent, _, names in os.walk(folder, onerror=_refuse) for name in names)
+    inside = [(file.relative_to(folder), file) for file in files if file.suffix in SUFFIXES]
+    kept = [(path, file) for path, file in inside if not any(part.startswith(".") for part in path.parts)]
+    return [(path.with_suffix("").as_posix(), MapFile(str(file))) for path, file in kept]
+
+
+def _refuse(error: OSError) -> None:
+    raise error  # a folder that cannot be read is not an empty one
 
 
 def _manifest(path: Path) -> dict[str, tuple[str, Candidates]]:

@@ -17,8 +17,9 @@ from xattn.figures.plots import classifier_name, is_better_higher, metric_name
 from xattn.figures.score_data import ScoreData
 from xattn.figures.sheet import HEADING, NOTE, TEXT, TITLE, Sheet, text_height, text_width, wrapped
 from xattn.figures.style import FigureStyle
+from xattn.metrics.base import metrics
 from xattn.metrics.rank_tests import critical_difference, friedman, mean_ranks
-from xattn.metrics.statistics import holm, paired
+from xattn.metrics.statistics import holm, levels, paired, unit_of
 
 Doubles = NDArray[np.float64]
 LEVEL = 0.05
@@ -51,7 +52,7 @@ class Ranking(NamedTuple):
     n: int
 
 
-def ranking(names: Sequence[str], values: Doubles, higher: bool, test: Test = "nemenyi") -> Ranking:
+def ranking(names: Sequence[str], values: Doubles, higher: bool, test: Test = "nemenyi", floor: float = 1.0) -> Ranking:
     """Ranks methods and says which do not differ.
 
     Args:
@@ -59,17 +60,19 @@ def ranking(names: Sequence[str], values: Doubles, higher: bool, test: Test = "n
         values: `(n, k)`, finite: of each image by each method.
         higher: whether higher is better.
         test: which pairs are told apart by.
+        floor: the unit of the values, from `unit_of`.
     """
     n, k = values.shape
-    ranks = mean_ranks(values.tolist(), higher)
+    whole = levels(values.tolist(), floor)
+    ranks = mean_ranks(whole, higher)
     order = sorted(range(k), key=lambda place: (ranks[place], names[place]))
-    p_all = friedman(values.tolist()).p if k > 2 else math.nan
+    p_all = friedman(whole).p if k > 2 else math.nan
     critical = critical_difference(k, n) if test == "nemenyi" else math.nan
     pairs = [(a, b) for a in range(k) for b in range(a + 1, k)]
     if test == "nemenyi":
         same = {pair: abs(ranks[order[pair[1]]] - ranks[order[pair[0]]]) < critical for pair in pairs}
     else:
-        p = holm([paired(values[:, order[a]].tolist(), values[:, order[b]].tolist()).p for a, b in pairs])
+        p = holm([paired(values[:, order[a]].tolist(), values[:, order[b]].tolist(), floor=floor).p for a, b in pairs])
         same = {pair: value >= LEVEL for pair, value in zip(pairs, p, strict=True)}
     return Ranking([names[place] for place in order], [ranks[place] for place in order], p_all, critical, cliques(same, k), n)
 
@@ -111,8 +114,9 @@ class Ranks:
                 if table.shape[1] < 2 or len(table) < 2:
                     continue
                 values = table.to_numpy(dtype=np.float64)
+                unit = unit_of(metrics.create(metric).metadata.limits)
                 title = " · ".join(filter(None, [classifier_name(classifier, shown), metric_name(metric)]))
-                found.append((title, ranking([str(name) for name in table.columns], values, is_better_higher(metric), self.test)))
+                found.append((title, ranking([str(name) for name in table.columns], values, is_better_higher(metric), self.test, unit)))
         if not found:
             raise InputError("ranks compare at least two methods on the same two images or more: the runs hold none.")
         return _pages(found, self.test, style)

@@ -1,6 +1,6 @@
 """Whether a method's map depends on what the network has learnt: its maps as the network's layers are drawn anew, one after the other.
 
-Sources: Adebayo et al. 2018, Sec. 3.1 (the test); Hedström et al. 2024 (over noisy copies of the picture, and the rise in entropy).
+Sources: Adebayo et al. 2018, Sec. 3 (the test); Hedström et al. 2024 (over noisy copies of the picture, and the rise in entropy).
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ OTHER = "another picture"
 SIMILARITIES = ("spearman", "pearson", "ssim")
 ENTROPY = "entropy-rise"
 THRESHOLD = 0.3
+MOST_BLANK = 0.5  # share of maps that show nothing, above which those that are left say nothing of the method
 NOISE = 0.15  # standard deviation, as of smooth-grad
 SHOWN_PICTURES, SHOWN_STEPS = 2, 7
 
@@ -79,7 +80,9 @@ class Randomisation:
     def _verdict(self, method: str, group: pd.DataFrame, order: Order) -> dict[str, object]:
         steps = group[group["order"] == order]
         found = _over_pictures(steps[steps["metric"] == "spearman"])
-        line: dict[str, object] = {"method": method, "verdict": _verdict_of(found, self.threshold)}
+        maps = steps[steps["metric"] == "spearman"]
+        blank = float(maps["value"].isna().mean())
+        line: dict[str, object] = {"method": method, "verdict": _verdict_of(found, self.threshold) if blank <= MOST_BLANK else "undecided"}
         line |= {"spearman": found.mean, "spearman low": found.low, "spearman high": found.high}
         last = steps[steps["step"] == steps["step"].max()]
         for metric in SIMILARITIES:
@@ -90,8 +93,7 @@ class Randomisation:
             line[f"{metric} of another picture"] = _over_pictures(others).mean
         rise = _over_pictures(group[group["metric"] == ENTROPY])
         line |= {ENTROPY: rise.mean, f"{ENTROPY} low": rise.low, f"{ENTROPY} high": rise.high}
-        maps = steps[steps["metric"] == "spearman"]
-        return line | {"n": found.n, "without contrast": float(maps["value"].isna().mean())}
+        return line | {"n": found.n, "without contrast": blank}
 
     def text(self) -> str:
         """The verdicts as a Markdown table, with what the columns mean."""
@@ -106,7 +108,7 @@ class Randomisation:
             "SSIM",
             "another picture: Spearman",
             "SSIM",
-            "entropy rise",
+            "entropy rise [95 %]",
         ]
         lines = [
             [
@@ -131,15 +133,16 @@ class Randomisation:
         verdicts = self.verdicts()
         n, blank = int(verdicts["n"].max()), verdicts[verdicts["without contrast"] > 0]
         notes = [
-            f"Similarity of a map to that of the trained network: the mean over {len(self.layers)} steps from the output to the input, "
-            f"over n = {n} pictures. A method passes if the interval of Spearman's correlation lies below {self.threshold:g}, and fails "
-            "if it lies above.",
+            f"Similarity of a map to that of the trained network: the mean over those of {len(self.layers)} steps from the output to the "
+            f"input at which the map shows something, over n = {n} pictures. A method passes if the interval of Spearman's correlation "
+            f"lies below {self.threshold:g}, and fails if it lies above.",
             "Another picture: the map of the next picture by the trained network: what is alike without anything in common. SSIM is to be "
             "read against it.",
             "Entropy rise: relative rise of a map's entropy once all layers are random; of a few cells it says little.",
         ]
         notes += [
-            f"{line['method']}: {line['without contrast']:.0%} of its maps show nothing and have no similarity."
+            f"{line['method']}, n = {line['n']}: {line['without contrast']:.0%} of its maps show nothing and have no similarity"
+            f"{', too many for a verdict' if line['without contrast'] > MOST_BLANK else ''}."
             for line in blank.to_dict("records")
         ]
         return notes

@@ -9,9 +9,11 @@ import pandas as pd
 import torch
 
 from xattn.birds import Scene, masks, scene_of
+from xattn.birds.drawing import SIDE
 from xattn.birds.ground_truth import effects, in_parts, rank_correlation
 from xattn.catalogue import is_direct
 from xattn.data.images import ImageSource
+from xattn.data.preprocessing import Preprocessing
 from xattn.errors import InputError, UnsupportedError, XattnError
 from xattn.metrics.masking import to_masks
 from xattn.models.classifier import Classifier
@@ -47,6 +49,12 @@ def bird_truth(run: str | Path, places: str | Path | Sequence[str | Path] | None
     lines: list[dict[str, object]] = []
     for model in store.read_run()["settings"]["models"]:
         classifier = _loaded(model["name"], model["head"], model["weights"], device)
+        given = Preprocessing.from_json(model["preprocessing"])
+        if given.input_size != (SIDE, SIDE) or given.resize not in (SIDE, (SIDE, SIDE)):
+            raise UnsupportedError(
+                f"the true effects are of whole birds of {SIDE} × {SIDE} pixels; the run showed '{model['name']}' crops of "
+                f"{' × '.join(map(str, given.input_size))}: leave out --truth, or run without --input-size and --resize."
+            )
         for name in names:
             kept = {key[1::3]: found for key, found in store.maps_by_target([name]).items() if key[2:4] == (model["name"], model["head"])}
             for target, maps in _by_target(kept).items():
