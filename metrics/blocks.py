@@ -102,8 +102,8 @@ def _block(metric: str, rows: pd.DataFrame, members: Sequence[Row], reference: M
     if len({row[:2] for row in members}) == 1:  # of one classifier, all methods explain the same targets of a picture
         wide = chosen.pivot_table(index=["image", "target"], columns=KEYS, values="value", sort=False, dropna=False)
         valued = wide[wide.columns[wide.notna().any()]]
-        complete = valued.notna().all(axis=1)
-        kept = complete | ~complete.groupby(level="image").transform("any")  # a picture without a complete target falls out, and is counted
+        whole = valued.notna().all(axis=1)
+        kept = whole | ~whole.groupby(level="image").transform("any")  # a picture without a complete target falls out, and is counted
         table = valued[kept].groupby(level="image", sort=False).mean()
     else:
         table = chosen.pivot_table(index="image", columns=KEYS, values="value", aggfunc="mean", sort=False, dropna=False)

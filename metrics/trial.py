@@ -158,8 +158,8 @@ def _reached(metric: str, table: pd.DataFrame, methods: Sequence[str]) -> float:
     both = table.assign(own=own)[["own", CHANCE, *bounds]].dropna()
     if both.empty:
         return math.nan
-    own, chance, best = float(both["own"].mean()), float(both[CHANCE].mean()), float(both[bounds].mean().max())
-    return (own - chance) / (best - chance) if best > chance else math.nan
+    reached, chance, best = float(both["own"].mean()), float(both[CHANCE].mean()), float(both[bounds].mean().max())
+    return (reached - chance) / (best - chance) if best > chance else math.nan
 
 
 def _searched(bound: str) -> str:
