@@ -8,6 +8,7 @@ import io
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
@@ -74,7 +75,7 @@ class MapFiles:
     signed: bool
     digest: str
 
-    @property
+    @cached_property
     def sizes(self) -> list[tuple[int, int]]:
         """The heights and widths that occur."""
         return sorted({file.size for file in self.files.values()})

@@ -199,9 +199,7 @@ def _agreement(maps: dict[str, Maps], methods: Sequence[str]) -> pd.DataFrame:
 
 def _table(frame: pd.DataFrame, digits: str) -> str:
     cells = frame.astype(object).where(frame.notna(), "–")
-    rows = [
-        [format(value, digits) if isinstance(value, float) else markdown_text(str(value)) for value in line] for line in cells.to_numpy()
-    ]
+    rows = [[_cell(value, digits) for value in line] for line in cells.to_numpy()]
     return str(tabulate(rows, [markdown_text(str(name)) for name in frame.columns], tablefmt="pipe", disable_numparse=True))
 
 

@@ -43,7 +43,7 @@ def with_maps(
     for maps in found.maps:
         if without := [name for name in names if name not in maps.files]:
             logger.warning("%d of %d pictures have no map by '%s': %s", len(without), len(names), maps.name, _some(without))
-        sizes = ", ".join(f"{height}×{width}" for height, width in sorted(maps.sizes)[:SHOWN])
+        sizes = ", ".join(f"{height}×{width}" for height, width in maps.sizes[:SHOWN])
         more = ", …" if len(maps.sizes) > SHOWN else ""
         logger.info("%s: %d maps of %s%s%s", of_files(maps).spec, len(maps.files), sizes, more, ", signed" if maps.signed else "")
     common = set(names).intersection(*(maps.files for maps in found.maps))
