@@ -164,8 +164,11 @@ def test_folders_that_do_not_fit_and_steps_that_cannot_be_are_named(tmp_path: Pa
         xattn.adapt(tiny, folder, names=["red", "green"])
     with pytest.raises(InputError, match=r"class 'pink' has no picture"):
         xattn.adapt(tiny, folder, names=["blue", "green", "pink", "red"])
-    with pytest.raises(SettingError, match=r"a step or more, and a learning rate above 0; got 0"):
-        xattn.adapt(tiny, folder, steps=0)
+    for steps in (0, 10**30):
+        with pytest.raises(SettingError, match=rf"1 to 1,000,000 steps, and a learning rate above 0; got {steps}"):
+            xattn.adapt(tiny, folder, steps=steps)
+    with pytest.raises(InputError, match=r"the learning rate 1e\+40 is too high"):
+        xattn.adapt(tiny, folder, lr=10**40)
     with pytest.raises(InputError, match=r"of tiny is not finite: they are not, or the learning rate 1e\+40 is too high"):
         xattn.adapt(tiny, folder, lr=1e40)
     (folder / "red" / "00.png").write_bytes(b"torn")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 import os
 import pickle
 import re
+import sys
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -29,6 +29,7 @@ logger = logging.getLogger("xattn")
 
 WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network")  # entries of a checkpoint that hold a state dict
 AVERAGED = ("ema", "ema_state_dict", "state_dict_ema", "model_ema", "ema_model", "ema_model_state_dict", "params_ema")  # a moving average's
+MOST_STEPS = 10**6  # of gradient descent: minutes
 HEADER = "xattn"
 FORMAT = 2
 NETWORK, HEAD = "network.", "head."  # prefixes of keys in xattn's own files
@@ -67,14 +68,15 @@ class InnerLoop:
         lr: learning rate.
     """
 
-    steps: Annotated[int, Range(1, 10**6)] = 50
+    steps: Annotated[int, Range(1, MOST_STEPS)] = 50
     lr: float = 0.01
 
     def __post_init__(self) -> None:
         numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in (self.steps, self.lr))
-        if not (numbers and isinstance(self.steps, int) and self.steps >= 1 and 0 < self.lr < math.inf):
+        if not (numbers and isinstance(self.steps, int) and 1 <= self.steps <= MOST_STEPS and 0 < self.lr <= sys.float_info.max):
             got = f"{self.steps!r:.40} and {self.lr!r:.40}"
-            raise SettingError(f"gradient descent takes a step or more, and a learning rate above 0; got {got}.")
+            raise SettingError(f"gradient descent takes 1 to {MOST_STEPS:,} steps, and a learning rate above 0; got {got}.")
+        object.__setattr__(self, "lr", float(self.lr))
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
