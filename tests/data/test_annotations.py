@@ -142,6 +142,23 @@ def test_a_mask_may_be_a_picture_of_any_mode(mode: str, tmp_path: Path) -> None:
     assert torch.equal(seen(read_annotations(folder, [NAME]), whole), (whole.crop(grey.convert("RGB"))[0] > 0)[None])
 
 
+def test_colours_of_a_mask_are_told_apart_and_what_is_transparent_is_outside(tmp_path: Path) -> None:
+    folder, whole = masks(tmp_path), Preprocessing((40, 60), (40, 60))
+    grey, file = painted(), folder / "below" / "dog.png"
+    expected = (whole.crop(grey.convert("RGB"))[0] > 0)[None]
+    dark = Image.composite(Image.new("RGB", grey.size, (1, 0, 0)), Image.new("RGB", grey.size), grey)  # its luma is 0
+    dark.save(file)
+    assert torch.equal(seen(read_annotations(folder, [NAME]), whole), expected)
+    white = Image.new("RGBA", grey.size, "white")
+    white.putalpha(grey)
+    white.save(file)
+    assert torch.equal(seen(read_annotations(folder, [NAME]), whole), expected)
+    dark.putpixel((0, 0), (0, 1, 0))
+    dark.save(file)
+    with pytest.raises(ImageError, match=r"the mask dog.png holds 3 values: 0 and one other are needed"):
+        seen(read_annotations(folder, [NAME]), whole)
+
+
 def test_a_digest_tells_other_regions_also_where_only_a_mask_s_pixels_differ(tmp_path: Path) -> None:
     folder = masks(tmp_path)
     before = read_annotations(folder, [NAME]).digest

@@ -88,6 +88,15 @@ def test_objects_of_another_class_than_the_row_s_target_do_not_count_and_what_ha
         study(tiny, folder, tmp_path / "other", regions=boxes(tmp_path / "c.csv", ["0.png,1,1,9,9,dgo"], label=True))
 
 
+def test_labels_of_regions_that_are_no_class_are_named(
+    tiny: Classifier, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    given = boxes(tmp_path / "b.csv", ["0.png,5,5,20,20,class 1", "0.png,1,1,9,9,dgo", "1.png,1,1,9,9,cat"], label=True)
+    study(tiny, folder, tmp_path / "run", regions=given)
+    said = [record.getMessage() for record in caplog.records if "labels" in record.getMessage()]
+    assert said == [f"tiny: 2 of 3 labels of the regions in {given} name no class of it, and their regions are left out: cat, dgo"]
+
+
 def test_a_metric_of_regions_without_regions_is_refused_in_one_sentence(tiny: Classifier, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^pointing-game:tolerance=2 compares maps with where the object is: give the regions of objects"):
         study(tiny, folder, tmp_path / "run")

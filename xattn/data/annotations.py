@@ -82,7 +82,7 @@ class MaskImage:
                 raise
             raise ImageError(f"the mask {self.path.name} cannot be read ({error})") from error
         values = _values(picture)
-        if len(found := values.unique()) > 2 or (len(found) == 2 and int(found[0]) != 0):
+        if len(found := values.unique()) > 2 or (len(found) == 2 and 0 not in found.tolist()):
             raise ImageError(f"the mask {self.path.name} holds {len(found)} values: 0 and one other are needed; threshold it")
         return sampled(values != 0, frame, size)
 
@@ -224,12 +224,19 @@ def _refuse_other_size(what: str, size: tuple[int, int], frame: Frame) -> None:
 
 
 def _values(picture: Image.Image) -> Tensor:
-    """The values of a picture of one channel, or of its luma, `(h, w)`; of a palette the numbers of its colours."""
+    """The values of a picture `(h, w)`: of a palette the numbers of its colours; of several channels a number for each colour.
+
+    Black is 0, and so is what is transparent; what is half transparent is a value of its own.
+    """
     if picture.mode.startswith(("I", "F")):
-        picture, kind = picture.convert("F"), torch.float32
-    else:
-        picture, kind = (picture if picture.mode == "P" else picture.convert("L")), torch.uint8
-    return torch.frombuffer(bytearray(picture.tobytes()), dtype=kind).view(picture.height, picture.width)
+        return torch.frombuffer(bytearray(picture.convert("F").tobytes()), dtype=torch.float32).view(picture.height, picture.width)
+    if picture.mode in ("1", "L", "P"):
+        plain = picture if picture.mode == "P" else picture.convert("L")
+        return torch.frombuffer(bytearray(plain.tobytes()), dtype=torch.uint8).view(picture.height, picture.width)
+    channels = torch.frombuffer(bytearray(picture.convert("RGBA").tobytes()), dtype=torch.uint8).view(picture.height, picture.width, 4)
+    red, green, blue, alpha = channels.int().unbind(dim=2)
+    colours = (red << 16) + (green << 8) + blue
+    return torch.where(alpha == 255, colours, torch.where(alpha == 0, 0, -1))
 
 
 def mask_images(folder: Path, files: Iterable[Path], names: Sequence[str]) -> dict[str, tuple[AnnotatedObject, ...]]:
