@@ -15,6 +15,7 @@ from xattn.metrics.tables import Table, comparison
 from xattn.metrics.targets import PER_LABEL
 from xattn.study.questions import Key, picture_names, shown_names
 from xattn.study.schema import Deviation, run_key
+from xattn.study.sequential import stated
 from xattn.study.store import GROWING, Store
 from xattn.study.summary import controls_last
 
@@ -82,7 +83,7 @@ def _rows_and_notes(runs: Sequence[str | Path]) -> tuple[pd.DataFrame, list[str]
     rows, differing = joint_rows(stores, names)
     unfinished = [str(store.folder) for store in stores if not store.finished]
     notes = [f"{folder} is not finished: its part of the table is over the images done so far." for folder in unfinished]
-    return rows, [*_deviations(stores, names), *differing, *notes, *_missing_shards(stores)]
+    return rows, [*_deviations(stores, names), *_sequences(stores), *differing, *notes, *_missing_shards(stores)]
 
 
 def joint_rows(stores: Sequence[Store], names: Sequence[Mapping[Key, str]]) -> tuple[pd.DataFrame, list[str]]:
@@ -117,6 +118,12 @@ def _deviations(stores: Sequence[Store], names: Sequence[Mapping[Key, str]]) -> 
             said = "; ".join(f"{metric} differs from exact by {Deviation.of(apart)}" for metric, apart in deviations.items())
             found |= {f"{model} · {key[1]}: {said}.": None} if said else {}
     return list(found)
+
+
+def _sequences(stores: Sequence[Store]) -> list[str]:
+    """What runs decided that took pictures until a metric had decided."""
+    kept = [(store, store.read_run().get("sequence")) for store in stores]
+    return [f"{store.folder}: {line}" if len(stores) > 1 else line for store, of in kept if of is not None for line in stated(of)]
 
 
 def _differing(rows: pd.DataFrame, stores: Sequence[Store]) -> list[str]:
