@@ -92,9 +92,11 @@ def make_run(
     from xattn.explainers.base import created
     from xattn.metrics import metrics as metric_registry
     from xattn.study import DEFAULT_METHODS, DEFAULT_METRICS, Study
+    from xattn.study.sequential import asked
 
     metrics = metrics or DEFAULT_METRICS
     metric_registry.create_all(metrics)  # a wrong name is reported before anything is loaded
+    asked(options["until_decided"], options["margin"], bool(gallery))
     if methods:
         created(methods, signed=options["signed"])
     largest = {} if max_pixels is None else {"max_pixels": max_pixels}

@@ -24,7 +24,9 @@ MACHINERY = {"batch_size": "batch size", "device": "device", "torch": "torch"}  
 AGREE = 0.01  # percent: largest difference of one value between runs that is not told
 
 
-def compare_runs(runs: Sequence[str | Path], against: str | None = None, *, without_degenerate: bool = False) -> Table:
+def compare_runs(
+    runs: Sequence[str | Path], against: str | None = None, *, without_degenerate: bool = False, seeds: str | None = None
+) -> Table:
     """One comparison table of several runs.
 
     Two runs may hold the same model, head, method and metric for different images. Where they ask different questions of a model (another
@@ -37,6 +39,8 @@ def compare_runs(runs: Sequence[str | Path], against: str | None = None, *, with
         against: the reference: a method, or a model, a head or "model · head" whose row of the same method each other one is tested
             against.
         without_degenerate: leave maps that are flagged `degenerate` out of every column.
+        seeds: regular expression of what names the seed of training in the models' names, as the table without it prints them: models that
+            have the same name without it are one row, with intervals over seeds and pictures.
 
     Raises:
         InputError: two runs of different versions of xattn give different values for the same item, runs explain the same images for
@@ -44,7 +48,7 @@ def compare_runs(runs: Sequence[str | Path], against: str | None = None, *, with
         RunError: a folder that is not a run.
     """
     rows, notes = _rows_and_notes(runs)
-    table = comparison(rows, against, without_degenerate=without_degenerate)
+    table = comparison(rows, against, without_degenerate=without_degenerate, seeds=seeds)
     return replace(table, notes=(*table.notes, *notes))
 
 
