@@ -34,6 +34,7 @@ GROUPS = {
         *("output", "multi_label", "threshold", "regression", "untrained", "trust_code"),
     ),
     "Pictures": ("labels_from", "depth", "window", "max_pixels", "workers"),
+    "How many pictures": ("until_decided", "margin"),
     "Maps": ("signed", "save_maps", "seed"),
     "Speed": ("level", "tune", "memory", "batch_size"),
     "Many machines": ("shard", "engine", "actors"),
@@ -91,9 +92,11 @@ def make_run(
     from xattn.explainers.base import created
     from xattn.metrics import metrics as metric_registry
     from xattn.study import DEFAULT_METHODS, DEFAULT_METRICS, Study
+    from xattn.study.sequential import asked
 
     metrics = metrics or DEFAULT_METRICS
     metric_registry.create_all(metrics)  # a wrong name is reported before anything is loaded
+    asked(options["until_decided"], options["margin"], bool(gallery))
     if methods:
         created(methods, signed=options["signed"])
     largest = {} if max_pixels is None else {"max_pixels": max_pixels}
@@ -141,6 +144,8 @@ def _announce(study: Study) -> None:
             f"shard {place} of {count}: {len(plan.images)} of {len(plan.source)} images; `xattn compare` joins the folders of all", err=True
         )
     target = plan.target.text if isinstance(plan.target, TargetRule) else plan.target
+    if plan.until_decided is not None:
+        say(f"in a random order, until {plan.until_decided.metric} has decided; at most", err=True)
     say(f"{len(plan.images)} images × {len(plan.methods)} methods × {len(plan.metrics)} metrics, target: {target}", err=True)
 
 
@@ -152,7 +157,8 @@ def _foretell(study: Study) -> None:
         each, seconds = forwards_per_image(study.plan, classifier), seconds_expected(study.plan, classifier)
         long = "no picture can be read" if seconds is None else f"about {timedelta(seconds=max(1, round(seconds)))} here, untuned"
         say(
-            f"{classifier.name} · {classifier.head_name}: {each} forwards for each image, {each * len(study.plan.images)} in all: {long}; "
+            f"{classifier.name} · {classifier.head_name}: {each} forwards for each image, {'at most ' if study.plan.until_decided else ''}"
+            f"{each * len(study.plan.images)} in all: {long}; "
             "reading, gradients and methods of other libraries come on top"
         )
 
@@ -168,6 +174,8 @@ def _left_out(plan: Plan, classifier: Classifier) -> dict[str, list[str]]:
 
 def _finish(study: Study, outcome: Outcome, out: str) -> None:
     """Draws the figure, prints the table, names the images that failed."""
+    from xattn.study.sequential import stated
+
     failed = {name for name, _ in outcome.failed}
     if len(failed) < outcome.images:
         from xattn.figures import figure
@@ -178,9 +186,12 @@ def _finish(study: Study, outcome: Outcome, out: str) -> None:
             shutil.copyfile(drawn, path)
         say(study.table().to_string(index=False, float_format=lambda value: f"{value:.2f}"))
         say(f"scores: {out}/scores.csv   table: {out}/table.csv   figure: {out}/figures/grid.png", err=True)
-    for rule, count in study.store.read_run().get("pixels", {}).items():
+    run = study.store.read_run()
+    for line in stated(run["sequence"]) if "sequence" in run else ():
+        say(line, err=True)
+    for rule, count in run.get("pixels", {}).items():
         say(f"{count} pictures: {rule}", err=True)
-    for reason, names in study.store.read_run().get("without_region", {}).items():
+    for reason, names in run.get("without_region", {}).items():
         say(f"{len(names)} pictures, {reason}: {', '.join(names[:5])}{', …' if len(names) > 5 else ''}", err=True)
     if outcome.failed:
         say(f"{len(outcome.failed)} of {outcome.images} images failed:", err=True)

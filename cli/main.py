@@ -76,6 +76,12 @@ main.add_command(app)
 @click.argument("runs", nargs=-1, required=True, type=PathOrURL(exists=True, file_okay=False))
 @click.option("--format", "form", type=click.Choice(["markdown", "latex", "html", "typst", "csv"]), default="markdown", show_default=True)
 @click.option("--against", metavar="NAME", help="Test against this method; or against a model or head, each method with its own there.")
+@click.option(
+    "--seeds",
+    metavar="PATTERN",
+    help="One row for networks that were trained with different seeds: a regular expression of what names the seed in the models' names, "
+    "as printed without this option, such as '@seed[0-9]+'. Intervals and tests are over seeds and pictures.",
+)
 @click.option("--difference", is_flag=True, help="Print differences to the reference, with their intervals, in the place of means.")
 @click.option("--columns", metavar="NAMES", help="Metrics to print, by name or symbol, with commas between them: AD,AG,AI.")
 @click.option("--digits", type=int, help="Decimals.  [default: as the column's intervals ask for]")
@@ -108,6 +114,7 @@ def compare(
     against: str | None,
     columns: str | None,
     without_degenerate: bool,
+    seeds: str | None,
     tests: bool,
     adjust: Any,
     margins: dict[str, float],
@@ -120,7 +127,7 @@ def compare(
     from xattn.study.compare import compare_runs, significance_of_runs
 
     if tests:
-        of_tables = [f"--{name}" for name, value in {"columns": columns, **printed}.items() if value not in (None, False)]
+        of_tables = [f"--{name}" for name, value in {"columns": columns, "seeds": seeds, **printed}.items() if value not in (None, False)]
         if of_tables or form not in ("markdown", "csv"):
             said = ", ".join(of_tables) or f"--format {form}"
             raise click.UsageError(f"--tests prints all metrics as markdown or csv; {said} is for the table without it: leave it out.")
@@ -129,7 +136,7 @@ def compare(
         return
     if margins or adjust:
         raise click.UsageError(f"{'--margin' if margins else '--adjust'} is for tests: give --tests too, or leave it out.")
-    table = compare_runs(runs, against, without_degenerate=without_degenerate)
+    table = compare_runs(runs, against, without_degenerate=without_degenerate, seeds=seeds)
     say(table.text(form, columns=[name.strip() for name in columns.split(",")] if columns else None, **printed), nl=False)
 
 

@@ -112,6 +112,18 @@ _AFTER = (
     click.option("--memory", help="Memory that the run may use besides the models, such as 2GB. Default: most of what is free."),
     click.option("--seed", type=Integer, default=0, show_default=True, help="Seed for everything random."),
     click.option(
+        "--until-decided",
+        metavar="METRIC",
+        help="Take pictures in a random order, and stop when this metric has the order of every two methods, by confidence sequences that "
+        "err in 5 % of runs at most, over all pairs.",
+    ),
+    click.option(
+        "--margin",
+        type=Number(0, min_open=True),
+        help="With --until-decided: largest difference of the metric that does not matter; methods that are equivalent within it are "
+        "decided, too.",
+    ),
+    click.option(
         "--shard",
         default="1/1",
         callback=shard,

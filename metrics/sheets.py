@@ -138,7 +138,8 @@ def sheet(
     )
     rows = tuple(zip(*(frame[key].astype(str) for key in ("model", "head", "method")), strict=True))
     degenerate = tuple(f"{share:.1%}" for share in frame["degenerate_share"])
-    tail = (("n", tuple(str(count) for count in frame["n"])), ("degenerate", degenerate))
+    seeds = (("seeds", tuple(str(count) for count in frame["seeds"])),) if "seeds" in frame else ()
+    tail = (*seeds, ("n", tuple(str(count) for count in frame["n"])), ("degenerate", degenerate))
     if difference:
         plain = [OF_LABELS[name] for name in names if name not in about]
         own = f" {' and '.join(plain)}: no difference but the mean, as in a table without differences." if plain else ""

@@ -26,6 +26,7 @@ from xattn.metrics.statistics import (
     unit_of,
 )
 from xattn.metrics.targets import PER_LABEL
+from xattn.metrics.training_seeds import by_network, common_names, compared, crossed
 from xattn.metrics.typeset import html_table, latex, markdown, typst
 from xattn.metrics.values import is_value
 from xattn.text import neutral_cell
@@ -39,6 +40,10 @@ EXPLAINED = ["image", "target"]  # what a row explains, for one model and head
 FORMATS: dict[str, Callable[[Sheet], str]] = {"markdown": markdown, "latex": latex, "html": html_table, "typst": typst}
 FEW = 30  # images, below which a table says so
 MOST_SAID = 4  # comparisons that are not decided, by name
+SEEDS = (
+    "Rows with several seeds are means over networks trained with them and over images, and their intervals are over both (t, crossed "
+    "random effects, Satterthwaite's degrees of freedom): two seeds that disagree say little."
+)
 MOST_NEEDED = 100_000  # images; a difference that needs more is none in practice
 
 
@@ -50,7 +55,8 @@ class Table:
         frame: `model, head, method`, then for each metric its mean, `… low` and `… high` (95 %), with a reference also `… difference`,
             its ends, `… p` and `… needed`, the images with which a t-test of this difference alone would find it in four of five runs; then
             where labels are known `accuracy`, or `mean_absolute_error` of the values of a regression, each with `… low` and `… high`; `n`,
-            the images that the row is over, and `degenerate_share`, of all its images.
+            the images that the row is over, `degenerate_share`, of all its maps, and where networks are grouped by seeds `seeds`, their
+            number.
         metrics: as named in the rows.
         against: the reference, a method or a classifier, or None.
         notes: what a reader must know.
@@ -123,8 +129,12 @@ def aggregated(values: Values, aggregation: Aggregation, limits: tuple[float, fl
         return proportion_interval(values, limits)
     if aggregation == "mean":
         return mean_interval(values, limits)
-    within = (0.0 if math.isinf(limits[1]) else 1 / limits[1], 1 / limits[0] if limits[0] > 0 else math.inf)
-    inverse = mean_interval([1 / value if value else math.inf for value in numbers(values)], within)
+    return _inverted(lambda within: mean_interval([1 / value if value else math.inf for value in numbers(values)], within), limits)
+
+
+def _inverted(mean: Callable[[tuple[float, float]], Interval], limits: tuple[float, float]) -> Interval:
+    """The inverse of the mean of inverses, which a function gives for their lowest and highest value."""
+    inverse = mean((0.0 if math.isinf(limits[1]) else 1 / limits[1], 1 / limits[0] if limits[0] > 0 else math.inf))
     return Interval(1 / inverse.mean if inverse.mean else math.nan, _inverse(inverse.high), _inverse(inverse.low), inverse.n)
 
 
@@ -132,7 +142,7 @@ def _inverse(end: float) -> float:
     return 1 / end if end > 0 else math.inf if end <= 0 else math.nan
 
 
-def comparison(rows: pd.DataFrame, against: str | None = None, *, without_degenerate: bool = False) -> Table:
+def comparison(rows: pd.DataFrame, against: str | None = None, *, without_degenerate: bool = False, seeds: str | None = None) -> Table:
     """A comparison table from tidy rows.
 
     Args:
@@ -140,23 +150,29 @@ def comparison(rows: pd.DataFrame, against: str | None = None, *, without_degene
         against: the reference, on the same images: a method, for all others of the same model and head; or a model, a head or
             "model · head", for the same method of every other classifier.
         without_degenerate: leave maps that are flagged `degenerate` out of every column.
+        seeds: regular expression of what names the seed of training in the models' names: models that have the same name without it are one
+            row, their mean with an interval over seeds and pictures, see `training_seeds.crossed`.
 
     Raises:
         NameUnknownError: there are no rows of `against`.
-        InputError: there are no scores, or `against` names several classifiers of one method.
+        InputError: there are no scores, `against` names several classifiers of one method, or no models differ by their seeds alone.
+        SettingError: seeds are no regular expression.
     """
     import pandas as pd
 
     rows = rows[rows["metric"].notna()].reset_index(drop=True)
     if rows.empty:
         raise InputError("there are no scores to compare: the rows hold no metric.")
+    rows = rows.assign(network=rows["model"])
+    if seeds is not None:
+        rows["model"] = rows["model"].map(common_names(list(dict.fromkeys(rows["model"])), seeds))
     reference_of = references(rows, against)
     names = tuple(dict.fromkeys(rows["metric"]))
     flagged = rows["degenerate"].astype(bool)
     kept = rows[~flagged] if without_degenerate else rows
-    left_out = len(rows[flagged].drop_duplicates([*KEYS, *EXPLAINED])) if without_degenerate else 0
-    values = dict(iter(kept.set_index(EXPLAINED).groupby([*KEYS, "metric"], sort=False)["value"]))
+    left_out = len(rows[flagged].drop_duplicates([*KEYS, "network", *EXPLAINED])) if without_degenerate else 0
     per_label = bool(rows["target_rule"].astype(str).str.startswith(PER_LABEL).any())
+    values = _values(kept, per_label)
     lines = []
     for (model, head, method), group in rows.groupby(KEYS, sort=False):
         row = str(model), str(head), str(method)
@@ -168,9 +184,11 @@ def comparison(rows: pd.DataFrame, against: str | None = None, *, without_degene
             if against is not None:
                 reference = reference_of.get(row)
                 line |= _tested(own, None if reference is None else _of_reference(values, row, reference, metric, per_label), metric)
-        images, all_images = left.drop_duplicates(EXPLAINED), group.drop_duplicates(EXPLAINED)
+        images, all_images = (of.drop_duplicates(["network", *EXPLAINED]) for of in (left, group))
         line |= _of_labels(images)
-        lines.append(line | {"n": len(images), "degenerate_share": float(flagged[all_images.index].mean())})
+        line |= {"n": len(images.drop_duplicates(EXPLAINED if per_label else "image"))}
+        line |= {"degenerate_share": float(flagged[all_images.index].mean())}
+        lines.append(line | ({} if seeds is None else {"seeds": group["network"].nunique()}))
     frame = pd.DataFrame(lines)
     if against is not None:
         for metric in names:
@@ -178,9 +196,24 @@ def comparison(rows: pd.DataFrame, against: str | None = None, *, without_degene
     return Table(frame, names, against, _notes(kept, frame, names, against, left_out))
 
 
-def _of_metric(values: pd.Series | None, metric: str) -> Interval:
+def _values(rows: pd.DataFrame, per_label: bool) -> dict[tuple[str, str, str, str], Any]:
+    """Values of each model, head, method and metric: a series by what is explained; of networks of several seeds a frame, a column each."""
+    found: dict[tuple[str, str, str, str], Any] = {}
+    for key, group in rows.groupby([*KEYS, "metric"], sort=False):
+        several = group["network"].nunique() > 1
+        found[key] = by_network(group, "value", per_label=per_label) if several else group.set_index(EXPLAINED)["value"]
+    return found
+
+
+def _of_metric(values: pd.Series | pd.DataFrame | None, metric: str) -> Interval:
     component = metrics.create(metric)
-    return aggregated([] if values is None else values.to_list(), component.instance.aggregation, component.metadata.limits)
+    aggregation, limits = component.instance.aggregation, component.metadata.limits
+    if values is not None and values.ndim == 2:
+        if aggregation == "harmonic mean":
+            nonzero = values[(values != 0).all(axis=1)]
+            return _inverted(lambda within: crossed((1 / nonzero).T.to_numpy(), limits=within).difference, limits)
+        return crossed(values.T.to_numpy(), limits=limits).difference
+    return aggregated([] if values is None else values.to_list(), aggregation, limits)
 
 
 def _of_labels(images: pd.DataFrame) -> dict[str, object]:
@@ -188,14 +221,21 @@ def _of_labels(images: pd.DataFrame) -> dict[str, object]:
     known = images["label"].notna() & images["predicted"].notna()
     found = images[known & ~images["target_rule"].map(lambda rule: str(rule).startswith(PER_LABEL)).astype(bool)]
     of_values = found["target"].map(lambda target: is_value(str(target))).astype(bool)
-    right = [100.0 * bool(hit) for hit in (found["predicted"] == found["label"])[~of_values]]
-    off = (found["predicted"] - found["label"])[of_values].abs().to_list()
+    found = found.assign(right=100.0 * (found["predicted"] == found["label"]), off=(found["predicted"] - found["label"]).abs())
     columns: dict[str, object] = {}
-    if len(right):
-        columns |= _columns("accuracy", proportion_interval(right, (0, 100)))
-    if len(off):
-        columns |= _columns("mean_absolute_error", mean_interval(off, (0, math.inf)))
+    if len(right := found[~of_values]):
+        columns |= _columns("accuracy", _of_label(right, "right", (0, 100), proportion_interval))
+    if len(off := found[of_values]):
+        columns |= _columns("mean_absolute_error", _of_label(off, "off", (0, math.inf), mean_interval))
     return columns
+
+
+def _of_label(
+    images: pd.DataFrame, column: str, limits: tuple[float, float], of_one: Callable[[Values, tuple[float, float]], Interval]
+) -> Interval:
+    if images["network"].nunique() > 1:
+        return crossed(by_network(images, column, per_label=False).T.to_numpy(), limits=limits).difference
+    return of_one(images[column].to_list(), limits)
 
 
 def _columns(name: str, interval: Interval) -> dict[str, object]:
@@ -241,13 +281,17 @@ def references(rows: pd.DataFrame, against: str | None) -> dict[Row, Row]:
 def _of_reference(values: Mapping[tuple[str, str, str, str], pd.Series], row: Row, reference: Row, metric: str, per_label: bool) -> Any:
     """Values of the reference; of another classifier, which may predict another class, by image alone unless images have several rows."""
     found = values.get((*reference, metric))
-    return found if found is None or per_label or row[:2] == reference[:2] else found.droplevel("target")
+    same = per_label or row[:2] == reference[:2]
+    return found if found is None or same or found.index.nlevels == 1 else found.droplevel("target")
 
 
-def _tested(values: pd.Series | None, reference: pd.Series | None, metric: str) -> dict[str, object]:
+def _tested(values: Any, reference: Any, metric: str) -> dict[str, object]:
     """Values against those of the reference, both by what they explain; NaN where there is none."""
     if values is None or reference is None:
         return {f"{metric} {name}": math.nan for name in ("difference", "difference low", "difference high", "p", "needed")}
+    if 2 in (values.ndim, reference.ndim):
+        of_seeds = compared(values, reference)
+        return {**_columns(f"{metric} difference", of_seeds.difference), f"{metric} p": of_seeds.p, f"{metric} needed": math.nan}
     import pandas as pd
 
     if reference.index.nlevels < values.index.nlevels:
@@ -273,12 +317,14 @@ def _notes(rows: pd.DataFrame, frame: pd.DataFrame, names: Sequence[str], agains
     proportions += ["accuracy"] * ("accuracy" in frame)
     wilson = f"; of {' and '.join(dict.fromkeys(proportions))} Wilson's" if proportions else ""
     notes = [f"Mean over images [95 % confidence interval: Student's, clipped to the metric's range{wilson}]; n images."]
+    if "seeds" in frame and (frame["seeds"] > 1).any():
+        notes.append(SEEDS)
     if (frame["n"] < FEW).any():
         notes.append(f"n is below {FEW}: intervals and tests of so few images are rough.")
     notes.append(f"Target: {', '.join(rules)}." + _counted(rules))
     if "mean_absolute_error" in frame:
         notes.append("MAE: mean absolute error, of the value that is explained against the label.")
-    if "predicted" in rules and len(frame.drop_duplicates(["model", "head"])) > 1:
+    if "predicted" in rules and rows.groupby(["network", "head"]).ngroups > 1:
         notes.append("Each classifier is explained for its own prediction: rows of different classifiers answer different questions.")
     if left_out:
         notes.append(f"Left out of every column but the last: {left_out} degenerate map{'s' * (left_out > 1)}.")
@@ -295,9 +341,10 @@ def _notes(rows: pd.DataFrame, frame: pd.DataFrame, names: Sequence[str], agains
     notes += [f"{metric}: undefined for {count} maps, left out of the mean." for metric, count in undefined.items()]
     if against is not None:
         reference = against if against in set(frame["method"]) else f"the same method of {against}"
+        seeds_tested = ", of several seeds the t-test over seeds and pictures" if SEEDS in notes else ""
         notes.append(
             f"{BETTER} better, {WORSE} worse than {reference} on the same images (Wilcoxon signed-rank, exact up to {EXACT_TO} "
-            f"differences, p < {SIGNIFICANT}, Benjamini–Hochberg within a metric)."
+            f"differences{seeds_tested}, p < {SIGNIFICANT}, Benjamini–Hochberg within a metric)."
         )
         notes += _undecided(frame, names, of)
     notes += fill_notes(frame, names)

@@ -218,7 +218,7 @@ class ImageSource:
     def digest(self) -> str:
         """A digest that distinguishes sources: names, labels and sizes of files; for a dataset, its type and three of its items."""
         digest = hashlib.sha256()
-        for image in self.images:
+        for image in sorted(self.images, key=lambda image: image.index or 0):  # a data set is the same in any order
             size = image.path.stat().st_size if isinstance(image.path, Path) and image.path.is_file() else image.size
             digest.update(f"{image.name}\0{image.label}\0{size}\n".encode(errors="surrogateescape"))
         if self.dataset is not None:

@@ -15,6 +15,7 @@ from xattn.metrics.tables import Table, comparison
 from xattn.metrics.targets import PER_LABEL
 from xattn.study.questions import Key, picture_names, shown_names
 from xattn.study.schema import Deviation, run_key
+from xattn.study.sequential import stated
 from xattn.study.store import GROWING, Store
 from xattn.study.summary import controls_last
 
@@ -23,7 +24,9 @@ MACHINERY = {"batch_size": "batch size", "device": "device", "torch": "torch"}  
 AGREE = 0.01  # percent: largest difference of one value between runs that is not told
 
 
-def compare_runs(runs: Sequence[str | Path], against: str | None = None, *, without_degenerate: bool = False) -> Table:
+def compare_runs(
+    runs: Sequence[str | Path], against: str | None = None, *, without_degenerate: bool = False, seeds: str | None = None
+) -> Table:
     """One comparison table of several runs.
 
     Two runs may hold the same model, head, method and metric for different images. Where they ask different questions of a model (another
@@ -36,6 +39,8 @@ def compare_runs(runs: Sequence[str | Path], against: str | None = None, *, with
         against: the reference: a method, or a model, a head or "model · head" whose row of the same method each other one is tested
             against.
         without_degenerate: leave maps that are flagged `degenerate` out of every column.
+        seeds: regular expression of what names the seed of training in the models' names, as the table without it prints them: models that
+            have the same name without it are one row, with intervals over seeds and pictures.
 
     Raises:
         InputError: two runs of different versions of xattn give different values for the same item, runs explain the same images for
@@ -43,7 +48,7 @@ def compare_runs(runs: Sequence[str | Path], against: str | None = None, *, with
         RunError: a folder that is not a run.
     """
     rows, notes = _rows_and_notes(runs)
-    table = comparison(rows, against, without_degenerate=without_degenerate)
+    table = comparison(rows, against, without_degenerate=without_degenerate, seeds=seeds)
     return replace(table, notes=(*table.notes, *notes))
 
 
@@ -82,7 +87,7 @@ def _rows_and_notes(runs: Sequence[str | Path]) -> tuple[pd.DataFrame, list[str]
     rows, differing = joint_rows(stores, names)
     unfinished = [str(store.folder) for store in stores if not store.finished]
     notes = [f"{folder} is not finished: its part of the table is over the images done so far." for folder in unfinished]
-    return rows, [*_deviations(stores, names), *differing, *notes, *_missing_shards(stores)]
+    return rows, [*_deviations(stores, names), *_sequences(stores), *differing, *notes, *_missing_shards(stores)]
 
 
 def joint_rows(stores: Sequence[Store], names: Sequence[Mapping[Key, str]]) -> tuple[pd.DataFrame, list[str]]:
@@ -117,6 +122,12 @@ def _deviations(stores: Sequence[Store], names: Sequence[Mapping[Key, str]]) -> 
             said = "; ".join(f"{metric} differs from exact by {Deviation.of(apart)}" for metric, apart in deviations.items())
             found |= {f"{model} · {key[1]}: {said}.": None} if said else {}
     return list(found)
+
+
+def _sequences(stores: Sequence[Store]) -> list[str]:
+    """What runs decided that took pictures until a metric had decided."""
+    kept = [(store, store.read_run().get("sequence")) for store in stores]
+    return [f"{store.folder}: {line}" if len(stores) > 1 else line for store, of in kept if of is not None for line in stated(of)]
 
 
 def _differing(rows: pd.DataFrame, stores: Sequence[Store]) -> list[str]:

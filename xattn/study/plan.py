@@ -31,6 +31,7 @@ from xattn.models.target_rules import THRESHOLD, Asked, OfOutput, PredictedLabel
 from xattn.registry import Component
 from xattn.study.regions import class_of_label
 from xattn.study.schema import Deviation, run_key
+from xattn.study.sequential import Pair, UntilDecided, pairs_of
 
 logger = logging.getLogger("xattn")
 MetricComponent = Component[MetricMetadata, Metric]
@@ -104,6 +105,7 @@ class Plan:
         seed: for everything random.
         save_maps: also write masks at the size of the images.
         shard: `(i, n)`: only shard i of n, counted from 1: every n-th batch.
+        until_decided: the metric until which has decided pictures are taken; None: all are.
         execution: how the forwards of each classifier are run, once decided.
 
     Raises:
@@ -126,6 +128,7 @@ class Plan:
     save_maps: bool = False
     shard: tuple[int, int] = (1, 1)
     threshold: float | None = None
+    until_decided: UntilDecided | None = None
     execution: Mapping[str, Execution] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -146,6 +149,8 @@ class Plan:
         self._check_methods()
         self._check_targets()
         self._check_regions()
+        if self.until_decided is not None:
+            self.until_decided.refuse([metric.spec for metric in self.metrics], self.pairs(), self.shard[1])
 
     def _check_methods(self) -> None:
         for part in self.methods:
@@ -248,6 +253,10 @@ class Plan:
         """The methods that a classifier supports."""
         return [method for method in self.methods if self.lacks(classifier, method) is None]
 
+    def pairs(self) -> list[Pair]:
+        """Every two methods of each classifier."""
+        return pairs_of({(each.name, each.head_name): [method.spec for method in self.methods_of(each)] for each in self.classifiers})
+
     def lacks(self, classifier: Classifier, method: MethodComponent) -> str | None:
         """What a method needs and a classifier does not have, in words; None if it supports the method."""
         return lacking(classifier, method, self.stage_of(classifier))
@@ -311,6 +320,7 @@ class Plan:
             "torch": torch.__version__,
         } | {
             **({"shard": list(self.shard)} if self.shard[1] > 1 else {}),
+            **({"until_decided": asdict(self.until_decided)} if self.until_decided is not None else {}),
             **({"threshold": rules[0].threshold} if (rules := self._predicts_labels) else {}),
             **({"regions": self.source.annotations.digest} if self.needs_regions and self.source.annotations is not None else {}),
         }

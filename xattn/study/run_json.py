@@ -95,6 +95,33 @@ class StoredAddition(TypedDict):
     finished: bool
 
 
+class StoredPair(TypedDict):
+    """Two methods, and what a confidence sequence of their differences says."""
+
+    model: str
+    head: str
+    first: str
+    second: str
+    n: Count
+    difference: float | None
+    low: float
+    high: float
+    decided_after: float | None
+    needed: float | None
+    conclusion: str
+
+
+class StoredSequence(TypedDict):
+    """`Evidence.as_json`."""
+
+    metric: str
+    margin: float | None
+    confidence: float
+    pictures: Count
+    of: Count
+    pairs: list[StoredPair]
+
+
 class RunJson(TypedDict):
     """The content of `run.json`; entries beside these are kept as they are."""
 
@@ -107,6 +134,7 @@ class RunJson(TypedDict):
     added: NotRequired[list[StoredAddition]]
     maps: NotRequired[dict[str, StoredMaps]]
     pairs: NotRequired[dict[str, dict[str, tuple[str, float]]]]
+    sequence: NotRequired[StoredSequence]
 
 
 def run_json(content: bytes) -> dict[str, Any]:

@@ -34,14 +34,14 @@ from xattn.models.classifier import Classifier
 from xattn.models.loading import refuse_no_classifier
 from xattn.models.source_labels import with_labels
 from xattn.models.target_rules import Asked
-from xattn.progress import Progress
 from xattn.study.engines import engine as engine_of
 from xattn.study.evaluation import frame_of
 from xattn.study.execution import plan_execution
 from xattn.study.map_files import Places, kept_maps, method_of_run, with_maps
-from xattn.study.missing import PartContents
 from xattn.study.pairs import Pairs, paired
 from xattn.study.plan import Execution, MetricComponent, Plan, key_of, planned_stages
+from xattn.study.rounds import work
+from xattn.study.sequential import asked, shuffled
 from xattn.study.store import Store
 
 DEFAULT_METHODS = ("activation-map", "grad-cam", "grad-cam++", "random", "centre")
@@ -58,7 +58,7 @@ class Outcome:
     """Result of a run.
 
     Attributes:
-        images: number of images in the run.
+        images: number of images in the run, fewer than it was given where a metric decided before.
         failed: name and reason of each image that could not be read or scored.
     """
 
@@ -117,6 +117,9 @@ class Study:
         depth: bits that the values of pictures with more than 8 bits use, where they do not say; see `xattn.data.depth.Reading`.
         window: the values that are black and white in pictures with more than 8 bits.
         max_pixels: pixels of the largest picture that is decoded.
+        until_decided: a metric of the run: pictures are taken in a random order, until a confidence sequence has the order of every two
+            methods of a classifier by it, with an error of 5 % for all pairs together; `run.json` keeps the intervals, as `sequence`.
+        margin: for until_decided, the largest difference of that metric that does not matter: methods equivalent within it are decided.
 
     Attributes:
         plan: what the run is.
@@ -175,6 +178,8 @@ class Study:
         depth: int | None = None,
         window: Sequence[float] | None = None,
         max_pixels: int = MAX_PIXELS,
+        until_decided: str | None = None,
+        margin: float | None = None,
     ) -> None:
         default = methods is DEFAULT_METHODS
         if default and maps is not None:
@@ -213,6 +218,8 @@ class Study:
             if gallery is not None:
                 raise InputError("maps of other tools are of one picture, and a gallery asks for maps of pairs: leave one out.")
             source, given = with_maps(source, maps, classifiers, covers, signed)
+        until = asked(until_decided, margin, gallery is not None)
+        source = source if until is None else shuffled(source, seed)
         self.store = Store(out)
         self.progress = progress
         self._engine = engine_of(engine, actors)
@@ -231,6 +238,7 @@ class Study:
             save_maps=save_maps,
             shard=shard,
             threshold=threshold,
+            until_decided=until,
         )
         more_methods = [*([] if default else components), *given]
         more_metrics = [] if metrics is DEFAULT_METRICS else scored
@@ -280,21 +288,11 @@ class Study:
                 self.store.same_contents([image.name for image in plan.images], plan.source.digests(plan.images))
             if plan.source.origin != (stored := self.store.read_run()["settings"])["images"]["origin"]:  # the same pictures have moved
                 self.store.note(settings={**stored, "images": settings["images"]})
-            contents, units = PartContents(plan), plan.units()
-            left = [unit for unit in units if contents.missing(unit, self.store.part(unit.name))]
-            with Progress(sum(plan.count(unit) for unit in units), self.progress) as progress:
-                progress.skip(sum(plan.count(unit) for unit in units) - sum(plan.count(unit) for unit in left))
-                if left:
-                    running.work(plan, self.store, left, progress.add)
-            if gone := {unit.name for unit in units} - self.store.done():
-                raise RunError(
-                    f"{len(gone)} of {len(units)} parts of '{self.store.folder}' are gone: were files deleted while it ran? What is left "
-                    "is kept: run the same command to go on."
-                )
+            images = work(plan, self.store, running, progress=self.progress)
             classes = {(classifier.name, classifier.head_name): classifier.class_count for classifier in plan.classifiers}
             failed = self.store.finish([metric.spec for metric in plan.metrics], classes)
             self.store.read_run()  # it is there to the end
-        return Outcome(len(plan.images), failed)
+        return Outcome(images, failed)
 
     def __repr__(self) -> str:
         plan, state = self.plan, "finished" if self.store.finished else "not finished"

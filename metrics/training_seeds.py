@@ -1,0 +1,146 @@
+"""Means over networks that were trained with different seeds, and over pictures that all of them saw: intervals and tests of both."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from xattn.errors import InputError, SettingError
+from xattn.metrics.statistics import ANY, CONFIDENCE, Comparison, Interval
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from numpy.typing import NDArray
+
+    Array = NDArray[np.float64]
+
+NO_VALUES = Comparison(Interval(math.nan, math.nan, math.nan, 0), math.nan)
+
+
+def crossed(
+    first: Sequence[Sequence[float]],
+    second: Sequence[Sequence[float]] | None = None,
+    limits: tuple[float, float] = ANY,
+    confidence: float = CONFIDENCE,
+) -> Comparison:
+    """The mean over seeds and pictures, or the difference of two, for seeds like these and pictures like these; and the p-value of 0.
+
+    Seeds and pictures are crossed random effects, every network having seen every picture. The variance of the mean is that of the seeds'
+    means over their number, and the part of the pictures that all seeds share; its degrees of freedom are Satterthwaite's, so that two
+    seeds that disagree give a wide interval. With one seed on each side this is Student's t over pictures.
+
+    Two-level bootstraps cover less (`benchmarks/coverage.py`): pictures resampled anew for each seed count what the seeds share as many
+    times as there are seeds, and resampling two or three seeds knows too little of how they spread.
+
+    Source: Satterthwaite 1946; the design is that of several readers of the same cases, Obuchowski and Rockette 1995, Hillis 2007.
+
+    Args:
+        first: `(S, n)`, finite, a row for each network.
+        second: `(R, n)`, of the same pictures; networks of their own. None: the mean of the first.
+        limits: lowest and highest value that there can be, of the mean or of the difference.
+        confidence: coverage.
+
+    Returns:
+        The interval, its n that of the pictures, without ends for fewer than two; and the p-value of the two-sided t-test.
+
+    >>> found = crossed([[1.0, 2.0, 4.0, 3.0], [2.0, 3.0, 5.0, 5.0]])
+    >>> [round(value, 2) for value in found.difference], round(found.p, 3)
+    ([3.12, 0.28, 5.97, 4], 0.039)
+    """
+    import numpy as np
+    from scipy.special import stdtr, stdtrit
+
+    groups = [np.asarray(group, dtype=np.float64) for group in (first, second) if group is not None]
+    pictures: Array = groups[0].mean(axis=0) - (groups[1].mean(axis=0) if len(groups) > 1 else 0.0)
+    n = len(pictures)
+    if n < 2:
+        return Comparison(Interval(float(pictures.mean()), math.nan, math.nan, n), math.nan) if n else NO_VALUES
+    mean = float(pictures.mean())
+    of_seeds, of_rest = zip(*(_components(group) for group in groups), strict=True)
+    of_pictures = float(pictures.var(ddof=1)) / n
+    shared = max(0.0, of_pictures - sum(variance for variance, _ in of_rest))
+    terms = list(of_seeds)
+    if shared > 0:
+        terms += [(of_pictures, n - 1), *of_rest]
+    variance = sum(part for part, _ in of_seeds) + shared
+    spread = sum(part**2 / freedom for part, freedom in terms if freedom)
+    if variance == 0 or spread == 0:
+        return Comparison(Interval(mean, mean, mean, n), 1.0 if mean == 0 else 0.0)
+    freedom = variance**2 / spread
+    half = float(stdtrit(freedom, (1 + confidence) / 2)) * math.sqrt(variance)
+    low, high = min(mean, max(mean - half, limits[0])), max(mean, min(mean + half, limits[1]))
+    return Comparison(Interval(mean, low, high, n), 2 * float(stdtr(freedom, -abs(mean) / math.sqrt(variance))))
+
+
+def _components(values: Array) -> tuple[tuple[float, int], tuple[float, int]]:
+    """What seeds, and what is neither of seeds nor of pictures, add to the variance of the mean, with the degrees of freedom of each."""
+    seeds, n = values.shape
+    if seeds == 1:
+        return (0.0, 0), (0.0, 0)
+    means = values.mean(axis=1)
+    rest = values - means[:, None] - values.mean(axis=0)[None] + values.mean()
+    freedom = (seeds - 1) * (n - 1)
+    return (float(means.var(ddof=1)) / seeds, seeds - 1), (float((rest**2).sum()) / freedom / (seeds * n), freedom)
+
+
+def common_names(models: Sequence[str], pattern: str) -> dict[str, str]:
+    """The name that networks of different seeds have in common, by their own names.
+
+    Args:
+        models: each once.
+        pattern: regular expression of what names the seed, which is left out, and with it brackets that held nothing else.
+
+    Raises:
+        SettingError: it is no regular expression.
+        InputError: no two names are the same without it.
+
+    >>> common_names(["net@seed1", "net@seed2", "other"], r"@seed\\d+")
+    {'net@seed1': 'net', 'net@seed2': 'net', 'other': 'other'}
+    """
+    try:
+        seed = re.compile(pattern)
+    except re.error as error:
+        raise SettingError(
+            f"seeds are a regular expression of what names them in the models' names; '{pattern}' is none: {error}."
+        ) from error
+    found = {model: re.sub(r"\s*\(\s*\)", "", seed.sub("", model)).strip() or model for model in models}
+    if len(set(found.values())) == len(found):
+        raise InputError(f"no two models have the same name without '{pattern}': give what names the seed in {', '.join(models)}.")
+    return found
+
+
+def by_network(rows: pd.DataFrame, values: str, *, per_label: bool) -> pd.DataFrame:
+    """Values with a row per picture and a column per network; pictures without a finite value of every network are left out.
+
+    Args:
+        rows: of one model, head, method and metric, with a column `network`.
+        values: the column that is wanted.
+        per_label: keep the targets of a picture apart; else a picture has one, which networks may choose differently.
+    """
+    import numpy as np
+
+    wide = rows.pivot_table(index=["image", "target"] if per_label else "image", columns="network", values=values, sort=False, dropna=False)
+    return wide.replace([np.inf, -np.inf], np.nan).dropna()
+
+
+def compared(values: pd.Series | pd.DataFrame, reference: pd.Series | pd.DataFrame) -> Comparison:
+    """Values less those of a reference, over the pictures of which both have one.
+
+    Networks of the same names are paired: two methods of the same networks, or two heads on the same backbones. Others are independent.
+
+    Args:
+        values: from `by_network`, or those of one network by image and target.
+        reference: likewise.
+    """
+    from pandas import concat
+
+    sides = [side.to_frame() if side.ndim == 1 else side for side in (values, reference)]
+    if len({side.index.nlevels for side in sides}) > 1:
+        sides = [side.droplevel("target") if side.index.nlevels > 1 else side for side in sides]
+    one, other = (concat(sides, axis=1, join="inner", keys=[0, 1]).dropna()[key] for key in (0, 1))
+    if sorted(one.columns) == sorted(other.columns):
+        return crossed((one - other).T.to_numpy())
+    return crossed(one.T.to_numpy(), other.T.to_numpy())

@@ -1,0 +1,154 @@
+"""Means over seeds of training and pictures, by known answers, a slow replica and simulation."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pandas as pd
+import pytest
+from scipy import stats
+
+from xattn.errors import InputError, NameUnknownError, SettingError
+from xattn.metrics.statistics import mean_interval
+from xattn.metrics.tables import comparison
+from xattn.metrics.training_seeds import common_names, crossed
+
+
+def _drawn(draw: random.Random, seeds: int, n: int, of_seeds: float, of_pictures: float = 20.0, rest: float = 10.0) -> list[list[float]]:
+    """Values of crossed effects whose mean is 0, the pictures' skewed."""
+    pictures = [of_pictures * (draw.expovariate(1) - 1) for _ in range(n)]
+    effects = [draw.gauss(0, of_seeds) for _ in range(seeds)]
+    return [[effect + picture + draw.gauss(0, rest) for picture in pictures] for effect in effects]
+
+
+def test_one_seed_is_student_s_interval_and_test_over_pictures() -> None:
+    draw = random.Random(0)
+    one, other = ([draw.random() for _ in range(30)] for _ in range(2))
+    assert crossed([one]).difference == pytest.approx(mean_interval(one))
+    found, wanted = crossed([one], [other]), stats.ttest_rel(one, other)
+    assert found.p == pytest.approx(wanted.pvalue)
+    assert found.difference[1:3] == pytest.approx(tuple(wanted.confidence_interval()))
+    assert crossed([one, one]).difference == pytest.approx(mean_interval(one))  # equal seeds add nothing
+
+
+def test_pictures_that_do_not_matter_leave_student_s_interval_over_seeds() -> None:
+    means = [1.0, 2.0, 4.0]
+    assert crossed([[mean] * 50 for mean in means]).difference[:3] == pytest.approx(mean_interval(means)[:3])
+    other = [2.0, 5.0]
+    found = crossed([[mean] * 50 for mean in means], [[mean] * 50 for mean in other])
+    assert found.p == pytest.approx(stats.ttest_ind(means, other, equal_var=False).pvalue)  # Welch's
+
+
+def test_the_interval_is_that_of_the_mean_squares_of_a_two_way_table() -> None:
+    draw = random.Random(1)
+    values, seeds, n = _drawn(draw, 3, 12, 8.0), 3, 12
+    grand = sum(map(sum, values)) / (seeds * n)
+    rows = [sum(row) / n for row in values]
+    columns = [sum(row[i] for row in values) / seeds for i in range(n)]
+    a = n * sum((mean - grand) ** 2 for mean in rows) / (seeds - 1)
+    b = seeds * sum((mean - grand) ** 2 for mean in columns) / (n - 1)
+    e = sum((values[s][i] - rows[s] - columns[i] + grand) ** 2 for s in range(seeds) for i in range(n)) / ((seeds - 1) * (n - 1))
+    assert b > e
+    variance = (a + b - e) / (seeds * n)
+    freedom = (a + b - e) ** 2 / (a**2 / (seeds - 1) + b**2 / (n - 1) + e**2 / ((seeds - 1) * (n - 1)))
+    half = stats.t.ppf(0.975, freedom) * math.sqrt(variance)
+    assert crossed(values).difference == pytest.approx((grand, grand - half, grand + half, n))
+    assert crossed(values, limits=(grand - half / 2, math.inf)).difference.low == pytest.approx(grand - half / 2)
+
+
+def test_nothing_and_one_picture_have_no_interval_and_equal_values_one_of_no_width() -> None:
+    assert crossed([[], []]).difference.n == 0
+    one = crossed([[3.0], [5.0]]).difference
+    assert (one.mean, one.n) == (4.0, 1)
+    assert math.isnan(one.low)
+    assert crossed([[2.0, 2.0], [2.0, 2.0]]) == ((2.0, 2.0, 2.0, 2), 0.0)
+    assert crossed([[0.0, 0.0], [0.0, 0.0]]).p == 1.0
+
+
+def test_three_seeds_cover_what_pictures_alone_do_not() -> None:
+    draw, both, alone = random.Random(2), 0, 0
+    for _ in range(200):
+        values = _drawn(draw, 3, 60, 10.0)
+        low, high = crossed(values).difference[1:3]
+        both += low <= 0 <= high
+        pictures = mean_interval([sum(column) / 3 for column in zip(*values, strict=True)])
+        alone += pictures.low <= 0 <= pictures.high
+    assert both >= 176  # 88 %
+    assert alone < 140
+
+
+def _rows(values: dict[tuple[str, str, str], list[float]], predicted: dict[str, list[int]] | None = None) -> pd.DataFrame:
+    """Tidy rows of some metric's values, by model, head and method; labels are 0."""
+    return pd.DataFrame(
+        {
+            **{"image": f"{number}.png", "model": model, "head": head, "method": method, "metric": "average-drop", "value": value},
+            **{"target": str((predicted or {}).get(model, [0] * 99)[number]), "target_rule": "predicted", "degenerate": False},
+            **{"label": 0.0, "predicted": float((predicted or {}).get(model, [0] * 99)[number])},
+        }
+        for (model, head, method), own in values.items()
+        for number, value in enumerate(own)
+    )
+
+
+def test_a_table_has_one_row_for_all_seeds_and_tests_methods_within_them() -> None:
+    draw = random.Random(4)
+    maps = {
+        ("net@seed" + str(seed), "gap", method): [draw.uniform(10, 20) + 5 * (method == "b") + seed for _ in range(20)]
+        for seed in range(3)
+        for method in "ab"
+    }
+    predicted = {f"net@seed{seed}": [int(number < seed) for number in range(20)] for seed in range(3)}  # each network its own class
+    maps[("other", "gap", "a")] = [draw.uniform(10, 20) for _ in range(20)]
+    table = comparison(_rows(maps, predicted), against="a", seeds=r"@seed\d")
+    line = table.frame.set_index(["model", "method"]).loc[("net", "b")]
+    own, reference = ([maps[(f"net@seed{seed}", "gap", method)] for seed in range(3)] for method in "ba")
+    wanted = crossed(own, limits=(0, 100)).difference
+    assert (line["average-drop"], line["average-drop low"], line["average-drop high"]) == pytest.approx(wanted[:3])
+    differences = [[x - y for x, y in zip(*rows, strict=True)] for rows in zip(own, reference, strict=True)]
+    tested = crossed(differences)
+    assert line["average-drop difference"] == pytest.approx(tested.difference.mean)
+    assert line["average-drop difference low"] == pytest.approx(tested.difference.low)
+    assert line["average-drop p"] == pytest.approx(tested.p)
+    assert (line["n"], line["seeds"]) == (20, 3)
+    right = crossed([[100.0 * (guess == 0) for guess in predicted[f"net@seed{seed}"]] for seed in range(3)], limits=(0, 100)).difference
+    assert (line["accuracy"], line["accuracy low"], line["accuracy high"]) == pytest.approx(right[:3])
+    assert table.frame.set_index("model").loc["other", "seeds"] == 1
+    assert table.frame.set_index("model").loc["other", "average-drop low"] == mean_interval(maps[("other", "gap", "a")], (0, 100)).low
+    text = table.text("markdown")
+    assert "seeds" in text
+    assert "means over networks trained with them and over images" in text
+    assert "of several seeds the t-test over seeds and pictures" in text
+
+
+def test_a_picture_that_one_network_has_no_value_of_is_left_out_for_all() -> None:
+    maps = {("net1", "gap", "a"): [1.0, 2.0, 3.0, math.nan], ("net2", "gap", "a"): [3.0, 2.0, 4.0, 50.0]}
+    line = comparison(_rows(maps), seeds=r"\d").frame.iloc[0]
+    assert line["average-drop"] == pytest.approx(2.5)
+    assert line["average-drop low"] == pytest.approx(crossed([[1, 2, 3], [3, 2, 4]], limits=(0, 100)).difference.low)
+
+
+def test_networks_of_other_names_are_independent_seeds_and_of_the_same_names_pairs() -> None:
+    draw = random.Random(5)
+    values = [[draw.random() for _ in range(15)] for _ in range(5)]
+    maps = {(f"x{number}", "gap", "a"): own for number, own in enumerate(values[:3])}
+    maps |= {(f"y{number}", "gap", "a"): own for number, own in enumerate(values[3:])}
+    line = comparison(_rows(maps), against="y", seeds=r"\d").frame.set_index("model").loc["x"]
+    assert line["average-drop p"] == pytest.approx(crossed(values[:3], values[3:]).p)
+    heads = {(f"x{number % 2}", head, "a"): values[number] for number, head in enumerate(("gap", "gap", "ep", "ep"))}
+    line = comparison(_rows(heads), against="gap", seeds=r"\d").frame.set_index("head").loc["ep"]
+    pairs = [[x - y for x, y in zip(values[number + 2], values[number], strict=True)] for number in range(2)]
+    assert line["average-drop p"] == pytest.approx(crossed(pairs).p)
+    one = {("x0", "gap", "a"): values[0], ("x1", "gap", "a"): values[1], ("z", "gap", "a"): values[2]}
+    line = comparison(_rows(one), against="z", seeds=r"\d").frame.set_index("model").loc["x"]
+    assert line["average-drop p"] == pytest.approx(crossed(values[:2], [values[2]]).p)
+
+
+def test_names_lose_the_seed_and_brackets_that_held_it_and_others_are_refused() -> None:
+    assert common_names(["net (runs/s1)", "net (runs/s2)"], r"runs/s\d") == {"net (runs/s1)": "net", "net (runs/s2)": "net"}
+    with pytest.raises(InputError, match="no two models have the same name without 'seed': give what names the seed in a, b"):
+        common_names(["a", "b"], "seed")
+    with pytest.raises(SettingError, match="a regular expression"):
+        common_names(["a", "b"], "(")
+    with pytest.raises(NameUnknownError, match="net1"):
+        comparison(_rows({("net1", "gap", "a"): [1.0, 2.0], ("net2", "gap", "a"): [1.0, 2.0]}), against="net1", seeds=r"(?<=net)\d")

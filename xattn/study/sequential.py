@@ -1,0 +1,262 @@
+"""Runs that take pictures until a metric has the order of the methods: when they look, and what their pictures decide."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
+
+from xattn.errors import InputError, SettingError
+from xattn.metrics.base import metrics
+from xattn.metrics.confidence_sequences import MOST_NEEDED, decided_after, sequence_interval
+from xattn.metrics.statistics import CONFIDENCE
+from xattn.metrics.tables import rounded
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from xattn.data.images import ImageSource
+
+FIRST_ROUND, GROWTH = 16, 1.25  # pictures; each round ends at this many times as many as the one before
+MOST_LISTED = 10  # pairs that a note names
+Pair = tuple[str, str, str, str]
+"""Model, head and two methods."""
+
+
+@dataclass(frozen=True)
+class UntilDecided:
+    """When a run has seen enough pictures: when a metric has the order of every two methods of a classifier.
+
+    Attributes:
+        metric: by name, with settings.
+        margin: in the metric's unit, the largest difference that does not matter: methods that differ by less are decided too; None: only
+            their order decides.
+
+    Raises:
+        NameUnknownError: no such metric.
+        InputError: its values have no bounds.
+        SettingError: a margin that is not positive, or not below the metric's range.
+    """
+
+    metric: str
+    margin: float | None = None
+
+    def __post_init__(self) -> None:
+        component = metrics.create(self.metric)
+        object.__setattr__(self, "metric", component.spec)
+        if not all(map(math.isfinite, component.metadata.limits)):
+            raise InputError(
+                f"a run can go on until a metric has decided if its values have two bounds; those of {self.metric} have not: name another, "
+                "such as deletion."
+            )
+        if self.margin is not None and not 0 < self.margin < self.span:
+            raise SettingError(
+                f"a margin is the largest difference of {self.metric} that does not matter, above 0 and below {self.span:g}; got "
+                f"{self.margin:g}."
+            )
+
+    @property
+    def span(self) -> float:
+        """The largest difference that there can be."""
+        low, high = metrics.create(self.metric).metadata.limits
+        return high - low
+
+    def refuse(self, known: Sequence[str], pairs: Sequence[Pair], shards: int) -> None:
+        """Refuses a run that cannot be decided.
+
+        Args:
+            known: its metrics.
+            pairs: its methods, two by two.
+            shards: into how many its pictures are cut.
+
+        Raises:
+            InputError: with what to do.
+        """
+        if self.metric not in known:
+            raise InputError(f"the run is to go on until {self.metric} has decided, and scores {', '.join(known)}: add it to the metrics.")
+        if not pairs:
+            raise InputError(f"until {self.metric} has decided needs at least two methods of one classifier to compare: name another one.")
+        if shards > 1:
+            raise InputError(
+                "until a metric has decided, one run takes picture after picture, and a shard sees none of the others: leave one out."
+            )
+
+
+def asked(metric: str | None, margin: float | None, has_gallery: bool) -> UntilDecided | None:
+    """When a run that is described so has seen enough pictures; None: when it has seen all.
+
+    Raises:
+        InputError: a margin without a metric, or pictures that are explained in pairs.
+    """
+    if metric is None:
+        if margin is not None:
+            raise InputError("a margin is for a run that goes on until a metric has decided: name it (--until-decided), or leave it out.")
+        return None
+    if has_gallery:
+        raise InputError("pairs of a gallery share pictures, and until a metric has decided pictures must be independent: leave one out.")
+    return UntilDecided(metric, margin)
+
+
+def shuffled(source: ImageSource, seed: int) -> ImageSource:
+    """The source with its images in a random order, which their names and the seed alone decide."""
+    found = copy.copy(source)
+    found.images = sorted(
+        source.images, key=lambda image: hashlib.sha256(f"{seed}\0{image.name}".encode(errors="surrogateescape")).digest()
+    )
+    return found
+
+
+def ends_of_rounds(count: int, batch_size: int) -> list[int]:
+    """The numbers of pictures after which a run looks whether it is decided, of whole batches but for the last.
+
+    Args:
+        count: of all pictures.
+        batch_size: pictures of a batch.
+    """
+    batches, found = -(-count // batch_size), [-(-FIRST_ROUND // batch_size)]
+    while found[-1] < batches:
+        found.append(max(found[-1] + 1, math.floor(found[-1] * GROWTH)))
+    return [min(end * batch_size, count) for end in found]
+
+
+def pairs_of(methods: Mapping[tuple[str, str], Sequence[str]]) -> list[Pair]:
+    """Every two methods of each classifier.
+
+    Args:
+        methods: of each, by its name and head.
+    """
+    return [(*classifier, first, second) for classifier, own in methods.items() for first, second in combinations(own, 2)]
+
+
+class Evidence:
+    """The values of the metric so far, and which pairs of methods they decide.
+
+    Every pair has its confidence sequence of the mean paired difference, over the pictures of which both methods have a value, in the order
+    in which the run took them; that of a picture explained for several targets is the mean over them. The error of 5 % is shared out
+    equally among the pairs (Bonferroni): with 95 % confidence no pair is ever decided wrongly.
+
+    Args:
+        until: the metric and the margin.
+        pairs: that are to be decided.
+    """
+
+    def __init__(self, until: UntilDecided, pairs: Sequence[Pair]) -> None:
+        self.until, self.pairs = until, pairs
+        self.confidence = 1 - (1 - CONFIDENCE) / len(pairs)
+        self._order: list[str] = []
+        self._values: dict[tuple[str, str, str], dict[str, dict[str, float]]] = {}  # by model, head, method; by image and target
+
+    def take(self, images: Sequence[str], tables: Sequence[pa.Table]) -> None:
+        """Adds what a round has computed.
+
+        Args:
+            images: names of its pictures, in their order.
+            tables: the parts that hold them.
+        """
+        self._order += images
+        for table in tables:
+            for row in table.select(["image", "model", "head", "method", "metric", "target", "value"]).to_pylist():
+                if row["metric"] == self.until.metric and row["value"] is not None:
+                    own = self._values.setdefault((row["model"], row["head"], row["method"]), {})
+                    own.setdefault(row["image"], {})[row["target"]] = row["value"]
+
+    def undecided(self) -> int:
+        """How many pairs are not decided."""
+        return sum(math.isinf(self._decided_after(self.differences(pair))) for pair in self.pairs)
+
+    def differences(self, pair: Pair) -> list[float]:
+        """First less second on each picture of which both have a value, in the order of the pictures."""
+        model, head, *methods = pair
+        one, other = (self._values.get((model, head, method), {}) for method in methods)
+        found = []
+        for image in self._order:
+            first, second = one.get(image, {}), other.get(image, {})
+            both = [first[target] - second[target] for target in first if target in second]
+            if finite := [value for value in both if math.isfinite(value)]:
+                found.append(math.fsum(finite) / len(finite))
+        return found
+
+    def _decided_after(self, differences: Sequence[float], *, ahead: bool = False) -> float:
+        return decided_after(differences, self.until.span, self.until.margin, self.confidence, ahead=ahead)
+
+    def as_json(self, count: int) -> dict[str, Any]:
+        """What `run.json` keeps, for the note of a table.
+
+        Args:
+            count: of all pictures that the run was given.
+        """
+        return {
+            "metric": self.until.metric,
+            "margin": self.until.margin,
+            "confidence": CONFIDENCE,
+            "pictures": len(self._order),
+            "of": count,
+            "pairs": [self._pair(pair) for pair in self.pairs],
+        }
+
+    def _pair(self, pair: Pair) -> dict[str, Any]:
+        differences, span = self.differences(pair), self.until.span
+        mean, low, high, n = sequence_interval(differences, (-span, span), self.confidence)
+        after = self._decided_after(differences)
+        needed = after if math.isfinite(after) else self._decided_after(differences, ahead=True)
+        model, head, first, second = pair
+        return {
+            **{"model": model, "head": head, "first": first, "second": second, "n": n},
+            **{"difference": _plain(mean), "low": low, "high": high, "decided_after": _plain(after), "needed": _plain(needed)},
+            "conclusion": self._conclusion(pair, low, high, after, needed, n),
+        }
+
+    def _conclusion(self, pair: Pair, low: float, high: float, after: float, needed: float, n: int) -> str:
+        higher = metrics.create(self.until.metric).metadata.better == "higher"
+        if math.isfinite(after) and (low >= 0 or high <= 0):
+            return f"{pair[2] if (low >= 0) == higher else pair[3]} is better"
+        if math.isfinite(after):
+            return f"equivalent: within ±{self.until.margin:g}"
+        if n == 0:
+            return "open: no picture has a value of both"
+        return f"open: about {rounded(needed):,} would decide it" if needed < math.inf else f"open: {MOST_NEEDED:,} would not decide it"
+
+
+def _plain(value: float) -> float | None:
+    """A number as JSON has them; None for one that is not finite."""
+    return value if math.isfinite(value) else None
+
+
+def stated(kept: Mapping[str, Any]) -> list[str]:
+    """What a reader of the values of such a run must know, a sentence or some each.
+
+    Args:
+        kept: what `run.json` keeps of it, from `Evidence.as_json`.
+    """
+    pairs, metric = kept["pairs"], kept["metric"]
+    opened = sum(pair["decided_after"] is None for pair in pairs)
+    within = "" if kept["margin"] is None else f" (or their equivalence within ±{kept['margin']:g})"
+    stop = (
+        f"until {metric} had the order of all methods{within}"
+        if not opened
+        else f"to the last, and {metric} leaves {opened} of {len(pairs)} pairs open"
+    )
+    said = [
+        f"Pictures were taken {stop}: {kept['pictures']} of {kept['of']}. n was chosen by the data: other intervals and tests take it as "
+        f"fixed, and do not hold for this run. Those of the confidence sequence hold at any n, {kept['confidence']:.0%} for all pairs "
+        "together:"
+    ]
+    classifiers = len({(pair["model"], pair["head"]) for pair in pairs})
+    digits = 1 if metrics.create(metric).metadata.unit == "%" else 3
+    for pair in pairs[:MOST_LISTED]:
+        of = f"{pair['model']} · {pair['head']}: " if classifiers > 1 else ""
+        mean = "–" if pair["difference"] is None else _number(pair["difference"], digits)
+        ends = f"[{_number(pair['low'], digits)}, {_number(pair['high'], digits)}]"
+        said.append(f"{of}{pair['first']} less {pair['second']}, {metric}: {mean} {ends}, {pair['conclusion']}.")
+    if len(pairs) > MOST_LISTED:
+        said.append(f"The other {len(pairs) - MOST_LISTED} pairs are in run.json, under 'sequence'.")
+    return said
+
+
+def _number(value: float, digits: int) -> str:
+    text = f"{value:.{digits}f}"
+    return text.removeprefix("-") if float(text) == 0 else text.replace("-", "−")
