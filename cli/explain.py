@@ -180,7 +180,8 @@ def _finish(study: Study, outcome: Outcome, out: str) -> None:
         say(f"scores: {out}/scores.csv   table: {out}/table.csv   figure: {out}/figures/grid.png", err=True)
     for rule, count in study.store.read_run().get("pixels", {}).items():
         say(f"{count} pictures: {rule}", err=True)
-    for reason, names in study.store.read_run().get("without_region", {}).items():
+    about = study.store.read_run()
+    for reason, names in {**about.get("without_region", {}), **about.get("without_parts", {})}.items():
         say(f"{len(names)} pictures, {reason}: {', '.join(names[:5])}{', …' if len(names) > 5 else ''}", err=True)
     if outcome.failed:
         say(f"{len(outcome.failed)} of {outcome.images} images failed:", err=True)

@@ -12,8 +12,8 @@ from torch import Tensor
 
 import xattn
 from xattn.birds import PARTS, effects, in_parts, masks, rank_correlation, scene, share_inside
-from xattn.birds.ground_truth import effects_of
 from xattn.errors import InputError
+from xattn.metrics.known_parts import effects_of
 
 SCENES = [scene(number, split="test") for number in range(3)]
 
