@@ -107,7 +107,7 @@ class PartsPreservation(_Check):
 
 
 def parts_preservation(masks: Tensor, parts: KnownParts) -> Tensor:
-    """Percentage of the cases k = 1, …, N − 1 in which the network still answers with the target when the k parts that the map shows most are left.
+    """Percentage of k = 1, …, N − 1 for which the network still answers with the target when the k parts that the map shows most are left.
 
     A map shows a part by the mean of the mask in it; means within 2⁻¹⁶ tie, and the first part is then taken first.
 
@@ -147,7 +147,7 @@ class PartsDeletion(_Check):
 
 
 def parts_deletion(masks: Tensor, parts: KnownParts) -> Tensor:
-    """Percentage of the cases k = 1, …, N − 1 in which the network no longer answers with the target without the k parts that the map shows most.
+    """Percentage of k = 1, …, N − 1 for which the network answers otherwise without the k parts that the map shows most.
 
     How a map shows parts, how it differs from its source, arguments, range and what is undefined are as in `parts_preservation`.
 
