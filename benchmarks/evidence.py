@@ -106,7 +106,7 @@ def jobs(data: Path, photographs: int, boxes: int, birds: int, cues: int) -> lis
         layers = "vit" in name and "ca-stream" not in name
         own = (*(OF_LAYERS if layers else ()), *(() if "vit" in name else GUIDED))
         heads = () if name in ("birds:gap", "birds:gap-spurious", "birds:vit") else ("raw-attention",)
-        wanted = (*heads, *CAMS, *GRADIENTS, "occlusion:window=16,stride=12", *own, *CONTROLS)
+        wanted = (*heads, *CAMS, GRADIENTS[0], "occlusion:window=16,stride=12", *own, *CONTROLS)
         asked = (*(metric for metric in KINDS["true parts"] if metric != "clever-hans"), *ON_BIRDS)
         found.append(Job("birds", name, SketchBirds("test", birds), wanted, asked, {"target": "predicted"}))
         found.append(
@@ -260,8 +260,8 @@ def listed(lines: list[str]) -> str:
 @click.option("--data", default=DATA, type=click.Path(exists=True, path_type=Path), help="Folder with boxes, boxes.csv, photos, weights.")
 @click.option("--photographs", default=12, show_default=True, help="Number of photographs.")
 @click.option("--boxes", default=24, show_default=True, help="Number of pictures with true boxes.")
-@click.option("--birds", default=24, show_default=True, help="Number of drawn birds.")
-@click.option("--cues", default=12, show_default=True, help="Number of drawn birds with a cue of another class.")
+@click.option("--birds", default=12, show_default=True, help="Number of drawn birds.")
+@click.option("--cues", default=8, show_default=True, help="Number of drawn birds with a cue of another class.")
 @click.option("--processes", default=2, show_default=True, help="Runs at once.")
 @click.option("--out", default=RESULT, type=click.Path(path_type=Path), help="Page that is written.")
 def main(work: Path, data: Path, photographs: int, boxes: int, birds: int, cues: int, processes: int, out: Path) -> None:

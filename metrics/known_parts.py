@@ -75,6 +75,9 @@ class KnownParts:
             )
         if any(value is not None and len(value) != count[0] for value in (getattr(self, each.name) for each in fields(self))):
             raise InputError(f"known parts are of {count[0]} pictures, and one of their tensors is of another number.")
+        targets, known = self.targets.cpu(), self.known.cpu()
+        if bool((((targets < 0) | (targets >= self.logits.shape[2])) & known).any()):
+            raise InputError(f"the targets of known parts are indices of the {self.logits.shape[2]} classes of their logits; got others.")
 
     def __len__(self) -> int:
         return len(self.visible)
@@ -93,7 +96,7 @@ class KnownParts:
     def values(self) -> Tensor:
         """`(B, 2ᴺ)` float64, the target's logit with each subset of the parts."""
         logits = widened(self.logits)
-        column = self.targets.to(logits.device).clamp(min=0)[:, None, None].expand(-1, logits.shape[1], 1)
+        column = self.targets.to(logits.device).clamp(0, logits.shape[2] - 1)[:, None, None].expand(-1, logits.shape[1], 1)
         return logits.gather(2, column)[:, :, 0]
 
     @property

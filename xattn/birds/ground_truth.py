@@ -10,7 +10,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from xattn.birds.drawing import masks, pixels, subsets, thing_masks
+from xattn.birds.drawing import SIDE, masks, pixels, subsets, thing_masks
 from xattn.birds.scene import CLASSES, PARTS, Scene
 from xattn.data.annotations import sampled
 from xattn.data.preprocessing import Preprocessing, as_picture
@@ -96,18 +96,17 @@ def known_parts(
         raise InputError(f"known_parts needs a target for each of one scene or more; got {len(scenes)} scenes, {len(wanted)} targets.")
     drawn = [None if each is None else seen_by(each, preprocessing) for each in scenes]
     outputs = [None if each is None else predict(torch.cat([each.subsets, each.bare]).float() / 255).double().cpu() for each in drawn]
-    first = next((place for place, each in enumerate(drawn) if each is not None), None)
-    if first is None or (one := drawn[first]) is None or (output := outputs[first]) is None:
-        nothing = torch.zeros(len(scenes), len(PARTS), 1, 1, dtype=torch.bool)
-        return KnownParts(nothing, torch.full((len(scenes), 2 ** len(PARTS), 1), torch.nan), torch.tensor(wanted))
-    count, most = len(scenes), max(len(each.bare) for each in drawn if each is not None)
-    size, subset_count = one.visible.shape[1:], len(one.subsets)
+    count, subset_count = len(scenes), 2 ** len(PARTS)
+    size = (SIDE, SIDE) if preprocessing is None else preprocessing.input_size
+    most = max([1, *(len(each.bare) for each in drawn if each is not None)])
+    class_count = next((found.shape[1] for found in outputs if found is not None), 1)
     visible = torch.zeros(count, len(PARTS), *size, dtype=torch.bool)
-    objects = torch.zeros(count, max(1, most), *size, dtype=torch.bool)
-    logits = torch.full((count, subset_count, output.shape[1]), torch.nan, dtype=torch.float64)
-    without = torch.full((count, max(1, most)), torch.nan, dtype=torch.float64)
+    objects = torch.zeros(count, most, *size, dtype=torch.bool)
+    logits = torch.full((count, subset_count, class_count), torch.nan, dtype=torch.float64)
+    without = torch.full((count, most), torch.nan, dtype=torch.float64)
     cue, rivals = torch.full((count,), UNKNOWN), torch.full((count, 2), UNKNOWN)
     shared = torch.zeros(count, 2, len(PARTS), dtype=torch.bool)
+    classes = None if classes is None or max(classes) >= class_count else classes
     for number, (scene, each, found) in enumerate(zip(scenes, drawn, outputs, strict=True)):
         if scene is None or each is None or found is None:
             continue

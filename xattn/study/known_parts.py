@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -73,8 +73,7 @@ def parts_of(pictures: Sequence[Scene | None], classifier: Classifier, predictor
     """
     target, count = maps.target, len(maps.names)
     if not isinstance(target, ClassTarget) or maps.output.dim() != 2:
-        unknown = known_parts(predictor, [None] * count, [0] * count)
-        return PartsOfBatch(unknown, (NO_CLASS,) * count)
+        return PartsOfBatch(_at_size(known_parts(predictor, [None] * count, [0] * count), maps), (NO_CLASS,) * count)
     scenes: list[Scene | None] = []
     reasons: list[str | None] = []
     for picture, shown in zip(pictures, maps.images, strict=True):
@@ -92,7 +91,16 @@ def parts_of(pictures: Sequence[Scene | None], classifier: Classifier, predictor
     known = known_parts(
         predict, scenes, target.classes.tolist(), preprocessing=classifier.preprocessing, classes=_bird_classes(classifier.labels)
     )
-    return PartsOfBatch(known, tuple(reasons))
+    return PartsOfBatch(_at_size(known, maps), tuple(reasons))
+
+
+def _at_size(known: KnownParts, maps: Maps) -> KnownParts:
+    """Parts at the size of the maps' images: if they have another, none of them is known."""
+    size = maps.images.shape[2:]
+    if known.visible.shape[2:] == size or known.objects is None:
+        return known
+    empty = {"visible": known.visible.shape[:2], "objects": known.objects.shape[:2]}
+    return replace(known, **{name: torch.zeros(*count, *size, dtype=torch.bool) for name, count in empty.items()})
 
 
 def _bird_classes(labels: Sequence[str] | None) -> list[int] | None:
