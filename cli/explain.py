@@ -191,7 +191,7 @@ def _finish(study: Study, outcome: Outcome, out: str) -> None:
         say(line, err=True)
     for rule, count in run.get("pixels", {}).items():
         say(f"{count} pictures: {rule}", err=True)
-    for reason, names in run.get("without_region", {}).items():
+    for reason, names in {**run.get("without_region", {}), **run.get("without_parts", {})}.items():
         say(f"{len(names)} pictures, {reason}: {', '.join(names[:5])}{', …' if len(names) > 5 else ''}", err=True)
     if outcome.failed:
         say(f"{len(outcome.failed)} of {outcome.images} images failed:", err=True)

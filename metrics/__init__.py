@@ -22,6 +22,7 @@ from xattn.metrics.base import (
 from xattn.metrics.box_accuracy import box_accuracy, box_overlaps, box_threshold
 from xattn.metrics.curves import deletion, deletion_correlation, insertion, insertion_correlation
 from xattn.metrics.explanation import adcc, coherency
+from xattn.metrics.known_parts import Effects, KnownParts
 from xattn.metrics.localisation import energy_pointing, pointing_game, relevance_mass, relevance_rank, segmentation_ap
 from xattn.metrics.masking import (
     average_drop,
@@ -48,8 +49,10 @@ __all__ = [
     "ClassTarget",
     "Contrast",
     "CurveMetric",
+    "Effects",
     "Evidence",
     "ExplanationMetric",
+    "KnownParts",
     "MaskMetric",
     "Metric",
     "MetricMetadata",

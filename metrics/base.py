@@ -1,6 +1,6 @@
 """The kinds of metric, what a metric declares, and the registry.
 
-A metric is a frozen dataclass of settings, of one of six kinds. The kind says what it takes; this determines its cost in forwards, its
+A metric is a frozen dataclass of settings, of one of seven kinds. The kind says what it takes; this determines its cost in forwards, its
 memory, the arguments of its public function, and the checks of the contract tests:
 
 | kind | takes | examples |
@@ -11,6 +11,7 @@ memory, the arguments of its public function, and the checks of the contract tes
 | `CurveMetric` | the probability along a curve of perturbations | insertion, deletion |
 | `ExplanationMetric` | the method's map of a perturbed image | coherency |
 | `RegionMetric` | the mask and the raw map, and where the object is | pointing game |
+| `PartsMetric` (`parts_base.py`) | the mask, and what each part of the picture does to the output | parts-shapley |
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
 from xattn.errors import InputError, UnsupportedError
 from xattn.metrics.inputs import Outputs, as_images, as_masks
@@ -31,6 +32,8 @@ from xattn.registry import Registry
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from xattn.metrics.known_parts import KnownParts
 
 Better = Literal["lower", "higher"]
 Aggregation = Literal["mean", "proportion", "harmonic mean"]
@@ -75,6 +78,8 @@ class Evidence:
         explanations: the method's masks of perturbed images, by perturbation.
         regions: `(B, N, H, W)` bool, where the N objects of each image's target are; empty ones fill up.
         signed_maps: `(B, h, w)`, the raw maps with what speaks against the target below 0; None: the raw maps.
+        parts: what each part of the pictures does to the network's output.
+        rivals: `(B, 2, H, W)`, the method's masks of the images for the two classes of `KnownParts.rivals`.
     """
 
     masks: Tensor
@@ -84,10 +89,16 @@ class Evidence:
     explanations: Mapping[Perturbation, Tensor] = field(default_factory=dict)
     regions: Tensor | None = None
     signed_maps: Tensor | None = None
+    parts: KnownParts | None = None
+    rivals: Tensor | None = None
 
 
 class Metric(ABC):
     """Settings of a metric: what it needs, and its value from what it gets."""
+
+    needs_regions: ClassVar[bool] = False  # where the object is
+    needs_parts: ClassVar[bool] = False  # what the parts of the picture do
+    needs_rivals: ClassVar[bool] = False  # the method's maps for two other classes
 
     @property
     def perturbations(self) -> tuple[Perturbation, ...]:
@@ -98,11 +109,6 @@ class Metric(ABC):
     def explained(self) -> tuple[Perturbation, ...]:
         """The perturbations whose images must be explained again."""
         return ()
-
-    @property
-    def needs_regions(self) -> bool:
-        """Whether it needs to know where the object is."""
-        return False
 
     @property
     def exact(self) -> Self:
@@ -199,10 +205,7 @@ class RegionMetric(Metric):
     """A metric of where the map is high against where the object is."""
 
     kind = "region"
-
-    @property
-    def needs_regions(self) -> bool:
-        return True
+    needs_regions = True
 
     @abstractmethod
     def of_regions(self, masks: Tensor, raw_maps: Tensor, regions: Tensor) -> Tensor:
@@ -233,6 +236,9 @@ def _cost(metric: Metric) -> str:
     """What a metric costs in forwards."""
     count = sum(forwards(asked, COSTED_SIZE, COSTED_CELLS) for asked in metric.perturbations)
     times = len(metric.explained)
+    if metric.needs_parts:
+        again = ", and the method twice" if metric.needs_rivals else ""
+        return f"1 per subset of the parts and 1 per object of the background, once for all methods{again}"
     if times:
         return f"{count}, and the method {'again' if times == 1 else f'{times} times'}"
     once = count and all(ignores_masks(asked) for asked in metric.perturbations)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 
@@ -11,9 +12,11 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 import xattn
-from xattn.birds import PARTS, effects, in_parts, masks, rank_correlation, scene, share_inside
-from xattn.birds.ground_truth import effects_of
+from xattn.birds import CLASSES, PARTS, effects, in_parts, known_parts, masks, pixels, rank_correlation, scene, share_inside
+from xattn.birds.drawing import thing_masks
+from xattn.data.preprocessing import Preprocessing
 from xattn.errors import InputError
+from xattn.metrics.known_parts import effects_of
 
 SCENES = [scene(number, split="test") for number in range(3)]
 
@@ -100,3 +103,63 @@ def test_shapes_that_do_not_go_together_are_told() -> None:
             in_parts(saliency, parts)
     with pytest.raises(InputError, match="a list of scenes"):
         effects(lambda images: images, SCENES[0])  # type: ignore[arg-type]  # what a user might write
+
+
+def test_known_parts_are_what_the_network_says_of_renders_and_where_the_parts_are() -> None:
+    classifier = xattn.load("birds:gap", device="cpu")
+    birds = [scene(number, split="test", spurious=0.0) for number in (0, 5)]
+    found = known_parts(classifier.predict, [birds[0], None, birds[1]], [3, 0, 5])
+    assert found.known.tolist() == [True, False, True]
+    assert torch.equal(found.visible[2], masks(birds[1]).visible)
+    assert found.values[[0, 2]].tolist() == [
+        pytest.approx(row, abs=1e-4) for row in effects(classifier.predict, birds, [3, 5]).values.tolist()
+    ]
+    place = int(found.cue[0])
+    assert place == len(birds[0].clutter) - 1
+    bare = dataclasses.replace(birds[0], clutter=birds[0].clutter[:-1])  # the cue is the last
+    logit = classifier.predict(pixels(bare)[None].float() / 255)[0, 3]
+    assert float(found.without[0, place]) == pytest.approx(float(logit), abs=1e-4)
+    assert torch.equal(found.objects[0, place], masks(birds[0]).cue)
+    assert found.cue.tolist()[1] == -1
+    assert found.rivals[1].tolist() == [-1, -1]
+
+
+def test_rivals_share_parts_with_the_bird_none_with_each_other_and_the_network_tells_them_apart() -> None:
+    classifier = xattn.load("birds:gap", device="cpu")
+    birds = [scene(number, split="test") for number in range(8)]
+    found = known_parts(classifier.predict, birds, range(8))
+    codes = torch.tensor(list(CLASSES.values()))
+    assert bool((found.rivals >= 0).any())
+    for number, (rivals, shared) in enumerate(zip(found.rivals.tolist(), found.shared, strict=True)):
+        if rivals == [-1, -1]:
+            continue
+        assert number not in rivals
+        assert not bool((shared[0] & shared[1]).any())
+        for place, rival in enumerate(rivals):
+            assert torch.equal(shared[place], codes[rival] == codes[number])
+            kept = [31 - sum(1 << part for part in range(5) if shared[which, part]) for which in (place, 1 - place)]
+            own, other = found.logits[number, kept, rival].tolist()
+            assert own < other
+    swapped = known_parts(classifier.predict, birds, range(8), classes=None)
+    assert swapped.rivals.unique().tolist() == [-1]
+
+
+def test_the_parts_of_a_crop_are_those_that_the_network_sees() -> None:
+    half = Preprocessing(input_size=(32, 32), resize=(40, 40))
+
+    def predict(images: Tensor) -> Tensor:
+        assert images.shape[1:] == (3, 32, 32)
+        return images.mean(dim=(2, 3))
+
+    found = known_parts(predict, SCENES[:1], [1], preprocessing=half)
+    assert found.visible.shape == (1, 5, 32, 32)
+    y = torch.tensor([int((4 + row + 0.5) * 64 / 40) for row in range(32)])
+    assert torch.equal(found.visible[0], masks(SCENES[0]).visible[:, y][:, :, y])
+
+
+def test_pieces_of_clutter_are_where_the_clutter_is() -> None:
+    for shown in (scene(3, split="test", spurious=1.0), SCENES[1]):
+        found, every = thing_masks(shown), masks(shown)
+        assert len(found) == len(shown.clutter)
+        assert torch.equal(found.any(dim=0), every.clutter | every.cue)
+    assert thing_masks(dataclasses.replace(SCENES[0], clutter=())).shape == (0, 64, 64)

@@ -40,10 +40,28 @@ def objects(images: Tensor) -> Tensor:
     return light > light.mean(dim=(1, 2), keepdim=True)
 
 
+def known(images: Tensor, targets: Tensor) -> functions.KnownParts:
+    """Known parts of images: in these tests four strips of them, with two objects and a cue, and outputs by their brightness."""
+    count, (height, width) = len(images), images.shape[2:]
+    where = torch.zeros(6, height, width, dtype=torch.bool)
+    for number in range(6):
+        where[number, number * height // 6 : (number + 1) * height // 6] = True
+    light = torch.stack([images.double().mean(dim=1)[:, area].mean(dim=1) for area in where], dim=1)
+    shown = (torch.arange(16)[:, None] >> torch.arange(4) & 1).double()
+    own = (1 + light[:, :4] @ shown.T)[:, :, None]
+    logits = torch.zeros(count, 16, 5, dtype=torch.float64).scatter(2, targets[:, None, None].expand(-1, 16, 1), own)
+    without = logits[:, -1].gather(1, targets[:, None]) - torch.tensor([[0.01, 3.0]])
+    rivals = torch.stack([(targets + 1) % 5, (targets + 2) % 5], dim=1)
+    shared = torch.tensor([[True, False, False, True], [False, True, False, False]]).expand(count, -1, -1)
+    visible, objects = where[:4].expand(count, -1, -1, -1), where[4:].expand(count, -1, -1, -1)
+    return functions.KnownParts(visible, logits, targets, objects, without, torch.ones(count, dtype=torch.long), rivals, shared)
+
+
 def call(name: str, predict, images: Tensor, maps: Tensor, masks: Tensor, targets: Tensor) -> Tensor:
     """A metric's function, given what its signature asks for."""
     offered = {"predict": predict, "images": images, "masks": masks, "targets": targets, "raw_maps": maps, "explain": again}
     offered["fill"], offered["regions"] = torch.tensor([0.5, 0.4, 0.3]), objects(images)
+    offered["parts"], offered["rivals"] = known(images, targets), torch.stack([masks, masks.flip(1)], dim=1)
     return function(name)(**{key: offered[key] for key in inspect.signature(function(name)).parameters if key in offered})
 
 
@@ -100,6 +118,7 @@ def test_a_metric_declares_its_metadata_and_has_a_public_documented_function(nam
         "curve": ["predict", "images", "masks", "targets", "fill"],
         "explanation": ["images", "masks", "explain"],
         "region": ["raw_maps" if name.startswith("relevance") else "masks", "regions"],
+        "parts": {"background-independence": ["parts"], "target-sensitivity": ["rivals", "parts"]}.get(name, ["masks", "parts"]),
     }[metadata.kind]
     found = list(inspect.signature(function(name)).parameters)
     assert [parameter for parameter in found if parameter in expected] == expected
@@ -111,6 +130,7 @@ def test_a_metric_s_kind_says_what_it_asks_for(name: str) -> None:
     assert bool(metric.perturbations) == (kind(name) in ("responses", "curve")) or kind(name) == "explanation"
     assert bool(metric.explained) == (kind(name) == "explanation")
     assert metric.needs_regions == (kind(name) == "region")
+    assert metric.needs_parts == (kind(name) == "parts")
     assert metric.exact == metric
 
 
@@ -123,9 +143,12 @@ def test_a_metric_travels_to_another_process(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_metric_is_the_same_through_evaluate(name: str, tiny: Classifier, images: Tensor) -> None:
     maps = xattn.explain(tiny, images, ["grad-cam"])
-    rows = xattn.evaluate(tiny, images, maps, [name], regions=objects(images))
+    rows = xattn.evaluate(tiny, images, maps, [name], regions=objects(images), parts=known(images, maps.targets))
     offered = {"predict": tiny.predict, "images": images, "masks": maps["grad-cam"], "targets": maps.targets, "fill": tiny.mean}
     offered["raw_maps"], offered["regions"] = maps.raw["grad-cam"], objects(images)
+    offered["parts"] = parts = known(images, maps.targets)
+    others = [xattn.explain(tiny, images, ["grad-cam"], target=rival)["grad-cam"] for rival in parts.rivals.unbind(dim=1)]
+    offered["rivals"] = torch.stack(others, dim=1)
     offered["explain"] = lambda others: xattn.explain(tiny, others, ["grad-cam"], target=maps.targets)["grad-cam"]
     expected = function(name)(**{key: offered[key] for key in inspect.signature(function(name)).parameters if key in offered})
     assert torch.allclose(torch.tensor(rows["value"].to_list(), dtype=torch.float64), expected, atol=0.01, equal_nan=True)

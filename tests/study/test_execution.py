@@ -25,7 +25,7 @@ from xattn.study.executor import Executor
 from xattn.study.schema import Deviation
 
 CAMS = ["grad-cam", "score-cam", "activation-map"]
-NEED_NO_REGIONS = [name for name in metrics.entries if not metrics.create(name).instance.needs_regions]
+OF_ANY_PICTURE = [name for name in metrics.entries if metrics.create(name).metadata.kind not in ("region", "parts")]
 PERTURBING = ["average-drop", "average-gain", "insertion", "deletion"]
 
 
@@ -45,11 +45,11 @@ def test_no_tuning_changes_a_value_beyond_the_tolerance_of_a_batch(tiny: Classif
 
 
 def test_exact_gives_the_plain_networks_values_of_every_method_by_every_metric(tiny: Classifier, folder: Path, tmp_path: Path) -> None:
-    settings = {"methods": OF_ANY_HEAD, "metrics": NEED_NO_REGIONS}
+    settings = {"methods": OF_ANY_HEAD, "metrics": OF_ANY_PICTURE}
     study([tiny], folder, tmp_path / "plain", tune="off", **settings).run()
     study([tiny], folder, tmp_path / "quick", tune="chunk=13,folded=true", **settings).run()
     plain, quick = values(tmp_path / "plain"), values(tmp_path / "quick")
-    assert len(plain) == 10 * len(OF_ANY_HEAD) * len(NEED_NO_REGIONS)
+    assert len(plain) == 10 * len(OF_ANY_HEAD) * len(OF_ANY_PICTURE)
     is_percent = plain.index.get_level_values("metric").map(lambda name: metrics.entries[name].metadata.unit == "%")
     assert (plain - quick)[is_percent].abs().max() <= 0.01
     assert (plain - quick)[~is_percent].abs().max() <= 1e-3

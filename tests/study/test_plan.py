@@ -23,7 +23,7 @@ from xattn.models import Classifier
 from xattn.study.plan import Plan
 from xattn.study.store import Store
 
-NEED_NO_REGIONS = [name for name in sorted(metrics.entries) if not metrics.create(name).instance.needs_regions]
+OF_ANY_PICTURE = [name for name in sorted(metrics.entries) if metrics.create(name).metadata.kind not in ("region", "parts")]
 
 
 def study(classifier: Classifier, images: object, out: Path, method: list[str], metric: list[str], **settings: object) -> xattn.Study:
@@ -85,7 +85,7 @@ TARGETS = ["similarity", "region", "contrast", "contrast in words", "function"]
 
 def test_a_plan_is_frozen_and_travels_with_every_metric_and_method(tiny: Classifier, folder: Path, tmp_path: Path) -> None:
     adapted = ["captum:Saliency", "grad-cam:LayerCAM"]
-    plan = study(tiny, folder, tmp_path / "run", [*OF_ANY_HEAD, *adapted], NEED_NO_REGIONS).plan
+    plan = study(tiny, folder, tmp_path / "run", [*OF_ANY_HEAD, *adapted], OF_ANY_PICTURE).plan
     again: Plan = pickle.loads(pickle.dumps(plan))
     assert [part.spec for part in again.methods] == [part.spec for part in plan.methods]
     assert [part.instance for part in again.metrics] == [part.instance for part in plan.metrics]

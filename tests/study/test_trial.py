@@ -10,8 +10,7 @@ import torch
 from click.testing import CliRunner
 
 import xattn
-from xattn.birds import SketchBirds, masks, scene_of
-from xattn.birds.ground_truth import effects, in_parts, rank_correlation
+from xattn.birds import SketchBirds, effects, in_parts, masks, rank_correlation, scene_of
 from xattn.cli import main
 from xattn.errors import InputError, UnsupportedError
 from xattn.study.trial import trial_runs

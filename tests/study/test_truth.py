@@ -321,8 +321,10 @@ def refuse_differences(found: pd.DataFrame, truth: pd.Series) -> None:
 
 def test_every_metric_and_every_protocol_has_a_replica() -> None:
     here = {
-        name for name in metrics.entries if not metrics.create(name).instance.needs_regions and not name.endswith("-sensitivity")
-    }  # the others': test_localisation, test_regions, test_robustness
+        name
+        for name, entry in metrics.entries.items()
+        if entry.metadata.kind not in ("region", "parts") and not name.endswith("-sensitivity")
+    }  # the others': test_localisation, test_regions, test_parts, test_robustness
     assert {spec.partition(":")[0] for spec in SPECS} == here
     followed = {name for name in metrics.entries if isinstance(metrics.create(name).instance, CurveMetric)}
     assert followed == set(CURVES)

@@ -55,8 +55,8 @@ def left_out(offered: Sequence[OfferedMethod]) -> list[str]:
 
 
 def metric_choices() -> Choices:
-    """Every metric that needs no regions of objects, with its symbol and its better direction."""
-    entries = [(name, entry) for name, entry in sorted(metric_registry.entries.items()) if entry.metadata.kind != "region"]
+    """Every metric that needs no regions of objects and no known parts, with its symbol and its better direction."""
+    entries = [(name, entry) for name, entry in sorted(metric_registry.entries.items()) if entry.metadata.kind not in ("region", "parts")]
     return [(f"{name} ({entry.metadata.symbol} {ARROWS[entry.metadata.better]})", name) for name, entry in entries]
 
 

@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from xattn.birds.data import SketchBirds
     from xattn.birds.few_shot import export_few_shot
     from xattn.birds.flocks import Flock, export_voc, flock, flock_of
-    from xattn.birds.ground_truth import Effects, effects, in_parts, rank_correlation, share_inside
+    from xattn.birds.ground_truth import effects, known_parts, share_inside
     from xattn.birds.individuals import export_individuals
     from xattn.birds.network import SmallResNet, small_resnet, small_vit
     from xattn.birds.parts import export_parts
+    from xattn.metrics.known_parts import Effects, in_parts, rank_correlation
 
 __all__ = [
     "CLASSES",
@@ -38,6 +39,7 @@ __all__ = [
     "flock",
     "flock_of",
     "in_parts",
+    "known_parts",
     "masks",
     "pixels",
     "pretrained_names",
@@ -59,10 +61,8 @@ _HOMES = {
     "export_voc": "flocks",
     "flock": "flocks",
     "flock_of": "flocks",
-    "Effects": "ground_truth",
     "effects": "ground_truth",
-    "in_parts": "ground_truth",
-    "rank_correlation": "ground_truth",
+    "known_parts": "ground_truth",
     "share_inside": "ground_truth",
     "export_few_shot": "few_shot",
     "export_individuals": "individuals",
@@ -71,6 +71,9 @@ _HOMES = {
     "small_resnet": "network",
     "small_vit": "network",
 }
+_SHARED = ("Effects", "in_parts", "rank_correlation")  # with the metrics of parts
 
 
-__getattr__ = names_of(__name__, {name: f"{__name__}.{home}" for name, home in _HOMES.items()})
+__getattr__ = names_of(
+    __name__, {name: f"{__name__}.{home}" for name, home in _HOMES.items()} | dict.fromkeys(_SHARED, "xattn.metrics.known_parts")
+)

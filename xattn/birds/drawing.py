@@ -91,6 +91,18 @@ def _masks_of(strokes: list[_Stroke]) -> Masks:
     return Masks(visible, every, visible.any(0) | at["body"], at["clutter"], at["cue"])
 
 
+def thing_masks(scene: Scene) -> Tensor:
+    """Where each piece of the clutter of a scene is visible, `(T, 64, 64)` bool in the order of `scene.clutter`; the cue is one of them."""
+    groups = {front: [(n, _thing(thing)) for n, thing in enumerate(scene.clutter) if thing.front is front] for front in (False, True)}
+    canvas = Image.new("L", _BIG, 255)
+    pen = ImageDraw.Draw(canvas)
+    for number, strokes in [*groups[False], (254, _bird(scene)), *groups[True]]:
+        for stroke in strokes:
+            pen.polygon(stroke.points, fill=number)
+    found = [_mask(_cells_of(canvas, number)) for number in range(len(scene.clutter))]
+    return torch.stack(found) if found else torch.zeros((0, SIDE, SIDE), dtype=torch.bool)
+
+
 def visible_parts(scene: Scene) -> list[Image.Image]:
     """`masks(scene).visible` as pictures in grey, 255 where a part is visible and 0 elsewhere."""
     seen = _owners(_strokes(scene))
@@ -161,7 +173,10 @@ def _owners(strokes: list[_Stroke]) -> Image.Image:
 
 def _cells(owners: Image.Image, owner: str) -> Image.Image:
     """255 in each cell that an owner has a pixel of, 0 elsewhere."""
-    number = _OWNERS.index(owner)
+    return _cells_of(owners, _OWNERS.index(owner))
+
+
+def _cells_of(owners: Image.Image, number: int) -> Image.Image:
     its = owners.point([255 * (level == number) for level in range(256)])
     return its.reduce(OVERSAMPLING).point([255 * (level > 0) for level in range(256)])
 

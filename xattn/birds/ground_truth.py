@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from math import factorial
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import combinations
 
 import torch
 from torch import Tensor
 
-from xattn.birds.drawing import subsets
-from xattn.birds.scene import Scene
+from xattn.birds.drawing import SIDE, masks, pixels, subsets, thing_masks
+from xattn.birds.scene import CLASSES, PARTS, Scene
+from xattn.data.annotations import sampled
+from xattn.data.preprocessing import Preprocessing, as_picture
 from xattn.errors import InputError
+from xattn.metrics.known_parts import UNKNOWN, Effects, KnownParts, effects_of
 
-
-@dataclass(frozen=True)
-class Effects:
-    """Effects of the parts on a network's answer.
-
-    Attributes:
-        values: `(B, 32)`, the target's logit with each subset of the parts shown, numbered as in `xattn.birds.drawing.subsets`.
-        removal: `(B, 5)`, how far the logit falls when one part is removed from the whole bird.
-        shapley: `(B, 5)`, Shapley values; they sum to the logit of the whole bird minus that of the bare body.
-    """
-
-    values: Tensor
-    removal: Tensor
-    shapley: Tensor
+DRAWN = 32  # scenes whose renders are kept: a batch that several networks look at
+SHARED = (2, 1)  # parts that each of two rivals shares with a bird: two, or one where no two classes share two
 
 
 def effects(predict: Callable[[Tensor], Tensor], scenes: Sequence[Scene], targets: Sequence[int] | Tensor | None = None) -> Effects:
@@ -38,7 +30,7 @@ def effects(predict: Callable[[Tensor], Tensor], scenes: Sequence[Scene], target
         targets: one class index per scene; None: each bird's own class.
 
     Returns:
-        Float64, on the CPU, in units of the logit.
+        Float64, on the CPU, in units of the logit; parts are in the order of `PARTS`.
 
     Raises:
         InputError: the numbers of targets and scenes differ, or there are none.
@@ -54,70 +46,125 @@ def effects(predict: Callable[[Tensor], Tensor], scenes: Sequence[Scene], target
     return effects_of(values)
 
 
-def effects_of(values: Tensor) -> Effects:
-    """Effects from the values `(B, 2ᴺ)` of all subsets; part `i` is in subset `s` where bit `i` of `s` is set."""
-    count = values.shape[1].bit_length() - 1
-    every = torch.arange(values.shape[1])
-    whole = values.shape[1] - 1
-    removal, shapley = [], []
-    for part in range(count):
-        without = every[(every >> part & 1) == 0]
-        gained = values[:, without | 1 << part] - values[:, without]
-        sizes = [int(subset).bit_count() for subset in without]
-        weights = [factorial(size) * factorial(count - size - 1) / factorial(count) for size in sizes]
-        removal.append(values[:, whole] - values[:, whole & ~(1 << part)])
-        shapley.append(gained @ torch.tensor(weights, dtype=values.dtype))
-    return Effects(values, torch.stack(removal, dim=1), torch.stack(shapley, dim=1))
+@dataclass(frozen=True)
+class Drawn:
+    """A scene as a network sees it.
+
+    Attributes:
+        subsets: uint8 `(32, C, H, W)`, with each subset of its parts.
+        bare: uint8 `(T, C, H, W)`, whole but for one piece of its clutter.
+        visible: `(5, H, W)` bool, the parts.
+        things: `(T, H, W)` bool, the pieces of clutter.
+    """
+
+    subsets: Tensor
+    bare: Tensor
+    visible: Tensor
+    things: Tensor
 
 
-def in_parts(saliency: Tensor, visible: Tensor) -> Tensor:
-    """Mean saliency in each part.
+def known_parts(
+    predict: Callable[[Tensor], Tensor],
+    scenes: Sequence[Scene | None],
+    targets: Sequence[int] | Tensor,
+    *,
+    preprocessing: Preprocessing | None = None,
+    classes: Sequence[int] | None = tuple(range(len(CLASSES))),
+) -> KnownParts:
+    """What the metrics of parts need to know of some birds, from renders: 32 of the parts, and one without each piece of clutter.
 
     Args:
-        saliency: `(B, H, W)`, as masks of `xattn.explain` are.
-        visible: `(B, 5, H, W)` bool, the visible masks of the parts: `masks(scene).visible[None]` for one scene.
+        predict: images `(B, 3, H, W)` in pixel space, float in [0, 1] → logits `(B, K)`; for example `classifier.predict`.
+        scenes: as from `SketchBirds.scene`; None for a picture whose parts are not known.
+        targets: a class index for each.
+        preprocessing: how the network sees a picture; None: whole, at 64 × 64.
+        classes: the network's index of each class of SketchBirds; None: it has other classes, and there are no rivals.
 
     Returns:
-        `(B, 5)` float64; NaN for a part that is not visible.
+        On the CPU; clutter is the background's objects.
 
     Raises:
-        InputError: shapes that do not match.
+        InputError: the numbers of targets and scenes differ, or there are none.
+
+    >>> import xattn
+    >>> from xattn.birds import scene
+    >>> known_parts(xattn.load("birds:gap", device="cpu").predict, [scene(0, split="test")], [0]).logits.shape
+    torch.Size([1, 32, 16])
     """
-    if visible.dim() != 4 or saliency.shape != (len(visible), *visible.shape[2:]):
-        raise InputError(
-            f"in_parts takes saliency (batch, height, width) and masks (batch, parts, height, width) of the same size; got "
-            f"{tuple(saliency.shape)} and {tuple(visible.shape)}. Use maps[method], not raw maps, and .visible[None] of one scene."
-        )
-    weights = visible.to(saliency.device, torch.float64)
-    total: Tensor = (saliency.double()[:, None] * weights).sum(dim=(2, 3))
-    return total / weights.sum(dim=(2, 3))
+    wanted = [int(target) for target in targets]
+    if not scenes or len(wanted) != len(scenes):
+        raise InputError(f"known_parts needs a target for each of one scene or more; got {len(scenes)} scenes, {len(wanted)} targets.")
+    drawn = [None if each is None else seen_by(each, preprocessing) for each in scenes]
+    outputs = [None if each is None else predict(torch.cat([each.subsets, each.bare]).float() / 255).double().cpu() for each in drawn]
+    count, subset_count = len(scenes), 2 ** len(PARTS)
+    size = (SIDE, SIDE) if preprocessing is None else preprocessing.input_size
+    most = max([1, *(len(each.bare) for each in drawn if each is not None)])
+    class_count = next((found.shape[1] for found in outputs if found is not None), 1)
+    visible = torch.zeros(count, len(PARTS), *size, dtype=torch.bool)
+    objects = torch.zeros(count, most, *size, dtype=torch.bool)
+    logits = torch.full((count, subset_count, class_count), torch.nan, dtype=torch.float64)
+    without = torch.full((count, most), torch.nan, dtype=torch.float64)
+    cue, rivals = torch.full((count,), UNKNOWN), torch.full((count, 2), UNKNOWN)
+    shared = torch.zeros(count, 2, len(PARTS), dtype=torch.bool)
+    classes = None if classes is None or max(classes) >= class_count else classes
+    for number, (scene, each, found) in enumerate(zip(scenes, drawn, outputs, strict=True)):
+        if scene is None or each is None or found is None:
+            continue
+        visible[number], logits[number] = each.visible, found[:subset_count]
+        objects[number, : len(each.bare)] = each.things
+        without[number, : len(each.bare)] = found[subset_count:, wanted[number]]
+        if scene.cue is not None and bool(each.things[-1].any()):  # the last thing of a scene with a cue
+            cue[number] = len(each.bare) - 1
+        if classes is not None and (pair := _rivals(scene, found[:subset_count], classes)) is not None:
+            rivals[number] = torch.tensor([classes[label] for label in pair])
+            shared[number] = torch.stack([_same(scene.label, label) for label in pair])
+    return KnownParts(visible, logits, torch.tensor(wanted), objects, without, cue, rivals, shared)
 
 
-def rank_correlation(found: Tensor, true: Tensor) -> Tensor:
-    """Spearman's rank correlation of each row.
+@lru_cache(maxsize=DRAWN)
+def seen_by(scene: Scene, preprocessing: Preprocessing | None) -> Drawn:
+    """The renders of a scene, and its masks, as a network sees them."""
+    bare = [pixels(replace(scene, clutter=scene.clutter[:n] + scene.clutter[n + 1 :])) for n in range(len(scene.clutter))]
+    every, found = subsets(scene), masks(scene).visible
+    pictures = torch.stack([*every, *bare])
+    every_mask = torch.cat([found, thing_masks(scene)])
+    if preprocessing is not None:
+        frame = preprocessing.frame(as_picture(every[-1]))
+        pictures = torch.stack([preprocessing.crop(as_picture(picture)) for picture in pictures])
+        size = (pictures.shape[2], pictures.shape[3])
+        every_mask = torch.stack([sampled(mask, frame, size) for mask in every_mask])
+    return Drawn(pictures[: len(every)], pictures[len(every) :], every_mask[: len(PARTS)], every_mask[len(PARTS) :])
+
+
+def _same(label: int, other: int) -> Tensor:
+    """Which parts two classes share, `(5,)` bool."""
+    codes = tuple(CLASSES.values())
+    return torch.tensor([a == b for a, b in zip(codes[label], codes[other], strict=True)])
+
+
+def _rivals(scene: Scene, logits: Tensor, classes: Sequence[int]) -> tuple[int, int] | None:
+    """The first two classes that each share some parts with a bird, none of them the same, and that a network tells apart by these parts.
+
+    Each class's logit falls further without the parts that it shares than without those of the other. **Differs** from Hesse et al. 2023:
+    they take the first two classes that share two parts each, and leave the picture out if the network does not tell these apart.
 
     Args:
-        found: `(B, N)`; NaN where there is nothing to compare.
-        true: `(B, N)`.
-
-    Returns:
-        `(B,)` in [-1, 1]; NaN for a row with fewer than three values, or whose values are all equal.
+        scene: of the bird.
+        logits: with each subset of the parts, `(32, K)`.
+        classes: the network's index of each class.
     """
-    true = true.to(found.device)
-    defined = ~found.isnan()
-    a, b = (_ranks(values, defined) for values in (found, true))
-    count = defined.sum(dim=1)
-    a, b = (torch.where(defined, r - (torch.where(defined, r, 0).sum(1) / count)[:, None], 0) for r in (a, b))
-    r: Tensor = (a * b).sum(dim=1) / (a.square().sum(dim=1) * b.square().sum(dim=1)).sqrt()
-    return torch.where(count >= 3, r, torch.nan)
-
-
-def _ranks(values: Tensor, defined: Tensor) -> Tensor:
-    """Ranks from 0 among the defined values of a row; ties get their mean rank."""
-    known = torch.where(defined, values, torch.inf).double()
-    below = (known[:, None, :] < known[:, :, None]).sum(dim=2)
-    level = (known[:, None, :] == known[:, :, None]).sum(dim=2)
-    return below.double() + (level - 1).double() / 2
+    whole = len(logits) - 1
+    bits = 2 ** torch.arange(len(PARTS))
+    shares = {other: _same(scene.label, other) for other in range(len(CLASSES)) if other != scene.label}
+    for count in SHARED:
+        some = [other for other, parts in shares.items() if int(parts.sum()) == count]
+        for one, other in combinations(some, 2):
+            if bool((shares[one] & shares[other]).any()):
+                continue
+            less = logits[[whole - int((bits * shares[label]).sum()) for label in (one, other)]][:, [classes[one], classes[other]]]
+            if less[0, 0] < less[1, 0] and less[1, 1] < less[0, 1]:
+                return one, other
+    return None
 
 
 def share_inside(saliency: Tensor, inside: Tensor) -> Tensor:

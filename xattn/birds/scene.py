@@ -267,5 +267,5 @@ def _cue(draw: random.Random, cue: tuple[str, str]) -> Thing:
 def scene_of(path: str | Path) -> Scene | None:
     """The scene that an exported picture shows; None for any other picture."""
     with Image.open(io.BytesIO(urls.read(path)) if isinstance(path, str) and urls.is_url(path) else path) as picture:
-        key = getattr(picture, "text", {}).get(KEY)
-    return None if key is None else scene(**json.loads(key))
+        key = picture.info.get(KEY)
+    return scene(**json.loads(key)) if isinstance(key, str) else None

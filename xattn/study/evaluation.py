@@ -18,12 +18,14 @@ from xattn.inference.memory import kept_pages
 from xattn.inference.predictor import Predictor
 from xattn.metrics.base import metrics as registry
 from xattn.metrics.inputs import as_masks, as_regions, as_tensor, refuse_chunk
-from xattn.metrics.targets import PER_LABEL
+from xattn.metrics.known_parts import KnownParts
+from xattn.metrics.targets import PER_LABEL, ClassTarget
 from xattn.metrics.values import is_value
 from xattn.models.classifier import Classifier
 from xattn.models.loading import refuse_no_classifier
 from xattn.models.target_rules import Asked
 from xattn.progress import Progress
+from xattn.study.known_parts import PartsOfBatch
 from xattn.study.plan import key_of
 from xattn.study.regions import ABSENT, Regions
 from xattn.study.schema import COLUMNS, Row
@@ -43,6 +45,7 @@ def evaluate(
     target: Asked = "predicted",
     labels: Tensor | Sequence[Any] | None = None,
     regions: Tensor | None = None,
+    parts: KnownParts | None = None,
     batch_size: int = 8,
     predictor: Predictor | None = None,
     progress: bool = True,
@@ -60,6 +63,8 @@ def evaluate(
         labels: of the images, likewise.
         regions: for metrics that need it, where each target's object is: bool, `(B, H, W)`, or `(B, N, H, W)` with N objects, at the size
             of the images; empty where there is none.
+        parts: for metrics that need it, what the parts of the images do, for the maps' targets; of SketchBirds from
+            `xattn.birds.known_parts`.
         batch_size: images scored at once.
         predictor: for perturbed images, from `xattn.inference.fastest`; None: the default one, unmeasured.
         progress: after two seconds, a bar where stderr is a terminal; elsewhere log lines.
@@ -89,9 +94,11 @@ def evaluate(
     components = registry.create_all(metrics)
     if regions is None and (without := [metric.spec for metric in components if metric.instance.needs_regions]):
         raise InputError(f"{', '.join(without)} needs the regions of objects: pass regions=, bool, (batch, height, width).")
+    if parts is None and (without := [metric.spec for metric in components if metric.instance.needs_parts]):
+        raise InputError(f"{', '.join(without)} needs to know the parts of the images: pass parts=, of birds xattn.birds.known_parts(…).")
     own = not isinstance(maps, Maps)
     if not isinstance(maps, Maps):
-        if again := [metric.spec for metric in components if metric.instance.explained]:
+        if again := [metric.spec for metric in components if metric.instance.explained or metric.instance.needs_rivals]:
             raise UnsupportedError(f"{', '.join(again)} explains images again, which masks cannot: leave it out, or register a method.")
         about = explain(
             classifier, images, ["uniform"], target=target, labels=labels, predictor=predictor, untrained=True, progress=progress
@@ -106,13 +113,16 @@ def evaluate(
     if not own:  # the forward that masks take their targets from has just been run
         _refuse_other_maps(classifier, images, maps, batch_size)
     where = None if regions is None else _regions(regions, maps.images)
+    known = None if parts is None else _parts(parts, maps)
     runs = predictor or Predictor(classifier)
     rows: list[Row] = []
     with kept_pages(), Progress(len(images), progress, QUIET_S) as shown:
         for start in range(0, len(images), batch_size):
             piece = maps.part(start, start + batch_size, images)
             here = None if where is None else where.part(slice(start, start + batch_size))
-            rows += rows_of(classifier, piece, score(classifier, piece, components, runs, regions=here), [None] * len(piece.names))
+            these = None if known is None else known.part(slice(start, start + batch_size))
+            scores = score(classifier, piece, components, runs, regions=here, parts=these)
+            rows += rows_of(classifier, piece, scores, [None] * len(piece.names))
             shown.add(len(piece.names))
     return frame_of(pd.DataFrame([{name: getattr(row, name) for name in COLUMNS} for row in rows], columns=list(COLUMNS)))
 
@@ -123,6 +133,17 @@ def _regions(given: Tensor, images: Tensor) -> Regions:
     if masks.shape[2:] != images.shape[2:]:
         raise InputError(f"regions are at the size of the images, {tuple(images.shape[2:])}; got {tuple(masks.shape[2:])}.")
     return Regions(masks, tuple(None if there else ABSENT for there in masks.flatten(1).any(dim=1).tolist()))
+
+
+def _parts(given: KnownParts, maps: Maps) -> PartsOfBatch:
+    """A user's known parts, checked."""
+    target = maps.target
+    if not isinstance(target, ClassTarget) or not torch.equal(target.classes.cpu(), given.targets.cpu()):
+        asked = ", ".join(map(str, given.targets.tolist()[:3]))
+        raise InputError(f"the parts are known for classes {asked}, …, and the maps explain {', '.join(target.names()[:3])}, …: give one.")
+    if given.visible.shape[2:] != maps.images.shape[2:]:
+        raise InputError(f"parts are at the size of the images, {tuple(maps.images.shape[2:])}; got {tuple(given.visible.shape[2:])}.")
+    return PartsOfBatch(given, (None,) * len(given))
 
 
 def _refuse_other_maps(classifier: Classifier, images: Tensor, maps: Maps, batch_size: int) -> None:

@@ -34,6 +34,7 @@ from xattn.study.scoring import perturbations_of, score
 COMPARED_AT_LEAST, COMPARED_AT_MOST, COMPARED_OF = 8, 32, 20  # images: one of so many, within these bounds
 SPREAD = 4  # batches that they are taken from, if there are as many
 STUB_CHUNK = 4
+PARTS_FORWARDS = 40  # about: 32 subsets of a bird's parts, and a few pieces of clutter
 SMALL = 8
 
 
@@ -96,16 +97,18 @@ def forwards_per_image(plan: Plan, classifier: Classifier) -> int:
     channels = 0 if stage is None else stage.channels
     cells = 0 if stage is None else stage.size[0] * stage.size[1]
     asked = perturbations_of(plan.metrics)
+    known = PARTS_FORWARDS if any(metric.instance.needs_parts for metric in plan.metrics) else 0
     once, each = (
         sum(forwards(one, classifier.input_size, cells) for one in asked if ignores_masks(one) == ignored) for ignored in (True, False)
     )
     again = len({one for metric in plan.metrics for one in metric.instance.explained})
+    again += 2 * any(metric.instance.needs_rivals for metric in plan.metrics)
     own = [
         method.instance.forwards(channels, classifier.input_size) if isinstance(method.instance, RunsNetworkAgain) else 0
         for method in methods
     ]
     explained = sum(bool(method.metadata.needs) + more for method, more in zip(methods, own, strict=True))
-    return 1 + once + each * len(methods) + sum(own) + again * explained
+    return 1 + once + known + each * len(methods) + sum(own) + again * explained
 
 
 @dataclass(frozen=True)
@@ -155,7 +158,7 @@ def _bytes_per_image(plan: Plan, classifier: Classifier, image: _Crops) -> int:
     stub = _Stub(classifier)
 
     def work() -> None:
-        score(classifier, _maps(plan, classifier, image, plan.methods_of(classifier), stub), _without_regions(plan), stub)
+        score(classifier, _maps(plan, classifier, image, plan.methods_of(classifier), stub), _of_maps(plan), stub)
 
     return peak_bytes(work)
 
@@ -197,9 +200,9 @@ def _maps(
     return maps_of_trace(trace, methods, crops.names, crops.images)
 
 
-def _without_regions(plan: Plan) -> list[MetricComponent]:
-    """The metrics that need no regions: those of the sample's pictures are not read."""
-    return [metric for metric in plan.metrics if not metric.instance.needs_regions]
+def _of_maps(plan: Plan) -> list[MetricComponent]:
+    """The metrics that need neither regions nor parts: those of the sample's pictures are not read."""
+    return [metric for metric in plan.metrics if not (metric.instance.needs_regions or metric.instance.needs_parts)]
 
 
 def _without_labels(classifier: Classifier, rule: TargetRule) -> TargetRule:
@@ -213,7 +216,7 @@ def _without_labels(classifier: Classifier, rule: TargetRule) -> TargetRule:
 def _deviation(plan: Plan, classifier: Classifier, found: Tuned, at_once: int) -> dict[str, Deviation] | None:
     """By metric, the difference from level exact without shortcuts, on some images, over all methods; None without a shortcut."""
     methods: Sequence[MethodComponent] = plan.methods_of(classifier)
-    metrics: Sequence[MetricComponent] = _without_regions(plan)
+    metrics: Sequence[MetricComponent] = _of_maps(plan)
     short_methods = [method for method in methods if _exact(method) is not method]
     short_metrics = [metric for metric in metrics if _exact(metric) is not metric]
     is_rounded = found.level == "fast" and (found.tuning.precision != "own" or classifier.device.type == "cuda")

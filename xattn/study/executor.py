@@ -31,6 +31,7 @@ from xattn.metrics.stream import PredictAll
 from xattn.metrics.targets import PER_LABEL
 from xattn.models.classifier import Classifier
 from xattn.models.target_rules import OfOutput, TargetRule, labels_of
+from xattn.study.known_parts import PartsOfBatch, parts_of, scene_in
 from xattn.study.missing import OF_LABEL, Missing, PartContents
 from xattn.study.pairs import Pairs
 from xattn.study.plan import MetricComponent, Plan, Unit, key_of
@@ -90,6 +91,7 @@ class Executor:
         self._logged: set[tuple[str, str]] = set()
         self._scalings: set[str] = set()
         self._classes: dict[str, dict[str, int]] = {}  # of the labels of regions
+        self._images: dict[str, NamedImage] = {}  # by name, where a metric asks for their parts
         self._at_once: dict[str, int] = {}  # reduced where memory ran out
 
     def part(self, unit: Unit, batch: Batch) -> pa.Table:
@@ -172,8 +174,9 @@ class Executor:
             try:
                 maps = self._explained(part, images[some], names[some], frames[some], predict_all)
                 where = [self._regions(side.classifier, found, metrics, frames[some]) for side, found in zip(part, maps, strict=True)]
+                known = [self._parts(side, found, metrics) for side, found in zip(part, maps, strict=True)]
                 predictors = [side.predictor for side in part]
-                scores = score_group([side.classifier for side in part], maps, metrics, predictors, predict_all, where)
+                scores = score_group([side.classifier for side in part], maps, metrics, predictors, predict_all, where, known)
             except RuntimeError as error:
                 if not is_out_of_memory(error) or step == 1:
                     raise
@@ -200,6 +203,15 @@ class Executor:
         if key not in self._classes:
             self._classes[key] = class_of_label(annotations, classifier)
         return regions_of(annotations, self._classes[key], maps, frames)
+
+    def _parts(self, side: Side, maps: Maps, metrics: Sequence[MetricComponent]) -> PartsOfBatch | None:
+        """What the parts of the pictures do to the network's output; None if no metric asks for it."""
+        if not any(metric.instance.needs_parts for metric in metrics):
+            return None
+        if not self._images:
+            self._images = {image.name: image for image in self.plan.source.images}
+        scenes = [scene_in(self.plan.source, self._images[name]) for name in maps.names]
+        return parts_of(scenes, side.classifier, side.predictor, maps)
 
     def _with_own_curve(self, row: Row) -> Row:
         """A row without its curve, if an earlier metric of the plan stores that curve."""

@@ -161,7 +161,7 @@ class Plan:
             if not self.methods_of(classifier):
                 self._refuse(self.methods[0], self.lacks(classifier, self.methods[0]), classifier)
         given = [method.spec for method in self.methods if is_of_files(method)]
-        if given and (again := [metric.spec for metric in self.metrics if metric.instance.explained]):
+        if given and (again := [metric.spec for metric in self.metrics if metric.instance.explained or metric.instance.needs_rivals]):
             raise UnsupportedError(
                 f"{', '.join(again)} explains images again, which maps in files ({', '.join(given)}) cannot: leave one of them out."
             )

@@ -130,6 +130,7 @@ class RunJson(TypedDict):
     forwards: NotRequired[dict[str, StoredExecution]]
     pixels: NotRequired[dict[str, Count]]
     without_region: NotRequired[dict[str, list[str]]]
+    without_parts: NotRequired[dict[str, list[str]]]
     protocol: NotRequired[dict[str, StoredProtocol]]
     added: NotRequired[list[StoredAddition]]
     maps: NotRequired[dict[str, StoredMaps]]

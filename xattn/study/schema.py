@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 PREVIEW = 64
 NO_REGION = "no region: "
 """The beginning of reasons why a metric of regions has no value."""
+NO_PARTS = "not available: "
+"""The beginning of reasons why a metric of parts has no value."""
 
 
 def _column(kind: pa.DataType, *, shown: bool = True) -> Any:
@@ -45,7 +47,7 @@ class Row:
         degenerate: the map shows nothing.
         seed: of the run.
         error: why the image failed.
-        reason: why the map shows nothing, or why a metric of regions has no value.
+        reason: why the map shows nothing, or why a metric of regions or parts has no value.
         shares: shares of the pixels changed, along the metric's curve.
         curve: the target's probability along that curve.
         map: raw maps in float16, in units of `scale`; see `stored_map`.

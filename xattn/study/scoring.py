@@ -13,6 +13,7 @@ from xattn.explainers.base import FILES, MethodComponent, methods
 from xattn.explainers.maps import Maps, explainer_of
 from xattn.inference.predictor import Predictor
 from xattn.metrics.base import CurveMetric, Evidence, refuse_without_probability
+from xattn.metrics.parts_base import PartsMetric
 from xattn.metrics.perturbations import Curve, Kept, Noised, Perturbation, Removed, noised_images
 from xattn.metrics.probability import widened
 from xattn.metrics.responses import Responses, evaluate_for_all, shown_share
@@ -21,6 +22,7 @@ from xattn.metrics.stream import PredictAll
 from xattn.metrics.targets import ClassTarget, Contrast
 from xattn.models.classifier import Classifier
 from xattn.overlays import is_signed
+from xattn.study.known_parts import PartsOfBatch
 from xattn.study.plan import MetricComponent
 from xattn.study.regions import Regions
 from xattn.study.schema import Row, with_map
@@ -63,6 +65,7 @@ def score_group(
     predictors: Sequence[Predictor],
     predict_all: PredictAll | None,
     regions: Sequence[Regions | None] | None = None,
+    parts: Sequence[PartsOfBatch | None] | None = None,
 ) -> list[Scores]:
     """The values of several heads on one backbone; masks that all heads share are applied to the images once.
 
@@ -73,6 +76,7 @@ def score_group(
         predictors: one per classifier, for perturbed images.
         predict_all: runs all heads at once; None: each runs alone.
         regions: of each classifier's targets, if a metric needs them.
+        parts: of the images, for each classifier, if a metric needs them.
     """
     asked = perturbations_of(metrics)
     shared = [] if predict_all is None or not asked else _common_methods(maps, asked)
@@ -89,8 +93,9 @@ def score_group(
             mean=classifiers[0].mean,
             chunk=predictors[0].chunk,
         )
-    rows = zip(classifiers, maps, predictors, found, regions or [None] * len(maps), strict=True)
-    return [score(classifier, each, metrics, predictor, responses, where) for classifier, each, predictor, responses, where in rows]
+    nothing = [None] * len(maps)
+    rows = zip(classifiers, maps, predictors, found, regions or nothing, parts or nothing, strict=True)
+    return [score(classifier, each, metrics, *more) for classifier, each, *more in rows]
 
 
 def _common_methods(maps: Sequence[Maps], asked: Sequence[Perturbation]) -> list[str]:
@@ -116,6 +121,7 @@ def score(
     predictor: Predictor,
     responses: ByMethod | None = None,
     regions: Regions | None = None,
+    parts: PartsOfBatch | None = None,
 ) -> Scores:
     """Every metric of every method's maps, on the maps' own targets; the unmasked images are run once for all metrics.
 
@@ -126,6 +132,7 @@ def score(
         predictor: for perturbed images.
         responses: of methods that were already evaluated.
         regions: of the maps' targets, if a metric needs them.
+        parts: of the images, for the maps' targets, if a metric needs them.
 
     Raises:
         UnsupportedError: a metric follows a probability, and the target has none.
@@ -146,7 +153,7 @@ def score(
             mean=classifier.mean,
             chunk=predictor.chunk,
         )[0]
-    evidence = {method: _evidence(classifier, maps, method, metrics, predictor, known[method], regions) for method in maps}
+    evidence = {method: _evidence(classifier, maps, method, metrics, predictor, known[method], regions, parts) for method in maps}
     columns = {(method, metric.spec): metric.instance.value(evidence[method]) for method in maps for metric in metrics}
     original = target.probability(maps.output).p if target.has_probability else None
     whole = torch.isfinite(original if original is not None else target.score(maps.output))
@@ -166,8 +173,19 @@ def score(
         [None] * len(whole) if original is None else original.tolist(),
         errors,
         _curves(metrics, known),
-        {} if regions is None else {metric.spec: regions.reasons for metric in metrics if metric.instance.needs_regions},
+        _reasons(metrics, regions, parts),
     )
+
+
+def _reasons(metrics: Sequence[MetricComponent], regions: Regions | None, parts: PartsOfBatch | None) -> dict[str, Sequence[str | None]]:
+    """By metric, why an image has no value of it whatever the map."""
+    found: dict[str, Sequence[str | None]] = {}
+    for metric in metrics:
+        if regions is not None and metric.instance.needs_regions:
+            found[metric.spec] = regions.reasons
+        if parts is not None and isinstance(metric.instance, PartsMetric):
+            found[metric.spec] = parts.reasons_of(metric.instance)
+    return found
 
 
 def _evidence(
@@ -178,6 +196,7 @@ def _evidence(
     predictor: Predictor,
     responses: Responses,
     regions: Regions | None,
+    parts: PartsOfBatch | None,
 ) -> Evidence:
     is_ours = not method.startswith(f"{FILES}:")
     head_maps = _head_maps(maps.head_maps.weighted, methods.create(method)) if maps.head_maps is not None and is_ours else None
@@ -192,10 +211,22 @@ def _evidence(
             raise InputError(f"images can be explained again where a mask is kept or removed, or with noise; got {perturbation}.")
         shown = shown_share(perturbation, maps.masks[method], maps.low_res_masks[method], size)
         explanations[perturbation] = explain(maps.images * shown.to(maps.images)[:, None])
+    rivals = None
+    if parts is not None and parts.known.rivals is not None and any(metric.instance.needs_rivals for metric in metrics):
+        rivals = _of_rivals(classifier, maps, methods.create(method), predictor, parts.known.rivals)
     raw = maps.raw[method].relu() if is_signed(method) else maps.raw[method]
-    return Evidence(
-        maps.masks[method], raw, head_maps, responses, explanations, None if regions is None else regions.masks, maps.raw[method]
-    )
+    where = None if regions is None else regions.masks
+    known = None if parts is None else parts.known
+    return Evidence(maps.masks[method], raw, head_maps, responses, explanations, where, maps.raw[method], known, rivals)
+
+
+def _of_rivals(classifier: Classifier, maps: Maps, method: MethodComponent, predictor: Predictor, rivals: Tensor) -> Tensor:
+    """A method's masks of the images for two other classes each, `(B, 2, H, W)`; of an image that has no rivals, for any."""
+    found = []
+    for classes in rivals.clamp(min=0).to(maps.images.device).unbind(dim=1):
+        other = replace(maps, target=ClassTarget(classes, classifier.multi_label))
+        found.append(explainer_of(classifier, other, method, predictor)(maps.images))
+    return torch.stack(found, dim=1)
 
 
 def _head_maps(several: Tensor, method: MethodComponent) -> Tensor | None:

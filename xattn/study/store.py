@@ -24,7 +24,7 @@ from xattn.study.differences import differing, known_before
 from xattn.study.folders import LocalFolder, folder_at
 from xattn.study.parts import read_part
 from xattn.study.run_json import contents_json, run_json
-from xattn.study.schema import COLUMNS, NO_REGION, SCHEMA, StoredLooks, StoredMap, stored_looks, stored_map
+from xattn.study.schema import COLUMNS, NO_PARTS, NO_REGION, SCHEMA, StoredLooks, StoredMap, stored_looks, stored_map
 from xattn.study.summary import Summary
 
 logger = logging.getLogger("xattn")
@@ -268,8 +268,9 @@ class Store:
     def finish(self, metrics: Sequence[str], classes: Mapping[tuple[str, str], int] | None = None) -> list[tuple[str, str]]:
         """Makes `scores.csv` and `table.csv` from the parts; memory does not grow with the number of images.
 
-        How pictures of more than 8 bits were scaled is noted in `run.json`, as `pixels`, and pictures without a region, by why they have
-        none, as `without_region`. Labels that seem to be those of other classes are logged.
+        How pictures of more than 8 bits were scaled is noted in `run.json`, as `pixels`; pictures without a region, or for which a metric
+        of parts is not available, by the reason, as `without_region` and `without_parts`. Labels that seem to be those of other classes are
+        logged.
 
         Args:
             metrics: as named in the rows.
@@ -281,7 +282,7 @@ class Store:
         summary = Summary(metrics)
         failed: dict[str, str] = {}
         scaled: dict[str, set[str]] = {}
-        without_region: dict[str, dict[str, None]] = {}
+        without: dict[str, dict[str, dict[str, None]]] = {"without_region": {}, "without_parts": {}}
         schema = pa.schema([SCHEMA.field(name) for name in COLUMNS])
         with (
             self.whole(Path("scores.csv")) as path,
@@ -294,9 +295,10 @@ class Store:
                     failed.setdefault(row["image"], row["error"])
                 for row in table.select(["image", "pixels"]).filter(pa.compute.is_valid(table["pixels"])).to_pylist():
                     scaled.setdefault(row["pixels"], set()).add(row["image"])
-                without = table.select(["image", "reason"]).filter(pa.compute.starts_with(table["reason"], NO_REGION))
-                for row in without.to_pylist():
-                    without_region.setdefault(row["reason"], {})[row["image"]] = None
+                for (_, found), beginning in zip(without.items(), (NO_REGION, NO_PARTS), strict=True):
+                    lacking = table.select(["image", "reason"]).filter(pa.compute.starts_with(table["reason"], beginning))
+                    for row in lacking.to_pylist():
+                        found.setdefault(row["reason"], {})[row["image"]] = None
                 is_row = pa.compute.or_(pa.compute.is_valid(table["metric"]), is_error)
                 writer.write_table(table.select(list(COLUMNS)).filter(is_row))
         with self.whole(Path("table.csv")) as path:
@@ -306,8 +308,9 @@ class Store:
                 logger.warning("%s · %s: %s", model, head, warning)
         if scaled:
             self.note(pixels={rule: len(images) for rule, images in scaled.items()})
-        if without_region:
-            self.note(without_region={reason: list(images) for reason, images in without_region.items()})
+        for note, found in without.items():
+            if found:
+                self.note(**{note: {reason: list(images) for reason, images in found.items()}})
         if self.begun and not self.finished:
             self.note(added=[{**entry, "finished": True} for entry in self.read_run()["added"]])
         return list(failed.items())

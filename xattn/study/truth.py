@@ -8,14 +8,15 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from xattn.birds import Scene, masks, scene_of
-from xattn.birds.drawing import SIDE
-from xattn.birds.ground_truth import effects, in_parts, rank_correlation
+from xattn.birds import Scene, scene_of
+from xattn.birds.ground_truth import known_parts
 from xattn.catalogue import is_direct
 from xattn.data.images import ImageSource
 from xattn.data.preprocessing import Preprocessing
 from xattn.errors import InputError, UnsupportedError, XattnError
+from xattn.metrics.known_parts import KnownParts
 from xattn.metrics.masking import to_masks
+from xattn.metrics.parts import parts_shapley
 from xattn.models.classifier import Classifier
 from xattn.models.loading import load
 from xattn.overlays import is_signed
@@ -25,9 +26,10 @@ from xattn.study.store import Store
 
 
 def bird_truth(run: str | Path, places: str | Path | Sequence[str | Path] | None = None, *, device: str | None = None) -> pd.DataFrame:
-    """Agreement of each kept map with the parts' effects: Spearman's correlation of the mask's mean in each part with its Shapley value.
+    """Agreement of each kept map with the parts' effects: the metric `parts-shapley`, of a run that need not hold it.
 
-    The run's networks are loaded by their names, and run on the renders of all subsets of each bird's parts: 32 forwards per picture.
+    The run's networks are loaded by their names, and run on the renders of all subsets of each bird's parts, and without each piece of its
+    clutter: about 40 forwards per picture.
 
     Args:
         run: a run folder over an exported SketchBirds.
@@ -50,15 +52,10 @@ def bird_truth(run: str | Path, places: str | Path | Sequence[str | Path] | None
     for model in store.read_run()["settings"]["models"]:
         classifier = _loaded(model["name"], model["head"], model["weights"], device)
         given = Preprocessing.from_json(model["preprocessing"])
-        if given.input_size != (SIDE, SIDE) or given.resize not in (SIDE, (SIDE, SIDE)):
-            raise UnsupportedError(
-                f"the true effects are of whole birds of {SIDE} × {SIDE} pixels; the run showed '{model['name']}' crops of "
-                f"{' × '.join(map(str, given.input_size))}: leave out --truth, or run without --input-size and --resize."
-            )
         for name in names:
             kept = {key[1::3]: found for key, found in store.maps_by_target([name]).items() if key[2:4] == (model["name"], model["head"])}
             for target, maps in _by_target(kept).items():
-                values = _agreement(classifier, scenes[name], target, maps)
+                values = _agreement(classifier, given, scenes[name], target, maps)
                 about = {"image": name, "model": model["name"], "head": model["head"], "target": target}
                 lines += [{**about, "method": method, "value": value} for method, value in values.items()]
     return pd.DataFrame(lines, columns=["image", "model", "head", "method", "target", "value"])
@@ -99,17 +96,20 @@ def _by_target(maps: dict[tuple[str, str], StoredMap]) -> dict[str, dict[str, St
     return found
 
 
-def _agreement(classifier: Classifier, scene: Scene, target: str, maps: dict[str, StoredMap]) -> dict[str, float]:
+def _agreement(
+    classifier: Classifier, preprocessing: Preprocessing, scene: Scene, target: str, maps: dict[str, StoredMap]
+) -> dict[str, float]:
     """The agreement of each method's map with the effects of the parts."""
     if not target.isdecimal():
         raise UnsupportedError(f"the truth is known of a class; this run explains {target}.")
-    true = effects(classifier.predict, [scene], [int(target)]).shapley
-    visible = masks(scene).visible
+    true = known_parts(classifier.predict, [scene], [int(target)], preprocessing=preprocessing)
+    visible = true.visible[0]
     size = (visible.shape[1], visible.shape[2])
     shown = []
     for method, kept in maps.items():
         raw = torch.from_numpy(kept.raw)[None]
         raw = raw.relu() if is_signed(method) else raw
         shown.append(raw if is_direct(method) and raw.shape[1:] == visible.shape[1:] else to_masks(raw, size).masks)
-    found = rank_correlation(in_parts(torch.cat(shown), visible.expand(len(shown), *visible.shape)), true.expand(len(shown), -1))
+    every = [0] * len(shown)  # the one bird, for each method
+    found = parts_shapley(torch.cat(shown), KnownParts(true.visible[every], true.logits[every], true.targets[every]))
     return dict(zip(maps, found.tolist(), strict=True))

@@ -1,0 +1,110 @@
+"""The known parts of a run's pictures: which scene of SketchBirds each shows, drawn again without its parts and shown to the network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from xattn.birds import CLASSES, Scene, scene_of
+from xattn.birds.ground_truth import known_parts, seen_by
+from xattn.data.images import ImageSource
+from xattn.data.listing import NamedImage
+from xattn.errors import XattnError
+from xattn.explainers.maps import Maps
+from xattn.inference.predictor import Predictor
+from xattn.metrics.known_parts import KnownParts
+from xattn.metrics.parts_base import PartsMetric
+from xattn.metrics.targets import ClassTarget
+from xattn.models.classifier import Classifier
+from xattn.study.schema import NO_PARTS
+
+NO_SCENE = f"{NO_PARTS}the picture is no SketchBird, and its parts are not known"
+NOT_DRAWN = f"{NO_PARTS}the picture is not what its scene of SketchBirds shows, so that its parts cannot be removed (a transform?)"
+NO_CLASS = f"{NO_PARTS}the effects of parts are those on a class, and the target is none"
+SAME = 1.5 / 255  # by which pixels of one picture differ at most
+
+
+@dataclass(frozen=True)
+class PartsOfBatch:
+    """What is known of the parts of a batch's pictures.
+
+    Attributes:
+        known: of all of them; a picture whose parts are not known has none.
+        reasons: why a picture's parts are not known; None for one whose are.
+    """
+
+    known: KnownParts
+    reasons: tuple[str | None, ...]
+
+    def part(self, part: slice) -> PartsOfBatch:
+        """Those of some of the pictures."""
+        return PartsOfBatch(self.known.part(part), self.reasons[part])
+
+    def reasons_of(self, metric: PartsMetric) -> tuple[str | None, ...]:
+        """Why each picture has no value of a metric, whatever the map; None for one that has."""
+        if not bool(self.known.known.any()):
+            return self.reasons
+        own = metric.reasons(self.known)
+        return tuple(known or (None if lacks is None else f"{NO_PARTS}{lacks}") for known, lacks in zip(self.reasons, own, strict=True))
+
+
+def scene_in(source: ImageSource, image: NamedImage) -> Scene | None:
+    """The scene that a picture of a source shows: an exported file's, or that of a data set with a method `scene(index)`; None: none."""
+    if image.path is not None:
+        try:
+            return scene_of(image.path)
+        except (OSError, ValueError, TypeError, SyntaxError, XattnError):  # what cannot be read says so elsewhere
+            return None
+    scene = getattr(source.dataset, "scene", None)
+    found = scene(image.index) if callable(scene) and image.index is not None else None
+    return found if isinstance(found, Scene) else None
+
+
+def parts_of(pictures: Sequence[Scene | None], classifier: Classifier, predictor: Predictor, maps: Maps) -> PartsOfBatch:
+    """What the parts of a batch's pictures do to a network's output for the maps' targets.
+
+    Args:
+        pictures: the scene that each shows, by `scene_in`.
+        classifier: the network that was explained.
+        predictor: its, for the renders.
+        maps: of the batch.
+    """
+    target, count = maps.target, len(maps.names)
+    if not isinstance(target, ClassTarget) or maps.output.dim() != 2:
+        return PartsOfBatch(_at_size(known_parts(predictor, [None] * count, [0] * count), maps), (NO_CLASS,) * count)
+    scenes: list[Scene | None] = []
+    reasons: list[str | None] = []
+    for picture, shown in zip(pictures, maps.images, strict=True):
+        scene, reason = picture, NO_SCENE if picture is None else None
+        if scene is not None:
+            drawn = seen_by(scene, classifier.preprocessing).subsets[-1].to(shown.device)
+            if drawn.shape != shown.shape or float((shown - drawn / 255).abs().max()) > SAME:
+                scene, reason = None, NOT_DRAWN
+        scenes.append(scene)
+        reasons.append(reason)
+
+    def predict(renders: torch.Tensor) -> torch.Tensor:
+        return predictor(renders.to(maps.images.device))
+
+    known = known_parts(
+        predict, scenes, target.classes.tolist(), preprocessing=classifier.preprocessing, classes=_bird_classes(classifier.labels)
+    )
+    return PartsOfBatch(_at_size(known, maps), tuple(reasons))
+
+
+def _at_size(known: KnownParts, maps: Maps) -> KnownParts:
+    """Parts at the size of the maps' images: if they have another, none of them is known."""
+    size = maps.images.shape[2:]
+    if known.visible.shape[2:] == size or known.objects is None:
+        return known
+    empty = {"visible": known.visible.shape[:2], "objects": known.objects.shape[:2]}
+    return replace(known, **{name: torch.zeros(*count, *size, dtype=torch.bool) for name, count in empty.items()})
+
+
+def _bird_classes(labels: Sequence[str] | None) -> list[int] | None:
+    """The index of each class of SketchBirds among a network's labels; None if one is missing."""
+    if labels is None or any(name not in labels for name in CLASSES):
+        return None
+    return [labels.index(name) for name in CLASSES]
