@@ -27,9 +27,7 @@ from xattn.data.images import ImageSource
 from xattn.training import PRESETS, fit
 
 METHODS = ("grad-cam", "raw-attention")
-SYMBOLS = {"average-drop": "AD ↓", "average-gain": "AG ↑", "average-increase": "AI ↑", "insertion": "I ↑", "deletion": "D ↓"}
-STEP = 7168  # pixels, a seventh of 224 × 224
-METRICS = {symbol: f"{name}:step={STEP}" if symbol[0] in "ID" else name for name, symbol in SYMBOLS.items()}
+METRICS = {"AD ↓": "average-drop", "AG ↑": "average-gain", "AI ↑": "average-increase"}
 HEADS = ("gap", "ca-stream")
 
 
@@ -75,9 +73,8 @@ class PhotographStreams:
             f"{self.epochs} epochs of {self.per_class} photographs of each of imagenette's ten classes, on features that are computed "
             "once. No setting was searched. Classes are ImageNet's 1000, of which the streams saw ten: they learn which ten occur, the "
             "network did not, so that accuracies do not compare the poolings.",
-            f"n = {len(shown)} photographs of imagenette/val, explained for their labels; insertion and deletion in steps of {STEP} "
-            "pixels. ± is half of the 95 % interval: of the streams over seeds × photographs, of the network, which is one, over "
-            "photographs.",
+            f"n = {len(shown)} photographs of imagenette/val, explained for their labels. ± is half of the 95 % interval: of the streams "
+            "over seeds × photographs, of the network, which is one, over photographs.",
             f"At matched confidence, a stream's logits are divided by the temperature ({min(temperatures):.2f} to {max(temperatures):.2f}) "
             f"at which its mean probability of the label on {len(others)} other photographs ({min(sure):.3f} to {max(sure):.3f}) is the "
             f"network's, {wanted:.3f}; maps stay as they are.",
