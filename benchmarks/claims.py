@@ -4,77 +4,135 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import pandas as pd
 import torch
+from estimates import Estimate, estimate
 from torch import Tensor
 
-from xattn.metrics.statistics import Interval, mean_interval
+from xattn.metrics.sheets import SIGNIFICANT
+from xattn.metrics.statistics import Interval, holm
 
 Line = dict[str, str]
+ANSWERS = {"reproduced": "yes", "not reproduced: it is the other way round": "no, the other way round"}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim of a paper, or a question of our own, on a difference of two means.
+
+    Attributes:
+        text: the claim, or the question with its question mark.
+        difference: of the two means that it compares.
+        way: sign that the claim gives the difference; 0: that there is none beyond the margin.
+        margin: how large a difference counts as none.
+        digits: after the point.
+        asked: whether it is a question: whether the difference is above 0.
+        note: stands behind the numbers.
+        undecided: stands behind them where the claim is not decided.
+    """
+
+    text: str
+    difference: Estimate
+    way: int = 1
+    margin: float = 0.0
+    digits: int = 2
+    asked: bool = False
+    note: str = ""
+    undecided: str = ""
+
+    def tests(self) -> tuple[float, ...]:
+        """P-values: that there is a difference, and of a claim that there is none, also that it is within the margin."""
+        differs = self.difference.differs()
+        return (differs,) if self.way else (differs, self.difference.within(self.margin))
+
+
+def claim(text: str, difference: Estimate, way: int, digits: int = 2, margin: float = 0.0, note: str = "", undecided: str = "") -> Claim:
+    """A claim of a paper; its arguments are `Claim`'s."""
+    return Claim(text, difference, way, margin, digits, note=note, undecided=undecided)
+
+
+def question(text: str, difference: Estimate, digits: int = 2) -> Claim:
+    """A question of our own, with its question mark, whether a difference is above 0."""
+    return Claim(text, difference, digits=digits, asked=True)
+
+
+def verdicts(claims: Sequence[Claim]) -> str:
+    """A line a claim with its verdict, and how they were found. All tests of the claims are one family, adjusted by Holm."""
+    tests = [claim.tests() for claim in claims]
+    left = iter(holm([p for of_claim in tests for p in of_claim]))
+    lines = [f"- {_line(claim, [next(left) for _ in of_claim])}" for claim, of_claim in zip(claims, tests, strict=True)]
+    count = sum(map(len, tests))
+    family = f"adjusted by Holm over the {count} tests of this page" if count > 1 else "that of the only test of this page"
+    said = (
+        f"A claim is decided where p < {SIGNIFICANT:g}; p is {family}, the 95 % interval is that of its claim alone. What is over seeds × "
+        "birds, or other pictures, has its error from a two-way bootstrap of both; what is over birds alone is of one network, and speaks "
+        "for it alone."
+    )
+    return "\n".join(lines) + f"\n\n{said}"
+
+
+def verdict(claim: Claim, p: Sequence[float]) -> str:
+    """Reproduced, not reproduced, or not decided: a large p-value shows neither a difference nor none.
+
+    Args:
+        claim: the claim.
+        p: adjusted p-values of its tests.
+    """
+    if math.isnan(claim.difference.error) or math.isnan(claim.tests()[0]):
+        return "not testable here"
+    differs, way = p[0] < SIGNIFICANT, 1 if claim.difference.mean > 0 else -1
+    if claim.way == 0 and p[1] < SIGNIFICANT:
+        return f"reproduced, within {claim.margin:g}"
+    if not differs:
+        return "not decided"
+    if claim.way == 0:
+        return "not reproduced: they differ"
+    return "reproduced" if claim.way == way else "not reproduced: it is the other way round"
+
+
+def _line(claim: Claim, p: Sequence[float]) -> str:
+    found, of = verdict(claim, p), claim.difference
+    if claim.asked:
+        found = "no difference at all" if of.mean == of.error == 0 else ANSWERS.get(found, found)
+    numbers = f"{of.over}"
+    if not math.isnan(of.error):
+        low, high, digits = of.mean - of.half, of.mean + of.half, claim.digits
+        numbers = f"{of.mean:+.{digits}f}, 95 % [{low:+.{digits}f}, {high:+.{digits}f}], {of.over}, p {_p(min(p))}"
+    behind = [each for each in (claim.note, claim.undecided if found == "not decided" else "") if each]
+    return f"{claim.text}{' ' if claim.asked else ': '}**{found}** ({'; '.join([numbers, *behind])})"
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"= {value:.2g}"
 
 
 def cell(values: Tensor, digits: int = 2) -> str:
-    """A mean over images with its interval."""
-    return shown(mean_interval(values), digits)
+    """A mean with half of its interval: over pictures `(n,)`, or over seeds and pictures, `(seeds, pictures)`."""
+    found = estimate(values)
+    return _shown(found.mean, found.half, digits)
 
 
 def over_seeds(values: Sequence[float], digits: int = 2) -> str:
-    """A mean over seeds with its interval."""
-    return shown(mean_interval(torch.tensor(values, dtype=torch.float64)), digits)
+    """A mean over seeds with half of its interval."""
+    return cell(torch.tensor(values, dtype=torch.float64), digits)
 
 
 def shown(interval: Interval, digits: int = 2) -> str:
     """An interval as mean ± half its width."""
-    if math.isnan(interval.mean):
+    return _shown(interval.mean, interval.high - interval.mean, digits)
+
+
+def _shown(mean: float, half: float, digits: int) -> str:
+    if math.isnan(mean):
         return "–"
-    half = "" if math.isnan(interval.low) else f" ± {interval.high - interval.mean:.{digits}f}"
-    return f"{interval.mean:.{digits}f}{half}"
+    return f"{mean:.{digits}f}" + ("" if math.isnan(half) else f" ± {half:.{digits}f}")
 
 
-def claim(text: str, difference: Interval, way: int, digits: int = 2, margin: float = 0.0) -> str:
-    """A claim of a paper and whether the interval of a difference bears it out.
-
-    Args:
-        text: the claim.
-        difference: of the two means that it compares.
-        way: sign that the claim gives the difference; 0: that there is none beyond the margin.
-        digits: after the point.
-        margin: how large a difference counts as none.
-    """
-    return f"{text}: **{verdict(difference, way, margin)}**{_numbers(difference, digits)}"
-
-
-def question(text: str, difference: Interval, digits: int = 2) -> str:
-    """A question of our own, with its question mark, whether a difference is above 0; and its answer."""
-    answers = {"reproduced": "yes", "not reproduced: it is the other way round": "no, the other way round"}
-    found = "no difference at all" if difference.low == difference.high == 0 else verdict(difference, 1)
-    return f"{text} **{answers.get(found, found)}**{_numbers(difference, digits)}"
-
-
-def verdict(difference: Interval, way: int, margin: float = 0.0) -> str:
-    """Reproduced, not reproduced, or not decided: an interval that holds 0 shows neither a difference nor, unless it is narrow, none."""
-    if math.isnan(difference.low):
-        return "not testable here"
-    apart = 0 if difference.low <= 0 <= difference.high else (1 if difference.mean > 0 else -1)
-    if way == 0 and -margin < difference.low and difference.high < margin:
-        return f"reproduced, within {margin:g}"
-    if way == 0 and apart != 0:
-        return "not reproduced: they differ"
-    if apart == 0 or way == 0:
-        return "not decided: the interval holds 0"
-    return "reproduced" if apart == way else "not reproduced: it is the other way round"
-
-
-def _numbers(difference: Interval, digits: int) -> str:
-    if math.isnan(difference.low):
-        return f" (n = {difference.n})"
-    return f" ({difference.mean:+.{digits}f}, 95 % [{difference.low:+.{digits}f}, {difference.high:+.{digits}f}], n = {difference.n})"
-
-
-def page(title: str, about: Sequence[str], table: pd.DataFrame, lines: Sequence[str]) -> str:
+def page(title: str, about: Sequence[str], table: pd.DataFrame, claims: Sequence[Claim] = ()) -> str:
     """One page of Markdown."""
     parts = [f"# {title}", *about, table.to_markdown(index=False, disable_numparse=True)]
-    if lines:
-        parts.append("\n".join(f"- {line}" for line in lines))
+    if claims:
+        parts.append(verdicts(claims))
     return "\n\n".join(parts) + "\n"

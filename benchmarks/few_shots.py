@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from claims import Line, claim, over_seeds, page
+from claims import Claim, Line, cell, claim, over_seeds, page
+from estimates import apart
 from printed import FEW_SHOT
 from torch import Tensor
 from torch.nn import functional
@@ -20,7 +21,6 @@ from two_streams import entropy
 import xattn
 from xattn.birds import CLASSES, SketchBirds, export_few_shot, masks, render, share_inside
 from xattn.birds.few_shot import SPLITS
-from xattn.metrics.statistics import Interval, mean_interval
 from xattn.training import PRESETS, Recipe, fit, fit_episodes, with_ways
 
 NETWORK = "few-shot:resnet12:width=8"
@@ -61,17 +61,19 @@ class FewShotsPage(TaskPage):
             )
         ours = found["br-npa", False]
         lines = [
-            claim("br-npa is better than average pooling", mean_interval(ours - found["gap", False]), 1),
-            claim("br-npa is better than b-cnn", mean_interval(ours - found["b-cnn", False]), 1),
-            claim("b-cnn is worse than average pooling", mean_interval(found["b-cnn", False] - found["gap", False]), -1),
-            claim("high resolution hurts br-npa (as Table 3; its text says the contrary)", mean_interval(found["br-npa", True] - ours), -1),
+            claim("br-npa is better than average pooling", apart(ours, found["gap", False], "seeds"), 1),
+            claim("br-npa is better than b-cnn", apart(ours, found["b-cnn", False], "seeds"), 1),
+            claim("b-cnn is worse than average pooling", apart(found["b-cnn", False], found["gap", False], "seeds"), -1),
+            claim("high resolution hurts br-npa (as Table 3; its text says the contrary)", apart(found["br-npa", True], ours, "seeds"), -1),
             claim(
-                "br-npa at high resolution is better than average pooling", mean_interval(found["br-npa", True] - found["gap", False]), 1
+                "br-npa at high resolution is better than average pooling",
+                apart(found["br-npa", True], found["gap", False], "seeds"),
+                1,
             ),
             *(
                 claim(
                     f"{head}{' at high resolution' if high else ''}: the episodes help",
-                    mean_interval(found[head, high] - before[head, high]),
+                    apart(found[head, high], before[head, high], "seeds"),
                     1,
                 )
                 for head, high in HEADS
@@ -83,37 +85,32 @@ class FewShotsPage(TaskPage):
             f"Base classes: {b.based} epochs from random weights; at high resolution {b.tuned} from the weights at low resolution, with "
             f"distillation. Then {b.meta * b.episodes} episodes of {WAYS} ways, one shot and {self._queries[0]} queries of each class, "
             f"likewise with distillation. Accuracy, in percent: {b.scored} episodes with {self._queries[1]} queries of each class; before "
-            f"the episodes, the layer starts from zeros. {len(b.seeds)} seeds; ± is Student's 95 % interval over them.",
+            f"the episodes, the layer starts from zeros. {len(b.seeds)} seeds; ± is half of the 95 % interval over them.",
             "**Differs**: 4 ways instead of 5, fewer episodes at ten times their learning rates, AdamW on the base classes. Printed: "
-            "CIFAR-FS, maps of 10×10 and 40×40, ± over episodes. The paper searched settings for each network; here they are the same.",
+            "CIFAR-FS, maps of 10×10 and 40×40, ± over episodes. The paper searched settings for each network; here none was "
+            "searched, and all have the same.",
             f"Maps: {len(self._shown[0])} other pictures of the 4 kinds, br-npa at high resolution. Few shots: meta-trained on other "
             "kinds, then fitted to one picture of each. Fine-grained: the same network trained on pictures of all 16 kinds, in as many "
             "steps as on the base classes, without episodes. Entropy is relative to that of a map that is the same everywhere.",
         ]
         return page("BR-NPA, Table 3: few shots", about, pd.DataFrame(table), lines)
 
-    def whole_objects(self) -> list[str]:
+    def whole_objects(self) -> list[Claim]:
         """Whether maps cover the whole bird more in few shots than in fine-grained classification."""
-        inside: dict[str, list[float]] = {method: [] for method in METHODS}
-        spread: dict[str, list[float]] = {method: [] for method in METHODS}
-        shares: dict[str, list[float]] = {method: [] for method in METHODS}
+        inside: dict[tuple[str, str], list[Tensor]] = {}
+        spread: dict[tuple[str, str], list[Tensor]] = {}
         for seed in self.budget.seeds:
-            few = self._maps(self.fitted(seed))
-            fine = self._maps(self.fine(True, seed))
-            for method in METHODS:
-                of_few, of_fine = (share_inside(maps[method], self._shown[2]) for maps in (few, fine))
-                inside[method].append(100 * float(of_few.nanmean() - of_fine.nanmean()))
-                shares[method].append(100 * float(of_few.nanmean()))
-                spreads = [entropy(maps[method]) / log(SIDE * SIDE) for maps in (few, fine)]
-                spread[method].append(float(spreads[0].nanmean() - spreads[1].nanmean()))
+            for called, classifier in (("few", self.fitted(seed)), ("fine", self.fine(True, seed))):
+                for method, masks_of in self._maps(classifier).items():
+                    inside.setdefault((called, method), []).append(100 * share_inside(masks_of, self._shown[2]))
+                    spread.setdefault((called, method), []).append(entropy(masks_of) / log(SIDE * SIDE))
         area = 100 * float(self._shown[2].double().mean())
         lines = []
         for method, called in METHODS.items():
+            (few, fine), spreads = ([torch.stack(of[kind, method]) for kind in ("few", "fine")] for of in (inside, spread))
             text = f"{called} has more of its energy inside the bird in few shots than in fine-grained classification, in points"
-            lines.append(
-                f"{claim(text, _over(inside[method]), 1)}; few shots: {over_seeds(shares[method])} %, the bird's area {area:.0f} %"
-            )
-            lines.append(claim(f"{called} is more spread out (entropy) in few shots", _over(spread[method]), 1, digits=3))
+            lines.append(claim(text, apart(few, fine), 1, note=f"few shots: {cell(few)} %, the bird's area {area:.0f} %"))
+            lines.append(claim(f"{called} is more spread out (entropy) in few shots", apart(*spreads), 1, digits=3))
         return lines
 
     def base(self, head: str, high: bool, seed: int) -> xattn.Classifier:
@@ -212,7 +209,3 @@ class FewShotsPage(TaskPage):
 
     def _file(self, name: str, high: bool, seed: int) -> Path:
         return self.work / f"{name}{'-high' if high else ''}-{seed}.safetensors"
-
-
-def _over(values: list[float]) -> Interval:
-    return mean_interval(torch.tensor(values, dtype=torch.float64))

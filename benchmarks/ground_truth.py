@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from claims import cell, page, question
+from estimates import apart
 from torch import Tensor
 from torch.nn import functional
 from trained import drawn
@@ -19,7 +20,6 @@ import xattn
 from xattn.birds import PARTS, Scene, SketchBirds, effects, in_parts, masks, pixels, rank_correlation, share_inside
 from xattn.explainers import Need, methods
 from xattn.inference import Predictor, Tuning
-from xattn.metrics.statistics import paired
 
 HEADS = ("gap", "ca-stream", "b-cnn", "br-npa", "br-npa-high-res")
 METHODS = ("activation-map", "grad-cam", "grad-cam++", "score-cam", "guided-backprop", "guided-grad-cam", "raw-attention")
@@ -132,9 +132,9 @@ def effects_page(folder: Path, count: int) -> str:
         for method in ("grad-cam", "grad-cam++"):
             ours, theirs = (_of(frames[head], which, "shapley").nan_to_num(0) for which in ("raw-attention", method))
             text = f"birds:{head}: does its attention rank the parts better than {method} of the same classifier?"
-            lines.append(question(text, paired(ours, theirs).difference))
+            lines.append(question(text, apart(ours, theirs)))
     for method in ("grad-cam", "score-cam", "guided-grad-cam", "activation-map", "edges"):
-        against = paired(_of(frames["gap"], method, "shapley"), _of(frames["gap"], "random", "shapley")).difference
+        against = apart(_of(frames["gap"], method, "shapley"), _of(frames["gap"], "random", "shapley"))
         lines.append(question(f"birds:gap: does {method} rank the parts better than noise?", against))
     area = 100 * float(frames["gap"]["area"].mean())
     return page("Do maps rank the parts as the network does?", [_about(count, area)], _ranked(frames), lines)
@@ -149,7 +149,7 @@ def tokens_page(folder: Path, count: int) -> str:
         for method in _methods(name):
             if method != "grad-cam":
                 text = f"birds:{name}: does {method} rank the parts better than grad-cam?"
-                lines.append(question(text, paired(_of(frame, method, "shapley").nan_to_num(0), grad_cam).difference))
+                lines.append(question(text, apart(_of(frame, method, "shapley").nan_to_num(0), grad_cam)))
     area = 100 * float(frames["vit"]["area"].mean())
     return page("Do maps of a vision transformer rank the parts as it does?", [_about(count, area)], _ranked(frames), lines)
 
@@ -188,9 +188,9 @@ def order_page(folder: Path, count: int) -> str:
     for head in ("br-npa", "br-npa-high-res"):
         first = 100 * hits[head, 1]
         text = f"birds:{head}: does its first map lie on the part that matters most"
-        lines.append(question(f"{text} more often than one part in five?", paired(first, torch.full_like(first, 20)).difference))
-        lines.append(question(f"{text} more often than always the same part would?", paired(first, 100 * guesses[head]).difference))
-        lines.append(question(f"{text} more often than its third?", paired(first, 100 * hits[head, 3]).difference))
+        lines.append(question(f"{text} more often than one part in five?", apart(first, torch.full_like(first, 20))))
+        lines.append(question(f"{text} more often than always the same part would?", apart(first, 100 * guesses[head])))
+        lines.append(question(f"{text} more often than its third?", apart(first, 100 * hits[head, 3])))
     about = [
         f"n = {count} test birds. A map lies on the part in which its mean is greatest, of the parts that are to be seen; the part that "
         "matters most has the greatest Shapley value for the label's logit. By chance: 20 %, rank 2. Shares of the parts in %.",
@@ -242,7 +242,7 @@ def spurious_page(folder: Path, count: int) -> str:
     for method in found:
         there, elsewhere = (100 * _of(frame[led.to_numpy()], method, "cue") for frame in (frames["gap-spurious"], frames["gap"]))
         text = f"does {method} go to the cue where the answer rests on it?"
-        lines.append(question(text, paired(there, elsewhere).difference))
+        lines.append(question(text, apart(there, elsewhere)))
     about = [
         "Energy of the mask in the cue (a mushroom or a kite in a corner) and in the bird. The questions are of the pictures in which the "
         "answer of birds:gap-spurious rests on the cue: its logit falls without it; compared with birds:gap on the same pictures."

@@ -210,6 +210,7 @@ DATA = (
     "cifar-fs:/proc:nothing",
     "cub:\x00",
     "dogs::",
+    "mit67:/proc:test",
     "x:y:z",
 )
 HOSTS = ("", " ", "\x00", "999.0.0.1", "::x", "nowhere.invalid", "http://x", "x" * 300)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from functools import cache, cached_property
 from itertools import combinations
 from pathlib import Path
 
 import pandas as pd
 import torch
-from claims import Line, claim, over_seeds, page
+from claims import Line, cell, claim, over_seeds, page, verdicts
+from estimates import apart
 from printed import RE_IDENTIFICATION
 from torch import Tensor
 from trained import TaskPage
@@ -19,7 +19,6 @@ import xattn
 from xattn.birds import export_individuals, masks
 from xattn.birds.drawing import SIDE
 from xattn.birds.individuals import WIDTH, picture, sighting
-from xattn.metrics.statistics import Interval, mean_interval
 from xattn.training import Recipe, fit
 
 CAMERAS, EACH = 4, 3
@@ -48,32 +47,36 @@ class ReIdentificationPage(TaskPage):
             {
                 "network": network,
                 "map": method,
-                "same part, same individual": over_seeds(same[network, method]),
-                "same part, others": over_seeds(other[network, method]),
-                "points at the bird": over_seeds(inside[network, method]),
+                "same part, same individual": cell(same[network, method]),
+                "same part, others": cell(other[network, method]),
+                "points at the bird": cell(inside[network, method]),
             }
             for network in NETWORKS
             for method in SHOWN[network]
         ]
         first = BR_NPA, RANKS[0]
         lines = [
-            claim("br-npa has a higher rank-1 than b-cnn", _paired(rank_1[BR_NPA], rank_1[B_CNN]), 1),
-            claim("br-npa has a lower rank-1 than max pooling", _paired(rank_1[BR_NPA], rank_1[POOLING]), -1),
-            claim("br-npa has a lower rank-1 at the higher resolution", _paired(rank_1[HIGH], rank_1[BR_NPA]), -1),
-            claim("rga has the rank-1 of br-npa", _paired(rank_1[RGA], rank_1[BR_NPA]), 0, margin=1),
+            claim("br-npa has a higher rank-1 than b-cnn", apart(rank_1[BR_NPA], rank_1[B_CNN], "seeds"), 1),
+            claim("br-npa has a lower rank-1 than max pooling", apart(rank_1[BR_NPA], rank_1[POOLING], "seeds"), -1),
+            claim("br-npa has a lower rank-1 at the higher resolution", apart(rank_1[HIGH], rank_1[BR_NPA], "seeds"), -1),
+            claim("rga has the rank-1 of br-npa", apart(rank_1[RGA], rank_1[BR_NPA], "seeds"), 0, margin=1),
             *(
-                claim(f"map 1 stays on the same part before two cameras more often than map {rank}", _paired(same[first], same[of]), 1)
+                claim(
+                    f"map 1 stays on the same part before two cameras more often than map {rank}",
+                    apart(same[first], same[of], "individuals"),
+                    1,
+                )
                 for rank, of in ((2, (BR_NPA, RANKS[1])), (3, (BR_NPA, RANKS[2])))
             ),
-            claim("… than Grad-CAM of max pooling", _paired(same[first], same[POOLING, "grad-cam"]), 1),
-            claim("… than with other individuals before these cameras", _paired(same[first], other[first]), 1),
+            claim("… than Grad-CAM of max pooling", apart(same[first], same[POOLING, "grad-cam"], "individuals"), 1),
+            claim("… than with other individuals before these cameras", apart(same[first], other[first], "individuals"), 1),
         ]
         about = [
             f"Individual birds, {b.persons} for training and {self._tested} others for the test, before {CAMERAS} cameras, {EACH} pictures "
             f"by each. birds:gap with the identity branch of DG-Net, layer4 with stride 1, is trained for {b.met} epochs with max pooling; "
             f"b-cnn, br-npa and rga start from its weights and are trained for {b.met} more, the higher resolution (layer3 with stride 1 "
-            f"too) from br-npa's for {self._tuned}, taught by it. {len(b.seeds)} seeds; ± is Student's 95 % interval over them. Vectors of "
-            "both blocks, the flipped picture's added.",
+            f"too) from br-npa's for {self._tuned}, taught by it. No setting was searched. {len(b.seeds)} seeds; ± is half of the 95 % "
+            "interval over them, of maps over seeds × individuals. Vectors of both blocks, the flipped picture's added.",
             "Printed: BR-NPA, Table 9, ResNet-50 on Market-1501, rank-1; its higher resolution is 64×32. **Differs**: identities alone, "
             "without DG-Net's generator; max pooling is trained for half of the epochs of what starts from it.",
         ]
@@ -83,9 +86,7 @@ class ReIdentificationPage(TaskPage):
             "Grad-CAM is of the cosine with the individual before the next camera. The paper shows pictures."
         )
         made = page("BR-NPA, Table 9 and Fig. 14: re-identification", about, pd.DataFrame(table), [])
-        return f"{made}\n{where}\n\n{pd.DataFrame(views).to_markdown(index=False, disable_numparse=True)}\n\n" + "".join(
-            f"- {line}\n" for line in lines
-        )
+        return f"{made}\n{where}\n\n{pd.DataFrame(views).to_markdown(index=False, disable_numparse=True)}\n\n{verdicts(lines)}\n"
 
     def trained(self, network: str, seed: int, output: str | None = None) -> xattn.Classifier:
         """A classifier, trained when it is first asked for, with logits or vectors as its output."""
@@ -115,13 +116,13 @@ class ReIdentificationPage(TaskPage):
         found = xattn.tasks.score(classifier, place, task="re-identification:flip=true", workers=0, progress=False).scores
         return {name: found[name].mean for name in ("rank-1", "mAP")}
 
-    def stability(self) -> tuple[dict[tuple[str, str], list[float]], ...]:
-        """By network and map, a value a seed, in percent: how often two maps of an individual point at the same part, how often those of
-        two individuals do, and how often a map points at the bird."""
+    def stability(self) -> tuple[dict[tuple[str, str], Tensor], ...]:
+        """By network and map, `(seeds, individuals)`, in percent: how often two maps of an individual point at the same part, how often one
+        of an individual and one of another do, and how often a map points at the bird."""
         images, parts = _seen(self.budget.persons + 1, self._tested)
-        same: dict[tuple[str, str], list[float]] = {}
-        other: dict[tuple[str, str], list[float]] = {}
-        inside: dict[tuple[str, str], list[float]] = {}
+        same: dict[tuple[str, str], list[Tensor]] = {}
+        other: dict[tuple[str, str], list[Tensor]] = {}
+        inside: dict[tuple[str, str], list[Tensor]] = {}
         for network in NETWORKS:
             for seed in self.budget.seeds:
                 classifier = self.trained(network, seed, "vectors")
@@ -133,8 +134,8 @@ class ReIdentificationPage(TaskPage):
                     key = network, method
                     same.setdefault(key, []).append(agreement(at, at))
                     other.setdefault(key, []).append(agreement(at, at.roll(1, dims=0)))
-                    inside.setdefault(key, []).append(100 * float((at > 0).double().mean()))
-        return same, other, inside
+                    inside.setdefault(key, []).append(100 * (at > 0).double().mean(dim=1))
+        return tuple({key: torch.stack(values) for key, values in of.items()} for of in (same, other, inside))
 
     @property
     def _tested(self) -> int:
@@ -165,15 +166,15 @@ def pointed(saliency: Tensor, parts: Tensor) -> Tensor:
     return parts.flatten(1).gather(1, saliency.flatten(1).argmax(dim=1)[:, None])[:, 0]
 
 
-def agreement(one: Tensor, other: Tensor) -> float:
-    """How often two cameras have the same part of the bird, in percent, over individuals and pairs of cameras.
+def agreement(one: Tensor, other: Tensor) -> Tensor:
+    """How often two cameras have the same part of the bird, in percent of the pairs of cameras: `(I,)`.
 
     Args:
         one: parts `(I, C)` before the cameras; 0, surroundings, is never the same.
         other: likewise, of whom the second camera of a pair sees.
     """
     found = [(one[:, a] == other[:, b]) & (one[:, a] > 0) for a, b in _pairs()]
-    return 100 * float(torch.stack(found).double().mean())
+    return 100 * torch.stack(found).double().mean(dim=0)
 
 
 def _pairs() -> list[tuple[int, int]]:
@@ -204,8 +205,3 @@ def _start(classifier: xattn.Classifier, before: xattn.Classifier) -> None:
     taken = {key: weights.get(key.replace(".features.", "."), value) for key, value in own.items()}
     classifier.network.load_state_dict(taken)
     classifier.head.load_state_dict(classifier.head.fitted(before.head.state_dict()))
-
-
-def _paired(after: Sequence[float], before: Sequence[float]) -> Interval:
-    """Mean over seeds of the difference, with its interval over seeds."""
-    return mean_interval(torch.tensor(after, dtype=torch.float64) - torch.tensor(before, dtype=torch.float64))

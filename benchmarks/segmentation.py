@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import pandas as pd
 import torch
-from claims import Line, claim, over_seeds, page, question
+from claims import Line, claim, over_seeds, page, question, verdicts
+from estimates import Estimate, apart
 from printed import SEGMENTATION
 from torch import Tensor
 from torch.nn import functional
@@ -19,7 +20,6 @@ import xattn
 from xattn.birds import PARTS, export_parts
 from xattn.data.preprocessing import channels_first
 from xattn.data.published import PublishedSplit, open_published
-from xattn.metrics.statistics import Interval, mean_interval
 from xattn.metrics.targets import Region
 from xattn.training import Recipe, fit
 
@@ -75,9 +75,11 @@ class SegmentationPage(TaskPage):
         ]
         own = [of["a part"] for of in shown[REPRESENTATIVES]]
         lines = [
-            claim("with representatives mIoU is that of the usual region vectors", _apart(mean[REPRESENTATIVES], mean[MEAN]), 0, margin=1),
-            claim("… and slightly lower", _apart(mean[REPRESENTATIVES], mean[MEAN]), -1),
-            question("Is mIoU with the usual region vectors above that without object context?", _apart(mean[MEAN], mean[NONE])),
+            claim(
+                "with representatives mIoU is that of the usual region vectors", _over_seeds(mean[REPRESENTATIVES], mean[MEAN]), 0, margin=1
+            ),
+            claim("… and slightly lower", _over_seeds(mean[REPRESENTATIVES], mean[MEAN]), -1),
+            question("Is mIoU with the usual region vectors above that without object context?", _over_seeds(mean[MEAN], mean[NONE])),
         ]
         for region in ("a part", "the bird"):
             entropy, variation = ([getattr(found, what) for found in fine[region]] for what in ("entropy", "variation"))
@@ -85,24 +87,24 @@ class SegmentationPage(TaskPage):
             lines += [
                 claim(
                     f"maps of representatives are more uniform over a part {of}: higher entropy",
-                    _apart([found.entropy for found in own], [sum(entropy) / len(entropy)] * len(own)),
+                    _over_seeds([found.entropy for found in own], [sum(entropy) / len(entropy)] * len(own)),
                     1,
                     digits=3,
                 ),
                 claim(
                     "… lower coefficient of variation",
-                    _apart([found.variation for found in own], [sum(variation) / len(variation)] * len(own)),
+                    _over_seeds([found.variation for found in own], [sum(variation) / len(variation)] * len(own)),
                     -1,
                     digits=3,
                 ),
             ]
         usual = [of["a part"].entropy for of in shown[MEAN]]
-        lines.append(question("Is their entropy above that of the usual weights?", _apart([f.entropy for f in own], usual), digits=3))
+        lines.append(question("Is their entropy above that of the usual weights?", _over_seeds([f.entropy for f in own], usual), digits=3))
         about = [
             "The part of every pixel of SketchBirds, five parts and the ground; the body does not count. OCR networks on birds:gap, layer4 "
             f"with stride 1, from its weights, are trained for {b.segmented} epochs of {b.parts} pictures, a tenth of which is held out, "
-            f"with the auxiliary loss (0.4), the poly schedule and random scales. {len(b.seeds)} seeds; ± is Student's 95 % interval over "
-            f"them; scores of {b.explained} pictures of the split val, in percent.",
+            f"with the auxiliary loss (0.4), the poly schedule and random scales. {len(b.seeds)} seeds, no setting was searched; ± is "
+            f"Student's 95 % interval over seeds; scores of {b.explained} pictures of the split val, in percent.",
             "Printed: BR-NPA, Table 8, HRNet on Cityscapes, whose representatives start from trained OCR weights. **Differs**: each "
             "network starts from a classifier's weights.",
         ]
@@ -114,9 +116,7 @@ class SegmentationPage(TaskPage):
             "rows have no interval. The paper shows pictures."
         )
         made = page("BR-NPA, Table 8 and Fig. 10: segmentation", about, pd.DataFrame(table), [])
-        return f"{made}\n{where}\n\n{pd.DataFrame(maps).to_markdown(index=False, disable_numparse=True)}\n\n" + "".join(
-            f"- {line}\n" for line in lines
-        )
+        return f"{made}\n{where}\n\n{pd.DataFrame(maps).to_markdown(index=False, disable_numparse=True)}\n\n{verdicts(lines)}\n"
 
     def trained(self, network: str, seed: int) -> xattn.Classifier:
         """A segmentation network, trained when it is first asked for."""
@@ -203,6 +203,6 @@ def mean_of(values: Sequence[Uniformity]) -> Uniformity:
     return Uniformity(*torch.tensor(values, dtype=torch.float64).view(-1, 3).mean(dim=0).tolist())
 
 
-def _apart(after: Sequence[float], before: Sequence[float]) -> Interval:
-    """Mean over seeds of the difference, with its interval over seeds."""
-    return mean_interval(torch.tensor(after, dtype=torch.float64) - torch.tensor(before, dtype=torch.float64))
+def _over_seeds(after: Sequence[float], before: Sequence[float]) -> Estimate:
+    """The mean of the seeds' differences."""
+    return apart(after, before, "seeds")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,6 +15,7 @@ import click
 import pandas as pd
 import torch
 from torch import Tensor
+from torch.nn import functional
 from train_birds import birds
 
 import xattn
@@ -23,6 +24,7 @@ from xattn.birds.scene import SPLITS
 from xattn.training import Recipe, fit
 
 HIGH = ("layer3", "layer4")
+ALL_RANKS = "1 2 3"
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Budget:
         numbers: of maps (Fig. 7).
         tested: birds that accuracy is of.
         explained: birds that are explained and scored.
+        matched: held-out birds on which confidences are matched.
         true: birds whose true effects are found.
         precision: of the trainings, as Lightning takes it.
         streams: how many of the streams that differ in their alignment; None: all.
@@ -67,6 +70,7 @@ class Budget:
     numbers: tuple[int, ...] = (1, 2, 3, 6)
     tested: int = 1600
     explained: int = 200
+    matched: int = 400
     true: int = 200
     precision: str = "bf16-mixed"
     streams: int | None = None
@@ -96,6 +100,7 @@ SMOKE = Budget(  # in float32: processors without bfloat16 train many times slow
     numbers=(1, 3),
     tested=32,
     explained=2,
+    matched=32,
     true=3,
     precision="32-true",
     streams=3,
@@ -224,18 +229,33 @@ class Trainings:
         classifier.name = file.stem
         return classifier
 
-    def right(self, classifier: xattn.Classifier) -> dict[str, Tensor]:
-        """Whether each test bird is recognised: by the classifier as "1 2 3", and by its probes by their ranks."""
-        path = self.folder / "right" / f"{classifier.digest()}-{drawn()}-{self.budget.tested}.pt"
+    def accuracy(self, nets: Sequence[xattn.Classifier], ranks: str = ALL_RANKS, hard: bool = False) -> Tensor:
+        """100 for each test bird that is recognised, 0 for others: `(nets, birds)`.
+
+        Args:
+            nets: the classifiers.
+            ranks: by which ranks: all, the classifier itself, or those of one of its probes.
+            hard: of hard birds.
+        """
+        return 100 * torch.stack([self._answers(net, hard)[ranks][:, 0] for net in nets])
+
+    def cross_entropy(self, nets: Sequence[xattn.Classifier], ranks: str = ALL_RANKS, hard: bool = False) -> Tensor:
+        """Of the same birds, in nats: `(nets, birds)`."""
+        return torch.stack([self._answers(net, hard)[ranks][:, 1] for net in nets])
+
+    def _answers(self, classifier: xattn.Classifier, hard: bool) -> dict[str, Tensor]:
+        """By ranks, of each test bird whether it is recognised, and its cross-entropy in nats: `(birds, 2)`."""
+        path = self.folder / "answers" / f"{'hard-' if hard else ''}{classifier.digest()}-{drawn()}-{self.budget.tested}.pt"
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
-            torch.save(_right(classifier, self.budget.tested), path)
+            torch.save(_answers(classifier, self.budget.tested, hard), path)
         found: dict[str, Tensor] = torch.load(path, weights_only=True)
         return found
 
-    def accuracy(self, classifier: xattn.Classifier) -> dict[str, float]:
-        """The same as shares, in percent."""
-        return {name: 100 * float(right.double().mean()) for name, right in self.right(classifier).items()}
+
+def by_net(rows: pd.DataFrame) -> Tensor:
+    """Values `(nets, pictures)` of rows of one metric and method: nets and pictures by name; the mean of a picture's rows."""
+    return torch.tensor(rows.groupby(["model", "image"])["value"].mean().unstack("image").to_numpy(dtype=float))
 
 
 @cache
@@ -246,21 +266,30 @@ def drawn() -> str:
 
 
 @cache
-def test_birds(count: int) -> tuple[Tensor, Tensor]:
+def test_birds(count: int, hard: bool) -> tuple[Tensor, Tensor]:
     """Pictures in pixel space and classes of the test split."""
-    data = SketchBirds("test", count)
-    return torch.stack([pixels(data.scene(number)) for number in range(count)]).float() / 255, torch.tensor(data.targets)
+    return pictures(SketchBirds("test", count, hard=hard))
 
 
-def _right(classifier: xattn.Classifier, count: int) -> dict[str, Tensor]:
-    images, targets = (found.to(classifier.device) for found in test_birds(count))
-    right: dict[str, list[Tensor]] = {}
+def pictures(data: SketchBirds) -> tuple[Tensor, Tensor]:
+    """All pictures `(n, 3, H, W)` in pixel space, and their classes."""
+    return torch.stack([pixels(data.scene(number)) for number in range(len(data))]).float() / 255, torch.tensor(data.targets)
+
+
+def answered(logits: Tensor, labels: Tensor) -> Tensor:
+    """Whether each picture is recognised, and its cross-entropy in nats: `(n, 2)`."""
+    return torch.stack([(logits.argmax(1) == labels).double(), functional.cross_entropy(logits.double(), labels, reduction="none")], dim=1)
+
+
+def _answers(classifier: xattn.Classifier, count: int, hard: bool) -> dict[str, Tensor]:
+    images, targets = (found.to(classifier.device) for found in test_birds(count, hard))
+    found_by: dict[str, list[Tensor]] = {}
     classifier.eval()
     for start in range(0, count, 100):
         some = images[start : start + 100]
         with torch.inference_mode():
             found = classifier.run(some, classifier.asked_classes(some))
-        answers = {"1 2 3": found.output} | {" ".join(name.removeprefix("ranks_")): logits for name, logits in found.probes.items()}
-        for name, logits in answers.items():
-            right.setdefault(name, []).append(logits.argmax(1) == targets[start : start + 100])
-    return {name: torch.cat(pieces).cpu() for name, pieces in right.items()}
+        logits = {ALL_RANKS: found.output} | {" ".join(name.removeprefix("ranks_")): logits for name, logits in found.probes.items()}
+        for ranks, each in logits.items():
+            found_by.setdefault(ranks, []).append(answered(each, targets[start : start + 100]))
+    return {ranks: torch.cat(pieces).cpu() for ranks, pieces in found_by.items()}

@@ -74,7 +74,7 @@ for head in br-npa b-cnn; do
     tuned+=(--model "$RUNS/$head-7.safetensors" --model "$RUNS/$head-14.safetensors")
 done
 xattn explain "$DATA/imagenette/val" --labels-csv "$RUNS/val-name.csv" "${tuned[@]}" --method=raw-attention --method=grad-cam \
-    --metric=sparsity --out "$RUNS/resolution"
+    --metric=sparsity --metric=sparsity:definition=released --out "$RUNS/resolution"
 xattn compare "$RUNS/resolution" > "$RESULTS/trained-br-npa-b-cnn-imagenette.md"
 
 # 4. The figure: the six photographs of grid.png, with their credits there.

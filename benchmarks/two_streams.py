@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,15 +11,17 @@ from functools import cache
 import pandas as pd
 import patches
 import torch
-from claims import Line, claim, over_seeds, page
+from claims import Claim, Line, cell, claim, page
+from confidence import logits_of
+from estimates import apart, estimate
 from printed import TWO_STREAMS, TWO_STREAMS_SUMS
 from torch import Tensor
 from train_birds import Drawn
-from trained import TaskPage, drawn
+from trained import TaskPage, answered, drawn, test_birds
 
 import xattn
-from xattn.birds import CLASSES, SketchBirds, pixels, share_inside
-from xattn.metrics.statistics import ANY, Interval, mean_interval, needed
+from xattn.birds import CLASSES, share_inside
+from xattn.metrics.statistics import mean_interval, needed
 from xattn.models.streams import looks_kept
 from xattn.training import Recipe, fit
 from xattn.training.data import Labelled, open_data
@@ -31,7 +34,6 @@ SELF_ATTENTION = f"{ATTENTION},self_attention=true,basis=16"
 RANKING = (0.0, 0.5, 1.0)  # λ
 USUAL = 0.5
 MOST_SEEDS = 1000
-CORRELATION = (-1.0, 1.0)
 
 
 class TwoStreamsPage(TaskPage):
@@ -46,18 +48,17 @@ class TwoStreamsPage(TaskPage):
         """The page."""
         b = self.budget
         rows: list[Line] = []
-        found = {}
+        found: dict[str, Tensor] = {}
         for called, settings in {"global alone": GLOBAL, **LOCALS, "+ self-attention between the steps": SELF_ATTENTION}.items():
-            found[settings] = self.accuracies(settings)
-            rows.append(_row(called, found[settings], TWO_STREAMS.get(called)))
+            found[settings], loss = self.answers(settings)
+            rows.append(_row(called, found[settings], loss, TWO_STREAMS.get(called)))
         for k in b.sums:
-            found[_sum(k)] = self.accuracies(_sum(k))
+            found[_sum(k)], loss = self.answers(_sum(k))
             summed = f"sum of steps 1 to {k}" if k > 1 else "step 1 alone"
-            rows.append(_row(f"{summed}, no attention", found[_sum(k)], TWO_STREAMS_SUMS.get(k)))
+            rows.append(_row(f"{summed}, no attention", found[_sum(k)], loss, TWO_STREAMS_SUMS.get(k)))
         for ranking in RANKING:
-            values = found[ATTENTION] if ranking == USUAL else self.accuracies(ATTENTION, ranking)
-            rows.append(_row(f"attention, λ = {ranking:g}", values))
-            found[f"λ={ranking:g}"] = values
+            found[f"λ={ranking:g}"], loss = self.answers(ATTENTION, ranking)
+            rows.append(_row(f"attention, λ = {ranking:g}", found[f"λ={ranking:g}"], loss))
         last = max(b.sums)
         lines = [
             _decided(
@@ -78,16 +79,18 @@ class TwoStreamsPage(TaskPage):
         about = [
             f"Both streams begin with the weights of birds:gap and are trained for {b.looked} epochs on {b.hard} hard birds, "
             f"{b.hard // len(CLASSES)} a kind (AdamW, one learning rate); {self.steps} steps; 6 patches of 24 pixels, which the network "
-            f"finds itself, seen at 32. {len(b.seeds)} seeds; ± is Student's 95 % interval over them; n = {b.tested} hard test birds.",
+            f"finds itself, seen at 32. No setting was searched: all networks have the same. {len(b.seeds)} seeds; ± is half of the 95 % "
+            f"interval over seeds × birds; n = {b.tested} hard test birds; cross-entropy in nats.",
             "Printed: Shroff 2020, Tables 5.1 and 6.1, VGG-19 on CUB. Differences are between networks of the same seed.",
         ]
         return page("Two streams (Shroff 2020): local stream, repeated looks, attention over the steps", about, pd.DataFrame(rows), lines)
 
-    def accuracies(self, settings: str, ranking: float = USUAL) -> list[float]:
-        """On the hard test birds, in percent, a value a seed."""
-        return [self._accuracy(settings, seed, ranking) for seed in self.budget.seeds]
+    def answers(self, settings: str, ranking: float = USUAL) -> tuple[Tensor, Tensor]:
+        """Of each hard test bird, `(seeds, birds)`: 100 where it is recognised, else 0; and its cross-entropy in nats."""
+        found = torch.stack([self._answers(settings, seed, ranking) for seed in self.budget.seeds])
+        return 100 * found[..., 0], found[..., 1]
 
-    def finer(self) -> list[str]:
+    def finer(self) -> list[Claim]:
         """Whether the maps of later steps are finer than those of earlier ones."""
         lines = []
         for called, settings, method in (
@@ -101,10 +104,10 @@ class TwoStreamsPage(TaskPage):
                 areas.append(trend([half_area(each) for each in maps]))
             for what, values in (("entropy", entropies), ("the area that holds half of it", areas)):
                 text = f"{called} gets finer with t: Spearman's correlation of {what} with t is below 0 (mean over birds)"
-                lines.append(claim(text, _over(values, CORRELATION), -1))
+                lines.append(claim(text, estimate(torch.stack(values)), -1))
         return lines
 
-    def parts(self) -> list[str]:
+    def parts(self) -> list[Claim]:
         """Where boxes and maps lie with respect to the part that tells a kind from its neighbour."""
         shown = self._shown
         shares, held, inside = [], [], []
@@ -119,10 +122,10 @@ class TwoStreamsPage(TaskPage):
             (local,), (whole,) = (self._maps(classifier, ["grad-cam"], stage) for stage in ("local", "global"))
             inside.append(100 * (share_inside(local, shown.parts) - share_inside(whole, shown.parts)))
         said = f"boxes found without labels ({', '.join(f'{share:.1f} %' for share in shares)} of the birds, by seed)"
-        more = mean_interval(torch.stack(held).mean(dim=0))  # over birds: hardly anything differs from seed to seed
+        more, on_it = (estimate(torch.stack(values)) for values in (held, inside))
         return [
-            claim(f"{said} hold the part that tells a kind more often than random ones, in points; over birds", more, 1),
-            claim("Grad-CAM of the local stream lies on that part more than that of the global one, in points", _over(inside), 1),
+            claim(f"{said} hold the part that tells a kind more often than random ones, in points", more, 1),
+            claim("Grad-CAM of the local stream lies on that part more than that of the global one, in points", on_it, 1),
         ]
 
     def trained(self, settings: str, seed: int, ranking: float = USUAL) -> xattn.Classifier:
@@ -139,16 +142,15 @@ class TwoStreamsPage(TaskPage):
             fit(classifier, hard_birds(self.budget.hard), file, recipe=recipe, seed=seed, workers=0)
         return xattn.load(str(file))
 
-    def _accuracy(self, settings: str, seed: int, ranking: float) -> float:
+    def _answers(self, settings: str, seed: int, ranking: float) -> Tensor:
         classifier = self.trained(settings, seed, ranking)
-        path = self.work / "right" / f"{classifier.digest()}-{drawn()}-{self.budget.tested}.pt"
+        path = self.work / "answers" / f"{classifier.digest()}-{drawn()}-{self.budget.tested}.pt"
         if not path.exists():
-            images, labels = hard_test_birds(self.budget.tested)
-            logits = torch.cat([classifier.predict(some.to(classifier.device)).cpu() for some in images.split(100)])
+            images, labels = test_birds(self.budget.tested, True)
             path.parent.mkdir(exist_ok=True)
-            torch.save(logits.argmax(dim=1) == labels, path)
-        right: Tensor = torch.load(path, weights_only=True)
-        return 100 * float(right.double().mean())
+            torch.save(answered(logits_of(classifier, images), labels), path)
+        found: Tensor = torch.load(path, weights_only=True)
+        return found
 
     def _maps(self, classifier: xattn.Classifier, methods: Sequence[str], stage: str) -> list[Tensor]:
         """Masks `(B, H, W)` of each method for the birds' labels."""
@@ -194,13 +196,6 @@ def hard_birds(count: int) -> Labelled:
 
 
 @cache
-def hard_test_birds(count: int) -> tuple[Tensor, Tensor]:
-    """Pictures in pixel space and classes of the hard test split."""
-    data = SketchBirds("test", count, hard=True)
-    return torch.stack([pixels(data.scene(number)) for number in range(count)]).float() / 255, torch.tensor(data.targets)
-
-
-@cache
 def hard_paired_birds(count: int) -> patches.Birds:
     """The first hard test pictures of kinds that have a neighbour, whose part is visible."""
     return patches.birds(count, hard=True)
@@ -215,24 +210,21 @@ def _boxes(classifier: xattn.Classifier, images: Tensor) -> Tensor:
     return torch.cat(found)
 
 
-def _row(called: str, values: Sequence[float], printed: float | None = None) -> Line:
-    return {"network": called, "accuracy": over_seeds(values), "printed": "" if printed is None else f"{printed:.2f}"}
+def _row(called: str, right: Tensor, loss: Tensor, printed: float | None = None) -> Line:
+    cells = {"accuracy": cell(right), "cross-entropy": cell(loss, 3)}
+    return {"network": called} | cells | {"printed": "" if printed is None else f"{printed:.2f}"}
 
 
 def _sum(k: int) -> str:
     return f"{ATTENTION},sum_to={k}"
 
 
-def _over(values: Sequence[Tensor], limits: tuple[float, float] = ANY) -> Interval:
-    """Mean of the seeds' means over birds, with its interval over seeds."""
-    return mean_interval(torch.stack([each.nanmean() for each in values]), limits)
-
-
-def _decided(text: str, after: Sequence[float], before: Sequence[float], way: int) -> str:
-    """A claim on the difference of the seeds' accuracies, in points; where it is not decided, how many seeds would decide it."""
-    difference = mean_interval(torch.tensor(after, dtype=torch.float64) - torch.tensor(before, dtype=torch.float64))
-    said = claim(text, difference, way, margin=1.0)
-    if "not decided" not in said:
-        return said
-    seeds = needed(difference)
-    return f"{said}; {f'about {seeds:,.0f}' if seeds <= MOST_SEEDS else f'more than {MOST_SEEDS:,}'} seeds would decide"
+def _decided(text: str, after: Tensor, before: Tensor, way: int) -> Claim:
+    """A claim on accuracies, in points; where it is not decided, how many seeds would show it by themselves, of the seeds' spread."""
+    seeds = needed(mean_interval((after - before).mean(dim=1)))
+    spread = (
+        ""
+        if math.isnan(seeds)
+        else f"{f'about {seeds:,.0f}' if seeds <= MOST_SEEDS else f'more than {MOST_SEEDS:,}'} seeds would decide it alone"
+    )
+    return claim(text, apart(after, before), way, margin=1.0, undecided=spread)

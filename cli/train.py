@@ -33,7 +33,7 @@ NOT_BY_EPISODES = ("batch_size", "validation", "dropout", "freeze_statistics", "
     "--data",
     required=True,
     help="Training data: a folder per class, a CSV (image, label; several with | between them), or NAME:ROOT for fgvc-aircraft, "
-    "stanford-cars, oxford-pets, cifar10, cifar100, cub, dogs, voc, market, cityscapes, cifar-fs.",
+    "stanford-cars, oxford-pets, cifar10, cifar100, cub, dogs, mit67, voc, market, cityscapes, cifar-fs.",
 )
 @click.option(
     "--out", required=True, type=LocalPath(dir_okay=False), help="File to write, a .safetensors; an interrupted training run resumes."

@@ -60,6 +60,19 @@ def voc_annotation(objects: list[tuple[str, int]]) -> str:
     return "\n".join(["<annotation>", *lines, "</annotation>"])
 
 
+INDOOR = ("airport_inside", "bakery", "tv_studio")
+
+
+def mit67(root: Path) -> Path:
+    """MIT67 with three scenes: of each two training pictures and a test picture. The lists are in no order, and end without a new line."""
+    rows = [(f"{name}/{name}_{number:04d}.jpg", number) for name in INDOOR for number in range(3)]
+    for index, (file, _) in enumerate(rows):
+        _picture(root / "Images" / file, index)
+    (root / "TrainImages.txt").write_text("\n".join(file for file, number in rows[::-1] if number < 2))
+    (root / "TestImages.txt").write_text("\n".join(file for file, number in rows if number == 2))
+    return root
+
+
 VOC = {  # by split, the objects of each picture
     "train": [[("cat", 0), ("person", 0)], [("dog", 0)], [("cat", 1), ("cat", 0)]],
     "val": [[("person", 1)], [("dog", 0), ("person", 1), ("dog", 1)]],

@@ -1,4 +1,4 @@
-"""CUB and Stanford Dogs as published: splits, order, labels; and what is said of a missing or damaged file."""
+"""CUB, Stanford Dogs and MIT67 as published: splits, order, labels; and what is said of a missing or damaged file."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 import scipy.io
 from torchvision.datasets import ImageFolder
 
+import xattn
 from tests.data import published
 from xattn.data.images import ImageSource
 from xattn.data.published import cub_boxes, open_published
@@ -16,19 +17,19 @@ from xattn.errors import InputError
 from xattn.training import open_data
 
 
-@pytest.mark.parametrize(("name", "folder"), [("cub", "images"), ("dogs", "Images")])
+@pytest.mark.parametrize(("name", "folder"), [("cub", "images"), ("dogs", "Images"), ("mit67", "Images")])
 def test_splits_are_disjoint_complete_and_in_the_order_of_image_folder(name: str, folder: str, tmp_path: Path) -> None:
     root = getattr(published, name)(tmp_path)
     train, test = (open_published(name, root, split) for split in ("train", "test"))
     assert (train.targets, test.targets) == ((0, 0, 1, 1, 2, 2), (0, 1, 2))
-    assert train.classes == test.classes == (published.BIRDS if name == "cub" else published.DOGS)
+    assert train.classes == test.classes == {"cub": published.BIRDS, "dogs": published.DOGS, "mit67": published.INDOOR}[name]
     everything = [Path(path).relative_to(root / folder).as_posix() for path, _ in ImageFolder(root / folder).samples]
     for split in (train, test):
         assert list(split.files) == [file for file in everything if file in split.files]
     assert sorted([*train.files, *test.files]) == sorted(everything)
 
 
-@pytest.mark.parametrize("name", ["cub", "dogs"])
+@pytest.mark.parametrize("name", ["cub", "dogs", "mit67"])
 def test_training_sees_the_training_split_and_explain_the_one_that_is_named(
     name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -107,6 +108,12 @@ def torn(name: str, keep: float) -> Callable[[Path], None]:
         ("dogs", relisted("train_list.mat", lambda rows: rows[2:]), r"3 class folders, and no picture of label 3"),
         ("dogs", lambda root: scipy.io.savemat(root / "train_list.mat", {"labels": [1.0]}), r"has no variable file_list"),
         ("dogs", lambda root: scipy.io.savemat(root / "train_list.mat", {"labels": [1.0, 2.0], "file_list": ["a"]}), r"has 1 files and 2"),
+        ("mit67", lambda root: (root / "TrainImages.txt").unlink(), r"needs .*TrainImages.txt, as in indoorCVPR_09.tar"),
+        ("mit67", lambda root: (root / "Images/bakery/bakery_0001.jpg").unlink(), r"lacks 1 of its 6 training pictures, as .*bakery_0001"),
+        ("mit67", edited("TrainImages.txt", "bakery/", "../bakery/"), r"lists '../bakery/.*': a class folder and a file are needed"),
+        ("mit67", edited("TrainImages.txt", "bakery_0001", "bakery_0000"), r"TrainImages.txt' lists bakery/bakery_0000.jpg twice"),
+        ("mit67", lambda root: (root / "TrainImages.txt").write_bytes(b"\xff\xfe"), r"TrainImages.txt' is damaged: it is no text in UTF-8"),
+        ("mit67", lambda root: (root / "TrainImages.txt").write_text(""), r"has no pictures in its train split"),
     ],
 )
 def test_a_missing_or_damaged_file_is_named(name: str, change: Callable[[Path], None], said: str, tmp_path: Path) -> None:
@@ -128,3 +135,22 @@ def test_training_opens_no_test_list_and_a_picture_in_both_is_refused(tmp_path: 
         open_published("dogs", root, "test")
     (root / "test_list.mat").write_bytes(test)
     assert len(open_published("dogs", root, "test").files) == 3
+
+
+def test_test_pictures_of_mit67_are_scored_and_never_trained_on(tmp_path: Path) -> None:
+    root = published.mit67(tmp_path)
+    with pytest.raises(InputError, match=r"test is the split for scores, and is not trained on: leave out ':test'"):
+        open_data(f"mit67:{root}:test")
+    clf = xattn.load("birds:gap", device="cpu", labels=[*published.INDOOR, *(f"other {number}" for number in range(13))])
+    for place in (f"mit67:{root}", f"mit67:{root}:test"):
+        assert xattn.tasks.score(clf, place, workers=0, progress=False).n == 3
+    (root / "TestImages.txt").write_text("casino/casino_0000.jpg\n")
+    assert len(open_data(f"mit67:{root}")) == 6
+    with pytest.raises(InputError, match=r"TestImages.txt has casino/casino_0000.jpg, of a class without a picture in TrainImages.txt"):
+        open_published("mit67", root, "test")
+    (root / "TestImages.txt").write_text((root / "TrainImages.txt").read_text())
+    with pytest.raises(InputError, match=r"airport_inside_0000.jpg is in TrainImages.txt and in TestImages.txt"):
+        open_published("mit67", root, "test")
+    (root / "TestImages.txt").unlink()
+    with pytest.raises(InputError, match=r"needs .*TestImages.txt"):
+        open_published("mit67", root, "test")

@@ -87,9 +87,9 @@ class ImageSource:
     Args:
         images: a folder (read recursively), a glob, a file, or a CSV with columns `image` and `label`, each given as a path or a URL that
             fsspec knows; archives (.zip, .tar, shards of webdataset with their classes); Parquet files with columns `image` and `label`;
-            `datasets:PLACE[:SPLIT]`, a data set of Hugging Face; `NAME:ROOT:SPLIT` of cub, dogs, voc, market, cityscapes or cifar-fs, as
-            published; a list of these; or a torch dataset, or one of Hugging Face, of pictures, of (picture, label) pairs, or of dicts with
-            keys such as `image` and `label`.
+            `datasets:PLACE[:SPLIT]`, a data set of Hugging Face; `NAME:ROOT:SPLIT` of cub, dogs, mit67, voc, market, cityscapes
+            or cifar-fs, as published; a list of these; or a torch dataset, or one of Hugging Face, of pictures, of (picture, label) pairs,
+            or of dicts with keys such as `image` and `label`.
         labels_csv: a file of labels: a CSV with columns `image` (path relative to the given folder), or `file_name`, and `label` (class
             index, name or WordNet id), or JSON lines of these (.jsonl); lines of a path, a space and a label (.txt); or ILSVRC's ground
             truth beside its `meta.mat`.

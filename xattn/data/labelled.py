@@ -133,8 +133,8 @@ def open_data(data: str | Path | Labelled | Dataset[Any], classes: Classes = "fo
 
     Args:
         data: a folder with one subfolder per class; a CSV with columns `image` and `label` (class index or name); `NAME:ROOT` for
-            fgvc-aircraft, stanford-cars, oxford-pets, cifar10, cifar100 in torchvision's layout, or for cub, dogs, voc, market,
-            cityscapes and cifar-fs as published;
+            fgvc-aircraft, stanford-cars, oxford-pets, cifar10, cifar100 in torchvision's layout, or for cub, dogs, mit67, voc,
+            market, cityscapes and cifar-fs as published;
             or a torch data set of pictures with `classes` and `targets`, like torchvision's.
         classes: "folders": the sorted folder names are the classes; "wnid": folders are named by WordNet ids, and labels are the
             indices of ImageNet's 1000 classes.

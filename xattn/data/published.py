@@ -1,4 +1,4 @@
-"""Data sets in the layout in which they are published, with their own splits, as CUB, PASCAL VOC, Market-1501 and Cityscapes."""
+"""Data sets in the layout in which they are published, with their own splits, as CUB, MIT67, PASCAL VOC, Market-1501 and Cityscapes."""
 
 from __future__ import annotations
 
@@ -89,11 +89,11 @@ def open_published(name: str, root: str | Path, split: str) -> PublishedSplit:
 
     Args:
         name: "cub" (Wah et al. 2011), "dogs" (Khosla et al. 2011), "voc" (Everingham et al. 2012), "market" (Zheng et al. 2015),
-            "cityscapes" (Cordts et al. 2016) or "cifar-fs" (Bertinetto et al. 2019).
+            "cityscapes" (Cordts et al. 2016), "cifar-fs" (Bertinetto et al. 2019) or "mit67" (Quattoni and Torralba 2009).
         root: its folder: for cub with `images.txt`, `image_class_labels.txt`, `train_test_split.txt`, `classes.txt` and `images/`; for dogs
             with `train_list.mat`, `test_list.mat` and `Images/`; for voc with `JPEGImages/`, `Annotations/` and `ImageSets/Main/`; for
             market with `bounding_box_train/`, `query/` and `bounding_box_test/`; for cityscapes with `leftImg8bit/` and `gtFine/`; for
-            cifar-fs with `data/` and `splits/bertinetto/`.
+            cifar-fs with `data/` and `splits/bertinetto/`; for mit67 with `TrainImages.txt`, `TestImages.txt` and `Images/`.
         split: "train" or "test"; of voc "train", "val" or "trainval"; of cityscapes "train" or "val"; of market "train", "query" or
             "gallery"; of cifar-fs "train", "val" or "test", which have different classes.
 
@@ -143,13 +143,7 @@ Rows = tuple[Path, Mapping[str, Any], tuple[str, ...]]
 def _table(where: str, folder: Path, name: str) -> list[tuple[str, str]]:
     """The lines of one of CUB's tables: an id, a space, a value."""
     path = folder / f"{name}.txt"
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise InputError(f"{where} needs {path}, as in CUB_200_2011.tgz ({error.strerror}).") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"'{path}' is damaged: it is no text in UTF-8.") from error
-    found = [(key, value.strip()) for key, _, value in (line.strip().partition(" ") for line in lines if line.strip())]
+    found = [(key, value.strip()) for key, _, value in (line.partition(" ") for line in _lines(where, path, "CUB_200_2011.tgz"))]
     if bare := [key for key, value in found if not value]:
         raise InputError(f"'{path}' is damaged: the line '{bare[0]}' is no id and value.")
     return found
@@ -249,17 +243,41 @@ def _cifar_fs(where: str, folder: Path, split: str) -> Rows:
 def _few_shot_classes(where: str, folder: Path, split: str) -> tuple[str, ...]:
     """The names of a split's classes, in order."""
     path = folder / "splits" / "bertinetto" / f"{split}.txt"
-    try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except OSError as error:
-        raise InputError(f"{where} needs {path}, as in cifar-fs.zip ({error.strerror}).") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"'{path}' is damaged: it is no text in UTF-8.") from error
+    names = _lines(where, path, "cifar-fs.zip")
     for number, name in enumerate(names):
         _refuse_outside(where, f"{name}/*.png")
         if name in names[:number]:
             raise InputError(f"'{path}' names the class '{name}' twice.")
     return tuple(sorted(names))
+
+
+def _mit67(where: str, folder: Path, split: str) -> Rows:
+    """The lists name the pictures, and the pictures' folders are the classes."""
+    listed: dict[str, list[str]] = {}
+    for which in ("train",) if split == "train" else ("train", "test"):  # the training list also names the classes; training opens no other
+        path = folder / f"{which.capitalize()}Images.txt"
+        listed[which] = _lines(where, path, "indoorCVPR_09.tar or beside it")
+        for file in listed[which]:
+            _refuse_outside(where, file)
+        if len(listed[which]) > len(set(listed[which])):
+            twice = next(file for number, file in enumerate(listed[which]) if file in listed[which][:number])
+            raise InputError(f"'{path}' lists {twice} twice.")
+    classes = tuple(sorted({PurePosixPath(file).parts[0] for file in listed["train"]}))
+    if both := set(listed["train"]) & set(listed.get("test", ())):
+        raise InputError(f"{where}: {min(both)} is in TrainImages.txt and in TestImages.txt.")
+    if unknown := [file for file in listed[split] if PurePosixPath(file).parts[0] not in classes]:
+        raise InputError(f"{where}: TestImages.txt has {unknown[0]}, of a class without a picture in TrainImages.txt.")
+    return folder / "Images", {file: classes.index(PurePosixPath(file).parts[0]) for file in listed[split]}, classes
+
+
+def _lines(where: str, path: Path, archive: str) -> list[str]:
+    """The lines of a text file that are not empty, without white space around them."""
+    try:
+        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except OSError as error:
+        raise InputError(f"{where} needs {path}, as in {archive} ({error.strerror}).") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"'{path}' is damaged: it is no text in UTF-8.") from error
 
 
 def _refuse_outside(where: str, file: str) -> None:
@@ -293,6 +311,7 @@ class _Layout:
 KNOWN = {
     "cub": _Layout(_cub, {"train": 5994, "test": 5794}),
     "dogs": _Layout(_dogs, {"train": 12_000, "test": 8_580}),
+    "mit67": _Layout(_mit67, {"train": 5_360, "test": 1_340}),
     "voc": _Layout(read_voc, COUNTS, "val"),
     "market": _Layout(read_market, {"train": 12_936, "query": 3_368, "gallery": 19_732}, "query"),
     "cityscapes": _Layout(cityscapes.read_cityscapes, cityscapes.COUNTS, "val"),

@@ -1,0 +1,187 @@
+"""Streams of several seeds beside one MobileNetV2 on photographs, trained on its features, which are computed once and kept.
+
+    python benchmarks/photograph_streams.py DATA WORK [--seeds 5] [--per-class 24] [--explained 2]
+
+DATA has `weights/mobilenet_v2.pth` and `imagenette/`, see CONTRIBUTING.md. Writes a table with a claim a line; what is in WORK goes on.
+"""
+
+from __future__ import annotations
+
+import csv
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+import pandas as pd
+import torch
+from claims import Claim, Line, cell, claim, page, question
+from confidence import confidence, logits_of, matching, scores_at
+from estimates import apart
+from printed import CA_TABLE_1
+from torch import Tensor
+from trained import answered, by_net
+
+import xattn
+from xattn.data.images import ImageSource
+from xattn.training import PRESETS, fit
+
+METHODS = ("grad-cam", "raw-attention")
+METRICS = {"AD ↓": "average-drop", "AG ↑": "average-gain", "AI ↑": "average-increase"}
+HEADS = ("gap", "ca-stream")
+
+
+class PhotographStreams:
+    """The page, from one folder of work.
+
+    Args:
+        data: real networks and photographs.
+        work: where features, streams and scores are kept.
+        seeds: of the streams.
+        per_class: training pictures.
+        epochs: over them.
+        explained: pictures of each class that are explained; five times as many others match the confidences.
+    """
+
+    def __init__(self, data: Path, work: Path, seeds: Sequence[int], per_class: int, epochs: int, explained: int) -> None:
+        self.data = data
+        self.work = work
+        self.seeds = seeds
+        self.per_class = per_class
+        self.epochs = epochs
+        self.explained = explained
+        rows = csv.DictReader((data / "imagenet_classes.csv").read_text(encoding="utf-8").splitlines())
+        self.index = {row["wnid"]: row["index"] for row in rows}
+
+    def text(self) -> str:
+        """The page."""
+        plain = self.loaded("gap")
+        streams = [self.trained(seed) for seed in self.seeds]
+        shown, labels = self.pictures(plain, 0, self.explained)
+        others, answers = self.pictures(plain, self.explained, 5 * self.explained)
+        logits = {net.name: logits_of(net, others) for net in (plain, *streams)}
+        wanted = confidence(logits[plain.name], answers)
+        temperatures = [matching(logits[net.name], answers, wanted) for net in streams]
+        frames = {
+            head: self.scores(nets, shown, labels, at) for head, nets, at in (("gap", [plain], [1.0]), ("ca-stream", streams, temperatures))
+        }
+        answered_by = {"gap": [plain], "ca-stream": streams}
+        answered_of = {head: torch.stack([answered(logits[net.name], answers) for net in nets]) for head, nets in answered_by.items()}
+        sure = [confidence(logits[net.name], answers) for net in streams]
+        about = [
+            f"MobileNetV2 with ImageNet's weights, and {len(streams)} streams beside it, which differ in their seed: preset probe, "
+            f"{self.epochs} epochs of {self.per_class} photographs of each of imagenette's ten classes, on features that are computed "
+            "once. No setting was searched. Classes are ImageNet's 1000, of which the streams saw ten: they learn which ten occur, the "
+            "network did not, so that accuracies do not compare the poolings.",
+            f"n = {len(shown)} photographs of imagenette/val, explained for their labels. ± is half of the 95 % interval: of the streams "
+            "over seeds × photographs, of the network, which is one, over photographs.",
+            f"At matched confidence, a stream's logits are divided by the temperature ({min(temperatures):.2f} to {max(temperatures):.2f}) "
+            f"at which its mean probability of the label on {len(others)} other photographs ({min(sure):.3f} to {max(sure):.3f}) is the "
+            f"network's, {wanted:.3f}; maps stay as they are.",
+            "On those: "
+            + "; ".join(
+                f"{head} accuracy {cell(100 * of[..., 0], 1)} %, cross-entropy {cell(of[..., 1], 3)} nats"
+                for head, of in answered_of.items()
+            )
+            + ".",
+        ]
+        return page(
+            "Five seeds of CA-Stream on photographs" if len(streams) == 5 else "CA-Stream on photographs",
+            about,
+            self.table(frames),
+            self.claims(frames),
+        )
+
+    def table(self, frames: dict[str, pd.DataFrame]) -> pd.DataFrame:
+        """A row a head, method and temperature."""
+        rows: list[Line] = []
+        for method in METHODS:
+            for head in HEADS if method != "raw-attention" else HEADS[1:]:
+                for matched in (False, True) if head == "ca-stream" else (False,):
+                    cells = {symbol: cell(values(frames[head], method, metric, matched)) for symbol, metric in METRICS.items()}
+                    rows.append({"method": method, "pooling": f"{head}{', matched' if matched else ''}"} | cells)
+        return pd.DataFrame(rows)
+
+    def claims(self, frames: dict[str, pd.DataFrame]) -> list[Claim]:
+        """Table 1's of Grad-CAM, as the classifiers are and at matched confidence; and whether attention is the better map."""
+        found = []
+        for matched in (False, True):
+            for place, (symbol, metric) in enumerate(METRICS.items()):
+                before, after = (values(frames[head], "grad-cam", metric, matched) for head in HEADS)
+                way = 1 if CA_TABLE_1["grad-cam", "ca-stream"][place] > CA_TABLE_1["grad-cam", "gap"][place] else -1
+                text = f"{symbol[:-2]} of grad-cam {'rises' if way == 1 else 'falls'} with the stream{', at matched confidence' * matched}"
+                found.append(claim(text, apart(after, before[0], "photographs"), way))
+        for symbol, metric in METRICS.items():
+            attention, cam = (values(frames["ca-stream"], method, metric, False) for method in ("raw-attention", "grad-cam"))
+            text = f"Is {symbol[:-2]} of the streams' attention above that of their Grad-CAM?"
+            found.append(question(text, apart(attention, cam, "photographs")))
+        return found
+
+    def loaded(self, head: str) -> xattn.Classifier:
+        """The network with a head."""
+        return xattn.load("torchvision:mobilenet_v2", weights=str(self.data / "weights" / "mobilenet_v2.pth"), head=head)
+
+    def trained(self, seed: int) -> xattn.Classifier:
+        """A stream, trained when it is first asked for."""
+        file = self.work / f"ca-stream-{self.per_class}-{self.epochs}-{seed}.safetensors"
+        if not file.exists():
+            table = self.work / f"train-{self.per_class}.csv"
+            self.work.mkdir(parents=True, exist_ok=True)
+            with table.open("w", newline="", encoding="utf-8") as rows:
+                csv.writer(rows).writerows([("image", "label"), *self.files("train", 0, self.per_class)])
+            torch.manual_seed(seed)
+            recipe = PRESETS["probe"].with_(epochs=self.epochs)
+            fit(self.loaded("ca-stream"), str(table), file, recipe=recipe, seed=seed, workers=0, cache_features=self.work / "features")
+        classifier = xattn.load(str(file), weights=str(self.data / "weights" / "mobilenet_v2.pth"))
+        classifier.name = file.stem
+        return classifier
+
+    def files(self, split: str, first: int, count: int) -> list[tuple[str, str]]:
+        """Photographs of each class and their ImageNet indices."""
+        folders = sorted((self.data / "imagenette" / split).iterdir())
+        return [
+            (str(file.resolve()), self.index[folder.name]) for folder in folders for file in sorted(folder.iterdir())[first : first + count]
+        ]
+
+    def pictures(self, classifier: xattn.Classifier, first: int, count: int) -> tuple[Tensor, Tensor]:
+        """The same of the split val, `(n, 3, 224, 224)` in pixel space, and their classes."""
+        rows = self.files("val", first, count)
+        source = ImageSource([file for file, _ in rows])
+        crops = torch.cat([batch.crops for batch in source.batches(classifier.preprocessing, 16, workers=0)])
+        return crops.float() / 255, torch.tensor([int(label) for _, label in rows])
+
+    def scores(self, nets: Sequence[xattn.Classifier], images: Tensor, labels: Tensor, temperatures: Sequence[float]) -> pd.DataFrame:
+        """Rows of all nets, by `model`."""
+        found = []
+        for net, temperature in zip(nets, temperatures, strict=True):
+            methods = [method for method in METHODS if method != "raw-attention" or net.head_name == "ca-stream"]
+            name = f"{net.head_name}-{net.digest()[:12]}-{len(images)}-{temperature:.4f}.csv"
+            rows = scores_at(self.work / "scores" / name, net, images, labels, methods, list(METRICS.values()), temperature)
+            found.append(rows.assign(model=net.name))
+        return pd.concat(found)
+
+
+def values(rows: pd.DataFrame, method: str, metric: str, matched: bool) -> Tensor:
+    """Values `(nets, pictures)` of a method."""
+    return by_net(rows[(rows["method"] == method) & (rows["metric"] == metric) & (rows["matched"] == matched)])
+
+
+@click.command()
+@click.argument("data", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("work", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--seeds", default=5, show_default=True, help="How many.")
+@click.option("--per-class", default=24, show_default=True, help="Training pictures of each class.")
+@click.option("--epochs", default=20, show_default=True, help="Of a stream.")
+@click.option("--explained", default=2, show_default=True, help="Pictures of each class that are explained.")
+@click.option("--out", default=Path(__file__).parent / "results", type=click.Path(path_type=Path))
+def main(data: Path, work: Path, seeds: int, per_class: int, epochs: int, explained: int, out: Path) -> None:
+    """Makes the page in OUT, with what it needs in WORK."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        text = PhotographStreams(data, work, range(seeds), per_class, epochs, explained).text()
+    (out / "trained-ca-stream-seeds-imagenette.md").write_text(text, encoding="utf-8")
+    click.echo(text)
+
+
+if __name__ == "__main__":
+    main()
