@@ -41,8 +41,8 @@ FORMATS: dict[str, Callable[[Sheet], str]] = {"markdown": markdown, "latex": lat
 FEW = 30  # images, below which a table says so
 MOST_SAID = 4  # comparisons that are not decided, by name
 SEEDS = (
-    "Rows with several seeds are means over networks trained with them and over images, and their intervals are over both (t, crossed "
-    "random effects, Satterthwaite's degrees of freedom): two seeds that disagree say little."
+    "Rows with several seeds are means over networks trained with them and over images, and their intervals are over both, as crossed "
+    "random effects (t, Howe's combination): two seeds that disagree say little."
 )
 MOST_NEEDED = 100_000  # images; a difference that needs more is none in practice
 

@@ -80,7 +80,7 @@ def groups(of: Sheet) -> list[tuple[str, list[int]]]:
 
 def _notes_of_tail(of: Sheet) -> tuple[list[tuple[str, tuple[str, ...]]], list[str]]:
     """What follows the metrics: columns where rows differ, and notes where they agree."""
-    shown_as = {"n": "n = {}.", "degenerate": "Degenerate maps: {}."}
+    shown_as = {"seeds": "Seeds of training: {}.", "n": "n = {}.", "degenerate": "Degenerate maps: {}."}
     columns = [(header, texts) for header, texts in of.tail if len(set(texts)) > 1]
     notes = [shown_as[header].format(texts[0]) for header, texts in of.tail if len(set(texts)) == 1]
     ranked = any(cell.rank for column in of.columns for cell in column.cells)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 
 import xattn
 from tests import networks
 from tests.study.test_study import METHODS, study
+from xattn.cli import main
 from xattn.errors import InputError, RunError, UnsupportedError
 from xattn.figures import figure
 from xattn.models import Classifier
@@ -186,3 +189,23 @@ def test_two_heads_on_one_network_are_one_run_with_a_row_each(folder: Path, tmp_
     with pytest.raises(UnsupportedError, match="never trained"):
         Study(pair, ["grad-cam"], ["sparsity"], folder, tmp_path / "other")
     Study(pair, ["grad-cam"], ["sparsity"], folder, tmp_path / "other", untrained=True)
+
+
+def test_runs_of_networks_of_other_seeds_are_one_row_by_what_names_the_seed(tiny: Classifier, folder: Path, tmp_path: Path) -> None:
+    seeds = [xattn.attach(networks.seeded(networks.small, seed=seed), input_size=32, resize=36, name="tiny") for seed in range(3)]
+    for number, network in enumerate(seeds):
+        study([network], folder, tmp_path / f"s{number}", **QUICK).run()
+    runs = [tmp_path / f"s{number}" for number in range(3)]
+    seed = re.escape(str(tmp_path)) + r"/s\d"
+    apart, joined = compare_runs(runs), compare_runs(runs, against="random", seeds=seed)
+    assert list(joined.frame["model"].unique()) == ["tiny"]
+    assert set(joined.frame["seeds"]) == {3}
+    means = apart.frame.groupby("method", sort=False)["average-drop"].mean()
+    assert joined.frame.set_index("method")["average-drop"].to_dict() == pytest.approx(means.to_dict())
+    said = CliRunner().invoke(main, ["compare", *map(str, runs), "--seeds", seed])
+    assert " seeds |" in said.stdout
+    assert "Each classifier is explained for its own prediction" in said.stdout
+    refused = CliRunner().invoke(main, ["compare", *map(str, runs), "--seeds", "@seed"])
+    assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
+    assert "no two models have the same name without '@seed'" in refused.stderr
+    assert "--seeds is for the table without it" in CliRunner().invoke(main, ["compare", *map(str, runs), "--tests", "--seeds", "s"]).stderr
