@@ -13,6 +13,7 @@ from measure import Contender
 from subjects import Subject
 from torch import Tensor
 
+ATTENTION = ("rollout", "grad-rollout", "generic-attention", "legrad")
 OWN_BATCH = {"torch-cam": 32, "pytorch-grad-cam": 16}  # images a forward where nobody sets it
 
 
@@ -190,8 +191,8 @@ def score_cam(subject: Subject, batch: int) -> Job:
 
 
 def at_once(subject: Subject, batch: int) -> Job:
-    """All gradient methods of one trace beside one of them; `subject` has a head with attention."""
-    several = ("activation-map", "grad-cam", "grad-cam++", "raw-attention")
+    """All gradient methods of one trace beside one of them; `subject` has a head with attention, or is a transformer."""
+    several = ("activation-map", "grad-cam", "grad-cam++", *(ATTENTION if subject.has_tokens else ("raw-attention",)))
 
     def one_or_all(name: str, methods: tuple[str, ...]) -> Contender:
         run = lambda images, targets: ours.maps(subject.classifier, images, targets, methods, "exact")  # noqa: E731
@@ -204,7 +205,9 @@ def at_once(subject: Subject, batch: int) -> Job:
 
     return Job(
         "All gradient methods at once",
-        f"On {subject.classifier.head_name}, never trained, which costs as much as trained.",
+        "Of the transformer's attention too."
+        if subject.has_tokens
+        else f"On {subject.classifier.head_name}, never trained, which costs as much as trained.",
         (one_or_all("Grad-CAM alone", several[1:2]), one_or_all("all at once", several)),
         checks,
         (Claim("all at once over Grad-CAM alone", "all at once", "Grad-CAM alone", 1.2, at_least=False),),

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from measure import forward_alone, forwards, peak_mib, process_kib
 from PIL import Image
+from rows import read
 from subjects import photographs
 from torch import Tensor, nn
 
@@ -219,13 +220,25 @@ def shards(data: Path, folder: Path, count: int, network: str, processes: int) -
     return {"seconds": steady(written, processes) * len(written), "images": count, "whole run": max(one["whole run"] for one in told)}
 
 
+def rows(data: Path, folder: Path, count: int, methods: int, metrics: int, what: str) -> dict[str, Any]:
+    """What one command takes on a run of so many pictures, methods and metrics; `data` is not needed."""
+    return read(folder, count, methods, metrics, what)
+
+
 def _clock(run: Callable[[], Any]) -> float:
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
 
 
-KINDS: dict[str, Callable[..., dict[str, Any]]] = {"images": images, "side": side, "channels": channels, "engine": engine, "shards": shards}
+KINDS: dict[str, Callable[..., dict[str, Any]]] = {
+    "images": images,
+    "side": side,
+    "channels": channels,
+    "engine": engine,
+    "shards": shards,
+    "rows": rows,
+}
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

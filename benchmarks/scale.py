@@ -1,6 +1,6 @@
 """How xattn grows: over images, their size, channels and workers; and the arithmetic of ImageNet × ten networks.
 
-    python benchmarks/scale.py --out runs/scale [--only images,driver,side,channels,engine] [--counts 100,1000,10000] [--rounds 3]
+    python benchmarks/scale.py --out runs/scale [--only images,driver,side,channels,engine,rows] [--counts 100,1000,10000] [--rounds 3]
         [--minutes 3] [--speed runs/speed] [--price 2] [--rate 2000] [--page] [--smoke]
 
 Every point is measured in a process of its own, on one thread, the points of a scale by turns. Writes OUT/scale.json; `--page` makes
@@ -13,6 +13,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -24,10 +25,12 @@ import torch
 from arithmetic import Figures, arithmetic
 from measure import conditions
 from points import SMALL_PART
+from rows import READS, TABLES
 from speed_page import number, section, spread
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 RESULTS = Path(__file__).parent / "results" / "scale"
+RUNS, SMALL_RUNS = ((800, 20, 10), (50_000, 20, 10)), ((24, 4, 2),)
 SIDES, CHANNELS = (64, 128, 192, 256), (64, 256, 1024)
 WORKERS = {
     "in this process": {"kind": "engine", "actors": 0},
@@ -141,6 +144,35 @@ def over_workers(found: Rounds) -> list[dict[str, Any]]:
     ]
 
 
+def over_rows(base: dict[str, Any], runs: Sequence[tuple[int, int, int]], rounds: int) -> dict[str, Any]:
+    """What each command takes on finished runs of so many pictures, methods and metrics."""
+    points = {
+        f"{what}: {count * methods * metrics:,} values": base
+        | {"kind": "rows", "count": count, "methods": methods, "metrics": metrics, "what": what}
+        for count, methods, metrics in runs
+        for what in (TABLES, *READS)
+    }
+    found = by_turns(points, rounds)
+    largest = max((ones[0]["rows"] for ones in found.values()), default=0)
+    peaks = [one["whole"] for ones in found.values() for one in ones if one["rows"] == largest]
+    listed = "; ".join(f"{count:,} images × {methods} methods × {metrics} metrics" for count, methods, metrics in runs)
+    about = (
+        f"Finished runs of {listed}, in parts of 8 images as a study writes them, and what their commands take: whole processes, "
+        "with what they import; the peak is all that the process held."
+    )
+    contenders = {
+        name: {
+            "note": f"{spread([one['cpu'] for one in ones])} s of CPU",
+            "images": [],
+            "seconds": [one["seconds"] for one in ones],
+            "peak": [one["whole"] for one in ones],
+        }
+        for name, ones in found.items()
+    }
+    claims = [claim(f"peak memory of a command on {largest:,} values, MiB", peaks, 1536, worst=True)]
+    return entry("rows", "Over values of a finished run", about, {}, claims) | {"contenders": contenders, "points": found}
+
+
 def left_to_two(one: dict[str, Any]) -> list[str]:
     """How much faster two workers could be at the most, by what the machine gives two and Ray takes of it; nothing where not measured."""
     points = one["points"]
@@ -198,7 +230,7 @@ def page(entries: list[dict[str, Any]], speed: Path, price: float, rate: float) 
 
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/scale"), show_default=True)
-@click.option("--only", default="images,driver,side,channels,engine", show_default=True)
+@click.option("--only", default="images,driver,side,channels,engine,rows", show_default=True)
 @click.option("--counts", default="100,1000,10000", show_default=True)
 @click.option("--rounds", default=3, show_default=True)
 @click.option("--minutes", default=3.0, show_default=True, help="Of work for one worker.")
@@ -230,7 +262,7 @@ def main(
     """Measures, writes OUT/scale.json, and makes the page."""
     torch.set_num_threads(1)
     if smoke:
-        only, counts, rounds = "images", "16,24,40", 1
+        only, counts, rounds = "images,rows", "16,24,40", 1
     kinds, sizes = only.split(","), [int(count) for count in counts.split(",")]
     out.mkdir(parents=True, exist_ok=True)
     path = out / "scale.json"
@@ -276,6 +308,8 @@ def main(
                 f"parts of {SMALL_PART} images. Clocked between the times at which parts were written, without each worker's first."
             )
             keep(entry("engine", "Over workers", about, found, over_workers(found)), network)
+    if "rows" in kinds:
+        keep(over_rows(base, SMALL_RUNS if smoke else RUNS, rounds), "birds:gap")
     if with_page:
         results.mkdir(parents=True, exist_ok=True)
         (results / "README.md").write_text(page(entries, speed, price, rate), encoding="utf-8")

@@ -61,6 +61,11 @@ def others(one: Subject, images: Tensor) -> Tensor:
     return found
 
 
+def head_of(job: str, network: str) -> str:
+    """The head that a job is done with: a transformer has attention of its own."""
+    return "gap" if "vit" in network else HEADS.get(job, "gap")
+
+
 def checked(job: Job, batches: list[tuple[Tensor, Tensor]]) -> list[dict[str, Any]]:
     """Whether the contenders compute the same."""
     pictures, targets = batches[0]
@@ -243,7 +248,7 @@ def main(
         default = ON_GPU if place.type == "cuda" else NETWORKS.get(name, WEIGHTS)
         for network in networks or default:
             try:
-                one = subject(network, data, place, HEADS.get(name, "gap"))
+                one = subject(network, data, place, head_of(name, network))
             except FileNotFoundError as error:
                 say(f"{name} on {network} left out: {error}")
                 continue

@@ -18,7 +18,7 @@ from xattn.data.images import ImageSource
 from xattn.data.preprocessing import pixels
 
 WEIGHTS = ("squeezenet1_0", "mobilenet_v2")
-TINY = "tiny"  # with random weights, for --smoke
+TINY, TINY_TOKENS = "tiny", "tiny_vit"  # with random weights, for --smoke
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,11 @@ class Subject:
     def network(self) -> nn.Module:
         """A copy for the others, in the layout that torchvision gives it: pytorch-grad-cam's Score-CAM fails on channels-last."""
         return copy.deepcopy(self.classifier.network).to(memory_format=torch.contiguous_format)
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether it is a transformer, which torch-cam and pytorch-grad-cam know no maps of as it comes."""
+        return any(isinstance(module, nn.MultiheadAttention) for module in self.classifier.network.modules())
 
     @property
     def place(self) -> str:
@@ -80,11 +85,20 @@ def subject(name: str, data: Path, device: torch.device, head: str = "gap") -> S
         raise FileNotFoundError(f"{file} is not there: set XATTN_DATA or --data")
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = SmallResNet(10, 4) if name == TINY else getattr(models, name)(weights=None)
+        network = _built(name)
     network = network.eval().to(memory_format=torch.channels_last)
-    size = 64 if name == TINY else 224
+    size = 64 if name in (TINY, TINY_TOKENS) else 224
     classifier = xattn.attach(network, input_size=size, head=head, name=name)
     return Subject(name, classifier.eval().to(device), "random")
+
+
+def _built(name: str) -> nn.Module:
+    if name == TINY:
+        return SmallResNet(10, 4)
+    if name == TINY_TOKENS:
+        return models.VisionTransformer(64, 16, num_layers=2, num_heads=2, hidden_dim=32, mlp_dim=64, num_classes=10)
+    network: nn.Module = getattr(models, name)(weights=None)
+    return network
 
 
 def photographs(data: Path, of: xattn.Classifier, count: int) -> Tensor:

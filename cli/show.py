@@ -41,8 +41,7 @@ def show(runs: Sequence[str]) -> None:
             lines["began"] = str(run["began"])
         if run.get("command"):
             lines["command"] = _command(run)
-        rows = (row for table in store.tables() for row in table.select(["image", "error"]).to_pylist())
-        failed = list({row["image"]: row["error"] for row in rows if row["error"] is not None}.items())
+        failed = store.failed()
         say(("\n" if number else "") + str(store.folder))
         for name, text in lines.items():
             say(f"  {name:9} {text}")

@@ -7,9 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from xattn.errors import InputError
 from xattn.metrics.base import metrics
-from xattn.metrics.tables import KEYS, Row, references
+from xattn.metrics.statistics import Doubles
+from xattn.metrics.tables import KEYS, Row, references, scored
+from xattn.metrics.wide import by_picture, numbered
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,7 +36,7 @@ class Block:
 
     metric: str
     rows: tuple[Row, ...]
-    values: tuple[tuple[float, ...], ...]
+    values: Doubles
     pictures: int
     lacking: tuple[int, ...]
     degenerate: tuple[float, ...]
@@ -44,9 +48,9 @@ class Block:
         """Model and head of its columns, each once."""
         return list(dict.fromkeys(row[:2] for row in self.rows))
 
-    def column(self, place: int) -> list[float]:
+    def column(self, place: int) -> Doubles:
         """The values of one column."""
-        return [row[place] for row in self.values]
+        return self.values[:, place]
 
     def name(self, place: int) -> str:
         """A column as conclusions name it."""
@@ -69,9 +73,7 @@ def blocks(rows: pd.DataFrame, against: str | None = None, *, without_degenerate
         NameUnknownError: there are no rows of `against`.
         InputError: there are no scores, or nothing to compare.
     """
-    rows = rows[rows["metric"].notna()]
-    if rows.empty:
-        raise InputError("there are no scores to compare: the rows hold no metric.")
+    rows = scored(rows)
     reference = references(rows, against)
     rows = rows.assign(flagged=rows["degenerate"].astype(bool))
     if without_degenerate:
@@ -83,7 +85,7 @@ def blocks(rows: pd.DataFrame, against: str | None = None, *, without_degenerate
         if of_classifier or row in reference or row in reference.values():
             groups.setdefault(row[:2] if of_classifier else row[2], []).append(row)
     found = []
-    for metric in dict.fromkeys(rows["metric"]):
+    for metric in rows["metric"].unique():
         values = rows[rows["metric"] == metric]
         for members in groups.values():
             block = _block(str(metric), values, members, None if against is None else reference)
@@ -96,20 +98,24 @@ def blocks(rows: pd.DataFrame, against: str | None = None, *, without_degenerate
 
 def _block(metric: str, rows: pd.DataFrame, members: Sequence[Row], reference: Mapping[Row, Row] | None) -> Block | None:
     """The block of some rows; None if fewer than two of them have values of two common pictures."""
-    chosen = rows[rows[KEYS].apply(tuple, axis=1).isin(members)]
+    place, known = numbered(rows, KEYS)
+    is_member = np.array([row in members for row in known])
+    if is_member.sum() < 2:
+        return None
+    chosen = rows if is_member.all() else rows[is_member[place]]
     chosen = chosen.assign(value=chosen["value"].where(chosen["value"].abs() < math.inf))
     several = chosen.duplicated(["image", *KEYS]).any()
     if len({row[:2] for row in members}) == 1:  # of one classifier, all methods explain the same targets of a picture
-        wide = chosen.pivot_table(index=["image", "target"], columns=KEYS, values="value", sort=False, dropna=False)
+        wide = by_picture(chosen, "value", ["image", "target"], KEYS)
         valued = wide[wide.columns[wide.notna().any()]]
         whole = valued.notna().all(axis=1)
         kept = whole | ~whole.groupby(level="image").transform("any")  # a picture without a complete target falls out, and is counted
         table = valued[kept].groupby(level="image", sort=False).mean()
     else:
-        table = chosen.pivot_table(index="image", columns=KEYS, values="value", aggfunc="mean", sort=False, dropna=False)
+        table = by_picture(chosen, "value", ["image"], KEYS)
     own = [row for row in members if row in table.columns and table[row].notna().any()]
     table = table.reindex(columns=own)
-    flags = chosen.pivot_table(index="image", columns=KEYS, values="flagged", aggfunc="mean", sort=False, dropna=False)
+    flags = by_picture(chosen, "flagged", ["image"], KEYS)
     if reference is None:
         pairs = [(a, b) for a in range(len(own)) for b in range(a + 1, len(own))]
     else:
@@ -121,7 +127,7 @@ def _block(metric: str, rows: pd.DataFrame, members: Sequence[Row], reference: M
     return Block(
         metric,
         tuple(own),
-        tuple(complete.itertuples(index=False, name=None)),
+        complete.to_numpy(),
         len(table),
         tuple(int(count) for count in table.isna().sum()),
         tuple(float(flags.loc[complete.index, [row]].mean().iloc[0]) for row in own),

@@ -6,10 +6,15 @@ import math
 import warnings
 from collections.abc import Sequence
 from statistics import NormalDist
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
-from xattn.metrics.statistics import ANY, CONFIDENCE, Interval, mean_interval
+import numpy as np
+from numpy.typing import NDArray
 
+from xattn.metrics.statistics import ANY, CONFIDENCE, Interval, Values, mean_interval, numbers
+
+Flags: TypeAlias = "Sequence[bool] | NDArray[np.bool_]"
+"""Of images, one each."""
 IntervalName = Literal["BCa", "Student", "Wilson", "Bonett-Price", ""]
 RESAMPLES = 9999
 FEWEST, MOST = 20, 5000  # values between which the bootstrap covers better than Student
@@ -28,7 +33,7 @@ class Bounds(NamedTuple):
     name: IntervalName
 
 
-def bootstrap_interval(values: Sequence[float], limits: tuple[float, float] = ANY, confidence: float = CONFIDENCE) -> Bounds:
+def bootstrap_interval(values: Values, limits: tuple[float, float] = ANY, confidence: float = CONFIDENCE) -> Bounds:
     """The bias-corrected and accelerated bootstrap interval of the mean, of 9999 resamples, the same at every call.
 
     Where it degenerates it is Student's, and named so: of values that are all equal, of fewer than 20, where resampling knows too few
@@ -47,15 +52,14 @@ def bootstrap_interval(values: Sequence[float], limits: tuple[float, float] = AN
     student = mean_interval(values, limits, confidence)
     if math.isnan(student.low):
         return Bounds(student, "")
-    if not FEWEST <= student.n <= MOST or min(values) == max(values):
+    if not FEWEST <= student.n <= MOST or np.ptp(numbers(values)) == 0:
         return Bounds(student, "Student")
-    import numpy as np
     from scipy.stats import bootstrap
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a degenerate distribution, whose ends are NaN
         found = bootstrap(
-            (list(values),),
+            (numbers(values),),
             np.mean,
             vectorized=True,
             n_resamples=RESAMPLES,
@@ -70,7 +74,7 @@ def bootstrap_interval(values: Sequence[float], limits: tuple[float, float] = AN
     return Bounds(Interval(student.mean, max(low, limits[0]), min(high, limits[1]), student.n), "BCa")
 
 
-def difference_of_proportions(first: Sequence[bool], second: Sequence[bool], confidence: float = CONFIDENCE) -> Interval:
+def difference_of_proportions(first: Flags, second: Flags, confidence: float = CONFIDENCE) -> Interval:
     """The interval of the difference of two proportions on the same images. Source: Bonett and Price 2012.
 
     Wald's, after adding one image on which only the first succeeds and one on which only the second does, so that it has a width where no
@@ -93,7 +97,7 @@ def difference_of_proportions(first: Sequence[bool], second: Sequence[bool], con
     return Interval(mean, max(-1.0, min(mean, one - other - half)), min(1.0, max(mean, one - other + half)), n)
 
 
-def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
+def mcnemar(first: Flags, second: Flags) -> float:
     """The p-value of McNemar's exact two-sided test that two methods succeed on as many images; 1 if no image differs.
 
     Source: McNemar 1947; exact, the binomial test of the images on which one alone succeeds.
@@ -107,13 +111,13 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
     return 1.0 if only_first + only_second == 0 else float(binomtest(only_first, only_first + only_second).pvalue)
 
 
-def _discordant(first: Sequence[bool], second: Sequence[bool]) -> tuple[int, int]:
+def _discordant(first: Flags, second: Flags) -> tuple[int, int]:
     """How many images only the first has, and only the second."""
-    pairs = list(zip(first, second, strict=True))
-    return sum(one and not other for one, other in pairs), sum(other and not one for one, other in pairs)
+    one, other = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
+    return int((one & ~other).sum()), int((other & ~one).sum())
 
 
-def equivalence(difference: Sequence[float], margin: float) -> float:
+def equivalence(difference: Values, margin: float) -> float:
     """The p-value of two one-sided t-tests that the mean difference is within ± a margin. Source: Schuirmann 1987.
 
     NaN where all differences are the same and within the margin.
@@ -127,14 +131,15 @@ def equivalence(difference: Sequence[float], margin: float) -> float:
     """
     from scipy.stats import ttest_1samp
 
-    if min(difference) == max(difference):
-        return 1.0 if abs(difference[0]) >= margin else math.nan  # without a spread nothing is known of it
-    above = ttest_1samp(list(difference), -margin, alternative="greater").pvalue
-    below = ttest_1samp(list(difference), margin, alternative="less").pvalue
+    apart = numbers(difference)
+    if np.ptp(apart) == 0:
+        return 1.0 if abs(apart[0]) >= margin else math.nan  # without a spread nothing is known of it
+    above = ttest_1samp(apart, -margin, alternative="greater").pvalue
+    below = ttest_1samp(apart, margin, alternative="less").pvalue
     return float(max(above, below))
 
 
-def equivalence_of_proportions(first: Sequence[bool], second: Sequence[bool], margin: float) -> float:
+def equivalence_of_proportions(first: Flags, second: Flags, margin: float) -> float:
     """The same for two proportions on the same images, by the interval of `difference_of_proportions`.
 
     Args:
@@ -152,7 +157,7 @@ def equivalence_of_proportions(first: Sequence[bool], second: Sequence[bool], ma
     return max(1 - NormalDist().cdf(above), NormalDist().cdf(below))
 
 
-def better_share(difference: Sequence[float], higher: bool) -> float:
+def better_share(difference: Values, higher: bool) -> float:
     """The common-language effect size of pairs: the share of images on which the first is better, ties counting half.
 
     0.5 says neither. Source: McGraw and Wong 1992; of pairs, Grissom and Kim 2012.
@@ -160,5 +165,6 @@ def better_share(difference: Sequence[float], higher: bool) -> float:
     >>> better_share([1, 2, -1, 0], higher=True)
     0.625
     """
-    wins = sum((value > 0) == higher for value in difference if value != 0)
-    return (wins + sum(value == 0 for value in difference) / 2) / len(difference)
+    apart = numbers(difference)
+    wins, ties = int((apart > 0 if higher else apart < 0).sum()), int((apart == 0).sum())
+    return (wins + ties / 2) / len(apart)

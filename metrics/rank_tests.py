@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from xattn.metrics.statistics import twice_ranks
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 LEVEL = 0.05
 
@@ -26,7 +26,7 @@ class Friedman(NamedTuple):
     agreement: float
 
 
-def mean_ranks(values: Sequence[Sequence[float]], higher: bool) -> list[float]:
+def mean_ranks(values: ArrayLike, higher: bool) -> list[float]:
     """Mean over images of the rank of each method, 1 for the best; ties share the mean of their ranks.
 
     Args:
@@ -36,11 +36,24 @@ def mean_ranks(values: Sequence[Sequence[float]], higher: bool) -> list[float]:
     >>> mean_ranks([[1, 2, 3], [2, 2, 3]], higher=True)
     [2.75, 2.25, 1.0]
     """
-    twice = [twice_ranks([-value for value in row] if higher else row) for row in values]
-    return [sum(column) / (2 * len(twice)) for column in zip(*twice, strict=True)]
+    table = np.asarray(values)
+    before = np.greater if higher else np.less
+    # Twice a rank, counted from 1, is whole: 2 for each value before it, 1 for each that ties with it, itself among them, and 1.
+    twice = [int((2 * before(table, own).sum(axis=1) + _ties(table, own) + 1).sum()) for own in _columns(table)]
+    return [total / (2 * len(table)) for total in twice]
 
 
-def friedman(values: Sequence[Sequence[float]]) -> Friedman:
+def _columns(table: NDArray[np.float64]) -> Sequence[NDArray[np.float64]]:
+    return [table[:, [place]] for place in range(table.shape[1])]
+
+
+def _ties(table: NDArray[np.float64], own: NDArray[np.float64]) -> NDArray[np.int64]:
+    """How many values of each row equal that of a column."""
+    found: NDArray[np.int64] = (table == own).sum(axis=1)
+    return found
+
+
+def friedman(values: ArrayLike) -> Friedman:
     """Friedman's test over images of three or more methods.
 
     Source: Friedman 1937; for ties Hollander, Wolfe & Chicken 2014, Sec. 7.1.
@@ -53,12 +66,13 @@ def friedman(values: Sequence[Sequence[float]]) -> Friedman:
     """
     from scipy.special import chdtrc
 
-    n, k = len(values), len(values[0])
-    tied = sum(count**3 - count for row in values for count in Counter(row).values())
+    table = np.asarray(values)
+    n, k = table.shape
+    tied = sum(int((_ties(table, own) ** 2 - 1).sum()) for own in _columns(table))  # t³ − t of each group of t, shared by its values
     untied = 1 - tied / (n * k * (k**2 - 1))
     if untied == 0:
         return Friedman(0.0, 1.0, 0.0)
-    spread = math.fsum((rank - (k + 1) / 2) ** 2 for rank in mean_ranks(values, higher=True))
+    spread = math.fsum((rank - (k + 1) / 2) ** 2 for rank in mean_ranks(table, higher=True))
     statistic = 12 * n / (k * (k + 1)) * spread / untied
     return Friedman(statistic, float(chdtrc(k - 1, statistic)), statistic / (n * (k - 1)))
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+
 from xattn.errors import NameUnknownError, SettingError
 from xattn.metrics.base import metrics
 from xattn.metrics.blocks import Block, blocks
@@ -22,7 +24,18 @@ from xattn.metrics.paired_tests import (
 )
 from xattn.metrics.rank_tests import critical_difference, friedman, mean_ranks, nemenyi
 from xattn.metrics.sheets import SIGNIFICANT
-from xattn.metrics.statistics import adjusted, differences, holm, levels, mean_interval, needed, proportion_interval, signed_rank, unit_of
+from xattn.metrics.statistics import (
+    Doubles,
+    adjusted,
+    differences,
+    holm,
+    levels,
+    mean_interval,
+    needed,
+    proportion_interval,
+    signed_rank,
+    unit_of,
+)
 from xattn.metrics.tables import KEYS
 
 if TYPE_CHECKING:
@@ -139,7 +152,7 @@ def _adjust(lines: Sequence[dict[str, object]], adjust: Callable[[Sequence[float
         line["conclusion"] = conclusion(line, metrics.create(metric).metadata.better == "higher")
 
 
-def _levels(block: Block) -> list[list[float]]:
+def _levels(block: Block) -> Doubles:
     return levels(block.values, unit_of(metrics.create(block.metric).metadata.limits))
 
 
@@ -164,16 +177,16 @@ def _method_lines(block: Block) -> list[dict[str, object]]:
     return lines
 
 
-def _median(values: Sequence[float]) -> float:
+def _median(values: Doubles) -> float:
     """The middle value, or the mean of the two middle ones."""
-    ordered, n = sorted(values), len(values)
-    return (ordered[(n - 1) // 2] + ordered[n // 2]) / 2
+    ordered, n = np.sort(values), len(values)
+    return float((ordered[(n - 1) // 2] + ordered[n // 2]) / 2)
 
 
-def _harmonic(values: Sequence[float], limits: tuple[float, float]) -> Bounds:
+def _harmonic(values: Doubles, limits: tuple[float, float]) -> Bounds:
     """The interval of the inverse of the mean of inverses."""
     within = (0.0 if math.isinf(limits[1]) else 1 / limits[1], 1 / limits[0] if limits[0] > 0 else math.inf)
-    inverse, name = bootstrap_interval([1 / value for value in values if value], within)
+    inverse, name = bootstrap_interval(1 / values[values != 0], within)
     low, high = (1 / end if end > 0 else math.inf if end <= 0 else math.nan for end in (inverse.high, inverse.low))
     return Bounds(inverse._replace(mean=1 / inverse.mean, low=low, high=high), name)
 
@@ -192,11 +205,9 @@ def _pair_lines(block: Block, family: int, margin: float | None) -> list[dict[st
     strict = 1 - SIGNIFICANT / family
     lines = []
     for first, second in block.pairs:
-        difference, same = differences(
-            list(zip(block.column(first), block.column(second), strict=True)), unit_of(component.metadata.limits)
-        )
+        difference, same = differences(block.column(first), block.column(second), unit_of(component.metadata.limits))
         if block.binary:
-            one, other = ([value == high for value in block.column(place)] for place in (first, second))
+            one, other = (block.column(place) == high for place in (first, second))
             interval = difference_of_proportions(one, other)
             span = high - low
             found = Bounds(interval._replace(mean=span * interval.mean, low=span * interval.low, high=span * interval.high), "Bonett-Price")

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import groupby
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Values: TypeAlias = "Sequence[float] | Tensor"
+Doubles = NDArray[np.float64]
+Values: TypeAlias = "Sequence[float] | Doubles | Tensor"
 """Of images, one each."""
 Zeros = Literal["wilcoxon", "pratt"]
 
@@ -60,11 +63,11 @@ def mean_interval(values: Values, limits: tuple[float, float] = ANY, confidence:
     """
     from scipy.special import stdtrit
 
-    finite = [value for value in numbers(values) if math.isfinite(value)]
+    finite = _finite(values)
     n = len(finite)
     if n == 0:
         return Interval(math.nan, math.nan, math.nan, 0)
-    mean = math.fsum(finite) / n
+    mean = math.fsum(finite.tolist()) / n
     if n == 1:
         return Interval(mean, math.nan, math.nan, 1)
     half = float(stdtrit(n - 1, (1 + confidence) / 2)) * _deviation(finite, mean) / math.sqrt(n)
@@ -80,12 +83,12 @@ def proportion_interval(values: Values, limits: tuple[float, float] = (0, 1), co
         limits: the value of an image that does not count, and of one that does.
         confidence: coverage.
     """
-    finite = [value for value in numbers(values) if math.isfinite(value)]
+    finite = _finite(values)
     n = len(finite)
     if n == 0:
         return Interval(math.nan, math.nan, math.nan, 0)
     low, span = limits[0], limits[1] - limits[0]
-    share = (math.fsum(finite) / n - low) / span
+    share = (math.fsum(finite.tolist()) / n - low) / span
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * math.sqrt(max(0.0, share * (1 - share) / n + z**2 / (4 * n**2)))
@@ -104,23 +107,27 @@ def paired(values: Values, reference: Values, confidence: float = CONFIDENCE, fl
         confidence: coverage of the interval.
         floor: the unit of the values, from `unit_of`.
     """
-    pairs = zip(numbers(values), numbers(reference), strict=True)
-    both = [(one, other) for one, other in pairs if math.isfinite(one) and math.isfinite(other)]
-    if not both:
+    one, other = numbers(values), numbers(reference)
+    if len(one) != len(other):
+        raise ValueError(f"pairs are of the same images: got {len(one)} values and {len(other)} of the reference")
+    both = np.isfinite(one) & np.isfinite(other)
+    if not both.any():
         return Comparison(mean_interval([], confidence=confidence), math.nan)
-    difference, same = differences(both, floor)
+    difference, same = differences(one[both], other[both], floor)
     return Comparison(mean_interval(difference, confidence=confidence), signed_rank(difference, same))
 
 
-def differences(pairs: Sequence[tuple[float, float]], floor: float = 1.0) -> tuple[list[float], float]:
+def differences(first: Doubles, second: Doubles, floor: float = 1.0) -> tuple[Doubles, float]:
     """First less second of each pair, 0 where that is rounding; and the largest difference that counts as rounding.
 
     Args:
-        pairs: finite values, at least one pair.
+        first: `(n,)`, finite, n ≥ 1.
+        second: likewise.
         floor: the unit of the values, from `unit_of`.
     """
-    same = SAME * max(floor, *(abs(value) for pair in pairs for value in pair))
-    return [0.0 if abs(one - other) <= same else one - other for one, other in pairs], same
+    same = SAME * max(floor, float(np.abs(first).max()), float(np.abs(second).max()))
+    apart = first - second
+    return np.where(np.abs(apart) <= same, 0.0, apart), same
 
 
 def unit_of(limits: tuple[float, float]) -> float:
@@ -128,15 +135,14 @@ def unit_of(limits: tuple[float, float]) -> float:
     return 1.0 if all(map(math.isfinite, limits)) else 0.0
 
 
-def levels(values: Sequence[Sequence[float]], floor: float = 1.0) -> list[list[float]]:
+def levels(values: Doubles, floor: float = 1.0) -> Doubles:
     """Values as multiples of what counts as rounding, for ranks: what does not differ has one rank.
 
     Args:
-        values: finite.
+        values: finite, of any shape.
         floor: their unit, from `unit_of`.
     """
-    same = SAME * max(floor, *(abs(value) for row in values for value in row)) or 1.0
-    return [[float(round(value / same)) for value in row] for row in values]
+    return np.rint(values / (SAME * max(floor, float(np.abs(values).max())) or 1.0))
 
 
 def needed(difference: Interval, power: float = POWER, confidence: float = CONFIDENCE) -> float:
@@ -178,17 +184,15 @@ def signed_rank(difference: Values, same: float = 0.0, zeros: Zeros = "wilcoxon"
     >>> signed_rank([0, 0, 1, 2, 3, -4]), signed_rank([0, 0, 1, 2, 3, -4], zeros="pratt")
     (0.875, 0.625)
     """
-    magnitudes = [abs(value) if same == 0 else float(round(abs(value) / same)) for value in numbers(difference)]
-    kept = [place for place, value in enumerate(numbers(difference)) if value != 0]
-    differs, n = [numbers(difference)[place] for place in kept], len(kept)
+    apart = numbers(difference)
+    magnitudes = np.abs(apart) if same == 0 else np.rint(np.abs(apart) / same)
+    differs = apart != 0
+    n = int(differs.sum())
     if n == 0:
         return 1.0
-    if zeros == "pratt":
-        everywhere = twice_ranks(magnitudes)
-        twice = [everywhere[place] for place in kept]
-    else:
-        twice = twice_ranks([magnitudes[place] for place in kept])
-    total, positive = sum(twice), sum(rank for rank, value in zip(twice, differs, strict=True) if value > 0)
+    ranks = _twice_ranks(magnitudes)[differs] if zeros == "pratt" else _twice_ranks(magnitudes[differs])
+    twice, positive = ranks.tolist(), int(ranks[apart[differs] > 0].sum())
+    total = sum(twice)
     smaller = min(positive, total - positive)
     if n <= EXACT_TO:
         return min(1.0, 2 * _choices(twice, smaller) / (1 << n))
@@ -209,28 +213,26 @@ def _choices(ranks: Sequence[int], most: int) -> int:
     return up_to % ((1 << width) - 1)  # the sum of the digits
 
 
-def twice_ranks(magnitudes: Sequence[float]) -> list[int]:
+def _twice_ranks(magnitudes: Doubles) -> NDArray[np.int64]:
     """Twice the rank of each magnitude, counted from 1; ties share the mean of theirs, so that the double is whole."""
-    twice, last = [0] * len(magnitudes), 0
-    for _, group in groupby(sorted(range(len(magnitudes)), key=magnitudes.__getitem__), key=magnitudes.__getitem__):
-        places = list(group)
-        last += len(places)
-        for place in places:
-            twice[place] = 2 * last - len(places) + 1
-    return twice
+    _, group, counts = np.unique(magnitudes, return_inverse=True, return_counts=True)
+    twice: NDArray[np.int64] = 2 * np.cumsum(counts) - counts + 1
+    return twice[group]
 
 
-def numbers(values: Values) -> Sequence[float]:
-    """The values as Python's numbers."""
-    if isinstance(values, (list, tuple)):
-        return values
-    found: list[float] = values.tolist()  # type: ignore[union-attr]  # a tensor
-    return found
+def numbers(values: Values) -> Doubles:
+    """The values as an array of float64."""
+    return np.asarray(values if isinstance(values, (list, tuple, np.ndarray)) else values.tolist(), dtype=np.float64)  # type: ignore[union-attr]  # a tensor
 
 
-def _deviation(values: Sequence[float], mean: float) -> float:
+def _finite(values: Values) -> Doubles:
+    found = numbers(values)
+    return found[np.isfinite(found)]
+
+
+def _deviation(values: Doubles, mean: float) -> float:
     """The sample's standard deviation."""
-    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
+    return math.sqrt(math.fsum(((values - mean) ** 2).tolist()) / (len(values) - 1))
 
 
 def adjusted(p: Sequence[float]) -> list[float]:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from xattn.errors import InputError, NameUnknownError
 from xattn.metrics.base import Aggregation, metrics
 from xattn.metrics.fill_order import fill_notes
@@ -129,7 +131,8 @@ def aggregated(values: Values, aggregation: Aggregation, limits: tuple[float, fl
         return proportion_interval(values, limits)
     if aggregation == "mean":
         return mean_interval(values, limits)
-    return _inverted(lambda within: mean_interval([1 / value if value else math.inf for value in numbers(values)], within), limits)
+    own = numbers(values)
+    return _inverted(lambda within: mean_interval(np.divide(1.0, own, out=np.full_like(own, math.inf), where=own != 0), within), limits)
 
 
 def _inverted(mean: Callable[[tuple[float, float]], Interval], limits: tuple[float, float]) -> Interval:
@@ -160,31 +163,32 @@ def comparison(rows: pd.DataFrame, against: str | None = None, *, without_degene
     """
     import pandas as pd
 
-    rows = rows[rows["metric"].notna()].reset_index(drop=True)
-    if rows.empty:
-        raise InputError("there are no scores to compare: the rows hold no metric.")
+    rows = scored(rows)
     rows = rows.assign(network=rows["model"])
     if seeds is not None:
-        rows["model"] = rows["model"].map(common_names(list(dict.fromkeys(rows["model"])), seeds))
+        rows["model"] = rows["model"].map(common_names([str(model) for model in rows["model"].unique()], seeds))
+    explained = EXPLAINED if seeds is None else ["network", *EXPLAINED]
     reference_of = references(rows, against)
-    names = tuple(dict.fromkeys(rows["metric"]))
+    names = tuple(map(str, rows["metric"].unique()))
     flagged = rows["degenerate"].astype(bool)
     kept = rows[~flagged] if without_degenerate else rows
-    left_out = len(rows[flagged].drop_duplicates([*KEYS, "network", *EXPLAINED])) if without_degenerate else 0
-    per_label = bool(rows["target_rule"].astype(str).str.startswith(PER_LABEL).any())
-    values = _values(kept, per_label)
+    left_out = len(rows[flagged].drop_duplicates([*KEYS, *explained])) if without_degenerate else 0
+    per_label = any(str(rule).startswith(PER_LABEL) for rule in rows["target_rule"].unique())
+    by_explained = kept if against is None and seeds is None else kept.set_index(EXPLAINED, drop=seeds is None)
+    groups = by_explained.groupby([*KEYS, "metric"], sort=False, observed=True)
+    values = dict(iter(groups["value"])) if seeds is None else {key: _of_networks(group, per_label) for key, group in groups}
     lines = []
-    for (model, head, method), group in rows.groupby(KEYS, sort=False):
+    for (model, head, method), group in rows.groupby(KEYS, sort=False, observed=True):
         row = str(model), str(head), str(method)
         line: dict[str, object] = dict(zip(KEYS, row, strict=True))
-        left = kept.loc[kept.index.intersection(group.index)]
         for metric in names:
             own = values.get((*row, metric))
             line |= _columns(metric, _of_metric(own, metric))
             if against is not None:
                 reference = reference_of.get(row)
                 line |= _tested(own, None if reference is None else _of_reference(values, row, reference, metric, per_label), metric)
-        images, all_images = (of.drop_duplicates(["network", *EXPLAINED]) for of in (left, group))
+        all_images = group.drop_duplicates(explained)
+        images = group[~flagged[group.index]].drop_duplicates(explained) if without_degenerate else all_images
         line |= _of_labels(images)
         line |= {"n": len(images.drop_duplicates(EXPLAINED if per_label else "image"))}
         line |= {"degenerate_share": float(flagged[all_images.index].mean())}
@@ -196,13 +200,22 @@ def comparison(rows: pd.DataFrame, against: str | None = None, *, without_degene
     return Table(frame, names, against, _notes(kept, frame, names, against, left_out))
 
 
-def _values(rows: pd.DataFrame, per_label: bool) -> dict[tuple[str, str, str, str], Any]:
-    """Values of each model, head, method and metric: a series by what is explained; of networks of several seeds a frame, a column each."""
-    found: dict[tuple[str, str, str, str], Any] = {}
-    for key, group in rows.groupby([*KEYS, "metric"], sort=False):
-        several = group["network"].nunique() > 1
-        found[key] = by_network(group, "value", per_label=per_label) if several else group.set_index(EXPLAINED)["value"]
-    return found
+def scored(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows that hold a score, numbered.
+
+    Raises:
+        InputError: there are none.
+    """
+    has_score = rows["metric"].notna()
+    found = rows if has_score.all() else rows[has_score]
+    if found.empty:
+        raise InputError("there are no scores to compare: the rows hold no metric.")
+    return found.reset_index(drop=True)
+
+
+def _of_networks(rows: pd.DataFrame, per_label: bool) -> pd.Series | pd.DataFrame:
+    """Values of one model, head, method and metric: a series by what is explained; of networks of several seeds a frame, a column each."""
+    return by_network(rows, "value", per_label=per_label) if rows["network"].nunique() > 1 else rows["value"]
 
 
 def _of_metric(values: pd.Series | pd.DataFrame | None, metric: str) -> Interval:
@@ -213,7 +226,7 @@ def _of_metric(values: pd.Series | pd.DataFrame | None, metric: str) -> Interval
             nonzero = values[(values != 0).all(axis=1)]
             return _inverted(lambda within: crossed((1 / nonzero).T.to_numpy(), limits=within).difference, limits)
         return crossed(values.T.to_numpy(), limits=limits).difference
-    return aggregated([] if values is None else values.to_list(), aggregation, limits)
+    return aggregated([] if values is None else values.to_numpy(), aggregation, limits)
 
 
 def _of_labels(images: pd.DataFrame) -> dict[str, object]:
@@ -257,9 +270,9 @@ def references(rows: pd.DataFrame, against: str | None) -> dict[Row, Row]:
         NameUnknownError: there are no rows of `against`.
         InputError: `against` names several classifiers of one method.
     """
-    known: list[Row] = list(rows[KEYS].drop_duplicates().itertuples(index=False, name=None))
     if against is None:
         return {}
+    known: list[Row] = list(rows[KEYS].drop_duplicates().itertuples(index=False, name=None))
     if any(method == against for _, _, method in known):
         return {row: (row[0], row[1], against) for row in known if row[2] != against and (row[0], row[1], against) in known}
     found = {}
@@ -299,7 +312,7 @@ def _tested(values: Any, reference: Any, metric: str) -> dict[str, object]:
     if not values.index.equals(reference.index):
         both = pd.concat({"values": values, "reference": reference}, axis=1, join="inner")
         values, reference = both["values"], both["reference"]
-    found = paired(values.to_list(), reference.to_list(), floor=unit_of(metrics.create(metric).metadata.limits))
+    found = paired(values.to_numpy(), reference.to_numpy(), floor=unit_of(metrics.create(metric).metadata.limits))
     return {**_columns(f"{metric} difference", found.difference), f"{metric} p": found.p, f"{metric} needed": needed(found.difference)}
 
 
@@ -311,7 +324,7 @@ def _counted(rules: Sequence[str]) -> str:
 
 
 def _notes(rows: pd.DataFrame, frame: pd.DataFrame, names: Sequence[str], against: str | None, left_out: int) -> tuple[str, ...]:
-    rules = sorted(rows["target_rule"].dropna().unique())
+    rules = sorted(map(str, rows["target_rule"].dropna().unique()))
     of = {metric: metrics.create(metric) for metric in names}
     proportions = [of[metric].metadata.symbol for metric in names if of[metric].instance.aggregation == "proportion"]
     proportions += ["accuracy"] * ("accuracy" in frame)
@@ -328,16 +341,17 @@ def _notes(rows: pd.DataFrame, frame: pd.DataFrame, names: Sequence[str], agains
         notes.append("Each classifier is explained for its own prediction: rows of different classifiers answer different questions.")
     if left_out:
         notes.append(f"Left out of every column but the last: {left_out} degenerate map{'s' * (left_out > 1)}.")
-    if len({frozenset(images) for _, images in rows.groupby(KEYS, sort=False)["image"]}) > 1:
+    if len({frozenset(images.unique()) for _, images in rows.groupby(KEYS, sort=False, observed=True)["image"]}) > 1:
         notes.append("Rows are over different images: their means are not over the same ones.")
-    fewer = {m: counts for m in names if (counts := _counts(rows, m)) and max(counts) < int(frame["n"].max())}
-    notes += [f"{metric}: over {max(counts)} images at most." for metric, counts in fewer.items()]
+    sizes = rows.groupby(["metric", *KEYS], sort=False, observed=True).size().groupby(level="metric", observed=True).max()
+    fewer = {metric: int(sizes[metric]) for metric in names if metric in sizes.index and sizes[metric] < int(frame["n"].max())}
+    notes += [f"{metric}: over {count} images at most." for metric, count in fewer.items()]
     notes += [
         f"{metric}: the harmonic mean over images, as released (the inverse of the mean of inverses)."
         for metric in names
         if of[metric].instance.aggregation == "harmonic mean"
     ]
-    undefined = rows[rows["value"].isna()].groupby("metric", sort=False).size()
+    undefined = rows[rows["value"].isna()].groupby("metric", sort=False, observed=True).size()
     notes += [f"{metric}: undefined for {count} maps, left out of the mean." for metric, count in undefined.items()]
     if against is not None:
         reference = against if against in set(frame["method"]) else f"the same method of {against}"
@@ -375,7 +389,3 @@ def _undecided(frame: pd.DataFrame, names: Sequence[str], of: Mapping[str, Any])
 def rounded(count: float) -> int:
     """To two digits."""
     return int(round(count, 1 - math.floor(math.log10(count))))
-
-
-def _counts(rows: pd.DataFrame, metric: str) -> list[int]:
-    return [int(count) for count in rows[rows["metric"] == metric].groupby(KEYS).size()]

@@ -130,7 +130,8 @@ def by_network(rows: pd.DataFrame, values: str, *, per_label: bool) -> pd.DataFr
     """
     import numpy as np
 
-    wide = rows.pivot_table(index=["image", "target"] if per_label else "image", columns="network", values=values, sort=False, dropna=False)
+    keys = ["image", "target"] if per_label else "image"
+    wide = rows.reset_index(drop=True).pivot_table(index=keys, columns="network", values=values, sort=False, dropna=False, observed=True)
     return wide.replace([np.inf, -np.inf], np.nan).dropna()
 
 

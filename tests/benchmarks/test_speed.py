@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 
+from xattn.study.store import Store
+
 
 @pytest.fixture
 def module(monkeypatch: pytest.MonkeyPatch) -> Any:
@@ -193,3 +195,15 @@ def test_quantus_takes_the_smallest_step_that_divides_the_pixels(module: Any) ->
     pytest.importorskip("quantus")
     assert module("rivals").quantus_step(224 * 224, 28) == 6272
     assert 3 * 224 * 224 // 6272 == 24
+
+
+def test_a_run_of_many_rows_is_read_by_every_command_that_is_measured(module: Any, tmp_path: Path) -> None:
+    rows = module("rows")
+    for what in ("the tables that end a run", "compare --tests", "show"):
+        found = rows.read(tmp_path, 24, 4, 2, what)
+        assert found["rows"] == 24 * 4 * 2
+        assert min(found["seconds"], found["cpu"], found["whole"]) > 0
+    values = Store(tmp_path / "rows-24-4-2").values()
+    assert len(values) == 24 * 4 * 2
+    assert values["image"].nunique() == 24
+    assert values.groupby("method", observed=True)["value"].nunique().min() > 20  # each picture has values of its own

@@ -63,7 +63,7 @@ def ranking(names: Sequence[str], values: Doubles, higher: bool, test: Test = "n
         floor: the unit of the values, from `unit_of`.
     """
     n, k = values.shape
-    whole = levels(values.tolist(), floor)
+    whole = levels(values, floor)
     ranks = mean_ranks(whole, higher)
     order = sorted(range(k), key=lambda place: (ranks[place], names[place]))
     p_all = friedman(whole).p if k > 2 else math.nan
@@ -72,7 +72,7 @@ def ranking(names: Sequence[str], values: Doubles, higher: bool, test: Test = "n
     if test == "nemenyi":
         same = {pair: abs(ranks[order[pair[1]]] - ranks[order[pair[0]]]) < critical for pair in pairs}
     else:
-        p = holm([paired(values[:, order[a]].tolist(), values[:, order[b]].tolist(), floor=floor).p for a, b in pairs])
+        p = holm([paired(values[:, order[a]], values[:, order[b]], floor=floor).p for a, b in pairs])
         same = {pair: value >= LEVEL for pair, value in zip(pairs, p, strict=True)}
     return Ranking([names[place] for place in order], [ranks[place] for place in order], p_all, critical, cliques(same, k), n)
 

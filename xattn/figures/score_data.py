@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from xattn.deferred import pandas as pd
 from xattn.errors import InputError, NameUnknownError
+from xattn.metrics.wide import by_picture
 from xattn.overlays import Floats
 from xattn.study.compare import joint_rows
 from xattn.study.questions import picture_names, shown_names
@@ -37,33 +39,33 @@ class ScoreData:
     """What runs hold of scores.
 
     Attributes:
-        rows: one per value, with the columns of `scores.csv`.
+        rows: one per value, with the columns of `Store.values`.
         stores: the run folders.
     """
 
     rows: pd.DataFrame
     stores: Sequence[Store]
 
-    @property
+    @cached_property
     def classifiers(self) -> list[Classifier]:
         """Model and head of each classifier."""
-        return list(dict.fromkeys(zip(self.rows["model"], self.rows["head"], strict=True)))
+        return list(self.rows[["model", "head"]].drop_duplicates().itertuples(index=False, name=None))
 
-    @property
+    @cached_property
     def methods(self) -> list[str]:
         """The methods, in the order of the rows."""
-        return list(dict.fromkeys(self.rows["method"]))
+        return list(self.rows["method"].unique())
 
-    @property
+    @cached_property
     def metrics(self) -> list[str]:
         """The metrics, in the order of the rows."""
-        return list(dict.fromkeys(self.rows["metric"]))
+        return list(self.rows["metric"].unique())
 
     def values(self, classifier: Classifier, metric: str) -> pd.DataFrame:
         """The values of a classifier's methods by a metric: a row per image and target, a column per method."""
         model, head = classifier
         found = self.rows[(self.rows["model"] == model) & (self.rows["head"] == head) & (self.rows["metric"] == metric)]
-        table: pd.DataFrame = found.pivot_table(index=["image", "target"], columns="method", values="value", sort=False, dropna=False)
+        table = by_picture(found, "value", ["image", "target"], ["method"])
         return table[[method for method in self.methods if method in table.columns]]
 
     def curves(self) -> dict[Series, Curves]:
@@ -76,7 +78,8 @@ class ScoreData:
         shares: dict[Series, Floats] = {}
         found: dict[Series, list[Floats]] = {}
         names = shown_names(self.stores)
-        renamed = picture_names(self.stores, [set(store.rows()["image"]) if len(self.stores) > 1 else set() for store in self.stores])
+        several = len(self.stores) > 1
+        renamed = picture_names(self.stores, [set(store.values()["image"].cat.categories) if several else set() for store in self.stores])
         for store, models, pictures in zip(self.stores, names, renamed, strict=True):
             for (image, model, head, method, metric, target), curve in store.each_curve():
                 key = (pictures.get(image, image), models.get((model, head), model), head, method, metric, target)
@@ -121,7 +124,7 @@ def read_scores(
     if rows.empty:
         raise InputError("these runs hold no scores: run with a --metric, or draw --kind grid.")
     if count is not None and images is None:
-        images = list(dict.fromkeys(rows["image"]))[:count]
+        images = list(rows["image"].unique())[:count]
     for column, asked in (("image", images), ("method", methods), ("metric", metrics)):
         if asked is not None:
             _refuse_unknown(column, asked, rows[column])
@@ -132,7 +135,7 @@ def read_scores(
 
 
 def _refuse_unknown(kind: str, asked: Iterable[str], known: pd.Series) -> None:
-    names = set(known)
+    names = set(known.unique())
     for name in asked:
         if name not in names:
             raise NameUnknownError(f"{kind} in these runs", name, names)

@@ -169,7 +169,7 @@ def read_contents(runs: Sequence[str | Path]) -> Contents:
 
 def _images(store: Store) -> set[str]:
     """Names of the pictures in a run's rows."""
-    return {name for table in store.tables() for name in table["image"].unique().to_pylist()}
+    return {name for table in store.tables(("image", "model", "error")) for name in table["image"].unique().to_pylist()}
 
 
 class _Reader:

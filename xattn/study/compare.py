@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from xattn.deferred import pandas as pd
 from xattn.errors import InputError
@@ -18,9 +22,11 @@ from xattn.study.schema import Deviation, run_key
 from xattn.study.sequential import stated
 from xattn.study.store import GROWING, Store
 from xattn.study.summary import controls_last
+from xattn.study.values import categorical, joined, narrowed
 
 KEYS = ["image", "model", "head", "method", "metric", "target"]
 MACHINERY = {"batch_size": "batch size", "device": "device", "torch": "torch"}  # settings that change values by rounding alone
+_OF_TARGETS = ["model", "head", "image", "target", "target_rule", "run"]
 AGREE = 0.01  # percent: largest difference of one value between runs that is not told
 
 
@@ -100,16 +106,58 @@ def joint_rows(stores: Sequence[Store], names: Sequence[Mapping[Key, str]]) -> t
     Raises:
         InputError: as `compare_runs`.
     """
-    of_runs = [store.rows() for store in stores]
-    pictures = picture_names(stores, [set(rows["image"]) for rows in of_runs])
-    frames = []
-    for number, (rows, called, renamed) in enumerate(zip(of_runs, names, pictures, strict=True)):
-        models = [called.get(key, key[0]) for key in zip(rows["model"], rows["head"], strict=True)]
-        frames.append(rows.assign(model=models, image=rows["image"].map(lambda name, to=renamed: to.get(name, name)), run=number))
-    rows = pd.concat(frames, ignore_index=True)
-    rows = rows.assign(target=rows["target"].astype(str))
-    rows, other_targets = _one_target(rows)
-    return controls_last(rows.drop_duplicates(KEYS)), [*other_targets, *_differing(rows, stores)]
+    frames = [store.values() for store in stores]
+    pictures = picture_names(stores, [set(rows["image"].cat.categories) for rows in frames])
+    for number, (called, renamed) in enumerate(zip(names, pictures, strict=True)):
+        rows = frames[number]
+        images = rows["image"].cat.rename_categories(renamed)
+        frames[number] = rows.assign(model=_shown_models(rows, called), image=images, run=np.int16(number))
+    rows, other_targets = _one_target(joined(frames))
+    repeats = _repeats(rows)
+    if repeats is None:
+        return controls_last(rows), other_targets
+    differs = _differing(rows[repeats.is_repeated], stores)
+    return controls_last(rows[~repeats.is_later]), [*other_targets, *differs]
+
+
+def _shown_models(rows: pd.DataFrame, called: Mapping[Key, str]) -> pd.Categorical:
+    """Names of the models in a joint table, which may differ from head to head."""
+    models, heads = (list(rows[column].cat.categories) for column in ("model", "head"))
+    names = [called.get((model, head), model) for model in models for head in heads]
+    different = list(dict.fromkeys(names))
+    place = np.array([different.index(name) for name in names], dtype=np.int32)
+    codes = rows["model"].cat.codes.to_numpy(dtype=np.int32) * len(heads) + rows["head"].cat.codes.to_numpy()
+    return categorical(narrowed(place, len(different))[codes], different)
+
+
+class _Repeats(NamedTuple):
+    """Rows of one value that several runs hold, or one run twice.
+
+    Attributes:
+        is_repeated: another row is of the same value.
+        is_later: a row before it is.
+    """
+
+    is_repeated: NDArray[np.bool_]
+    is_later: NDArray[np.bool_]
+
+
+def _repeats(rows: pd.DataFrame) -> _Repeats | None:
+    """Which rows are of one value; None if each is of its own."""
+    columns = [rows[name].cat for name in KEYS]
+    if math.prod(len(column.categories) + 1 for column in columns) >= 2**63:  # more than numbers tell apart
+        return _Repeats(*(rows.duplicated(KEYS, keep=keep).to_numpy() for keep in (False, "first")))
+    key = np.zeros(len(rows), dtype=np.int64)
+    for column in columns:
+        key *= len(column.categories) + 1
+        key += column.codes.to_numpy()
+        key += 1
+    ordered = np.sort(key)
+    if not (ordered[1:] == ordered[:-1]).any():
+        return None
+    del ordered
+    found = pd.Series(key)
+    return _Repeats(found.duplicated(keep=False).to_numpy(), found.duplicated().to_numpy())
 
 
 def _deviations(stores: Sequence[Store], names: Sequence[Mapping[Key, str]]) -> list[str]:
@@ -133,10 +181,14 @@ def _sequences(stores: Sequence[Store]) -> list[str]:
 def _differing(rows: pd.DataFrame, stores: Sequence[Store]) -> list[str]:
     """A note on values that runs share and that differ.
 
+    Args:
+        rows: of the values that several runs hold.
+        stores: of the runs.
+
     Raises:
         InputError: runs of different versions of xattn.
     """
-    groups = rows.groupby(KEYS, sort=False)
+    groups = rows.groupby(KEYS, sort=False, observed=True)
     values = groups["value"]
     spread = (values.max() - values.min())[groups.size() > 1]
     apart = spread[spread > AGREE]
@@ -192,28 +244,38 @@ def _one_target(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
         InputError: the labels of an image differ between runs.
     """
     notes, left = [], rows["target"].notna()
-    for (model, head), group in rows.groupby(["model", "head"], sort=False):
+    for (model, head), group in rows[_OF_TARGETS].groupby(["model", "head"], sort=False, observed=True):
         rules = [str(rule) for rule in group["target_rule"].dropna().unique()]
         if all(rule.startswith(PER_LABEL) for rule in rules):
             continue
-        several = group.groupby("image")["target"].nunique() > 1
-        if not several.any():
+        several = _images_of_several_targets(group)
+        if not several:
             continue
-        image, count = several[several].index[0], int(several.sum())
+        image, count = several[0], len(several)
         targets = ", ".join(sorted(group.loc[group["image"] == image, "target"].unique()))
         if any("label" in rule for rule in rules):
             raise InputError(
                 f"the runs explain {model} · {head} for different targets ({targets} on {image}), though all for {', '.join(rules)}: their "
                 "labels differ. Compare them separately, or run them with the same labels."
             )
-        left &= ~(rows.index.isin(group.index) & rows["image"].isin(several[several].index) & (rows["run"] != _first(group, rows)))
+        left &= ~(rows.index.isin(group.index) & rows["image"].isin(several) & (rows["run"] != _first(group, rows)))
         notes.append(
             f"{model} · {head}: the runs explain {count} images for different targets ({targets} on {image}); those of the first run are "
             "taken."
         )
-    return rows[left], notes
+    return (rows if left.all() else rows[left]), notes
+
+
+def _images_of_several_targets(rows: pd.DataFrame) -> list[str]:
+    """Images that are explained for several targets, in order."""
+    images, targets = rows["image"].cat, rows["target"].cat
+    count = len(targets.categories)
+    known = (targets.codes >= 0).to_numpy()
+    different = np.unique(images.codes.to_numpy(dtype=np.int64)[known] * count + targets.codes.to_numpy()[known])
+    several = np.flatnonzero(np.bincount(different // max(1, count)) > 1)
+    return [str(images.categories[place]) for place in several]
 
 
 def _first(group: pd.DataFrame, rows: pd.DataFrame) -> pd.Series:
     """For each row, the first run that holds its image in a group."""
-    return rows["image"].map(group.groupby("image")["run"].min())
+    return rows["image"].map(group.groupby("image", observed=True)["run"].min())

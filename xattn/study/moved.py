@@ -16,7 +16,7 @@ from xattn.study.store import Store
 
 def picture_names_of(store: Store) -> list[str]:
     """Names of the pictures of a run, as in its rows."""
-    return list(store.contents()) or list(dict.fromkeys(store.rows()["image"]))
+    return list(store.contents()) or list(store.values()["image"].unique())
 
 
 def moved_pictures(store: Store, places: str | Path | Sequence[str | Path], names: Sequence[str]) -> ImageSource:

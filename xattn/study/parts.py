@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import pyarrow as pa
@@ -18,12 +18,13 @@ OF_MAPS = ("count", "height", "scale")
 OF_SCORES = ("model", "head", "method", "target", "target_rule", "degenerate")
 
 
-def read_part(source: Any, images: Iterable[str] | None = None) -> pa.Table:
+def read_part(source: Any, images: Iterable[str] | None = None, columns: Collection[str] | None = None) -> pa.Table:
     """The rows of a part in the current schema: columns that an earlier version did not write are empty.
 
     Args:
         source: a path or an opened file.
         images: of these alone; None: all.
+        columns: of the schema; the others are neither read nor checked. None: all.
 
     Raises:
         ValueError: columns of another kind, more rows or bytes than a part has, or rows that contradict themselves.
@@ -33,19 +34,21 @@ def read_part(source: Any, images: Iterable[str] | None = None) -> pa.Table:
     with pq.ParquetFile(source) as file:
         _check_size(file.metadata)
         _check_columns(file.schema_arrow)
-        texts = [name for name in TEXTS if name in file.schema_arrow.names]
+        metadata, there = file.metadata, file.schema_arrow.names
     if hasattr(source, "seek"):
         source.seek(0)
-    with pq.ParquetFile(source, read_dictionary=texts) as file:
-        table = file.read()
+    wanted = [column for column in SCHEMA if columns is None or column.name in columns]
+    read = [name for name in there if columns is None or name in columns]
+    with pq.ParquetFile(source, metadata=metadata, read_dictionary=[name for name in TEXTS if name in read]) as file:
+        table = file.read(read)
     _check_texts(table)
     if images is not None:
         table = table.filter(pc.is_in(table["image"].cast(pa.string()), value_set=pa.array(sorted(set(images)), pa.string())))
-    columns = [
+    found = [
         table[column.name].cast(column.type) if column.name in table.column_names else pa.nulls(len(table), column.type)
-        for column in SCHEMA
+        for column in wanted
     ]
-    table = pa.table(columns, schema=SCHEMA)
+    table = pa.table(found, schema=pa.schema(wanted))
     table.validate(full=True)
     _check_rows(table)
     return table
@@ -92,20 +95,30 @@ def _check_texts(table: pa.Table) -> None:
 
 
 def _check_rows(table: pa.Table) -> None:
-    """Refuses rows without what a map or a score needs."""
+    """Refuses rows without what a map or a score needs, as far as their columns are read."""
     if table["image"].null_count:
         raise ValueError("a row has no image")
-    rows = table.filter(pc.and_(pc.is_valid(table["method"]), pc.is_null(table["error"])))
+    names = set(table.column_names)
+    if {"method", "error", *OF_SCORES, "label", "predicted"} <= names:
+        _check_scores(table)
+    if {"metric", "method"} <= names and pc.any(pc.and_(pc.is_valid(table["metric"]), pc.is_null(table["method"]))).as_py():
+        raise ValueError("a row of a score has no method")
+    if {"map", *OF_MAPS, "model", "head"} <= names:
+        _check_maps(table)
+
+
+def _check_scores(table: pa.Table) -> None:
+    is_about_map = pc.and_(pc.is_valid(table["method"]), pc.is_null(table["error"]))
     for name in OF_SCORES:
-        if rows[name].null_count:
+        if table[name].null_count and pc.any(pc.and_(is_about_map, pc.is_null(table[name]))).as_py():
             raise ValueError(f"a row of a map or a score has no {name}")
     for name in ("label", "predicted"):
-        if pc.any(pc.invert(pc.is_finite(rows[name]))).as_py():
+        if pc.any(pc.and_(is_about_map, pc.invert(pc.is_finite(table[name])))).as_py():
             raise ValueError(f"a row has a {name} that is no number")
-    scores = table.filter(pc.is_valid(table["metric"]))
-    if scores["method"].null_count:
-        raise ValueError("a row of a score has no method")
-    maps = table.filter(pc.is_valid(table["map"]))
+
+
+def _check_maps(table: pa.Table) -> None:
+    maps = table.select(["map", *OF_MAPS, "model", "head"]).filter(pc.is_valid(table["map"]))
     for name in (*OF_MAPS, "model", "head"):
         if maps[name].null_count:
             raise ValueError(f"a row of a map has no {name}")

@@ -144,6 +144,22 @@ class StoredLooks:
     alpha: NDArray[np.float32]
 
 
+class StoredCurve(NamedTuple):
+    """The target's probability along a metric's curve, as a run stores it: one float32 per step.
+
+    Attributes:
+        shares: share of the pixels changed, from 0 to 1.
+        p: the target's probability.
+    """
+
+    shares: list[float]
+    p: list[float]
+
+
+CurveKey = tuple[str, str, str, str, str, str]
+"""Image, model, head, method, metric and target."""
+
+
 def stored_map(row: dict[str, Any]) -> StoredMap:
     """The raw map in a row."""
     shape = (row["height"], -1) if row["method"] is not None else (row["count"], row["height"], -1)

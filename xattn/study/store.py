@@ -10,9 +10,9 @@ import contextlib
 import io
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv as pacsv
@@ -24,8 +24,20 @@ from xattn.study.differences import differing, known_before
 from xattn.study.folders import LocalFolder, folder_at
 from xattn.study.parts import read_part
 from xattn.study.run_json import contents_json, run_json
-from xattn.study.schema import COLUMNS, NO_PARTS, NO_REGION, SCHEMA, StoredLooks, StoredMap, stored_looks, stored_map
+from xattn.study.schema import (
+    COLUMNS,
+    NO_PARTS,
+    NO_REGION,
+    SCHEMA,
+    CurveKey,
+    StoredCurve,
+    StoredLooks,
+    StoredMap,
+    stored_looks,
+    stored_map,
+)
 from xattn.study.summary import Summary
+from xattn.study.values import READ, values_of
 
 logger = logging.getLogger("xattn")
 
@@ -33,22 +45,6 @@ PARTS, PART = "parts", ".parquet"
 CONTENTS = "images.json"
 GROWING = ("methods", "metrics")
 """Settings of a run to which more can be added."""
-
-
-class StoredCurve(NamedTuple):
-    """The target's probability along a metric's curve, as a run stores it: one float32 per step.
-
-    Attributes:
-        shares: share of the pixels changed, from 0 to 1.
-        p: the target's probability.
-    """
-
-    shares: list[float]
-    p: list[float]
-
-
-CurveKey = tuple[str, str, str, str, str, str]
-"""Image, model, head, method, metric and target."""
 
 
 class Store:
@@ -202,28 +198,32 @@ class Store:
         """A local path to write to; the file becomes `name` in the folder when it is complete."""
         return self.files.whole(name)
 
-    def tables(self) -> Iterator[pa.Table]:
-        """The parts in order, one in memory at a time; an image that failed in the same way for every classifier has one row."""
+    def tables(self, columns: Collection[str] | None = None) -> Iterator[pa.Table]:
+        """The parts in order, one in memory at a time; an image that failed in the same way for every classifier has one row.
+
+        Args:
+            columns: those that are read, `image`, `model` and `error` among them; None: all.
+        """
         told: set[str] = set()
         for part in self.files.listed(PARTS, PART):
-            table = self._part(part)
-            failed = [
-                row["image"] if row["model"] is None and row["error"] is not None else None
-                for row in table.select(["image", "model", "error"]).to_pylist()
-            ]
-            keep = [name is None or name not in told for name in failed]
-            told.update(name for name in failed if name is not None)
-            yield table if all(keep) else table.filter(pa.array(keep))
+            table = self._part(part, columns=columns)
+            has_failed = pa.compute.and_(pa.compute.is_null(table["model"]), pa.compute.is_valid(table["error"]))
+            if pa.compute.any(has_failed).as_py():
+                failed = pa.compute.if_else(has_failed, table["image"], pa.scalar(None, pa.string())).to_pylist()
+                keep = [name is None or name not in told for name in failed]
+                told.update(name for name in failed if name is not None)
+                table = table if all(keep) else table.filter(pa.array(keep))
+            yield table
 
-    def _part(self, part: str, images: Iterable[str] | None = None) -> pa.Table:
-        """A part in the schema; of some images, or all.
+    def _part(self, part: str, images: Iterable[str] | None = None, columns: Collection[str] | None = None) -> pa.Table:
+        """A part in the schema; of some images, or all; of some columns, or all.
 
         Raises:
             RunError: it is damaged.
         """
         try:
             with self.files.opened(part) as source:
-                return read_part(source, images)
+                return read_part(source, images, columns)
         except (OSError, ValueError, pa.ArrowException) as error:
             reason = (str(error).strip() or type(error).__name__).partition("\n")[0].removesuffix(".")
             raise RunError(
@@ -288,7 +288,7 @@ class Store:
             self.whole(Path("scores.csv")) as path,
             pacsv.CSVWriter(path, schema, write_options=pacsv.WriteOptions(quoting_style="needed")) as writer,
         ):
-            for table in self.tables():
+            for table in self.tables([*COLUMNS, "pixels"]):
                 summary.add(table)
                 is_error = pa.compute.is_valid(table["error"])
                 for row in table.select(["image", "error"]).filter(is_error).to_pylist():
@@ -317,10 +317,29 @@ class Store:
 
     def rows(self) -> pd.DataFrame:
         """All rows of `scores.csv`, from the parts."""
-        kept = [table.select(list(COLUMNS)).filter(pa.compute.is_valid(table["metric"])) for table in self.tables()]
+        kept = [table.select(list(COLUMNS)).filter(pa.compute.is_valid(table["metric"])) for table in self.tables(COLUMNS)]
         if not kept:
             raise RunError(f"'{self.folder}' has no finished part yet.")
         frame: pd.DataFrame = pa.concat_tables(kept).to_pandas()
+        return frame
+
+    def failed(self) -> list[tuple[str, str]]:
+        """Name and reason of each image that failed."""
+        found: dict[str, str] = {}
+        for table in self.tables(("image", "model", "error")):
+            if table["error"].null_count < len(table):
+                found |= {row["image"]: row["error"] for row in table.filter(pa.compute.is_valid(table["error"])).to_pylist()}
+        return list(found.items())
+
+    def values(self) -> pd.DataFrame:
+        """The rows of `scores.csv` with the columns that tables and figures need, about 30 bytes each: texts are categories.
+
+        Raises:
+            RunError: no part is finished, or one is damaged.
+        """
+        frame = values_of(self.tables(READ))
+        if frame is None:
+            raise RunError(f"'{self.folder}' has no finished part yet.")
         return frame
 
     def maps_by_target(
@@ -366,7 +385,7 @@ class Store:
         """`curves` one after the other, one part in memory at a time."""
         wanted = None if images is None else pa.array(sorted(set(images)))
         keys = ["image", "model", "head", "method", "metric", "target"]
-        for table in self.tables():
+        for table in self.tables([*keys, "error", "shares", "curve"]):
             kept = table.select([*keys, "shares", "curve"]).filter(pa.compute.is_valid(table["curve"]))
             if wanted is not None:
                 kept = kept.filter(pa.compute.is_in(kept["image"], value_set=wanted))

@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from xattn.catalogue import is_control
 from xattn.deferred import pandas as pd
 from xattn.metrics.base import metrics as registry
 from xattn.metrics.targets import PER_LABEL
 from xattn.metrics.values import is_value
-from xattn.study.schema import COLUMNS
 
 MANY, FEW = 20, 4  # labelled images, from which an accuracy near chance says something; and where no label is 0
 OF_LABELS = ("accuracy", "mean_absolute_error")
+OF_MAPS = (
+    "model",
+    "head",
+    "method",
+    "target",
+    "target_rule",
+    "label",
+    "predicted",
+    "degenerate",
+)  # columns that a row without a metric says
 
 
 @dataclass
@@ -80,23 +92,29 @@ class Summary:
 
     def add(self, table: pa.Table) -> None:
         """Adds the rows of a part."""
-        for row in table.select(list(COLUMNS)).to_pylist():
-            if row["method"] is None:
-                continue
-            sums = self.sums[row["model"], row["head"], row["method"]]
-            if row["metric"] is None:
-                _count(sums["n"], 1.0)
-                _count(sums["degenerate_share"], float(row["degenerate"]))
-                if row["label"] is not None and row["predicted"] is not None and not row["target_rule"].startswith(PER_LABEL):
-                    if is_value(row["target"]):
-                        _count(sums["mean_absolute_error"], abs(row["predicted"] - row["label"]))
-                    else:
-                        _count(sums["accuracy"], 100.0 * (row["predicted"] == row["label"]))
-                        classifier = row["model"], row["head"]
-                        if self._counted.setdefault(classifier, row["method"]) == row["method"]:
-                            self.label_counts[classifier].add(row["label"], row["predicted"])
-            elif row["value"] is not None and math.isfinite(row["value"]):
-                _count(sums[row["metric"]], 1 / row["value"] if row["metric"] in self.harmonic else row["value"])
+        table = table.filter(pc.is_valid(table["method"]))
+        models, heads, methods, metrics, values = (table[name].to_pylist() for name in ("model", "head", "method", "metric", "value"))
+        for model, head, method, metric, value in zip(models, heads, methods, metrics, values, strict=True):
+            sums = self.sums[model, head, method]
+            if metric is not None and value is not None and math.isfinite(value):
+                _count(sums[metric], 1 / value if metric in self.harmonic else value)
+        for row in table.select(OF_MAPS).filter(pc.is_null(table["metric"])).to_pylist():
+            self._add_map(row)
+
+    def _add_map(self, row: Mapping[str, Any]) -> None:
+        """Counts the row of a map: what is known of the image, whatever the metric."""
+        sums = self.sums[row["model"], row["head"], row["method"]]
+        _count(sums["n"], 1.0)
+        _count(sums["degenerate_share"], float(row["degenerate"]))
+        if row["label"] is None or row["predicted"] is None or row["target_rule"].startswith(PER_LABEL):
+            return
+        if is_value(row["target"]):
+            _count(sums["mean_absolute_error"], abs(row["predicted"] - row["label"]))
+            return
+        _count(sums["accuracy"], 100.0 * (row["predicted"] == row["label"]))
+        classifier = row["model"], row["head"]
+        if self._counted.setdefault(classifier, row["method"]) == row["method"]:
+            self.label_counts[classifier].add(row["label"], row["predicted"])
 
     def frame(self) -> pd.DataFrame:
         """One row per model × head × method: mean of each metric's valid rows, n, degenerate share.
@@ -122,10 +140,14 @@ def controls_last(rows: pd.DataFrame) -> pd.DataFrame:
     Args:
         rows: with the columns `model`, `head` and `method`.
     """
-    classifier = rows.groupby(["model", "head"], sort=False, dropna=False).ngroup()
+    classifier = rows.groupby(["model", "head"], sort=False, dropna=False, observed=True).ngroup().to_numpy()
     control = rows["method"].isin([method for method in rows["method"].unique() if isinstance(method, str) and is_control(method)])
-    place = pd.DataFrame({"classifier": classifier, "control": control}).sort_values(["classifier", "control"], kind="stable").index
-    ordered: pd.DataFrame = rows.loc[place]
+    place = 2 * classifier + control.to_numpy()
+    if (place[1:] >= place[:-1]).all():
+        return rows
+    if place.max() < 2**15:
+        place = place.astype(np.int16)  # which are sorted in a few passes
+    ordered: pd.DataFrame = rows.take(np.argsort(place, kind="stable"))
     return ordered
 
 

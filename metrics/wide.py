@@ -1,0 +1,77 @@
+"""Tidy rows → a row per picture, a column per method."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Places = NDArray[np.int64]
+
+
+class Numbered(NamedTuple):
+    """Which of the different values of some columns each row has.
+
+    Attributes:
+        place: of each row among `values`, `(n,)`; −1 where a column is empty.
+        values: the different ones, in the order in which those of the first column appear, then those of the second.
+    """
+
+    place: Places
+    values: pd.MultiIndex
+
+
+def numbered(rows: pd.DataFrame, columns: Sequence[str]) -> Numbered:
+    """The different values of some columns, and which of them each row has.
+
+    >>> import pandas as pd
+    >>> numbered(pd.DataFrame({"image": ["b", "a", "b"], "target": ["1", "1", "2"]}), ["image", "target"]).place.tolist()
+    [0, 2, 1]
+    """
+    import pandas as pd
+
+    found = [pd.factorize(rows[column]) for column in columns]
+    key, is_known = np.zeros(len(rows), dtype=np.int64), np.ones(len(rows), dtype=bool)
+    for codes, values in found:
+        key = key * max(1, len(values)) + codes
+        is_known &= codes >= 0
+    different, place = np.unique(key[is_known], return_inverse=True)
+    levels: list[NDArray[np.object_]] = []
+    for _, values in reversed(found):
+        different, code = np.divmod(different, max(1, len(values)))
+        levels.insert(0, np.asarray(values, dtype=object)[code])
+    if not is_known.all():
+        everywhere = np.full(len(rows), -1, dtype=np.int64)
+        everywhere[is_known] = place
+        place = everywhere
+    return Numbered(place, pd.MultiIndex.from_arrays(levels, names=list(columns)))
+
+
+def by_picture(rows: pd.DataFrame, value: str, index: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
+    """A row per picture, a column per method: the value, or the mean of the values that are not NaN where there are several.
+
+    Args:
+        rows: tidy; those with an empty cell in `index` or `columns` are left out.
+        value: the column of values.
+        index: columns that tell the pictures apart, whose rows come in the order of appearance.
+        columns: that tell the methods apart.
+    """
+    import pandas as pd
+
+    down, across = numbered(rows, index), numbered(rows, columns)
+    width = len(across.values)
+    is_known = (down.place >= 0) & (across.place >= 0)
+    cell, values = (down.place * width + across.place)[is_known], rows[value].to_numpy(dtype=np.float64)[is_known]
+    table = np.full(len(down.values) * width, math.nan)
+    if len(cell) and np.bincount(cell).max() > 1:
+        means = pd.Series(values).groupby(cell).mean()
+        cell, values = means.index.to_numpy(), means.to_numpy()
+    table[cell] = values
+    labels = [each.get_level_values(0) if each.nlevels == 1 else each for each in (down.values, across.values)]
+    return pd.DataFrame(table.reshape(len(down.values), width), *labels)
