@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LARGEST_GRID = 32
-SAME_SCORE = 1e-5  # difference of two scores, as a share of the largest, that is rounding
+SAME_SCORE = 1e-6  # difference of two scores, as a share of the largest, that is rounding
 SAME_SUM = 1e-6  # likewise of two sums of the map
 
 
@@ -102,7 +102,7 @@ def idsds(
         equal, or where no patch changes the score; higher is better.
 
     Differs: the paper's zeros after normalisation are the mean colour here. Where the grid does not divide the image, patches differ by one
-    pixel; the released code leaves a margin out. Scores that differ by less than 1e-5 of the largest tie, and sums by less than 1e-6.
+    pixel; the released code leaves a margin out. Scores, and likewise sums, tie if within 1e-6 of the largest.
     Pictures without a value are left out and counted; in the released code one makes the mean NaN.
 
     >>> import torch

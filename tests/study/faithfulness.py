@@ -70,14 +70,12 @@ def saco(replica: Any, name: str, settings: dict[str, str], shown: Any) -> float
 
 
 def idsds(replica: Any, name: str, settings: dict[str, str], shown: Any) -> float:
-    """Each patch of the grid, the sum of the map over it, and the fall of the logit without it; their ranks, ties with the mean of theirs."""
+    """Each patch of the grid, the sum of the map over it, and the fall of the logit without it, as ranks."""
     height, width = shown.mask.shape
     grid = int(settings.get("grid", 4))
     edges = [[side * k // grid for k in range(grid + 1)] for side in (height, width)]
     places = [(down, across) for down in range(grid) for across in range(grid)]
-    patches = [
-        [y * width + x for y in range(edges[0][a], edges[0][a + 1]) for x in range(edges[1][b], edges[1][b + 1])] for a, b in places
-    ]
+    patches = [[y * width + x for y in range(edges[0][a], edges[0][a + 1]) for x in range(edges[1][b], edges[1][b + 1])] for a, b in places]
     spread = resized_plainly(shown.raw, height, width)
     logits = [
         replica.logits(replaced_plainly(shown.image, pixels, settings.get("fill", "mean")))[shown.target] for pixels in [[], *patches]
