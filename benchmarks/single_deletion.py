@@ -2,8 +2,8 @@
 
     python benchmarks/single_deletion.py runs/idsds                # writes results/single-deletion.md; minutes on two cores
 
-birds:gap as shipped, and fine-tuned by the preset idsds (Hesse et al. 2024) in a few epochs. Accuracy is of test birds of which one patch of
-a 4 × 4 grid shows the mean colour, over all 16 patches.
+birds:gap as shipped, and fine-tuned by the preset idsds (Hesse et al. 2024) in a few epochs. Accuracy is of test birds of which one patch
+of a 4 × 4 grid shows the mean colour, over all 16 patches.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def scores(classifier: xattn.Classifier, images: Tensor) -> dict[str, Tensor]:
 @click.argument("work", type=click.Path(path_type=Path))
 @click.option("--count", default=2000, show_default=True, help="Training birds.")
 @click.option("--epochs", default=3, show_default=True, help="Of fine-tuning.")
-@click.option("--tested", default=800, show_default=True, help="Birds that accuracy is of.")
-@click.option("--explained", default=200, show_default=True, help="Birds that are explained.")
+@click.option("--tested", default=300, show_default=True, help="Birds that accuracy is of.")
+@click.option("--explained", default=50, show_default=True, help="Birds that are explained.")
 @click.option("--threads", default=2, show_default=True)
 def main(work: Path, count: int, epochs: int, tested: int, explained: int, threads: int) -> None:
     """Fine-tunes in WORK, and writes the page."""
