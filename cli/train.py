@@ -51,8 +51,9 @@ NOT_BY_EPISODES = ("batch_size", "validation", "dropout", "freeze_statistics", "
 @click.option(
     "--preset",
     help="Preset: ca-stream (as in the paper), head (cheap; the head alone), probe (the head alone, without random crops), full (head and "
-    "network), voc (several labels), ocr (segmentation), focus (as in its thesis), few-shot-base (base classes of few shots), few-shot "
-    "(episodes). Default: by the head; probe with --cache-features, few-shot with --task few-shot.",
+    "network), idsds (head and network, with patches deleted, for the metric of that name), voc (several labels), ocr (segmentation), "
+    "focus (as in its thesis), few-shot-base (base classes of few shots), few-shot (episodes). Default: by the head; probe with "
+    "--cache-features, few-shot with --task few-shot.",
 )
 @click.option("--epochs", type=Integer, help="Passes over the training pictures.")
 @click.option("--freeze-statistics", is_flag=True, default=None, help="Keep and use the network's BatchNorm statistics.")
@@ -68,6 +69,7 @@ NOT_BY_EPISODES = ("batch_size", "validation", "dropout", "freeze_statistics", "
 @click.option("--period", type=Integer, help="Epochs after which the cosine is at 0; it rises again behind. Default: all epochs.")
 @click.option("--smallest-crop", type=Number(), help="Smallest share of a picture's area that a random crop may cover.")
 @click.option("--centre-crop", type=Number(), help="Share of a random crop's side that is kept, around its centre.")
+@click.option("--deletion-grid", type=Integer, help="Patches along a side of the grid of which one is deleted in half of the pictures.")
 @click.option("--dropout", type=Number(), help="Dropout of the head's vector.")
 @click.option("--patience", type=Integer, help="Epochs without a better validation loss before training stops.")
 @click.option("--validation", type=Number(), help="Share of each class that is held out if the data has no validation split.")

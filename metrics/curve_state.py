@@ -22,11 +22,15 @@ class Reply(NamedTuple):
         p: the target's probability.
         rest: its complement.
         answers: 1 where the network's answer is the target, else 0.
+        score: the target's score; NaN where no perturbation asks for it.
+        margin: by how much the target is more probable than what it is against; likewise.
     """
 
     p: Tensor
     rest: Tensor
     answers: Tensor
+    score: Tensor
+    margin: Tensor
 
 
 class CurveState:

@@ -1,4 +1,4 @@
-"""Coherency, and ADCC: what a method shows on the image masked by its own mask."""
+"""Coherency, ADCC and ARCC: what a method shows on the image masked by its own mask."""
 
 from __future__ import annotations
 
@@ -9,14 +9,18 @@ from typing import TYPE_CHECKING
 from xattn.deferred import torch
 from xattn.errors import InputError
 from xattn.metrics.base import Evidence, ExplanationMetric, measured, register
-from xattn.metrics.inputs import Outputs, as_images, as_masks
+from xattn.metrics.curves import Fill
+from xattn.metrics.inputs import Outputs, as_fill, as_images, as_masks
 from xattn.metrics.masking import average_drop_of, complexity, degenerate
-from xattn.metrics.perturbations import KEPT, ORIGINAL, Perturbation
+from xattn.metrics.perturbations import KEPT, ORIGINAL, Curve, Perturbation
 from xattn.metrics.probability import widened
+from xattn.metrics.protocols import DeletionFill, filled
 from xattn.metrics.targets import Predict, Targets
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+ROAD_STEPS = 5  # 20, 40, 60 and 80 % of the pixels
 
 Explain = Callable[["Tensor"], "Tensor"]
 """Images in pixel space `(B, 3, H, W)` → masks of them by the same method for the same targets, `(B, H, W)` in [0, 1]."""
@@ -54,9 +58,41 @@ class ADCC(ExplanationMetric):
             [term.to(drop.device) for term in (_coherency(evidence.masks, evidence.explanations[KEPT]), 1 - complexity(evidence.masks))]
             + [1 - drop]
         )
-        positive = (terms > 0).all(dim=0)
-        harmonic = len(terms) / torch.where(positive, terms, 1).reciprocal().sum(dim=0)
-        return torch.where(terms.isnan().any(dim=0), torch.nan, torch.where(positive, harmonic, 0))
+        return _harmonic_mean(terms)
+
+
+@register("arcc", symbol="ARCC", better="higher", limits=(0, 1), unit="1", source="Domeniconi et al. 2026")
+@dataclass(frozen=True)
+class ARCC(ExplanationMetric):
+    """Harmonic mean of coherency, 1 − complexity and ROAD: how much less is lost without the mask's lowest pixels than without its highest.
+
+    Attributes:
+        fill: what removed pixels show, as for `deletion`.
+    """
+
+    fill: DeletionFill = "noisy-linear"
+
+    @property
+    def perturbations(self) -> tuple[Perturbation, ...]:
+        return tuple(Curve(lowest_first, filled(self.fill), steps=ROAD_STEPS) for lowest_first in (True, False))
+
+    @property
+    def explained(self) -> tuple[Perturbation, ...]:
+        return (KEPT,)
+
+    def value(self, evidence: Evidence) -> Tensor:
+        curves = [evidence.responses.curves[asked].p for asked in self.perturbations if isinstance(asked, Curve)]
+        lowest_first, highest_first = (p[:, 1:-1].mean(dim=1) for p in curves)
+        road = (lowest_first - highest_first).clamp(0, 1)
+        others = _coherency(evidence.masks, evidence.explanations[KEPT]), 1 - complexity(evidence.masks)
+        return _harmonic_mean(torch.stack([*(term.to(road.device) for term in others), road]))
+
+
+def _harmonic_mean(terms: Tensor) -> Tensor:
+    """Of terms `(n, B)`; 0 where one is 0 or less, NaN where one is NaN."""
+    positive = (terms > 0).all(dim=0)
+    harmonic = len(terms) / torch.where(positive, terms, 1).reciprocal().sum(dim=0)
+    return torch.where(terms.isnan().any(dim=0), torch.nan, torch.where(positive, harmonic, 0))
 
 
 def _coherency(masks: Tensor, again: Tensor) -> Tensor:
@@ -130,6 +166,56 @@ def adcc(
     return measured(
         "adcc", ADCC(), predict, images, masks, targets, multi_label=multi_label, chunk=chunk, explanations=again, outputs=outputs
     )
+
+
+def arcc(
+    predict: Predict,
+    images: Tensor,
+    masks: Tensor,
+    targets: Targets,
+    explain: Explain,
+    *,
+    fill: Fill = None,
+    replace_with: DeletionFill = "noisy-linear",
+    multi_label: bool = False,
+    chunk: int = 8,
+    outputs: Outputs | None = None,
+) -> Tensor:
+    """3 / (1/coherency + 1/(1 − complexity) + 1/ROAD): as ADCC, with ROAD in the place of 1 − average drop.
+
+    ROAD is the target's mean probability without the lowest 20, 40, 60, 80 % of the mask's pixels less that without the highest, and 0
+    where this is negative. Removed pixels are the weighted mean of their neighbours, with noise, as for `road_morf`.
+
+    Args:
+        predict: images in pixel space `(B, 3, H, W)` → logits `(B, K)`, before any softmax or sigmoid.
+        images: `(B, 3, H, W)` in pixel space.
+        masks: S, `(B, H, W)` in [0, 1].
+        targets: class indices `(B,)`, or a target.
+        explain: images → masks by the same method for the same targets.
+        fill: the classifier's mean colour, for the fills that need it.
+        replace_with: what removed pixels show, as for `deletion`, the setting `fill` of a run.
+        multi_label: sigmoid instead of softmax.
+        chunk: images per forward.
+        outputs: what `predict` gives, "logits" or "probabilities"; None: logits, and rows that are all probabilities are refused.
+
+    Returns:
+        `(B,)` float64 in [0, 1], 0 where one of the three is 0, as ROAD is for a network that nothing changes; higher is better.
+
+    Differs: the formula is that of the code which the authors gave to pytorch-grad-cam. There pixels are chosen by quantiles of the mask,
+    so that of equal ones all or none are removed, each term has 1e-8 added, and noise is drawn anew in each call.
+
+    >>> import torch
+    >>> images, constant = torch.rand(1, 3, 4, 4), lambda x: torch.zeros(len(x), 2)
+    >>> quarter = torch.eye(4)[None]
+    >>> arcc(constant, images, quarter, torch.tensor([0]), lambda masked: quarter)
+    tensor([0.], dtype=torch.float64)
+    """
+    images = as_images(images)
+    masks = as_masks(masks, len(images))
+    again: dict[Perturbation, Tensor] = {KEPT: _explained(images, masks, explain)}
+    metric, mean = ARCC(replace_with), as_fill(fill)
+    more = {"mean": mean, "multi_label": multi_label, "chunk": chunk, "explanations": again, "outputs": outputs}
+    return measured("arcc", metric, predict, images, masks, targets, **more)
 
 
 def _explained(images: Tensor, masks: Tensor, explain: Explain) -> Tensor:

@@ -118,13 +118,44 @@ class Subsets:
     baseline: Baseline
 
 
-Perturbation = Original | Kept | Removed | Noised | Curve | Groups | Subsets
+@dataclass(frozen=True)
+class Patches:
+    """The patches of a grid, each replaced alone; the same for every mask.
+
+    Attributes:
+        grid: patches along each side, of equal size to one pixel.
+        baseline: what a replaced pixel shows.
+    """
+
+    grid: int
+    baseline: Baseline
+
+
+@dataclass(frozen=True)
+class Highest:
+    """The pixels where the mask is highest, replaced together.
+
+    Attributes:
+        share: of the pixels, to one pixel, at least one.
+        baseline: what a replaced pixel shows.
+    """
+
+    share: float
+    baseline: Baseline
+
+    @property
+    def curve(self) -> Curve:
+        """The deletion curve of which it is a point."""
+        return Curve(False, self.baseline)
+
+
+Perturbation = Original | Kept | Removed | Noised | Curve | Groups | Subsets | Patches | Highest
 ORIGINAL, KEPT, REMOVED = Original(), Kept(), Removed()
 
 
 def ignores_masks(perturbation: Perturbation) -> bool:
     """Whether a perturbation is the same for every mask, and run once for all of them."""
-    return isinstance(perturbation, Original | Subsets)
+    return isinstance(perturbation, Original | Subsets | Patches)
 
 
 def noised_images(images: Tensor, noise: Noised, seeds: Sequence[int]) -> Tensor:
@@ -159,6 +190,8 @@ def forwards(perturbation: Perturbation, size: tuple[int, int], cells: int = 0) 
         return 0
     if isinstance(perturbation, Groups | Subsets):
         return perturbation.count
+    if isinstance(perturbation, Patches):
+        return perturbation.grid**2
     if not isinstance(perturbation, Curve):
         return 1
     if perturbation.steps is not None or perturbation.superpixels is not None:

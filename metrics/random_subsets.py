@@ -16,6 +16,7 @@ from xattn.metrics.inputs import Outputs, as_fill
 from xattn.metrics.perturbations import ORIGINAL, Perturbation, Subsets
 from xattn.metrics.probability import widened
 from xattn.metrics.protocols import DeletionFill, filled
+from xattn.metrics.removals import at_image_size
 from xattn.metrics.targets import Predict, Targets
 
 if TYPE_CHECKING:
@@ -66,10 +67,7 @@ class _OfSubsets(Metric):
         """
         found = evidence.responses.subsets[self.asked]
         maps = widened(evidence.raw_maps if evidence.signed_maps is None else evidence.signed_maps)
-        size = evidence.masks.shape[1:]
-        if maps.shape[1:] != size:
-            spread = torch.nn.functional.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
-            maps = spread * (maps[0].numel() / spread[0].numel())
+        maps = at_image_size(maps, (evidence.masks.shape[1], evidence.masks.shape[2]))
         fall = evidence.responses.probability(ORIGINAL).p[:, None] - found.p
         return found.sums(maps.to(found.chosen.device)).to(fall.device), fall
 

@@ -1,4 +1,4 @@
-"""Groups and random subsets of pixels, each replaced alone."""
+"""Groups, random subsets and patches of a grid of pixels, each replaced alone, and the pixels where a mask is highest."""
 
 from __future__ import annotations
 
@@ -48,6 +48,74 @@ class SubsetResponse(NamedTuple):
         whole = torch.nn.functional.pad(maps, (0, beside, 0, below))
         patches = whole.view(len(maps), rows, self.patch, columns, self.patch).sum(dim=(2, 4))
         return torch.einsum("bsp,bp->bs", self.chosen.flatten(2).to(patches), patches.flatten(1))
+
+
+class PatchResponse(NamedTuple):
+    """The target without each of the G · G patches of a grid, row by row.
+
+    Attributes:
+        p: `(B, G · G)` float64, its probability.
+        score: `(B, G · G)` float64, its score: of a class, the logit.
+        whole: `(B,)` float64, its score for the whole image.
+    """
+
+    p: Tensor
+    score: Tensor
+    whole: Tensor
+
+
+def at_image_size(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Maps `(B, h, w)` at the image's size, bilinear, each value spread over its pixels, so that a map's sum stays about the same."""
+    if tuple(maps.shape[1:]) == size:
+        return maps
+    larger = torch.nn.functional.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+    return larger * (maps[0].numel() / larger[0].numel())
+
+
+def grid_patches(size: tuple[int, int], grid: int) -> Tensor:
+    """The patch of a grid that each pixel lies in, `(H, W)` int64, numbered row by row; patches are of equal size to one pixel.
+
+    Args:
+        size: H and W.
+        grid: patches along each side.
+
+    Raises:
+        InputError: the image has fewer pixels along a side.
+
+    >>> grid_patches((2, 3), 2)
+    tensor([[0, 1, 1],
+            [2, 3, 3]])
+    """
+    if min(size) < grid:
+        raise InputError(f"an image of {size[0]} × {size[1]} pixels has no {grid} × {grid} patches: choose a smaller grid.")
+    down, across = (
+        torch.bucketize(torch.arange(side), torch.tensor([side * k // grid for k in range(1, grid)]), right=True) for side in size
+    )
+    return down[:, None] * grid + across
+
+
+def without_patches(fill: Fill, grid: int) -> PerturbedImages:
+    """The images without each patch of a grid, image by image."""
+    height, width = fill.images.shape[2:]
+    patches, count = grid_patches((height, width), grid).to(fill.images.device), grid**2
+
+    def make(part: slice) -> tuple[Tensor, Tensor]:
+        numbers = torch.arange(part.start, part.stop, device=patches.device)
+        rows = numbers // count
+        return fill(rows, patches == (numbers % count)[:, None, None]), rows
+
+    return PerturbedImages(len(fill.images) * count, make)
+
+
+def without_highest(fill: Fill, ranked: RankedPixels, share: float, rows: Tensor) -> PerturbedImages | None:
+    """Some of the images without the pixels where their masks are highest; None if there are no images."""
+    count = max(1, round(share * ranked.ranks[0].numel()))
+
+    def make(part: slice) -> tuple[Tensor, Tensor]:
+        index = rows[part]
+        return fill(index, ranked.ranks[index] < count), index
+
+    return PerturbedImages(len(rows), make) if len(rows) else None
 
 
 def chosen_patches(images: Tensor, subsets: Subsets) -> Tensor:

@@ -21,8 +21,10 @@ from xattn.metrics.perturbations import (
     ORIGINAL,
     Curve,
     Groups,
+    Highest,
     Kept,
     Original,
+    Patches,
     Perturbation,
     RankedPixels,
     Removed,
@@ -31,8 +33,17 @@ from xattn.metrics.perturbations import (
     rank_superpixels,
     takes_low_res,
 )
-from xattn.metrics.probability import Probability
-from xattn.metrics.removals import GroupResponse, SubsetResponse, chosen_patches, without_groups, without_subsets
+from xattn.metrics.probability import Probability, widened
+from xattn.metrics.removals import (
+    GroupResponse,
+    PatchResponse,
+    SubsetResponse,
+    chosen_patches,
+    without_groups,
+    without_highest,
+    without_patches,
+    without_subsets,
+)
 from xattn.metrics.segments import superpixels
 from xattn.metrics.stream import PerturbedImages, PredictAll, Read, stream
 from xattn.metrics.targets import ClassTarget, Predict, Target, Targets, as_target
@@ -65,11 +76,13 @@ class Responses:
     curves: Mapping[Curve, CurveResponse] = field(default_factory=dict)
     groups: Mapping[Groups, GroupResponse] = field(default_factory=dict)
     subsets: Mapping[Subsets, SubsetResponse] = field(default_factory=dict)
+    patches: Mapping[Patches, PatchResponse] = field(default_factory=dict)
+    margins: Mapping[Perturbation, Tensor] = field(default_factory=dict)
 
     def finite(self) -> Tensor | None:
         """Whether every probability of an image is finite, `(B,)` bool; None if nothing was evaluated."""
         columns = [found.p[:, None] for found in self.probabilities.values()]
-        columns += [found.p for several in (self.curves, self.groups, self.subsets) for found in several.values()]
+        columns += [found.p for several in (self.curves, self.groups, self.subsets, self.patches) for found in several.values()]
         return torch.isfinite(torch.cat(columns, dim=1)).all(dim=1) if columns else None
 
     def probability(self, perturbation: Perturbation) -> Probability:
@@ -150,7 +163,8 @@ def evaluate_for_all(
     low_res_masks = masks if low_res_masks is None else low_res_masks
     _check(images, masks, low_res_masks, perturbations)
     masks, low_res_masks = ({name: some.to(images.device) for name, some in given.items()} for given in (masks, low_res_masks))
-    read = [_replies_of(target) for target in targets]
+    scored, contrasted = (any(isinstance(asked, kind) for asked in perturbations) for kind in (Patches, Highest))
+    read = [_replies_of(target, scored=scored, contrasted=contrasted) for target in targets]
 
     def run(asked: Mapping[Any, PerturbedImages]) -> list[dict[Any, Reply]]:
         found = stream(predict, list(asked.values()), images, read, len(Reply._fields), chunk)
@@ -167,11 +181,13 @@ def evaluate_for_all(
     return [{name: network.responses(name) for name in masks} for network in networks]
 
 
-def _replies_of(target: Target) -> Read:
+def _replies_of(target: Target, *, scored: bool, contrasted: bool) -> Read:
     def read(output: Tensor, index: Tensor) -> Reply:
         own = target[index]
         found = own.probability(output)
-        return Reply(found.p, found.rest, _is_answer(own, output, found))
+        unasked = torch.full_like(found.p, torch.nan)
+        score, margin = widened(own.score(output)) if scored else unasked, own.margin(output) if contrasted else unasked
+        return Reply(found.p, found.rest, _is_answer(own, output, found), score, margin)
 
     return read
 
@@ -182,6 +198,9 @@ def _is_answer(target: Target, output: Tensor, probability: Probability) -> Tens
     if isinstance(target, ClassTarget) and not target.multi_label:
         found = output.argmax(dim=1).to(found.device) == target.classes.to(found.device)
     return found.double().masked_fill(probability.p.isnan(), torch.nan)
+
+
+_Replacing = Curve | Groups | Subsets | Patches | Highest  # perturbations with a baseline
 
 
 class _Asked:
@@ -206,7 +225,7 @@ class _Asked:
     ) -> None:
         self.images, self.perturbations = images, perturbations
         size = (images.shape[2], images.shape[3])
-        bases = sorted({asked.baseline for asked in perturbations if isinstance(asked, Curve | Groups | Subsets)}, key=repr)
+        bases = sorted({asked.baseline for asked in perturbations if isinstance(asked, _Replacing)}, key=repr)
         self.fills: dict[Baseline, Fill] = {base: Fill(images, base, mean) for base in bases}
         self.owners = _owners(masks, low_res_masks if any(takes_low_res(asked) for asked in perturbations) else masks)
         self.rows = {name: (owner == number).nonzero()[:, 0] for number, (name, owner) in enumerate(self.owners.items())}
@@ -214,7 +233,10 @@ class _Asked:
         self.runs: dict[Any, PerturbedImages] = {ORIGINAL: _plain(images)} | {base: _plain(self.fills[base].whole) for base in ends}
         self.chosen = {asked: chosen_patches(images, asked) for asked in perturbations if isinstance(asked, Subsets)}
         self.runs |= {asked: without_subsets(self.fills[asked.baseline], patches, asked.patch) for asked, patches in self.chosen.items()}
-        self.ranked: dict[tuple[str, Curve | Groups], RankedPixels] = {}
+        self.runs |= {
+            asked: without_patches(self.fills[asked.baseline], asked.grid) for asked in perturbations if isinstance(asked, Patches)
+        }
+        self.ranked: dict[tuple[str, Curve | Groups | Highest], RankedPixels] = {}
         ranked: dict[tuple[object, ...], RankedPixels] = {}
         segmented = {count: superpixels(images, count) for count in _superpixels_asked(perturbations)}
         for name, mask in masks.items():
@@ -222,7 +244,7 @@ class _Asked:
                 if isinstance(asked, Kept | Removed) and len(self.rows[name]):
                     shown = shown_share(asked, mask, low_res_masks[name], size).to(images)
                     self.runs[name, asked] = _masked(images, shown, self.rows[name])
-                elif isinstance(asked, Curve | Groups):
+                elif isinstance(asked, Curve | Groups | Highest):
                     curve = asked if isinstance(asked, Curve) else asked.curve
                     key = (name, curve.low_res, curve.as_bytes, curve.step, curve.steps, curve.superpixels)
                     if key not in ranked and curve.superpixels is not None:
@@ -232,6 +254,8 @@ class _Asked:
                     self.ranked[name, asked] = ranked[key]
                     if isinstance(asked, Curve):
                         begun = self.curve(name, asked).begin()
+                    elif isinstance(asked, Highest):
+                        begun = without_highest(self.fills[asked.baseline], ranked[key], asked.share, self.rows[name])
                     else:
                         begun = without_groups(self.fills[asked.baseline], ranked[key], self.rows[name])
                     if begun is not None:
@@ -269,6 +293,8 @@ class _Answers:
             asked: SubsetResponse(self.found[asked].p.view(chosen.shape[:2]), chosen, asked.patch)
             for asked, chosen in self.asked.chosen.items()
         }
+        patches = {asked: self._of_patches(asked) for asked in self.asked.perturbations if isinstance(asked, Patches)}
+        margins: dict[Perturbation, Tensor] = {ORIGINAL: original.margin}
         for asked in self.asked.perturbations:
             if isinstance(asked, Curve):
                 own = self.curves[name, asked]
@@ -285,17 +311,23 @@ class _Answers:
                     at, to = torch.searchsorted(self.asked.rows[other], some).to(p.device), some.to(p.device)
                     p[to] = self.found[other, asked].p.view(-1, asked.count)[at]
                 groups[asked] = GroupResponse(p, ranked.mask_means.to(p.device))
-            elif isinstance(asked, Subsets):
+            elif isinstance(asked, Subsets | Patches):
                 continue
             elif isinstance(asked, Original):
                 probabilities[asked] = Probability(original.p, original.rest)
             else:
-                p, rest = torch.empty_like(original.p), torch.empty_like(original.rest)
+                p, rest, margin = (torch.empty_like(original.p) for _ in range(3))
                 for other, some in sources:
                     at, to = torch.searchsorted(self.asked.rows[other], some).to(p.device), some.to(p.device)
-                    p[to], rest[to] = self.found[other, asked].p[at], self.found[other, asked].rest[at]
-                probabilities[asked] = Probability(p, rest)
-        return Responses(probabilities, curves, groups, subsets)
+                    reply = self.found[other, asked]
+                    p[to], rest[to], margin[to] = reply.p[at], reply.rest[at], reply.margin[at]
+                probabilities[asked], margins[asked] = Probability(p, rest), margin
+        return Responses(probabilities, curves, groups, subsets, patches, margins)
+
+    def _of_patches(self, asked: Patches) -> PatchResponse:
+        original, without = self.found[ORIGINAL], self.found[asked]
+        size = (len(original.p), asked.grid**2)
+        return PatchResponse(without.p.view(size), without.score.view(size), original.score)
 
 
 def shown_share(perturbation: Kept | Removed, mask: Tensor, low_res_mask: Tensor, size: tuple[int, int]) -> Tensor:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 from xattn.deferred import torch
 from xattn.errors import InputError, UnsupportedError
-from xattn.metrics.probability import Probability, sigmoid_probability, softmax_probability
+from xattn.metrics.probability import Probability, sigmoid_probability, softmax_probability, widened
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,6 +58,11 @@ class Target(ABC):
             UnsupportedError: the target has none.
         """
         raise UnsupportedError(f"{self.kind} has no probability. Metrics of the map alone (complexity, sparsity) can be taken.")
+
+    def margin(self, output: Tensor) -> Tensor:
+        """By how much it is more probable than what it is against: all else, or of a contrast the classes against. `(B,)` float64."""
+        found = self.probability(output)
+        return found.p - found.rest
 
     @property
     def kind(self) -> str:
@@ -152,6 +157,7 @@ class Contrast(Target):
     Args:
         classes: class indices `(B, T)`, or `(T,)` for all images.
         weights: their weights, in the same shape.
+        multi_label: the margin is of sigmoids instead of a softmax.
 
     Raises:
         InputError: classes and weights that do not match.
@@ -159,6 +165,7 @@ class Contrast(Target):
 
     classes: Tensor
     weights: Tensor
+    multi_label: bool = False
 
     def __post_init__(self) -> None:
         classes, weights = torch.as_tensor(self.classes, dtype=torch.long), torch.as_tensor(self.weights, dtype=torch.float32)
@@ -178,6 +185,16 @@ class Contrast(Target):
 
     def probability(self, output: Tensor) -> Probability:
         return sigmoid_probability(self.score(output))
+
+    def margin(self, output: Tensor) -> Tensor:
+        """Mean probability of the classes of positive weight less that of the classes of negative weight; all else if one side has none."""
+        _needs(output, 2, self)
+        wide = widened(output)
+        p = (wide.sigmoid() if self.multi_label else wide.softmax(dim=1)).gather(1, self.classes.to(wide.device))
+        weights = self.weights.to(wide)
+        sides = [(p * side).sum(dim=1) / side.sum(dim=1) for side in ((weights > 0).to(p), (weights < 0).to(p))]
+        found = sides[0] - sides[1]
+        return torch.where(found.isnan() & p.isfinite().all(dim=1), super().margin(output), found)
 
     @property
     def kind(self) -> str:

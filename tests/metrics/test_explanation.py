@@ -1,4 +1,4 @@
-"""Metrics that explain again: coherency and ADCC, written out, and by the methods themselves."""
+"""Metrics that explain again: coherency, ADCC and ARCC, written out, and by the methods themselves."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import xattn
 from tests import networks
 from tests.own_methods import OF_ANY_HEAD
 from xattn.errors import InputError
-from xattn.metrics import adcc, average_drop, coherency, complexity
+from xattn.metrics import adcc, arcc, average_drop, coherency, complexity
 from xattn.models import Classifier
 
 SIZE = 4
@@ -110,3 +110,46 @@ def test_a_study_takes_metrics_that_explain_again_beside_the_others(tiny: Classi
     one, other = (frame.sort_values(order).reset_index(drop=True) for frame in (study.scores(), alone))
     pd.testing.assert_series_equal(one["value"], other["value"], rtol=1e-4, atol=1e-4)
     assert set(study.table().columns) >= set(chosen)
+
+
+def test_arcc_is_the_harmonic_mean_with_road_in_the_place_of_one_minus_average_drop() -> None:
+    """p falls with the share of the mask's quarter that is black, so that ROAD, by shares of 20, …, 80 %, is known."""
+    quarter = torch.zeros(1, 8, 8, dtype=torch.float64)
+    quarter[:, :4, :4] = 1
+
+    def predict(given: Tensor) -> Tensor:
+        p = (given[:, 0] * quarter).sum(dim=(1, 2)) / 16
+        return torch.stack([p, 1 - p], dim=1)
+
+    images, target = torch.ones(1, 3, 8, 8, dtype=torch.float64), torch.tensor([0])
+    found = arcc(predict, images, quarter, target, lambda masked: quarter, fill=[0.0] * 3, replace_with="black", outputs="probabilities")
+    highest_first = [max(0, 16 - 64 * k // 5) / 16 for k in (1, 2, 3, 4)]
+    lowest_first = [min(16, 64 * k // 5) / 16 for k in (1, 2, 3, 4)]
+    road = (sum(lowest_first) - sum(highest_first)) / 4
+    assert found.item() == pytest.approx(3 / (1 + 1 / 0.75 + 1 / road), abs=1e-9)
+    against = arcc(
+        predict, images, 1 - quarter, target, lambda masked: quarter, fill=[0.0] * 3, replace_with="black", outputs="probabilities"
+    )
+    assert against.item() == 0  # what it shows is what the network does not need
+
+
+@pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")  # it hands tensors to NumPy
+def test_arcc_is_that_of_pytorch_grad_cam_to_its_noise() -> None:
+    theirs = pytest.importorskip("pytorch_grad_cam.metrics.arcc")
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputSoftmaxTarget
+
+    class Bright(torch.nn.Module):
+        def forward(self, given: Tensor) -> Tensor:
+            score = given[:, :, 4:10, 4:10].mean(dim=(1, 2, 3)) * 6 - 3
+            return torch.stack([score, -score], dim=1)
+
+    images, masks = 0.3 * networks.pictures(4, size=16), torch.rand(4, 16, 16, generator=torch.Generator().manual_seed(2))
+    images[:, :, 4:10, 4:10] += 0.6
+    masks[:, 4:10, 5:10] += 1
+    masks = (masks - masks.amin(dim=(1, 2), keepdim=True)) / (masks.amax(dim=(1, 2), keepdim=True) - masks.amin(dim=(1, 2), keepdim=True))
+    again = masks.roll(1, dims=2)
+    metric = theirs.ARCC(lambda input_tensor, targets: again.numpy())
+    expected = metric(images, masks.numpy(), [ClassifierOutputSoftmaxTarget(0)] * 4, Bright())
+    found = arcc(Bright(), images, masks, torch.zeros(4, dtype=torch.long), lambda masked: again)
+    assert float(found.min()) > 0.05
+    assert torch.allclose(found, torch.as_tensor(expected).double(), atol=5e-3)

@@ -17,6 +17,7 @@ from tests.metrics.test_responses import plain_area, plain_ranks
 SPECS = (
     *("srg", "srg:step=100,fill=noise", "irof", "irof:superpixels=12,fill=black", "saco", "saco:groups=4,fill=black"),
     *("road-morf", "road-lerf", "road-lerf:fill=blur,steps=4", "road-morf:fill=black,measure=accuracy"),
+    *("idsds", "idsds:grid=3,fill=black", "relative-drop", "relative-drop:share=0.3,fill=blur", "arcc"),
     *("sensitivity-n:patch=4", "infidelity:patch=4", "infidelity:subsets=20,share=0.4,patch=5,scale=raw"),
 )
 
@@ -24,6 +25,7 @@ SPECS = (
 def value(replica: Any, name: str, settings: dict[str, str], shown: Any) -> float:
     """The value of a metric of one picture."""
     of = {"srg": srg, "road-morf": road, "road-lerf": road, "irof": irof, "saco": saco}
+    of |= {"idsds": idsds, "relative-drop": relative_drop, "arcc": arcc}
     return of.get(name, of_subsets)(replica, name, settings, shown)
 
 
@@ -65,6 +67,40 @@ def saco(replica: Any, name: str, settings: dict[str, str], shown: Any) -> float
             found += (sums[i] - sums[j]) if falls[i] >= falls[j] else -(sums[i] - sums[j])
             total += abs(sums[i] - sums[j])
     return found / total if total else math.nan
+
+
+def idsds(replica: Any, name: str, settings: dict[str, str], shown: Any) -> float:
+    """Each patch of the grid, the sum of the map over it, and the fall of the logit without it, as ranks."""
+    height, width = shown.mask.shape
+    grid = int(settings.get("grid", 4))
+    edges = [[side * k // grid for k in range(grid + 1)] for side in (height, width)]
+    places = [(down, across) for down in range(grid) for across in range(grid)]
+    patches = [[y * width + x for y in range(edges[0][a], edges[0][a + 1]) for x in range(edges[1][b], edges[1][b + 1])] for a, b in places]
+    spread = resized_plainly(shown.raw, height, width)
+    logits = [
+        replica.logits(replaced_plainly(shown.image, pixels, settings.get("fill", "mean")))[shown.target] for pixels in [[], *patches]
+    ]
+    ranks = [
+        [sum(other < value for other in values) + sum(other == value for other in values) / 2 for value in values]
+        for values in (
+            [round(sum(spread[pixel] for pixel in pixels), 9) for pixels in patches],
+            [round(logits[0] - logit, 6) for logit in logits[1:]],
+        )
+    ]
+    return statistics.correlation(*ranks) if all(max(values) > min(values) for values in ranks) else math.nan
+
+
+def relative_drop(replica: Any, name: str, settings: dict[str, str], shown: Any) -> float:
+    order = plain_ranks(shown.mask)
+    gone = order[: round(float(settings.get("share", 0.05)) * len(order))]
+    whole, left_over = (p[shown.target] for p in left(replica, shown, [[], gone], settings.get("fill", "mean")))
+    return 2 * (whole - left_over)
+
+
+def arcc(replica: Any, name: str, settings: dict[str, str], shown: Any) -> float:
+    lowest_first, highest_first = (road(replica, order, {"steps": "5"}, shown) / 100 for order in ("road-lerf", "road-morf"))
+    terms = [replica.coherency(shown), 1 - float(shown.mask.mean()), lowest_first - highest_first]
+    return 3 / sum(1 / term for term in terms) if min(terms) > 0 else 0.0
 
 
 def of_subsets(replica: Any, name: str, settings: dict[str, str], shown: Any) -> float:

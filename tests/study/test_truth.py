@@ -50,7 +50,7 @@ SPECS = [
     *("insertion:step=100,blur=7,fill=black", "deletion:step=100,fill=black", "deletion:protocol=gomez,step=3,fill=mean"),
     *faithfulness.SPECS,
 ]
-INTERPOLATED = {"road-morf", "road-lerf"}  # whose pixels are the solution of a system, to a residual
+INTERPOLATED = {"road-morf", "road-lerf", "arcc"}  # whose pixels are the solution of a system, to a residual
 
 
 class Shown(NamedTuple):
@@ -82,11 +82,17 @@ class Replica:
 
     def several(self, images: list[Tensor]) -> list[list[float]]:
         """The probabilities of some images."""
-        with torch.no_grad():
-            found = self.body((torch.stack(images) - MEAN.view(3, 1, 1)) / STD.view(3, 1, 1)).mean(dim=(2, 3))
-        rows = (found @ self.linear.weight.T + self.linear.bias).tolist()
+        rows = self.rows(images)
         weights = [[math.exp(logit - max(row)) for logit in row] for row in rows]
         return [[weight / sum(row) for weight in row] for row in weights]
+
+    def rows(self, images: list[Tensor]) -> list[list[float]]:
+        with torch.no_grad():
+            found = self.body((torch.stack(images) - MEAN.view(3, 1, 1)) / STD.view(3, 1, 1)).mean(dim=(2, 3))
+        return (found @ self.linear.weight.T + self.linear.bias).tolist()
+
+    def logits(self, image: Tensor) -> list[float]:
+        return self.rows([image])[0]
 
     def grad_cam(self, image: Tensor, target: int) -> Tensor:
         features = self.features(image)
@@ -128,14 +134,17 @@ class Replica:
         complexity = sum(shown.mask.flatten().tolist()) / shown.mask.numel()
         if name == "complexity":
             return complexity
-        again = masked(self.grad_cam(image * shown.mask, shown.target))[1]
-        r = pearson(shown.mask.flatten().tolist(), again.flatten().tolist())
-        coherency = 0.0 if r is None else (r + 1) / 2
+        coherency = self.coherency(shown)
         if name == "coherency":
             return coherency
         assert name == "adcc", f"no replica of {name}: write one"
         terms = [coherency, 1 - complexity, 1 - drop / 100]
         return 0.0 if min(terms) <= 0 else 3 / sum(1 / term for term in terms)
+
+    def coherency(self, shown: Shown) -> float:
+        again = masked(self.grad_cam(shown.image * shown.mask, shown.target))[1]
+        r = pearson(shown.mask.flatten().tolist(), again.flatten().tolist())
+        return 0.0 if r is None else (r + 1) / 2
 
     def of_curve(self, name: str, settings: dict[str, str], shown: Shown) -> float:
         is_insertion = name.startswith("insertion")

@@ -211,6 +211,8 @@ def test_crops_keep_picture_and_label_map_aligned(tmp_path: Path) -> None:
     assert torch.equal(crop[1], torch.tensor(shades, dtype=torch.uint8)[labels.long()])
     with pytest.raises(InputError, match="are kept whole: leave out centre_crop=0.9"):
         splits(data, preprocessing, 0.5, None, 0, 0.9, per_pixel=True)
+    with pytest.raises(InputError, match="not of those with label maps: leave out deletion_grid=4"):
+        splits(data, preprocessing, 0.5, None, 0, per_pixel=True, deletion_grid=4)
 
 
 def test_a_picture_is_flipped_together_with_its_label_map(tmp_path: Path) -> None:

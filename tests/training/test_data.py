@@ -232,3 +232,60 @@ def test_without_a_smallest_crop_training_pictures_are_the_classifiers_own_crop(
     crop, label = training[(3, numbers[0])]
     assert torch.equal(crop, pixels(SketchBirds("train", 32).scene(numbers[0])))
     assert label == numbers[0] % 16
+
+
+def plain_crops(painted: Path, **options: Any) -> tuple[Crops, Crops]:
+    data = open_data(painted)
+    return Crops(data, SMALL, None, 3, **options), Crops(data, SMALL, None, 3)
+
+
+@pytest.mark.parametrize("grid", [4, 3])
+def test_deletion_takes_one_patch_of_half_of_the_pictures_to_the_mean_colour(painted: Path, grid: int) -> None:
+    changed, whole = plain_crops(painted, deletion_grid=grid)
+    colour = torch.tensor([round(255 * value) for value in SMALL.mean]).view(3, 1, 1)
+    edges = [32 * k // grid for k in range(grid + 1)]
+    seen, kept = set(), 0
+    for epoch in range(30):
+        for number in range(len(whole)):
+            (found, label), (before, _) = changed[epoch, number], whole[epoch, number]
+            assert label == number // 12
+            gone = (found != before).any(dim=0).nonzero()
+            if not len(gone):
+                kept += 1
+                continue
+            row, column = (next(k for k in range(grid) if edges[k] <= at < edges[k + 1]) for at in gone[0].tolist())
+            area = (slice(edges[row], edges[row + 1]), slice(edges[column], edges[column + 1]))
+            assert bool((found[:, *area] == colour).all())
+            outside = torch.ones(32, 32, dtype=torch.bool)
+            outside[area] = False
+            assert torch.equal(found[:, outside], before[:, outside])
+            seen.add((row, column))
+    assert len(seen) == grid**2  # every patch
+    assert 0.45 < kept / (30 * len(whole)) < 0.55
+
+
+def test_a_deletion_depends_on_seed_epoch_and_number_alone_and_never_on_the_crop(painted: Path) -> None:
+    changed, _ = plain_crops(painted, deletion_grid=4)
+    again, _ = plain_crops(painted, deletion_grid=4)
+    one = [changed[epoch, 5][0] for epoch in range(8)]
+    assert all(torch.equal(a, again[epoch, 5][0]) for epoch, a in reversed(list(enumerate(one))))
+    assert len({tuple(crop.flatten().tolist()) for crop in one}) > 2
+    cropped, without = (Crops(open_data(painted), SMALL, 0.5, 3, deletion_grid=grid) for grid in (4, None))
+    for epoch, plain in enumerate(one):  # the same patch, whatever the crop
+        gone = (cropped[epoch, 5][0] != without[epoch, 5][0]).any(dim=0)
+        expected = (plain != Crops(open_data(painted), SMALL, None, 3)[epoch, 5][0]).any(dim=0)
+        assert bool(gone.any()) == bool(expected.any())
+
+
+def test_validation_pictures_keep_their_patches(painted: Path) -> None:
+    data = open_data(painted)
+    training, numbers, validation = splits(data, SMALL, 0.25, None, 0, deletion_grid=4)
+    whole = Crops(data, SMALL, None, 0)
+    held = sorted(set(range(len(data))) - set(numbers))
+    assert all(torch.equal(validation[k][0], whole[number][0]) for k, number in enumerate(held))
+    assert any(not torch.equal(training[1, number][0], whole[1, number][0]) for number in numbers)
+
+
+def test_a_grid_finer_than_the_crop_is_refused(painted: Path) -> None:
+    with pytest.raises(InputError, match="an image of 32 × 32 pixels has no 40 × 40 patches: choose a smaller grid"):
+        Crops(open_data(painted), SMALL, None, 0, deletion_grid=40)

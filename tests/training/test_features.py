@@ -120,6 +120,7 @@ def test_what_changes_the_features_or_needs_the_images_is_refused(painted: Path,
     for head, recipe, options, message in (
         ("abmilp", ALONE.with_(backbone=True), {}, "the network is trained too, which changes them. Train the head alone, as preset probe"),
         ("abmilp", PRESETS["head"], {}, r"random crops \(smallest_crop=0.35\) change them in every epoch. Set it to None, as preset probe"),
+        ("abmilp", ALONE.with_(deletion_grid=4), {}, r"deleted patches \(deletion_grid=4\) change them in every epoch"),
         ("abmilp", ALONE, {"teacher": fresh("abmilp")}, "a teacher needs the images"),
         ("br-npa:selection=random", ALONE, {}, "br-npa:selection=random draws random numbers by the images' content"),
         ("abmilp", ALONE, {"devices": 2}, "they are read by one process"),

@@ -105,7 +105,7 @@ class Terms(TargetRule):
             return Values(torch.stack(columns, dim=1), weights, rule=self.text)
         if [weight for weight, _ in self.terms] == [1.0]:
             return ClassTarget(columns[0], classifier.multi_label, rule=self.text)
-        return Contrast(torch.stack(columns, dim=1), weights, rule=self.text)
+        return Contrast(torch.stack(columns, dim=1), weights, classifier.multi_label, rule=self.text)
 
     def _column(self, term: int | str, output: Tensor, labels: Sequence[int | None]) -> Tensor:
         if output.dim() != 2:

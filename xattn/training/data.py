@@ -17,6 +17,9 @@ from xattn.data.preprocessing import Preprocessing, channels_first
 from xattn.data.published import Target
 from xattn.data.seeds import mixed
 from xattn.errors import InputError
+from xattn.metrics.removals import grid_patches
+
+DELETIONS = -4  # in the place of an epoch: the seed of deleted patches
 
 __all__ = ["Classes", "Crops", "EpochOrder", "LabelMapCrops", "Labelled", "held_out", "mixed", "open_data", "splits"]
 
@@ -48,13 +51,27 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         smallest: smallest share of the picture's area that a random crop may cover; None: no augmentation.
         seed: of the augmentation.
         centre: share of a random crop's side that is kept, around its centre.
+        deletion_grid: in half of the crops, one patch of a grid of so many by so many shows the classifier's mean colour; None: in none.
+
+    Raises:
+        InputError: the grid has more patches along a side than the crop has pixels.
     """
 
-    def __init__(self, data: Labelled, preprocessing: Preprocessing, smallest: float | None, seed: int, centre: float = 1.0) -> None:
+    def __init__(
+        self,
+        data: Labelled,
+        preprocessing: Preprocessing,
+        smallest: float | None,
+        seed: int,
+        centre: float = 1.0,
+        deletion_grid: int | None = None,
+    ) -> None:
         self.data = data
         self.targets = torch.tensor(data.targets)
         self.preprocessing = preprocessing
         self.seed = seed
+        self.deletion_grid = deletion_grid
+        self.patches = None if deletion_grid is None else grid_patches(preprocessing.input_size, deletion_grid)
         self.augment = None
         if smallest is not None:
             interpolation = v2.InterpolationMode(preprocessing.interpolation)
@@ -70,11 +87,20 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         epoch, number = key if isinstance(key, tuple) else (0, key)
         picture = self.data.pictures.picture(number)
         if self.augment is None:
-            return self.preprocessing.crop(picture), self.targets[number]
+            return self._with_deletion(self.preprocessing.crop(picture), epoch, number), self.targets[number]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(mixed(self.seed, epoch, number))
             crop: Tensor = self.augment(self.preprocessing.converted(picture))
-        return crop, self.targets[number]
+        return self._with_deletion(crop, epoch, number), self.targets[number]
+
+    def _with_deletion(self, crop: Tensor, epoch: int, number: int) -> Tensor:
+        """The crop, half of the time without one patch."""
+        if self.patches is None or self.deletion_grid is None:
+            return crop
+        generator = torch.Generator().manual_seed(mixed(mixed(self.seed, DELETIONS, 0), epoch, number))
+        keeps, patch = (int(torch.randint(count, (), generator=generator)) for count in (2, self.deletion_grid**2))
+        colour = torch.tensor([round(255 * value) for value in self.preprocessing.mean], dtype=crop.dtype)[:, None, None]
+        return crop if keeps else torch.where(self.patches == patch, colour, crop)
 
 
 class LabelMapCrops(Crops):
@@ -157,6 +183,7 @@ def splits(
     seed: int,
     centre: float = 1.0,
     per_pixel: bool = False,
+    deletion_grid: int | None = None,
 ) -> tuple[Crops, list[int], Dataset[Any]]:
     """Augmented crops with the numbers of the training pictures, and the validation data.
 
@@ -168,19 +195,23 @@ def splits(
         seed: of the split and of the augmentation.
         centre: share of a random crop's side that is kept, around its centre.
         per_pixel: the targets are label maps.
+        deletion_grid: of training pictures, see `Crops`.
 
     Raises:
-        InputError: nothing can be held out, the data lack label maps, or `centre` is given for label maps.
+        InputError: nothing can be held out, the data lack label maps, or `centre` or `deletion_grid` is given for label maps.
     """
     if per_pixel and centre != 1:
         raise InputError(f"crops of pictures with label maps are kept whole: leave out centre_crop={centre}.")
 
-    def cropped(part: Labelled, smallest: float | None) -> Crops:
+    if per_pixel and deletion_grid is not None:
+        raise InputError(f"patches are deleted of pictures with one answer, not of those with label maps: leave out {deletion_grid=}.")
+
+    def cropped(part: Labelled, smallest: float | None, deletion_grid: int | None = None) -> Crops:
         if per_pixel:
             return LabelMapCrops(part, preprocessing, smallest, seed)
-        return Crops(part, preprocessing, smallest, seed, centre)
+        return Crops(part, preprocessing, smallest, seed, centre, deletion_grid)
 
-    training = cropped(data, smallest)
+    training = cropped(data, smallest, deletion_grid)
     if data.validation is not None:
         return training, list(range(len(data))), cropped(data.validation, None)
     kept, out = held_out(data.targets, share, seed)

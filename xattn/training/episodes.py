@@ -206,7 +206,7 @@ def fit_episodes(
         checkpoint = checkpointing.resume()
         first = checkpointing.kept["epochs"]
         drawn = Episodes(_classes(opened), shape, chosen.episodes, seed=seed, epoch=lambda: max(first, trainer.current_epoch), **about)
-        crops = Crops(opened, classifier.preprocessing, chosen.smallest_crop, seed, chosen.centre_crop)
+        crops = Crops(opened, classifier.preprocessing, chosen.smallest_crop, seed, chosen.centre_crop, chosen.deletion_grid)
         loader = DataLoader(crops, batch_sampler=drawn, **shared)
         if not checkpointing.kept["finished"]:
             diverged = train(trainer, module, loader, validation, checkpoint, folder)

@@ -85,6 +85,7 @@ def check_cacheable(classifier: Classifier, recipe: Recipe, teacher: Classifier 
             recipe.smallest_crop is not None,
             f"random crops (smallest_crop={recipe.smallest_crop}) change them in every epoch. Set it to None, as preset probe does",
         ),
+        (recipe.deletion_grid is not None, f"deleted patches (deletion_grid={recipe.deletion_grid}) change them in every epoch"),
         (teacher is not None, "a teacher needs the images. Leave out the teacher, or the cache"),
         (classifier.head.is_random, f"{classifier.head_name} draws random numbers by the images' content. Leave out the cache"),
         (str(devices) != "1" or nodes != 1, "they are read by one process. Leave out devices and nodes"),

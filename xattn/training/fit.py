@@ -118,7 +118,14 @@ def fit(
     boxes = None if patches is None else training_boxes(patches, opened, classifier, chosen)
     per_pixel = component.metadata.per_pixel
     training, numbers, validation = splits(
-        opened, classifier.preprocessing, chosen.validation, chosen.smallest_crop, seed, chosen.centre_crop, per_pixel
+        opened,
+        classifier.preprocessing,
+        chosen.validation,
+        chosen.smallest_crop,
+        seed,
+        chosen.centre_crop,
+        per_pixel,
+        chosen.deletion_grid,
     )
     workers = min(8, max(1, (os.cpu_count() or 1) - 1)) if workers is None else workers
     source: Dataset[Any] = training if boxes is None else BoxedCrops(training, boxes)

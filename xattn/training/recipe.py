@@ -41,6 +41,8 @@ class Recipe:
         smallest_crop: smallest share of a picture that a random crop may cover; None: no crops and no flips, for data that vary enough. In
             segmentation c stands for a random scale from √c to 1/√c, then a random crop of the input size, of picture and label map alike.
         centre_crop: share of a random crop's side that is kept, around its centre.
+        deletion_grid: in half of the training pictures, one patch of a grid of so many by so many, drawn anew in every epoch, shows the
+            classifier's mean colour; None: in none.
         patience: epochs without a better validation loss, or a higher score where the task keeps the epoch by that, before training stops;
             None: run all epochs.
         validation: share of each class that is held out if the data has no validation split of its own.
@@ -69,6 +71,7 @@ class Recipe:
     temperature: float = 1.0
     smallest_crop: float | None = 0.35
     centre_crop: float = 1.0
+    deletion_grid: int | None = None
     patience: int | None = None
     validation: float = 0.1
     local_lr: float | None = None
@@ -93,6 +96,7 @@ class Recipe:
                 ("temperature", 0 < self.temperature < math.inf),
                 ("smallest_crop", self.smallest_crop is None or 0 < self.smallest_crop <= 1),
                 ("centre_crop", 0 < self.centre_crop <= 1),
+                ("deletion_grid", self.deletion_grid is None or self.deletion_grid >= 1),
                 ("patience", self.patience is None or self.patience >= 1),
                 ("validation", 0 < self.validation < 1),
                 ("local_lr", self.local_lr is None or 0 < self.local_lr < math.inf),
@@ -131,6 +135,18 @@ PRESETS: dict[str, Recipe] = {
     "head": Recipe(),
     "probe": Recipe(epochs=30, smallest_crop=None),  # features are the same in every epoch, and can be kept
     "full": Recipe(backbone=True, epochs=10, batch_size=32, lr=3e-4),
+    # Hesse et al. 2024, the released code's, from pretrained weights; it keeps the epoch of the highest validation accuracy.
+    "idsds": Recipe(
+        backbone=True,
+        epochs=30,
+        batch_size=256,
+        optimiser="sgd",
+        lr=1e-3,
+        schedule="step",
+        step=10,
+        smallest_crop=0.08,
+        deletion_grid=4,
+    ),
     # Torres et al. 2024, the released code's fine-tuning on VOC 2012, at 224; batch and crops are those of the other presets.
     "voc": Recipe(backbone=True, epochs=20, batch_size=32, optimiser="sgd", lr=1e-4, weight_decay=0.0, schedule="cosine", period=12),
     # Yuan et al. 2020, the released code's on Cityscapes: 40,000 steps of 8 pictures, scales of a half to 2.

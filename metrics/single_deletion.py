@@ -1,0 +1,116 @@
+"""Whether the patches that a map gives most to are those that the network misses most: the in-domain single-deletion score."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from xattn.deferred import torch
+from xattn.metrics.base import Evidence, Metric, measured, register
+from xattn.metrics.curves import Fill, refuse_wrong_count
+from xattn.metrics.inputs import Outputs, as_fill
+from xattn.metrics.perturbations import ORIGINAL, Patches, Perturbation
+from xattn.metrics.probability import widened
+from xattn.metrics.protocols import DeletionFill, filled
+from xattn.metrics.removals import at_image_size, grid_patches
+from xattn.metrics.similarity import rank_correlation
+from xattn.metrics.targets import Predict, Targets
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LARGEST_GRID = 32
+SAME_SCORE = 1e-6  # difference of two scores, as a share of the largest, that is rounding
+SAME_SUM = 1e-6  # likewise of two sums of the map
+
+
+@register("idsds", symbol="IDSDS", better="higher", limits=(-1, 1), unit="1", source="Hesse et al. 2024, Sec. 3")
+@dataclass(frozen=True)
+class IDSDS(Metric):
+    """Whether the target's logit falls more without a patch of the image over which the map's sum is larger: Spearman's rank correlation.
+
+    Attributes:
+        grid: patches along each side of the image.
+        fill: what a deleted patch shows, as for `deletion`.
+    """
+
+    kind = "responses"
+    grid: int = 4
+    fill: DeletionFill = "mean"
+
+    def __post_init__(self) -> None:
+        refuse_wrong_count(self.grid, "patches along a side", 2, LARGEST_GRID)
+
+    @property
+    def asked(self) -> Patches:
+        """The patches."""
+        return Patches(self.grid, filled(self.fill))
+
+    @property
+    def perturbations(self) -> tuple[Perturbation, ...]:
+        return ORIGINAL, self.asked
+
+    def value(self, evidence: Evidence) -> Tensor:
+        found = evidence.responses.patches[self.asked]
+        size = (evidence.masks.shape[1], evidence.masks.shape[2])
+        maps = widened(evidence.raw_maps if evidence.signed_maps is None else evidence.signed_maps)
+        maps = at_image_size(maps, size).to(found.score.device)
+        patches = grid_patches(size, self.grid).to(maps.device).flatten().expand(len(maps), -1)
+        sums = maps.new_zeros(len(maps), self.grid**2).scatter_add_(1, patches, maps.flatten(1))
+        largest = torch.maximum(found.score.abs().amax(dim=1), found.whole.abs())
+        return rank_correlation(_levels(sums, SAME_SUM * sums.abs().amax(dim=1)), _levels(-found.score, SAME_SCORE * largest))
+
+
+def _levels(values: Tensor, unit: Tensor) -> Tensor:
+    """Rows as whole multiples of what counts as rounding, so that a batch's rounding orders nothing."""
+    return (values / torch.where(unit > 0, unit, 1)[:, None]).round()
+
+
+def idsds(
+    predict: Predict,
+    images: Tensor,
+    masks: Tensor,
+    targets: Targets,
+    *,
+    fill: Fill,
+    grid: int = 4,
+    replace_with: DeletionFill = "mean",
+    multi_label: bool = False,
+    chunk: int = 8,
+    outputs: Outputs | None = None,
+) -> Tensor:
+    """Spearman's rank correlation over the patches of a grid: the map's sum in a patch, and the fall of the target's score without it.
+
+    ρ(Σ_patch S, z(x) − z(x without the patch)), z the target's score: of a class, its logit. Each patch is deleted alone. The score is in
+    domain if the network was fine-tuned on images with a patch deleted (`xattn train --preset idsds`); of other networks it is the
+    single-deletion score.
+
+    Args:
+        predict: images in pixel space `(B, 3, H, W)` → logits `(B, K)`, before any softmax or sigmoid.
+        images: `(B, 3, H, W)` in pixel space.
+        masks: `(B, H, W)`: masks, or raw maps of this size, with their sign.
+        targets: class indices `(B,)`, or a target.
+        fill: the classifier's mean colour, three values in pixel space; may be None where it is not needed.
+        grid: patches along each side, 4 in the paper.
+        replace_with: what a deleted patch shows: "mean", "black", "blur", "noise" or "noisy-linear", the setting `fill` of a run.
+        multi_label: sigmoid instead of softmax.
+        chunk: images per forward.
+        outputs: what `predict` gives, "logits" or "probabilities"; None: logits, and rows that are all probabilities are refused.
+
+    Returns:
+        `(B,)` float64 in [-1, 1], 1 for a linear network and its own terms, -1 for these turned round; NaN for a map whose sums are all
+        equal, or where no patch changes the score; higher is better.
+
+    Differs: the paper's zeros after normalisation are the mean colour here. Where the grid does not divide the image, patches differ by one
+    pixel; the released code leaves a margin out. Scores, and likewise sums, tie if within 1e-6 of the largest.
+    Pictures without a value are left out and counted; in the released code one makes the mean NaN.
+
+    >>> import torch
+    >>> images, masks = torch.ones(1, 3, 4, 4), torch.arange(16.0).view(1, 4, 4)
+    >>> weighed = lambda x: torch.stack([(x[:, 0] * masks).sum((1, 2)), 0 * x[:, 0, 0, 0]], dim=1)
+    >>> idsds(weighed, images, masks, torch.tensor([0]), fill=None, replace_with="black").round(decimals=6)
+    tensor([1.], dtype=torch.float64)
+    """
+    metric = IDSDS(grid, replace_with)
+    mean = as_fill(fill)
+    return measured("idsds", metric, predict, images, masks, targets, mean=mean, multi_label=multi_label, chunk=chunk, outputs=outputs)
