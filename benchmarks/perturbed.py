@@ -17,7 +17,7 @@ from torch import Tensor
 
 from xattn.explainers import methods, trace
 from xattn.inference import Predictor
-from xattn.inference.predictor import Tuning
+from xattn.inference.settings import Tuning
 
 RESULTS = Path(__file__).parent / "results"
 DATA = Path(__file__).parents[2] / "shared" / "data"

@@ -13,7 +13,7 @@ import xattn
 from tests import networks
 from xattn.errors import NameUnknownError, SettingError
 from xattn.inference import Predictor, Tuning, tuned
-from xattn.inference.predictor import clone_of
+from xattn.inference.cloning import clone_of
 from xattn.models import Classifier
 
 
