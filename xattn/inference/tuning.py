@@ -156,7 +156,9 @@ def _for_work(found: Tuned, forwards: int | None, backends: Collection[Backend] 
     return replace(found, tuning=max(ways, key=lambda way: found.speed.get(str(way), 0.0)))
 
 
-def fastest(classifier: Classifier, level: Level = "exact", tune: str = "auto") -> Predictor:
+def fastest(
+    classifier: Classifier, level: Level = "exact", tune: str = "auto", *, forwards: int | None = None, sample: Tensor | None = None
+) -> Predictor:
     """The fastest predictor of a classifier on this machine, for `explain` and `evaluate`. Arguments and errors as for `tuned`.
 
     >>> import xattn
@@ -164,7 +166,7 @@ def fastest(classifier: Classifier, level: Level = "exact", tune: str = "auto") 
     >>> fastest(clf, tune="off").chunk
     8
     """
-    return Predictor(classifier, tuned(classifier, level, tune).tuning, level)
+    return Predictor(classifier, tuned(classifier, level, tune, forwards=forwards, sample=sample).tuning, level)
 
 
 def _no_effort(tune: str) -> Tuning:

@@ -7,9 +7,11 @@ import copy
 import importlib
 import importlib.metadata
 import importlib.util
+import io
+import logging
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -50,8 +52,7 @@ def built(classifier: Runnable, tuning: Tuning) -> Callable[[Tensor], Tensor]:
         )
     # OpenVINO refers to some of the weights and repacks the others: to copies, so that they are all those of this moment.
     clone = copy.deepcopy(clone_of(classifier, torch.contiguous_format, folded=tuning.folded))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _quiet():
         compiled = _compiled(_converted(clone, probe.repeat(tuning.chunk, 1, 1, 1)), tuning.precision)
     requests = threading.local()  # a request holds the memory of one forward
 
@@ -65,6 +66,20 @@ def built(classifier: Runnable, tuning: Tuning) -> Callable[[Tensor], Tensor]:
         return torch.from_numpy(found)[: len(images)]
 
     return logits
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what libraries warn and print of a network that does not convert: the error says why."""
+    about = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    before = about.level
+    about.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        about.setLevel(before)
 
 
 def _converted(network: torch.nn.Module, images: Tensor) -> Any:
