@@ -25,7 +25,7 @@ from xattn.inference import Predictor
 
 FORWARDS_CLOCKED = 96
 WARM_UP = "warm-up"
-PACKAGES = ("xattn", "torch", "torchvision", "torchcam", "grad-cam", "quantus", "captum", "numpy", "ray")
+PACKAGES = ("xattn", "torch", "torchvision", "torchcam", "grad-cam", "quantus", "captum", "openvino", "numpy", "ray")
 
 
 @dataclass(frozen=True)

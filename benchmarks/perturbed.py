@@ -1,4 +1,4 @@
-"""Occlusion, integrated gradients and SmoothGrad beside captum's: writes benchmarks/results/perturbed-DEVICE.md."""
+"""Occlusion, RISE, integrated gradients and SmoothGrad, and captum's: writes benchmarks/results/perturbed-DEVICE.md."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ from subjects import Subject, photographs, subject
 from torch import Tensor
 
 from xattn.explainers import methods, trace
-from xattn.inference import Predictor
-from xattn.inference.predictor import Tuning
+from xattn.inference import Predictor, Tuning, fastest
 
 RESULTS = Path(__file__).parent / "results"
 DATA = Path(__file__).parents[2] / "shared" / "data"
 STEPS = 50
 SIGMA = 0.15
+MASKS = 200
+PACKAGES = ("xattn", "torch", "openvino", "captum")
 OURS = {
     "occlusion": "occlusion",
+    "rise": f"rise:masks={MASKS}",
     "integrated-gradients": f"integrated-gradients:steps={STEPS}",
     "smooth-grad": f"smooth-grad:samples={STEPS}",
 }
@@ -33,13 +35,14 @@ CAPTUMS = {
     "integrated-gradients": f"captum:IntegratedGradients:n_steps={STEPS}",
     "smooth-grad": f"captum:NoiseTunnel:nt_type=smoothgrad,nt_samples={STEPS},stdevs={SIGMA}",
 }
-XATTN, BY_NAME = "xattn", "captum, by its name in xattn"
+TUNED = ("occlusion", "rise")  # the others' forwards have gradients, which no tuning changes
+XATTN, FAST, PLAIN = "xattn", "xattn, level fast", "xattn, forwards by torch, not compiled"
+BY_NAME = "captum, by its name in xattn"
 DEFAULTS, BATCHED = "captum, its defaults", "captum, forwards as large as ours"
 
 
-def ours(of: Subject, spec: str, images: Tensor, targets: Tensor, batch: int) -> Tensor:
+def ours(of: Subject, spec: str, images: Tensor, targets: Tensor, predictor: Predictor) -> Tensor:
     method = methods.create(spec)
-    predictor = Predictor(of.classifier, Tuning(chunk=batch, folded=True))
     traced = trace(of.classifier, images, target=targets, predictor=predictor, needs=method.metadata.needs)
     found: Tensor = method.instance(traced)
     return found
@@ -75,18 +78,25 @@ def main(networks: str, batch: int, forward: int, rounds: int, threads: int, dev
     torch.backends.cudnn.allow_tf32 = False  # captum would run a GPU's convolutions in TF32, by torch's default; ours are exact
     place = torch.device(device)
     rows: list[str] = []
+    tunings: list[str] = []
     for name in networks.split(","):
         of = subject(name, data, place)
         images = photographs(data, of.classifier, batch)
         with torch.inference_mode():
             targets = of.classifier(images).argmax(dim=1).clone()
-        for method in OURS:
-            runs: dict[str, Callable[[], Any]] = {
-                XATTN: partial(ours, of, OURS[method], images, targets, forward),
-                BY_NAME: partial(ours, of, CAPTUMS[method], images, targets, forward),
-                DEFAULTS: partial(captums, of, method, images, targets, None),
-                BATCHED: partial(captums, of, method, images, targets, forward),
-            }
+        plain = Predictor(of.classifier, Tuning(chunk=forward, folded=True))
+        exact, fast = fastest(of.classifier, "exact"), fastest(of.classifier, "fast")  # as a run of some length is tuned
+        tunings.append(f"{name}: {exact.tuning}; at level fast {fast.tuning}.")
+        for method, spec in OURS.items():
+            tuned = method in TUNED
+            runs: dict[str, Callable[[], Any]] = {XATTN: partial(ours, of, spec, images, targets, exact if tuned else plain)}
+            if tuned:
+                runs[FAST] = partial(ours, of, spec, images, targets, fast)
+                runs[PLAIN] = partial(ours, of, spec, images, targets, plain)
+            if method in CAPTUMS:
+                runs[BY_NAME] = partial(ours, of, CAPTUMS[method], images, targets, plain)
+                runs[DEFAULTS] = partial(captums, of, method, images, targets, None)
+                runs[BATCHED] = partial(captums, of, method, images, targets, forward)
             seconds: dict[str, list[float]] = {label: [] for label in runs}
             for number in range(rounds + 1):
                 for label, run in runs.items():
@@ -99,15 +109,21 @@ def main(networks: str, batch: int, forward: int, rounds: int, threads: int, dev
                 rows.append(f"| {name} | {method} | {label} | {median(found):.3f} | {spread} |")
                 click.echo(rows[-1], err=True)
     about = conditions(place)
-    versions = ", ".join(f"{package} {about['versions'][package]}" for package in ("xattn", "torch", "captum"))
+    versions = ", ".join(
+        f"{package} {about['versions'][package]}" for package in ("xattn", "torch", "openvino", "captum") if package in about["versions"]
+    )
     where = about["gpu"] or f"{about['processor']}, {about['threads']} thread{'s' * (about['threads'] > 1)} of {about['cores']} cores"
     lines = [
-        "# Occlusion, integrated gradients and SmoothGrad beside captum's",
+        "# Occlusion, RISE, integrated gradients and SmoothGrad, and captum's",
         "",
-        f"{batch} pictures at once, {forward} images a forward, {STEPS} steps or samples, windows of a seventh of the side at half their",
-        f"width; {rounds} rounds in which each runs once, in turn, after one that is not timed. Seconds: median. Ratio: to xattn in that",
-        "round: median [least, most]; above 1, xattn is faster. Both compute in float32, without TF32; captum at the normalised picture,",
-        "xattn in pixel space.",
+        f"{batch} picture{'s' * (batch > 1)} at once, {forward} images a forward, {STEPS} steps or samples, {MASKS} masks, windows of a",
+        f"seventh of the side at half their width; {rounds} rounds in which each runs once, in turn, after one that is not timed. Seconds:",
+        "median. Ratio: to xattn in that round: median [least, most]; above 1, xattn is faster. All compute in float32 without TF32, but",
+        "level fast; captum at the normalised picture, xattn in pixel space. captum has no RISE.",
+        "",
+        "Forwards of occlusion and RISE as a run with `--tune auto` takes them:",
+        "",
+        *tunings,
         "",
         "| network | method | | seconds | × xattn |",
         "|---|---|---|---:|---:|",

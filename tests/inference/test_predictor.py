@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import warnings
 
@@ -13,7 +14,7 @@ import xattn
 from tests import networks
 from xattn.errors import NameUnknownError, SettingError
 from xattn.inference import Predictor, Tuning, tuned
-from xattn.inference.predictor import clone_of
+from xattn.inference.cloning import clone_of
 from xattn.models import Classifier
 
 
@@ -52,9 +53,19 @@ def classifier() -> Classifier:
     return xattn.attach(normed(), input_size=32, name="normed")
 
 
-@pytest.mark.parametrize(
-    "tuning", [Tuning(3), Tuning(2, "contiguous"), Tuning(7, folded=True), Tuning(1, "contiguous", folded=True)], ids=str
-)
+WAYS = [
+    Tuning(3),
+    Tuning(2, "contiguous"),
+    Tuning(7, folded=True),
+    Tuning(1, "contiguous", folded=True),
+    *(
+        pytest.param(way, marks=pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="needs xattn[openvino]"))
+        for way in (Tuning(3, backend="openvino"), Tuning(8, folded=True, backend="openvino"))
+    ),
+]
+
+
+@pytest.mark.parametrize("tuning", WAYS, ids=str)
 @pytest.mark.parametrize("head", ["gap", "br-npa", "b-cnn", "ca-stream"])
 def test_however_forwards_are_run_the_probabilities_are_the_plain_networks(images: Tensor, tuning: Tuning, head: str) -> None:
     with warnings.catch_warnings():

@@ -18,20 +18,23 @@ from xattn.data.labels import as_plain
 from xattn.data.photographs import Photographs
 from xattn.data.preprocessing import pixels
 from xattn.errors import ImageError, InputError, UnsupportedError
-from xattn.explainers.base import RunsNetworkAgain, created
+from xattn.explainers.base import MethodComponent, RunsNetworkAgain, created
 from xattn.explainers.maps import Maps, joined, maps_of_trace, needs_of
 from xattn.explainers.reasons import log_reasons
 from xattn.explainers.trace import Trace
 from xattn.inference.memory import kept_pages
 from xattn.inference.predictor import Predictor
+from xattn.inference.tuning import fastest
 from xattn.metrics.inputs import EDGE, as_tensor, refuse_chunk
 from xattn.metrics.targets import ClassTarget
 from xattn.models.classifier import Classifier
+from xattn.models.layout import Stage
 from xattn.models.loading import refuse_no_classifier
 from xattn.models.target_rules import THRESHOLD, Asked, OfOutput, PredictedLabels, labels_of, target_rule
 from xattn.progress import Progress
 
 QUIET_S = 2.0  # before a call shows how far it is
+FEW = 200  # forwards: too little work to be measured, whatever the network
 
 logger = logging.getLogger("xattn")
 
@@ -69,7 +72,8 @@ def explain(
         labels: of the images, for targets that use them: an index or name per image, or several per image for target "labels".
         stage: where features are taken, one of `classifier.stages` or any module that gives a map; None: the last of `classifier.stages`.
         batch_size: images per forward.
-        predictor: for methods that run the network again, from `xattn.inference.fastest`; None: the default one, unmeasured.
+        predictor: for methods that run the network again, from `xattn.inference.fastest`; None: of level exact, and measured where the
+            work justifies it, as a run's with `tune="auto"`.
         seed: for everything random; mixed with each image's content.
         signed: keep what speaks against the target, negative in the raw maps; masks are made of the positive part. Controls stay as they
             are.
@@ -101,9 +105,8 @@ def explain(
     if threshold is not None and not isinstance(rule, PredictedLabels):
         raise InputError("a threshold is for target 'predicted' of a multi-label classifier (multi_label=True): leave it out.")
     given = _labels(classifier, found_labels if labels is None else labels, len(names))
-    runs = predictor or Predictor(classifier)
     if isinstance(rule, OfOutput):
-        given = _predicted(classifier, rule, runs, names, tensor, batch_size)
+        given = _predicted(classifier, rule, predictor or Predictor(classifier), names, tensor, batch_size)
     if rule.per_label:
         names, tensor, given = _per_label(names, tensor, given)
     batch_labels = [label[0] if label is not None and len(label) == 1 else None for label in given]
@@ -111,6 +114,7 @@ def explain(
         what = "classes" if isinstance(rule.fixed, ClassTarget) else "targets"
         raise InputError(f"{len(names)} images need {len(names)} {what}; {len(rule)} came.")
     found_stage = classifier.stage_or_default(stage)
+    runs = predictor or _predictor(classifier, tensor, components, found_stage)
     again = len(names) > batch_size or any(isinstance(component.instance, RunsNetworkAgain) for component in components)
     needs = needs_of(components)
     pieces = []
@@ -133,6 +137,14 @@ def explain(
             log_reasons(pieces[-1].reasons, names[part], logged)
             shown.add(len(names[part]))
     return replace(joined(pieces), photographs=photographs)
+
+
+def _predictor(classifier: Classifier, images: Tensor, components: Sequence[MethodComponent], stage: Stage | None) -> Predictor:
+    """The predictor of level exact for what the methods run again on the images."""
+    channels, size = 0 if stage is None else stage.channels, classifier.input_size
+    again = [method.instance for method in components if isinstance(method.instance, RunsNetworkAgain)]
+    forwards = len(images) * sum(method.forwards(channels, size) for method in again)
+    return Predictor(classifier) if forwards < FEW else fastest(classifier, forwards=forwards, sample=images)
 
 
 def refuse_untrained(classifier: Classifier) -> None:

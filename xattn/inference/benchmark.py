@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import warnings
+from collections.abc import Collection
 from dataclasses import replace
 from functools import cached_property
 from statistics import median
@@ -11,8 +13,11 @@ from statistics import median
 import torch
 from torch import Tensor
 
+from xattn.errors import MissingPackageError, XattnError
+from xattn.inference.cloning import NORMS
 from xattn.inference.memory import is_out_of_memory
-from xattn.inference.predictor import NORMS, Level, Precision, Predictor, Tuning
+from xattn.inference.predictor import Predictor
+from xattn.inference.settings import Backend, Level, Precision, Tuning
 from xattn.models.classifier import Classifier
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
@@ -23,6 +28,7 @@ ROUNDS = 5
 TURN_S = 0.1  # at least, so that a small network's turn has several forwards
 DUEL_S = 4.0  # no turn starts after this: a slow network's few turns are long
 HOPELESS = 0.25
+logger = logging.getLogger("xattn")
 
 
 class Benchmark:
@@ -51,8 +57,14 @@ class Benchmark:
         """The same tuning with a chunk that fits into memory."""
         return replace(tuning, chunk=min(tuning.chunk, self.largest))
 
-    def best(self, tuning: Tuning, *, compiling: bool) -> Tuning:
-        """The fastest tuning found by changing one setting after the other."""
+    def best(self, tuning: Tuning, *, compiling: bool, backends: Collection[Backend] = ()) -> Tuning:
+        """The fastest tuning found by changing one setting after the other.
+
+        Args:
+            tuning: where to start.
+            compiling: whether torch.compile is tried.
+            backends: beside torch, that are tried.
+        """
         best = self._better(tuning, [replace(tuning, folded=True)] if self._has_norms() else [])
         best = self._better(best, [replace(best, memory_format="contiguous")])
         if self.level == "fast":
@@ -62,6 +74,11 @@ class Benchmark:
         if compiling:
             compiled = self._better(best, [replace(best, compiled=True)])
             best = self._climb(compiled, turns=1) if compiled.compiled else compiled
+        for backend in backends:
+            other = replace(best, compiled=False, backend=backend)
+            best = self._better(best, [other])
+            if (why := self.refused.get(str(other))) is not None:
+                logger.info("%s is not run by %s: %s", self.classifier.name, backend, why)
         return best
 
     def _has_norms(self) -> bool:
@@ -122,7 +139,9 @@ class Benchmark:
                 why = "memory ran out" if predictor.chunk != tuning.chunk else why
             except RuntimeError as error:
                 why = "memory ran out" if is_out_of_memory(error) else _first_line(error)
-            except Exception as error:  # torch.compile, copy.deepcopy and users' modules raise all kinds of errors; the plain way remains
+            except MissingPackageError:
+                raise
+            except Exception as error:  # compilers, other backends, copy.deepcopy and users' modules raise all kinds; the plain way remains
                 why = _first_line(error)
             if why is not None:
                 self.refused[way] = why
@@ -186,4 +205,6 @@ def _probabilities(multi_label: bool, logits: Tensor) -> Tensor:
 
 
 def _first_line(error: Exception) -> str:
+    if isinstance(error, XattnError):
+        return str(error).removesuffix(".")
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:160]}" if str(error).strip() else type(error).__name__

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from xattn.inference.benchmark import mismatch
-from xattn.inference.predictor import Level, Predictor, Tuning
+from xattn.inference.benchmark import FAR, mismatch
+from xattn.inference.predictor import Predictor
+from xattn.inference.settings import Level, Tuning
 from xattn.inference.shared_backbone import SharedBackbone
 from xattn.metrics.stream import PerturbedImages, PredictAll, Read, stream
 from xattn.metrics.targets import Target
@@ -28,7 +29,10 @@ def shared_predictor(classifiers: Sequence[Classifier], tuning: Tuning, level: L
             if mismatch(logits, classifier.predict(noise)) is not None:
                 return None
         predictor = Predictor(shared, tuning, level)
-        predictor(noise[:1].expand(tuning.chunk, -1, -1, -1))
+        filled = predictor(noise.repeat(-(-tuning.chunk // PROBES), 1, 1, 1)[: tuning.chunk])[:PROBES]
+        for one, logits in zip(shared.split(filled), found, strict=True):
+            if mismatch(one, logits[: len(one)], None if level == "exact" else FAR) is not None:
+                return None
     except Exception:  # what follows the pooling may not take a batch of vectors, and its errors vary: each head then runs alone
         return None
 

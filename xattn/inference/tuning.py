@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import platform
 import warnings
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,14 +16,17 @@ from torch import Tensor
 
 from xattn.cache import keep, kept
 from xattn.errors import InputError, SettingError
+from xattn.inference.backends import others
 from xattn.inference.benchmark import Benchmark
 from xattn.inference.memory import free_memory, kept_pages, peak_bytes, shown
-from xattn.inference.predictor import Level, Predictor, Tuning, plain_tuning
+from xattn.inference.predictor import Predictor, plain_tuning
+from xattn.inference.settings import Backend, Level, Tuning
 from xattn.models.classifier import Classifier
 
 Effort = Literal["off", "auto", "full"]
 EFFORTS: tuple[Effort, ...] = ("off", "auto", "full")
 WORTH_MEASURING_S = 20.0
+WORTH_CONVERTING_S = 60.0  # for another backend, which takes seconds in each process of a run
 WORTH_COMPILING_S = 300.0
 LARGEST = {"cpu": 64}
 LARGEST_ELSEWHERE = 1024
@@ -88,13 +92,15 @@ def tuned(
         classifier: the network.
         level: "exact" or "fast".
         tune: "off", the defaults; "auto", a measurement of seconds if the work justifies one, cached for the next time; "full", a new
-            measurement, with compilation whatever the work; or settings by hand, `chunk=16,folded=true,compiled=true,precision=bfloat16`.
+            measurement, with compilation and other backends whatever the work; or settings by hand,
+            `chunk=16,folded=true,compiled=true,precision=bfloat16,backend=torch`.
         forwards: number of images to run, the measure of the work; None: many.
         sample: images in pixel space to compare on; None: noise.
         memory: bytes that one chunk may hold; None: more than half of what is free.
 
     Raises:
-        SettingError: settings by hand do not fit the level.
+        SettingError: settings by hand do not fit the level, or the network.
+        MissingPackageError: the backend by hand is not installed.
         InputError: not even one image fits into the memory.
     """
     by_hand = None if tune in EFFORTS else Tuning.read(tune) if "=" in tune else _no_effort(tune)
@@ -105,14 +111,16 @@ def tuned(
     benchmark = Benchmark(classifier, level, _sampled(classifier, sample), _largest_chunk(classifier, memory))
     if by_hand is not None:
         fitting = benchmark.fitting(by_hand)
-        if (by_hand.folded or by_hand.compiled) and benchmark.quietly_ready(fitting) is None:
+        is_checked = by_hand.folded or by_hand.compiled or by_hand.backend != "torch"
+        if is_checked and benchmark.quietly_ready(fitting) is None:
             raise SettingError(f"{classifier.name} cannot run in {fitting}: {benchmark.refused[str(fitting)]}. Leave it to tune=auto.")
         return Tuned(fitting, level, "by hand")
     if tune == "off":
         return Tuned(benchmark.fitting(plain_tuning(classifier)), level, "not measured")
+    backends = others(classifier)
     key = _key(classifier, level)
     if tune == "auto" and (found := _earlier(key)) is not None:
-        found = _for_work(found, forwards)
+        found = _for_work(found, forwards, backends)
         if found is not None and benchmark.quietly_ready(benchmark.fitting(found.tuning)) is not None:
             return replace(found, tuning=benchmark.fitting(found.tuning))
     with kept_pages(), warnings.catch_warnings():
@@ -122,23 +130,35 @@ def tuned(
         work = float("inf") if forwards is None or not rate else forwards / rate
         if tune == "auto" and work < WORTH_MEASURING_S:
             return Tuned(best, level, "too little work to measure")
-        best = benchmark.best(best, compiling=tune == "full" or work > WORTH_COMPILING_S)
+        full = tune == "full"
+        tried = backends if full or work > WORTH_CONVERTING_S else ()
+        best = benchmark.best(best, compiling=full or work > WORTH_COMPILING_S, backends=tried)
     done = Tuned(best, level, "measured", benchmark.rates, benchmark.refused)
     if memory is None:  # the fastest with little memory is not the fastest elsewhere
         keep("tuning", key, done.as_dict())
     return done
 
 
-def _for_work(found: Tuned, forwards: int | None) -> Tuned | None:
-    """A cached measurement adapted to other work: compiled only if that pays; None if it would pay but was not tried."""
+def _for_work(found: Tuned, forwards: int | None, backends: Collection[Backend] = ()) -> Tuned | None:
+    """A cached measurement adapted to other work: compiled or by another backend only if that pays; None if it would and was not tried."""
     rate = found.speed.get(str(found.tuning))
     work = float("inf") if forwards is None or not rate else forwards / rate
-    if work <= WORTH_COMPILING_S:
-        return replace(found, tuning=replace(found.tuning, compiled=False))
-    return found if any("compiled" in way for way in (*found.speed, *found.refused)) else None
+    plain = replace(found.tuning, compiled=False, backend="torch")
+    if work <= WORTH_CONVERTING_S:
+        return replace(found, tuning=plain)
+    tried = (*found.speed, *found.refused)
+    wanted = [*backends, "compiled"] if work > WORTH_COMPILING_S else backends
+    if not all(any(word in way for way in tried) for word in wanted):
+        return None
+    if not found.tuning.compiled or work > WORTH_COMPILING_S:
+        return found
+    ways = [plain, *(replace(plain, backend=backend) for backend in backends)]
+    return replace(found, tuning=max(ways, key=lambda way: found.speed.get(str(way), 0.0)))
 
 
-def fastest(classifier: Classifier, level: Level = "exact", tune: str = "auto") -> Predictor:
+def fastest(
+    classifier: Classifier, level: Level = "exact", tune: str = "auto", *, forwards: int | None = None, sample: Tensor | None = None
+) -> Predictor:
     """The fastest predictor of a classifier on this machine, for `explain` and `evaluate`. Arguments and errors as for `tuned`.
 
     >>> import xattn
@@ -146,7 +166,7 @@ def fastest(classifier: Classifier, level: Level = "exact", tune: str = "auto") 
     >>> fastest(clf, tune="off").chunk
     8
     """
-    return Predictor(classifier, tuned(classifier, level, tune).tuning, level)
+    return Predictor(classifier, tuned(classifier, level, tune, forwards=forwards, sample=sample).tuning, level)
 
 
 def _no_effort(tune: str) -> Tuning:
@@ -172,12 +192,13 @@ def _largest_chunk(classifier: Classifier, memory: int | None) -> int:
 
 
 def _key(classifier: Classifier, level: Level) -> str:
-    """What a measurement is valid for: the network's shape, head and input, the machine, torch and the level."""
+    """What a measurement is valid for: the network's shape, head and input, the machine, torch and other backends, and the level."""
     shapes = [(name, tuple(tensor.shape), str(tensor.dtype)) for name, tensor in classifier.state_dict().items()]
     network, device = classifier.network, classifier.device
     machine = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{_processor()}×{torch.get_num_threads()}"
     about = (type(network).__module__, repr(network), shapes, classifier.head_name, classifier.input_size)
-    return hashlib.sha256(repr((*about, device.type, machine, torch.__version__, level)).encode()).hexdigest()[:20]
+    versions = (torch.__version__, others(classifier))
+    return hashlib.sha256(repr((*about, device.type, machine, versions, level)).encode()).hexdigest()[:20]
 
 
 def _processor() -> str:

@@ -17,7 +17,8 @@ from xattn.explainers.base import MethodComponent, RunsNetworkAgain
 from xattn.explainers.maps import Maps, maps_of_trace, needs_of
 from xattn.explainers.trace import Trace
 from xattn.inference.memory import peak_bytes, shown
-from xattn.inference.predictor import Predictor, Tuning
+from xattn.inference.predictor import Predictor
+from xattn.inference.settings import Tuning
 from xattn.inference.tuning import Tuned, tuned
 from xattn.metrics.base import Metric
 from xattn.metrics.perturbations import forwards, ignores_masks

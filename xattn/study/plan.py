@@ -20,7 +20,7 @@ from xattn.errors import InputError, NameUnknownError, UnsupportedError
 from xattn.explainers.attention import OF_CLASSES, without_rank
 from xattn.explainers.base import MethodComponent, Need, is_of_files
 from xattn.heads.base import heads
-from xattn.inference.predictor import Level, refuse_unknown_level
+from xattn.inference.settings import Level, refuse_unknown_level
 from xattn.inference.tuning import Tuned
 from xattn.metrics.base import Metric, MetricMetadata, refuse_without_probability
 from xattn.models.classifier import Classifier

@@ -61,6 +61,7 @@ class StoredTuning(TypedDict):
     folded: bool
     compiled: bool
     precision: str
+    backend: NotRequired[str]
 
 
 class StoredExecution(TypedDict):

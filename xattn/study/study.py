@@ -27,7 +27,7 @@ from xattn.errors import InputError, RunError, XattnError
 from xattn.explainers.api import refuse_untrained
 from xattn.explainers.base import MethodComponent, created
 from xattn.inference.memory import kept_pages, parse_size
-from xattn.inference.predictor import Level
+from xattn.inference.settings import Level
 from xattn.metrics.base import metrics as metric_registry
 from xattn.metrics.typeset import html_text
 from xattn.models.classifier import Classifier
@@ -48,7 +48,7 @@ DEFAULT_METHODS = ("activation-map", "grad-cam", "grad-cam++", "random", "centre
 SIGNED_METHODS = ("grad-cam", "hires-cam", "random", "centre")  # in their place for signed maps
 CONTROLS = ("random", "centre")  # beside maps of other tools
 DEFAULT_METRICS = ("average-drop", "average-gain", "average-increase", "insertion", "deletion", "sparsity")
-PACKAGES = ("xattn", "torch", "torchvision", "timm", "captum", "grad-cam", "pillow", "pandas", "pyarrow", "scipy")
+PACKAGES = ("xattn", "torch", "torchvision", "timm", "captum", "grad-cam", "openvino", "pillow", "pandas", "pyarrow", "scipy")
 
 logger = logging.getLogger("xattn")
 

@@ -1,0 +1,293 @@
+"""Other backends than torch: chosen where they are installed, right and faster; the contract of predictors is in test_predictor.py."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import logging
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import xattn
+from tests import networks
+from xattn.errors import MissingPackageError, NameUnknownError, SettingError
+from xattn.explainers import api
+from xattn.inference import Predictor, Tuning, backends, benchmark, fastest, tuned
+from xattn.inference import tuning as module
+from xattn.inference.backends import openvino
+from xattn.inference.benchmark import Benchmark
+from xattn.inference.context import shared_predictor
+from xattn.models import Classifier
+
+installed = pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="needs xattn[openvino]")
+
+
+def apart(found: Tensor, plain: Tensor) -> float:
+    return float((found.double().softmax(1) - plain.double().softmax(1)).abs().max())
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Makes the other backend one that is off by so much in the first logit."""
+
+    def off_by(much: float) -> None:
+        def built(classifier: Classifier, tuning: Tuning) -> Callable[[Tensor], Tensor]:
+            off = torch.tensor([much, 0, 0, 0, 0])
+            return lambda images: classifier.predict(images) + off
+
+        monkeypatch.setattr(backends, "others", lambda classifier: {"openvino": "1.0"})
+        monkeypatch.setattr(module, "others", lambda classifier: {"openvino": "1.0"})
+        monkeypatch.setattr(openvino, "built", built)
+
+    return off_by
+
+
+@pytest.fixture
+def clocked(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """Images per second by words of a tuning's description; the others run at 1."""
+    rates: dict[str, float] = {"compiled": 0.0}
+
+    def timed(self: Benchmark, tuning: Tuning, _predictor: Predictor) -> float:
+        rate = next((rate for words, rate in rates.items() if words in str(tuning)), 1.0)
+        self.rates[str(tuning)] = rate
+        return rate
+
+    monkeypatch.setattr(Benchmark, "_timed", timed)
+    monkeypatch.setattr(module, "WORTH_COMPILING_S", float("inf"))
+    return rates
+
+
+def test_the_tuner_takes_a_backend_that_is_faster_says_so_and_keeps_it(
+    tiny: Classifier, stand_in: Callable[[float], None], clocked: dict[str, float]
+) -> None:
+    stand_in(0.0)
+    clocked["openvino"] = 2.0
+    found = tuned(tiny, forwards=10_000)
+    assert found.tuning.backend == "openvino"
+    assert str(found).startswith(
+        f"chunks of {found.tuning.chunk}, openvino (measured; 2 images per second here; 1 in chunks of 8, channels-last"
+    )
+    again = tuned(tiny, forwards=10_000)
+    assert (again.origin, again.tuning) == ("kept from an earlier measurement", found.tuning)
+    assert module.Tuned.of(json.loads(json.dumps(found.as_dict())), "kept").tuning == found.tuning
+
+
+def test_the_tuner_stays_with_torch_where_the_other_is_no_faster_or_the_work_too_little(
+    tiny: Classifier, stand_in: Callable[[float], None], clocked: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(0.0)
+    clocked["openvino"] = 1.02
+    assert tuned(tiny, forwards=10_000).tuning.backend == "torch"
+    clocked["openvino"] = 2.0
+    assert tuned(tiny, tune="full", forwards=30).tuning.backend == "openvino"
+    found = tuned(tiny, forwards=30)  # half a minute by what was just kept
+    assert (found.origin, found.tuning.backend) == ("kept from an earlier measurement", "torch")
+    monkeypatch.setattr(module, "_earlier", lambda key: None)
+    assert "openvino" not in str(tuned(tiny, forwards=30).speed)
+
+
+@pytest.mark.parametrize(("level", "off", "limit"), [("exact", 1e-3, "1e-05"), ("fast", 2.0, "0.1")])
+def test_a_backend_that_gives_other_probabilities_is_refused_and_the_log_says_why(
+    tiny: Classifier,
+    stand_in: Callable[[float], None],
+    clocked: dict[str, float],
+    caplog: pytest.LogCaptureFixture,
+    level: Any,
+    off: float,
+    limit: str,
+) -> None:
+    stand_in(off)
+    clocked["openvino"] = 2.0
+    with caplog.at_level(logging.INFO, "xattn"):
+        found = tuned(tiny, level, forwards=10_000)
+    assert found.tuning.backend == "torch"
+    assert f"more than {limit}" in next(why for way, why in found.refused.items() if "openvino" in way)
+    assert "tiny is not run by openvino: probabilities differ by" in caplog.text
+
+
+def test_heads_on_one_backbone_run_alone_where_a_backend_gives_them_other_probabilities(
+    tiny: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heads = [tiny, xattn.attach(tiny.network, input_size=32, resize=36, name="tiny", head="ca-stream")]
+    right = openvino.built if importlib.util.find_spec("openvino") else None
+    for off in (0.0, 1e-3):
+        monkeypatch.setattr(openvino, "built", lambda shared, tuning, off=off: lambda images: shared(images) + off * torch.eye(10)[0])
+        assert (shared_predictor(heads, Tuning(4, backend="openvino"), "exact") is None) == (off > 0)
+    if right is not None:
+        monkeypatch.setattr(openvino, "built", right)
+        predict = shared_predictor(heads, Tuning(4, backend="openvino"), "exact")
+        assert predict is not None
+        for classifier, logits in zip(heads, predict(networks.pictures(6)), strict=True):
+            assert apart(logits, classifier.predict(networks.pictures(6))) <= 1e-5
+
+
+def test_a_cached_measurement_is_adapted_to_the_work() -> None:
+    ways = {words: Tuning(8, **settings) for words, settings in SETTINGS.items()}
+    speed = {str(way): rate for way, rate in zip(ways.values(), (1.0, 3.0, 4.0), strict=True)}
+    kept = module.Tuned(ways["compiled"], "exact", "kept", speed)
+
+    def at(seconds: float) -> Tuning | None:
+        found = module._for_work(kept, int(4 * seconds), ["openvino"])
+        return None if found is None else found.tuning
+
+    assert at(10) == ways["plain"]
+    assert at(100) == ways["openvino"]  # compiling pays later
+    assert at(1000) == ways["compiled"]
+    untried = module.Tuned(ways["plain"], "exact", "kept", {str(ways["plain"]): 1.0})
+    assert module._for_work(untried, 100, ["openvino"]) is None
+    assert module._for_work(untried, 100) is untried
+
+
+SETTINGS: dict[str, dict[str, Any]] = {"plain": {}, "openvino": {"backend": "openvino"}, "compiled": {"compiled": True}}
+
+
+def test_a_backend_by_hand_that_is_not_there_or_does_not_exist_says_what_to_do(tiny: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SettingError, match="tune cannot take backend=tensorflow"):
+        tuned(tiny, tune="backend=tensorflow")
+    with pytest.raises(NameUnknownError, match="Unknown backend 'tensorflow'"):
+        Tuning(backend="tensorflow")  # type: ignore[arg-type]
+    with pytest.raises(SettingError, match="compiled=true is of torch; backend=openvino came as well"):
+        tuned(tiny, tune="backend=openvino,compiled=true")
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "openvino" else find(name, *more))
+    with pytest.raises(MissingPackageError, match=r"pip install 'xattn\[openvino\]'"):
+        tuned(tiny, tune="backend=openvino")
+    assert backends.others(tiny) == {}
+
+
+def test_explain_measures_what_its_methods_run_again(tiny: Classifier, images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = xattn.explain(tiny, images, ["occlusion"])
+    asked: list[int | None] = []
+
+    def measured(classifier: Classifier, *, forwards: int | None, sample: Tensor) -> Predictor:
+        asked.append(forwards)
+        return fastest(classifier, tune="chunk=5,folded=true")
+
+    monkeypatch.setattr(api, "fastest", measured)
+    again = xattn.explain(tiny, images, ["occlusion", "grad-cam"])
+    each = len(range(0, 32 - 4 + 2, 2)) ** 2  # windows of 4 pixels, 2 apart
+    assert asked == [7 * each]
+    assert (plain["occlusion"] - again["occlusion"]).abs().max() <= 1e-4
+    xattn.explain(tiny, images[:1], ["rise:masks=100", "grad-cam"])
+    assert len(asked) == 1  # too little work to look at
+
+
+@installed
+def test_openvino_keeps_the_weights_of_when_it_was_built(images: Tensor) -> None:
+    classifier = xattn.attach(networks.small(), input_size=32, name="small")
+    predictor = Predictor(classifier, Tuning(7, backend="openvino"))
+    before = predictor(images)
+    with torch.no_grad():
+        for weight in classifier.network.parameters():
+            weight.zero_()
+    assert torch.equal(predictor(images), before)
+
+
+@installed
+def test_openvino_gives_the_same_in_batches_of_any_size_and_in_threads(tiny: Classifier) -> None:
+    predictor, pictures = Predictor(tiny, Tuning(4, backend="openvino")), networks.pictures(32)
+    whole = predictor(pictures)
+    for size in (1, 7):
+        assert torch.equal(torch.cat([predictor(batch) for batch in pictures.split(size)]), whole)
+    found: dict[int, Tensor] = {}
+
+    def run(number: int) -> None:
+        for _ in range(20):
+            found[number] = predictor(pictures.roll(number, 0)).roll(-number, 0)
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 3
+    assert all(torch.equal(each, whole) for each in found.values())
+
+
+class Branching(nn.Module):
+    """A network whose steps depend on the picture."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = networks.small()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.inner(images) if images.mean() > 0 else -self.inner(images)
+
+
+class Unknown(nn.Module):
+    """A network with an operation that OpenVINO does not have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = networks.small()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.inner(images) + torch.linalg.svdvals(images.mean(dim=1)).mean()
+
+
+@installed
+@pytest.mark.parametrize(("network", "why"), [(Branching, "data-dependent"), (Unknown, "OpenVINO cannot convert it")])
+def test_a_network_that_does_not_convert_is_run_by_torch_and_the_log_says_why(
+    network: type[nn.Module],
+    why: str,
+    clocked: dict[str, float],
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    classifier = xattn.attach(networks.seeded(network), input_size=32, name="odd")
+    with caplog.at_level(logging.INFO, "xattn"):
+        found = tuned(classifier, forwards=10_000)
+    assert found.tuning.backend == "torch"
+    (told,) = [record for record in caplog.records if "not run by openvino" in record.message]
+    assert why in told.message
+    assert told.levelno == logging.INFO
+    assert capfd.readouterr().err == ""
+    with pytest.raises(SettingError, match="odd cannot run in chunks of 8, openvino: .*Leave it to tune=auto"):
+        tuned(classifier, tune="backend=openvino")
+
+
+@installed
+def test_a_network_in_float64_is_not_rounded_by_openvino() -> None:
+    classifier = xattn.attach(networks.precise(), input_size=32, name="precise")
+    with pytest.raises(SettingError, match="backend=openvino runs float32 networks on a processor; precise is float64 on cpu. Leave it to"):
+        tuned(classifier, tune="backend=openvino")
+
+
+@installed
+def test_openvino_rounds_only_where_it_is_asked_to(tiny: Classifier, images: Tensor) -> None:
+    plain = tiny.predict(images)
+    assert apart(Predictor(tiny, Tuning(7, backend="openvino"))(images), plain) <= 1e-6  # bfloat16 is its own choice where there is one
+    with pytest.raises(SettingError, match="precision=bfloat16 is not exact"):
+        tuned(tiny, tune="backend=openvino,precision=bfloat16")
+
+
+@installed
+def test_the_use_of_openvino_is_reported_to_nobody(tiny: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    telemetry = pytest.importorskip("openvino_telemetry")
+    sent: list[object] = []
+    monkeypatch.setattr(telemetry.Telemetry, "init", lambda self, *args, **kwargs: sent.append(args))
+    monkeypatch.setattr(telemetry.Telemetry, "send_event", lambda self, *args, **kwargs: sent.append(args))
+    Predictor(tiny, Tuning(2, backend="openvino"))
+    assert sent == []
+
+
+@installed
+def test_a_run_keeps_its_backend_and_goes_on_with_it(tiny: Classifier, folder: Path, tmp_path: Path) -> None:
+    def study(**more: Any) -> xattn.Study:
+        return xattn.Study([tiny], ["occlusion"], ["average-drop"], folder, tmp_path / "run", batch_size=8, **more)
+
+    study(tune="backend=openvino,chunk=4").run()
+    stored = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert '"backend": "openvino"' in json.dumps(stored)
+    xattn.Study([tiny], ["occlusion"], ["average-drop"], folder, tmp_path / "plain", batch_size=8, tune="off").run()
+    ours, plain = (xattn.Study([tiny], ["occlusion"], ["average-drop"], folder, tmp_path / name, batch_size=8) for name in ("run", "plain"))
+    assert (ours.scores()["value"] - plain.scores()["value"]).abs().max() <= 1e-2
+    assert benchmark.TOLERANCE[torch.float32] == 1e-5

@@ -1,0 +1,37 @@
+"""What computes the output of a chunk of images: torch, or another runtime where it is installed. One file per backend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from xattn.inference.backends import openvino, pytorch
+from xattn.inference.cloning import Runnable
+from xattn.inference.settings import Backend, Tuning
+
+__all__ = ["built", "others"]
+
+
+def built(classifier: Runnable, tuning: Tuning) -> Callable[[Tensor], Tensor]:
+    """The function that computes the output of one chunk.
+
+    Args:
+        classifier: the one to run; it stays unchanged.
+        tuning: how.
+
+    Returns:
+        Images in pixel space `(b, C, H, W)` on the classifier's device, at most `tuning.chunk` of them → the output, float32 or float64,
+        without gradients. Several threads may call it.
+
+    Raises:
+        MissingPackageError: the backend is not installed.
+        UnsupportedError: it does not run on the classifier's device, or not in its precision.
+    """
+    return (openvino if tuning.backend == "openvino" else pytorch).built(classifier, tuning)
+
+
+def others(classifier: Runnable) -> dict[Backend, str]:
+    """Backends beside torch that are installed and run on the classifier's device, and their versions."""
+    version = openvino.version(classifier)
+    return {} if version is None else {"openvino": version}

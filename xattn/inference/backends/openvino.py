@@ -1,0 +1,125 @@
+"""Forwards by OpenVINO, on processors."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib
+import importlib.metadata
+import importlib.util
+import io
+import logging
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from xattn.errors import MissingPackageError, UnsupportedError
+from xattn.inference.cloning import Runnable, clone_of
+from xattn.inference.settings import Tuning
+
+TOLD = 300  # characters of OpenVINO's message
+PRECISIONS = {"own": "f32", "bfloat16": "bf16", "float16": "f16"}
+
+
+def version(classifier: Runnable) -> str | None:
+    """The installed version, None if there is none, or the classifier is not on a processor."""
+    if classifier.device.type != "cpu" or importlib.util.find_spec("openvino") is None:
+        return None
+    return importlib.metadata.version("openvino")
+
+
+def built(classifier: Runnable, tuning: Tuning) -> Callable[[Tensor], Tensor]:
+    """The function that computes the output of one chunk, see `xattn.inference.backends.built`.
+
+    The network is exported by `torch.export`, which refuses one whose steps depend on the images' values, for chunks of one size; a smaller
+    one is filled up.
+
+    Raises:
+        MissingPackageError: OpenVINO is not installed.
+        UnsupportedError: the classifier is not on a processor or not in float32, or the processor lacks the tuning's precision.
+    """
+    if importlib.util.find_spec("openvino") is None:
+        raise MissingPackageError("openvino", "openvino", "backend=openvino")
+    probe = classifier.probe()
+    if probe.device.type != "cpu" or probe.dtype != torch.float32:
+        kind = str(probe.dtype).removeprefix("torch.")
+        raise UnsupportedError(
+            f"backend=openvino runs float32 networks on a processor; {classifier.name} is {kind} on {probe.device.type}."
+        )
+    # OpenVINO refers to some of the weights and repacks the others: to copies, so that they are all those of this moment.
+    clone = copy.deepcopy(clone_of(classifier, torch.contiguous_format, folded=tuning.folded))
+    with _quiet():
+        compiled = _compiled(_converted(clone, probe.repeat(tuning.chunk, 1, 1, 1)), tuning.precision)
+    requests = threading.local()  # a request holds the memory of one forward
+
+    def logits(images: Tensor) -> Tensor:
+        missing = tuning.chunk - len(images)
+        filled = torch.cat([images, images[-1:].expand(missing, -1, -1, -1)]) if missing else images
+        if not hasattr(requests, "own"):
+            requests.own = compiled.create_infer_request()
+        given = filled.detach().to(torch.float32).contiguous().numpy()
+        found = requests.own.infer([given], share_inputs=True)[0]
+        return torch.from_numpy(found)[: len(images)]
+
+    return logits
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what libraries warn and print of a network that does not convert: the error says why."""
+    about = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    before = about.level
+    about.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        about.setLevel(before)
+
+
+def _converted(network: torch.nn.Module, images: Tensor) -> Any:
+    """The network as OpenVINO's model, for so many images.
+
+    The steps of `openvino.convert_model` by hand: that one reports each use to its makers, unless the user has forbidden it on the machine.
+    """
+    frontend = importlib.import_module("openvino.frontend")
+    decoder = importlib.import_module("openvino.frontend.pytorch.fx_decoder").TorchFXPythonDecoder
+    kept = importlib.import_module("openvino.frontend.pytorch.torchdynamo.export_decompositions").ops_to_not_decompose()
+    with torch.no_grad():
+        exported = torch.export.export(network, (images,), strict=False)
+        decompositions = torch.export.default_decompositions()
+        for operation in kept:
+            with contextlib.suppress(KeyError):  # torch itself keeps it
+                decompositions.pop(operation)
+        graph = exported.run_decompositions(decompositions).module()
+    pytorch = frontend.FrontEndManager().load_by_framework("pytorch")
+    decoded = decoder(graph, dynamic_shapes=False)  # held until the end: the frontend only refers to it
+    try:
+        return pytorch.convert(pytorch.load(decoded))
+    except Exception as error:  # its errors have no common kind
+        raise UnsupportedError(f"OpenVINO cannot convert it: {' '.join(str(error).split())[:TOLD]}") from error
+
+
+def _compiled(model: Any, precision: str) -> Any:
+    """The model for this processor, on as many threads as torch has.
+
+    Raises:
+        UnsupportedError: the processor does not compute in that precision.
+    """
+    wanted = PRECISIONS[precision]
+    settings = {
+        "INFERENCE_PRECISION_HINT": wanted,  # by itself it takes bfloat16 where the processor has it
+        "EXECUTION_MODE_HINT": "ACCURACY",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "NUM_STREAMS": 1,
+        "ENABLE_CPU_PINNING": False,  # two processes would share the first cores
+    }
+    compiled = importlib.import_module("openvino").Core().compile_model(model, "CPU", settings)
+    if (taken := compiled.get_property("INFERENCE_PRECISION_HINT").to_string()) != wanted:
+        raise UnsupportedError(f"this processor computes precision={precision} of backend=openvino in {taken}.")
+    return compiled

@@ -1,0 +1,84 @@
+"""Settings of how forwards are run."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args, get_type_hints
+
+from xattn.errors import NameUnknownError, SettingError
+from xattn.registry import coerce, split_spec
+
+MemoryFormat = Literal["channels-last", "contiguous"]
+Precision = Literal["own", "bfloat16", "float16"]
+Backend = Literal["torch", "openvino"]
+Level = Literal["exact", "fast"]
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How forwards of perturbed images are run.
+
+    Attributes:
+        chunk: images per forward.
+        memory_format: of images, features and weights.
+        folded: batch norms are folded into the preceding convolutions.
+        compiled: with torch.compile and frozen weights.
+        precision: of the network; "own" is that of its weights. Others are only for level "fast", which also lets a GPU use TF32.
+        backend: what computes: "torch", or "openvino", on processors, whose memory format is its own.
+    """
+
+    chunk: int = 8
+    memory_format: MemoryFormat = "channels-last"
+    folded: bool = False
+    compiled: bool = False
+    precision: Precision = "own"
+    backend: Backend = "torch"
+
+    def __post_init__(self) -> None:
+        if self.chunk < 1:
+            raise SettingError(f"a forward takes at least one image; got chunk={self.chunk}.")
+        if self.backend not in get_args(Backend):
+            raise NameUnknownError("backend", str(self.backend), get_args(Backend))
+        if self.compiled and self.backend != "torch":
+            raise SettingError(f"compiled=true is of torch; backend={self.backend} came as well: leave one out.")
+
+    def __str__(self) -> str:
+        words = [f"chunks of {self.chunk}", self.memory_format if self.backend == "torch" else self.backend]
+        words += ["batch norms folded"] if self.folded else []
+        words += ["compiled"] if self.compiled else []
+        return ", ".join(words + ([self.precision] if self.precision != "own" else []))
+
+    @classmethod
+    def read(cls, text: str) -> Tuning:
+        """Parses a tuning that a user writes, such as `chunk=16,folded=true`; what is left out gets its default.
+
+        Raises:
+            SettingError: a value does not fit.
+            NameUnknownError: there is no such setting.
+        """
+        hints = get_type_hints(cls)
+        given: dict[str, Any] = {}
+        for key, value in split_spec(f"tune:{text}")[1].items():
+            if key not in hints:
+                raise NameUnknownError("setting of tune", key, [field.name for field in fields(cls)])
+            try:
+                given[key] = coerce(value, hints[key])
+            except ValueError as error:
+                raise SettingError(f"tune cannot take {key}={value}.") from error
+        return cls(**given)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def refuse_unknown_level(level: str) -> None:
+    """Raises if there is no such level.
+
+    Args:
+        level: "exact" or "fast".
+
+    Raises:
+        NameUnknownError: it is neither.
+    """
+    if level not in get_args(Level):
+        raise NameUnknownError("level", str(level), get_args(Level))
