@@ -205,7 +205,7 @@ def _values(rows: pd.DataFrame, per_label: bool) -> dict[tuple[str, str, str, st
     return found
 
 
-def _of_metric(values: pd.Series | pd.DataFrame | None, metric: str) -> Interval:
+def _of_metric(values: Any, metric: str) -> Interval:
     component = metrics.create(metric)
     aggregation, limits = component.instance.aggregation, component.metadata.limits
     if values is not None and values.ndim == 2:
