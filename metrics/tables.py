@@ -199,7 +199,8 @@ def comparison(rows: pd.DataFrame, against: str | None = None, *, without_degene
 def _values(rows: pd.DataFrame, per_label: bool) -> dict[tuple[str, str, str, str], Any]:
     """Values of each model, head, method and metric: a series by what is explained; of networks of several seeds a frame, a column each."""
     found: dict[tuple[str, str, str, str], Any] = {}
-    for key, group in rows.groupby([*KEYS, "metric"], sort=False):
+    for (model, head, method, metric), group in rows.groupby([*KEYS, "metric"], sort=False):
+        key = str(model), str(head), str(method), str(metric)
         several = group["network"].nunique() > 1
         found[key] = by_network(group, "value", per_label=per_label) if several else group.set_index(EXPLAINED)["value"]
     return found
