@@ -48,8 +48,8 @@ def sequence_interval(values: Sequence[float], limits: tuple[float, float], conf
     needed = _threshold(confidence)
     low = _end(unit, needed)
     high = 1 - _end(1 - unit, needed)
-    scaled = [limits[0] + (limits[1] - limits[0]) * share for share in (float(unit.mean()), low, high)]
-    return Interval(*scaled, n)
+    mean, low, high = (limits[0] + (limits[1] - limits[0]) * share for share in (float(unit.mean()), low, high))
+    return Interval(mean, low, high, n)
 
 
 def decided_after(

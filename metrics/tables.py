@@ -213,12 +213,12 @@ def scored(rows: pd.DataFrame) -> pd.DataFrame:
     return found.reset_index(drop=True)
 
 
-def _of_networks(rows: pd.DataFrame, per_label: bool) -> pd.Series | pd.DataFrame:
+def _of_networks(rows: pd.DataFrame, per_label: bool) -> Any:
     """Values of one model, head, method and metric: a series by what is explained; of networks of several seeds a frame, a column each."""
     return by_network(rows, "value", per_label=per_label) if rows["network"].nunique() > 1 else rows["value"]
 
 
-def _of_metric(values: pd.Series | pd.DataFrame | None, metric: str) -> Interval:
+def _of_metric(values: Any, metric: str) -> Interval:
     component = metrics.create(metric)
     aggregation, limits = component.instance.aggregation, component.metadata.limits
     if values is not None and values.ndim == 2:

@@ -21,8 +21,8 @@ LEAST_LOG_P, HALVINGS = -35.0, 50  # below, 1 - p is 1
 
 
 def crossed(
-    first: Sequence[Sequence[float]],
-    second: Sequence[Sequence[float]] | None = None,
+    first: Sequence[Sequence[float]] | Array,
+    second: Sequence[Sequence[float]] | Array | None = None,
     limits: tuple[float, float] = ANY,
     confidence: float = CONFIDENCE,
 ) -> Comparison:
@@ -144,9 +144,9 @@ def compared(values: pd.Series | pd.DataFrame, reference: pd.Series | pd.DataFra
         values: from `by_network`, or those of one network by image and target.
         reference: likewise.
     """
-    from pandas import concat
+    from pandas import Series, concat
 
-    sides = [side.to_frame() if side.ndim == 1 else side for side in (values, reference)]
+    sides = [side.to_frame() if isinstance(side, Series) else side for side in (values, reference)]
     if len({side.index.nlevels for side in sides}) > 1:
         sides = [side.droplevel("target") if side.index.nlevels > 1 else side for side in sides]
     one, other = (concat(sides, axis=1, join="inner", keys=[0, 1]).dropna()[key] for key in (0, 1))

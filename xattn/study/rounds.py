@@ -53,7 +53,7 @@ def work(plan: Plan, store: Store, running: Running, *, progress: bool) -> int:
             logger.info(
                 "%d pictures: %s has decided %d of %d pairs",
                 end,
-                plan.until_decided.metric,
+                evidence.until.metric,
                 len(evidence.pairs) - undecided,
                 len(evidence.pairs),
             )
