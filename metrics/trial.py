@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 Verdict = Literal["passes", "fails", "undecided"]
 Form = Literal["markdown", "csv"]
 
+LEAST_PICTURES = 6  # of fewer, the smallest p of a two-sided signed-rank test, 2/2ⁿ, is above 0.05
 MOST_UNITS = 2000  # pictures of one reliability: its memory grows with their square
 AGREED = 0.667  # Krippendorff 2004: the lowest α from which tentative conclusions are drawn
 MARK = "✗"
@@ -240,6 +241,8 @@ def _notes(frame: pd.DataFrame, methods: Sequence[str], cheats: Sequence[str]) -
         "A control may be right: for a network that looks at the centre, a Gaussian there is a good map. What fails on one network and on "
         "some pictures need not on others.",
     ]
+    if n < LEAST_PICTURES:
+        notes.append(f"Nothing can be found better or worse on {n} pictures: the test needs {LEAST_PICTURES} or more.")
     if frame["agreement of pictures"].isna().all() and not _has_krippendorff():
         notes.append("α is not computed: the package krippendorff is not installed (pip install 'xattn[reliability]').")
     else:

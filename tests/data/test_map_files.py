@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
+from xattn.data.map_arrays import as_map
 from xattn.data.map_files import cropped, find_maps
 from xattn.data.npy import npy
 from xattn.data.preprocessing import Frame, Preprocessing, Region
@@ -151,3 +152,10 @@ def test_a_map_in_half_precision_and_one_with_axes_of_one_are_read(tmp_path: Pat
     (tmp_path / "m/a.npy").write_bytes(content.getvalue())
     (found,) = find_maps([tmp_path], NAMES).maps
     assert found.shown("a.jpg", WHOLE, (4, 4)).tolist() == MAP.tolist()
+
+
+def test_values_beyond_float32_are_said_to_be_that_and_not_infinite(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"the map reaches 1.0e\+300, more than float32 holds \(3.4e\+38\): divide the map by its largest"):
+        as_map(torch.tensor([[1e300, 0.0]], dtype=torch.float64), "the map")
+    assert as_map(torch.tensor([[1e30, 0.0]], dtype=torch.float64), "the map").max() == torch.tensor(1e30)
+    assert as_map(torch.tensor([[torch.inf, 0.0]], dtype=torch.float64), "the map").isinf().any()  # refused where maps are used

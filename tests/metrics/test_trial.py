@@ -163,6 +163,15 @@ def test_without_krippendorff_all_but_alpha_is_there(monkeypatch: pytest.MonkeyP
     assert "pip install 'xattn[reliability]'" in found.text()
 
 
+@pytest.mark.parametrize(("pictures", "told"), [(5, True), (6, False)])
+def test_too_few_pictures_for_any_verdict_are_told(pictures: int, told: bool) -> None:
+    found = {"grad-cam": 50 + noise(2), "random": 10 + noise(0)}
+    some = rows({("insertion", method): values for method, values in found.items()})
+    trialled = trial(some[some["target"].astype(int) < pictures])
+    assert trialled.frame["verdict"].to_list() == ["undecided" if told else "passes"]
+    assert ("Nothing can be found better or worse on 5 pictures: the test needs 6 or more." in trialled.text()) == told
+
+
 def test_a_trial_loads_no_torch() -> None:
     code = (
         "import sys, pandas; from xattn.metrics.trial import trial\n"

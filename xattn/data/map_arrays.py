@@ -103,4 +103,8 @@ def as_map(values: Tensor, said: str) -> Tensor:
     if values.dim() != 2 or values.numel() == 0 or values.is_complex():
         several = " Sum or average its channels first." if values.dim() == 3 else ""
         raise InputError(f"{said} has the shape {shape}: a map is (height, width), of real numbers.{several}")
-    return values.float()
+    found = values.float()
+    if bool((torch.isinf(found) & torch.isfinite(values)).any()):
+        largest = float(values[torch.isfinite(values)].abs().max())
+        raise InputError(f"{said} reaches {largest:.1e}, more than float32 holds (3.4e+38): divide the map by its largest magnitude.")
+    return found
