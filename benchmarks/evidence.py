@@ -44,6 +44,7 @@ CONTROLS = ("random", "centre", "edges", "uniform", "fake-cam")
 STEP = 12_544  # a quarter of the pixels of 224 × 224
 FAITHFUL = (f"deletion:step={STEP}", f"insertion:step={STEP}", "average-drop")
 BIRD_STEP = 1024  # a quarter of the pixels of 64 × 64
+NONE_DECIDED = "No pair of methods is decided by both kinds on these pictures: none of them is enough to speak of a contradiction."
 ABOUT = (
     "Methods, without the controls, are ranked on each picture by each metric of a kind, 1 the best, and a picture's ranks are averaged "
     "over the metrics: mean rank [95 %, Student's]. Two methods are told apart by Wilcoxon's signed-rank test over pictures, adjusted by "
@@ -199,8 +200,8 @@ def contradiction_lines(taus: pd.DataFrame) -> list[str]:
         pairs, wrong = (int(of[column].astype(int).sum()) for column in ("decided by both", "contradict"))
         lines.append(
             f"{kinds}: over {len(of)} networks τ is {of['τ'].mean():.2f} on average, from {of['τ'].min():.2f} to {of['τ'].max():.2f}; "
-            f"its interval lies above 0 on {alike} and below 0 on {against}. Of {pairs} pairs of methods that both kinds decide, they "
-            f"contradict each other on {wrong}."
+            f"its interval lies above 0 on {alike} and below 0 on {against}. "
+            + (f"Of {pairs} pairs of methods that both kinds decide, they contradict each other on {wrong}." if pairs else NONE_DECIDED)
         )
     return lines
 
@@ -262,16 +263,23 @@ def listed(lines: list[str]) -> str:
 @click.option("--boxes", default=24, show_default=True, help="Number of pictures with true boxes.")
 @click.option("--birds", default=12, show_default=True, help="Number of drawn birds.")
 @click.option("--cues", default=8, show_default=True, help="Number of drawn birds with a cue of another class.")
+@click.option("--run/--no-run", "wanted", default=True, help="Run what is missing; without it the page is of what the runs hold so far.")
 @click.option("--processes", default=2, show_default=True, help="Runs at once.")
 @click.option("--out", default=RESULT, type=click.Path(path_type=Path), help="Page that is written.")
-def main(work: Path, data: Path, photographs: int, boxes: int, birds: int, cues: int, processes: int, out: Path) -> None:
+def main(work: Path, data: Path, photographs: int, boxes: int, birds: int, cues: int, wanted: bool, processes: int, out: Path) -> None:
     """Run what is missing, and write the page."""
     done = jobs(data, photographs, boxes, birds, cues)
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for said in pool.map(run, done, [work] * len(done)):
-            click.echo(said, err=True)
+    if wanted:
+        with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+            for said in pool.map(run, done, [work] * len(done)):
+                click.echo(said, err=True)
     count = f"{photographs} photographs, {boxes} pictures with true boxes, {birds} drawn birds, and {cues} with a cue of another class"
-    out.write_text(page(done, work, count), encoding="utf-8")
+    begun = [job for job in done if any((job.folder(work) / "parts").glob("*.parquet"))]
+    if not begun:
+        raise click.ClickException(f"'{work}' holds no run with a finished part: leave out --no-run.")
+    if lacking := [f"{job.data} of {job.network}" for job in done if not Store(job.folder(work)).finished]:
+        count += f"; {len(lacking)} of {len(done)} runs were cut off or not begun, and n in the tables is of what they hold"
+    out.write_text(page(begun, work, count), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from xattn.deferred import torch
 from xattn.metrics.base import register
 from xattn.metrics.known_parts import UNKNOWN, effects_of, in_parts, rounded
-from xattn.metrics.parts_base import PartsMetric, checked_masks, defined, given
+from xattn.metrics.parts_base import PartsMetric, checked_masks, defined, given, known_parts_of
 from xattn.metrics.probability import widened
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def background_independence(parts: KnownParts) -> Tensor:
     >>> background_independence(parts)  # half of the logit rests on the first object
     tensor([50.], dtype=torch.float64)
     """
-    objects, without = _objects(parts)
+    objects, without = _objects(known_parts_of(parts))
     there = objects.flatten(2).any(dim=2).to(without.device)
     spared = (there & _spares(parts.values[:, -1:], without)).sum(dim=1).double()
     return torch.where(parts.known.to(without.device), 100 * spared / there.sum(dim=1), torch.nan)

@@ -84,8 +84,8 @@ class KnownParts:
 
     def part(self, part: slice) -> KnownParts:
         """Those of some of the pictures."""
-        cut = {each.name: getattr(self, each.name) for each in fields(self)}
-        return KnownParts(**{name: None if value is None else value[part] for name, value in cut.items()})
+        given: dict[str, Tensor] = {each.name: value for each in fields(self) if (value := getattr(self, each.name)) is not None}
+        return KnownParts(**{name: value[part] for name, value in given.items()})
 
     @property
     def known(self) -> Tensor:

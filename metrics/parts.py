@@ -209,7 +209,7 @@ def target_sensitivity(rivals: Tensor, parts: KnownParts) -> Tensor:
     tensor([0.], dtype=torch.float64)
     """
     maps = as_tensor(rivals, "masks for two classes")
-    if maps.dim() != 4 or maps.shape[1] != 2 or len(maps) != len(parts):
+    if maps.dim() != 4 or maps.shape[1] != 2 or len(maps) != len(known_parts_of(parts)):
         raise InputError(f"target-sensitivity takes masks (batch, 2, height, width), of two classes; got {tuple(maps.shape)}.")
     both = [checked_masks(maps[:, number], parts) for number in (0, 1)]
     classes, shared = given(parts.rivals, "rivals"), given(parts.shared, "shared")

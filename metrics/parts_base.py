@@ -9,11 +9,10 @@ from xattn.deferred import torch
 from xattn.errors import InputError
 from xattn.metrics.base import Evidence, Metric
 from xattn.metrics.inputs import as_masks, refuse_no_masks
+from xattn.metrics.known_parts import KnownParts
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from xattn.metrics.known_parts import KnownParts
 
 MARGIN = 1e-6  # by which one share is larger than another
 
@@ -41,9 +40,11 @@ class PartsMetric(Metric):
         return tuple(None if there else self.lacks for there in self.has(parts).tolist())
 
 
-def known_parts_of(parts: KnownParts | None) -> KnownParts:
-    if parts is None:
-        raise InputError("a metric of kind parts needs to know the parts of the pictures, and none came.")
+def known_parts_of(parts: object) -> KnownParts:
+    """What is known of the parts, checked."""
+    if not isinstance(parts, KnownParts):
+        came = "none came" if parts is None else f"got {type(parts).__name__}"
+        raise InputError(f"a metric of kind parts takes xattn.metrics.KnownParts, of birds from xattn.birds.known_parts; {came}.")
     return parts
 
 
@@ -55,7 +56,7 @@ def given(value: Tensor | None, what: str) -> Tensor:
 
 def checked_masks(masks: Tensor, parts: KnownParts) -> Tensor:
     """Masks, checked against the parts."""
-    masks = as_masks(masks, len(parts))
+    masks = as_masks(masks, len(known_parts_of(parts)))
     refuse_no_masks(masks)
     return masks
 

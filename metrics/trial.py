@@ -190,7 +190,8 @@ def _alpha(ranks: pd.DataFrame) -> float:
 def _stability(metric: str, orders: dict[str, pd.Series]) -> dict[str, Any]:
     """How alike the order of all maps is to that by the same metric under other settings: the lowest correlation."""
     name = metric.partition(":")[0]
-    others = {other: orders[metric].corr(order, method="spearman") for other, order in orders.items() if other.partition(":")[0] == name}
+    same = {other: order for other, order in orders.items() if other.partition(":")[0] == name and order.nunique() > 1}
+    others = {other: orders[metric].corr(order, method="spearman") for other, order in same.items() if metric in same}
     others = {other: r for other, r in others.items() if other != metric and not math.isnan(r)}
     if not others or orders[metric].notna().sum() < 3:
         return {"stability": math.nan, "least like": ""}

@@ -211,6 +211,8 @@ def test_effects_that_differ_by_rounding_alone_are_ties(parts: KnownParts, masks
         (lambda parts, masks: m.parts_removal(3 * masks, parts), "masks lie in \\[0, 1\\]"),
         (lambda parts, masks: m.clever_hans(masks, KnownParts(parts.visible, parts.logits, parts.targets)), "needs the objects"),
         (lambda parts, masks: m.target_sensitivity(masks, parts), "of two classes; got"),
+        (lambda parts, masks: m.parts_deletion(masks, None), "takes xattn.metrics.KnownParts, of birds from .*; none came"),
+        (lambda parts, masks: m.background_independence(masks), "KnownParts, of birds from .*; got Tensor"),
     ],
 )
 def test_what_does_not_go_together_is_said(wrong, said: str, parts: KnownParts, masks: Tensor) -> None:
