@@ -89,3 +89,10 @@ def test_a_forward_is_run_once_for_all_temperatures(
     handle.remove()
     assert len(calls) == 1
     assert torch.equal(first / 2, second)
+
+
+def test_values_are_paired_by_network_and_picture_whatever_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    rows = pd.DataFrame({"model": [*"bbbaaa"], "image": [*"yxxxyy"], "value": [1.0, 2.0, 4.0, 5.0, math.nan, math.nan]})
+    found = importlib.import_module("trained").by_net(rows)
+    assert torch.allclose(found, torch.tensor([[5.0, math.nan], [3.0, 1.0]], dtype=torch.float64), equal_nan=True)
