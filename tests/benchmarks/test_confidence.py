@@ -38,6 +38,7 @@ def test_the_temperature_that_matches_two_logits_has_a_closed_form(module: Modul
     wanted = 1 / (1 + math.exp(-1))  # of logits that differ by 1
     assert module.matching(logits, labels, wanted) == pytest.approx(4, abs=1e-4)
     assert module.confidence(logits, labels, 4.0) == pytest.approx(wanted)
+    assert module.matching(logits, labels, module.confidence(logits, labels)) == 1
     assert math.isnan(module.matching(logits, 1 - labels, wanted))  # none makes it right
 
 
