@@ -78,19 +78,14 @@ class PhotographStreams:
             f"{max(temperatures.values()):.2f}) at which their mean probability of the label, on {len(others)} other photographs, is that "
             f"of the least sure classifier; it is {sure[plain.name]:.3f} of the network, {min(of_streams):.3f} to {max(of_streams):.3f} "
             "of the streams. Maps stay as they are.",
-            "On those: "
+            f"On these {len(others)}: "
             + "; ".join(
                 f"{head} accuracy {cell(100 * of[..., 0], 1)} %, cross-entropy {cell(of[..., 1], 3)} nats"
                 for head, of in answered_of.items()
             )
             + ".",
         ]
-        return page(
-            "Five seeds of CA-Stream on photographs" if len(streams) == 5 else "CA-Stream on photographs",
-            about,
-            self.table(frames),
-            self.claims(frames),
-        )
+        return page(f"CA-Stream on photographs: {len(streams)} seeds", about, self.table(frames), self.claims(frames))
 
     def table(self, frames: dict[str, pd.DataFrame]) -> pd.DataFrame:
         """A row a head, method and temperature."""
