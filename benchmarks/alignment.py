@@ -38,7 +38,7 @@ def alignment_page(trainings: Trainings, scores: Scores) -> str:
     table: list[Line] = []
     values: dict[str, dict[str, torch.Tensor]] = {}
     for head, (align, distribution) in list(heads().items())[: budget.streams]:
-        nets = [trainings.stream(head, seed, cached=True) for seed in budget.seeds]
+        nets = [trainings.stream(head, seed) for seed in budget.seeds]
         found = {"accuracy": trainings.accuracy(nets), "cross-entropy": trainings.cross_entropy(nets)}
         found["accuracy, hard birds"] = trainings.accuracy(nets, hard=True)
         rows = scores(nets[0].name.rpartition("-")[0], nets, ["grad-cam", "raw-attention"], list(METRICS))

@@ -66,9 +66,9 @@ def verdicts(claims: Sequence[Claim]) -> str:
     count = sum(map(len, tests))
     family = f"adjusted by Holm over the {count} tests of this page" if count > 1 else "that of the only test of this page"
     said = (
-        f"A claim is decided where p < {SIGNIFICANT:g}; p is {family}, the 95 % interval is that of its claim alone. What is over seeds × "
-        "birds, or other pictures, has its error from a two-way bootstrap of both; what is over birds alone is of one network, and speaks "
-        "for it alone."
+        f"A claim is decided where p < {SIGNIFICANT:g}; p is {family}, the 95 % interval is that of its claim alone. The error of what is "
+        "over seeds × birds, or other pictures, is that of a two-way bootstrap of both, over seeds alone Student's; what is over pictures "
+        "alone is of one network, and speaks for it alone."
     )
     return "\n".join(lines) + f"\n\n{said}"
 

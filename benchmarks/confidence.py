@@ -1,9 +1,9 @@
 """Scores of maps at matched confidence: a surer classifier must not pass for one with better maps.
 
-The classifiers are compared at one mean confidence: the logits of the one are divided by the temperature at which its mean probability of
-the label, on held-out pictures, is that of the other. Maps are those of the classifiers as they are, predictions do not change, all
-pictures count. To compare those pictures alone of which both are equally sure would keep the few that both are unsure of, and say nothing
-of the others.
+The classifiers are compared at one mean confidence, that of the least sure: the logits of each are divided by the temperature at which
+its mean probability of the label, on held-out pictures, is that one's. Maps are those of the classifiers as they are, predictions do
+not change, all pictures count. To compare those pictures alone of which all are equally sure would keep the few that all are unsure of,
+and say nothing of the others.
 """
 
 from __future__ import annotations
@@ -74,6 +74,8 @@ def matching(logits: Tensor, labels: Tensor, wanted: float) -> float:
         labels: `(n,)`, their class indices.
         wanted: in (0, 1).
     """
+    if confidence(logits, labels) == wanted:
+        return 1.0
     ends = [confidence(logits, labels, temperature) - wanted for temperature in LIMITS]
     if ends[0] * ends[1] > 0:
         return math.nan

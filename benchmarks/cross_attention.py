@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
@@ -29,17 +30,17 @@ def cross_attention_page(work: Path, trainings: Trainings) -> str:
     """
     budget = trainings.budget
     pooled = xattn.load("birds:gap")
-    nets = {"gap": [pooled], "ca-stream": [trainings.stream("ca-stream", seed, cached=True) for seed in budget.seeds]}
+    nets = {"gap": [pooled], "ca-stream": [trainings.stream("ca-stream", seed) for seed in budget.seeds]}
     held_out, answers = pictures(SketchBirds("validation", budget.matched))
     logits = {head: [logits_of(net, held_out) for net in of] for head, of in nets.items()}
     sure = {head: [confidence(each, answers) for each in of] for head, of in logits.items()}
-    wanted = sure["gap"][0]
-    temperatures = [matching(each, answers, wanted) for each in logits["ca-stream"]]
+    least = min(min(of) for of in sure.values())
+    temperatures = {head: [matching(each, answers, least) for each in of] for head, of in logits.items()}
     images, labels = test_birds(budget.explained, False)
     frames = {}
     for head, of in nets.items():
         found = []
-        for net, temperature in zip(of, temperatures if head == "ca-stream" else [1.0], strict=True):
+        for net, temperature in zip(of, temperatures[head], strict=True):
             file = work / "scores" / f"{net.digest()[:12]}-{drawn()}-{len(images)}-{temperature:.4f}.csv"
             methods = [*CAMS, *(["raw-attention"] if head == "ca-stream" else [])]
             rows = scores_at(file, net, images, labels, methods, list(SCORES), temperature)
@@ -52,7 +53,7 @@ def cross_attention_page(work: Path, trainings: Trainings) -> str:
 
     table, lines = [], []
     for method in (*CAMS, "raw-attention"):
-        for head, matched in (("gap", False), ("ca-stream", False), ("ca-stream", True)):
+        for matched, head in product((False, True), nets):
             if head == "ca-stream" or method in CAMS:
                 cells = {SCORES[metric]: cell(values(head, method, metric, matched)) for metric in SCORES}
                 printed = None if matched else CA_TABLE_1.get((method, head))
@@ -73,10 +74,11 @@ def cross_attention_page(work: Path, trainings: Trainings) -> str:
         "of the 95 % interval: of streams over seeds × birds, of the network, which is one, over birds. Printed: ResNet-50 on ImageNet, "
         "in the order of the columns. A claim goes the way that the printed values go: AD of Grad-CAM++ rises.",
         f"{_answered(trainings, nets)} Printed: gap {CA_ACCURACY['gap']}, ca-stream {CA_ACCURACY['ca-stream']}.",
-        f"On {budget.matched} held-out birds the mean probability of the label is {wanted:.4f} with average pooling, with the streams "
-        f"{', '.join(f'{each:.4f}' for each in sure['ca-stream'])}. Rows that are *matched* score the same maps, the logits of each "
-        f"stream divided by the temperature at which its mean is the network's: {', '.join(f'{each:.2f}' for each in temperatures)}. All "
-        "birds count, and no prediction changes. The means are alike then, not the probabilities of every bird.",
+        f"On {budget.matched} held-out birds the mean probability of the label is {_list(sure['gap'], 4)} with average pooling, with the "
+        f"streams {_list(sure['ca-stream'], 4)}. Rows that are *matched* score the same maps, the logits divided by the temperature at "
+        f"which this mean is that of the least sure of them: gap {_list(temperatures['gap'], 2)}, ca-stream "
+        f"{_list(temperatures['ca-stream'], 2)}. All birds count, and no prediction changes. The means are alike then, not the "
+        "probabilities of every bird.",
         "The same on a real network: [streams of five seeds](../trained-ca-stream-seeds-imagenette.md) on photographs, "
         "[MobileNetV2 on imagenette](../trained-ca-stream-imagenette.md), [Score-CAM](../trained-ca-stream-score-cam.md).",
     ]
@@ -91,6 +93,10 @@ def _answered(trainings: Trainings, nets: dict[str, list[xattn.Classifier]]) -> 
             accuracy, loss = cell(of.accuracy(some, hard=hard)), cell(of.cross_entropy(some, hard=hard), 3)
             found.append(f"{head} accuracy {accuracy} %, cross-entropy {loss} nats{', of hard birds' * hard}")
     return f"On {of.budget.tested} test birds: {'; '.join(found)}."
+
+
+def _list(values: Sequence[float], digits: int) -> str:
+    return ", ".join(f"{value:.{digits}f}" for value in values)
 
 
 def streams_of(budget: Budget) -> str:

@@ -71,7 +71,7 @@ class Papers:
         hard: dict[str, torch.Tensor] = {}
         gain: dict[str, torch.Tensor] = {}
         for head, called in settings.items():
-            nets = [self.trainings.stream(head, seed, cached=True) for seed in self.budget.seeds]
+            nets = [self.trainings.stream(head, seed) for seed in self.budget.seeds]
             accuracy[head], hard[head] = self.trainings.accuracy(nets), self.trainings.accuracy(nets, hard=True)
             rows = self.scores(nets[0].name.rpartition("-")[0], nets, ["grad-cam"], list(SCORES))
             values = {metric: by_net(rows[rows["metric"] == metric]) for metric in SCORES}

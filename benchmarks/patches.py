@@ -17,13 +17,14 @@ from pathlib import Path
 import click
 import pandas as pd
 import torch
-from claims import question
+from claims import question, verdicts
+from estimates import apart
 from torch import Tensor
 
 import xattn
 from xattn.birds import PARTS, SketchBirds, masks
 from xattn.birds.drawing import pixels
-from xattn.metrics.statistics import paired, proportion_interval
+from xattn.metrics.statistics import proportion_interval
 from xattn.patches import find
 from xattn.training import fit
 from xattn.training.recipe import PRESETS
@@ -129,7 +130,7 @@ def main(count: int, pictures: int, epochs: int, out: Path, drawn: Path | None) 
             )
     for (finder, side), values in hit.items():
         if finder != "random" and side:
-            difference = paired(100 * values, 100 * hit["random", side]).difference
+            difference = apart(100 * values, 100 * hit["random", side])
             lines.append(question(f"{finder}, side {side}: do ten boxes hold the part more often than ten at random?", difference, 1))
     by_part = [
         {"part": part, "pictures": int(those.sum()), **{f: f"{100 * float(hit[f, 16][those].mean()):.0f}" for f in FINDERS}}
@@ -150,7 +151,7 @@ def main(count: int, pictures: int, epochs: int, out: Path, drawn: Path | None) 
         about,
         "Made by `benchmarks/patches.py`.",
         pd.DataFrame(rows).to_markdown(index=False),
-        "\n".join(f"- {line}" for line in lines),
+        verdicts(lines),
         "Recall of ten boxes of side 16 by part, %:",
         pd.DataFrame(by_part).to_markdown(index=False),
     ]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import warnings
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 import click
@@ -60,14 +61,12 @@ class PhotographStreams:
         shown, labels = self.pictures(plain, 0, self.explained)
         others, answers = self.pictures(plain, self.explained, 5 * self.explained)
         logits = {net.name: logits_of(net, others) for net in (plain, *streams)}
-        wanted = confidence(logits[plain.name], answers)
-        temperatures = [matching(logits[net.name], answers, wanted) for net in streams]
-        frames = {
-            head: self.scores(nets, shown, labels, at) for head, nets, at in (("gap", [plain], [1.0]), ("ca-stream", streams, temperatures))
-        }
-        answered_by = {"gap": [plain], "ca-stream": streams}
-        answered_of = {head: torch.stack([answered(logits[net.name], answers) for net in nets]) for head, nets in answered_by.items()}
-        sure = [confidence(logits[net.name], answers) for net in streams]
+        sure = {name: confidence(each, answers) for name, each in logits.items()}
+        temperatures = {name: matching(each, answers, min(sure.values())) for name, each in logits.items()}
+        by_head = {"gap": [plain], "ca-stream": streams}
+        frames = {head: self.scores(nets, shown, labels, temperatures) for head, nets in by_head.items()}
+        answered_of = {head: torch.stack([answered(logits[net.name], answers) for net in nets]) for head, nets in by_head.items()}
+        of_streams = [sure[net.name] for net in streams]
         about = [
             f"MobileNetV2 with ImageNet's weights, and {len(streams)} streams beside it, which differ in their seed: preset probe, "
             f"{self.epochs} epochs of {self.per_class} photographs of each of imagenette's ten classes, on features that are computed "
@@ -75,31 +74,26 @@ class PhotographStreams:
             "network did not, so that accuracies do not compare the poolings.",
             f"n = {len(shown)} photographs of imagenette/val, explained for their labels. ± is half of the 95 % interval: of the streams "
             "over seeds × photographs, of the network, which is one, over photographs.",
-            f"At matched confidence, a stream's logits are divided by the temperature ({min(temperatures):.2f} to {max(temperatures):.2f}) "
-            f"at which its mean probability of the label on {len(others)} other photographs ({min(sure):.3f} to {max(sure):.3f}) is the "
-            f"network's, {wanted:.3f}; maps stay as they are.",
-            "On those: "
+            f"At matched confidence, logits are divided by the temperature ({min(temperatures.values()):.2f} to "
+            f"{max(temperatures.values()):.2f}) at which their mean probability of the label, on {len(others)} other photographs, is that "
+            f"of the least sure classifier; it is {sure[plain.name]:.3f} of the network, {min(of_streams):.3f} to {max(of_streams):.3f} "
+            "of the streams. Maps stay as they are.",
+            f"On these {len(others)}: "
             + "; ".join(
                 f"{head} accuracy {cell(100 * of[..., 0], 1)} %, cross-entropy {cell(of[..., 1], 3)} nats"
                 for head, of in answered_of.items()
             )
             + ".",
         ]
-        return page(
-            "Five seeds of CA-Stream on photographs" if len(streams) == 5 else "CA-Stream on photographs",
-            about,
-            self.table(frames),
-            self.claims(frames),
-        )
+        return page(f"CA-Stream on photographs: {len(streams)} seeds", about, self.table(frames), self.claims(frames))
 
     def table(self, frames: dict[str, pd.DataFrame]) -> pd.DataFrame:
         """A row a head, method and temperature."""
         rows: list[Line] = []
         for method in METHODS:
-            for head in HEADS if method != "raw-attention" else HEADS[1:]:
-                for matched in (False, True) if head == "ca-stream" else (False,):
-                    cells = {symbol: cell(values(frames[head], method, metric, matched)) for symbol, metric in METRICS.items()}
-                    rows.append({"method": method, "pooling": f"{head}{', matched' if matched else ''}"} | cells)
+            for matched, head in product((False, True), HEADS if method != "raw-attention" else HEADS[1:]):
+                cells = {symbol: cell(values(frames[head], method, metric, matched)) for symbol, metric in METRICS.items()}
+                rows.append({"method": method, "pooling": f"{head}{', matched' * matched}"} | cells)
         return pd.DataFrame(rows)
 
     def claims(self, frames: dict[str, pd.DataFrame]) -> list[Claim]:
@@ -150,13 +144,13 @@ class PhotographStreams:
         crops = torch.cat([batch.crops for batch in source.batches(classifier.preprocessing, 16, workers=0)])
         return crops.float() / 255, torch.tensor([int(label) for _, label in rows])
 
-    def scores(self, nets: Sequence[xattn.Classifier], images: Tensor, labels: Tensor, temperatures: Sequence[float]) -> pd.DataFrame:
+    def scores(self, nets: Sequence[xattn.Classifier], images: Tensor, labels: Tensor, temperatures: dict[str, float]) -> pd.DataFrame:
         """Rows of all nets, by `model`."""
         found = []
-        for net, temperature in zip(nets, temperatures, strict=True):
+        for net in nets:
             methods = [method for method in METHODS if method != "raw-attention" or net.head_name == "ca-stream"]
-            name = f"{net.head_name}-{net.digest()[:12]}-{len(images)}-{temperature:.4f}.csv"
-            rows = scores_at(self.work / "scores" / name, net, images, labels, methods, list(METRICS.values()), temperature)
+            name = f"{net.head_name}-{net.digest()[:12]}-{len(images)}-{temperatures[net.name]:.4f}.csv"
+            rows = scores_at(self.work / "scores" / name, net, images, labels, methods, list(METRICS.values()), temperatures[net.name])
             found.append(rows.assign(model=net.name))
         return pd.concat(found)
 

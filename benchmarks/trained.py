@@ -180,10 +180,9 @@ class Trainings:
         name = f"high {head} {'distilled' if distilled else 'alone'}"
         return self._trained(name, seed, begun, self._high(), teacher if distilled else None)
 
-    def stream(self, head: str, seed: int, cached: bool = False) -> xattn.Classifier:
-        """A stream beside the frozen network of birds:gap, whose features are computed in every epoch, or once for all streams."""
-        name = f"stream{' cached' if cached else ''} {head}"
-        return self._trained(name, seed, lambda: xattn.load("birds:gap", head=head), self._stream(), cached=cached)
+    def stream(self, head: str, seed: int) -> xattn.Classifier:
+        """A stream beside the frozen network of birds:gap, whose features are computed once for all streams that read the same stages."""
+        return self._trained(f"stream cached {head}", seed, lambda: xattn.load("birds:gap", head=head), self._stream(), cached=True)
 
     def log(self, head: str, seed: int) -> pd.DataFrame:
         """Gradient norms of the steps of a training at low resolution; a step that a resumed one did again stands once."""

@@ -16,13 +16,13 @@ import click
 import pandas as pd
 import torch
 from claims import cell, page, question
+from estimates import apart
 from torch import Tensor
 
 import xattn
 from xattn.birds import share_inside
 from xattn.data.images import read_picture
 from xattn.explainers import Need, methods
-from xattn.metrics.statistics import paired
 
 RESULT = Path(__file__).parent / "results" / "two-objects.md"
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -93,7 +93,7 @@ def main(data: Path, pairs: int, threads: int) -> None:
             )
             if not free and name != "grad-cam":
                 text = f"{model}: does {name} tell the two apart better than grad-cam?"
-                lines.append(question(text, paired(values.nan_to_num(50), found["grad-cam"].nan_to_num(50)).difference, 1))
+                lines.append(question(text, apart(values.nan_to_num(50), found["grad-cam"].nan_to_num(50), "pairs"), 1))
     about = [
         f"Two photographs side by side, the middle half of each; {pairs} pairs or fewer of those that the network is surest of. Each is "
         "explained for both classes. Mean ± 95 % interval over the pairs of the share of the mask's energy that lies in the half of the "

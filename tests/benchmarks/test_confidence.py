@@ -38,6 +38,7 @@ def test_the_temperature_that_matches_two_logits_has_a_closed_form(module: Modul
     wanted = 1 / (1 + math.exp(-1))  # of logits that differ by 1
     assert module.matching(logits, labels, wanted) == pytest.approx(4, abs=1e-4)
     assert module.confidence(logits, labels, 4.0) == pytest.approx(wanted)
+    assert module.matching(logits, labels, module.confidence(logits, labels)) == 1
     assert math.isnan(module.matching(logits, 1 - labels, wanted))  # none makes it right
 
 
@@ -89,3 +90,10 @@ def test_a_forward_is_run_once_for_all_temperatures(
     handle.remove()
     assert len(calls) == 1
     assert torch.equal(first / 2, second)
+
+
+def test_values_are_paired_by_network_and_picture_whatever_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    rows = pd.DataFrame({"model": [*"bbbaaa"], "image": [*"yxxxyy"], "value": [1.0, 2.0, 4.0, 5.0, math.nan, math.nan]})
+    found = importlib.import_module("trained").by_net(rows)
+    assert torch.allclose(found, torch.tensor([[5.0, math.nan], [3.0, 1.0]], dtype=torch.float64), equal_nan=True)
