@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 Format = Literal["csv", "markdown", "latex", "html", "typst"]
 KEYS = ["model", "head", "method"]
 EXPLAINED = ["image", "target"]  # what a row explains, for one model and head
+OF_IMAGES = [*KEYS, *EXPLAINED, "target_rule", "label", "predicted"]  # what rows say of an image, whatever the metric
 FORMATS: dict[str, Callable[[Sheet], str]] = {"markdown": markdown, "latex": latex, "html": html_table, "typst": typst}
 FEW = 30  # images, below which a table says so
 MOST_SAID = 4  # comparisons that are not decided, by name
@@ -178,7 +179,7 @@ def comparison(rows: pd.DataFrame, against: str | None = None, *, without_degene
     groups = by_explained.groupby([*KEYS, "metric"], sort=False, observed=True)
     values = dict(iter(groups["value"])) if seeds is None else {key: _of_networks(group, per_label) for key, group in groups}
     lines = []
-    for (model, head, method), group in rows.groupby(KEYS, sort=False, observed=True):
+    for (model, head, method), group in rows[OF_IMAGES].groupby(KEYS, sort=False, observed=True):  # each group is a copy
         row = str(model), str(head), str(method)
         line: dict[str, object] = dict(zip(KEYS, row, strict=True))
         for metric in names:
