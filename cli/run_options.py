@@ -107,7 +107,7 @@ _AFTER = (
         "--tune",
         default="auto",
         show_default=True,
-        help="How forwards are run: off; auto, measured if the work justifies it; full; or chunk=16,folded=true,compiled=true,backend=torch by hand.",
+        help="How forwards are run: off; auto, measured if the work justifies it; full; or chunk=16,folded=true,compiled=true by hand.",
     ),
     click.option("--memory", help="Memory that the run may use besides the models, such as 2GB. Default: most of what is free."),
     click.option("--seed", type=Integer, default=0, show_default=True, help="Seed for everything random."),
