@@ -19,7 +19,7 @@ import xattn
 from tests import networks
 from xattn.errors import MissingPackageError, NameUnknownError, SettingError
 from xattn.explainers import api
-from xattn.inference import Predictor, Tuning, backends, benchmark, fastest, tuned
+from xattn.inference import Predictor, Tuning, backends, fastest, tuned
 from xattn.inference import tuning as module
 from xattn.inference.backends import openvino
 from xattn.inference.benchmark import Benchmark
@@ -71,9 +71,8 @@ def test_the_tuner_takes_a_backend_that_is_faster_says_so_and_keeps_it(
     clocked["openvino"] = 2.0
     found = tuned(tiny, forwards=10_000)
     assert found.tuning.backend == "openvino"
-    assert str(found).startswith(
-        f"chunks of {found.tuning.chunk}, openvino (measured; 2 images per second here; 1 in chunks of 8, channels-last"
-    )
+    told = f"chunks of {found.tuning.chunk}, openvino (measured; 2 images per second here; 1 in chunks of 8, channels-last)"
+    assert str(found) == told
     again = tuned(tiny, forwards=10_000)
     assert (again.origin, again.tuning) == ("kept from an earlier measurement", found.tuning)
     assert module.Tuned.of(json.loads(json.dumps(found.as_dict())), "kept").tuning == found.tuning
@@ -86,9 +85,6 @@ def test_the_tuner_stays_with_torch_where_the_other_is_no_faster_or_the_work_too
     clocked["openvino"] = 1.02
     assert tuned(tiny, forwards=10_000).tuning.backend == "torch"
     clocked["openvino"] = 2.0
-    assert tuned(tiny, tune="full", forwards=30).tuning.backend == "openvino"
-    found = tuned(tiny, forwards=30)  # half a minute by what was just kept
-    assert (found.origin, found.tuning.backend) == ("kept from an earlier measurement", "torch")
     monkeypatch.setattr(module, "_earlier", lambda key: None)
     assert "openvino" not in str(tuned(tiny, forwards=30).speed)
 
@@ -129,7 +125,7 @@ def test_heads_on_one_backbone_run_alone_where_a_backend_gives_them_other_probab
 
 
 def test_a_cached_measurement_is_adapted_to_the_work() -> None:
-    ways = {words: Tuning(8, **settings) for words, settings in SETTINGS.items()}
+    ways = {"plain": Tuning(8), "openvino": Tuning(8, backend="openvino"), "compiled": Tuning(8, compiled=True)}
     speed = {str(way): rate for way, rate in zip(ways.values(), (1.0, 3.0, 4.0), strict=True)}
     kept = module.Tuned(ways["compiled"], "exact", "kept", speed)
 
@@ -143,9 +139,6 @@ def test_a_cached_measurement_is_adapted_to_the_work() -> None:
     untried = module.Tuned(ways["plain"], "exact", "kept", {str(ways["plain"]): 1.0})
     assert module._for_work(untried, 100, ["openvino"]) is None
     assert module._for_work(untried, 100) is untried
-
-
-SETTINGS: dict[str, dict[str, Any]] = {"plain": {}, "openvino": {"backend": "openvino"}, "compiled": {"compiled": True}}
 
 
 def test_a_backend_by_hand_that_is_not_there_or_does_not_exist_says_what_to_do(tiny: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,4 +283,3 @@ def test_a_run_keeps_its_backend_and_goes_on_with_it(tiny: Classifier, folder: P
     xattn.Study([tiny], ["occlusion"], ["average-drop"], folder, tmp_path / "plain", batch_size=8, tune="off").run()
     ours, plain = (xattn.Study([tiny], ["occlusion"], ["average-drop"], folder, tmp_path / name, batch_size=8) for name in ("run", "plain"))
     assert (ours.scores()["value"] - plain.scores()["value"]).abs().max() <= 1e-2
-    assert benchmark.TOLERANCE[torch.float32] == 1e-5
