@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,4 +74,6 @@ def by_picture(rows: pd.DataFrame, value: str, index: Sequence[str], columns: Se
         cell, values = means.index.to_numpy(), means.to_numpy()
     table[cell] = values
     labels = [each.get_level_values(0) if each.nlevels == 1 else each for each in (down.values, across.values)]
-    return pd.DataFrame(table.reshape(len(down.values), width), *labels)
+    cells: Any = table.reshape(len(down.values), width)
+    found: pd.DataFrame = pd.DataFrame(cells, index=labels[0], columns=labels[1])
+    return found
