@@ -214,8 +214,15 @@ def arcc(
     masks = as_masks(masks, len(images))
     again: dict[Perturbation, Tensor] = {KEPT: _explained(images, masks, explain)}
     metric, mean = ARCC(replace_with), as_fill(fill)
-    more = {"mean": mean, "multi_label": multi_label, "chunk": chunk, "explanations": again, "outputs": outputs}
-    return measured("arcc", metric, predict, images, masks, targets, **more)
+    return measured(
+        "arcc",
+        *(metric, predict, images, masks, targets),
+        mean=mean,
+        multi_label=multi_label,
+        chunk=chunk,
+        explanations=again,
+        outputs=outputs,
+    )
 
 
 def _explained(images: Tensor, masks: Tensor, explain: Explain) -> Tensor:

@@ -177,7 +177,7 @@ def comparison(rows: pd.DataFrame, against: str | None = None, *, without_degene
     per_label = any(str(rule).startswith(PER_LABEL) for rule in rows["target_rule"].unique())
     by_explained = kept if against is None and seeds is None else kept.set_index(EXPLAINED, drop=seeds is None)
     groups = by_explained.groupby([*KEYS, "metric"], sort=False, observed=True)
-    values = dict(iter(groups["value"])) if seeds is None else {key: _of_networks(group, per_label) for key, group in groups}
+    values: dict[Any, Any] = dict(iter(groups["value"])) if seeds is None else {key: _of_networks(of, per_label) for key, of in groups}
     lines = []
     for (model, head, method), group in rows[OF_IMAGES].groupby(KEYS, sort=False, observed=True):  # each group is a copy
         row = str(model), str(head), str(method)

@@ -142,8 +142,8 @@ def explain(
 def _predictor(classifier: Classifier, images: Tensor, components: Sequence[MethodComponent], stage: Stage | None) -> Predictor:
     """The predictor of level exact for what the methods run again on the images."""
     channels, size = 0 if stage is None else stage.channels, classifier.input_size
-    again = [method.instance for method in components if isinstance(method.instance, RunsNetworkAgain)]
-    forwards = len(images) * sum(method.forwards(channels, size) for method in again)
+    each = sum(method.instance.forwards(channels, size) for method in components if isinstance(method.instance, RunsNetworkAgain))
+    forwards = len(images) * each
     return Predictor(classifier) if forwards < FEW else fastest(classifier, forwards=forwards, sample=images)
 
 

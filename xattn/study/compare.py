@@ -273,7 +273,7 @@ def _images_of_several_targets(rows: pd.DataFrame) -> list[str]:
     known = (targets.codes >= 0).to_numpy()
     different = np.unique(images.codes.to_numpy(dtype=np.int64)[known] * count + targets.codes.to_numpy()[known])
     several = np.flatnonzero(np.bincount(different // max(1, count)) > 1)
-    return [str(images.categories[place]) for place in several]
+    return [str(image) for image in images.categories[several]]
 
 
 def _first(group: pd.DataFrame, rows: pd.DataFrame) -> pd.Series:

@@ -28,7 +28,7 @@ def built(classifier: Runnable, tuning: Tuning) -> Callable[[Tensor], Tensor]:
         MissingPackageError: the backend is not installed.
         UnsupportedError: it does not run on the classifier's device, or not in its precision.
     """
-    return (openvino if tuning.backend == "openvino" else pytorch).built(classifier, tuning)
+    return openvino.built(classifier, tuning) if tuning.backend == "openvino" else pytorch.built(classifier, tuning)
 
 
 def others(classifier: Runnable) -> dict[Backend, str]:
