@@ -14,10 +14,11 @@ from torch import Tensor, nn
 import xattn
 from tests import networks
 from xattn.inference import Predictor, Tuning
-from xattn.inference import predictor as predictors
+from xattn.inference.backends import pytorch
 from xattn.inference.benchmark import Benchmark
+from xattn.inference.cloning import clone_of
 from xattn.inference.memory import free_memory, peak_bytes
-from xattn.inference.predictor import clone_of, plain_tuning
+from xattn.inference.predictor import plain_tuning
 from xattn.inference.tuning import _key
 from xattn.models import Classifier
 from xattn.models.concurrency import evaluating
@@ -72,7 +73,7 @@ def test_every_convolution_of_a_device_gets_the_layout_and_precision_of_the_tuni
     on_meta: Classifier, memory_format: Any, precision: Any, folded: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built: list[Any] = []
-    monkeypatch.setattr(predictors, "clone_of", lambda *args, **kwargs: built.append(clone_of(*args, **kwargs)) or built[-1])
+    monkeypatch.setattr(pytorch, "clone_of", lambda *args, **kwargs: built.append(clone_of(*args, **kwargs)) or built[-1])
     run = Predictor(on_meta, Tuning(3, memory_format, folded, precision=precision), "fast")
     form = torch.channels_last if memory_format == "channels-last" else torch.contiguous_format
     dtype = {"own": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
@@ -117,10 +118,10 @@ def test_a_compiled_network_is_captured_in_a_graph_on_a_gpu_alone_and_its_answer
         return lambda images: answer.copy_(run(images))
 
     monkeypatch.setattr(torch, "compile", compiled)
-    monkeypatch.setattr(predictors, "clone_of", lambda runnable, *_, **__: runnable)
+    monkeypatch.setattr(pytorch, "clone_of", lambda runnable, *_, **__: runnable)
     one = OnGPU(nn.Sequential(nn.Flatten(), nn.Linear(12, 5)))
     one.device = device
-    run = predictors._built(one, Tuning(2, compiled=True))  # type: ignore[arg-type]
+    run = pytorch.built(one, Tuning(2, compiled=True))  # type: ignore[arg-type]
     first, second = (run(images) for images in (torch.rand(2, 3, 2, 2), torch.ones(2, 3, 2, 2)))
     assert options == [{"triton.cudagraphs": True} if graphs else {}]
     assert not torch.equal(first, second)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import xattn
 from tests import networks
+from tests.metrics.strips import known
 from xattn import metrics as functions
 from xattn.errors import UnsupportedError
 from xattn.metrics import MetricMetadata, metrics
@@ -40,28 +41,12 @@ def objects(images: Tensor) -> Tensor:
     return light > light.mean(dim=(1, 2), keepdim=True)
 
 
-def known(images: Tensor, targets: Tensor) -> functions.KnownParts:
-    """Known parts of images: in these tests four strips of them, with two objects and a cue, and outputs by their brightness."""
-    count, (height, width) = len(images), images.shape[2:]
-    where = torch.zeros(6, height, width, dtype=torch.bool)
-    for number in range(6):
-        where[number, number * height // 6 : (number + 1) * height // 6] = True
-    light = torch.stack([images.double().mean(dim=1)[:, area].mean(dim=1) for area in where], dim=1)
-    shown = (torch.arange(16)[:, None] >> torch.arange(4) & 1).double()
-    own = (1 + light[:, :4] @ shown.T)[:, :, None]
-    logits = torch.zeros(count, 16, 5, dtype=torch.float64).scatter(2, targets[:, None, None].expand(-1, 16, 1), own)
-    without = logits[:, -1].gather(1, targets[:, None]) - torch.tensor([[0.01, 3.0]])
-    rivals = torch.stack([(targets + 1) % 5, (targets + 2) % 5], dim=1)
-    shared = torch.tensor([[True, False, False, True], [False, True, False, False]]).expand(count, -1, -1)
-    visible, objects = where[:4].expand(count, -1, -1, -1), where[4:].expand(count, -1, -1, -1)
-    return functions.KnownParts(visible, logits, targets, objects, without, torch.ones(count, dtype=torch.long), rivals, shared)
-
-
 def call(name: str, predict, images: Tensor, maps: Tensor, masks: Tensor, targets: Tensor) -> Tensor:
     """A metric's function, given what its signature asks for."""
     offered = {"predict": predict, "images": images, "masks": masks, "targets": targets, "raw_maps": maps, "explain": again}
     offered["fill"], offered["regions"] = torch.tensor([0.5, 0.4, 0.3]), objects(images)
-    offered["parts"], offered["rivals"] = known(images, targets), torch.stack([masks, masks.flip(1)], dim=1)
+    classes = targets if isinstance(targets, Tensor) else torch.zeros(len(images), dtype=torch.long)
+    offered["parts"], offered["rivals"] = known(images, classes), torch.stack([masks, masks.flip(1)], dim=1)
     return function(name)(**{key: offered[key] for key in inspect.signature(function(name)).parameters if key in offered})
 
 

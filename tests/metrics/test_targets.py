@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tests import networks
+from tests.metrics.strips import known
 from xattn import metrics as functions
 from xattn.errors import InputError, UnsupportedError
 from xattn.metrics import ClassTarget, Contrast, OutputFunction, Region, Similarity, Target, metrics
@@ -168,6 +169,7 @@ def test_every_metric_takes_every_target_or_says_why_not(name: str, kind: str) -
     masks = networks.pictures(4, seed=1)[:, 0].double()
     offered = {"predict": network(kind), "images": images, "masks": masks, "raw_maps": masks, "targets": target}
     offered |= {"fill": [0.5, 0.5, 0.5], "explain": lambda others: others.mean(dim=1), "regions": masks > 0.5}
+    offered |= {"parts": known(images, torch.tensor([0, 4, 2, 1])), "rivals": torch.stack([masks, masks.flip(1)], dim=1)}
     given = {key: offered[key] for key in inspect.signature(function).parameters if key in offered}
     if metrics.create(name).instance.perturbations and not target.has_probability:
         with pytest.raises(UnsupportedError, match=f"{name} follows the target's probability, and .* has none"):

@@ -142,8 +142,8 @@ def explain(
 def _predictor(classifier: Classifier, images: Tensor, components: Sequence[MethodComponent], stage: Stage | None) -> Predictor:
     """The predictor of level exact for what the methods run again on the images."""
     channels, size = 0 if stage is None else stage.channels, classifier.input_size
-    each = sum(method.instance.forwards(channels, size) for method in components if isinstance(method.instance, RunsNetworkAgain))
-    forwards = len(images) * each
+    again = [method.instance for method in components]
+    forwards = len(images) * sum(one.forwards(channels, size) if isinstance(one, RunsNetworkAgain) else 0 for one in again)
     return Predictor(classifier) if forwards < FEW else fastest(classifier, forwards=forwards, sample=images)
 
 
