@@ -46,10 +46,10 @@ class SeveralLabelsPage(TaskPage):
                 lines.append(claim(text, difference, way))
         about = [
             "Pictures with one to three SketchBirds of different kinds. birds:gap is fine-tuned as a whole with binary cross-entropy for "
-            f"{b.mixed} epochs of {b.flocks} pictures, a stream is trained beside each frozen network for {LONGER * b.stream}; the epoch kept is "
-            f"that of the highest mAP on {self._held_out} others. {len(b.seeds)} seeds, no setting was searched. mAP is of {b.tested} "
-            f"further pictures, ± half of its 95 % interval over seeds; the scores are of the first {b.explained} of them, the mean over a "
-            "picture's birds that are not difficult, ± over seeds × pictures.",
+            f"{b.mixed} epochs of {b.flocks} pictures, a stream is trained beside each frozen network for {LONGER * b.stream}; the epoch "
+            f"kept is that of the highest mAP on {self._held_out} others. {len(b.seeds)} seeds, no setting was searched. mAP is of "
+            f"{b.tested} further pictures, ± half of its 95 % interval over seeds; the scores are of the first {b.explained} of them, the "
+            "mean over a picture's birds that are not difficult, ± over seeds × pictures.",
             "mAP: " + ", ".join(f"{pooling} {over_seeds(precision[pooling])} (printed {CA_MAP[pooling]})" for pooling in POOLINGS) + ".",
             "Printed: ResNet-50 on VOC 2012, in the order of the columns. A claim goes the way that the printed values go: with Score-CAM, "
             "I rises with the stream, with the others it falls.",
