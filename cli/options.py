@@ -14,13 +14,25 @@ from xattn.data.urls import is_url, without_file_scheme
 from xattn.registry import LARGEST_INTEGER, coerce
 
 MOST_SHARDS = 1_000_000
-Integer = click.IntRange(-LARGEST_INTEGER, LARGEST_INTEGER)
+
+
+class _Whole(click.IntRange):
+    """An integer that a machine can count to."""
+
+    def _describe_range(self) -> str:
+        return ""  # the help of an option says what it takes
+
+
+Integer = _Whole(-LARGEST_INTEGER, LARGEST_INTEGER)
 
 
 class Number(click.FloatRange):
     """A finite number within bounds."""
 
     name = "number"
+
+    def _describe_range(self) -> str:
+        return "" if self.min is None and self.max is None else super()._describe_range()
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         found = super().convert(value, param, ctx)

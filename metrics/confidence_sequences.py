@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from xattn.errors import InputError
 from xattn.metrics.statistics import CONFIDENCE, Interval
 
 if TYPE_CHECKING:
@@ -37,10 +38,15 @@ def sequence_interval(values: Sequence[float], limits: tuple[float, float], conf
         limits: lowest and highest value that there can be, finite.
         confidence: coverage at all n together.
 
+    Raises:
+        InputError: limits that are not finite, or a confidence that is none.
+
     >>> found = sequence_interval([0.0, 1.0] * 50, (0, 1))
     >>> found.mean, round(found.low, 2), round(found.high, 2)
     (0.5, 0.35, 0.65)
     """
+    if not all(map(math.isfinite, limits)) or not limits[0] < limits[1] or not 0 < confidence < 1:
+        raise InputError(f"a confidence sequence needs two finite limits and a confidence between 0 and 1; got {limits} and {confidence}.")
     unit = _unit(values, limits)
     n = len(unit)
     if n == 0:

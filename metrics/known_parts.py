@@ -67,7 +67,7 @@ class KnownParts:
     shared: Tensor | None = None
 
     def __post_init__(self) -> None:
-        count = self.visible.shape[0], self.visible.shape[1]
+        count = (*self.visible.shape[:2], 0, 0)[:2]
         if self.visible.dim() != 4 or self.logits.dim() != 3 or tuple(self.logits.shape[:2]) != (count[0], 2 ** count[1]):
             raise InputError(
                 "known parts are visible (batch, parts, height, width) and logits (batch, 2 to the power of parts, classes); got "
@@ -75,9 +75,28 @@ class KnownParts:
             )
         if any(value is not None and len(value) != count[0] for value in (getattr(self, each.name) for each in fields(self))):
             raise InputError(f"known parts are of {count[0]} pictures, and one of their tensors is of another number.")
+        self._check_objects()
         targets, known = self.targets.cpu(), self.known.cpu()
         if bool((((targets < 0) | (targets >= self.logits.shape[2])) & known).any()):
             raise InputError(f"the targets of known parts are indices of the {self.logits.shape[2]} classes of their logits; got others.")
+
+    def _check_objects(self) -> None:
+        """Refuses objects, a cue and rivals that do not fit the pictures."""
+        classes = self.logits.shape[2]
+        if (self.objects is None) != (self.without is None):
+            raise InputError("the objects of the background come with the target's logit without each: give both, or none.")
+        if self.objects is not None and self.without is not None:
+            fits = self.objects.dim() == 4 and self.objects.shape[2:] == self.visible.shape[2:]
+            if not fits or self.objects.shape[:2] != self.without.shape:
+                raise InputError(
+                    "objects are (batch, objects, height, width) at the size of the parts, without (batch, objects); got "
+                    f"{tuple(self.objects.shape)} and {tuple(self.without.shape)}."
+                )
+        count = 0 if self.objects is None else self.objects.shape[1]
+        if self.cue is not None and bool(((self.cue < UNKNOWN) | (self.cue >= count)).any()):
+            raise InputError(f"a cue is the number of one of the {count} objects, or −1; got {self.cue.tolist()}.")
+        if self.rivals is not None and bool(((self.rivals < UNKNOWN) | (self.rivals >= classes)).any()):
+            raise InputError(f"rivals are indices of the {classes} classes of the logits, or −1; got {self.rivals.tolist()}.")
 
     def __len__(self) -> int:
         return len(self.visible)
@@ -89,8 +108,12 @@ class KnownParts:
 
     @property
     def known(self) -> Tensor:
-        """`(B,)` bool: a part of the picture is visible."""
-        return self.visible.flatten(1).any(dim=1)
+        """`(B,)` bool: a part of the picture is visible, and the network's outputs are finite."""
+        found = self.visible.flatten(1).any(dim=1) & self.logits.isfinite().flatten(1).all(dim=1).to(self.visible.device)
+        if self.objects is None or self.without is None:
+            return found
+        shown = self.objects.flatten(2).any(dim=2)
+        return found & (self.without.isfinite().to(shown.device) | ~shown).all(dim=1).to(found.device)
 
     @property
     def values(self) -> Tensor:

@@ -32,7 +32,7 @@ class RelativeDrop(Metric):
     fill: DeletionFill = "mean"
 
     def __post_init__(self) -> None:
-        if isinstance(self.share, bool) or not 0 < self.share < 1:
+        if isinstance(self.share, bool) or not isinstance(self.share, (int, float)) or not 0 < self.share < 1:
             raise InputError(f"the share of pixels that are deleted lies between 0 and 1; got {self.share!r:.40}.")
 
     @property

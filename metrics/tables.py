@@ -17,6 +17,7 @@ from xattn.metrics.statistics import (
     ANY,
     EXACT_TO,
     POWER,
+    Doubles,
     Interval,
     Values,
     adjusted,
@@ -39,13 +40,13 @@ if TYPE_CHECKING:
 Format = Literal["csv", "markdown", "latex", "html", "typst"]
 KEYS = ["model", "head", "method"]
 EXPLAINED = ["image", "target"]  # what a row explains, for one model and head
-OF_IMAGES = [*KEYS, *EXPLAINED, "target_rule", "label", "predicted"]  # what rows say of an image, whatever the metric
+OF_IMAGES = ["network", *KEYS, *EXPLAINED, "target_rule", "label", "predicted"]  # what rows say of an image, whatever the metric
 FORMATS: dict[str, Callable[[Sheet], str]] = {"markdown": markdown, "latex": latex, "html": html_table, "typst": typst}
 FEW = 30  # images, below which a table says so
 MOST_SAID = 4  # comparisons that are not decided, by name
 SEEDS = (
-    "Rows with several seeds are means over networks trained with them and over images, and their intervals are over both, as crossed "
-    "random effects (t, Howe's combination): two seeds that disagree say little."
+    "Rows with several seeds are means over networks trained with them and over the images that all of them have. Their intervals are over "
+    "both, as crossed random effects (t, Howe's combination; of proportions at least Wilson's): two seeds that disagree say little."
 )
 MOST_NEEDED = 100_000  # images; a difference that needs more is none in practice
 
@@ -191,7 +192,7 @@ def comparison(rows: pd.DataFrame, against: str | None = None, *, without_degene
         all_images = group.drop_duplicates(explained)
         images = group[~flagged[group.index]].drop_duplicates(explained) if without_degenerate else all_images
         line |= _of_labels(images)
-        line |= {"n": len(images.drop_duplicates(EXPLAINED if per_label else "image"))}
+        line |= {"n": len(images) if seeds is None else _shared(images, " · ".join(row), per_label)}
         line |= {"degenerate_share": float(flagged[all_images.index].mean())}
         lines.append(line | ({} if seeds is None else {"seeds": group["network"].nunique()}))
     frame = pd.DataFrame(lines)
@@ -219,6 +220,19 @@ def _of_networks(rows: pd.DataFrame, per_label: bool) -> Any:
     return by_network(rows, "value", per_label=per_label) if rows["network"].nunique() > 1 else rows["value"]
 
 
+def _shared(images: pd.DataFrame, row: str, per_label: bool) -> int:
+    """How many pictures all networks of a row have.
+
+    Raises:
+        InputError: none.
+    """
+    networks = images["network"].nunique()
+    found = int((images.groupby(EXPLAINED if per_label else "image", observed=True)["network"].nunique() == networks).sum())
+    if found == 0 < networks:
+        raise InputError(f"the {networks} networks of {row} have no picture in common: compare runs over the same pictures.")
+    return found
+
+
 def _of_metric(values: Any, metric: str) -> Interval:
     component = metrics.create(metric)
     aggregation, limits = component.instance.aggregation, component.metadata.limits
@@ -226,8 +240,17 @@ def _of_metric(values: Any, metric: str) -> Interval:
         if aggregation == "harmonic mean":
             nonzero = values[(values != 0).all(axis=1)]
             return _inverted(lambda within: crossed((1 / nonzero).T.to_numpy(), limits=within).difference, limits)
-        return crossed(values.T.to_numpy(), limits=limits).difference
+        return _of_seeds(values.T.to_numpy(), limits, is_share=aggregation == "proportion")
     return aggregated([] if values is None else values.to_numpy(), aggregation, limits)
+
+
+def _of_seeds(values: Doubles, limits: tuple[float, float], *, is_share: bool) -> Interval:
+    """The interval of networks `(S, n)` over seeds and pictures; of a proportion at least Wilson's over pictures."""
+    found = crossed(values, limits=limits).difference
+    if not is_share or not found.n:
+        return found
+    own = proportion_interval(values.mean(axis=0), limits)
+    return Interval(found.mean, *((own.low, own.high) if found.n == 1 else (min(found.low, own.low), max(found.high, own.high))), found.n)
 
 
 def _of_labels(images: pd.DataFrame) -> dict[str, object]:
@@ -248,7 +271,8 @@ def _of_label(
     images: pd.DataFrame, column: str, limits: tuple[float, float], of_one: Callable[[Values, tuple[float, float]], Interval]
 ) -> Interval:
     if images["network"].nunique() > 1:
-        return crossed(by_network(images, column, per_label=False).T.to_numpy(), limits=limits).difference
+        values = by_network(images, column, per_label=False).T.to_numpy()
+        return _of_seeds(values, limits, is_share=column == "right")
     return of_one(images[column].to_list(), limits)
 
 
@@ -304,7 +328,7 @@ def _tested(values: Any, reference: Any, metric: str) -> dict[str, object]:
     if values is None or reference is None:
         return {f"{metric} {name}": math.nan for name in ("difference", "difference low", "difference high", "p", "needed")}
     if 2 in (values.ndim, reference.ndim):
-        of_seeds = compared(values, reference)
+        of_seeds = compared(values, reference, unit_of(metrics.create(metric).metadata.limits))
         return {**_columns(f"{metric} difference", of_seeds.difference), f"{metric} p": of_seeds.p, f"{metric} needed": math.nan}
     import pandas as pd
 
@@ -344,6 +368,8 @@ def _notes(rows: pd.DataFrame, frame: pd.DataFrame, names: Sequence[str], agains
         notes.append(f"Left out of every column but the last: {left_out} degenerate map{'s' * (left_out > 1)}.")
     if len({frozenset(images.unique()) for _, images in rows.groupby(KEYS, sort=False, observed=True)["image"]}) > 1:
         notes.append("Rows are over different images: their means are not over the same ones.")
+    if "seeds" in frame:
+        rows = rows.drop_duplicates(["metric", *KEYS, *EXPLAINED])
     sizes = rows.groupby(["metric", *KEYS], sort=False, observed=True).size().groupby(level="metric", observed=True).max()
     fewer = {metric: int(sizes[metric]) for metric in names if metric in sizes.index and sizes[metric] < int(frame["n"].max())}
     notes += [f"{metric}: over {count} images at most." for metric, count in fewer.items()]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from xattn.errors import InputError, SettingError
-from xattn.metrics.statistics import ANY, CONFIDENCE, Comparison, Interval
+from xattn.metrics.statistics import ANY, CONFIDENCE, Comparison, Interval, differences
 
 if TYPE_CHECKING:
     import numpy as np
@@ -84,9 +84,11 @@ def _half(terms: Sequence[tuple[float, int]], confidence: float) -> float:
 
 
 def _p(terms: Sequence[tuple[float, int]], mean: float) -> float:
-    """The p-value of a mean of 0, by bisection of its logarithm."""
-    if mean == 0 or not any(variance for variance, _ in terms):
-        return float(mean == 0)
+    """The p-value of a mean of 0, by bisection of its logarithm; NaN where nothing varies, and nothing is known of the spread."""
+    if mean == 0:
+        return 1.0
+    if not any(variance for variance, _ in terms):
+        return math.nan
     low, high = LEAST_LOG_P, 0.0
     for _ in range(HALVINGS):
         middle = (low + high) / 2
@@ -135,14 +137,15 @@ def by_network(rows: pd.DataFrame, values: str, *, per_label: bool) -> pd.DataFr
     return wide.replace([np.inf, -np.inf], np.nan).dropna()
 
 
-def compared(values: pd.Series | pd.DataFrame, reference: pd.Series | pd.DataFrame) -> Comparison:
-    """Values less those of a reference, over the pictures of which both have one.
+def compared(values: pd.Series | pd.DataFrame, reference: pd.Series | pd.DataFrame, floor: float = 1.0) -> Comparison:
+    """Values less those of a reference, over the pictures of which both have one; differences that are rounding are 0.
 
     Networks of the same names are paired: two methods of the same networks, or two heads on the same backbones. Others are independent.
 
     Args:
         values: from `by_network`, or those of one network by image and target.
         reference: likewise.
+        floor: the unit of the values, from `statistics.unit_of`.
     """
     from pandas import Series, concat
 
@@ -150,6 +153,12 @@ def compared(values: pd.Series | pd.DataFrame, reference: pd.Series | pd.DataFra
     if len({side.index.nlevels for side in sides}) > 1:
         sides = [side.droplevel("target") if side.index.nlevels > 1 else side for side in sides]
     one, other = (concat(sides, axis=1, join="inner", keys=[0, 1]).dropna()[key] for key in (0, 1))
+    first, second = one.T.to_numpy(), other.T.to_numpy()
+    if first.size == 0:
+        return crossed(first, second)
     if sorted(one.columns) == sorted(other.columns):
-        return crossed((one - other).T.to_numpy())
-    return crossed(one.T.to_numpy(), other.T.to_numpy())
+        second = other[one.columns].T.to_numpy()
+        apart, _ = differences(first.ravel(), second.ravel(), floor)
+        return crossed(apart.reshape(first.shape))
+    means, _ = differences(first.mean(axis=0), second.mean(axis=0), floor)
+    return crossed(first, second) if means.any() else crossed([means.tolist()])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 
@@ -218,3 +219,30 @@ def test_effects_that_differ_by_rounding_alone_are_ties(parts: KnownParts, masks
 def test_what_does_not_go_together_is_said(wrong, said: str, parts: KnownParts, masks: Tensor) -> None:
     with pytest.raises(InputError, match=said):
         wrong(parts, masks)
+
+
+@pytest.mark.parametrize("of", ["logits", "without"])
+def test_an_output_that_is_not_finite_gives_no_metric_a_value(of: str, parts: KnownParts, masks: Tensor) -> None:
+    broken = getattr(parts, of).clone()
+    broken[0, 1] = math.nan
+    known = dataclasses.replace(parts, **{of: broken})
+    assert known.known.tolist() == [False, *parts.known.tolist()[1:]]
+    assert math.isnan(float(m.background_independence(known)[0]))
+    for function in (m.parts_removal, m.parts_preservation, m.parts_deletion, m.distractibility, m.clever_hans):
+        assert math.isnan(float(function(masks, known)[0]))
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"visible": torch.ones(8)}, r"known parts are visible \(batch, parts, height, width\)"),
+        ({"without": torch.zeros(8, 1)}, r"objects are \(batch, objects, height, width\)"),
+        ({"objects": torch.ones(8, THINGS, 3, 3, dtype=torch.bool)}, r"objects are .* at the size of the parts"),
+        ({"without": None}, "give both, or none"),
+        ({"cue": torch.full((8,), 5)}, "a cue is the number of one of the 3 objects"),
+        ({"rivals": torch.full((8, 2), 99)}, "rivals are indices of the 3 classes"),
+    ],
+)
+def test_known_parts_that_do_not_fit_are_refused(changed: dict[str, Tensor], said: str, parts: KnownParts) -> None:
+    with pytest.raises(InputError, match=said):
+        dataclasses.replace(parts, **changed)

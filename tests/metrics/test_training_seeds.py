@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from xattn.errors import InputError, NameUnknownError, SettingError
-from xattn.metrics.statistics import mean_interval
+from xattn.metrics.statistics import mean_interval, proportion_interval
 from xattn.metrics.tables import comparison
 from xattn.metrics.training_seeds import common_names, crossed
 
@@ -63,7 +63,9 @@ def test_nothing_and_one_picture_have_no_interval_and_equal_values_one_of_no_wid
     one = crossed([[3.0], [5.0]]).difference
     assert (one.mean, one.n) == (4.0, 1)
     assert math.isnan(one.low)
-    assert crossed([[2.0, 2.0], [2.0, 2.0]]) == ((2.0, 2.0, 2.0, 2), 0.0)
+    same = crossed([[2.0, 2.0], [2.0, 2.0]])
+    assert same.difference == (2.0, 2.0, 2.0, 2)
+    assert math.isnan(same.p)  # without a spread nothing is known
     assert crossed([[0.0, 0.0], [0.0, 0.0]]).p == 1.0
 
 
@@ -113,12 +115,16 @@ def test_a_table_has_one_row_for_all_seeds_and_tests_methods_within_them() -> No
     assert line["average-drop p"] == pytest.approx(tested.p)
     assert (line["n"], line["seeds"]) == (20, 3)
     right = crossed([[100.0 * (guess == 0) for guess in predicted[f"net@seed{seed}"]] for seed in range(3)], limits=(0, 100)).difference
-    assert (line["accuracy"], line["accuracy low"], line["accuracy high"]) == pytest.approx(right[:3])
+    shares = [100.0 * sum(predicted[f"net@seed{seed}"][number] == 0 for seed in range(3)) / 3 for number in range(20)]
+    alone = proportion_interval(shares, (0, 100))
+    assert line["accuracy"] == pytest.approx(right.mean)
+    assert line["accuracy low"] <= min(right.low, alone.low)
+    assert line["accuracy high"] >= max(right.high, alone.high)
     assert table.frame.set_index("model").loc["other", "seeds"] == 1
     assert table.frame.set_index("model").loc["other", "average-drop low"] == mean_interval(maps[("other", "gap", "a")], (0, 100)).low
     text = table.text("markdown")
     assert "seeds" in text
-    assert "means over networks trained with them and over images" in text
+    assert "means over networks trained with them and over the images that all of them have" in text
     assert "of several seeds the t-test over seeds and pictures" in text
     only = comparison(_rows({key: own for key, own in maps.items() if key[0] != "other"}), seeds=r"@seed\d")
     for form in ("latex", "html", "typst"):
@@ -130,6 +136,28 @@ def test_a_picture_that_one_network_has_no_value_of_is_left_out_for_all() -> Non
     line = comparison(_rows(maps), seeds=r"\d").frame.iloc[0]
     assert line["average-drop"] == pytest.approx(2.5)
     assert line["average-drop low"] == pytest.approx(crossed([[1, 2, 3], [3, 2, 4]], limits=(0, 100)).difference.low)
+
+
+def test_rounding_is_no_difference_and_shares_without_a_spread_have_wilson_s_interval() -> None:
+    draw = random.Random(6)
+    base = [draw.uniform(10, 20) for _ in range(40)]
+    nets = {(f"net{seed}", "gap", "a"): [value + seed for value in base] for seed in range(2)}
+    noisy = {(*key[:2], "b"): [value + draw.gauss(0, 1e-7) for value in own] for key, own in nets.items()}
+    found = comparison(_rows(nets | noisy, {f"net{seed}": [0] * 40 for seed in range(2)}), against="a", seeds=r"\d").frame
+    line = found.set_index("method").loc["b"]
+    assert line["average-drop p"] == 1
+    assert line["average-drop difference"] == 0
+    assert line["accuracy"] == 100
+    assert line["accuracy low"] == pytest.approx(proportion_interval([100.0] * 40, (0, 100)).low)
+
+
+def test_n_is_of_the_pictures_that_all_networks_have_and_none_in_common_is_refused() -> None:
+    rows = _rows({("net1", "gap", "a"): [1.0] * 20, ("net2", "gap", "a"): [2.0] * 20})
+    some = rows[(rows["model"] == "net1") | (rows["image"] < sorted(rows["image"].unique())[5])]
+    assert comparison(some, seeds=r"\d").frame["n"].tolist() == [5]
+    apart = rows.assign(image=[f"{model} {image}" for model, image in zip(rows["model"], rows["image"], strict=True)])
+    with pytest.raises(InputError, match="the 2 networks of net · gap · a have no picture in common"):
+        comparison(apart, seeds=r"\d")
 
 
 def test_networks_of_other_names_are_independent_seeds_and_of_the_same_names_pairs() -> None:

@@ -197,6 +197,8 @@ def test_a_method_added_later_takes_as_many_pictures_as_the_larger_family_needs(
         ({"metrics": ["average-drop"]}, InputError, "go on until complexity has decided, and scores average-drop: add it"),
         ({"until_decided": None, "margin": 1.0}, InputError, "a margin is for a run that goes on until a metric has decided"),
         ({"margin": 0.0}, SettingError, "above 0 and below 1; got 0"),
+        ({"margin": True}, SettingError, "above 0 and below 1; got True"),
+        ({"margin": "2"}, SettingError, "above 0 and below 1; got '2'"),
         ({"margin": 1.0}, SettingError, "above 0 and below 1; got 1"),
         ({"margin": math.nan}, SettingError, "got nan"),
         ({"until_decided": "complexty"}, NameUnknownError, "Did you mean 'complexity'"),

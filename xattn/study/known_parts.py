@@ -23,6 +23,8 @@ from xattn.study.schema import NO_PARTS
 NO_SCENE = f"{NO_PARTS}the picture is no SketchBird, and its parts are not known"
 NOT_DRAWN = f"{NO_PARTS}the picture is not what its scene of SketchBirds shows, so that its parts cannot be removed (a transform?)"
 NO_CLASS = f"{NO_PARTS}the effects of parts are those on a class, and the target is none"
+NOT_FINITE = f"{NO_PARTS}the network's output for the picture without some of its parts is not finite"
+SEVERAL = f"{NO_PARTS}the network gives several labels, and its answer is no single class"
 SAME = 1.5 / 255  # by which pixels of one picture differ at most
 
 
@@ -72,8 +74,10 @@ def parts_of(pictures: Sequence[Scene | None], classifier: Classifier, predictor
         maps: of the batch.
     """
     target, count = maps.target, len(maps.names)
-    if not isinstance(target, ClassTarget) or maps.output.dim() != 2:
-        return PartsOfBatch(_at_size(known_parts(predictor, [None] * count, [0] * count), maps), (NO_CLASS,) * count)
+    is_class = isinstance(target, ClassTarget) and maps.output.dim() == 2
+    if not isinstance(target, ClassTarget) or not is_class or target.multi_label:
+        none = known_parts(predictor, [None] * count, [0] * count)
+        return PartsOfBatch(_at_size(none, maps), (SEVERAL if is_class else NO_CLASS,) * count)
     scenes: list[Scene | None] = []
     reasons: list[str | None] = []
     for picture, shown in zip(pictures, maps.images, strict=True):
@@ -91,6 +95,9 @@ def parts_of(pictures: Sequence[Scene | None], classifier: Classifier, predictor
     known = known_parts(
         predict, scenes, target.classes.tolist(), preprocessing=classifier.preprocessing, classes=_bird_classes(classifier.labels)
     )
+    for place, (scene, is_known) in enumerate(zip(scenes, known.known.tolist(), strict=True)):
+        if scene is not None and not is_known and bool(known.visible[place].any()):
+            reasons[place] = NOT_FINITE
     return PartsOfBatch(_at_size(known, maps), tuple(reasons))
 
 

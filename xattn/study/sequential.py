@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsFloat, SupportsIndex
 
 from xattn.errors import InputError, SettingError
 from xattn.metrics.base import metrics
@@ -53,11 +53,15 @@ class UntilDecided:
                 f"a run can go on until a metric has decided if its values have two bounds; those of {self.metric} have not: name another, "
                 "such as deletion."
             )
-        if self.margin is not None and not 0 < self.margin < self.span:
+        if self.margin is None:
+            return
+        is_number = isinstance(self.margin, (SupportsFloat, SupportsIndex)) and not isinstance(self.margin, bool)
+        if not is_number or not 0 < float(self.margin) < self.span:
             raise SettingError(
                 f"a margin is the largest difference of {self.metric} that does not matter, above 0 and below {self.span:g}; got "
-                f"{self.margin:g}."
+                f"{self.margin!r:.40}."
             )
+        object.__setattr__(self, "margin", float(self.margin))
 
     @property
     def span(self) -> float:
@@ -77,7 +81,10 @@ class UntilDecided:
             InputError: with what to do.
         """
         if self.metric not in known:
-            raise InputError(f"the run is to go on until {self.metric} has decided, and scores {', '.join(known)}: add it to the metrics.")
+            raise InputError(
+                f"the run is to go on until {self.metric} has decided, and scores {', '.join(known)}: add it to the metrics "
+                f"(--metric {self.metric})."
+            )
         if not pairs:
             raise InputError(f"until {self.metric} has decided needs at least two methods of one classifier to compare: name another one.")
         if shards > 1:

@@ -125,7 +125,7 @@ class Store:
             about: when and how they were added.
             notes: entries of `run.json` that change with them.
         """
-        run = self.read_run()
+        run = {name: entry for name, entry in self.read_run().items() if name != "sequence"}  # which was of the methods before
         added = [*run.get("added", []), {**about, **self.added(settings), "finished": False}]
         self.write_text("run.json", _json({**run, **notes, "settings": settings, "added": added}))
 

@@ -14,6 +14,12 @@ from xattn.heads import heads
 Optimiser = Literal["sgd", "adam", "adamw"]
 Schedule = Literal["constant", "cosine", "step", "poly"]
 
+MOST_CELLS = 64  # of a side of the grid of patches that are deleted
+
+
+def _is_grid(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 2 <= value <= MOST_CELLS
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -96,7 +102,10 @@ class Recipe:
                 ("temperature", 0 < self.temperature < math.inf),
                 ("smallest_crop", self.smallest_crop is None or 0 < self.smallest_crop <= 1),
                 ("centre_crop", 0 < self.centre_crop <= 1),
-                ("deletion_grid", self.deletion_grid is None or self.deletion_grid >= 1),
+                (
+                    "deletion_grid",
+                    self.deletion_grid is None or (type(self.deletion_grid) is int and 2 <= self.deletion_grid <= MOST_CELLS),
+                ),
                 ("patience", self.patience is None or self.patience >= 1),
                 ("validation", 0 < self.validation < 1),
                 ("local_lr", self.local_lr is None or 0 < self.local_lr < math.inf),

@@ -27,9 +27,14 @@ PRECISIONS = {"own": "f32", "bfloat16": "bf16", "float16": "f16"}
 
 def version(classifier: Runnable) -> str | None:
     """The installed version, None if there is none, or the classifier is not on a processor."""
-    if classifier.device.type != "cpu" or importlib.util.find_spec("openvino") is None:
+    return _version() if classifier.device.type == "cpu" else None
+
+
+def _version() -> str | None:
+    try:
+        return importlib.metadata.version("openvino")
+    except importlib.metadata.PackageNotFoundError:  # a folder of this name can be imported, too
         return None
-    return importlib.metadata.version("openvino")
 
 
 def built(classifier: Runnable, tuning: Tuning) -> Callable[[Tensor], Tensor]:
@@ -42,7 +47,7 @@ def built(classifier: Runnable, tuning: Tuning) -> Callable[[Tensor], Tensor]:
         MissingPackageError: OpenVINO is not installed.
         UnsupportedError: the classifier is not on a processor or not in float32, or the processor lacks the tuning's precision.
     """
-    if importlib.util.find_spec("openvino") is None:
+    if _version() is None:
         raise MissingPackageError("openvino", "openvino", "backend=openvino")
     probe = classifier.probe()
     if probe.device.type != "cpu" or probe.dtype != torch.float32:
