@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from xattn.deferred import numpy as np
 from xattn.errors import InputError
 from xattn.metrics.base import metrics
 from xattn.metrics.statistics import Doubles

@@ -6,12 +6,13 @@ import math
 import warnings
 from collections.abc import Sequence
 from statistics import NormalDist
-from typing import Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
-
+from xattn.deferred import numpy as np
 from xattn.metrics.statistics import ANY, CONFIDENCE, Interval, Values, mean_interval, numbers
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 Flags: TypeAlias = "Sequence[bool] | NDArray[np.bool_]"
 """Of images, one each."""

@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-
+from xattn.deferred import numpy as np
 from xattn.errors import NameUnknownError, SettingError
 from xattn.metrics.base import metrics
 from xattn.metrics.blocks import Block, blocks

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
+from xattn.deferred import numpy as np
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
-Doubles = NDArray[np.float64]
+Doubles: TypeAlias = "NDArray[np.float64]"
 Values: TypeAlias = "Sequence[float] | Doubles | Tensor"
 """Of images, one each."""
 Zeros = Literal["wilcoxon", "pratt"]

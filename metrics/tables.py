@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
+from xattn.deferred import numpy as np
 from xattn.errors import InputError, NameUnknownError
 from xattn.metrics.base import Aggregation, metrics
 from xattn.metrics.fill_order import fill_notes

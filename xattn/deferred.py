@@ -1,4 +1,4 @@
-"""torch and pandas, imported on first use: what reads runs and lists components does without, or without torch, whose import takes seconds.
+"""torch, pandas and numpy, imported on first use: what reads runs and lists components needs none or not all of them, and torch takes seconds.
 
     from xattn.deferred import torch
 
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["is_tensor", "names_of", "pandas", "torch"]
+__all__ = ["is_tensor", "names_of", "numpy", "pandas", "torch"]
 
 
 class _Deferred(ModuleType):
@@ -27,9 +27,11 @@ class _Deferred(ModuleType):
 
 
 if TYPE_CHECKING:
+    import numpy as numpy
     import pandas as pandas
     import torch as torch
 else:
+    numpy = _Deferred("numpy")
     pandas = _Deferred("pandas")
     torch = _Deferred("torch")
 

@@ -208,4 +208,5 @@ def test_runs_of_networks_of_other_seeds_are_one_row_by_what_names_the_seed(tiny
     refused = CliRunner().invoke(main, ["compare", *map(str, runs), "--seeds", "@seed"])
     assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
     assert "no two models have the same name without '@seed'" in refused.stderr
-    assert "--seeds is of the table without --tests" in CliRunner().invoke(main, ["compare", *map(str, runs), "--tests", "--seeds", "s"]).stderr
+    refused = CliRunner().invoke(main, ["compare", *map(str, runs), "--tests", "--seeds", "s"])
+    assert "--seeds is of the table without --tests" in refused.stderr

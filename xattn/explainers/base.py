@@ -129,8 +129,8 @@ def created(specs: Iterable[str], *, signed: bool = False) -> list[MethodCompone
         NameUnknownError: there is no such method or setting.
         SettingError: the maps of a method cannot be signed, or are in files.
     """
-    specs = list(specs)
-    if written_maps := [spec for spec in specs if spec.startswith(f"{FILES}:")]:
+    specs = specs if isinstance(specs, str) else list(specs)
+    if written_maps := not isinstance(specs, str) and [spec for spec in specs if spec.startswith(f"{FILES}:")]:
         raise SettingError(
             f"{written_maps[0]} names maps that another tool wrote: they explain no other images, and are given as files to xattn score."
         )
