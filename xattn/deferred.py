@@ -1,4 +1,4 @@
-"""torch, pandas and numpy, imported on first use: what reads runs and lists components needs none or not all of them, and torch takes seconds.
+"""torch, pandas and numpy, imported on first use: what lists components or reads runs needs none or few of them, and they take seconds.
 
     from xattn.deferred import torch
 
