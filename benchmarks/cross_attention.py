@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -96,7 +97,7 @@ def _answered(trainings: Trainings, nets: dict[str, list[xattn.Classifier]]) -> 
 
 
 def _list(values: Sequence[float], digits: int) -> str:
-    return ", ".join(f"{value:.{digits}f}" for value in values)
+    return ", ".join("none" if math.isnan(value) else f"{value:.{digits}f}" for value in values)
 
 
 def streams_of(budget: Budget) -> str:
