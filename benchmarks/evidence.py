@@ -16,14 +16,14 @@ from typing import Any
 import click
 import pandas as pd
 import torch
-from claims import question
+from claims import Claim, question, verdicts
+from estimates import apart
 from kinds import KINDS, Ranks, best_table, over_networks, ranks_of, tau_table, trials
 
 import xattn
 from xattn.birds import SketchBirds, pretrained_names
 from xattn.catalogue import is_planted
 from xattn.explainers import Need, methods
-from xattn.metrics.statistics import paired
 from xattn.study import Study
 from xattn.study.compare import compare_runs
 from xattn.study.store import Store
@@ -146,9 +146,9 @@ def rows_of(done: list[Job], work: Path) -> dict[tuple[str, str], pd.DataFrame]:
     return {key: pd.concat(frames, ignore_index=True) for key, frames in found.items()}
 
 
-def attention_lines(rows: dict[tuple[str, str], pd.DataFrame]) -> list[str]:
+def of_attention(rows: dict[tuple[str, str], pd.DataFrame]) -> list[Claim]:
     """Whether a head's own attention ranks the parts better than maps made after the fact."""
-    lines = []
+    found = []
     for (_, network), of in rows.items():
         table = of[of["metric"] == "parts-shapley"].pivot(index="image", columns="method", values="value").fillna(0)
         if "raw-attention" not in table:
@@ -156,9 +156,9 @@ def attention_lines(rows: dict[tuple[str, str], pd.DataFrame]) -> list[str]:
         others = [method for method in table if method != "raw-attention" and not is_planted(method)]
         for other in dict.fromkeys(("grad-cam", str(table[others].mean().idxmax()))):
             what = f"{other}, the best of the others on these birds" if other != "grad-cam" else other
-            difference = paired(table["raw-attention"].to_list(), table[other].to_list()).difference
-            lines.append(question(f"{network}: does its attention rank the parts better than {what}?", difference))
-    return lines
+            difference = apart(torch.tensor(table["raw-attention"].to_numpy()), torch.tensor(table[other].to_numpy()))
+            found.append(question(f"{network}: does its attention rank the parts better than {what}?", difference))
+    return found
 
 
 def best_lines(ranks: list[Ranks]) -> list[str]:
@@ -237,7 +237,7 @@ def page(done: list[Job], work: Path, count: str) -> str:
         taus.drop(columns=["τ", "low", "high"]).to_markdown(index=False, disable_numparse=True),
         "## Do heads' own maps beat those made afterwards, by true parts?",
         "Difference of ρ with the parts' Shapley values, on the birds without a cue; a map that is constant in the parts counts as 0.",
-        listed(attention_lines(rows)),
+        verdicts(of_attention(rows)),
         "## Which metrics fail their trial",
         "In how many runs (networks and pictures) `xattn trial` lets a metric pass, and which controls it puts ahead of the methods.",
         listed([trial_lines(tried, kind) for kind in KINDS]),

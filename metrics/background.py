@@ -101,8 +101,7 @@ def background_independence(parts: KnownParts) -> Tensor:
 
     Returns:
         `(B,)` float64, percent in [0, 100]; higher: the background matters less. NaN where no object is visible. A network that sees the
-        parts
-        alone: 100.
+        parts alone: 100.
 
     Raises:
         InputError: no objects are given.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from xattn.errors import InputError
-from xattn.metrics.statistics import CONFIDENCE, Interval
+from xattn.metrics.statistics import CONFIDENCE, MOST_NEEDED, Interval
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 BETS = (1 / 32, 1 / 8, 1 / 4, 1 / 2, 0.95)
 """Shares of the capital that are bet, from those for large spreads and small differences to those for the opposite."""
 HALVINGS = 40  # of an end of an interval
-MOST_NEEDED = 100_000  # values that are looked ahead
 
 
 def sequence_interval(values: Sequence[float], limits: tuple[float, float], confidence: float = CONFIDENCE) -> Interval:

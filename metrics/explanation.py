@@ -216,7 +216,11 @@ def arcc(
     metric, mean = ARCC(replace_with), as_fill(fill)
     return measured(
         "arcc",
-        *(metric, predict, images, masks, targets),
+        metric,
+        predict,
+        images,
+        masks,
+        targets,
         mean=mean,
         multi_label=multi_label,
         chunk=chunk,

@@ -77,9 +77,8 @@ def irof(
         outputs: what `predict` gives, "logits" or "probabilities"; None: logits, and rows that are all probabilities are refused.
 
     Returns:
-        `(B,)` float64, percent, at most 100, negative where the probability rises; higher is better. NaN where p of the whole
-        image is 0. A constant mask has the value of one
-        fixed random order.
+        `(B,)` float64, percent, at most 100, negative where the probability rises; higher is better. NaN where p of the whole image is 0.
+        A constant mask has the value of one fixed random order.
 
     Differs: the mean over images is of their areas, as in the paper; the area is over the share of superpixels, not their number, so that
     pictures with more of them do not count more.

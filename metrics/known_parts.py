@@ -67,14 +67,14 @@ class KnownParts:
     shared: Tensor | None = None
 
     def __post_init__(self) -> None:
-        count = (*self.visible.shape[:2], 0, 0)[:2]
-        if self.visible.dim() != 4 or self.logits.dim() != 3 or tuple(self.logits.shape[:2]) != (count[0], 2 ** count[1]):
+        fits = self.visible.dim() == 4 and self.logits.dim() == 3
+        if not fits or tuple(self.logits.shape[:2]) != (self.visible.shape[0], 2 ** self.visible.shape[1]):
             raise InputError(
                 "known parts are visible (batch, parts, height, width) and logits (batch, 2 to the power of parts, classes); got "
                 f"{tuple(self.visible.shape)} and {tuple(self.logits.shape)}."
             )
-        if any(value is not None and len(value) != count[0] for value in (getattr(self, each.name) for each in fields(self))):
-            raise InputError(f"known parts are of {count[0]} pictures, and one of their tensors is of another number.")
+        if any(value is not None and len(value) != len(self) for value in (getattr(self, each.name) for each in fields(self))):
+            raise InputError(f"known parts are of {len(self)} pictures, and one of their tensors is of another number.")
         self._check_objects()
         targets, known = self.targets.cpu(), self.known.cpu()
         if bool((((targets < 0) | (targets >= self.logits.shape[2])) & known).any()):

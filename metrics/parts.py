@@ -1,7 +1,8 @@
 """Whether a map is true to the parts of a picture that can be drawn again without them: ranks of their effects, and checks of FunnyBirds.
 
 The parts, and what each does to the network's output, are in `KnownParts`; `xattn.birds.known_parts` makes them of SketchBirds. A picture
-whose parts are not known has no value (NaN), nor has a map that shows nothing."""
+whose parts are not known has no value (NaN), nor has a map that shows nothing.
+"""
 
 from __future__ import annotations
 

@@ -28,6 +28,8 @@ from xattn.metrics.statistics import (
     adjusted,
     differences,
     holm,
+    inverted,
+    inverted_limits,
     levels,
     mean_interval,
     needed,
@@ -184,10 +186,8 @@ def _median(values: Doubles) -> float:
 
 def _harmonic(values: Doubles, limits: tuple[float, float]) -> Bounds:
     """The interval of the inverse of the mean of inverses."""
-    within = (0.0 if math.isinf(limits[1]) else 1 / limits[1], 1 / limits[0] if limits[0] > 0 else math.inf)
-    inverse, name = bootstrap_interval(1 / values[values != 0], within)
-    low, high = (1 / end if end > 0 else math.inf if end <= 0 else math.nan for end in (inverse.high, inverse.low))
-    return Bounds(inverse._replace(mean=1 / inverse.mean, low=low, high=high), name)
+    inverse, name = bootstrap_interval(1 / values[values != 0], inverted_limits(limits))
+    return Bounds(inverted(inverse), name)
 
 
 def _pair_lines(block: Block, family: int, margin: float | None) -> list[dict[str, object]]:

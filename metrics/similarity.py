@@ -46,23 +46,7 @@ def spearman(maps: Tensor, others: Tensor) -> Tensor:
     >>> spearman(torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]), torch.tensor([[[1.0, -4.0], [9.0, 16.0]]]))
     tensor([1.], dtype=torch.float64)
     """
-    return rank_correlation(*((_shares(some, maps.shape) * LEVELS).round() for some in (maps, others)))
-
-
-def rank_correlation(values: Tensor, others: Tensor) -> Tensor:
-    """Spearman's rank correlation of each row; ties share their mean rank.
-
-    Args:
-        values: `(B, N)`.
-        others: likewise.
-
-    Returns:
-        `(B,)` float64 in [-1, 1]; NaN where a row is constant or holds a NaN.
-
-    >>> rank_correlation(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[-1.0, -4.0, -9.0]])).round(decimals=6)
-    tensor([-1.], dtype=torch.float64)
-    """
-    return _correlation(*map(_ranks, (values, others)))
+    return _correlation(*(_ranks(_shares(some, maps.shape)) for some in (maps, others)))
 
 
 def _shares(maps: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -78,9 +62,8 @@ def _shares(maps: Tensor, shape: tuple[int, ...]) -> Tensor:
 def _ranks(values: Tensor) -> Tensor:
     from scipy.stats import rankdata
 
-    wide = widened(values)
-    found: Tensor = torch.as_tensor(rankdata(wide.cpu().numpy(), axis=1, nan_policy="propagate"))
-    return found.to(wide)
+    found: Tensor = torch.as_tensor(rankdata((values * LEVELS).round().cpu().numpy(), axis=1, nan_policy="propagate"))
+    return found.to(values)
 
 
 def _correlation(a: Tensor, b: Tensor) -> Tensor:

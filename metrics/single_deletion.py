@@ -9,11 +9,11 @@ from xattn.deferred import torch
 from xattn.metrics.base import Evidence, Metric, measured, register
 from xattn.metrics.curves import Fill, refuse_wrong_count
 from xattn.metrics.inputs import Outputs, as_fill
+from xattn.metrics.known_parts import rank_correlation
 from xattn.metrics.perturbations import ORIGINAL, Patches, Perturbation
 from xattn.metrics.probability import widened
 from xattn.metrics.protocols import DeletionFill, filled
 from xattn.metrics.removals import at_image_size, grid_patches
-from xattn.metrics.similarity import rank_correlation
 from xattn.metrics.targets import Predict, Targets
 
 if TYPE_CHECKING:
@@ -58,7 +58,8 @@ class IDSDS(Metric):
         patches = grid_patches(size, self.grid).to(maps.device).flatten().expand(len(maps), -1)
         sums = maps.new_zeros(len(maps), self.grid**2).scatter_add_(1, patches, maps.flatten(1))
         largest = torch.maximum(found.score.abs().amax(dim=1), found.whole.abs())
-        return rank_correlation(_levels(sums, SAME_SUM * sums.abs().amax(dim=1)), _levels(-found.score, SAME_SCORE * largest))
+        agreement = rank_correlation(_levels(sums, SAME_SUM * sums.abs().amax(dim=1)), _levels(-found.score, SAME_SCORE * largest))
+        return torch.where(largest.isfinite(), agreement, torch.nan)
 
 
 def _levels(values: Tensor, unit: Tensor) -> Tensor:

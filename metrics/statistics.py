@@ -21,6 +21,7 @@ Zeros = Literal["wilcoxon", "pratt"]
 CONFIDENCE = 0.95
 POWER = 0.8
 ANY = (-math.inf, math.inf)
+MOST_NEEDED = 100_000  # images; a difference that needs more is none in practice
 SAME = 1e-6  # differences within this share of the largest value are rounding
 EXACT_TO = 200  # pairs that differ, up to which the signed-rank distribution is computed exactly
 
@@ -233,6 +234,21 @@ def _finite(values: Values) -> Doubles:
 def _deviation(values: Doubles, mean: float) -> float:
     """The sample's standard deviation."""
     return math.sqrt(math.fsum(((values - mean) ** 2).tolist()) / (len(values) - 1))
+
+
+def inverted_limits(limits: tuple[float, float]) -> tuple[float, float]:
+    """The lowest and highest inverse of values, which are 0 or more, from their own limits."""
+    return 0.0 if math.isinf(limits[1]) else 1 / limits[1], 1 / limits[0] if limits[0] > 0 else math.inf
+
+
+def inverted(interval: Interval) -> Interval:
+    """The interval of the harmonic mean, from that of the mean of inverses."""
+    mean, low, high, n = interval
+    return Interval(1 / mean if mean else math.nan, _inverse(high), _inverse(low), n)
+
+
+def _inverse(end: float) -> float:
+    return 1 / end if end > 0 else math.inf if end <= 0 else math.nan
 
 
 def adjusted(p: Sequence[float]) -> list[float]:

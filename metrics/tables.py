@@ -15,11 +15,13 @@ from xattn.metrics.sheets import BETTER, SIGNIFICANT, WORSE, Sheet, sheet
 from xattn.metrics.statistics import (
     ANY,
     EXACT_TO,
+    MOST_NEEDED,
     POWER,
-    Doubles,
     Interval,
     Values,
     adjusted,
+    inverted,
+    inverted_limits,
     mean_interval,
     needed,
     numbers,
@@ -28,7 +30,7 @@ from xattn.metrics.statistics import (
     unit_of,
 )
 from xattn.metrics.targets import PER_LABEL
-from xattn.metrics.training_seeds import by_network, common_names, compared, crossed
+from xattn.metrics.training_seeds import by_network, common_names, compared, crossed, of_networks, over_seeds, shared_pictures
 from xattn.metrics.typeset import html_table, latex, markdown, typst
 from xattn.metrics.values import is_value
 from xattn.text import neutral_cell
@@ -47,7 +49,6 @@ SEEDS = (
     "Rows with several seeds are means over networks trained with them and over the images that all of them have. Their intervals are over "
     "both, as crossed random effects (t, Howe's combination; of proportions at least Wilson's): two seeds that disagree say little."
 )
-MOST_NEEDED = 100_000  # images; a difference that needs more is none in practice
 
 
 @dataclass(frozen=True, repr=False)
@@ -133,17 +134,8 @@ def aggregated(values: Values, aggregation: Aggregation, limits: tuple[float, fl
     if aggregation == "mean":
         return mean_interval(values, limits)
     own = numbers(values)
-    return _inverted(lambda within: mean_interval(np.divide(1.0, own, out=np.full_like(own, math.inf), where=own != 0), within), limits)
-
-
-def _inverted(mean: Callable[[tuple[float, float]], Interval], limits: tuple[float, float]) -> Interval:
-    """The inverse of the mean of inverses, which a function gives for their lowest and highest value."""
-    inverse = mean((0.0 if math.isinf(limits[1]) else 1 / limits[1], 1 / limits[0] if limits[0] > 0 else math.inf))
-    return Interval(1 / inverse.mean if inverse.mean else math.nan, _inverse(inverse.high), _inverse(inverse.low), inverse.n)
-
-
-def _inverse(end: float) -> float:
-    return 1 / end if end > 0 else math.inf if end <= 0 else math.nan
+    inverses = np.divide(1.0, own, out=np.full_like(own, math.inf), where=own != 0)
+    return inverted(mean_interval(inverses, inverted_limits(limits)))
 
 
 def comparison(rows: pd.DataFrame, against: str | None = None, *, without_degenerate: bool = False, seeds: str | None = None) -> Table:
@@ -177,7 +169,9 @@ def comparison(rows: pd.DataFrame, against: str | None = None, *, without_degene
     per_label = any(str(rule).startswith(PER_LABEL) for rule in rows["target_rule"].unique())
     by_explained = kept if against is None and seeds is None else kept.set_index(EXPLAINED, drop=seeds is None)
     groups = by_explained.groupby([*KEYS, "metric"], sort=False, observed=True)
-    values: dict[Any, Any] = dict(iter(groups["value"])) if seeds is None else {key: _of_networks(of, per_label) for key, of in groups}
+    values: dict[Any, Any] = dict(iter(groups["value"]))
+    if seeds is not None:
+        values = {key: of_networks(own, per_label=per_label) for key, own in groups}
     lines = []
     for (model, head, method), group in rows[OF_IMAGES].groupby(KEYS, sort=False, observed=True):  # each group is a copy
         row = str(model), str(head), str(method)
@@ -191,7 +185,7 @@ def comparison(rows: pd.DataFrame, against: str | None = None, *, without_degene
         all_images = group.drop_duplicates(explained)
         images = group[~flagged[group.index]].drop_duplicates(explained) if without_degenerate else all_images
         line |= _of_labels(images)
-        line |= {"n": len(images) if seeds is None else _shared(images, " · ".join(row), per_label)}
+        line |= {"n": len(images) if seeds is None else shared_pictures(images, " · ".join(row), per_label=per_label)}
         line |= {"degenerate_share": float(flagged[all_images.index].mean())}
         lines.append(line | ({} if seeds is None else {"seeds": group["network"].nunique()}))
     frame = pd.DataFrame(lines)
@@ -214,42 +208,15 @@ def scored(rows: pd.DataFrame) -> pd.DataFrame:
     return found.reset_index(drop=True)
 
 
-def _of_networks(rows: pd.DataFrame, per_label: bool) -> Any:
-    """Values of one model, head, method and metric: a series by what is explained; of networks of several seeds a frame, a column each."""
-    return by_network(rows, "value", per_label=per_label) if rows["network"].nunique() > 1 else rows["value"]
-
-
-def _shared(images: pd.DataFrame, row: str, per_label: bool) -> int:
-    """How many pictures all networks of a row have.
-
-    Raises:
-        InputError: none.
-    """
-    networks = images["network"].nunique()
-    found = int((images.groupby(EXPLAINED if per_label else "image", observed=True)["network"].nunique() == networks).sum())
-    if found == 0 < networks:
-        raise InputError(f"the {networks} networks of {row} have no picture in common: compare runs over the same pictures.")
-    return found
-
-
 def _of_metric(values: Any, metric: str) -> Interval:
     component = metrics.create(metric)
     aggregation, limits = component.instance.aggregation, component.metadata.limits
     if values is not None and values.ndim == 2:
         if aggregation == "harmonic mean":
             nonzero = values[(values != 0).all(axis=1)]
-            return _inverted(lambda within: crossed((1 / nonzero).T.to_numpy(), limits=within).difference, limits)
-        return _of_seeds(values.T.to_numpy(), limits, is_share=aggregation == "proportion")
+            return inverted(crossed((1 / nonzero).T.to_numpy(), limits=inverted_limits(limits)).difference)
+        return over_seeds(values.T.to_numpy(), limits, is_share=aggregation == "proportion")
     return aggregated([] if values is None else values.to_numpy(), aggregation, limits)
-
-
-def _of_seeds(values: Doubles, limits: tuple[float, float], *, is_share: bool) -> Interval:
-    """The interval of networks `(S, n)` over seeds and pictures; of a proportion at least Wilson's over pictures."""
-    found = crossed(values, limits=limits).difference
-    if not is_share or not found.n:
-        return found
-    own = proportion_interval(values.mean(axis=0), limits)
-    return Interval(found.mean, *((own.low, own.high) if found.n == 1 else (min(found.low, own.low), max(found.high, own.high))), found.n)
 
 
 def _of_labels(images: pd.DataFrame) -> dict[str, object]:
@@ -271,7 +238,7 @@ def _of_label(
 ) -> Interval:
     if images["network"].nunique() > 1:
         values = by_network(images, column, per_label=False).T.to_numpy()
-        return _of_seeds(values, limits, is_share=column == "right")
+        return over_seeds(values, limits, is_share=column == "right")
     return of_one(images[column].to_list(), limits)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from xattn.errors import InputError, SettingError
-from xattn.metrics.statistics import ANY, CONFIDENCE, Comparison, Interval, differences
+from xattn.metrics.statistics import ANY, CONFIDENCE, Comparison, Interval, differences, proportion_interval
 
 if TYPE_CHECKING:
     import numpy as np
@@ -135,6 +135,52 @@ def by_network(rows: pd.DataFrame, values: str, *, per_label: bool) -> pd.DataFr
     keys = ["image", "target"] if per_label else "image"
     wide = rows.reset_index(drop=True).pivot_table(index=keys, columns="network", values=values, sort=False, dropna=False, observed=True)
     return wide.replace([np.inf, -np.inf], np.nan).dropna()
+
+
+def of_networks(rows: pd.DataFrame, *, per_label: bool) -> pd.Series | pd.DataFrame:
+    """Values of one model, head, method and metric: a series by what is explained; of networks of several seeds a frame, a column each.
+
+    Args:
+        rows: with a column `network`, indexed by image and target.
+        per_label: as in `by_network`.
+    """
+    return by_network(rows, "value", per_label=per_label) if rows["network"].nunique() > 1 else rows["value"]
+
+
+def shared_pictures(rows: pd.DataFrame, row: str, *, per_label: bool) -> int:
+    """How many pictures all networks of a row of a table have; with `per_label`, pictures and targets.
+
+    Args:
+        rows: one for each network, image and target.
+        row: its name.
+        per_label: as in `by_network`.
+
+    Raises:
+        InputError: none.
+    """
+    networks = rows["network"].nunique()
+    counts = rows.groupby(["image", "target"] if per_label else "image", observed=True)["network"].nunique()
+    found = int((counts == networks).sum())
+    if found == 0 < networks:
+        raise InputError(f"the {networks} networks of {row} have no picture in common: compare runs over the same pictures.")
+    return found
+
+
+def over_seeds(values: Array, limits: tuple[float, float], *, is_share: bool) -> Interval:
+    """The interval of the mean over seeds and pictures, by `crossed`; of a proportion it is at least Wilson's over pictures.
+
+    Args:
+        values: `(S, n)`, a row for each network.
+        limits: lowest and highest value that there can be.
+        is_share: whether each value is one of the limits.
+    """
+    found = crossed(values.tolist(), limits=limits).difference
+    if not is_share or not found.n:
+        return found
+    own = proportion_interval(values.mean(axis=0), limits)
+    if found.n == 1:
+        return own._replace(mean=found.mean)
+    return found._replace(low=min(found.low, own.low), high=max(found.high, own.high))
 
 
 def compared(values: pd.Series | pd.DataFrame, reference: pd.Series | pd.DataFrame, floor: float = 1.0) -> Comparison:

@@ -129,11 +129,12 @@ def created(specs: Iterable[str], *, signed: bool = False) -> list[MethodCompone
         NameUnknownError: there is no such method or setting.
         SettingError: the maps of a method cannot be signed, or are in files.
     """
-    specs = specs if isinstance(specs, str) else list(specs)
-    if written_maps := not isinstance(specs, str) and [spec for spec in specs if spec.startswith(f"{FILES}:")]:
-        raise SettingError(
-            f"{written_maps[0]} names maps that another tool wrote: they explain no other images, and are given as files to xattn score."
-        )
+    if not isinstance(specs, str):  # which is refused below
+        specs = list(specs)
+        if of_files := [spec for spec in specs if spec.startswith(f"{FILES}:")]:
+            raise SettingError(
+                f"{of_files[0]} names maps that another tool wrote: they explain no other images, and are given as files to xattn score."
+            )
     components = methods.create_all(specs)
     return list({component.spec: component for component in map(_signed, components)}.values()) if signed else components
 

@@ -72,8 +72,8 @@ class InnerLoop:
     lr: float = 0.01
 
     def __post_init__(self) -> None:
-        numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in (self.steps, self.lr))
-        if not (numbers and isinstance(self.steps, int) and 1 <= self.steps <= MOST_STEPS and 0 < self.lr <= sys.float_info.max):
+        numbers = isinstance(self.steps, int) and isinstance(self.lr, (int, float)) and bool not in (type(self.steps), type(self.lr))
+        if not (numbers and 1 <= self.steps <= MOST_STEPS and 0 < self.lr <= sys.float_info.max):
             got = f"{self.steps!r:.40} and {self.lr!r:.40}"
             raise SettingError(f"gradient descent takes 1 to {MOST_STEPS:,} steps, and a learning rate above 0; got {got}.")
         object.__setattr__(self, "lr", float(self.lr))

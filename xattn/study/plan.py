@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from importlib import metadata
@@ -29,11 +28,10 @@ from xattn.models.layout import Stage
 from xattn.models.streams import LOCAL_STAGE, attends, steps_in
 from xattn.models.target_rules import THRESHOLD, Asked, OfOutput, PredictedLabels, TargetRule, described, labels_of, target_rule
 from xattn.registry import Component
-from xattn.study.regions import class_of_label
+from xattn.study.regions import check_labels
 from xattn.study.schema import Deviation, run_key
 from xattn.study.sequential import Pair, UntilDecided, pairs_of
 
-logger = logging.getLogger("xattn")
 MetricComponent = Component[MetricMetadata, Metric]
 
 NO_ATTENTION = "this head has no attention"
@@ -214,15 +212,8 @@ class Plan:
         if self.source.annotations is None:
             which = next(metric.spec for metric in self.metrics if metric.instance.needs_regions)
             raise InputError(f"{which} compares maps with where the object is: give the regions of objects (--regions), {TAKEN}.")
-        labels = self.source.annotations.labels
         for classifier in self.classifiers:
-            known = class_of_label(self.source.annotations, classifier).keys()
-            if others := sorted(labels - known) if known else []:
-                which = f"{', '.join(others[:5])}{', …' if len(others) > 5 else ''}"
-                logger.warning(
-                    "%s: %d of %d labels of the regions in %s name no class of it, and their regions are left out: %s",
-                    *(classifier.name, len(others), len(labels), self.source.annotations.origin, which),
-                )
+            check_labels(self.source.annotations, classifier)
 
     @property
     def needs_regions(self) -> bool:

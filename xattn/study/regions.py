@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from xattn.models.classifier import Classifier
 from xattn.models.target_rules import labels_of
 from xattn.study.schema import NO_REGION
 
+logger = logging.getLogger("xattn")
 ABSENT = f"{NO_REGION}the crop shows no object of the target"
 NO_CLASS = f"{NO_REGION}the regions are of classes, and the target is none"
 
@@ -59,6 +61,21 @@ def class_of_label(annotations: Annotations, classifier: Classifier) -> dict[str
             f"{classifier.name}: give names, indices or WordNet ids of its classes, or regions without classes."
         )
     return found
+
+
+def check_labels(annotations: Annotations, classifier: Classifier) -> None:
+    """Logs the labels of annotations that are no class of a classifier: their regions are left out.
+
+    Raises:
+        InputError: there are labels, and none is one.
+    """
+    found = class_of_label(annotations, classifier)
+    if others := sorted(annotations.labels - found.keys()) if found else []:
+        logger.warning(
+            "%s: %d of %d labels of the regions in %s name no class of it, and their regions are left out: %s",
+            *(classifier.name, len(others), len(annotations.labels), annotations.origin),
+            f"{', '.join(others[:5])}{', …' if len(others) > 5 else ''}",
+        )
 
 
 def regions_of(annotations: Annotations, classes: Mapping[str, int], maps: Maps, frames: Sequence[Frame]) -> Regions:

@@ -34,7 +34,7 @@ def work(plan: Plan, store: Store, running: Running, *, progress: bool) -> int:
         RunError: parts were deleted meanwhile.
     """
     contents, units, size = PartContents(plan), plan.units(), plan.batch_size
-    left = [unit for unit in units if contents.missing(unit, store.part(unit.name))]
+    left = {unit for unit in units if contents.missing(unit, store.part(unit.name))}
     evidence = None if plan.until_decided is None else Evidence(plan.until_decided, plan.pairs())
     ends = [len(plan.source)] if evidence is None else ends_of_rounds(len(plan.source), size)
     done: list[Unit] = []

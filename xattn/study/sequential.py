@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, SupportsFloat, SupportsIndex
 
 from xattn.errors import InputError, SettingError
 from xattn.metrics.base import metrics
-from xattn.metrics.confidence_sequences import MOST_NEEDED, decided_after, sequence_interval
-from xattn.metrics.statistics import CONFIDENCE
+from xattn.metrics.confidence_sequences import decided_after, sequence_interval
+from xattn.metrics.statistics import CONFIDENCE, MOST_NEEDED
 from xattn.metrics.tables import rounded
 
 if TYPE_CHECKING:

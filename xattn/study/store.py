@@ -26,8 +26,6 @@ from xattn.study.parts import read_part
 from xattn.study.run_json import contents_json, run_json
 from xattn.study.schema import (
     COLUMNS,
-    NO_PARTS,
-    NO_REGION,
     SCHEMA,
     CurveKey,
     StoredCurve,
@@ -36,7 +34,7 @@ from xattn.study.schema import (
     stored_looks,
     stored_map,
 )
-from xattn.study.summary import Summary
+from xattn.study.summary import PictureNotes, Summary
 from xattn.study.values import READ, values_of
 
 logger = logging.getLogger("xattn")
@@ -279,10 +277,7 @@ class Store:
         Returns:
             Name and reason of each image that failed.
         """
-        summary = Summary(metrics)
-        failed: dict[str, str] = {}
-        scaled: dict[str, set[str]] = {}
-        without: dict[str, dict[str, dict[str, None]]] = {"without_region": {}, "without_parts": {}}
+        summary, notes = Summary(metrics), PictureNotes()
         schema = pa.schema([SCHEMA.field(name) for name in COLUMNS])
         with (
             self.whole(Path("scores.csv")) as path,
@@ -290,30 +285,19 @@ class Store:
         ):
             for table in self.tables([*COLUMNS, "pixels"]):
                 summary.add(table)
-                is_error = pa.compute.is_valid(table["error"])
-                for row in table.select(["image", "error"]).filter(is_error).to_pylist():
-                    failed.setdefault(row["image"], row["error"])
-                for row in table.select(["image", "pixels"]).filter(pa.compute.is_valid(table["pixels"])).to_pylist():
-                    scaled.setdefault(row["pixels"], set()).add(row["image"])
-                for (_, found), beginning in zip(without.items(), (NO_REGION, NO_PARTS), strict=True):
-                    lacking = table.select(["image", "reason"]).filter(pa.compute.starts_with(table["reason"], beginning))
-                    for row in lacking.to_pylist():
-                        found.setdefault(row["reason"], {})[row["image"]] = None
-                is_row = pa.compute.or_(pa.compute.is_valid(table["metric"]), is_error)
+                notes.add(table)
+                is_row = pa.compute.or_(pa.compute.is_valid(table["metric"]), pa.compute.is_valid(table["error"]))
                 writer.write_table(table.select(list(COLUMNS)).filter(is_row))
         with self.whole(Path("table.csv")) as path:
             summary.frame().to_csv(path, index=False)
         for (model, head), counts in summary.label_counts.items():
             if (count := (classes or {}).get((model, head))) and (warning := counts.warning(count)):
                 logger.warning("%s · %s: %s", model, head, warning)
-        if scaled:
-            self.note(pixels={rule: len(images) for rule, images in scaled.items()})
-        for note, found in without.items():
-            if found:
-                self.note(**{note: {reason: list(images) for reason, images in found.items()}})
+        if entries := notes.entries():
+            self.note(**entries)
         if self.begun and not self.finished:
             self.note(added=[{**entry, "finished": True} for entry in self.read_run()["added"]])
-        return list(failed.items())
+        return list(notes.failed.items())
 
     def rows(self) -> pd.DataFrame:
         """All rows of `scores.csv`, from the parts."""

@@ -17,19 +17,11 @@ from xattn.deferred import pandas as pd
 from xattn.metrics.base import metrics as registry
 from xattn.metrics.targets import PER_LABEL
 from xattn.metrics.values import is_value
+from xattn.study.schema import NO_PARTS, NO_REGION
 
 MANY, FEW = 20, 4  # labelled images, from which an accuracy near chance says something; and where no label is 0
 OF_LABELS = ("accuracy", "mean_absolute_error")
-OF_MAPS = (
-    "model",
-    "head",
-    "method",
-    "target",
-    "target_rule",
-    "label",
-    "predicted",
-    "degenerate",
-)  # columns that a row without a metric says
+OF_MAPS = ("model", "head", "method", "target", "target_rule", "label", "predicted", "degenerate")  # of rows without a metric
 
 
 @dataclass
@@ -132,6 +124,35 @@ class Summary:
             rows.append(row | {"n": int(sums["n"][1]), "degenerate_share": means.get("degenerate_share", 0.0)})
         columns = ["model", "head", "method", *self.metrics, *of_labels, "n", "degenerate_share"]
         return controls_last(pd.DataFrame(rows, columns=columns)).reset_index(drop=True)
+
+
+class PictureNotes:
+    """What `run.json` and the end of a run say of its pictures, filled part by part.
+
+    Attributes:
+        failed: why, by the image's name.
+    """
+
+    def __init__(self) -> None:
+        self.failed: dict[str, str] = {}
+        self._scaled: dict[str, set[str]] = {}
+        self._without: dict[str, dict[str, dict[str, None]]] = {"without_region": {}, "without_parts": {}}
+
+    def add(self, table: pa.Table) -> None:
+        """Adds the rows of a part."""
+        for row in table.select(["image", "error"]).filter(pc.is_valid(table["error"])).to_pylist():
+            self.failed.setdefault(row["image"], row["error"])
+        for row in table.select(["image", "pixels"]).filter(pc.is_valid(table["pixels"])).to_pylist():
+            self._scaled.setdefault(row["pixels"], set()).add(row["image"])
+        for found, beginning in zip(self._without.values(), (NO_REGION, NO_PARTS), strict=True):
+            for row in table.select(["image", "reason"]).filter(pc.starts_with(table["reason"], beginning)).to_pylist():
+                found.setdefault(row["reason"], {})[row["image"]] = None
+
+    def entries(self) -> dict[str, Any]:
+        """How many pictures of more than 8 bits were scaled by which rule, and which have no region, or no parts, by the reason."""
+        found: dict[str, Any] = {"pixels": {rule: len(images) for rule, images in self._scaled.items()}}
+        found |= {note: {reason: list(images) for reason, images in of.items()} for note, of in self._without.items()}
+        return {note: of for note, of in found.items() if of}
 
 
 def controls_last(rows: pd.DataFrame) -> pd.DataFrame:

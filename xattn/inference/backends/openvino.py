@@ -6,7 +6,6 @@ import contextlib
 import copy
 import importlib
 import importlib.metadata
-import importlib.util
 import io
 import logging
 import threading
