@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
 from pathlib import Path
@@ -57,3 +58,16 @@ def test_kinds_that_order_methods_the_other_way_round_contradict_each_other(kind
     same = kinds.tau_table([one, kinds.ranks_of(rows("energy-pointing", {"a": 3, "b": 2, "c": 1}), "localisation", "boxes", "net")]).iloc[0]
     assert (same["τ"], same["contradict"]) == (1, "0")
     assert kinds.pairs_of([one, kinds.ranks_of(rows("deletion", {"a": 1}), "faithfulness", "birds", "other")]) == []
+
+
+def test_questions_of_heads_attention_are_asked_of_scores_by_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    evidence = importlib.import_module("evidence")
+    scores = rows("parts-shapley", {"raw-attention": 1.0, "grad-cam": 0.5, "layer-cam": 1.1, "random": 9.0})
+    asked = evidence.of_attention({("birds", "net"): scores, ("birds", "other"): scores[scores["method"] != "raw-attention"]})
+    assert [claim.text.partition("?")[0] for claim in asked] == [
+        "net: does its attention rank the parts better than grad-cam",
+        "net: does its attention rank the parts better than layer-cam, the best of the others on these birds",
+    ]
+    assert [round(claim.difference.mean, 6) for claim in asked] == [0.5, -0.1]
+    assert "p is adjusted by Holm" in evidence.verdicts(asked)
