@@ -1,16 +1,20 @@
 """What each way of running forwards brings, one upon the other: images a second of a network alone, by turns.
 
-    python benchmarks/ladder.py [--networks squeezenet1_0,mobilenet_v2,resnet50] [--threads 2] [--rounds 5] [--out benchmarks/results/speed]
+    python benchmarks/ladder.py [--networks squeezenet1_0,mobilenet_v2,resnet50,vit_tiny_patch16_224] [--threads 2] [--rounds 5] [--out DIR]
 
-Writes OUT/ladder.json and OUT/ladder.md. A way that the machine has no instructions for is measured like the others: its row says so.
+Writes DIR/ladder.json and DIR/ladder.md. A way that the machine has no instructions for is measured like the others: its row says so.
+OpenVINO's rows need xattn[openvino], int8 NNCF besides (xattn[bench]); what is not installed is left out.
 """
 
 from __future__ import annotations
 
+import copy
 import json
+import logging
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
@@ -21,9 +25,13 @@ from speed import DATA, RESULTS
 from speed_page import number, spread, table
 from subjects import Subject, photographs, subject
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from xattn.inference import Predictor, Tuning
+from xattn.inference.backends import openvino, others
+from xattn.inference.benchmark import FAR, TOLERANCE
+from xattn.inference.cloning import clone_of
 from xattn.inference.memory import kept_pages
 
 RUNGS: dict[str, tuple[Tuning | int, bool]] = {
@@ -35,9 +43,15 @@ RUNGS: dict[str, tuple[Tuning | int, bool]] = {
     "+ compiled and frozen": (Tuning(8, folded=True, compiled=True), True),
     "folded, bfloat16, not compiled": (Tuning(8, folded=True, precision="bfloat16"), True),
     "folded, bfloat16, compiled and frozen": (Tuning(8, folded=True, compiled=True, precision="bfloat16"), True),
+    "OpenVINO": (Tuning(8, folded=True, backend="openvino"), True),
+    "OpenVINO, bfloat16": (Tuning(8, folded=True, precision="bfloat16", backend="openvino"), True),
 }
+INT8 = "OpenVINO, int8, the rest in bfloat16"
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 CLOCKED_S = 2.0
+SEEN, CALIBRATED = 16, 24  # photographs that errors are of, and others that int8's scales are of; each also under a random mask
+CHUNK = 8
+Ways = dict[str, tuple[Callable[[Tensor], Tensor], int, bool]]
 
 
 def matrix_gflops(dtype: torch.dtype) -> float:
@@ -79,20 +93,60 @@ def layered(one: Subject, gflops: float, gib: float, dtype: torch.dtype, chunk: 
     return chunk / seconds
 
 
-def runs(one: Subject) -> dict[str, tuple[Callable[[Tensor], Tensor], int, bool]]:
-    """Each way: what runs a chunk, its size, whether pages are kept."""
-    found: dict[str, tuple[Callable[[Tensor], Tensor], int, bool]] = {}
+def masked(images: Tensor) -> Tensor:
+    """Images `(n, C, H, W)` and, behind them, the same under smooth random masks, as metrics and perturbing methods show them."""
+    masks = torch.rand(len(images), 1, 7, 7, generator=torch.Generator().manual_seed(0)).to(images.device)
+    return torch.cat([images, images * functional.interpolate(masks, size=images.shape[-2:], mode="bilinear")])
+
+
+def quantised(one: Subject, calibration: Tensor) -> Callable[[Tensor], Tensor]:
+    """The network in int8 by NNCF's defaults, its scales from those images; what it leaves in floats is bfloat16.
+
+    Args:
+        one: the network.
+        calibration: in pixel space, a multiple of the chunk.
+    """
+    import nncf
+
+    logging.getLogger("nncf").setLevel(logging.ERROR)
+    clone = copy.deepcopy(clone_of(one.classifier, torch.contiguous_format, folded=True))
+    model = openvino.converted(clone, one.classifier.probe().repeat(CHUNK, 1, 1, 1))
+    chunks = [chunk.numpy() for chunk in calibration.split(CHUNK)]
+    kind = nncf.ModelType.TRANSFORMER if one.classifier.token_stages else None
+    small = nncf.quantize(model, nncf.Dataset(chunks), subset_size=len(chunks), model_type=kind)
+    request = openvino.compiled(small, "bfloat16").create_infer_request()
+    return lambda images: torch.from_numpy(request.infer([images.contiguous().numpy()])[0].copy())
+
+
+def runs(one: Subject, calibration: Tensor) -> Ways:
+    """Each way that can be had here: what runs a chunk, its size, whether pages are kept."""
+    found: Ways = {}
+    backends = {"torch", *others(one.classifier)}
     for name, (way, keep) in RUNGS.items():
         if isinstance(way, int):
             found[name] = (lambda images: one.network(one.normalised(images)), way, keep)
-        else:
+        elif way.backend in backends:
             found[name] = (Predictor(one.classifier, way, "fast" if way.precision != "own" else "exact"), way.chunk, keep)
+    if "openvino" in backends and find_spec("nncf"):
+        found[INT8] = (quantised(one, calibration), CHUNK, True)
     return found
 
 
-def rates(one: Subject, images: Tensor, rounds: int) -> dict[str, list[float]]:
+def errors(one: Subject, ways: Ways, images: Tensor) -> dict[str, list[float]]:
+    """How far the probability of the predicted class lies from the plain network's, in points: mean and largest over the images."""
+    plain = one.classifier.predict(images).double().softmax(dim=1)
+    first = plain.argmax(dim=1, keepdim=True)
+    found = {}
+    for name, (run, _, _) in ways.items():
+        with torch.no_grad():
+            logits = torch.cat([run(chunk) for chunk in images.split(CHUNK)])
+        apart = 100 * (logits.double().softmax(dim=1) - plain).gather(1, first).abs()
+        found[name] = [float(apart.mean()), float(apart.max())]
+    return found
+
+
+def rates(one: Subject, ways: Ways, images: Tensor, rounds: int) -> dict[str, list[float]]:
     """Images a second of each way, by turns."""
-    ways = runs(one)
     found: dict[str, list[float]] = {name: [] for name in ways}
     names = list(ways)
     for round_ in range(rounds + 1):
@@ -109,7 +163,7 @@ def rates(one: Subject, images: Tensor, rounds: int) -> dict[str, list[float]]:
 
 
 @click.command()
-@click.option("--networks", default="squeezenet1_0,mobilenet_v2,resnet50", show_default=True)
+@click.option("--networks", default="squeezenet1_0,mobilenet_v2,resnet50,vit_tiny_patch16_224", show_default=True)
 @click.option("--threads", default=2, show_default=True)
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--device", default="cpu", show_default=True)
@@ -119,7 +173,7 @@ def main(networks: str, threads: int, rounds: int, device: str, data: Path, out:
     """Measures and writes the table."""
     torch.set_num_threads(threads)
     warnings.simplefilter("ignore")
-    found, needs, ones = {}, {}, {}
+    found, needs, ones, far = {}, {}, {}, {}
     products: dict[str, float] = dict.fromkeys(PRECISIONS, 0.0)
     copied = 0.0
     for name in networks.split(","):
@@ -127,10 +181,15 @@ def main(networks: str, threads: int, rounds: int, device: str, data: Path, out:
         needs[name] = gflop_an_image(one)
         products |= {precision: max(products[precision], matrix_gflops(dtype)) for precision, dtype in PRECISIONS.items()}
         copied = max(copied, copied_gib())
-        found[name] = rates(one, photographs(data, one.classifier, 1), rounds)
+        images = photographs(data, one.classifier, SEEN + CALIBRATED)
+        ways = runs(one, masked(images[SEEN:]))
+        far[name] = errors(one, ways, masked(images[:SEEN]))
+        found[name] = rates(one, ways, images, rounds)
         click.echo(f"{name}: " + "; ".join(f"{way} {median(rate):.1f}" for way, rate in found[name].items()), err=True)
     about = conditions(torch.device(device))
-    rows = [[way, *(spread(found[name][way]) for name in found)] for way in RUNGS]
+    measured = list(dict.fromkeys(way for rate in found.values() for way in rate))
+    rows = [[way, *(spread(rate[way]) if way in rate else "–" for rate in found.values())] for way in measured]
+    apart = [[way, *("{:.2g}, {:.2g}".format(*each[way]) if way in each else "–" for each in far.values())] for way in measured]
     limits: dict[str, dict[str, dict[str, float]]] = {}
     if device == "cpu":
         first = next(iter(RUNGS))
@@ -147,13 +206,17 @@ def main(networks: str, threads: int, rounds: int, device: str, data: Path, out:
                 ],
             ]
     out.mkdir(parents=True, exist_ok=True)
-    kept = {"rates": found, "gflop_an_image": needs, "matrix_gflops": products, "copied_gib": copied, "limits": limits, "conditions": about}
+    limit = {"matrix_gflops": products, "copied_gib": copied, "limits": limits}
+    kept = {"rates": found, "errors": far, "gflop_an_image": needs, **limit, "conditions": about}
     (out / "ladder.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     text = (
         "# What each way of running forwards brings\n\nImages a second of the network alone at 224 px, by turns; median [lowest, highest]. "
-        "Made by `benchmarks/ladder.py`.\n\n"
-        f"{table(('', *found), rows)}\n\n<sub>{about['processor']}, {about['threads']} of {about['cores']} cores, "
-        f"{torch.backends.cpu.get_cpu_capability()}; {about['date']}; torch {about['versions']['torch']}; `{about['command']}`.</sub>\n"
+        f"Made by `benchmarks/ladder.py`.\n\n{table(('', *found), rows)}\n\n## How far they are from the plain network\n\n"
+        f"The probability of the predicted class, in points: mean difference and the largest, of {SEEN} photographs and the same under "
+        f"random masks. The scales of int8 (NNCF, its defaults) are of {CALIBRATED} others, likewise. Level `exact` takes what is within "
+        f"{100 * TOLERANCE[torch.float32]:g} on its sample, `fast` what is within {100 * FAR:g}.\n\n{table(('', *far), apart)}\n\n"
+        f"<sub>{about['processor']}, {about['threads']} of {about['cores']} cores, {torch.backends.cpu.get_cpu_capability()}; "
+        f"{about['date']}; torch {about['versions']['torch']}; `{about['command']}`.</sub>\n"
     )
     (out / "ladder.md").write_text(text, encoding="utf-8")
     click.echo(text)

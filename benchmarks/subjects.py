@@ -18,6 +18,7 @@ from xattn.data.images import ImageSource
 from xattn.data.preprocessing import pixels
 
 WEIGHTS = ("squeezenet1_0", "mobilenet_v2")
+TIMM = {"vit_tiny_patch16_224": {"mean": [0.5], "std": [0.5], "resize": 248}}  # those of timm, and how they see pictures
 TINY, TINY_TOKENS = "tiny", "tiny_vit"  # with random weights, for --smoke
 
 
@@ -26,7 +27,7 @@ class Subject:
     """A network, as xattn has it and as the other libraries are given it.
 
     Attributes:
-        name: torchvision's, or "tiny".
+        name: torchvision's or timm's, or "tiny".
         classifier: ours, channels-last as `xattn.load` has it.
         origin: of the weights.
     """
@@ -79,7 +80,8 @@ def subject(name: str, data: Path, device: torch.device, head: str = "gap") -> S
     """A network by name; with random weights where none lie in `data`."""
     file = data / "weights" / f"{name}.pth"
     if file.exists():
-        classifier = xattn.load(f"torchvision:{name}", weights=file, head=head, device=device)
+        source = "timm" if name in TIMM else "torchvision"
+        classifier = xattn.load(f"{source}:{name}", weights=file, head=head, device=device, **TIMM.get(name, {}))
         return Subject(name, classifier, "ImageNet")
     if name in WEIGHTS:
         raise FileNotFoundError(f"{file} is not there: set XATTN_DATA or --data")

@@ -57,14 +57,14 @@ def built(classifier: Runnable, tuning: Tuning) -> Callable[[Tensor], Tensor]:
     # OpenVINO refers to some of the weights and repacks the others: to copies, so that they are all those of this moment.
     clone = copy.deepcopy(clone_of(classifier, torch.contiguous_format, folded=tuning.folded))
     with _quiet():
-        compiled = _compiled(_converted(clone, probe.repeat(tuning.chunk, 1, 1, 1)), tuning.precision)
+        ready = compiled(converted(clone, probe.repeat(tuning.chunk, 1, 1, 1)), tuning.precision)
     requests = threading.local()  # a request holds the memory of one forward
 
     def logits(images: Tensor) -> Tensor:
         missing = tuning.chunk - len(images)
         filled = torch.cat([images, images[-1:].expand(missing, -1, -1, -1)]) if missing else images
         if not hasattr(requests, "own"):
-            requests.own = compiled.create_infer_request()
+            requests.own = ready.create_infer_request()
         given = filled.detach().to(torch.float32).contiguous().numpy()
         found = requests.own.infer([given], share_inputs=True)[0]
         return torch.from_numpy(found)[: len(images)]
@@ -86,7 +86,7 @@ def _quiet() -> Iterator[None]:
         about.setLevel(before)
 
 
-def _converted(network: torch.nn.Module, images: Tensor) -> Any:
+def converted(network: torch.nn.Module, images: Tensor) -> Any:
     """The network as OpenVINO's model, for so many images.
 
     The steps of `openvino.convert_model` by hand: that one reports each use to its makers, unless the user has forbidden it on the machine.
@@ -109,7 +109,7 @@ def _converted(network: torch.nn.Module, images: Tensor) -> Any:
         raise UnsupportedError(f"OpenVINO cannot convert it: {' '.join(str(error).split())[:TOLD]}") from error
 
 
-def _compiled(model: Any, precision: str) -> Any:
+def compiled(model: Any, precision: str) -> Any:
     """The model for this processor, on as many threads as torch has.
 
     Raises:
@@ -123,7 +123,7 @@ def _compiled(model: Any, precision: str) -> Any:
         "NUM_STREAMS": 1,
         "ENABLE_CPU_PINNING": False,  # two processes would share the first cores
     }
-    compiled = importlib.import_module("openvino").Core().compile_model(model, "CPU", settings)
-    if (taken := compiled.get_property("INFERENCE_PRECISION_HINT").to_string()) != wanted:
+    ready = importlib.import_module("openvino").Core().compile_model(model, "CPU", settings)
+    if (taken := ready.get_property("INFERENCE_PRECISION_HINT").to_string()) != wanted:
         raise UnsupportedError(f"this processor computes precision={precision} of backend=openvino in {taken}.")
-    return compiled
+    return ready
