@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeAlias
 from xattn.deferred import torch
 from xattn.errors import InputError, UnsupportedError
 from xattn.metrics.probability import Probability, sigmoid_probability, softmax_probability, widened
+from xattn.text import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -114,7 +115,7 @@ class Target(ABC):
         if len(self) == count:
             return self
         if len(self) != 1:
-            raise InputError(f"{count} images need a target each; {len(self)} came.")
+            raise InputError(f"{counted(count, 'image needs', 'images need')} a target each; {len(self)} came.")
         return self[torch.zeros(count, dtype=torch.long)]
 
 

@@ -130,7 +130,7 @@ def test_the_command_names_pictures_without_a_value(birds: Path, tmp_path: Path)
     line += ["--method", "grad-cam", "--metric", "parts-removal", "--out", str(tmp_path / "run"), "--workers", "0"]
     said = CliRunner().invoke(main, line)
     assert said.exit_code == 0, said.output
-    assert "1 pictures, not available: the picture is no SketchBird, and its parts are not known: other.png" in said.output
+    assert "1 picture, not available: the picture is no SketchBird, and its parts are not known: other.png" in said.output
 
 
 def test_what_needs_maps_for_other_classes_refuses_maps_in_files_and_masks(birds: Path, tmp_path: Path) -> None:

@@ -146,7 +146,7 @@ def test_the_command_takes_regions_and_names_pictures_without_one(tmp_path: Path
     ]
     done = CliRunner().invoke(main, [*call, "--regions", str(given), "--workers", "0", "--device", "cpu"])
     assert done.exit_code == 0, done.output
-    assert "1 pictures, no region: the crop shows no object of the target" in done.stderr
+    assert "1 picture, no region: the crop shows no object of the target" in done.stderr
     refused = CliRunner().invoke(main, [*call[:-1], str(tmp_path / "other"), "--workers", "0"])
     assert refused.exit_code == 2
 
