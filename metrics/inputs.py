@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from xattn.deferred import torch
 from xattn.errors import InputError
 from xattn.metrics.probability import SUM_TOLERANCE, log_odds, widened
-from xattn.metrics.targets import ClassTarget, Predict, Region, Target
+from xattn.metrics.targets import ClassTarget, Contrast, Predict, Region, Target
 from xattn.text import counted
 
 if TYPE_CHECKING:
@@ -243,6 +243,9 @@ class CheckedPredict:
             raise InputError(
                 f"class {low if low < 0 else high} is outside the {output.shape[1]} classes that predict gives, 0 to {output.shape[1] - 1}."
             )
+        if isinstance(self.target, Contrast) and bool((none := self.target.cancels()).any()):
+            written = self.target.names()[int(none.nonzero()[0])]
+            raise InputError(f"the contrast {written} is 0 whatever predict gives, as its classes cancel out: leave such images out.")
 
     def _logits(self, output: Tensor) -> Tensor:
         wide = widened(output)

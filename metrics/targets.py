@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 Predict = Callable[["Tensor"], "Tensor"]
 """Images in pixel space `(B, 3, H, W)` → logits `(B, K)` before softmax or sigmoid, vectors `(B, D)` or maps of logits `(B, K, h, w)`."""
+CANCELLED = 1e-6  # the largest sum of weights that is rounding
 PER_LABEL = ("labels", "predicted labels", "pairs")
 """How the rules begin, as rows name them, that explain an image once for each of several labels, or of the pictures it is paired with."""
 
@@ -196,6 +197,11 @@ class Contrast(Target):
         sides = [(p * side).sum(dim=1) / side.sum(dim=1) for side in ((weights > 0).to(p), (weights < 0).to(p))]
         found = sides[0] - sides[1]
         return torch.where(found.isnan() & p.isfinite().all(dim=1), super().margin(output), found)
+
+    def cancels(self) -> Tensor:
+        """`(B,)` bool: the weights of each class add up to 0, as where a class is held against itself, so that the score is always 0."""
+        alike = self.classes[:, :, None] == self.classes[:, None]
+        return ((alike * self.weights[:, None]).sum(dim=2).abs() <= CANCELLED).all(dim=1)
 
     @property
     def kind(self) -> str:
