@@ -103,6 +103,8 @@ def open_published(name: str, root: str | Path, split: str) -> PublishedSplit:
     """
     folder = Path(os.path.abspath(root))
     where = f"{name}:{root}"
+    if not folder.is_dir():
+        raise InputError(f"{where} needs its folder, and there is no folder {folder}: give where it is, as {name}:ROOT:{split}.")
     pictures, rows, classes = KNOWN[name].read(where, folder, split)
     order = sorted(rows, key=lambda file: PurePosixPath(file).parts)
     if missing := [file for file in order if not (pictures / file).is_file()]:
