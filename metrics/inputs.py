@@ -59,7 +59,7 @@ def as_images(given: Any) -> Tensor:
         raise InputError(f"images are (batch, channels, height, width), at least one; got {tuple(images.shape)}.{one}")
     if not images.is_floating_point():
         raise InputError(f"images are floats in [0, 1]; got {str(images.dtype).removeprefix('torch.')}. Divide 8-bit images by 255.")
-    low, high = (float(extreme) for extreme in images.aminmax())
+    low, high = (float(extreme) for extreme in images.detach().aminmax())
     if not (low >= -EDGE and high <= 1 + EDGE):
         raise InputError(
             f"images are in pixel space, [0, 1]; these reach from {low:.3g} to {high:.3g}. Divide 8-bit images by 255; leave out any "

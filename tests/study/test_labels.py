@@ -57,6 +57,7 @@ def test_a_number_is_the_class_of_that_name_and_an_int_is_an_index(tmp_path: Pat
     with pytest.raises(NameUnknownError, match="called by numbers"):
         clf.class_index("1")
     assert classifier(["a", "b", "c", "d", "e"]).class_index("1") == 1
+    assert [classifier(["a", "b", "c", "d", "e"]).class_index("1.0"), clf.class_index("20.0")] == [1, 4]
     for wrong in ("²", "9" * 5000, "--1", 1.5, None):
         with pytest.raises(xattn.errors.XattnError):
             classifier(["a", "b", "c", "d", "e"]).class_index(wrong)  # type: ignore[arg-type]
