@@ -49,7 +49,8 @@ def drawable(text: str, families: tuple[str, ...], weight: str | int = "normal")
     """
     if text.isascii():
         return text, ()
-    written, more = "", {}
+    written = ""
+    more: dict[str, None] = {}
     for character in text:
         if character.isspace() or any(_has(family, weight, character) for family in families):
             written += character
