@@ -10,6 +10,7 @@ import click
 
 from xattn.cli.options import Integer, LocalPath, Number, PathOrURL, model_options
 from xattn.cli.terminal import say, warned_lines
+from xattn.text import counted
 
 
 @click.command()
@@ -50,6 +51,6 @@ def adapt(
         classifier = load(model, **options)
     found = adapt(classifier, source, steps=steps, lr=lr, batch_size=batch_size)
     say(f"{classifier.name} · {classifier.head_name} · {classifier.device}: all but its last layer stays", err=True)
-    say(f"{len(source)} pictures of {found.class_count} classes: {', '.join(found.labels or ())}", err=True)
+    say(f"{counted(len(source), 'picture')} of {counted(found.class_count, 'class')}: {', '.join(found.labels or ())}", err=True)
     found.save(out)
     say(out)

@@ -10,6 +10,7 @@ import click
 
 from xattn.cli.options import TEXTS, LocalPath, PathOrURL, model_options
 from xattn.cli.terminal import say, warned_lines
+from xattn.text import counted
 
 if TYPE_CHECKING:
     from xattn.data.labels import LabelsFrom
@@ -63,7 +64,7 @@ def evaluate(
     sys.path.append(os.getcwd())  # where package.module:factory is looked up
     with warned_lines():
         classifier = load(model, **options)
-    say(f"{classifier.name} · {classifier.head_name} · {classifier.class_count} classes · {classifier.device}", err=True)
+    say(f"{classifier.name} · {classifier.head_name} · {counted(classifier.class_count, 'class')} · {classifier.device}", err=True)
     found = score(classifier, data, task=task, labels_csv=labels_csv, labels_from=labels_from, batch_size=batch_size, workers=workers)
     say(str(found))
     if out is not None:
@@ -71,7 +72,7 @@ def evaluate(
         say(out, err=True)
     if found.failed:
         total = (found.n if found.pictures is None else found.pictures) + len(found.failed)
-        say(f"{len(found.failed)} of {total} pictures could not be read, and do not count:", err=True)
+        say(f"left out, as not readable: {len(found.failed)} of {counted(total, 'picture')}:", err=True)
         for name, reason in found.failed:
             say(f"  {name}: {reason}", err=True)
         sys.exit(SOME_FAILED)

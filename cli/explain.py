@@ -17,6 +17,7 @@ from xattn.cli.options import Grouped
 from xattn.cli.run_options import run_options
 from xattn.cli.terminal import say, warned_lines
 from xattn.errors import InputError
+from xattn.text import counted
 
 if TYPE_CHECKING:
     from xattn.data.labels import LabelsFrom
@@ -130,7 +131,7 @@ def _announce(study: Study) -> None:
     plan = study.plan
     for classifier in plan.classifiers:
         stage = plan.stage_of(classifier)
-        say(f"{classifier.name} · {classifier.head_name} · {classifier.class_count} classes · {classifier.device}", err=True)
+        say(f"{classifier.name} · {classifier.head_name} · {counted(classifier.class_count, 'class')} · {classifier.device}", err=True)
         say(f"  {classifier.preprocessing}", err=True)
         others = ", ".join(other.name for other in classifier.stages if stage is None or other.name != stage.name)
         say(f"  stage {stage}: {stage.found}" if stage else "  no stage: no map lies on every path to the output", err=True)
@@ -140,13 +141,13 @@ def _announce(study: Study) -> None:
             say(f"  without {', '.join(left)}: {lacks}", err=True)
     place, count = plan.shard
     if count > 1:
-        say(
-            f"shard {place} of {count}: {len(plan.images)} of {len(plan.source)} images; `xattn compare` joins the folders of all", err=True
-        )
+        here = f"{len(plan.images)} of {counted(len(plan.source), 'image')}"
+        say(f"shard {place} of {count}: {here}; `xattn compare` joins the folders of all", err=True)
     target = plan.target.text if isinstance(plan.target, TargetRule) else plan.target
     if plan.until_decided is not None:
         say(f"in a random order, until {plan.until_decided.metric} has decided; at most", err=True)
-    say(f"{len(plan.images)} images × {len(plan.methods)} methods × {len(plan.metrics)} metrics, target: {target}", err=True)
+    sizes = {"image": len(plan.images), "method": len(plan.methods), "metric": len(plan.metrics)}
+    say(f"{' × '.join(counted(count, noun) for noun, count in sizes.items())}, target: {target}", err=True)
 
 
 def _foretell(study: Study) -> None:
@@ -157,8 +158,8 @@ def _foretell(study: Study) -> None:
         each, seconds = forwards_per_image(study.plan, classifier), seconds_expected(study.plan, classifier)
         long = "no picture can be read" if seconds is None else f"about {timedelta(seconds=max(1, round(seconds)))} here, untuned"
         say(
-            f"{classifier.name} · {classifier.head_name}: {each} forwards for each image, {'at most ' if study.plan.until_decided else ''}"
-            f"{each * len(study.plan.images)} in all: {long}; "
+            f"{classifier.name} · {classifier.head_name}: {counted(each, 'forward')} for each image, "
+            f"{'at most ' if study.plan.until_decided else ''}{each * len(study.plan.images)} in all: {long}; "
             "reading, gradients and methods of other libraries come on top"
         )
 
@@ -190,11 +191,11 @@ def _finish(study: Study, outcome: Outcome, out: str) -> None:
     for line in stated(run["sequence"]) if "sequence" in run else ():
         say(line, err=True)
     for rule, count in run.get("pixels", {}).items():
-        say(f"{count} pictures: {rule}", err=True)
+        say(f"{counted(count, 'picture')}: {rule}", err=True)
     for reason, names in {**run.get("without_region", {}), **run.get("without_parts", {})}.items():
-        say(f"{len(names)} pictures, {reason}: {', '.join(names[:5])}{', …' if len(names) > 5 else ''}", err=True)
+        say(f"{counted(len(names), 'picture')}, {reason}: {', '.join(names[:5])}{', …' if len(names) > 5 else ''}", err=True)
     if outcome.failed:
-        say(f"{len(outcome.failed)} of {outcome.images} images failed:", err=True)
+        say(f"{len(outcome.failed)} of {counted(outcome.images, 'image')} failed:", err=True)
         for name, reason in outcome.failed:
             say(f"  {name}: {reason}", err=True)
         sys.exit(SOME_FAILED)

@@ -10,6 +10,7 @@ import click
 
 from xattn.cli.options import LocalPath, Number, PathOrURL
 from xattn.cli.terminal import say
+from xattn.text import counted
 
 SOME_FAILED = 3
 
@@ -61,7 +62,7 @@ def overlay(
     failed = overlay_runs(runs, out, **chosen, style=style, form=form, maps=maps, moved_to=moved_to)
     say(f"{out}/overlays.csv")
     if failed:
-        say(f"{len(failed)} images could not be drawn:", err=True)
+        say(f"{counted(len(failed), 'image')} could not be drawn:", err=True)
         for name, reason in failed:
             say(f"  {name}: {reason}", err=True)
         sys.exit(SOME_FAILED)

@@ -11,6 +11,7 @@ import click
 
 from xattn.cli.options import LocalPath, PathOrURL, model_options
 from xattn.cli.terminal import say, warned_lines
+from xattn.text import counted
 
 SOME_FAILED = 3
 
@@ -69,14 +70,15 @@ def patches(
     with warned_lines():
         classifier = load(model, weights=weights, **shape)
     say(
-        f"{classifier.name} · {classifier.head_name} · {classifier.device}: {finder}, {n} boxes in each of {len(source)} images",
+        f"{classifier.name} · {classifier.head_name} · {classifier.device}: {finder}, {counted(n, 'box')} in each of "
+        f"{counted(len(source), 'image')}",
         err=True,
     )
     found = boxes_of(classifier, source, finder, n, side, target=target, batch_size=batch_size, progress=True)
     found.save(out)
     say(out)
     if found.failed:
-        say(f"{len(found.failed)} of {len(source)} images failed:", err=True)
+        say(f"{len(found.failed)} of {counted(len(source), 'image')} failed:", err=True)
         for name, reason in found.failed:
             say(f"  {name}: {reason}", err=True)
         sys.exit(SOME_FAILED)

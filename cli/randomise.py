@@ -12,6 +12,7 @@ import click
 
 from xattn.cli.options import LocalPath, Number, PathOrURL, model_options
 from xattn.cli.terminal import say, warned_lines
+from xattn.text import counted
 
 
 @click.command()
@@ -85,7 +86,10 @@ def randomise(
     settings = {name: options.pop(name) for name in own}
     with warned_lines():
         classifier = load(model, weights=weights, head=head, **options)
-    say(f"{classifier.name} · {classifier.head_name} · {classifier.device}: {', '.join(methods)} on {len(source)} images", err=True)
+    say(
+        f"{classifier.name} · {classifier.head_name} · {classifier.device}: {', '.join(methods)} on {counted(len(source), 'image')}",
+        err=True,
+    )
     found = randomise(classifier, source, methods, target=int(target) if target.isdecimal() else target, **settings)
     folder = found.save(out)
     say(found.text(), nl=False)

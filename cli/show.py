@@ -10,6 +10,7 @@ import click
 
 from xattn.cli.options import PathOrURL
 from xattn.cli.terminal import say
+from xattn.text import counted
 
 if TYPE_CHECKING:
     from xattn.study.store import Store
@@ -48,7 +49,7 @@ def show(runs: Sequence[str]) -> None:
         for added in run.get("added", []):
             say(f"  {'added':9} {_added(added)}, began {added['began']}\n  {'command':9} {_command(added)}")
         if failed:
-            say(f"  {'failed':9} {len(failed)} images:")
+            say(f"  {'failed':9} {counted(len(failed), 'image')}:")
             for name, reason in failed[:10]:
                 say(f"    {name}: {reason}")
             if len(failed) > 10:
@@ -59,7 +60,7 @@ def _unfinished(store: Store, run: Mapping[str, Any]) -> str:
     """How far a run is, and what goes on with it."""
     adding = [added for added in run.get("added", []) if not added["finished"]]
     if not adding:
-        return f"{len(store.done())} parts are done: the same command goes on"
+        return f"{counted(len(store.done()), 'part is', 'parts are')} done: the same command goes on"
     return f"not all parts have {', '.join(map(_added, adding))} yet: the command below that added them goes on"
 
 

@@ -12,6 +12,7 @@ import click
 from xattn.cli.options import TEXTS, Integer, LocalPath, Number, classes_or_texts, devices_of, model_options, stages
 from xattn.cli.terminal import say, warned_lines
 from xattn.errors import InputError
+from xattn.text import counted
 
 if TYPE_CHECKING:
     from xattn.models import Classifier
@@ -229,14 +230,14 @@ def train(
     read = ", ".join(map(str, classifier.attachment.stages or [classifier.stage()]))
     what = "head and network" if recipe.backbone else "the head alone"
     what = f"scales and shifts of convolutions, by {recipe.episodes} episodes per epoch" if by_episodes is not None else what
-    tell(f"{classifier.name} · {classifier.head_name} · {classifier.class_count} classes · {classifier.device}: {what}")
+    tell(f"{classifier.name} · {classifier.head_name} · {counted(classifier.class_count, 'class')} · {classifier.device}: {what}")
     tell(f"  {classifier.preprocessing}")
     tell(f"  reads {read}")
     if teacher is not None:
         starts = f"starts from the weights of {teacher}, and learns its answers"
         tell(f"  {starts if from_teacher else f'learns the answers of {teacher}'}")
     count = classifier.class_count if opened.several else len(set(opened.targets))
-    tell(f"{opened.name}: {len(opened)} pictures of {count} classes")
+    tell(f"{opened.name}: {counted(len(opened), 'picture')} of {counted(count, 'class')}")
     options: dict[str, Any] = {
         "task": component.spec,
         "recipe": recipe,
@@ -259,7 +260,7 @@ def train(
     elif trials is not None:
         found = search(classifier, opened, out, trials, **options)
         settings = ", ".join(f"{key} {value}" for key, value in found.recipe.to_json().items() if value != getattr(recipe, key))
-        tell(f"best of {found.trials} trials ({found.pruned} pruned): validation {measure} {found.score:.2f} %, {settings}")
+        tell(f"best of {counted(found.trials, 'trial')} ({found.pruned} pruned): validation {measure} {found.score:.2f} %, {settings}")
     else:
         tell(_kept(fit(classifier, opened, out, **options), measure, "pictures"))
     if is_first_process():

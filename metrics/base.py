@@ -99,6 +99,7 @@ class Metric(ABC):
     needs_regions: ClassVar[bool] = False  # where the object is
     needs_parts: ClassVar[bool] = False  # what the parts of the picture do
     needs_rivals: ClassVar[bool] = False  # the method's maps for two other classes
+    undefined: ClassVar[str] = "the map, or the probability, is constant where they are compared"  # why it may be NaN
 
     @property
     def perturbations(self) -> tuple[Perturbation, ...]:

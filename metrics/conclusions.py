@@ -14,6 +14,7 @@ from xattn.metrics.statistics import EXACT_TO, MOST_NEEDED, POWER
 from xattn.metrics.tables import rounded
 from xattn.metrics.targets import PER_LABEL
 from xattn.metrics.typeset import markdown_text
+from xattn.text import counted
 
 ARROWS = {"lower": "↓", "higher": "↑"}
 DIFFERENCE = ("difference", "difference_low", "difference_high")
@@ -45,7 +46,7 @@ def conclusion(line: Line, higher: bool) -> str:
     if within:
         return f"equivalent: within ±{margin:g}"
     n, count = line["n"], line["needed"]
-    undecided = f"{n} pictures do not decide this"
+    undecided = f"{counted(n, 'picture does', 'pictures do')} not decide this"
     if count == math.inf:
         return f"{undecided}: their mean difference is 0"
     if not count < MOST_NEEDED:
@@ -104,12 +105,12 @@ def _pictures(block: Block) -> str:
     n, out = len(block.values), block.pictures - len(block.values)
     if len(block.classifiers) == 1:
         model, head = block.classifiers[0]
-        text = f"{n} pictures of one network ({model} · {head}): this speaks of that network only."
+        text = f"{counted(n, 'picture')} of one network ({model} · {head}): this speaks of that network only."
     else:
-        text = f"{n} pictures of {len(block.classifiers)} networks: this speaks of these networks only."
+        text = f"{counted(n, 'picture')} of {len(block.classifiers)} networks: this speaks of these networks only."
     if out:
         lacking = [f"{block.name(place)} of {count}" for place, count in enumerate(block.lacking) if count]
-        text += f" {out} of {block.pictures} are left out, without a value of {', '.join(lacking)}."
+        text += f" Left out: {out} of {block.pictures}, without a value of {', '.join(lacking)}."
     return markdown_text(text)
 
 

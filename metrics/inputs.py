@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from xattn.deferred import torch
 from xattn.errors import InputError
 from xattn.metrics.probability import SUM_TOLERANCE, log_odds, widened
-from xattn.metrics.targets import ClassTarget, Predict, Region, Target
+from xattn.metrics.targets import ClassTarget, Contrast, Predict, Region, Target
+from xattn.text import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,7 +59,7 @@ def as_images(given: Any) -> Tensor:
         raise InputError(f"images are (batch, channels, height, width), at least one; got {tuple(images.shape)}.{one}")
     if not images.is_floating_point():
         raise InputError(f"images are floats in [0, 1]; got {str(images.dtype).removeprefix('torch.')}. Divide 8-bit images by 255.")
-    low, high = (float(extreme) for extreme in images.aminmax())
+    low, high = (float(extreme) for extreme in images.detach().aminmax())
     if not (low >= -EDGE and high <= 1 + EDGE):
         raise InputError(
             f"images are in pixel space, [0, 1]; these reach from {low:.3g} to {high:.3g}. Divide 8-bit images by 255; leave out any "
@@ -99,16 +100,16 @@ def as_masks(given: Any, count: int, what: str = "masks") -> Tensor:
     masks = as_maps(given, what, count)
     if masks.dim() != 3 or len(masks) != count or not masks.numel():
         raise InputError(
-            f"{what} are (batch, height, width), one for each of {count} images; got {tuple(masks.shape)}. Raw maps become masks by "
-            "xattn.metrics.to_masks(maps, (height, width))."
+            f"{what} are (batch, height, width), one for each of {counted(count, 'image')}; got {tuple(masks.shape)}. Raw maps become "
+            "masks by xattn.metrics.to_masks(maps, (height, width))."
         )
     whole = torch.isfinite(masks).flatten(1).all(dim=1)
     if not bool(whole.all()):
         numbers = (~whole).nonzero()[:, 0].tolist()
         shown = ", ".join(map(str, numbers[:5])) + (", …" if len(numbers) > 5 else "")
         raise InputError(
-            f"{what} are finite numbers; those of {len(numbers)} of {count} images hold NaN or infinity (numbers {shown}). Leave these "
-            "images out, or make masks by xattn.metrics.to_masks, which marks such maps as degenerate."
+            f"{what} are finite numbers; those of {len(numbers)} of {counted(count, 'image')} hold NaN or infinity (numbers {shown}). "
+            "Leave these images out, or make masks by xattn.metrics.to_masks, which marks such maps as degenerate."
         )
     return masks
 
@@ -142,7 +143,7 @@ def as_regions(given: Any, maps: Tensor) -> Tensor:
         regions = regions[:, None]
     if regions.dim() != 4 or len(regions) != len(maps):
         raise InputError(
-            f"regions are (batch, height, width), or (batch, objects, height, width), one for each of {len(maps)} images; got "
+            f"regions are (batch, height, width), or (batch, objects, height, width), one for each of {counted(len(maps), 'image')}; got "
             f"{tuple(regions.shape)}."
         )
     if regions.dtype != torch.bool:
@@ -221,7 +222,7 @@ class CheckedPredict:
             )
         output = as_tensor(given, "logits")
         if not output.dim() or len(output) != len(images):
-            raise InputError(f"predict gives a row for each image; for {len(images)} images it gave {tuple(output.shape)}.")
+            raise InputError(f"predict gives a row for each image; for {counted(len(images), 'image')} it gave {tuple(output.shape)}.")
         output = output if output.is_floating_point() else output.float()
         if self._alike is None:
             self._refuse_classes(output)
@@ -242,6 +243,9 @@ class CheckedPredict:
             raise InputError(
                 f"class {low if low < 0 else high} is outside the {output.shape[1]} classes that predict gives, 0 to {output.shape[1] - 1}."
             )
+        if isinstance(self.target, Contrast) and bool((none := self.target.cancels()).any()):
+            written = self.target.names()[int(none.nonzero()[0])]
+            raise InputError(f"the contrast {written} is 0 whatever predict gives, as its classes cancel out: leave such images out.")
 
     def _logits(self, output: Tensor) -> Tensor:
         wide = widened(output)

@@ -31,6 +31,7 @@ class IROF(CurvesMetric):
         fill: what deleted pixels show, as for `deletion`.
     """
 
+    undefined = "the probability of the whole picture is 0"
     superpixels: int = 100
     fill: DeletionFill = "mean"
 

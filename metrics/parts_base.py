@@ -23,6 +23,7 @@ class PartsMetric(Metric):
     kind = "parts"
     needs_parts = True
     lacks: ClassVar[str] = "too few of the parts are visible"
+    undefined: ClassVar[str] = "the map has the same mean in all of the parts, or all of them have the same effect"
 
     @abstractmethod
     def of_parts(self, masks: Tensor, parts: KnownParts) -> Tensor:

@@ -11,7 +11,7 @@ from xattn.deferred import torch
 from xattn.errors import SettingError
 from xattn.metrics.base import Evidence, ExplanationMetric, register
 from xattn.metrics.explanation import Explain, explained_again
-from xattn.metrics.inputs import as_images, as_masks
+from xattn.metrics.inputs import as_images, as_masks, refuse_no_masks
 from xattn.metrics.perturbations import Noised, Perturbation, noised_images
 from xattn.metrics.probability import widened
 from xattn.metrics.seeds import content_seeds
@@ -132,4 +132,6 @@ def _measured(metric: _Sensitivity, images: Tensor, masks: Tensor, explain: Expl
         for asked in metric.explained
         if isinstance(asked, Noised)
     }
+    for each in (masks, *again.values()):  # of two scales the change would be one of scale
+        refuse_no_masks(each)
     return metric.value(Evidence(masks, masks, explanations=again))

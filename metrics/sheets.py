@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from xattn.errors import NameUnknownError, SettingError
 from xattn.metrics.base import MetricMetadata, metrics
-from xattn.text import shown
+from xattn.text import counted, shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -152,7 +152,7 @@ def sheet(
     )
     notes = [note for note in notes if not note.startswith(left_out)]
     counts = sorted(set(frame["n"]))
-    images = f"{counts[0]} images" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} images"
+    images = counted(counts[0], "image") if len(counts) == 1 else f"{counts[0]} to {counts[-1]} images"
     what = "Differences" if difference else "Means"
     said = f"{what} over {images}." if caption is None else caption
     return Sheet(rows, found, tail, tuple(notes), said, label or "tab:xattn")

@@ -33,7 +33,7 @@ from xattn.metrics.targets import PER_LABEL
 from xattn.metrics.training_seeds import by_network, common_names, compared, crossed, of_networks, over_seeds, shared_pictures
 from xattn.metrics.typeset import html_table, latex, markdown, typst
 from xattn.metrics.values import is_value
-from xattn.text import neutral_cell
+from xattn.text import counted, neutral_cell
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -331,21 +331,21 @@ def _notes(rows: pd.DataFrame, frame: pd.DataFrame, names: Sequence[str], agains
     if "predicted" in rules and rows.groupby(["network", "head"]).ngroups > 1:
         notes.append("Each classifier is explained for its own prediction: rows of different classifiers answer different questions.")
     if left_out:
-        notes.append(f"Left out of every column but the last: {left_out} degenerate map{'s' * (left_out > 1)}.")
+        notes.append(f"Left out of every column but the last: {counted(left_out, 'degenerate map')}.")
     if len({frozenset(images.unique()) for _, images in rows.groupby(KEYS, sort=False, observed=True)["image"]}) > 1:
         notes.append("Rows are over different images: their means are not over the same ones.")
     if "seeds" in frame:
         rows = rows.drop_duplicates(["metric", *KEYS, *EXPLAINED])
     sizes = rows.groupby(["metric", *KEYS], sort=False, observed=True).size().groupby(level="metric", observed=True).max()
     fewer = {metric: int(sizes[metric]) for metric in names if metric in sizes.index and sizes[metric] < int(frame["n"].max())}
-    notes += [f"{metric}: over {count} images at most." for metric, count in fewer.items()]
+    notes += [f"{metric}: over {counted(count, 'image')} at most." for metric, count in fewer.items()]
     notes += [
         f"{metric}: the harmonic mean over images, as released (the inverse of the mean of inverses)."
         for metric in names
         if of[metric].instance.aggregation == "harmonic mean"
     ]
     undefined = rows[rows["value"].isna()].groupby("metric", sort=False, observed=True).size()
-    notes += [f"{metric}: undefined for {count} maps, left out of the mean." for metric, count in undefined.items()]
+    notes += [f"{metric}: undefined for {counted(count, 'map')}, left out of the mean." for metric, count in undefined.items()]
     if against is not None:
         reference = against if against in set(frame["method"]) else f"the same method of {against}"
         seeds_tested = ", of several seeds the t-test over seeds and pictures" if SEEDS in notes else ""

@@ -25,12 +25,14 @@ from typing import TYPE_CHECKING, Any, Self, TypeAlias
 from xattn.deferred import torch
 from xattn.errors import InputError, UnsupportedError
 from xattn.metrics.probability import Probability, sigmoid_probability, softmax_probability, widened
+from xattn.text import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Predict = Callable[["Tensor"], "Tensor"]
 """Images in pixel space `(B, 3, H, W)` → logits `(B, K)` before softmax or sigmoid, vectors `(B, D)` or maps of logits `(B, K, h, w)`."""
+CANCELLED = 1e-6  # the largest sum of weights that is rounding
 PER_LABEL = ("labels", "predicted labels", "pairs")
 """How the rules begin, as rows name them, that explain an image once for each of several labels, or of the pictures it is paired with."""
 
@@ -114,7 +116,7 @@ class Target(ABC):
         if len(self) == count:
             return self
         if len(self) != 1:
-            raise InputError(f"{count} images need a target each; {len(self)} came.")
+            raise InputError(f"{counted(count, 'image needs', 'images need')} a target each; {len(self)} came.")
         return self[torch.zeros(count, dtype=torch.long)]
 
 
@@ -195,6 +197,11 @@ class Contrast(Target):
         sides = [(p * side).sum(dim=1) / side.sum(dim=1) for side in ((weights > 0).to(p), (weights < 0).to(p))]
         found = sides[0] - sides[1]
         return torch.where(found.isnan() & p.isfinite().all(dim=1), super().margin(output), found)
+
+    def cancels(self) -> Tensor:
+        """`(B,)` bool: the weights of each class add up to 0, as where a class is held against itself, so that the score is always 0."""
+        alike = self.classes[:, :, None] == self.classes[:, None]
+        return ((alike * self.weights[:, None]).sum(dim=2).abs() <= CANCELLED).all(dim=1)
 
     @property
     def kind(self) -> str:

@@ -15,6 +15,7 @@ from xattn.errors import InputError, NameUnknownError
 from xattn.metrics.base import metrics
 from xattn.metrics.sheets import SIGNIFICANT
 from xattn.metrics.statistics import adjusted, mean_interval, paired, unit_of
+from xattn.text import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -236,14 +237,14 @@ def _verdict(line: dict[str, Any]) -> dict[str, str]:
 def _notes(frame: pd.DataFrame, methods: Sequence[str], cheats: Sequence[str]) -> tuple[str, ...]:
     n = int(frame["n"].max())
     notes = [
-        f"Methods: {', '.join(methods)}. Planted: {', '.join(cheats)}. n = {n} pictures.",
+        f"Methods: {', '.join(methods)}. Planted: {', '.join(cheats)}. n = {counted(n, 'picture')}.",
         "Behind: the median of the methods is better on the same pictures (Wilcoxon signed-rank, p < "
         f"{SIGNIFICANT}, Benjamini–Hochberg within a metric). A metric that fails is marked {MARK}.",
         "A control may be right: for a network that looks at the centre, a Gaussian there is a good map. What fails on one network and on "
         "some pictures need not on others.",
     ]
     if n < LEAST_PICTURES:
-        notes.append(f"Nothing can be found better or worse on {n} pictures: the test needs {LEAST_PICTURES} or more.")
+        notes.append(f"Nothing can be found better or worse on {counted(n, 'picture')}: the test needs {LEAST_PICTURES} or more.")
     if frame["agreement of pictures"].isna().all() and not _has_krippendorff():
         notes.append("α is not computed: the package krippendorff is not installed (pip install 'xattn[reliability]').")
     else:

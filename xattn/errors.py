@@ -63,7 +63,7 @@ class NameUnknownError(XattnError, ValueError):
         near = difflib.get_close_matches(name[:200].lower().replace("-", "").replace("_", ""), folded, n=1)
         meant = f" Did you mean '{folded[near[0]]}'?" if near else ""
         shown = ", ".join(names[:30]) if len(names) <= 30 else f"{len(names)} names, among them {', '.join(names[:3])}"
-        name = name if len(name) <= 200 else f"{name[:200]}…"
+        name = (name if len(name) <= 200 else f"{name[:200]}…").replace("\n", "\\n")
         super().__init__(f"Unknown {kind} '{name}'.{meant} Known: {shown or 'none'}.{' ' + hint if hint else ''}")
 
 

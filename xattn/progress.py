@@ -40,7 +40,7 @@ class Progress:
     def skip(self, count: int) -> None:
         """Counts images that an earlier run has done."""
         if count and self.lines:
-            logger.info("%d of %d images are done already", count, self.total)
+            logger.info("done already: %d of %d images", count, self.total)
         self.before += count
         self.bar.update(count)
         self.bar.start_t = time.time()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 
-__all__ = ["neutral_cell", "shown"]
+__all__ = ["counted", "neutral_cell", "shown"]
 
 ACTIVE = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # control, format (as bidirectional overrides), surrogates, separators of lines
 JOINERS = "\u200c\u200d"  # of scripts and emoji
@@ -29,6 +29,21 @@ def shown(text: str, keep: str = "\n\t") -> str:
         else character
         for character in text
     )
+
+
+def counted(count: int, one: str, several: str | None = None) -> str:
+    """A number and what it counts.
+
+    Args:
+        count: how many.
+        one: the noun, perhaps with its verb.
+        several: the same for any other number; None: the noun's plural.
+
+    >>> counted(1, "picture"), counted(3, "class"), counted(0, "picture has", "pictures have")
+    ('1 picture', '3 classes', '0 pictures have')
+    """
+    several = several or one + ("es" if one.endswith(("s", "x", "ch")) else "s")
+    return f"{count} {one if count == 1 else several}"
 
 
 def neutral_cell(text: str) -> str:

@@ -12,7 +12,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 import xattn
-from xattn.birds import CLASSES, PARTS, effects, in_parts, known_parts, masks, pixels, rank_correlation, scene, share_inside
+from xattn.birds import CLASSES, PARTS, effects, ground_truth, in_parts, known_parts, masks, pixels, rank_correlation, scene, share_inside
 from xattn.birds.drawing import thing_masks
 from xattn.data.preprocessing import Preprocessing
 from xattn.errors import InputError
@@ -163,3 +163,13 @@ def test_pieces_of_clutter_are_where_the_clutter_is() -> None:
         assert len(found) == len(shown.clutter)
         assert torch.equal(found.any(dim=0), every.clutter | every.cue)
     assert thing_masks(dataclasses.replace(SCENES[0], clutter=())).shape == (0, 64, 64)
+
+
+def test_the_renders_of_large_pictures_take_no_more_memory_than_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = ground_truth.seen_by(scene(0, split="test"), None)
+    assert ground_truth.seen_by(scene(0, split="test"), None) is one
+    monkeypatch.setattr(ground_truth, "MOST_KEPT", 2 * one.size)
+    for index in range(1, 6):
+        ground_truth.seen_by(scene(index, split="test"), None)
+        assert sum(each.size for each in ground_truth._kept.values()) <= 2 * one.size
+    assert ground_truth.seen_by(scene(0, split="test"), None) is not one

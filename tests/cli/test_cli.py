@@ -112,6 +112,21 @@ def test_an_empty_folder_is_told(tmp_path: Path) -> None:
     assert "no images in" in result.stderr
 
 
+def test_what_is_left_out_of_a_folder_is_told_once_and_one_thing_is_counted_as_one(folder: Path, tmp_path: Path) -> None:
+    one = tmp_path / "one"
+    one.mkdir()
+    shutil.copy(next(folder.glob("*.png")), one / "a.png")
+    (one / "a.psd").write_bytes(b"x")
+    result = run("explain", one, *MODEL, "--method", "centre", "--metric", "sparsity", "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    assert result.stderr.count("1 file is left out, as it is no picture in a format that is read: 1 .psd (a.psd)") == 1
+    assert "1 image × 1 method × 1 metric" in result.stderr
+    for command in (["figure", tmp_path / "run", "--out", tmp_path / "f.png"], ["report", tmp_path / "run", "--out", tmp_path / "r.html"]):
+        again = run(*command)
+        assert again.exit_code == 0, again.output
+        assert "left out" not in again.stderr
+
+
 def test_a_folder_where_every_image_is_bad_is_told_and_ends_with_3(tmp_path: Path) -> None:
     bad_files(tmp_path)
     result = run("explain", tmp_path, *MODEL, *QUICK, "--out", tmp_path / "run")

@@ -177,7 +177,7 @@ BOX = "image,x0,y0,x1,y1\n"
         ("b.csv", f"{BOX}{NAME},5,5,5,9\n", r"line 2: a box is x0 < x1 and y0 < y1, in pixels; got 5, 5, 5, 9"),
         ("b.csv", f"{BOX}{NAME},1,2,nan,9\n", r"line 2: a box is"),
         ("b.csv", f"{BOX}{NAME},1,2\n", r"line 2: a box is"),
-        ("b.csv", f"{BOX}other.jpg,1,2,3,4\n", r"has regions of none of the 1 pictures \(below/dog.jpg, …\). It names other.jpg"),
+        ("b.csv", f"{BOX}other.jpg,1,2,3,4\n", r"has regions of none of 1 picture \(below/dog.jpg, …\). It names other.jpg"),
         ("b.txt", "", r"regions are a CSV .* '.*b.txt' is none of these"),
         ("c.json", "[" * 100_000, r"could not be read as JSON"),
         ("c.json", "[]", r"is no file of COCO's instances"),
@@ -189,7 +189,7 @@ BOX = "image,x0,y0,x1,y1\n"
         ("c.json", coco(segmentation={"size": [40, 60], "counts": [5, 10**9]}), r"annotation 0 has a segmentation that is none"),
         ("a/dog.xml", "<annotation><object><name>dog</name></object></annotation>", r"has an object without a box"),
         ("a/dog.xml", "<!DOCTYPE x><annotation/>", r"declares a document type"),
-        ("a/other.xml", XML, r"has regions of none of the 1 pictures"),
+        ("a/other.xml", XML, r"has regions of none of 1 picture"),
     ],
 )
 def test_a_damaged_file_is_named_with_what_is_wrong(file: str, content: str, said: str, tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ def test_a_csv_of_images_and_labels_is_a_source(folder: Path) -> None:
 
 def test_a_label_file_that_does_not_match_says_which_images_lack_one(folder: Path) -> None:
     (folder / "labels.csv").write_text("image,label\nphotos/1.png,2\n")
-    with pytest.raises(InputError, match=r"10 of 10 images have no label in .*\(0\.png, 1\.png, 2\.png, …\).*holds photos/1\.png"):
+    with pytest.raises(InputError, match=r"of 10 images, 10 have no label in .*\(0\.png, 1\.png, 2\.png, …\).*holds photos/1\.png"):
         ImageSource(folder, folder / "labels.csv")
     (folder / "labels.csv").write_text("file,class\n1.png,2\n")
     with pytest.raises(InputError, match="needs the columns 'image' and 'label' .*; it has file, class"):

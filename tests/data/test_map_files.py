@@ -108,7 +108,7 @@ def test_what_a_map_of_both_sizes_covers_has_to_be_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "ending", "message"),
     [
-        (torch.tensor([[-1.0, 1.0]]), ".npy", "1 of 1 maps by 'm' have values below 0, down to -1"),
+        (torch.tensor([[-1.0, 1.0]]), ".npy", "of 1 map by 'm', 1 has values below 0, down to -1"),
         (torch.rand(3, 4, 4), ".npy", r"has the shape \(3, 4, 4\): a map is \(height, width\).*Sum or average"),
         (torch.randint(0, 255, (4, 4, 3)), ".png", "is a picture in colour.*not its overlay"),
     ],
@@ -126,7 +126,7 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
         place.write_bytes(b"nothing of the kind")
         with pytest.raises(InputError, match=r"is no|damaged"):
             find_maps([place.parent], NAMES)
-    with pytest.raises(InputError, match="has no map of any of the 1 pictures"):
+    with pytest.raises(InputError, match="has no map of any of 1 picture"):
         find_maps([tmp_path], ["x.jpg"])
     with pytest.raises(InputError, match="there is no"):
         find_maps([tmp_path / "absent"], NAMES)

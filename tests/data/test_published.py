@@ -107,7 +107,7 @@ def torn(name: str, keep: float) -> Callable[[Path], None]:
         ("dogs", relisted("train_list.mat", lambda rows: [(rows[0][0], 1.0), *rows[1:]]), r"a label is one folder"),
         ("dogs", relisted("train_list.mat", lambda rows: rows[2:]), r"3 class folders, and no picture of label 3"),
         ("dogs", lambda root: scipy.io.savemat(root / "train_list.mat", {"labels": [1.0]}), r"has no variable file_list"),
-        ("dogs", lambda root: scipy.io.savemat(root / "train_list.mat", {"labels": [1.0, 2.0], "file_list": ["a"]}), r"has 1 files and 2"),
+        ("dogs", lambda root: scipy.io.savemat(root / "train_list.mat", {"labels": [1.0, 2.0], "file_list": ["a"]}), r"has 1 file and 2"),
         ("mit67", lambda root: (root / "TrainImages.txt").unlink(), r"needs .*TrainImages.txt, as in indoorCVPR_09.tar"),
         ("mit67", lambda root: (root / "Images/bakery/bakery_0001.jpg").unlink(), r"lacks 1 of its 6 training pictures, as .*bakery_0001"),
         ("mit67", edited("TrainImages.txt", "bakery/", "../bakery/"), r"lists '../bakery/.*': a class folder and a file are needed"),

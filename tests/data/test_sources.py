@@ -56,17 +56,21 @@ def test_files_are_told_by_their_content_and_those_left_out_are_counted_and_name
     (tmp_path / "a.xml").write_text("<a/>")
     with caplog.at_level(logging.INFO, "xattn"):
         assert names(tmp_path) == ["a.jpg", "b.photo", "download"]
-    assert "6 files are left out" in caplog.text
+    assert "5 files are left out" in caplog.text
     assert "3 .heic" in caplog.text
     assert "1 .nef" in caplog.text
     assert caplog.records[-1].levelno == logging.WARNING
     caplog.clear()
     with caplog.at_level(logging.INFO, "xattn"):
         assert names(str(tmp_path / "*")) == ["a.jpg", "b.photo", "download"]
-    assert "6 files are left out" in caplog.text
+    assert "5 files are left out" in caplog.text
     with caplog.at_level(logging.INFO, "xattn"):
         assert names(str(tmp_path / "a.*")) == ["a.jpg"]
-    assert "1 file is left out, as it is no picture in a format that is read: 1 .xml (a.xml)" in caplog.text
+    assert "beside the pictures: 1 .xml (a.xml)" in caplog.text
+    (tmp_path / "IMG_0.HEIC").rename(tmp_path / "a.heic")
+    with caplog.at_level(logging.INFO, "xattn"):
+        assert names(str(tmp_path / "a.*")) == ["a.jpg"]
+    assert "1 file is left out, as it is no picture in a format that is read: 1 .heic (a.heic)" in caplog.text
 
 
 def test_files_beside_pictures_are_counted_without_a_warning(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -321,13 +325,13 @@ def test_a_tar_file_that_was_cut_off_is_not_taken_for_a_shorter_one(tmp_path: Pa
     whole = (tmp_path / "a.tar").read_bytes()
     with tarfile.open(tmp_path / "a.tar") as tar:
         second = tar.getmembers()[1].offset
-    for size, message in ((second + 100, "cut off or damaged behind the first 1 files"), (second - 100, "could not be read")):
+    for size, message in ((second + 100, "cut off or damaged behind the first 1 file"), (second - 100, "could not be read")):
         (tmp_path / "b.tar").write_bytes(whole[:size])
         with pytest.raises(InputError, match=message):
             ImageSource(tmp_path / "b.tar")
     (tmp_path / "c.tar").write_bytes(whole[:second])
     assert names(tmp_path / "c.tar") == ["0000.png"]
-    assert "no mark of its end: it may have been cut off behind its 1 files" in caplog.text
+    assert "no mark of its end: it may have been cut off behind its 1 file" in caplog.text
 
 
 def test_arrays_and_other_things_are_named(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def test_it_shows_what_it_showed_before_they_moved(tiny: Classifier, folder: Pat
 def test_a_picture_that_is_not_there_is_named_and_one_of_another_content_is_refused(moved: Path, tmp_path: Path) -> None:
     (moved / "2.png").unlink()
     out = tmp_path / "grid.png"
-    with pytest.raises(InputError, match=r"1 of 6 pictures of .* are not in .*elsewhere, neither by name nor by content: 2\.png"):
+    with pytest.raises(InputError, match=r"of 6 pictures of .*, 1 is not in .*elsewhere, neither by name nor by content: 2\.png"):
         figure([tmp_path / "run"], out, moved_to=moved)
     figure([tmp_path / "run"], out, images=["1.png"], moved_to=moved)
     shutil.copy(moved / "3.png", moved / "1.png")
@@ -74,5 +74,5 @@ def test_a_run_goes_on_with_pictures_that_have_moved_and_then_knows_where_they_a
 def test_pictures_of_a_data_set_in_memory_are_not_looked_for_by_their_numbers(tiny: Classifier, folder: Path, tmp_path: Path) -> None:
     images = torch.utils.data.TensorDataset(networks.pictures(4), torch.arange(4))
     xattn.Study([tiny], ["grad-cam"], ["sparsity"], images, tmp_path / "run", workers=0, tune="off", progress=False).run()
-    with pytest.raises(InputError, match="4 of 4 pictures .*neither by name nor by content: 0, 1, 2, …"):
+    with pytest.raises(InputError, match="of 4 pictures .*, 4 are not in .*neither by name nor by content: 0, 1, 2, …"):
         figure([tmp_path / "run"], tmp_path / "grid.png", moved_to=folder)

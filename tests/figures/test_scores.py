@@ -118,7 +118,7 @@ def test_a_scatter_says_how_many_images_are_behind_its_points() -> None:
     ]
     rows[0]["value"] = float("nan")
     (page,) = Scatter()(ScoreData(pd.DataFrame(rows), []), FigureStyle())
-    assert any("n = 5 to 6 images" in text.get_text() for text in page.findobj(Text))
+    assert any("n = 5 to 6" in text.get_text() for text in page.findobj(Text))
 
 
 @pytest.mark.parametrize("each", ["method", "image"])

@@ -6,6 +6,7 @@ import importlib
 import importlib.metadata
 import json
 import logging
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -259,6 +260,16 @@ def test_a_network_that_does_not_convert_is_run_by_torch_and_the_log_says_why(
     assert capfd.readouterr().err == ""
     with pytest.raises(SettingError, match="odd cannot run in chunks of 8, openvino: .*Leave it to tune=auto"):
         tuned(classifier, tune="backend=openvino")
+
+
+def test_what_another_thread_writes_while_a_network_is_converted_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    with openvino._quiet():
+        print("of torch", file=sys.stderr)
+        other = threading.Thread(target=lambda: print("of a user", file=sys.stderr))
+        other.start()
+        other.join()
+        print("kept")
+    assert capsys.readouterr() == ("kept\n", "of a user\n")
 
 
 @installed

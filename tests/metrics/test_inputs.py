@@ -108,6 +108,7 @@ def test_metrics_of_maps_alone_take_the_same_forms() -> None:
         ({"targets": torch.eye(4)[:2]}, "Of one-hot rows, give the argmax"),
         ({"targets": torch.tensor([0.0, 1.0])}, r"whole numbers; got \(2,\) float32"),
         ({"targets": [None, 1]}, "targets are class indices"),
+        ({"targets": m.Contrast([[0, 1], [2, 2]], [[1.0, -1.0], [1.0, -1.0]])}, r"the contrast 2 - 2 is 0 whatever predict gives"),
         ({"chunk": 0}, "chunk is the number of images per forward, 1 or more; got 0"),
         ({"predict": "resnet"}, "predict is a function from images to logits"),
         ({"predict": lambda images: None}, "it gave NoneType"),

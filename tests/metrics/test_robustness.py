@@ -88,3 +88,6 @@ def test_what_cannot_be_measured_says_why() -> None:
         max_sensitivity(images, masks, lambda noisy: masks, radius=0)
     with pytest.raises(InputError, match=r"explain must give masks \(1, 32, 32\)"):
         max_sensitivity(images, masks, lambda noisy: masks[:, :8])
+    for before, after in ((255 * masks, masks), (masks, 255 * masks), (masks, masks - 1)):
+        with pytest.raises(InputError, match=r"masks lie in \[0, 1\]"):
+            max_sensitivity(images, before, lambda noisy, after=after: after)

@@ -69,7 +69,7 @@ def test_all_is_over_the_pictures_that_every_method_has_a_value_of_and_says_what
     assert found.methods.set_index("method")["lacking"].to_dict() == {"grad-cam": 0, "same": 2, "unclear": 0, "random": 1}
     text = found.text()
     assert "38 pictures of one network (net · gap): this speaks of that network only." in text
-    assert "2 of 40 are left out, without a value of same of 2, random of 1." in text
+    assert "Left out: 2 of 40, without a value of same of 2, random of 1." in text
 
 
 def test_pictures_with_a_degenerate_map_fall_out_for_all_methods_if_asked() -> None:

@@ -9,6 +9,7 @@ import xattn
 from tests import networks
 from xattn.errors import InputError, NameUnknownError, UnsupportedError
 from xattn.metrics import Similarity
+from xattn.metrics.targets import Contrast
 from xattn.models import Classifier
 from xattn.models.target_rules import described, target_rule
 
@@ -58,9 +59,17 @@ def test_a_contrast_s_score_is_the_weighted_sum_of_its_logits(clf: Classifier) -
 @pytest.mark.parametrize(
     ("asked", "error", "message"),
     [
-        ("cat - 0.6*dgo", NameUnknownError, r"Unknown class in the target 'cat - 0.6\*dgo' 'dgo'. Did you mean 'dog'"),
+        ("cat - 0.6*dgo", NameUnknownError, r"Unknown class 'dgo'. Did you mean 'dog'.* It is a term of 'cat - 0.6\*dgo'."),
         ("cat - 7", InputError, r"class 7 is outside the 5 classes of five"),
         ("predikted", NameUnknownError, "Unknown class 'predikted'"),
+        ("cat - 0", InputError, r"target 'cat - 0' is 0 whatever the network gives, as its classes cancel out"),
+        ("predicted - 1.0*predicted", InputError, "cancel out"),
+        ("0.5*cat - dog - 0.5*cat + dog", InputError, "cancel out"),
+        ("0*cat", InputError, "cancel out"),
+        (Contrast([3, 3], [1.0, -1.0]), InputError, "the contrast 3 - 3 is 0 whatever"),
+        (" ", InputError, "the target is an empty text"),
+        (b"cat", InputError, "a target is 'predicted', .* got bytes"),
+        ("ca\nt", NameUnknownError, r"Unknown class 'ca\\nt'"),
         (3.5, InputError, "a target is 'predicted', 'label', .* got float"),
     ],
 )

@@ -60,7 +60,7 @@ def test_a_picture_that_cannot_be_read_is_named_and_has_no_row(folder: Path, tmp
     (folder / "1.png").write_bytes((folder / "1.png").read_bytes()[:60])
     found = boxes_of(plain(), ImageSource(folder), n=2)
     assert (found.names, [name for name, _ in found.failed]) == (["0.png", "2.png"], ["1.png"])
-    with pytest.raises(InputError, match=r"1 pictures could not be read, as 1.png .* write a .csv"):
+    with pytest.raises(InputError, match=r"1 picture could not be read, as 1.png .* write a .csv"):
         found.save(tmp_path / "boxes.npy")
     result = run("patches", folder, *MODEL, "--count", 2, "--out", tmp_path / "boxes.csv")
     assert result.exit_code == 3

@@ -145,7 +145,7 @@ def test_an_image_whose_prediction_ties_keeps_its_rows_of_the_first_run(tiny: Cl
     pq.write_table(table.set_column(table.column_names.index("target"), "target", pa.array(moved)), part)
     joint = compare_runs([tmp_path / "a", tmp_path / "b"])
     pd.testing.assert_frame_equal(joint.frame, compare_runs([tmp_path / "a"]).frame)
-    assert "the runs explain 1 images for different targets" in joint.text("markdown")
+    assert "the runs explain 1 image for different targets" in joint.text("markdown")
 
 
 def test_runs_of_other_labels_are_refused(tiny: Classifier, folder: Path, tmp_path: Path) -> None:

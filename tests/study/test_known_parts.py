@@ -73,6 +73,17 @@ def test_a_picture_s_values_are_the_same_in_any_batch_and_from_a_data_set_as_fro
     assert one["value"].to_list() == pytest.approx(other["value"].to_list(), abs=1e-6, nan_ok=True)
 
 
+def test_a_map_with_one_value_in_all_parts_has_none_and_says_why(tmp_path: Path) -> None:
+    made = study(SketchBirds("test", 2), tmp_path / "run", ["birds:gap"], metrics=["parts-removal"], methods=["uniform", "grad-cam"])
+    assert made.run().failed == []
+    rows = made.scores().set_index("method")
+    assert rows.loc["uniform", "value"].isna().all()
+    assert set(rows.loc["uniform", "reason"]) == {
+        "undefined: the map has the same mean in all of the parts, or all of them have the same effect"
+    }
+    assert rows.loc["grad-cam", "reason"].isna().all()
+
+
 def test_the_truth_of_a_run_is_its_parts_shapley(run: Path) -> None:
     rows = xattn.study.store.Store(run).rows()
     own = rows[rows["metric"] == "parts-shapley"].set_index(["model", "image", "method"])["value"]
@@ -130,7 +141,7 @@ def test_the_command_names_pictures_without_a_value(birds: Path, tmp_path: Path)
     line += ["--method", "grad-cam", "--metric", "parts-removal", "--out", str(tmp_path / "run"), "--workers", "0"]
     said = CliRunner().invoke(main, line)
     assert said.exit_code == 0, said.output
-    assert "1 pictures, not available: the picture is no SketchBird, and its parts are not known: other.png" in said.output
+    assert "1 picture, not available: the picture is no SketchBird, and its parts are not known: other.png" in said.output
 
 
 def test_what_needs_maps_for_other_classes_refuses_maps_in_files_and_masks(birds: Path, tmp_path: Path) -> None:

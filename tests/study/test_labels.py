@@ -57,6 +57,7 @@ def test_a_number_is_the_class_of_that_name_and_an_int_is_an_index(tmp_path: Pat
     with pytest.raises(NameUnknownError, match="called by numbers"):
         clf.class_index("1")
     assert classifier(["a", "b", "c", "d", "e"]).class_index("1") == 1
+    assert [classifier(["a", "b", "c", "d", "e"]).class_index("1.0"), clf.class_index("20.0")] == [1, 4]
     for wrong in ("²", "9" * 5000, "--1", 1.5, None):
         with pytest.raises(xattn.errors.XattnError):
             classifier(["a", "b", "c", "d", "e"]).class_index(wrong)  # type: ignore[arg-type]
@@ -195,3 +196,19 @@ def test_evaluate_refuses_other_images_and_maps_of_another_classifier() -> None:
                 call(given)
     with pytest.raises(NameUnknownError, match="Did you mean 'exact'"):
         xattn.Study([clf], ["random"], ["complexity"], Items("a"), labels_from="none", level="Exact")  # type: ignore[arg-type]
+
+
+def test_a_contrast_of_a_class_with_itself_has_no_value_and_says_so(tmp_path: Path) -> None:
+    clf = classifier()
+    images = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    best = [int(index) for index in clf.predict(images).argmax(dim=1)]
+    labels = torch.tensor([best[0], (best[1] + 1) % 5, best[2]])
+    given = {"methods": ["centre", "grad-cam"], "metrics": ["insertion", "sparsity"], "tune": "off", "workers": 0, "progress": False}
+    made = xattn.Study([clf], images=torch.utils.data.TensorDataset(images, labels), out=tmp_path, target="label - predicted", **given)
+    assert made.run().failed == []
+    rows = made.scores()
+    same = rows["image"] != "1"
+    assert rows["value"][same].isna().all()
+    assert set(rows["reason"][same]) == {"the target is a class less itself in this picture, and 0 whatever the network gives"}
+    assert rows["value"][~same].notna().any()
+    assert made.table()["insertion"].notna().all()

@@ -73,8 +73,8 @@ def test_what_has_no_map_or_no_picture_is_said_and_left_out(
     with caplog.at_level(logging.INFO, "xattn"):
         made = study(tiny, folder, tmp_path / "run", maps=maps / "theirs")
     assert len(made.images) == 9
-    assert "1 maps are of none of the pictures, and left out: " in caplog.text
-    assert "1 of 10 pictures have no map by 'theirs': 1.png" in caplog.text
+    assert "left out, as of none of the pictures: 1 map (" in caplog.text
+    assert "no map by 'theirs' of 1 of 10 pictures: 1.png" in caplog.text
     made.run()
     assert set(made.table()["n"]) == {9}
     assert made.table()["method"].tolist() == ["maps:theirs", "random", "centre"]

@@ -174,7 +174,7 @@ def test_a_query_that_nothing_may_be_compared_with_has_a_row_that_says_so(tmp_pa
     assert outcome.failed == [("0002_c1s1_000000_01.jpg", "label: there is no picture in the gallery that it may be compared with")]
     torn = min((root / "bounding_box_test").glob("0002_*"))
     torn.write_bytes(torn.read_bytes()[:100])
-    with pytest.raises(InputError, match="none of the 2 pictures of the gallery can be compared with a query: give another --gallery"):
+    with pytest.raises(InputError, match="none of 2 pictures of the gallery can be compared with a query: give another --gallery"):
         study(tmp_path / "none", f"market:{root}:query", f"market:{root}:gallery")
 
 

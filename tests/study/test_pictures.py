@@ -84,7 +84,7 @@ def test_the_command_takes_depth_window_and_size_and_prints_what_it_did(folder: 
     assert "scan.tif: signed 32-bit values from -500 to -500, and nothing says" in plain.output
     window = CliRunner().invoke(main, [*run, "--out", str(tmp_path / "b"), "--window", "-1000,400"])
     assert window.exit_code == 0, window.output
-    assert "1 pictures: signed 32-bit values: -1000 to 400 are black to white, the window that was given" in window.output
+    assert "1 picture: signed 32-bit values: -1000 to 400 are black to white, the window that was given" in window.output
     small = CliRunner().invoke(main, [*run, "--out", str(tmp_path / "c"), "--max-pixels", "100"])
     assert "more than 100" in small.output
     for wrong in (["--depth", "77"], ["--window", "3,1"], ["--window", "3"], ["--max-pixels", "0"], ["--depth", "12", "--window", "0,1"]):
@@ -105,7 +105,7 @@ def test_a_picture_that_was_replaced_by_one_of_the_same_length_is_noticed(tiny: 
     os.unlink(tmp_path / "run" / "parts" / "00-000002.parquet")
     before = (folder / "1.png").read_bytes()
     (folder / "1.png").write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
-    with pytest.raises(RunError, match=r"1 pictures have another content than when the run in .* began \(1.png\).*put them back"):
+    with pytest.raises(RunError, match=r"1 picture has another content than when the run in .* began \(1.png\).*put them back"):
         study(tiny, folder, tmp_path / "run").run()
     (folder / "1.png").write_bytes(before)
     os.utime(folder / "1.png", (1, 1))  # a copy has another date
@@ -146,7 +146,7 @@ def test_a_run_folder_that_loses_parts_while_it_runs_is_not_a_success(
             os.unlink(tmp_path / "run" / "parts" / "00-000000.parquet")
 
     monkeypatch.setattr(Store, "write_part", deleting)
-    with pytest.raises(RunError, match="1 of 4 parts of .* are gone.*run the same command to go on"):
+    with pytest.raises(RunError, match="of 4 parts of .*, 1 is gone.*run the same command to go on"):
         study(tiny, folder, tmp_path / "run").run()
     monkeypatch.undo()
     assert study(tiny, folder, tmp_path / "run").run().failed == []

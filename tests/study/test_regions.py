@@ -78,10 +78,10 @@ def test_objects_of_another_class_than_the_row_s_target_do_not_count_and_what_ha
     side = int((((torch.arange(32) + 2.5) * 40 / 36 >= 5) & ((torch.arange(32) + 2.5) * 40 / 36 < 20)).sum())
     assert found["value"]["0.png"] == pytest.approx(100 * side**2 / 32**2)
     assert found["value"].notna().sum() == 1
-    assert set(found["reason"].dropna()) == {"no region: the crop shows no object of the target"}
     about = json.loads((tmp_path / "run" / "run.json").read_text())
     assert about["without_region"] == {
-        "no region: the crop shows no object of the target": [name for name in sorted(NAMES) if name != "0.png"]
+        "no region: the crop shows no object of the target": ["1.png", "2.png"],
+        "no region: the picture has no annotated object": [name for name in sorted(NAMES) if name > "2.png"],
     }
     assert run.scores().query("metric == 'average-drop'")["value"].notna().all()
     with pytest.raises(InputError, match=r"classes of the regions in .* \(dgo, …\) are none of tiny"):
@@ -146,7 +146,7 @@ def test_the_command_takes_regions_and_names_pictures_without_one(tmp_path: Path
     ]
     done = CliRunner().invoke(main, [*call, "--regions", str(given), "--workers", "0", "--device", "cpu"])
     assert done.exit_code == 0, done.output
-    assert "1 pictures, no region: the crop shows no object of the target" in done.stderr
+    assert "1 picture, no region: the picture has no annotated object" in done.stderr
     refused = CliRunner().invoke(main, [*call[:-1], str(tmp_path / "other"), "--workers", "0"])
     assert refused.exit_code == 2
 

@@ -62,6 +62,6 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_scores_of_one_that_w
 
     last = subprocess.run(command(images, out), env=environment(0), capture_output=True, text=True, check=False)
     assert last.returncode == 3, last.stderr
-    assert f"{2 * counts[-1]} of {8 * KILLS + 1} images are done already" in last.stderr
+    assert f"done already: {2 * counts[-1]} of {8 * KILLS + 1} images" in last.stderr
     assert (out / "scores.csv").read_bytes() == (tmp_path / "whole" / "scores.csv").read_bytes()
     assert (out / "table.csv").read_bytes() == (tmp_path / "whole" / "table.csv").read_bytes()

@@ -74,7 +74,7 @@ def test_a_command_does_its_shard_and_draws_its_images(folder: Path, tmp_path: P
     ]
     result = CliRunner().invoke(main, [*given, "--shard", "3/3"])
     assert result.exit_code == 0, result.output
-    assert "2 images × 1 methods" in result.stderr
+    assert "2 images × 1 method" in result.stderr
     assert (tmp_path / "run" / "figures" / "grid.png").stat().st_size > 0
     wrong = CliRunner().invoke(main, [*given, "--shard", "3"])
     assert wrong.exit_code == 2

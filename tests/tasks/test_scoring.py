@@ -121,7 +121,7 @@ def test_the_command_prints_and_writes_scores_and_names_pictures_that_it_cannot_
     torn.write_bytes(torn.read_bytes()[:200])
     code, _, said = run("--data", str(folder), "--out", str(tmp_path / "scores.csv"))
     assert code == 3
-    assert "1 of 24 pictures could not be read, and do not count" in said
+    assert "left out, as not readable: 1 of 24 pictures:" in said
     with open(tmp_path / "scores.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [(row["score"], row["n"], row["task"]) for row in rows] == [
@@ -129,5 +129,5 @@ def test_the_command_prints_and_writes_scores_and_names_pictures_that_it_cannot_
     ]
     for path in folder.glob("*/*.png"):
         path.write_bytes(b"")
-    with pytest.raises(ImageError, match="none of the 24 pictures"):
+    with pytest.raises(ImageError, match="none of 24 pictures"):
         score(xattn.load("birds:gap", device="cpu"), folder, workers=0, progress=False)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from itertools import combinations
 
 import torch
@@ -17,7 +17,7 @@ from xattn.data.preprocessing import Preprocessing, as_picture
 from xattn.errors import InputError
 from xattn.metrics.known_parts import UNKNOWN, Effects, KnownParts, effects_of
 
-DRAWN = 32  # scenes whose renders are kept: a batch that several networks look at
+MOST_KEPT = 64 * 2**20  # bytes of renders that are kept for the next network that looks at a batch
 SHARED = (2, 1)  # parts that each of two rivals shares with a bird: two, or one where no two classes share two
 
 
@@ -61,6 +61,15 @@ class Drawn:
     bare: Tensor
     visible: Tensor
     things: Tensor
+
+    @property
+    def size(self) -> int:
+        """Bytes that it takes."""
+        return sum(each.nbytes for each in (self.subsets, self.bare, self.visible, self.things))
+
+
+_kept: dict[tuple[Scene, Preprocessing | None], Drawn] = {}
+_keeping = threading.Lock()
 
 
 def known_parts(
@@ -121,9 +130,20 @@ def known_parts(
     return KnownParts(visible, logits, torch.tensor(wanted), objects, without, cue, rivals, shared)
 
 
-@lru_cache(maxsize=DRAWN)
 def seen_by(scene: Scene, preprocessing: Preprocessing | None) -> Drawn:
-    """The renders of a scene, and its masks, as a network sees them."""
+    """The renders of a scene, and its masks, as a network sees them; the latest are kept, as far as they take 64 MiB together."""
+    key = scene, preprocessing
+    with _keeping:
+        found = _kept.pop(key, None)
+    found = found or _seen_by(scene, preprocessing)
+    with _keeping:
+        _kept[key] = found
+        while len(_kept) > 1 and sum(each.size for each in _kept.values()) > MOST_KEPT:
+            _kept.pop(next(iter(_kept)))
+    return found
+
+
+def _seen_by(scene: Scene, preprocessing: Preprocessing | None) -> Drawn:
     bare = [pixels(replace(scene, clutter=scene.clutter[:n] + scene.clutter[n + 1 :])) for n in range(len(scene.clutter))]
     every, found = subsets(scene), masks(scene).visible
     pictures = torch.stack([*every, *bare])

@@ -20,7 +20,7 @@ from xattn.data.labels import SEPARATORS, file_content
 from xattn.data.voc import read_annotation
 from xattn.deferred import torch
 from xattn.errors import ImageError, InputError, MissingPackageError
-from xattn.text import shown
+from xattn.text import counted, shown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,8 +62,8 @@ def read_annotations(place: str | Path, names: Sequence[str]) -> Annotations:
     if not found:
         known = ", ".join(list(objects)[:3]) or "no picture"
         raise InputError(
-            f"{given} has regions of none of the {len(names)} pictures ({', '.join(names[:3])}, …). It names {shown(known[:200])}: paths "
-            "relative to the given folder are needed."
+            f"{given} has regions of none of {counted(len(names), 'picture')} ({', '.join(names[:3])}, …). It names "
+            f"{shown(known[:200])}: paths relative to the given folder are needed."
         )
     return Annotations(given, found, {name: size for name, size in sizes.items() if name in found})
 

@@ -35,6 +35,7 @@ from xattn.data.preprocessing import Frame, Preprocessing, Region, as_picture
 from xattn.data.published import absolute
 from xattn.deferred import is_tensor, torch
 from xattn.errors import ImageError, InputError, NameUnknownError
+from xattn.text import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -98,6 +99,7 @@ class ImageSource:
         depth: bits that the values of pictures with more than 8 bits use; see `Reading`.
         window: the values that are black and white in pictures with more than 8 bits; see `Reading`.
         max_pixels: pixels of the largest picture that is decoded.
+        quiet: log nothing of files that are left out.
 
     Raises:
         InputError: nothing is there, the label file does not match the images, or depth and window cannot be used.
@@ -113,6 +115,7 @@ class ImageSource:
         depth: int | None = None,
         window: Sequence[float] | None = None,
         max_pixels: int = MAX_PIXELS,
+        quiet: bool = False,
     ) -> None:
         self.reading = Reading(depth, None if window is None else tuple(window), max_pixels)  # type: ignore[arg-type]  # checked there
         self.dataset: Any = None
@@ -147,7 +150,7 @@ class ImageSource:
                 raise InputError(f"{TAKEN}; {said or f'a list with {wrong[0]} came'}.")
             places = [urls.without_file_scheme(str(item)) for item in given]
             self.origin = [place if urls.is_url(place) else absolute(place) for place in places]
-            self.images = unique([image for place in places for image in listed(place)])
+            self.images = unique([image for place in places for image in listed(place, quiet=quiet)])
         self.labels_csv: str | None = None
         if labels_csv is not None:
             if labels_from not in (None, "csv"):
@@ -197,8 +200,8 @@ class ImageSource:
         """
         if bare := [image.name for image in self.images if not folder_of(image.name)]:
             raise InputError(
-                f"{len(bare)} of {len(self.images)} images lie in no folder that could name their class, as {bare[0]}. Give the folder "
-                "that holds those of the classes."
+                f"of {counted(len(self.images), 'image')}, {counted(len(bare), 'lies', 'lie')} in no folder that could name a class, as "
+                f"{bare[0]}. Give the folder that holds those of the classes."
             )
         self.images = [replace(image, label=folder_of(image.name)) for image in self.images]
 
@@ -387,11 +390,13 @@ def _labelled(images: list[NamedImage], path: str) -> list[NamedImage]:
     labels = labels_in(path, [image.name for image in images])
     without = [image.name for image in images if labels.get(image.name) is None]
     if without and labels and not any(label is not None for label in labels.values()):
-        raise InputError(f"{path} names {len(labels)} images and gives none a label: a column 'label' with a class for each is needed.")
+        raise InputError(
+            f"{path} names {counted(len(labels), 'image')} and gives none a label: a column 'label' with a class for each is needed."
+        )
     if without:
         shown = ", ".join(without[:3]) + (", …" if len(without) > 3 else "")
         absent = [name for name in without if name not in labels]
         known = f"It holds {', '.join(list(labels)[:3])}, …" if labels else "It holds no image"
         why = f" {known}: paths relative to the given folder are needed." if absent else " Give each one, or leave the image out."
-        raise InputError(f"{len(without)} of {len(images)} images have no label in {path} ({shown}).{why}")
+        raise InputError(f"of {counted(len(images), 'image')}, {counted(len(without), 'has', 'have')} no label in {path} ({shown}).{why}")
     return [replace(image, label=labels[image.name]) for image in images]

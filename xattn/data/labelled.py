@@ -206,7 +206,7 @@ def _csv(path: Path) -> Labelled:
         raise InputError(f"{path} has no label for {source.images[labels.index(None)].name}: training needs one for each image.")
     if any("|" in str(label) for label in labels):
         return _csv_of_vectors(str(path), source, [tuple(name.strip() for name in str(label).split("|")) for label in labels])
-    indices = [int(str(label)) for label in labels if is_index(label)]
+    indices = [int(float(str(label))) for label in labels if is_index(label)]
     if len(indices) == len(labels):
         if max(indices) >= MOST_CLASSES:
             raise InputError(f"'{path}' has the class index {max(indices)}: at most {MOST_CLASSES:,} classes are trained.")
@@ -218,8 +218,9 @@ def _csv(path: Path) -> Labelled:
 
 def _csv_of_vectors(name: str, source: ImageSource, labels: Sequence[tuple[str, ...]]) -> Labelled:
     """Pictures with several class names, or class indices, each."""
+    if are_indices := all(is_index(text) for each in labels for text in each):
+        labels = [tuple(str(int(float(text))) for text in each) for each in labels]
     texts = sorted({text for each in labels for text in each})
-    are_indices = all(is_index(text) for text in texts)
     if are_indices and max(map(int, texts)) >= MOST_CLASSES:
         raise InputError(f"'{name}' has the class index {max(map(int, texts))}: at most {MOST_CLASSES:,} classes are trained.")
     names = [str(number) for number in range(max(map(int, texts)) + 1)] if are_indices else texts

@@ -181,6 +181,9 @@ def _columns(path: str, columns: Sequence[str]) -> tuple[str, str]:
     plain = {column.strip().lower(): column for column in reversed(columns)}
     for image, label in COLUMNS:
         if image.lower() in plain:
+            every = [column.strip().lower() for column in columns]
+            if twice := [name for name in (image, label) if every.count(name.lower()) > 1]:
+                raise InputError(f"{path} has {every.count(twice[0].lower())} columns '{twice[0]}' in its first line: rename all but one.")
             return plain[image.lower()], plain.get(label.lower(), label)
     has = shown(", ".join(columns)[:60], keep="") or "none"
     raise InputError(f"{path} needs the columns 'image' and 'label' (or 'file_name' and 'label') in its first line; it has {has}.")
@@ -339,7 +342,7 @@ def class_names_of(dataset: Any) -> tuple[str, ...] | None:
 
 def is_index(label: object) -> bool:
     """Whether a label is a class index, also as a text."""
-    return isinstance(label, int) or (isinstance(label, str) and re.fullmatch(r"[0-9]{1,9}", label) is not None)
+    return isinstance(label, int) or (isinstance(label, str) and re.fullmatch(r"[0-9]{1,9}(\.0+)?", label) is not None)
 
 
 def as_plain(labels: Tensor | Sequence[Any]) -> list[Label | None]:

@@ -18,6 +18,7 @@ from xattn.data.labels import Label, class_of_shard, read_lines, read_table
 from xattn.data.pictures import is_picture
 from xattn.data.published import Target, open_published, parsed_place
 from xattn.errors import InputError
+from xattn.text import counted
 
 SUFFIXES = frozenset(
     [
@@ -50,10 +51,11 @@ OTHER_PICTURES = (
     RAW | HEIC | frozenset(["", ".jxl", ".psd", ".svg", ".eps", ".ai", ".exr", ".hdr", ".fits", ".nii", ".bpg", ".jxr", ".wdp"])
 )
 """Endings whose files somebody may expect to be read; those that are not are reported as a warning."""
-_TEXTS = ".txt .csv .tsv .xml .json .jsonl .yaml .yml .md .html .py .ipynb .log .ini"
+TEXTS = frozenset([".txt", ".csv", ".tsv", ".xml", ".json", ".jsonl", ".yaml", ".yml", ".md", ".html", ".py", ".ipynb", ".log", ".ini"])
+"""Endings of labels, regions, notes, …: nobody expects such a file to be read as a picture."""
 _DATA = ".db .pdf .zip .tar .gz .tgz .bz2 .xz .parquet .npy .npz .mat .pt .pth .safetensors .onnx .mp4 .mov .avi .mkv .wav .mp3"
 _COPIES = ".bak .tmp .part .orig .swp .lock"
-NOT_SNIFFED = RAW | set(f"{_TEXTS} {_DATA} {_COPIES}".split())
+NOT_SNIFFED = RAW | TEXTS | set(f"{_DATA} {_COPIES}".split())
 """Endings of files that are not opened to see what they are: there may be one for each picture, or copies of pictures."""
 HEAD = 132  # bytes that tell a picture's format
 
@@ -82,12 +84,16 @@ class NamedImage:
     version: str | None = None
 
 
-def listed(place: str) -> list[NamedImage]:
+def listed(place: str, *, quiet: bool = False) -> list[NamedImage]:
     """The images of a folder (read recursively), a glob, a file, an archive, or a CSV with columns `image` and `label`, by path or URL; or
     those of a text file with a path on each line, relative to it, and perhaps a label; or a split of a data set as it is published,
     `NAME:ROOT:SPLIT`, labelled by the names of its classes.
 
     What is left out is logged, by ending.
+
+    Args:
+        place: of the images.
+        quiet: log nothing of what is left out.
 
     Raises:
         InputError: nothing is there, or it cannot be read.
@@ -98,10 +104,10 @@ def listed(place: str) -> list[NamedImage]:
         found = [NamedImage(printable(file), path, _names(target, split.classes)) for file, path, target in rows]
         if not split.classes:
             return [replace(image, label=None) for image in found]
-        if bare := [image.name for image in found if not image.label]:
-            logger.info("%s: %d pictures show no class but in difficult objects, and are left out (%s)", place, len(bare), bare[0])
+        if (bare := [image.name for image in found if not image.label]) and not quiet:
+            logger.info("%s: %s no class but in difficult objects: left out (%s)", place, counted(len(bare), "picture shows"), bare[0])
         return [image for image in found if image.label]
-    return _at_url(place) if urls.is_url(place) else _files(place)
+    return _at_url(place, quiet) if urls.is_url(place) else _files(place, quiet)
 
 
 def _names(target: Target, classes: Sequence[str]) -> str | tuple[str, ...]:
@@ -111,12 +117,12 @@ def _names(target: Target, classes: Sequence[str]) -> str | tuple[str, ...]:
     return tuple(name for name, entry in zip(classes, target, strict=True) if entry == 1)
 
 
-def _files(given: str) -> list[NamedImage]:
+def _files(given: str, quiet: bool) -> list[NamedImage]:
     if not given.strip() or "\0" in given:
         raise InputError(f"{given!r} is no path: give a folder ('.' for this one), a file, a pattern or a CSV.")
     path = Path(given)
     if path.is_dir():
-        return [NamedImage(printable(file.relative_to(path).as_posix()), file) for file in _walk(path)]
+        return [NamedImage(printable(file.relative_to(path).as_posix()), file) for file in _walk(path, quiet)]
     if path.suffix.lower() == ".csv" and path.is_file():
         rows = [NamedImage(name, path.parent / name, label) for name, label in read_table(given).items()]
         inside = all(os.path.abspath(image.path or "").startswith(os.path.abspath(path.parent) + os.sep) for image in rows)
@@ -125,18 +131,18 @@ def _files(given: str) -> list[NamedImage]:
         return _by_common_root([NamedImage(name, path.parent / name, label) for name, label in read_lines(given).items()])
     if path.is_file():
         archive = urls.in_archive(given)
-        return [NamedImage(printable(path.name), path)] if archive is None else _at_url(archive)
+        return [NamedImage(printable(path.name), path)] if archive is None else _at_url(archive, quiet)
     matches = sorted(Path(match) for match in glob.glob(given, recursive=True)) if glob.has_magic(given) else []
     if not matches:
         raise InputError(f"'{given}' is not a file, not a folder, and not a pattern that matches one.")
     if all(urls.in_archive(str(match)) for match in matches):
-        return unique([image for match in matches for image in _files(str(match))])
+        return unique([image for match in matches for image in _files(str(match), quiet)])
     root = Path(os.path.commonpath([match.parent for match in matches]))
-    found = _pictures([match for match in matches if not match.is_dir()], given)
+    found = _pictures([match for match in matches if not match.is_dir()], given, quiet)
     return [NamedImage(printable(file.relative_to(root).as_posix()), file) for file in found]
 
 
-def _at_url(given: str) -> list[NamedImage]:
+def _at_url(given: str, quiet: bool) -> list[NamedImage]:
     """`_files` for a URL."""
     try:
         found = urls.found(given)
@@ -153,7 +159,8 @@ def _at_url(given: str) -> list[NamedImage]:
     pictures = [file for file in shown if PurePosixPath(file.name).suffix.lower() in SUFFIXES | HEIC]
     if classes:  # of a sample's files the one whose ending is a single word, as `a.jpg` and not `a.mask.png`
         pictures = [file for file in pictures if PurePosixPath(file.name).name.count(".") == 1]
-    _report_left_out([PurePosixPath(file.name) for file in shown if file not in pictures and not file.name.endswith(".cls")], given)
+    if not quiet:
+        _report_left_out([PurePosixPath(file.name) for file in shown if file not in pictures and not file.name.endswith(".cls")], given)
     return [NamedImage(printable(file.name), file.url, classes.get(_key(file.name)), None, file.size, file.version) for file in pictures]
 
 
@@ -171,7 +178,7 @@ def _key(name: str) -> str:
     return folder + slash + file.partition(".")[0]
 
 
-def _walk(folder: Path) -> list[Path]:
+def _walk(folder: Path, quiet: bool) -> list[Path]:
     """The pictures below a folder, each folder once: those that links lead to come last, and only if they were not met before."""
     found: list[Path] = []
     refused: list[str] = []
@@ -187,31 +194,32 @@ def _walk(folder: Path) -> list[Path]:
             left += [place for place in places.values() if os.path.islink(place)]
             below[:] = [name for name, place in places.items() if not os.path.islink(place) and os.path.realpath(place) not in seen]
             found += [Path(parent) / name for name in names if not name.startswith(".")]
-    if refused:
-        logger.warning("%s: %d folders could not be read, and are left out: %s", folder, len(refused), ", ".join(refused[:3]))
-    return _without_links_to_others(_pictures(sorted(found), str(folder)), folder)
+    if refused and not quiet:
+        logger.warning("%s: left out, as it could not be read: %s (%s)", folder, counted(len(refused), "folder"), ", ".join(refused[:3]))
+    return _without_links_to_others(_pictures(sorted(found), str(folder), quiet), folder, quiet)
 
 
-def _without_links_to_others(files: list[Path], folder: Path) -> list[Path]:
+def _without_links_to_others(files: list[Path], folder: Path, quiet: bool) -> list[Path]:
     """The files without links to files that are there themselves."""
     links = {file: os.path.realpath(file) for file in files if file.is_symlink()}
     if not links:
         return files
     real = {os.path.join(os.path.realpath(file.parent), file.name) for file in files if file not in links}
     twice = [file for file, place in links.items() if place in real]
-    if twice:
-        logger.info("%s: %d links to pictures that are there themselves are left out.", folder, len(twice))
+    if twice and not quiet:
+        logger.info("%s: left out: %s to pictures that are there themselves.", folder, counted(len(twice), "link"))
     return [file for file in files if file not in set(twice)]
 
 
-def _pictures(files: list[Path], place: str) -> list[Path]:
+def _pictures(files: list[Path], place: str, quiet: bool) -> list[Path]:
     """The files that are pictures by their ending or, where it says nothing, by their first bytes; the others are reported."""
     found: list[Path] = []
     left: list[Path] = []
     for file in files:
         suffix = file.suffix.lower()
         (found if suffix in SUFFIXES or (not _is_known(suffix) and _begins_as_picture(file)) else left).append(file)
-    _report_left_out(left, place)
+    if not quiet:
+        _report_left_out(left, place)
     return found
 
 
@@ -232,16 +240,21 @@ def _begins_as_picture(file: Path) -> bool:
 
 def _report_left_out(files: Sequence[PurePath], place: str) -> None:
     """Logs how many files are no pictures that can be read, by ending; as a warning where somebody may expect them to be read."""
-    if not files:
-        return
+    texts = [file for file in files if file.suffix.lower() in TEXTS]
+    if texts:
+        logger.info("%s: beside the pictures: %s", place, _by_ending(texts, texts))
+    if others := [file for file in files if file.suffix.lower() not in TEXTS]:
+        expected = [file for file in others if file.suffix.lower() in OTHER_PICTURES]
+        what = counted(len(others), "file is left out, as it is no picture", "files are left out, as they are no pictures")
+        level = logging.WARNING if expected else logging.INFO
+        logger.log(level, "%s: %s in a format that is read: %s", place, what, _by_ending(others, expected or others))
+
+
+def _by_ending(files: Sequence[PurePath], shown: Sequence[PurePath]) -> str:
+    """How many files have which ending, and the names of some."""
     endings = Counter(file.suffix.lower() for file in files)
-    expected = any(ending in OTHER_PICTURES for ending in endings)
     counts = ", ".join(f"{count} {ending or 'without an ending'}" for ending, count in endings.most_common(8))
-    shown = [file for file in files if not expected or file.suffix.lower() in OTHER_PICTURES]
-    names = ", ".join(printable(file.name) for file in shown[:3]) + (", …" if len(shown) > 3 else "")
-    level = logging.WARNING if expected else logging.INFO
-    what = "1 file is left out, as it is no picture" if len(files) == 1 else f"{len(files)} files are left out, as they are no pictures"
-    logger.log(level, "%s: %s in a format that is read: %s (%s)", place, what, counts, names)
+    return f"{counts} ({', '.join(printable(file.name) for file in shown[:3])}{', …' if len(shown) > 3 else ''})"
 
 
 def printable(name: str) -> str:

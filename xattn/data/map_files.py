@@ -17,7 +17,7 @@ from xattn.data.map_arrays import CONTAINERS, SUFFIXES, TAKEN, arrays_in, as_map
 from xattn.data.preprocessing import Frame
 from xattn.deferred import torch
 from xattn.errors import InputError
-from xattn.text import shown
+from xattn.text import counted, shown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -200,8 +200,8 @@ def find_maps(
     if not found:
         some = f", as {shown(unknown[0])} is not" if unknown else f"; {TAKEN} are read"
         raise InputError(
-            f"{', '.join(str(place) for _, place in given)} has no map of any of the {len(names)} pictures ({', '.join(names[:3])}, …)"
-            f"{some}. {LAYOUTS}."
+            f"{', '.join(str(place) for _, place in given)} has no map of any of {counted(len(names), 'picture')} "
+            f"({', '.join(names[:3])}, …){some}. {LAYOUTS}."
         )
     return Found(list(found.values()), unknown)
 
@@ -325,8 +325,9 @@ def _checked(name: str, place: str, files: Mapping[str, MapFile], covers: Covers
     if negative and not signed:
         picture, least = min(negative, key=lambda each: each[1])
         raise InputError(
-            f"{len(negative)} of {len(files)} maps by '{name}' have values below 0, down to {least:.3g} ({picture}): give --signed "
-            "(signed=True) if these speak against the target, so that masks are of the positive part; else shift or clip them."
+            f"of {counted(len(files), 'map')} by '{name}', {counted(len(negative), 'has', 'have')} values below 0, down to {least:.3g} "
+            f"({picture}): give --signed (signed=True) if these speak against the target, so that masks are of the positive part; else "
+            "shift or clip them."
         )
     return MapFiles(name, os.path.abspath(place), read, covers, bool(negative), "").only(read)
 
@@ -350,7 +351,7 @@ def _array(file: MapFile, arrays: Mapping[str, Tensor]) -> Tensor:
     if len(arrays) == 1 and not file.array:
         return next(iter(arrays.values()))
     some = shown(", ".join(arrays)[:60], keep="")
-    raise InputError(f"{_said(file)} holds {len(arrays)} arrays ({some}): one, the picture's map, is needed.")
+    raise InputError(f"{_said(file)} holds {counted(len(arrays), 'array')} ({some}): one, the picture's map, is needed.")
 
 
 def _said(file: MapFile) -> str:

@@ -14,6 +14,7 @@ from xattn.data.market import read_market
 from xattn.data.torchvision_sets import PUBLISHED
 from xattn.data.voc import COUNTS, read_voc
 from xattn.errors import InputError
+from xattn.text import counted
 
 logger = logging.getLogger("xattn")
 
@@ -102,6 +103,8 @@ def open_published(name: str, root: str | Path, split: str) -> PublishedSplit:
     """
     folder = Path(os.path.abspath(root))
     where = f"{name}:{root}"
+    if not folder.is_dir():
+        raise InputError(f"{where} needs its folder, and there is no folder {folder}: give where it is, as {name}:ROOT:{split}.")
     pictures, rows, classes = KNOWN[name].read(where, folder, split)
     order = sorted(rows, key=lambda file: PurePosixPath(file).parts)
     if missing := [file for file in order if not (pictures / file).is_file()]:
@@ -111,7 +114,7 @@ def open_published(name: str, root: str | Path, split: str) -> PublishedSplit:
         raise InputError(f"{where} has no pictures in its {split} split.")
     published = KNOWN[name].counts[split]
     if len(order) != published:
-        logger.warning("%s:%s has %d pictures; as published, there are %d.", where, split, len(order), published)
+        logger.warning("%s:%s has %s; as published, there are %d.", where, split, counted(len(order), "picture"), published)
     maps = cityscapes.label_maps(where, folder, split, order) if name == "cityscapes" else None
     return PublishedSplit(f"{where}:{split}", pictures, tuple(order), tuple(rows[file] for file in order), classes, maps)
 
@@ -209,7 +212,7 @@ def _dog_list(where: str, path: Path) -> list[tuple[str, int]]:
         raise InputError(f"'{path}' has no variable {lacking[0]}: train_list.mat and test_list.mat of lists.tar have one.")
     files, labels = (_as_list(content[key]) for key in ("file_list", "labels"))
     if len(files) != len(labels):
-        raise InputError(f"'{path}' has {len(files)} files and {len(labels)} labels: one each is needed.")
+        raise InputError(f"'{path}' has {counted(len(files), 'file')} and {counted(len(labels), 'label')}: one each is needed.")
     rows = []
     for file, label in zip(files, labels, strict=True):
         if not isinstance(file, str) or not isinstance(label, (int, float)) or label != label // 1:

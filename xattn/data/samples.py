@@ -13,6 +13,7 @@ from xattn.data.depth import DARK, Reading, Samples, Scaling
 from xattn.data.jpeg2000 import Depth, depths
 from xattn.deferred import torch
 from xattn.errors import ImageError
+from xattn.text import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -285,7 +286,7 @@ def described(file: IO[bytes], head: bytes) -> str:
         kind = KINDS.get(int(max(_numbers(tags.get(SAMPLE_FORMAT)), default=1)), "samples of another kind")
     except Exception:  # a damaged one has errors of any kind
         return ""
-    return f" of {len(bits)} channel{'s' * (len(bits) > 1)}, {kind} of {max(bits)} bits," if bits else ""
+    return f" of {counted(len(bits), 'channel')}, {kind} of {max(bits)} bits," if bits else ""
 
 
 def _numbers(values: Any) -> list[float]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from xattn.errors import InputError, XattnError
+from xattn.text import counted
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.:-]+://")
 _LOCAL = ("file://", "local://")
@@ -154,9 +155,9 @@ def _refuse_cut(files: Any, place: str) -> None:
     tar.fileobj.seek(tar.offset)
     end = tar.fileobj.read(BLOCK)
     if 0 < len(end) < BLOCK or end.strip(b"\0"):
-        raise OSError(f"it is cut off or damaged behind the first {len(tar.getmembers())} files")
+        raise OSError(f"it is cut off or damaged behind the first {counted(len(tar.getmembers()), 'file')}")
     if not end:
-        logger.warning("%s has no mark of its end: it may have been cut off behind its %d files.", place, len(tar.getmembers()))
+        logger.warning("%s has no mark of its end: it may have been cut off behind its %s.", place, counted(len(tar.getmembers()), "file"))
 
 
 def read(url: str) -> bytes:

@@ -20,6 +20,7 @@ from xattn.data.listing import NamedImage
 from xattn.data.preprocessing import Preprocessing
 from xattn.errors import RunError, XattnError
 from xattn.progress import Progress
+from xattn.text import counted
 
 AHEAD = 2  # batches that a process decodes ahead of their use
 FUTILE = 3  # deaths for which no image is found to blame, until all others are decoded so
@@ -65,9 +66,9 @@ def each_batch(
             doubted = left[: AHEAD * workers] if futile < FUTILE else list(left)
             workers = max(1, workers // 2)
             logger.warning(
-                "a decoding process died (%s): %d batches are decoded image by image in a process of their own; others by %d.",
+                "a decoding process died (%s): %s decoded image by image in a separate process; others by %d.",
                 reason,
-                len(doubted),
+                counted(len(doubted), "batch is", "batches are"),
                 workers,
             )
             ended = alone.ended
@@ -192,8 +193,8 @@ class _Alone:
             self.ended += 1
             if self.deaths >= IN_A_ROW:
                 raise RunError(
-                    f"decoding ended its process for {self.deaths} images one after the other, the last of them {image.name}: out of "
-                    f"memory? What was finished is kept, and the same command goes on: {ADVICE}."
+                    f"decoding ended its process for {counted(self.deaths, 'image')} one after the other, the last of them {image.name}: "
+                    f"out of memory? What was finished is kept, and the same command goes on: {ADVICE}."
                 ) from error
             return image, f"{ENDED_PROCESS}, twice: out of memory, or a decoder that crashes; {ADVICE}", None, None
         self.deaths = 0

@@ -32,6 +32,7 @@ from xattn.models.layout import Stage
 from xattn.models.loading import refuse_no_classifier
 from xattn.models.target_rules import THRESHOLD, Asked, OfOutput, PredictedLabels, labels_of, target_rule
 from xattn.progress import Progress
+from xattn.text import counted
 
 QUIET_S = 2.0  # before a call shows how far it is
 FEW = 200  # forwards: too little work to be measured, whatever the network
@@ -111,8 +112,8 @@ def explain(
         names, tensor, given = _per_label(names, tensor, given)
     batch_labels = [label[0] if label is not None and len(label) == 1 else None for label in given]
     if len(rule) not in (1, len(names)):
-        what = "classes" if isinstance(rule.fixed, ClassTarget) else "targets"
-        raise InputError(f"{len(names)} images need {len(names)} {what}; {len(rule)} came.")
+        what = "class" if isinstance(rule.fixed, ClassTarget) else "target"
+        raise InputError(f"{counted(len(names), 'image needs', 'images need')} {counted(len(names), what)}; {len(rule)} came.")
     found_stage = classifier.stage_or_default(stage)
     runs = predictor or _predictor(classifier, tensor, components, found_stage)
     again = len(names) > batch_size or any(isinstance(component.instance, RunsNetworkAgain) for component in components)
@@ -164,7 +165,7 @@ def _labels(classifier: Classifier, labels: Tensor | Sequence[Any] | None, count
     if not isinstance(labels, Sized) or isinstance(labels, str):
         raise InputError(f"labels are one for each image, in a list or tensor; {type(labels).__name__} came.")
     if len(labels) != count:
-        raise InputError(f"{count} images need {count} classes; {len(labels)} came.")
+        raise InputError(f"{counted(count, 'image needs', 'images need')} {counted(count, 'label')}; {len(labels)} came.")
     values = as_plain(labels)
     found = [None if value is None else labels_of(classifier, value) for value in values]
     return [None if label is None or classifier.regression else tuple(map(int, label)) for label in found]

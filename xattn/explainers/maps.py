@@ -25,6 +25,7 @@ from xattn.models.classifier import Classifier
 from xattn.models.layout import Stage
 from xattn.models.target_rules import Given
 from xattn.overlays import CMAP, SIGNED_CMAP, Interpolation, OverlayStyle, contact_sheet, is_signed, overlay, shown_values
+from xattn.text import counted
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class Maps(Mapping[str, Tensor]):
         return self.masks[method]
 
     def __repr__(self) -> str:
-        return f"Maps of {len(self.names)} images by {', '.join(self.masks)}, target {self.target_rule}"
+        return f"Maps of {counted(len(self.names), 'image')} by {', '.join(self.masks)}, target {self.target_rule}"
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.masks)

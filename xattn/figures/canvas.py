@@ -9,17 +9,16 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 from numpy.typing import NDArray
 
 from xattn.catalogue import is_direct
 from xattn.data.preprocessing import Region
 from xattn.errors import InputError
+from xattn.figures.fonts import lettered
 from xattn.figures.style import FigureStyle
 from xattn.metrics.values import is_value
 from xattn.overlays import CMAP, SIGNED_CMAP, Floats, Interpolation, blended, is_signed, laid_over, shown_values
 from xattn.study.schema import StoredMap
-from xattn.text import shown
 
 COLOURS, SIGNED_COLOURS = CMAP, SIGNED_CMAP
 COVER = 0.6  # opacity of the colour over the picture
@@ -57,8 +56,7 @@ def save(pages: Figure | Sequence[Figure], out: str | Path, dpi: int = 300) -> l
     ending = file.suffix.lower()
     file.parent.mkdir(parents=True, exist_ok=True)
     for page in several:
-        for text in page.findobj(Text):
-            text.set_text(shown(text.get_text()))
+        lettered(page)
     with matplotlib.rc_context(FigureStyle().rc()):
         if ending == ".pdf":
             from matplotlib.backends.backend_pdf import PdfPages

@@ -51,7 +51,7 @@ def curves(shown: ScoreData, style: FigureStyle) -> list[Figure]:
             _label(axis, classifier, metric, shown, is_first=(across if style.transpose else down) == 0)
     handles = [Line2D([], [], color=look.colour, linestyle=look.dash, label=method) for method, look in style_of.items()]
     n = str(counts.pop()) if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
-    legend_below(figure, handles, f"mean over n = {n} images, bands: 95 % interval", style)
+    legend_below(figure, handles, f"mean over images, n = {n}; bands: 95 % interval", style)
     return [figure]
 
 

@@ -199,7 +199,7 @@ def _finished(sheet: Sheet, y: float, width: float, shown: ScoreData, style: Fig
     n = shown.rows.groupby(["model", "head", "method"])["image"].nunique()
     images = str(n.min()) if n.min() == n.max() else f"{n.min()} to {n.max()}"
     of = "each metric" if style.scale == "common" or len(shown.classifiers) == 1 else "each metric and network"
-    parts = ["worst", "bar", f"best of {of}; mean over n = {images} images"]
+    parts = ["worst", "bar", f"best of {of}; mean over images, n = {images}"]
     x = MARGIN
     y += 1.4
     for part in parts:

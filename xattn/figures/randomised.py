@@ -15,6 +15,7 @@ from xattn.figures.plots import legend_below, looks, panels
 from xattn.figures.style import FigureStyle
 from xattn.metrics.statistics import mean_interval
 from xattn.study.schema import StoredMap
+from xattn.text import counted
 
 if TYPE_CHECKING:
     from xattn.study.randomisation import Randomisation
@@ -50,7 +51,7 @@ def similarity_figure(found: Randomisation, style: FigureStyle | None = None) ->
             _ticks(line, order, found)
         handles = [Line2D([], [], color=look.colour, linestyle=look.dash, label=method) for method, look in style_of.items()]
         n = rows["image"].nunique()
-        note = f"mean over n = {n} pictures, bands: 95 % interval; dotted: the map of another picture by the trained network"
+        note = f"mean over n = {counted(n, 'picture')}, bands: 95 % interval; dotted: the map of another picture by the trained network"
         legend_below(figure, handles, note, style)
     return figure
 

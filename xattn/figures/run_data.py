@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from xattn.data.images import ImageSource
 from xattn.data.preprocessing import Preprocessing
 from xattn.errors import ImageError, InputError, NameUnknownError, RunError
-from xattn.study.moved import moved_pictures, picture_names_of
+from xattn.study.moved import moved_pictures, picture_names_of, run_pictures
 from xattn.study.questions import picture_names, shown_names
 from xattn.study.schema import StoredLooks, StoredMap, run_key
 from xattn.study.store import Store
@@ -145,11 +145,10 @@ def source_of(store: Store, run: dict[str, Any]) -> ImageSource:
         InputError: they were in memory, or are no longer where the run found them.
     """
     settings = run["settings"]["images"]
-    origin = settings["origin"]
-    if not origin:
+    if not settings["origin"]:
         raise InputError(f"'{store.folder}' was run on a data set in memory: its pictures cannot be found again for a figure.")
     try:
-        return ImageSource(origin, **{name: value for name, value in settings.items() if name in ("depth", "window", "max_pixels")})
+        return run_pictures(settings)
     except InputError as error:
         raise InputError(
             f"the pictures of '{store.folder}' are no longer where it found them: {error} If they have moved, say where they are: --images "

@@ -112,7 +112,7 @@ class Scatter:
             raise InputError(f"none of these images has a value of {metrics[0]} or {metrics[1]}: name other metrics by --metric.")
         counts = sorted(set(drawn.groupby(["model", "head", "method", "metric"])["image"].nunique()))
         n = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-        means = f"mean over n = {n} images, bars: 95 % interval"
+        means = f"mean over images, n = {n}; bars: 95 % interval"
         note = "a point per image; ρ: Spearman's, over all points" if self.each == "image" else means
         legend_below(figure, handles, note + "; a ring: another method at the same place" * has_rings, style)
         return [figure]

@@ -16,6 +16,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.textpath import text_to_path
 from numpy.typing import NDArray
 
+from xattn.figures.fonts import drawable, lettered
 from xattn.figures.style import MM, FigureStyle
 from xattn.text import shown
 
@@ -30,8 +31,10 @@ _WITHIN = re.compile(r"(?<=[_.@=])|(?<=[a-z])(?=[A-Z])")
 
 @functools.lru_cache(maxsize=4096)
 def _text_width(text: str, size: float, bold: bool, family: tuple[str, ...]) -> float:
-    font = FontProperties(family=list(family), size=size, weight="bold" if bold else "normal")
-    return float(text_to_path.get_text_width_height_descent(text, font, False)[0]) * POINT
+    weight = "bold" if bold else "normal"
+    written, more = drawable(text, family, weight)
+    font = FontProperties(family=[*family, *more], size=size, weight=weight)
+    return float(text_to_path.get_text_width_height_descent(written, font, False)[0]) * POINT
 
 
 def text_width(text: str, size: float, bold: bool = False) -> float:
@@ -85,7 +88,11 @@ def breaks_words(text: str, width: float, size: float = NOTE) -> bool:
 
 
 class PaperFigure(Figure):
-    """A figure that a notebook shows by itself; matplotlib's own is shown only once pyplot has been imported."""
+    """A figure with letters of all scripts, which a notebook shows by itself; it shows matplotlib's own only once pyplot was imported."""
+
+    def draw(self, renderer: Any) -> None:
+        lettered(self)
+        super().draw(renderer)
 
     def _repr_png_(self) -> bytes:
         file = io.BytesIO()

@@ -13,14 +13,15 @@ from xattn.errors import InputError, NameUnknownError
 
 IMAGENET = 1000
 _NUMBER = re.compile(r"-?[0-9]+")
+_WHOLE = re.compile(r"(-?[0-9]+)\.0+")
 
 
 def index_of(target: Any, labels: Sequence[str] | None, count: int, network: str) -> int:
     """The index of a class.
 
     Args:
-        target: an index; a name; a WordNet id, of a network with ImageNet's 1000 classes; or an index as a text, unless classes are called
-            by numbers.
+        target: an index; a name; a WordNet id, of a network with ImageNet's 1000 classes; or an index as a text (`7`, `7.0`), unless
+            classes are called by numbers.
         labels: class names in the order of the logits; None: unknown.
         count: number of classes.
         network: in messages.
@@ -54,6 +55,8 @@ def _index_of_text(text: str, labels: Sequence[str] | None, count: int, network:
         return places[0]
     if count == IMAGENET and WNID.fullmatch(text) and text in imagenet_wnids():
         return imagenet_wnids().index(text)
+    if (whole := _WHOLE.fullmatch(text)) is not None:  # as pandas writes a column of integers in which one is missing
+        return index_of(whole[1], labels, count, network)
     if _NUMBER.fullmatch(text) is None:
         if labels is None:
             raise InputError(f"class '{text}' is given by name, but {network} has no labels: pass labels, or an index.")

@@ -31,6 +31,7 @@ from xattn.models.reading import output_reader
 from xattn.models.refusals import named_errors, refuse_unusable, why_not_run
 from xattn.models.repeatability import instability
 from xattn.models.streams import stage_named, stages_of
+from xattn.text import counted
 
 logger = logging.getLogger("xattn")
 
@@ -127,8 +128,8 @@ class Classifier(nn.Module):
             self.attachment = self._attached(settings, component.metadata, reads)
         if classes not in (None, own) and component.metadata.replaces != "classifier":
             raise InputError(
-                f"{self.head_name} keeps the classifier of {name}, which has {own} classes; {classes} were asked for. Use br-npa or b-cnn, "
-                "whose classifier is their own, or labels among the network's classes."
+                f"{self.head_name} keeps the classifier of {name}, which has {counted(own, 'class')}; {classes} were asked for. Use br-npa "
+                "or b-cnn, whose classifier is their own, or labels among the network's classes."
             )
         self._classes = classes or own
         channels = [stage.channels for stage in self.attachment.stages]
@@ -144,7 +145,7 @@ class Classifier(nn.Module):
         self.inner: InnerLoop | None = None
         self.labels = None if labels is None or gives_vectors else tuple(labels)
         if self.labels is not None and len(self.labels) != self.class_count:
-            raise InputError(f"{name} has {self.class_count} classes; {len(self.labels)} labels came. Give one name per class, in order.")
+            raise InputError(f"{name} needs {counted(self.class_count, 'label')}, a name per class in order; {len(self.labels)} came.")
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -396,5 +397,5 @@ class Classifier(nn.Module):
 
     def __repr__(self) -> str:
         stage = self.stages[-1].name if self.stages else "none"
-        about = f"{self.class_count} classes, stage {stage}, {self.preprocessing}, on {self.device}"
+        about = f"{counted(self.class_count, 'class')}, stage {stage}, {self.preprocessing}, on {self.device}"
         return f"Classifier({self.name} · {self.head_name}: {about})"

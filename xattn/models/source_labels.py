@@ -81,7 +81,7 @@ def _refuse_order_of_folders(source: ImageSource, folders: Sequence[str], classi
     if len(folders) < 2 or not all(is_index(image.label) for image in source.images):
         return
     places = {name: place for place, name in enumerate(folders)}
-    counted = all(int(str(image.label)) == places[folder_of(image.name)] for image in source.images)
+    counted = all(int(float(str(image.label))) == places[folder_of(image.name)] for image in source.images)
     for classifier in classifiers:
         if counted and any(classifier.class_index(name) != place for name, place in places.items()):
             raise InputError(

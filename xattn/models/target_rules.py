@@ -16,11 +16,12 @@ from torch import Tensor
 from xattn.data.labels import Label
 from xattn.errors import InputError, NameUnknownError, UnsupportedError
 from xattn.metrics.probability import sigmoid_probability
-from xattn.metrics.targets import PER_LABEL, ClassTarget, Contrast, OutputFunction, Region, Target, written_contrast
+from xattn.metrics.targets import CANCELLED, PER_LABEL, ClassTarget, Contrast, OutputFunction, Region, Target, written_contrast
 from xattn.metrics.values import Values
 from xattn.models.classifier import Classifier
 
 THRESHOLD = 0.5
+CANCELS = "is 0 whatever the network gives, as its classes cancel out: give different ones, as 'predicted - second'."
 RANKED = {"predicted": 0, "second": 1}
 _OPERATOR = re.compile(r"\s+([+-])\s+")
 _TERM = re.compile(r"(?:([+-])\s*)?(?:(\d+(?:\.\d+)?)\s*\*\s*)?(.+)", re.DOTALL)
@@ -269,6 +270,8 @@ def target_rule(classifier: Classifier, asked: Asked, threshold: float | None = 
     if isinstance(asked, TargetRule):
         return asked
     if isinstance(asked, Target):
+        if isinstance(asked, Contrast) and bool(asked.cancels().all()):
+            raise InputError(f"the contrast {asked.names()[0]} {CANCELS}")
         return Given(asked.rule, asked)
     if classifier.reader.dense and (isinstance(asked, str) or (isinstance(asked, SupportsIndex) and not isinstance(asked, (bool, Tensor)))):
         return _of_map(classifier, asked)
@@ -283,7 +286,7 @@ def target_rule(classifier: Classifier, asked: Asked, threshold: float | None = 
         return rule
     if isinstance(asked, SupportsIndex) and not isinstance(asked, bool) and (not isinstance(asked, Tensor) or asked.dim() == 0):
         return Terms("given", ((1.0, classifier.class_index(int(asked))),))
-    if isinstance(asked, (Tensor, Sequence)):
+    if isinstance(asked, (Tensor, Sequence)) and not isinstance(asked, (bytes, bytearray)):
         values = asked.tolist() if isinstance(asked, Tensor) else asked
         if isinstance(asked, Tensor) and (asked.dim() != 1 or asked.is_floating_point()):
             came = f"{tuple(asked.shape)} {str(asked.dtype).removeprefix('torch.')}"
@@ -320,6 +323,8 @@ def _of_map(classifier: Classifier, asked: str | SupportsIndex) -> PredictedRegi
 
 
 def _of_text(classifier: Classifier, text: str) -> TargetRule:
+    if not text.strip():
+        raise InputError("the target is an empty text: give 'predicted', 'label', a class by index or name, or a contrast, as 'A - 0.6*B'.")
     if text == "labels":
         return EveryLabel("labels")
     if text in ("predicted", "label"):
@@ -330,6 +335,8 @@ def _of_text(classifier: Classifier, text: str) -> TargetRule:
     if len(pieces) == 1 and text not in RANKED and "*" not in text:
         return Terms("given", ((1.0, classifier.class_index(text)),))
     terms = [_term(classifier, piece, sign, text) for piece, sign in zip(pieces[::2], ["", *pieces[1::2]], strict=True)]
+    if all(abs(sum(weight for weight, other in terms if other == term)) <= CANCELLED for _, term in terms):
+        raise InputError(f"target '{text}' {CANCELS}")
     canonical = written_contrast([(weight, str(term)) for weight, term in terms])
     return Terms(canonical, tuple(terms))
 
@@ -346,7 +353,7 @@ def _term(classifier: Classifier, piece: str, sign: str, whole: str) -> tuple[fl
     try:
         return factor, classifier.class_index(name)
     except NameUnknownError as error:
-        raise NameUnknownError(f"class in the target '{whole}'", name, [*RANKED, "label", *(classifier.labels or ())]) from error
+        raise NameUnknownError("class", name, [*RANKED, "label", *(classifier.labels or ())], f"It is a term of '{whole}'.") from error
 
 
 def labels_of(classifier: Classifier, label: Label) -> tuple[float, ...]:

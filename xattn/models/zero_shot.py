@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from xattn.errors import InputError
 from xattn.models.building import Prompts, Request
+from xattn.text import counted
 
 logger = logging.getLogger("xattn")
 
@@ -74,9 +75,9 @@ def text_embeddings(prompts: Prompts, encode: Callable[[list[str]], Tensor]) -> 
 def report_classes(model: str, prompts: Prompts, sigmoid: bool) -> None:
     """Logs the classes, the templates and the probability of a classifier by text."""
     logger.info(
-        "%s: %d classes by text, templates: %s; a class's probability is %s",
+        "%s: %s by text, templates: %s; a class's probability is %s",
         model,
-        len(prompts.classes),
+        counted(len(prompts.classes), "class"),
         " | ".join(prompts.templates),
         "the sigmoid of its logit, each class for itself" if sigmoid else "the softmax over these classes",
     )

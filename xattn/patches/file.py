@@ -14,6 +14,7 @@ from xattn.data.npy import npy, read_npy
 from xattn.errors import InputError, RunError, SettingError
 from xattn.models import Classifier
 from xattn.patches.base import image_size, register
+from xattn.text import counted
 
 SIDE = 448
 COLUMNS = 5
@@ -46,7 +47,7 @@ def read_patches(path: str | Path, count: int | None = None) -> tuple[Tensor, Te
             f"'{path}' has the shape {tuple(values.shape)}: (pictures, boxes, {COLUMNS}) with y1, y2, x1, x2, class is needed."
         )
     if count is not None and len(values) != count:
-        raise InputError(f"'{path}' has boxes of {len(values)} pictures, the data set {count}: give the file of this split.")
+        raise InputError(f"'{path}' has boxes of {counted(len(values), 'picture')}, the data set {count}: give the file of this split.")
     boxes = values[:, :, [2, 0, 3, 1]]
     classes = values[:, :, 4]
     try:
@@ -124,11 +125,11 @@ class StoredPatches:
             )
         boxes, _ = read_patches(self.path)
         if rows is None or len(rows) != len(images):
-            raise InputError(f"file needs the row of each image in '{self.path}', as rows=[0, 1, …] for {len(images)} images.")
+            raise InputError(f"file needs the row of each image in '{self.path}', as rows=[0, 1, …] for {counted(len(images), 'image')}.")
         if rows and not 0 <= min(rows) <= max(rows) < len(boxes):
             raise InputError(f"'{self.path}' has rows 0 to {len(boxes) - 1}; {min(rows)} to {max(rows)} were asked for.")
         if n > boxes.shape[1]:
-            raise InputError(f"'{self.path}' has {boxes.shape[1]} boxes per picture; {n} were asked for.")
+            raise InputError(f"'{self.path}' has {counted(boxes.shape[1], 'box')} per picture; {n} were asked for.")
         found = boxes[list(rows), :n] * torch.tensor((size[1] / SIDE, size[0] / SIDE) * 2)
         if side is not None:
             found = squares((found[..., :2] + found[..., 2:]) / 2, side, size)

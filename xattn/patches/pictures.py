@@ -18,6 +18,7 @@ from xattn.models import Classifier
 from xattn.patches.base import finders
 from xattn.patches.file import write_patches
 from xattn.progress import Progress
+from xattn.text import counted
 
 logger = logging.getLogger("xattn")
 
@@ -54,8 +55,8 @@ class PictureBoxes:
         if kind == ".npy":
             if self.failed:
                 raise InputError(
-                    f"{len(self.failed)} pictures could not be read, as {self.failed[0][0]} ({self.failed[0][1]}), and a .npy has a row of "
-                    "each in order. Replace them, or write a .csv."
+                    f"{counted(len(self.failed), 'picture')} could not be read, as {self.failed[0][0]} ({self.failed[0][1]}), and a .npy "
+                    "has a row of each in order. Replace them, or write a .csv."
                 )
             relative = self.boxes / torch.cat([self.sizes, self.sizes], dim=1)[:, None]  # in shares of the photograph
             write_patches(path, relative, (1, 1), self.classes)

@@ -13,6 +13,7 @@ from xattn.data.preprocessing import Preprocessing
 from xattn.errors import ImageError, InputError
 from xattn.report.contents import Contents, Item
 from xattn.report.encoding import encoded_picture
+from xattn.study.moved import run_pictures
 
 READERS = 4
 
@@ -77,9 +78,8 @@ class Pictures:
         if not settings["origin"]:
             self._sources[run] = "from a data set in memory, whose pictures a run does not keep"
             return
-        reading = {name: value for name, value in settings.items() if name in ("depth", "window", "max_pixels")}
         try:
-            source = ImageSource(settings["origin"], **reading)
+            source = run_pictures(settings)
         except InputError as error:
             self._sources[run] = f"no longer where the run found them ({error})"
             return

@@ -23,6 +23,7 @@ from xattn.study.sequential import stated
 from xattn.study.store import GROWING, Store
 from xattn.study.summary import controls_last
 from xattn.study.values import categorical, joined, narrowed
+from xattn.text import counted
 
 KEYS = ["image", "model", "head", "method", "metric", "target"]
 MACHINERY = {"batch_size": "batch size", "device": "device", "torch": "torch"}  # settings that change values by rounding alone
@@ -260,8 +261,8 @@ def _one_target(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
             )
         left &= ~(rows.index.isin(group.index) & rows["image"].isin(several) & (rows["run"] != _first(group, rows)))
         notes.append(
-            f"{model} · {head}: the runs explain {count} images for different targets ({targets} on {image}); those of the first run are "
-            "taken."
+            f"{model} · {head}: the runs explain {counted(count, 'image')} for different targets ({targets} on {image}); those of the "
+            "first run are taken."
         )
     return (rows if left.all() else rows[left]), notes
 

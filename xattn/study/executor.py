@@ -39,6 +39,7 @@ from xattn.study.regions import Regions, class_of_label, regions_of
 from xattn.study.schema import Row, arrow_table
 from xattn.study.scoring import curve_owners, map_rows_of, rows_of, score_group
 from xattn.study.store import Store
+from xattn.text import counted
 
 LONGEST_NAME, LONGEST_PATH, LONGEST_START = 255, 1000, 160  # bytes
 
@@ -181,7 +182,7 @@ class Executor:
                 if not is_out_of_memory(error) or step == 1:
                     raise
                 step = max(1, step // 2)
-                logger.warning("memory ran out: %s goes on with %d images at once.", sides[0].classifier.name, step)
+                logger.warning("memory ran out: %s goes on with %s at once.", sides[0].classifier.name, counted(step, "image"))
                 self._at_once |= {key_of(side.classifier): step for side in sides}
                 continue
             for found in maps:

@@ -21,6 +21,7 @@ from xattn.metrics.typeset import markdown_text
 from xattn.models.classifier import Classifier
 from xattn.models.stages import GUESSED
 from xattn.study.evaluation import evaluate
+from xattn.text import counted
 
 METHODS = ("grad-cam", "layer-cam", "occlusion")
 WITHOUT_STAGE = ("integrated-gradients", "smooth-grad", "occlusion")  # for networks without a default stage
@@ -51,7 +52,7 @@ class Why:
     warnings: tuple[str, ...]
 
     def __repr__(self) -> str:
-        return f"Why {' and '.join(self.maps)}: {len(self.warnings)} warning{'s' * (len(self.warnings) != 1)}"
+        return f"Why {' and '.join(self.maps)}: {counted(len(self.warnings), 'warning')}"
 
     def text(self) -> str:
         """One page of Markdown."""

@@ -13,6 +13,7 @@ from xattn.data.map_files import Covers, MapFiles, find_maps
 from xattn.errors import ImageError, InputError, RunError
 from xattn.explainers.base import FILES, MethodComponent, created, of_files
 from xattn.models.classifier import Classifier
+from xattn.text import counted
 
 SHOWN = 3
 
@@ -39,13 +40,15 @@ def with_maps(
     names = [image.name for image in source.images]
     found = find_maps([places] if isinstance(places, (str, Path)) else places, names, covers=covers, signed=signed)
     if found.unknown:
-        logger.warning("%d maps are of none of the pictures, and left out: %s", len(found.unknown), _some(found.unknown))
+        logger.warning("left out, as of none of the pictures: %s (%s)", counted(len(found.unknown), "map"), _some(found.unknown))
     for maps in found.maps:
         if without := [name for name in names if name not in maps.files]:
-            logger.warning("%d of %d pictures have no map by '%s': %s", len(without), len(names), maps.name, _some(without))
+            logger.warning("no map by '%s' of %d of %s: %s", maps.name, len(without), counted(len(names), "picture"), _some(without))
         sizes = ", ".join(f"{height}×{width}" for height, width in maps.sizes[:SHOWN])
         more = ", …" if len(maps.sizes) > SHOWN else ""
-        logger.info("%s: %d maps of %s%s%s", of_files(maps).spec, len(maps.files), sizes, more, ", signed" if maps.signed else "")
+        logger.info(
+            "%s: %s of %s%s%s", of_files(maps).spec, counted(len(maps.files), "map"), sizes, more, ", signed" if maps.signed else ""
+        )
     common = set(names).intersection(*(maps.files for maps in found.maps))
     if not common:
         raise InputError(
@@ -55,7 +58,7 @@ def with_maps(
     left = copy.copy(source)
     left.images = [image for image in source.images if image.name in common]
     if len(common) < len(names):
-        logger.warning("%d of %d pictures have maps by all, and are scored.", len(common), len(names))
+        logger.warning("scored, as having a map by each method: %d of %s.", len(common), counted(len(names), "picture"))
     chosen = [maps.only(common) for maps in found.maps]
     for maps in chosen:
         _read_first(left, maps, classifiers)

@@ -1,22 +1,37 @@
-"""The pictures of a run in another place than where it found them."""
+"""The pictures of a run, where it found them or in another place."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from xattn.data.images import ImageSource
 from xattn.data.listing import NamedImage
 from xattn.data.urls import LISTED
 from xattn.errors import InputError
 from xattn.study.store import Store
+from xattn.text import counted
 
 
 def picture_names_of(store: Store) -> list[str]:
     """Names of the pictures of a run, as in its rows."""
     return list(store.contents()) or list(store.values()["image"].unique())
+
+
+def run_pictures(settings: Mapping[str, Any], places: str | Path | Sequence[str | Path] | None = None) -> ImageSource:
+    """The pictures of a run, found again; what the run logged of them is not logged again.
+
+    Args:
+        settings: of its pictures, as in `run.json`.
+        places: where they are now; None: where the run found them.
+
+    Raises:
+        InputError: there are none.
+    """
+    reading = {name: value for name, value in settings.items() if name in ("depth", "window", "max_pixels")}
+    return ImageSource(settings["origin"] if places is None else places, labels_from="none", quiet=True, **reading)
 
 
 def moved_pictures(store: Store, places: str | Path | Sequence[str | Path], names: Sequence[str]) -> ImageSource:
@@ -33,8 +48,7 @@ def moved_pictures(store: Store, places: str | Path | Sequence[str | Path], name
     Raises:
         InputError: a picture is not there, or has another content than when the run began.
     """
-    reading = {name: value for name, value in store.read_run()["settings"]["images"].items() if name in ("depth", "window", "max_pixels")}
-    source = copy.copy(ImageSource(places, labels_from="none", **reading))
+    source = run_pictures(store.read_run()["settings"]["images"], places)
     if source.dataset is not None:
         raise InputError(f"pictures that have moved are files; {places} is a data set. Give a folder of them, a glob, or files.")
     digests, here = store.contents(), source.images
@@ -59,8 +73,8 @@ def moved_pictures(store: Store, places: str | Path | Sequence[str | Path], name
         )
     if missing:
         raise InputError(
-            f"{len(missing)} of {len(names)} pictures of '{store.folder}' that are needed are not in {places}, neither by name nor by "
-            f"content: {_shown(missing)}. Give the place that holds them, or choose other images."
+            f"of {counted(len(names), 'picture')} of '{store.folder}', {counted(len(missing), 'is', 'are')} not in {places}, neither by "
+            f"name nor by content: {_shown(missing)}. Give the place that holds them, or choose other images."
         )
     source.images = found
     return source

@@ -23,6 +23,7 @@ from xattn.metrics.targets import PER_LABEL, Similarity
 from xattn.models.classifier import Classifier
 from xattn.models.target_rules import TargetRule
 from xattn.study.schema import run_key
+from xattn.text import counted
 
 PAIRS = PER_LABEL[2]
 MARKET = "market:"
@@ -138,7 +139,7 @@ def paired(
         vectors[key] = embedded(classifier, source, batch_size=batch_size, workers=workers, progress=progress)
         nearest[key] = _nearest(vectors[key], own, others, counts)
     if not any(nearest.values()):
-        raise InputError(f"none of the {len(gallery)} pictures of the gallery can be compared with a query: give another --gallery.")
+        raise InputError(f"none of {counted(len(gallery), 'picture')} of the gallery can be compared with a query: give another --gallery.")
     chosen = list(dict.fromkeys([*own, *sorted(other for found in nearest.values() for other, _ in found.values())]))
     source.images = [images[number] for number in chosen]
     place = {number: position for position, number in enumerate(chosen)}

@@ -31,6 +31,7 @@ from xattn.registry import Component
 from xattn.study.regions import check_labels
 from xattn.study.schema import Deviation, run_key
 from xattn.study.sequential import Pair, UntilDecided, pairs_of
+from xattn.text import counted
 
 MetricComponent = Component[MetricMetadata, Metric]
 
@@ -141,8 +142,9 @@ class Plan:
         place, count = self.shard
         if not 1 <= place <= count or not self._numbers():
             raise InputError(
-                f"shard {place}/{count} holds no batch of the {-(-len(self.source) // self.batch_size)} that {len(self.source)} images in "
-                f"batches of {self.batch_size} make: give i/n with i from 1 to n, fewer shards, or a smaller batch size."
+                f"shard {place}/{count} holds no batch of the {-(-len(self.source) // self.batch_size)} that "
+                f"{counted(len(self.source), 'image')} in batches of {self.batch_size} make: give i/n with i from 1 to n, fewer shards, "
+                "or a smaller batch size."
             )
         self._check_methods()
         self._check_targets()

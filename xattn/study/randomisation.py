@@ -30,6 +30,7 @@ from xattn.models.layout import Stage
 from xattn.models.randomised import Layer, copied, layers_of, redraw
 from xattn.models.target_rules import Asked, Given
 from xattn.progress import Progress
+from xattn.text import counted
 
 Order = Literal["cascading", "independent"]
 ORDERS: tuple[Order, ...] = get_args(Order)
@@ -133,9 +134,9 @@ class Randomisation:
         verdicts = self.verdicts()
         n, blank = int(verdicts["n"].max()), verdicts[verdicts["without contrast"] > 0]
         notes = [
-            f"Similarity of a map to that of the trained network: the mean over those of {len(self.layers)} steps from the output to the "
-            f"input at which the map shows something, over n = {n} pictures. A method passes if the interval of Spearman's correlation "
-            f"lies below {self.threshold:g}, and fails if it lies above.",
+            f"Similarity of a map to that of the trained network: the mean over those of {counted(len(self.layers), 'step')} from the "
+            f"output to the input at which the map shows something, over n = {counted(n, 'picture')}. A method passes if the interval of "
+            f"Spearman's correlation lies below {self.threshold:g}, and fails if it lies above.",
             "Another picture: the map of the next picture by the trained network: what is alike without anything in common. SSIM is to be "
             "read against it.",
             "Entropy rise: relative rise of a map's entropy once all layers are random; of a few cells it says little.",

@@ -20,6 +20,7 @@ from xattn.models.target_rules import labels_of
 from xattn.study.schema import NO_REGION
 
 logger = logging.getLogger("xattn")
+NOT_ANNOTATED = f"{NO_REGION}the picture has no annotated object"
 ABSENT = f"{NO_REGION}the crop shows no object of the target"
 NO_CLASS = f"{NO_REGION}the regions are of classes, and the target is none"
 
@@ -99,7 +100,7 @@ def regions_of(annotations: Annotations, classes: Mapping[str, int], maps: Maps,
 
         try:
             seen = annotations.seen(name, frame, size, wanted)
-            reason = None if len(seen) else ABSENT if index is not None or not annotations.labels else NO_CLASS
+            reason = None if len(seen) else _why_none(annotations, name, index)
         except ImageError as error:
             seen, reason = torch.zeros((0, *size), dtype=torch.bool), f"{NO_REGION}{error}"
         found.append(seen)
@@ -108,3 +109,10 @@ def regions_of(annotations: Annotations, classes: Mapping[str, int], maps: Maps,
     for place, seen in enumerate(found):
         masks[place, : len(seen)] = seen
     return Regions(masks.to(maps.images.device), tuple(reasons))
+
+
+def _why_none(annotations: Annotations, name: str, target: int | None) -> str:
+    """Why a picture has no region of a target."""
+    if target is None and annotations.labels:
+        return NO_CLASS
+    return ABSENT if annotations.objects.get(name) else NOT_ANNOTATED

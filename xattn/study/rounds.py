@@ -11,6 +11,7 @@ from xattn.study.missing import PartContents
 from xattn.study.plan import Plan, Unit
 from xattn.study.sequential import Evidence, ends_of_rounds
 from xattn.study.store import Store
+from xattn.text import counted
 
 logger = logging.getLogger("xattn")
 
@@ -51,8 +52,8 @@ def work(plan: Plan, store: Store, running: Running, *, progress: bool) -> int:
             evidence.take([image.name for image in plan.source.images[start:end]], [store.part(unit.name) for unit in now])
             undecided = evidence.undecided()
             logger.info(
-                "%d pictures: %s has decided %d of %d pairs",
-                end,
+                "%s: %s has decided %d of %d pairs",
+                counted(end, "picture"),
                 evidence.until.metric,
                 len(evidence.pairs) - undecided,
                 len(evidence.pairs),
@@ -67,6 +68,6 @@ def work(plan: Plan, store: Store, running: Running, *, progress: bool) -> int:
 def _refuse_gone(store: Store, units: list[Unit], count: int) -> None:
     if gone := {unit.name for unit in units} - store.done():
         raise RunError(
-            f"{len(gone)} of {count} parts of '{store.folder}' are gone: were files deleted while it ran? What is left is kept: run the "
-            "same command to go on."
+            f"of {counted(count, 'part')} of '{store.folder}', {counted(len(gone), 'is', 'are')} gone: were files deleted while it ran? "
+            "What is left is kept: run the same command to go on."
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -27,6 +28,7 @@ from xattn.study.plan import MetricComponent
 from xattn.study.regions import Regions
 from xattn.study.schema import Row, with_map
 
+NO_CONTRAST = "the target is a class less itself in this picture, and 0 whatever the network gives"
 MOST_PROBABLE = 5  # classes that a run keeps of each image
 
 ByMethod = Mapping[str, Responses]
@@ -40,6 +42,7 @@ class Scores:
         values: by method and metric, one per image.
         curves: by method and metric, shares and probabilities along the metric's curve, one pair per image.
         reasons: by metric, why an image has no value of it, or None.
+        undefined: by metric, why a map has none in an image that can have one.
         predicted: class index or value per image; None if the output is not one row of classes per image.
         probability: of the target, unmasked, per image; None if the target has none.
         errors: the error of each image, or None.
@@ -51,6 +54,7 @@ class Scores:
     errors: list[str | None]
     curves: dict[tuple[str, str], list[tuple[list[float], list[float]]]] = field(default_factory=dict)
     reasons: Mapping[str, Sequence[str | None]] = field(default_factory=dict)
+    undefined: Mapping[str, str] = field(default_factory=dict)
 
 
 def perturbations_of(metrics: Sequence[MetricComponent]) -> list[Perturbation]:
@@ -161,7 +165,9 @@ def score(
     for found in known.values():
         finite = found.finite()
         changed = changed if finite is None else changed & finite.to(changed.device)
-    table = torch.stack([column.to(whole.device) for column in columns.values()]).cpu().tolist() if columns else []
+    cancelled = (target.cancels() if isinstance(target, Contrast) else torch.zeros(1, dtype=torch.bool)).to(whole.device).expand_as(whole)
+    stacked = torch.stack([column.to(whole.device).masked_fill(cancelled, torch.nan) for column in columns.values()]) if columns else None
+    table = [] if stacked is None else stacked.cpu().tolist()
     errors = [
         None if fine and stays else "the network gave a non-finite value" + ("" if not fine else " on a changed image")
         for fine, stays in zip(whole.tolist(), changed.tolist(), strict=True)
@@ -173,19 +179,28 @@ def score(
         [None] * len(whole) if original is None else original.tolist(),
         errors,
         _curves(metrics, known),
-        _reasons(metrics, regions, parts),
+        _reasons(metrics, regions, parts, cancelled.tolist()),
+        {metric.spec: f"undefined: {metric.instance.undefined}" for metric in metrics},
     )
 
 
-def _reasons(metrics: Sequence[MetricComponent], regions: Regions | None, parts: PartsOfBatch | None) -> dict[str, Sequence[str | None]]:
+def _reasons(
+    metrics: Sequence[MetricComponent], regions: Regions | None, parts: PartsOfBatch | None, cancelled: Sequence[bool]
+) -> dict[str, Sequence[str | None]]:
     """By metric, why an image has no value of it whatever the map."""
     found: dict[str, Sequence[str | None]] = {}
+    if any(cancelled):
+        found = {metric.spec: [NO_CONTRAST if each else None for each in cancelled] for metric in metrics}
     for metric in metrics:
         if regions is not None and metric.instance.needs_regions:
-            found[metric.spec] = regions.reasons
+            found[metric.spec] = _first_of(found.get(metric.spec), regions.reasons)
         if parts is not None and isinstance(metric.instance, PartsMetric):
-            found[metric.spec] = parts.reasons_of(metric.instance)
+            found[metric.spec] = _first_of(found.get(metric.spec), parts.reasons_of(metric.instance))
     return found
+
+
+def _first_of(some: Sequence[str | None] | None, others: Sequence[str | None]) -> Sequence[str | None]:
+    return others if some is None else [one or other for one, other in zip(some, others, strict=True)]
 
 
 def _evidence(
@@ -271,7 +286,8 @@ def rows_of(classifier: Classifier, maps: Maps, scores: Scores, labels: Sequence
         about = replace(about, target=targets[i], predicted=scores.predicted[i], probability=scores.probability[i])
         for (method, metric), values in scores.values.items():
             row = replace(about, method=method, metric=metric, value=values[i], degenerate=flags[method][i])
-            row = replace(row, reason=scores.reasons.get(metric, absent)[i] or maps.reasons[method][i])
+            reason = scores.reasons.get(metric, absent)[i] or maps.reasons[method][i]
+            row = replace(row, reason=reason or (scores.undefined[metric] if math.isnan(values[i]) else None))
             kept = scores.curves.get((method, metric))
             rows.append(row if kept is None else replace(row, shares=kept[i][0], curve=kept[i][1]))
     return rows

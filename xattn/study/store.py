@@ -36,6 +36,7 @@ from xattn.study.schema import (
 )
 from xattn.study.summary import PictureNotes, Summary
 from xattn.study.values import READ, values_of
+from xattn.text import counted
 
 logger = logging.getLogger("xattn")
 
@@ -244,8 +245,8 @@ class Store:
         if other:
             shown = ", ".join(other[:3]) + (", …" if len(other) > 3 else "")
             raise RunError(
-                f"{len(other)} pictures have another content than when the run in '{self.folder}' began ({shown}), and its finished rows "
-                "are of the old one: put them back, or give another folder."
+                f"{counted(len(other), 'picture has', 'pictures have')} another content than when the run in '{self.folder}' began "
+                f"({shown}), and its finished rows are of the old one: put them back, or give another folder."
             )
         merged = {name: digest or before.get(name) for name, digest in now.items()}
         if merged != before:

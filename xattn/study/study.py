@@ -43,6 +43,7 @@ from xattn.study.plan import Execution, MetricComponent, Plan, key_of, planned_s
 from xattn.study.rounds import work
 from xattn.study.sequential import asked, shuffled
 from xattn.study.store import Store
+from xattn.text import counted
 
 DEFAULT_METHODS = ("activation-map", "grad-cam", "grad-cam++", "random", "centre")
 SIGNED_METHODS = ("grad-cam", "hires-cam", "random", "centre")  # in their place for signed maps
@@ -298,7 +299,7 @@ class Study:
         plan, state = self.plan, "finished" if self.store.finished else "not finished"
         classifiers = ", ".join(f"{classifier.name} · {classifier.head_name}" for classifier in plan.classifiers)
         methods, metrics = (", ".join(component.spec for component in components) for components in (plan.methods, plan.metrics))
-        return f"Study in '{self.store.folder}', {state}: {len(self.images)} images; {classifiers}; {methods}; {metrics}"
+        return f"Study in '{self.store.folder}', {state}: {counted(len(self.images), 'image')}; {classifiers}; {methods}; {metrics}"
 
     def _repr_html_(self) -> str:
         """As a notebook shows it: the table of the run, once it is finished; before, what it will compute."""
@@ -312,7 +313,7 @@ class Study:
             "metrics": [metric.spec for metric in self.plan.metrics],
         }
         lines = "".join(f"<li>{len(names)} {kind}: {html_text(', '.join(names))}</li>" for kind, names in said.items())
-        return f"<p>A study of {len(self.images)} images, not yet run:</p><ul>{lines}</ul>"
+        return f"<p>A study of {counted(len(self.images), 'image')}, not yet run:</p><ul>{lines}</ul>"
 
     def table(self) -> pd.DataFrame:
         """One row per model × head × method, one column per metric: `table.csv`.

@@ -11,7 +11,6 @@ import torch
 from xattn.birds import Scene, scene_of
 from xattn.birds.ground_truth import known_parts
 from xattn.catalogue import is_direct
-from xattn.data.images import ImageSource
 from xattn.data.preprocessing import Preprocessing
 from xattn.errors import InputError, UnsupportedError, XattnError
 from xattn.metrics.known_parts import KnownParts
@@ -20,7 +19,7 @@ from xattn.metrics.parts import parts_shapley
 from xattn.models.classifier import Classifier
 from xattn.models.loading import load
 from xattn.overlays import is_signed
-from xattn.study.moved import moved_pictures, picture_names_of
+from xattn.study.moved import moved_pictures, picture_names_of, run_pictures
 from xattn.study.schema import StoredMap
 from xattn.study.store import Store
 
@@ -63,10 +62,10 @@ def bird_truth(run: str | Path, places: str | Path | Sequence[str | Path] | None
 
 def _scenes(store: Store, names: Sequence[str], places: str | Path | Sequence[str | Path] | None) -> dict[str, Scene]:
     """The scene of each picture."""
-    origin = store.read_run()["settings"]["images"]["origin"]
-    if places is None and not origin:
+    settings = store.read_run()["settings"]["images"]
+    if places is None and not settings["origin"]:
         raise InputError(f"'{store.folder}' was run on a data set in memory: say where the exported birds are (--images FOLDER).")
-    source = ImageSource(origin) if places is None else moved_pictures(store, places, names)
+    source = run_pictures(settings) if places is None else moved_pictures(store, places, names)
     paths = {image.name: image.path for image in source.images}
     found: dict[str, Scene] = {}
     for name in names:

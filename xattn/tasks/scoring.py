@@ -25,6 +25,7 @@ from xattn.models import Classifier
 from xattn.models.loading import refuse_no_classifier
 from xattn.models.source_labels import with_labels
 from xattn.tasks.base import Data, Scored, default_task, refuse_no_classes, tasks
+from xattn.text import counted
 
 T = TypeVar("T")
 RESAMPLES = 1000  # of a bootstrap over pictures
@@ -151,7 +152,7 @@ def outputs(
     """
     images, output, failed = each_output(source, classifier.preprocessing, data.batch_size, data.workers, data.shown, run)
     if not images:
-        raise ImageError(f"none of the {len(source)} pictures of '{data.place}' could be read: {failed[0][1]}")
+        raise ImageError(f"none of {counted(len(source), 'picture')} of '{data.place}' could be read: {failed[0][1]}")
     return images, output, failed
 
 

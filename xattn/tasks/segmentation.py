@@ -23,6 +23,7 @@ from xattn.models import Classifier
 from xattn.progress import Progress
 from xattn.tasks.base import Data, Scored, Task, TaskMetadata, tasks
 from xattn.tasks.scoring import RESAMPLES, drawn_times, functions_of_torchmetrics, resampled_interval
+from xattn.text import counted
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -197,7 +198,7 @@ def _count(classifier: Classifier, data: Data, paths: tuple[Path, ...], maps: La
         batches = range(-(-len(source) // data.batch_size))
         each_batch(source, classifier.preprocessing, data.batch_size, batches, data.workers, work)
     if not pieces:
-        raise ImageError(f"none of the {len(source)} pictures of '{data.place}' could be read: {failed[0][1]}")
+        raise ImageError(f"none of {counted(len(source), 'picture')} of '{data.place}' could be read: {failed[0][1]}")
     if min(seen) < WHOLE:
         size = "×".join(map(str, classifier.input_size))
         logger.warning(

@@ -29,6 +29,7 @@ from xattn.models.capture import captured
 from xattn.models.checkpoints import digest_of
 from xattn.models.layout import to_nchw
 from xattn.progress import Progress
+from xattn.text import counted
 from xattn.training.data import Crops
 from xattn.training.recipe import Recipe
 
@@ -130,7 +131,7 @@ def on_features(
                 folder.mkdir(parents=True, exist_ok=True)
                 _write(path, classifier, crops, precision, batch, workers, shown)
             elif shown:
-                logger.info("features of %d pictures are in %s", len(crops), path)
+                logger.info("features of %s are in %s", counted(len(crops), "picture"), path)
         except OSError as error:
             if isinstance(error, RunError):
                 raise
@@ -248,11 +249,11 @@ def _laid_out(file: Any, path: Path, pictures: int, first_batch: Mapping[str, Te
     text += b" " * (-len(text) % 8)
     first, size = 8 + len(text), 8 + len(text) + end
     stages = ", ".join(name for name in header if name != PREDICTED)
-    logger.info("features of %s, %d pictures: %s are written to %s", stages, pictures, _bytes(size), path)
+    logger.info("features of %s, %s: %s are written to %s", stages, counted(pictures, "picture"), _bytes(size), path)
     free = shutil.disk_usage(path.parent).free
     if size > free:
         raise RunError(
-            f"the features of {stages} of {pictures} pictures take {_bytes(size)}, and '{path.parent}' has {_bytes(free)} free: "
+            f"the features of {stages} of {counted(pictures, 'picture')} take {_bytes(size)}, and '{path.parent}' has {_bytes(free)} free: "
             "give a folder on another disk, or train without cached features."
         )
     file.write(struct.pack("<Q", len(text)) + text)

@@ -8,6 +8,7 @@ import importlib
 import importlib.metadata
 import io
 import logging
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from xattn.inference.cloning import Runnable, clone_of
 from xattn.inference.settings import Tuning
 
 TOLD = 300  # characters of OpenVINO's message
+_one_at_a_time = threading.Lock()
 PRECISIONS = {"own": "f32", "bfloat16": "bf16", "float16": "f16"}
 
 
@@ -72,14 +74,30 @@ def built(classifier: Runnable, tuning: Tuning) -> Callable[[Tensor], Tensor]:
     return logits
 
 
+class _OfOtherThreads(io.TextIOBase):
+    """A stream without what this thread writes."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream, self.own = stream, threading.get_ident()
+
+    def write(self, text: str) -> int:
+        return len(text) if threading.get_ident() == self.own else int(self.stream.write(text))
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+    def isatty(self) -> bool:
+        return bool(self.stream.isatty())
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what libraries warn and print of a network that does not convert: the error says why."""
+    """Without what torch warns, and prints on stderr, of a network that it does not export: the error says why."""
     about = logging.getLogger("torch.fx.experimental.symbolic_shapes")
     before = about.level
     about.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+        with _one_at_a_time, warnings.catch_warnings(), contextlib.redirect_stderr(_OfOtherThreads(sys.stderr)):
             warnings.simplefilter("ignore")
             yield
     finally:
