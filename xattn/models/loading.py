@@ -132,7 +132,7 @@ def load(
     if source.high_res and not source.model.startswith((RELATION_AWARE, OCR)):
         high_resolution(network, source.high_res, dilate=source.dilate, input_size=preprocessing.input_size)
     classifier = Classifier(
-        _channels_last(network),
+        network,
         name=name,
         preprocessing=preprocessing,
         labels=None if labels is None else read_labels(labels),
@@ -145,6 +145,8 @@ def load(
         output=output,
         reads=None if saved is None or is_new else saved.header.stages,
     )
+    if classifier.channels_last:
+        _convert_to_channels_last(network)
     if saved is not None and not is_new:
         fit_weights(classifier.head, split_weights(saved.file)[1], model, classifier.head.fixed_size)
         classifier.inner = saved.header.inner
@@ -342,12 +344,11 @@ def _unwrapped(module: nn.Module) -> nn.Module:
     return module
 
 
-def _channels_last(network: nn.Module) -> nn.Module:
-    """The network with its convolutions' weights in the layout that images have; those of other numbers of axes stay."""
+def _convert_to_channels_last(network: nn.Module) -> None:
+    """Gives the weights of convolutions the layout that images have; those of other numbers of axes stay."""
     for tensor in (*network.parameters(), *network.buffers()):
         if tensor.dim() == 4:
             tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
-    return network
 
 
 def refuse_no_classifier(given: object) -> None:
