@@ -115,11 +115,13 @@ def load(
         count, prompts = _classes(classes, templates)
         replaces = heads.create(head or KEEPS_ITS_OWN).metadata.replaces
         new = count if replaces == "nothing" else None
-        network, base, names, sigmoid, trained = sources.build(Request(model, weights, prompts, trust_code, new, tuple(high_res), dilate))
+        built = sources.build(Request(model, weights, prompts, trust_code, new, tuple(high_res), dilate))
+        network, base, names, trained = built.network, built.preprocessing, built.labels, built.trained
         texts = {} if prompts is None else {"prompts": prompts.classes, "templates": prompts.templates}
         source = Source(sources.absolute(model), _kept(weights), digest_of(network.state_dict()), tuple(high_res), dilate, **texts)
         keeps = replaces != "classifier"  # another has logits of its own, of one class
-        name, multi_label = model, multi_label or (sigmoid and (keeps or prompts is None))
+        name, multi_label = model, multi_label or (built.multi_label and not regression and (keeps or prompts is None))
+        regression = regression or (built.regression and keeps and not multi_label)
     else:
         network, source = _network_of(saved, None if saved.named is not None else weights, trust_code)
         base, names, name = Preprocessing.from_json(saved.header.preprocessing), saved.header.labels, saved.name
