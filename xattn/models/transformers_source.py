@@ -67,9 +67,7 @@ def from_transformers(request: Request) -> Built:
     else:
         network = with_local_weights(create, state, request.shown_weights)
     if new:
-        logger.warning(
-            "%s has no weights for %s: they are new, and its logits mean nothing before training.", request.model, ", ".join(new)
-        )
+        logger.warning("%s has no weights for %s: they are new, and have to be trained.", request.model, ", ".join(new))
     stated = config.id2label or {}
     labels = [stated[index] for index in range(len(stated))] if set(stated) == set(range(len(stated))) else None
     if labels == [f"LABEL_{index}" for index in range(len(stated))]:
@@ -237,8 +235,8 @@ def _loaded(request: Request, kind: Any, **options: Any) -> Any:
         return kind.from_pretrained(request.name, trust_remote_code=request.trust_code, **options)
     except (SafetensorError, RuntimeError) as error:
         raise WeightsError(
-            f"the weights of {request.model} cannot be read, or are not those of its configuration ({_first_line(error)}): save it again by "
-            "save_pretrained."
+            f"the weights of {request.model} cannot be read, or are not those of its configuration ({_first_line(error)}): save it "
+            "again by save_pretrained."
         ) from error
     except OSError as error:
         raise WeightsError(
