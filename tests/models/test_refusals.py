@@ -39,6 +39,17 @@ def compiled_in_part() -> nn.Module:
     return network
 
 
+def without_forward() -> nn.Module:
+    network = nn.Module()
+    network.inner = networks.small()
+    return network
+
+
+def made_in_inference_mode() -> nn.Module:
+    with torch.inference_mode():
+        return networks.small()
+
+
 def compiled_in_place() -> nn.Module:
     network = networks.small()
     network.compile(backend="eager")
@@ -53,6 +64,8 @@ def compiled_in_place() -> nn.Module:
         (lambda: nn.Sequential(nn.LazyConv2d(4, 3)), r"lazy layers: '0.weight' has no shape yet\. Run the network once"),
         (compiled_in_part, r"Sequential.2 is compiled, and compiled code runs no hooks that come later"),
         (compiled_in_place, r"Sequential is compiled, and compiled code runs no hooks that come later"),
+        (without_forward, r'missing the required "forward" function\. Attach a module whose forward takes images and returns logits'),
+        (made_in_inference_mode, r"Its weights were made under torch.inference_mode: build the network outside of it"),
         (lambda: After(lambda z: z[:, :0]), r"must give logits .* it gave \(1, 0\)"),
         (lambda: After(lambda z: torch.complex(z, z)), r"it gave torch.complex64 \(1, 5\)"),
         (lambda: After(lambda z: z.to_sparse()), r"it gave torch.sparse_coo \(1, 5\)"),

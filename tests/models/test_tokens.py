@@ -250,3 +250,17 @@ def test_the_order_of_tokens_is_found_cell_by_cell_and_what_answers_nowhere_is_n
     assert set(found) == {"own order"}
     map_of_order = to_nchw(capture(image)["own order"], found["own order"])
     assert torch.equal(map_of_order, nn.functional.adaptive_avg_pool2d(image, (4, 5)))
+
+
+def test_gradient_checkpointing_that_attention_cannot_pass_is_said_and_cams_pass_it() -> None:
+    clf = attached("class token")
+    clf.network.set_grad_checkpointing(True)
+    images = torch.rand(1, 3, 64, 64)
+    assert xattn.explain(clf, images, ["grad-cam"]).raw["grad-cam"].shape == (1, 4, 4)
+    with pytest.raises(UnsupportedError, match=r"or switch its gradient checkpointing off, as by set_grad_checkpointing\(False\)"):
+        xattn.explain(clf, images, ["generic-attention"])
+
+
+def test_a_network_made_for_a_size_of_its_own_is_given_it_and_not_that_of_its_weights() -> None:
+    network = timm.create_model("vit_tiny_patch16_224", num_classes=5, img_size=64, **SMALL).eval()
+    assert xattn.attach(network).input_size == (64, 64)

@@ -140,6 +140,36 @@ def test_what_is_not_at_hand_or_no_classifier_is_said(tmp_path: Path, monkeypatc
         xattn.load("hf:nobody/nothing")
 
 
+def test_a_folder_without_a_classifier_s_weights_is_untrained_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = transformers.ViTConfig(**TINY, image_size=32, patch_size=8)
+    transformers.ViTModel(config).save_pretrained(tmp_path)
+    clf = xattn.load(f"hf:{tmp_path}", device="cpu")
+    assert not clf.trained
+    assert "has no weights for classifier.bias, classifier.weight: they are new" in caplog.text
+
+
+def test_weights_that_are_damaged_or_of_another_configuration_are_refused_in_words(tmp_path: Path) -> None:
+    name = resnet(tmp_path / "a")
+    other = json.loads((tmp_path / "a" / "config.json").read_text()) | {"hidden_sizes": [8, 16]}
+    (tmp_path / "a" / "config.json").write_text(json.dumps(other))
+    with pytest.raises(WeightsError, match="cannot be read, or are not those of its configuration"):
+        xattn.load(name, device="cpu")
+    name = resnet(tmp_path / "b")
+    (tmp_path / "b" / "model.safetensors").write_bytes(b"damaged" * 40)
+    with pytest.raises(WeightsError, match="cannot be read, or are not those of its configuration"):
+        xattn.load(name, device="cpu")
+
+
+def test_a_model_of_values_is_a_regression_and_one_of_grey_pictures_takes_one_channel(tmp_path: Path) -> None:
+    values = transformers.ResNetConfig(**RESNET, num_labels=1, problem_type="regression", num_channels=1)
+    size = {"height": 32, "width": 32}
+    processor = transformers.ViTImageProcessor(size=size, image_mean=[0.4] * 3, image_std=[0.2] * 3)
+    clf = xattn.load(saved(tmp_path, values, processor), device="cpu")
+    assert (clf.regression, clf.class_count, clf.channels) == (True, 1, 1)
+    assert clf.preprocessing.mean == pytest.approx((0.4,), abs=1e-5)
+    assert xattn.load(f"hf:{tmp_path}", device="cpu", multi_label=True).multi_label
+
+
 def test_code_in_a_model_s_folder_is_not_run(tmp_path: Path) -> None:
     (tmp_path / "evil.py").write_text(f"import pathlib\npathlib.Path({str(tmp_path / 'ran')!r}).touch()\n")
     config = {"model_type": "mine", "auto_map": {"AutoConfig": "evil.Config", "AutoModelForImageClassification": "evil.Model"}}

@@ -324,9 +324,12 @@ class Trace:
             if is_out_of_memory(error):
                 raise
             reason = str(error).partition("\n")[0].removesuffix(".")
+            advice = "let the network run in functions that torch can differentiate"
+            if "torch.utils.checkpoint" in reason:
+                advice = "switch its gradient checkpointing off, as by set_grad_checkpointing(False)"
             raise UnsupportedError(
                 f"{self.classifier.name} passes no gradient from its output back ({reason}). Use a method without gradients (score-cam, "
-                "rise, occlusion), or let the network run in functions that torch can differentiate."
+                f"rise, occlusion), or {advice}."
             ) from error
 
     @_Lazy

@@ -38,6 +38,11 @@ class SharedBackbone(nn.Module):
         """The device that computes."""
         return self._members[0].device
 
+    @property
+    def channels_last(self) -> bool:
+        """Whether the network is given images in that memory format."""
+        return self._members[0].channels_last
+
     def probe(self) -> Tensor:
         """One image of noise, always the same."""
         return self._members[0].probe()

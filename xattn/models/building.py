@@ -93,6 +93,7 @@ class Built(NamedTuple):
         labels: class names, if they are known.
         multi_label: probabilities are sigmoids of each logit.
         trained: its logits mean something; a new classifier's do not.
+        regression: its outputs are values, no logits.
     """
 
     network: nn.Module
@@ -100,6 +101,7 @@ class Built(NamedTuple):
     labels: Sequence[str] | None
     multi_label: bool = False
     trained: bool = True
+    regression: bool = False
 
 
 def fit_with_classes(network: nn.Module, request: Request) -> None:

@@ -35,6 +35,8 @@ from xattn.text import counted
 
 logger = logging.getLogger("xattn")
 
+VIEWED = "view size is not compatible"  # torch's error where a view needs the other memory format
+
 
 class Classifier(nn.Module):
     """A network that takes images in pixel space, with its stages, preprocessing and labels.
@@ -69,6 +71,7 @@ class Classifier(nn.Module):
         grafted: whether the head was initialised as the network's own classifier.
         trained: whether the logits are meaningful; set it after training the head in your own loop.
         inner: how its last layer is fitted to new classes, if it was trained for that; None: it was not.
+        channels_last: whether the network is given images in that memory format; False where its code needs the other, as `x.view(…)` may.
     """
 
     mean: Tensor
@@ -104,6 +107,7 @@ class Classifier(nn.Module):
         self.source = source
         self.inputs = inputs
         self.regression = regression
+        self.channels_last = True
         like = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
         with evaluating(self), torch.inference_mode(False):
             self.channels = input_channels(network, self._run, preprocessing.input_size, like, name)
@@ -173,6 +177,9 @@ class Classifier(nn.Module):
         except (XattnError, torch.cuda.OutOfMemoryError):
             raise
         except Exception as error:  # a network's code may raise anything
+            if self.channels_last and VIEWED in str(error):
+                self.channels_last = False
+                return self._probed(images)
             raise why_not_run(self.network, self.name, images, self.input_size, self.inputs, error) from error
 
     def _attached(self, settings: HeadSettings, metadata: HeadMetadata, reads: Sequence[str] | None) -> Attachment:
@@ -223,7 +230,8 @@ class Classifier(nn.Module):
 
     def normalise(self, images: Tensor) -> Tensor:
         """The network's input for images in pixel space, in the network's precision."""
-        normalised: Tensor = (images.to(self.mean.dtype).contiguous(memory_format=torch.channels_last) - self.mean) / self.std
+        form = torch.channels_last if self.channels_last else torch.contiguous_format
+        normalised: Tensor = (images.to(self.mean.dtype).contiguous(memory_format=form) - self.mean) / self.std
         return normalised
 
     def logits(self, normalised: Tensor) -> Tensor:

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Set
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
 PARAMETRIC = ("AddmmBackward", "MmBackward", "ConvolutionBackward", "LinearBackward", "BmmBackward")
+ATTENTIONS = ("ScaledDotProduct",)
+RESCALING = (
+    *("ViewBackward", "UnsafeViewBackward", "TransposeBackward", "PermuteBackward", "ExpandBackward", "CloneBackward", "ToCopyBackward"),
+    *("AddBackward", "SubBackward", "MulBackward", "DivBackward", "MaskedFillBackward", "UnsqueezeBackward", "SqueezeBackward"),
+    *("ReshapeAliasBackward", "TBackward", "SelectBackward", "AliasBackward"),
+)
+CHOICES = ("GatherBackward", "IndexBackward", "IndexSelectBackward", "TopkBackward")
 NORMALISATIONS = ("NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm", "NativeLayerNorm", "NativeGroupNorm")
 
 
@@ -57,9 +65,83 @@ def dominators(root: Node) -> list[Node]:
     return [node for node in reversed(order) if node is not image and up[node] * down[node] == total]
 
 
-def learnt(nodes: Iterable[Node]) -> int:
-    """How many of some operations are convolutions or matrix products over several places of an image, in a forward of one image."""
-    return sum(is_a(node, PARAMETRIC) and _places(shape_of(node)) > 1 for node in nodes)
+@dataclass(frozen=True)
+class Origins:
+    """What the results of a forward's operations are made of.
+
+    Attributes:
+        image: those that the image leads to.
+        queries: for those that an attention with learnt queries leads to, how many these queries are. Where the queries, or the scores of
+            the attention, are weights and not made of the image, it pools the places of the image to a few vectors.
+        chosen: those that a choice among tokens leads to, such as of those that are kept.
+    """
+
+    image: Set[Node]
+    queries: Mapping[Node, Set[int]]
+    chosen: Set[Node]
+
+    def learnt(self, nodes: Iterable[Node]) -> int:
+        """How many of some operations are convolutions or products with weights over several places of an image, in a forward of one."""
+        found = [node for node in nodes if is_a(node, PARAMETRIC) and node in self.image and not _factors(node) <= self.image]
+        return sum(_places(shape_of(node)) > 1 and not self.is_pooled(node) for node in found)
+
+    def is_pooled(self, node: Node) -> bool:
+        """Whether the rows that an operation gives are those of learnt queries, or of chosen tokens, and no fixed places."""
+        shape = shape_of(node)
+        return _places(shape) in self.queries.get(node, ()) or (len(shape) == 3 and node in self.chosen)
+
+
+def origins(root: Node) -> Origins:
+    """What the operations that lead to a node are made of."""
+    order, below = _topological(root)
+    image: set[Node] = set()
+    chosen: set[Node] = set()
+    queries: dict[Node, set[int]] = {}
+    for node in reversed(order):
+        if (type(node).__name__ == "AccumulateGrad" and _is_image(node)) or any(child in image for child in below[node]):
+            image.add(node)
+        if found := _learnt_queries(node, image).union(*(queries[child] for child in below[node] if child in queries)):
+            queries[node] = found
+        if any(child in chosen for child in below[node]) or (node in image and _chooses(node)):
+            chosen.add(node)
+    return Origins(image, queries, chosen)
+
+
+def _chooses(node: Node) -> bool:
+    """Whether an operation takes some rows of several; one alone is a class token."""
+    if not is_a(node, CHOICES) or len(shape_of(node)) not in (2, 3):
+        return False
+    before = node.next_functions[0][0]
+    return before is not None and 1 < _places(shape_of(node)) < _places(shape_of(before))
+
+
+def _learnt_queries(node: Node, image: Set[Node]) -> set[int]:
+    shape = shape_of(node)
+    if is_a(node, ATTENTIONS):
+        return set() if node.next_functions[0][0] in image else {shape[-2]}
+    if is_a(node, ("SoftmaxBackward",)) and len(shape) > 2 and any(not _factors(scores) <= image for scores in _scores(node)):
+        over_rows = node._saved_dim in (len(shape) - 2, 2**64 - 2)  # type: ignore[attr-defined]  # kept as an unsigned integer
+        return {shape[-1 if over_rows else -2]}
+    return set()
+
+
+def _scores(softmax: Node) -> list[Node]:
+    """The products that a softmax is of, before they are scaled, masked and rearranged; one over heads mixes scores, and is none."""
+    found, stack = [], [softmax]
+    sides = sorted(shape_of(softmax)[-2:])
+    while stack:
+        for child, _ in stack.pop().next_functions:
+            if child is not None and is_a(child, (*PARAMETRIC, "BaddbmmBackward")):
+                found += [child] * (sorted(shape_of(child)[-2:]) == sides)
+            elif child is not None and is_a(child, RESCALING):
+                stack.append(child)
+    return found
+
+
+def _factors(product: Node) -> set[Node | None]:
+    """What a convolution or product multiplies; None for weights without a gradient."""
+    factors = [child for child, _ in product.next_functions]
+    return set(factors[1:3] if is_a(product, ("AddmmBackward", "BaddbmmBackward")) else factors[:2])
 
 
 def _places(shape: tuple[int, ...]) -> int:

@@ -21,13 +21,14 @@ def stated_size(network: nn.Module) -> tuple[int, int] | None:
     """Height and width of the images that a network states it was made for; None if it states none.
 
     It is `image_size` of a transformers configuration, of torchvision's ViT and of open_clip's encoders, `img_size` of timm's patch
-    embeddings, or `input_size` of timm's pretrained configuration.
+    embeddings, else `input_size` of timm's pretrained configuration, which is that of the weights and not of the network.
 
     >>> import torchvision
     >>> stated_size(torchvision.models.VisionTransformer(64, 16, 1, 1, 8, 8))
     (64, 64)
     """
-    return next((size for module in network.modules() for value in _statements(module) if (size := _pair(value)) is not None), None)
+    stated = (value for statements in (_of_layers, _of_weights) for module in network.modules() for value in statements(module))
+    return next((size for value in stated if (size := _pair(value)) is not None), None)
 
 
 def own_size(network: nn.Module) -> tuple[int, int]:
@@ -49,10 +50,13 @@ def required_arguments(network: nn.Module) -> list[str]:
     ]
 
 
-def _statements(module: nn.Module) -> Iterator[Any]:
+def _of_layers(module: nn.Module) -> Iterator[Any]:
     for holder in (module, getattr(module, "config", None)):
         for name in ("image_size", "img_size"):
             yield getattr(holder, name, None)
+
+
+def _of_weights(module: nn.Module) -> Iterator[Any]:
     pretrained = getattr(module, "pretrained_cfg", None)
     if isinstance(pretrained, dict):
         yield (pretrained.get("input_size") or (None,))[1:]

@@ -8,17 +8,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode
 
 from xattn.errors import InputError, UnsupportedError
 from xattn.models.concurrency import in_this_thread
-from xattn.models.graph import behind
+from xattn.models.graph import behind, is_a
 
 Inputs = Callable[[Tensor], Mapping[str, Any]]
 """The network's images `(B, C, H, W)`, normalised → its forward's further arguments by name, for these B images."""
 
 RGB = 3
 LAYERS = ("conv1d", "conv2d", "conv3d", "linear", "batch_norm", "group_norm", "embedding")
+NORMS = ("batch_norm", "group_norm")
+CHOOSING = ("SliceBackward", "AliasBackward", "SelectBackward", "SplitBackward", "UnbindBackward", "IndexBackward", "IndexSelectBackward")
 OTHER_DATA = {
     "conv1d": "a Conv1d, over sequences (batch, channels, length)",
     "conv3d": "a Conv3d, over videos or volumes (batch, channels, frames or depth, height, width)",
@@ -31,7 +34,9 @@ class _Reached(Exception):  # it ends the forward, and is no error
 
 
 class _FirstLayer(TorchFunctionMode):
-    """Ends a forward behind the first layer with weights that takes something made of the image.
+    """Ends a forward behind the first layer with weights that takes all channels of the image, or before the first that cannot.
+
+    A normalisation, whose channels may be another axis, and a layer of some channels alone do not end it.
 
     Attributes:
         kind: the layer's function.
@@ -50,24 +55,28 @@ class _FirstLayer(TorchFunctionMode):
         kwargs = kwargs or {}
         kind = getattr(func, "__name__", "")
         given = args[0] if args else kwargs.get("input")
-        if kind not in LAYERS or not isinstance(given, Tensor) or not _made_of(given, self.image):
+        if kind not in LAYERS or not isinstance(given, Tensor) or not (made := _made_of(given, self.image)):
             return func(*args, **kwargs)
         self.kind, self.axes = kind, given.dim()
         self.given = given.shape[-1 if kind == "linear" else 1] if given.dim() > 1 else 0
         self.takes = _taken(kind, args, kwargs)
-        func(*args, **kwargs)
-        raise _Reached
+        result = func(*args, **kwargs)
+        if kind not in NORMS and not any(node is not None and is_a(node, CHOOSING) for node in made):
+            raise _Reached
+        return result
 
 
-def _made_of(tensor: Tensor, image: Tensor) -> bool:
+def _made_of(tensor: Tensor, image: Tensor) -> list[Node | None]:
+    """The operations that made a tensor of the image; empty if it is made of something else."""
     if tensor is image:
-        return True
-    return tensor.grad_fn is not None and any(getattr(node, "variable", None) is image for node in behind(tensor.grad_fn))
+        return [None]
+    nodes: list[Node | None] = [] if tensor.grad_fn is None else [*behind(tensor.grad_fn)]
+    return nodes if any(getattr(node, "variable", None) is image for node in nodes) else []
 
 
 def _taken(kind: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
     """The channels, or the values per row, that a layer's weights take; 0 if it has none."""
-    if kind in ("batch_norm", "group_norm"):
+    if kind in NORMS:
         found = [value for value in (*args[1:], *kwargs.values()) if isinstance(value, Tensor)]
         return found[0].shape[0] if found else 0
     weight = args[1] if len(args) > 1 else kwargs["weight"]
@@ -76,7 +85,7 @@ def _taken(kind: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
 
 
 def input_channels(network: nn.Module, run: Callable[[Tensor], Any], size: tuple[int, int], like: Tensor, name: str) -> int:
-    """The number of channels of the images that a network takes, by its first layer; only that layer is run.
+    """The number of channels of the images that a network takes, by its first layer; what comes after that is not run.
 
     Args:
         network: in eval mode.
@@ -100,9 +109,11 @@ def input_channels(network: nn.Module, run: Callable[[Tensor], Any], size: tuple
             f"xattn explains images (batch, channels, height, width); the first layer of {name} is {OTHER_DATA[first.kind]}. Explain a "
             "network of images, or wrap this one in a module whose forward makes its input from an image."
         )
-    if first.given:
-        scaled, rest = divmod(RGB * first.takes, first.given)
-        for count in dict.fromkeys([scaled if rest == 0 else 0, first.takes - first.given + RGB]):
+    if first.kind == "" and _first_layer(run, 1, size, like)[0].kind:
+        return 1  # its code takes one channel before any layer does
+    if first.kind:
+        scaled, rest = divmod(RGB * first.takes, first.given or RGB)
+        for count in dict.fromkeys([scaled if rest == 0 and first.given else 0, first.takes - first.given + RGB]):
             if count > 0 and count != RGB and _first_layer(run, count, size, like)[1]:
                 return count
     return RGB  # the probe of the whole network reports what fails
@@ -117,7 +128,8 @@ def _first_layer(run: Callable[[Tensor], Any], channels: int, size: tuple[int, i
         with torch.enable_grad(), first:
             run(image)
     except _Reached:
-        return first, not (first.kind == "conv3d" and first.axes == 4)  # which torch takes for one volume without a batch
+        volumes = first.kind == "conv3d" and (first.axes == 4 or first.given != channels)  # the images, or the channels, are frames
+        return first, not volumes
     except Exception:  # the probe of the whole network reports it
         return first, False
     return first, True

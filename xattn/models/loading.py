@@ -115,11 +115,13 @@ def load(
         count, prompts = _classes(classes, templates)
         replaces = heads.create(head or KEEPS_ITS_OWN).metadata.replaces
         new = count if replaces == "nothing" else None
-        network, base, names, sigmoid, trained = sources.build(Request(model, weights, prompts, trust_code, new, tuple(high_res), dilate))
+        built = sources.build(Request(model, weights, prompts, trust_code, new, tuple(high_res), dilate))
+        network, base, names, trained = built.network, built.preprocessing, built.labels, built.trained
         texts = {} if prompts is None else {"prompts": prompts.classes, "templates": prompts.templates}
         source = Source(sources.absolute(model), _kept(weights), digest_of(network.state_dict()), tuple(high_res), dilate, **texts)
         keeps = replaces != "classifier"  # another has logits of its own, of one class
-        name, multi_label = model, multi_label or (sigmoid and (keeps or prompts is None))
+        name, multi_label = model, multi_label or (built.multi_label and not regression and (keeps or prompts is None))
+        regression = regression or (built.regression and keeps and not multi_label)
     else:
         network, source = _network_of(saved, None if saved.named is not None else weights, trust_code)
         base, names, name = Preprocessing.from_json(saved.header.preprocessing), saved.header.labels, saved.name
@@ -132,7 +134,7 @@ def load(
     if source.high_res and not source.model.startswith((RELATION_AWARE, OCR)):
         high_resolution(network, source.high_res, dilate=source.dilate, input_size=preprocessing.input_size)
     classifier = Classifier(
-        _channels_last(network),
+        network,
         name=name,
         preprocessing=preprocessing,
         labels=None if labels is None else read_labels(labels),
@@ -145,6 +147,8 @@ def load(
         output=output,
         reads=None if saved is None or is_new else saved.header.stages,
     )
+    if classifier.channels_last:
+        _convert_to_channels_last(network)
     if saved is not None and not is_new:
         fit_weights(classifier.head, split_weights(saved.file)[1], model, classifier.head.fixed_size)
         classifier.inner = saved.header.inner
@@ -342,12 +346,11 @@ def _unwrapped(module: nn.Module) -> nn.Module:
     return module
 
 
-def _channels_last(network: nn.Module) -> nn.Module:
-    """The network with its convolutions' weights in the layout that images have; those of other numbers of axes stay."""
+def _convert_to_channels_last(network: nn.Module) -> None:
+    """Gives the weights of convolutions the layout that images have; those of other numbers of axes stay."""
     for tensor in (*network.parameters(), *network.buffers()):
         if tensor.dim() == 4:
             tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
-    return network
 
 
 def refuse_no_classifier(given: object) -> None:

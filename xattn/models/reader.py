@@ -44,14 +44,17 @@ class Reader:
     What convolutions, poolings and their normalisations give is a map with channels first; what a layer norm gives over four axes is one
     with channels last, if its sides are as the image's. Another tensor of four axes (queries and values of an attention have four, too) is
     a map where its sides are those of one of these; in a network that has none of them, where they are as the image's. A tensor of three
-    axes is a map of tokens where its shape is in `tokens`.
+    axes is a map of tokens where its shape is in `tokens`. Maps of several copies or pieces of an image, as flips or tiles that the network
+    makes, are none of the image.
 
     Args:
         aspect: height of the image over its width.
+        pieces: those are read, too.
     """
 
-    def __init__(self, aspect: float) -> None:
+    def __init__(self, aspect: float, *, pieces: bool = False) -> None:
         self.aspect = aspect
+        self.pieces = pieces
         self.first: set[tuple[int, ...]] = set()
         self.last: set[tuple[int, ...]] = set()
         self.tokens: dict[tuple[int, ...], Layout] = {}
@@ -72,7 +75,7 @@ class Reader:
         if shape in self.tokens:
             layout = self.tokens[shape]
             return Map(layout, shape[1] if layout.axes == "NCL" else shape[2], *layout.grid)
-        if len(shape) != 4 or min(shape) < 1:
+        if not self._has_four_axes(shape):
             return None
         first, last = Map(NCHW, *shape[1:]), Map(NHWC, shape[3], shape[1], shape[2])
         if shape[2:] in self.first or (shape[2:] in self.last and shape[1:3] not in self.last):
@@ -83,7 +86,7 @@ class Reader:
 
     def guess(self, shape: tuple[int, ...], farthest: float = math.inf) -> Map | None:
         """The reading whose height over width is nearest to the image's, channels first where both are as near; of four axes alone."""
-        if len(shape) != 4 or min(shape) < 1:
+        if not self._has_four_axes(shape):
             return None
         readings = (Map(NCHW, *shape[1:]), Map(NHWC, shape[3], shape[1], shape[2]))
         best = min(readings, key=self._off)
@@ -102,6 +105,9 @@ class Reader:
         """Channels, height and width of the map that a call gave; zeros if it gave none."""
         found = self.read(event.shape)
         return (found.channels, found.height, found.width) if found else (0, 0, 0)
+
+    def _has_four_axes(self, shape: tuple[int, ...]) -> bool:
+        return len(shape) == 4 and min(shape) > 0 and (self.pieces or shape[0] == 1)
 
     def _off(self, found: Map) -> float:
         return abs(math.log(found.height / found.width / self.aspect))

@@ -55,7 +55,11 @@ def why_not_run(network: nn.Module, name: str, images: Tensor, size: tuple[int, 
         error: what it raised.
     """
     required, stated = required_arguments(network), stated_size(network)
-    if len(required) > 1 and inputs is None:
+    if isinstance(error, NotImplementedError) and '"forward"' in str(error):
+        advice = "Attach a module whose forward takes images and returns logits, such as the network inside this one."
+    elif "Inference tensors" in str(error):
+        advice = "Its weights were made under torch.inference_mode: build the network outside of it, or attach copy.deepcopy of it."
+    elif len(required) > 1 and inputs is None:
         advice = (
             f"Its forward takes {', '.join(required)}: wrap it in a module whose forward takes images alone and fills in the rest; "
             f"or, in Python, give the rest by name, inputs=lambda images: {{{', '.join(f'{each!r}: …' for each in required[1:])}}}."

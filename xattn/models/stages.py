@@ -16,7 +16,7 @@ from torch.autograd.graph import Node
 
 from xattn.errors import NameUnknownError, UnsupportedError
 from xattn.models.capture import tapped
-from xattn.models.graph import NORMALISATIONS, PARAMETRIC, behind, dominators, is_a, learnt, shape_of
+from xattn.models.graph import NORMALISATIONS, PARAMETRIC, Origins, behind, dominators, is_a, origins, shape_of
 from xattn.models.layout import Layout, Place, Stage, to_nchw
 from xattn.models.reader import FARTHEST_ASPECT, Map, Reader
 from xattn.models.recorder import Event, Record, recorded
@@ -37,6 +37,7 @@ POOLED = "the last map that every path from the image to the output crosses: it 
 BEFORE_CLASS = "the last map whose cells the output depends on: behind it, only other tokens reach the output, such as a class token"
 CROSSED = "a map that every path from the image to the output crosses"
 NAMED = "named; the output may depend on the image by other paths, too"
+PIECES = "several copies or pieces of an image, such as flips, crops or tiles, whose maps are not one map of the image"
 GUESSED = "named, and a guess: which of its axes are height and width is told by the image's aspect alone"
 
 
@@ -89,23 +90,37 @@ def find_stages(network: nn.Module, forward: Forward, image: Tensor, *, named: s
             f"{named} lets no gradient reach the image (a part of it runs under no_grad?): explainers need one. Freeze parameters by "
             "requires_grad_(False) instead."
         )
+    every = behind(root)
+    if any(is_a(node, ("CheckpointFunctionBackward",)) for node in every):
+        raise UnsupportedError(
+            f"{named} runs a part under torch.utils.checkpoint with use_reentrant=True, which hides what is inside: switch that off, or "
+            "give use_reentrant=False."
+        )
     reader = Reader(image.shape[-2] / image.shape[-1])
-    reader.learn(behind(root))
+    reader.learn(every)
+    made = origins(root)
+    chain = [node for node in chain if not made.is_pooled(node)]
     events = record.by_node()
     gradients: dict[Node, Tensor] = {}
-    last = final = _last_map_before_pooling(root, chain, reader.maps(chain), classes=record.output.shape[1])
-    if last is None or _is_embedding(root, last):
+    last = final = _last_map_before_pooling(root, chain, reader.maps(chain), made, classes=record.output.shape[1])
+    if last is None or _is_embedding(root, last, made):
         reader.tokens.update(_token_layouts(network, forward, image, chain, events))
         if tokens := [node for node in reader.maps(chain) if len(shape_of(node)) == 3]:
             maps = reader.maps(chain)
             gradients = _gradients(record, chain, maps[: maps.index(tokens[-1]) + 1])
-            before = behind(tokens[-1])
-            is_end = learnt(behind(root, before)) < learnt(before)
+            own = behind(tokens[-1])
+            is_end = made.learnt(behind(root, own)) < made.learnt(own)
             last, final = (_last_reached(gradients, reader), tokens[-1]) if is_end else (None, None)
+    elif norms := _norms_of_tokens(root, last, chain, made):
+        before = reader.read(shape_of(last))
+        assert before is not None  # it is one of the maps
+        cells = Layout("NLC", grid=(before.height, before.width))
+        reader.tokens.update(_token_layouts(network, forward, image, norms, events, cells))
+        last = final = [last, *reader.maps(norms)][-1]
     known = [node for node in reader.maps(chain) if node in events]
     last, final = (_before_reordering(_last_until(end, known, chain), known) for end in (last, final))
     if last is None or final is None:
-        return Stages((), (), _why_none(named, known), reader)
+        return Stages((), (), _why_none(named, known, chain), reader)
     order = {node: position for position, node in enumerate(chain) if position <= chain.index(final)}
     cuts = _outermost(record.root, order, final, reader)
     cuts += [events[node][0] for node in dict.fromkeys([last, final]) if all(event.node is not node for event in cuts)]
@@ -134,31 +149,49 @@ def _before_reordering(end: Node | None, maps: Sequence[Node]) -> Node | None:
     return end
 
 
-def _why_none(named: str, maps: Sequence[Node]) -> str:
+def _why_none(named: str, maps: Sequence[Node], chain: Sequence[Node]) -> str:
+    if not maps and any(is_a(node, ("ConvolutionBackward",)) and shape_of(node)[:1] != (1,) for node in chain):
+        return f"{named} makes {PIECES}"
     if not maps:
         return f"{named} has no feature map that every path from the image to its output crosses"
     return f"most of what {named} has learnt comes after its last feature map, on tensors that are no maps"
 
 
-def _last_map_before_pooling(root: Node, chain: Sequence[Node], maps: Sequence[Node], *, classes: int) -> Node | None:
+def _last_map_before_pooling(root: Node, chain: Sequence[Node], maps: Sequence[Node], made: Origins, *, classes: int) -> Node | None:
     """The map that enters the global pooling; or the map before a convolutional classifier, if no linear one follows the pooling."""
     if not maps:
         return None
     last = maps[-1]
     after = chain[chain.index(last) + 1 :]
     before = behind(last)
-    if (tokens := learnt(behind(root, before))) and tokens >= learnt(before):
+    if (tokens := made.learnt(behind(root, before))) and tokens >= made.learnt(before):
         return None  # most of what is learnt comes after the last map, over tokens: a vision transformer's patch embedding
     if not any(is_a(node, PARAMETRIC) for node in after) and (classifier := _convolutional_classifier(maps, classes)) is not None:
         maps = maps[: maps.index(classifier)] or maps
     while len(maps) > 1 and is_a(maps[-1], ("AdaptiveAvgPool2DBackward", "CloneBackward")):  # a pooling to 7 × 7, a change of layout
         maps = maps[:-1]
-    return maps[-1]
+    return _before_power(maps)
 
 
-def _is_embedding(root: Node, last: Node) -> bool:
+def _before_power(maps: Sequence[Node]) -> Node:
+    """The last map, before the power of a generalised mean (GeM) or the exponential of a log-sum-exp: these belong to the pooling."""
+    place = len(maps) - 1
+    while place > 0 and is_a(maps[place], ("PowBackward", "ExpBackward")):
+        place -= 1
+    clamped = place > 0 and place < len(maps) - 1 and (getattr(maps[place], "_saved_min", None) or 0) > 0  # the small number of GeM
+    return maps[place - 1 if clamped else place]
+
+
+def _norms_of_tokens(root: Node, last: Node, chain: Sequence[Node], made: Origins) -> list[Node]:
+    """Normalisations of tokens between the last map of four axes and the pooling; none where something is learnt over places there."""
+    if made.learnt(behind(root, behind(last))):
+        return []
+    return [node for node in chain[chain.index(last) + 1 :] if len(shape_of(node)) == 3 and is_a(node, NORMALISATIONS)]
+
+
+def _is_embedding(root: Node, last: Node, made: Origins) -> bool:
     """Whether a map is a convolution's, with neither norm nor activation, and something is learnt over its places afterwards."""
-    return is_a(last, ("ConvolutionBackward",)) and learnt(behind(root, behind(last))) > 0
+    return is_a(last, ("ConvolutionBackward",)) and made.learnt(behind(root, behind(last))) > 0
 
 
 def _convolutional_classifier(maps: Sequence[Node], classes: int) -> Node | None:
@@ -213,17 +246,24 @@ def _expand(parent: Event, order: dict[Node, int], last: Node, reader: Reader, s
 
 
 def _token_layouts(
-    network: nn.Module, forward: Forward, image: Tensor, chain: Sequence[Node], events: Mapping[Node, Sequence[Event]]
+    network: nn.Module,
+    forward: Forward,
+    image: Tensor,
+    chain: Sequence[Node],
+    events: Mapping[Node, Sequence[Event]],
+    known: Layout | None = None,
 ) -> dict[tuple[int, ...], Layout]:
     """Layouts of the shapes of three axes among some operations."""
     first: dict[tuple[int, ...], Event] = {}
     for node in chain:
         if len(shape_of(node)) == 3 and node in events:
             first.setdefault(shape_of(node), events[node][0])
-    return _layouts_of(network, forward, image, list(first.values()))
+    return _layouts_of(network, forward, image, list(first.values()), known)
 
 
-def _layouts_of(network: nn.Module, forward: Forward, image: Tensor, events: Sequence[Event]) -> dict[tuple[int, ...], Layout]:
+def _layouts_of(
+    network: nn.Module, forward: Forward, image: Tensor, events: Sequence[Event], known: Layout | None = None
+) -> dict[tuple[int, ...], Layout]:
     """Layouts by shape, of those of some outputs of three axes that are maps of tokens."""
 
     def capture(images: Tensor) -> dict[str, Tensor]:
@@ -239,7 +279,7 @@ def _layouts_of(network: nn.Module, forward: Forward, image: Tensor, events: Seq
     if not events:
         return {}
     shapes = {event.name: event.shape for event in events}
-    return {shapes[name]: layout for name, layout in token_layouts(capture, image, shapes, FARTHEST_ASPECT).items()}
+    return {shapes[name]: layout for name, layout in token_layouts(capture, image, shapes, FARTHEST_ASPECT, known).items()}
 
 
 def _last_reached(gradients: Mapping[Node, Tensor], reader: Reader) -> Node | None:
@@ -334,6 +374,8 @@ def named_stage(network: nn.Module, forward: Forward, image: Tensor, name: str, 
             found, how = known.reader.guess(event.shape), GUESSED
     if event is None or found is None:
         came = f"gives {event.shape}" if event is not None else "is not run or gives no tensor that depends on the image"
+        if event is not None and len(event.shape) == 4 and event.shape[0] != 1:
+            came += f" for one image: the network makes {PIECES}"
         choice = f"Choose one of: {', '.join(listed)}." if listed else "Name another module."
         raise UnsupportedError(
             f"a stage needs a feature map (batch, channels, height, width), or tokens (batch, tokens, channels) that are cells of one; "

@@ -78,7 +78,7 @@ def stages_of(network: nn.Module, forward: Callable[[Tensor], Tensor], image: Te
     for stage in (whole, part):
         channels, height, width = found[stage.name].shape[1:]
         stages.append(replace(stage, channels=channels, size=(height, width), stride=max(1, round(image.shape[2] / height))))
-    return Stages(tuple(stages), (), "", Reader(image.shape[-2] / image.shape[-1]))
+    return Stages(tuple(stages), (), "", Reader(image.shape[-2] / image.shape[-1], pieces=True))
 
 
 def stage_named(network: nn.Module, forward: Callable[[Tensor], Tensor], image: Tensor, name: str, known: Stages) -> Stage:

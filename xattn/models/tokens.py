@@ -26,7 +26,9 @@ FEWEST = 4  # of a map that is known by an earlier one, or by tokens that do not
 ORDERED = 100  # the most cells that are looked for one by one
 
 
-def token_layouts(capture: Capture, image: Tensor, shapes: Mapping[str, tuple[int, ...]], farthest: float) -> dict[str, Layout]:
+def token_layouts(
+    capture: Capture, image: Tensor, shapes: Mapping[str, tuple[int, ...]], farthest: float, known: Layout | None = None
+) -> dict[str, Layout]:
     """How the tensors of some places are maps of tokens; those that are none are left out.
 
     Five patches of the image are made white, one after the other. The tokens of a map answer where the patch is; a class token and
@@ -37,13 +39,13 @@ def token_layouts(capture: Capture, image: Tensor, shapes: Mapping[str, tuple[in
         image: `(1, 3, H, W)`, of noise.
         shapes: of the tensor of each place for one image, in the order of the forward.
         farthest: how far the logarithm of a map's height over width may be from the image's.
+        known: how an earlier map would be one of tokens; None: there is none.
     """
     height, width = image.shape[-2:]
     changed = [_patched(image, row, column, SIDE, SIDE) for row, column in PATCHES]
     captured = capture(torch.cat([image, *changed, 1 - image]))
     aspect = math.log(height / width)
     found: dict[str, Layout] = {}
-    known: Layout | None = None
     for name, shape in shapes.items():
         if name not in captured:
             continue
@@ -104,7 +106,10 @@ def _read(tensor: Tensor, shape: tuple[int, ...], aspect: float, farthest: float
     best: tuple[tuple[float, ...], Layout] | None = None
     usual = known.prefix if known else 0
     for axes, count in _axes(shape):
-        moves = _moves(Layout(axes).tokens(tensor))
+        tokens = Layout(axes).tokens(tensor)
+        if len(tokens) != len(PATCHES) + 2:
+            continue  # its first axis is not the images
+        moves = _moves(tokens)
         answers, fixed = _answers(moves[:-1]), bool((moves[-1] == 0).any())
         for prefix, suffix in _ends(moves[-1] == 0, known) if axes != "NCL" else [(0, 0)]:
             cells = answers[:, prefix : count - suffix]
@@ -142,7 +147,7 @@ def _smaller(tensor: Tensor, shape: tuple[int, ...], known: Layout) -> Layout | 
         if axes != known.axes or known.order or not 1 < height <= known.grid[0] or (count - ends) % height:
             continue
         moves = _moves(Layout(axes).tokens(tensor))
-        if _answers(moves[:-1]).amax() < CLEAR and moves[-1].all():
+        if len(moves) == len(PATCHES) + 1 and _answers(moves[:-1]).amax() < CLEAR and moves[-1].all():
             return Layout(axes, known.prefix, known.suffix, (height, (count - ends) // height))
     return None
 
@@ -202,6 +207,8 @@ def _ordered(capture: Capture, image: Tensor, name: str, guess: Layout) -> Layou
     for start in range(0, len(cells), 7):
         changed = [_patched(image, row, column, 1 / height, 1 / width) for row, column in cells[start : start + 7]]
         tokens = guess.tokens(capture(torch.cat([image, *changed]))[name])
+        if len(tokens) != 1 + len(changed):
+            return None  # its first axis is not the images
         moves.append(_moves(tokens)[:, guess.prefix : tokens.shape[1] - guess.suffix])
     order: list[int] = _answers(torch.cat(moves)).argmax(dim=1).tolist()
     return replace(guess, order=tuple(order)) if sorted(order) == list(range(len(order))) else None

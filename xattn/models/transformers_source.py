@@ -6,10 +6,12 @@ import importlib
 import importlib.util
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from xattn.data.preprocessing import Preprocessing, preprocessing_with
@@ -58,13 +60,26 @@ def from_transformers(request: Request) -> Built:
         return created
 
     state = request.state
-    network = _loaded(request, kind, **EAGER) if state is None else with_local_weights(create, state, request.shown_weights)
+    new: list[str] = []
+    if state is None:
+        network, info = _loaded(request, kind, output_loading_info=True, **EAGER)
+        new = sorted(info["missing_keys"])
+    else:
+        network = with_local_weights(create, state, request.shown_weights)
+    if new:
+        logger.warning("%s has no weights for %s: they are new, and have to be trained.", request.model, ", ".join(new))
     stated = config.id2label or {}
     labels = [stated[index] for index in range(len(stated))] if set(stated) == set(range(len(stated))) else None
     if labels == [f"LABEL_{index}" for index in range(len(stated))]:
         labels = None
-    preprocessing = _preprocessing(transformers, request, network)
-    return Built(network, preprocessing, labels, config.problem_type == "multi_label_classification")
+    return Built(
+        network,
+        _preprocessing(transformers, request, network, getattr(config, "num_channels", 3)),
+        labels,
+        multi_label=config.problem_type == "multi_label_classification",
+        trained=not new,
+        regression=config.problem_type == "regression",
+    )
 
 
 class ImageTower(nn.Module):
@@ -114,8 +129,8 @@ def _text_encoder(transformers: Any, request: Request, model: Any, siglip: bool)
     return encode
 
 
-def _preprocessing(transformers: Any, request: Request, network: nn.Module) -> Preprocessing:
-    """The crop and normalisation that the model's image processor does.
+def _preprocessing(transformers: Any, request: Request, network: nn.Module, channels: int = 3) -> Preprocessing:
+    """The crop and normalisation that the model's image processor does, with one mean for all channels where the model takes only one.
 
     **Differs**: pictures are resized by Pillow, where the processor may resize tensors, which differs by a level or two of 255; a crop with
     an odd margin may lie one pixel further.
@@ -155,7 +170,7 @@ def _preprocessing(transformers: Any, request: Request, network: nn.Module) -> P
                 f"'{found}' it {how} on a test picture of {picture.width}×{picture.height}. Build the network in your own code with "
                 "what it needs of this, and give path/file.py:factory."
             )
-    return found
+    return found if channels > 1 else replace(found, mean=tuple(set(found.mean)), std=tuple(set(found.std)))
 
 
 def _sizes(processor: Any, came: torch.Size) -> tuple[tuple[int, int], int | tuple[int, int]]:
@@ -218,6 +233,11 @@ def _loaded(request: Request, kind: Any, **options: Any) -> Any:
     """
     try:
         return kind.from_pretrained(request.name, trust_remote_code=request.trust_code, **options)
+    except (SafetensorError, RuntimeError) as error:
+        raise WeightsError(
+            f"the weights of {request.model} cannot be read, or are not those of its configuration ({_first_line(error)}): save it "
+            "again by save_pretrained."
+        ) from error
     except OSError as error:
         raise WeightsError(
             f"{request.model} is neither a folder with a model of transformers nor in its cache, and could not be downloaded "

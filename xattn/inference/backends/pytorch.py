@@ -19,7 +19,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 def built(classifier: Runnable, tuning: Tuning) -> Callable[[Tensor], Tensor]:
     """The function that computes the output of one chunk, see `xattn.inference.backends.built`."""
     channels_last = tuning.memory_format == "channels-last"
-    form = torch.channels_last if channels_last else torch.contiguous_format
+    form = torch.channels_last if channels_last and classifier.channels_last else torch.contiguous_format
     dtype = DTYPES.get(tuning.precision)
     is_plain = channels_last and not (tuning.folded or tuning.compiled or dtype)
     clone = classifier if is_plain else clone_of(classifier, form, dtype, folded=tuning.folded)
