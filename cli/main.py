@@ -127,11 +127,13 @@ def compare(
     from xattn.study.compare import compare_runs, significance_of_runs
 
     if tests:
-        of_tables = [f"--{name}" for name, value in {"columns": columns, "seeds": seeds, **printed}.items() if value not in (None, False)]
+        of_tables = [f"--{name}" for name, value in {"columns": columns, **printed}.items() if value not in (None, False)]
         if of_tables or form not in ("markdown", "csv"):
             said = ", ".join(of_tables) or f"--format {form}"
             raise click.UsageError(f"--tests prints all metrics as markdown or csv; {said} is of the table without --tests: leave one out.")
-        found = significance_of_runs(runs, against, adjustment=adjust or "holm", margins=margins, without_degenerate=without_degenerate)
+        found = significance_of_runs(
+            runs, against, adjustment=adjust or "holm", margins=margins, without_degenerate=without_degenerate, seeds=seeds
+        )
         say(found.text(form), nl=False)
         return
     if margins or adjust:
