@@ -27,6 +27,8 @@ def crossed(
     second: Sequence[Sequence[float]] | Array | None = None,
     limits: tuple[float, float] = ANY,
     confidence: float = CONFIDENCE,
+    *,
+    any_level: bool = False,
 ) -> Comparison:
     """The mean over seeds and pictures, or the difference of two, for seeds like these and pictures like these; and the p-value of 0.
 
@@ -38,6 +40,10 @@ def crossed(
     less (`benchmarks/coverage.py`): pictures resampled anew for each seed forget that the seeds share them, and resampling two or three
     seeds knows too little of their spread.
 
+    What the pictures explain is taken off as an estimate: where chance makes few seeds agree, nothing is left of their spread, however high
+    the confidence. With `any_level` it stays in, so that the interval is wider and holds at every confidence (Banerjee 1960): p-values that
+    are to be adjusted over a family must.
+
     Source: the combination of half-widths is Howe's 1974, the components of variance are those of a two-way table without replication; of
     the same design, several readers of the same cases, Obuchowski and Rockette 1995.
 
@@ -46,6 +52,7 @@ def crossed(
         second: `(R, n)`, of the same pictures; networks of their own. None: the mean of the first.
         limits: lowest and highest value that there can be, of the mean or of the difference.
         confidence: coverage.
+        any_level: whether the interval is to hold at every confidence.
 
     Returns:
         The interval, its n that of the pictures, without ends for fewer than two; and the two-sided p-value: 1 less the confidence at which
@@ -55,7 +62,8 @@ def crossed(
     >>> [round(value, 2) for value in found.difference], round(found.p, 3)
     ([3.12, -4.96, 11.21, 4], 0.137)
     """
-    return _comparison(_effects(first, second), limits, confidence)
+    found = _effects(first, second)
+    return _comparison(found, found.at_any_level if any_level else found.terms, limits, confidence)
 
 
 class Effects(NamedTuple):
@@ -66,17 +74,24 @@ class Effects(NamedTuple):
         n: pictures.
         of_pictures: the variance over pictures, with its degrees of freedom; None for fewer than two.
         of_seeds: what the seeds of each side with several add, likewise.
+        of_means: the variance over the seeds' means, of which pictures explain a part, likewise.
     """
 
     mean: float
     n: int
     of_pictures: Term | None
     of_seeds: tuple[Term, ...] = ()
+    of_means: tuple[Term, ...] = ()
 
     @property
     def terms(self) -> tuple[Term, ...]:
         """All parts of the variance."""
         return () if self.of_pictures is None else (self.of_pictures, *self.of_seeds)
+
+    @property
+    def at_any_level(self) -> tuple[Term, ...]:
+        """The parts of a variance that is not too small: what pictures explain of the seeds' means is in it twice."""
+        return () if self.of_pictures is None else (self.of_pictures, *self.of_means)
 
 
 def _effects(first: Sequence[Sequence[float]] | Array, second: Sequence[Sequence[float]] | Array | None) -> Effects:
@@ -87,12 +102,13 @@ def _effects(first: Sequence[Sequence[float]] | Array, second: Sequence[Sequence
     n = len(pictures)
     if n < 2:
         return Effects(float(pictures.mean()) if n else math.nan, n, None)
-    of_seeds = tuple(_of_seeds(group) for group in groups if len(group) > 1)
-    return Effects(float(pictures.mean()), n, (float(pictures.var(ddof=1)) / n, n - 1), of_seeds)
+    several = [group for group in groups if len(group) > 1]
+    of_means = tuple((float(group.mean(axis=1).var(ddof=1)) / len(group), len(group) - 1) for group in several)
+    return Effects(float(pictures.mean()), n, (float(pictures.var(ddof=1)) / n, n - 1), tuple(map(_of_seeds, several)), of_means)
 
 
-def _comparison(effects: Effects, limits: tuple[float, float], confidence: float) -> Comparison:
-    mean, n, terms = effects.mean, effects.n, effects.terms
+def _comparison(effects: Effects, terms: Sequence[Term], limits: tuple[float, float], confidence: float) -> Comparison:
+    mean, n = effects.mean, effects.n
     if not terms:
         return Comparison(Interval(mean, math.nan, math.nan, n), math.nan)
     half = _half(terms, confidence)
@@ -248,15 +264,15 @@ class SeedTest(NamedTuple):
 
     @property
     def comparison(self) -> Comparison:
-        """The interval of the difference, and the p-value of none."""
-        return _comparison(self.effects, ANY, CONFIDENCE)
+        """The interval of the difference, and the p-value of none, which hold at every level (`crossed` with `any_level`)."""
+        return _comparison(self.effects, self.effects.at_any_level, ANY, CONFIDENCE)
 
     def within(self, margin: float) -> float:
         """The p-value of two one-sided tests that the difference is within ± a margin. Source: Schuirmann 1987.
 
-        By the interval of `crossed`: it is below 0.05 where that of 90 % lies within the margin. NaN where nothing varies, if within.
+        By the same interval: it is below 0.05 where that of 90 % lies within the margin. NaN where nothing varies, if within.
         """
-        mean, terms = abs(self.effects.mean), self.effects.terms
+        mean, terms = abs(self.effects.mean), self.effects.at_any_level
         if not any(variance for variance, _ in terms):
             return 1.0 if mean >= margin else math.nan
         beyond = _p(terms, mean - margin) / 2

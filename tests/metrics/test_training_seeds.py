@@ -83,6 +83,20 @@ def test_three_seeds_cover_what_pictures_alone_do_not() -> None:
     assert alone < 140
 
 
+def test_tests_of_few_seeds_err_no_more_than_they_say_at_any_level_and_the_interval_of_95_percent_more() -> None:
+    draw, levels = random.Random(12), (0.05, 0.01)
+    wrong = {any_level: [0, 0] for any_level in (False, True)}
+    for _ in range(300):
+        values = _drawn(draw, 2, 100, 10.0, of_pictures=3.0)
+        for any_level, counts in wrong.items():
+            p = crossed(values, any_level=any_level).p
+            for place, level in enumerate(levels):
+                counts[place] += p < level
+    assert wrong[True][0] <= 25  # 15 expected
+    assert wrong[True][1] <= 9  # 3 expected
+    assert wrong[False][1] > 12  # seeds that agree by chance leave nothing of their spread
+
+
 def _rows(values: dict[tuple[str, str, str], list[float]], predicted: dict[str, list[int]] | None = None) -> pd.DataFrame:
     """Tidy rows of some metric's values, by model, head and method; labels are 0."""
     return pd.DataFrame(
@@ -111,7 +125,7 @@ def test_a_table_has_one_row_for_all_seeds_and_tests_methods_within_them() -> No
     wanted = crossed(own, limits=(0, 100)).difference
     assert (line["average-drop"], line["average-drop low"], line["average-drop high"]) == pytest.approx(wanted[:3])
     differences = [[x - y for x, y in zip(*rows, strict=True)] for rows in zip(own, reference, strict=True)]
-    tested = crossed(differences)
+    tested = crossed(differences, any_level=True)
     assert line["average-drop difference"] == pytest.approx(tested.difference.mean)
     assert line["average-drop difference low"] == pytest.approx(tested.difference.low)
     assert line["average-drop p"] == pytest.approx(tested.p)
@@ -168,14 +182,14 @@ def test_networks_of_other_names_are_independent_seeds_and_of_the_same_names_pai
     maps = {(f"x{number}", "gap", "a"): own for number, own in enumerate(values[:3])}
     maps |= {(f"y{number}", "gap", "a"): own for number, own in enumerate(values[3:])}
     line = comparison(_rows(maps), against="y", seeds=r"\d").frame.set_index("model").loc["x"]
-    assert line["average-drop p"] == pytest.approx(crossed(values[:3], values[3:]).p)
+    assert line["average-drop p"] == pytest.approx(crossed(values[:3], values[3:], any_level=True).p)
     heads = {(f"x{number % 2}", head, "a"): values[number] for number, head in enumerate(("gap", "gap", "ep", "ep"))}
     line = comparison(_rows(heads), against="gap", seeds=r"\d").frame.set_index("head").loc["ep"]
     pairs = [[x - y for x, y in zip(values[number + 2], values[number], strict=True)] for number in range(2)]
-    assert line["average-drop p"] == pytest.approx(crossed(pairs).p)
+    assert line["average-drop p"] == pytest.approx(crossed(pairs, any_level=True).p)
     one = {("x0", "gap", "a"): values[0], ("x1", "gap", "a"): values[1], ("z", "gap", "a"): values[2]}
     line = comparison(_rows(one), against="z", seeds=r"\d").frame.set_index("model").loc["x"]
-    assert line["average-drop p"] == pytest.approx(crossed(values[:2], [values[2]]).p)
+    assert line["average-drop p"] == pytest.approx(crossed(values[:2], [values[2]], any_level=True).p)
 
 
 def test_names_lose_the_seed_and_brackets_that_held_it_and_others_are_refused() -> None:
@@ -212,7 +226,10 @@ def test_methods_of_several_seeds_are_tested_over_seeds_and_pictures_and_the_res
     found = significance(_rows(maps, predicted), seeds=r"@seed\d")
     pairs = found.pairs.set_index(["model", "method", "other_method"])
     tested = [
-        crossed([[x - y for x, y in zip(*rows, strict=True)] for rows in zip(_values(maps, one), _values(maps, other), strict=True)])
+        crossed(
+            [[x - y for x, y in zip(*rows, strict=True)] for rows in zip(_values(maps, one), _values(maps, other), strict=True)],
+            any_level=True,
+        )
         for one, other in ("ab", "ac", "bc")
     ]
     own = pairs.loc["net"]
@@ -260,7 +277,7 @@ def test_yes_or_no_metrics_and_pictures_with_several_labels_are_tested_over_seed
     maps = {key: [100.0 * (value > 15) for value in own] for key, own in _net(draw, {"a": (0, 0), "b": (3, 0)}).items()}
     found = significance(_rows(maps).assign(metric="average-increase"), seeds=r"@seed\d")
     apart = [[x - y for x, y in zip(*rows, strict=True)] for rows in zip(_values(maps, "a"), _values(maps, "b"), strict=True)]
-    assert found.pairs[["test", "p"]].iloc[0].tolist() == ["t, crossed effects", pytest.approx(crossed(apart).p)]
+    assert found.pairs[["test", "p"]].iloc[0].tolist() == ["t, crossed effects", pytest.approx(crossed(apart, any_level=True).p)]
     both = [_rows(maps).assign(target_rule="labels"), _rows(maps).assign(target_rule="labels", target="1", value=0.0)]
     assert significance(pd.concat(both), seeds=r"@seed\d").pairs["difference"].item() == pytest.approx(crossed(apart).difference.mean / 2)
 
@@ -270,14 +287,14 @@ def test_heads_on_the_same_networks_are_paired_and_other_networks_independent() 
     values = [[draw.random() for _ in range(15)] for _ in range(5)]
     heads = {(f"x{number % 2}", head, "a"): values[number] for number, head in enumerate(("gap", "gap", "ep", "ep"))}
     pairs = [[x - y for x, y in zip(values[number + 2], values[number], strict=True)] for number in range(2)]
-    assert significance(_rows(heads), "gap", seeds=r"\d").pairs["p"].item() == pytest.approx(crossed(pairs).p)
+    assert significance(_rows(heads), "gap", seeds=r"\d").pairs["p"].item() == pytest.approx(crossed(pairs, any_level=True).p)
     part = {key: own for key, own in heads.items() if key[:2] != ("x1", "ep")}  # a head that one network has alone
     found = significance(_rows(part | {("x2", "gap", "a"): values[4]}), "gap", seeds=r"\d").pairs
-    assert (found["seeds"].item(), found["p"].item()) == (1, pytest.approx(crossed(pairs[:1]).p))
+    assert (found["seeds"].item(), found["p"].item()) == (1, pytest.approx(crossed(pairs[:1], any_level=True).p))
     apart = {(f"x{number}", "gap", "a"): own for number, own in enumerate(values[:3])}
     apart |= {(f"y{number}", "gap", "a"): own for number, own in enumerate(values[3:])}
     found = significance(_rows(apart), "y", seeds=r"\d").pairs
-    assert found["p"].item() == pytest.approx(crossed(values[:3], values[3:]).p)
+    assert found["p"].item() == pytest.approx(crossed(values[:3], values[3:], any_level=True).p)
     wins = [x < y for one in values[:3] for other in values[3:] for x, y in zip(one, other, strict=True)]
     assert found["better_share"].item() == pytest.approx(sum(wins) / 90)
 
