@@ -64,12 +64,14 @@ class Table:
         metrics: as named in the rows.
         against: the reference, a method or a classifier, or None.
         notes: what a reader must know.
+        failing: metrics that fail their trial on these rows, and are marked.
     """
 
     frame: pd.DataFrame
     metrics: tuple[str, ...]
     against: str | None
     notes: tuple[str, ...]
+    failing: tuple[str, ...] = ()
 
     def text(
         self,
@@ -117,7 +119,7 @@ class Table:
 
     def sheet(self, **look: Any) -> Sheet:
         """What is printed, in no format yet; arguments are those of `text`."""
-        return sheet(self.frame, self.metrics, self.against, self.notes, **look)
+        return sheet(self.frame, self.metrics, self.against, self.notes, failing=self.failing, **look)
 
 
 def aggregated(values: Values, aggregation: Aggregation, limits: tuple[float, float] = ANY) -> Interval:

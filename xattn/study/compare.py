@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 
 from xattn.deferred import pandas as pd
 from xattn.errors import InputError
+from xattn.metrics.sheets import FAILS
 from xattn.metrics.significance import Adjustment, Significance, significance
 from xattn.metrics.tables import Table, comparison
 from xattn.metrics.targets import PER_LABEL
 from xattn.metrics.training_seeds import common_names
+from xattn.metrics.trial import trial
 from xattn.study.questions import Key, picture_names, shown_names
 from xattn.study.schema import Deviation, run_key
 from xattn.study.sequential import stated
@@ -32,7 +34,12 @@ AGREE = 0.01  # percent: largest difference of one value between runs that is no
 
 
 def compare_runs(
-    runs: Sequence[str | Path], against: str | None = None, *, without_degenerate: bool = False, seeds: str | None = None
+    runs: Sequence[str | Path],
+    against: str | None = None,
+    *,
+    without_degenerate: bool = False,
+    seeds: str | None = None,
+    on_trial: bool = False,
 ) -> Table:
     """One comparison table of several runs.
 
@@ -48,15 +55,24 @@ def compare_runs(
         without_degenerate: leave maps that are flagged `degenerate` out of every column.
         seeds: regular expression of what names the seed of training in the models' names, as the table without it prints them: models that
             have the same name without it are one row, with intervals over seeds and pictures.
+        on_trial: mark metrics that fail their trial on these rows, with the reason; see `xattn.metrics.trial.trial`.
 
     Raises:
-        InputError: two runs of different versions of xattn give different values for the same item, runs explain the same images for
-            different labels, or are shards of different splits.
+        InputError: rows on trial lack methods or controls, two runs of different versions of xattn give different values for the same
+            item, runs explain the same images for different labels, or are shards of different splits.
         RunError: a folder that is not a run.
     """
     rows, notes = _rows_and_notes(runs, seeds)
     table = comparison(rows, against, without_degenerate=without_degenerate, seeds=seeds)
-    return replace(table, notes=(*table.notes, *notes))
+    tried = trial(rows).frame if on_trial else pd.DataFrame({"verdict": []})
+    failing = tried[tried["verdict"] == "fails"]
+    reasons = [f"{of['metric']}: fails its trial ({FAILS}) on {of['model']} · {of['head']}: {of['reason']}." for of in _records(failing)]
+    return replace(table, notes=(*table.notes, *reasons, *notes), failing=tuple(dict.fromkeys(of["metric"] for of in _records(failing))))
+
+
+def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a frame."""
+    return [{str(key): value for key, value in of.items()} for of in frame.to_dict("records")]
 
 
 def significance_of_runs(
