@@ -107,6 +107,8 @@ def blocks(rows: pd.DataFrame, against: str | None = None, *, without_degenerate
 
 def _block(metric: str, rows: pd.DataFrame, members: Sequence[Row], reference: Mapping[Row, Row] | None) -> Block | None:
     """The block of some rows; None if fewer than two of them have values of two common pictures."""
+    import pandas as pd
+
     place, known = numbered(rows, KEYS)
     is_member = np.array([row in members for row in known])
     if is_member.sum() < 2:
@@ -145,7 +147,7 @@ def _block(metric: str, rows: pd.DataFrame, members: Sequence[Row], reference: M
     complete = table.dropna()
     if len(complete) < 2:
         return None
-    networks = tuple(complete[row] for row in own) if of_seeds else ()
+    networks = tuple(pd.DataFrame(complete[row]) for row in own) if of_seeds else ()
     binary = metrics.create(metric).instance.aggregation == "proportion" and not several
     return Block(
         metric,
@@ -168,11 +170,13 @@ def _by_network(table: pd.DataFrame, of_one: bool) -> tuple[pd.DataFrame, tuple[
         table: by picture and network, a column per compared row.
         of_one: of methods of the same networks; those without a value of some method are left out.
     """
+    import pandas as pd
+
     known = table.groupby(level="network", sort=False).count() > 0
     has_all = known.all(axis=1) if of_one else known.any(axis=1)
     left = tuple(map(str, known.index[~has_all]))
-    kept = table[~table.index.isin(left, level="network")]
-    return kept.unstack("network").dropna(axis=1, how="all").sort_index(axis=1), left
+    wide = pd.DataFrame(table[~table.index.isin(left, level="network")].unstack("network"))
+    return wide.dropna(axis=1, how="all").sort_index(axis=1), left
 
 
 def _share(flags: pd.Series, images: pd.Index) -> float:
