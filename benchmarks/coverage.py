@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from itertools import combinations
 from statistics import mean, quantiles
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from xattn.metrics.confidence_sequences import decided_after, sequence_interval
 from xattn.metrics.paired_tests import bootstrap_interval, difference_of_proportions, equivalence, mcnemar
 from xattn.metrics.rank_tests import friedman
 from xattn.metrics.statistics import holm, mean_interval, needed, proportion_interval, signed_rank
-from xattn.metrics.training_seeds import crossed
+from xattn.metrics.training_seeds import SeedTest, compared, crossed
 from xattn.study.sequential import ends_of_rounds
 
 REPEATS = 600
@@ -36,6 +38,7 @@ BOUNDED: dict[str, tuple[Callable[[], float], float]] = {
 EFFECTS = ((0.1, 0.3), (0.05, 0.15), (0.05, 0.3), (0.02, 0.1))
 MOST = 20_000
 RESAMPLES = 400
+MARGIN = 5.0
 SPREADS = (0.0, 3.0, 10.0)
 Array = NDArray[np.float64]
 GENERATOR = np.random.default_rng(0)
@@ -79,6 +82,7 @@ def main() -> None:
     sequences()
     stopping()
     seeds()
+    seed_tests()
 
 
 def sequences() -> None:
@@ -145,10 +149,35 @@ def seeds() -> None:
             print(f"| {count} | {spread:g} |", " | ".join(cells), "|")
 
 
-def of_seeds(count: int, spread: float, n: int = 100) -> Array:
+def seed_tests() -> None:
+    generator = np.random.default_rng(3)
+    print(
+        "\n## How often tests over seeds and pictures err\n\nThe same values, as differences. Of a mean of 0; of a mean at the margin, "
+        f"{MARGIN:g}; and of any of the three pairs of three equal methods, adjusted by Holm.\n\n"
+        "| seeds | their spread | a difference | equivalence | any difference of three |\n|---|---|---|---|---|"
+    )
+
+    def tested(first: Array, second: Array | None = None) -> SeedTest:
+        return compared(pd.DataFrame(first.T), pd.DataFrame(np.zeros_like(first.T) if second is None else second.T))
+
+    def any_of_three(count: int, spread: float) -> bool:
+        methods = [of_seeds(count, spread, generator) for _ in range(3)]
+        return min(holm([tested(one, other).comparison.p for one, other in combinations(methods, 2)])) < 0.05
+
+    for count in (2, 3, 5):
+        for spread in SPREADS:
+            once = (
+                lambda count=count, spread=spread: tested(of_seeds(count, spread, generator)).comparison.p < 0.05,
+                lambda count=count, spread=spread: tested(of_seeds(count, spread, generator) + MARGIN).within(MARGIN) < 0.05,
+                lambda count=count, spread=spread: any_of_three(count, spread),
+            )
+            print(f"| {count} | {spread:g} |", " | ".join(map(share, once)), "|")
+
+
+def of_seeds(count: int, spread: float, generator: np.random.Generator = GENERATOR, n: int = 100) -> Array:
     """Values of networks of several seeds, `(S, n)`, whose mean is 0."""
-    pictures = 20 * (GENERATOR.exponential(size=n) - 1)
-    found: Array = spread * GENERATOR.normal(size=(count, 1)) + pictures + 10 * GENERATOR.normal(size=(count, n))
+    pictures = 20 * (generator.exponential(size=n) - 1)
+    found: Array = spread * generator.normal(size=(count, 1)) + pictures + 10 * generator.normal(size=(count, n))
     return found
 
 

@@ -90,6 +90,12 @@ main.add_command(app)
 @click.option("--spreadsheet", is_flag=True, help="With csv: an apostrophe before names that a spreadsheet would run as a formula.")
 @click.option("--without-degenerate", is_flag=True, help="Leave maps without contrast out of every column.")
 @click.option(
+    "--trial",
+    "on_trial",
+    is_flag=True,
+    help="Mark metrics that put controls of the runs ahead of their methods, with the reason; `xattn trial` says more.",
+)
+@click.option(
     "--tests",
     is_flag=True,
     help="Print what may be concluded in the place of the table: every two methods tested on the same pictures, or each against --against, "
@@ -115,6 +121,7 @@ def compare(
     columns: str | None,
     without_degenerate: bool,
     seeds: str | None,
+    on_trial: bool,
     tests: bool,
     adjust: Any,
     margins: dict[str, float],
@@ -127,16 +134,20 @@ def compare(
     from xattn.study.compare import compare_runs, significance_of_runs
 
     if tests:
-        of_tables = [f"--{name}" for name, value in {"columns": columns, "seeds": seeds, **printed}.items() if value not in (None, False)]
+        of_tables = [
+            f"--{name}" for name, value in {"columns": columns, "trial": on_trial, **printed}.items() if value not in (None, False)
+        ]
         if of_tables or form not in ("markdown", "csv"):
             said = ", ".join(of_tables) or f"--format {form}"
             raise click.UsageError(f"--tests prints all metrics as markdown or csv; {said} is of the table without --tests: leave one out.")
-        found = significance_of_runs(runs, against, adjustment=adjust or "holm", margins=margins, without_degenerate=without_degenerate)
+        found = significance_of_runs(
+            runs, against, adjustment=adjust or "holm", margins=margins, without_degenerate=without_degenerate, seeds=seeds
+        )
         say(found.text(form), nl=False)
         return
     if margins or adjust:
         raise click.UsageError(f"{'--margin' if margins else '--adjust'} is for tests: give --tests too, or leave it out.")
-    table = compare_runs(runs, against, without_degenerate=without_degenerate, seeds=seeds)
+    table = compare_runs(runs, against, without_degenerate=without_degenerate, seeds=seeds, on_trial=on_trial)
     say(table.text(form, columns=[name.strip() for name in columns.split(",")] if columns else None, **printed), nl=False)
 
 

@@ -12,6 +12,7 @@ from xattn.errors import InputError
 from xattn.metrics.base import metrics
 from xattn.metrics.statistics import Doubles
 from xattn.metrics.tables import KEYS, Row, references, scored
+from xattn.metrics.training_seeds import with_networks
 from xattn.metrics.wide import by_picture, numbered
 
 if TYPE_CHECKING:
@@ -31,6 +32,9 @@ class Block:
         degenerate: for each column, the share of the n pictures whose map shows nothing.
         pairs: columns that are tested against each other.
         binary: whether each value is one of the metric's limits.
+        networks: of networks of several seeds, for each column its values with a row per picture and a column per network; `values` are the
+            means over them. Empty where each column is one network.
+        left_networks: of several seeds, the networks that are left out since they have no value of some column.
     """
 
     metric: str
@@ -41,6 +45,8 @@ class Block:
     degenerate: tuple[float, ...]
     pairs: tuple[tuple[int, int], ...]
     binary: bool
+    networks: tuple[pd.DataFrame, ...] = ()
+    left_networks: tuple[str, ...] = ()
 
     @property
     def classifiers(self) -> list[tuple[str, str]]:
@@ -57,7 +63,7 @@ class Block:
         return method if len(self.classifiers) == 1 else f"{model} · {head}"
 
 
-def blocks(rows: pd.DataFrame, against: str | None = None, *, without_degenerate: bool = False) -> list[Block]:
+def blocks(rows: pd.DataFrame, against: str | None = None, *, without_degenerate: bool = False, seeds: str | None = None) -> list[Block]:
     """What is compared, metric by metric.
 
     A picture that is explained for several targets has one value, the mean over them.
@@ -67,12 +73,16 @@ def blocks(rows: pd.DataFrame, against: str | None = None, *, without_degenerate
         against: a method, which the others of its classifier are tested against; or a model, a head or "model · head", which the same
             method of every other classifier is tested against; None: every two methods of a classifier.
         without_degenerate: count maps that are flagged `degenerate` as without a value.
+        seeds: regular expression of what names the seed of training in the models' names: models that have the same name without it are one
+            classifier.
 
     Raises:
         NameUnknownError: there are no rows of `against`.
-        InputError: there are no scores, or nothing to compare.
+        InputError: there are no scores, nothing to compare, no network of several seeds has all that is compared, or no models differ by
+            their seeds alone.
+        SettingError: seeds are no regular expression.
     """
-    rows = scored(rows)
+    rows = with_networks(scored(rows), seeds)
     reference = references(rows, against)
     rows = rows.assign(flagged=rows["degenerate"].astype(bool))
     if without_degenerate:
@@ -97,39 +107,78 @@ def blocks(rows: pd.DataFrame, against: str | None = None, *, without_degenerate
 
 def _block(metric: str, rows: pd.DataFrame, members: Sequence[Row], reference: Mapping[Row, Row] | None) -> Block | None:
     """The block of some rows; None if fewer than two of them have values of two common pictures."""
+    import pandas as pd
+
     place, known = numbered(rows, KEYS)
     is_member = np.array([row in members for row in known])
     if is_member.sum() < 2:
         return None
     chosen = rows if is_member.all() else rows[is_member[place]]
     chosen = chosen.assign(value=chosen["value"].where(chosen["value"].abs() < math.inf))
-    several = chosen.duplicated(["image", *KEYS]).any()
-    if len({row[:2] for row in members}) == 1:  # of one classifier, all methods explain the same targets of a picture
-        wide = by_picture(chosen, "value", ["image", "target"], KEYS)
+    several = chosen.duplicated(["image", "network", *KEYS]).any()
+    of_seeds = bool((chosen.groupby(KEYS, observed=True)["network"].nunique() > 1).any())
+    pictures = ["image", "network"] if of_seeds else ["image"]
+    of_one = len({row[:2] for row in members}) == 1
+    if of_one:  # all methods explain the same targets of a picture
+        wide = by_picture(chosen, "value", [*pictures, "target"], KEYS)
         valued = wide[wide.columns[wide.notna().any()]]
         whole = valued.notna().all(axis=1)
-        kept = whole | ~whole.groupby(level="image").transform("any")  # a picture without a complete target falls out, and is counted
-        table = valued[kept].groupby(level="image", sort=False).mean()
+        kept = whole | ~whole.groupby(level=pictures).transform("any")  # a picture without a complete target falls out, and is counted
+        table = valued[kept].groupby(level=pictures, sort=False).mean()
     else:
-        table = by_picture(chosen, "value", ["image"], KEYS)
+        table = by_picture(chosen, "value", pictures, KEYS)
     own = [row for row in members if row in table.columns and table[row].notna().any()]
     table = table.reindex(columns=own)
-    flags = by_picture(chosen, "flagged", ["image"], KEYS)
+    flags = by_picture(chosen, "flagged", pictures, KEYS)
     if reference is None:
         pairs = [(a, b) for a in range(len(own)) for b in range(a + 1, len(own))]
     else:
         pairs = [(a, own.index(reference[row])) for a, row in enumerate(own) if reference.get(row) in own]
-    complete = table.dropna()
-    if not pairs or len(complete) < 2:
+    if not pairs:
         return None
+    left: tuple[str, ...] = ()
+    if of_seeds:
+        table, left = _by_network(table, of_one)
+        flags = flags[~flags.index.isin(left, level="network")]
+        if table.empty:
+            raise InputError(
+                f"no network of {' · '.join(own[0][:2])} has values of {metric} by every method that is compared: compare runs that do."
+            )
+    complete = table.dropna()
+    if len(complete) < 2:
+        return None
+    networks = tuple(pd.DataFrame(complete[row]) for row in own) if of_seeds else ()
     binary = metrics.create(metric).instance.aggregation == "proportion" and not several
     return Block(
         metric,
         tuple(own),
-        complete.to_numpy(),
+        np.stack([each.to_numpy().mean(axis=1) for each in networks], axis=1) if of_seeds else complete.to_numpy(),
         len(table),
-        tuple(int(count) for count in table.isna().sum()),
-        tuple(float(flags.loc[complete.index, [row]].mean().iloc[0]) for row in own),
+        tuple(int(table[row].isna().T.any().sum()) if of_seeds else int(table[row].isna().sum()) for row in own),
+        tuple(_share(flags[row], complete.index) for row in own),
         tuple(pairs),
         binary,
+        networks,
+        left,
     )
+
+
+def _by_network(table: pd.DataFrame, of_one: bool) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """Values with a row per picture and a column per compared row and network, and the networks that are left out.
+
+    Args:
+        table: by picture and network, a column per compared row.
+        of_one: of methods of the same networks; those without a value of some method are left out.
+    """
+    import pandas as pd
+
+    known = table.groupby(level="network", sort=False).count() > 0
+    has_all = known.all(axis=1) if of_one else known.any(axis=1)
+    left = tuple(map(str, known.index[~has_all]))
+    wide = pd.DataFrame(table[~table.index.isin(left, level="network")].unstack("network"))
+    return wide.dropna(axis=1, how="all").sort_index(axis=1), left
+
+
+def _share(flags: pd.Series, images: pd.Index) -> float:
+    """The share of the maps of some images that are flagged."""
+    return float(flags[flags.index.isin(images, level="image")].mean())

@@ -46,9 +46,14 @@ def conclusion(line: Line, higher: bool) -> str:
     if within:
         return f"equivalent: within ±{margin:g}"
     n, count = line["n"], line["needed"]
-    undecided = f"{counted(n, 'picture does', 'pictures do')} not decide this"
-    if count == math.inf:
+    if "seeds" in line:
+        undecided = f"{counted(n, 'picture')} and {_seeds(max(line['seeds'], line['other_seeds']))} do not decide this"
+    else:
+        undecided = f"{counted(n, 'picture does', 'pictures do')} not decide this"
+    if line["difference"] == 0:
         return f"{undecided}: their mean difference is 0"
+    if "seeds" in line:
+        return f"{undecided}; with seeds so far apart more pictures alone would not" if count == math.inf else undecided
     if not count < MOST_NEEDED:
         return f"{undecided}; for so small a difference no number in practice would"
     return f"{undecided}; about {rounded(count):,} would" if count > n else f"{undecided}, although the mean difference is large"
@@ -103,9 +108,16 @@ def _pipes(tabulate: Any, rows: Sequence[Sequence[str]], headers: Sequence[str])
 def _pictures(block: Block) -> str:
     """What the blocks are, and which pictures are left out."""
     n, out = len(block.values), block.pictures - len(block.values)
-    if len(block.classifiers) == 1:
-        model, head = block.classifiers[0]
-        text = f"{counted(n, 'picture')} of one network ({model} · {head}): this speaks of that network only."
+    one = " · ".join(block.classifiers[0]) if len(block.classifiers) == 1 else ""
+    if block.networks:
+        counts = sorted({networks.shape[1] for networks in block.networks})
+        seeds = _seeds(counts[-1]) if len(counts) == 1 else f"{counts[0]} to {_seeds(counts[-1])}"
+        trained = f"{counted(n, 'picture')}, and {seeds} of {one or f'{len(block.classifiers)} classifiers'}"
+        text = f"{trained}: this speaks of networks trained like these."
+        if block.left_networks:
+            text += f" Left out, without a value of some method: {', '.join(block.left_networks)}."
+    elif one:
+        text = f"{counted(n, 'picture')} of one network ({one}): this speaks of that network only."
     else:
         text = f"{counted(n, 'picture')} of {len(block.classifiers)} networks: this speaks of these networks only."
     if out:
@@ -123,12 +135,20 @@ def stated(blocks: Sequence[Block], adjustment: str, margins: Mapping[str, float
         margins: of equivalence, by metric.
         rules: by which targets were chosen.
     """
-    binary = any(block.binary for block in blocks)
-    several = any(not block.binary for block in blocks)
+    of_one = [block for block in blocks if not block.networks]
+    binary = any(block.binary for block in of_one)
+    several = any(not block.binary for block in of_one)
+    of_seeds = len(of_one) < len(blocks)
     intervals = [f"BCa bootstrap of {RESAMPLES} resamples (Student's where it degenerates, and below {FEWEST} pictures)"] * several
     intervals += ["of yes/no metrics Wilson's, of their differences Bonett and Price's"] * binary
     tests = [f"Wilcoxon signed-rank, zeros by Pratt, exact up to {EXACT_TO} differences"] * several
     tests += ["of yes/no metrics McNemar, exact"] * binary
+    if of_seeds:
+        intervals.append(
+            "of several seeds over seeds and pictures as crossed random effects (t, Howe's combination, of proportions at least Wilson's; "
+            "of differences wider, so as to hold at every level)"
+        )
+        tests.append("of several seeds the t-test over seeds and pictures")
     families = [sum(len(block.pairs) for block in blocks if block.metric == metric) for metric in dict.fromkeys(b.metric for b in blocks)]
     count = str(families[0]) if len(set(families)) == 1 else f"{min(families)} to {max(families)}"
     notes = [
@@ -136,17 +156,30 @@ def stated(blocks: Sequence[Block], adjustment: str, margins: Mapping[str, float
         f"95 % intervals: {'; '.join(intervals)}. They are of one comparison each.",
         f"Tests of pairs: {'; '.join(tests)}. Family: the {count} pairs of a metric; adjusted by {ADJUSTED_BY[adjustment]}, decided at "
         f"{SIGNIFICANT:g}.",
-        "better on: share of pictures on which the first is better, ties counting half (common-language effect size).",
-        f"about … would: the pictures with which a t-test at {SIGNIFICANT:g} over the family's size finds a difference as large in "
-        f"{POWER:.0%} of runs.",
+        "better on: share of pictures on which the first is better, ties counting half (common-language effect size)"
+        + ("; of several seeds, of pictures and networks." if of_seeds else "."),
     ]
+    if of_one:
+        notes.append(
+            f"about … would: the pictures with values of all methods with which a t-test at {SIGNIFICANT:g} over the family's size finds a "
+            f"difference as large in {POWER:.0%} of runs."
+        )
+    if of_seeds:
+        notes.append(
+            "Of several seeds, medians and ranks are of each picture's mean over the networks. Left out there, as they have no form over "
+            "seeds and pictures: the tests of Friedman, Nemenyi, Wilcoxon and McNemar, and how many pictures would decide."
+        )
     notes.append(f"Target: {', '.join(rules)}.{' A picture with several has the mean over them.' * any(map(_per_label, rules))}")
-    if "predicted" in rules and any(len(block.classifiers) > 1 for block in blocks):
+    if "predicted" in rules and any(len(block.classifiers) > 1 or block.networks for block in blocks):
         notes.append("Each classifier is explained for its own prediction: rows of different classifiers answer different questions.")
     if margins:
         listed = ", ".join(f"{metric} ±{margin:g}" for metric, margin in margins.items())
         notes.append(f"Equivalence: two one-sided t-tests, margin {listed}; the same family and adjustment.")
     return tuple(notes)
+
+
+def _seeds(count: int) -> str:
+    return f"{count} seed{'s' * (count > 1)}"
 
 
 def _per_label(rule: str) -> bool:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 Flags: TypeAlias = "Sequence[bool] | NDArray[np.bool_]"
 """Of images, one each."""
-IntervalName = Literal["BCa", "Student", "Wilson", "Bonett-Price", ""]
+IntervalName = Literal["BCa", "Student", "Wilson", "Bonett-Price", "crossed effects", ""]
 RESAMPLES = 9999
 FEWEST, MOST = 20, 5000  # values between which the bootstrap covers better than Student
 AT_ONCE = 2_000_000  # resampled values in memory
@@ -27,7 +27,8 @@ class Bounds(NamedTuple):
 
     Attributes:
         interval: of the mean.
-        name: "BCa", "Student", "Wilson" or "Bonett-Price"; empty where too few values are known for one.
+        name: "BCa", "Student", "Wilson" or "Bonett-Price", of networks of several seeds "crossed effects"; empty where too few values are
+            known for one.
     """
 
     interval: Interval

@@ -81,8 +81,8 @@ def max_sensitivity(
 ) -> Tensor:
     """How far a method's mask changes at most under small noise: max over δ of ‖S(x + δ) − S(x)‖/‖S(x)‖, the norms over pixels.
 
-    A map that ignores the picture is not sensitive at all: 0 for a constant one. It says nothing of whether a map is right, and is to be
-    read beside metrics that do.
+    A map that ignores the picture is not sensitive at all: 0 for a constant one, and for one random map of all pictures. It says nothing of
+    whether a map is right, and is to be read beside metrics that do.
 
     **Differs** from Yeh et al. 2019: of masks in [0, 1], not of raw maps, so that scores of any scale compare; changes are relative to the
     mask's norm; noise is in pixel space and clipped to [0, 1]; the largest of some random draws, which is at most the true maximum.

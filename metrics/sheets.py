@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import TYPE_CHECKING, Literal
 
@@ -23,6 +23,7 @@ OF_LABELS = {"accuracy": "acc.", "mean_absolute_error": "MAE"}
 BETTER: Literal["△"] = "△"
 WORSE: Literal["▽"] = "▽"
 Mark = Literal["", "△", "▽"]
+FAILS = "✗"  # of a metric, by its trial
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ def sheet(
     against: str | None,
     notes: Sequence[str],
     *,
+    failing: Sequence[str] = (),
     columns: Sequence[str] | None = None,
     digits: int | None = None,
     difference: bool = False,
@@ -108,6 +110,7 @@ def sheet(
         of: its metrics.
         against: its reference.
         notes: its notes.
+        failing: metrics whose headers are marked, as they fail their trial.
         columns: metrics, by name or symbol, in the order in which they are printed, `accuracy`, `mean_absolute_error`; None: all.
         digits: decimals; None: as many as show two digits of the median half-width of a column's intervals.
         difference: print the mean difference to the reference, with its interval, in the place of the mean; the reference's own rows, and
@@ -135,6 +138,9 @@ def sheet(
     found = tuple(
         _column(frame, name, about.get(name), digits, f"{name} difference" if each else name, against is not None)
         for name, each in zip(names, differs, strict=True)
+    )
+    found = tuple(
+        replace(column, header=f"{column.header} {FAILS}") if name in failing else column for name, column in zip(names, found, strict=True)
     )
     rows = tuple(zip(*(frame[key].astype(str) for key in ("model", "head", "method")), strict=True))
     degenerate = tuple(f"{share:.1%}" for share in frame["degenerate_share"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from xattn.deferred import numpy as np
 from xattn.errors import NameUnknownError, SettingError
@@ -37,7 +37,8 @@ from xattn.metrics.statistics import (
     signed_rank,
     unit_of,
 )
-from xattn.metrics.tables import KEYS
+from xattn.metrics.tables import KEYS, mean_of
+from xattn.metrics.training_seeds import compared
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,15 +52,16 @@ class Significance:
     """What may be concluded, and by which tests. All of a metric is over the pictures of which every method that is compared has a value.
 
     Attributes:
-        methods: a row per metric and method: `model, head, method, metric`; `n`, the pictures; `left_out`, those without a value of some
-            method, and `lacking`, without one of this method; `mean`, its 95 % interval `low` and `high`, and by which `interval`;
-            `median`; `mean_rank`; `degenerate_share` of the n.
+        methods: a row per metric and method: `model, head, method, metric`; `n`, the pictures, and `seeds`, the networks, of several;
+            `left_out`, pictures without a value of some method, and `lacking`, without one of this method; `mean`, its 95 % interval `low`
+            and `high`, and by which `interval`; `median`; `mean_rank`; `degenerate_share` of the n.
         pairs: a row per metric and pair: the first as above, the second in `other_model, other_head, other_method`; the mean `difference`,
             first less second, with its `interval`; `better_share`, the share of pictures on which the first is better, ties counting half;
             the `test`, its `p` and `p_adjusted`; `nemenyi_p`; `equivalence_p` and `equivalence_p_adjusted` for the `margin`; `needed`,
-            about how many pictures a t-test at the family's strictest level needs for such a difference; `conclusion`, in words.
-        rankings: a row per metric with three or more methods: Friedman's `statistic` and `p`, `agreement` (Kendall's W) and Nemenyi's
-            `critical_difference` of mean ranks at 0.05.
+            about how many pictures a t-test at the family's strictest level needs for such a difference (of several seeds infinity where
+            more pictures of the same networks would not decide, else empty); `conclusion`, in words.
+        rankings: a row per metric with three or more methods, of one network each: Friedman's `statistic` and `p`, `agreement` (Kendall's
+            W) and Nemenyi's `critical_difference` of mean ranks at 0.05.
         adjustment: of p-values within the pairs of a metric.
         notes: what a reader must know.
         sections: the tables of each metric in Markdown, with what they are over.
@@ -99,8 +101,12 @@ def significance(
     adjustment: Adjustment = "holm",
     margins: Mapping[str, float] | None = None,
     without_degenerate: bool = False,
+    seeds: str | None = None,
 ) -> Significance:
     """Tests methods on the same pictures, from tidy rows.
+
+    Networks of several seeds are tested over seeds and pictures as crossed random effects (`training_seeds.crossed`). What has no such form
+    is left out for them: Friedman's, Nemenyi's, Wilcoxon's and McNemar's tests, whose blocks are pictures alone, and required numbers.
 
     Args:
         rows: with the columns of `scores.csv`, of one run or several.
@@ -110,17 +116,18 @@ def significance(
             the share of false ones among those that are found.
         margins: by metric, in its unit, the largest difference that does not matter: pairs are tested for equivalence within it.
         without_degenerate: leave out pictures with a map that is flagged `degenerate`.
+        seeds: regular expression of what names the seed of training in the models' names, as `comparison` takes it.
 
     Raises:
         NameUnknownError: there are no rows of `against`, no such metric or adjustment.
-        SettingError: a margin that is not positive.
-        InputError: there are no scores, or no two methods of the same pictures.
+        SettingError: a margin that is not positive, or seeds that are no regular expression.
+        InputError: there are no scores, no two methods of the same pictures, or no models that differ by their seeds alone.
     """
     import pandas as pd
 
     if adjustment not in ADJUSTMENTS:
         raise NameUnknownError("adjustment", str(adjustment), list(ADJUSTMENTS))
-    found = blocks(rows, against, without_degenerate=without_degenerate)
+    found = blocks(rows, against, without_degenerate=without_degenerate, seeds=seeds)
     limits = _checked_margins(margins, list(dict.fromkeys(block.metric for block in found)))
     methods: list[dict[str, object]] = []
     pairs: list[dict[str, object]] = []
@@ -133,7 +140,7 @@ def significance(
         _adjust([line for several in lines for line in several], ADJUSTMENTS[adjustment], metric)
         for block, several in zip(own, lines, strict=True):
             of_methods = _method_lines(block)
-            ranking = _ranking_line(block) if len(block.rows) > 2 else None
+            ranking = _ranking_line(block) if len(block.rows) > 2 and not block.networks else None
             sections.append(section(block, of_methods, several, ranking))
             methods += of_methods
             pairs += [{key: value for key, value in line.items() if key not in ("first", "second")} for line in several]
@@ -165,13 +172,16 @@ def _method_lines(block: Block) -> list[dict[str, object]]:
     lines = []
     for place, row in enumerate(block.rows):
         values = block.column(place)
-        if block.binary:
+        if block.networks:
+            found = Bounds(mean_of(block.networks[place], block.metric), "crossed effects")
+        elif block.binary:
             found = Bounds(proportion_interval(values, limits), "Wilson")
         elif aggregation == "harmonic mean":
             found = _harmonic(values, limits)
         else:
             found = bootstrap_interval(values, limits)
         line: dict[str, object] = {**dict(zip(KEYS, row, strict=True)), "metric": block.metric, "n": len(values)}
+        line |= {"seeds": block.networks[place].shape[1]} if block.networks else {}
         line |= {"left_out": block.pictures - len(values), "lacking": block.lacking[place], "mean": found.interval.mean}
         line |= {"low": found.interval.low, "high": found.interval.high, "interval": found.name, "median": _median(values)}
         lines.append(line | {"mean_rank": ranks[place], "degenerate_share": block.degenerate[place]})
@@ -199,36 +209,78 @@ def _pair_lines(block: Block, family: int, margin: float | None) -> list[dict[st
         margin: the largest difference that does not matter; None: equivalence is not tested.
     """
     component = metrics.create(block.metric)
-    low, high = component.metadata.limits
-    ranks, k, n = mean_ranks(_levels(block), component.metadata.better == "higher"), len(block.rows), len(block.values)
-    strict = 1 - SIGNIFICANT / family
+    higher = component.metadata.better == "higher"
+    ranks, k, n = mean_ranks(_levels(block), higher), len(block.rows), len(block.values)
     lines = []
     for first, second in block.pairs:
-        difference, same = differences(block.column(first), block.column(second), unit_of(component.metadata.limits))
-        if block.binary:
-            one, other = (block.column(place) == high for place in (first, second))
-            interval = difference_of_proportions(one, other)
-            span = high - low
-            found = Bounds(interval._replace(mean=span * interval.mean, low=span * interval.low, high=span * interval.high), "Bonett-Price")
-            test, p = "McNemar", mcnemar(one, other)
-            within = math.nan if margin is None else equivalence_of_proportions(one, other, margin / span)
-        else:
-            found = bootstrap_interval(difference)
-            test, p = "Wilcoxon", signed_rank(difference, same, zeros="pratt")
-            within = math.nan if margin is None else equivalence(difference, margin)
+        found = (
+            _tested_over_seeds(block, first, second, family, margin) if block.networks else _tested(block, first, second, family, margin)
+        )
         line: dict[str, object] = {**dict(zip(KEYS, block.rows[first], strict=True)), "metric": block.metric}
         line |= {f"other_{key}": value for key, value in zip(KEYS, block.rows[second], strict=True)}
-        line |= {"n": n, "left_out": block.pictures - n, "difference": found.interval.mean, "difference_low": found.interval.low}
-        line |= {"difference_high": found.interval.high, "interval": found.name}
-        line |= {"better_share": better_share(difference, component.metadata.better == "higher"), "test": test, "p": p}
-        line["nemenyi_p"] = nemenyi(ranks[first] - ranks[second], k, n) if k > 2 else math.nan
+        line |= {"n": n, "left_out": block.pictures - n, "difference": found.bounds.interval.mean}
+        line |= {"seeds": found.networks[0], "other_seeds": found.networks[1]} if found.networks else {}
+        line |= {"difference_low": found.bounds.interval.low, "difference_high": found.bounds.interval.high, "interval": found.bounds.name}
+        line |= {"better_share": better_share(found.differences, higher), "test": found.test, "p": found.p}
+        line["nemenyi_p"] = nemenyi(ranks[first] - ranks[second], k, n) if k > 2 and not block.networks else math.nan
         line["margin"] = math.nan if margin is None else margin
-        line["equivalence_p"] = within
-        # Fewer pairs can have no p-value below the level, whatever their differences: the least two-sided one is 2 / 2ⁿ.
-        fewest = math.ceil(1 - math.log2(1 - strict))
-        line["needed"] = max(needed(mean_interval(difference, confidence=strict), confidence=strict), fewest)
+        line |= {"equivalence_p": found.within, "needed": found.needed}
         lines.append(line | {"first": block.name(first), "second": block.name(second)})
     return lines
+
+
+class _Tested(NamedTuple):
+    """A pair of columns, tested.
+
+    Attributes:
+        bounds: the mean difference, with its interval.
+        differences: that it is the mean of.
+        test: by name.
+        p: its p-value.
+        within: the p-value of equivalence; NaN without a margin.
+        needed: pictures that would decide.
+        networks: of several seeds, how many there are on either side.
+    """
+
+    bounds: Bounds
+    differences: Doubles
+    test: str
+    p: float
+    within: float
+    needed: float
+    networks: tuple[int, int] | None = None
+
+
+def _tested(block: Block, first: int, second: int, family: int, margin: float | None) -> _Tested:
+    """Two columns of a block, each of one network, on the same pictures."""
+    low, high = metrics.create(block.metric).metadata.limits
+    difference, same = differences(block.column(first), block.column(second), unit_of((low, high)))
+    if block.binary:
+        one, other = (block.column(place) == high for place in (first, second))
+        interval = difference_of_proportions(one, other)
+        span = high - low
+        found = Bounds(interval._replace(mean=span * interval.mean, low=span * interval.low, high=span * interval.high), "Bonett-Price")
+        test, p = "McNemar", mcnemar(one, other)
+        within = math.nan if margin is None else equivalence_of_proportions(one, other, margin / span)
+    else:
+        found = bootstrap_interval(difference)
+        test, p = "Wilcoxon", signed_rank(difference, same, zeros="pratt")
+        within = math.nan if margin is None else equivalence(difference, margin)
+    strict = 1 - SIGNIFICANT / family
+    # Fewer pairs can have no p-value below the level, whatever their differences: the least two-sided one is 2 / 2ⁿ.
+    fewest = math.ceil(1 - math.log2(1 - strict))
+    count = max(needed(mean_interval(difference, confidence=strict), confidence=strict), fewest)
+    return _Tested(found, difference, test, p, within, count)
+
+
+def _tested_over_seeds(block: Block, first: int, second: int, family: int, margin: float | None) -> _Tested:
+    """Two columns of a block, of networks of several seeds, over seeds and pictures."""
+    floor = unit_of(metrics.create(block.metric).metadata.limits)
+    found = compared(block.networks[first], block.networks[second], floor)
+    interval, p = found.comparison
+    within = math.nan if margin is None else found.within(margin)
+    count = math.nan if found.pictures_suffice(1 - SIGNIFICANT / family) else math.inf
+    return _Tested(Bounds(interval, "crossed effects"), found.differences, "t, crossed effects", p, within, count, found.networks)
 
 
 def _ranking_line(block: Block) -> dict[str, object]:

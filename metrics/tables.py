@@ -30,7 +30,7 @@ from xattn.metrics.statistics import (
     unit_of,
 )
 from xattn.metrics.targets import PER_LABEL
-from xattn.metrics.training_seeds import by_network, common_names, compared, crossed, of_networks, over_seeds, shared_pictures
+from xattn.metrics.training_seeds import by_network, compared, crossed, of_networks, over_seeds, shared_pictures, with_networks
 from xattn.metrics.typeset import html_table, latex, markdown, typst
 from xattn.metrics.values import is_value
 from xattn.text import counted, neutral_cell
@@ -64,12 +64,14 @@ class Table:
         metrics: as named in the rows.
         against: the reference, a method or a classifier, or None.
         notes: what a reader must know.
+        failing: metrics that fail their trial on these rows, and are marked.
     """
 
     frame: pd.DataFrame
     metrics: tuple[str, ...]
     against: str | None
     notes: tuple[str, ...]
+    failing: tuple[str, ...] = ()
 
     def text(
         self,
@@ -117,7 +119,7 @@ class Table:
 
     def sheet(self, **look: Any) -> Sheet:
         """What is printed, in no format yet; arguments are those of `text`."""
-        return sheet(self.frame, self.metrics, self.against, self.notes, **look)
+        return sheet(self.frame, self.metrics, self.against, self.notes, failing=self.failing, **look)
 
 
 def aggregated(values: Values, aggregation: Aggregation, limits: tuple[float, float] = ANY) -> Interval:
@@ -156,10 +158,7 @@ def comparison(rows: pd.DataFrame, against: str | None = None, *, without_degene
     """
     import pandas as pd
 
-    rows = scored(rows)
-    rows = rows.assign(network=rows["model"])
-    if seeds is not None:
-        rows["model"] = rows["model"].map(common_names([str(model) for model in rows["model"].unique()], seeds))
+    rows = with_networks(scored(rows), seeds)
     explained = EXPLAINED if seeds is None else ["network", *EXPLAINED]
     reference_of = references(rows, against)
     names = tuple(map(str, rows["metric"].unique()))
@@ -178,7 +177,7 @@ def comparison(rows: pd.DataFrame, against: str | None = None, *, without_degene
         line: dict[str, object] = dict(zip(KEYS, row, strict=True))
         for metric in names:
             own = values.get((*row, metric))
-            line |= _columns(metric, _of_metric(own, metric))
+            line |= _columns(metric, mean_of(own, metric))
             if against is not None:
                 reference = reference_of.get(row)
                 line |= _tested(own, None if reference is None else _of_reference(values, row, reference, metric, per_label), metric)
@@ -208,7 +207,13 @@ def scored(rows: pd.DataFrame) -> pd.DataFrame:
     return found.reset_index(drop=True)
 
 
-def _of_metric(values: Any, metric: str) -> Interval:
+def mean_of(values: Any, metric: str) -> Interval:
+    """The mean of a metric's values with its interval: over pictures, or over networks of several seeds and pictures.
+
+    Args:
+        values: a series of one network, a frame with a column per network, or None, without values.
+        metric: by name.
+    """
     component = metrics.create(metric)
     aggregation, limits = component.instance.aggregation, component.metadata.limits
     if values is not None and values.ndim == 2:
@@ -294,7 +299,7 @@ def _tested(values: Any, reference: Any, metric: str) -> dict[str, object]:
     if values is None or reference is None:
         return {f"{metric} {name}": math.nan for name in ("difference", "difference low", "difference high", "p", "needed")}
     if 2 in (values.ndim, reference.ndim):
-        of_seeds = compared(values, reference, unit_of(metrics.create(metric).metadata.limits))
+        of_seeds = compared(values, reference, unit_of(metrics.create(metric).metadata.limits)).comparison
         return {**_columns(f"{metric} difference", of_seeds.difference), f"{metric} p": of_seeds.p, f"{metric} needed": math.nan}
     import pandas as pd
 
@@ -323,6 +328,10 @@ def _notes(rows: pd.DataFrame, frame: pd.DataFrame, names: Sequence[str], agains
     notes = [f"Mean over images [95 % confidence interval: Student's, clipped to the metric's range{wilson}]; n images."]
     if "seeds" in frame and (frame["seeds"] > 1).any():
         notes.append(SEEDS)
+        if (frame["seeds"] == 1).any():
+            notes.append(
+                "Rows of 1 seed are of that network alone: their intervals and accuracy are over images, and know no spread of seeds."
+            )
     if (frame["n"] < FEW).any():
         notes.append(f"n is below {FEW}: intervals and tests of so few images are rough.")
     notes.append(f"Target: {', '.join(rules)}." + _counted(rules))

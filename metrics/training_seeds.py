@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from xattn.errors import InputError, SettingError
 from xattn.metrics.statistics import ANY, CONFIDENCE, Comparison, Interval, differences, proportion_interval
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     Array = NDArray[np.float64]
 
 LEAST_LOG_P, HALVINGS = -35.0, 50  # below, 1 - p is 1
+Term: TypeAlias = "tuple[float, int]"
+"""A part of the variance of a mean, and its degrees of freedom."""
 
 
 def crossed(
@@ -25,6 +27,8 @@ def crossed(
     second: Sequence[Sequence[float]] | Array | None = None,
     limits: tuple[float, float] = ANY,
     confidence: float = CONFIDENCE,
+    *,
+    any_level: bool = False,
 ) -> Comparison:
     """The mean over seeds and pictures, or the difference of two, for seeds like these and pictures like these; and the p-value of 0.
 
@@ -36,6 +40,10 @@ def crossed(
     less (`benchmarks/coverage.py`): pictures resampled anew for each seed forget that the seeds share them, and resampling two or three
     seeds knows too little of their spread.
 
+    What the pictures explain is taken off as an estimate: where chance makes few seeds agree, nothing is left of their spread, however high
+    the confidence. With `any_level` it stays in, so that the interval is wider and holds at every confidence (Banerjee 1960): p-values that
+    are to be adjusted over a family must.
+
     Source: the combination of half-widths is Howe's 1974, the components of variance are those of a two-way table without replication; of
     the same design, several readers of the same cases, Obuchowski and Rockette 1995.
 
@@ -44,6 +52,7 @@ def crossed(
         second: `(R, n)`, of the same pictures; networks of their own. None: the mean of the first.
         limits: lowest and highest value that there can be, of the mean or of the difference.
         confidence: coverage.
+        any_level: whether the interval is to hold at every confidence.
 
     Returns:
         The interval, its n that of the pictures, without ends for fewer than two; and the two-sided p-value: 1 less the confidence at which
@@ -53,21 +62,61 @@ def crossed(
     >>> [round(value, 2) for value in found.difference], round(found.p, 3)
     ([3.12, -4.96, 11.21, 4], 0.137)
     """
+    found = _effects(first, second)
+    return _comparison(found, found.at_any_level if any_level else found.terms, limits, confidence)
+
+
+class Effects(NamedTuple):
+    """The mean of crossed effects and the parts of its variance.
+
+    Attributes:
+        mean: over seeds and pictures, or the difference of two.
+        n: pictures.
+        of_pictures: the variance over pictures, with its degrees of freedom; None for fewer than two.
+        of_seeds: what the seeds of each side with several add, likewise.
+        of_means: the variance over the seeds' means, of which pictures explain a part, likewise.
+    """
+
+    mean: float
+    n: int
+    of_pictures: Term | None
+    of_seeds: tuple[Term, ...] = ()
+    of_means: tuple[Term, ...] = ()
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        """All parts of the variance."""
+        return () if self.of_pictures is None else (self.of_pictures, *self.of_seeds)
+
+    @property
+    def at_any_level(self) -> tuple[Term, ...]:
+        """The parts of a variance that is not too small: what pictures explain of the seeds' means is in it twice."""
+        return () if self.of_pictures is None else (self.of_pictures, *self.of_means)
+
+
+def _effects(first: Sequence[Sequence[float]] | Array, second: Sequence[Sequence[float]] | Array | None) -> Effects:
     import numpy as np
 
     groups = [np.asarray(group, dtype=np.float64) for group in (first, second) if group is not None]
     pictures: Array = groups[0].mean(axis=0) - (groups[1].mean(axis=0) if len(groups) > 1 else 0.0)
     n = len(pictures)
     if n < 2:
-        return Comparison(Interval(float(pictures.mean()) if n else math.nan, math.nan, math.nan, n), math.nan)
-    mean = float(pictures.mean())
-    terms = [(float(pictures.var(ddof=1)) / n, n - 1), *(_of_seeds(group) for group in groups if len(group) > 1)]
+        return Effects(float(pictures.mean()) if n else math.nan, n, None)
+    several = [group for group in groups if len(group) > 1]
+    of_means = tuple((float(group.mean(axis=1).var(ddof=1)) / len(group), len(group) - 1) for group in several)
+    return Effects(float(pictures.mean()), n, (float(pictures.var(ddof=1)) / n, n - 1), tuple(map(_of_seeds, several)), of_means)
+
+
+def _comparison(effects: Effects, terms: Sequence[Term], limits: tuple[float, float], confidence: float) -> Comparison:
+    mean, n = effects.mean, effects.n
+    if not terms:
+        return Comparison(Interval(mean, math.nan, math.nan, n), math.nan)
     half = _half(terms, confidence)
     low, high = min(mean, max(mean - half, limits[0])), max(mean, min(mean + half, limits[1]))
     return Comparison(Interval(mean, low, high, n), _p(terms, mean))
 
 
-def _of_seeds(values: Array) -> tuple[float, int]:
+def _of_seeds(values: Array) -> Term:
     """What seeds alone add to the variance of the mean, at least 0, with its degrees of freedom."""
     seeds, n = values.shape
     means = values.mean(axis=1)
@@ -76,14 +125,14 @@ def _of_seeds(values: Array) -> tuple[float, int]:
     return max(0.0, float(means.var(ddof=1)) - within / n) / seeds, seeds - 1
 
 
-def _half(terms: Sequence[tuple[float, int]], confidence: float) -> float:
+def _half(terms: Sequence[Term], confidence: float) -> float:
     """The half-width from variances with their degrees of freedom."""
     from scipy.special import stdtrit
 
     return math.sqrt(sum(float(stdtrit(freedom, (1 + confidence) / 2)) ** 2 * variance for variance, freedom in terms if variance))
 
 
-def _p(terms: Sequence[tuple[float, int]], mean: float) -> float:
+def _p(terms: Sequence[Term], mean: float) -> float:
     """The p-value of a mean of 0, by bisection of its logarithm; NaN where nothing varies, and nothing is known of the spread."""
     if mean == 0:
         return 1.0
@@ -120,6 +169,23 @@ def common_names(models: Sequence[str], pattern: str) -> dict[str, str]:
     if len(set(found.values())) == len(found):
         raise InputError(f"no two models have the same name without '{pattern}': give what names the seed in {', '.join(models)}.")
     return found
+
+
+def with_networks(rows: pd.DataFrame, pattern: str | None) -> pd.DataFrame:
+    """The rows with a column `network`, the model's own name, and the models named without their seeds.
+
+    Args:
+        rows: tidy.
+        pattern: as `common_names` takes it; None: models keep their names.
+
+    Raises:
+        SettingError: it is no regular expression.
+        InputError: no models differ by their seeds alone.
+    """
+    rows = rows.assign(network=rows["model"])
+    if pattern is not None:
+        rows["model"] = rows["model"].map(common_names([str(model) for model in rows["model"].unique()], pattern))
+    return rows
 
 
 def by_network(rows: pd.DataFrame, values: str, *, per_label: bool) -> pd.DataFrame:
@@ -183,10 +249,45 @@ def over_seeds(values: Array, limits: tuple[float, float], *, is_share: bool) ->
     return found._replace(low=min(found.low, own.low), high=max(found.high, own.high))
 
 
-def compared(values: pd.Series | pd.DataFrame, reference: pd.Series | pd.DataFrame, floor: float = 1.0) -> Comparison:
+class SeedTest(NamedTuple):
+    """Networks of several seeds tested against others on the same pictures.
+
+    Attributes:
+        effects: the difference over seeds and pictures.
+        differences: `(m,)`, of each picture and each network, or of each two networks of other names; 0 where they are rounding.
+        networks: how many there are on either side.
+    """
+
+    effects: Effects
+    differences: Array
+    networks: tuple[int, int]
+
+    @property
+    def comparison(self) -> Comparison:
+        """The interval of the difference, and the p-value of none, which hold at every level (`crossed` with `any_level`)."""
+        return _comparison(self.effects, self.effects.at_any_level, ANY, CONFIDENCE)
+
+    def within(self, margin: float) -> float:
+        """The p-value of two one-sided tests that the difference is within ± a margin. Source: Schuirmann 1987.
+
+        By the same interval: it is below 0.05 where that of 90 % lies within the margin. NaN where nothing varies, if within.
+        """
+        mean, terms = abs(self.effects.mean), self.effects.at_any_level
+        if not any(variance for variance, _ in terms):
+            return 1.0 if mean >= margin else math.nan
+        beyond = _p(terms, mean - margin) / 2
+        return beyond if mean < margin else 1 - beyond
+
+    def pictures_suffice(self, confidence: float) -> bool:
+        """Whether the seeds alone, were there no end of pictures, would leave 0 outside the interval of this confidence."""
+        return _half(self.effects.of_seeds, confidence) < abs(self.effects.mean)
+
+
+def compared(values: pd.Series | pd.DataFrame, reference: pd.Series | pd.DataFrame, floor: float = 1.0) -> SeedTest:
     """Values less those of a reference, over the pictures of which both have one; differences that are rounding are 0.
 
-    Networks of the same names are paired: two methods of the same networks, or two heads on the same backbones. Others are independent.
+    Networks of the same names are paired: two methods of the same networks, or two heads on the same backbones; if only some names are the
+    same, the others are left out. Networks of other names are independent.
 
     Args:
         values: from `by_network`, or those of one network by image and target.
@@ -199,12 +300,15 @@ def compared(values: pd.Series | pd.DataFrame, reference: pd.Series | pd.DataFra
     if len({side.index.nlevels for side in sides}) > 1:
         sides = [side.droplevel("target") if side.index.nlevels > 1 else side for side in sides]
     one, other = (concat(sides, axis=1, join="inner", keys=[0, 1]).dropna()[key] for key in (0, 1))
+    if common := [name for name in one.columns if name in set(other.columns)]:
+        one, other = one[common], other[common]
     first, second = one.T.to_numpy(), other.T.to_numpy()
+    networks = len(first), len(second)
     if first.size == 0:
-        return crossed(first, second)
-    if sorted(one.columns) == sorted(other.columns):
-        second = other[one.columns].T.to_numpy()
+        return SeedTest(_effects(first, second), first.ravel(), networks)
+    if common:
         apart, _ = differences(first.ravel(), second.ravel(), floor)
-        return crossed(apart.reshape(first.shape))
+        return SeedTest(_effects(apart.reshape(first.shape), None), apart, networks)
     means, _ = differences(first.mean(axis=0), second.mean(axis=0), floor)
-    return crossed(first, second) if means.any() else crossed([means.tolist()])
+    apart, _ = differences(first[:, None].repeat(len(second), axis=1).ravel(), second[None].repeat(len(first), axis=0).ravel(), floor)
+    return SeedTest(_effects(first, second) if means.any() else _effects([means.tolist()], None), apart, networks)

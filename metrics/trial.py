@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from xattn.catalogue import is_bound, is_planted
 from xattn.errors import InputError, NameUnknownError
 from xattn.metrics.base import metrics
-from xattn.metrics.sheets import SIGNIFICANT
+from xattn.metrics.sheets import FAILS, SIGNIFICANT
 from xattn.metrics.statistics import adjusted, mean_interval, paired, unit_of
 from xattn.text import counted
 
@@ -26,7 +26,6 @@ Form = Literal["markdown", "csv"]
 LEAST_PICTURES = 6  # of fewer, the smallest p of a two-sided signed-rank test, 2/2ⁿ, is above 0.05
 MOST_UNITS = 2000  # pictures of one reliability: its memory grows with their square
 AGREED = 0.667  # Krippendorff 2004: the lowest α from which tentative conclusions are drawn
-MARK = "✗"
 CHANCE = "random"
 EXPLAINED = ["image", "target"]
 
@@ -63,7 +62,7 @@ class Trial:
         lines = []
         for line in self.frame.to_dict("records"):
             cells = [line["model"], line["head"]] if several else []
-            mark = f" {MARK}" if line["verdict"] == "fails" else ""
+            mark = f" {FAILS}" if line["verdict"] == "fails" else ""
             cells += [line["metric"], f"{line['verdict']}{mark}", f"{line['behind']} of {line['planted']}"]
             cells += [_written(line["reached"])] if bound else []
             cells += [_written(line[name]) for name in ("agreement of pictures", "agreement of methods", "stability")]
@@ -239,7 +238,7 @@ def _notes(frame: pd.DataFrame, methods: Sequence[str], cheats: Sequence[str]) -
     notes = [
         f"Methods: {', '.join(methods)}. Planted: {', '.join(cheats)}. n = {counted(n, 'picture')}.",
         "Behind: the median of the methods is better on the same pictures (Wilcoxon signed-rank, p < "
-        f"{SIGNIFICANT}, Benjamini–Hochberg within a metric). A metric that fails is marked {MARK}.",
+        f"{SIGNIFICANT}, Benjamini–Hochberg within a metric). A metric that fails is marked {FAILS}.",
         "A control may be right: for a network that looks at the centre, a Gaussian there is a good map. What fails on one network and on "
         "some pictures need not on others.",
     ]

@@ -25,6 +25,7 @@ LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
     "×": r"$\times$",
     "↓": r"$\downarrow$",
     "↑": r"$\uparrow$",
+    "✗": r"$\times$",
     BETTER: r"$\triangle$",
     WORSE: r"$\nabla$",
 }

@@ -10,9 +10,11 @@ import pytest
 from scipy import stats
 
 from xattn.errors import InputError, NameUnknownError, SettingError
-from xattn.metrics.statistics import mean_interval, proportion_interval
+from xattn.metrics.paired_tests import equivalence
+from xattn.metrics.significance import significance
+from xattn.metrics.statistics import holm, mean_interval, proportion_interval
 from xattn.metrics.tables import comparison
-from xattn.metrics.training_seeds import common_names, crossed
+from xattn.metrics.training_seeds import common_names, compared, crossed
 
 
 def _drawn(draw: random.Random, seeds: int, n: int, of_seeds: float, of_pictures: float = 20.0, rest: float = 10.0) -> list[list[float]]:
@@ -81,6 +83,20 @@ def test_three_seeds_cover_what_pictures_alone_do_not() -> None:
     assert alone < 140
 
 
+def test_tests_of_few_seeds_err_no_more_than_they_say_at_any_level_and_the_interval_of_95_percent_more() -> None:
+    draw, levels = random.Random(12), (0.05, 0.01)
+    wrong = {any_level: [0, 0] for any_level in (False, True)}
+    for _ in range(300):
+        values = _drawn(draw, 2, 100, 10.0, of_pictures=3.0)
+        for any_level, counts in wrong.items():
+            p = crossed(values, any_level=any_level).p
+            for place, level in enumerate(levels):
+                counts[place] += p < level
+    assert wrong[True][0] <= 25  # 15 expected
+    assert wrong[True][1] <= 9  # 3 expected
+    assert wrong[False][1] > 12  # seeds that agree by chance leave nothing of their spread
+
+
 def _rows(values: dict[tuple[str, str, str], list[float]], predicted: dict[str, list[int]] | None = None) -> pd.DataFrame:
     """Tidy rows of some metric's values, by model, head and method; labels are 0."""
     return pd.DataFrame(
@@ -109,7 +125,7 @@ def test_a_table_has_one_row_for_all_seeds_and_tests_methods_within_them() -> No
     wanted = crossed(own, limits=(0, 100)).difference
     assert (line["average-drop"], line["average-drop low"], line["average-drop high"]) == pytest.approx(wanted[:3])
     differences = [[x - y for x, y in zip(*rows, strict=True)] for rows in zip(own, reference, strict=True)]
-    tested = crossed(differences)
+    tested = crossed(differences, any_level=True)
     assert line["average-drop difference"] == pytest.approx(tested.difference.mean)
     assert line["average-drop difference low"] == pytest.approx(tested.difference.low)
     assert line["average-drop p"] == pytest.approx(tested.p)
@@ -166,14 +182,14 @@ def test_networks_of_other_names_are_independent_seeds_and_of_the_same_names_pai
     maps = {(f"x{number}", "gap", "a"): own for number, own in enumerate(values[:3])}
     maps |= {(f"y{number}", "gap", "a"): own for number, own in enumerate(values[3:])}
     line = comparison(_rows(maps), against="y", seeds=r"\d").frame.set_index("model").loc["x"]
-    assert line["average-drop p"] == pytest.approx(crossed(values[:3], values[3:]).p)
+    assert line["average-drop p"] == pytest.approx(crossed(values[:3], values[3:], any_level=True).p)
     heads = {(f"x{number % 2}", head, "a"): values[number] for number, head in enumerate(("gap", "gap", "ep", "ep"))}
     line = comparison(_rows(heads), against="gap", seeds=r"\d").frame.set_index("head").loc["ep"]
     pairs = [[x - y for x, y in zip(values[number + 2], values[number], strict=True)] for number in range(2)]
-    assert line["average-drop p"] == pytest.approx(crossed(pairs).p)
+    assert line["average-drop p"] == pytest.approx(crossed(pairs, any_level=True).p)
     one = {("x0", "gap", "a"): values[0], ("x1", "gap", "a"): values[1], ("z", "gap", "a"): values[2]}
     line = comparison(_rows(one), against="z", seeds=r"\d").frame.set_index("model").loc["x"]
-    assert line["average-drop p"] == pytest.approx(crossed(values[:2], [values[2]]).p)
+    assert line["average-drop p"] == pytest.approx(crossed(values[:2], [values[2]], any_level=True).p)
 
 
 def test_names_lose_the_seed_and_brackets_that_held_it_and_others_are_refused() -> None:
@@ -184,3 +200,113 @@ def test_names_lose_the_seed_and_brackets_that_held_it_and_others_are_refused() 
         common_names(["a", "b"], "(")
     with pytest.raises(NameUnknownError, match="net1"):
         comparison(_rows({("net1", "gap", "a"): [1.0, 2.0], ("net2", "gap", "a"): [1.0, 2.0]}), against="net1", seeds=r"(?<=net)\d")
+
+
+def _net(
+    draw: random.Random, methods: dict[str, tuple[float, float]], seeds: int = 3, n: int = 40
+) -> dict[tuple[str, str, str], list[float]]:
+    """Values of networks of several seeds: of each method its distance from the picture's, and how far the seeds are apart in it."""
+    found = {}
+    for seed in range(seeds):
+        base = [draw.uniform(10, 20) for _ in range(n)]
+        for method, (distance, spread) in methods.items():
+            found[(f"net@seed{seed}", "gap", method)] = [value + distance + seed * spread + draw.gauss(0, 2) for value in base]
+    return found
+
+
+def _values(maps: dict[tuple[str, str, str], list[float]], method: str) -> list[list[float]]:
+    return [own for key, own in maps.items() if key[2] == method and key[0].startswith("net")]
+
+
+def test_methods_of_several_seeds_are_tested_over_seeds_and_pictures_and_the_rest_is_left_out_by_name() -> None:
+    draw = random.Random(7)
+    maps = _net(draw, {"a": (0, 0), "b": (0.5, 1), "c": (6, 0)})
+    maps |= {("other", "gap", method): [draw.uniform(10, 20) for _ in range(40)] for method in "ab"}
+    predicted = {f"net@seed{seed}": [int(number % 3 < seed) for number in range(40)] for seed in range(3)}  # each network its own class
+    found = significance(_rows(maps, predicted), seeds=r"@seed\d")
+    pairs = found.pairs.set_index(["model", "method", "other_method"])
+    tested = [
+        crossed(
+            [[x - y for x, y in zip(*rows, strict=True)] for rows in zip(_values(maps, one), _values(maps, other), strict=True)],
+            any_level=True,
+        )
+        for one, other in ("ab", "ac", "bc")
+    ]
+    own = pairs.loc["net"]
+    assert own["p"].tolist() == pytest.approx([test.p for test in tested])
+    assert own["difference_low"].tolist() == pytest.approx([test.difference.low for test in tested])
+    other_p = stats.wilcoxon([x - y for x, y in zip(maps[("other", "gap", "a")], maps[("other", "gap", "b")], strict=True)]).pvalue
+    assert pairs.loc[("other", "a", "b"), "p"] == pytest.approx(other_p)  # one network, and its ordinary test
+    assert pairs["p_adjusted"].tolist() == pytest.approx(holm([*(test.p for test in tested), other_p]))
+    wins = sum(x < y for rows in zip(_values(maps, "a"), _values(maps, "b"), strict=True) for x, y in zip(*rows, strict=True))
+    assert own.loc[("a", "b"), "better_share"] == pytest.approx(wins / 120)
+    assert own.loc[("a", "c"), "conclusion"] == "a is better"
+    assert own.loc[("a", "b"), "needed"] == math.inf
+    said = "40 pictures and 3 seeds do not decide this; with seeds so far apart more pictures alone would not"
+    assert own.loc[("a", "b"), "conclusion"] == said
+    method = found.methods.set_index(["model", "method"]).loc[("net", "b")]
+    assert (method["mean"], method["low"], method["high"]) == pytest.approx(crossed(_values(maps, "b"), limits=(0, 100)).difference[:3])
+    assert (method["n"], method["seeds"], method["interval"]) == (40, 3, "crossed effects")
+    assert found.rankings.empty
+    text = found.text()
+    assert "40 pictures, and 3 seeds of net · gap: this speaks of networks trained like these." in text
+    assert "40 pictures of one network (other · gap)" in text
+    assert "no form over seeds and pictures: the tests of Friedman, Nemenyi, Wilcoxon and McNemar, and how many pictures" in text
+    assert "Family: the 4 pairs of a metric" in text
+
+
+def test_pictures_and_networks_without_a_value_of_some_method_fall_out_and_are_said() -> None:
+    maps = _net(random.Random(8), {"a": (0, 0), "b": (1, 0)})
+    maps[("net@seed1", "gap", "b")][5] = math.nan
+    rows = _rows(maps)
+    lacks = rows[(rows["model"] != "net@seed2") | (rows["method"] != "b")]
+    found = significance(lacks, seeds=r"@seed\d")
+    assert (found.pairs["n"].item(), found.pairs["seeds"].item(), found.pairs["left_out"].item()) == (39, 2, 1)
+    rest = [[value for number, value in enumerate(own) if number != 5] for own in _values(maps, "a")[:2]]
+    assert found.methods["mean"][0] == pytest.approx(sum(map(sum, rest)) / 78)
+    assert "Left out, without a value of some method: net@seed2. 1 of 40 are left out, without a value of b of 1." in found.text()
+    with pytest.raises(InputError, match="no network of net · gap has values of average-drop by every method"):
+        significance(rows[(rows["model"] == "net@seed2") ^ (rows["method"] == "b")], seeds=r"@seed\d")
+    flagged = rows.assign(degenerate=(rows["model"] == "net@seed0") & (rows["image"] == "7.png"))
+    assert significance(flagged, seeds=r"@seed\d").methods["degenerate_share"].tolist() == pytest.approx([1 / 117] * 2)
+    assert significance(flagged, without_degenerate=True, seeds=r"@seed\d").pairs["n"].item() == 38
+
+
+def test_yes_or_no_metrics_and_pictures_with_several_labels_are_tested_over_seeds_too() -> None:
+    draw = random.Random(9)
+    maps = {key: [100.0 * (value > 15) for value in own] for key, own in _net(draw, {"a": (0, 0), "b": (3, 0)}).items()}
+    found = significance(_rows(maps).assign(metric="average-increase"), seeds=r"@seed\d")
+    apart = [[x - y for x, y in zip(*rows, strict=True)] for rows in zip(_values(maps, "a"), _values(maps, "b"), strict=True)]
+    assert found.pairs[["test", "p"]].iloc[0].tolist() == ["t, crossed effects", pytest.approx(crossed(apart, any_level=True).p)]
+    both = [_rows(maps).assign(target_rule="labels"), _rows(maps).assign(target_rule="labels", target="1", value=0.0)]
+    assert significance(pd.concat(both), seeds=r"@seed\d").pairs["difference"].item() == pytest.approx(crossed(apart).difference.mean / 2)
+
+
+def test_heads_on_the_same_networks_are_paired_and_other_networks_independent() -> None:
+    draw = random.Random(10)
+    values = [[draw.random() for _ in range(15)] for _ in range(5)]
+    heads = {(f"x{number % 2}", head, "a"): values[number] for number, head in enumerate(("gap", "gap", "ep", "ep"))}
+    pairs = [[x - y for x, y in zip(values[number + 2], values[number], strict=True)] for number in range(2)]
+    assert significance(_rows(heads), "gap", seeds=r"\d").pairs["p"].item() == pytest.approx(crossed(pairs, any_level=True).p)
+    part = {key: own for key, own in heads.items() if key[:2] != ("x1", "ep")}  # a head that one network has alone
+    found = significance(_rows(part | {("x2", "gap", "a"): values[4]}), "gap", seeds=r"\d").pairs
+    assert (found["seeds"].item(), found["p"].item()) == (1, pytest.approx(crossed(pairs[:1], any_level=True).p))
+    apart = {(f"x{number}", "gap", "a"): own for number, own in enumerate(values[:3])}
+    apart |= {(f"y{number}", "gap", "a"): own for number, own in enumerate(values[3:])}
+    found = significance(_rows(apart), "y", seeds=r"\d").pairs
+    assert found["p"].item() == pytest.approx(crossed(values[:3], values[3:], any_level=True).p)
+    wins = [x < y for one in values[:3] for other in values[3:] for x, y in zip(one, other, strict=True)]
+    assert found["better_share"].item() == pytest.approx(sum(wins) / 90)
+
+
+def test_equivalence_over_seeds_is_the_two_one_sided_test_of_whichever_varies() -> None:
+    draw = random.Random(11)
+    one, none = pd.DataFrame({"s": [draw.gauss(0.2, 1) for _ in range(30)]}), pd.DataFrame({"s": [0.0] * 30})
+    for margin in (0.1, 0.7, 1.5):
+        assert compared(one, none).within(margin) == pytest.approx(equivalence(one["s"].tolist(), margin))
+    means = [0.1, 0.3, 0.2]
+    seeds = pd.DataFrame([means] * 30)
+    assert compared(seeds, 0 * seeds).within(0.4) == pytest.approx(equivalence(means, 0.4))
+    same = pd.DataFrame([[1.0, 1.0]] * 5)
+    assert compared(same, 0 * same).within(1) == 1
+    assert math.isnan(compared(same, 0 * same).within(2))  # without a spread nothing is known

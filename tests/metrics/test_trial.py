@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from xattn.errors import InputError, NameUnknownError
-from xattn.metrics.trial import trial
+from xattn.metrics.trial import _alpha, trial
 
 PICTURES = 12
 
@@ -97,6 +97,18 @@ def test_alpha_is_krippendorff_s_of_the_ranks_of_methods_without_the_controls() 
     assert line["agreement of pictures"] == line["agreement of methods"] == pytest.approx(1)
     assert "pictures do not agree" in frame["reason"].item()
     assert "pictures do not agree" not in line["reason"]
+
+
+def test_alpha_is_that_of_krippendorff_s_published_example() -> None:
+    # Krippendorff 2011, "Computing Krippendorff's alpha-reliability", D: four observers of twelve units, some missing.
+    nan = math.nan
+    observers = [
+        [1, 2, 3, 3, 2, 1, 4, 1, 2, nan, nan, nan],
+        [1, 2, 3, 3, 2, 2, 4, 1, 2, 5, nan, 3],
+        [nan, 3, 3, 3, 2, 3, 4, 2, 2, 5, 1, nan],
+        [1, 2, 3, 3, 2, 4, 4, 1, 2, 5, 1, nan],
+    ]
+    assert _alpha(pd.DataFrame(observers)) == pytest.approx(0.815, abs=5e-4)  # his α of ordinal values
 
 
 def test_stability_is_the_lowest_rank_correlation_with_the_metric_s_other_settings() -> None:

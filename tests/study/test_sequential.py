@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 from torch.utils.data import TensorDataset
@@ -20,10 +21,11 @@ from xattn.cli import main
 from xattn.data.images import ImageSource
 from xattn.errors import InputError, NameUnknownError, RunError, SettingError
 from xattn.metrics.confidence_sequences import sequence_interval
+from xattn.metrics.tables import rounded
 from xattn.models import Classifier
 from xattn.study.compare import compare_runs, significance_of_runs
 from xattn.study.engines import local
-from xattn.study.sequential import ends_of_rounds, shuffled, stated
+from xattn.study.sequential import Evidence, UntilDecided, ends_of_rounds, shuffled, stated
 
 METHODS = ["uniform", "random", "centre"]
 GIVEN: dict[str, Any] = {"methods": METHODS, "metrics": ["complexity", "average-drop"], "until_decided": "complexity"}
@@ -155,8 +157,32 @@ def test_tables_say_that_the_data_chose_n_and_which_intervals_hold(tiny: Classif
     assert set(joined.frame["n"]) == {count, 60}
 
 
+def test_pictures_without_a_value_of_both_count_among_those_that_are_needed() -> None:
+    def kept(count: int, *, gaps: bool) -> dict[str, Any]:
+        until = UntilDecided("complexity", 0.2)
+        evidence = Evidence(until, [("net", "gap", "a", "b")])
+        names = [str(number) for number in range(count)]
+        rows = [
+            {**{"image": name, "model": "net", "head": "gap", "method": method, "metric": "complexity", "target": "1"}, "value": value}
+            for number, name in enumerate(names)
+            for method, value in (("a", 0.5), ("b", None if gaps and number % 3 else 0.5))
+        ]
+        evidence.take(names, [pa.Table.from_pylist(rows)])
+        return evidence.as_json(count)
+
+    whole, gaps = kept(40, gaps=False)["pairs"][0], kept(120, gaps=True)["pairs"][0]
+    assert whole["n"] == gaps["n"] == 40
+    assert 3 * (whole["decided_after"] - 1) + 1 == gaps["decided_after"] == gaps["needed"]  # one of three pictures has both
+    few, fewer = kept(10, gaps=False)["pairs"][0], kept(30, gaps=True)
+    assert few["decided_after"] is None
+    assert fewer["pairs"][0]["needed"] == 3 * few["needed"]
+    assert fewer["pairs"][0]["conclusion"] == f"open: about {rounded(3 * few['needed'])} pictures would decide it"
+    assert "on 10 pictures with a value of both, open: about " in stated(fewer)[1]
+
+
 def test_many_pairs_are_listed_in_part() -> None:
     pair = {"model": "a", "head": "gap", "first": "x", "second": "y", "difference": None, "low": -1.0, "high": 1.0, "decided_after": None}
+    pair |= {"n": 0}
     kept = {
         "metric": "complexity",
         "margin": 0.1,

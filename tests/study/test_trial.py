@@ -10,9 +10,12 @@ import torch
 from click.testing import CliRunner
 
 import xattn
+from tests.study.test_study import study
 from xattn.birds import SketchBirds, effects, in_parts, masks, rank_correlation, scene_of
 from xattn.cli import main
 from xattn.errors import InputError, UnsupportedError
+from xattn.models import Classifier
+from xattn.study.compare import compare_runs
 from xattn.study.trial import trial_runs
 from xattn.study.truth import bird_truth
 
@@ -70,3 +73,24 @@ def test_truth_that_is_not_known_says_why(run: Path, tmp_path: Path) -> None:
     ).run()
     with pytest.raises(InputError, match="data set in memory: say where the exported birds are"):
         trial_runs([tmp_path / "memory"], truth=True, device="cpu")
+
+
+def test_metrics_that_fail_are_marked_in_a_table_of_the_runs_with_the_reason(folder: Path, tiny: Classifier, tmp_path: Path) -> None:
+    given = {"methods": ["grad-cam", "activation-map", "fake-cam", "random"], "metrics": ["average-drop", "sparsity"]}
+    study([tiny], folder, tmp_path / "run", **given).run()
+    plain, table = compare_runs([tmp_path / "run"]), compare_runs([tmp_path / "run"], on_trial=True)
+    assert plain.failing == ()
+    assert "✗" not in plain.text("markdown")
+    found = trial_runs([tmp_path / "run"]).frame.set_index("metric")
+    failing = [metric for metric, verdict in found["verdict"].items() if verdict == "fails"]
+    assert failing
+    assert list(table.failing) == failing
+    for metric in failing:
+        assert f"{metric}: fails its trial (✗) on {tiny.name} · {tiny.head_name}: {found.loc[metric, 'reason']}." in table.notes
+    assert "AD ↓ ✗" in table.text("markdown")
+    assert r"AD $\downarrow$ $\times$" in table.text("latex")
+    assert not any("average-drop" in note for note in table.sheet(columns=["sparsity"]).notes)
+    said = CliRunner().invoke(main, ["compare", str(tmp_path / "run"), "--trial"])
+    assert "AD ↓ ✗" in said.output
+    refused = CliRunner().invoke(main, ["compare", str(tmp_path / "run"), "--trial", "--tests"])
+    assert (refused.exit_code, "--trial is of the table without --tests" in refused.output) == (2, True)

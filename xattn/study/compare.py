@@ -14,9 +14,12 @@ from numpy.typing import NDArray
 
 from xattn.deferred import pandas as pd
 from xattn.errors import InputError
+from xattn.metrics.sheets import FAILS
 from xattn.metrics.significance import Adjustment, Significance, significance
 from xattn.metrics.tables import Table, comparison
 from xattn.metrics.targets import PER_LABEL
+from xattn.metrics.training_seeds import common_names
+from xattn.metrics.trial import trial
 from xattn.study.questions import Key, picture_names, shown_names
 from xattn.study.schema import Deviation, run_key
 from xattn.study.sequential import stated
@@ -32,7 +35,12 @@ AGREE = 0.01  # percent: largest difference of one value between runs that is no
 
 
 def compare_runs(
-    runs: Sequence[str | Path], against: str | None = None, *, without_degenerate: bool = False, seeds: str | None = None
+    runs: Sequence[str | Path],
+    against: str | None = None,
+    *,
+    without_degenerate: bool = False,
+    seeds: str | None = None,
+    on_trial: bool = False,
 ) -> Table:
     """One comparison table of several runs.
 
@@ -48,15 +56,24 @@ def compare_runs(
         without_degenerate: leave maps that are flagged `degenerate` out of every column.
         seeds: regular expression of what names the seed of training in the models' names, as the table without it prints them: models that
             have the same name without it are one row, with intervals over seeds and pictures.
+        on_trial: mark metrics that fail their trial on these rows, with the reason; see `xattn.metrics.trial.trial`.
 
     Raises:
-        InputError: two runs of different versions of xattn give different values for the same item, runs explain the same images for
-            different labels, or are shards of different splits.
+        InputError: rows on trial lack methods or controls, two runs of different versions of xattn give different values for the same
+            item, runs explain the same images for different labels, or are shards of different splits.
         RunError: a folder that is not a run.
     """
-    rows, notes = _rows_and_notes(runs)
+    rows, notes = _rows_and_notes(runs, seeds)
     table = comparison(rows, against, without_degenerate=without_degenerate, seeds=seeds)
-    return replace(table, notes=(*table.notes, *notes))
+    tried = trial(rows).frame if on_trial else pd.DataFrame({"verdict": []})
+    failing = tried[tried["verdict"] == "fails"]
+    reasons = [f"{of['metric']}: fails its trial ({FAILS}) on {of['model']} · {of['head']}: {of['reason']}." for of in _records(failing)]
+    return replace(table, notes=(*table.notes, *reasons, *notes), failing=tuple(dict.fromkeys(of["metric"] for of in _records(failing))))
+
+
+def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a frame."""
+    return [{str(key): value for key, value in of.items()} for of in frame.to_dict("records")]
 
 
 def significance_of_runs(
@@ -66,6 +83,7 @@ def significance_of_runs(
     adjustment: Adjustment = "holm",
     margins: Mapping[str, float] | None = None,
     without_degenerate: bool = False,
+    seeds: str | None = None,
 ) -> Significance:
     """What may be concluded from several runs: `significance` of their joint rows, which are those of `compare_runs`.
 
@@ -75,26 +93,33 @@ def significance_of_runs(
         adjustment: of the p-values of the pairs of a metric.
         margins: by metric, in its unit, the largest difference that does not matter.
         without_degenerate: leave out pictures with a map that is flagged `degenerate`.
+        seeds: as `compare_runs` takes it: networks of several seeds are tested over seeds and pictures.
 
     Raises:
         InputError: as `compare_runs`, or there are no two methods of the same pictures.
         NameUnknownError: no such reference, metric or adjustment.
-        SettingError: a margin that is not positive.
+        SettingError: a margin that is not positive, or seeds that are no regular expression.
         RunError: a folder that is not a run.
     """
-    rows, notes = _rows_and_notes(runs)
-    found = significance(rows, against, adjustment=adjustment, margins=margins, without_degenerate=without_degenerate)
+    rows, notes = _rows_and_notes(runs, seeds)
+    found = significance(rows, against, adjustment=adjustment, margins=margins, without_degenerate=without_degenerate, seeds=seeds)
     return replace(found, notes=(*found.notes, *notes))
 
 
-def _rows_and_notes(runs: Sequence[str | Path]) -> tuple[pd.DataFrame, list[str]]:
-    """The joint rows of several runs, and notes on what they lack or differ in."""
+def _rows_and_notes(runs: Sequence[str | Path], seeds: str | None) -> tuple[pd.DataFrame, list[str]]:
+    """The joint rows of several runs, and notes on what they lack or differ in.
+
+    Args:
+        runs: run folders.
+        seeds: by which their models are grouped, if at all.
+    """
     stores = [Store(run) for run in runs]
     names = shown_names(stores)
     rows, differing = joint_rows(stores, names)
     unfinished = [str(store.folder) for store in stores if not store.finished]
     notes = [f"{folder} is not finished: its part of the table is over the images done so far." for folder in unfinished]
-    return rows, [*_deviations(stores, names), *_sequences(stores), *differing, *notes, *_missing_shards(stores)]
+    of_seeds = _ungrouped(stores, names) if seeds is None else _same_weights(stores, names, seeds)
+    return rows, [*_deviations(stores, names), *_sequences(stores), *of_seeds, *differing, *notes, *_missing_shards(stores)]
 
 
 def joint_rows(stores: Sequence[Store], names: Sequence[Mapping[Key, str]]) -> tuple[pd.DataFrame, list[str]]:
@@ -171,6 +196,45 @@ def _deviations(stores: Sequence[Store], names: Sequence[Mapping[Key, str]]) -> 
             said = "; ".join(f"{metric} differs from exact by {Deviation.of(apart)}" for metric, apart in deviations.items())
             found |= {f"{model} · {key[1]}: {said}.": None} if said else {}
     return list(found)
+
+
+def _ungrouped(stores: Sequence[Store], names: Sequence[Mapping[Key, str]]) -> list[str]:
+    """Notes on networks that have several rows, of other weights or seeds, which may be seeds of one training."""
+    rows: dict[Key, dict[str, tuple[str, Any]]] = {}
+    for store, called in zip(stores, names, strict=True):
+        settings = store.read_run()["settings"]
+        for model in settings["models"]:
+            key = (model["name"], model["head"])
+            rows.setdefault(key, {})[called[key]] = (model["weights"], settings.get("seed"))
+    several = {key: found for key, found in rows.items() if len(set(found.values())) > 1}
+    return [
+        f"{model} · {head} has {len(found)} rows of other weights or seeds, and the interval of each is over images alone. If they are "
+        "seeds of one training, --seeds makes them one row, with an interval over seeds and images."
+        for (model, head), found in several.items()
+    ]
+
+
+def _same_weights(stores: Sequence[Store], names: Sequence[Mapping[Key, str]], seeds: str) -> list[str]:
+    """Notes on rows of several seeds whose networks are not all different."""
+    weights: dict[str, dict[str, str]] = {}
+    for store, called in zip(stores, names, strict=True):
+        for model in store.read_run()["settings"]["models"]:
+            shown = called[model["name"], model["head"]]
+            weights.setdefault(shown, {})[model["head"]] = model["weights"]
+    groups: dict[tuple[str, str], list[str]] = {}
+    for shown, name in common_names(list(weights), seeds).items():
+        for head, digest in weights[shown].items():
+            groups.setdefault((name, head), []).append(digest)
+    return [
+        f"{name} · {head}: {len(found)} seeds have {_weights(len(set(found)))}. Equal networks show the spread of what is drawn in methods "
+        "and metrics, not of training, and the interval over seeds is of that alone."
+        for (name, head), found in groups.items()
+        if len(set(found)) < len(found)
+    ]
+
+
+def _weights(count: int) -> str:
+    return "the same weights" if count == 1 else f"{count} different weights"
 
 
 def _sequences(stores: Sequence[Store]) -> list[str]:

@@ -176,15 +176,15 @@ class Evidence:
         return sum(math.isinf(self._decided_after(self.differences(pair))) for pair in self.pairs)
 
     def differences(self, pair: Pair) -> list[float]:
-        """First less second on each picture of which both have a value, in the order of the pictures."""
+        """First less second on each picture, in their order; NaN where one has no value."""
         model, head, *methods = pair
         one, other = (self._values.get((model, head, method), {}) for method in methods)
         found = []
         for image in self._order:
             first, second = one.get(image, {}), other.get(image, {})
             both = [first[target] - second[target] for target in first if target in second]
-            if finite := [value for value in both if math.isfinite(value)]:
-                found.append(math.fsum(finite) / len(finite))
+            finite = [value for value in both if math.isfinite(value)]
+            found.append(math.fsum(finite) / len(finite) if finite else math.nan)
         return found
 
     def _decided_after(self, differences: Sequence[float], *, ahead: bool = False) -> float:
@@ -208,14 +208,22 @@ class Evidence:
     def _pair(self, pair: Pair) -> dict[str, Any]:
         differences, span = self.differences(pair), self.until.span
         mean, low, high, n = sequence_interval(differences, (-span, span), self.confidence)
-        after = self._decided_after(differences)
-        needed = after if math.isfinite(after) else self._decided_after(differences, ahead=True)
+        after, needed = self._pictures(differences, n)
         model, head, first, second = pair
         return {
             **{"model": model, "head": head, "first": first, "second": second, "n": n},
             **{"difference": _plain(mean), "low": low, "high": high, "decided_after": _plain(after), "needed": _plain(needed)},
             "conclusion": self._conclusion(pair, low, high, after, needed, n),
         }
+
+    def _pictures(self, differences: Sequence[float], n: int) -> tuple[float, float]:
+        """After how many pictures the pair was decided, and about how many decide it, those without a value of both among them."""
+        after = self._decided_after(differences)
+        if math.isfinite(after):
+            places = [place for place, value in enumerate(differences, 1) if math.isfinite(value)]
+            return (taken := places[int(after) - 1]), taken
+        ahead = self._decided_after(differences, ahead=True)
+        return after, math.ceil(ahead * len(differences) / n) if math.isfinite(ahead) else ahead
 
     def _conclusion(self, pair: Pair, low: float, high: float, after: float, needed: float, n: int) -> str:
         higher = metrics.create(self.until.metric).metadata.better == "higher"
@@ -225,7 +233,9 @@ class Evidence:
             return f"equivalent: within ±{self.until.margin:g}"
         if n == 0:
             return "open: no picture has a value of both"
-        return f"open: about {rounded(needed):,} would decide it" if needed < math.inf else f"open: {MOST_NEEDED:,} would not decide it"
+        if needed == math.inf:
+            return f"open: {MOST_NEEDED:,} would not decide it"
+        return f"open: about {rounded(needed):,} pictures would decide it"
 
 
 def _plain(value: float) -> float | None:
@@ -258,7 +268,8 @@ def stated(kept: Mapping[str, Any]) -> list[str]:
         of = f"{pair['model']} · {pair['head']}: " if classifiers > 1 else ""
         mean = "–" if pair["difference"] is None else _number(pair["difference"], digits)
         ends = f"[{_number(pair['low'], digits)}, {_number(pair['high'], digits)}]"
-        said.append(f"{of}{pair['first']} less {pair['second']}, {metric}: {mean} {ends}, {pair['conclusion']}.")
+        of_pictures = f" on {pair['n']} pictures with a value of both" if 0 < pair["n"] < kept["pictures"] else ""
+        said.append(f"{of}{pair['first']} less {pair['second']}, {metric}: {mean} {ends}{of_pictures}, {pair['conclusion']}.")
     if len(pairs) > MOST_LISTED:
         said.append(f"The other {len(pairs) - MOST_LISTED} pairs are in run.json, under 'sequence'.")
     return said

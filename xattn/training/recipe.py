@@ -102,10 +102,7 @@ class Recipe:
                 ("temperature", 0 < self.temperature < math.inf),
                 ("smallest_crop", self.smallest_crop is None or 0 < self.smallest_crop <= 1),
                 ("centre_crop", 0 < self.centre_crop <= 1),
-                (
-                    "deletion_grid",
-                    self.deletion_grid is None or (type(self.deletion_grid) is int and 2 <= self.deletion_grid <= MOST_CELLS),
-                ),
+                ("deletion_grid", self.deletion_grid is None or _is_grid(self.deletion_grid)),
                 ("patience", self.patience is None or self.patience >= 1),
                 ("validation", 0 < self.validation < 1),
                 ("local_lr", self.local_lr is None or 0 < self.local_lr < math.inf),
