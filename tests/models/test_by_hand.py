@@ -140,6 +140,27 @@ def test_learnt_queries_and_chosen_tokens_are_no_cells_of_a_map(kind: str) -> No
     assert torch.allclose(maps, expected, atol=1e-5 * float(expected.abs().max()))
 
 
+class MixedHeads(nn.Module):
+    """Self-attention of a map's places whose scores are mixed over the heads by a convolution, as EfficientFormer's are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk, self.qkv, self.mix = trunk(), nn.Conv2d(16, 48, 1), nn.Conv2d(2, 2, 1)
+        self.last, self.fc = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.ReLU()), nn.Linear(16, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.trunk(images)
+        queries, keys, values = self.qkv(features).reshape(len(images), 3, 2, 8, -1).unbind(1)
+        weights = self.mix(queries.transpose(2, 3) @ keys).softmax(dim=-1)
+        mixed = (values @ weights.transpose(2, 3)).reshape(features.shape)
+        return self.fc(self.last(features + mixed).mean((2, 3)))
+
+
+def test_scores_that_are_mixed_over_heads_are_not_those_of_learnt_queries() -> None:
+    clf = xattn.attach(networks.seeded(MixedHeads), input_size=32)
+    assert clf.stages[-1].name == "last"
+
+
 class Copies(Net):
     """The batch is multiplied inside the network."""
 
@@ -223,7 +244,10 @@ class Checked(Net):
         return super().forward(images.expand(-1, 3, -1, -1))
 
 
-@pytest.mark.parametrize(("make", "channels"), [(NormOfRows, 1), (lambda: Split(1), 4), (lambda: Split(10), 13), (Checked, 1)], ids=str)
+CHANNELS = {"norm of rows": (NormOfRows, 1), "3 + 1": (lambda: Split(1), 4), "3 + 10": (lambda: Split(10), 13), "checked": (Checked, 1)}
+
+
+@pytest.mark.parametrize(("make", "channels"), CHANNELS.values(), ids=CHANNELS)
 def test_channels_are_told_by_the_first_layers_that_take_all_of_them(make: Any, channels: int) -> None:
     clf = xattn.attach(networks.seeded(make), input_size=32)
     assert clf.channels == channels

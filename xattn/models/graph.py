@@ -126,13 +126,17 @@ def _learnt_queries(node: Node, image: Set[Node]) -> set[int]:
 
 
 def _scores(softmax: Node) -> list[Node]:
-    """The products that a softmax is of, before they are scaled, masked and rearranged; one over heads mixes scores, and is none."""
+    """The products that a softmax is of, before they are scaled, masked, mixed over heads by a convolution, and rearranged."""
     found, stack = [], [softmax]
     sides = sorted(shape_of(softmax)[-2:])
     while stack:
         for child, _ in stack.pop().next_functions:
+            has_sides = child is not None and sorted(shape_of(child)[-2:]) == sides
             if child is not None and is_a(child, (*PARAMETRIC, "BaddbmmBackward")):
-                found += [child] * (sorted(shape_of(child)[-2:]) == sides)
+                if has_sides and is_a(child, ("ConvolutionBackward",)):
+                    stack.append(child)
+                elif has_sides:
+                    found.append(child)
             elif child is not None and is_a(child, RESCALING):
                 stack.append(child)
     return found
