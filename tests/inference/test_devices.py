@@ -40,7 +40,7 @@ class OnGPU(SimpleNamespace):
     """As much of a classifier as a predictor asks, which says that it is on a GPU; its numbers are computed here."""
 
     def __init__(self, network: nn.Module) -> None:
-        super().__init__(network=network, name="stand-in", device=GPU, level=None)
+        super().__init__(network=network, name="stand-in", device=GPU, level=None, channels_last=True)
 
     def normalise(self, images: Tensor) -> Tensor:
         return images

@@ -264,7 +264,7 @@ def test_pictures_and_networks_without_a_value_of_some_method_fall_out_and_are_s
     assert (found.pairs["n"].item(), found.pairs["seeds"].item(), found.pairs["left_out"].item()) == (39, 2, 1)
     rest = [[value for number, value in enumerate(own) if number != 5] for own in _values(maps, "a")[:2]]
     assert found.methods["mean"][0] == pytest.approx(sum(map(sum, rest)) / 78)
-    assert "Left out, without a value of some method: net@seed2. 1 of 40 are left out, without a value of b of 1." in found.text()
+    assert "Left out, without a value of some method: net@seed2. Left out: 1 of 40, without a value of b of 1." in found.text()
     with pytest.raises(InputError, match="no network of net · gap has values of average-drop by every method"):
         significance(rows[(rows["model"] == "net@seed2") ^ (rows["method"] == "b")], seeds=r"@seed\d")
     flagged = rows.assign(degenerate=(rows["model"] == "net@seed0") & (rows["image"] == "7.png"))

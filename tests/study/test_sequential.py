@@ -279,7 +279,7 @@ def test_the_command_stops_draws_and_says_what_was_decided(folder: Path, tmp_pat
     command += ["--metric", "complexity", "--until-decided", "complexity", "--margin", "0.6", "--out", str(tmp_path / "run")]
     foretold = CliRunner().invoke(main, [*command, "--dry-run"])
     assert "in a random order, until complexity has decided; at most" in foretold.stderr
-    assert "forwards for each image, at most" in foretold.stdout
+    assert "forward for each image, at most" in foretold.stdout
     found = CliRunner().invoke(main, command)
     assert found.exit_code == 0, found.output
     assert "n was chosen by the data" in found.stderr
