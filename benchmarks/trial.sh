@@ -7,7 +7,7 @@ data=$1 work=$2 here=$(cd "$(dirname "$0")" && pwd)
 mobilenet=(--model torchvision:mobilenet_v2 --weights "$data/weights/mobilenet_v2.pth" --device cpu)
 mapfile -t photos < <(find "$data/photos" -name '*.jpg' | sort | head -24)
 cams=(grad-cam grad-cam++ layer-cam activation-map guided-backprop)
-planted=(random centre edges fake-cam uniform misplaced-cam)
+planted=(random centre edges fake-cam uniform misplaced-cam other-image-cam)
 bounds=(greedy:grid=4 greedy:curve=insertion,grid=4)
 once=(average-drop average-gain average-increase average-drop-deletion sparsity complexity coherency adcc max-sensitivity:samples=3)
 mkdir -p "$work"

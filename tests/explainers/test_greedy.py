@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 import xattn
 from tests import networks
+from xattn.birds import pixels, scene
 from xattn.catalogue import is_bound, is_planted
 from xattn.errors import SettingError, UnsupportedError
 from xattn.explainers.greedy import Greedy
@@ -97,6 +99,16 @@ def test_a_misplaced_map_is_grad_cam_s_rolled_by_half(tiny: xattn.Classifier, im
     assert torch.equal(raw["misplaced-cam"][:, :4, :4], raw["grad-cam"][:, 4:, 4:])
     assert torch.equal(raw["misplaced-cam"][:, 4:, :4], raw["grad-cam"][:, :4, 4:])
     assert is_planted("misplaced-cam")
+
+
+def test_the_map_of_another_image_is_grad_cam_s_of_a_drawn_bird_for_the_same_target(tiny: xattn.Classifier, images: Tensor) -> None:
+    targets = torch.arange(len(images)) % 3
+    raw = xattn.explain(tiny, images, ["other-image-cam"], target=targets).raw["other-image-cam"]
+    bird = functional.interpolate(pixels(scene(0, split="test"))[None] / 255, size=images.shape[-2:], mode="bilinear", antialias=True)
+    expected = xattn.explain(tiny, bird.expand(len(images), -1, -1, -1), ["grad-cam"], target=targets).raw["grad-cam"]
+    assert torch.allclose(raw, expected, atol=1e-6)
+    assert raw.flatten(1).amax(dim=1).max() > 0
+    assert is_planted("other-image-cam")
     assert is_planted("centre")
     assert not is_planted("grad-cam")
 

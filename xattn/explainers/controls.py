@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from xattn.birds import pixels, scene
 from xattn.explainers.base import Need, register
 from xattn.explainers.cams import GradCAM
 from xattn.explainers.trace import Trace
+from xattn.models.target_rules import Given
 
 LUMINANCE = (0.299, 0.587, 0.114)
 
@@ -83,10 +85,27 @@ def fake_cam(trace: Trace) -> Tensor:
 def misplaced_cam(trace: Trace) -> Tensor:
     """Grad-CAM in the wrong place: moved by half the picture down and to the right, and around its edges.
 
-    It has the values of a real map, and stands for the map of another picture, which would depend on the batch.
+    It has the values of a real map of this picture.
 
     Returns:
         Raw map `(B, h, w)`, ≥ 0, at the stage's resolution.
     """
     found = GradCAM()(trace)
     return found.roll((found.shape[1] // 2, found.shape[2] // 2), dims=(1, 2))
+
+
+@register("other-image-cam", needs={Need.FEATURES, Need.GRADIENTS}, source="control", planted=True, caution="is wrong on purpose")
+def other_image_cam(trace: Trace) -> Tensor:
+    """Grad-CAM of another image, always the same drawn bird, for the target of the image's own map.
+
+    Returns:
+        Raw map `(B, h, w)`, ≥ 0, at the stage's resolution.
+    """
+    images, target = trace.images, trace.target
+    drawn = (pixels(scene(0, split="test"))[None].to(images.device) / 255).to(images.dtype)
+    drawn = drawn if images.shape[1] == drawn.shape[1] else drawn.mean(dim=1, keepdim=True).expand(-1, images.shape[1], -1, -1)
+    other = functional.interpolate(drawn, size=images.shape[-2:], mode="bilinear", antialias=True).expand(len(images), -1, -1, -1)
+    needs = (Need.FEATURES, Need.GRADIENTS)
+    return GradCAM()(
+        Trace(trace.classifier, other, Given(target.rule, target), stage=trace.given_stage, needs=needs, predictor=trace.predictor)
+    )
