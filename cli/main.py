@@ -147,6 +147,8 @@ def compare(
         return
     if margins or adjust:
         raise click.UsageError(f"{'--margin' if margins else '--adjust'} is for tests: give --tests too, or leave it out.")
+    if on_trial and form == "csv":
+        raise click.UsageError("--trial marks printed tables; a CSV holds values alone: leave one out, or write that of `xattn trial`.")
     table = compare_runs(runs, against, without_degenerate=without_degenerate, seeds=seeds, on_trial=on_trial)
     say(table.text(form, columns=[name.strip() for name in columns.split(",")] if columns else None, **printed), nl=False)
 

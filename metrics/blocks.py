@@ -116,7 +116,7 @@ def _block(metric: str, rows: pd.DataFrame, members: Sequence[Row], reference: M
     chosen = rows if is_member.all() else rows[is_member[place]]
     chosen = chosen.assign(value=chosen["value"].where(chosen["value"].abs() < math.inf))
     several = chosen.duplicated(["image", "network", *KEYS]).any()
-    of_seeds = bool((chosen.groupby(KEYS, observed=True)["network"].nunique() > 1).any())
+    of_seeds = bool((chosen.groupby(KEYS[:2], observed=True)["network"].nunique() > 1).any())
     pictures = ["image", "network"] if of_seeds else ["image"]
     of_one = len({row[:2] for row in members}) == 1
     if of_one:  # all methods explain the same targets of a picture

@@ -45,6 +45,9 @@ def conclusion(line: Line, higher: bool) -> str:
         return f"{in_mean} is better" + (f", by less than {margin:g}" if within else "")
     if within:
         return f"equivalent: within ±{margin:g}"
+    if math.isnan(line["p_adjusted"]) and line["difference"]:
+        better = first if (line["difference"] > 0) == higher else second
+        return f"{better} is better by the same everywhere: differences that do not vary are not tested"
     n, count = line["n"], line["needed"]
     if "seeds" in line:
         undecided = f"{counted(n, 'picture')} and {_seeds(max(line['seeds'], line['other_seeds']))} do not decide this"
@@ -88,7 +91,7 @@ def section(block: Block, methods: Sequence[Line], pairs: Sequence[Line], rankin
     equivalent = any(math.isfinite(line["margin"]) for line in pairs)
     rows = [
         [
-            markdown_text(f"{line['first']} − {line['second']}"),
+            markdown_text(f"{line['first']} − {line['second']}{_of_some(line, block)}"),
             _interval(*_difference(line), decimals([(line["difference_high"] - line["difference_low"]) / 2])),
             f"{line['better_share']:.0%}",
             *(_p(line[key]) for key in ("p", "p_adjusted", *(["equivalence_p_adjusted"] if equivalent else []))),
@@ -105,21 +108,32 @@ def _pipes(tabulate: Any, rows: Sequence[Sequence[str]], headers: Sequence[str])
     return str(tabulate(rows, headers, tablefmt="pipe", disable_numparse=True, colalign=aligned))
 
 
+def _of_some(line: Line, block: Block) -> str:
+    """Over how many seeds a pair is, if not over all of the block's: those that both methods have."""
+    if not block.networks or line["seeds"] != line["other_seeds"] or all(line["seeds"] == each.shape[1] for each in block.networks):
+        return ""
+    return f" ({_seeds(line['seeds'])} in common)"
+
+
 def _pictures(block: Block) -> str:
     """What the blocks are, and which pictures are left out."""
     n, out = len(block.values), block.pictures - len(block.values)
     one = " · ".join(block.classifiers[0]) if len(block.classifiers) == 1 else ""
-    if block.networks:
-        counts = sorted({networks.shape[1] for networks in block.networks})
+    counts = sorted({networks.shape[1] for networks in block.networks})
+    if counts == [1]:
+        text = (
+            f"{counted(n, 'picture')} of one seed of {one or f'{len(block.classifiers)} classifiers'}: this speaks of these networks only."
+        )
+    elif counts:
         seeds = _seeds(counts[-1]) if len(counts) == 1 else f"{counts[0]} to {_seeds(counts[-1])}"
         trained = f"{counted(n, 'picture')}, and {seeds} of {one or f'{len(block.classifiers)} classifiers'}"
-        text = f"{trained}: this speaks of networks trained like these."
-        if block.left_networks:
-            text += f" Left out, without a value of some method: {', '.join(block.left_networks)}."
+        text = f"{trained}: this speaks of networks trained like these{', of one seed of that network only' * (counts[0] == 1)}."
     elif one:
         text = f"{counted(n, 'picture')} of one network ({one}): this speaks of that network only."
     else:
         text = f"{counted(n, 'picture')} of {len(block.classifiers)} networks: this speaks of these networks only."
+    if counts and block.left_networks:
+        text += f" Left out, without a value of some method: {', '.join(block.left_networks)}."
     if out:
         lacking = [f"{block.name(place)} of {count}" for place, count in enumerate(block.lacking) if count]
         text += f" Left out: {out} of {block.pictures}, without a value of {', '.join(lacking)}."
@@ -150,11 +164,11 @@ def stated(blocks: Sequence[Block], adjustment: str, margins: Mapping[str, float
         )
         tests.append("of several seeds the t-test over seeds and pictures")
     families = [sum(len(block.pairs) for block in blocks if block.metric == metric) for metric in dict.fromkeys(b.metric for b in blocks)]
-    count = str(families[0]) if len(set(families)) == 1 else f"{min(families)} to {max(families)}"
+    count = counted(families[0], "pair") if len(set(families)) == 1 else f"{min(families)} to {counted(max(families), 'pair')}"
     notes = [
         "All of a metric is over the pictures of which every method that is compared has a value.",
         f"95 % intervals: {'; '.join(intervals)}. They are of one comparison each.",
-        f"Tests of pairs: {'; '.join(tests)}. Family: the {count} pairs of a metric; adjusted by {ADJUSTED_BY[adjustment]}, decided at "
+        f"Tests of pairs: {'; '.join(tests)}. Family: {count} of a metric; adjusted by {ADJUSTED_BY[adjustment]}, decided at "
         f"{SIGNIFICANT:g}.",
         "better on: share of pictures on which the first is better, ties counting half (common-language effect size)"
         + ("; of several seeds, of pictures and networks." if of_seeds else "."),

@@ -275,8 +275,7 @@ def _tested(block: Block, first: int, second: int, family: int, margin: float | 
 
 def _tested_over_seeds(block: Block, first: int, second: int, family: int, margin: float | None) -> _Tested:
     """Two columns of a block, of networks of several seeds, over seeds and pictures."""
-    floor = unit_of(metrics.create(block.metric).metadata.limits)
-    found = compared(block.networks[first], block.networks[second], floor)
+    found = compared(block.networks[first], block.networks[second], metrics.create(block.metric).metadata.limits)
     interval, p = found.comparison
     within = math.nan if margin is None else found.within(margin)
     count = math.nan if found.pictures_suffice(1 - SIGNIFICANT / family) else math.inf

@@ -299,7 +299,7 @@ def _tested(values: Any, reference: Any, metric: str) -> dict[str, object]:
     if values is None or reference is None:
         return {f"{metric} {name}": math.nan for name in ("difference", "difference low", "difference high", "p", "needed")}
     if 2 in (values.ndim, reference.ndim):
-        of_seeds = compared(values, reference, unit_of(metrics.create(metric).metadata.limits)).comparison
+        of_seeds = compared(values, reference, metrics.create(metric).metadata.limits).comparison
         return {**_columns(f"{metric} difference", of_seeds.difference), f"{metric} p": of_seeds.p, f"{metric} needed": math.nan}
     import pandas as pd
 

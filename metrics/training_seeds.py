@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from xattn.errors import InputError, SettingError
-from xattn.metrics.statistics import ANY, CONFIDENCE, Comparison, Interval, differences, proportion_interval
+from xattn.metrics.statistics import ANY, CONFIDENCE, Comparison, Interval, differences, proportion_interval, unit_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -210,7 +210,9 @@ def of_networks(rows: pd.DataFrame, *, per_label: bool) -> pd.Series | pd.DataFr
         rows: with a column `network`, indexed by image and target.
         per_label: as in `by_network`.
     """
-    return by_network(rows, "value", per_label=per_label) if rows["network"].nunique() > 1 else rows["value"]
+    if rows["network"].nunique() > 1:
+        return by_network(rows, "value", per_label=per_label)
+    return rows["value"].rename(rows["network"].iloc[0])
 
 
 def shared_pictures(rows: pd.DataFrame, row: str, *, per_label: bool) -> int:
@@ -256,16 +258,18 @@ class SeedTest(NamedTuple):
         effects: the difference over seeds and pictures.
         differences: `(m,)`, of each picture and each network, or of each two networks of other names; 0 where they are rounding.
         networks: how many there are on either side.
+        limits: lowest and highest difference that there can be.
     """
 
     effects: Effects
     differences: Array
     networks: tuple[int, int]
+    limits: tuple[float, float] = ANY
 
     @property
     def comparison(self) -> Comparison:
         """The interval of the difference, and the p-value of none, which hold at every level (`crossed` with `any_level`)."""
-        return _comparison(self.effects, self.effects.at_any_level, ANY, CONFIDENCE)
+        return _comparison(self.effects, self.effects.at_any_level, self.limits, CONFIDENCE)
 
     def within(self, margin: float) -> float:
         """The p-value of two one-sided tests that the difference is within ± a margin. Source: Schuirmann 1987.
@@ -283,7 +287,7 @@ class SeedTest(NamedTuple):
         return _half(self.effects.of_seeds, confidence) < abs(self.effects.mean)
 
 
-def compared(values: pd.Series | pd.DataFrame, reference: pd.Series | pd.DataFrame, floor: float = 1.0) -> SeedTest:
+def compared(values: pd.Series | pd.DataFrame, reference: pd.Series | pd.DataFrame, limits: tuple[float, float] = (0.0, 100.0)) -> SeedTest:
     """Values less those of a reference, over the pictures of which both have one; differences that are rounding are 0.
 
     Networks of the same names are paired: two methods of the same networks, or two heads on the same backbones; if only some names are the
@@ -292,10 +296,11 @@ def compared(values: pd.Series | pd.DataFrame, reference: pd.Series | pd.DataFra
     Args:
         values: from `by_network`, or those of one network by image and target.
         reference: likewise.
-        floor: the unit of the values, from `statistics.unit_of`.
+        limits: lowest and highest value that there can be.
     """
     from pandas import Series, concat
 
+    floor, span = unit_of(limits), limits[1] - limits[0]
     sides = [side.to_frame() if isinstance(side, Series) else side for side in (values, reference)]
     if len({side.index.nlevels for side in sides}) > 1:
         sides = [side.droplevel("target") if side.index.nlevels > 1 else side for side in sides]
@@ -305,10 +310,11 @@ def compared(values: pd.Series | pd.DataFrame, reference: pd.Series | pd.DataFra
     first, second = one.T.to_numpy(), other.T.to_numpy()
     networks = len(first), len(second)
     if first.size == 0:
-        return SeedTest(_effects(first, second), first.ravel(), networks)
+        return SeedTest(_effects(first, second), first.ravel(), networks, (-span, span))
     if common:
         apart, _ = differences(first.ravel(), second.ravel(), floor)
-        return SeedTest(_effects(apart.reshape(first.shape), None), apart, networks)
+        return SeedTest(_effects(apart.reshape(first.shape), None), apart, networks, (-span, span))
     means, _ = differences(first.mean(axis=0), second.mean(axis=0), floor)
     apart, _ = differences(first[:, None].repeat(len(second), axis=1).ravel(), second[None].repeat(len(first), axis=0).ravel(), floor)
-    return SeedTest(_effects(first, second) if means.any() else _effects([means.tolist()], None), apart, networks)
+    effects = _effects(first, second) if means.any() else _effects([means.tolist()], None)
+    return SeedTest(effects, apart, networks, (-span, span))

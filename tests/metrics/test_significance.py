@@ -45,7 +45,7 @@ def test_each_pair_is_better_equivalent_or_not_decided_with_the_number_of_pictur
     ]
     assert found.pairs["p"].tolist() == pytest.approx(p)
     assert found.pairs["p_adjusted"].tolist() == pytest.approx(holm(p))
-    assert "the 6 pairs of a metric" in found.text()
+    assert "Family: 6 pairs of a metric" in found.text()
 
 
 def test_needed_pictures_are_those_of_the_family_s_strictest_level() -> None:
@@ -93,7 +93,7 @@ def test_yes_or_no_metrics_have_wilson_s_interval_and_mcnemar_s_test() -> None:
 def test_a_reference_makes_a_smaller_family() -> None:
     found = significance(rows_of(METHODS), "random")
     assert found.pairs["other_method"].tolist() == ["random"] * 3
-    assert "the 3 pairs of a metric" in found.text()
+    assert "Family: 3 pairs of a metric" in found.text()
 
 
 def test_classifiers_are_compared_by_each_method_with_its_own() -> None:

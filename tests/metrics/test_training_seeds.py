@@ -252,7 +252,7 @@ def test_methods_of_several_seeds_are_tested_over_seeds_and_pictures_and_the_res
     assert "40 pictures, and 3 seeds of net · gap: this speaks of networks trained like these." in text
     assert "40 pictures of one network (other · gap)" in text
     assert "no form over seeds and pictures: the tests of Friedman, Nemenyi, Wilcoxon and McNemar, and how many pictures" in text
-    assert "Family: the 4 pairs of a metric" in text
+    assert "Family: 4 pairs of a metric" in text
 
 
 def test_pictures_and_networks_without_a_value_of_some_method_fall_out_and_are_said() -> None:
@@ -270,6 +270,39 @@ def test_pictures_and_networks_without_a_value_of_some_method_fall_out_and_are_s
     flagged = rows.assign(degenerate=(rows["model"] == "net@seed0") & (rows["image"] == "7.png"))
     assert significance(flagged, seeds=r"@seed\d").methods["degenerate_share"].tolist() == pytest.approx([1 / 117] * 2)
     assert significance(flagged, without_degenerate=True, seeds=r"@seed\d").pairs["n"].item() == 38
+
+
+def test_methods_of_different_networks_are_not_compared_as_if_of_one() -> None:
+    rows = _rows(_net(random.Random(8), {"a": (0, 0), "b": (1, 0)}))
+    apart = rows[((rows["model"] == "net@seed1") & (rows["method"] == "a")) | ((rows["model"] == "net@seed2") & (rows["method"] == "b"))]
+    with pytest.raises(InputError, match="no network of net · gap has values of average-drop by every method"):
+        significance(apart, seeds=r"@seed\d")
+
+
+def test_one_seed_that_is_left_is_told_as_one_and_a_pair_is_over_the_seeds_that_both_have() -> None:
+    maps = _net(random.Random(8), {"a": (0, 0), "b": (1, 0)})
+    rows = _rows(maps)
+    text = significance(rows[(rows["model"] == "net@seed0") | (rows["method"] == "a")], seeds=r"@seed\d").text()
+    assert "40 pictures of one seed of net · gap: this speaks of these networks only. Left out, without a value of some method:" in text
+    heads = rows[rows["method"] == "a"].assign(head="gap")
+    other = heads[heads["model"] == "net@seed0"].assign(head="br-npa", value=heads["value"] + 1)
+    both = pd.concat([heads, other], ignore_index=True)
+    found = significance(both, "gap", seeds=r"@seed\d")
+    assert "(1 seed in common)" in found.text()
+    assert found.pairs["difference"].abs().item() == pytest.approx(1)
+
+
+def test_differences_that_do_not_vary_are_told_and_not_tested() -> None:
+    maps = {(f"net@seed{seed}", "gap", method): [20.0 + (method == "b")] * 12 for seed in range(2) for method in "ab"}
+    pair = significance(_rows(maps), seeds=r"@seed\d").pairs.iloc[0]
+    assert math.isnan(pair["p"])
+    assert pair["conclusion"] == "a is better by the same everywhere: differences that do not vary are not tested"
+
+
+def test_a_difference_lies_within_what_can_be() -> None:
+    one, other = pd.DataFrame({"s": [100.0, 0.0], "t": [0.0, 0.0]}), pd.DataFrame({"s": [0.0, 100.0], "t": [100.0, 100.0]})
+    found = compared(one, other, (0.0, 100.0)).comparison.difference
+    assert (found.low, found.mean) == (-100, -50)
 
 
 def test_yes_or_no_metrics_and_pictures_with_several_labels_are_tested_over_seeds_too() -> None:

@@ -140,6 +140,56 @@ def test_learnt_queries_and_chosen_tokens_are_no_cells_of_a_map(kind: str) -> No
     assert torch.allclose(maps, expected, atol=1e-5 * float(expected.abs().max()))
 
 
+class Relative(nn.Module):
+    """Self-attention whose scores have a learnt term for each two places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.places = nn.Linear(16, 48), nn.Parameter(torch.randn(64, 16))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        queries, keys, values = self.qkv(tokens).chunk(3, dim=2)
+        return tokens + (queries @ keys.transpose(1, 2) + queries @ self.places.T).softmax(dim=-1) @ values
+
+
+class Gate(nn.Module):
+    """A gate, or a dense mixture of experts, that every token has for itself."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.score, self.value = nn.Linear(16, width), nn.Linear(width, 16)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return tokens + self.value(self.score(tokens).softmax(dim=-1))
+
+
+class Thinned(nn.Module):
+    """Every second token in both directions, as a stride has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("kept", torch.arange(64).view(8, 8)[::2, ::2].flatten())
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return tokens[:, self.kept]
+
+
+MIDDLES = {"a gate over channels": lambda: Gate(16), "experts": lambda: Gate(4), "a relative term": Relative, "fixed tokens": Thinned}
+
+
+@pytest.mark.parametrize("kind", MIDDLES)
+def test_a_softmax_over_channels_a_relative_term_and_fixed_tokens_leave_a_map_behind_them(kind: str) -> None:
+    def build() -> nn.Module:
+        net = Tokens(lambda net, tokens: net.blocks[3](tokens))
+        net.blocks.insert(1, MIDDLES[kind]())
+        net.after = lambda net, tokens: net.blocks[4](net.blocks[3](tokens))
+        return net
+
+    clf = xattn.attach(networks.seeded(build), input_size=32)
+    side = 4 if kind == "fixed tokens" else 8
+    assert (clf.stages[-1].name, clf.stages[-1].size) == ("blocks.4", (side, side))
+
+
 class MixedHeads(nn.Module):
     """Self-attention of a map's places whose scores are mixed over the heads by a convolution, as EfficientFormer's are."""
 
@@ -200,6 +250,24 @@ def test_a_network_that_views_its_maps_is_loaded_and_runs_in_that_memory_format(
         for tuning in (Tuning(2), Tuning(2, "contiguous"), Tuning(2, folded=True)):
             assert torch.allclose(Predictor(clf, tuning)(images), expected, atol=1e-5)
     assert xattn.attach(networks.small(), input_size=32).channels_last
+
+
+def test_a_grey_network_that_views_its_maps_is_attached_loaded_and_run_by_a_predictor() -> None:
+    class Grey(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(1, 8, 3, 2, 1), nn.Linear(8 * 16 * 16, 4)
+
+        def forward(self, images: Tensor) -> Tensor:
+            maps = functional.relu(self.conv(images))
+            return self.fc(maps.view(len(maps), -1))
+
+    clf = xattn.attach(networks.seeded(Grey), input_size=32)
+    images = torch.rand(3, 1, 32, 32)
+    expected = clf.network((images - clf.mean) / clf.std)
+    images = images.clone(memory_format=torch.channels_last)
+    assert torch.allclose(clf.predict(images), expected, atol=1e-5)
+    assert torch.allclose(Predictor(clf, Tuning(2, folded=True))(images), expected, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")

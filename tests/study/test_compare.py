@@ -211,7 +211,7 @@ def test_runs_of_networks_of_other_seeds_are_one_row_by_what_names_the_seed(tiny
     tested = CliRunner().invoke(main, ["compare", *map(str, runs), "--tests", "--seeds", seed])
     assert tested.exit_code == 0, tested.output
     assert f"and 3 seeds of tiny · {seeds[0].head_name}: this speaks of networks trained like these." in tested.stdout
-    assert any("has 3 rows of other weights or seeds, and the interval of each is over images alone" in note for note in apart.notes)
+    assert any("has 3 rows of different weights or seeds, and the interval of each is over images alone" in note for note in apart.notes)
     assert not any("other weights or seeds" in note or "the same weights" in note for note in joined.notes)
 
 
@@ -221,7 +221,7 @@ def test_seeds_of_one_network_are_no_seeds_of_training_and_a_row_of_one_seed_say
     for seed in range(2):
         study([tiny], folder, tmp_path / f"s{seed}", **{**QUICK, "seed": seed}).run()
     runs = [tmp_path / f"s{seed}" for seed in range(2)]
-    assert "has 2 rows of other weights or seeds" in compare_runs(runs).text("markdown")
+    assert "has 2 rows of different weights or seeds" in compare_runs(runs).text("markdown")
     table = compare_runs(runs, seeds=r"seed \d")
     assert list(table.frame["seeds"].unique()) == [2]
     assert any("tiny · gap: 2 seeds have the same weights. Equal networks show the spread" in note for note in table.notes)

@@ -92,5 +92,7 @@ def test_metrics_that_fail_are_marked_in_a_table_of_the_runs_with_the_reason(fol
     assert not any("average-drop" in note for note in table.sheet(columns=["sparsity"]).notes)
     said = CliRunner().invoke(main, ["compare", str(tmp_path / "run"), "--trial"])
     assert "AD ↓ ✗" in said.output
+    values = CliRunner().invoke(main, ["compare", str(tmp_path / "run"), "--trial", "--format", "csv"])
+    assert (values.exit_code, "--trial marks printed tables" in values.output) == (2, True)
     refused = CliRunner().invoke(main, ["compare", str(tmp_path / "run"), "--trial", "--tests"])
     assert (refused.exit_code, "--trial is of the table without --tests" in refused.output) == (2, True)

@@ -105,7 +105,12 @@ def listed(place: str, *, quiet: bool = False) -> list[NamedImage]:
         if not split.classes:
             return [replace(image, label=None) for image in found]
         if (bare := [image.name for image in found if not image.label]) and not quiet:
-            logger.info("%s: %s no class but in difficult objects: left out (%s)", place, counted(len(bare), "picture shows"), bare[0])
+            logger.info(
+                "%s: %s no class but in difficult objects: left out (%s)",
+                place,
+                counted(len(bare), "picture shows", "pictures show"),
+                bare[0],
+            )
         return [image for image in found if image.label]
     return _at_url(place, quiet) if urls.is_url(place) else _files(place, quiet)
 

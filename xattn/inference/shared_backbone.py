@@ -41,7 +41,7 @@ class SharedBackbone(nn.Module):
     @property
     def channels_last(self) -> bool:
         """Whether the network is given images in that memory format."""
-        return self._members[0].channels_last
+        return all(member.channels_last for member in self._members)
 
     def probe(self) -> Tensor:
         """One image of noise, always the same."""

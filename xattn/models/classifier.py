@@ -232,7 +232,7 @@ class Classifier(nn.Module):
         """The network's input for images in pixel space, in the network's precision."""
         form = torch.channels_last if self.channels_last else torch.contiguous_format
         normalised: Tensor = (images.to(self.mean.dtype).contiguous(memory_format=form) - self.mean) / self.std
-        return normalised
+        return normalised if self.channels > 1 else normalised.clone(memory_format=form)  # of one channel, both formats count as either
 
     def logits(self, normalised: Tensor) -> Tensor:
         """The output for normalised images."""

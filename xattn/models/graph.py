@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Set
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -82,7 +82,8 @@ class Origins:
 
     def learnt(self, nodes: Iterable[Node]) -> int:
         """How many of some operations are convolutions or products with weights over several places of an image, in a forward of one."""
-        found = [node for node in nodes if is_a(node, PARAMETRIC) and node in self.image and not _factors(node) <= self.image]
+        products = [node for node in nodes if is_a(node, PARAMETRIC) and node in self.image]
+        found = [node for node in products if any(factor not in self.image for factor in _factors(node))]
         return sum(_places(shape_of(node)) > 1 and not self.is_pooled(node) for node in found)
 
     def is_pooled(self, node: Node) -> bool:
@@ -91,9 +92,15 @@ class Origins:
         return _places(shape) in self.queries.get(node, ()) or (len(shape) == 3 and node in self.chosen)
 
 
-def origins(root: Node) -> Origins:
-    """What the operations that lead to a node are made of."""
+def origins(root: Node, again: Callable[[], Node]) -> Origins:
+    """What the operations that lead to a node are made of.
+
+    Args:
+        root: the node.
+        again: gives that of another image, to see which choices among tokens follow the image.
+    """
     order, below = _topological(root)
+    choices = _choices(order, again)
     image: set[Node] = set()
     chosen: set[Node] = set()
     queries: dict[Node, set[int]] = {}
@@ -102,27 +109,56 @@ def origins(root: Node) -> Origins:
             image.add(node)
         if found := _learnt_queries(node, image).union(*(queries[child] for child in below[node] if child in queries)):
             queries[node] = found
-        if any(child in chosen for child in below[node]) or (node in image and _chooses(node)):
+        if any(child in chosen for child in below[node]) or (node in image and node in choices):
             chosen.add(node)
     return Origins(image, queries, chosen)
 
 
-def _chooses(node: Node) -> bool:
-    """Whether an operation takes some rows of several; one alone is a class token."""
+def _choices(order: Sequence[Node], again: Callable[[], Node]) -> set[Node]:
+    """Those of some operations that take some rows of several, which are others for another image; one row alone is a class token."""
+    places = [place for place, node in enumerate(order) if _takes_some_rows(node)]
+    if not places:
+        return set()
+    others, _ = _topological(again())
+    is_same = len(others) == len(order)
+    return {order[place] for place in places if not (is_same and _have_same_rows(order[place], others[place]))}
+
+
+def _takes_some_rows(node: Node) -> bool:
     if not is_a(node, CHOICES) or len(shape_of(node)) not in (2, 3):
         return False
     before = node.next_functions[0][0]
     return before is not None and 1 < _places(shape_of(node)) < _places(shape_of(before))
 
 
+def _have_same_rows(one: Node, other: Node) -> bool:
+    found, found_there = _rows_taken(one), _rows_taken(other)
+    return len(found) == len(found_there) and all(a.equal(b) for a, b in zip(found, found_there, strict=True))
+
+
+def _rows_taken(choice: Node) -> list[Tensor]:
+    kept = getattr(choice, "_saved_indices", None)
+    kept = getattr(choice, "_saved_index", None) if kept is None else kept
+    return [rows for rows in (kept if isinstance(kept, tuple) else (kept,)) if rows is not None]
+
+
 def _learnt_queries(node: Node, image: Set[Node]) -> set[int]:
     shape = shape_of(node)
     if is_a(node, ATTENTIONS):
         return set() if node.next_functions[0][0] in image else {shape[-2]}
-    if is_a(node, ("SoftmaxBackward",)) and len(shape) > 2 and any(not _factors(scores) <= image for scores in _scores(node)):
+    if is_a(node, ("SoftmaxBackward",)) and len(shape) > 2 and (scores := _scores(node)):
         over_rows = node._saved_dim in (len(shape) - 2, 2**64 - 2)  # type: ignore[attr-defined]  # kept as an unsigned integer
-        return {shape[-1 if over_rows else -2]}
+        count = shape[-1 if over_rows else -2]
+        return {count} if all(count in _learnt_sides(product, image) for product in scores) else set()
     return set()
+
+
+def _learnt_sides(product: Node, image: Set[Node]) -> set[int]:
+    """The sides of a product that are those of a factor that is not made of the image."""
+    factors = _factors(product)
+    if is_a(product, ("ConvolutionBackward",)):  # its channels come first, and are those of its weights
+        factors.reverse()
+    return {side for side, factor in zip(shape_of(product)[-2:], factors, strict=True) if factor not in image}
 
 
 def _scores(softmax: Node) -> list[Node]:
@@ -142,10 +178,10 @@ def _scores(softmax: Node) -> list[Node]:
     return found
 
 
-def _factors(product: Node) -> set[Node | None]:
-    """What a convolution or product multiplies; None for weights without a gradient."""
+def _factors(product: Node) -> list[Node | None]:
+    """What a convolution or product multiplies, in order; None for weights without a gradient."""
     factors = [child for child, _ in product.next_functions]
-    return set(factors[1:3] if is_a(product, ("AddmmBackward", "BaddbmmBackward")) else factors[:2])
+    return factors[1:3] if is_a(product, ("AddmmBackward", "BaddbmmBackward")) else factors[:2]
 
 
 def _places(shape: tuple[int, ...]) -> int:

@@ -98,7 +98,7 @@ def find_stages(network: nn.Module, forward: Forward, image: Tensor, *, named: s
         )
     reader = Reader(image.shape[-2] / image.shape[-1])
     reader.learn(every)
-    made = origins(root)
+    made = origins(root, lambda: _root(forward, 1 - image))
     chain = [node for node in chain if not made.is_pooled(node)]
     events = record.by_node()
     gradients: dict[Node, Tensor] = {}
@@ -137,6 +137,14 @@ def _last_until(end: Node | None, maps: Sequence[Node], chain: Sequence[Node]) -
         return None
     place = chain.index(end)
     return next((node for node in reversed(maps) if chain.index(node) <= place), None)
+
+
+def _root(forward: Forward, image: Tensor) -> Node:
+    """The operation that gives the output for an image."""
+    with torch.enable_grad():
+        found = forward(image.detach().requires_grad_()).grad_fn
+    assert found is not None  # as for the first image
+    return found
 
 
 def _before_reordering(end: Node | None, maps: Sequence[Node]) -> Node | None:

@@ -170,7 +170,7 @@ def _preprocessing(transformers: Any, request: Request, network: nn.Module, chan
                 f"'{found}' it {how} on a test picture of {picture.width}×{picture.height}. Build the network in your own code with "
                 "what it needs of this, and give path/file.py:factory."
             )
-    return found if channels > 1 else replace(found, mean=tuple(set(found.mean)), std=tuple(set(found.std)))
+    return found if channels > 1 else replace(found, mean=_one_if_equal(found.mean), std=_one_if_equal(found.std))
 
 
 def _sizes(processor: Any, came: torch.Size) -> tuple[tuple[int, int], int | tuple[int, int]]:
@@ -254,3 +254,7 @@ def _loaded(request: Request, kind: Any, **options: Any) -> Any:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
+
+
+def _one_if_equal(values: tuple[float, ...]) -> tuple[float, ...]:
+    return values[:1] if len(set(values)) == 1 else values

@@ -199,7 +199,7 @@ def _deviations(stores: Sequence[Store], names: Sequence[Mapping[Key, str]]) -> 
 
 
 def _ungrouped(stores: Sequence[Store], names: Sequence[Mapping[Key, str]]) -> list[str]:
-    """Notes on networks that have several rows, of other weights or seeds, which may be seeds of one training."""
+    """Notes on networks that have several rows, of different weights or seeds, which may be seeds of one training."""
     rows: dict[Key, dict[str, tuple[str, Any]]] = {}
     for store, called in zip(stores, names, strict=True):
         settings = store.read_run()["settings"]
@@ -208,7 +208,7 @@ def _ungrouped(stores: Sequence[Store], names: Sequence[Mapping[Key, str]]) -> l
             rows.setdefault(key, {})[called[key]] = (model["weights"], settings.get("seed"))
     several = {key: found for key, found in rows.items() if len(set(found.values())) > 1}
     return [
-        f"{model} · {head} has {len(found)} rows of other weights or seeds, and the interval of each is over images alone. If they are "
+        f"{model} · {head} has {len(found)} rows of different weights or seeds, and the interval of each is over images alone. If they are "
         "seeds of one training, --seeds makes them one row, with an interval over seeds and images."
         for (model, head), found in several.items()
     ]

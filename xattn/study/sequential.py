@@ -15,6 +15,7 @@ from xattn.metrics.base import metrics
 from xattn.metrics.confidence_sequences import decided_after, sequence_interval
 from xattn.metrics.statistics import CONFIDENCE, MOST_NEEDED
 from xattn.metrics.tables import rounded
+from xattn.text import counted
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -255,7 +256,7 @@ def stated(kept: Mapping[str, Any]) -> list[str]:
     stop = (
         f"until {metric} had the order of all methods{within}"
         if not opened
-        else f"to the last, and {metric} leaves {opened} of {len(pairs)} pairs open"
+        else f"to the last, and {metric} leaves {opened} of {counted(len(pairs), 'pair')} open"
     )
     said = [
         f"Pictures were taken {stop}: {kept['pictures']} of {kept['of']}. n was chosen by the data: other intervals and tests take it as "
@@ -268,7 +269,7 @@ def stated(kept: Mapping[str, Any]) -> list[str]:
         of = f"{pair['model']} · {pair['head']}: " if classifiers > 1 else ""
         mean = "–" if pair["difference"] is None else _number(pair["difference"], digits)
         ends = f"[{_number(pair['low'], digits)}, {_number(pair['high'], digits)}]"
-        of_pictures = f" on {pair['n']} pictures with a value of both" if 0 < pair["n"] < kept["pictures"] else ""
+        of_pictures = f" on {counted(pair['n'], 'picture')} with a value of both" if 0 < pair["n"] < kept["pictures"] else ""
         said.append(f"{of}{pair['first']} less {pair['second']}, {metric}: {mean} {ends}{of_pictures}, {pair['conclusion']}.")
     if len(pairs) > MOST_LISTED:
         said.append(f"The other {len(pairs) - MOST_LISTED} pairs are in run.json, under 'sequence'.")

@@ -94,14 +94,14 @@ class _OfOtherThreads(io.TextIOBase):
 def _quiet() -> Iterator[None]:
     """Without what torch warns, and prints on stderr, of a network that it does not export: the error says why."""
     about = logging.getLogger("torch.fx.experimental.symbolic_shapes")
-    before = about.level
-    about.setLevel(logging.ERROR)
-    try:
-        with _one_at_a_time, warnings.catch_warnings(), contextlib.redirect_stderr(_OfOtherThreads(sys.stderr)):
-            warnings.simplefilter("ignore")
+    with _one_at_a_time, warnings.catch_warnings(), contextlib.redirect_stderr(_OfOtherThreads(sys.stderr)):
+        warnings.simplefilter("ignore")
+        before = about.level
+        about.setLevel(logging.ERROR)
+        try:
             yield
-    finally:
-        about.setLevel(before)
+        finally:
+            about.setLevel(before)
 
 
 def converted(network: torch.nn.Module, images: Tensor) -> Any:
