@@ -168,6 +168,8 @@ def test_a_model_of_values_is_a_regression_and_one_of_grey_pictures_takes_one_ch
     assert (clf.regression, clf.class_count, clf.channels) == (True, 1, 1)
     assert clf.preprocessing.mean == pytest.approx((0.4,), abs=1e-5)
     assert xattn.load(f"hf:{tmp_path}", device="cpu", multi_label=True).multi_label
+    processor = transformers.ViTImageProcessor(size=size, image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225])
+    assert xattn.load(saved(tmp_path, values, processor), device="cpu").preprocessing.mean == (0.5,)  # of colours, and of no use to grey
 
 
 def test_code_in_a_model_s_folder_is_not_run(tmp_path: Path) -> None:
