@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import os
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -106,6 +107,7 @@ def quantised(one: Subject, calibration: Tensor) -> Callable[[Tensor], Tensor]:
         one: the network.
         calibration: in pixel space, a multiple of the chunk.
     """
+    os.environ.setdefault("NNCF_CI", "1")  # without it, NNCF reports each use to its makers
     import nncf
 
     logging.getLogger("nncf").setLevel(logging.ERROR)
