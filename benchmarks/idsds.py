@@ -18,11 +18,11 @@ import torch
 from claims import cell, page, question
 from estimates import Estimate, apart
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from train_birds import birds
+from trained import answered, pictures
 
 import xattn
-from xattn.birds import SketchBirds, pixels
+from xattn.birds import SketchBirds
 from xattn.metrics.removals import grid_patches
 from xattn.training import PRESETS, fit
 
@@ -46,16 +46,10 @@ Values = dict[str, Tensor]
 """Of the birds, by what is measured."""
 
 
-def drawn(count: int) -> tuple[Tensor, Tensor]:
-    """The first birds of the test split, with the cue of their class, `(N, 3, H, W)` in [0, 1], and their classes."""
-    data = SketchBirds("test", count, spurious=CUES)
-    return torch.stack([pixels(data.scene(number)) for number in range(count)]).float() / 255, torch.tensor(data.targets[:count])
-
-
 def answers(classifier: xattn.Classifier, images: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
     """Whether each image is recognised, in percent, and the cross-entropy of its class: `(N,)` each."""
-    logits = torch.cat([classifier.predict(some).double().cpu() for some in images.split(BATCH)])
-    return 100.0 * (logits.argmax(1) == classes), cross_entropy(logits, classes, reduction="none")
+    recognised, entropy = answered(torch.cat([classifier.predict(some).cpu() for some in images.split(BATCH)]), classes).T
+    return 100 * recognised, entropy
 
 
 def measured(classifier: xattn.Classifier, images: Tensor, classes: Tensor, explained: int, grid: int = 4) -> Values:
@@ -91,7 +85,7 @@ def main(work: Path, count: int, epochs: int, lr: float, tested: int, explained:
     work.mkdir(parents=True, exist_ok=True)
     preset = replace(PRESETS["idsds"], epochs=epochs, batch_size=32, lr=lr, step=math.ceil(epochs / 3), smallest_crop=None)
     recipes = {DELETED: preset, WHOLE: replace(preset, deletion_grid=None)}
-    images, classes = drawn(tested)
+    images, classes = pictures(SketchBirds("test", tested, spurious=CUES))
     found = {SHIPPED: measured(xattn.load(SHIPPED), images, classes, explained)}
     for number, (name, recipe) in enumerate(recipes.items()):
         classifier = xattn.load(SHIPPED)

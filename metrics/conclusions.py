@@ -50,7 +50,7 @@ def conclusion(line: Line, higher: bool) -> str:
         return f"{better} is better by the same everywhere: differences that do not vary are not tested"
     n, count = line["n"], line["needed"]
     if "seeds" in line:
-        undecided = f"{counted(n, 'picture')} and {_seeds(max(line['seeds'], line['other_seeds']))} do not decide this"
+        undecided = f"{counted(n, 'picture')} and {counted(max(line['seeds'], line['other_seeds']), 'seed')} do not decide this"
     else:
         undecided = f"{counted(n, 'picture does', 'pictures do')} not decide this"
     if line["difference"] == 0:
@@ -112,26 +112,26 @@ def _of_some(line: Line, block: Block) -> str:
     """Over how many seeds a pair is, if not over all of the block's: those that both methods have."""
     if not block.networks or line["seeds"] != line["other_seeds"] or all(line["seeds"] == each.shape[1] for each in block.networks):
         return ""
-    return f" ({_seeds(line['seeds'])} in common)"
+    return f" ({counted(line['seeds'], 'seed')} in common)"
 
 
 def _pictures(block: Block) -> str:
     """What the blocks are, and which pictures are left out."""
     n, out = len(block.values), block.pictures - len(block.values)
-    one = " · ".join(block.classifiers[0]) if len(block.classifiers) == 1 else ""
+    pictures = counted(n, "picture")
+    is_one = len(block.classifiers) == 1
+    called = " · ".join(block.classifiers[0]) if is_one else f"{len(block.classifiers)} classifiers"
     counts = sorted({networks.shape[1] for networks in block.networks})
     if counts == [1]:
-        text = (
-            f"{counted(n, 'picture')} of one seed of {one or f'{len(block.classifiers)} classifiers'}: this speaks of these networks only."
-        )
+        text = f"{pictures} of one seed of {called}: this speaks of these networks only."
     elif counts:
-        seeds = _seeds(counts[-1]) if len(counts) == 1 else f"{counts[0]} to {_seeds(counts[-1])}"
-        trained = f"{counted(n, 'picture')}, and {seeds} of {one or f'{len(block.classifiers)} classifiers'}"
-        text = f"{trained}: this speaks of networks trained like these{', of one seed of that network only' * (counts[0] == 1)}."
-    elif one:
-        text = f"{counted(n, 'picture')} of one network ({one}): this speaks of that network only."
+        seeds = counted(counts[-1], "seed") if len(counts) == 1 else f"{counts[0]} to {counted(counts[-1], 'seed')}"
+        alone = ", of one seed of that network only" if counts[0] == 1 else ""
+        text = f"{pictures}, and {seeds} of {called}: this speaks of networks trained like these{alone}."
+    elif is_one:
+        text = f"{pictures} of one network ({called}): this speaks of that network only."
     else:
-        text = f"{counted(n, 'picture')} of {len(block.classifiers)} networks: this speaks of these networks only."
+        text = f"{pictures} of {len(block.classifiers)} networks: this speaks of these networks only."
     if counts and block.left_networks:
         text += f" Left out, without a value of some method: {', '.join(block.left_networks)}."
     if out:
@@ -190,10 +190,6 @@ def stated(blocks: Sequence[Block], adjustment: str, margins: Mapping[str, float
         listed = ", ".join(f"{metric} ±{margin:g}" for metric, margin in margins.items())
         notes.append(f"Equivalence: two one-sided t-tests, margin {listed}; the same family and adjustment.")
     return tuple(notes)
-
-
-def _seeds(count: int) -> str:
-    return f"{count} seed{'s' * (count > 1)}"
 
 
 def _per_label(rule: str) -> bool:
