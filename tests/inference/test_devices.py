@@ -157,6 +157,22 @@ def test_products_and_convolutions_are_rounded_to_tf32_at_level_fast_alone_and_o
         assert not torch.backends.cudnn.allow_tf32
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_a_recurrent_layer_has_a_backward_on_a_gpu_and_answers_as_in_eval_mode(training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = nn.ModuleList([nn.LSTM(3, 4, 2, dropout=0.5), nn.Dropout(0.5)]).train(training)
+    steps = torch.rand(5, 2, 3)
+    with evaluating(layers):
+        assert not layers[0].training
+        expected = layers[0](steps)[0]
+    _with_gpu(monkeypatch)
+    with evaluating(layers):
+        with evaluating(layers):
+            assert torch.equal(layers[0](steps)[0], expected)
+        assert (layers[0].training, layers[0].dropout, layers[1].training) == (True, 0.0, False)  # cuDNN refuses a backward in eval mode
+        assert torch.equal(layers[0](steps)[0], expected)
+    assert (layers[0].training, layers[0].dropout, layers[1].training) == (training, 0.5, training)
+
+
 def test_where_a_gpu_s_memory_runs_out_its_cache_is_emptied_and_the_work_goes_on_in_halves(
     classifier: Classifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -64,6 +64,7 @@ class _Turns:
 _lock = threading.Lock()
 _turns: WeakKeyDictionary[nn.Module, _Turns] = WeakKeyDictionary()
 _evaluated: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # modules in training mode held in eval mode, and how many times
+_recurrent: WeakKeyDictionary[nn.RNNBase, tuple[int, bool, float]] = WeakKeyDictionary()  # how many times held; training and dropout before
 _precise = 0
 _tf32 = False
 
@@ -84,37 +85,51 @@ def exclusive(network: nn.Module) -> Iterator[None]:
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Eval mode and, on a GPU, convolutions in full float32 inside; restores each module's own flag and the precision afterwards.
 
-    With several threads, the last to leave restores the flags.
+    With several threads, the last to leave restores the flags. cuDNN has no backward of an LSTM, GRU or RNN in eval mode: with a GPU, these
+    are in training mode without dropout instead, which computes the same.
 
     Args:
         module: a classifier, or a network.
     """
     network = getattr(module, "network", module)
     with _turns_of(network).shared():
-        held = _hold(module)
+        held, recurrent = _hold(module)
         try:
             yield
         finally:
-            _release(held)
+            _release(held, recurrent)
 
 
-def _hold(module: nn.Module) -> list[nn.Module]:
+def _hold(module: nn.Module) -> tuple[list[nn.Module], list[nn.RNNBase]]:
     global _precise, _tf32
     with _lock:
+        has_gpu = torch.cuda.is_available()
+        recurrent = [part for part in module.modules() if isinstance(part, nn.RNNBase)] if has_gpu else []
         held = [part for part in module.modules() if part.training or (_evaluated and part in _evaluated)]
+        held = [part for part in held if part not in recurrent]
         for part in held:
             _evaluated[part] = _evaluated.get(part, 0) + 1
             part.training = False
-        if torch.cuda.is_available():
+        for part in recurrent:
+            times, training, dropout = _recurrent.get(part, (0, part.training, part.dropout))
+            _recurrent[part] = times + 1, training, dropout
+            part.training, part.dropout = True, 0.0
+        if has_gpu:
             _tf32 = _tf32 if _precise else torch.backends.cudnn.allow_tf32
             torch.backends.cudnn.allow_tf32 = False  # keeps probabilities within 1e-5 whatever the batch
             _precise += 1
-    return held
+    return held, recurrent
 
 
-def _release(held: list[nn.Module]) -> None:
+def _release(held: list[nn.Module], recurrent: list[nn.RNNBase]) -> None:
     global _precise
     with _lock:
+        for part in recurrent:
+            times, training, dropout = _recurrent.pop(part)
+            if times > 1:
+                _recurrent[part] = times - 1, training, dropout
+            else:
+                part.training, part.dropout = training, dropout
         for part in held:
             _evaluated[part] -= 1
             if not _evaluated[part]:
