@@ -2,9 +2,10 @@
 
     python benchmarks/gpu.py [--out runs/gpu] [--networks resnet50,convnext_base,vit_b_16] [--pairs 5] [--device cuda] [--page] [--smoke]
 
-Writes OUT/gpu.json after every job; `--page` makes benchmarks/results/gpu/README.md of it. Weights are random where none lie in
-`../shared/data` or XATTN_DATA: a forward costs the same. torch-cam and pytorch-grad-cam stand beside xattn on convolutional networks; on a
-transformer xattn stands alone, beside its forwards. `--device cpu --smoke` shows on any machine that it runs, and nothing else.
+Writes OUT/gpu.json after every job, and goes on behind those that it holds; `--page` makes benchmarks/results/gpu/README.md of it, and
+`--networks none` nothing else. Weights are random where none lie in `../shared/data` or XATTN_DATA: a forward costs the same. torch-cam and
+pytorch-grad-cam stand beside xattn on convolutional networks; on a transformer xattn stands alone, beside its forwards. `--device cpu
+--smoke` shows on any machine that it runs, and nothing else.
 """
 
 from __future__ import annotations
@@ -13,23 +14,25 @@ import json
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import click
 import ours
 import torch
-from jobs import JOBS, Job
-from measure import conditions, forward_alone
+from jobs import JOBS, Job, xattn_at
+from measure import Contender, conditions, forward_alone
 from speed import CHUNKS, DATA, IMAGES, head_of, judged, listed, measured, others, pairs_of, say
 from speed_page import section
 from subjects import TINY, TINY_TOKENS, Subject, subject
+from torch import Tensor
 
 RESULTS = Path(__file__).parent / "results" / "gpu"
 NETWORKS = ("resnet50", "convnext_base", "vit_b_16")
 NAMES = ("table", "score-cam", "at-once", "grad-cam")
 OF_OTHERS = ("torch-cam", "pytorch-grad-cam")
+PLAIN = ", float32"
 
 
 def of_tokens(job: Job) -> Job:
@@ -41,6 +44,28 @@ def of_tokens(job: Job) -> Job:
     return replace(job, contenders=own, claims=claims, checks=lambda images, targets: [])
 
 
+def in_float32(contender: Contender) -> Contender:
+    """The same without TF32, to which torch rounds convolutions unless it is told not to; as xattn's level exact has it."""
+
+    def run(images: Tensor, targets: Tensor) -> Any:
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            return contender.run(images, targets)
+
+    return replace(contender, name=f"{contender.name}{PLAIN}", run=run, note="the same without TF32, as exact has it")
+
+
+def with_float32(job: Job) -> Job:
+    """The job with the other libraries also in the precision of level exact, which is what that level is set beside."""
+    plain = tuple(in_float32(contender) for contender in job.contenders if contender.name in OF_OTHERS)
+    claims = tuple(
+        replace(claim, text=claim.text.replace(claim.over, f"{claim.over}{PLAIN}"), over=f"{claim.over}{PLAIN}")
+        if claim.over in OF_OTHERS and claim.under == xattn_at("exact")
+        else claim
+        for claim in job.claims
+    )
+    return replace(job, contenders=(*job.contenders, *plain), claims=claims) if plain else job
+
+
 def entry_of(name: str, one: Subject, data: Path, images: int, pairs: int, *, smoke: bool) -> dict[str, Any]:
     """One job on one network, as `speed_page.section` takes it; on a GPU with the share of the time in which it computes."""
     device = one.classifier.device
@@ -49,10 +74,10 @@ def entry_of(name: str, one: Subject, data: Path, images: int, pairs: int, *, sm
     alone = {chunk: forward_alone(partial(others, one), batches[0][0][:1], chunk, device) for chunk in chunks}
     batch = min(alone, key=alone.__getitem__)
     job = JOBS[name](one, batch)
-    job = of_tokens(job) if one.has_tokens else job
+    job = of_tokens(job) if one.has_tokens else with_float32(job)
     again = ["--only", name, "--networks", one.name, "--images", str(images), "--batch", str(batch)]
     again += ["--device", device.type, "--data", str(data), *(["--smoke"] if smoke else [])]
-    entry = measured(name, job, one, batches, chunks, again, smoke=smoke)
+    entry = measured(name, job, one, batches, chunks, again, together=True)
     judged(entry, job.claims)
     about = {"network": one.name, "weights": one.origin, "images a forward": batch, "smoke": smoke}
     return entry | about | {"conditions": conditions(device)}
@@ -62,9 +87,11 @@ def page(entries: Sequence[dict[str, Any]]) -> str:
     """All jobs on all networks."""
     parts = [
         "# On a GPU",
-        "Made by `benchmarks/gpu.py --page`. Contenders take turns on the same images, each in a process of its own; ratios are of one "
-        "turn each, as median [lowest, highest]; clocks stop when the device is done. What the GPU computes is the union of the times of "
-        "all kernels, by torch.profiler, over the time of a job.",
+        "Made by `benchmarks/gpu.py --page`. Contenders take turns on the same images, in one process; ratios are of one turn each, as "
+        "median [lowest, highest]; clocks stop when the device is done. What the GPU computes is the union of the times of all kernels, by "
+        "torch.profiler, over the time of a job. torch rounds convolutions to TF32 on a GPU unless it is told not to, and so do the other "
+        "libraries as they come. xattn's level exact does not, since a map and a metric must not depend on the size of a forward; level "
+        f"fast does. Contenders with “{PLAIN.strip(', ')}” are the others without TF32, beside which level exact is set.",
     ]
     if any(entry["smoke"] for entry in entries):
         parts.append("**Some of this was made with `--smoke`, at toy size: it shows that the benchmark runs, nothing else.**")
@@ -83,21 +110,26 @@ def page(entries: Sequence[dict[str, Any]]) -> str:
 def main(out: Path, networks: list[str] | None, pairs: int, device: str, data: Path, with_page: bool, results: Path, smoke: bool) -> None:
     """Measures, writes OUT/gpu.json, and makes the page."""
     place = torch.device(device)
-    if place.type == "cuda" and not torch.cuda.is_available():
+    measures = networks != ["none"]
+    if measures and place.type == "cuda" and not torch.cuda.is_available():
         raise click.UsageError("torch finds no CUDA device here: run it where there is one, or --device cpu --smoke to see that it runs.")
-    if place.type == "cpu" and not smoke:
+    if measures and place.type == "cpu" and not smoke:
         raise click.UsageError("the networks of this benchmark take hours on a CPU: give --smoke, or run benchmarks/speed.py.")
     warnings.simplefilter("ignore")
     if smoke:
         networks, pairs, ours.effort = networks or [TINY, TINY_TOKENS], 1, "chunk=4"
-    entries: list[dict[str, Any]] = []
     out.mkdir(parents=True, exist_ok=True)
-    for network in networks or NETWORKS:
+    kept = out / "gpu.json"
+    entries: list[dict[str, Any]] = json.loads(kept.read_text(encoding="utf-8"))["entries"] if kept.exists() else []
+    for network in (networks or NETWORKS) if measures else ():
+        of_head = cache(partial(subject, network, data, place))  # a network is tuned once
         for name in NAMES:
+            if any((entry["job"], entry["network"]) == (name, network) for entry in entries):
+                continue
             say(f"== {name} on {network}")
-            one = subject(network, data, place, head_of(name, network))
+            one = of_head(head_of(name, network))
             entries.append(entry_of(name, one, data, 2 if smoke else IMAGES[name], pairs, smoke=smoke))
-            (out / "gpu.json").write_text(json.dumps({"entries": entries}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            kept.write_text(json.dumps({"entries": entries}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if with_page:
         results.mkdir(parents=True, exist_ok=True)
         (results / "README.md").write_text(page(entries), encoding="utf-8")

@@ -79,9 +79,9 @@ def checked(job: Job, batches: list[tuple[Tensor, Tensor]]) -> list[dict[str, An
 
 
 def measured(
-    name: str, job: Job, one: Subject, batches: list[tuple[Tensor, Tensor]], chunks: tuple[int, ...], again: list[str], *, smoke: bool
+    name: str, job: Job, one: Subject, batches: list[tuple[Tensor, Tensor]], chunks: tuple[int, ...], again: list[str], *, together: bool
 ) -> dict[str, Any]:
-    """Checks, then times, each contender in a process of its own that `again` starts; with `smoke` the first alone."""
+    """Checks, then times, each contender in a process of its own that `again` starts; `together`: in this one; on a CPU, all but one."""
     device = one.classifier.device
     checks = checked(job, batches)
     throughput: dict[str, list[dict[str, float]]] = {level: [] for level in job.alone}
@@ -103,7 +103,7 @@ def measured(
     try:
         for contender in job.contenders:
             command = [sys.executable, __file__, *again, "--pairs", str(len(batches)), "--alone", contender.name, "--serve"]
-            running[contender.name] = Here(contender, batches, device) if smoke and running else Apart(command)
+            running[contender.name] = Here(contender, batches, device) if together and (running or device.type != "cpu") else Apart(command)
         contenders = interleaved(running, [len(images) for images, _ in batches], passes_alone, say)
     finally:
         for each in running.values():
@@ -127,6 +127,7 @@ def measured(
     }
     if device.type == "cuda":
         for contender in job.contenders:
+            say(f"{contender.name}: share of the time in which the GPU computes")
             entry["contenders"][contender.name]["busy"] = busy_share(lambda contender=contender: contender.run(*batches[0]), device)
     return entry
 
@@ -277,7 +278,7 @@ def main(
                 continue
             again = ["--only", name, "--networks", network, "--images", str(len(batches[0][0])), "--batch", str(own_batch)]
             again += ["--threads", str(threads), "--device", device, "--data", str(data), *(["--smoke"] if smoke else [])]
-            entry = measured(name, job, one, batches, chunks, again, smoke=smoke)
+            entry = measured(name, job, one, batches, chunks, again, together=smoke)
             if memory:
                 some = job.contenders[: 1 if smoke else None] if name == "table" or not smoke else ()
                 for contender, peak in peaks(some, [*again, "--pairs", "1"]).items():
