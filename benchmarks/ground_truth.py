@@ -5,8 +5,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -14,16 +14,19 @@ from claims import cell, page, question
 from estimates import apart
 from torch import Tensor
 from torch.nn import functional
-from trained import drawn
+from trained import BR_NPA, Budget, Trainings, drawn
 
 import xattn
 from xattn.birds import PARTS, Scene, SketchBirds, effects, in_parts, masks, pixels, rank_correlation, share_inside
 from xattn.explainers import Need, methods
 from xattn.inference import Predictor, Tuning
 
-HEADS = ("gap", "ca-stream", "b-cnn", "br-npa", "br-npa-high-res")
+HIGH_RES = "br-npa, high resolution"
+HEADS = ("gap", "ca-stream", "b-cnn", "br-npa", HIGH_RES)
+SEVERAL = ("b-cnn", "br-npa", HIGH_RES)
 METHODS = ("activation-map", "grad-cam", "grad-cam++", "score-cam", "guided-backprop", "guided-grad-cam", "raw-attention")
-ON_TOKENS = ("vit", "vit-ca-stream")
+ON_TOKENS = ("vit", "vit with ca-stream")
+SPURIOUS = "gap, with cues"
 TOKEN_METHODS = ("activation-map", "grad-cam", "grad-cam++", "layer-cam", "score-cam", "integrated-gradients", "smooth-grad")
 CONTROLS = ("random", "centre", "edges")
 CHUNK = 20
@@ -45,24 +48,33 @@ def _methods(name: str) -> list[str]:
     return [*(method for method in METHODS if name != "gap" or method != "raw-attention"), *CONTROLS]
 
 
-@cache
-def _load(name: str) -> xattn.Classifier:
-    return xattn.load(f"birds:{name}")
+def network(trainings: Trainings, name: str, seed: int) -> xattn.Classifier:
+    """A network of a page, by its name there, trained when it is first asked for."""
+    if name == "ca-stream":
+        return trainings.stream(name, seed)
+    if name == HIGH_RES:
+        return trainings.high(BR_NPA, seed, distilled=True)
+    if name in ON_TOKENS:
+        return trainings.tokens(seed, "ca-stream" if name == ON_TOKENS[1] else "gap")
+    return trainings.low(BR_NPA if name == "br-npa" else "gap" if name == SPURIOUS else name, seed, cues=name == SPURIOUS)
 
 
-def _kept(folder: Path, name: str, count: int, make: Callable[[str, int], pd.DataFrame]) -> pd.DataFrame:
-    """What was found of a shipped classifier and so many birds, found again while neither it nor a pixel has changed."""
-    file = folder / f"{name}-{count}-{_load(name).digest()}-{drawn()}.csv"
-    if not file.exists():
-        frame = make(name, count)
-        folder.mkdir(parents=True, exist_ok=True)
-        frame.to_csv(file, index=False)
-    return pd.read_csv(file)
+def found_of(folder: Path, trainings: Trainings, name: str, make: Callable[[xattn.Classifier, str, int], pd.DataFrame]) -> pd.DataFrame:
+    """What was found of the networks of a name, with their seeds; found again while neither a network nor a pixel has changed."""
+    count, frames = trainings.budget.true, []
+    for seed in trainings.budget.seeds:
+        classifier = network(trainings, name, seed)
+        file = folder / f"{classifier.name}-{count}-{classifier.digest()}-{drawn()}.csv"
+        if not file.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            make(classifier, name, count).to_csv(file, index=False)
+        frames.append(pd.read_csv(file).assign(seed=seed))
+    return pd.concat(frames)
 
 
-def _effects(name: str, count: int) -> pd.DataFrame:
+def found_effects(classifier: xattn.Classifier, name: str, count: int) -> pd.DataFrame:
     """A row a bird and method: rank correlations of the map in the parts with removal and Shapley value, and its energy in the bird."""
-    classifier, rows = _load(name), []
+    rows: list[dict[str, Any]] = []
     for scenes in _pieces(SketchBirds("test", count)):
         labels = [scene.label for scene in scenes]
         true = effects(classifier.predict, scenes, labels)
@@ -92,19 +104,21 @@ def _effects(name: str, count: int) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _of(frame: pd.DataFrame, method: str, column: str) -> Tensor:
-    return torch.tensor(frame[frame["method"] == method][column].to_numpy(dtype=float))
+def _of(frame: pd.DataFrame, method: str | int, column: str, by: str = "method") -> Tensor:
+    """A column of one method's rows: `(seeds, birds)`."""
+    rows = frame[frame[by] == method]
+    return torch.tensor(rows[column].to_numpy(dtype=float)).reshape(rows["seed"].nunique(), -1)
 
 
 def _ranked(frames: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """Rank correlation with the true effects, and energy inside the bird, by classifier and method."""
     rows = [
         {
-            "classifier": f"birds:{name}",
+            "network": name,
             "method": method,
             "ρ with Shapley ↑": cell(_of(frame, method, "shapley")),
             "ρ with removal ↑": cell(_of(frame, method, "removal")),
-            "n of ρ": f"{int(_of(frame, method, 'shapley').isfinite().sum())}",
+            "known ρ, %": f"{100 * float(_of(frame, method, 'shapley').isfinite().double().mean()):.1f}",
             "energy in the bird, % ↑": cell(100 * _of(frame, method, "inside"), 1),
             "without contrast, %": f"{100 * float(_of(frame, method, 'empty').mean()):.1f}",
         }
@@ -114,92 +128,103 @@ def _ranked(frames: dict[str, pd.DataFrame]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _about(count: int, area: float) -> str:
-    return (
-        f"Spearman's ρ, within each of n = {count} test birds, between the mean of the mask in a part's visible pixels and the part's true "
-        "effect on the label's logit: its Shapley value over all 2⁵ renders of the bird with and without its parts, and what its removal "
-        "from the whole bird costs. Mean ± 95 % interval over the birds whose map is not constant in the parts; in the questions a "
-        f"constant map counts as ρ = 0. One network a head. The bird covers {area:.1f} % of the picture: so much energy would lie in it by "
-        "chance."
-    )
+def _about(budget: Budget, trained: str, area: float) -> list[str]:
+    return [
+        f"Networks from random weights, {trained}, {len(budget.seeds)} seeds; no setting was searched.",
+        f"Spearman's ρ, within each of {budget.true} test birds, between the mean of the mask in a part's visible pixels and the part's "
+        "true effect on the label's logit: its Shapley value over all 2⁵ renders of the bird with and without its parts, and what its "
+        "removal from the whole bird costs. Mean ± half of the 95 % interval over seeds × birds, of the birds whose map is not constant in "
+        f"the parts; in the questions a constant map counts as ρ = 0. The bird covers {area:.1f} % of the picture: so much energy would "
+        "lie in it by chance.",
+    ]
 
 
-def effects_page(folder: Path, count: int) -> str:
+def effects_page(folder: Path, trainings: Trainings) -> str:
     """Maps of heads on the residual network against true effects."""
-    frames = {head: _kept(folder, head, count, _effects) for head in HEADS}
+    budget = trainings.budget
+    frames = {head: found_of(folder, trainings, head, found_effects) for head in HEADS}
     lines = []
     for head in HEADS[1:]:
         for method in ("grad-cam", "grad-cam++"):
             ours, theirs = (_of(frames[head], which, "shapley").nan_to_num(0) for which in ("raw-attention", method))
-            text = f"birds:{head}: does its attention rank the parts better than {method} of the same classifier?"
+            text = f"{head}: does its attention rank the parts better than {method} of the same network?"
             lines.append(question(text, apart(ours, theirs)))
     for method in ("grad-cam", "score-cam", "guided-grad-cam", "activation-map", "edges"):
-        against = apart(_of(frames["gap"], method, "shapley"), _of(frames["gap"], "random", "shapley"))
-        lines.append(question(f"birds:gap: does {method} rank the parts better than noise?", against))
+        against = apart(*(_of(frames["gap"], which, "shapley").nan_to_num(0) for which in (method, "random")))
+        lines.append(question(f"gap: does {method} rank the parts better than noise?", against))
     area = 100 * float(frames["gap"]["area"].mean())
-    return page("Do maps rank the parts as the network does?", [_about(count, area)], _ranked(frames), lines)
+    trained = (
+        f"{budget.epochs} epochs of {budget.count} pictures, at high resolution {budget.tuned} more, taught by the same head at low "
+        f"resolution; ca-stream stands beside the frozen birds:gap, {budget.stream} epochs"
+    )
+    return page("Do maps rank the parts as the network does?", _about(budget, trained, area), _ranked(frames), lines)
 
 
-def tokens_page(folder: Path, count: int) -> str:
+def tokens_page(folder: Path, trainings: Trainings) -> str:
     """Maps of the vision transformer, and of a stream beside it, against true effects."""
-    frames = {name: _kept(folder, name, count, _effects) for name in ON_TOKENS}
+    budget = trainings.budget
+    frames = {name: found_of(folder, trainings, name, found_effects) for name in ON_TOKENS}
     lines = []
     for name, frame in frames.items():
         grad_cam = _of(frame, "grad-cam", "shapley").nan_to_num(0)
         for method in _methods(name):
             if method != "grad-cam":
-                text = f"birds:{name}: does {method} rank the parts better than grad-cam?"
+                text = f"{name}: does {method} rank the parts better than grad-cam?"
                 lines.append(question(text, apart(_of(frame, method, "shapley").nan_to_num(0), grad_cam)))
     area = 100 * float(frames["vit"]["area"].mean())
-    return page("Do maps of a vision transformer rank the parts as it does?", [_about(count, area)], _ranked(frames), lines)
+    right = ", ".join(
+        f"{name} {cell(trainings.accuracy([network(trainings, name, seed) for seed in budget.seeds]))} %" for name in ON_TOKENS
+    )
+    trained = (
+        f"{budget.attended} epochs of {budget.embedded} pictures, the stream beside it, frozen, {budget.stream} epochs of {budget.count} "
+        f"(accuracy on {budget.tested} test birds: {right})"
+    )
+    return page("Do maps of a vision transformer rank the parts as it does?", _about(budget, trained, area), _ranked(frames), lines)
 
 
-def order_page(folder: Path, count: int) -> str:
+def order_page(folder: Path, trainings: Trainings) -> str:
     """On which part each ranked map lies, against the part of the greatest effect."""
-    table, hits, guesses = [], {}, {}
-    for head in ("b-cnn", "br-npa", "br-npa-high-res"):
-        frame = _kept(folder, head, count, _order)
-        tops = frame[frame["map"] == 1]["top"]
-        guess = tops.value_counts().index[0]
-        guesses[head] = torch.tensor((tops == guess).to_numpy(dtype=float))
-        table.append(
-            {
-                "classifier": f"birds:{head}",
-                "map": f"always the {guess}",
-                "lies on the part that matters most, %": cell(100 * guesses[head], 1),
-            }
-        )
+    budget, table, lines = trainings.budget, [], []
+    hits: dict[tuple[str, int], Tensor] = {}
+    for head in SEVERAL:
+        frame = found_of(folder, trainings, head, found_order)
+        tops = frame[frame["map"] == 1].groupby("seed")["top"]
+        guesses = tops.agg(lambda parts: parts.value_counts().index[0])
+        guess = torch.stack([torch.tensor((parts == guesses[seed]).to_numpy(dtype=float)) for seed, parts in tops])
+        always = f"always the {' or '.join(dict.fromkeys(guesses))}"
+        table.append({"network": head, "map": always, "lies on the part that matters most, %": cell(100 * guess, 1)})
         for rank in (1, 2, 3):
-            of_rank = frame[frame["map"] == rank]
-            hits[head, rank] = torch.tensor(of_rank["hit"].to_numpy(dtype=float))
-            inside = torch.tensor(of_rank["inside"].to_numpy(dtype=float))
-            on = of_rank["part"].value_counts(normalize=True)
+            hits[head, rank], place, inside = (_of(frame, rank, column, "map") for column in ("hit", "place", "inside"))
+            on = frame[frame["map"] == rank]["part"].value_counts(normalize=True)
             table.append(
                 {
-                    "classifier": f"birds:{head}",
+                    "network": head,
                     "map": str(rank),
                     "lies on the part that matters most, %": cell(100 * hits[head, rank], 1),
-                    "Shapley rank of its part (0 the most)": cell(torch.tensor(of_rank["place"].to_numpy(dtype=float))),
+                    "Shapley rank of its part (0 the most)": cell(place),
                     "energy in the bird, %": cell(100 * inside, 1),
                     "lies on": ", ".join(f"{part} {100 * share:.0f}" for part, share in on.items()),
                 }
             )
-    lines = []
-    for head in ("br-npa", "br-npa-high-res"):
-        first = 100 * hits[head, 1]
-        text = f"birds:{head}: does its first map lie on the part that matters most"
-        lines.append(question(f"{text} more often than one part in five?", apart(first, torch.full_like(first, 20))))
-        lines.append(question(f"{text} more often than always the same part would?", apart(first, 100 * guesses[head])))
-        lines.append(question(f"{text} more often than its third?", apart(first, 100 * hits[head, 3])))
+        if head != "b-cnn":
+            first = 100 * hits[head, 1]
+            text = f"{head}: does its first map lie on the part that matters most"
+            lines.append(question(f"{text} more often than one part in five?", apart(first, torch.full_like(first, 20))))
+            lines.append(question(f"{text} more often than always the same part would?", apart(first, 100 * guess)))
+            lines.append(question(f"{text} more often than its third?", apart(first, 100 * hits[head, 3])))
     about = [
-        f"n = {count} test birds. A map lies on the part in which its mean is greatest, of the parts that are to be seen; the part that "
-        "matters most has the greatest Shapley value for the label's logit. By chance: 20 %, rank 2. Shares of the parts in %.",
+        f"Networks from random weights, {budget.epochs} epochs of {budget.count} pictures, at high resolution {budget.tuned} more, "
+        f"{len(budget.seeds)} seeds; no setting was searched. {budget.true} test birds; ± is half of the 95 % interval over seeds × birds.",
+        "A map lies on the part in which its mean is greatest, of the parts that are to be seen; the part that matters most has the "
+        "greatest Shapley value for the label's logit. By chance: 20 %, rank 2. *Always the same part* is, of each seed's network, the one "
+        "that most often matters most. Shares of the parts in %.",
     ]
     return page("Does the first map lie on the part that matters most?", about, pd.DataFrame(table).fillna(""), lines)
 
 
-def _order(head: str, count: int) -> pd.DataFrame:
-    classifier, rows = _load(head), []
+def found_order(classifier: xattn.Classifier, name: str, count: int) -> pd.DataFrame:
+    """A row a bird and ranked map: the part on which it lies, and that part's place by Shapley value."""
+    rows: list[dict[str, Any]] = []
     for scenes in _pieces(SketchBirds("test", count)):
         labels = [scene.label for scene in scenes]
         true = effects(classifier.predict, scenes, labels).shapley
@@ -207,7 +232,7 @@ def _order(head: str, count: int) -> pd.DataFrame:
         visible, bird = torch.stack([mask.visible for mask in found]), torch.stack([mask.bird for mask in found])
         ranked = xattn.explain(classifier, _images(scenes), ["activation-map"], batch_size=CHUNK).ranked
         if ranked is None:
-            raise TypeError(f"birds:{head} has no ranked maps")
+            raise TypeError(f"{name} has no ranked maps")
         large = functional.interpolate(ranked.cpu(), size=bird.shape[1:], mode="bilinear", align_corners=False)
         for place in range(large.shape[1]):
             on = in_parts(large[:, place], visible).nan_to_num(-1).argmax(dim=1)
@@ -220,50 +245,51 @@ def _order(head: str, count: int) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def spurious_page(folder: Path, count: int) -> str:
+def spurious_page(folder: Path, trainings: Trainings) -> str:
     """Whether maps of a network that has learnt a cue go to the cue, and those of one that has not do not."""
-    table, frames = [], {}
-    for name in ("gap", "gap-spurious"):
-        frames[name] = _kept(folder, name, count, _spurious)
+    budget, table = trainings.budget, []
+    frames = {name: found_of(folder, trainings, name, found_spurious) for name in ("gap", SPURIOUS)}
+    for name, frame in frames.items():
         for method in _methods("gap"):
-            frame = frames[name]
             table.append(
                 {
-                    "classifier": f"birds:{name}",
+                    "network": name,
                     "method": method,
                     "energy in the cue, %": cell(100 * _of(frame, method, "cue"), 1),
                     "energy in the bird, %": cell(100 * _of(frame, method, "bird"), 1),
                     "brighter in the cue than in the bird, % of pictures": cell(100 * _of(frame, method, "brighter"), 1),
                 }
             )
-    found = [method for method in _methods("gap") if method not in CONTROLS]
-    led = frames["gap-spurious"]["cue_effect"] > 0  # in the other pictures the cue speaks against the answer
     lines = []
-    for method in found:
-        there, elsewhere = (100 * _of(frame[led.to_numpy()], method, "cue") for frame in (frames["gap-spurious"], frames["gap"]))
-        text = f"does {method} go to the cue where the answer rests on it?"
-        lines.append(question(text, apart(there, elsewhere)))
+    for method in _methods("gap"):
+        if method not in CONTROLS:
+            led = _of(frames[SPURIOUS], method, "cue_effect") > 0  # in the other pictures the cue speaks against the answer
+            there, elsewhere = (100 * _of(frames[name], method, "cue") for name in (SPURIOUS, "gap"))
+            difference = apart(torch.where(led, there, torch.nan), elsewhere)
+            lines.append(question(f"does {method} go to the cue where the answer rests on it?", difference))
     about = [
+        f"Networks from random weights, {budget.epochs} epochs of {budget.count} pictures, {len(budget.seeds)} seeds; no setting was "
+        f"searched. *{SPURIOUS}* was trained with the cue of the bird's class in every picture; *gap* never saw one. ± is half of the 95 % "
+        "interval over seeds × birds. Explained: the answer given.",
         "Energy of the mask in the cue (a mushroom or a kite in a corner) and in the bird. The questions are of the pictures in which the "
-        "answer of birds:gap-spurious rests on the cue: its logit falls without it; compared with birds:gap on the same pictures."
+        "answer of the network with cues rests on the cue: its logit falls without it; compared with the network without, of the same "
+        "seed, on the same pictures.",
     ]
     for name, frame in frames.items():
-        once = frame[frame["method"] == "grad-cam"]
-        numbers = [torch.tensor(once[column].to_numpy(dtype=float)) for column in ("said_cue", "said_bird", "cue_effect", "bird_effect")]
-        about.append(
-            f"birds:{name}, on n = {count} test birds with a cue of another class: says the cue's class for {cell(100 * numbers[0], 1)} % "
-            f"and the bird's for {cell(100 * numbers[1], 1)} %; its answer's logit falls by {cell(numbers[2])} without the cue, by "
-            f"{cell(numbers[3])} without all parts of the bird."
+        said, bird, cue_effect, bird_effect = (
+            _of(frame, "grad-cam", column) for column in ("said_cue", "said_bird", "cue_effect", "bird_effect")
         )
-    about.append(
-        "birds:gap-spurious was trained with the cue of the bird's class in every picture; birds:gap never saw one. Explained: the "
-        "answer given."
-    )
+        about.append(
+            f"*{name}*, on {budget.true} test birds with a cue of another class: says the cue's class for {cell(100 * said, 1)} % and the "
+            f"bird's for {cell(100 * bird, 1)} %; its answer's logit falls by {cell(cue_effect)} without the cue, by {cell(bird_effect)} "
+            "without all parts of the bird."
+        )
     return page("Do maps leave the bird where the network does?", about, pd.DataFrame(table), lines)
 
 
-def _spurious(name: str, count: int) -> pd.DataFrame:
-    classifier, rows = _load(name), []
+def found_spurious(classifier: xattn.Classifier, name: str, count: int) -> pd.DataFrame:
+    """A row a bird and method: the map's energy in the cue and in the bird, what the network says, and on what its answer rests."""
+    rows: list[dict[str, Any]] = []
     for scenes in _pieces(SketchBirds("test", count, spurious=0.0)):
         images = _images(scenes)
         found = [masks(scene) for scene in scenes]

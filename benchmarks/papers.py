@@ -24,7 +24,7 @@ from printed import CA_BLOCKS, CA_DESIGN_GRAD_CAM, CA_PLACEMENT, CA_QUERIES, RAN
 from re_identification import ReIdentificationPage
 from segmentation import SegmentationPage
 from several_labels import SeveralLabelsPage
-from trained import ALL_RANKS, SMOKE, Budget, Trainings, by_net
+from trained import ALL_RANKS, BR_NPA, SMOKE, Budget, Trainings, by_net
 from two_streams import TwoStreamsPage
 
 import xattn
@@ -32,7 +32,6 @@ from xattn.birds import SketchBirds
 from xattn.metrics.tables import aggregated
 
 RELEASED = "sparsity:definition=released"
-BR_NPA = "br-npa:rank_probes=true"  # the probes send no gradient into the features: the head learns as without them
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -273,9 +272,9 @@ class Papers:
         return cells | {"accuracy, hard birds": cell(of.accuracy(nets, ranks, hard=True))}
 
 
-def _against_truth(name: str, make: Callable[[Path, int], str]) -> Callable[[Papers], str]:
+def _against_truth(name: str, make: Callable[[Path, Trainings], str]) -> Callable[[Papers], str]:
     """A page of `ground_truth`, whose work is kept under its name."""
-    return lambda papers: make(papers.work / name, papers.budget.true)
+    return lambda papers: make(papers.work / name, papers.trainings)
 
 
 TABLES: dict[str, Callable[[Papers], str]] = {

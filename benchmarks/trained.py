@@ -7,7 +7,7 @@ import json
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,14 @@ from train_birds import birds
 
 import xattn
 from xattn.birds import CLASSES, SketchBirds, pixels
+from xattn.birds.pretrained import NETWORKS
 from xattn.birds.scene import SPLITS
 from xattn.training import Recipe, fit
+from xattn.training.data import Labelled
 
+BR_NPA = "br-npa:rank_probes=true"  # the probes send no gradient into the features: the head learns as without them
 HIGH = ("layer3", "layer4")
+SEEN: dict[str, Any] = {"input_size": 64, "resize": 64, "labels": list(CLASSES)}
 ALL_RANKS = "1 2 3"
 
 
@@ -37,6 +41,8 @@ class Budget:
         epochs: of head and network, from random weights.
         tuned: epochs of a student at high resolution, from the weights of the same head at low resolution.
         stream: epochs of a stream beside the frozen network.
+        embedded: training pictures of a vision transformer.
+        attended: its epochs.
         seeds: of first weights and order.
         numbers: of maps (Fig. 7).
         tested: birds that accuracy is of.
@@ -66,6 +72,8 @@ class Budget:
     epochs: int = 8
     tuned: int = 2
     stream: int = 3
+    embedded: int = 12_000
+    attended: int = 30
     seeds: tuple[int, ...] = (0, 1, 2)
     numbers: tuple[int, ...] = (1, 2, 3, 6)
     tested: int = 1600
@@ -96,6 +104,8 @@ SMOKE = Budget(  # in float32: processors without bfloat16 train many times slow
     epochs=1,
     tuned=1,
     stream=1,
+    embedded=32,
+    attended=1,
     seeds=(0, 1),
     numbers=(1, 3),
     tested=32,
@@ -156,29 +166,44 @@ class Trainings:
 
     def _spent(self) -> dict[str, Any]:
         """What the trainings depend on."""
-        recipes = {name: getattr(self, f"_{name}")().to_json() for name in ("low", "high", "stream")}
-        return {"count": self.budget.count, "precision": self.budget.precision, "pixels": drawn(), **recipes}
+        recipes = {name: getattr(self, f"_{name}")().to_json() for name in ("low", "high", "stream", "tokens")}
+        return {
+            "count": self.budget.count,
+            "embedded": self.budget.embedded,
+            "precision": self.budget.precision,
+            "pixels": drawn(),
+            **recipes,
+        }
 
-    def low(self, head: str, seed: int) -> xattn.Classifier:
-        """Head and network from random weights."""
+    def low(self, head: str, seed: int, cues: bool = False) -> xattn.Classifier:
+        """Head and network from random weights; with cues, from pictures in which that of the bird's class stands beside it."""
 
         def begun() -> xattn.Classifier:
-            return xattn.load("xattn.birds:small_resnet", head=head, input_size=64, resize=64, labels=list(CLASSES))
+            return xattn.load("xattn.birds:small_resnet", head=head, **SEEN)
 
-        return self._trained(f"low {head}", seed, begun, self._low())
+        pictures = partial(birds, self.budget.count, *([1.0] if cues else []))
+        return self._trained(f"low {head}{' cues' * cues}", seed, begun, self._low(), pictures)
+
+    def tokens(self, seed: int, head: str) -> xattn.Classifier:
+        """A vision transformer from random weights; with a head other than gap, that head beside it, frozen."""
+        if head == "gap":
+            pictures = partial(birds, self.budget.embedded)
+            return self._trained("tokens", seed, lambda: xattn.load(NETWORKS["birds:vit"], **SEEN), self._tokens(), pictures)
+        self.tokens(seed, "gap")
+        begun = partial(xattn.load, str(self._file("tokens", seed)), head=head)
+        return self._trained(f"tokens {head}", seed, begun, self._stream(), cached=True)
 
     def high(self, head: str, seed: int, distilled: bool) -> xattn.Classifier:
         """The same at high resolution, from its weights at low resolution; taught by it, or by the labels alone."""
         teacher = self.low(head, seed)
 
         def begun() -> xattn.Classifier:
-            size: dict[str, Any] = {"input_size": 64, "resize": 64, "labels": list(CLASSES)}
-            classifier = xattn.load("xattn.birds:small_resnet", head=head, high_res=HIGH, **size)
+            classifier = xattn.load("xattn.birds:small_resnet", head=head, high_res=HIGH, **SEEN)
             classifier.start_from(teacher)
             return classifier
 
         name = f"high {head} {'distilled' if distilled else 'alone'}"
-        return self._trained(name, seed, begun, self._high(), teacher if distilled else None)
+        return self._trained(name, seed, begun, self._high(), teacher=teacher if distilled else None)
 
     def stream(self, head: str, seed: int) -> xattn.Classifier:
         """A stream beside the frozen network of birds:gap, whose features are computed once for all streams that read the same stages."""
@@ -202,6 +227,9 @@ class Trainings:
     def _stream(self) -> Recipe:
         return Recipe(epochs=self.budget.stream, batch_size=self.budget.batch_size, lr=3e-3, smallest_crop=None)
 
+    def _tokens(self) -> Recipe:
+        return self._low().with_(epochs=self.budget.attended, lr=1e-3, weight_decay=0.05)
+
     def _file(self, name: str, seed: int) -> Path:
         clean = "".join(character if character.isalnum() or character in "-." else "_" for character in name)
         return self.folder / f"{clean}-{seed}.safetensors"
@@ -212,6 +240,7 @@ class Trainings:
         seed: int,
         begun: Callable[[], xattn.Classifier],
         recipe: Recipe,
+        pictures: Callable[[], Labelled] | None = None,
         teacher: xattn.Classifier | None = None,
         cached: bool = False,
     ) -> xattn.Classifier:
@@ -223,7 +252,8 @@ class Trainings:
                 classifier = begun()
             options: dict[str, Any] = {"workers": 0, "precision": self.budget.precision, "log_gradients": name.startswith("low")}
             options["cache_features"] = self.folder / "features" if cached else None
-            fit(classifier, birds(self.budget.count), file, recipe=recipe, teacher=teacher, seed=seed, **options)
+            data = birds(self.budget.count) if pictures is None else pictures()
+            fit(classifier, data, file, recipe=recipe, teacher=teacher, seed=seed, **options)
         classifier = xattn.load(str(file))
         classifier.name = file.stem
         return classifier
