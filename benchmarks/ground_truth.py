@@ -215,9 +215,9 @@ def order_page(folder: Path, trainings: Trainings) -> str:
     about = [
         f"Networks from random weights, {budget.epochs} epochs of {budget.count} pictures, at high resolution {budget.tuned} more, "
         f"{len(budget.seeds)} seeds; no setting was searched. {budget.true} test birds; ± is half of the 95 % interval over seeds × birds.",
-        "A map lies on the part in which its mean is greatest, of the parts that are to be seen; the part that matters most has the "
-        "greatest Shapley value for the label's logit. By chance: 20 %, rank 2. *Always the same part* is, of each seed's network, the one "
-        "that most often matters most. Shares of the parts in %.",
+        "A map lies on the part in which its mean is greatest, of the visible ones; one that is the same in all of them lies on none, "
+        "which has no rank. The part that matters most has the greatest Shapley value for the label's logit. By chance: 20 %, rank 2. "
+        "*Always the same part* is, of each seed's network, the one that most often matters most. Shares of the parts in %.",
     ]
     return page("Does the first map lie on the part that matters most?", about, pd.DataFrame(table).fillna(""), lines)
 
@@ -235,13 +235,15 @@ def found_order(classifier: xattn.Classifier, name: str, count: int) -> pd.DataF
             raise TypeError(f"{name} has no ranked maps")
         large = functional.interpolate(ranked.cpu(), size=bird.shape[1:], mode="bilinear", align_corners=False)
         for place in range(large.shape[1]):
-            on = in_parts(large[:, place], visible).nan_to_num(-1).argmax(dim=1)
+            in_each = in_parts(large[:, place], visible)
+            shows = in_each.nan_to_num(-1).amax(dim=1) > in_each.nan_to_num(torch.inf).amin(dim=1)  # a dead map lies on no part
+            on = in_each.nan_to_num(-1).argmax(dim=1)
             inside = share_inside(large[:, place], bird)
             for number, part in enumerate(on.tolist()):
                 above = int((true[number] > true[number, part]).sum())
-                top = PARTS[int(true[number].argmax())]
-                row = {"map": place + 1, "part": PARTS[part], "top": top, "hit": above == 0, "place": above}
-                rows.append(row | {"inside": float(inside[number])})
+                row: dict[str, Any] = {"map": place + 1, "top": PARTS[int(true[number].argmax())], "inside": float(inside[number])}
+                found = {"part": PARTS[part], "hit": above == 0, "place": above} if shows[number] else {"part": "none", "hit": False}
+                rows.append(row | found)
     return pd.DataFrame(rows)
 
 

@@ -251,7 +251,7 @@ class Papers:
         about = [
             f"{self._from_scratch('seeds')} Norms of the gradients of the last three convolutions, a value a step. The paper shows curves.",
             "Fig. 9, latency and memory, is measured on ResNets: [the head alone](../heads-alone.md), [the whole step](../heads-whole.md). "
-            "BR-NPA is the faster head by far, and in the whole step by the median on all five; on a GPU: not testable here.",
+            "BR-NPA is the faster head by far, and in the whole step by the median on all five; on a GPU it was not measured.",
         ]
         return page("BR-NPA, Fig. 8: gradient norms", about, pd.DataFrame(table), lines)
 
