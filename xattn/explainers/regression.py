@@ -195,7 +195,7 @@ class _Image:
         if self.most == len(self.inputs) and not self.budget.tolerance:
             return list(range(self.most))
         first = min(self.most, max(FEWEST, int(FIRST * self.most)))
-        step = min(left, first if not self.chosen else max(1, -(-(self.most - first) // (ROUNDS - 1))))
+        step = min(left, first if not self.chosen else max(FEWEST, -(-(self.most - first) // (ROUNDS - 1))))
         if not self.chosen:
             kernel = _Kernel("gaussian", self.unit, NUGGETS[4])
             return self._most_telling(kernel, None, self.effects, step)
