@@ -138,16 +138,18 @@ def _beside(found: dict[str, Any], exact: dict[str, Any], number: int) -> dict[s
     return quality | {metric: found[metric][number] - exact[metric][number] for metric in CURVES if metric in found and metric in exact}
 
 
-def subjects(model: str, count: int, data: Path, device: str) -> tuple[xattn.Classifier, list[str], Callable[[int], Tensor]]:
-    """A network, the names of its pictures, and what makes each, `(1, 3, H, W)` in pixel space."""
+def subjects(
+    model: str, count: int, data: Path, device: str, files: list[Path] | None = None
+) -> tuple[xattn.Classifier, list[str], Callable[[int], Tensor]]:
+    """A network, the names of its pictures, the first photographs if no files are given, and what makes each, `(1, 3, H, W)`."""
     if model.startswith("birds:"):
         drawn = xattn.birds.SketchBirds("test", count)
         classifier = xattn.load(model, device=device)
-        make = lambda number: (xattn.birds.pixels(drawn.scene(number)).float() / 255)[None].to(classifier.device)  # noqa: E731
-        return classifier, [f"bird-{number}" for number in range(count)], make
+        draw = lambda number: (xattn.birds.pixels(drawn.scene(number)).float() / 255)[None].to(classifier.device)  # noqa: E731
+        return classifier, [f"bird-{number}" for number in range(count)], draw
     given = NETWORKS[model]
     classifier = xattn.load(model, **{**given, "weights": data / "weights" / given["weights"]}, device=device)
-    files = sorted((data / "photos").glob("*.jpg"))[:count]
+    files = sorted((data / "photos").glob("*.jpg"))[:count] if files is None else files[:count]
     source = ImageSource(files)
     decode = lambda number: pixels(source.decode(source.images[number], classifier.preprocessing)[1][None], classifier.device)  # noqa: E731
     return classifier, [file.stem for file in files], decode
