@@ -12,6 +12,7 @@ from tests.explainers.test_replicas import double
 from xattn.errors import SettingError
 from xattn.explainers import methods, trace
 from xattn.explainers.gaussian_process import rectified_error
+from xattn.explainers.occlusion import Occlusion, _hidden, _windows
 from xattn.explainers.reasons import DOUBTFUL, log_doubts
 from xattn.explainers.regression import DRAWN, FEWEST, Budget, Estimate, Masks, estimates, expected_similarity
 from xattn.models import Classifier
@@ -206,6 +207,20 @@ def test_a_budget_runs_its_share_and_a_batch_changes_nothing(spec: str, classifi
     (raw,) = exact.raw.values()
     off = (maps.raw[spec] - raw).flatten(1).norm(dim=1) / (raw - raw.mean(dim=(1, 2), keepdim=True)).flatten(1).norm(dim=1)
     assert (off < 0.4).all()
+
+
+def test_the_effects_of_windows_add_up_to_the_map_of_occlusion(classifier: Classifier, images: Tensor) -> None:
+    traced = trace(classifier, images[:1], target=1)
+    asked: list[Tensor] = []
+    respond = traced.respond
+    traced.respond = lambda *given: asked.append(respond(*given)) or asked[0]  # type: ignore[method-assign]
+    raw = Occlusion(window=8, stride=4)(traced)[0]
+    lines = _hidden(32, 8, 4)
+    masks = _windows(lines, lines, (8, 8))
+    whole = traced.target.probability(traced.output).p
+    cells = (whole + asked[0] @ masks.effects).view(8, 8)
+    torch.testing.assert_close(cells.repeat_interleave(4, dim=0).repeat_interleave(4, dim=1), raw, rtol=1e-9, atol=1e-12)
+    assert masks.inputs[8].tolist() == [1, 1]
 
 
 def test_rise_predicts_scores_too(classifier: Classifier, images: Tensor) -> None:
