@@ -308,7 +308,8 @@ class _Image:
         if not self.rectified:
             return self.effects.new_ones(self.effects.shape[1])
         _, cells, variance = self._of(kernel)
-        return ndtr(cells / variance.clamp(min=TINY).sqrt())
+        counted: Tensor = ndtr(cells / variance.clamp(min=TINY).sqrt())
+        return counted
 
     def _error_of(self, estimate: Estimate) -> float:
         cells = estimate.responses @ self.effects
