@@ -25,6 +25,7 @@ import xattn
 from xattn.data.images import ImageSource
 from xattn.data.preprocessing import pixels
 from xattn.explainers import Maps
+from xattn.explainers.regression import expected_similarity
 from xattn.inference import Predictor, fastest
 
 RESULTS = Path(__file__).parent / "results"
@@ -67,6 +68,7 @@ def compared(found: Tensor, error: Tensor, exact: Tensor) -> dict[str, float]:
         "covered": float(inside.double().mean()),
         "error": deviation(found - exact, exact),
         "predicted": deviation(error, exact),
+        "expected": float(expected_similarity(found[None], error[None])),
     }
 
 

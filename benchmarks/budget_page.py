@@ -6,9 +6,23 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from xattn.explainers.reasons import DOUBTFUL
 from xattn.metrics.statistics import mean_interval
 
-HEADER = ["network", "setting", "n", "passes", "r, mean", "r, least", "r < 0.95", "covered", "least of a picture", "error", "predicted"]
+HEADER = [
+    "network",
+    "setting",
+    "n",
+    "passes",
+    "r, mean",
+    "r, least",
+    "r < 0.95",
+    "said",
+    "covered",
+    "least of a picture",
+    "error",
+    "predicted",
+]
 COSTS = ["insertion", "deletion", "× faster: map", "× faster: table job"]
 POINTS = (-100.0, 100.0)
 
@@ -37,7 +51,7 @@ ABOUT = [
     "are drawn test birds.",
     "",
     "- passes: forwards of the estimate as a share of those of the exact method, the mean over pictures.",
-    "- r: correlation of the raw maps; r < 0.95: pictures below it.",
+    "- r: correlation of the raw maps; r < 0.95: pictures below it; said: how many of them the log called doubtful, and how many others.",
     "- covered: cells whose exact value lies within 1.96 predicted standard errors, the mean over pictures; beside it the least of one.",
     "- error: root mean square over the cells, in per cent of the exact map's range, the median over pictures; predicted: what the method",
     "  said of it. For `tolerance=`: the share of pictures whose error is at most the tolerance.",
@@ -65,11 +79,17 @@ def _quality(rows: list[Sample]) -> list[str]:
         f"{sum(r) / len(r):.3f}",
         f"{min(r):.3f}",
         str(sum(value < 0.95 for value in r)),
+        _said([row for row in scored if "expected" in row]),
         f"{100 * sum(covered) / len(covered):.0f} %",
         f"{100 * min(covered):.0f} %",
         error,
         f"{100 * _median(row['predicted'] for row in scored):.1f} %",
     ]
+
+
+def _said(rows: list[Sample]) -> str:
+    said = [row["r"] < 0.95 for row in rows if row["expected"] < DOUBTFUL]
+    return f"{sum(said)}; {len(said) - sum(said)}" if rows else "–"
 
 
 def _cost(rows: list[Sample], name: str) -> str:
