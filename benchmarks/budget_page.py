@@ -95,7 +95,8 @@ def _said(rows: list[Sample]) -> str:
 def _cost(rows: list[Sample], name: str) -> str:
     if name in ("insertion", "deletion"):
         found = mean_interval([row[name] for row in rows if name in row], POINTS)
-        return f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}]" if found.n else "–"
+        interval = f" [{found.low:+.2f}, {found.high:+.2f}]" if found.n > 1 else ""
+        return f"{found.mean:+.2f}{interval}" if found.n else "–"
     own = "seconds" if name.endswith("map") else "table"
     both = [(row[f"exact_{own}"], row[own]) for row in rows if f"exact_{own}" in row]
     return f"{sum(exact for exact, _ in both) / sum(found for _, found in both):.1f}" if both else "–"
