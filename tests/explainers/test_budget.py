@@ -209,6 +209,13 @@ def test_a_budget_runs_its_share_and_a_batch_changes_nothing(spec: str, classifi
     assert (off < 0.4).all()
 
 
+def test_explain_says_once_which_maps_it_doubts(classifier: Classifier, images: Tensor, caplog: pytest.LogCaptureFixture) -> None:
+    few = "occlusion:window=8,stride=2,budget=0.05"
+    xattn.explain(classifier, images, [few, "occlusion:window=8,stride=2,budget=0.9"], target=1, batch_size=1)
+    (record,) = [record for record in caplog.records if "may be far from the exact one" in record.getMessage()]
+    assert f"by {few} may be far" in record.getMessage()
+
+
 def test_the_effects_of_windows_add_up_to_the_map_of_occlusion(classifier: Classifier, images: Tensor) -> None:
     traced = trace(classifier, images[:1], target=1)
     asked: list[Tensor] = []
