@@ -37,7 +37,9 @@ def write(samples: Mapping[str, Any], out: Path) -> None:
         own = [row for row in rows if row["method"] == method]
         costs = COSTS if any("insertion" in row for row in own) else COSTS[2:3]
         lines += [f"## `{method}`", "", f"| {' | '.join([*HEADER, *costs])} |", f"|---|---|{'---:|' * (len(HEADER) + len(costs) - 2)}"]
-        for network, setting in dict.fromkeys((row["network"], row["setting"]) for row in own):
+        networks = list(dict.fromkeys(row["network"] for row in rows))
+        pairs = {(row["network"], row["setting"]) for row in own}
+        for network, setting in sorted(pairs, key=lambda pair: (pair[1], networks.index(pair[0]))):
             found = [row for row in own if (row["network"], row["setting"]) == (network, setting)]
             lines.append(f"| {network} | `{setting}` | {' | '.join([*_quality(found), *(_cost(found, name) for name in costs)])} |")
         lines.append("")
@@ -104,13 +106,13 @@ def _cost(rows: list[Sample], name: str) -> str:
 
 def _measured(conditions: Mapping[str, Mapping[str, Any]]) -> list[str]:
     lines = []
-    for network, methods in conditions.items():
-        for method, about in methods.items():
+    for network, measured in conditions.items():
+        for what, about in measured.items():
             where = (
                 about["gpu"] or f"{about['processor']}, {about['threads']} thread{'s' * (about['threads'] > 1)} of {about['cores']} cores"
             )
             lines.append(
-                f"- {network}, {method}: `{about['command']}` on {about['date']}; {about['tuning']}; {where}, load {about['load']:.1f}; "
+                f"- {network}, {what}: `{about['command']}` on {about['date']}; {about['tuning']}; {where}, load {about['load']:.1f}; "
                 f"xattn {about['versions']['xattn']}, torch {about['versions']['torch']}."
             )
     return lines

@@ -35,6 +35,8 @@ MOST = 4_000
 """Passes of an image at most: beyond, the regression costs more than the passes that it spares."""
 ROUNDS = 6
 FIRST = 0.25
+STEP = 0.05
+"""Of the passes, in a round, where they end at a tolerance."""
 AVERAGED = 4
 DRAWN = 0.5
 EVENLY = 0.1
@@ -212,8 +214,9 @@ class _Image:
         left = most - len(self.chosen)
         if left == 0:
             return self._draw() if self.budget.unbiased and not self.drawn else []
-        first = min(most, max(FEWEST, int(FIRST * most)))
-        step = min(left, first if not self.chosen else max(FEWEST, -(-(most - first) // (ROUNDS - 1))))
+        first = min(most, max(FEWEST, int((STEP if self.budget.tolerance else FIRST) * most)))
+        later = first if self.budget.tolerance else max(FEWEST, -(-(most - first) // (ROUNDS - 1)))
+        step = min(left, later if self.chosen else first)
         if not self.chosen:
             kernel = Kernel("gaussian", self.unit, NUGGETS[4])
             return self._most_telling(kernel, None, self.effects, step)
