@@ -231,7 +231,7 @@ def main(
             replaced = {_key(row) for row in new}
             samples["samples"] = [row for row in samples["samples"] if _key(row) not in replaced] + new
             about = conditions(torch.device(device)) | {"tuning": str(job.predictor.tuning)}
-            samples["conditions"].setdefault(model, {}).update(dict.fromkeys((f"{method}, {setting}" for setting in wanted), about))
+            samples["conditions"].setdefault(model, {})[about["command"]] = about
             keep(samples, out)
             click.echo("\n".join(f"{model} {row['setting']} {row['picture']} r {row.get('r', 1):.4f}" for row in new), err=True)
     budget_page.write(kept_samples(out), out.with_suffix(".md"))

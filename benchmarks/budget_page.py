@@ -106,13 +106,13 @@ def _cost(rows: list[Sample], name: str) -> str:
 
 def _measured(conditions: Mapping[str, Mapping[str, Any]]) -> list[str]:
     lines = []
-    for network, measured in conditions.items():
-        for what, about in measured.items():
+    for network, commands in conditions.items():
+        for about in commands.values():
             where = (
                 about["gpu"] or f"{about['processor']}, {about['threads']} thread{'s' * (about['threads'] > 1)} of {about['cores']} cores"
             )
             lines.append(
-                f"- {network}, {what}: `{about['command']}` on {about['date']}; {about['tuning']}; {where}, load {about['load']:.1f}; "
+                f"- {network}: `{about['command']}` on {about['date']}; {about['tuning']}; {where}, load {about['load']:.1f}; "
                 f"xattn {about['versions']['xattn']}, torch {about['versions']['torch']}."
             )
     return lines
