@@ -1,135 +1,241 @@
-"""Score-CAM and RISE from a share of their passes beside all of them: writes benchmarks/results/budget.md.
+"""Maps from a share of their passes beside those of all passes: writes benchmarks/results/budget.json and, from it, budget.md.
 
-    python benchmarks/budget.py --data path/to/data            # photos, weights
+    python benchmarks/budget.py --count 100                              # Score-CAM, five networks; goes on where it was cut off
+    python benchmarks/budget.py --method rise --count 2
+    python benchmarks/budget.py --page                                   # the page alone
 
-The regression's constants were chosen on pictures of imagenette/val; these are photographs.
+The regression's constants were chosen on pictures of imagenette/val; these are photographs, and drawn birds for the network in the wheel.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import budget_page
 import click
 import torch
-from measure import clocked, conditions
+from measure import clocked, conditions, forwards
 from torch import Tensor
 
 import xattn
 from xattn.data.images import ImageSource
 from xattn.data.preprocessing import pixels
-from xattn.metrics.statistics import mean_interval
+from xattn.explainers import Maps
+from xattn.explainers.regression import expected_similarity
+from xattn.inference import Predictor, fastest
 
-RESULT = Path(__file__).parent / "results" / "budget.md"
+RESULTS = Path(__file__).parent / "results"
 DATA = Path(__file__).parents[2] / "shared" / "data"
 NETWORKS: dict[str, dict[str, Any]] = {
-    "torchvision:mobilenet_v2": {"weights": "mobilenet_v2.pth"},
-    "torchvision:squeezenet1_0": {"weights": "squeezenet1_0.pth"},
-    "timm:tf_efficientnet_lite0": {"weights": "tf_efficientnet_lite0.pth"},
+    "birds:gap": {},
     "timm:vit_tiny_patch16_224": {"weights": "vit_tiny_patch16_224.pth", "mean": [0.5], "std": [0.5], "resize": 248},
+    "torchvision:squeezenet1_0": {"weights": "squeezenet1_0.pth"},
+    "timm:tf_efficientnet_lite0": {"weights": "tf_efficientnet_lite0.pth", "mean": [0.5], "std": [0.5]},
+    "torchvision:mobilenet_v2": {"weights": "mobilenet_v2.pth"},
 }
+TABLE = ["grad-cam", "grad-cam++"]  # beside Score-CAM in the table job
+METRICS = ["average-drop", "average-gain", "average-increase", "insertion", "deletion"]
+CURVES = ["insertion", "deletion"]
 WITHIN = 1.96  # standard errors
-METRICS = ["insertion", "deletion"]
-HEADER = ["network", "method", "n", "share", "r, mean", "r, least", "covered", "picture by picture", "insertion", "deletion", "× faster"]
+ROUNDING = 1e-6  # float32, of a map's largest value
+BATCH = 4
 
 
-def similarity(found: Tensor, exact: Tensor) -> Tensor:
-    """Pearson correlation of each map with the exact one, `(B,)`; 0 where one is constant."""
-    one, other = (maps.double().flatten(1) - maps.double().flatten(1).mean(dim=1, keepdim=True) for maps in (found, exact))
-    return (one * other).sum(dim=1) / (one.norm(dim=1) * other.norm(dim=1)).clamp(min=1e-30)
+def similarity(found: Tensor, exact: Tensor) -> float:
+    """Pearson correlation of a map with the exact one; 0 where one is constant and the other is not, 1 where both are."""
+    one, other = (map_.double().flatten() - map_.double().mean() for map_ in (found, exact))
+    if not bool(one.any()) or not bool(other.any()):
+        return float(not bool(one.any()) and not bool(other.any()))
+    return float(one @ other / (one.norm() * other.norm()))
 
 
-def covered(found: Tensor, exact: Tensor, error: Tensor) -> Tensor:
-    """The share of each map's cells where the exact value lies within the interval of 95 %, `(B,)`."""
-    slack = 1e-6 * exact.abs().amax(dim=(1, 2), keepdim=True)  # float32
-    return ((found - exact).abs() <= WITHIN * error + slack).double().mean(dim=(1, 2))
+def deviation(error: Tensor, exact: Tensor) -> float:
+    """Root mean square of errors over the cells, in units of the exact map's range."""
+    span = (exact.max() - exact.min()).double()
+    return float(error.double().pow(2).mean().sqrt() / span) if span else 0.0
 
 
-def difference(a: Tensor, b: Tensor) -> str:
-    """Mean difference with its 95 % interval, in points."""
-    found = mean_interval(a - b, (-100.0, 100.0))
-    return f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
+def compared(found: Tensor, error: Tensor, exact: Tensor) -> dict[str, float]:
+    """A map beside the exact one: both `(h, w)`, and the standard error of each cell."""
+    slack = ROUNDING * exact.abs().max()
+    inside = (found - exact).abs() <= WITHIN * error + slack
+    return {
+        "r": similarity(found, exact),
+        "covered": float(inside.double().mean()),
+        "error": deviation(found - exact, exact),
+        "predicted": deviation(error, exact),
+        "expected": float(expected_similarity(found[None], error[None])),
+    }
 
 
-def compared(clf: xattn.Classifier, images: Tensor, method: str, shares: list[str], *, curves: bool) -> list[str]:
-    """A row of the page for each share; every picture is explained in turn by all shares and exactly."""
-    joint = "," if ":" in method else ":"
-    specs = [method, *(f"{method}{joint}budget={share}" for share in shares)]
-    seconds: dict[str, float] = dict.fromkeys(specs, 0.0)
-    maps: dict[str, list[Any]] = {spec: [] for spec in specs}
-    values: dict[tuple[str, str], list[Tensor]] = {}
-    for number in range(len(images)):
-        for turn in range(len(specs)):
-            spec = specs[(number + turn) % len(specs)]
-            explain = partial(xattn.explain, clf, images[number, None], [spec])
-            seconds[spec] += clocked(lambda run=explain, spec=spec: maps[spec].append(run()), clf.device)
-            if curves:
-                rows = xattn.evaluate(clf, images[number, None], maps[spec][-1], metrics=METRICS)
-                for metric in METRICS:
-                    own = rows[rows["metric"] == metric]["value"]
-                    values.setdefault((spec, metric), []).append(torch.tensor(own.to_numpy()))
-    exact = torch.cat([one.raw[method] for one in maps[method]])
+class Job:
+    """One network, run by its tuned predictor.
+
+    Args:
+        name: as it is loaded.
+        classifier: the network.
+    """
+
+    def __init__(self, name: str, classifier: xattn.Classifier) -> None:
+        self.name, self.classifier = name, classifier
+        self.predictor: Predictor = fastest(classifier)
+
+    def run(self, images: Tensor, spec: str, what: str) -> dict[str, Any]:
+        """Maps by a method, `(B, h, w)`, with the seconds and the passes of the batch.
+
+        Args:
+            images: `(B, 3, H, W)`.
+            spec: the method.
+            what: "maps"; "curves", with insertion and deletion; "table", among the methods and metrics of the table job.
+        """
+        methods = [*TABLE, spec] if what == "table" else [spec]
+        maps: list[Maps] = []
+
+        def explain() -> None:
+            maps.append(xattn.explain(self.classifier, images, methods, predictor=self.predictor))
+
+        with forwards(self.classifier.network) as seen:
+            seconds = clocked(explain, self.classifier.device)
+        (found,) = maps
+        errors = found.errors.get(spec)
+        made: dict[str, Any] = {"raw": found.raw[spec].cpu(), "error": None if errors is None else errors.cpu(), "seconds": seconds}
+        made |= {"passes": sum(seen)}
+        if what != "maps":
+            rows: list[Any] = []
+            metrics = METRICS if what == "table" else CURVES
+            evaluate = partial(xattn.evaluate, self.classifier, images, found, metrics, predictor=self.predictor)
+            more = clocked(lambda: rows.append(evaluate()), self.classifier.device)
+            own = rows[0][rows[0]["method"] == spec]
+            made |= {metric: own[own["metric"] == metric]["value"].tolist() for metric in CURVES}
+            made |= {"table": seconds + more} if what == "table" else {}
+        return made
+
+
+def measured(job: Job, images: Tensor, spec: str, settings: list[str], kept: Path | None, what: str) -> list[list[dict[str, Any]]]:
+    """For each setting the numbers of each picture of a batch; exact maps are made in the same turn, or taken from where they are kept."""
+    joint = "," if ":" in spec else ":"
+    at_once = kept is None or not kept.exists()
+    exact = job.run(images, spec, what) if at_once else torch.load(kept, weights_only=True)
+    if kept is not None and at_once:
+        torch.save(exact, kept)
+    count = len(images)
     rows = []
-    for share, spec in zip(shares, specs[1:], strict=True):
-        found, error = (torch.cat([getattr(one, what)[spec] for one in maps[spec]]) for what in ("raw", "errors"))
-        r, inside = similarity(found, exact), covered(found, exact, error)
-        moved = [difference(torch.cat(values[spec, m]), torch.cat(values[method, m])) if curves else "" for m in METRICS]
-        numbers = [
-            f"{r.mean():.3f}",
-            f"{r.min():.3f}",
-            f"{100 * inside.mean():.0f} %",
-            f"{100 * inside.min():.0f}–{100 * inside.max():.0f} %",
-        ]
-        cells = [clf.name, method, str(len(images)), share, *numbers, *moved, f"{seconds[method] / seconds[spec]:.1f}"]
-        rows.append(f"| {' | '.join(cells)} |")
-        click.echo(rows[-1], err=True)
+    for setting in settings:
+        found = job.run(images, f"{spec}{joint}{setting}", what)
+        shared = {"passes": found["passes"] / count, "of": exact["passes"] / count}
+        if at_once:
+            for name in ("seconds", "table") if what == "table" else ("seconds",):
+                shared |= {name: found[name] / count, f"exact_{name}": exact[name] / count}
+        rows.append([{**shared, **_beside(found, exact, number)} for number in range(count)])
     return rows
 
 
+def _beside(found: dict[str, Any], exact: dict[str, Any], number: int) -> dict[str, float]:
+    """What a picture's estimate and its exact map are to each other; quality is left out where every mask was run."""
+    quality = {} if found["error"] is None else compared(found["raw"][number], found["error"][number], exact["raw"][number])
+    return quality | {metric: found[metric][number] - exact[metric][number] for metric in CURVES if metric in found and metric in exact}
+
+
+def subjects(
+    model: str, count: int, data: Path, device: str, files: list[Path] | None = None
+) -> tuple[xattn.Classifier, list[str], Callable[[int], Tensor]]:
+    """A network, the names of its pictures, the first photographs if no files are given, and what makes each, `(1, 3, H, W)`."""
+    if model.startswith("birds:"):
+        drawn = xattn.birds.SketchBirds("test", count)
+        classifier = xattn.load(model, device=device)
+        draw = lambda number: (xattn.birds.pixels(drawn.scene(number)).float() / 255)[None].to(classifier.device)  # noqa: E731
+        return classifier, [f"bird-{number}" for number in range(count)], draw
+    given = NETWORKS[model]
+    classifier = xattn.load(model, **{**given, "weights": data / "weights" / given["weights"]}, device=device)
+    files = sorted((data / "photos").glob("*.jpg"))[:count] if files is None else files[:count]
+    source = ImageSource(files)
+    decode = lambda number: pixels(source.decode(source.images[number], classifier.preprocessing)[1][None], classifier.device)  # noqa: E731
+    return classifier, [file.stem for file in files], decode
+
+
+def _key(sample: dict[str, Any]) -> tuple[str, str, str, str]:
+    return sample["network"], sample["method"], sample["setting"], sample["picture"]
+
+
+def kept_samples(out: Path) -> dict[str, Any]:
+    """What was measured before."""
+    return json.loads(out.read_text(encoding="utf-8")) if out.exists() else {"conditions": {}, "samples": []}
+
+
+def keep(samples: dict[str, Any], out: Path) -> None:
+    """Written whole or not at all, a sample per line."""
+    rounded = [{key: round(value, 5) if isinstance(value, float) else value for key, value in row.items()} for row in samples["samples"]]
+    lines = ",\n".join(json.dumps(row) for row in rounded)
+    unfinished = out.with_suffix(".unfinished")
+    unfinished.write_text(f'{{"conditions": {json.dumps(samples["conditions"], indent=1)},\n"samples": [\n{lines}\n]}}\n', encoding="utf-8")
+    unfinished.replace(out)
+
+
 @click.command()
-@click.option("--networks", default=",".join(NETWORKS), show_default=True)
-@click.option("--shares", default="0.05,0.1,0.25", show_default=True)
-@click.option("--count", default=12, show_default=True, help="Photographs for Score-CAM.")
-@click.option("--rise", default=1, show_default=True, help="Photographs for RISE; 0: without it.")
-@click.option("--curves/--no-curves", default=True, show_default=True, help="Insertion and deletion of Score-CAM's maps.")
+@click.option("--networks", default=",".join(NETWORKS), show_default=True, help="Networks to add, or whose samples to make anew.")
+@click.option("--method", default="score-cam", show_default=True)
+@click.option("--setting", "settings", multiple=True, default=["budget=0.1"], show_default=True, help="Of the method; once for each.")
+@click.option("--count", default=12, show_default=True, help="Pictures of each network.")
+@click.option("--curves", default=24, show_default=True, help="Of these, the first ones, with insertion and deletion.")
+@click.option("--tables", default=4, show_default=True, help="Of these, the first ones, as the table job.")
+@click.option("--anew", is_flag=True, help="Measure settings that were measured before, too.")
+@click.option("--work", type=click.Path(path_type=Path), help="Folder that keeps exact maps, for other settings.")
 @click.option("--threads", default=1, show_default=True)
 @click.option("--device", default="cpu", show_default=True)
+@click.option("--page", is_flag=True, help="Only write the page.")
 @click.option("--data", type=click.Path(path_type=Path, exists=True), envvar="XATTN_DATA", default=DATA)
-@click.option("--out", type=click.Path(path_type=Path), default=RESULT)
-def main(networks: str, shares: str, count: int, rise: int, curves: bool, threads: int, device: str, data: Path, out: Path) -> None:
-    """Compares maps from a share of their passes with those of all passes, and writes the page."""
+@click.option("--out", type=click.Path(path_type=Path), default=RESULTS / "budget.json")
+def main(
+    networks: str,
+    method: str,
+    settings: tuple[str, ...],
+    count: int,
+    curves: int,
+    tables: int,
+    anew: bool,
+    work: Path | None,
+    threads: int,
+    device: str,
+    page: bool,
+    data: Path,
+    out: Path,
+) -> None:
+    """Compares maps from a share of their passes with those of all passes, picture by picture, and writes the page."""
     torch.set_num_threads(threads)
-    rows: list[str] = []
-    files = sorted((data / "photos").glob("*.jpg"))[: max(count, rise)]
-    for model in networks.split(","):
-        clf = xattn.load(model, **{**NETWORKS[model], "weights": data / "weights" / NETWORKS[model]["weights"]}, device=device)
-        source = ImageSource(files)
-        images = pixels(torch.stack([source.decode(image, clf.preprocessing)[1] for image in source.images]), clf.device)
-        rows += compared(clf, images[:count], "score-cam", shares.split(","), curves=curves)
-        if rise:
-            rows += compared(clf, images[:rise], "rise", shares.split(","), curves=False)
-    about = conditions(torch.device(device))
-    where = about["gpu"] or f"{about['processor']}, {about['threads']} thread{'s' * (about['threads'] > 1)} of {about['cores']} cores"
-    lines = [
-        "# Maps from a share of their passes, beside those of all passes",
-        "",
-        f"`score-cam:budget=SHARE`{' and `rise:budget=SHARE` (4,000 masks)' if rise else ''} on photographs, for the predicted class, one",
-        "picture at a time; the pictures are the first of `photos`, others than those that the regression's constants were chosen on.",
-        f"r: correlation of the raw maps. Covered: cells whose exact value lies within {WITHIN} standard errors, the mean over pictures;",
-        "beside it the least and the most of a picture. Insertion, deletion: mean difference from the exact map's in points [95 %].",
-        "× faster: seconds of the exact method over those of the estimate, passes and regression together, each picture in turn by both.",
-        "",
-        f"| {' | '.join(HEADER)} |",
-        f"|---|---|{'---:|' * (len(HEADER) - 2)}",
-        *rows,
-        "",
-        f"Made by `{about['command']}` on {about['date']}: {where}, load {about['load']:.1f}; xattn {about['versions']['xattn']}, torch",
-        f"{about['versions']['torch']}.",
-        "",
-    ]
-    out.write_text("\n".join(lines), encoding="utf-8")
-    click.echo(out, err=True)
+    if work is not None:
+        work.mkdir(parents=True, exist_ok=True)
+    for model in [] if page else networks.split(","):
+        classifier, pictures, make = subjects(model, count, data, device)
+        job: Job | None = None
+        for start in range(0, count, BATCH):
+            some = pictures[start : start + BATCH]
+            samples = kept_samples(out)  # another process may have added to it
+            known = {_key(row) for row in samples["samples"]}
+            wanted = [setting for setting in settings if anew or any((model, method, setting, own) not in known for own in some)]
+            if not wanted:
+                continue
+            job = job or Job(model, classifier)
+            what = "maps" if method != "score-cam" or start >= curves else "table" if start < tables else "curves"
+            kept = None if work is None else work / f"{model}-{method}-{start}-{len(some)}-{what}.pt".replace(":", "-")
+            images = torch.cat([make(number) for number in range(start, start + len(some))])
+            found = measured(job, images, method, wanted, kept, what)
+            new = [
+                {"network": model, "method": method, "setting": setting, "picture": picture, **numbers}
+                for setting, rows in zip(wanted, found, strict=True)
+                for picture, numbers in zip(some, rows, strict=True)
+            ]
+            replaced = {_key(row) for row in new}
+            samples["samples"] = [row for row in samples["samples"] if _key(row) not in replaced] + new
+            about = conditions(torch.device(device)) | {"tuning": str(job.predictor.tuning)}
+            samples["conditions"].setdefault(model, {})[about["command"]] = about
+            keep(samples, out)
+            click.echo("\n".join(f"{model} {row['setting']} {row['picture']} r {row.get('r', 1):.4f}" for row in new), err=True)
+    budget_page.write(kept_samples(out), out.with_suffix(".md"))
+    click.echo(out.with_suffix(".md"), err=True)
 
 
 if __name__ == "__main__":

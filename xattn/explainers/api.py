@@ -20,7 +20,7 @@ from xattn.data.preprocessing import pixels
 from xattn.errors import ImageError, InputError, UnsupportedError
 from xattn.explainers.base import MethodComponent, RunsNetworkAgain, created
 from xattn.explainers.maps import Maps, joined, maps_of_trace, needs_of
-from xattn.explainers.reasons import log_reasons
+from xattn.explainers.reasons import log_doubts, log_reasons
 from xattn.explainers.trace import Trace
 from xattn.inference.memory import kept_pages
 from xattn.inference.predictor import Predictor
@@ -136,6 +136,7 @@ def explain(
             )
             pieces.append(maps_of_trace(trace, components, names[part], tensor[part]))
             log_reasons(pieces[-1].reasons, names[part], logged)
+            log_doubts(pieces[-1].raw, pieces[-1].errors, names[part], logged)
             shown.add(len(names[part]))
     return replace(joined(pieces), photographs=photographs)
 

@@ -21,11 +21,13 @@ from xattn.registry import AtMost
 
 Response = Literal["probability", "score"]
 Fill = Literal["mean", "black"]
+Read = Callable[[Target, Tensor], Tensor]
+Respond = Callable[[str, Tensor, Read], Tensor]
 WINDOWS = 7
 MOST_PREDICTED = 10_000  # masks of an image: what a regression takes grows with their square
 
 
-def _reading(name: str, response: Response, target: Target) -> Callable[[Target, Tensor], Tensor]:
+def _reading(name: str, response: Response, target: Target) -> Read:
     """Reads the response from the targets and the output of some images, `(b,)` float64."""
     if response == "probability" and not target.has_probability:
         raise UnsupportedError(
@@ -42,6 +44,35 @@ def _probability(target: Target, output: Tensor) -> Tensor:
     return target.probability(output).p
 
 
+def _estimated(
+    trace: Trace, key: str, limit: Budget, response: Response, of_images: Sequence[Masks], respond: Respond, cells: Sequence[int]
+) -> Tensor:
+    """The responses to all masks, those beyond the budget predicted; each pixel's error goes to the trace.
+
+    Args:
+        trace: of the batch.
+        key: the method's.
+        limit: when the passes end.
+        response: what is read.
+        of_images: masks, as many for each image.
+        respond: runs the masks of some numbers, counted through all images.
+        cells: rows and columns of the map that the masks' effects speak of.
+    """
+    read, of_latent = (log_odds, torch.sigmoid) if response == "probability" else (_score, torch.clone)
+    each = len(of_images[0].inputs)
+
+    def ask(wanted: Sequence[list[int]]) -> list[Tensor]:
+        numbers = [image * each + number for image, some in enumerate(wanted) for number in some]
+        found = respond(f"{key}, masks {wanted}", torch.tensor(numbers, device=trace.images.device), read)
+        return list(found.split([len(some) for some in wanted]))
+
+    found = estimates(of_images, ask, of_latent, limit, trace.seeds)
+    error = torch.stack([one.error for one in found]).view(-1, 1, *cells)
+    whole = functional.interpolate(error, size=trace.images.shape[2:], mode="bilinear", align_corners=False)[:, 0]
+    trace.errors[key] = whole.to(trace.images)
+    return torch.cat([one.responses for one in found])
+
+
 @register("occlusion", source="Zeiler and Fergus 2014, Sec. 4.2")
 @dataclass(frozen=True)
 class Occlusion(RunsNetworkAgain):
@@ -53,6 +84,11 @@ class Occlusion(RunsNetworkAgain):
         fill: what the window shows: the classifier's "mean" colour, or "black".
         response: "probability", or "score", the logit of a class.
         signed: the same map, shown around zero, its mask made of what speaks for the target alone.
+        budget: share of the windows that are run; the other answers are predicted by a Gaussian process over the windows' places, see
+            `explainers/regression.py`: for windows that are much closer than they are wide. The maps' `errors` hold each cell's standard
+            error. None: all.
+        tolerance: end the passes of an image once the map's predicted error is below this share of its range.
+        unbiased: draw half of the budget's passes at random: right on average over draws, and each map further off.
 
     Differs: a pixel gets the mean loss over the windows that hide it; the paper draws the probability at each window's place.
     """
@@ -62,6 +98,9 @@ class Occlusion(RunsNetworkAgain):
     fill: Fill = "mean"
     response: Response = "probability"
     signed: bool = False
+    budget: float | None = None
+    tolerance: float | None = None
+    unbiased: bool = False
 
     def __post_init__(self) -> None:
         if any(value is not None and value < 1 for value in (self.window, self.stride)):
@@ -70,6 +109,16 @@ class Occlusion(RunsNetworkAgain):
             raise SettingError(
                 f"occlusion with stride={self.stride} skips pixels between windows of {self.window}: take a stride of at most the window."
             )
+        self._limit  # noqa: B018  # refuses what cannot be
+
+    @property
+    def _limit(self) -> Budget | None:
+        return Budget.of("occlusion", self.budget, self.tolerance, self.unbiased)
+
+    @property
+    def exact(self) -> Occlusion:
+        """The method with every window run."""
+        return replace(self, budget=None, tolerance=None, unbiased=False)
 
     def sides(self, size: tuple[int, int]) -> tuple[int, int]:
         """Window and stride in pixels for an image of this height and width.
@@ -86,9 +135,10 @@ class Occlusion(RunsNetworkAgain):
         return window, stride
 
     def forwards(self, channels: int, size: tuple[int, int]) -> int:
-        """The number of windows."""
+        """The most windows that are run."""
         window, stride = self.sides(size)
-        return len(_starts(size[0], window, stride)) * len(_starts(size[1], window, stride))
+        count = len(_starts(size[0], window, stride)) * len(_starts(size[1], window, stride))
+        return count if self._limit is None else self._limit.passes(count)
 
     def __call__(self, trace: Trace) -> Tensor:
         """Raw map `(B, H, W)`, signed: negative where the window raises the response.
@@ -104,17 +154,35 @@ class Occlusion(RunsNetworkAgain):
         each = len(rows) * len(columns)
         colour = trace.classifier.mean.to(images) if self.fill == "mean" else images.new_zeros(3, 1, 1)
 
-        def make(part: slice) -> tuple[Tensor, Tensor]:
-            number = torch.arange(part.start, part.stop, device=images.device)
-            owner, place = number // each, number % each
-            hidden = rows[place // len(columns), :, None] & columns[place % len(columns), None, :]
-            return torch.where(hidden[:, None], colour, images[owner]), owner
+        def respond(key: str, numbers: Tensor, read: Read) -> Tensor:
+            def make(part: slice) -> tuple[Tensor, Tensor]:
+                owner, place = numbers[part] // each, numbers[part] % each
+                hidden = rows[place // len(columns), :, None] & columns[place % len(columns), None, :]
+                return torch.where(hidden[:, None], colour, images[owner]), owner
 
-        responses = trace.respond(repr(self), PerturbedImages(len(images) * each, make), read)
+            return trace.respond(key, PerturbedImages(len(numbers), make), read)
+
+        if self._limit is None:
+            responses = respond(repr(self), torch.arange(len(images) * each, device=images.device), read)
+        else:
+            cells = [-(-side // stride) for side in size]  # within which the map is constant, but where the last windows reach the border
+            of_image = _windows(rows, columns, cells)
+            responses = _estimated(trace, repr(self), self._limit, self.response, [of_image] * len(images), respond, cells)
         whole = read(trace.target, trace.output.detach()).to(responses)
         losses = whole[:, None, None] - responses.view(len(images), len(rows), len(columns))
         rows, columns = (lines.to(losses) / lines.sum(dim=0).to(losses) for lines in (rows, columns))
         return (rows.mT @ losses @ columns).to(images)
+
+
+def _windows(rows: Tensor, columns: Tensor, cells: Sequence[int]) -> Masks:
+    """The windows by their places, and what the response to each takes from the map's cells."""
+    down, across = (
+        functional.adaptive_avg_pool1d(widened(lines) / widened(lines).sum(dim=0), cells[axis])
+        for axis, lines in enumerate((rows, columns))
+    )
+    effects = -torch.einsum("rh,cw->rchw", down, across).flatten(2).flatten(0, 1)
+    places = torch.cartesian_prod(torch.arange(len(rows)), torch.arange(len(columns))).view(len(effects), 2)
+    return Masks(places.to(effects), effects)
 
 
 def _starts(side: int, window: int, stride: int) -> range:
@@ -144,6 +212,7 @@ class RISE(RunsNetworkAgain):
         budget: share of the masks that are run; the other answers are predicted by a Gaussian process over the masks, see
             `explainers/regression.py`, so that the map is an estimate of the one of all `masks`. None: all.
         tolerance: end the passes of an image once the map's predicted error is below this share of its range.
+        unbiased: draw half of the budget's passes at random: right on average over draws, and each map further off.
     """
 
     masks: Annotated[int, AtMost(1_000_000)] = 4000
@@ -152,6 +221,7 @@ class RISE(RunsNetworkAgain):
     response: Response = "probability"
     budget: float | None = None
     tolerance: float | None = None
+    unbiased: bool = False
 
     def __post_init__(self) -> None:
         if self.masks < 1 or self.grid < 1:
@@ -163,12 +233,12 @@ class RISE(RunsNetworkAgain):
 
     @property
     def _limit(self) -> Budget | None:
-        return Budget.of("rise", self.budget, self.tolerance)
+        return Budget.of("rise", self.budget, self.tolerance, self.unbiased)
 
     @property
     def exact(self) -> RISE:
         """The method with every mask run."""
-        return replace(self, budget=None, tolerance=None)
+        return replace(self, budget=None, tolerance=None, unbiased=False)
 
     def forwards(self, channels: int, size: tuple[int, int]) -> int:
         """The most masks that are run."""
@@ -187,7 +257,7 @@ class RISE(RunsNetworkAgain):
         drawn = [self._draw(seed, len(down), len(across)) for seed in trace.seeds]
         grids, top, left = (torch.cat(column).to(device) for column in zip(*drawn, strict=True))
 
-        def respond(key: str, numbers: Tensor, read: Callable[[Target, Tensor], Tensor]) -> Tensor:
+        def respond(key: str, numbers: Tensor, read: Read) -> Tensor:
             def make(part: slice) -> tuple[Tensor, Tensor]:
                 some = numbers[part]
                 masks = down[top[some]].mT @ grids[some].to(images) @ across[left[some]]
@@ -199,7 +269,10 @@ class RISE(RunsNetworkAgain):
         if self._limit is None:
             responses = respond(repr(self), torch.arange(count * self.masks, device=device), read)
         else:
-            responses = self._estimated(trace, self._limit, self._cells(down, grids, across, top, left), respond)
+            cells = self._cells(down, grids, across, top, left)
+            of_images = [Masks(own, own / (self.p * self.masks)) for own in cells.split(self.masks)]
+            sides = [min(self.grid, side) for side in images.shape[2:]]
+            responses = _estimated(trace, repr(self), self._limit, self.response, of_images, respond, sides)
         # Masks cropped at one place differ in their grids alone: their weighted sum is that of the grids, upsampled once.
         owner = torch.arange(count, device=device).repeat_interleave(self.masks)
         place = ((owner * len(down) + top) * len(across) + left).to(responses.device)
@@ -215,23 +288,6 @@ class RISE(RunsNetworkAgain):
         rows, columns = (functional.adaptive_avg_pool1d(widened(side), min(self.grid, side.shape[2])) for side in (down, across))
         made = rows[top.to(rows.device)].mT @ grids.to(rows) @ columns[left.to(rows.device)]
         return made.flatten(1)
-
-    def _estimated(self, trace: Trace, limit: Budget, cells: Tensor, respond: Callable[..., Tensor]) -> Tensor:
-        """The responses to all masks, those beyond the budget predicted; each pixel's error goes to the trace."""
-        read, response = (log_odds, torch.sigmoid) if self.response == "probability" else (_score, torch.clone)
-        of_images = [Masks(own, own / (self.p * self.masks)) for own in cells.split(self.masks)]
-
-        def ask(wanted: Sequence[list[int]]) -> list[Tensor]:
-            numbers = [image * self.masks + number for image, some in enumerate(wanted) for number in some]
-            found = respond(f"{self!r}, masks {wanted}", torch.tensor(numbers, device=trace.images.device), read)
-            return list(found.split([len(some) for some in wanted]))
-
-        found = estimates(of_images, ask, response, limit)
-        side = [min(self.grid, pixels) for pixels in trace.images.shape[2:]]
-        error = torch.stack([one.error for one in found]).view(-1, 1, *side)
-        whole = functional.interpolate(error, size=trace.images.shape[2:], mode="bilinear", align_corners=False)[:, 0]
-        trace.errors[repr(self)] = whole.to(trace.images)
-        return torch.cat([one.responses for one in found])
 
     def _draw(self, seed: int, down: int, across: int) -> tuple[Tensor, Tensor, Tensor]:
         """The grids of an image's masks, and where each is cropped: first all grids are drawn, then all rows, then all columns."""

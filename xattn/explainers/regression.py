@@ -13,13 +13,21 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softmax
+from torch.special import ndtr
 
 from xattn.errors import SettingError
+from xattn.explainers.gaussian_process import (
+    NUGGETS,
+    TINY,
+    Kernel,
+    Moments,
+    Response,
+    covariances,
+    moments_of,
+    rectified_error,
+    squared_distances,
+)
 from xattn.metrics.targets import Target
-
-Response = Callable[[Tensor], Tensor]
-"""A latent value, any real number, → the response."""
 
 FEWEST = 8
 """Passes of an image at least, if it has as many masks: fewer tell nothing of how smooth the responses are."""
@@ -27,13 +35,15 @@ MOST = 4_000
 """Passes of an image at most: beyond, the regression costs more than the passes that it spares."""
 ROUNDS = 6
 FIRST = 0.25
-LENGTHS = (0.5, 0.7, 1.0, 1.4, 2.0, 4.0, 16.0)
-NUGGETS = (1e-8, 1e-4, 1e-3, 0.01, 0.03, 0.1, 0.3, 1.0)
-SMOOTHNESS = ("gaussian", "matern")
+STEP = 0.05
+"""Of the passes, in a round, where they end at a tolerance."""
 AVERAGED = 4
-NODES = 24
+DRAWN = 0.5
+EVENLY = 0.1
+CAUTION = 1.3
+"""Standard errors are so much larger than the regression's own: the least at which they cover 95 % of the cells at a tenth and at a quarter
+of the passes on each of four networks, on pictures of imagenette/val."""
 BLOCK = 512
-TINY = 1e-12
 SMALLEST = 1e-30
 
 
@@ -50,13 +60,15 @@ class Budget:
     Attributes:
         share: of the passes, at most.
         tolerance: the predicted error of a map at which its passes end: root mean square over the cells, in units of the map's range.
+        unbiased: the last half of the passes is drawn at random, and what the predictions miss there stands for the masks that are not run.
     """
 
     share: float
     tolerance: float = 0.0
+    unbiased: bool = False
 
     @classmethod
-    def of(cls, method: str, budget: float | None, tolerance: float | None) -> Budget | None:
+    def of(cls, method: str, budget: float | None, tolerance: float | None, unbiased: bool = False) -> Budget | None:
         """That of a method's settings; None if it runs all passes.
 
         Raises:
@@ -69,9 +81,11 @@ class Budget:
                 f"{method}'s tolerance is an error as a share of the map's range, between 0 and 1; got tolerance={tolerance}. "
                 "Leave it out for the exact map."
             )
+        if unbiased and (budget is None or tolerance is not None):
+            raise SettingError(f"{method} with unbiased=true draws half of the passes of a budget: give budget, and leave tolerance out.")
         if budget in (None, 1) and tolerance is None:
             return None
-        return cls(1.0 if budget is None else budget, 0.0 if tolerance is None else tolerance)
+        return cls(1.0 if budget is None else budget, 0.0 if tolerance is None else tolerance, unbiased)
 
     def passes(self, count: int) -> int:
         """The most passes of an image with so many masks."""
@@ -84,17 +98,20 @@ class Masks(NamedTuple):
     Attributes:
         inputs: `(n, d)` float64, each mask at a few cells.
         effects: `(n, c)` float64, what a response of 1 to it adds to each cell of the map.
+        rectified: negative cells of the map are set to 0, so that nothing about them has to be known but that they are negative.
     """
 
     inputs: Tensor
     effects: Tensor
+    rectified: bool = False
 
 
 class Estimate(NamedTuple):
     """What comes of one image.
 
     Attributes:
-        responses: `(n,)` float64, those of the network to the masks that were run, and predictions of the others.
+        responses: `(n,)` float64, those of the network to the masks that were run, and predictions of the others. Of an unbiased estimate,
+            predictions, and beyond them what they miss, over the mask's probability of being drawn, for those that were.
         error: `(c,)` float64, standard error of the map at each cell; 0 if every mask was run.
         passes: masks that were run.
     """
@@ -108,40 +125,44 @@ Ask = Callable[[Sequence[list[int]]], Sequence[Tensor]]
 """For each image the numbers of some masks → the latent values of its responses to them."""
 
 
-def estimates(images: Sequence[Masks], ask: Ask, response: Response, budget: Budget) -> list[Estimate]:
+def expected_similarity(maps: Tensor, errors: Tensor) -> Tensor:
+    """The correlation of maps with the exact ones that their standard errors suggest, `(B,)`; NaN where a map is no number.
+
+    >>> expected_similarity(torch.tensor([[[0.0, 2.0]]]), torch.tensor([[[1.0, 1.0]]]))
+    tensor([0.7071], dtype=torch.float64)
+    """
+    cells, noise = maps.double().flatten(1), errors.double().flatten(1).pow(2).mean(dim=1)
+    signal = cells.var(dim=1, correction=0)
+    return torch.where(noise > 0, signal / (signal + noise).clamp(min=SMALLEST), torch.where(noise.isnan(), noise, 1.0)).sqrt()
+
+
+def estimates(images: Sequence[Masks], ask: Ask, response: Response, budget: Budget, seeds: Sequence[int] = ()) -> list[Estimate]:
     """The responses of some images to all of their masks, from as many passes as a budget allows.
 
     The first masks are those that are most telling of the map, were the responses as smooth as the masks' distances suggest. Each further
     round fits the regression and takes the masks whose responses would reduce the map's predicted variance most, one after the other. The
     images of a batch share the rounds' forwards and nothing else.
 
+    An unbiased estimate is a difference estimator (Särndal, Swensson and Wretman 1992, Sec. 6.3): the regression takes half of the passes,
+    the others are drawn from the masks that are left, more often where the prediction is less sure, and by what each differs from its
+    prediction counts for as many masks as one over its probability. The mean over draws is the sum of all responses, whatever the
+    regression predicts.
+
     Args:
         images: their masks.
         ask: runs the network.
         response: latent value → response.
         budget: when the passes end.
+        seeds: of the images, for what an unbiased estimate draws.
 
     Raises:
         SettingError: the budget comes to more passes than a regression takes.
     """
-    states = [_Image(masks, budget, response) for masks in images]
+    states = [_Image(masks, budget, response, seeds[number] if seeds else 0) for number, masks in enumerate(images)]
     while any(wanted := [state.wanted() for state in states]):
         for state, numbers, found in zip(states, wanted, ask(wanted), strict=True):
             state.add(numbers, found)
     return [state.estimate() for state in states]
-
-
-class _Kernel(NamedTuple):
-    """A covariance: scale · (correlation + nugget of a mask with itself)."""
-
-    smoothness: str
-    length: float
-    nugget: float
-    scale: float = 1.0
-
-    def correlation(self, one: Tensor, other: Tensor) -> Tensor:
-        """`(n, d)` and `(m, d)` → `(n, m)`."""
-        return _correlation(_squares(one, other) / self.length**2, self.smoothness)
 
 
 class _Posterior(NamedTuple):
@@ -160,54 +181,57 @@ class _Posterior(NamedTuple):
     level: Tensor
 
 
-class _Moments(NamedTuple):
-    """Of the responses, whose latent values are normal: mean, slope of the mean in that of the latent value, variance; each `(n,)`."""
-
-    mean: Tensor
-    slope: Tensor
-    variance: Tensor
-
-
 class _Image:
     """The masks of one image, and what is known of them."""
 
-    def __init__(self, masks: Masks, budget: Budget, response: Response) -> None:
-        self.inputs, self.effects, self.budget, self.response = *masks, budget, response
+    def __init__(self, masks: Masks, budget: Budget, response: Response, seed: int) -> None:
+        self.inputs, self.effects, self.rectified = masks
+        self.budget, self.response = budget, response
         count = len(self.inputs)
         self.most = budget.passes(count)
         if MOST < self.most < count:
             raise SettingError(
                 f"a budget of {budget.share:g} is {self.most} passes of {count}; a regression takes at most {MOST}: give a smaller budget."
             )
+        self.seed = seed
+        self.drawn: list[int] = []
+        self.missed = self.effects.new_empty(0)  # by how much the responses to the drawn masks differ from their predictions
         self.chosen: list[int] = []
         self.latents = self.effects.new_empty(0)
         self.ended = False
         self.surprise, self.expected = 0.0, 0.0
-        self.predicted: tuple[_Kernel, _Posterior, _Moments] | None = None
+        self.predicted: tuple[Kernel, _Posterior, Moments] | None = None
         some = self.inputs[:: max(1, count // 256)]
-        self.unit = float(_squares(some, some).median().sqrt()) or 1.0 if count > 1 else 1.0
+        self.unit = float(squared_distances(some, some).median().sqrt()) or 1.0 if count > 1 else 1.0
 
     def wanted(self) -> list[int]:
         """The masks to run next; none once the passes end."""
-        left = self.most - len(self.chosen)
-        if self.ended or left == 0:
+        if self.ended:
             return []
         if self.most == len(self.inputs) and not self.budget.tolerance:
-            return list(range(self.most))
-        first = min(self.most, max(FEWEST, int(FIRST * self.most)))
-        step = min(left, first if not self.chosen else max(1, -(-(self.most - first) // (ROUNDS - 1))))
+            return [] if self.chosen else list(range(self.most))
+        most = self.most - int(DRAWN * self.most) if self.budget.unbiased else self.most
+        left = most - len(self.chosen)
+        if left == 0:
+            return self._draw() if self.budget.unbiased and not self.drawn else []
+        first = min(most, max(FEWEST, int((STEP if self.budget.tolerance else FIRST) * most)))
+        later = first if self.budget.tolerance else max(FEWEST, -(-(most - first) // (ROUNDS - 1)))
+        step = min(left, later if self.chosen else first)
         if not self.chosen:
-            kernel = _Kernel("gaussian", self.unit, NUGGETS[4])
+            kernel = Kernel("gaussian", self.unit, NUGGETS[4])
             return self._most_telling(kernel, None, self.effects, step)
         kernel, posterior, moments = self._predict()
         if self.budget.tolerance and self._error_of(self.estimate()) < self.budget.tolerance:
             self.ended = True
             return []
-        return self._most_telling(kernel, posterior, self.effects * moments.slope[:, None], step)
+        return self._most_telling(kernel, posterior, self.effects * moments.slope[:, None] * self._counted(kernel), step)
 
     def add(self, numbers: list[int], latents: Tensor) -> None:
         """Takes the answers to some masks."""
         if not numbers:
+            return
+        if self.drawn:
+            self.missed = self.response(latents.to(self.latents)) - self.estimate().responses[self.drawn]
             return
         if self.predicted is not None:
             _, _, moments = self.predicted
@@ -226,29 +250,83 @@ class _Image:
         if not bool(torch.isfinite(self.latents).all()):
             return Estimate(responses, error + torch.nan, len(self.chosen))
         if len(self.chosen) < count:
-            likely = sorted(_likely(self.inputs[self.chosen], self.latents, self.unit), reverse=True)
+            likely = sorted(covariances(self.inputs[self.chosen], self.latents, self.unit), reverse=True)
             found = [(weight, *self._of(kernel)) for weight, kernel in likely[:AVERAGED]]
             total = sum(weight for weight, *_ in found)
             responses = sum((weight / total * mean for weight, mean, _, _ in found), torch.zeros_like(responses))
             centre = sum((weight / total * a for weight, _, a, _ in found), torch.zeros_like(error))
             error = sum((weight / total * (variance + (a - centre) ** 2) for weight, _, a, variance in found), error)
-            error = (error * max(1.0, self.surprise / max(self.expected, TINY))).sqrt()
+            error = CAUTION * (error * max(1.0, self.surprise / max(self.expected, TINY))).sqrt()
+            if len(self.missed):
+                responses, error = self._corrected(responses)
+            error = rectified_error(responses @ self.effects, error) if self.rectified else error
         else:
             responses[self.chosen] = self.response(self.latents)
-        return Estimate(responses, error, len(self.chosen))
+        return Estimate(responses, error, len(self.chosen) + len(self.drawn))
+
+    def _draw(self) -> list[int]:
+        """As many masks as are left to run, each of those not chosen with its probability."""
+        generator = torch.Generator().manual_seed(self.seed)
+        order, start = torch.randperm(len(self.inputs), generator=generator), torch.rand((), generator=generator, dtype=torch.float64)
+        ends = self._probabilities().cpu()[order].cumsum(dim=0) - start
+        passed = torch.cat([ends.new_tensor([-1.0]), ends.floor()]).diff() > 0  # systematic sampling: where the sum passes a whole number
+        self.drawn = order[passed].tolist()
+        return self.drawn
+
+    def _probabilities(self) -> Tensor:
+        """Of drawing each mask; 0 for those that were chosen. By what its prediction's error may do to the map, and a tenth evenly."""
+        kernel, _, moments = self._predict()
+        weights = moments.variance.sqrt() * (self.effects * self._counted(kernel)).norm(dim=1)
+        free = torch.ones_like(weights)
+        free[self.chosen] = 0.0
+        weights = free * ((1 - EVENLY) * weights / (weights * free).sum().clamp(min=TINY) + EVENLY / free.sum())
+        count = self.most - len(self.chosen)
+        found = torch.zeros_like(weights)
+        while bool((found < 1).any()):
+            certain = found == 1
+            rest = torch.where(certain, 0.0, weights)
+            found = torch.where(certain, 1.0, rest * (count - certain.sum()) / rest.sum().clamp(min=TINY))
+            if not bool((found > 1).any()):
+                break
+            found = torch.where(found > 1, 1.0, found)
+        return found
+
+    def _corrected(self, predictions: Tensor) -> tuple[Tensor, Tensor]:
+        """Responses whose sum is unbiased, and the standard error over draws of each cell of their map.
+
+        Its shape is that of the predicted variances, its size that of what the predictions missed.
+        """
+        _, _, moments = self._predict()
+        probability = self._probabilities()
+        responses = predictions.clone()
+        responses[self.drawn] += self.missed / probability[self.drawn]
+        expected = moments.variance[self.drawn].clamp(min=TINY)
+        size = float((self.missed**2 / expected).mean())
+        odds = torch.where(probability > 0, (1 - probability) / probability.clamp(min=TINY), 0.0)
+        variance = (odds * moments.variance) @ self.effects.pow(2)
+        return responses, CAUTION * (max(1.0, size) * variance).sqrt()
+
+    def _counted(self, kernel: Kernel) -> Tensor:
+        """How much each cell's error counts in the map: the probability that the cell is positive, where negative ones are set to 0."""
+        if not self.rectified:
+            return self.effects.new_ones(self.effects.shape[1])
+        _, cells, variance = self._of(kernel)
+        counted: Tensor = ndtr(cells / variance.clamp(min=TINY).sqrt())
+        return counted
 
     def _error_of(self, estimate: Estimate) -> float:
         cells = estimate.responses @ self.effects
+        cells = cells.relu() if self.rectified else cells
         return float(estimate.error.pow(2).mean().sqrt() / (cells.max() - cells.min()).clamp(min=TINY))
 
-    def _predict(self) -> tuple[_Kernel, _Posterior, _Moments]:
+    def _predict(self) -> tuple[Kernel, _Posterior, Moments]:
         if self.predicted is None:
-            _, kernel = max(_likely(self.inputs[self.chosen], self.latents, self.unit))
+            _, kernel = max(covariances(self.inputs[self.chosen], self.latents, self.unit))
             posterior = self._posterior(kernel)
             self.predicted = kernel, posterior, self._moments(posterior)
         return self.predicted
 
-    def _posterior(self, kernel: _Kernel) -> _Posterior:
+    def _posterior(self, kernel: Kernel) -> _Posterior:
         across = kernel.correlation(self.inputs, self.inputs[self.chosen])
         lower = torch.linalg.cholesky(across[self.chosen] + kernel.nugget * torch.eye(len(self.chosen)).to(across))
         given = torch.stack([self.latents, torch.ones_like(self.latents)], dim=1)
@@ -259,15 +337,15 @@ class _Image:
         variance = kernel.scale * (1 + kernel.nugget - known.pow(2).sum(dim=0) + level**2)
         return _Posterior(mean + known.mT @ (values - mean * ones), variance.clamp(min=TINY), known, level)
 
-    def _moments(self, posterior: _Posterior) -> _Moments:
+    def _moments(self, posterior: _Posterior) -> Moments:
         """Of the responses; of those that are known, the value alone."""
-        found = _moments(self.response, posterior.mean, posterior.variance)
+        found = moments_of(self.response, posterior.mean, posterior.variance)
         found.mean[self.chosen] = self.response(self.latents)
         found.slope[self.chosen] = 0.0
         found.variance[self.chosen] = 0.0
         return found
 
-    def _of(self, kernel: _Kernel) -> tuple[Tensor, Tensor, Tensor]:
+    def _of(self, kernel: Kernel) -> tuple[Tensor, Tensor, Tensor]:
         """Responses, map and the map's variance by one covariance."""
         posterior = self._posterior(kernel)
         moments = self._moments(posterior)
@@ -278,12 +356,12 @@ class _Image:
         variance = variance + self.effects.pow(2).mT @ (moments.variance - smooth).clamp(min=0)
         return moments.mean, moments.mean @ self.effects, variance.clamp(min=0)
 
-    def _explained(self, kernel: _Kernel, effects: Tensor) -> Tensor:
+    def _explained(self, kernel: Kernel, effects: Tensor) -> Tensor:
         """The covariance of cells and latent values before any answer, without the nugget: `(n, c)` → `(c, n)`."""
         blocks = self.inputs.split(BLOCK)
         return torch.cat([effects.mT @ kernel.correlation(self.inputs, block) for block in blocks], dim=1)
 
-    def _most_telling(self, kernel: _Kernel, posterior: _Posterior | None, effects: Tensor, count: int) -> list[int]:
+    def _most_telling(self, kernel: Kernel, posterior: _Posterior | None, effects: Tensor, count: int) -> list[int]:
         """The masks that reduce the summed variance of the map's cells most, each beside those before it."""
         if posterior is None:
             known, level = self.inputs.new_zeros(0, len(self.inputs)), self.inputs.new_ones(len(self.inputs))
@@ -308,45 +386,3 @@ class _Image:
             free[place] = False
             taken.append(place)
         return taken
-
-
-def _squares(one: Tensor, other: Tensor) -> Tensor:
-    """Squared distances, `(n, m)`."""
-    return (one.pow(2).sum(dim=1)[:, None] + other.pow(2).sum(dim=1) - 2 * one @ other.mT).clamp(min=0)
-
-
-def _correlation(squares: Tensor, smoothness: str) -> Tensor:
-    """Of latent values, from squared distances in units of the length; "matern" is that of order 5/2."""
-    if smoothness == "gaussian":
-        return torch.exp(-squares / 2)
-    distance = (5 * squares).sqrt()
-    return (1 + distance + distance**2 / 3) * torch.exp(-distance)
-
-
-def _likely(inputs: Tensor, latents: Tensor, unit: float) -> list[tuple[float, _Kernel]]:
-    """Covariances, each with its share of the marginal likelihood; the mean is unknown and the scale the likeliest."""
-    squares, ones = _squares(inputs, inputs), torch.ones_like(latents)
-    nuggets = latents.new_tensor(NUGGETS)
-    kernels, found = [], []
-    for smoothness in SMOOTHNESS:
-        for length in LENGTHS:
-            values, vectors = torch.linalg.eigh(_correlation(squares / (length * unit) ** 2, smoothness))
-            inverse = 1 / (values.clamp(min=0) + nuggets[:, None])
-            own, one = vectors.mT @ latents, vectors.mT @ ones
-            weight = inverse @ one**2
-            mean = inverse @ (one * own) / weight
-            scale = ((inverse * (own - mean[:, None] * one) ** 2).sum(dim=1) / (len(latents) - 1)).clamp(min=TINY)
-            found.append(-0.5 * ((len(latents) - 1) * scale.log() - inverse.log().sum(dim=1) + weight.log()))
-            kernels += [_Kernel(smoothness, length * unit, *pair) for pair in zip(NUGGETS, scale.tolist(), strict=True)]
-    return list(zip(softmax(torch.cat(found), dim=0).tolist(), kernels, strict=True))
-
-
-def _moments(response: Response, mean: Tensor, variance: Tensor) -> _Moments:
-    """By Gauss-Hermite quadrature, its points and weights from the eigenvectors of the Jacobi matrix (Golub and Welsch 1969)."""
-    beside = torch.diag(torch.arange(1, NODES).to(mean).sqrt(), 1)
-    points, vectors = torch.linalg.eigh(beside + beside.mT)
-    weights = vectors[0] ** 2
-    deviation = variance.sqrt()
-    values = response(mean[:, None] + deviation[:, None] * points)
-    first = values @ weights
-    return _Moments(first, (values * points) @ weights / deviation, (values - first[:, None]).pow(2) @ weights)

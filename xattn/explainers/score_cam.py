@@ -43,6 +43,8 @@ class ScoreCAM(RunsNetworkAgain):
             `explainers/regression.py`. The maps' `errors` hold each cell's standard error. None: all.
         tolerance: end the passes of an image once the map's predicted error, the root mean square over its cells, is below this share of
             the map's range; with `budget`, whichever comes first.
+        unbiased: draw half of the budget's passes at random, so that the weighted sum of the features, before its negative cells are set to
+            0, is right on average over draws. Each map is further from the exact one than without.
         align_corners: upsample feature maps with aligned corners, as pytorch-grad-cam and the CA-Stream release do.
     """
 
@@ -51,6 +53,7 @@ class ScoreCAM(RunsNetworkAgain):
     top: int | None = None
     budget: float | None = None
     tolerance: float | None = None
+    unbiased: bool = False
     align_corners: bool = False
 
     def __post_init__(self) -> None:
@@ -69,12 +72,12 @@ class ScoreCAM(RunsNetworkAgain):
 
     @property
     def _limit(self) -> Budget | None:
-        return Budget.of("score-cam", self.budget, self.tolerance)
+        return Budget.of("score-cam", self.budget, self.tolerance, self.unbiased)
 
     @property
     def exact(self) -> ScoreCAM:
         """The method with every channel run."""
-        return replace(self, top=None, budget=None, tolerance=None)
+        return replace(self, top=None, budget=None, tolerance=None, unbiased=False)
 
     def forwards(self, channels: int, size: tuple[int, int]) -> int:
         """The most forwards per image."""
@@ -102,7 +105,7 @@ class ScoreCAM(RunsNetworkAgain):
             wanted &= torch.zeros_like(wanted).scatter_(1, energy.topk(self.top, dim=1).indices, True)
         scores = widened(features.new_full(wanted.shape, -torch.inf))
         scores[wanted.to(scores.device)] = self._scores(trace, *wanted.nonzero(as_tuple=True))
-        weights = scores.clamp(min=0) if self.weighting == "probability" else scores.softmax(dim=1).nan_to_num(0.0)
+        weights = scores.masked_fill(scores == -torch.inf, 0) if self.weighting == "probability" else scores.softmax(dim=1).nan_to_num(0.0)
         return (weights.to(features)[:, :, None, None] * features).sum(dim=1).relu()
 
     def _scores(self, trace: Trace, image: Tensor, channel: Tensor) -> Tensor:
@@ -133,7 +136,7 @@ class ScoreCAM(RunsNetworkAgain):
         low, high = (extreme[:, None] for extreme in maps.aminmax(dim=1))
         masks = (maps - low) / (high - low)
         places = [(image == own).nonzero()[:, 0] for own in range(len(trace.features))]
-        of_images = [Masks(masks[own.to(masks.device)], effects[own.to(effects.device)]) for own in places]
+        of_images = [Masks(masks[own.to(masks.device)], effects[own.to(effects.device)], rectified=True) for own in places]
 
         def ask(wanted: Sequence[list[int]]) -> list[Tensor]:
             chosen = torch.cat([own[numbers] for own, numbers in zip(places, wanted, strict=True)])
@@ -141,7 +144,7 @@ class ScoreCAM(RunsNetworkAgain):
             found = trace.respond(f"{self!r}, masks {wanted}", run, log_odds, self.chunk)
             return list(found.split([len(numbers) for numbers in wanted]))
 
-        found = estimates(of_images, ask, torch.sigmoid, limit)
+        found = estimates(of_images, ask, torch.sigmoid, limit, trace.seeds)
         trace.errors[repr(self)] = torch.stack([one.error for one in found]).view(-1, *trace.features.shape[2:]).to(trace.features)
         return torch.cat([one.responses for one in found])
 

@@ -21,7 +21,7 @@ from xattn.data.preprocessing import Frame, pixels
 from xattn.errors import InputError, NameUnknownError
 from xattn.explainers.base import MethodComponent
 from xattn.explainers.maps import Maps, maps_of_trace, needs_of
-from xattn.explainers.reasons import log_reasons
+from xattn.explainers.reasons import log_doubts, log_reasons
 from xattn.explainers.trace import Trace
 from xattn.inference.context import BatchContext, shared_predictor
 from xattn.inference.memory import is_out_of_memory
@@ -187,6 +187,7 @@ class Executor:
                 continue
             for found in maps:
                 log_reasons(found.reasons, found.names, self._logged)
+                log_doubts(found.raw, found.errors, found.names, self._logged)
             for side, found, values, (first, second) in zip(part, maps, scores, rows, strict=True):
                 if self.plan.save_maps:
                     self._write_masks(side.classifier, found)
