@@ -25,12 +25,13 @@ import torch
 from arithmetic import Figures, arithmetic
 from measure import conditions
 from points import SMALL_PART
-from rows import READS, TABLES
+from rows import MOST_REPORTED, READS, TABLES
 from speed_page import number, section, spread
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 RESULTS = Path(__file__).parent / "results" / "scale"
-RUNS, SMALL_RUNS = ((800, 20, 10), (50_000, 20, 10)), ((24, 4, 2),)
+RUNS = ((800, 20, 10), (10_000, 40, 10), (100_000, 40, 1), (50_000, 20, 10))  # of the two in the middle, a method has 100,000 values
+SMALL_RUNS = ((24, 4, 2),)
 SIDES, CHANNELS = (64, 128, 192, 256), (64, 256, 1024)
 WORKERS = {
     "in this process": {"kind": "engine", "actors": 0},
@@ -147,10 +148,11 @@ def over_workers(found: Rounds) -> list[dict[str, Any]]:
 def over_rows(base: dict[str, Any], runs: Sequence[tuple[int, int, int]], rounds: int) -> dict[str, Any]:
     """What each command takes on finished runs of so many pictures, methods and metrics."""
     points = {
-        f"{what}: {count * methods * metrics:,} values": base
+        f"{what}: {count:,} × {methods} × {metrics}": base
         | {"kind": "rows", "count": count, "methods": methods, "metrics": metrics, "what": what}
         for count, methods, metrics in runs
         for what in (TABLES, *READS)
+        if what != "report" or count <= MOST_REPORTED
     }
     found = by_turns(points, rounds)
     largest = max((ones[0]["rows"] for ones in found.values()), default=0)
