@@ -1,4 +1,4 @@
-"""Masked images through a vision transformer without the tokens of zeroed patches: writes benchmarks/results/tokens_dropped.md.
+"""Masked images through a vision transformer without the tokens of zeroed patches: writes benchmarks/results/tokens-dropped.md.
 
     python benchmarks/tokens_dropped.py --data path/to/data            # photos, weights
 
@@ -24,7 +24,7 @@ from torchvision import models
 
 import xattn
 
-RESULT = Path(__file__).parent / "results" / "tokens_dropped.md"
+RESULT = Path(__file__).parent / "results" / "tokens-dropped.md"
 DATA = Path(__file__).parents[2] / "shared" / "data"
 NAME, METHOD, PATCH = "vit_tiny_patch16_224", "generic-attention", 16
 SHARES = (0.75, 0.5, 0.25, 0.1)
@@ -238,8 +238,8 @@ def main(count: int, rounds: int, threads: int, data: Path, out: Path) -> None:
         "",
         "A zeroed patch still is a token: the bias of the embedding and its position, which the others attend to. So dropping it is",
         "another network's answer. It would be exact where the network itself gives such tokens no attention, by a mask of keys that it",
-        "makes of the pixels; we know of none in timm or torchvision. Half of the patches dropped on networks with random weights: how far what",
-        "enters the last layer is moved, relative to its size (0: exact).",
+        "makes of the pixels; we know of none in timm or torchvision. Half of the patches dropped on networks with random weights: how",
+        "far what enters the last layer is moved, relative to its size (0: exact).",
         "",
         "| network | moved |",
         "|---|---:|",
