@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
@@ -19,7 +20,8 @@ Flags: TypeAlias = "Sequence[bool] | NDArray[np.bool_]"
 IntervalName = Literal["BCa", "Student", "Wilson", "Bonett-Price", "crossed effects", ""]
 RESAMPLES = 9999
 FEWEST, MOST = 20, 5000  # values between which the bootstrap covers better than Student
-AT_ONCE = 2_000_000  # resampled values in memory
+AT_ONCE = 2_000_000  # resampled values in memory, of each interval
+TOGETHER = 8  # intervals, whose resamples are drawn once
 
 
 class Bounds(NamedTuple):
@@ -51,29 +53,58 @@ def bootstrap_interval(values: Values, limits: tuple[float, float] = ANY, confid
     >>> found.name, round(found.interval.low, 2), round(found.interval.high, 2)
     ('BCa', 0.05, 1.1)
     """
-    student = mean_interval(values, limits, confidence)
-    if math.isnan(student.low):
-        return Bounds(student, "")
-    if not FEWEST <= student.n <= MOST or np.ptp(numbers(values)) == 0:
-        return Bounds(student, "Student")
-    from scipy.stats import bootstrap
+    (found,) = bootstrap_intervals([values], limits, confidence)
+    return found
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a degenerate distribution, whose ends are NaN
-        found = bootstrap(
-            (numbers(values),),
-            np.mean,
-            vectorized=True,
-            n_resamples=RESAMPLES,
-            batch=max(1, AT_ONCE // student.n),
-            confidence_level=confidence,
-            method="BCa",
-            random_state=0,
-        ).confidence_interval
-    if not (math.isfinite(found.low) and math.isfinite(found.high)):
-        return Bounds(student, "Student")
-    low, high = min(student.mean, float(found.low)), max(student.mean, float(found.high))
-    return Bounds(Interval(student.mean, max(low, limits[0]), min(high, limits[1]), student.n), "BCa")
+
+def bootstrap_intervals(several: Iterable[Values], limits: tuple[float, float] = ANY, confidence: float = CONFIDENCE) -> Iterator[Bounds]:
+    """`bootstrap_interval` of each of several, up to rounding; those of as many values share what is drawn.
+
+    >>> [round(found.interval.low, 2) for found in bootstrap_intervals([[0.0] * 17 + [1.0, 2.0, 4.0], [0.0] * 19 + [3.0]])]
+    [0.05, 0.0]
+    """
+    rest = iter(several)
+    while some := [numbers(values) for values in islice(rest, TOGETHER)]:
+        students = [mean_interval(values, limits, confidence) for values in some]
+        ends = _resampled(
+            [values if _resamples(values, student) else None for values, student in zip(some, students, strict=True)], confidence
+        )
+        for student, (low, high) in zip(students, ends, strict=True):
+            if not (math.isfinite(low) and math.isfinite(high)):
+                yield Bounds(student, "" if math.isnan(student.low) else "Student")
+                continue
+            low, high = min(student.mean, low), max(student.mean, high)
+            yield Bounds(Interval(student.mean, max(low, limits[0]), min(high, limits[1]), student.n), "BCa")
+
+
+def _resamples(values: NDArray[np.float64], student: Interval) -> bool:
+    """Whether the bootstrap covers better than Student's interval."""
+    return not math.isnan(student.low) and FEWEST <= student.n <= MOST and np.ptp(values) > 0
+
+
+def _resampled(several: Sequence[NDArray[np.float64] | None], confidence: float) -> list[tuple[float, float]]:
+    """The ends of BCa intervals; NaN for None, and where a distribution degenerates."""
+    ends = [(math.nan, math.nan)] * len(several)
+    for n in {len(values) for values in several if values is not None}:
+        from scipy.stats import bootstrap
+
+        places = [place for place, values in enumerate(several) if values is not None and len(values) == n]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a degenerate distribution, whose ends are NaN
+            found = bootstrap(
+                (np.stack([several[place] for place in places]),),
+                np.mean,
+                vectorized=True,
+                axis=-1,
+                n_resamples=RESAMPLES,
+                batch=max(1, AT_ONCE // n),
+                confidence_level=confidence,
+                method="BCa",
+                random_state=0,
+            ).confidence_interval
+        for place, low, high in zip(places, found.low, found.high, strict=True):
+            ends[place] = float(low), float(high)
+    return ends
 
 
 def difference_of_proportions(first: Flags, second: Flags, confidence: float = CONFIDENCE) -> Interval:
