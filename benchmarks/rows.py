@@ -149,7 +149,8 @@ READS: dict[str, tuple[str, ...]] = {
     "show": ("show", "RUN"),
     "report": ("report", "RUN", "--out", "OUT.html"),
 }
-MOST_REPORTED = 1000  # pictures, whose report one file holds
+OF_FEW = ("report", "compare --tests")  # a file of so many pictures, and minutes for the tests of every two methods
+FEW = 1000  # pictures
 TABLES = "the tables that end a run"
 
 

@@ -180,8 +180,8 @@ def equivalence_of_proportions(first: Flags, second: Flags, margin: float) -> fl
         second: by the other.
         margin: positive, as a share of the images.
 
-    >>> round(equivalence_of_proportions([True] * 90 + [False] * 10, [True] * 90 + [False] * 10, 0.05), 3)
-    0.004
+    >>> round(equivalence_of_proportions([True] * 90 + [False] * 10, [True] * 90 + [False] * 10, 0.05), 5)
+    0.00015
     """
     n, only_first, only_second = len(first), *_discordant(first, second)
     one, other = (only_first + 1) / (n + 2), (only_second + 1) / (n + 2)
