@@ -147,7 +147,10 @@ READS: dict[str, tuple[str, ...]] = {
     "figure --kind heat": ("figure", "RUN", "--kind", "heat", "--out", "OUT.png"),
     "figure --kind ranks": ("figure", "RUN", "--kind", "ranks", "--out", "OUT.png"),
     "show": ("show", "RUN"),
+    "report": ("report", "RUN", "--out", "OUT.html"),
 }
+OF_FEW = ("report", "compare --tests")  # a file of so many pictures, and minutes for the tests of every two methods
+FEW = 1000  # pictures
 TABLES = "the tables that end a run"
 
 
@@ -165,6 +168,6 @@ def read(folder: Path, count: int, methods: int, metrics: int, what: str) -> dic
     if what == TABLES:
         found = _in_own_process(FINISH, str(run))
     else:
-        places = {"RUN": str(run), "OUT.png": str(folder / "figure.png")}
+        places = {"RUN": str(run), "OUT.png": str(folder / "figure.png"), "OUT.html": str(folder / "report.html")}
         found = _in_own_process(OWN, *(places.get(word, word) for word in READS[what]))
     return found | {"images": count, "rows": count * methods * metrics}

@@ -1,7 +1,7 @@
 """How xattn grows: over images, their size, channels and workers; and the arithmetic of ImageNet × ten networks.
 
     python benchmarks/scale.py --out runs/scale [--only images,driver,side,channels,engine,rows] [--counts 100,1000,10000] [--rounds 3]
-        [--minutes 3] [--speed runs/speed] [--price 2] [--rate 2000] [--page] [--smoke]
+        [--runs 800x20x10,50000x20x10] [--minutes 3] [--speed runs/speed] [--price 2] [--rate 2000] [--page] [--smoke]
 
 Every point is measured in a process of its own, on one thread, the points of a scale by turns. Writes OUT/scale.json; `--page` makes
 benchmarks/results/scale/README.md of it and, for what computing costs, of the JSON that `speed.py` left in the folder `--speed` names.
@@ -25,12 +25,12 @@ import torch
 from arithmetic import Figures, arithmetic
 from measure import conditions
 from points import SMALL_PART
-from rows import READS, TABLES
+from rows import FEW, OF_FEW, READS, TABLES
 from speed_page import number, section, spread
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 RESULTS = Path(__file__).parent / "results" / "scale"
-RUNS, SMALL_RUNS = ((800, 20, 10), (50_000, 20, 10)), ((24, 4, 2),)
+RUNS, SMALL_RUNS = "800x20x10,10000x40x10,50000x20x10", "24x4x2"  # a method of the second has 100,000 values
 SIDES, CHANNELS = (64, 128, 192, 256), (64, 256, 1024)
 WORKERS = {
     "in this process": {"kind": "engine", "actors": 0},
@@ -144,21 +144,22 @@ def over_workers(found: Rounds) -> list[dict[str, Any]]:
     ]
 
 
-def over_rows(base: dict[str, Any], runs: Sequence[tuple[int, int, int]], rounds: int) -> dict[str, Any]:
-    """What each command takes on finished runs of so many pictures, methods and metrics."""
+def over_rows(base: dict[str, Any], runs: Sequence[tuple[int, ...]], rounds: int, before: Rounds) -> dict[str, Any]:
+    """What each command takes on finished runs of so many pictures, methods and metrics, beside what was found of other runs before."""
     points = {
-        f"{what}: {count * methods * metrics:,} values": base
+        f"{what}: {count:,} × {methods} × {metrics}": base
         | {"kind": "rows", "count": count, "methods": methods, "metrics": metrics, "what": what}
         for count, methods, metrics in runs
         for what in (TABLES, *READS)
+        if count <= FEW or what not in OF_FEW
     }
-    found = by_turns(points, rounds)
+    found = before | by_turns(points, rounds)
+    found = dict(sorted(found.items(), key=lambda item: item[1][0]["rows"]))
     largest = max((ones[0]["rows"] for ones in found.values()), default=0)
     peaks = [one["whole"] for ones in found.values() for one in ones if one["rows"] == largest]
-    listed = "; ".join(f"{count:,} images × {methods} methods × {metrics} metrics" for count, methods, metrics in runs)
     about = (
-        f"Finished runs of {listed}, in parts of 8 images as a study writes them, and what their commands take: whole processes, "
-        "with what they import; the peak is all that the process held."
+        "Finished runs of so many images × methods × metrics, in parts of 8 images as a study writes them, and what their commands take: "
+        "whole processes, with what they import; the peak is all that the process held."
     )
     contenders = {
         name: {
@@ -232,6 +233,7 @@ def page(entries: list[dict[str, Any]], speed: Path, price: float, rate: float) 
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/scale"), show_default=True)
 @click.option("--only", default="images,driver,side,channels,engine,rows", show_default=True)
 @click.option("--counts", default="100,1000,10000", show_default=True)
+@click.option("--runs", default=RUNS, show_default=True, help="Finished runs, as images x methods x metrics; others stay as measured.")
 @click.option("--rounds", default=3, show_default=True)
 @click.option("--minutes", default=3.0, show_default=True, help="Of work for one worker.")
 @click.option(
@@ -248,6 +250,7 @@ def main(
     out: Path,
     only: str,
     counts: str,
+    runs: str,
     rounds: int,
     minutes: float,
     network: str,
@@ -262,7 +265,7 @@ def main(
     """Measures, writes OUT/scale.json, and makes the page."""
     torch.set_num_threads(1)
     if smoke:
-        only, counts, rounds = "images,rows", "16,24,40", 1
+        only, counts, rounds, runs = "images,rows", "16,24,40", 1, SMALL_RUNS
     kinds, sizes = only.split(","), [int(count) for count in counts.split(",")]
     out.mkdir(parents=True, exist_ok=True)
     path = out / "scale.json"
@@ -309,7 +312,8 @@ def main(
             )
             keep(entry("engine", "Over workers", about, found, over_workers(found)), network)
     if "rows" in kinds:
-        keep(over_rows(base, SMALL_RUNS if smoke else RUNS, rounds), "birds:gap")
+        asked_runs = [tuple(map(int, run.split("x"))) for run in runs.split(",")]
+        keep(over_rows(base, asked_runs, rounds, next((old["points"] for old in entries if old["job"] == "rows"), {})), "birds:gap")
     if with_page:
         results.mkdir(parents=True, exist_ok=True)
         (results / "README.md").write_text(page(entries, speed, price, rate), encoding="utf-8")

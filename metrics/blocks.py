@@ -147,6 +147,7 @@ def _block(metric: str, rows: pd.DataFrame, members: Sequence[Row], reference: M
     complete = table.dropna()
     if len(complete) < 2:
         return None
+    flags = flags[flags.index.isin(complete.index, level="image")]
     networks = tuple(pd.DataFrame(complete[row]) for row in own) if of_seeds else ()
     binary = metrics.create(metric).instance.aggregation == "proportion" and not several
     return Block(
@@ -155,7 +156,7 @@ def _block(metric: str, rows: pd.DataFrame, members: Sequence[Row], reference: M
         np.stack([each.to_numpy().mean(axis=1) for each in networks], axis=1) if of_seeds else complete.to_numpy(),
         len(table),
         tuple(int(table[row].isna().T.any().sum()) if of_seeds else int(table[row].isna().sum()) for row in own),
-        tuple(_share(flags[row], complete.index) for row in own),
+        tuple(float(flags[row].mean()) for row in own),
         tuple(pairs),
         binary,
         networks,
@@ -177,8 +178,3 @@ def _by_network(table: pd.DataFrame, of_one: bool) -> tuple[pd.DataFrame, tuple[
     left = tuple(map(str, known.index[~has_all]))
     wide = pd.DataFrame(table[~table.index.isin(left, level="network")].unstack("network"))
     return wide.dropna(axis=1, how="all").sort_index(axis=1), left
-
-
-def _share(flags: pd.Series, images: pd.Index) -> float:
-    """The share of the maps of some images that are flagged."""
-    return float(flags[flags.index.isin(images, level="image")].mean())

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
@@ -19,7 +20,8 @@ Flags: TypeAlias = "Sequence[bool] | NDArray[np.bool_]"
 IntervalName = Literal["BCa", "Student", "Wilson", "Bonett-Price", "crossed effects", ""]
 RESAMPLES = 9999
 FEWEST, MOST = 20, 5000  # values between which the bootstrap covers better than Student
-AT_ONCE = 2_000_000  # resampled values in memory
+AT_ONCE = 2_000_000  # resampled values in memory, of each interval
+TOGETHER = 8  # intervals, whose resamples are drawn once
 
 
 class Bounds(NamedTuple):
@@ -51,29 +53,57 @@ def bootstrap_interval(values: Values, limits: tuple[float, float] = ANY, confid
     >>> found.name, round(found.interval.low, 2), round(found.interval.high, 2)
     ('BCa', 0.05, 1.1)
     """
-    student = mean_interval(values, limits, confidence)
-    if math.isnan(student.low):
-        return Bounds(student, "")
-    if not FEWEST <= student.n <= MOST or np.ptp(numbers(values)) == 0:
-        return Bounds(student, "Student")
-    from scipy.stats import bootstrap
+    (found,) = bootstrap_intervals([values], limits, confidence)
+    return found
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a degenerate distribution, whose ends are NaN
-        found = bootstrap(
-            (numbers(values),),
-            np.mean,
-            vectorized=True,
-            n_resamples=RESAMPLES,
-            batch=max(1, AT_ONCE // student.n),
-            confidence_level=confidence,
-            method="BCa",
-            random_state=0,
-        ).confidence_interval
-    if not (math.isfinite(found.low) and math.isfinite(found.high)):
-        return Bounds(student, "Student")
-    low, high = min(student.mean, float(found.low)), max(student.mean, float(found.high))
-    return Bounds(Interval(student.mean, max(low, limits[0]), min(high, limits[1]), student.n), "BCa")
+
+def bootstrap_intervals(several: Iterable[Values], limits: tuple[float, float] = ANY, confidence: float = CONFIDENCE) -> Iterator[Bounds]:
+    """`bootstrap_interval` of each of several, up to rounding; those of as many values share what is drawn.
+
+    >>> [round(found.interval.low, 2) for found in bootstrap_intervals([[0.0] * 17 + [1.0, 2.0, 4.0], [0.0] * 19 + [3.0]])]
+    [0.05, 0.0]
+    """
+    rest = iter(several)
+    while some := [numbers(values) for values in islice(rest, TOGETHER)]:
+        students = [mean_interval(values, limits, confidence) for values in some]
+        known = {place: values for place, values in enumerate(some) if _resamples(values, students[place])}
+        ends = _resampled(known, confidence)
+        for place, student in enumerate(students):
+            low, high = ends.get(place, (math.nan, math.nan))
+            if not (math.isfinite(low) and math.isfinite(high)):
+                yield Bounds(student, "" if math.isnan(student.low) else "Student")
+                continue
+            low, high = min(student.mean, low), max(student.mean, high)
+            yield Bounds(Interval(student.mean, max(low, limits[0]), min(high, limits[1]), student.n), "BCa")
+
+
+def _resamples(values: NDArray[np.float64], student: Interval) -> bool:
+    """Whether the bootstrap covers better than Student's interval."""
+    return not math.isnan(student.low) and FEWEST <= student.n <= MOST and bool(np.ptp(values) > 0)
+
+
+def _resampled(several: Mapping[int, NDArray[np.float64]], confidence: float) -> dict[int, tuple[float, float]]:
+    """The ends of BCa intervals, by place; NaN where a distribution degenerates."""
+    ends = {}
+    for n in {len(values) for values in several.values()}:
+        from scipy.stats import bootstrap
+
+        same = {place: values for place, values in several.items() if len(values) == n}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a degenerate distribution, whose ends are NaN
+            found = bootstrap(
+                (np.stack(list(same.values())),),
+                np.mean,
+                vectorized=True,
+                axis=-1,
+                n_resamples=RESAMPLES,
+                batch=max(1, AT_ONCE // n),
+                confidence_level=confidence,
+                method="BCa",
+                random_state=0,
+            ).confidence_interval
+        ends.update({place: (float(low), float(high)) for place, low, high in zip(same, found.low, found.high, strict=True)})
+    return ends
 
 
 def difference_of_proportions(first: Flags, second: Flags, confidence: float = CONFIDENCE) -> Interval:
@@ -149,8 +179,8 @@ def equivalence_of_proportions(first: Flags, second: Flags, margin: float) -> fl
         second: by the other.
         margin: positive, as a share of the images.
 
-    >>> round(equivalence_of_proportions([True] * 90 + [False] * 10, [True] * 90 + [False] * 10, 0.05), 3)
-    0.004
+    >>> round(equivalence_of_proportions([True] * 90 + [False] * 10, [True] * 90 + [False] * 10, 0.05), 5)
+    0.00016
     """
     n, only_first, only_second = len(first), *_discordant(first, second)
     one, other = (only_first + 1) / (n + 2), (only_second + 1) / (n + 2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -16,6 +16,7 @@ from xattn.metrics.paired_tests import (
     Bounds,
     better_share,
     bootstrap_interval,
+    bootstrap_intervals,
     difference_of_proportions,
     equivalence,
     equivalence_of_proportions,
@@ -212,9 +213,12 @@ def _pair_lines(block: Block, family: int, margin: float | None) -> list[dict[st
     higher = component.metadata.better == "higher"
     ranks, k, n = mean_ranks(_levels(block), higher), len(block.rows), len(block.values)
     lines = []
+    bounds = _pair_bounds(block)
     for first, second in block.pairs:
         found = (
-            _tested_over_seeds(block, first, second, family, margin) if block.networks else _tested(block, first, second, family, margin)
+            _tested_over_seeds(block, first, second, family, margin)
+            if block.networks
+            else _tested(block, first, second, family, margin, next(bounds))
         )
         line: dict[str, object] = {**dict(zip(KEYS, block.rows[first], strict=True)), "metric": block.metric}
         line |= {f"other_{key}": value for key, value in zip(KEYS, block.rows[second], strict=True)}
@@ -251,19 +255,27 @@ class _Tested(NamedTuple):
     networks: tuple[int, int] | None = None
 
 
-def _tested(block: Block, first: int, second: int, family: int, margin: float | None) -> _Tested:
-    """Two columns of a block, each of one network, on the same pictures."""
+def _pair_bounds(block: Block) -> Iterator[Bounds]:
+    """The interval of the difference of each pair of columns, each of one network."""
+    low, high = metrics.create(block.metric).metadata.limits
+    if not block.binary:
+        yield from bootstrap_intervals(differences(block.column(a), block.column(b), unit_of((low, high)))[0] for a, b in block.pairs)
+        return
+    span = high - low
+    for pair in block.pairs:
+        interval = difference_of_proportions(*(block.column(place) == high for place in pair))
+        yield Bounds(interval._replace(mean=span * interval.mean, low=span * interval.low, high=span * interval.high), "Bonett-Price")
+
+
+def _tested(block: Block, first: int, second: int, family: int, margin: float | None, found: Bounds) -> _Tested:
+    """Two columns of a block, each of one network, on the same pictures, whose difference has this interval."""
     low, high = metrics.create(block.metric).metadata.limits
     difference, same = differences(block.column(first), block.column(second), unit_of((low, high)))
     if block.binary:
         one, other = (block.column(place) == high for place in (first, second))
-        interval = difference_of_proportions(one, other)
-        span = high - low
-        found = Bounds(interval._replace(mean=span * interval.mean, low=span * interval.low, high=span * interval.high), "Bonett-Price")
         test, p = "McNemar", mcnemar(one, other)
-        within = math.nan if margin is None else equivalence_of_proportions(one, other, margin / span)
+        within = math.nan if margin is None else equivalence_of_proportions(one, other, margin / (high - low))
     else:
-        found = bootstrap_interval(difference)
         test, p = "Wilcoxon", signed_rank(difference, same, zeros="pratt")
         within = math.nan if margin is None else equivalence(difference, margin)
     strict = 1 - SIGNIFICANT / family

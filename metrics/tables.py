@@ -33,6 +33,7 @@ from xattn.metrics.targets import PER_LABEL
 from xattn.metrics.training_seeds import by_network, compared, crossed, of_networks, over_seeds, shared_pictures, with_networks
 from xattn.metrics.typeset import html_table, latex, markdown, typst
 from xattn.metrics.values import is_value
+from xattn.metrics.wide import groups, numbered
 from xattn.text import counted, neutral_cell
 
 if TYPE_CHECKING:
@@ -167,12 +168,15 @@ def comparison(rows: pd.DataFrame, against: str | None = None, *, without_degene
     left_out = len(rows[flagged].drop_duplicates([*KEYS, *explained])) if without_degenerate else 0
     per_label = any(str(rule).startswith(PER_LABEL) for rule in rows["target_rule"].unique())
     by_explained = kept if against is None and seeds is None else kept.set_index(EXPLAINED, drop=seeds is None)
-    groups = by_explained.groupby([*KEYS, "metric"], sort=False, observed=True)
-    values: dict[Any, Any] = dict(iter(groups["value"]))
-    if seeds is not None:
-        values = {key: of_networks(own, per_label=per_label) for key, own in groups}
+    of_metrics = groups(kept, [*KEYS, "metric"])
+    if seeds is None:
+        own_values = by_explained["value"]
+        values: dict[Any, Any] = {key: own_values.iloc[where] for key, where in of_metrics}
+    else:
+        values = {key: of_networks(by_explained.iloc[where], per_label=per_label) for key, where in of_metrics}
     lines = []
-    for (model, head, method), group in rows[OF_IMAGES].groupby(KEYS, sort=False, observed=True):  # each group is a copy
+    for (model, head, method), where in groups(rows, KEYS):
+        group = rows.iloc[where][OF_IMAGES]
         row = str(model), str(head), str(method)
         line: dict[str, object] = dict(zip(KEYS, row, strict=True))
         for metric in names:
@@ -337,16 +341,19 @@ def _notes(rows: pd.DataFrame, frame: pd.DataFrame, names: Sequence[str], agains
     notes.append(f"Target: {', '.join(rules)}." + _counted(rules))
     if "mean_absolute_error" in frame:
         notes.append("MAE: mean absolute error, of the value that is explained against the label.")
-    if "predicted" in rules and rows.groupby(["network", "head"]).ngroups > 1:
+    if "predicted" in rules and len(numbered(rows, ["network", "head"]).values) > 1:
         notes.append("Each classifier is explained for its own prediction: rows of different classifiers answer different questions.")
     if left_out:
         notes.append(f"Left out of every column but the last: {counted(left_out, 'degenerate map')}.")
-    if len({frozenset(images.unique()) for _, images in rows.groupby(KEYS, sort=False, observed=True)["image"]}) > 1:
+    images = numbered(rows, ["image"]).place
+    if len({np.unique(images[where]).tobytes() for _, where in groups(rows, KEYS)}) > 1:
         notes.append("Rows are over different images: their means are not over the same ones.")
     if "seeds" in frame:
         rows = rows.drop_duplicates(["metric", *KEYS, *EXPLAINED])
-    sizes = rows.groupby(["metric", *KEYS], sort=False, observed=True).size().groupby(level="metric", observed=True).max()
-    fewer = {metric: int(sizes[metric]) for metric in names if metric in sizes.index and sizes[metric] < int(frame["n"].max())}
+    sizes: dict[str, int] = {}
+    for (metric, *_), where in groups(rows, ["metric", *KEYS]):
+        sizes[metric] = max(sizes.get(metric, 0), len(where))
+    fewer = {metric: sizes[metric] for metric in names if metric in sizes and sizes[metric] < int(frame["n"].max())}
     notes += [f"{metric}: over {counted(count, 'image')} at most." for metric, count in fewer.items()]
     notes += [
         f"{metric}: the harmonic mean over images, as released (the inverse of the mean of inverses)."

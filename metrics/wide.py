@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from xattn.deferred import numpy as np
@@ -36,14 +36,19 @@ def numbered(rows: pd.DataFrame, columns: Sequence[str]) -> Numbered:
     """
     import pandas as pd
 
-    found = [pd.factorize(rows[column]) for column in columns]
+    values_of: list[Any] = []
     key, is_known = np.zeros(len(rows), dtype=np.int64), np.ones(len(rows), dtype=bool)
-    for codes, values in found:
-        key = key * max(1, len(values)) + codes
+    for column in columns:
+        codes, values = pd.factorize(rows[column])
+        key *= max(1, len(values))
+        key += codes
         is_known &= codes >= 0
-    different, place = np.unique(key[is_known], return_inverse=True)
+        values_of.append(values)
+        del codes
+    different, place = _different(key if is_known.all() else key[is_known], math.prod(max(1, len(values)) for values in values_of))
+    del key
     levels: list[NDArray[np.object_]] = []
-    for _, values in reversed(found):
+    for values in reversed(values_of):
         different, code = np.divmod(different, max(1, len(values)))
         levels.insert(0, np.asarray(values, dtype=object)[code])
     if not is_known.all():
@@ -51,6 +56,36 @@ def numbered(rows: pd.DataFrame, columns: Sequence[str]) -> Numbered:
         everywhere[is_known] = place
         place = everywhere
     return Numbered(place, pd.MultiIndex.from_arrays(levels, names=list(columns)))
+
+
+def _different(key: Places, count: int) -> tuple[Places, Places]:
+    """The different numbers below `count`, in their order, and which of them each one is."""
+    if count > 2 * len(key):
+        different, place = np.unique(key, return_inverse=True)
+        return different, place
+    different = np.flatnonzero(np.bincount(key, minlength=count))
+    number = np.zeros(count, dtype=np.int64)
+    number[different] = np.arange(len(different))
+    return different, number[key]
+
+
+def groups(rows: pd.DataFrame, columns: Sequence[str]) -> Iterator[tuple[tuple[Any, ...], Places]]:
+    """The values of some columns that rows have together, in the order of their first rows, and which rows have them.
+
+    Unlike pandas' groups these take no sorted copy of all rows; rows with an empty cell in `columns` are in none.
+
+    >>> import pandas as pd
+    >>> [(key, where.tolist()) for key, where in groups(pd.DataFrame({"method": ["b", "a", "b"]}), ["method"])]
+    [(('b',), [0, 2]), (('a',), [1])]
+    """
+    place, values = numbered(rows, columns)
+    small = place.astype(np.int16) if len(values) < 2**15 else place  # which are sorted in a few passes
+    del place
+    ordered = np.argsort(small, kind="stable")
+    ends = np.cumsum(np.bincount(small + 1, minlength=len(values) + 1))
+    found = [(ordered[start:end], key) for start, end, key in zip(ends[:-1], ends[1:], values, strict=True)]
+    for where, key in sorted(found, key=lambda each: int(each[0][0])):
+        yield key, where
 
 
 def by_picture(rows: pd.DataFrame, value: str, index: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:

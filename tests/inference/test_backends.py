@@ -23,6 +23,7 @@ from xattn.explainers import api
 from xattn.inference import Predictor, Tuning, backends, fastest, tuned
 from xattn.inference import tuning as module
 from xattn.inference.backends import openvino
+from xattn.inference.backends.quiet import quiet
 from xattn.inference.benchmark import Benchmark
 from xattn.inference.context import shared_predictor
 from xattn.models import Classifier
@@ -263,7 +264,7 @@ def test_a_network_that_does_not_convert_is_run_by_torch_and_the_log_says_why(
 
 
 def test_what_another_thread_writes_while_a_network_is_converted_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    with openvino._quiet():
+    with quiet():
         print("of torch", file=sys.stderr)
         other = threading.Thread(target=lambda: print("of a user", file=sys.stderr))
         other.start()

@@ -219,3 +219,8 @@ def test_a_clock_stops_when_the_gpu_is_done_and_half_precisions_are_those_that_i
     monkeypatch.setattr("xattn.inference.benchmark.TURN_S", 0.0)
     bench._timed(Tuning(2), lambda images: asked.append("forward"))  # type: ignore[arg-type, func-returns-value]
     assert asked == ["wait", "forward", "wait"]
+    asked.clear()
+    monkeypatch.setattr(torch.mps, "synchronize", lambda: asked.append("wait for Apple's"))
+    monkeypatch.setattr(type(classifier), "device", torch.device("mps"))
+    bench._timed(Tuning(2), lambda images: asked.append("forward"))  # type: ignore[arg-type, func-returns-value]
+    assert asked == ["wait for Apple's", "forward", "wait for Apple's"]

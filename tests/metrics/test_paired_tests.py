@@ -9,7 +9,14 @@ import random
 import pytest
 from scipy import stats
 
-from xattn.metrics.paired_tests import better_share, bootstrap_interval, difference_of_proportions, equivalence, mcnemar
+from xattn.metrics.paired_tests import (
+    better_share,
+    bootstrap_interval,
+    bootstrap_intervals,
+    difference_of_proportions,
+    equivalence,
+    mcnemar,
+)
 from xattn.metrics.statistics import holm, mean_interval, signed_rank
 
 # Of 21 children, before and after a transplantation hyper-responsive (Bentur et al. 2009): both 1, before alone 1, after alone 7.
@@ -47,6 +54,17 @@ def test_the_bootstrap_is_scipy_s_and_the_same_at_every_call() -> None:
     assert (found.interval.low, found.interval.high) == pytest.approx((wanted.low, wanted.high), abs=0.02)
     assert bootstrap_interval(values) == found
     assert bootstrap_interval(values, (1, 1.5)).interval[1:3] == (1, 1.5)
+
+
+def test_several_intervals_are_those_of_each_whatever_is_beside_them() -> None:
+    draw = random.Random(0)
+    several = [[draw.gauss(0, 1) ** (1 + number % 3) for _ in range(25 + number % 2)] for number in range(11)]
+    several[3:3] = [[2.0] * 25, [1.0], [0.0] * 24 + [5.0]]  # where it degenerates
+    for found, values in zip(bootstrap_intervals(iter(several), (-9, 9)), several, strict=True):
+        alone = bootstrap_interval(values, (-9, 9))
+        assert found.name == alone.name
+        assert found.interval == pytest.approx(alone.interval, rel=1e-12, nan_ok=True)
+    assert list(bootstrap_intervals([])) == []
 
 
 def test_the_bootstrap_survives_ties_and_is_student_s_where_it_degenerates() -> None:

@@ -185,6 +185,20 @@ def test_a_file_that_would_be_too_large_says_how_to_have_a_folder(run: Path, tmp
     assert list(tmp_path.iterdir()) == []
 
 
+def test_reading_ends_where_maps_and_curves_alone_fill_a_file(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = read_contents([run])
+    parts = [each.data for item in whole.items for each in item.maps.values()]
+    parts += [p for item in whole.items for _, p in item.curves.values()]
+    needed = sum(len(base64.b64encode(part)) for part in parts)
+    assert len(read_contents([run], needed).items) == len(whole.items)
+    with pytest.raises(InputError, match=f"one file of {len(whole.items)} pictures would be larger"):
+        read_contents([run], needed - 1)
+    monkeypatch.setattr(page_writing, "LARGEST_FILE", needed - 1)
+    monkeypatch.setattr(page_writing, "Pictures", None)  # which is not reached
+    with pytest.raises(InputError, match="--folder"):
+        report([run], tmp_path / "page.html")
+
+
 def test_a_report_without_its_pictures_says_so_and_shows_the_rest(tmp_path: Path) -> None:
     pictures = write_pictures(tmp_path / "pictures", ["a.jpg", "b.jpg"], 64)
     run = write_run(tmp_path / "run", pictures, methods=["grad-cam"])

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from xattn.errors import RunError
 from xattn.metrics.significance import significance
 from xattn.metrics.tables import comparison
-from xattn.metrics.wide import by_picture
+from xattn.metrics.wide import by_picture, groups
 from xattn.study.parts import read_part
 from xattn.study.schema import Row, arrow_table
 from xattn.study.store import Store
@@ -132,3 +133,26 @@ def test_means_of_a_run_are_those_of_its_rows(store: Store) -> None:
         assert found.loc[method, metric] == pytest.approx(value)
     assert found["n"].tolist() == [rows[["image", "target"]].drop_duplicates().shape[0]] * 3
     assert found["degenerate_share"].tolist() == pytest.approx([1 / found["n"].iloc[0]] * 3)
+
+
+def test_texts_that_stay_numbered_are_those_that_are_read_plain(store: Store, tmp_path: Path) -> None:
+    path = tmp_path / "run" / "parts" / "0.parquet"
+    plain, encoded = read_part(path), read_part(path, encoded=True)
+    assert pa.types.is_dictionary(encoded.schema.field("method").type)
+    assert encoded.to_pylist() == plain.to_pylist()
+    numbers = plain.set_column(plain.column_names.index("target"), "target", pa.array([7] * len(plain), pa.int64()))  # as version 0.1 did
+    pq.write_table(numbers.drop_columns(["reason"]), tmp_path / "earlier.parquet")
+    found = read_part(tmp_path / "earlier.parquet", encoded=True)
+    assert found["target"].to_pylist() == ["7"] * len(plain)
+    assert found["reason"].null_count == len(plain)
+
+
+def test_groups_are_those_of_pandas_in_its_order_whatever_the_columns(store: Store) -> None:
+    for rows in (store.values(), store.rows()):
+        for columns in (["method"], ["model", "method", "metric"], ["image", "target", "method", "metric"]):
+            found = [(key, where.tolist()) for key, where in groups(rows, columns)]
+            wanted = rows.groupby(columns, sort=False, observed=True)
+            assert found == [(key if isinstance(key, tuple) else (key,), group.index.tolist()) for key, group in wanted]
+    gaps = pd.DataFrame({"method": ["b", None, "a", "b"], "value": [1.0, 2.0, 3.0, 4.0]})
+    assert [(key, where.tolist()) for key, where in groups(gaps, ["method"])] == [(("b",), [0, 3]), (("a",), [2])]
+    assert list(groups(gaps[:0], ["method"])) == []

@@ -10,7 +10,7 @@ from xattn.registry import coerce, split_spec
 
 MemoryFormat = Literal["channels-last", "contiguous"]
 Precision = Literal["own", "bfloat16", "float16"]
-Backend = Literal["torch", "openvino"]
+Backend = Literal["torch", "openvino", "tensorrt"]
 Level = Literal["exact", "fast"]
 
 
@@ -24,7 +24,7 @@ class Tuning:
         folded: batch norms are folded into the preceding convolutions.
         compiled: with torch.compile and frozen weights.
         precision: of the network; "own" is that of its weights. Others are only for level "fast", which also lets a GPU use TF32.
-        backend: what computes: "torch", or "openvino", on processors, whose memory format is its own.
+        backend: what computes: "torch"; or "openvino", on processors, or "tensorrt", on NVIDIA GPUs, whose memory formats are their own.
     """
 
     chunk: int = 8

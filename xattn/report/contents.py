@@ -136,15 +136,16 @@ class Contents:
     whole_maps: bool = True
 
 
-def read_contents(runs: Sequence[str | Path]) -> Contents:
+def read_contents(runs: Sequence[str | Path], most: int | None = None) -> Contents:
     """Everything that a report shows of runs, but for the pictures themselves.
 
     Args:
         runs: run folders.
+        most: bytes of one file, beyond which reading ends; None: any number.
 
     Raises:
         RunError: a folder that is not a run, or is damaged.
-        InputError: the runs have no finished row.
+        InputError: the runs have no finished row, or maps and curves alone are more than one file holds.
     """
     stores = [Store(run) for run in runs]
     names = shown_names(stores)
@@ -155,7 +156,7 @@ def read_contents(runs: Sequence[str | Path]) -> Contents:
             labels = run.get("labels", {}).get(run_key(model["name"], model["head"]))
             about = ClassifierOfRun(Preprocessing.from_json(model["preprocessing"]), labels, model["weights"], model.get("stage"))
             found.classifiers.setdefault(key, about)
-    reader = _Reader(found)
+    reader = _Reader(found, most)
     renamed = picture_names(stores, [_images(store) for store in stores]) if len(stores) > 1 else [{}]
     for number, store in enumerate(stores):
         for table in store.tables():
@@ -167,6 +168,14 @@ def read_contents(runs: Sequence[str | Path]) -> Contents:
     return found
 
 
+def too_large(count: int, most: int) -> InputError:
+    """The error that a page of so many pictures is larger than one file of so many bytes."""
+    return InputError(
+        f"one file of {count:,} pictures would be larger than {most // 2**20} MB, more than a browser opens well: write a folder "
+        "(--folder, folder=True), or smaller pictures (--side, side=)."
+    )
+
+
 def _images(store: Store) -> set[str]:
     """Names of the pictures in a run's rows."""
     return {name for table in store.tables(("image", "model", "error")) for name in table["image"].unique().to_pylist()}
@@ -175,11 +184,12 @@ def _images(store: Store) -> set[str]:
 class _Reader:
     """Sorts rows into items."""
 
-    def __init__(self, found: Contents) -> None:
-        self.found = found
+    def __init__(self, found: Contents, most: int | None) -> None:
+        self.found, self.most = found, most
+        self.size = 0
         self.items: dict[tuple[str, str | None], Item] = {}
-        self.columns: dict[Column, None] = {}
-        self.metrics: dict[str, None] = {}
+        self.columns: dict[Column, Column] = {}
+        self.metrics: dict[str, str] = {}
         self.shares: dict[tuple[float, ...], int] = {}
         self.whole: list[tuple[Item, Column]] = []
         self.whole_bytes = 0
@@ -193,7 +203,7 @@ class _Reader:
         if row["error"] is not None or row["method"] is None or key not in called:
             return
         column = Column(called[key], row["head"], row["method"])
-        self.columns.setdefault(column)
+        column = self.columns.setdefault(column, column)  # one object for all pictures
         target = row["target"] if str(row["target_rule"]).startswith(PER_LABEL) else None
         item = self.items.setdefault((image, target), Item(image, run, row["image"], target))
         about = Answer(row["target"], row["label"], row["predicted"], row["probability"])
@@ -210,18 +220,20 @@ class _Reader:
             self._add_map(item, column, row)
 
     def _add_score(self, item: Item, column: Column, row: Mapping[str, Any]) -> None:
-        metric = row["metric"]
-        self.metrics.setdefault(metric)
+        metric = self.metrics.setdefault(row["metric"], row["metric"])
         if row["value"] is not None:
             item.scores.setdefault((column, metric), row["value"])
         if row["curve"] and row["shares"] and len(row["curve"]) == len(row["shares"]):
             place = self.shares.setdefault(tuple(row["shares"]), len(self.shares))
-            item.curves.setdefault((column, metric), (place, encoded_curve(row["curve"])))
+            if (column, metric) not in item.curves:
+                item.curves[column, metric] = (place, encoded_curve(row["curve"]))
+                self._grow(item.curves[column, metric][1])
 
     def _add_map(self, item: Item, column: Column, row: Mapping[str, Any]) -> None:
         raw = torch.from_numpy(stored_map(dict(row)).raw)
         if max(raw.shape) <= PREVIEW:
             item.maps[column] = encoded_map(raw)
+            self._grow(item.maps[column].data)
             return
         if self.found.whole_maps:
             self.whole.append((item, column))
@@ -233,6 +245,17 @@ class _Reader:
                     other.maps[its] = reduced_map(decoded_map(other.maps[its]))
             return
         item.maps[column] = reduced_map(raw)
+        self._grow(item.maps[column].data)
+
+    def _grow(self, data: bytes) -> None:
+        """Counts what a page cannot be without, as base64.
+
+        Raises:
+            InputError: it is more than one file holds.
+        """
+        self.size += 4 * -(-len(data) // 3)
+        if self.most is not None and self.size > self.most:
+            raise too_large(sum(run["settings"]["images"]["count"] for run in self.found.settings), self.most)
 
     def finish(self) -> None:
         """Completes what needs all rows."""

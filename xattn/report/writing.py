@@ -16,7 +16,7 @@ from jinja2 import Environment, StrictUndefined
 from xattn.errors import InputError, RunError
 from xattn.progress import Progress
 from xattn.report.comparisons import compared
-from xattn.report.contents import Contents, read_contents
+from xattn.report.contents import Contents, read_contents, too_large
 from xattn.report.encoding import script_json
 from xattn.report.index import BLOCK, block_of, index_of, order_of
 from xattn.report.pictures import Pictures
@@ -56,7 +56,7 @@ def report(
         raise InputError("a report is of at least one run folder; none came.")
     if not SMALLEST_SIDE <= side <= LARGEST_SIDE:
         raise InputError(f"the side of the pictures is from {SMALLEST_SIDE} to {LARGEST_SIDE} pixels; got {side}.")
-    contents = read_contents(runs)
+    contents = read_contents(runs, None if folder else LARGEST_FILE)
     pictures = Pictures(contents, side)
     index = index_of(contents, pictures, title or _title(contents), compared(runs, contents.columns))
     out = Path(out)
@@ -101,10 +101,7 @@ def _write_file(out: Path, contents: Contents, pictures: Pictures, index: dict[s
                 text = script_json(content)
                 size += len(text)
                 if size > LARGEST_FILE:
-                    raise InputError(
-                        f"one file of {len(contents.items):,} pictures would be larger than {LARGEST_FILE // 2**20} MB, more than a "
-                        "browser opens well: write a folder (--folder, folder=True), or smaller pictures (--side, side=)."
-                    )
+                    raise too_large(len(contents.items), LARGEST_FILE)
                 yield name, text
 
     handle, name = tempfile.mkstemp(dir=out.parent, suffix=".html.part")

@@ -18,13 +18,16 @@ OF_MAPS = ("count", "height", "scale")
 OF_SCORES = ("model", "head", "method", "target", "target_rule", "degenerate")
 
 
-def read_part(source: Any, images: Iterable[str] | None = None, columns: Collection[str] | None = None) -> pa.Table:
+def read_part(
+    source: Any, images: Iterable[str] | None = None, columns: Collection[str] | None = None, *, encoded: bool = False
+) -> pa.Table:
     """The rows of a part in the current schema: columns that an earlier version did not write are empty.
 
     Args:
         source: a path or an opened file.
         images: of these alone; None: all.
         columns: of the schema; the others are neither read nor checked. None: all.
+        encoded: leave texts as dictionaries and indices, as a part holds them.
 
     Raises:
         ValueError: columns of another kind, more rows or bytes than a part has, or rows that contradict themselves.
@@ -37,7 +40,7 @@ def read_part(source: Any, images: Iterable[str] | None = None, columns: Collect
         metadata, there = file.metadata, file.schema_arrow.names
     if hasattr(source, "seek"):
         source.seek(0)
-    wanted = [column for column in SCHEMA if columns is None or column.name in columns]
+    wanted = [_encoded(column) if encoded else column for column in SCHEMA if columns is None or column.name in columns]
     read = [name for name in there if columns is None or name in columns]
     with pq.ParquetFile(source, metadata=metadata, read_dictionary=[name for name in TEXTS if name in read]) as file:
         table = file.read(read)
@@ -45,13 +48,25 @@ def read_part(source: Any, images: Iterable[str] | None = None, columns: Collect
     if images is not None:
         table = table.filter(pc.is_in(table["image"].cast(pa.string()), value_set=pa.array(sorted(set(images)), pa.string())))
     found = [
-        table[column.name].cast(column.type) if column.name in table.column_names else pa.nulls(len(table), column.type)
+        _cast(table[column.name], column.type) if column.name in table.column_names else pa.nulls(len(table), column.type)
         for column in wanted
     ]
     table = pa.table(found, schema=pa.schema(wanted))
     table.validate(full=True)
     _check_rows(table)
     return table
+
+
+def _encoded(column: pa.Field) -> pa.Field:
+    return column.with_type(pa.dictionary(pa.int32(), pa.string())) if column.type == pa.string() else column
+
+
+def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    if column.type == kind:
+        return column
+    if pa.types.is_dictionary(kind):
+        return column.cast(kind.value_type).dictionary_encode()
+    return column.cast(kind)
 
 
 def _check_size(metadata: pq.FileMetaData) -> None:
@@ -88,8 +103,9 @@ def _check_texts(table: pa.Table) -> None:
     for name in table.column_names:
         for chunk in table[name].chunks:
             if pa.types.is_dictionary(chunk.type) and pa.types.is_string(chunk.type.value_type):
-                lengths = pc.take(pc.binary_length(chunk.dictionary), chunk.indices)
-                size += pc.sum(lengths.cast(pa.int64())).as_py() or 0
+                lengths = pc.binary_length(chunk.dictionary)
+                most = (pc.max(lengths).as_py() or 0) * len(chunk)
+                size += most if most <= MOST_BYTES // 2**10 else pc.sum(pc.take(lengths, chunk.indices).cast(pa.int64())).as_py() or 0
     if size > MOST_BYTES // 4:
         raise ValueError(f"its texts have {size:,} bytes")
 

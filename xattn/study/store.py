@@ -197,32 +197,35 @@ class Store:
         """A local path to write to; the file becomes `name` in the folder when it is complete."""
         return self.files.whole(name)
 
-    def tables(self, columns: Collection[str] | None = None) -> Iterator[pa.Table]:
+    def tables(self, columns: Collection[str] | None = None, *, encoded: bool = False) -> Iterator[pa.Table]:
         """The parts in order, one in memory at a time; an image that failed in the same way for every classifier has one row.
 
         Args:
             columns: those that are read, `image`, `model` and `error` among them; None: all.
+            encoded: leave texts as dictionaries and indices.
         """
         told: set[str] = set()
         for part in self.files.listed(PARTS, PART):
-            table = self._part(part, columns=columns)
+            table = self._part(part, columns=columns, encoded=encoded)
             has_failed = pa.compute.and_(pa.compute.is_null(table["model"]), pa.compute.is_valid(table["error"]))
             if pa.compute.any(has_failed).as_py():
-                failed = pa.compute.if_else(has_failed, table["image"], pa.scalar(None, pa.string())).to_pylist()
+                failed = pa.compute.if_else(has_failed, table["image"].cast(pa.string()), pa.scalar(None, pa.string())).to_pylist()
                 keep = [name is None or name not in told for name in failed]
                 told.update(name for name in failed if name is not None)
                 table = table if all(keep) else table.filter(pa.array(keep))
             yield table
 
-    def _part(self, part: str, images: Iterable[str] | None = None, columns: Collection[str] | None = None) -> pa.Table:
-        """A part in the schema; of some images, or all; of some columns, or all.
+    def _part(
+        self, part: str, images: Iterable[str] | None = None, columns: Collection[str] | None = None, *, encoded: bool = False
+    ) -> pa.Table:
+        """A part in the schema; of some images, or all; of some columns, or all; its texts plain, or as dictionaries and indices.
 
         Raises:
             RunError: it is damaged.
         """
         try:
             with self.files.opened(part) as source:
-                return read_part(source, images, columns)
+                return read_part(source, images, columns, encoded=encoded)
         except (OSError, ValueError, pa.ArrowException) as error:
             reason = (str(error).strip() or type(error).__name__).partition("\n")[0].removesuffix(".")
             raise RunError(
@@ -322,7 +325,7 @@ class Store:
         Raises:
             RunError: no part is finished, or one is damaged.
         """
-        frame = values_of(self.tables(READ))
+        frame = values_of(self.tables(READ, encoded=True))
         if frame is None:
             raise RunError(f"'{self.folder}' has no finished part yet.")
         return frame

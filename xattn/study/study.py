@@ -49,7 +49,10 @@ DEFAULT_METHODS = ("activation-map", "grad-cam", "grad-cam++", "random", "centre
 SIGNED_METHODS = ("grad-cam", "hires-cam", "random", "centre")  # in their place for signed maps
 CONTROLS = ("random", "centre")  # beside maps of other tools
 DEFAULT_METRICS = ("average-drop", "average-gain", "average-increase", "insertion", "deletion", "sparsity")
-PACKAGES = ("xattn", "torch", "torchvision", "timm", "captum", "grad-cam", "openvino", "pillow", "pandas", "pyarrow", "scipy")
+PACKAGES = (
+    *("xattn", "torch", "torchvision", "timm", "captum", "grad-cam", "openvino", "torch-tensorrt"),
+    *("pillow", "pandas", "pyarrow", "scipy"),
+)
 
 logger = logging.getLogger("xattn")
 

@@ -28,7 +28,7 @@ def values_of(parts: Iterable[pa.Table]) -> pandas.DataFrame | None:
     Texts are categories, in the order of their letters, as texts themselves are sorted and grouped.
 
     Args:
-        parts: with the columns `READ`, read one after the other.
+        parts: with the columns `READ`, read one after the other; texts are plain, or dictionaries and indices, which is faster.
     """
     kept: list[pa.Table] = []
     texts: dict[str, dict[str, int]] = {name: {} for name in TEXTS}
@@ -74,7 +74,8 @@ def _add(table: pa.Table | None, texts: Mapping[str, dict[str, int]], columns: M
     if table is None:
         return
     for name, known in texts.items():
-        encoded = table[name].combine_chunks().dictionary_encode()
+        column = table[name].combine_chunks()
+        encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
         number = np.array([known.setdefault(text, len(known)) for text in encoded.dictionary.to_pylist()], dtype=np.int32)
         codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
         columns[name].append(narrowed(np.append(number, -1)[codes], len(known)))

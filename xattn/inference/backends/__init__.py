@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import ModuleType
 
 from torch import Tensor
 
-from xattn.inference.backends import openvino, pytorch
+from xattn.inference.backends import openvino, pytorch, tensorrt
 from xattn.inference.cloning import Runnable
 from xattn.inference.settings import Backend, Tuning
 
 __all__ = ["built", "others"]
+
+BUILT: dict[Backend, ModuleType] = {"torch": pytorch, "openvino": openvino, "tensorrt": tensorrt}
 
 
 def built(classifier: Runnable, tuning: Tuning) -> Callable[[Tensor], Tensor]:
@@ -28,10 +31,11 @@ def built(classifier: Runnable, tuning: Tuning) -> Callable[[Tensor], Tensor]:
         MissingPackageError: the backend is not installed.
         UnsupportedError: it does not run on the classifier's device, or not in its precision.
     """
-    return openvino.built(classifier, tuning) if tuning.backend == "openvino" else pytorch.built(classifier, tuning)
+    run: Callable[[Tensor], Tensor] = BUILT[tuning.backend].built(classifier, tuning)
+    return run
 
 
 def others(classifier: Runnable) -> dict[Backend, str]:
     """Backends beside torch that are installed and run on the classifier's device, and their versions."""
-    version = openvino.version(classifier)
-    return {} if version is None else {"openvino": version}
+    found: dict[Backend, str | None] = {"openvino": openvino.version(classifier), "tensorrt": tensorrt.version(classifier)}
+    return {backend: version for backend, version in found.items() if version is not None}

@@ -6,23 +6,19 @@ import contextlib
 import copy
 import importlib
 import importlib.metadata
-import io
-import logging
-import sys
 import threading
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from xattn.errors import MissingPackageError, UnsupportedError
+from xattn.inference.backends.quiet import quiet
 from xattn.inference.cloning import Runnable, clone_of
 from xattn.inference.settings import Tuning
 
 TOLD = 300  # characters of OpenVINO's message
-_one_at_a_time = threading.Lock()
 PRECISIONS = {"own": "f32", "bfloat16": "bf16", "float16": "f16"}
 
 
@@ -58,7 +54,7 @@ def built(classifier: Runnable, tuning: Tuning) -> Callable[[Tensor], Tensor]:
         )
     # OpenVINO refers to some of the weights and repacks the others: to copies, so that they are all those of this moment.
     clone = copy.deepcopy(clone_of(classifier, torch.contiguous_format, folded=tuning.folded))
-    with _quiet():
+    with quiet():
         ready = compiled(converted(clone, probe.repeat(tuning.chunk, 1, 1, 1)), tuning.precision)
     requests = threading.local()  # a request holds the memory of one forward
 
@@ -72,36 +68,6 @@ def built(classifier: Runnable, tuning: Tuning) -> Callable[[Tensor], Tensor]:
         return torch.from_numpy(found)[: len(images)]
 
     return logits
-
-
-class _OfOtherThreads(io.TextIOBase):
-    """A stream without what this thread writes."""
-
-    def __init__(self, stream: Any) -> None:
-        self.stream, self.own = stream, threading.get_ident()
-
-    def write(self, text: str) -> int:
-        return len(text) if threading.get_ident() == self.own else int(self.stream.write(text))
-
-    def flush(self) -> None:
-        self.stream.flush()
-
-    def isatty(self) -> bool:
-        return bool(self.stream.isatty())
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what torch warns, and prints on stderr, of a network that it does not export: the error says why."""
-    about = logging.getLogger("torch.fx.experimental.symbolic_shapes")
-    with _one_at_a_time, warnings.catch_warnings(), contextlib.redirect_stderr(_OfOtherThreads(sys.stderr)):
-        warnings.simplefilter("ignore")
-        before = about.level
-        about.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            about.setLevel(before)
 
 
 def converted(network: torch.nn.Module, images: Tensor) -> Any:
