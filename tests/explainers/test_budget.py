@@ -230,6 +230,26 @@ def test_the_effects_of_windows_add_up_to_the_map_of_occlusion(classifier: Class
     assert masks.inputs[8].tolist() == [1, 1]
 
 
+def test_windows_are_refused_that_a_regression_would_take_hours_for() -> None:
+    fine = Occlusion(window=32, stride=1, budget=0.05)
+    message = r"at most 10000 windows; 37249 came, by a stride of 1 in an image of 224 × 224: give a larger stride, or leave budget and"
+    with pytest.raises(SettingError, match=message):
+        fine.forwards(512, (224, 224))
+    assert fine.exact.forwards(512, (224, 224)) == 37249
+
+
+def test_the_errors_of_close_windows_are_of_cells_an_eighth_as_wide(classifier: Classifier, images: Tensor) -> None:
+    traced = trace(classifier, images[:1, :, :24], target=1)
+    found = {}
+    for stride in (1, 2):
+        instance = Occlusion(window=16, stride=stride, budget=0.5)
+        assert torch.allclose(instance(traced), instance.exact(traced), atol=1e-3)
+        found[stride] = traced.errors[repr(instance)]
+        assert found[stride].shape == (1, 24, 32)
+    masks = _windows(_hidden(24, 16, 1), _hidden(32, 16, 1), (12, 16))
+    assert torch.allclose(masks.effects.sum(dim=0), -torch.ones(192).double())
+
+
 def test_rise_predicts_scores_too(classifier: Classifier, images: Tensor) -> None:
     spec = "rise:masks=80,grid=3,response=score"
     maps = xattn.explain(classifier, images, [spec, f"{spec},budget=0.5"], target=1)
