@@ -89,6 +89,15 @@ def test_an_answer_that_is_no_number_leaves_no_map() -> None:
     found = estimate(masks, latents * torch.nan, Budget(0.2))
     assert found.responses.isnan().all()
     assert found.error.isnan().all()
+    drawn_after = [True, False]
+
+    def ask(wanted: list[list[int]]) -> list[Tensor]:
+        is_number = drawn_after.pop(0) if drawn_after else True
+        return [latents[wanted[0]] if is_number else latents[wanted[0]] * torch.nan]
+
+    late = estimates([masks], ask, torch.sigmoid, Budget(0.1, unbiased=True), [0])[0]  # 8 by regression, then 8 that are drawn
+    assert late.passes == 16
+    assert late.error.isnan().all()
 
 
 def test_a_rectified_map_has_the_error_of_what_is_left_of_it() -> None:
