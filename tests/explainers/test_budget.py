@@ -163,18 +163,20 @@ def test_a_map_that_is_likely_to_be_wrong_is_never_silent(caplog: pytest.LogCapt
     spread = raw["score-cam:budget=0.1"].flatten(1).std(dim=1, correction=0)[:, None, None].expand(2, 4, 4)
     known = spread * torch.tensor([0.0, 0.3])[:, None, None]
     assert expected_similarity(*raw.values(), known).tolist() == pytest.approx([1, (1 / 1.09) ** 0.5], abs=1e-6)
-    log_doubts(raw, {"score-cam:budget=0.1": known}, ["a", "b"], logged)
+    log_doubts(raw, {"score-cam:budget=0.1": known}, ["a", "b"], "net", logged)
     assert not caplog.records
     for _ in range(2):
-        log_doubts(raw, {"score-cam:budget=0.1": known * 2}, ["a", "b"], logged)
+        log_doubts(raw, {"score-cam:budget=0.1": known * 2}, ["a", "b"], "net", logged)
     (record,) = caplog.records
     assert (
-        "the map of b by score-cam:budget=0.1 may be far from the exact one: by its own standard errors the correlation is about 0.86"
-        in (record.getMessage())
+        "the map of b by score-cam:budget=0.1 on net may be far from the exact one: by its own standard errors the correlation is about "
+        "0.86" in (record.getMessage())
     )
     assert DOUBTFUL > 0.86
-    log_doubts(raw, {"score-cam:budget=0.1": known * torch.nan}, ["a", "b"], set())
+    log_doubts(raw, {"score-cam:budget=0.1": known * torch.nan}, ["a", "b"], "net", set())
     assert len(caplog.records) == 1
+    log_doubts(raw, {"score-cam:budget=0.1": known * 2}, ["a", "b"], "other", logged)
+    assert "on other may be far" in caplog.records[1].getMessage()  # each network's maps have errors of their own
 
 
 @pytest.fixture
@@ -222,7 +224,7 @@ def test_explain_says_once_which_maps_it_doubts(classifier: Classifier, images: 
     few = "occlusion:window=8,stride=2,budget=0.05"
     xattn.explain(classifier, images, [few, "occlusion:window=8,stride=2,budget=0.9"], target=1, batch_size=1)
     (record,) = [record for record in caplog.records if "may be far from the exact one" in record.getMessage()]
-    assert f"by {few} may be far" in record.getMessage()
+    assert f"by {few} on {classifier.name} may be far" in record.getMessage()
 
 
 def test_the_effects_of_windows_add_up_to_the_map_of_occlusion(classifier: Classifier, images: Tensor) -> None:
