@@ -127,12 +127,12 @@ def _hold(module: nn.Module) -> tuple[list[nn.Module], list[nn.RNNBase]]:
 def _release(held: list[nn.Module], recurrent: list[nn.RNNBase]) -> None:
     global _precise
     with _lock:
-        for part in recurrent:
-            times, training, dropout = _recurrent.pop(part)
+        for layer in recurrent:
+            times, training, dropout = _recurrent.pop(layer)
             if times > 1:
-                _recurrent[part] = times - 1, training, dropout
+                _recurrent[layer] = times - 1, training, dropout
             else:
-                part.training, part.dropout = training, dropout
+                layer.training, layer.dropout = training, dropout
         for part in held:
             _evaluated[part] -= 1
             if not _evaluated[part]:
