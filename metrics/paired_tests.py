@@ -20,7 +20,7 @@ Flags: TypeAlias = "Sequence[bool] | NDArray[np.bool_]"
 IntervalName = Literal["BCa", "Student", "Wilson", "Bonett-Price", "crossed effects", ""]
 RESAMPLES = 9999
 FEWEST, MOST = 20, 5000  # values between which the bootstrap covers better than Student
-AT_ONCE = 2_000_000  # resampled values in memory, of each interval
+AT_ONCE = 2_000_000  # resampled values in memory
 TOGETHER = 8  # intervals, whose resamples are drawn once
 
 
@@ -58,7 +58,7 @@ def bootstrap_interval(values: Values, limits: tuple[float, float] = ANY, confid
 
 
 def bootstrap_intervals(several: Iterable[Values], limits: tuple[float, float] = ANY, confidence: float = CONFIDENCE) -> Iterator[Bounds]:
-    """`bootstrap_interval` of each of several, up to rounding; those of as many values share what is drawn.
+    """`bootstrap_interval` of each of several; those of as many values share what is drawn.
 
     >>> [round(found.interval.low, 2) for found in bootstrap_intervals([[0.0] * 17 + [1.0, 2.0, 4.0], [0.0] * 19 + [3.0]])]
     [0.05, 0.0]
@@ -93,17 +93,23 @@ def _resampled(several: Mapping[int, NDArray[np.float64]], confidence: float) ->
             warnings.simplefilter("ignore")  # of a degenerate distribution, whose ends are NaN
             found = bootstrap(
                 (np.stack(list(same.values())),),
-                np.mean,
+                _mean,
                 vectorized=True,
                 axis=-1,
                 n_resamples=RESAMPLES,
-                batch=max(1, AT_ONCE // n),
+                batch=max(1, AT_ONCE // (n * len(same))),
                 confidence_level=confidence,
                 method="BCa",
                 random_state=0,
             ).confidence_interval
         ends.update({place: (float(low), float(high)) for place, low, high in zip(same, found.low, found.high, strict=True)})
     return ends
+
+
+def _mean(values: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
+    """The mean, rounded as that of one sample alone: resamples lie in memory by place first, and would be summed in another order."""
+    means: NDArray[np.float64] = np.ascontiguousarray(values).mean(axis=axis)
+    return means
 
 
 def difference_of_proportions(first: Flags, second: Flags, confidence: float = CONFIDENCE) -> Interval:

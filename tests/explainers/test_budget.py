@@ -89,6 +89,15 @@ def test_an_answer_that_is_no_number_leaves_no_map() -> None:
     found = estimate(masks, latents * torch.nan, Budget(0.2))
     assert found.responses.isnan().all()
     assert found.error.isnan().all()
+    drawn_after = [True, False]
+
+    def ask(wanted: list[list[int]]) -> list[Tensor]:
+        is_number = drawn_after.pop(0) if drawn_after else True
+        return [latents[wanted[0]] if is_number else latents[wanted[0]] * torch.nan]
+
+    late = estimates([masks], ask, torch.sigmoid, Budget(0.1, unbiased=True), [0])[0]  # 8 by regression, then 8 that are drawn
+    assert late.passes == 16
+    assert late.error.isnan().all()
 
 
 def test_a_rectified_map_has_the_error_of_what_is_left_of_it() -> None:
@@ -154,18 +163,20 @@ def test_a_map_that_is_likely_to_be_wrong_is_never_silent(caplog: pytest.LogCapt
     spread = raw["score-cam:budget=0.1"].flatten(1).std(dim=1, correction=0)[:, None, None].expand(2, 4, 4)
     known = spread * torch.tensor([0.0, 0.3])[:, None, None]
     assert expected_similarity(*raw.values(), known).tolist() == pytest.approx([1, (1 / 1.09) ** 0.5], abs=1e-6)
-    log_doubts(raw, {"score-cam:budget=0.1": known}, ["a", "b"], logged)
+    log_doubts(raw, {"score-cam:budget=0.1": known}, ["a", "b"], "net", logged)
     assert not caplog.records
     for _ in range(2):
-        log_doubts(raw, {"score-cam:budget=0.1": known * 2}, ["a", "b"], logged)
+        log_doubts(raw, {"score-cam:budget=0.1": known * 2}, ["a", "b"], "net", logged)
     (record,) = caplog.records
     assert (
-        "the map of b by score-cam:budget=0.1 may be far from the exact one: by its own standard errors the correlation is about 0.86"
-        in (record.getMessage())
+        "the map of b by score-cam:budget=0.1 on net may be far from the exact one: by its own standard errors the correlation is about "
+        "0.86" in (record.getMessage())
     )
     assert DOUBTFUL > 0.86
-    log_doubts(raw, {"score-cam:budget=0.1": known * torch.nan}, ["a", "b"], set())
+    log_doubts(raw, {"score-cam:budget=0.1": known * torch.nan}, ["a", "b"], "net", set())
     assert len(caplog.records) == 1
+    log_doubts(raw, {"score-cam:budget=0.1": known * 2}, ["a", "b"], "other", logged)
+    assert "on other may be far" in caplog.records[1].getMessage()  # each network's maps have errors of their own
 
 
 @pytest.fixture
@@ -213,7 +224,7 @@ def test_explain_says_once_which_maps_it_doubts(classifier: Classifier, images: 
     few = "occlusion:window=8,stride=2,budget=0.05"
     xattn.explain(classifier, images, [few, "occlusion:window=8,stride=2,budget=0.9"], target=1, batch_size=1)
     (record,) = [record for record in caplog.records if "may be far from the exact one" in record.getMessage()]
-    assert f"by {few} may be far" in record.getMessage()
+    assert f"by {few} on {classifier.name} may be far" in record.getMessage()
 
 
 def test_the_effects_of_windows_add_up_to_the_map_of_occlusion(classifier: Classifier, images: Tensor) -> None:
@@ -228,6 +239,26 @@ def test_the_effects_of_windows_add_up_to_the_map_of_occlusion(classifier: Class
     cells = (whole + asked[0] @ masks.effects).view(8, 8)
     torch.testing.assert_close(cells.repeat_interleave(4, dim=0).repeat_interleave(4, dim=1), raw, rtol=1e-9, atol=1e-12)
     assert masks.inputs[8].tolist() == [1, 1]
+
+
+def test_windows_are_refused_that_a_regression_would_take_hours_for() -> None:
+    fine = Occlusion(window=32, stride=1, budget=0.05)
+    message = r"at most 10000 windows; 37249 came, by a stride of 1 in an image of 224 × 224: give a larger stride, or leave budget and"
+    with pytest.raises(SettingError, match=message):
+        fine.forwards(512, (224, 224))
+    assert fine.exact.forwards(512, (224, 224)) == 37249
+
+
+def test_the_errors_of_close_windows_are_of_cells_an_eighth_as_wide(classifier: Classifier, images: Tensor) -> None:
+    traced = trace(classifier, images[:1, :, :24], target=1)
+    found = {}
+    for stride in (1, 2):
+        instance = Occlusion(window=16, stride=stride, budget=0.5)
+        assert torch.allclose(instance(traced), instance.exact(traced), atol=1e-3)
+        found[stride] = traced.errors[repr(instance)]
+        assert found[stride].shape == (1, 24, 32)
+    masks = _windows(_hidden(24, 16, 1), _hidden(32, 16, 1), (12, 16))
+    assert torch.allclose(masks.effects.sum(dim=0), -torch.ones(192).double())
 
 
 def test_rise_predicts_scores_too(classifier: Classifier, images: Tensor) -> None:

@@ -173,6 +173,22 @@ def test_a_recurrent_layer_has_a_backward_on_a_gpu_and_answers_as_in_eval_mode(t
     assert (layers[0].training, layers[0].dropout, layers[1].training) == (training, 0.5, training)
 
 
+class _Noisy(nn.LSTM):
+    """A layer that drops weights itself while it is trained."""
+
+    def forward(self, steps: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return super().forward(nn.functional.dropout(steps, 0.5, self.training))[0]
+
+
+def test_a_recurrent_layer_with_a_forward_of_its_own_stays_in_eval_mode_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, steps = _Noisy(3, 4).eval(), torch.rand(5, 2, 3)
+    expected = layer(steps)
+    _with_gpu(monkeypatch)
+    with evaluating(layer):
+        assert torch.equal(layer(steps), expected)
+        assert not layer.training
+
+
 def test_where_a_gpu_s_memory_runs_out_its_cache_is_emptied_and_the_work_goes_on_in_halves(
     classifier: Classifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:

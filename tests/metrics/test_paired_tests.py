@@ -67,6 +67,13 @@ def test_several_intervals_are_those_of_each_whatever_is_beside_them() -> None:
     assert list(bootstrap_intervals([])) == []
 
 
+def test_several_intervals_of_values_that_tie_are_to_the_last_digit_those_of_each() -> None:
+    draw = random.Random(0)
+    several = [[round(2 * draw.gauss(0, 1)) / 10 for _ in range(20)] for _ in range(6)]  # resamples tie with the mean up to rounding
+    several += [[draw.gauss(0, 1) if number % 9 == 0 else 0.0 for number in range(50)] for _ in range(6)]
+    assert list(bootstrap_intervals(several)) == [bootstrap_interval(values) for values in several]
+
+
 def test_the_bootstrap_survives_ties_and_is_student_s_where_it_degenerates() -> None:
     mostly_zero = bootstrap_interval([0.0] * 37 + [1.0, 2.0, 4.0])
     assert mostly_zero.name == "BCa"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from pathlib import Path
 
@@ -145,6 +146,17 @@ def test_texts_that_stay_numbered_are_those_that_are_read_plain(store: Store, tm
     found = read_part(tmp_path / "earlier.parquet", encoded=True)
     assert found["target"].to_pylist() == ["7"] * len(plain)
     assert found["reason"].null_count == len(plain)
+
+
+def test_texts_are_refused_by_what_the_rows_would_hold_of_them_not_by_their_longest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("xattn.study.parts.MOST_BYTES", 8_000_000)
+    path = tmp_path / "part.parquet"
+    for images, fits in ((["a" * 100] * 100_000, False), (["a" * 100, *["b"] * 99_999], True)):
+        pq.write_table(pa.table({"image": images}), path, row_group_size=1000)
+        with contextlib.nullcontext() if fits else pytest.raises(ValueError, match="its texts have 10,000,000 bytes"):
+            assert len(read_part(path, columns=("image",))) == 100_000
 
 
 def test_groups_are_those_of_pandas_in_its_order_whatever_the_columns(store: Store) -> None:

@@ -136,7 +136,7 @@ def explain(
             )
             pieces.append(maps_of_trace(trace, components, names[part], tensor[part]))
             log_reasons(pieces[-1].reasons, names[part], logged)
-            log_doubts(pieces[-1].raw, pieces[-1].errors, names[part], logged)
+            log_doubts(pieces[-1].raw, pieces[-1].errors, names[part], classifier.name, logged)
             shown.add(len(names[part]))
     return replace(joined(pieces), photographs=photographs)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
@@ -124,7 +125,7 @@ class Occlusion(RunsNetworkAgain):
         """Window and stride in pixels for an image of this height and width.
 
         Raises:
-            SettingError: the window is larger than the image, or smaller than the stride.
+            SettingError: the window is larger than the image, or smaller than the stride; or there are more windows than are predicted.
         """
         window = max(1, min(size) // WINDOWS) if self.window is None else self.window
         stride = max(1, window // 2) if self.stride is None else self.stride
@@ -132,6 +133,12 @@ class Occlusion(RunsNetworkAgain):
             raise SettingError(f"occlusion's window of {window} pixels is larger than the image of {size[0]} × {size[1]}.")
         if stride > window:
             raise SettingError(f"occlusion's stride of {stride} pixels is larger than the window of {window}: give window as well.")
+        count = math.prod(len(_starts(side, window, stride)) for side in size)
+        if self._limit is not None and count > MOST_PREDICTED:
+            raise SettingError(
+                f"occlusion predicts the answers to at most {MOST_PREDICTED} windows; {count} came, by a stride of {stride} in an image of "
+                f"{size[0]} × {size[1]}: give a larger stride, or leave budget and tolerance out."
+            )
         return window, stride
 
     def forwards(self, channels: int, size: tuple[int, int]) -> int:
@@ -165,7 +172,8 @@ class Occlusion(RunsNetworkAgain):
         if self._limit is None:
             responses = respond(repr(self), torch.arange(len(images) * each, device=images.device), read)
         else:
-            cells = [-(-side // stride) for side in size]  # within which the map is constant, but where the last windows reach the border
+            # Within a stride the map is constant, but where the last windows reach the border; within an eighth of a window nearly so.
+            cells = [-(-side // max(stride, window // 8)) for side in size]
             of_image = _windows(rows, columns, cells)
             responses = _estimated(trace, repr(self), self._limit, self.response, [of_image] * len(images), respond, cells)
         whole = read(trace.target, trace.output.detach()).to(responses)

@@ -123,26 +123,29 @@ def log_reasons(reasons: Mapping[str, Sequence[str | None]], names: Sequence[str
             logger.warning("the map of %s by %s shows nothing: %s. %s.", name, method, reason, ADVICE[reason.removesuffix(SIGNED)])
 
 
-def log_doubts(raw: Mapping[str, Tensor], errors: Mapping[str, Tensor], names: Sequence[str], logged: set[tuple[str, str]]) -> None:
-    """Logs that maps from a share of their passes are likely to differ from the exact ones, once for each method.
+def log_doubts(
+    raw: Mapping[str, Tensor], errors: Mapping[str, Tensor], names: Sequence[str], network: str, logged: set[tuple[str, str]]
+) -> None:
+    """Logs that maps from a share of their passes are likely to differ from the exact ones, once for each network and method.
 
     Args:
         raw: maps by method.
         errors: their standard errors, of methods that run a share of their passes.
         names: of the images.
+        network: whose maps they are.
         logged: methods and reasons that were logged before; new ones are added.
     """
     for method, error in errors.items():
         similarity = expected_similarity(raw[method], error).nan_to_num(1.0)  # a map that is no number has its own reason
-        number = int(similarity.argmin())
-        if similarity[number] >= DOUBTFUL or (method, DOUBT) in logged:
+        number, about = int(similarity.argmin()), (method, f"{DOUBT} on {network}")
+        if similarity[number] >= DOUBTFUL or about in logged:
             continue
-        logged.add((method, DOUBT))
+        logged.add(about)
         logger.warning(
-            "the map of %s by %s may be far from the exact one: by its own standard errors the correlation is about %.2f, and other maps "
-            "may be as far off. Allow more passes (budget), end them at an error (tolerance), or run %s without either.",
+            "the map of %s by %s on %s may be far from the exact one: by its own standard errors the correlation is about %.2f, and other "
+            "maps may be as far off. Allow more passes (budget), end them at an error (tolerance), or run it without either.",
             names[number],
             method,
+            network,
             float(similarity[number]),
-            method.partition(":")[0],
         )

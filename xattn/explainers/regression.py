@@ -301,10 +301,10 @@ class _Image:
         responses = predictions.clone()
         responses[self.drawn] += self.missed / probability[self.drawn]
         expected = moments.variance[self.drawn].clamp(min=TINY)
-        size = float((self.missed**2 / expected).mean())
+        size = (self.missed**2 / expected).mean().clamp(min=1)
         odds = torch.where(probability > 0, (1 - probability) / probability.clamp(min=TINY), 0.0)
         variance = (odds * moments.variance) @ self.effects.pow(2)
-        return responses, CAUTION * (max(1.0, size) * variance).sqrt()
+        return responses, CAUTION * (size * variance).sqrt()
 
     def _counted(self, kernel: Kernel) -> Tensor:
         """How much each cell's error counts in the map: the probability that the cell is positive, where negative ones are set to 0."""

@@ -67,6 +67,7 @@ _evaluated: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # modules i
 _recurrent: WeakKeyDictionary[nn.RNNBase, tuple[int, bool, float]] = WeakKeyDictionary()  # how many times held; training and dropout before
 _precise = 0
 _tf32 = False
+OF_RECURRENT = (nn.RNN.forward, nn.LSTM.forward, nn.GRU.forward)
 
 
 def _turns_of(network: nn.Module) -> _Turns:
@@ -86,7 +87,8 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     """Eval mode and, on a GPU, convolutions in full float32 inside; restores each module's own flag and the precision afterwards.
 
     With several threads, the last to leave restores the flags. cuDNN has no backward of an LSTM, GRU or RNN in eval mode: with a GPU, these
-    are in training mode without dropout instead, which computes the same.
+    are in training mode without dropout instead, which computes the same. A class with a forward of its own, which may ask for the mode, is
+    in eval mode.
 
     Args:
         module: a classifier, or a network.
@@ -104,7 +106,8 @@ def _hold(module: nn.Module) -> tuple[list[nn.Module], list[nn.RNNBase]]:
     global _precise, _tf32
     with _lock:
         has_gpu = torch.cuda.is_available()
-        recurrent = [part for part in module.modules() if isinstance(part, nn.RNNBase)] if has_gpu else []
+        recurrent = [part for part in module.modules() if isinstance(part, nn.RNNBase) and type(part).forward in OF_RECURRENT]
+        recurrent = recurrent if has_gpu else []
         held = [part for part in module.modules() if part.training or (_evaluated and part in _evaluated)]
         held = [part for part in held if part not in recurrent]
         for part in held:
@@ -124,12 +127,12 @@ def _hold(module: nn.Module) -> tuple[list[nn.Module], list[nn.RNNBase]]:
 def _release(held: list[nn.Module], recurrent: list[nn.RNNBase]) -> None:
     global _precise
     with _lock:
-        for part in recurrent:
-            times, training, dropout = _recurrent.pop(part)
+        for layer in recurrent:
+            times, training, dropout = _recurrent.pop(layer)
             if times > 1:
-                _recurrent[part] = times - 1, training, dropout
+                _recurrent[layer] = times - 1, training, dropout
             else:
-                part.training, part.dropout = training, dropout
+                layer.training, layer.dropout = training, dropout
         for part in held:
             _evaluated[part] -= 1
             if not _evaluated[part]:

@@ -168,11 +168,11 @@ def read_contents(runs: Sequence[str | Path], most: int | None = None) -> Conten
     return found
 
 
-def too_large(count: int, most: int) -> InputError:
-    """The error that a page of so many pictures is larger than one file of so many bytes."""
+def too_large(what: str, most: int, instead: str) -> InputError:
+    """The error that what a page holds is larger than one file of so many bytes."""
     return InputError(
-        f"one file of {count:,} pictures would be larger than {most // 2**20} MB, more than a browser opens well: write a folder "
-        "(--folder, folder=True), or smaller pictures (--side, side=)."
+        f"{what} would be larger than {most // 2**20} MB, more than a browser opens well: write a folder (--folder, folder=True), or "
+        f"{instead}."
     )
 
 
@@ -255,7 +255,7 @@ class _Reader:
         """
         self.size += 4 * -(-len(data) // 3)
         if self.most is not None and self.size > self.most:
-            raise too_large(sum(run["settings"]["images"]["count"] for run in self.found.settings), self.most)
+            raise too_large("the maps and curves alone in one file", self.most, "a report of fewer runs")
 
     def finish(self) -> None:
         """Completes what needs all rows."""

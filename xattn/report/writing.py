@@ -101,7 +101,7 @@ def _write_file(out: Path, contents: Contents, pictures: Pictures, index: dict[s
                 text = script_json(content)
                 size += len(text)
                 if size > LARGEST_FILE:
-                    raise too_large(len(contents.items), LARGEST_FILE)
+                    raise too_large(f"one file of {len(contents.items):,} pictures", LARGEST_FILE, "smaller pictures (--side, side=)")
                 yield name, text
 
     handle, name = tempfile.mkstemp(dir=out.parent, suffix=".html.part")

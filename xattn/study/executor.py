@@ -185,9 +185,9 @@ class Executor:
                 logger.warning("memory ran out: %s goes on with %s at once.", sides[0].classifier.name, counted(step, "image"))
                 self._at_once |= {key_of(side.classifier): step for side in sides}
                 continue
-            for found in maps:
+            for side, found in zip(part, maps, strict=True):
                 log_reasons(found.reasons, found.names, self._logged)
-                log_doubts(found.raw, found.errors, found.names, self._logged)
+                log_doubts(found.raw, found.errors, found.names, key_of(side.classifier), self._logged)
             for side, found, values, (first, second) in zip(part, maps, scores, rows, strict=True):
                 if self.plan.save_maps:
                     self._write_masks(side.classifier, found)

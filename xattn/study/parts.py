@@ -99,14 +99,13 @@ def _check_columns(schema: pa.Schema) -> None:
 
 def _check_texts(table: pa.Table) -> None:
     """Refuses texts that are small in the file, once in a dictionary, and would fill the memory in the rows."""
-    size = 0
-    for name in table.column_names:
-        for chunk in table[name].chunks:
-            if pa.types.is_dictionary(chunk.type) and pa.types.is_string(chunk.type.value_type):
-                lengths = pc.binary_length(chunk.dictionary)
-                most = (pc.max(lengths).as_py() or 0) * len(chunk)
-                size += most if most <= MOST_BYTES // 2**10 else pc.sum(pc.take(lengths, chunk.indices).cast(pa.int64())).as_py() or 0
-    if size > MOST_BYTES // 4:
+    chunks = [chunk for column in table.columns for chunk in column.chunks if pa.types.is_dictionary(chunk.type)]
+    texts = [(pc.binary_length(chunk.dictionary), chunk.indices) for chunk in chunks if pa.types.is_string(chunk.type.value_type)]
+    most = MOST_BYTES // 4
+    if sum((pc.max(lengths).as_py() or 0) * len(indices) for lengths, indices in texts) <= most:
+        return
+    size = sum(pc.sum(pc.take(lengths, indices).cast(pa.int64())).as_py() or 0 for lengths, indices in texts)
+    if size > most:
         raise ValueError(f"its texts have {size:,} bytes")
 
 
