@@ -106,8 +106,8 @@ def _hold(module: nn.Module) -> tuple[list[nn.Module], list[nn.RNNBase]]:
     global _precise, _tf32
     with _lock:
         has_gpu = torch.cuda.is_available()
-        recurrent = [part for part in module.modules() if isinstance(part, nn.RNNBase) and type(part).forward in OF_RECURRENT]
-        recurrent = recurrent if has_gpu else []
+        parts = module.modules() if has_gpu else ()
+        recurrent = [part for part in parts if isinstance(part, nn.RNNBase) and type(part).forward in OF_RECURRENT]
         held = [part for part in module.modules() if part.training or (_evaluated and part in _evaluated)]
         held = [part for part in held if part not in recurrent]
         for part in held:
