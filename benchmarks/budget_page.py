@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from xattn.explainers.reasons import DOUBTFUL
@@ -72,7 +73,7 @@ def _quality(rows: list[Sample]) -> list[str]:
         return [str(len(rows)), f"{100 * share:.0f} %", *["–"] * (len(HEADER) - 4)]
     setting = rows[0]["setting"]
     limit = next((float(part.partition("=")[2]) for part in setting.split(",") if part.startswith("tolerance=")), None)
-    error = f"{100 * _median(row['error'] for row in scored):.1f} %"
+    error = f"{100 * median(row['error'] for row in scored):.1f} %"
     if limit is not None:
         held = sum(row["error"] <= limit for row in scored) + len(rows) - len(scored)
         error += f"; held {100 * held / len(rows):.0f} %"
@@ -86,7 +87,7 @@ def _quality(rows: list[Sample]) -> list[str]:
         f"{100 * sum(covered) / len(covered):.0f} %",
         f"{100 * min(covered):.0f} %",
         error,
-        f"{100 * _median(row['predicted'] for row in scored):.1f} %",
+        f"{100 * median(row['predicted'] for row in scored):.1f} %",
     ]
 
 
@@ -117,9 +118,3 @@ def _measured(conditions: Mapping[str, Mapping[str, Any]]) -> list[str]:
                 f"xattn {about['versions']['xattn']}, torch {about['versions']['torch']}."
             )
     return lines
-
-
-def _median(values: Iterable[float]) -> float:
-    given = sorted(values)
-    middle = len(given) // 2
-    return given[middle] if len(given) % 2 else (given[middle - 1] + given[middle]) / 2

@@ -91,7 +91,7 @@ def page(entries: Sequence[dict[str, Any]]) -> str:
         "median [lowest, highest]; clocks stop when the device is done. What the GPU computes is the union of the times of all kernels, by "
         "torch.profiler, over the time of a job. torch rounds convolutions to TF32 on a GPU unless it is told not to, and so do the other "
         "libraries as they come. xattn's level exact does not, since a map and a metric must not depend on the size of a forward; level "
-        f"fast does. Contenders with “{PLAIN.strip(', ')}” are the others without TF32, beside which level exact is set.",
+        f"fast does. Contenders with “{PLAIN.strip(', ')}” are the others at their best size, without TF32; the rest has it.",
     ]
     if any(entry["smoke"] for entry in entries):
         parts.append("**Some of this was made with `--smoke`, at toy size: it shows that the benchmark runs, nothing else.**")

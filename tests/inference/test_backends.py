@@ -220,17 +220,6 @@ def test_openvino_gives_the_same_in_batches_of_any_size_and_in_threads(tiny: Cla
     assert all(torch.equal(each, whole) for each in found.values())
 
 
-class Branching(nn.Module):
-    """A network whose steps depend on the picture."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = networks.small()
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.inner(images) if images.mean() > 0 else -self.inner(images)
-
-
 class Unknown(nn.Module):
     """A network with an operation that OpenVINO does not have."""
 
@@ -243,7 +232,7 @@ class Unknown(nn.Module):
 
 
 @installed
-@pytest.mark.parametrize(("network", "why"), [(Branching, "data-dependent"), (Unknown, "OpenVINO cannot convert it")])
+@pytest.mark.parametrize(("network", "why"), [(networks.Branching, "data-dependent"), (Unknown, "OpenVINO cannot convert it")])
 def test_a_network_that_does_not_convert_is_run_by_torch_and_the_log_says_why(
     network: type[nn.Module],
     why: str,

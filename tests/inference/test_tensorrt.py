@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import xattn
 from tests import networks
@@ -162,19 +162,8 @@ def test_the_tuner_takes_it_where_it_is_faster_and_within_the_tolerance_and_says
         assert "tiny is not run by tensorrt: probabilities differ by" in caplog.text
 
 
-class Branching(nn.Module):
-    """A network whose steps depend on the picture."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = networks.small()
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.inner(images) if images.mean() > 0 else -self.inner(images)
-
-
 def test_what_it_cannot_run_says_why(compiler: Compiler, tiny: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
-    odd = xattn.attach(networks.seeded(Branching), input_size=32, name="odd")
+    odd = xattn.attach(networks.seeded(networks.Branching), input_size=32, name="odd")
     with pytest.raises(SettingError, match="odd cannot run in chunks of 8, tensorrt: .*data-dependent"):
         tuned(odd, tune="backend=tensorrt")
     precise = xattn.attach(networks.precise(), input_size=32, name="precise")
