@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Self, TypeAlias, TypeGuard
 
 from xattn.deferred import torch
 from xattn.errors import InputError, NameUnknownError
-from xattn.metrics.base import CurveMetric, Evidence, Metric, measured, register
+from xattn.metrics.base import CurveMetric, Evidence, Metric, register
+from xattn.metrics.functions import measured
 from xattn.metrics.inputs import Outputs, as_fill
 from xattn.metrics.perturbations import Curve, Perturbation
 from xattn.metrics.protocols import PROTOCOLS, DeletionFill, InsertionFill, ProtocolName, chosen

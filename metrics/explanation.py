@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from xattn.deferred import torch
 from xattn.errors import InputError
-from xattn.metrics.base import Evidence, ExplanationMetric, measured, register
+from xattn.metrics.base import Evidence, ExplanationMetric, register
 from xattn.metrics.curves import Fill
+from xattn.metrics.functions import measured
 from xattn.metrics.inputs import Outputs, as_fill, as_images, as_masks
 from xattn.metrics.masking import average_drop_of, complexity, degenerate
 from xattn.metrics.perturbations import KEPT, ORIGINAL, Curve, Perturbation

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from xattn.deferred import torch
-from xattn.metrics.base import ResponseMetric, mask_metric, measured, register, response_metric
+from xattn.metrics.base import ResponseMetric, mask_metric, register
+from xattn.metrics.functions import measured, response_metric
 from xattn.metrics.inputs import Outputs, as_maps, refuse_no_masks
 from xattn.metrics.perturbations import FLAT, KEPT, ORIGINAL, Perturbation, Removed, Upsampling
 from xattn.metrics.probability import Probability, widened

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from xattn.errors import InputError
-from xattn.metrics.base import measured, register
+from xattn.metrics.base import register
 from xattn.metrics.curves import CurvesMetric, Fill, area, refuse_wrong_count
+from xattn.metrics.functions import measured
 from xattn.metrics.inputs import Outputs, as_fill
 from xattn.metrics.perturbations import Curve
 from xattn.metrics.protocols import DeletionFill, filled

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Literal
 
 from xattn.deferred import torch
 from xattn.errors import InputError
-from xattn.metrics.base import Evidence, Metric, measured, register
+from xattn.metrics.base import Evidence, Metric, register
 from xattn.metrics.curves import Fill, refuse_wrong_count
+from xattn.metrics.functions import measured
 from xattn.metrics.inputs import Outputs, as_fill
 from xattn.metrics.perturbations import ORIGINAL, Perturbation, Subsets
 from xattn.metrics.probability import widened

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from xattn.deferred import torch
-from xattn.metrics.base import Evidence, Metric, measured, register
+from xattn.metrics.base import Evidence, Metric, register
 from xattn.metrics.curves import Fill, refuse_wrong_count
+from xattn.metrics.functions import measured
 from xattn.metrics.inputs import Outputs, as_fill
 from xattn.metrics.known_parts import rank_correlation
 from xattn.metrics.perturbations import ORIGINAL, Patches, Perturbation
