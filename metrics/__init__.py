@@ -39,7 +39,8 @@ from xattn.metrics.protocols import PROTOCOLS
 from xattn.metrics.responses import evaluate_perturbations
 from xattn.metrics.robustness import average_sensitivity, max_sensitivity
 from xattn.metrics.sparsity import sparsity
-from xattn.metrics.targets import ClassTarget, Contrast, OutputFunction, Predict, Region, Similarity, Target
+from xattn.metrics.target_base import Target
+from xattn.metrics.targets import ClassTarget, Contrast, OutputFunction, Predict, Region, Similarity
 from xattn.registry import import_modules
 
 import_modules(__name__, __path__)  # modules of this folder register themselves and need not be listed here

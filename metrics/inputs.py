@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from xattn.deferred import torch
 from xattn.errors import InputError
 from xattn.metrics.probability import SUM_TOLERANCE, log_odds, widened
-from xattn.metrics.targets import ClassTarget, Contrast, Predict, Region, Target
+from xattn.metrics.target_base import Target
+from xattn.metrics.targets import ClassTarget, Contrast, Predict, Region
 from xattn.text import counted
 
 if TYPE_CHECKING:

@@ -46,7 +46,8 @@ from xattn.metrics.removals import (
 )
 from xattn.metrics.segments import superpixels
 from xattn.metrics.stream import PerturbedImages, PredictAll, Read, stream
-from xattn.metrics.targets import ClassTarget, Predict, Target, Targets, as_target
+from xattn.metrics.target_base import Target
+from xattn.metrics.targets import ClassTarget, Predict, Targets, as_target
 
 if TYPE_CHECKING:
     from torch import Tensor

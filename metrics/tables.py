@@ -29,7 +29,7 @@ from xattn.metrics.statistics import (
     proportion_interval,
     unit_of,
 )
-from xattn.metrics.targets import PER_LABEL
+from xattn.metrics.target_base import PER_LABEL
 from xattn.metrics.training_seeds import by_network, compared, crossed, of_networks, over_seeds, shared_pictures, with_networks
 from xattn.metrics.typeset import html_table, latex, markdown, typst
 from xattn.metrics.values import is_value

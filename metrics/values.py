@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from xattn.metrics.probability import Probability
-from xattn.metrics.targets import Contrast, Target, written_contrast
+from xattn.metrics.target_base import Target
+from xattn.metrics.targets import Contrast, written_contrast
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -18,7 +18,8 @@ from tests import networks
 from tests.own_methods import OF_ANY_HEAD
 from xattn.errors import InputError, RunError, UnsupportedError
 from xattn.metrics import average_drop, deletion, insertion, metrics, sparsity
-from xattn.metrics.targets import Contrast, OutputFunction, Region, Similarity, Target
+from xattn.metrics.target_base import Target
+from xattn.metrics.targets import Contrast, OutputFunction, Region, Similarity
 from xattn.models import Classifier
 from xattn.study.plan import Plan
 from xattn.study.store import Store

@@ -13,7 +13,8 @@ from xattn.errors import SettingError, UnsupportedError
 from xattn.explainers.base import Need, register
 from xattn.explainers.trace import Trace
 from xattn.metrics.probability import widened
-from xattn.metrics.targets import ClassTarget, Contrast, Target
+from xattn.metrics.target_base import Target
+from xattn.metrics.targets import ClassTarget, Contrast
 from xattn.registry import AtMost
 
 CANCELLED = 1e-4

@@ -14,7 +14,7 @@ from xattn.explainers.trace import Trace
 from xattn.metrics.fills import baseline_images
 from xattn.metrics.protocols import PROTOCOLS
 from xattn.metrics.stream import PerturbedImages
-from xattn.metrics.targets import Target
+from xattn.metrics.target_base import Target
 from xattn.registry import AtMost
 
 Searched = Literal["deletion", "insertion"]

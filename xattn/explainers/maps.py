@@ -20,7 +20,8 @@ from xattn.explainers.trace import Trace
 from xattn.heads.base import HeadMaps
 from xattn.inference.predictor import Predictor
 from xattn.metrics.masking import Masks, to_masks
-from xattn.metrics.targets import ClassTarget, Target
+from xattn.metrics.target_base import Target
+from xattn.metrics.targets import ClassTarget
 from xattn.models.classifier import Classifier
 from xattn.models.layout import Stage
 from xattn.models.target_rules import Given

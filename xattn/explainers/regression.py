@@ -27,7 +27,7 @@ from xattn.explainers.gaussian_process import (
     rectified_error,
     squared_distances,
 )
-from xattn.metrics.targets import Target
+from xattn.metrics.target_base import Target
 
 FEWEST = 8
 """Passes of an image at least, if it has as many masks: fewer tell nothing of how smooth the responses are."""

@@ -17,7 +17,7 @@ from xattn.explainers.trace import Trace
 from xattn.metrics.masking import degenerate
 from xattn.metrics.probability import widened
 from xattn.metrics.stream import PerturbedImages
-from xattn.metrics.targets import Target
+from xattn.metrics.target_base import Target
 from xattn.registry import AtMost
 
 Weighting = Literal["probability", "logit-softmax", "increase"]

@@ -20,7 +20,7 @@ from xattn.inference.memory import is_out_of_memory
 from xattn.inference.predictor import Predictor
 from xattn.metrics.seeds import content_seeds
 from xattn.metrics.stream import PerturbedImages
-from xattn.metrics.targets import Target
+from xattn.metrics.target_base import Target
 from xattn.models.attention import attention_kept, between_tokens, by_head
 from xattn.models.capture import captured
 from xattn.models.classifier import Classifier

@@ -20,7 +20,7 @@ from xattn.data.images import ImageSource
 from xattn.data.preprocessing import Preprocessing, Region
 from xattn.errors import ImageError, InputError, NameUnknownError, RunError
 from xattn.figures.run_data import source_of
-from xattn.metrics.targets import PER_LABEL
+from xattn.metrics.target_base import PER_LABEL
 from xattn.overlays import CMAP, SIGNED_CMAP, Floats, OverlayStyle, is_signed, laid_over, overlay, shown_values
 from xattn.progress import Progress
 from xattn.study.moved import moved_pictures, picture_names_of

@@ -12,7 +12,7 @@ from xattn.inference.predictor import Predictor
 from xattn.inference.settings import Level, Tuning
 from xattn.inference.shared_backbone import SharedBackbone
 from xattn.metrics.stream import PerturbedImages, PredictAll, Read, stream
-from xattn.metrics.targets import Target
+from xattn.metrics.target_base import Target
 from xattn.models.classifier import Classifier
 
 PROBES = 3

@@ -16,7 +16,8 @@ from torch import Tensor
 from xattn.data.labels import Label
 from xattn.errors import InputError, NameUnknownError, UnsupportedError
 from xattn.metrics.probability import sigmoid_probability
-from xattn.metrics.targets import CANCELLED, PER_LABEL, ClassTarget, Contrast, OutputFunction, Region, Target, written_contrast
+from xattn.metrics.target_base import PER_LABEL, Target
+from xattn.metrics.targets import CANCELLED, ClassTarget, Contrast, OutputFunction, Region, written_contrast
 from xattn.metrics.values import Values
 from xattn.models.classifier import Classifier
 

@@ -11,7 +11,7 @@ import torch
 
 from xattn.data.preprocessing import Preprocessing
 from xattn.errors import InputError
-from xattn.metrics.targets import PER_LABEL
+from xattn.metrics.target_base import PER_LABEL
 from xattn.report.encoding import (
     GRID,
     EncodedMap,

@@ -17,7 +17,7 @@ from xattn.errors import InputError
 from xattn.metrics.sheets import FAILS
 from xattn.metrics.significance import Adjustment, Significance, significance
 from xattn.metrics.tables import Table, comparison
-from xattn.metrics.targets import PER_LABEL
+from xattn.metrics.target_base import PER_LABEL
 from xattn.metrics.training_seeds import common_names
 from xattn.metrics.trial import trial
 from xattn.study.questions import Key, picture_names, shown_names

@@ -19,7 +19,8 @@ from xattn.inference.predictor import Predictor
 from xattn.metrics.base import metrics as registry
 from xattn.metrics.inputs import as_masks, as_regions, as_tensor, refuse_chunk
 from xattn.metrics.known_parts import KnownParts
-from xattn.metrics.targets import PER_LABEL, ClassTarget
+from xattn.metrics.target_base import PER_LABEL
+from xattn.metrics.targets import ClassTarget
 from xattn.metrics.values import is_value
 from xattn.models.classifier import Classifier
 from xattn.models.loading import refuse_no_classifier

@@ -28,7 +28,7 @@ from xattn.inference.memory import is_out_of_memory
 from xattn.inference.predictor import Predictor
 from xattn.inference.shared_backbone import backbone_groups
 from xattn.metrics.stream import PredictAll
-from xattn.metrics.targets import PER_LABEL
+from xattn.metrics.target_base import PER_LABEL
 from xattn.models.classifier import Classifier
 from xattn.models.target_rules import OfOutput, TargetRule, labels_of
 from xattn.study.known_parts import PartsOfBatch, parts_of, scene_in

@@ -19,7 +19,8 @@ from xattn.data.workers import each_output
 from xattn.errors import InputError, UnsupportedError
 from xattn.inference.predictor import Predictor
 from xattn.metrics.retrieval import comparable
-from xattn.metrics.targets import PER_LABEL, Similarity
+from xattn.metrics.target_base import PER_LABEL
+from xattn.metrics.targets import Similarity
 from xattn.models.classifier import Classifier
 from xattn.models.target_rules import TargetRule
 from xattn.study.schema import run_key

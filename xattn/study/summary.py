@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from xattn.catalogue import is_control
 from xattn.deferred import pandas as pd
 from xattn.metrics.base import metrics as registry
-from xattn.metrics.targets import PER_LABEL
+from xattn.metrics.target_base import PER_LABEL
 from xattn.metrics.values import is_value
 from xattn.study.schema import NO_PARTS, NO_REGION
 

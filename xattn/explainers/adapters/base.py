@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from xattn.errors import SettingError, UnsupportedError
 from xattn.explainers.base import methods
 from xattn.explainers.trace import Trace
-from xattn.metrics.targets import ClassTarget, Target
+from xattn.metrics.target_base import Target
+from xattn.metrics.targets import ClassTarget
 from xattn.models.classifier import Classifier
 from xattn.models.concurrency import evaluating, exclusive
 from xattn.registry import MOST_OF_OTHERS
