@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from xattn.models.attachment import attend_all
-from xattn.models.checkpoints import digest_of
 from xattn.models.classifier import Classifier
+from xattn.models.state_dicts import digest_of
 
 
 class SharedBackbone(nn.Module):

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from xattn.data.preprocessing import Preprocessing
 from xattn.errors import InputError
-from xattn.models.checkpoints import channels_in, classes_in, fit_weights, mismatch, read_weights
+from xattn.models.state_dicts import channels_in, classes_in, fit_weights, mismatch
+from xattn.models.weights_files import read_weights
 
 Weights = str | Path | dict[str, Tensor] | None
 """A weights file, the name of some weights, or the content of an xattn file; None: the source's own weights."""

@@ -22,7 +22,7 @@ from xattn.models import checkpoints
 from xattn.models.attachment import Attachment, attachment_of, attend, find_classifier_entry, own_prediction
 from xattn.models.attention import attention_layers
 from xattn.models.capture import captured
-from xattn.models.checkpoints import InnerLoop, Source, digest_of, fit_weights
+from xattn.models.checkpoints import InnerLoop, Source
 from xattn.models.class_names import index_of, indices_of
 from xattn.models.concurrency import evaluating
 from xattn.models.inputs import Inputs, input_channels, supplied
@@ -30,6 +30,7 @@ from xattn.models.layout import Stage, to_nchw
 from xattn.models.reading import output_reader
 from xattn.models.refusals import named_errors, refuse_unusable, why_not_run
 from xattn.models.repeatability import instability
+from xattn.models.state_dicts import digest_of, fit_weights
 from xattn.models.streams import stage_named, stages_of
 from xattn.text import counted
 

@@ -16,8 +16,8 @@ from xattn.errors import InputError, UnsupportedError
 from xattn.focus import GLOBAL, TwoStreams, parsed
 from xattn.models.building import Built, Request
 from xattn.models.capture import captured
-from xattn.models.checkpoints import fit_weights
 from xattn.models.stages import find_stages
+from xattn.models.state_dicts import fit_weights
 
 BACKBONES = ("torchvision", "timm", "birds")
 SIDE = 448  # of the whole picture, on a backbone for 224; a picture is made square, not cropped

@@ -18,11 +18,12 @@ from xattn.errors import InputError, UntrustedCodeError, WeightsError
 from xattn.heads.base import heads
 from xattn.models import sources
 from xattn.models.building import Prompts, Request, Weights
-from xattn.models.checkpoints import Header, Source, digest_of, fit_weights, is_saved, read_header, split_weights
+from xattn.models.checkpoints import Header, Source, is_saved, read_header, split_weights
 from xattn.models.classifier import Classifier
 from xattn.models.input_size import own_size
 from xattn.models.inputs import Inputs
 from xattn.models.resolution import high_resolution
+from xattn.models.state_dicts import digest_of, fit_weights
 from xattn.ocr import PREFIX as OCR
 from xattn.rga import PREFIX as RELATION_AWARE
 

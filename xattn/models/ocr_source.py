@@ -15,10 +15,10 @@ from xattn.data.preprocessing import Preprocessing
 from xattn.errors import InputError, UnsupportedError
 from xattn.models.building import Built, Request
 from xattn.models.capture import captured
-from xattn.models.checkpoints import fit_weights
 from xattn.models.layout import Stage
 from xattn.models.resolution import high_resolution
 from xattn.models.stages import find_stages
+from xattn.models.state_dicts import fit_weights
 from xattn.ocr import OCRNetwork, parsed
 
 BACKBONES = ("torchvision", "timm", "birds")

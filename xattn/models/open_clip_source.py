@@ -15,7 +15,7 @@ from torch import Tensor
 from xattn.data.preprocessing import Preprocessing
 from xattn.errors import InputError, MissingPackageError, NameUnknownError, UnsupportedError, WeightsError
 from xattn.models.building import Built, Request
-from xattn.models.checkpoints import fit_weights
+from xattn.models.state_dicts import fit_weights
 from xattn.models.zero_shot import ZeroShot, prompts_of, report_classes, text_embeddings
 
 

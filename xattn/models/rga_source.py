@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from xattn.data.preprocessing import Preprocessing
 from xattn.errors import InputError, UnsupportedError
 from xattn.models.building import Built, Request
-from xattn.models.checkpoints import fit_weights
 from xattn.models.gates import FEATURES, RELATIONS
 from xattn.models.resolution import high_resolution
+from xattn.models.state_dicts import fit_weights
 from xattn.rga import RelationAware, parsed
 
 BACKBONES = ("torchvision", "timm", "birds")

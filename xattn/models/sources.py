@@ -22,13 +22,14 @@ from xattn.birds import pretrained
 from xattn.data.preprocessing import Preprocessing, preprocessing_with
 from xattn.errors import InputError, MissingPackageError, NameUnknownError, WeightsError
 from xattn.models.building import Built, Request, fit_with_classes, with_local_weights, with_new_classifier
-from xattn.models.checkpoints import fit_weights, read_header, split_weights
+from xattn.models.checkpoints import read_header, split_weights
 from xattn.models.few_shot_source import from_few_shot
 from xattn.models.focus_source import from_focus
 from xattn.models.input_size import own_size
 from xattn.models.ocr_source import from_ocr
 from xattn.models.open_clip_source import from_open_clip
 from xattn.models.rga_source import from_rga
+from xattn.models.state_dicts import fit_weights
 from xattn.models.transformers_source import from_transformers
 
 SEGMENTED = 520  # what torchvision's segmentation networks were made for: the shorter side, of which the middle is cropped here

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from xattn.data.preprocessing import Preprocessing, preprocessing_with
 from xattn.errors import InputError, MissingPackageError, UnsupportedError, UntrustedCodeError, WeightsError
 from xattn.models.building import Built, Request, with_local_weights
-from xattn.models.checkpoints import fit_weights
 from xattn.models.input_size import stated_size
+from xattn.models.state_dicts import fit_weights
 from xattn.models.zero_shot import ZeroShot, prompts_of, report_classes, text_embeddings
 
 logger = logging.getLogger("xattn")

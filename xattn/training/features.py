@@ -26,8 +26,8 @@ from xattn.errors import InputError, RunError, UnsupportedError
 from xattn.heads.base import Attended
 from xattn.models import Classifier, evaluating
 from xattn.models.capture import captured
-from xattn.models.checkpoints import digest_of
 from xattn.models.layout import to_nchw
+from xattn.models.state_dicts import digest_of
 from xattn.progress import Progress
 from xattn.text import counted
 from xattn.training.data import Crops

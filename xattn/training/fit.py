@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from xattn.errors import DivergedError, InputError
 from xattn.focus import PREFIX, TwoStreams
 from xattn.models import Classifier
-from xattn.models.checkpoints import digest_of
+from xattn.models.state_dicts import digest_of
 from xattn.tasks import default_task, tasks
 from xattn.training.checkpointing import BEST, Checkpointing, begin, early_stop, loggers, one_training, quiet
 from xattn.training.checks import check, in_classes_of

@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 
 from xattn.errors import DivergedError, InputError, UnsupportedError
 from xattn.models import Classifier
-from xattn.models.checkpoints import digest_of
+from xattn.models.state_dicts import digest_of
 from xattn.patches.file import read_patches
 from xattn.tasks import default_task, tasks
 from xattn.training.checkpointing import begin, one_training
