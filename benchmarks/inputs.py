@@ -31,7 +31,8 @@ from input_ramps import HEIGHT, WIDTH, Encoding
 from input_sources import SERVED, Source, served, sources
 
 import xattn
-from xattn.data.images import Batch, ImageSource
+from xattn.data.batches import Batch
+from xattn.data.images import ImageSource
 from xattn.data.preprocessing import Preprocessing
 from xattn.errors import XattnError
 

@@ -17,7 +17,8 @@ from torch.utils.data._utils.pin_memory import pin_memory
 
 import xattn
 from tests import networks
-from xattn.data.images import Batch, ImageSource
+from xattn.data.batches import Batch
+from xattn.data.images import ImageSource
 from xattn.data.preprocessing import pixels
 from xattn.inference import Tuning
 from xattn.inference.tuning import Tuned

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
-from xattn.data.images import Batch, ImageSource
+from xattn.data.batches import Batch
+from xattn.data.images import ImageSource
 from xattn.data.preprocessing import Preprocessing
 from xattn.data.workers import each_batch
 from xattn.errors import RunError

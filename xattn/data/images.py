@@ -1,4 +1,4 @@
-"""Images from files, URLs and torch datasets, decoded in worker processes as a viewer would show them."""
+"""Images from files, URLs and torch datasets, with their labels, decoded as a viewer would show them."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from PIL import Image
 
 from xattn.data import urls
 from xattn.data.annotation_files import read_annotations
 from xattn.data.annotations import Annotations, of_dataset
+from xattn.data.batches import Batch, Batches
 from xattn.data.datasets import (
     dataset_at,
     first_item,
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.utils.data import Dataset
 
-__all__ = ["Batch", "Batches", "ImageSource", "read_picture"]
+__all__ = ["ImageSource", "read_picture"]
 
 logger = logging.getLogger("xattn")
 
@@ -55,31 +57,6 @@ ITEM_FAILED = "the dataset failed: "
 ENDED_PROCESS = "decoding it ended the process that did it"
 MOMENTARY = (UNREACHED, ITEM_FAILED, ENDED_PROCESS)
 """The beginnings of errors of images that may be readable another time."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Decoded images.
-
-    Attributes:
-        number: position of the batch in the source.
-        images: those that could be read.
-        crops: uint8 `(B, C, H, W)`, what the network sees of them.
-        failed: those that could not be read, with the reason.
-        scalings: for each of the images, how more than 8 bits became 8; None where there were 8.
-        frames: for each of the images, how its crop lies in it.
-    """
-
-    number: int
-    images: list[NamedImage] = field(default_factory=list)
-    crops: Tensor = field(default_factory=lambda: torch.empty(0, 3, 0, 0, dtype=torch.uint8))
-    failed: list[tuple[NamedImage, str]] = field(default_factory=list)
-    scalings: list[Scaling | None] = field(default_factory=list)
-    frames: list[Frame] = field(default_factory=list)
-
-    def pin_memory(self) -> Batch:
-        """The same in pinned memory, which a GPU copies from while it computes; the loader calls this where there is a GPU."""
-        return replace(self, crops=self.crops.pin_memory()) if len(self.crops) else self
 
 
 class ImageSource:
@@ -316,11 +293,15 @@ class ImageSource:
             if is_tensor(given := item_parts(item)[0]) and (wrong := wrong_values(given)):
                 raise InputError(f"item {index} of the data set: {wrong}")
 
+    def by_number(self, preprocessing: Preprocessing, batch_size: int) -> Batches:
+        """Its batches by number, each decoded when it is asked for."""
+        return Batches(self.images, partial(self.decode_scaled, preprocessing=preprocessing), batch_size)
+
     def batches(
         self, preprocessing: Preprocessing, batch_size: int, *, workers: int = 0, wanted: Sequence[int] | None = None
     ) -> Iterator[Batch]:
         """Decoded batches in order, read ahead by worker processes: those of the wanted numbers, or all if None."""
-        decoder: Any = Batches(self, preprocessing, batch_size)  # a data set in all but its base class, which would import torch
+        decoder: Any = self.by_number(preprocessing, batch_size)  # a data set in all but its base class, which would import torch
         wanted = range(decoder.count) if wanted is None else wanted
         loader = torch.utils.data.DataLoader[Batch](
             decoder, batch_size=None, sampler=wanted, num_workers=min(workers, len(wanted)), pin_memory=torch.cuda.is_available()
@@ -343,42 +324,6 @@ def _places(images: Any) -> list[Any]:
         return list(images)
     except TypeError as error:
         raise InputError(f"{TAKEN}; {type(images).__name__} came.") from error
-
-
-Decoded: TypeAlias = "tuple[NamedImage, Tensor | str, Scaling | None, Frame | None]"
-"""An image, its crop or the reason why there is none, how it was scaled, and how the crop lies in it."""
-
-
-class Batches:
-    """Batches by number, so that one worker decodes a whole batch."""
-
-    def __init__(self, source: ImageSource, preprocessing: Preprocessing, batch_size: int) -> None:
-        self.source = source
-        self.preprocessing = preprocessing
-        self.batch_size = batch_size
-        self.count = -(-len(source) // batch_size)
-
-    def __getitem__(self, number: int) -> Batch:
-        return self.joined(number, [self.decoded(image) for image in self.of(number)])
-
-    def of(self, number: int) -> list[NamedImage]:
-        """The images of a batch."""
-        return self.source.images[number * self.batch_size : (number + 1) * self.batch_size]
-
-    def decoded(self, image: NamedImage) -> Decoded:
-        """One image, decoded, or why it cannot be."""
-        try:
-            return self.source.decode_scaled(image, self.preprocessing)
-        except ImageError as error:
-            return image, str(error).encode(errors="backslashreplace").decode(), None, None
-
-    def joined(self, number: int, decoded: Sequence[Decoded]) -> Batch:
-        """Decoded images as a batch."""
-        read = [each for each in decoded if is_tensor(each[1])]
-        failed = [(each[0], each[1]) for each in decoded if isinstance(each[1], str)]
-        crops = {"crops": torch.stack([crop for _, crop, *_ in read if is_tensor(crop)])} if read else {}
-        scalings, frames = [each[2] for each in read], [each[3] for each in read if each[3] is not None]
-        return Batch(number, [each[0] for each in read], failed=failed, scalings=scalings, frames=frames, **crops)
 
 
 def _labelled(images: list[NamedImage], path: str) -> list[NamedImage]:

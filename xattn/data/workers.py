@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xattn.data.images import ENDED_PROCESS, Batch, Batches, Decoded, ImageSource
+from xattn.data.batches import Batch, Batches, Decoded
+from xattn.data.images import ENDED_PROCESS, ImageSource
 from xattn.data.listing import NamedImage
 from xattn.data.preprocessing import Preprocessing
 from xattn.errors import RunError, XattnError
@@ -58,7 +59,7 @@ def each_batch(
         RunError: image after image ends its process.
     """
     left, futile = list(wanted), 0
-    with _Alone(Batches(source, preprocessing, batch_size)) as alone:
+    with _Alone(source.by_number(preprocessing, batch_size)) as alone:
         while left:
             reason = _until_a_death(source.batches(preprocessing, batch_size, workers=workers, wanted=list(left)), left, work, workers)
             if reason is None:

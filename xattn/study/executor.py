@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from xattn.data.images import Batch
+from xattn.data.batches import Batch
 from xattn.data.listing import NamedImage
 from xattn.data.preprocessing import Frame, pixels
 from xattn.errors import InputError, NameUnknownError

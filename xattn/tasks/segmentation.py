@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from xattn.data.batches import Batch
 from xattn.data.cityscapes import IGNORED, LabelMaps
-from xattn.data.images import Batch, ImageSource
+from xattn.data.images import ImageSource
 from xattn.data.labelled import Classes, Labelled, open_data
 from xattn.data.preprocessing import Frame, Region, channels_first, pixels
 from xattn.data.published import open_published, parsed_place

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from xattn.data.images import Batch
+from xattn.data.batches import Batch
 from xattn.data.workers import each_batch
 from xattn.study.engines.base import Running
 from xattn.study.executor import Executor

@@ -32,7 +32,6 @@ from ray.data import ActorPoolStrategy, DataContext
 from ray.exceptions import RayError
 
 from xattn.counter import EventCounter
-from xattn.data.images import Batches
 from xattn.errors import InputError, RunError, UnsupportedError
 from xattn.inference.memory import kept_pages
 from xattn.models.classifier import Classifier
@@ -221,7 +220,7 @@ class _Actor:
         preprocessing, _ = plan.groups()[group]
         units = [Unit(group, number) for number in numbers]
         wanted = [unit for unit in units if executor.contents.missing(unit, store.part(unit.name))]
-        batches = Batches(plan.source, preprocessing, plan.batch_size)
+        batches = plan.source.by_number(preprocessing, plan.batch_size)
         with ThreadPoolExecutor(max(1, plan.workers)) as pool:
             for unit, batch in zip(wanted, pool.map(lambda unit: batches[unit.number], wanted), strict=True):
                 if ray.get(self.begun.count.remote(unit.name)) > DEATHS:
