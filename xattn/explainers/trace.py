@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any, Generic, NamedTuple, TypeVar, overload
+from typing import Any, Generic, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from torch import Tensor
 from xattn.data.preprocessing import Frame
 from xattn.errors import UnsupportedError
 from xattn.explainers.base import Need
+from xattn.explainers.forward import Forward, run_forward
 from xattn.heads.base import Attended
 from xattn.inference.context import BatchContext
 from xattn.inference.memory import is_out_of_memory
@@ -21,13 +21,11 @@ from xattn.inference.predictor import Predictor
 from xattn.metrics.seeds import content_seeds
 from xattn.metrics.stream import PerturbedImages
 from xattn.metrics.target_base import Target
-from xattn.models.attention import attention_kept, between_tokens, by_head
-from xattn.models.capture import captured
+from xattn.models.attention import by_head
 from xattn.models.classifier import Classifier
 from xattn.models.concurrency import evaluating
-from xattn.models.gates import gates_kept, regions_kept
 from xattn.models.layout import Stage, to_nchw
-from xattn.models.streams import Looks, looks_kept
+from xattn.models.streams import Looks
 from xattn.models.target_rules import Asked, TargetRule, target_rule
 
 T = TypeVar("T")
@@ -59,28 +57,6 @@ class _Lazy(Generic[T]):
             kept[self.name] = self.compute(trace)
         value: T = kept[self.name]
         return value
-
-
-class _Forward(NamedTuple):
-    """Result of the forward.
-
-    Attributes:
-        features: by the name of the stage, in the network's own layout.
-        attended: output and attention of the head.
-        layers: attention of the network's layers, as they computed it; empty unless it is needed.
-        pooling: attention by which the network pools its tokens, if it does so.
-        looks: how a two-stream network looked at the patches; None of another network.
-        gates: gates of positions of a network with relation-aware attention, by stage; empty of another network.
-        regions: weights of the positions in the region vectors of the classes of an OCR network; None of another network.
-    """
-
-    features: dict[str, Tensor]
-    attended: Attended
-    layers: list[Tensor]
-    pooling: Tensor | None
-    looks: Looks | None
-    gates: dict[str, Tensor]
-    regions: Tensor | None
 
 
 class Trace:
@@ -141,24 +117,10 @@ class Trace:
             self.images = plain.detach().requires_grad_() if self._to_image else plain.detach()
 
     @_Lazy
-    def _forward(self) -> _Forward:
-        with torch.inference_mode(False), ExitStack() as stack:
-            stack.enter_context(evaluating(self.classifier))
-            classes = self.classifier.asked_classes(self.images)  # a separate forward, before features are kept
-            stack.enter_context(torch.set_grad_enabled(self._to_image))
-            kept = stack.enter_context(attention_kept()) if self._layers else []  # first, so that functions inside are not counted
-            looks = stack.enter_context(looks_kept(self.classifier.network))
-            gates = stack.enter_context(gates_kept(self.classifier.network))
-            regions = stack.enter_context(regions_kept(self.classifier.network))
-            stages = [] if self.given_stage is None else [self.given_stage]
-            found = stack.enter_context(captured(self.classifier.network, stages, cut=self._cut))
-            attended = self.classifier.run(self.images, classes)
-        tokens, size = self.classifier.token_stages, len(self.images)
-        count = tokens[-1].layout.count if tokens else 0
-        pooled = between_tokens(kept, size, count, queries=1)
-        between = between_tokens(kept, size, count)
-        last, weights = looks[-1] if looks else None, regions[-1] if regions else None
-        return _Forward(found, attended, between, pooled[-1] if pooled else None, last, gates, weights)
+    def _forward(self) -> Forward:
+        return run_forward(
+            self.classifier, self.images, self.given_stage, layers=self._layers, cut=self._cut, graph_from_image=self._to_image
+        )
 
     @property
     def stage(self) -> Stage:
