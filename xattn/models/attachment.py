@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,102 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from xattn.errors import UnsupportedError
+from xattn.focus import TwoStreams
 from xattn.heads.base import Attended, Head, HeadMetadata, HeadSettings, NetworkInfo, Replaces, StageInfo
-from xattn.models.capture import captured, tapped
-from xattn.models.concurrency import in_this_thread
-from xattn.models.layout import Layout, Stage, other_tokens, to_nchw
+from xattn.models.capture import tapped
+from xattn.models.classifier_entry import ClassifierEntry, Forward, find_classifier_entry, vector_replaced
+from xattn.models.layout import Stage, to_nchw
+from xattn.models.stages import Stages, named_stage
 
-Forward = Callable[[Tensor], Tensor]
-PROBE_TOLERANCE = 1e-4
 AUXILIARY = "aux"  # as torchvision calls it
-
-
-@dataclass(frozen=True)
-class ClassifierEntry:
-    """Where the pooled vector enters a network's classifier.
-
-    Attributes:
-        module: dotted name of the first module that takes the pooled vector `(B, C)`, `(B, C, 1, 1)` or `(B, 1, 1, C)`; None if there is
-            none.
-        call: which call of that module, from 1.
-        linear: the classifier, if it is one linear layer on the pooled vector.
-    """
-
-    module: str | None = None
-    call: int = 1
-    linear: nn.Linear | None = None
-
-
-def find_classifier_entry(network: nn.Module, forward: Forward, image: Tensor, last: Stage) -> ClassifierEntry:
-    """Finds where the pooled vector enters the classifier, with a few forwards of one image in eval mode.
-
-    The pooled vector is made from the last map by any pooling, or is a class token beside its cells. Where the output depends on something
-    else as well, as that of a network with a distillation token does, there is no such place.
-
-    Args:
-        network: whose modules are searched.
-        forward: images `(1, 3, H, W)` → logits, running `network`.
-        image: `(1, 3, H, W)`.
-        last: the stage at the input of the pooling.
-    """
-    candidates: list[tuple[str, int, Tensor]] = []
-    calls: Counter[str] = Counter()
-
-    def before(name: str, args: tuple[Any, ...]) -> None:
-        calls[name] += 1
-        given = args[0] if len(args) == 1 else None
-        if not isinstance(given, Tensor) or last.name not in found:
-            return
-        if given.dim() in (2, 4) and given.numel() == last.channels == max(given.shape):
-            candidates.append((name, calls[name], given))
-
-    modules = {name: module for name, module in network.named_modules() if name}
-    handles = [
-        module.register_forward_pre_hook(in_this_thread(lambda _m, args, name=name: before(name, args))) for name, module in modules.items()
-    ]
-    try:
-        with torch.no_grad(), captured(network, [last]) as found:
-            logits = forward(image)
-    finally:
-        for handle in handles:
-            handle.remove()
-    entry = _first_entry(modules, candidates, found[last.name], last.layout, logits)
-    return entry if entry.module is None or _decides(network, forward, image, entry) else ClassifierEntry()
-
-
-def _decides(network: nn.Module, forward: Forward, image: Tensor, entry: ClassifierEntry) -> bool:
-    """Whether the output depends on the image by the pooled vector alone."""
-    with torch.no_grad(), _replaced(network, entry, torch.ones_like):
-        one = forward(image)
-    with torch.no_grad(), _replaced(network, entry, torch.ones_like):
-        other = forward(1 - image)
-    return bool(torch.allclose(one, other, rtol=PROBE_TOLERANCE, atol=PROBE_TOLERANCE * float(one.abs().max())))
-
-
-def _first_entry(
-    modules: dict[str, nn.Module], candidates: Sequence[tuple[str, int, Tensor]], last: Tensor, layout: Layout, logits: Tensor
-) -> ClassifierEntry:
-    features, others = to_nchw(last, layout), other_tokens(last, layout)
-    for name, call, vector in candidates:
-        pooled = vector.flatten()
-        if any(torch.allclose(pooled, token, rtol=PROBE_TOLERANCE, atol=PROBE_TOLERANCE) for token in others[0]):
-            return ClassifierEntry(name, call)  # a class token: its classifier is not one of what the cells are pooled to
-        low, high = features.flatten(2)[0].amin(dim=1), features.flatten(2)[0].amax(dim=1)
-        slack = PROBE_TOLERANCE * features.abs().amax()
-        if not ((pooled >= low - slack) & (pooled <= high + slack)).all():
-            continue  # it has been through a layer: pooling stays between the smallest and the largest value of each channel
-        means = any(torch.allclose(pooled, mean, rtol=PROBE_TOLERANCE, atol=float(slack)) for mean in (features.mean(dim=(2, 3))[0], high))
-        linears = (module for module in modules.values() if isinstance(module, nn.Linear))
-        linear = next((linear for linear in linears if means and _is_classifier(linear, pooled, logits)), None)
-        return ClassifierEntry(name, call, linear)
-    return ClassifierEntry()
-
-
-def _is_classifier(module: nn.Linear, pooled: Tensor, logits: Tensor) -> bool:
-    if (module.in_features, module.out_features) != (len(pooled), logits.shape[1]):
-        return False
-    given = module(pooled[None])
-    return bool(torch.allclose(given, logits, rtol=PROBE_TOLERANCE, atol=PROBE_TOLERANCE * float(logits.abs().max())))
 
 
 @dataclass(frozen=True)
@@ -133,30 +46,36 @@ def attachment_of(
     head: str,
     settings: HeadSettings,
     metadata: HeadMetadata,
-    stages: Sequence[Stage],
-    entry: Callable[[], ClassifierEntry],
-    stage: Callable[[str], Stage],
+    forward: Forward,
+    image: Tensor,
+    known: Stages,
     reads: Sequence[str] | None = None,
 ) -> Attachment:
     """Where a head is put on a network.
 
     Args:
-        network: the network.
+        network: the network, in eval mode.
         name: of the network in messages.
         head: name of the head in messages.
         settings: of the head.
         metadata: of the head.
-        stages: of the network.
-        entry: finds where the pooled vector enters the classifier.
-        stage: returns a stage by name.
-        reads: names of the stages that it reads; empty: as in a file that does not name them; None: the head chooses.
+        forward: images `(1, C, H, W)` → logits, running `network`.
+        image: `(1, C, H, W)`.
+        known: the stages that were found in the network.
+        reads: names of the stages that the head reads; empty: as in a file that does not name them; None: the head chooses.
 
     Raises:
-        UnsupportedError: the head replaces the pooling, but the network's classifier takes no pooled vector.
+        UnsupportedError: the network has no map that the head could read; or the head replaces the pooling, but the network's classifier
+            takes no pooled vector.
     """
     if metadata.replaces == "nothing":
         return Attachment()
-    found = entry()
+    if isinstance(network, TwoStreams):
+        raise UnsupportedError(f"{name} has two streams, each with its classifier, and takes no {head}: leave it out.")
+    stages = known.stages + known.behind
+    if not stages:
+        raise UnsupportedError(f"{head} reads the map that enters the pooling; {known.reason}. Use gap.")
+    found = find_classifier_entry(network, forward, image, stages[-1])
     info = NetworkInfo(
         name=name,
         stages=tuple(
@@ -179,8 +98,28 @@ def attachment_of(
             "pooling is not global, or comes after it). Use br-npa, b-cnn or gap."
         )
     names = reads or (settings.stages(info) if reads is None else settings.unnamed_stages(info))
-    read = tuple(stage(name) for name in names)
+    read = tuple(named_stage(network, forward, image, stage, known) for stage in names)
     return Attachment(metadata.replaces, read, found, replace(info, sizes=tuple(each.size for each in read)))
+
+
+def grafted(head: Head, entry: ClassifierEntry, class_count: int, named: str) -> bool:
+    """Starts a new head that can as the network's own classifier; says whether it did, and warns where the network has none that fits.
+
+    Args:
+        head: the module.
+        entry: where the pooled vector enters the network's classifier.
+        class_count: of the head.
+        named: head and network in messages.
+    """
+    if not head.grafts:
+        return False
+    linear = entry.linear
+    if linear is not None and linear.out_features == class_count:
+        head.graft(linear)
+        return True
+    why = f"its own has {linear.out_features} classes" if linear is not None else "its own is not one linear layer on the pooled vector"
+    warnings.warn(f"{named} starts with a fresh classifier of {class_count} classes: {why}.", stacklevel=4)
+    return False
 
 
 def attend(
@@ -224,7 +163,7 @@ def attend(
         return attended
     with (
         tapped(network, attachment.stages, tap),
-        _replaced(network, attachment.entry, lambda pooled: _shaped_like(pooled, attended.output)),
+        vector_replaced(network, attachment.entry, lambda pooled: _shaped_like(pooled, attended.output)),
     ):
         output = read_output(network(normalised))
     _all_reached(attachment, len(reached))
@@ -278,7 +217,7 @@ def attend_all(
             def below(pooled: Tensor) -> Tensor:
                 return torch.cat([pooled, *(_shaped_like(pooled, attended[number].output) for number in pooling)])
 
-            stack.enter_context(_replaced(network, entry, below))
+            stack.enter_context(vector_replaced(network, entry, below))
         own, *pooled_outputs = read_output(network(normalised)).split(count)
     for number, attachment in enumerate(attachments):
         _all_reached(attachment, reached[number])
@@ -302,22 +241,3 @@ def _all_reached(attachment: Attachment, count: int) -> None:
 
 def _shaped_like(pooled: Tensor, vector: Tensor) -> Tensor:
     return vector.to(pooled.dtype).reshape(pooled.shape)
-
-
-@contextmanager
-def _replaced(network: nn.Module, entry: ClassifierEntry, vector: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Replaces the input of the classifier, computed from the pooled vector."""
-    calls = 0
-
-    def put(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        nonlocal calls
-        calls += 1
-        return (vector(args[0]),) if calls == entry.call else None
-
-    if entry.module is None:
-        raise UnsupportedError("the network has no module that takes the pooled vector.")
-    handle = network.get_submodule(entry.module).register_forward_pre_hook(in_this_thread(put))
-    try:
-        yield
-    finally:
-        handle.remove()

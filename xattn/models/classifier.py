@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
@@ -15,11 +14,10 @@ from torch import Tensor, nn
 from xattn.data.labels import Label
 from xattn.data.preprocessing import Preprocessing
 from xattn.errors import InputError, UnsupportedError, XattnError
-from xattn.focus import TwoStreams
-from xattn.heads.base import VECTORS, Attended, Head, HeadMetadata, HeadSettings, heads
+from xattn.heads.base import VECTORS, Attended, Head, HeadSettings, heads
 from xattn.metrics.seeds import content_seeds
 from xattn.models import checkpoints
-from xattn.models.attachment import Attachment, attachment_of, attend, find_classifier_entry, own_prediction
+from xattn.models.attachment import attachment_of, attend, grafted, own_prediction
 from xattn.models.attention import attention_layers
 from xattn.models.capture import captured
 from xattn.models.checkpoints import InnerLoop, Source
@@ -130,7 +128,9 @@ class Classifier(nn.Module):
             self._found = stages_of(self.network, self._bare, self.probe(), name)
             behind = () if component.metadata.replaces == "nothing" else self._found.behind
             self.stages: tuple[Stage, ...] = self._found.stages + behind
-            self.attachment = self._attached(settings, component.metadata, reads)
+            self.attachment = attachment_of(
+                network, name, self.head_name, settings, component.metadata, self._bare, self.probe(), self._found, reads
+            )
         if classes not in (None, own) and component.metadata.replaces != "classifier":
             raise InputError(
                 f"{self.head_name} keeps the classifier of {name}, which has {counted(own, 'class')}; {classes} were asked for. Use br-npa "
@@ -145,7 +145,7 @@ class Classifier(nn.Module):
         self.class_count = self.head.vector_length if gives_vectors else self._classes
         self.head.train(network.training)
         self._attention_layers: int | None = None
-        self.grafted = fresh and self._graft()
+        self.grafted = fresh and grafted(self.head, self.attachment.entry, self.class_count, f"{self.head_name} on {name}")
         self.trained = component.metadata.replaces == "nothing" or self.grafted
         self.inner: InnerLoop | None = None
         self.labels = None if labels is None or gives_vectors else tuple(labels)
@@ -182,34 +182,6 @@ class Classifier(nn.Module):
                 self.channels_last = False
                 return self._probed(images)
             raise why_not_run(self.network, self.name, images, self.input_size, self.inputs, error) from error
-
-    def _attached(self, settings: HeadSettings, metadata: HeadMetadata, reads: Sequence[str] | None) -> Attachment:
-        if metadata.replaces != "nothing" and isinstance(self.network, TwoStreams):
-            raise UnsupportedError(f"{self.name} has two streams, each with its classifier, and takes no {self.head_name}: leave it out.")
-        if metadata.replaces != "nothing" and not self.stages:
-            raise UnsupportedError(f"{self.head_name} reads the map that enters the pooling; {self._found.reason}. Use gap.")
-        return attachment_of(
-            self.network,
-            self.name,
-            self.head_name,
-            settings,
-            metadata,
-            self.stages,
-            lambda: find_classifier_entry(self.network, self._bare, self.probe(), self.stage()),
-            lambda name: stage_named(self.network, self._bare, self.probe(), name, self._found),
-            reads,
-        )
-
-    def _graft(self) -> bool:
-        if not self.head.grafts:
-            return False
-        linear = self.attachment.entry.linear
-        if linear is not None and linear.out_features == self.class_count:
-            self.head.graft(linear)
-            return True
-        why = f"its own has {linear.out_features} classes" if linear is not None else "its own is not one linear layer on the pooled vector"
-        warnings.warn(f"{self.head_name} on {self.name} starts with a fresh classifier of {self.class_count} classes: {why}.", stacklevel=4)
-        return False
 
     def forward(self, images: Tensor, classes: Tensor | None = None) -> Tensor:
         """Logits `(B, K)`, or whatever the network returns, for images `(B, C, H, W)` in pixel space, float in [0, 1]. Differentiable.
