@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,9 +29,11 @@ from xattn.models.classifier import Classifier
 from xattn.models.target_rules import Given, TargetRule, target_rule
 from xattn.registry import Component
 from xattn.study.pairs import Pairs
-from xattn.study.plan import Execution, MetricComponent, Plan
+from xattn.study.plan import Execution, MetricComponent, Plan, key_of
 from xattn.study.schema import Deviation
 from xattn.study.scoring import perturbations_of, score
+
+logger = logging.getLogger("xattn")
 
 COMPARED_AT_LEAST, COMPARED_AT_MOST, COMPARED_OF = 8, 32, 20  # images: one of so many, within these bounds
 SPREAD = 4  # batches that they are taken from, if there are as many
@@ -39,7 +42,7 @@ PARTS_FORWARDS = 40  # about: 32 subsets of a bird's parts, and a few pieces of 
 SMALL = 8
 
 
-def plan_execution(plan: Plan, classifier: Classifier, kept: Tuned | None = None) -> Execution:
+def _plan_execution(plan: Plan, classifier: Classifier, kept: Tuned | None = None) -> Execution:
     """Tunes one classifier for what the plan asks of it.
 
     Args:
@@ -72,6 +75,32 @@ def plan_execution(plan: Plan, classifier: Classifier, kept: Tuned | None = None
             )
         at_once = min(at_once, room // needed)
     return Execution(found, at_once, _deviation(plan, classifier, found, at_once), plan.memory)
+
+
+def executions(plan: Plan, kept: Mapping[str, Any], *, extended: bool) -> dict[str, Execution]:
+    """How the forwards of each classifier are run: as stored when the run began, or decided now.
+
+    A run that is extended keeps its tuning; how many images fit into memory, and what short cuts change, is found anew.
+
+    Args:
+        plan: of the run.
+        kept: what `run.json` holds, by `key_of` of the classifiers.
+        extended: whether methods or metrics are added.
+    """
+    found: dict[str, Execution] = {}
+    for classifier in plan.classifiers:
+        key = key_of(classifier)
+        before = Execution.of(kept[key]) if key in kept else None
+        if before is None or before.memory != plan.memory:
+            before = _plan_execution(plan, classifier)
+        elif extended:
+            tuned = replace(before.tuned, origin=kept[key].get("origin", before.tuned.origin))
+            before = _plan_execution(plan, classifier, tuned)
+        found[key] = before
+        logger.info("%s: %s", key, before.tuned)
+        for metric, deviation in (before.deviation or {}).items():
+            logger.info("  %s differs from exact by %s", metric, deviation)
+    return found
 
 
 def seconds_expected(plan: Plan, classifier: Classifier) -> float | None:

@@ -23,7 +23,7 @@ from xattn.data.images import ImageSource
 from xattn.data.labels import LabelsFrom
 from xattn.data.listing import NamedImage
 from xattn.data.map_files import Covers
-from xattn.errors import InputError, RunError, XattnError
+from xattn.errors import InputError
 from xattn.explainers.api import refuse_untrained
 from xattn.explainers.base import MethodComponent, created
 from xattn.inference.memory import kept_pages, parse_size
@@ -36,10 +36,11 @@ from xattn.models.source_labels import with_labels
 from xattn.models.target_rules import Asked
 from xattn.study.engines import engine as engine_of
 from xattn.study.evaluation import frame_of
-from xattn.study.execution import plan_execution
-from xattn.study.map_files import Places, kept_maps, method_of_run, with_maps
+from xattn.study.execution import executions
+from xattn.study.extending import extended_plan
+from xattn.study.map_files import Places, kept_maps, with_maps
 from xattn.study.pairs import Pairs, paired
-from xattn.study.plan import Execution, MetricComponent, Plan, key_of, planned_stages
+from xattn.study.plan import Plan, key_of, planned_stages
 from xattn.study.rounds import work
 from xattn.study.sequential import asked, shuffled
 from xattn.study.store import Store
@@ -246,7 +247,7 @@ class Study:
         )
         more_methods = [*([] if default else components), *given]
         more_metrics = [] if metrics is DEFAULT_METRICS else scored
-        extended = _extended(make, self.store, more_methods, more_metrics)
+        extended = extended_plan(make, self.store, more_methods, more_metrics)
         self.plan = extended or make(methods=(*components, *given), metrics=tuple(scored))
 
     @property
@@ -281,7 +282,7 @@ class Study:
             self.store.begin(settings, {**about, **running.about})
             added = self.store.added(settings)
             kept = self.store.read_run().get("forwards", {})
-            plan = self.plan = replace(plan, execution=_execution(plan, kept, extended=bool(added)))
+            plan = self.plan = replace(plan, execution=executions(plan, kept, extended=bool(added)))
             forwards = {key: execution.as_dict() for key, execution in plan.execution.items()}
             if added:
                 logger.info("'%s' holds a run; added are %s", self.store.folder, _listed(added))
@@ -329,64 +330,6 @@ class Study:
     def scores(self) -> pd.DataFrame:
         """One row per value, without images that failed."""
         return frame_of(self.store.rows())
-
-
-def _execution(plan: Plan, kept: Mapping[str, Any], *, extended: bool) -> dict[str, Execution]:
-    """How the forwards of each classifier are run: as stored when the run began, or decided now.
-
-    A run that is extended keeps its tuning; how many images fit into memory, and what short cuts change, is found anew.
-
-    Args:
-        plan: of the run.
-        kept: what `run.json` holds, by `key_of` of the classifiers.
-        extended: whether methods or metrics are added.
-    """
-    found: dict[str, Execution] = {}
-    for classifier in plan.classifiers:
-        key = key_of(classifier)
-        before = Execution.of(kept[key]) if key in kept else None
-        if before is None or before.memory != plan.memory:
-            before = plan_execution(plan, classifier)
-        elif extended:
-            tuned = replace(before.tuned, origin=kept[key].get("origin", before.tuned.origin))
-            before = plan_execution(plan, classifier, tuned)
-        found[key] = before
-        logger.info("%s: %s", key, before.tuned)
-        for metric, deviation in (before.deviation or {}).items():
-            logger.info("  %s differs from exact by %s", metric, deviation)
-    return found
-
-
-def _extended(make: partial[Plan], store: Store, methods: Sequence[MethodComponent], metrics: Sequence[MetricComponent]) -> Plan | None:
-    """The plan of the run in a folder with more methods and metrics; None if there is none, or one of other settings.
-
-    Args:
-        make: gives the plan of some methods and metrics.
-        store: of the folder.
-        methods: that are added, if the run lacks them.
-        metrics: likewise.
-
-    Raises:
-        RunError: the run has a method or metric that is not known here.
-    """
-    if not store.begun:
-        return None
-    run = store.read_run()
-    kept = run["settings"]
-    try:
-        names = [image.name for image in make.keywords["source"].images]
-        all_methods = [*(method_of_run(spec, methods, run, names) for spec in kept["methods"]), *methods]
-        all_metrics = [*metric_registry.create_all(kept["metrics"], allow_none=True), *metrics]
-    except XattnError as error:
-        raise RunError(f"'{store.folder}' holds a run with a method or metric that is not known here: {error}") from error
-    try:
-        plan = make(
-            methods=tuple({method.spec: method for method in all_methods}.values()),
-            metrics=tuple({metric.spec: metric for metric in all_metrics}.values()),
-        )
-    except XattnError:  # the run is one of other classifiers, or what is added does not go with these
-        return None
-    return None if store.differences(plan.settings(), plan.protocols()) else plan
 
 
 def _listed(added: Mapping[str, Sequence[str]]) -> str:
