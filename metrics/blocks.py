@@ -11,9 +11,9 @@ from xattn.deferred import numpy as np
 from xattn.errors import InputError
 from xattn.metrics.base import metrics
 from xattn.metrics.statistics import Doubles
-from xattn.metrics.tables import KEYS, Row, references, scored
+from xattn.metrics.tables import Row, references, scored
 from xattn.metrics.training_seeds import with_networks
-from xattn.metrics.wide import by_picture, numbered
+from xattn.metrics.wide import KEYS, by_picture, numbered
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,8 +10,7 @@ from xattn.metrics.base import metrics
 from xattn.metrics.blocks import Block
 from xattn.metrics.paired_tests import FEWEST, RESAMPLES
 from xattn.metrics.sheets import SIGNIFICANT, decimals
-from xattn.metrics.statistics import EXACT_TO, MOST_NEEDED, POWER
-from xattn.metrics.tables import rounded
+from xattn.metrics.statistics import EXACT_TO, MOST_NEEDED, POWER, rounded
 from xattn.metrics.target_base import PER_LABEL
 from xattn.metrics.typeset import markdown_text
 from xattn.text import counted

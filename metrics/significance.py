@@ -38,8 +38,9 @@ from xattn.metrics.statistics import (
     signed_rank,
     unit_of,
 )
-from xattn.metrics.tables import KEYS, mean_of
+from xattn.metrics.tables import mean_of
 from xattn.metrics.training_seeds import compared
+from xattn.metrics.wide import KEYS
 
 if TYPE_CHECKING:
     import pandas as pd

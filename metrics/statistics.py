@@ -273,3 +273,8 @@ def holm(p: Sequence[float]) -> list[float]:
         most = max(most, min(1.0, (len(p) - rank) * (1.0 if math.isnan(p[place]) else p[place])))
         found[place] = most
     return found
+
+
+def rounded(count: float) -> int:
+    """To two digits."""
+    return int(round(count, 1 - math.floor(math.log10(count))))

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
+KEYS = ["model", "head", "method"]
+EXPLAINED = ["image", "target"]  # what a row explains, for one model and head
+
 Places: TypeAlias = "NDArray[np.int64]"
 
 

@@ -13,8 +13,7 @@ from scipy import stats
 from tests.metrics.test_tables import rows_of
 from xattn.errors import InputError, NameUnknownError, SettingError
 from xattn.metrics.significance import significance
-from xattn.metrics.statistics import Interval, holm, needed
-from xattn.metrics.tables import rounded
+from xattn.metrics.statistics import Interval, holm, needed, rounded
 
 DRAW = random.Random(0)
 BASE = [DRAW.uniform(20, 60) for _ in range(40)]

@@ -21,7 +21,7 @@ from xattn.cli import main
 from xattn.data.images import ImageSource
 from xattn.errors import InputError, NameUnknownError, RunError, SettingError
 from xattn.metrics.confidence_sequences import sequence_interval
-from xattn.metrics.tables import rounded
+from xattn.metrics.statistics import rounded
 from xattn.models import Classifier
 from xattn.study.compare import compare_runs, significance_of_runs
 from xattn.study.engines import local

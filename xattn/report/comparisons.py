@@ -11,8 +11,9 @@ from typing import Any
 from xattn.errors import InputError
 from xattn.metrics.base import metrics
 from xattn.metrics.sheets import OF_LABELS, Sheet
-from xattn.metrics.tables import KEYS, Table, comparison
+from xattn.metrics.tables import Table, comparison
 from xattn.metrics.typeset import groups, latex_cell, latex_text
+from xattn.metrics.wide import KEYS
 from xattn.report.contents import Column
 from xattn.study.compare import compare_runs, joint_rows
 from xattn.study.questions import shown_names

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any, SupportsFloat, SupportsIndex
 from xattn.errors import InputError, SettingError
 from xattn.metrics.base import metrics
 from xattn.metrics.confidence_sequences import decided_after, sequence_interval
-from xattn.metrics.statistics import CONFIDENCE, MOST_NEEDED
-from xattn.metrics.tables import rounded
+from xattn.metrics.statistics import CONFIDENCE, MOST_NEEDED, rounded
 from xattn.text import counted
 
 if TYPE_CHECKING:
