@@ -29,8 +29,8 @@ from xattn.models.classifier import Classifier
 from xattn.models.loading import load
 from xattn.models.target_rules import target_rule
 from xattn.study.evaluation import evaluate
-from xattn.study.plan import lacking
 from xattn.study.scoring import most_probable
+from xattn.study.support import lacking
 
 SIDE = 640  # pixels of the longer side of a picture as it is shown
 NETWORKS = 3

@@ -16,26 +16,21 @@ from xattn.data.listing import NamedImage
 from xattn.data.map_files import MapFiles
 from xattn.data.preprocessing import Preprocessing
 from xattn.errors import InputError, NameUnknownError, UnsupportedError
-from xattn.explainers.attention import OF_CLASSES, without_rank
-from xattn.explainers.base import MethodComponent, Need, is_of_files
-from xattn.heads.base import heads
+from xattn.explainers.base import MethodComponent, is_of_files
 from xattn.inference.settings import Level, refuse_unknown_level
 from xattn.inference.tuning import Tuned
 from xattn.metrics.base import Metric, MetricMetadata, refuse_without_probability
 from xattn.models.classifier import Classifier
-from xattn.models.gates import gate_at, gated_stages, has_regions
 from xattn.models.layout import Stage
-from xattn.models.streams import LOCAL_STAGE, attends, steps_in
 from xattn.models.target_rules import THRESHOLD, Asked, OfOutput, PredictedLabels, TargetRule, described, labels_of, target_rule
 from xattn.registry import Component
 from xattn.study.regions import check_labels
 from xattn.study.schema import Deviation, run_key
 from xattn.study.sequential import Pair, UntilDecided, pairs_of
+from xattn.study.support import lacking, refuse_unsupported
 from xattn.text import counted
 
 MetricComponent = Component[MetricMetadata, Metric]
-
-NO_ATTENTION = "this head has no attention"
 
 
 @dataclass(frozen=True)
@@ -156,34 +151,15 @@ class Plan:
         for part in self.methods:
             lacks = {self.lacks(classifier, part): classifier for classifier in self.classifiers}
             if None not in lacks:
-                self._refuse(part, *next(iter(lacks.items())))
+                refuse_unsupported(part, *next(iter(lacks.items())))
         for classifier in self.classifiers:
             if not self.methods_of(classifier):
-                self._refuse(self.methods[0], self.lacks(classifier, self.methods[0]), classifier)
+                refuse_unsupported(self.methods[0], self.lacks(classifier, self.methods[0]), classifier)
         given = [method.spec for method in self.methods if is_of_files(method)]
         if given and (again := [metric.spec for metric in self.metrics if metric.instance.explained or metric.instance.needs_rivals]):
             raise UnsupportedError(
                 f"{', '.join(again)} explains images again, which maps in files ({', '.join(given)}) cannot: leave one of them out."
             )
-
-    def _refuse(self, method: MethodComponent, lacks: str | None, classifier: Classifier) -> None:
-        if Need.ATTENTION in method.metadata.needs and lacks == NO_ATTENTION:
-            raise UnsupportedError(
-                f"{method.spec} shows a head's attention, and {key_of(classifier)} has none: use ca-stream, br-npa or b-cnn, or another "
-                "method."
-            )
-        if getattr(method.instance, "rank", "mean") != "mean" or lacks == OF_CLASSES:
-            raise UnsupportedError(f"{method.spec} on {key_of(classifier)}: {lacks}.")
-        if {Need.LAYERS, Need.LAYER_GRADIENTS} & method.metadata.needs:
-            raise UnsupportedError(f"{method.spec} does not run on {key_of(classifier)}: {lacks}. Use a CAM.")
-        if Need.ATTENTION in method.metadata.needs and gated_stages(classifier.network):
-            raise UnsupportedError(f"{method.spec} on {key_of(classifier)}: {lacks}. Give such a stage, or leave the setting out.")
-        if Need.ATTENTION in method.metadata.needs or getattr(method.instance, "step", None) is not None:
-            raise UnsupportedError(
-                f"{method.spec} shows steps of a two-stream network (focus:BACKBONE); of {key_of(classifier)}: {lacks}. Give a network "
-                "that has them, its stage local, or another method."
-            )
-        classifier.stage()  # its error says why there is none, and what to do
 
     def _check_targets(self) -> None:
         if self.threshold is not None and not self._predicts_labels:
@@ -326,50 +302,6 @@ class Plan:
             if asked := [repr(perturbation) for perturbation in metric.instance.perturbations]:
                 about[metric.spec]["perturbations"] = asked
         return about
-
-
-def lacking(classifier: Classifier, method: MethodComponent, stage: Stage | None) -> str | None:
-    """What a method needs and a classifier does not have, in words; None if it supports the method.
-
-    Args:
-        classifier: that would be explained.
-        method: the method.
-        stage: where its features would be taken; None: it has no default stage.
-    """
-    needs = method.metadata.needs
-    has_head = heads.create(classifier.head_name).metadata.attention
-    if Need.ATTENTION in needs and not has_head and (gated := gated_stages(classifier.network)):
-        if stage is None or gate_at(stage.name, gated) is None:
-            return f"its attention is at stages {', '.join(gated)}"
-        if getattr(method.instance, "attention", "softmax") != "softmax":
-            return "its gates have no kept scores"
-    elif Need.ATTENTION in needs and not has_head and has_regions(classifier.network):
-        if getattr(method.instance, "attention", "softmax") != "softmax" or getattr(method.instance, "rank", "mean") != "mean":
-            return OF_CLASSES
-    elif Need.ATTENTION in needs and not (has_head or attends(classifier.network)):
-        return NO_ATTENTION
-    if Need.ATTENTION in needs and attends(classifier.network):
-        if stage is None or stage.name != LOCAL_STAGE:
-            return f"its attention is that of the steps, at stage {LOCAL_STAGE}"
-        if getattr(method.instance, "attention", "softmax") != "softmax":
-            return "the attention of its steps has no kept scores"
-    if unranked := without_rank(classifier.head, getattr(method.instance, "rank", "mean")):
-        return unranked
-    last = getattr(method.instance, "step", None)
-    if Need.STEPS in needs or (last is not None and Need.ATTENTION in needs):
-        count = steps_in(classifier.network)
-        if last is not None and last > count:
-            return f"this network has {count or 'no'} step{'s' * (count != 1)}"
-        if stage is None or not stage.boxes:
-            return "the steps are of the local stream, and this stage is of the whole picture"
-    if needs & {Need.FEATURES, Need.GRADIENTS} and stage is None:
-        return "this network has no default stage"
-    if needs & {Need.LAYERS, Need.LAYER_GRADIENTS}:
-        if not classifier.attention_layers:
-            return "this network has no layers of attention that alone mix its tokens"
-        if classifier.attachment.replaces != "nothing":
-            return "this head replaces what the network pools its tokens by"
-    return None
 
 
 def key_of(classifier: Classifier) -> str:
