@@ -13,7 +13,8 @@ from torch.nn import functional
 import xattn
 from xattn.errors import InputError, UnsupportedError
 from xattn.metrics.targets import Region
-from xattn.models.target_rules import PredictedRegion, target_rule
+from xattn.models.asked_targets import target_rule
+from xattn.models.target_rules import PredictedRegion
 
 CLASSES = ("ground", "bird", "tree")
 

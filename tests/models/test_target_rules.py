@@ -11,7 +11,7 @@ from xattn.errors import InputError, NameUnknownError, UnsupportedError
 from xattn.metrics import Similarity
 from xattn.metrics.targets import Contrast
 from xattn.models import Classifier
-from xattn.models.target_rules import described, target_rule
+from xattn.models.asked_targets import described, target_rule
 
 OUTPUT = torch.tensor([[0.0, 5.0, 1.0, 2.0, 3.0], [9.0, 1.0, 8.0, 0.0, 7.0]])
 LABELS = ["cat", "dog", "black-and-tan", "A - B", "x"]

@@ -25,9 +25,9 @@ from xattn.focus import PREFIX as FOCUS
 from xattn.inference.predictor import Predictor
 from xattn.metrics.base import metrics as metric_registry
 from xattn.models import sources
+from xattn.models.asked_targets import target_rule
 from xattn.models.classifier import Classifier
 from xattn.models.loading import load
-from xattn.models.target_rules import target_rule
 from xattn.study.evaluation import evaluate
 from xattn.study.scoring import most_probable
 from xattn.study.support import lacking

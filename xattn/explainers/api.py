@@ -27,10 +27,11 @@ from xattn.inference.predictor import Predictor
 from xattn.inference.tuning import fastest
 from xattn.metrics.inputs import EDGE, as_tensor, refuse_chunk
 from xattn.metrics.targets import ClassTarget
+from xattn.models.asked_targets import THRESHOLD, Asked, target_rule
 from xattn.models.classifier import Classifier
 from xattn.models.layout import Stage
 from xattn.models.loading import refuse_no_classifier
-from xattn.models.target_rules import THRESHOLD, Asked, OfOutput, PredictedLabels, labels_of, target_rule
+from xattn.models.target_rules import OfOutput, PredictedLabels, labels_of
 from xattn.progress import Progress
 from xattn.text import counted
 

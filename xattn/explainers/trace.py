@@ -21,12 +21,13 @@ from xattn.inference.predictor import Predictor
 from xattn.metrics.seeds import content_seeds
 from xattn.metrics.stream import PerturbedImages
 from xattn.metrics.target_base import Target
+from xattn.models.asked_targets import Asked, target_rule
 from xattn.models.attention import by_head
 from xattn.models.classifier import Classifier
 from xattn.models.concurrency import evaluating
 from xattn.models.layout import Stage, to_nchw
 from xattn.models.streams import Looks
-from xattn.models.target_rules import Asked, TargetRule, target_rule
+from xattn.models.target_rules import TargetRule
 
 T = TypeVar("T")
 

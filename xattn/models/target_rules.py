@@ -1,31 +1,23 @@
-"""From what a user asks to explain to the target of each image: rules that use the unmasked output and the labels."""
+"""How the target of each image is chosen: rules that use the unmasked output and the labels."""
 
 from __future__ import annotations
 
-import hashlib
 import math
-import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, SupportsIndex
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from xattn.data.labels import Label
-from xattn.errors import InputError, NameUnknownError, UnsupportedError
+from xattn.errors import InputError, UnsupportedError
 from xattn.metrics.probability import sigmoid_probability
-from xattn.metrics.target_base import PER_LABEL, Target
-from xattn.metrics.targets import CANCELLED, ClassTarget, Contrast, OutputFunction, Region, written_contrast
+from xattn.metrics.target_base import Target
+from xattn.metrics.targets import ClassTarget, Contrast, Region
 from xattn.metrics.values import Values
 from xattn.models.classifier import Classifier
-
-THRESHOLD = 0.5
-CANCELS = "is 0 whatever the network gives, as its classes cancel out: give different ones, as 'predicted - second'."
-RANKED = {"predicted": 0, "second": 1}
-_OPERATOR = re.compile(r"\s+([+-])\s+")
-_TERM = re.compile(r"(?:([+-])\s*)?(?:(\d+(?:\.\d+)?)\s*\*\s*)?(.+)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -79,11 +71,6 @@ class TargetRule(ABC):
             output: of the unmasked images.
             labels: class index of each image, or None.
         """
-
-
-Asked = str | int | Sequence[int] | Tensor | Target | Callable[[Any], Tensor] | TargetRule
-"""What a user may ask for: "predicted", "second", "label", "labels", a class index or name, a contrast of these (`A - 0.6*B`), an index per
-image, a target of `xattn.metrics.targets`, a function of the output, or a rule."""
 
 
 @dataclass(frozen=True)
@@ -256,107 +243,6 @@ class Given(TargetRule):
         return self.target.expanded(len(output))
 
 
-def target_rule(classifier: Classifier, asked: Asked, threshold: float | None = None) -> TargetRule:
-    """The rule for a classifier that a user's request means.
-
-    Args:
-        classifier: the one that is explained.
-        asked: the request.
-        threshold: "predicted" of a multi-label classifier is every label of this probability or more; None: the most probable label.
-
-    Raises:
-        NameUnknownError: there is no class of that name.
-        InputError: an index outside the classes, or something that is not a target.
-    """
-    if isinstance(asked, TargetRule):
-        return asked
-    if isinstance(asked, Target):
-        if isinstance(asked, Contrast) and bool(asked.cancels().all()):
-            raise InputError(f"the contrast {asked.names()[0]} {CANCELS}")
-        return Given(asked.rule, asked)
-    if classifier.reader.dense and (isinstance(asked, str) or (isinstance(asked, SupportsIndex) and not isinstance(asked, (bool, Tensor)))):
-        return _of_map(classifier, asked)
-    if isinstance(asked, str):
-        if asked == "predicted" and classifier.multi_label and threshold is not None:
-            if not 0 <= threshold <= 1:
-                raise InputError(f"the threshold of predicted labels is a probability in [0, 1]; got {threshold}.")
-            return PredictedLabels(f"{PER_LABEL[1]}, p ≥ {threshold:g}", threshold)
-        rule = _of_text(classifier, asked)
-        if classifier.regression and (rule.needs_labels or "second" in rule.text.split()):
-            raise InputError(f"target '{asked}' names a class, and {classifier.name} gives values: give 'predicted', or a value's index.")
-        return rule
-    if isinstance(asked, SupportsIndex) and not isinstance(asked, bool) and (not isinstance(asked, Tensor) or asked.dim() == 0):
-        return Terms("given", ((1.0, classifier.class_index(int(asked))),))
-    if isinstance(asked, (Tensor, Sequence)) and not isinstance(asked, (bytes, bytearray)):
-        values = asked.tolist() if isinstance(asked, Tensor) else asked
-        if isinstance(asked, Tensor) and (asked.dim() != 1 or asked.is_floating_point()):
-            came = f"{tuple(asked.shape)} {str(asked.dtype).removeprefix('torch.')}"
-            raise InputError(f"targets are one class index per image, whole numbers (B,); got {came}. Of one-hot rows, give the argmax.")
-        classes = torch.tensor([classifier.class_index(value) for value in values])
-        if classifier.regression:
-            return Given("given", Values(classes[:, None], torch.ones(1)))
-        return Given("given", ClassTarget(classes, classifier.multi_label))
-    if callable(asked):
-        return Given("given", OutputFunction(asked))
-    raise InputError(
-        "a target is 'predicted', 'label', 'labels', a class index or name, a contrast as 'A - 0.6*B', a target of xattn.metrics.targets "
-        f"or a function of the output; got {type(asked).__name__}."
-    )
-
-
-def _of_map(classifier: Classifier, asked: str | SupportsIndex) -> PredictedRegion:
-    """The rule for a network of maps of logits.
-
-    Raises:
-        UnsupportedError: it is no single class, or the maps are values.
-    """
-    if classifier.regression:
-        raise UnsupportedError(f"{classifier.name} gives maps of values, which have no classes: give a function of them, in Python.")
-    if asked == "predicted":
-        return PredictedRegion("predicted", None)
-    is_name = not isinstance(asked, str) or asked in (classifier.labels or ())
-    if not is_name and (asked in ("label", "labels", "second") or _OPERATOR.search(str(asked)) or "*" in str(asked)):
-        raise UnsupportedError(
-            f"{classifier.name} gives a map of logits, and a target of it is one class over the pixels predicted as it: 'predicted', an "
-            f"index or a name; got '{asked}'. In Python, xattn.metrics.targets.Region takes any region."
-        )
-    return PredictedRegion("given", classifier.class_index(asked if isinstance(asked, str) else int(asked)))
-
-
-def _of_text(classifier: Classifier, text: str) -> TargetRule:
-    if not text.strip():
-        raise InputError("the target is an empty text: give 'predicted', 'label', a class by index or name, or a contrast, as 'A - 0.6*B'.")
-    if text == "labels":
-        return EveryLabel("labels")
-    if text in ("predicted", "label"):
-        return Terms(text, ((1.0, text),))
-    if text in (classifier.labels or ()):
-        return Terms("given", ((1.0, classifier.class_index(text)),))
-    pieces = _OPERATOR.split(text.strip())
-    if len(pieces) == 1 and text not in RANKED and "*" not in text:
-        return Terms("given", ((1.0, classifier.class_index(text)),))
-    terms = [_term(classifier, piece, sign, text) for piece, sign in zip(pieces[::2], ["", *pieces[1::2]], strict=True)]
-    if all(abs(sum(weight for weight, other in terms if other == term)) <= CANCELLED for _, term in terms):
-        raise InputError(f"target '{text}' {CANCELS}")
-    canonical = written_contrast([(weight, str(term)) for weight, term in terms])
-    return Terms(canonical, tuple(terms))
-
-
-def _term(classifier: Classifier, piece: str, sign: str, whole: str) -> tuple[float, int | str]:
-    found = _TERM.fullmatch(piece.strip())
-    if found is None:
-        raise InputError(f"target '{whole}' has an empty term: write a contrast as 'A - 0.6*B', with spaces around the sign.")
-    own, weight, name = found.groups()
-    factor = (-1.0 if "-" in (sign, own or "") else 1.0) * float(weight or 1)
-    name = name.strip()
-    if name in (*RANKED, "label"):
-        return factor, name
-    try:
-        return factor, classifier.class_index(name)
-    except NameUnknownError as error:
-        raise NameUnknownError("class", name, [*RANKED, "label", *(classifier.labels or ())], f"It is a term of '{whole}'.") from error
-
-
 def labels_of(classifier: Classifier, label: Label) -> tuple[float, ...]:
     """What an image's label means to a classifier: class indices, or the value of a regression.
 
@@ -375,24 +261,3 @@ def labels_of(classifier: Classifier, label: Label) -> tuple[float, ...]:
     if not math.isfinite(value):
         raise InputError(f"label {label!r} is no number, and {classifier.name} gives values: give one finite number for each image.")
     return (value,)
-
-
-def described(asked: Asked) -> Any:
-    """What `run.json` records of a target: words as they are, tensors by their digest."""
-    if isinstance(asked, (str, int)):
-        return asked
-    if isinstance(asked, TargetRule):
-        return asked.described()
-    if isinstance(asked, Target):
-        about = {f.name: getattr(asked, f.name) for f in fields(asked)}
-        return {"kind": type(asked).__name__} | {name: _plain(value) for name, value in about.items()}
-    return _plain(asked)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        content = value.detach().cpu().contiguous()
-        return {"shape": list(value.shape), "digest": hashlib.sha256(content.numpy().tobytes()).hexdigest()[:16]}
-    if callable(value):
-        return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__qualname__)}"
-    return list(value) if isinstance(value, (tuple, list)) else value

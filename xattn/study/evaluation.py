@@ -22,9 +22,9 @@ from xattn.metrics.known_parts import KnownParts
 from xattn.metrics.target_base import PER_LABEL
 from xattn.metrics.targets import ClassTarget
 from xattn.metrics.values import is_value
+from xattn.models.asked_targets import Asked
 from xattn.models.classifier import Classifier
 from xattn.models.loading import refuse_no_classifier
-from xattn.models.target_rules import Asked
 from xattn.progress import Progress
 from xattn.study.known_parts import PartsOfBatch
 from xattn.study.plan import key_of

@@ -25,8 +25,9 @@ from xattn.metrics.base import Metric
 from xattn.metrics.perturbations import forwards, ignores_masks
 from xattn.metrics.statistics import mean_interval
 from xattn.metrics.targets import Region
+from xattn.models.asked_targets import target_rule
 from xattn.models.classifier import Classifier
-from xattn.models.target_rules import Given, TargetRule, target_rule
+from xattn.models.target_rules import Given, TargetRule
 from xattn.registry import Component
 from xattn.study.pairs import Pairs
 from xattn.study.plan import Execution, MetricComponent, Plan, key_of

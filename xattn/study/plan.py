@@ -20,9 +20,10 @@ from xattn.explainers.base import MethodComponent, is_of_files
 from xattn.inference.settings import Level, refuse_unknown_level
 from xattn.inference.tuning import Tuned
 from xattn.metrics.base import Metric, MetricMetadata, refuse_without_probability
+from xattn.models.asked_targets import THRESHOLD, Asked, described, target_rule
 from xattn.models.classifier import Classifier
 from xattn.models.layout import Stage
-from xattn.models.target_rules import THRESHOLD, Asked, OfOutput, PredictedLabels, TargetRule, described, labels_of, target_rule
+from xattn.models.target_rules import OfOutput, PredictedLabels, TargetRule, labels_of
 from xattn.registry import Component
 from xattn.study.regions import check_labels
 from xattn.study.schema import Deviation, run_key

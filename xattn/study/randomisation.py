@@ -25,10 +25,11 @@ from xattn.metrics.masking import to_masks
 from xattn.metrics.seeds import content_seeds
 from xattn.metrics.similarity import entropy, pearson, spearman, ssim
 from xattn.metrics.statistics import Interval, mean_interval
+from xattn.models.asked_targets import Asked
 from xattn.models.classifier import Classifier
 from xattn.models.layout import Stage
 from xattn.models.randomised import Layer, copied, layers_of, redraw
-from xattn.models.target_rules import Asked, Given
+from xattn.models.target_rules import Given
 from xattn.progress import Progress
 from xattn.text import counted
 

@@ -30,10 +30,10 @@ from xattn.inference.memory import kept_pages, parse_size
 from xattn.inference.settings import Level
 from xattn.metrics.base import metrics as metric_registry
 from xattn.metrics.typeset import html_text
+from xattn.models.asked_targets import Asked
 from xattn.models.classifier import Classifier
 from xattn.models.loading import refuse_no_classifier
 from xattn.models.source_labels import with_labels
-from xattn.models.target_rules import Asked
 from xattn.study.engines import engine as engine_of
 from xattn.study.evaluation import frame_of
 from xattn.study.execution import executions
