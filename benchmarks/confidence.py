@@ -62,8 +62,17 @@ class AtTemperature(Predictor):
 
 
 def confidence(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> float:
-    """Mean probability of the labels `(n,)`, of logits `(n, K)` divided by a temperature."""
-    return float((logits.double() / temperature).softmax(dim=1).gather(1, labels[:, None]).mean())
+    """Mean probability of the labels, of logits `(n, K)` divided by a temperature.
+
+    Args:
+        logits: of some pictures.
+        labels: class indices `(n,)`, with probabilities by softmax; or label vectors `(n, K)` of several labels, by sigmoid.
+        temperature: above 0.
+    """
+    scaled = logits.double() / temperature
+    if labels.dim() == 2:
+        return float(scaled.sigmoid()[labels == 1].mean())
+    return float(scaled.softmax(dim=1).gather(1, labels[:, None]).mean())
 
 
 def matching(logits: Tensor, labels: Tensor, wanted: float) -> float:
@@ -71,7 +80,7 @@ def matching(logits: Tensor, labels: Tensor, wanted: float) -> float:
 
     Args:
         logits: `(n, K)`, of held-out pictures.
-        labels: `(n,)`, their class indices.
+        labels: `(n,)` or `(n, K)`, as for `confidence`.
         wanted: in (0, 1).
     """
     if confidence(logits, labels) == wanted:

@@ -37,7 +37,7 @@ def cross_attention_page(work: Path, trainings: Trainings) -> str:
     sure = {head: [confidence(each, answers) for each in of] for head, of in logits.items()}
     least = min(min(of) for of in sure.values())
     temperatures = {head: [matching(each, answers, least) for each in of] for head, of in logits.items()}
-    images, labels = test_birds(budget.explained, False)
+    images, labels = test_birds(budget.compared, False)
     frames = {}
     for head, of in nets.items():
         found = []
@@ -75,10 +75,10 @@ def cross_attention_page(work: Path, trainings: Trainings) -> str:
         "of the 95 % interval: of streams over seeds × birds, of the network, which is one, over birds. Printed: ResNet-50 on ImageNet, "
         "in the order of the columns. A claim goes the way that the printed values go: AD of Grad-CAM++ rises.",
         f"{_answered(trainings, nets)} Printed: gap {CA_ACCURACY['gap']}, ca-stream {CA_ACCURACY['ca-stream']}.",
-        f"On {budget.matched} held-out birds the mean probability of the label is {_list(sure['gap'], 4)} with average pooling, with the "
-        f"streams {_list(sure['ca-stream'], 4)}. Rows that are *matched* score the same maps, the logits divided by the temperature at "
-        f"which this mean is that of the least sure of them: gap {_list(temperatures['gap'], 2)}, ca-stream "
-        f"{_list(temperatures['ca-stream'], 2)}. All birds count, and no prediction changes. The means are alike then, not the "
+        f"On {budget.matched} held-out birds the mean probability of the label is {listed(sure['gap'], 4)} with average pooling, with the "
+        f"streams {listed(sure['ca-stream'], 4)}. Rows that are *matched* score the same maps, the logits divided by the temperature at "
+        f"which this mean is that of the least sure of them: gap {listed(temperatures['gap'], 2)}, ca-stream "
+        f"{listed(temperatures['ca-stream'], 2)}. All birds count, and no prediction changes. The means are alike then, not the "
         "probabilities of every bird.",
         "The same on a real network: [streams of five seeds](../trained-ca-stream-seeds-imagenette.md) on photographs, "
         "[MobileNetV2 on imagenette](../trained-ca-stream-imagenette.md), [Score-CAM](../trained-ca-stream-score-cam.md).",
@@ -96,7 +96,8 @@ def _answered(trainings: Trainings, nets: dict[str, list[xattn.Classifier]]) -> 
     return f"On {of.budget.tested} test birds: {'; '.join(found)}."
 
 
-def _list(values: Sequence[float], digits: int) -> str:
+def listed(values: Sequence[float], digits: int) -> str:
+    """Values in words; a NaN is "none"."""
     return ", ".join("none" if math.isnan(value) else f"{value:.{digits}f}" for value in values)
 
 

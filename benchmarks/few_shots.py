@@ -88,7 +88,7 @@ class FewShotsPage(TaskPage):
             f"the episodes, the layer starts from zeros. {len(b.seeds)} seeds; ± is half of the 95 % interval over them.",
             "**Differs**: 4 ways instead of 5, fewer episodes at ten times their learning rates, AdamW on the base classes. Printed: "
             "CIFAR-FS, maps of 10×10 and 40×40, ± over episodes. The paper searched settings for each network; here none was "
-            "searched, and all have the same.",
+            "searched, and all have the same, except that high resolution has the further epochs and the teacher named above.",
             f"Maps: {len(self._shown[0])} other pictures of the 4 kinds, br-npa at high resolution. Few shots: meta-trained on other "
             "kinds, then fitted to one picture of each. Fine-grained: the same network trained on pictures of all 16 kinds, in as many "
             "steps as on the base classes, without episodes. Entropy is relative to that of a map that is the same everywhere.",

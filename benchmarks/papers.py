@@ -291,7 +291,7 @@ TABLES: dict[str, Callable[[Papers], str]] = {
     "alignment": lambda papers: alignment_page(papers.trainings, papers.scores),
     "several-labels": lambda papers: SeveralLabelsPage(papers.work / "several-labels", papers.budget).text(),
     "re-identification": lambda papers: ReIdentificationPage(papers.work / "re-identification", papers.budget).text(),
-    "segmentation": lambda papers: SegmentationPage(papers.work / "segmentation", papers.budget).text(),
+    "segmentation": lambda papers: SegmentationPage(papers.work / "segmentation", papers.trainings).text(),
     "two-streams": lambda papers: TwoStreamsPage(papers.work / "two-streams", papers.budget).text(),
     "few-shot": lambda papers: FewShotsPage(papers.work / "few-shot", papers.budget).text(),
 }

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 import pandas as pd
 import torch
-from claims import Line, claim, over_seeds, page, question, verdicts
+from claims import Line, cell, claim, over_seeds, page, question, verdicts
 from estimates import Estimate, apart
 from printed import SEGMENTATION
 from torch import Tensor
 from torch.nn import functional
-from trained import TaskPage
+from trained import BR_NPA, TaskPage, Trainings
 
 import xattn
-from xattn.birds import PARTS, export_parts
+from xattn.birds import CLASSES, PARTS, export_parts
 from xattn.data.preprocessing import channels_first
 from xattn.data.published import PublishedSplit, open_published
 from xattn.metrics.targets import Region
@@ -25,27 +25,22 @@ from xattn.training import Recipe, fit
 
 NONE, MEAN, REPRESENTATIVES = NETWORKS = ("none", "mean", "representatives")
 CALLED = {NONE: "no object context", MEAN: "OCR, usual region vectors", REPRESENTATIVES: "OCR, representatives"}
-FINE = "birds:br-npa-high-res"
 RANKS = (1, 2, 3)
+ENTROPY, VARIATION = range(2)
 SHARE = 0.5  # of a cell's pixels that are of a region, from which on the cell is
 
 
-class Uniformity(NamedTuple):
-    """How uniform a map is over a region.
+class SegmentationPage(TaskPage):
+    """Segmentation: Table 8 and Fig. 10 of BR-NPA.
 
-    Attributes:
-        entropy: over the logarithm of the number of cells; 1 where it is uniform.
-        variation: standard deviation over mean; 0 where it is uniform.
-        inside: share of the map that is in the region, in percent.
+    Args:
+        work: where pictures, trainings and runs are kept, to go on with.
+        trainings: of the fine-grained classifiers.
     """
 
-    entropy: float
-    variation: float
-    inside: float
-
-
-class SegmentationPage(TaskPage):
-    """Segmentation: Table 8 and Fig. 10 of BR-NPA."""
+    def __init__(self, work: Path, trainings: Trainings) -> None:
+        super().__init__(work, trainings.budget)
+        self.trainings = trainings
 
     def text(self) -> str:
         """The page."""
@@ -57,23 +52,19 @@ class SegmentationPage(TaskPage):
             cells = {"mIoU": over_seeds(mean[network])}
             cells |= {name: over_seeds([found[name] for found in scores[network]], 1) for name in ("ground", *PARTS)}
             table.append({"network": CALLED[network]} | cells | {"printed": f"{SEGMENTATION[network]}" if network in SEGMENTATION else ""})
-        shown = {network: [self.uniformity(network, seed) for seed in b.seeds] for network in (MEAN, REPRESENTATIVES)}
+        shown = {network: self.uniformity(network) for network in (MEAN, REPRESENTATIVES)}
         fine = self.fine_grained()
         maps = [
-            {"map": f"{CALLED[network]}, of the class", "over": region}
-            | {"entropy": over_seeds([of[region].entropy for of in shown[network]], 3)}
-            | {"coefficient of variation": over_seeds([of[region].variation for of in shown[network]], 3)}
-            | {"inside, %": over_seeds([of[region].inside for of in shown[network]], 1)}
+            {"map": f"{CALLED[network]}, of the class", "over": region} | _cells(shown[network][region])
             for network in shown
             for region in ("a part", "the ground")
         ]
         maps += [
-            {"map": f"fine-grained ({FINE}), map {rank}", "over": region}
-            | {"entropy": f"{found.entropy:.3f}", "coefficient of variation": f"{found.variation:.3f}", "inside, %": f"{found.inside:.1f}"}
+            {"map": f"fine-grained, map {rank}", "over": region} | _cells(found)
             for region in ("a part", "the bird")
             for rank, found in zip(RANKS, fine[region], strict=True)
         ]
-        own = [of["a part"] for of in shown[REPRESENTATIVES]]
+        own, usual = shown[REPRESENTATIVES]["a part"], shown[MEAN]["a part"]
         lines = [
             claim(
                 "with representatives mIoU is that of the usual region vectors", _over_seeds(mean[REPRESENTATIVES], mean[MEAN]), 0, margin=1
@@ -82,29 +73,19 @@ class SegmentationPage(TaskPage):
             question("Is mIoU with the usual region vectors above that without object context?", _over_seeds(mean[MEAN], mean[NONE])),
         ]
         for region in ("a part", "the bird"):
-            entropy, variation = ([getattr(found, what) for found in fine[region]] for what in ("entropy", "variation"))
             of = f"than the fine-grained maps are over {'the same part' if region == 'a part' else region}"
-            lines += [
-                claim(
-                    f"maps of representatives are more uniform over a part {of}: higher entropy",
-                    _over_seeds([found.entropy for found in own], [sum(entropy) / len(entropy)] * len(own)),
-                    1,
-                    digits=3,
-                ),
-                claim(
-                    "… lower coefficient of variation",
-                    _over_seeds([found.variation for found in own], [sum(variation) / len(variation)] * len(own)),
-                    -1,
-                    digits=3,
-                ),
-            ]
-        usual = [of["a part"].entropy for of in shown[MEAN]]
-        lines.append(question("Is their entropy above that of the usual weights?", _over_seeds([f.entropy for f in own], usual), digits=3))
+            text = f"maps of representatives are more uniform over a part {of}: higher entropy"
+            against = torch.stack(fine[region]).mean(dim=0)
+            lines.append(claim(text, apart(own[..., ENTROPY], against[..., ENTROPY], "pictures"), 1, digits=3))
+            lower = apart(own[..., VARIATION], against[..., VARIATION], "pictures")
+            lines.append(claim("… lower coefficient of variation", lower, -1, digits=3))
+        above = apart(own[..., ENTROPY], usual[..., ENTROPY], "pictures")
+        lines.append(question("Is their entropy above that of the usual weights?", above, digits=3))
         about = [
             "The part of every pixel of SketchBirds, five parts and the ground; the body does not count. OCR networks on birds:gap, layer4 "
             f"with stride 1, from its weights, are trained for {b.segmented} epochs of {b.parts} pictures, a tenth of which is held out, "
             f"with the auxiliary loss (0.4), the poly schedule and random scales. {len(b.seeds)} seeds, no setting was searched; ± is "
-            f"Student's 95 % interval over seeds; scores of {b.explained} pictures of the split val, in percent.",
+            f"half of Student's 95 % interval over seeds; scores of {b.explained} pictures of the split val, in percent.",
             "Printed: BR-NPA, Table 8, HRNet on Cityscapes, whose representatives start from trained OCR weights. **Differs**: each "
             "network starts from a classifier's weights.",
         ]
@@ -112,8 +93,9 @@ class SegmentationPage(TaskPage):
             "Fig. 10, in numbers. A map is cut to the cells of a region by the labels, and brought to sum to 1 there: its entropy is "
             "divided by the logarithm of the number of cells, and is 1 where it is uniform; the coefficient of variation is 0 there. A map "
             "that is the same everywhere is uniform over any region, too: the last column is the share of the map that is in the region. "
-            "Fine-grained maps are those of a ready classifier of kinds of birds, brought to the same cells, on the same pictures; their "
-            "rows have no interval. The paper shows pictures."
+            f"Fine-grained maps are those of BR-NPA at high resolution, trained to tell {len(CLASSES)} kinds of birds apart "
+            "([resolution](resolution.md)), brought to the same cells, on the same pictures, with as many seeds. Each value is the mean "
+            "over a picture's regions, ± half of the 95 % interval over seeds × pictures. The paper shows pictures."
         )
         made = page("BR-NPA, Table 8 and Fig. 10: segmentation", about, pd.DataFrame(table), [])
         return f"{made}\n{where}\n\n{pd.DataFrame(maps).to_markdown(index=False, disable_numparse=True)}\n\n{verdicts(lines)}\n"
@@ -136,31 +118,40 @@ class SegmentationPage(TaskPage):
         found = xattn.tasks.score(classifier, place, task="segmentation", workers=0, progress=False)
         return {name: interval.mean for name, interval in (found.scores | found.classes).items()}
 
-    def uniformity(self, network: str, seed: int) -> dict[str, Uniformity]:
-        """How uniform the maps of the classes are over their regions, mean over pictures and classes: over parts, and over the ground."""
-        classifier = self.trained(network, seed)
+    def uniformity(self, network: str) -> dict[str, Tensor]:
+        """How uniform the classes' maps are over their regions, `(seeds, pictures, 3)`: over a picture's parts, and over the ground."""
         images, labels = self.shown
-        found: dict[str, list[Uniformity]] = {"a part": [], "the ground": []}
-        for index in range(1 + len(PARTS)):
-            some = (labels == index).flatten(1).any(dim=1)
-            if not bool(some.any()):
-                continue
-            regions = (labels[some] == index).float()
-            target = Region(torch.full((len(regions),), index), regions)
-            raw = xattn.explain(classifier, images[some], ["raw-attention"], target=target, progress=False).raw["raw-attention"]
-            found["a part" if index else "the ground"] += uniformities(raw.cpu(), regions)
-        return {region: mean_of(values) for region, values in found.items()}
+        found: dict[str, list[Tensor]] = {"a part": [], "the ground": []}
+        for seed in self.budget.seeds:
+            classifier = self.trained(network, seed)
+            of_classes = []
+            for index in range(1 + len(PARTS)):
+                regions = (labels == index).float()
+                values = torch.full((len(images), 3), torch.nan, dtype=torch.float64)
+                some = regions.flatten(1).any(dim=1)
+                if bool(some.any()):
+                    target = Region(torch.full((int(some.sum()),), index), regions[some])
+                    raw = xattn.explain(classifier, images[some], ["raw-attention"], target=target, progress=False).raw["raw-attention"]
+                    values[some] = uniformities(raw.cpu(), regions[some])
+                of_classes.append(values)
+            found["the ground"].append(of_classes[0])
+            found["a part"].append(torch.stack(of_classes[1:]).nanmean(dim=0))
+        return {region: torch.stack(values) for region, values in found.items()}
 
-    def fine_grained(self) -> dict[str, list[Uniformity]]:
-        """How uniform the ranked maps of a fine-grained classifier are, by rank: over each part, and over the bird."""
+    def fine_grained(self) -> dict[str, list[Tensor]]:
+        """How uniform the ranked maps of fine-grained classifiers are, by rank `(seeds, pictures, 3)`: over a part, and over the bird."""
         images, labels = self.shown
-        methods = [f"raw-attention:rank={rank}" for rank in RANKS]
-        raw = xattn.explain(xattn.load(FINE), images, methods, progress=False).raw
         cells = self.trained(REPRESENTATIVES, self.budget.seeds[0]).stages[-1].size
-        maps = [functional.adaptive_avg_pool2d(raw[method].cpu()[:, None], cells)[:, 0] for method in methods]
-        of_parts = [[u for k in range(1, 1 + len(PARTS)) for u in uniformities(each, (labels == k).float())] for each in maps]
-        of_birds = [uniformities(each, (labels != 0).float()) for each in maps]
-        return {"a part": [mean_of(values) for values in of_parts], "the bird": [mean_of(values) for values in of_birds]}
+        found: dict[str, list[list[Tensor]]] = {"a part": [[] for _ in RANKS], "the bird": [[] for _ in RANKS]}
+        for seed in self.budget.seeds:
+            classifier = self.trainings.high(BR_NPA, seed, distilled=True)
+            raw = xattn.explain(classifier, images, [f"raw-attention:rank={rank}" for rank in RANKS], progress=False).raw
+            for place, maps in enumerate(raw.values()):
+                each = functional.adaptive_avg_pool2d(maps.cpu()[:, None], cells)[:, 0]
+                of_parts = [uniformities(each, (labels == index).float()) for index in range(1, 1 + len(PARTS))]
+                found["a part"][place].append(torch.stack(of_parts).nanmean(dim=0))
+                found["the bird"][place].append(uniformities(each, (labels != 0).float()))
+        return {region: [torch.stack(of_rank) for of_rank in ranks] for region, ranks in found.items()}
 
     @cached_property
     def shown(self) -> tuple[Tensor, Tensor]:
@@ -181,26 +172,32 @@ class SegmentationPage(TaskPage):
         return folder
 
 
-def uniformities(maps: Tensor, regions: Tensor) -> list[Uniformity]:
-    """How uniform maps are over regions, where these have two cells or more and the map something in them.
+def uniformities(maps: Tensor, regions: Tensor) -> Tensor:
+    """How uniform each map is over its region.
 
     Args:
         maps: `(n, h, w)`, ≥ 0.
         regions: `(n, H, W)`, 1 inside and 0 outside; cells of which `SHARE` is inside count.
+
+    Returns:
+        `(n, 3)` float64: entropy over the logarithm of the number of cells, 1 where the map is uniform; standard deviation over mean, 0
+        where it is; and the percentage of the map that is in the region. NaN where the region has fewer than two cells or the map is
+        0 there.
     """
-    found = []
-    for each, inside in zip(maps.double(), functional.adaptive_avg_pool2d(regions[:, None], maps.shape[1:])[:, 0] >= SHARE, strict=True):
+    found = torch.full((len(maps), 3), torch.nan, dtype=torch.float64)
+    insides = functional.adaptive_avg_pool2d(regions[:, None], maps.shape[1:])[:, 0] >= SHARE
+    for number, (each, inside) in enumerate(zip(maps.double(), insides, strict=True)):
         values = each[inside]
         if len(values) > 1 and float(values.sum()) > 0:
-            entropy = torch.special.entr(values / values.sum()).sum() / torch.tensor(len(values)).double().log()
-            inside_share = 100 * float(values.sum() / each.sum())
-            found.append(Uniformity(float(entropy), float(values.std(correction=0) / values.mean()), inside_share))
+            entropy = torch.special.entr(values / values.sum()).sum() / math.log(len(values))
+            found[number] = torch.stack([entropy, values.std(correction=0) / values.mean(), 100 * values.sum() / each.sum()])
     return found
 
 
-def mean_of(values: Sequence[Uniformity]) -> Uniformity:
-    """The mean over regions; NaN without any."""
-    return Uniformity(*torch.tensor(values, dtype=torch.float64).view(-1, 3).mean(dim=0).tolist())
+def _cells(found: Tensor) -> Line:
+    """A row's values of `(seeds, pictures, 3)`."""
+    names = {"entropy": 3, "coefficient of variation": 3, "inside, %": 1}
+    return {name: cell(found[..., place], digits) for place, (name, digits) in enumerate(names.items())}
 
 
 def _over_seeds(after: Sequence[float], before: Sequence[float]) -> Estimate:

@@ -47,6 +47,7 @@ class Budget:
         numbers: of maps (Fig. 7).
         tested: birds that accuracy is of.
         explained: birds that are explained and scored.
+        compared: birds whose maps are scored with and without a stream (Table 1 of CA-Stream).
         matched: held-out birds on which confidences are matched.
         true: birds whose true effects are found.
         precision: of the trainings, as Lightning takes it.
@@ -78,6 +79,7 @@ class Budget:
     numbers: tuple[int, ...] = (1, 2, 3, 6)
     tested: int = 1600
     explained: int = 200
+    compared: int = 40
     matched: int = 400
     true: int = 200
     precision: str = "bf16-mixed"
@@ -110,6 +112,7 @@ SMOKE = Budget(  # in float32: processors without bfloat16 train many times slow
     numbers=(1, 3),
     tested=32,
     explained=2,
+    compared=2,
     matched=32,
     true=3,
     precision="32-true",

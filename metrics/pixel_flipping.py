@@ -184,7 +184,7 @@ def road_morf(
 
     >>> import torch
     >>> images, constant = torch.rand(1, 3, 16, 16), lambda x: torch.zeros(len(x), 4)
-    >>> road_morf(constant, images, torch.rand(1, 16, 16), torch.tensor([0]))
+    >>> road_morf(constant, images, torch.rand(1, 16, 16), torch.tensor([0])).round()
     tensor([25.], dtype=torch.float64)
     """
     metric = ROADMoRF(replace_with, steps, measure)
@@ -212,7 +212,7 @@ def road_lerf(
 
     >>> import torch
     >>> images, constant = torch.rand(1, 3, 16, 16), lambda x: torch.zeros(len(x), 4)
-    >>> road_lerf(constant, images, torch.rand(1, 16, 16), torch.tensor([0]))
+    >>> road_lerf(constant, images, torch.rand(1, 16, 16), torch.tensor([0])).round()
     tensor([25.], dtype=torch.float64)
     """
     metric = ROADLeRF(replace_with, steps, measure)
