@@ -42,15 +42,19 @@ class PhotographStreams:
         per_class: training pictures.
         epochs: over them.
         explained: pictures of each class that are explained; five times as many others match the confidences.
+        keep: whether the network's features are computed once and kept.
     """
 
-    def __init__(self, data: Path, work: Path, seeds: Sequence[int], per_class: int, epochs: int, explained: int) -> None:
+    def __init__(
+        self, data: Path, work: Path, seeds: Sequence[int], per_class: int, epochs: int, explained: int, keep: bool = True
+    ) -> None:
         self.data = data
         self.work = work
         self.seeds = seeds
         self.per_class = per_class
         self.epochs = epochs
         self.explained = explained
+        self.keep = keep
         rows = csv.DictReader((data / "imagenet_classes.csv").read_text(encoding="utf-8").splitlines())
         self.index = {row["wnid"]: row["index"] for row in rows}
 
@@ -125,7 +129,8 @@ class PhotographStreams:
                 csv.writer(rows).writerows([("image", "label"), *self.files("train", 0, self.per_class)])
             torch.manual_seed(seed)
             recipe = PRESETS["probe"].with_(epochs=self.epochs)
-            fit(self.loaded("ca-stream"), str(table), file, recipe=recipe, seed=seed, workers=0, cache_features=self.work / "features")
+            features = self.work / "features" if self.keep else None
+            fit(self.loaded("ca-stream"), str(table), file, recipe=recipe, seed=seed, workers=0, cache_features=features)
         classifier = xattn.load(str(file), weights=str(self.data / "weights" / "mobilenet_v2.pth"))
         classifier.name = file.stem
         return classifier
