@@ -204,7 +204,7 @@ def by_network(rows: pd.DataFrame, values: str, *, per_label: bool) -> pd.DataFr
 
 
 def of_networks(rows: pd.DataFrame, *, per_label: bool) -> pd.Series | pd.DataFrame:
-    """Values of one model, head, method and metric: a series by what is explained; of networks of several seeds a frame, a column each.
+    """Values of one model, head, method and metric: a series by what is explained, or a frame with one column per network of several seeds.
 
     Args:
         rows: with a column `network`, indexed by image and target.

@@ -72,7 +72,7 @@ def crop(images: Tensor, boxes: Tensor, side: int | tuple[int, int]) -> Tensor:
         raise InputError(f"crop takes images (batch, channels, height, width), float; got {tuple(images.shape)} {images.dtype}.")
     height, width = (side, side) if isinstance(side, int) else side
     if height < 1 or width < 1:
-        raise InputError(f"crops have at least one pixel a side; got {height} × {width}.")
+        raise InputError(f"crops have at least one pixel per side; got {height} × {width}.")
     check_boxes(boxes, len(images), (images.shape[2], images.shape[3]))
     n = boxes.shape[1]
     numbers = torch.arange(len(images), device=images.device).repeat_interleave(n)

@@ -98,7 +98,7 @@ class GuidedBackprop:
     Attributes:
         activations: "rectifiers" (ReLU, ReLU6, clamp), or "all" (GELU, SiLU, Hardswish and the like as well).
 
-    Differs: taken in pixel space; libraries that take it at the normalised image differ by a factor 1/std a channel.
+    Differs: taken in pixel space; libraries that take it at the normalised image differ by a factor 1/std per channel.
     """
 
     activations: Activations = "rectifiers"
