@@ -170,7 +170,7 @@ _MODEL = (
     click.option(
         "--trust-code",
         is_flag=True,
-        help="Import and run the code that a saved .safetensors names as the source of its network, or that a hub model brings.",
+        help="Import and run the code that a saved .safetensors names as the source of its network, or that a hub model comes with.",
     ),
 )
 

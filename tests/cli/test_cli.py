@@ -237,7 +237,7 @@ def test_show_says_what_is_in_a_folder(done: Path, folder: Path, tmp_path: Path)
     (tmp_path / "copy").mkdir()
     shutil.copytree(done, tmp_path / "copy" / "run")
     (tmp_path / "copy" / "run" / "table.csv").unlink()
-    assert "the same command goes on" in run("show", tmp_path / "copy" / "run").stdout
+    assert "the same command continues the run" in run("show", tmp_path / "copy" / "run").stdout
     about = json.loads((done / "run.json").read_text())
     added = {
         "began": "2030-01-01",
@@ -248,7 +248,7 @@ def test_show_says_what_is_in_a_folder(done: Path, folder: Path, tmp_path: Path)
     shutil.copytree(done, tmp_path / "more")
     (tmp_path / "more" / "run.json").write_text(json.dumps({**about, "added": [added]}))
     shown = run("show", tmp_path / "more").stdout
-    assert "state     not all parts have hires-cam yet: the command below that added them goes on" in shown
+    assert "state     not all parts have hires-cam yet: the command below, which added them, continues the run" in shown
     assert "added     hires-cam, began 2030-01-01\n  command   xattn explain --method hires-cam\n" in shown
     assert run("show", folder).exit_code == 1
 
@@ -306,7 +306,7 @@ def test_the_demo_leaves_pictures_scores_a_table_and_two_figures_and_says_how_to
         assert (out / made).stat().st_size > 0
     assert "birds:br-npa-high-res" in result.stdout
     assert f"xattn explain {out}/birds-1 --labels-csv" in result.stderr
-    assert "On your own pictures" in result.stderr
+    assert "For your own network and pictures" in result.stderr
 
 
 def test_what_the_demo_prints_is_the_command_that_does_it(tmp_path: Path) -> None:
