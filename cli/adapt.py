@@ -44,7 +44,7 @@ def adapt(
     from xattn.models import load
 
     if not out.endswith(".safetensors"):
-        raise InputError(f"--out is a .safetensors, which --model takes; got '{out}'.")
+        raise InputError(f"--out must be a .safetensors file; got '{out}'.")
     source = ImageSource(data, labels_csv)
     sys.path.append(os.getcwd())  # where package.module:factory is looked up
     with warned_lines():

@@ -145,7 +145,7 @@ def train(
 ) -> None:
     """Train a head on a network, alone or together with it, and write one file for --model."""
     if not out.endswith(".safetensors"):
-        raise InputError(f"--out is a .safetensors, which --model takes; got '{out}'.")
+        raise InputError(f"--out must be a .safetensors file; got '{out}'.")
     import torch
 
     from xattn.focus import PREFIX

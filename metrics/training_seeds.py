@@ -163,11 +163,13 @@ def common_names(models: Sequence[str], pattern: str) -> dict[str, str]:
         seed = re.compile(pattern)
     except re.error as error:
         raise SettingError(
-            f"seeds are a regular expression of what names them in the models' names; '{pattern}' is none: {error}."
+            f"seeds must be a regular expression that matches the seed in the models' names; '{pattern}' is not one: {error}."
         ) from error
     found = {model: re.sub(r"\s*\(\s*\)", "", seed.sub("", model)).strip() or model for model in models}
     if len(set(found.values())) == len(found):
-        raise InputError(f"no two models have the same name without '{pattern}': give what names the seed in {', '.join(models)}.")
+        raise InputError(
+            f"no two models have the same name without '{pattern}': give a pattern that matches the seed in {', '.join(models)}."
+        )
     return found
 
 

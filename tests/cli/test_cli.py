@@ -87,11 +87,11 @@ def test_bad_files_end_with_3_and_are_named_on_stderr(folder: Path, tmp_path: Pa
         (["--stage", "9"], 2, "Unknown stage '9'"),
         (["--target", "cat"], 2, "has no labels: pass labels, or an index"),
         (["--target", "label"], 2, "needs a label for every image"),
-        (["--mean", "a,b,c"], 2, "numbers are needed, one for each channel"),
+        (["--mean", "a,b,c"], 2, "give one number per channel"),
         (["--head", "br-npaa"], 2, "Unknown head"),
         (["--weights", "nowhere.pth"], 2, "there is no weights file 'nowhere.pth'"),
-        (["--device", "gpu"], 2, "device 'gpu' cannot be used here"),
-        (["--mean", "128,128,128"], 2, "Divide those of 8-bit images by 255"),
+        (["--device", "gpu"], 2, "device 'gpu' cannot be used"),
+        (["--mean", "128,128,128"], 2, "Divide values of 8-bit images by 255"),
         (["--metric", "insertion:blur=4"], 2, "odd, from 1 to 1001, or 0 for none; got 4"),
         (["--method", "captum:Saliencies"], 2, "Did you mean 'Saliency'"),
     ],
@@ -199,7 +199,7 @@ def test_figure_says_where_the_pictures_were(done: Path, folder: Path, tmp_path:
     folder.rename(tmp_path / "elsewhere")
     result = run("figure", done, "--out", tmp_path / "x.png")
     assert result.exit_code == 2
-    assert "are no longer where it found them" in result.stderr
+    assert "are no longer where the run found them" in result.stderr
 
 
 def test_a_dry_run_counts_forwards_and_writes_nothing(folder: Path, tmp_path: Path) -> None:
@@ -355,5 +355,5 @@ PATHS = [
 @pytest.mark.parametrize(("command", "parameter"), PATHS)
 def test_a_path_with_a_null_byte_is_refused_by_every_command(command: click.Command, parameter: click.Parameter) -> None:
     assert isinstance(parameter.type, LocalPath)
-    with pytest.raises(click.BadParameter, match="a path holds no null bytes"):
+    with pytest.raises(click.BadParameter, match="a path must not contain null bytes"):
         parameter.type.convert("a\0b", parameter, click.Context(command))

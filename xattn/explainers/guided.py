@@ -38,7 +38,7 @@ OTHERS = tuple(
         "Threshold",
     ]
 )
-CAUTION = "fails parameter-randomisation tests (Adebayo et al. 2018): it may show edges whatever the network has learnt"
+CAUTION = "fails parameter-randomisation tests (Adebayo et al. 2018): it may show edges independently of what the network has learnt"
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from xattn.metrics.values import Values
 from xattn.models.classifier import Classifier
 
 THRESHOLD = 0.5
-CANCELS = "is 0 whatever the network gives, as its classes cancel out: give different ones, as 'predicted - second'."
+CANCELS = "is 0 for every output, since its classes cancel out: give different ones, such as 'predicted - second'."
 RANKED = {"predicted": 0, "second": 1}
 _OPERATOR = re.compile(r"\s+([+-])\s+")
 _TERM = re.compile(r"(?:([+-])\s*)?(?:(\d+(?:\.\d+)?)\s*\*\s*)?(.+)", re.DOTALL)
@@ -111,7 +111,7 @@ class Terms(TargetRule):
     def _column(self, term: int | str, output: Tensor, labels: Sequence[int | None]) -> Tensor:
         if output.dim() != 2:
             raise UnsupportedError(
-                f"target '{self.text}' is a class of each image; the network gives {tuple(output.shape)}. Of a map of logits, give "
+                f"target '{self.text}' is a class of each image; the network gives {tuple(output.shape)}. For a map of logits, give "
                 "'predicted' or one class, over the pixels predicted as it; or a region, in Python xattn.metrics.targets.Region."
             )
         if term == "label":
@@ -180,7 +180,7 @@ class PredictedLabels(OfOutput):
         if not bool((found >= self.threshold).any()):
             raise InputError(
                 f"none has a probability of {self.threshold:g} or more; the highest is {float(found.max()):.2g}, of "
-                f"'{classifier.label(int(found.argmax()))}'. A lower threshold: --threshold, in Python threshold."
+                f"'{classifier.label(int(found.argmax()))}'. For a lower threshold: --threshold, in Python threshold."
             )
         return tuple((found >= self.threshold).nonzero()[:, 0].tolist())
 
@@ -207,7 +207,7 @@ class PredictedRegion(OfOutput):
         if counts[index] == 0:
             others = f"most are '{classifier.label(most)}'" if counts[most] else "none is predicted as any class"
             raise InputError(
-                f"no pixel is predicted as '{classifier.label(index)}', so that there is no region to explain it over; {others}. "
+                f"no pixel is predicted as '{classifier.label(index)}', so there is no region to explain it over; {others}. "
                 "Give a region, in Python xattn.metrics.targets.Region, or another class."
             )
         return (index,)
@@ -282,7 +282,7 @@ def target_rule(classifier: Classifier, asked: Asked, threshold: float | None = 
             return PredictedLabels(f"{PER_LABEL[1]}, p ≥ {threshold:g}", threshold)
         rule = _of_text(classifier, asked)
         if classifier.regression and (rule.needs_labels or "second" in rule.text.split()):
-            raise InputError(f"target '{asked}' names a class, and {classifier.name} gives values: give 'predicted', or a value's index.")
+            raise InputError(f"target '{asked}' names a class, but {classifier.name} gives values: give 'predicted', or a value's index.")
         return rule
     if isinstance(asked, SupportsIndex) and not isinstance(asked, bool) and (not isinstance(asked, Tensor) or asked.dim() == 0):
         return Terms("given", ((1.0, classifier.class_index(int(asked))),))
@@ -290,7 +290,7 @@ def target_rule(classifier: Classifier, asked: Asked, threshold: float | None = 
         values = asked.tolist() if isinstance(asked, Tensor) else asked
         if isinstance(asked, Tensor) and (asked.dim() != 1 or asked.is_floating_point()):
             came = f"{tuple(asked.shape)} {str(asked.dtype).removeprefix('torch.')}"
-            raise InputError(f"targets are one class index per image, whole numbers (B,); got {came}. Of one-hot rows, give the argmax.")
+            raise InputError(f"targets are one class index per image, whole numbers (B,); got {came}. For one-hot rows, give the argmax.")
         classes = torch.tensor([classifier.class_index(value) for value in values])
         if classifier.regression:
             return Given("given", Values(classes[:, None], torch.ones(1)))
@@ -316,7 +316,7 @@ def _of_map(classifier: Classifier, asked: str | SupportsIndex) -> PredictedRegi
     is_name = not isinstance(asked, str) or asked in (classifier.labels or ())
     if not is_name and (asked in ("label", "labels", "second") or _OPERATOR.search(str(asked)) or "*" in str(asked)):
         raise UnsupportedError(
-            f"{classifier.name} gives a map of logits, and a target of it is one class over the pixels predicted as it: 'predicted', an "
+            f"{classifier.name} gives a map of logits, so a target is one class over the pixels predicted as it: 'predicted', an "
             f"index or a name; got '{asked}'. In Python, xattn.metrics.targets.Region takes any region."
         )
     return PredictedRegion("given", classifier.class_index(asked if isinstance(asked, str) else int(asked)))
@@ -365,14 +365,16 @@ def labels_of(classifier: Classifier, label: Label) -> tuple[float, ...]:
     """
     if not classifier.regression:
         if isinstance(label, float):
-            raise InputError(f"label {label:g} is no class index. If {classifier.name} gives values: regression=True (--regression).")
+            raise InputError(
+                f"label {label:g} is not a class index. If {classifier.name} gives values, set regression=True (--regression)."
+            )
         return classifier.class_indices(label)
     try:
         value = float(label) if isinstance(label, (int, float, str)) else math.nan
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise InputError(f"label {label!r} is no number, and {classifier.name} gives values: give one finite number for each image.")
+        raise InputError(f"label {label!r} is not a number, but {classifier.name} gives values: give one finite number per image.")
     return (value,)
 
 
