@@ -18,13 +18,13 @@ class Figures:
     Attributes:
         device: on which, in words.
         network: of which.
-        passes: forwards an image, of all methods and metrics.
-        compute: seconds an image of all methods and metrics, on one device.
-        decode: seconds an image to read and crop, on one core.
-        write: seconds a part.
-        finish: seconds an image and network, in the end, on one core: `scores.csv` and `table.csv`.
-        stored: bytes an image and network in the run folder.
-        batch: images a part.
+        passes: forwards per image, of all methods and metrics.
+        compute: seconds per image of all methods and metrics, on one device.
+        decode: seconds per image to read and crop, on one core.
+        write: seconds per part.
+        finish: seconds per image and network, in the end, on one core: `scores.csv` and `table.csv`.
+        stored: bytes per image and network in the run folder.
+        batch: images per part.
         priced: devices of this kind have a price.
         source: where `compute` comes from, in words.
     """
@@ -81,12 +81,12 @@ def breaks(of: Figures) -> float:
 
 
 def starves(of: Figures, networks: int = NETWORKS) -> float:
-    """How many forwards a second a device may do before its cores cannot decode fast enough."""
+    """How many forwards per second a device may do before its cores cannot decode fast enough."""
     return of.passes * networks * CORES / of.decode
 
 
 def arithmetic(figures: Sequence[Figures], price: float, speed_up: float | None) -> str:
-    """A section a device and network."""
+    """A section per device and network."""
     workers = "No two workers were measured" if speed_up is None else f"Two workers were measured {number(speed_up)} × as fast as one"
     parts = [
         f"## {IMAGES:,} validation images × {NETWORKS} networks",
@@ -107,13 +107,13 @@ def arithmetic(figures: Sequence[Figures], price: float, speed_up: float | None)
         names = (of.device, "computing, h", "decoding, h", "writing parts, h", "tables, h", "in all, h")
         parts += [
             f"### {of.network}, {of.device}",
-            f"{number(of.passes)} forwards an image; {number(of.compute)} s an image to compute on one device ({of.source}); measured on "
-            f"one core: {number(1000 * of.decode)} ms an image to decode, {number(1000 * of.write)} ms to write a part of {of.batch} "
-            f"images, {number(1000 * of.finish)} ms an image and network for the tables in the end, {number(of.stored / 1024)} KiB an "
+            f"{number(of.passes)} forwards per image; {number(of.compute)} s per image to compute on one device ({of.source}); measured on "
+            f"one core: {number(1000 * of.decode)} ms per image to decode, {number(1000 * of.write)} ms to write a part of {of.batch} "
+            f"images, {number(1000 * of.finish)} ms per image and network for the tables in the end, {number(of.stored / 1024)} KiB per "
             "image and network kept.",
-            table((*names, f"price at {number(price)} a device-hour", "longest"), rows),
+            table((*names, f"price at {number(price)} per device-hour", "longest"), rows),
             f"What breaks first: the tables, which with {breaks(of):,.0f} devices take as long as the computing. Decoding would starve a "
-            f"device of more than {starves(of):,.0f} forwards a second. The run folder holds "
+            f"device of more than {starves(of):,.0f} forwards per second. The run folder holds "
             f"{number(IMAGES * NETWORKS * of.stored / 2**30)} GiB in {IMAGES / of.batch:,.0f} parts.",
         ]
     return "\n\n".join(parts)

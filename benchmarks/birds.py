@@ -2,7 +2,7 @@
 
     python benchmarks/birds.py [--out benchmarks/results/papers]
 
-Writes `speed.md`, pictures a second of a DataLoader with one and two worker processes as median and range over repeats; a sheet of test
+Writes `speed.md`, pictures per second of a DataLoader with one and two worker processes as median and range over repeats; a sheet of test
 birds, two of each kind in the order of the classes; and one of birds with the cues of their kinds.
 """
 
@@ -25,7 +25,7 @@ REPEATS, COUNT, ENLARGED = 5, 2000, 2
 
 
 def rate(workers: int) -> list[float]:
-    """Pictures a second of each repeat; starting the workers is not counted."""
+    """Pictures per second of each repeat; starting the workers is not counted."""
     found = []
     for seed in range(REPEATS):
         data = SketchBirds("train", COUNT, seed=seed, transform=PILToTensor())
@@ -54,7 +54,7 @@ def main(out: Path) -> None:
     """Measures, and writes the sheets into OUT."""
     out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    lines = ["| workers | pictures a second, median [lowest, highest] |", "|---|---|"]
+    lines = ["| workers | pictures per second, median [lowest, highest] |", "|---|---|"]
     for workers in (1, 2):
         found = rate(workers)
         lines.append(f"| {workers} | {found[len(found) // 2]:.0f} [{found[0]:.0f}, {found[-1]:.0f}] |")

@@ -1,4 +1,4 @@
-"""Pages of results: a table, and a line a claim with its verdict, both from numbers alone."""
+"""Pages of results: a table, and a line per claim with its verdict, both from numbers alone."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def question(text: str, difference: Estimate, digits: int = 2) -> Claim:
 
 
 def verdicts(claims: Sequence[Claim]) -> str:
-    """A line a claim with its verdict, and how they were found. All tests of the claims are one family, adjusted by Holm."""
+    """A line per claim with its verdict, and how they were found. All tests of the claims are one family, adjusted by Holm."""
     tests = [claim.tests() for claim in claims]
     left = iter(holm([p for of_claim in tests for p in of_claim]))
     lines = [f"- {_line(claim, [next(left) for _ in of_claim])}" for claim, of_claim in zip(claims, tests, strict=True)]

@@ -73,7 +73,7 @@ def found_of(folder: Path, trainings: Trainings, name: str, make: Callable[[xatt
 
 
 def found_effects(classifier: xattn.Classifier, name: str, count: int) -> pd.DataFrame:
-    """A row a bird and method: rank correlations of the map in the parts with removal and Shapley value, and its energy in the bird."""
+    """A row per bird and method: rank correlations of the map in the parts with removal and Shapley value, and its energy in the bird."""
     rows: list[dict[str, Any]] = []
     for scenes in _pieces(SketchBirds("test", count)):
         labels = [scene.label for scene in scenes]
@@ -223,7 +223,7 @@ def order_page(folder: Path, trainings: Trainings) -> str:
 
 
 def found_order(classifier: xattn.Classifier, name: str, count: int) -> pd.DataFrame:
-    """A row a bird and ranked map: the part on which it lies, and that part's place by Shapley value."""
+    """A row per bird and ranked map: the part on which it lies, and that part's place by Shapley value."""
     rows: list[dict[str, Any]] = []
     for scenes in _pieces(SketchBirds("test", count)):
         labels = [scene.label for scene in scenes]
@@ -290,7 +290,7 @@ def spurious_page(folder: Path, trainings: Trainings) -> str:
 
 
 def found_spurious(classifier: xattn.Classifier, name: str, count: int) -> pd.DataFrame:
-    """A row a bird and method: the map's energy in the cue and in the bird, what the network says, and on what its answer rests."""
+    """A row per bird and method: the map's energy in the cue and in the bird, what the network says, and on what its answer rests."""
     rows: list[dict[str, Any]] = []
     for scenes in _pieces(SketchBirds("test", count, spurious=0.0)):
         images = _images(scenes)

@@ -114,7 +114,7 @@ Runs = dict[str, tuple[Callable[[], Tensor], list[nn.Parameter]]]
 
 
 def compare(name: str, what: str, runs: Runs, repeats: int, device: torch.device) -> list[dict[str, Any]]:
-    """A line a head: latency and peak, and both over BR-NPA's."""
+    """A line per head: latency and peak, and both over BR-NPA's."""
     seconds: dict[str, list[float]] = {head: [] for head in runs}
     for run, _ in runs.values():
         step(run, device)

@@ -148,7 +148,7 @@ def read_picture(case: Encoding, folder: Path, lines: list[str]) -> tuple[str, s
     try:
         source = ImageSource(folder, **case.given)
     except XattnError:
-        if any("left out" in line or "beside the pictures" in line for line in lines):
+        if any("left out" in line or "next to the pictures" in line for line in lines):
             return "left out", lines[-1]
         raise
     batch = next(iter(source.batches(Preprocessing((HEIGHT, WIDTH), (HEIGHT, WIDTH)), 1)))

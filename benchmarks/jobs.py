@@ -14,7 +14,7 @@ from subjects import Subject
 from torch import Tensor
 
 ATTENTION = ("rollout", "grad-rollout", "generic-attention", "legrad")
-OWN_BATCH = {"torch-cam": 32, "pytorch-grad-cam": 16}  # images a forward where nobody sets it
+OWN_BATCH = {"torch-cam": 32, "pytorch-grad-cam": 16}  # images per forward where nobody sets it
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def xattn_at(level: str) -> str:
 
 def untuned(library: str) -> str:
     """A library at its own size of a forward, as a contender's name."""
-    return f"{library}, {OWN_BATCH[library]} images a forward"
+    return f"{library}, {OWN_BATCH[library]} images per forward"
 
 
 def _at_both(library: str, run: Callable[[Tensor, Tensor, int], Any], subject: Subject, batch: int, note: str) -> tuple[Contender, ...]:

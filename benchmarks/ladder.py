@@ -1,4 +1,4 @@
-"""What each way of running forwards brings, one upon the other: images a second of a network alone, by turns.
+"""What each way of running forwards brings, one upon the other: images per second of a network alone, by turns.
 
     python benchmarks/ladder.py [--networks squeezenet1_0,mobilenet_v2,resnet50,vit_tiny_patch16_224] [--threads 2] [--rounds 5] [--out DIR]
 
@@ -56,7 +56,7 @@ Ways = dict[str, tuple[Callable[[Tensor], Tensor], int, bool]]
 
 
 def matrix_gflops(dtype: torch.dtype) -> float:
-    """What this machine's threads multiply at their best, GFLOP a second: no forward of convolutions goes faster."""
+    """What this machine's threads multiply at their best, GFLOP per second: no forward of convolutions goes faster."""
     a, b = torch.rand(2048, 2048).to(dtype), torch.rand(2048, 2048).to(dtype)
     return 2 * 2048**3 / min(repeated(lambda: a @ b, torch.device("cpu"), CLOCKED_S)) / 1e9
 
@@ -69,13 +69,13 @@ def gflop_an_image(one: Subject) -> float:
 
 
 def copied_gib() -> float:
-    """What this machine's threads read and write at their best, GiB a second, of tensors as large as a chunk's features."""
+    """What this machine's threads read and write at their best, GiB per second, of tensors as large as a chunk's features."""
     a, b = torch.rand(8, 96, 112, 112), torch.empty(8, 96, 112, 112)
     return 2 * a.nbytes / 2**30 / min(repeated(lambda: b.copy_(a), torch.device("cpu"), CLOCKED_S))
 
 
 def layered(one: Subject, gflops: float, gib: float, dtype: torch.dtype, chunk: int = 8) -> float:
-    """Images a second if every convolution and linear layer took no longer than its arithmetic at the rate of a matrix product, or than
+    """Images per second if every convolution and linear layer took no longer than its arithmetic at the rate of a matrix product, or than
     reading its input and weights and writing its output once in this precision, whichever is more; and all else took nothing."""
     seconds = 0.0
 
@@ -148,7 +148,7 @@ def errors(one: Subject, ways: Ways, images: Tensor) -> dict[str, list[float]]:
 
 
 def rates(one: Subject, ways: Ways, images: Tensor, rounds: int) -> dict[str, list[float]]:
-    """Images a second of each way, by turns."""
+    """Images per second of each way, by turns."""
     found: dict[str, list[float]] = {name: [] for name in ways}
     names = list(ways)
     for round_ in range(rounds + 1):
@@ -212,7 +212,8 @@ def main(networks: str, threads: int, rounds: int, device: str, data: Path, out:
     kept = {"rates": found, "errors": far, "gflop_an_image": needs, **limit, "conditions": about}
     (out / "ladder.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     text = (
-        "# What each way of running forwards brings\n\nImages a second of the network alone at 224 px, by turns; median [lowest, highest]. "
+        "# What each way of running forwards brings\n\n"
+        "Images per second of the network alone at 224 px, by turns; median [lowest, highest]. "
         f"Made by `benchmarks/ladder.py`.\n\n{table(('', *found), rows)}\n\n## How far they are from the plain network\n\n"
         f"The probability of the predicted class, in points: mean difference and the largest, of {SEEN} photographs and the same under "
         f"random masks. The scales of int8 (NNCF, its defaults) are of {CALIBRATED} others, likewise. Level `exact` takes what is within "

@@ -171,7 +171,7 @@ def interleaved(
 
 
 def forward_alone(predict: Callable[[Tensor], Tensor], image: Tensor, chunk: int, device: torch.device) -> float:
-    """Seconds an image of a forward of so many alone, run once before it is clocked."""
+    """Seconds per image of a forward of so many alone, run once before it is clocked."""
     batch = image.expand(chunk, -1, -1, -1).contiguous()
     times = max(2, FORWARDS_CLOCKED // chunk)
     with torch.no_grad():

@@ -3,7 +3,7 @@
     python benchmarks/papers.py runs/papers [--only ranks] [--smoke] [--out benchmarks/results/papers]
 
 Trains what it needs (`trained.py`), explains, and writes a table a file, each with the papers' printed values beside, n, seeds, 95 %
-intervals, and a line a claim. All of it goes on where it was cut off.
+intervals, and a line per claim. All of it goes on where it was cut off.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Papers:
         """CA-Stream, Tables 4 to 6."""
         settings = {"ca-stream": "as it is", "ca-stream:projection=true": "Table 4: projections"}
         settings |= {f"ca-stream:start={start}": f"Table 5: start={start}" for start in (1, 2, 3)}
-        settings |= {"ca-stream:per_class=true": "Table 6: a query a class"}
+        settings |= {"ca-stream:per_class=true": "Table 6: a query per class"}
         printed = {**CA_BLOCKS, **{f"ca-stream:start={start}": CA_PLACEMENT[start + 1] for start in (1, 2, 3)}, **CA_QUERIES}
         table: list[Line] = []
         accuracy: dict[str, torch.Tensor] = {}
@@ -89,9 +89,9 @@ class Papers:
             claim("the last stage alone is as accurate", against_own(accuracy, "start=3"), 0, margin=1),
             claim("the last stage alone is as accurate, of hard birds", against_own(hard, "start=3"), 0, margin=1),
             claim("the last stage alone has the lower AG", against_own(gain, "start=3"), -1),
-            claim("a query a class gives no accuracy", against_own(accuracy, "per_class=true"), 0, margin=1),
-            claim("a query a class gives no accuracy, of hard birds", against_own(hard, "per_class=true"), 0, margin=1),
-            claim("a query a class gives no AG", against_own(gain, "per_class=true"), 0, margin=1),
+            claim("a query per class gives no accuracy", against_own(accuracy, "per_class=true"), 0, margin=1),
+            claim("a query per class gives no accuracy, of hard birds", against_own(hard, "per_class=true"), 0, margin=1),
+            claim("a query per class gives no AG", against_own(gain, "per_class=true"), 0, margin=1),
         ]
         about = [
             f"Streams beside the frozen birds:gap, {streams_of(self.budget)} (paper: 90 epochs of ImageNet). ± is half of the 95 % "
@@ -249,7 +249,8 @@ class Papers:
                 table.append({"head": head, "layer": layer, "mean norm": means, "variance": variances, "deviation / mean": relative})
         lines = [claim("br-npa's gradient norms vary less", apart(spread["br-npa"], spread["b-cnn"], "seeds"), -1, digits=5)]
         about = [
-            f"{self._from_scratch('seeds')} Norms of the gradients of the last three convolutions, a value a step. The paper shows curves.",
+            f"{self._from_scratch('seeds')} Norms of the gradients of the last three convolutions, one value per step. "
+            "The paper shows curves.",
             "Fig. 9, latency and memory, is measured on ResNets: [the head alone](../heads-alone.md), [the whole step](../heads-whole.md). "
             "BR-NPA is the faster head by far, and in the whole step by the median on all five; on a GPU it was not measured.",
         ]

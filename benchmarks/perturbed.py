@@ -66,7 +66,7 @@ def captums(of: Subject, method: str, images: Tensor, targets: Tensor, batch: in
 @click.command()
 @click.option("--networks", default="mobilenet_v2,resnet50,vit_b_16", show_default=True)
 @click.option("--batch", default=8, show_default=True, help="Pictures at once.")
-@click.option("--forward", default=8, show_default=True, help="Images a forward.")
+@click.option("--forward", default=8, show_default=True, help="Images per forward.")
 @click.option("--rounds", default=5, show_default=True, help="Each runs everything once, in turn.")
 @click.option("--threads", default=1, show_default=True)
 @click.option("--device", default="cpu", show_default=True)
@@ -116,7 +116,7 @@ def main(networks: str, batch: int, forward: int, rounds: int, threads: int, dev
     lines = [
         "# Occlusion, RISE, integrated gradients and SmoothGrad, and captum's",
         "",
-        f"{batch} picture{'s' * (batch > 1)} at once, {forward} images a forward, {STEPS} steps or samples, {MASKS} masks, windows of a",
+        f"{batch} picture{'s' * (batch > 1)} at once, {forward} images per forward, {STEPS} steps or samples, {MASKS} masks, windows of a",
         f"seventh of the side at half their width; {rounds} rounds in which each runs once, in turn, after one that is not timed. Seconds:",
         "median. Ratio: to xattn in that round: median [least, most]; above 1, xattn is faster. All compute in float32 without TF32, but",
         "level fast; captum at the normalised picture, xattn in pixel space. captum has no RISE.",

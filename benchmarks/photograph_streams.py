@@ -92,7 +92,7 @@ class PhotographStreams:
         return page(f"CA-Stream on photographs: {len(streams)} seeds", about, self.table(frames), self.claims(frames))
 
     def table(self, frames: dict[str, pd.DataFrame]) -> pd.DataFrame:
-        """A row a head, method and temperature."""
+        """A row per head, method and temperature."""
         rows: list[Line] = []
         for method in METHODS:
             for matched, head in product((False, True), HEADS if method != "raw-attention" else HEADS[1:]):

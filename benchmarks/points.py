@@ -151,7 +151,7 @@ def _beside_forwards(run: Callable[[], Any], runs: Predictor, given: Tensor) -> 
 
 
 def steady(written: Sequence[float], workers: int) -> float:
-    """Seconds a part from the times at which parts were written, without each worker's first: start-up stays apart."""
+    """Seconds per part from the times at which parts were written, without each worker's first: start-up stays apart."""
     times = sorted(written)
     if len(times) <= workers:
         raise ValueError(f"{len(times)} parts tell nothing of {workers} workers: measure longer")
@@ -188,7 +188,7 @@ class _Watch(threading.Thread):
             self.noted.append((time.time(), _cpu_beside_the_actors()))
 
     def cores(self, start: float, stop: float) -> float:
-        """CPU seconds a second between two times."""
+        """CPU seconds per second between two times."""
         (began, before), *_, (ended, after) = [one for one in self.noted if start <= one[0] <= stop]
         return (after - before) / (ended - began)
 

@@ -27,7 +27,7 @@ CA_MAP = {"gap": 78.32, "ca-stream": 78.35}
 # CA-Stream, Tables 4 to 6, ResNet-50: parameters in millions and accuracy.
 CA_BLOCKS = {"ca-stream": (6.96, 74.70), "ca-stream:projection=true": (18.13, 74.41)}
 CA_PLACEMENT = {0: (6.96, 74.70), 1: (6.95, 74.67), 2: (6.82, 74.67), 3: (6.29, 74.67), 4: (4.20, 74.63)}
-# Table 6 counts the network too: 32.53 million with one query, 32.59 with a query a class; here the stream alone, as in the others.
+# Table 6 counts the network too: 32.53 million with one query, 32.59 with a query per class; here the stream alone, as in the others.
 CA_QUERIES = {"ca-stream:per_class=true": (6.96 + 32.59 - 32.53, 74.68)}
 # Their Grad-CAM rows (AD, AG, AI, I, D).
 CA_DESIGN_GRAD_CAM = {

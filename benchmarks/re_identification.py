@@ -82,7 +82,7 @@ class ReIdentificationPage(TaskPage):
         ]
         where = (
             f"Fig. 14, in percent: a map points at the part (one of five, or the rest of the body) that has its largest value. Pairs are "
-            f"of an individual before two cameras, {self._tested * len(_pairs())} a seed; of others, of two individuals before them. "
+            f"of an individual before two cameras, {self._tested * len(_pairs())} per seed; of others, of two individuals before them. "
             "Grad-CAM is of the cosine with the individual before the next camera. The paper shows pictures."
         )
         made = page("BR-NPA, Table 9 and Fig. 14: re-identification", about, pd.DataFrame(table), [])

@@ -129,7 +129,7 @@ def grad_cam_map(subject: Subject, images: Tensor, targets: Tensor, method: str,
 
 
 def quantus_step(pixels: int, steps: int) -> int:
-    """Features a step that Quantus takes, for at most so many steps.
+    """Features per step that Quantus takes, for at most so many steps.
 
     It counts the three channels of a pixel as three features, and takes no step that does not divide the number of *pixels*: 8·W pixels,
     three times as many features, it refuses.

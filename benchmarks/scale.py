@@ -206,7 +206,7 @@ def figures(scale: list[dict[str, Any]], speed: Path, rate: float) -> list[Figur
         about = (one["network"], ours["passes"])
         found.append(Figures(device, *about, seconds, **middle, batch=ones[0]["batch"], priced=on_gpu, source="measured by `speed.py`"))
         if not any(other["conditions"]["device"] == "cuda" for other in tables):
-            source = f"assumed: {rate:,.0f} forwards a second, no GPU having been at hand; hours of computing are in proportion"
+            source = f"assumed: {rate:,.0f} forwards per second, no GPU having been at hand; hours of computing are in proportion"
             assumed = ours["passes"] / rate
             found.append(Figures("GPUs, assumed", *about, assumed, **middle, batch=ones[0]["batch"], priced=True, source=source))
     return found
@@ -242,7 +242,7 @@ def page(entries: list[dict[str, Any]], speed: Path, price: float, rate: float) 
 @click.option("--data", type=click.Path(path_type=Path), envvar="XATTN_DATA", default=DATA)
 @click.option("--speed", type=click.Path(path_type=Path), default=Path("runs/speed"), show_default=True)
 @click.option("--price", default=2.0, show_default=True, help="Of a GPU-hour: assumed, not measured.")
-@click.option("--rate", default=2000.0, show_default=True, help="ExecutionPlan a second of a GPU: assumed where none was measured.")
+@click.option("--rate", default=2000.0, show_default=True, help="Forwards per second of a GPU: assumed where none was measured.")
 @click.option("--page", "with_page", is_flag=True)
 @click.option("--results", type=click.Path(path_type=Path), default=RESULTS)
 @click.option("--smoke", is_flag=True, help="At toy size: whether it runs, not what it shows.")
@@ -281,24 +281,24 @@ def main(
         points = {f"{count:,} images": base | {"kind": "images", "count": count, "network": "birds:gap"} for count in sizes}
         found = by_turns(points, rounds)
         about = "A study of Grad-CAM and Grad-CAM++ by average drop and gain, the photographs over and over, from files to tables."
-        keep(entry("images", "Over images", about, found, growth(found, "an image", "whole", "peak memory of the process")), "birds:gap")
+        keep(entry("images", "Over images", about, found, growth(found, "per image", "whole", "peak memory of the process")), "birds:gap")
     if "driver" in kinds:
         some = sizes[: max(2, len(sizes) - 1)]
         points = {f"{count:,} images": base | {"kind": "images", "count": count, "network": "birds:gap", "actors": 1} for count in some}
         found = by_turns(points, rounds)
         about = "The same by an actor of Ray; memory is that of the driver, seconds are of the whole run."
-        claims = growth(found, "an image", "whole", "peak memory of the driver")[1:]
+        claims = growth(found, "per image", "whole", "peak memory of the driver")[1:]
         keep(entry("driver", "Over images, by Ray", about, found, claims), "birds:gap")
     if "side" in kinds:
         points = {f"{pixels}²": base | {"kind": "side", "count": 2, "pixels": pixels} for pixels in SIDES}
         about = "Grad-CAM, insertion and deletion of 2 images at once, in as many steps whatever the size."
         found = by_turns(points, rounds)
-        keep(entry("side", "Over image size", about, found, growth(found, "a pixel", None) + beside_forwards(found)), "birds:gap")
+        keep(entry("side", "Over image size", about, found, growth(found, "per pixel", None) + beside_forwards(found)), "birds:gap")
     if "channels" in kinds:
         points = {f"{wide} channels": base | {"kind": "channels", "count": 2, "wide": wide} for wide in CHANNELS}
         about = "Score-CAM of 2 images at 224 px; one small trunk, a last map of so many channels at 7 × 7."
         found = by_turns(points, rounds)
-        claims = growth(found, "a forward", "held", "tensors held at the peak")
+        claims = growth(found, "per forward", "held", "tensors held at the peak")
         keep(entry("channels", "Over channels", about, found, claims), "random")
     if "engine" in kinds:
         asked = base | {"network": network}

@@ -205,7 +205,7 @@ def listed(_: click.Context, __: click.Parameter, value: str | None) -> list[str
 @click.option("--images", type=int, help="A pair; None: what suits the job.")
 @click.option("--pairs", default=5, show_default=True)
 @click.option("--adaptive-images", default=100, show_default=True)
-@click.option("--batch", type=int, help="Images a forward for all; None: at which the network alone is fastest, measured first.")
+@click.option("--batch", type=int, help="Images per forward for all; None: at which the network alone is fastest, measured first.")
 @click.option("--threads", default=1, show_default=True)
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--data", type=click.Path(path_type=Path), envvar="XATTN_DATA", default=DATA)
@@ -270,7 +270,7 @@ def main(
                 else:
                     click.echo(peak_of(contender, one, batches[0]))
                 return
-            say(f"== {name} on {network}, {own_batch} images a forward")
+            say(f"== {name} on {network}, {own_batch} images per forward")
             if recheck:
                 before = next((old for old in kept.entries if key(old) == (name, network, place.type, threads)), None)
                 if before is not None:

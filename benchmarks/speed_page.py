@@ -73,9 +73,9 @@ def _contenders(entry: Entry) -> str:
         )
     names = (
         "",
-        "seconds an image" if any(found["images"] for found in entry["contenders"].values()) else "seconds",
-        "images a second",
-        "forwards an image",
+        "seconds per image" if any(found["images"] for found in entry["contenders"].values()) else "seconds",
+        "images per second",
+        "forwards per image",
         "time over the first",
         "peak, MiB",
         "GPU computes, %",
@@ -120,7 +120,7 @@ def _limit(entry: Entry, ladder: Entry) -> str:
             rows.append([f"{precision}, {words}", number(seconds), *(number(each / seconds) for each in _others(entry).values())])
     return (
         f"**The limit of direct convolution here** ([ladder](ladder.md)): seconds of {number(passes)} forwards, and how many times as long "
-        f"the others take.\n\n{table(('', 'seconds an image', *_others(entry)), rows)}"
+        f"the others take.\n\n{table(('', 'seconds per image', *_others(entry)), rows)}"
     )
 
 
@@ -137,7 +137,7 @@ def _roughness(entry: Entry) -> str:
 
 
 def _others(entry: Entry) -> dict[str, float]:
-    """Seconds an image of the other libraries."""
+    """Seconds per image of the other libraries."""
     return {
         name: median([seconds / images for seconds, images in zip(found["seconds"], found["images"], strict=True)])
         for name, found in entry["contenders"].items()
@@ -158,7 +158,7 @@ def section(entry: Entry, ladder: Entry | None = None) -> str:
     parts += [part for part in (limit, _roughness(entry)) if part]
     pairs = max((len(found["seconds"]) for found in entry["contenders"].values()), default=0)
     images = next((found["images"][0] for found in entry["contenders"].values() if found["images"]), 0)
-    work = f"{pairs} pairs of {images} images, {entry['images a forward']} images a forward. " if "images a forward" in entry else ""
+    work = f"{pairs} pairs of {images} images, {entry['images a forward']} images per forward. " if "images a forward" in entry else ""
     parts.append(
         f"<sub>{work}{where}; {conditions['date']}; load {conditions['load']:.2f} at the end; `{conditions['command']}`; "
         f"{', '.join(f'{package} {version}' for package, version in conditions['versions'].items())}.</sub>"

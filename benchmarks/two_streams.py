@@ -78,7 +78,7 @@ class TwoStreamsPage(TaskPage):
         ]
         about = [
             f"Both streams begin with the weights of birds:gap and are trained for {b.looked} epochs on {b.hard} hard birds, "
-            f"{b.hard // len(CLASSES)} a kind (AdamW, one learning rate); {self.steps} steps; 6 patches of 24 pixels, which the network "
+            f"{b.hard // len(CLASSES)} per kind (AdamW, one learning rate); {self.steps} steps; 6 patches of 24 pixels, which the network "
             f"finds itself, seen at 32. No setting was searched: all networks have the same. {len(b.seeds)} seeds; ± is half of the 95 % "
             f"interval over seeds × birds; n = {b.tested} hard test birds; cross-entropy in nats.",
             "Printed: Shroff 2020, Tables 5.1 and 6.1, VGG-19 on CUB. Differences are between networks of the same seed.",

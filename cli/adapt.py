@@ -19,8 +19,8 @@ from xattn.text import counted
 @click.option("--labels-csv", type=PathOrURL(exists=True, dir_okay=False), help="Labels of the pictures, as for explain.")
 @click.option("--out", required=True, type=LocalPath(dir_okay=False), help="File to write, a .safetensors, which --model takes.")
 @click.option("--weights", help="Weights: a local .pth or .safetensors, or a name of torchvision or open_clip.")
-@click.option("--steps", type=Integer, help="Steps of the gradient descent. Default: as MODEL was trained for, else 50.")
-@click.option("--lr", type=Number(), help="Its learning rate. Default: as MODEL was trained for, else 0.01.")
+@click.option("--steps", type=Integer, help="Steps of gradient descent. Default: those that MODEL was trained for, else 50.")
+@click.option("--lr", type=Number(), help="Learning rate. Default: the one that MODEL was trained for, else 0.01.")
 @model_options
 @click.option("--device", help="cpu, cuda, cuda:1, mps; default: a GPU if there is one.")
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Pictures per forward.")
@@ -44,13 +44,13 @@ def adapt(
     from xattn.models import load
 
     if not out.endswith(".safetensors"):
-        raise InputError(f"--out is a .safetensors, which --model takes; got '{out}'.")
+        raise InputError(f"--out must be a .safetensors file; got '{out}'.")
     source = ImageSource(data, labels_csv)
     sys.path.append(os.getcwd())  # where package.module:factory is looked up
     with warned_lines():
         classifier = load(model, **options)
     found = adapt(classifier, source, steps=steps, lr=lr, batch_size=batch_size)
-    say(f"{classifier.name} · {classifier.head_name} · {classifier.device}: all but its last layer stays", err=True)
+    say(f"{classifier.name} · {classifier.head_name} · {classifier.device}: only its last layer changes", err=True)
     say(f"{counted(len(source), 'picture')} of {counted(found.class_count, 'class')}: {', '.join(found.labels or ())}", err=True)
     found.save(out)
     say(out)

@@ -17,21 +17,22 @@ from xattn.cli.terminal import say
     "--model",
     "models",
     multiple=True,
-    help="Network to offer, as in `xattn explain`. Repeatable. Default: the shipped ones, and torchvision's whose weights are on the disk.",
+    help="Network to offer, as in `xattn explain`. Repeatable. Default: the shipped ones, and those of torchvision whose weights "
+    "are on the disk.",
 )
 @click.option(
     "--method",
     "methods",
     multiple=True,
-    help="Method that is chosen at first, name[:key=value,…]. Repeatable. All that the network supports are offered.",
+    help="Method that is selected at the start, name[:key=value,…]. Repeatable. The page offers all methods that the network supports.",
 )
 @click.option("--device", help="cpu, cuda, cuda:1, mps; default: a GPU if there is one.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to serve at; 0.0.0.0 lets other machines in.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to serve at; 0.0.0.0 gives other machines access.")
 @click.option("--port", type=click.IntRange(1, 65535), default=7860, show_default=True, help="Port to serve at.")
 def app(models: Sequence[str], methods: Sequence[str], device: str | None, host: str, port: int) -> None:
-    """Serve a page on which maps and scores of a picture are seen at once. Needs gradio: pip install 'xattn[app]'.
+    """Serve a page that shows maps and scores of a picture. Needs gradio: pip install 'xattn[app]'.
 
-    Whoever reaches the page can have pictures explained, and have the weights of networks downloaded by name. Ctrl+C ends it.
+    Everyone who can reach the page can explain pictures with it, and make it download weights of networks by name. Ctrl+C ends it.
     """
     from xattn.app import served
 

@@ -38,7 +38,7 @@ def demo(out: str, count: int) -> None:
     )
     labels = pictures / "labels.csv"
     command = f"xattn explain {pictures} --labels-csv {labels} {given} --tune {TUNE} --out {run}"
-    say(f"{count} drawn birds are in {pictures}. This command does what follows:\n  {command}", err=True)
+    say(f"{count} drawn birds are in {pictures}. The equivalent command is:\n  {command}", err=True)
     study = Study([load(model) for model in models], METHODS, DEFAULT_METRICS, pictures, run, labels_csv=labels, tune=TUNE)
     study.run()
     names = [image.name for image in study.images[:SHOWN]]
@@ -56,7 +56,7 @@ def demo(out: str, count: int) -> None:
         err=True,
     )
     say(
-        "On your own pictures and network, photos/ being a folder of them:\n"
+        "For your own network and pictures, in a folder photos/:\n"
         "  xattn explain photos/ --model torchvision:resnet50 --method grad-cam --method random --out runs/mine",
         err=True,
     )

@@ -23,17 +23,17 @@ SOME_FAILED = 3
 @click.option(
     "--data",
     required=True,
-    help="Pictures with labels: a folder with one subfolder per class, a glob, a CSV (image, label), or NAME:ROOT[:SPLIT] of a data set "
-    "as published; without a split the one for scores: test, of voc val.",
+    help="Pictures with labels: a folder with one subfolder per class, a glob, a CSV (image, label), or NAME:ROOT[:SPLIT] of a "
+    "data set in its published layout. Default split: test; for voc val.",
 )
-@click.option("--task", help="What to score, see `xattn list tasks`. Default: multi-label for a network of labels, else classification.")
+@click.option("--task", help="What to score, see `xattn list tasks`. Default: multi-label for a multi-label network, else classification.")
 @click.option("--weights", help="Weights: a local .pth or .safetensors, or a name of torchvision or open_clip.")
-@click.option("--multi-label", is_flag=True, help="Outputs are labels that stand alone.")
+@click.option("--multi-label", is_flag=True, help="Outputs are independent labels.")
 @click.option("--labels-csv", type=PathOrURL(exists=True, dir_okay=False), help="Labels of the pictures, as for explain.")
 @click.option(
     "--labels-from",
     type=click.Choice(["folders", "csv", "none"]),
-    help="Labels: names of the folders, or a label file. Default: whichever there is; of folders, if all of their names are classes.",
+    help="Labels: names of the folders, or a label file. Default: whichever is present; folders only if all of their names are classes.",
 )
 @click.option("--classes", type=LocalPath(exists=True, dir_okay=False), help=f"{TEXTS}.")
 @model_options
@@ -52,7 +52,7 @@ def evaluate(
     workers: int | None,
     **options: Any,
 ) -> None:
-    """Score MODEL, a saved .safetensors or a network's name, on pictures that it was not trained on: accuracy, or the task's own score."""
+    """Score MODEL, a saved .safetensors or a network's name, on pictures outside its training set: accuracy, or the task's own score."""
     from xattn.models import load
     from xattn.tasks import score, tasks
     from xattn.tasks.base import form_of
@@ -72,7 +72,7 @@ def evaluate(
         say(out, err=True)
     if found.failed:
         total = (found.n if found.pictures is None else found.pictures) + len(found.failed)
-        say(f"left out, as not readable: {len(found.failed)} of {counted(total, 'picture')}:", err=True)
+        say(f"left out because they cannot be read: {len(found.failed)} of {counted(total, 'picture')}:", err=True)
         for name, reason in found.failed:
             say(f"  {name}: {reason}", err=True)
         sys.exit(SOME_FAILED)

@@ -47,8 +47,8 @@ GROUPS = {
 @click.option(
     "--gallery",
     multiple=True,
-    help="Pictures; each of IMAGES is compared with its nearest one, for a network whose output is a vector: maps of what makes the two "
-    "alike, in both. A folder, glob or file, or market:ROOT:gallery for market:ROOT:query. Repeatable.",
+    help="For a network whose output is a vector: pictures to compare with. Each of IMAGES is compared with its nearest one; maps "
+    "show, in both, what makes the two alike. A folder, glob or file, or market:ROOT:gallery for market:ROOT:query. Repeatable.",
 )
 @run_options
 def explain(images: Sequence[str], **options: Any) -> None:
@@ -88,7 +88,7 @@ def make_run(
 ) -> None:
     """Makes the run that options describe: of methods, and of maps in files if there are some; or says what it would do."""
     if weights and len(weights) != len(models):
-        raise InputError(f"{len(weights)} --weights came for {len(models)} --model: give one for each, in order, or none.")
+        raise InputError(f"{len(weights)} --weights for {len(models)} --model: give one for each, in order, or none.")
     from xattn.data.images import ImageSource
     from xattn.explainers.base import created
     from xattn.metrics import metrics as metric_registry
@@ -119,7 +119,7 @@ def make_run(
     try:
         outcome = study.run()
     except KeyboardInterrupt:
-        say(f"stopped; what was finished is in {out}, and the same command goes on.", err=True)
+        say(f"stopped; {out} has what was finished, and the same command continues the run.", err=True)
         sys.exit(1)
     _finish(study, outcome, out)
 

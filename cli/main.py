@@ -79,32 +79,32 @@ main.add_command(app)
 @click.option(
     "--seeds",
     metavar="PATTERN",
-    help="One row for networks that were trained with different seeds: a regular expression of what names the seed in the models' names, "
-    "as printed without this option, such as '@seed[0-9]+'. Intervals and tests are over seeds and pictures.",
+    help="Merge networks that were trained with different seeds into one row: a regular expression that matches the seed in the "
+    "models' names, as printed without this option, such as '@seed[0-9]+'. Intervals and tests are over seeds and pictures.",
 )
-@click.option("--difference", is_flag=True, help="Print differences to the reference, with their intervals, in the place of means.")
+@click.option("--difference", is_flag=True, help="Print differences to the reference, with their intervals, instead of means.")
 @click.option("--columns", metavar="NAMES", help="Metrics to print, by name or symbol, with commas between them: AD,AG,AI.")
-@click.option("--digits", type=int, help="Decimals.  [default: as the column's intervals ask for]")
-@click.option("--caption", help="Of a LaTeX, HTML or Typst table.")
-@click.option("--label", help="By which LaTeX and Typst refer to the table.  [default: tab:xattn]")
-@click.option("--spreadsheet", is_flag=True, help="With csv: an apostrophe before names that a spreadsheet would run as a formula.")
+@click.option("--digits", type=int, help="Decimals.  [default: as many as the column's intervals need]")
+@click.option("--caption", help="Caption of a LaTeX, HTML or Typst table.")
+@click.option("--label", help="Label by which LaTeX and Typst refer to the table.  [default: tab:xattn]")
+@click.option("--spreadsheet", is_flag=True, help="With csv: put an apostrophe before names that a spreadsheet would run as a formula.")
 @click.option("--without-degenerate", is_flag=True, help="Leave maps without contrast out of every column.")
 @click.option(
     "--trial",
     "on_trial",
     is_flag=True,
-    help="Mark metrics that put controls of the runs ahead of their methods, with the reason; `xattn trial` says more.",
+    help="Mark metrics that rate controls above the methods of the runs, with the reason; `xattn trial` gives details.",
 )
 @click.option(
     "--tests",
     is_flag=True,
-    help="Print what may be concluded in the place of the table: every two methods tested on the same pictures, or each against --against, "
-    "Friedman's test of all, and how many pictures would decide what these do not. As markdown or csv.",
+    help="Print conclusions instead of the table: tests of every two methods on the same pictures, or of each against --against; "
+    "Friedman's test of all; and how many pictures would decide what is undecided. As markdown or csv.",
 )
 @click.option(
     "--adjust",
     type=click.Choice(["holm", "benjamini-hochberg"]),
-    help="With --tests: how p-values are adjusted within the pairs of a metric.  [default: holm]",
+    help="With --tests: adjustment of the p-values over the pairs of a metric.  [default: holm]",
 )
 @click.option(
     "--margin",
@@ -139,7 +139,9 @@ def compare(
         ]
         if of_tables or form not in ("markdown", "csv"):
             said = ", ".join(of_tables) or f"--format {form}"
-            raise click.UsageError(f"--tests prints all metrics as markdown or csv; {said} is of the table without --tests: leave one out.")
+            raise click.UsageError(
+                f"--tests prints all metrics as markdown or csv; {said} is for the table without --tests: leave one out."
+            )
         found = significance_of_runs(
             runs, against, adjustment=adjust or "holm", margins=margins, without_degenerate=without_degenerate, seeds=seeds
         )
@@ -148,7 +150,7 @@ def compare(
     if margins or adjust:
         raise click.UsageError(f"{'--margin' if margins else '--adjust'} is for tests: give --tests too, or leave it out.")
     if on_trial and form == "csv":
-        raise click.UsageError("--trial marks printed tables; a CSV holds values alone: leave one out, or write that of `xattn trial`.")
+        raise click.UsageError("--trial marks printed tables; a CSV has only values: leave one out, or use `xattn trial --format csv`.")
     table = compare_runs(runs, against, without_degenerate=without_degenerate, seeds=seeds, on_trial=on_trial)
     say(table.text(form, columns=[name.strip() for name in columns.split(",")] if columns else None, **printed), nl=False)
 
@@ -158,25 +160,27 @@ def compare(
 @click.option("--kind", default="grid", show_default=True, help=f"Kind of figure, {COMPONENT}; see `xattn list figures`.")
 @click.option("--out", required=True, type=LocalPath(dir_okay=False), help="File to write: .pdf, .svg or .png.")
 @click.option("--image", "images", multiple=True, help="Image to draw, by its name in the rows. Repeatable. Default: see --count.")
-@click.option("--count", type=click.IntRange(1), help="Images, from the first. Default: 6 for kinds of maps, all for kinds of scores.")
+@click.option(
+    "--count", type=click.IntRange(1), help="Number of images, from the first. Default: 6 for kinds of maps, all for kinds of scores."
+)
 @click.option("--method", "methods", multiple=True, help="Method to draw, by its name in the rows. Repeatable; all if none.")
 @click.option(
     "--images",
     "moved_to",
     type=PathOrURL(),
-    help="Where the pictures are now, if they have moved: a folder, a glob or a file. They are told by name and content.",
+    help="Where the pictures are now, if they have moved: a folder, a glob or a file. They are recognised by name and content.",
 )
 @click.option("--metric", "metrics", multiple=True, help="For kinds of scores: metric, by its name in the rows. Repeatable; all if none.")
-@click.option("--width", default="page", show_default=True, metavar="column|page|MM", help="Width: 88.9 mm, 181.9 mm, or as given.")
+@click.option("--width", default="page", show_default=True, metavar="column|page|MM", help="Width: column is 88.9 mm, page 181.9 mm.")
 @click.option("--title", default="", help="Title above the figure.")
-@click.option("--font", default="DejaVu Sans", show_default=True, help="Family of the text.")
+@click.option("--font", default="DejaVu Sans", show_default=True, help="Font family of the text.")
 @click.option("--cmap", help="Colour map of matplotlib. Default: the kind's own.")
 @click.option(
     "--scale",
     type=click.Choice(["each", "common"]),
     default="each",
     show_default=True,
-    help="Colours and axes: of each map or panel, or common to those that can be compared.",
+    help="Range of colours and axes: one for each map or panel, or common to those that can be compared.",
 )
 @click.option("--transpose", is_flag=True, help="Turn rows into columns.")
 @click.option("--dpi", type=click.IntRange(36, 2400), default=300, show_default=True, help="Resolution of a PNG.")
@@ -192,7 +196,7 @@ def figure(
     dpi: int,
     **look: Any,
 ) -> None:
-    """Draw a figure of RUNS for a paper: of maps over the crops that the network saw, or of scores. Of many pictures several pages."""
+    """Draw a figure of RUNS for a paper: maps over the crops that the network saw, or scores. Many pictures take several pages."""
     from xattn.figures import FigureStyle, pages, save
     from xattn.figures.canvas import format_of
 
@@ -212,7 +216,7 @@ def figure(
 @click.argument("pattern", default="")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with settings and metadata.")
 def list_components(kind: str, pattern: str, as_json: bool) -> None:
-    """List what can be named, one per line: all, or those whose name holds PATTERN or matches it as a glob ('*vit*').
+    """List available names, one per line: all, or those that contain PATTERN or match it as a glob ('*vit*').
 
     Methods of other libraries are listed by 'captum:', 'grad-cam:*' and the like.
     """

@@ -71,7 +71,7 @@ class LocalPath(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if isinstance(value, str) and "\0" in value:
-            self.fail("a path holds no null bytes.", param, ctx)
+            self.fail("a path must not contain null bytes.", param, ctx)
         return super().convert(value, param, ctx)
 
 
@@ -89,7 +89,7 @@ def numbers(_ctx: click.Context, _param: click.Parameter, value: str | None) -> 
     try:
         return [coerce(number, float) for number in value.replace(",", " ").split()]
     except ValueError as error:
-        raise click.BadParameter(f"numbers are needed, one for each channel, as 0.485,0.456,0.406; got '{value}'.") from error
+        raise click.BadParameter(f"give one number per channel, such as 0.485,0.456,0.406; got '{value}'.") from error
 
 
 def sides(_ctx: click.Context, _param: click.Parameter, value: str | None) -> int | tuple[int, int] | None:
@@ -101,7 +101,7 @@ def sides(_ctx: click.Context, _param: click.Parameter, value: str | None) -> in
     except ValueError:
         found = []
     if len(found) not in (1, 2) or min(found) < 1:
-        raise click.BadParameter(f"a side in pixels from 1 on, or height and width as 256,128, are needed; got '{value[:80]}'.")
+        raise click.BadParameter(f"give a side of at least 1 pixel, or height and width such as 256,128; got '{value[:80]}'.")
     return found[0] if len(found) == 1 else (found[0], found[1])
 
 
@@ -115,7 +115,7 @@ def values_by_name(_ctx: click.Context, _param: click.Parameter, value: Sequence
         except ValueError:
             equals = ""
         if not (name and equals):
-            raise click.BadParameter(f"a metric and a number are needed, as average-drop=2; got '{given[:80]}'.")
+            raise click.BadParameter(f"give a metric and a number, such as average-drop=2; got '{given[:80]}'.")
     return found
 
 
@@ -127,7 +127,9 @@ def shard(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[int
     except ValueError:
         found = (0, 0)
     if not slash or not 1 <= found[0] <= found[1] <= MOST_SHARDS:
-        raise click.BadParameter(f"a shard is i/n, as 2/8 for the second of eight, n at most {MOST_SHARDS:,}; got '{value[:80]}'.")
+        raise click.BadParameter(
+            f"a shard is i/n, such as 2/8 for the second of eight, with n at most {MOST_SHARDS:,}; got '{value[:80]}'."
+        )
     return found
 
 
@@ -136,7 +138,7 @@ def devices_of(_ctx: click.Context, _param: click.Parameter, value: str) -> int 
     if value == "auto" or re.fullmatch(r"[0-9]{1,4}(,[0-9]{1,4})+,?|[0-9]{1,4},", value):
         return value
     if not re.fullmatch(r"-1|[1-9][0-9]{0,3}", value):
-        raise click.BadParameter(f"a number of devices from 1 on, -1 or auto for all, or indices as 0,1 are needed; got '{value[:80]}'.")
+        raise click.BadParameter(f"give a number of devices of at least 1, -1 or auto for all, or indices such as 0,1; got '{value[:80]}'.")
     return int(value)
 
 
@@ -148,7 +150,7 @@ def stages(_ctx: click.Context, _param: click.Parameter, value: str | None) -> t
 def classes_or_texts(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
     """What folder names mean, or a text file with the texts of the classes."""
     if value not in ("folders", "wnid") and ("\0" in value or not os.path.isfile(value)):
-        raise click.BadParameter(f"'folders', 'wnid' or a text file with the text of one class per line is needed; got '{value}'.")
+        raise click.BadParameter(f"give 'folders', 'wnid' or a text file with the text of one class per line; got '{value}'.")
     return value
 
 
@@ -170,7 +172,7 @@ _MODEL = (
     click.option(
         "--trust-code",
         is_flag=True,
-        help="Import and run the code that a saved .safetensors names as the source of its network, or that a hub model brings.",
+        help="Import and run the code that a saved .safetensors names as the source of its network, or that a hub model comes with.",
     ),
 )
 

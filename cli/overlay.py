@@ -28,7 +28,7 @@ SOME_FAILED = 3
     type=click.Choice(["bilinear", "nearest"]),
     default="bilinear",
     show_default=True,
-    help="Between the map's cells; nearest shows the cells.",
+    help="Interpolation between the map's cells; nearest shows the cells.",
 )
 @click.option(
     "--contour", type=Number(0, 1), multiple=True, metavar="LEVEL", help="Outline the mask at this level, between 0 and 1. Repeatable."
@@ -50,7 +50,7 @@ def overlay(
     moved_to: str | None,
     maps: bool,
 ) -> None:
-    """Lay the maps of RUNS over the photographs, at the photographs' own size: a file for each picture and method.
+    """Lay the maps of RUNS over the photographs, at the photographs' own size: one file per picture and method.
 
     The resize and crop that the network's preprocessing made are undone; outside the crop the photograph stays as it is.
     """

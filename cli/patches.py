@@ -25,22 +25,23 @@ SOME_FAILED = 3
 @click.option(
     "--side",
     type=click.IntRange(1),
-    help="Side of the boxes in pixels of what the network sees. Default: the finder's own, for squares a quarter of its shorter side.",
+    help="Side of the boxes in pixels of what the network sees. Default: the finder's own; for square boxes, a quarter of the "
+    "shorter side.",
 )
 @click.option(
     "--target",
     type=click.Choice(["predicted", "label"]),
     default="predicted",
     show_default=True,
-    help="Class of the boxes of prototype: the predicted one, or, for training pictures alone, the label.",
+    help="Class whose boxes the finder prototype gives: the predicted one or, only for training pictures, the label.",
 )
 @click.option("--labels-csv", type=PathOrURL(exists=True, dir_okay=False), help="Labels, as for explain.")
 @click.option(
     "--out",
     required=True,
     type=LocalPath(dir_okay=False),
-    help="File to write: .csv, a row per box in pixels of the photograph; or .npy, (pictures, boxes, 5) of y1, y2, x1, x2, class in "
-    "photographs resized to 448 × 448.",
+    help="File to write: .csv, one row per box in pixels of the photograph; or .npy, (pictures, boxes, 5) of y1, y2, x1, x2, class "
+    "in photographs resized to 448 × 448.",
 )
 @model_options
 @click.option("--device", help="cpu, cuda, cuda:1, mps; default: a GPU if there is one.")
@@ -58,7 +59,7 @@ def patches(
     batch_size: int,
     **shape: Any,
 ) -> None:
-    """Find boxes of IMAGES that may hold their telling parts, without labels of parts, and write them to a file."""
+    """Find boxes in IMAGES that may contain discriminative parts, without part labels, and write them to a file."""
     from xattn.data.images import ImageSource
     from xattn.models import load
     from xattn.patches import boxes_file, boxes_of, finders

@@ -28,7 +28,7 @@ from xattn.text import counted
     type=click.Choice(["cascading", "independent"]),
     default=("cascading",),
     show_default=True,
-    help="cascading: from the output to the input, each layer on top of those before; independent: each layer alone. Repeatable.",
+    help="cascading: from the output to the input, each layer in addition to those before; independent: each layer alone. Repeatable.",
 )
 @click.option("--steps", type=click.IntRange(1), help="Merge neighbouring layers into this many steps. Default: every layer alone.")
 @click.option(
@@ -48,7 +48,7 @@ from xattn.text import counted
 @click.option("--target", default="predicted", show_default=True, help="predicted, label, a class index or a class name.")
 @click.option("--labels-csv", type=PathOrURL(exists=True, dir_okay=False), help="Labels, as for explain.")
 @click.option("--stage", help="Where features are taken. Default: at the input of the pooling.")
-@click.option("--seed", type=click.IntRange(0, 2**31), default=0, show_default=True, help="Seed of the random draws.")
+@click.option("--seed", type=click.IntRange(0, 2**31), default=0, show_default=True, help="Seed of the random weights.")
 @click.option("--untrained", is_flag=True, help="Also test a head that was never trained.")
 @click.option("--out", required=True, type=LocalPath(file_okay=False), help="Folder to write to.")
 @model_options
@@ -65,7 +65,7 @@ def randomise(
     out: str,
     **options: Any,
 ) -> None:
-    """Test whether maps of IMAGES depend on what the network has learnt: compare them as its layers are drawn anew, on a copy.
+    """Test whether maps of IMAGES depend on what the network has learnt: compare them as the layers of a copy are randomised.
 
     A method whose maps stay fails (Adebayo et al. 2018). Writes scores.csv, verdicts.csv, similarity.png and maps.png.
     """

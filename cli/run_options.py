@@ -23,7 +23,8 @@ _BEFORE = (
     click.option(
         "--weights",
         multiple=True,
-        help="Weights: a local .pth or .safetensors, or a name of torchvision or open_clip; one per --model, in order; '' for its own.",
+        help="Weights: a local .pth or .safetensors, or a name of torchvision or open_clip; one per --model, in order; '' for the "
+        "model's own.",
     ),
     click.option(
         "--head",
@@ -31,15 +32,15 @@ _BEFORE = (
         multiple=True,
         help="Head that gives the logits; see `xattn list heads`. Repeatable. Default: that of a saved model, else gap.",
     ),
-    click.option("--multi-label", is_flag=True, help="Outputs are labels that stand alone: probabilities are sigmoids, not softmax."),
-    click.option("--regression", is_flag=True, help="Outputs are values, not logits: maps, and metrics of the map alone."),
+    click.option("--multi-label", is_flag=True, help="Outputs are independent labels: probabilities are sigmoids, not softmax."),
+    click.option("--regression", is_flag=True, help="Outputs are values, not logits: only maps, and metrics of the map alone."),
     click.option("--stage", help="Module whose feature map is explained; default: the last map that the output depends on."),
     click.option(
         "--method",
         "methods",
         multiple=True,
-        help=f"{COMPONENT}; see `xattn list methods`. Repeatable. If none: those of the run in the folder, or some CAMs and controls; for "
-        "score, controls.",
+        help=f"{COMPONENT}; see `xattn list methods`. Repeatable. Default: those of the run in the folder, else some CAMs and "
+        f"controls; for score, controls.",
     ),
     click.option("--metric", "metrics", multiple=True, help=f"{COMPONENT}; see `xattn list metrics`. Repeatable, likewise."),
     click.option(
@@ -50,26 +51,26 @@ _BEFORE = (
     click.option(
         "--threshold",
         type=Number(0, 1),
-        help="Lowest probability of a label that --target predicted explains with --multi-label, one row for each. Default: 0.5.",
+        help="With --multi-label: lowest probability of a label that --target predicted explains, one row per label. Default: 0.5.",
     ),
     click.option(
         "--labels-csv",
         type=PathOrURL(exists=True, dir_okay=False),
         help="CSV with columns image (path relative to the folder) and label (class index, name or WordNet id; several separated by |; "
-        "with --regression a number); metadata.csv of Hugging Face; lines of path and label (.txt); or ILSVRC's ground truth "
-        "beside meta.mat.",
+        "with --regression a number); metadata.csv of Hugging Face; lines of path and label (.txt); or ILSVRC's ground truth next "
+        "to meta.mat.",
     ),
     click.option(
         "--labels-from",
         type=click.Choice(["folders", "csv", "none"]),
-        help="Labels: names of the folders, a label file (--labels-csv or metadata.csv in the folder), or none. Default: whichever there "
-        "is; of folders, if all of their names are classes.",
+        help="Labels: names of the folders, a label file (--labels-csv or metadata.csv in the folder), or none. Default: whichever "
+        "is present; folders only if all of their names are classes.",
     ),
     click.option(
         "--regions",
         type=PathOrURL(exists=True),
-        help="Where the objects are, for metrics that need it: CSV with columns image, x0, y0, x1, y1 (edges of a box in pixels) and "
-        "perhaps label; COCO's JSON; a folder of VOC's XML; or a folder of mask images, named as the pictures.",
+        help="Where the objects are, for metrics that need it: CSV with columns image, x0, y0, x1, y1 (edges of a box in pixels) "
+        "and optionally label; COCO's JSON; a folder of VOC's XML; or a folder of mask images, named as the pictures.",
     ),
     click.option("--classes", type=LocalPath(exists=True, dir_okay=False), help=f"{TEXTS}."),
 )
@@ -78,8 +79,8 @@ _AFTER = (
         "--out",
         required=True,
         type=PathOrURL(file_okay=False),
-        help="Run folder, a path or a URL such as s3://bucket/run. A run that is there goes on: methods and metrics that it lacks are "
-        "added.",
+        help="Run folder, a path or a URL such as s3://bucket/run. A run in this folder is continued; methods and metrics that it "
+        "lacks are added.",
     ),
     click.option("--device", help="cpu, cuda, cuda:1, mps; default: a GPU if there is one."),
     click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Images per part of the run."),
@@ -87,7 +88,7 @@ _AFTER = (
     click.option(
         "--depth",
         type=Integer,
-        help="Bits that the values of pictures with more than 8 bits use, such as 12. Default: what the file says, else all of its type.",
+        help="Bits used by the values of pictures with more than 8 bits, such as 12. Default: as the file says, else all bits of its type.",
     ),
     click.option(
         "--window",
@@ -101,27 +102,27 @@ _AFTER = (
         type=click.Choice(["exact", "fast"]),
         default="exact",
         show_default=True,
-        help="Precision: fast computes in half precision where that is faster, and the run reports by how much its values differ.",
+        help="Precision: fast computes in half precision where that is faster, and the run reports how much its values differ.",
     ),
     click.option(
         "--tune",
         default="auto",
         show_default=True,
-        help="How forwards are run: off; auto, measured if the work justifies it; full; or chunk=16,folded=true,compiled=true by hand.",
+        help="Tuning of the forwards: off; auto, measured if the run is long enough; full; or by hand, chunk=16,folded=true,compiled=true.",
     ),
-    click.option("--memory", help="Memory that the run may use besides the models, such as 2GB. Default: most of what is free."),
+    click.option("--memory", help="Memory that the run may use in addition to the models, such as 2GB. Default: most of the free memory."),
     click.option("--seed", type=Integer, default=0, show_default=True, help="Seed for everything random."),
     click.option(
         "--until-decided",
         metavar="METRIC",
-        help="Take pictures in a random order, and stop when this metric has the order of every two methods, by confidence sequences that "
-        "err in 5 % of runs at most, over all pairs.",
+        help="Take pictures in a random order and stop when this metric has decided the order of every two methods, by confidence "
+        "sequences that err in at most 5 % of runs, over all pairs.",
     ),
     click.option(
         "--margin",
         type=Number(0, min_open=True),
-        help="With --until-decided: largest difference of the metric that does not matter; methods that are equivalent within it are "
-        "decided, too.",
+        help="With --until-decided: largest difference of the metric that does not matter; methods that are equivalent within it "
+        "also count as decided.",
     ),
     click.option(
         "--shard",
@@ -134,7 +135,7 @@ _AFTER = (
         type=click.Choice(["local", "ray"]),
         default="local",
         show_default=True,
-        help="ray: run on the machines of a Ray cluster (from RAY_ADDRESS or `ray start`), else on this machine's cores.",
+        help="ray: run on the machines of a Ray cluster (from RAY_ADDRESS or `ray start`; without one, on this machine's cores).",
     ),
     click.option(
         "--actors", type=click.IntRange(1, 65536), help="Ray processes that hold the networks; default: one per GPU, else one per CPU."
@@ -142,9 +143,11 @@ _AFTER = (
     click.option(
         "--signed",
         is_flag=True,
-        help="Keep what speaks against the target: raw maps and figures show it, masks and metrics are of the positive part.",
+        help="Keep evidence against the target: raw maps and figures show it; masks and metrics use the positive part.",
     ),
-    click.option("--dry-run", is_flag=True, help="Say what would run, how many forwards that takes and about how long, and write nothing."),
+    click.option(
+        "--dry-run", is_flag=True, help="Print what would run, the number of forwards and about how long they take; write nothing."
+    ),
     click.option("--untrained", is_flag=True, help="Also explain heads that were never trained."),
     click.option(
         "--save-maps", is_flag=True, help="Also write masks at the crop's size, as 16-bit PNG, and keep maps of that size in full."

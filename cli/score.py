@@ -23,14 +23,15 @@ from xattn.cli.run_options import run_options
 @click.option(
     "--covers",
     type=click.Choice(["crop", "picture"]),
-    help="What maps show: what the network sees, or all of the picture. Default: picture for maps of its size, else crop.",
+    help="Area that maps cover: what the network sees (crop), or the whole picture. Default: picture for maps of the picture's "
+    "size, else crop.",
 )
 @run_options
 def score(maps: Sequence[str], images: Sequence[str], **options: Any) -> None:
-    """Score MAPS of other tools in a run like that of explain, as methods `maps:NAME` beside controls.
+    """Score MAPS of other tools in a run like that of explain, as methods `maps:NAME`, together with controls.
 
-    MAPS are folders with a map per picture, named as the picture (.npy, .npz, .safetensors, .pt, grey .png), or folders of such folders,
+    MAPS are folders with one map per picture, named as the picture (.npy, .npz, .safetensors, .pt, grey .png), or folders of such folders,
     one per method; files with maps by the pictures' names; or CSVs (image, map, method). They are raw maps: min-maxed, then resized to
-    what the network sees. Into the folder of a run of the same pictures, they are added to it.
+    what the network sees. If --out is the folder of a run of the same pictures, they are added to it.
     """
     make_run(images, maps=maps, **options)

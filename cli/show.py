@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=PathOrURL(exists=True, file_okay=False))
 def show(runs: Sequence[str]) -> None:
-    """Say what is in RUNS: what was explained by what, how far it is, what failed, and the command that made it."""
+    """Print what is in RUNS: what was explained by which methods, progress, failures, and the command that made it."""
     from xattn.study.store import Store
 
     for number, folder in enumerate(runs):
@@ -57,11 +57,11 @@ def show(runs: Sequence[str]) -> None:
 
 
 def _unfinished(store: Store, run: Mapping[str, Any]) -> str:
-    """How far a run is, and what goes on with it."""
+    """How far a run is, and which command continues it."""
     adding = [added for added in run.get("added", []) if not added["finished"]]
     if not adding:
-        return f"{counted(len(store.done()), 'part is', 'parts are')} done: the same command goes on"
-    return f"not all parts have {', '.join(map(_added, adding))} yet: the command below that added them goes on"
+        return f"{counted(len(store.done()), 'part is', 'parts are')} done: the same command continues the run"
+    return f"not all parts have {', '.join(map(_added, adding))} yet: the command below, which added them, continues the run"
 
 
 def _added(entry: Mapping[str, Any]) -> str:

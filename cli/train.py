@@ -33,7 +33,7 @@ NOT_BY_EPISODES = ("batch_size", "validation", "dropout", "freeze_statistics", "
 @click.option(
     "--data",
     required=True,
-    help="Training data: a folder per class, a CSV (image, label; several with | between them), or NAME:ROOT for fgvc-aircraft, "
+    help="Training data: one folder per class, a CSV (image, label; several with | between them), or NAME:ROOT for fgvc-aircraft, "
     "stanford-cars, oxford-pets, cifar10, cifar100, cub, dogs, mit67, voc, market, cityscapes, cifar-fs.",
 )
 @click.option(
@@ -53,8 +53,8 @@ NOT_BY_EPISODES = ("batch_size", "validation", "dropout", "freeze_statistics", "
     "--preset",
     help="Preset: ca-stream (as in the paper), head (cheap; the head alone), probe (the head alone, without random crops), full (head and "
     "network), idsds (head and network, with patches deleted, for the metric of that name), voc (several labels), ocr (segmentation), "
-    "focus (as in its thesis), few-shot-base (base classes of few shots), few-shot (episodes). Default: by the head; probe with "
-    "--cache-features, few-shot with --task few-shot.",
+    "focus (as in the thesis), few-shot-base (base classes of few shots), few-shot (episodes). Default: depends on the head; probe "
+    "with --cache-features, few-shot with --task few-shot.",
 )
 @click.option("--epochs", type=Integer, help="Passes over the training pictures.")
 @click.option("--freeze-statistics", is_flag=True, default=None, help="Keep and use the network's BatchNorm statistics.")
@@ -65,12 +65,12 @@ NOT_BY_EPISODES = ("batch_size", "validation", "dropout", "freeze_statistics", "
 @click.option("--weight-decay", type=Number(), help="Weight decay of the optimiser.")
 @click.option("--schedule", type=click.Choice(["constant", "cosine", "step", "poly"]), help="Schedule of the learning rate.")
 @click.option("--step", type=Integer, help="Epochs between the steps of the schedule.")
-@click.option("--factor", type=Number(), help="Of a step of the schedule.")
-@click.option("--power", type=Number(), help="Of the schedule poly.")
-@click.option("--period", type=Integer, help="Epochs after which the cosine is at 0; it rises again behind. Default: all epochs.")
+@click.option("--factor", type=Number(), help="Factor of the learning rate at each step of the schedule.")
+@click.option("--power", type=Number(), help="Power of the schedule poly.")
+@click.option("--period", type=Integer, help="Epochs until the cosine schedule reaches 0; then it rises again. Default: all epochs.")
 @click.option("--smallest-crop", type=Number(), help="Smallest share of a picture's area that a random crop may cover.")
-@click.option("--centre-crop", type=Number(), help="Share of a random crop's side that is kept, around its centre.")
-@click.option("--deletion-grid", type=Integer, help="Patches along a side of the grid of which one is deleted in half of the pictures.")
+@click.option("--centre-crop", type=Number(), help="Share of a random crop's side to keep, around its centre.")
+@click.option("--deletion-grid", type=Integer, help="Patches per side of a grid; one patch is deleted in half of the pictures.")
 @click.option("--dropout", type=Number(), help="Dropout of the head's vector.")
 @click.option("--patience", type=Integer, help="Epochs without a better validation loss before training stops.")
 @click.option("--validation", type=Number(), help="Share of each class that is held out if the data has no validation split.")
@@ -79,11 +79,11 @@ NOT_BY_EPISODES = ("batch_size", "validation", "dropout", "freeze_statistics", "
     type=LocalPath(exists=True, dir_okay=False),
     help="Trained .safetensors; the student learns its answers and, except with --task few-shot, starts from its weights.",
 )
-@click.option("--teacher-weights", help="Weights of the teacher's network, if its file holds a head alone.")
+@click.option("--teacher-weights", help="Weights of the teacher's network, if its file has only a head.")
 @click.option("--alpha", type=Number(), help="Weight of the labels against the teacher's answers.")
 @click.option("--temperature", type=Number(), help="Temperature of the teacher's answers.")
 @click.option("--high-res", callback=stages, help="Stages whose stride is removed, such as layer3,layer4.")
-@click.option("--dilate", is_flag=True, help="Dilate the kernels behind these strides, so that each sees what it saw before.")
+@click.option("--dilate", is_flag=True, help="Dilate the kernels after these strides, so that their receptive fields stay the same.")
 @click.option("--search", "trials", type=click.IntRange(1), help="Search for the settings in this many trials, and keep the best.")
 @click.option("--accelerator", help="cpu, gpu, mps or another of Lightning's. Default: a GPU if there is one.")
 @click.option(
@@ -96,7 +96,7 @@ NOT_BY_EPISODES = ("batch_size", "validation", "dropout", "freeze_statistics", "
     "--cache-features",
     type=LocalPath(file_okay=False),
     metavar="DIR",
-    help="Folder where the frozen network's features are kept, computed once; several heads share it.",
+    help="Folder for the frozen network's features, which are computed once; several heads can share it.",
 )
 @click.option(
     "--patches",
@@ -143,9 +143,9 @@ def train(
     log_gradients: bool,
     **changes: Any,
 ) -> None:
-    """Train a HEAD on a network, alone or with it, and write one file that --model takes."""
+    """Train a head on a network, alone or together with it, and write one file for --model."""
     if not out.endswith(".safetensors"):
-        raise InputError(f"--out is a .safetensors, which --model takes; got '{out}'.")
+        raise InputError(f"--out must be a .safetensors file; got '{out}'.")
     import torch
 
     from xattn.focus import PREFIX
@@ -176,7 +176,7 @@ def train(
         given |= {"--devices": None if devices == 1 else devices, "--nodes": None if nodes == 1 else nodes}
         given |= {"--classes wnid": True if classes == "wnid" else None}
         if beside := [option for option, value in given.items() if value is not None]:
-            raise InputError(f"{beside[0]} is not for a training by episodes (--task {component.spec}): leave it out.")
+            raise InputError(f"{beside[0]} does not apply to training by episodes (--task {component.spec}): leave it out.")
     preset = preset or ("few-shot" if by_episodes is not None else None)
     recipe = recipe_of(preset or ("probe" if cache_features else default_preset(name, PREFIX if of_streams else ""))).with_(**changes)
     texts = None if classes in ("folders", "wnid") else classes

@@ -14,14 +14,17 @@ from xattn.cli.terminal import say
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=PathOrURL(exists=True, file_okay=False))
 @click.option(
-    "--planted", multiple=True, metavar="METHOD", help="Method of the runs that must be behind, besides the controls. Repeatable."
+    "--planted",
+    multiple=True,
+    metavar="METHOD",
+    help="Method of the runs that must score worse than the others, in addition to the controls. Repeatable.",
 )
-@click.option("--truth", is_flag=True, help="Of runs over SketchBirds: compare with the true effects of the parts. Runs the networks.")
+@click.option("--truth", is_flag=True, help="For runs over SketchBirds: compare with the true effects of the parts. Runs the networks.")
 @click.option("--images", "places", type=PathOrURL(), help="With --truth: where the pictures are now, if they have moved.")
 @click.option("--device", help="With --truth: cpu, cuda, cuda:1, mps; default: a GPU if there is one.")
-@click.option("--format", "form", type=click.Choice(["markdown", "csv"]), default="markdown", show_default=True, help="How to print it.")
+@click.option("--format", "form", type=click.Choice(["markdown", "csv"]), default="markdown", show_default=True, help="Output format.")
 def trial(runs: Sequence[str], planted: Sequence[str], form: Any, **options: Any) -> None:
-    """Put every metric of RUNS on trial: whether it puts the controls behind the methods, and whether its order is to be relied on."""
+    """Put every metric of RUNS on trial: whether it rates the controls below the methods, and whether its order is reliable."""
     from xattn.study.trial import trial_runs
 
     if not options["truth"] and (options["places"] or options["device"]):

@@ -38,9 +38,9 @@ def why(
     out: str | None,
     **options: Any,
 ) -> None:
-    """Say why IMAGE is taken for one class and not for the expected one: one page, and a figure.
+    """Explain why IMAGE is classified as one class and not as the expected one: one page and a figure.
 
-    The page has both probabilities, whether the methods agree, their scores beside controls, and warnings.
+    The page has both probabilities, whether the methods agree, the scores of methods and controls, and warnings.
     """
     from xattn.explainers.base import created
     from xattn.models import load

@@ -121,7 +121,7 @@ def background_independence(parts: KnownParts) -> Tensor:
 @register("clever-hans", symbol="CH", better="higher", source="Lapuschkin et al. 2019, as pairs of a cue and a part")
 @dataclass(frozen=True)
 class CleverHans(PartsMetric):
-    """Whether the map puts a cue beside the bird above the parts that matter less to the network, and below those that matter more."""
+    """Whether the map ranks a cue next to the bird above the parts that matter less to the network, and below those that matter more."""
 
     lacks = "the picture shows no cue"
 

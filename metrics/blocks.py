@@ -101,7 +101,9 @@ def blocks(rows: pd.DataFrame, against: str | None = None, *, without_degenerate
             if block is not None:
                 found.append(block)
     if not found:
-        raise InputError("tests compare at least two methods, or a method of two classifiers, on two pictures or more: the rows hold none.")
+        raise InputError(
+            "tests compare at least two methods, or one method on two classifiers, on at least two pictures: the rows have no such values."
+        )
     return found
 
 
@@ -142,7 +144,7 @@ def _block(metric: str, rows: pd.DataFrame, members: Sequence[Row], reference: M
         flags = flags[~flags.index.isin(left, level="network")]
         if table.empty:
             raise InputError(
-                f"no network of {' · '.join(own[0][:2])} has values of {metric} by every method that is compared: compare runs that do."
+                f"no network of {' · '.join(own[0][:2])} has values of {metric} for every compared method: compare runs that do."
             )
     complete = table.dropna()
     if len(complete) < 2:

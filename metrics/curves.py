@@ -95,7 +95,7 @@ class _Inserting(_Protocolled):
         if not _is_whole(self.blur) or (self.blur and (not 1 <= self.blur <= LARGEST_BLUR or self.blur % 2 == 0)):
             raise InputError(f"a blur's side must be odd, from 1 to {LARGEST_BLUR}, or 0 for none; got {self.blur!r:.40}.")
         if self.fill in ("noise", "noisy-linear"):
-            raise InputError(f"fill={self.fill} stands in the place of a blur: leave out blur={self.blur}.")
+            raise InputError(f"fill={self.fill} replaces the blur: leave out blur={self.blur}.")
 
     @property
     def whole(self) -> Curve:

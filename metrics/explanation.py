@@ -253,5 +253,5 @@ def explained_again(images: Tensor, masks: Tensor, explain: Explain) -> Tensor:
     again = as_masks(given, len(masks), "masks that explain gives") if hasattr(given, "__array__") else given
     if not isinstance(again, torch.Tensor) or again.shape != masks.shape:
         came = tuple(again.shape) if isinstance(again, torch.Tensor) else type(again).__name__
-        raise InputError(f"explain must give masks {tuple(masks.shape)} of the images it is given; got {came}.")
+        raise InputError(f"explain must give masks {tuple(masks.shape)} for the images that it is given; got {came}.")
     return again

@@ -149,7 +149,7 @@ def as_regions(given: Any, maps: Tensor) -> Tensor:
         )
     if regions.dtype != torch.bool:
         if not bool(((regions == 0) | (regions == 1)).all()):
-            raise InputError("regions are true where the object is; these hold values other than 0 and 1. Compare them with a threshold.")
+            raise InputError("regions are true where the object is; these have values other than 0 and 1. Compare them with a threshold.")
         regions = regions == 1
     if regions.shape[1] == 0:  # no object anywhere
         regions = regions.new_zeros((len(regions), 1, *regions.shape[2:]))
@@ -218,12 +218,12 @@ class CheckedPredict:
         given = self.predict(images)
         if not isinstance(given, torch.Tensor) and not hasattr(given, "__array__"):
             raise InputError(
-                f"predict gives a tensor of logits, a row for each image; it gave {type(given).__name__}. Wrap it, as "
-                "lambda images: model(images).logits."
+                f"predict must give a tensor of logits, one row per image; it gave {type(given).__name__}. Wrap it, for example as "
+                f"lambda images: model(images).logits."
             )
         output = as_tensor(given, "logits")
         if not output.dim() or len(output) != len(images):
-            raise InputError(f"predict gives a row for each image; for {counted(len(images), 'image')} it gave {tuple(output.shape)}.")
+            raise InputError(f"predict must give one row per image; for {counted(len(images), 'image')} it gave {tuple(output.shape)}.")
         output = output if output.is_floating_point() else output.float()
         if self._alike is None:
             self._refuse_classes(output)
@@ -246,13 +246,13 @@ class CheckedPredict:
             )
         if isinstance(self.target, Contrast) and bool((none := self.target.cancels()).any()):
             written = self.target.names()[int(none.nonzero()[0])]
-            raise InputError(f"the contrast {written} is 0 whatever predict gives, as its classes cancel out: leave such images out.")
+            raise InputError(f"the contrast {written} is 0 for every output of predict, as its classes cancel out: leave such images out.")
 
     def _logits(self, output: Tensor) -> Tensor:
         wide = widened(output)
         low, high = (float(extreme) for extreme in wide.aminmax())
         if not (low >= -SUM_TOLERANCE and high <= 1 + SUM_TOLERANCE):
-            raise InputError(f"probabilities lie in [0, 1]; predict gave {low:.3g} to {high:.3g}. Of logits, leave out outputs.")
+            raise InputError(f"probabilities lie in [0, 1]; predict gave {low:.3g} to {high:.3g}. If it gives logits, leave out outputs.")
         return log_odds(wide) if self.separate else wide.clamp(min=0).log()
 
     def refuse_probabilities(self) -> None:
@@ -264,8 +264,8 @@ class CheckedPredict:
         if self._alike is not None and bool(self._alike):
             what = "all lie in [0, 1]" if self.separate else "all lie in [0, 1] and sum to one, as probabilities do"
             raise InputError(
-                f"predict must give logits, before any {'sigmoid' if self.separate else 'softmax'}; its rows {what}. Give the logits, or "
-                "say what the rows are: outputs='probabilities', or outputs='logits'."
+                f"predict must give logits, before any {'sigmoid' if self.separate else 'softmax'}; its rows {what}. Give the "
+                f"logits, or set what the rows are: outputs='probabilities', or outputs='logits'."
             )
 
 

@@ -25,7 +25,7 @@ MOST_SUPERPIXELS = 10_000
 @register("irof", symbol="IROF", better="higher", limits=(-float("inf"), 100), source="Rieger and Hansen 2020")
 @dataclass(frozen=True)
 class IROF(CurvesMetric):
-    """How fast the target is lost as superpixels are deleted, of highest mean mask value first: the area over the curve of p/o.
+    """How fast the target is lost as superpixels are deleted, highest mean mask value first: the area over the curve of p/o.
 
     Attributes:
         superpixels: of SLIC, about so many per picture; one is deleted per step.

@@ -74,7 +74,7 @@ class KnownParts:
                 f"{tuple(self.visible.shape)} and {tuple(self.logits.shape)}."
             )
         if any(value is not None and len(value) != len(self) for value in (getattr(self, each.name) for each in fields(self))):
-            raise InputError(f"known parts are of {len(self)} pictures, and one of their tensors is of another number.")
+            raise InputError(f"known parts describe {len(self)} pictures, but one of their tensors has another length.")
         self._check_objects()
         targets, known = self.targets.cpu(), self.known.cpu()
         if bool((((targets < 0) | (targets >= self.logits.shape[2])) & known).any()):
@@ -84,7 +84,7 @@ class KnownParts:
         """Refuses objects, a cue and rivals that do not fit the pictures."""
         classes = self.logits.shape[2]
         if (self.objects is None) != (self.without is None):
-            raise InputError("the objects of the background come with the target's logit without each: give both, or none.")
+            raise InputError("the objects of the background need the target's logit without each of them: give both, or neither.")
         if self.objects is not None and self.without is not None:
             fits = self.objects.dim() == 4 and self.objects.shape[2:] == self.visible.shape[2:]
             if not fits or self.objects.shape[:2] != self.without.shape:

@@ -144,7 +144,7 @@ def average_increase(original: Probability, kept: Probability) -> Tensor:
 )
 @dataclass(frozen=True)
 class AverageDropDeletion(ResponseMetric):
-    """How much of the target's probability is lost when what the mask shows is taken away: 100 · (o − p(x ⊙ (1 − mask)))/(o + ε).
+    """How much of the target's probability is lost when the area that the mask shows is removed: 100 · (o − p(x ⊙ (1 − mask)))/(o + ε).
 
     Attributes:
         upsample: "bilinear"; "bicubic", as in the code released with Gomez et al. 2022, to bring maps to the image's size.
@@ -172,7 +172,7 @@ def average_drop_deletion(
     chunk: int = 8,
     outputs: Outputs | None = None,
 ) -> Tensor:
-    """How much of the target's probability is lost when what the mask shows is taken away: 100 · (o − p(x ⊙ (1 − mask)))/(o + ε).
+    """How much of the target's probability is lost when the area that the mask shows is removed: 100 · (o − p(x ⊙ (1 − mask)))/(o + ε).
 
     Definitions, Metrics.
 

@@ -177,7 +177,7 @@ class TargetSensitivity(PartsMetric):
 
     def value(self, evidence: Evidence) -> Tensor:
         if evidence.rivals is None:
-            raise InputError("target-sensitivity needs the method's maps for two other classes, and none came.")
+            raise InputError("target-sensitivity needs the method's maps for two other classes; got none.")
         return self.of_parts(evidence.rivals, known_parts_of(evidence.parts))
 
     def has(self, parts: KnownParts) -> Tensor:

@@ -44,14 +44,14 @@ class PartsMetric(Metric):
 def known_parts_of(parts: object) -> KnownParts:
     """What is known of the parts, checked."""
     if not isinstance(parts, KnownParts):
-        came = "none came" if parts is None else f"got {type(parts).__name__}"
-        raise InputError(f"a metric of kind parts takes xattn.metrics.KnownParts, of birds from xattn.birds.known_parts; {came}.")
+        came = "got none" if parts is None else f"got {type(parts).__name__}"
+        raise InputError(f"a metric of kind parts takes xattn.metrics.KnownParts, for birds from xattn.birds.known_parts; {came}.")
     return parts
 
 
 def given(value: Tensor | None, what: str) -> Tensor:
     if value is None:
-        raise InputError(f"this metric needs the {what} of the pictures (KnownParts.{what}), and none came.")
+        raise InputError(f"this metric needs the {what} of the pictures (KnownParts.{what}); got none.")
     return value
 
 

@@ -131,7 +131,7 @@ def chosen_patches(images: Tensor, subsets: Subsets) -> Tensor:
     size = max(1, round(subsets.share * rows * columns))
     if size == rows * columns:
         raise InputError(
-            f"{size} of {rows * columns} patches make one subset alone, of which nothing can be told: choose a smaller patch than "
+            f"{size} of {rows * columns} patches make only one subset, which shows nothing: choose a smaller patch than "
             f"{subsets.patch} pixels, or a smaller share than {subsets.share:g}."
         )
     found = torch.zeros(len(images), subsets.count, rows * columns, dtype=torch.bool)

@@ -103,11 +103,12 @@ def rank_gallery(
     cameras = tuple(None if seen is None else len(seen) for seen in (query_cameras, gallery_cameras))
     if tuple(similarities.shape) != sizes or cameras not in ((None, None), sizes):
         raise InputError(
-            f"similarities are (queries, gallery), with an identity each, and a camera each or none; got {tuple(similarities.shape)}, "
+            f"similarities are (queries, gallery), with one identity per picture, and one camera per picture or none; got "
+            f"{tuple(similarities.shape)}, "
             f"{sizes[0]} and {sizes[1]} identities, {cameras[0]} and {cameras[1]} cameras."
         )
     if not bool(torch.isfinite(similarities).all()):
-        raise InputError("similarities are finite; NaN or infinity came: the network gave a vector that is not finite.")
+        raise InputError("similarities must be finite; got NaN or infinity: the network gave a vector that is not finite.")
     step = max(1, AT_ONCE // max(1, sizes[1]))
     found = []
     for start in range(0, sizes[0], step):

@@ -126,9 +126,9 @@ def sheet(
     if digits is not None and not 0 <= digits <= MOST_DIGITS:
         raise SettingError(f"a table prints 0 to {MOST_DIGITS} decimals; got {digits}.")
     if label is not None and not re.fullmatch(r"[\w:.-]+", label, re.ASCII):
-        raise SettingError(f"a label is of letters, digits and any of : . _ -; got '{shown(label)}'.")
+        raise SettingError(f"a label consists of letters, digits and any of : . _ -; got '{shown(label)}'.")
     if difference and against is None:
-        raise SettingError("a difference is to a reference: name one with --against (against=).")
+        raise SettingError("differences need a reference: name one with --against (against=).")
     about = {metric: metrics.create(metric).metadata for metric in of}
     names = _chosen([*of, *(name for name in OF_LABELS if name in frame)], about, columns)
     if difference:

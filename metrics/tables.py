@@ -196,7 +196,7 @@ def scored(rows: pd.DataFrame) -> pd.DataFrame:
     has_score = rows["metric"].notna()
     found = rows if has_score.all() else rows[has_score]
     if found.empty:
-        raise InputError("there are no scores to compare: the rows hold no metric.")
+        raise InputError("there are no scores to compare: the rows have no metric.")
     return found.reset_index(drop=True)
 
 

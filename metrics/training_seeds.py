@@ -163,11 +163,13 @@ def common_names(models: Sequence[str], pattern: str) -> dict[str, str]:
         seed = re.compile(pattern)
     except re.error as error:
         raise SettingError(
-            f"seeds are a regular expression of what names them in the models' names; '{pattern}' is none: {error}."
+            f"seeds must be a regular expression that matches the seed in the models' names; '{pattern}' is not one: {error}."
         ) from error
     found = {model: re.sub(r"\s*\(\s*\)", "", seed.sub("", model)).strip() or model for model in models}
     if len(set(found.values())) == len(found):
-        raise InputError(f"no two models have the same name without '{pattern}': give what names the seed in {', '.join(models)}.")
+        raise InputError(
+            f"no two models have the same name without '{pattern}': give a pattern that matches the seed in {', '.join(models)}."
+        )
     return found
 
 
@@ -204,7 +206,7 @@ def by_network(rows: pd.DataFrame, values: str, *, per_label: bool) -> pd.DataFr
 
 
 def of_networks(rows: pd.DataFrame, *, per_label: bool) -> pd.Series | pd.DataFrame:
-    """Values of one model, head, method and metric: a series by what is explained; of networks of several seeds a frame, a column each.
+    """Values of one model, head, method and metric: a series by what is explained, or a frame with one column per network of several seeds.
 
     Args:
         rows: with a column `network`, indexed by image and target.

@@ -103,7 +103,7 @@ def trial(rows: pd.DataFrame, planted: Sequence[str] = (), truth: pd.DataFrame |
     if not methods or not cheats:
         lacks = "no method" if not methods else "no control"
         raise InputError(
-            f"a trial compares methods with controls, and these rows hold {lacks}: they are of {', '.join(known) or 'nothing'}. Add some "
+            f"a trial compares methods with controls, and these rows have {lacks}: they are of {', '.join(known) or 'nothing'}. Add some "
             "(xattn explain … --method grad-cam --method random --method centre --method edges --method fake-cam --out RUN)."
         )
     lines = []

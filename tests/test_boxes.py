@@ -120,9 +120,9 @@ def test_other_wrong_calls_are_refused() -> None:
     images = torch.rand(1, 3, 8, 8)
     with pytest.raises(InputError, match=r"crop takes images .* float; got \(3, 8, 8\)"):
         crop(images[0], whole(images), 4)
-    with pytest.raises(InputError, match=r"at least one pixel a side; got 0 × 0"):
+    with pytest.raises(InputError, match=r"at least one pixel per side; got 0 × 0"):
         crop(images, whole(images), 0)
-    with pytest.raises(InputError, match=r"one for each of the boxes .* got \(1, 3, 8, 8\)"):
+    with pytest.raises(InputError, match=r"one for each box of .* got \(1, 3, 8, 8\)"):
         lay_back(images, whole(images), (8, 8))
     with pytest.raises(InputError, match=r"boxes of side 9 do not fit into an image of 8 × 8"):
         squares(torch.zeros(1, 2), 9, (8, 8))

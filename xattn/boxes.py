@@ -72,7 +72,7 @@ def crop(images: Tensor, boxes: Tensor, side: int | tuple[int, int]) -> Tensor:
         raise InputError(f"crop takes images (batch, channels, height, width), float; got {tuple(images.shape)} {images.dtype}.")
     height, width = (side, side) if isinstance(side, int) else side
     if height < 1 or width < 1:
-        raise InputError(f"crops have at least one pixel a side; got {height} × {width}.")
+        raise InputError(f"crops need at least one pixel per side; got {height} × {width}.")
     check_boxes(boxes, len(images), (images.shape[2], images.shape[3]))
     n = boxes.shape[1]
     numbers = torch.arange(len(images), device=images.device).repeat_interleave(n)
@@ -104,7 +104,7 @@ def lay_back(maps: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """
     if maps.dim() != 4 or not maps.is_floating_point() or maps.shape[:2] != boxes.shape[:2]:
         raise InputError(
-            f"lay_back takes maps (batch, n, height, width), float, one for each of the boxes (batch, n, 4); got {tuple(maps.shape)} "
+            f"lay_back takes maps (batch, n, height, width), float, one for each box of (batch, n, 4); got {tuple(maps.shape)} "
             f"{maps.dtype} and {tuple(boxes.shape)}."
         )
     check_boxes(boxes, len(maps), size)

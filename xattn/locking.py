@@ -35,12 +35,12 @@ def one_process(folder: Path) -> Iterator[None]:
     except filelock.Timeout as error:
         holder = _holder(folder)
         raise RunError(
-            f"'{folder}' is in use: {holder or 'another process'} runs into it. Wait for it, stop it, or give another folder."
+            f"'{folder}' is in use: {holder or 'another process'} writes to it. Wait for it, stop it, or give another folder."
         ) from error
     except (OSError, NotImplementedError) as error:
         if isinstance(error, PermissionError):
             raise
-        logger.warning("%s: no lock can be held here (%s); do not run twice into it at once.", folder, error)
+        logger.warning("%s: cannot be locked (%s); do not let two runs write to it at once.", folder, error)
         yield
         return
     try:

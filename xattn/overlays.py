@@ -67,7 +67,7 @@ class OverlayStyle:
             raise InputError(f"alpha and contour are numbers from 0 to 1; got {self.alpha!r:.40} and {self.contour!r:.40}.")
         if self.cmap is not None:
             if not isinstance(self.cmap, str):
-                raise InputError(f"a colour map is named by a text, as 'viridis'; {type(self.cmap).__name__} came.")
+                raise InputError(f"a colour map is named by a text, such as 'viridis'; got {type(self.cmap).__name__}.")
             table(self.cmap)
         if self.interpolation not in get_args(Interpolation):
             raise NameUnknownError("interpolation", str(self.interpolation), get_args(Interpolation))

@@ -166,7 +166,7 @@ class Registry(Generic[M, T]):
             SettingError: no such setting, or a value that does not fit it.
         """
         if not isinstance(spec, str):
-            raise SettingError(f"a {self.kind} is named by a text, 'name' or 'name:key=value,…'; {type(spec).__name__} came.")
+            raise SettingError(f"a {self.kind} is named by a text, 'name' or 'name:key=value,…'; got {type(spec).__name__}.")
         name, rest = spec.partition(":")[::2]
         if name in self.adapters and rest and not _looks_like_settings(rest):
             inner, settings = split_spec(rest)

@@ -117,9 +117,10 @@ class RelationAware(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         if tuple(features.shape[2:]) != self.size:
             raise InputError(
-                f"relation-aware attention has weights for each of {self.size[0]} × {self.size[1]} positions, and a map of "
-                f"{features.shape[2]} × {features.shape[3]} came: give pictures of the size that the network was made for, or make one for "
-                "these (rga:BACKBONE:height=…,width=…); it takes no other input_size, and strides are taken out when it is made (high_res)."
+                f"relation-aware attention has weights for each of {self.size[0]} × {self.size[1]} positions; got a map of "
+                f"{features.shape[2]} × {features.shape[3]}: give pictures of the size that the network was made for, or make one "
+                f"for these (rga:BACKBONE:height=…,width=…). Other values of input_size do not work, and strides can only be "
+                f"removed when it is made (high_res)."
             )
         gates: Tensor = self.positions(self.spatial(features.flatten(2)).unflatten(2, self.size))
         features = gates * features

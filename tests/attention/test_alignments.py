@@ -296,11 +296,11 @@ def test_bad_names_settings_and_shapes_say_what_is_needed() -> None:
         align("generalised-kernel:random_features=0", 4)
     with pytest.raises(SettingError, match="takes hidden=int up to 65,536; got 'wide'"):
         align("concat:hidden=wide", 4)
-    with pytest.raises(InputError, match=r"'additive' has weights, whose sizes are needed: align\('additive', d_q=64\)"):
+    with pytest.raises(InputError, match=r"'additive' has weights, so it needs their sizes: align\('additive', d_q=64\)"):
         align("additive")
     with pytest.raises(InputError, match="location-based has weights for each position: give their number"):
         align("location-based", 4)
-    with pytest.raises(InputError, match="weights for each of 7 positions; a map of 9 came"):
+    with pytest.raises(InputError, match="weights for each of 7 positions; got a map of 9"):
         align("location-based", D_Q, D_K, N)(query.float(), torch.zeros(2, 9, D_K))
     with pytest.raises(
         InputError, match="dot multiplies query and keys channel by channel; the query has 5 channels, the keys 3. Use general"

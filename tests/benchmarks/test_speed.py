@@ -157,11 +157,11 @@ def test_jumps_of_a_curve_are_told_from_its_course(module: Any) -> None:
 def test_growth_is_the_change_of_the_slope_and_of_the_memory(module: Any) -> None:
     sizes, seconds, peaks = (100, 1000, 10000), (3.0, 12.0, 111.0), (50.0, 50.5, 52.0)  # 0.01 s each, then 0.011
     found = {f"{size}": [{"size": size, "seconds": s, "peak": p}] for size, s, p in zip(sizes, seconds, peaks, strict=True)}
-    time, memory = module("scale").growth(found, "an image", "peak", "peak memory")
+    time, memory = module("scale").growth(found, "per image", "peak", "peak memory")
     assert time["ratios"] == [pytest.approx(1 / 11)]
     assert memory["ratios"] == [pytest.approx(0.01), pytest.approx(0.04)]
     assert module("speed_page").verdict(memory, []) == "**not met** by 1 of 2"
-    assert len(module("scale").growth(found, "an image", None)) == 1
+    assert len(module("scale").growth(found, "per image", None)) == 1
 
 
 def test_arithmetic_divides_what_each_device_does_and_leaves_the_tables_to_one(module: Any) -> None:

@@ -72,7 +72,7 @@ def test_another_picture_shows_no_scene(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "message"), [({"count": 0}, "one picture or more"), ({"spurious": 1.5}, "a share in"), ({"split": "val"}, "no split 'val'")]
+    ("wrong", "message"), [({"count": 0}, "at least one picture"), ({"spurious": 1.5}, "a share in"), ({"split": "val"}, "no split 'val'")]
 )
 def test_a_data_set_that_cannot_be_is_refused(wrong: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
@@ -96,7 +96,7 @@ def _seconds(data: SketchBirds) -> float:
 def test_a_folder_with_other_pictures_is_not_exported_into(tmp_path: Path) -> None:
     SketchBirds("test", 4).export(tmp_path)
     SketchBirds("test", 4).export(tmp_path)  # the same once more
-    with pytest.raises(InputError, match="holds other pictures"):
+    with pytest.raises(InputError, match="contains other pictures"):
         SketchBirds("test", 2).export(tmp_path)
 
 

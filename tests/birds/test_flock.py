@@ -67,9 +67,9 @@ def test_the_folder_is_voc_and_names_the_flock_of_each_picture(tmp_path: Path) -
     for number, kind in enumerate(train.classes):
         rows = [line.split()[1] for line in (root / "ImageSets" / "Main" / f"{kind}_train.txt").read_text().splitlines()]
         assert [{"1": 1, "0": -1, "-1": 0}[entry] for entry in rows] == targets[:, number].tolist()
-    with pytest.raises(InputError, match="holds other pictures, as train_000040"):
+    with pytest.raises(InputError, match="contains other pictures, such as train_000040"):
         export_voc(root, train=40, validation=4)
-    with pytest.raises(InputError, match="one picture or more of each split"):
+    with pytest.raises(InputError, match="each split needs at least one picture"):
         export_voc(tmp_path / "none", train=0)
     SketchBirds("test", 1).export(tmp_path / "single")
     assert flock_of(next((tmp_path / "single").glob("*/*.png"))) is None

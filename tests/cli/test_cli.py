@@ -87,11 +87,11 @@ def test_bad_files_end_with_3_and_are_named_on_stderr(folder: Path, tmp_path: Pa
         (["--stage", "9"], 2, "Unknown stage '9'"),
         (["--target", "cat"], 2, "has no labels: pass labels, or an index"),
         (["--target", "label"], 2, "needs a label for every image"),
-        (["--mean", "a,b,c"], 2, "numbers are needed, one for each channel"),
+        (["--mean", "a,b,c"], 2, "give one number per channel"),
         (["--head", "br-npaa"], 2, "Unknown head"),
         (["--weights", "nowhere.pth"], 2, "there is no weights file 'nowhere.pth'"),
-        (["--device", "gpu"], 2, "device 'gpu' cannot be used here"),
-        (["--mean", "128,128,128"], 2, "Divide those of 8-bit images by 255"),
+        (["--device", "gpu"], 2, "device 'gpu' cannot be used"),
+        (["--mean", "128,128,128"], 2, "Divide values of 8-bit images by 255"),
         (["--metric", "insertion:blur=4"], 2, "odd, from 1 to 1001, or 0 for none; got 4"),
         (["--method", "captum:Saliencies"], 2, "Did you mean 'Saliency'"),
     ],
@@ -199,7 +199,7 @@ def test_figure_says_where_the_pictures_were(done: Path, folder: Path, tmp_path:
     folder.rename(tmp_path / "elsewhere")
     result = run("figure", done, "--out", tmp_path / "x.png")
     assert result.exit_code == 2
-    assert "are no longer where it found them" in result.stderr
+    assert "are no longer where the run found them" in result.stderr
 
 
 def test_a_dry_run_counts_forwards_and_writes_nothing(folder: Path, tmp_path: Path) -> None:
@@ -237,7 +237,7 @@ def test_show_says_what_is_in_a_folder(done: Path, folder: Path, tmp_path: Path)
     (tmp_path / "copy").mkdir()
     shutil.copytree(done, tmp_path / "copy" / "run")
     (tmp_path / "copy" / "run" / "table.csv").unlink()
-    assert "the same command goes on" in run("show", tmp_path / "copy" / "run").stdout
+    assert "the same command continues the run" in run("show", tmp_path / "copy" / "run").stdout
     about = json.loads((done / "run.json").read_text())
     added = {
         "began": "2030-01-01",
@@ -248,7 +248,7 @@ def test_show_says_what_is_in_a_folder(done: Path, folder: Path, tmp_path: Path)
     shutil.copytree(done, tmp_path / "more")
     (tmp_path / "more" / "run.json").write_text(json.dumps({**about, "added": [added]}))
     shown = run("show", tmp_path / "more").stdout
-    assert "state     not all parts have hires-cam yet: the command below that added them goes on" in shown
+    assert "state     not all parts have hires-cam yet: the command below, which added them, continues the run" in shown
     assert "added     hires-cam, began 2030-01-01\n  command   xattn explain --method hires-cam\n" in shown
     assert run("show", folder).exit_code == 1
 
@@ -306,7 +306,7 @@ def test_the_demo_leaves_pictures_scores_a_table_and_two_figures_and_says_how_to
         assert (out / made).stat().st_size > 0
     assert "birds:br-npa-high-res" in result.stdout
     assert f"xattn explain {out}/birds-1 --labels-csv" in result.stderr
-    assert "On your own pictures" in result.stderr
+    assert "For your own network and pictures" in result.stderr
 
 
 def test_what_the_demo_prints_is_the_command_that_does_it(tmp_path: Path) -> None:
@@ -355,5 +355,5 @@ PATHS = [
 @pytest.mark.parametrize(("command", "parameter"), PATHS)
 def test_a_path_with_a_null_byte_is_refused_by_every_command(command: click.Command, parameter: click.Parameter) -> None:
     assert isinstance(parameter.type, LocalPath)
-    with pytest.raises(click.BadParameter, match="a path holds no null bytes"):
+    with pytest.raises(click.BadParameter, match="a path must not contain null bytes"):
         parameter.type.convert("a\0b", parameter, click.Context(command))

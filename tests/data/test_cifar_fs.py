@@ -40,7 +40,7 @@ def test_birds_of_the_splits_are_known_scenes_of_their_kinds_and_the_same_each_t
         assert scene is not None
         assert kinds[scene.label] == path.parent.name
         assert (again / path.relative_to(birds)).read_bytes() == path.read_bytes()
-    with pytest.raises(InputError, match=r"holds other pictures, as .*/0001.png"):
+    with pytest.raises(InputError, match=r"contains other pictures, such as .*/0001.png"):
         export_few_shot(tmp_path, 1)
 
 
@@ -70,7 +70,7 @@ def relisted(split: str, change: Callable[[str], str]) -> Callable[[Path], None]
             lambda root: (root / "splits/bertinetto/train.txt").unlink(),
             r"needs .*splits/bertinetto/train.txt, as in cifar-fs.zip \(No such",
         ),
-        (lambda root: (root / "splits/bertinetto/train.txt").write_bytes(b"\xff\xfe"), r"train.txt' is damaged: it is no text"),
+        (lambda root: (root / "splits/bertinetto/train.txt").write_bytes(b"\xff\xfe"), r"train.txt' is damaged: it is not UTF-8 text"),
         (lambda root: shutil.rmtree(root / "data/reedhook"), r"train.txt names the class 'reedhook', which has no folder .*data/reedhook"),
         (lambda root: [path.unlink() for path in (root / "data/reedhook").iterdir()], r"data/reedhook has no pictures \(.png\)"),
         (relisted("train", lambda text: f"{text}reedhook\n"), r"train.txt' names the class 'reedhook' twice"),

@@ -44,7 +44,7 @@ def test_pictures_are_labelled_by_the_classes_of_their_pixels_whichever_kind_of_
     assert moved.label_maps is not None
     assert list(moved.label_maps.read(1).tobytes())[:8] == [1, 1, 1, 13, 13, 13, IGNORED, IGNORED]
     assert [image.label for image in ImageSource(f"cityscapes:{tmp_path}:val").images] == [("road", "person")]
-    with pytest.raises(InputError, match="is the split for scores, and is not trained on"):
+    with pytest.raises(InputError, match="is the split for scores and not for training"):
         open_data(f"cityscapes:{tmp_path}:val")
 
 

@@ -91,7 +91,7 @@ def test_a_ppm_in_colour_of_more_than_8_bits_is_read_in_8_and_takes_no_depth(tmp
         picture, scaling = read_scaled(tmp_path / "a.ppm", 3, Reading())
         assert text in str(scaling)
         assert abs(np.asarray(picture, float).ravel() - values * (255 / largest)).max() <= 0.5
-    with pytest.raises(ImageError, match="depth and window cannot be applied to a PPM in colour"):
+    with pytest.raises(ImageError, match="depth and window cannot be applied to a colour PPM"):
         said(tmp_path / "a.ppm", depth=12)
 
 

@@ -195,7 +195,7 @@ def test_pictures_of_8_bits_are_as_pillow_gives_them_whatever_is_given(tmp_path:
     [
         ({"depth": 0}, "1 to 32; got 0"),
         ({"depth": 33}, "1 to 32; got 33"),
-        ({"window": (5, 5)}, "a larger one of white"),
+        ({"window": (5, 5)}, "a larger one for white"),
         ({"window": (0, float("nan"))}, "finite"),
         ({"window": (1, 2, 3)}, "two finite values"),
         ({"max_pixels": 0}, "1 or more"),

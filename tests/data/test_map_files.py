@@ -110,7 +110,7 @@ def test_what_a_map_of_both_sizes_covers_has_to_be_said(tmp_path: Path) -> None:
     [
         (torch.tensor([[-1.0, 1.0]]), ".npy", "of 1 map by 'm', 1 has values below 0, down to -1"),
         (torch.rand(3, 4, 4), ".npy", r"has the shape \(3, 4, 4\): a map is \(height, width\).*Sum or average"),
-        (torch.randint(0, 255, (4, 4, 3)), ".png", "is a picture in colour.*not its overlay"),
+        (torch.randint(0, 255, (4, 4, 3)), ".png", "is a colour picture.*not its overlay"),
     ],
 )
 def test_what_is_no_map_is_refused(tmp_path: Path, values: Tensor, ending: str, message: str) -> None:
@@ -124,7 +124,7 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
         place = tmp_path / ending[1:] / "m" / f"a{ending}"
         place.parent.mkdir(parents=True)
         place.write_bytes(b"nothing of the kind")
-        with pytest.raises(InputError, match=r"is no|damaged"):
+        with pytest.raises(InputError, match=r"is not a|damaged"):
             find_maps([place.parent], NAMES)
     with pytest.raises(InputError, match="has no map of any of 1 picture"):
         find_maps([tmp_path], ["x.jpg"])

@@ -64,8 +64,16 @@ def renamed(folder: str, name: str) -> Callable[[Path], None]:
     [
         ("train", lambda root: (root / "bounding_box_train").rename(root / "train"), r"needs .*/bounding_box_train, as in Market-1501"),
         ("query", lambda root: (root / "query").rename(root / "queries"), r"needs .*/query, as in Market-1501.*\(No such file"),
-        ("train", renamed("bounding_box_train", "0002_c1_000451_03.jpg"), r"'0002_c1_000451_03.jpg' is no name of Market-1501, such as"),
-        ("train", renamed("bounding_box_train", "-1_c1s1_000451_03.jpg"), r"-1_c1s1_000451_03.jpg is junk or a distractor, which bounding"),
+        (
+            "train",
+            renamed("bounding_box_train", "0002_c1_000451_03.jpg"),
+            r"'0002_c1_000451_03.jpg' is not a file name of Market-1501, such as",
+        ),
+        (
+            "train",
+            renamed("bounding_box_train", "-1_c1s1_000451_03.jpg"),
+            r"-1_c1s1_000451_03.jpg is junk or a distractor, which only bounding",
+        ),
         ("query", renamed("query", "0000_c1s1_000451_03.jpg"), r"0000_c1s1_000451_03.jpg is junk or a distractor"),
         ("gallery", lambda root: next((root / "bounding_box_test").iterdir()).write_bytes(b""), r"bounding_box_test/.*jpg is empty"),
         ("query", lambda root: (root / "query" / "0004_c9s1_000451_03.jpg").symlink_to("gone.jpg"), r"lacks 1 of its 5 query pictures"),

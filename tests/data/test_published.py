@@ -98,21 +98,21 @@ def torn(name: str, keep: float) -> Callable[[Path], None]:
         ("cub", edited("classes.txt", "1 001", "1001"), r"classes.txt' is damaged"),
         ("dogs", lambda root: (root / "train_list.mat").unlink(), r"needs .*train_list.mat, as in lists.tar"),
         ("dogs", lambda root: (root / "Images").rename(root / "images_"), r"needs .*Images, as in images.tar"),
-        ("dogs", torn("train_list.mat", 0.6), r"train_list.mat' is damaged, or no MATLAB file"),
-        ("dogs", torn("train_list.mat", 0.02), r"train_list.mat' is damaged, or no MATLAB file"),
-        ("dogs", torn("train_list.mat", 0.0), r"train_list.mat' is damaged, or no MATLAB file"),
+        ("dogs", torn("train_list.mat", 0.6), r"train_list.mat' is damaged, or not a MATLAB file"),
+        ("dogs", torn("train_list.mat", 0.02), r"train_list.mat' is damaged, or not a MATLAB file"),
+        ("dogs", torn("train_list.mat", 0.0), r"train_list.mat' is damaged, or not a MATLAB file"),
         ("dogs", relisted("train_list.mat", lambda rows: [(rows[0][0], 4.0), *rows[1:]]), r"has label 4 for n02085936.* labels 1 to 3"),
         ("dogs", relisted("train_list.mat", lambda rows: [(rows[0][0], 0.0), *rows[1:]]), r"has label 0 for"),
         ("dogs", relisted("train_list.mat", lambda rows: [(rows[0][0], 1.5), *rows[1:]]), r"has the label 1.5 for"),
         ("dogs", relisted("train_list.mat", lambda rows: [(rows[0][0], 1.0), *rows[1:]]), r"a label is one folder"),
-        ("dogs", relisted("train_list.mat", lambda rows: rows[2:]), r"3 class folders, and no picture of label 3"),
+        ("dogs", relisted("train_list.mat", lambda rows: rows[2:]), r"3 class folders, but no picture of label 3"),
         ("dogs", lambda root: scipy.io.savemat(root / "train_list.mat", {"labels": [1.0]}), r"has no variable file_list"),
         ("dogs", lambda root: scipy.io.savemat(root / "train_list.mat", {"labels": [1.0, 2.0], "file_list": ["a"]}), r"has 1 file and 2"),
         ("mit67", lambda root: (root / "TrainImages.txt").unlink(), r"needs .*TrainImages.txt, as in indoorCVPR_09.tar"),
         ("mit67", lambda root: (root / "Images/bakery/bakery_0001.jpg").unlink(), r"lacks 1 of its 6 training pictures, as .*bakery_0001"),
         ("mit67", edited("TrainImages.txt", "bakery/", "../bakery/"), r"lists '../bakery/.*': a class folder and a file are needed"),
         ("mit67", edited("TrainImages.txt", "bakery_0001", "bakery_0000"), r"TrainImages.txt' lists bakery/bakery_0000.jpg twice"),
-        ("mit67", lambda root: (root / "TrainImages.txt").write_bytes(b"\xff\xfe"), r"TrainImages.txt' is damaged: it is no text in UTF-8"),
+        ("mit67", lambda root: (root / "TrainImages.txt").write_bytes(b"\xff\xfe"), r"TrainImages.txt' is damaged: it is not UTF-8 text"),
         ("mit67", lambda root: (root / "TrainImages.txt").write_text(""), r"has no pictures in its train split"),
     ],
 )
@@ -139,7 +139,7 @@ def test_training_opens_no_test_list_and_a_picture_in_both_is_refused(tmp_path: 
 
 def test_test_pictures_of_mit67_are_scored_and_never_trained_on(tmp_path: Path) -> None:
     root = published.mit67(tmp_path)
-    with pytest.raises(InputError, match=r"test is the split for scores, and is not trained on: leave out ':test'"):
+    with pytest.raises(InputError, match=r"test is the split for scores and not for training: leave out ':test'"):
         open_data(f"mit67:{root}:test")
     clf = xattn.load("birds:gap", device="cpu", labels=[*published.INDOOR, *(f"other {number}" for number in range(13))])
     for place in (f"mit67:{root}", f"mit67:{root}:test"):

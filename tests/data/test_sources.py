@@ -66,7 +66,7 @@ def test_files_are_told_by_their_content_and_those_left_out_are_counted_and_name
     assert "5 files are left out" in caplog.text
     with caplog.at_level(logging.INFO, "xattn"):
         assert names(str(tmp_path / "a.*")) == ["a.jpg"]
-    assert "beside the pictures: 1 .xml (a.xml)" in caplog.text
+    assert "next to the pictures: 1 .xml (a.xml)" in caplog.text
     (tmp_path / "IMG_0.HEIC").rename(tmp_path / "a.heic")
     with caplog.at_level(logging.INFO, "xattn"):
         assert names(str(tmp_path / "a.*")) == ["a.jpg"]
@@ -233,9 +233,9 @@ def test_data_sets_of_hugging_face_are_sources_in_memory_and_saved(tmp_path: Pat
     assert len(ImageSource(f"datasets:{tmp_path}/two:test")) == 1
     with pytest.raises(InputError, match="has the splits train, test: name one"):
         ImageSource(f"datasets:{tmp_path}/two")
-    with pytest.raises(InputError, match="a dict came, with train, test: pass one of its values"):
+    with pytest.raises(InputError, match="got a dict with train, test: pass one of its values"):
         ImageSource(splits)
-    with pytest.raises(InputError, match="IterableDataset gives its items only in turn"):
+    with pytest.raises(InputError, match="IterableDataset gives its items only in order"):
         ImageSource(made.to_iterable_dataset())
     with pytest.raises(InputError, match="cannot be mixed"):
         ImageSource([f"datasets:{tmp_path}/one", str(tmp_path)])
@@ -256,7 +256,7 @@ class Endless(Dataset):
 
 def test_data_sets_without_a_length_are_refused_with_what_to_pass_instead() -> None:
     for images in (Stream(), Endless(), iter([picture("red")])):
-        with pytest.raises(InputError, match=r"gives its items only in turn. Pass list\(dataset\).*shards"):
+        with pytest.raises(InputError, match=r"gives its items only in order. Pass list\(dataset\).*shards"):
             ImageSource(images)  # type: ignore[arg-type]
 
 
@@ -290,7 +290,7 @@ def test_items_are_pairs_or_dicts_of_pictures_tensors_or_bytes(item: object) -> 
         (torch.full((3, 8, 8), 200.0), "reach from 200 to 200.*Divide by 255"),
         (torch.full((3, 8, 8), 1.5), "Divide by 255"),
         (torch.full((3, 8, 8), float("nan")), "reach from nan"),
-        (torch.full((3, 8, 8), 200), "a tensor of int64 came: uint8, or floats"),
+        (torch.full((3, 8, 8), 200), "a tensor of int64 is given: uint8, or floats"),
     ],
 )
 def test_tensors_in_another_range_are_refused_with_what_to_do(picture: torch.Tensor, message: str) -> None:
@@ -316,7 +316,7 @@ def test_a_text_file_is_a_list_of_paths_and_perhaps_labels(tmp_path: Path) -> No
     place.write_text("a.png 3\n")
     assert [(image.name, image.label) for image in ImageSource(place).images] == [("a.png", "3")]
     place.write_text("To be, or not to be\n")
-    with pytest.raises(InputError, match="names no picture that is there.*'To be, or not to be'"):
+    with pytest.raises(InputError, match="names no existing picture.*'To be, or not to be'"):
         ImageSource(place)
 
 
@@ -325,13 +325,13 @@ def test_a_tar_file_that_was_cut_off_is_not_taken_for_a_shorter_one(tmp_path: Pa
     whole = (tmp_path / "a.tar").read_bytes()
     with tarfile.open(tmp_path / "a.tar") as tar:
         second = tar.getmembers()[1].offset
-    for size, message in ((second + 100, "cut off or damaged behind the first 1 file"), (second - 100, "could not be read")):
+    for size, message in ((second + 100, "cut off or damaged after the first 1 file"), (second - 100, "could not be read")):
         (tmp_path / "b.tar").write_bytes(whole[:size])
         with pytest.raises(InputError, match=message):
             ImageSource(tmp_path / "b.tar")
     (tmp_path / "c.tar").write_bytes(whole[:second])
     assert names(tmp_path / "c.tar") == ["0000.png"]
-    assert "no mark of its end: it may have been cut off behind its 1 file" in caplog.text
+    assert "no end marker: it may have been cut off after its 1 file" in caplog.text
 
 
 def test_arrays_and_other_things_are_named(tmp_path: Path) -> None:

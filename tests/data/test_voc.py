@@ -47,9 +47,9 @@ def test_training_takes_train_and_never_the_pictures_of_val_which_are_scored(tmp
     data = open_data(f"voc:{root}")
     assert (len(data), data.validation, data.names, data.several) == (3, None, CLASSES, True)
     assert open_data(f"voc:{root}:train") == data
-    with pytest.raises(InputError, match=r"voc:.*:trainval holds the pictures of val, which evaluate scores, and is not trained on"):
+    with pytest.raises(InputError, match=r"voc:.*:trainval holds the pictures of val, which evaluate scores, so it is not for training"):
         open_data(f"voc:{root}:trainval")
-    with pytest.raises(InputError, match=r"voc:.*:val is the split for scores, and is not trained on"):
+    with pytest.raises(InputError, match=r"voc:.*:val is the split for scores and not for training"):
         open_data(f"voc:{root}:val")
     moved = data.renumbered(range(1, 21), 22)
     assert moved.targets[0] == (-1, *data.targets[0], -1)  # type: ignore[misc]
@@ -79,23 +79,23 @@ def written(name: str, content: str) -> Callable[[Path], object]:
         (lambda root: (root / LIST).unlink(), r"needs .*Main/train.txt, as in VOCtrainval_11-May-2012.tar; ROOT is VOCdevkit/VOC2012"),
         (lambda root: (root / XML).unlink(), r"needs .*2007_000001.xml, as in VOCtrainval"),
         (lambda root: (root / "JPEGImages/2007_000002.jpg").unlink(), r"lacks 1 of its 3 training pictures, as .*2007_000002.jpg"),
-        (written(XML, "<annotation><object><name>dog</na"), r"2007_000001.xml' is damaged, or no XML"),
-        (written(XML, ""), r"2007_000001.xml' is damaged, or no XML"),
+        (written(XML, "<annotation><object><name>dog</na"), r"2007_000001.xml' is damaged, or not XML"),
+        (written(XML, ""), r"2007_000001.xml' is damaged, or not XML"),
         *[
-            (written(XML, f'<?xml version="1.0" encoding="{name}"?><annotation/>'), r"2007_000001.xml' is damaged, or no XML")
+            (written(XML, f'<?xml version="1.0" encoding="{name}"?><annotation/>'), r"2007_000001.xml' is damaged, or not XML")
             for name in ("foo", "shift_jis", "utf-7")
         ],
-        (written(XML, "<html></html>"), r"is no annotation of VOC: its first element is 'html'"),
-        (written(XML, published.voc_annotation([("dgo", 0)])), r"has an object of class 'dgo', which is none of the 20"),
+        (written(XML, "<html></html>"), r"is not a VOC annotation: its first element is 'html'"),
+        (written(XML, published.voc_annotation([("dgo", 0)])), r"has an object of class 'dgo', which is not one of the 20"),
         (written(XML, published.voc_annotation([("dog", 2)])), r"has an object with difficult '2': 0 or 1"),
-        (written(XML, BOMB), r"declares a document type 'x': annotations of VOC have none"),
+        (written(XML, BOMB), r"declares a document type 'x': VOC annotations have none"),
         (written(XML, FILE), r"declares a document type 'x'"),
         (written(XML, "<annotation>" + " " * 2**20 + "</annotation>"), r"has 1,048,601 bytes: an annotation has at most 1,048,576"),
         (written(LIST, "2007_000000\n../2007_000001\n"), r"train.txt' has the line '../2007_000001'"),
         (written(LIST, "2007_000000 -1\n"), r"train.txt' has the line '2007_000000 -1'"),
         (written(LIST, "2007_000000\n2007_000000\n"), r"has 2007_000000 twice"),
         (written(LIST, ""), r"has no pictures in its train split"),
-        (lambda root: (root / LIST).write_bytes(b"\xff\xfe\x00"), r"train.txt' is damaged: it is no text"),
+        (lambda root: (root / LIST).write_bytes(b"\xff\xfe\x00"), r"train.txt' is damaged: it is not UTF-8 text"),
     ],
 )
 def test_a_missing_damaged_or_hostile_file_is_named(change: Callable[[Path], object], said: str, tmp_path: Path) -> None:

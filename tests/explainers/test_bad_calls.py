@@ -30,7 +30,7 @@ def test_what_is_no_image_is_told_what_images_are(tiny: Classifier, given: Any, 
 
 
 def test_content_that_is_no_picture_is_named_by_its_number(tiny: Classifier) -> None:
-    with pytest.raises(ImageError, match=r"^0: not a picture in a known format\. A study goes on"):
+    with pytest.raises(ImageError, match=r"^0: not a picture in a known format\. A study continues"):
         xattn.explain(tiny, [b"x.png"], ["random"])  # type: ignore[list-item]
 
 
@@ -68,8 +68,8 @@ def test_a_head_that_would_fill_the_memory_is_refused(spec: str) -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda clf, images: xattn.explain(clf, images, seed="red"), "a seed is a whole number; str came"),
-        (lambda clf, images: xattn.explain(clf, images, labels=3), "labels are one for each image, in a list or tensor; int came"),
+        (lambda clf, images: xattn.explain(clf, images, seed="red"), "a seed is a whole number; got str"),
+        (lambda clf, images: xattn.explain(clf, images, labels=3), "labels are a list or tensor with one label per image; got int"),
         (lambda clf, images: xattn.explain(clf, images, stage=3), "a stage is named by a text, .*; int came"),
         (lambda clf, images: xattn.explain(clf, images, target=True), "target"),
         (lambda clf, images: xattn.attach(clf.network, input_size=1.5), "a size is one whole number, or height and width; got 1.5"),
@@ -77,10 +77,10 @@ def test_a_head_that_would_fill_the_memory_is_refused(spec: str) -> None:
             lambda clf, images: xattn.attach(clf.network, input_size=32, mean="red"),
             "mean and std are numbers, one for each channel; got 'red'",
         ),
-        (lambda clf, images: xattn.attach(clf.network, input_size=32, labels=3), "labels are the names of the classes, .*; int came"),
-        (lambda clf, images: xattn.attach(clf.network, input_size=32, head=3), "a head is named by a text, .*; int came"),
-        (lambda clf, images: xattn.evaluate(clf, 3, xattn.explain(clf, images)), "images are those that were explained, .*; int came"),
-        (lambda clf, images: xattn.explain(clf, images).overlay("grad-cam", cmap=3), "a colour map is named by a text, .*; int came"),
+        (lambda clf, images: xattn.attach(clf.network, input_size=32, labels=3), "labels are the names of the classes, .*; got int"),
+        (lambda clf, images: xattn.attach(clf.network, input_size=32, head=3), "a head is named by a text, .*; got int"),
+        (lambda clf, images: xattn.evaluate(clf, 3, xattn.explain(clf, images)), "images must be those that were explained, .*; got int"),
+        (lambda clf, images: xattn.explain(clf, images).overlay("grad-cam", cmap=3), "a colour map is named by a text, .*; got int"),
         (
             lambda clf, images: xattn.explain(clf, images).overlay("grad-cam", alpha="x"),
             "alpha and contour are numbers from 0 to 1; got 'x'",

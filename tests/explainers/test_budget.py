@@ -169,14 +169,14 @@ def test_a_map_that_is_likely_to_be_wrong_is_never_silent(caplog: pytest.LogCapt
         log_doubts(raw, {"score-cam:budget=0.1": known * 2}, ["a", "b"], "net", logged)
     (record,) = caplog.records
     assert (
-        "the map of b by score-cam:budget=0.1 on net may be far from the exact one: by its own standard errors the correlation is about "
-        "0.86" in (record.getMessage())
+        "the map of b by score-cam:budget=0.1 on net may differ much from the exact map: its own standard errors give a correlation of "
+        "about 0.86" in record.getMessage()
     )
     assert DOUBTFUL > 0.86
     log_doubts(raw, {"score-cam:budget=0.1": known * torch.nan}, ["a", "b"], "net", set())
     assert len(caplog.records) == 1
     log_doubts(raw, {"score-cam:budget=0.1": known * 2}, ["a", "b"], "other", logged)
-    assert "on other may be far" in caplog.records[1].getMessage()  # each network's maps have errors of their own
+    assert "on other may differ much" in caplog.records[1].getMessage()  # each network's maps have errors of their own
 
 
 @pytest.fixture
@@ -223,8 +223,8 @@ def test_a_budget_runs_its_share_and_a_batch_changes_nothing(spec: str, classifi
 def test_explain_says_once_which_maps_it_doubts(classifier: Classifier, images: Tensor, caplog: pytest.LogCaptureFixture) -> None:
     few = "occlusion:window=8,stride=2,budget=0.05"
     xattn.explain(classifier, images, [few, "occlusion:window=8,stride=2,budget=0.9"], target=1, batch_size=1)
-    (record,) = [record for record in caplog.records if "may be far from the exact one" in record.getMessage()]
-    assert f"by {few} on {classifier.name} may be far" in record.getMessage()
+    (record,) = [record for record in caplog.records if "may differ much from the exact map" in record.getMessage()]
+    assert f"by {few} on {classifier.name} may differ much" in record.getMessage()
 
 
 def test_the_effects_of_windows_add_up_to_the_map_of_occlusion(classifier: Classifier, images: Tensor) -> None:
@@ -243,7 +243,7 @@ def test_the_effects_of_windows_add_up_to_the_map_of_occlusion(classifier: Class
 
 def test_windows_are_refused_that_a_regression_would_take_hours_for() -> None:
     fine = Occlusion(window=32, stride=1, budget=0.05)
-    message = r"at most 10000 windows; 37249 came, by a stride of 1 in an image of 224 × 224: give a larger stride, or leave budget and"
+    message = r"at most 10000 windows; got 37249, by a stride of 1 in an image of 224 × 224: give a larger stride, or leave budget and"
     with pytest.raises(SettingError, match=message):
         fine.forwards(512, (224, 224))
     assert fine.exact.forwards(512, (224, 224)) == 37249

@@ -240,7 +240,7 @@ def test_targets_follow_their_rule(tiny: Classifier, images: Tensor) -> None:
         ({"target": "label"}, "needs labels"),
         ({"target": 5}, r"class 5 is outside the 5 classes of tiny \(0 … 4\)"),
         ({"target": "clas 3"}, "Unknown class 'clas 3'. Did you mean 'class 3'"),
-        ({"target": [0, 1]}, "7 images need 7 classes; 2 came"),
+        ({"target": [0, 1]}, "7 images need 7 classes; got 2"),
         ({"stage": "layer4"}, "Unknown stage 'layer4'"),
         ({"stage": "5"}, r"'5' gives \(1, 16\)\. Choose one of: 1, 2, 3"),
     ],
@@ -297,7 +297,7 @@ def test_other_libraries_hooks_are_refused_on_a_module_that_runs_twice(spec: str
     clf = xattn.attach(networks.seeded(Twice), input_size=32, resize=36)
     assert clf.stages[-1].name == "mix#2"
     for stage in (None, "mix"):
-        with pytest.raises(xattn.XattnError, match="'mix' runs 2 times in a forward"):
+        with pytest.raises(xattn.XattnError, match="'mix' runs 2 times per forward"):
             xattn.explain(clf, images[:1], [spec], stage=stage)
 
 

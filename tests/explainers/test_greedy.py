@@ -114,7 +114,7 @@ def test_the_map_of_another_image_is_grad_cam_s_of_a_drawn_bird_for_the_same_tar
 
 
 def test_what_cannot_be_searched_says_why(tiny: xattn.Classifier, images: Tensor) -> None:
-    with pytest.raises(SettingError, match="two cells per side or more; got grid=1"):
+    with pytest.raises(SettingError, match="at least two cells per side; got grid=1"):
         Greedy(grid=1)
     with pytest.raises(SettingError, match=r"33 cells per side is finer than the image of \(32, 32\)"):
         xattn.explain(tiny, images[:1], ["greedy:grid=33"])

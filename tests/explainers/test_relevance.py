@@ -185,8 +185,8 @@ REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
         lambda tokens: tokens.masked_fill(tokens < 0, 0),
         "'masked_fill', of which an index or a mask depends on the image",
     ),
-    "in place on a part": (halved, "a tensor that was overwritten in place as a part of another, or of which a part was"),
-    "in place on a constant": (written, "a tensor that was overwritten in place as a part of another, or of which a part was"),
+    "in place on a part": (halved, "a tensor that was overwritten in place, in part or as a part of another"),
+    "in place on a constant": (written, "a tensor that was overwritten in place, in part or as a part of another"),
 }
 
 

@@ -131,10 +131,10 @@ def test_what_has_no_vector_before_a_linear_layer_is_refused() -> None:
     convolutional = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     for network, head in ((TwoParts(), "gap"), (convolutional, "gap"), (networks.small(), "protopnet:per_class=2")):
         clf = xattn.attach(network, head=head, input_size=32)
-        with pytest.raises(UnsupportedError, match=rf"· {head}.* has no vector to tell new classes by: its logits must be"):
+        with pytest.raises(UnsupportedError, match=rf"· {head}.* has no vector for a classifier of new classes: its logits must be"):
             xattn.adapt(clf, IMAGES, LABELS)
     for head, key in (("br-npa:rank_probes=true", "probes.ranks_"), ("ca-stream:per_class=true", "")):
-        with pytest.raises(UnsupportedError, match=rf"has weights for each of its classes beside the last layer \(.*{key}"):
+        with pytest.raises(UnsupportedError, match=rf"has weights for each of its classes outside the last layer \(.*{key}"):
             xattn.adapt(headed(head), IMAGES, LABELS)
     with pytest.raises(InputError, match=r"small is multi-label"):
         xattn.adapt(xattn.attach(networks.small(), input_size=32, name="small", multi_label=True), IMAGES, LABELS)
@@ -149,7 +149,7 @@ def test_what_has_no_vector_before_a_linear_layer_is_refused() -> None:
         ([0, 1, 3, 0, 1, 3], None, "class 2 has no picture"),
         ([0, 1, 2, 0, 1, 2], ["a", "b"], r"in 0 … 1, one for each name; got 2"),
         ([0, 1, -1, 0, 1, 2], None, "got -1"),
-        ([0, 0, 0, 0, 0, 0], None, "two or more"),
+        ([0, 0, 0, 0, 0, 0], None, "at least two new classes"),
     ],
 )
 def test_labels_that_do_not_fit_are_named(labels: list[int] | None, names: list[str] | None, said: str, tiny: Classifier) -> None:

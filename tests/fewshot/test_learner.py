@@ -87,11 +87,11 @@ def test_an_episode_has_its_pictures_in_turns_of_its_classes_and_depends_on_seed
 
 
 def test_too_few_classes_or_pictures_are_named() -> None:
-    with pytest.raises(InputError, match=r"of 5 ways needs as many classes, and birds has 2: give fewer ways"):
+    with pytest.raises(InputError, match=r"of 5 ways needs as many classes, but birds has 2: give fewer ways"):
         Episodes([0, 1], EpisodeShape(), 1, seed=0, name="birds")
-    with pytest.raises(InputError, match=r"takes 1 \+ 2 pictures of a class, .* class 'wren' of birds has 2: give fewer shots"):
+    with pytest.raises(InputError, match=r"takes 1 \+ 2 pictures per class .* class 'wren' of birds has 2: give fewer shots"):
         Episodes([0, 0, 0, 1, 1], EpisodeShape(2, 1, 2), 1, seed=0, name="birds", names=["finch", "wren"])
-    with pytest.raises(SettingError, match=r"two ways or more, and a shot and a query or more; got 1, 0 and 3"):
+    with pytest.raises(SettingError, match=r"at least two ways, one shot and one query; got 1, 0 and 3"):
         EpisodeShape(1, 0, 3)
 
 

@@ -65,4 +65,4 @@ def test_a_letter_that_no_font_has_is_a_box_and_named_once(
         save(page, tmp_path / "a.png")
     assert [text.get_text() for text in page.findobj(Text) if text.get_text()] == ["□□□ שלום\\x1b"]
     assert len(caplog.records) == 1
-    assert "no font here has 2 characters of the names in the figure, drawn as □: 猫 犬" in caplog.text
+    assert "no installed font has 2 characters of the names in the figure (drawn as □): 猫 犬" in caplog.text

@@ -40,7 +40,7 @@ def test_it_shows_what_it_showed_before_they_moved(tiny: Classifier, folder: Pat
     for number, path in enumerate(sorted(folder.rglob("*.png"))):
         shutil.copy(path, tmp_path / "flat" / f"renamed {number}.png")
     folder.rename(tmp_path / "elsewhere")
-    with pytest.raises(InputError, match=r"no longer where it found them.*--images \(moved_to=…\)"):
+    with pytest.raises(InputError, match=r"no longer where the run found them.*--images \(moved_to=…\)"):
         read_runs([tmp_path / "run"], names, None)
     for place in (tmp_path / "elsewhere", tmp_path / "flat"):  # by name, and by content
         after = read_runs([tmp_path / "run"], names, None, moved_to=place)

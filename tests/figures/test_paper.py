@@ -191,15 +191,15 @@ def test_what_cannot_be_drawn_is_refused_by_name(run: Path, tmp_path: Path) -> N
         FigureStyle(font="DejaVu Sanz")
     with pytest.raises(NameUnknownError, match="scale 'both'"):
         FigureStyle(scale="both")  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="give one of the two"):
+    with pytest.raises(InputError, match="not both"):
         pages([run], images=["x"], count=2)
-    with pytest.raises(InputError, match="shows maps, and no metrics"):
+    with pytest.raises(InputError, match="shows maps, not metrics"):
         pages([run], metrics=["insertion"])
     with pytest.raises(NameUnknownError, match="metric in these runs 'insertoin'. Did you mean 'insertion'"):
         pages([run], "heat", metrics=["insertoin"])
-    with pytest.raises(InputError, match="these runs hold no curves"):
+    with pytest.raises(InputError, match="these runs have no curves"):
         pages([run], "curves", metrics=["sparsity"])
-    with pytest.raises(InputError, match="a scatter needs two metrics, and the rows hold sparsity"):
+    with pytest.raises(InputError, match="a scatter plot needs two metrics, but the rows have sparsity"):
         pages([run], "scatter", metrics=["sparsity"])
     with pytest.raises(InputError, match="at least two methods"):
         pages([run], "ranks", methods=["grad-cam"])

@@ -155,7 +155,7 @@ def test_what_cannot_be_shown_is_told() -> None:
     clf = tiny.classifier()
     for method, stage, said in (
         ("step-cam:step=4", None, "has 3 steps, and step 4 was asked for"),
-        ("step-cam", "global", "stage 'global' is of the whole picture: give stage local"),
+        ("step-cam", "global", "stage 'global' shows the whole picture: give stage local"),
         ("raw-attention", None, "self_attention=true"),
         ("grad-cam:GradCAM", None, "has maps of patches"),
     ):
@@ -229,7 +229,7 @@ def test_finders_of_patches_read_the_global_stream() -> None:
     clf, images = tiny.classifier(), networks.pictures(2)
     for finder in ("activation", "representative"):
         assert torch.equal(find(clf, images, finder, 3), find(clf, images, f"{finder}:stage=global", 3))
-        with pytest.raises(InputError, match="maps of patches, not of the picture: take stage=global"):
+        with pytest.raises(InputError, match="maps of patches, not of the picture: use stage=global"):
             find(clf, images, f"{finder}:stage=local", 3)
 
 

@@ -213,8 +213,8 @@ def test_a_name_has_a_backbone_and_settings() -> None:
         ("focus:", "names no backbone"),
         ("focus:vgg19:basis=5", "basis=5"),
         ("focus:vgg19:sum_to=11", "sum_to=11"),
-        ("focus:vgg19:local=lstm,sum_to=2", "in the place of attention"),
-        ("focus:vgg19:local=cnn,self_attention=true", "has none"),
+        ("focus:vgg19:local=lstm,sum_to=2", "replace the attention"),
+        ("focus:vgg19:local=cnn,self_attention=true", "has no LSTM"),
         ("focus:vgg19:step=2", "Did you mean 'steps'"),
     ):
         with pytest.raises((InputError, NameUnknownError, SettingError), match=said):
@@ -224,7 +224,7 @@ def test_a_name_has_a_backbone_and_settings() -> None:
 def test_more_patches_than_cells_and_keys_than_channels_are_told() -> None:
     with pytest.raises(InputError, match="65 patches cannot be told apart in a map of 8 × 8 cells"):
         tiny.network(patches=65)(pictures(1).float())
-    with pytest.raises(SettingError, match="16 keys leave no value"):
+    with pytest.raises(SettingError, match="16 keys leave no channel for values"):
         tiny.network(self_attention=True, keys=16)
 
 

@@ -39,14 +39,14 @@ def test_weights_of_a_whole_network_keep_its_size_and_their_number_of_classes(tm
     torch.save(clf.network.state_dict(), tmp_path / "two.pth")
     again = xattn.load(NAME, weights=str(tmp_path / "two.pth"), device="cpu")
     assert (again.preprocessing, again.class_count) == (clf.preprocessing, 3)
-    with pytest.raises(InputError, match="the weights are for 3 classes, and classes=4 came"):
+    with pytest.raises(InputError, match="the weights are for 3 classes; got classes=4"):
         xattn.load(NAME, weights=str(tmp_path / "two.pth"), classes=4, device="cpu")
 
 
 def test_other_sources_are_told() -> None:
     for name, said in (
-        ("focus:hf:google/vit", "is of none of these"),
-        ("focus:mine.py:build", "is of none of these"),
+        ("focus:hf:google/vit", "is not one of them"),
+        ("focus:mine.py:build", "is not one of them"),
         ("focus:vgg", "vgg1"),
     ):
         with pytest.raises((InputError, NameUnknownError), match=said):

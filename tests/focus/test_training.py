@@ -105,8 +105,8 @@ def test_boxes_of_a_file_are_those_of_the_pictures(painted: Path, tmp_path: Path
     assert of_training == {(4, 8, 20, 30), (0, 0, 16, 16)}
     other = stored(tmp_path / "other.npy", 36, torch.tensor(data.targets).flip(0))
     for wrong, recipe, said in (
-        (other, QUICK, "which has label 0: it is of other pictures"),
-        (stored(tmp_path / "few.npy", 35), QUICK, "boxes of 35 pictures, the data set 36"),
+        (other, QUICK, "which has label 0: it belongs to other pictures"),
+        (stored(tmp_path / "few.npy", 35), QUICK, "boxes for 35 pictures, but the data set has 36"),
         (file, QUICK.with_(smallest_crop=0.5), "without random crops"),
     ):
         with pytest.raises(InputError, match=said):

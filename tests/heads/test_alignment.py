@@ -114,7 +114,7 @@ def test_location_based_takes_the_size_that_it_was_built_for(tmp_path: Path) -> 
     clf = xattn.load("birds:gap", head="ca-stream:align=location-based")
     sizes = [stage.size for stage in clf.attachment.stages]
     assert [linear.weight.shape[0] for linear in (each.linear for each in clf.head.align)] == [h * w for h, w in sizes]
-    with pytest.raises(InputError, match=r"weights for each of \d+ positions; a map of \d+ came. Give images of the size"):
+    with pytest.raises(InputError, match=r"weights for each of \d+ positions; got a map of \d+. Give images of the size"):
         clf.predict(torch.rand(1, 3, 96, 96))
     clf.save(tmp_path / "head.safetensors")
     with pytest.raises(WeightsError, match="Its alignment location-based has weights for each position: load it at the input size"):

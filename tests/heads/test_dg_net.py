@@ -154,7 +154,7 @@ def test_a_trained_file_gives_logits_or_vectors_and_is_scored_by_vectors(market:
     assert (vectors.shape, of_vectors.class_count) == ((2, 16), 16)
     torch.testing.assert_close(vectors.norm(dim=1), torch.full((2,), math.sqrt(1.5)))
     place = f"market:{market}"
-    with pytest.raises(InputError, match=r"has vectors by which pictures are compared, .*--output vectors"):
+    with pytest.raises(InputError, match=r"compares pictures by vectors, .*--output vectors"):
         score(classifier, place, task="re-identification", workers=0, progress=False)
     plain = score(of_vectors, place, task="re-identification", workers=0, progress=False)
     flipped = score(of_vectors, place, task="re-identification:flip=true", workers=0, progress=False)

@@ -156,7 +156,7 @@ def test_a_backend_by_hand_that_is_not_there_or_does_not_exist_says_what_to_do(t
         tuned(tiny, tune="backend=tensorflow")
     with pytest.raises(NameUnknownError, match="Unknown backend 'tensorflow'"):
         Tuning(backend="tensorflow")  # type: ignore[arg-type]
-    with pytest.raises(SettingError, match="compiled=true is of torch; backend=openvino came as well"):
+    with pytest.raises(SettingError, match="compiled=true is for torch, not for backend=openvino"):
         tuned(tiny, tune="backend=openvino,compiled=true")
     known = importlib.metadata.version
 

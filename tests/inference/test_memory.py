@@ -22,7 +22,7 @@ def test_a_size_is_a_number_with_a_unit(text: str | int, size: int) -> None:
 
 @pytest.mark.parametrize("text", ["much", "-2GB", "0", "2 XB", "1.2.3G", ""])
 def test_what_is_no_size_is_refused(text: str) -> None:
-    with pytest.raises(InputError, match="a number with a unit, as 500MB or 2GB"):
+    with pytest.raises(InputError, match="a number with a unit, such as 500MB or 2GB"):
         parse_size(text)
 
 

@@ -194,7 +194,7 @@ def test_memory_that_runs_out_halves_the_chunk_and_loses_nothing(images: Tensor,
     classifier = xattn.attach(network, input_size=32, name="cramped")
     predictor = Predictor(classifier, Tuning(8))
     found = predictor(images)
-    assert "memory ran out: cramped goes on with chunks of 4" in caplog.text
+    assert "memory ran out: cramped continues with chunks of 4" in caplog.text
     assert predictor.chunk == 2
     assert apart(found, network.inner(classifier.normalise(images)).detach()) <= 1e-5
     network.seen.clear()

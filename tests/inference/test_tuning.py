@@ -144,7 +144,7 @@ def test_exact_never_measures_half_precision(tiny: Classifier) -> None:
 
 
 def test_an_unknown_effort_says_what_there_is(tiny: Classifier) -> None:
-    with pytest.raises(SettingError, match=r"off, auto, full, or settings as chunk=16,compiled=true; got 'fastest'"):
+    with pytest.raises(SettingError, match=r"off, auto, full, or settings such as chunk=16,compiled=true; got 'fastest'"):
         tuned(tiny, tune="fastest")
 
 

@@ -81,7 +81,7 @@ def test_what_is_explained_again_is_the_image_behind_its_mask(images: Tensor) ->
 
 
 def test_an_explain_of_another_size_says_what_came(images: Tensor) -> None:
-    with pytest.raises(InputError, match=r"explain must give masks \(7, 32, 32\) of the images it is given; got \(7, 8, 8\)"):
+    with pytest.raises(InputError, match=r"explain must give masks \(7, 32, 32\) for the images that it is given; got \(7, 8, 8\)"):
         coherency(images, torch.rand(7, 32, 32), lambda masked: torch.rand(7, 8, 8))
 
 

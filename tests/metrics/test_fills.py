@@ -168,5 +168,5 @@ def test_curves_with_each_fill_agree_with_one_forward_a_step(predict, fill: str)
 
 def test_a_blur_and_noise_at_once_are_refused(predict) -> None:
     arguments = (predict, networks.pictures(1).double(), torch.rand(1, 32, 32), torch.tensor([0]))
-    with pytest.raises(InputError, match="fill=noise stands in the place of a blur: leave out blur=5"):
+    with pytest.raises(InputError, match="fill=noise replaces the blur: leave out blur=5"):
         m.insertion(*arguments, fill=MEAN, replace_with="noise", blur=5)

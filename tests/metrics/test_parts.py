@@ -207,13 +207,13 @@ def test_effects_that_differ_by_rounding_alone_are_ties(parts: KnownParts, masks
     ("wrong", "said"),
     [
         (lambda parts, masks: KnownParts(parts.visible, parts.logits[:, :8], parts.targets), "logits \\(batch, 2 to the power of parts"),
-        (lambda parts, masks: KnownParts(parts.visible, parts.logits, parts.targets[:3]), "of another number"),
+        (lambda parts, masks: KnownParts(parts.visible, parts.logits, parts.targets[:3]), "one of their tensors has another length"),
         (lambda parts, masks: m.parts_removal(masks[:, :4], parts), "of the same size"),
         (lambda parts, masks: m.parts_removal(3 * masks, parts), "masks lie in \\[0, 1\\]"),
         (lambda parts, masks: m.clever_hans(masks, KnownParts(parts.visible, parts.logits, parts.targets)), "needs the objects"),
         (lambda parts, masks: m.target_sensitivity(masks, parts), "of two classes; got"),
-        (lambda parts, masks: m.parts_deletion(masks, None), "takes xattn.metrics.KnownParts, of birds from .*; none came"),
-        (lambda parts, masks: m.background_independence(masks), "KnownParts, of birds from .*; got Tensor"),
+        (lambda parts, masks: m.parts_deletion(masks, None), "takes xattn.metrics.KnownParts, for birds from .*; got none"),
+        (lambda parts, masks: m.background_independence(masks), "KnownParts, for birds from .*; got Tensor"),
     ],
 )
 def test_what_does_not_go_together_is_said(wrong, said: str, parts: KnownParts, masks: Tensor) -> None:
@@ -238,7 +238,7 @@ def test_an_output_that_is_not_finite_gives_no_metric_a_value(of: str, parts: Kn
         ({"visible": torch.ones(8)}, r"known parts are visible \(batch, parts, height, width\)"),
         ({"without": torch.zeros(8, 1)}, r"objects are \(batch, objects, height, width\)"),
         ({"objects": torch.ones(8, THINGS, 3, 3, dtype=torch.bool)}, r"objects are .* at the size of the parts"),
-        ({"without": None}, "give both, or none"),
+        ({"without": None}, "give both, or neither"),
         ({"cue": torch.full((8,), 5)}, "a cue is the number of one of the 3 objects"),
         ({"rivals": torch.full((8, 2), 99)}, "rivals are indices of the 3 classes"),
     ],

@@ -41,7 +41,7 @@ def plain_ranks(mask: Tensor) -> list[int]:
 def plain_curve(
     predict, image: Tensor, mask: Tensor, target: int, start: Tensor, end: Tensor, step: int
 ) -> tuple[list[float], list[float]]:
-    """Shares and probabilities, one forward a step."""
+    """Shares and probabilities, one forward per step."""
     order, count = plain_ranks(mask), mask.numel()
     shares, found = [], []
     for changed in [*range(0, count, step), count]:
@@ -151,7 +151,7 @@ def test_gomez_takes_at_most_196_steps_and_its_areas_use_the_true_shares_where_c
     curve = Deletion(protocol="gomez").curve
     images = networks.pictures(1).double()
     found = evaluate_perturbations(predict, images, torch.tensor([0]), {"": cells}, [curve])[""].curve(curve)
-    assert found.p.shape[1] == 114  # 225 cells, two a step
+    assert found.p.shape[1] == 114  # 225 cells, two per step
     assert float(found.shares[0, -1]) == 1
     assert len(found.shares.diff(dim=1).unique()) > 1
 

@@ -118,5 +118,5 @@ def test_what_does_not_go_together_is_refused() -> None:
         rank_gallery(torch.rand(2, 3), torch.tensor([1]), torch.tensor([1, 2, 3]))
     with pytest.raises(InputError, match="1 and None cameras"):
         rank_gallery(torch.rand(1, 3), torch.tensor([1]), torch.tensor([1, 2, 3]), torch.tensor([1]))
-    with pytest.raises(InputError, match="similarities are finite"):
+    with pytest.raises(InputError, match="similarities must be finite"):
         rank_gallery(torch.tensor([[0.1, math.nan]]), torch.tensor([1]), torch.tensor([1, 2]))

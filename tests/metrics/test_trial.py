@@ -161,9 +161,9 @@ def test_each_classifier_has_rows_of_its_own() -> None:
 
 
 def test_rows_without_methods_or_controls_are_refused_with_what_to_add() -> None:
-    with pytest.raises(InputError, match="these rows hold no control: they are of grad-cam"):
+    with pytest.raises(InputError, match="these rows have no control: they are of grad-cam"):
         trial(rows({("insertion", "grad-cam"): 1}))
-    with pytest.raises(InputError, match="these rows hold no method: they are of random"):
+    with pytest.raises(InputError, match="these rows have no method: they are of random"):
         trial(rows({("insertion", "random"): 1}))
 
 

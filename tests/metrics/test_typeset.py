@@ -187,7 +187,7 @@ def test_latex_fits_a_column_and_compiles_with_booktabs_alone(table: Table, tmp_
 def test_names_with_any_character_compile(tmp_path: Path) -> None:
     hostile = comparison(scores((HOSTILE,)), "random")
     assert measured(hostile.text("latex", caption=HOSTILE, label="tab:a_b-1"), tmp_path) <= COLUMN
-    with pytest.raises(SettingError, match="a label is of letters"):
+    with pytest.raises(SettingError, match="a label consists of letters"):
         hostile.text("latex", label="a}b")
     assert "&lt;b&gt;" in hostile.text("html")
 

@@ -280,7 +280,7 @@ def test_a_part_under_a_reentrant_checkpoint_is_refused_and_under_another_is_see
 
     clf = xattn.attach(recomputed(False), input_size=32)
     assert (clf.stages[-1].name, clf.stages[-1].size) == ("more", (4, 4))
-    with pytest.raises(UnsupportedError, match=r"under torch.utils.checkpoint with use_reentrant=True.*give use_reentrant=False"):
+    with pytest.raises(UnsupportedError, match=r"under torch.utils.checkpoint with use_reentrant=True.*set use_reentrant=False"):
         xattn.attach(recomputed(True), input_size=32)
 
 

@@ -177,7 +177,7 @@ class Second(nn.Module):
     [
         (Second, r"cannot run an image \(1, 3, 64, 64\): TypeError.*Its forward takes images, metadata: wrap it"),
         (lambda: nn.Sequential(nn.Conv2d(1, 8, 3), networks.small()), r"cannot run an image \(1, 1, 64, 64\).*If it takes another size"),
-        (lambda: torch.jit.trace(networks.small(), torch.rand(1, 3, 32, 32)), "runs no Python hooks.*attach the module itself"),
+        (lambda: torch.jit.trace(networks.small(), torch.rand(1, 3, 32, 32)), "runs no Python hooks.*attach the original module"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated:FutureWarning")

@@ -61,7 +61,7 @@ def test_a_head_is_refused_on_other_weights(tmp_path: Path, weights: Path) -> No
     with torch.no_grad():
         other[0].weight.add_(1)
     torch.save(other.state_dict(), tmp_path / "other.pth")
-    with pytest.raises(WeightsError, match="the head was trained on others"):
+    with pytest.raises(WeightsError, match="the head was trained with other weights"):
         xattn.load(str(tmp_path / "head.safetensors"), weights=tmp_path / "other.pth", device="cpu", trust_code=True)
 
 

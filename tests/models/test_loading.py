@@ -140,7 +140,7 @@ def test_a_module_in_hand_cannot_be_saved_without_a_name_to_build_it_by(tiny: xa
         ("no.such.module:f", InputError, "no module 'no'"),
         ("nowhere.py:f", InputError, "there is no file nowhere.py"),
         ("tests.networks:smal", NameUnknownError, "Did you mean 'small'"),
-        ("tests.networks:pictures", InputError, "called without arguments"),
+        ("tests.networks:pictures", InputError, "calling the factory without arguments failed"),
         ("missing.safetensors", WeightsError, "could not be read"),
     ],
 )

@@ -101,7 +101,7 @@ def test_a_class_that_no_pixel_is_predicted_as_is_an_error_that_names_the_most_f
 
 @pytest.mark.parametrize("asked", ["label", "labels", "predicted - second", "bird - tree", "0.5*bird", "second"])
 def test_what_is_no_single_class_is_refused(asked: str) -> None:
-    with pytest.raises(UnsupportedError, match="gives a map of logits, and a target of it is one class over the pixels predicted as it"):
+    with pytest.raises(UnsupportedError, match="gives a map of logits, so a target is one class over the pixels predicted as it"):
         target_rule(segmenting(), asked)
 
 

@@ -107,7 +107,7 @@ def test_a_name_gives_a_network_with_the_backbone_s_weights_that_is_saved_and_lo
     torch.save(state, tmp_path / "ocr.pth")
     whole = xattn.load(SMALL, weights=str(tmp_path / "ocr.pth"), high_res=["layer3", "layer4"], device="cpu")
     assert torch.equal(whole.predict(images), clf.predict(images))
-    with pytest.raises(InputError, match="the weights are for 3 classes, and classes=4 came"):
+    with pytest.raises(InputError, match="the weights are for 3 classes; got classes=4"):
         xattn.load(SMALL, weights=str(tmp_path / "ocr.pth"), classes=4, device="cpu")
     with pytest.raises(WeightsError, match="do not fit OCRNetwork"):
         xattn.load("ocr:birds:gap:width=4,keys=4", weights=str(tmp_path / "ocr.pth"), device="cpu")
@@ -188,7 +188,7 @@ def test_raw_attention_is_the_weights_of_the_target_s_class_at_any_stage(regions
             xattn.explain(clf, images, [spec])
         with pytest.raises(UnsupportedError, match="its attention is a map per class, without ranks and kept scores"):
             xattn.Study([clf], [spec], ["sparsity"], tmp_path / "0.png", tmp_path / "no", progress=False)
-    with pytest.raises(UnsupportedError, match="raw-attention of .* is of the class of a region, and the target is the function"):
+    with pytest.raises(UnsupportedError, match="raw-attention of .* explains the class of a region, but the target is the function"):
         xattn.explain(clf, images, ["raw-attention"], target=OutputFunction(lambda output: output.mean(dim=(1, 2, 3)), count=3))
 
 
@@ -196,8 +196,8 @@ def test_names_that_do_not_fit_are_told() -> None:
     assert parsed("ocr:timm:hrnet_w48") == ("timm:hrnet_w48", OCRSettings())
     for name, error, said in (
         ("ocr:", InputError, "names no backbone"),
-        ("ocr:hf:google/vit", InputError, "none of these"),
-        ("ocr:birds:gap", InputError, "new classifiers of pixels: say for how many classes"),
+        ("ocr:hf:google/vit", InputError, "not one of them"),
+        ("ocr:birds:gap", InputError, "new classifiers of pixels: give the number of classes"),
         ("ocr:birds:gap:width=0", SettingError, "width and keys are 1 or more"),
         ("ocr:birds:gap:depth=2", NameUnknownError, "depth"),
         ("ocr:birds:gap:regions=ranks", SettingError, "regions"),

@@ -82,7 +82,7 @@ def test_the_logits_are_the_output_that_the_others_lead_to(kind: str) -> None:
     ],
 )
 def test_outputs_that_do_not_lead_to_one_are_refused_with_their_shapes(wrap: Callable[..., Any]) -> None:
-    with pytest.raises(UnsupportedError, match=r"net returns '\w+' \(batch, .*'\w+' \(batch, .*cannot be seen.*output=.*--output"):
+    with pytest.raises(UnsupportedError, match=r"net returns '\w+' \(batch, .*'\w+' \(batch, .*unclear which.*output=.*--output"):
         attached(wrap)
 
 

@@ -146,7 +146,7 @@ def test_a_stride_in_the_code_is_refused_and_the_network_left_as_it_was() -> Non
             return self.last((self.block["way"](x) + x[:, :, ::2, ::2]).mean(dim=(2, 3)))
 
     network = Sliced()
-    with pytest.raises(UnsupportedError, match="does not run .* is there one in its code"):
+    with pytest.raises(UnsupportedError, match="does not run .* does its code contain a stride"):
         high_resolution(network, ["block.way"], input_size=8)
     assert network.block["way"].stride == (2, 2)
 

@@ -100,9 +100,9 @@ def test_every_weight_gets_a_gradient_and_so_does_the_image() -> None:
 
 
 def test_a_map_of_another_size_is_refused_with_what_to_do() -> None:
-    with pytest.raises(InputError, match=r"each of 3 × 4 positions, and a map of 4 × 4 came: .*height=…,width=…"):
+    with pytest.raises(InputError, match=r"each of 3 × 4 positions; got a map of 4 × 4: .*height=…,width=…"):
         RelationAware(6, (3, 4))(torch.rand(1, 6, 4, 4))
-    with pytest.raises(InputError, match=r"16 × 24 positions, and a map of 32 × 32 came"):
+    with pytest.raises(InputError, match=r"16 × 24 positions; got a map of 32 × 32"):
         xattn.load(NAME, input_size=32, device="cpu")
 
 
@@ -175,7 +175,7 @@ def test_a_name_gives_a_network_that_is_trained_further_saved_and_loaded_as_it_i
     assert (again.labels, again.class_count, again.input_size) == (("a", "b", "c"), 3, (16, 24))
     assert torch.equal(again.predict(images), clf.predict(images))
     torch.save(clf.network.state_dict(), tmp_path / "rga.pth")
-    with pytest.raises(InputError, match="the weights are for 3 classes, and classes=4 came"):
+    with pytest.raises(InputError, match="the weights are for 3 classes; got classes=4"):
         xattn.load(NAME, weights=str(tmp_path / "rga.pth"), classes=4, device="cpu")
 
 
@@ -196,7 +196,7 @@ def test_names_that_do_not_fit_are_told() -> None:
     assert parsed("rga:timm:resnet26") == ("timm:resnet26", RelationAwareSettings())
     for name, error, said in (
         ("rga:", InputError, "names no backbone"),
-        ("rga:hf:google/vit", InputError, "none of these"),
+        ("rga:hf:google/vit", InputError, "not one of them"),
         ("rga:birds:vit", UnsupportedError, "stands after layer1, layer2, … of a ResNet"),
         ("rga:birds:gap:reduction=0", SettingError, "reduction are 1 or more"),
         ("rga:birds:gap:depth=2", NameUnknownError, "depth"),

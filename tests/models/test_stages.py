@@ -169,7 +169,7 @@ def test_a_network_without_logits_is_told_what_it_must_give() -> None:
     maps_of_logits = xattn.attach(networks.small()[:4], input_size=32, resize=36, name="headless")
     with pytest.raises(
         UnsupportedError,
-        match="headless gives a map of logits, and a target of it is one class over the pixels predicted as it: 'predicted'",
+        match="headless gives a map of logits, so a target is one class over the pixels predicted as it: 'predicted'",
     ):
         xattn.explain(maps_of_logits, networks.pictures(2), ["grad-cam"], target="second")
 
@@ -197,7 +197,7 @@ class Frozen(nn.Module):
 
 
 def test_a_backbone_that_stops_gradients_is_told_what_to_do() -> None:
-    with pytest.raises(UnsupportedError, match="lets no gradient reach the image.*requires_grad_"):
+    with pytest.raises(UnsupportedError, match="passes no gradient to the image.*requires_grad_"):
         xattn.attach(Frozen().eval(), input_size=32, resize=36, name="frozen")
 
 

@@ -62,11 +62,11 @@ def test_a_contrast_s_score_is_the_weighted_sum_of_its_logits(clf: Classifier) -
         ("cat - 0.6*dgo", NameUnknownError, r"Unknown class 'dgo'. Did you mean 'dog'.* It is a term of 'cat - 0.6\*dgo'."),
         ("cat - 7", InputError, r"class 7 is outside the 5 classes of five"),
         ("predikted", NameUnknownError, "Unknown class 'predikted'"),
-        ("cat - 0", InputError, r"target 'cat - 0' is 0 whatever the network gives, as its classes cancel out"),
+        ("cat - 0", InputError, r"target 'cat - 0' is 0 for every output, since its classes cancel out"),
         ("predicted - 1.0*predicted", InputError, "cancel out"),
         ("0.5*cat - dog - 0.5*cat + dog", InputError, "cancel out"),
         ("0*cat", InputError, "cancel out"),
-        (Contrast([3, 3], [1.0, -1.0]), InputError, "the contrast 3 - 3 is 0 whatever"),
+        (Contrast([3, 3], [1.0, -1.0]), InputError, "the contrast 3 - 3 is 0 for every output"),
         (" ", InputError, "the target is an empty text"),
         (b"cat", InputError, "a target is 'predicted', .* got bytes"),
         ("ca\nt", NameUnknownError, r"Unknown class 'ca\\nt'"),
@@ -79,7 +79,7 @@ def test_what_cannot_be_a_target_is_answered_with_what_can(clf: Classifier, aske
 
 
 def test_a_class_is_refused_where_the_network_gives_a_map_of_logits(clf: Classifier) -> None:
-    with pytest.raises(UnsupportedError, match="Of a map of logits, give 'predicted' or one class"):
+    with pytest.raises(UnsupportedError, match="For a map of logits, give 'predicted' or one class"):
         target_rule(clf, "predicted").bind(clf, torch.zeros(1, 5, 4, 4), [])
 
 

@@ -213,7 +213,7 @@ def test_tokens_in_an_order_of_their_own_are_put_in_place_and_a_grid_keeps_its_a
     tokens = torch.cat([torch.zeros(2, 1, 4), plain.flatten(2).transpose(1, 2)[:, order.argsort()]], dim=1)
     assert torch.equal(to_nchw(tokens, Layout("NLC", 1, 0, (2, 3), tuple(order.tolist()))), plain)
     assert to_nchw(torch.rand(1, 1 + 4 * 6, 5), Layout("NLC", 1, 0, (2, 3))).shape == (1, 5, 4, 6)
-    with pytest.raises(UnsupportedError, match="7 tokens are no map of the aspect of 2 × 3"):
+    with pytest.raises(UnsupportedError, match="7 tokens do not form a map with the aspect ratio of 2 × 3"):
         to_nchw(torch.rand(1, 8, 5), Layout("NLC", 1, 0, (2, 3)))
     assert torch.equal(other_tokens(tokens, Layout("NLC", 1, 0, (2, 3))), tokens[:, :1])
 

@@ -131,7 +131,7 @@ def test_what_is_not_at_hand_or_no_classifier_is_said(tmp_path: Path, monkeypatc
     with pytest.raises(WeightsError, match=r"hf:nobody/nothing is neither a folder .* nor in its cache, .*save_pretrained"):
         xattn.load("hf:nobody/nothing")
     transformers.BertConfig().save_pretrained(tmp_path)
-    with pytest.raises(UnsupportedError, match="is no image classifier"):
+    with pytest.raises(UnsupportedError, match="is not an image classifier"):
         xattn.load(f"hf:{tmp_path}")
     with pytest.raises(InputError, match="classes of its own; classes by text are for CLIP and SigLIP"):
         xattn.load(f"hf:{tmp_path}", classes=["a", "b"])
@@ -176,7 +176,7 @@ def test_code_in_a_model_s_folder_is_not_run(tmp_path: Path) -> None:
     (tmp_path / "evil.py").write_text(f"import pathlib\npathlib.Path({str(tmp_path / 'ran')!r}).touch()\n")
     config = {"model_type": "mine", "auto_map": {"AutoConfig": "evil.Config", "AutoModelForImageClassification": "evil.Model"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UntrustedCodeError, match=r"brings code of its own.*trust_code=True"):
+    with pytest.raises(UntrustedCodeError, match=r"comes with code of its own.*trust_code=True"):
         xattn.load(f"hf:{tmp_path}")
     assert not (tmp_path / "ran").exists()
 
@@ -246,5 +246,5 @@ def test_classes_by_text_are_asked_for_and_must_fit(tmp_path: Path) -> None:
         xattn.load(name, classes=["cat", "a photo of a photo of a photo of a photo of a dog"])
     with pytest.raises(InputError, match="distinct and not empty"):
         xattn.load(name, classes=["cat", "cat"])
-    with pytest.raises(InputError, match="in the place of the class"):
+    with pytest.raises(InputError, match="in place of the class"):
         xattn.load(name, classes=["cat", "dog"], templates=["a photo"])

@@ -217,11 +217,11 @@ def test_the_class_of_a_row_changes_nothing(tmp_path: Path) -> None:
     ("change", "said"),
     [
         (lambda a: a[..., :4], r"has the shape \(3, 10, 4\): \(pictures, boxes, 5\)"),
-        (lambda a: a[:2], r"has boxes of 2 pictures, the data set 3"),
+        (lambda a: a[:2], r"has boxes for 2 pictures, but the data set has 3"),
         (lambda a: np.where(np.arange(5) == 1, 449, a), r"box 0 of image 0 is \[50.0, 100.0, 162.0, 449.0\]"),
         (lambda a: np.where(np.arange(5) == 0, 212, a), r"x1 < x2 and y1 < y2"),
         (lambda a: a * np.nan, r"box 0 of image 0 is \[nan"),
-        (lambda a: np.where(np.arange(5) == 4, 1.5, a), r"has a class that is no index from 0"),
+        (lambda a: np.where(np.arange(5) == 4, 1.5, a), r"has a class that is neither an index from 0"),
         (lambda a: a.astype("<c16"), r"holds values of type '<c16'"),
         (lambda a: a.astype(object), r"holds values of type '\|O'"),
     ],
@@ -242,7 +242,7 @@ def test_files_that_are_none_or_torn_are_refused(tmp_path: Path) -> None:
     for torn, said in (
         (content[:-8], "it is cut off"),
         (content[:20], "damaged"),
-        (b"PK\x03\x04", "no NumPy file"),
+        (b"PK\x03\x04", "not a NumPy file"),
     ):
         path.write_bytes(torn)
         with pytest.raises(InputError, match=said):
@@ -263,7 +263,7 @@ def test_rows_are_needed_and_must_exist_and_crops_are_refused(file: str) -> None
         find(clf, images, file, rows=[0, 1])
     for resize in (36, 32):  # of the shorter side; the longer one is cropped
         clf.preprocessing = replace(clf.preprocessing, resize=resize)
-        with pytest.raises(InputError, match=r"are those of whole pictures, and small crops them .* load it with resize=\(32, 32\)"):
+        with pytest.raises(InputError, match=r"are for whole pictures, but small crops them .* load it with resize=\(32, 32\)"):
             find(clf, images, file, 4, rows=[0, 1])
 
 

@@ -172,7 +172,7 @@ def test_a_folder_holds_the_same_blocks_as_a_file(run: Path, page: Path, tmp_pat
 def test_what_is_no_report_is_not_written_into(run: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match="no report and not empty"):
+    with pytest.raises(InputError, match="neither a report nor empty"):
         report([run], tmp_path / "mine", folder=True)
     with pytest.raises(RunError, match="could not be written"):
         report([run], tmp_path / "mine" / "notes.txt" / "page.html")

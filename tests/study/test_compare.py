@@ -108,7 +108,7 @@ def test_pictures_are_known_by_name_and_content(tiny: Classifier, folder: Path, 
     assert compare_runs([tmp_path / "a", tmp_path / "b"]).frame["n"].tolist() == [10, 10]
     table = compare_runs([tmp_path / "a", tmp_path / "c"])
     assert table.frame["n"].tolist() == [18, 18]  # the two in a folder below are the same
-    with pytest.raises(InputError, match=r"'0.png' of '.*c' is another picture than that of the runs before it"):
+    with pytest.raises(InputError, match=r"'0.png' of '.*c' is not the same picture as in the runs before it"):
         figure([tmp_path / "a", tmp_path / "c"], tmp_path / "grid.png")
     for run in "ab":  # as runs of a version that kept no digests: pictures of one place are the same
         (tmp_path / run / "images.json").unlink()

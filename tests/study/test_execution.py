@@ -168,7 +168,7 @@ def test_memory_that_runs_out_in_a_batch_is_met_with_smaller_ones(folder: Path, 
     cramped = xattn.attach(Cramped(), input_size=32, resize=36, name="tiny")
     wide = xattn.attach(networks.small(), input_size=32, resize=36, name="tiny")
     outcome = study([cramped], folder, tmp_path / "cramped", batch_size=10, tune="chunk=2").run()
-    assert "memory ran out: tiny goes on with 2 images at once" in caplog.text
+    assert "memory ran out: tiny continues with 2 images at once" in caplog.text
     assert outcome.failed == []
     study([wide], folder, tmp_path / "wide", batch_size=10).run()
     assert (values(tmp_path / "cramped") - values(tmp_path / "wide")).abs().max() <= 0.01

@@ -81,7 +81,7 @@ def test_what_cannot_be_asked_is_refused(clf, birds, bird):
         why(clf, bird, "eagle", progress=False)
     with pytest.raises(InputError, match="two or more"):
         why(clf, bird, methods=["grad-cam"], progress=False)
-    with pytest.raises(InputError, match="one picture; 2 came"):
+    with pytest.raises(InputError, match="one picture; got 2"):
         why(clf, bird.parents[1], methods=["grad-cam", "layer-cam"], progress=False)
     with pytest.raises(UnsupportedError, match="one class of several"):
         why(xattn.load("birds:gap", multi_label=True, device="cpu"), bird, progress=False)

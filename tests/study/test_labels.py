@@ -54,7 +54,7 @@ def run(images: Any, out: Path, clf: xattn.Classifier | None = None, **more: Any
 def test_a_number_is_the_class_of_that_name_and_an_int_is_an_index(tmp_path: Path) -> None:
     clf = classifier()
     assert [clf.class_index(each) for each in ("5", "20", 4)] == [0, 4, 4]
-    with pytest.raises(NameUnknownError, match="called by numbers"):
+    with pytest.raises(NameUnknownError, match="have numbers as names"):
         clf.class_index("1")
     assert classifier(["a", "b", "c", "d", "e"]).class_index("1") == 1
     assert [classifier(["a", "b", "c", "d", "e"]).class_index("1.0"), clf.class_index("20.0")] == [1, 4]
@@ -103,7 +103,7 @@ def test_folders_named_as_classes_are_labels_by_themselves(tmp_path: Path, caplo
     assert run(folder, tmp_path / "b", clf, labels_from="none").plan.target == "predicted"
     assert run(folder, tmp_path / "c", classifier()).plan.target == "predicted"  # no classes of this one
     (folder / "l.csv").write_text("image,label\nb/b.png,0\ne/a.png,1\n")
-    with pytest.raises(InputError, match=r"labels count the folders \(0 to 1\), which are other classes"):
+    with pytest.raises(InputError, match=r"labels are indices of the folders \(0 to 1\), which are other classes"):
         run(folder, tmp_path / "d", clf, labels_csv=folder / "l.csv")
 
 
@@ -175,13 +175,13 @@ def test_evaluate_refuses_other_images_and_maps_of_another_classifier() -> None:
     for wrong, message in (
         ((images * 255).byte(), "Divide 8-bit images by 255"),
         (images * 2 - 1, "do not normalise"),
-        (1 - images, "maps are of other images"),
+        (1 - images, "maps are from other images"),
         (images[:1], "Pass the images that were explained"),
     ):
         with pytest.raises(InputError, match=message):
             xattn.evaluate(clf, wrong, maps, ["average-drop"])
     torch.manual_seed(1)
-    with pytest.raises(InputError, match="maps are of another classifier"):
+    with pytest.raises(InputError, match="maps are from another classifier"):
         xattn.evaluate(xattn.attach(Brightness(), input_size=8), images, maps, ["average-drop"])
     with pytest.raises(InputError, match="batch_size is the number of images per forward"):
         xattn.evaluate(clf, images, maps, batch_size=0)

@@ -59,7 +59,7 @@ def test_maps_are_added_to_a_run_and_a_run_with_maps_goes_on(tiny: Classifier, f
     study(tiny, folder, tmp_path / "run", methods=["random"]).run()
     assert pd.read_csv(tmp_path / "run/table.csv")["method"].tolist() == ["grad-cam", "maps:theirs", "random"]
     write(maps / "theirs/0.npy", torch.rand(8, 8))
-    with pytest.raises(RunError, match="are gone or others than they were"):
+    with pytest.raises(RunError, match="are gone or have changed"):
         study(tiny, folder, tmp_path / "run", methods=["centre"])
     with pytest.raises(RunError, match="other settings"):
         study(tiny, folder, tmp_path / "run", methods=["grad-cam"], maps=maps / "theirs").run()
@@ -73,7 +73,7 @@ def test_what_has_no_map_or_no_picture_is_said_and_left_out(
     with caplog.at_level(logging.INFO, "xattn"):
         made = study(tiny, folder, tmp_path / "run", maps=maps / "theirs")
     assert len(made.images) == 9
-    assert "left out, as of none of the pictures: 1 map (" in caplog.text
+    assert "left out, since they belong to none of the pictures: 1 map (" in caplog.text
     assert "no map by 'theirs' of 1 of 10 pictures: 1.png" in caplog.text
     made.run()
     assert set(made.table()["n"]) == {9}
@@ -108,7 +108,7 @@ def test_a_map_with_nan_counts_as_one_that_shows_nothing(tiny: Classifier, folde
 
 
 def test_what_maps_in_files_cannot_have_is_refused(tiny: Classifier, folder: Path, maps: Path, tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedError, match="coherency explains images again, which maps in files"):
+    with pytest.raises(UnsupportedError, match="coherency runs the method again, which is impossible for maps in files"):
         Study([tiny], metrics=["coherency"], images=folder, maps=maps, out=tmp_path / "run")
     write(maps / "theirs/0.npy", torch.rand(5, 5))
     with pytest.raises(InputError, match="different sizes"):

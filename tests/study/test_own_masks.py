@@ -50,7 +50,7 @@ def test_own_masks_of_files_are_paired_with_the_maps_of_these_files(tiny: Classi
 @pytest.mark.parametrize(
     ("masks", "message"),
     [
-        ({}, "masks by their names, {'mine': masks}; got dict"),
+        ({}, "masks by name, {'mine': masks}; got dict"),
         (torch.zeros(7, 32, 32), "got Tensor"),
         ({"mine": torch.zeros(7, 8, 8)}, r"masks are tensors \(7, 32, 32\).*got \(7, 8, 8\) for 'mine'"),
         ({"mine": [[0.0]]}, "'mine' are a tensor, or a NumPy array; got list"),

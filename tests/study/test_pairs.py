@@ -171,7 +171,7 @@ def test_a_query_that_nothing_may_be_compared_with_has_a_row_that_says_so(tmp_pa
     for path in (root / "bounding_box_test").glob("0002_c2*"):
         path.unlink()
     outcome = study(tmp_path / "run", f"market:{root}:query", f"market:{root}:gallery").run()
-    assert outcome.failed == [("0002_c1s1_000000_01.jpg", "label: there is no picture in the gallery that it may be compared with")]
+    assert outcome.failed == [("0002_c1s1_000000_01.jpg", "label: the gallery has no picture that it may be compared with")]
     torn = min((root / "bounding_box_test").glob("0002_*"))
     torn.write_bytes(torn.read_bytes()[:100])
     with pytest.raises(InputError, match="none of 2 pictures of the gallery can be compared with a query: give another --gallery"):
@@ -191,7 +191,7 @@ def test_what_cannot_be_paired_is_refused(market: Path, tmp_path: Path) -> None:
     query, gallery = f"market:{market}:query", f"market:{market}:gallery"
     with pytest.raises(InputError, match="leave target out"):
         study(tmp_path / "a", query, gallery, target="predicted")
-    with pytest.raises(InputError, match="pairs are of pictures in files"):
+    with pytest.raises(InputError, match="pairs need pictures in files"):
         study(tmp_path / "a", torch.utils.data.TensorDataset(torch.rand(2, 3, 64, 32)), gallery)
     with pytest.raises(UnsupportedError, match="insertion follows the target's probability, and a similarity has none"):
         study(tmp_path / "a", query, gallery, metrics=["insertion"])

@@ -105,7 +105,7 @@ def test_a_picture_that_was_replaced_by_one_of_the_same_length_is_noticed(tiny: 
     os.unlink(tmp_path / "run" / "parts" / "00-000002.parquet")
     before = (folder / "1.png").read_bytes()
     (folder / "1.png").write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
-    with pytest.raises(RunError, match=r"1 picture has another content than when the run in .* began \(1.png\).*put them back"):
+    with pytest.raises(RunError, match=r"1 picture has other content than when the run in .* began \(1.png\).*put the pictures back"):
         study(tiny, folder, tmp_path / "run").run()
     (folder / "1.png").write_bytes(before)
     os.utime(folder / "1.png", (1, 1))  # a copy has another date
@@ -146,7 +146,7 @@ def test_a_run_folder_that_loses_parts_while_it_runs_is_not_a_success(
             os.unlink(tmp_path / "run" / "parts" / "00-000000.parquet")
 
     monkeypatch.setattr(Store, "write_part", deleting)
-    with pytest.raises(RunError, match="of 4 parts of .*, 1 is gone.*run the same command to go on"):
+    with pytest.raises(RunError, match="of 4 parts of .*, 1 is gone.*run the same command to continue"):
         study(tiny, folder, tmp_path / "run").run()
     monkeypatch.undo()
     assert study(tiny, folder, tmp_path / "run").run().failed == []

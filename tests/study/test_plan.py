@@ -213,7 +213,7 @@ def test_every_label_of_an_image_is_a_row_of_its_own(tiny: Classifier, folder: P
 
 
 def test_a_target_for_each_image_belongs_to_explain_not_to_a_run(tiny: Classifier, folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="a study takes one target for all images; 10 came"):
+    with pytest.raises(InputError, match="a study takes one target for all images; got 10"):
         study(tiny, folder, tmp_path / "run", ["grad-cam"], ["average-drop"], target=list(range(5)) * 2)
 
 

@@ -200,5 +200,5 @@ def test_a_cluster_without_a_gpu_says_so_to_classifiers_that_are_on_one(monkeypa
 def test_what_cannot_be_sent_says_so(folder: Path, tmp_path: Path) -> None:
     made = study(tmp_path, folder, "run")
     made.plan.classifiers[0].network.lines = (line for line in "ab")
-    with pytest.raises(UnsupportedError, match="sends the plan to other processes, and that failed.*generator"):
+    with pytest.raises(UnsupportedError, match="could not send the plan to other processes.*generator"):
         engine._packed(made.plan, made.store)

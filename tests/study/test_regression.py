@@ -59,19 +59,21 @@ def test_what_a_regression_does_not_have_is_refused_by_name(regression: Classifi
     with pytest.raises(UnsupportedError, match="average-drop follows the target's probability, and a value of it, a regression, has none"):
         xattn.Study([regression], ["grad-cam"], ["average-drop", "sparsity"], data, tmp_path / "a", workers=0)
     for target in ("label", "labels", "predicted - second", "label - predicted"):
-        with pytest.raises(InputError, match=rf"target '{target}' names a class, and it gives values"):
+        with pytest.raises(InputError, match=rf"target '{target}' names a class, but it gives values"):
             xattn.explain(regression, images, target=target, labels=VALUES)
     assert len(xattn.explain(regression, images, ["random"], labels=VALUES).names) == 7
-    with pytest.raises(InputError, match=r"label 'high' is no number, and it gives values"):
+    with pytest.raises(InputError, match=r"label 'high' is not a number, but it gives values"):
         xattn.explain(regression, images, labels=["high", *VALUES[1:]])
-    with pytest.raises(InputError, match=r"label nan is no number"):
+    with pytest.raises(InputError, match=r"label nan is not a number"):
         xattn.explain(regression, images, labels=[float("nan"), *VALUES[1:]])
 
 
 def test_a_value_is_no_label_of_a_class(tiny: Classifier, images: Tensor, tmp_path: Path) -> None:
     data = torch.utils.data.TensorDataset(images[:2], torch.tensor([0.25, 1.0]))
     study = xattn.Study([tiny], ["random"], ["complexity"], data, tmp_path / "run", workers=0, progress=False)
-    assert study.run().failed == [("0", "label: label 0.25 is no class index. If tiny gives values: regression=True (--regression).")]
+    assert study.run().failed == [
+        ("0", "label: label 0.25 is not a class index. If tiny gives values, set regression=True (--regression).")
+    ]
     assert study.scores()["label"].to_list() == [1]
 
 
@@ -99,4 +101,4 @@ def test_the_command_line_reads_values_from_the_csv(folder: Path, tmp_path: Path
     (tmp_path / "words.csv").write_text("image,label\n" + "".join(f"{name},high\n" for name in names))
     refused = CliRunner().invoke(main, [*base, "--labels-csv", str(tmp_path / "words.csv"), "--out", str(tmp_path / "other")])
     assert refused.exit_code == 2
-    assert "label 'high' is no number" in refused.output
+    assert "label 'high' is not a number" in refused.output

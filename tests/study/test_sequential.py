@@ -217,11 +217,15 @@ def test_a_method_added_later_takes_as_many_pictures_as_the_larger_family_needs(
 @pytest.mark.parametrize(
     ("changed", "error", "said"),
     [
-        ({"shard": (1, 2)}, InputError, "a shard sees none of the others"),
-        ({"until_decided": "sparsity", "metrics": ["sparsity"]}, InputError, "its values have two bounds; those of sparsity have not"),
+        ({"shard": (1, 2)}, InputError, "a shard sees only its own"),
+        ({"until_decided": "sparsity", "metrics": ["sparsity"]}, InputError, "a metric that is bounded on both sides; sparsity is not"),
         ({"methods": ["random"]}, InputError, "needs at least two methods of one classifier"),
-        ({"metrics": ["average-drop"]}, InputError, "go on until complexity has decided, and scores average-drop: add it"),
-        ({"until_decided": None, "margin": 1.0}, InputError, "a margin is for a run that goes on until a metric has decided"),
+        (
+            {"metrics": ["average-drop"]},
+            InputError,
+            "continue until complexity has decided, but it only scores average-drop: add the metric",
+        ),
+        ({"until_decided": None, "margin": 1.0}, InputError, "a margin is only for a run that continues until a metric has decided"),
         ({"margin": 0.0}, SettingError, "above 0 and below 1; got 0"),
         ({"margin": True}, SettingError, "above 0 and below 1; got True"),
         ({"margin": "2"}, SettingError, "above 0 and below 1; got '2'"),
@@ -275,7 +279,7 @@ def test_the_command_stops_draws_and_says_what_was_decided(folder: Path, tmp_pat
     ]
     wrong = CliRunner().invoke(main, [*command, "--until-decided", "sparsity", "--out", str(tmp_path / "run")])
     assert wrong.exit_code == 2
-    assert wrong.stderr.startswith("error: a run can go on until a metric has decided if its values have two bounds")
+    assert wrong.stderr.startswith("error: until_decided needs a metric that is bounded on both sides")
     command += ["--metric", "complexity", "--until-decided", "complexity", "--margin", "0.6", "--out", str(tmp_path / "run")]
     foretold = CliRunner().invoke(main, [*command, "--dry-run"])
     assert "in a random order, until complexity has decided; at most" in foretold.stderr

@@ -78,7 +78,7 @@ def test_a_command_does_its_shard_and_draws_its_images(folder: Path, tmp_path: P
     assert (tmp_path / "run" / "figures" / "grid.png").stat().st_size > 0
     wrong = CliRunner().invoke(main, [*given, "--shard", "3"])
     assert wrong.exit_code == 2
-    assert "a shard is i/n, as 2/8" in wrong.output
+    assert "a shard is i/n, such as 2/8" in wrong.output
 
 
 def test_a_table_says_which_shards_are_missing_and_refuses_those_of_another_cut(tiny: Classifier, folder: Path, tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ def test_a_bad_picture_at_a_url_is_its_error_and_a_store_that_does_not_answer_st
         raise ConnectionError("timed out") if path.endswith("5.png") else FileNotFoundError(path)
 
     monkeypatch.setattr(MemoryFileSystem, "cat_file", unanswered)
-    with pytest.raises(RunError, match="'memory://photos/5.png' could not be read .timed out.*the same command to go on"):
+    with pytest.raises(RunError, match="'memory://photos/5.png' could not be read .timed out.*the same command to continue"):
         read_picture("memory://photos/5.png")
 
 

@@ -126,7 +126,7 @@ def test_bad_files_among_good_ones_are_named_with_their_reason_and_the_good_ones
     tiny: Classifier, folder: Path, tmp_path: Path
 ) -> None:
     bad = bad_files(folder)
-    other = xattn.attach(networks.small(), input_size=24, resize=30, name="another size")
+    other = xattn.attach(networks.small(), input_size=24, resize=30, name="the size of a map differs")
     made = study([tiny, other], folder, tmp_path / "run", workers=1)
     outcome = made.run()
     assert {name for name, _ in outcome.failed} == set(bad)

@@ -64,14 +64,14 @@ def test_truth_that_is_not_known_says_why(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, other)
     text = (other / "run.json").read_text()
     (other / "run.json").write_text(text.replace("birds:gap", "birds:none"))
-    with pytest.raises(UnsupportedError, match="'birds:none' cannot be loaded by its name alone"):
+    with pytest.raises(UnsupportedError, match="'birds:none' cannot be loaded by its name"):
         trial_runs([other], truth=True, device="cpu")
     classifier = xattn.load("birds:gap", device="cpu")
     images = torch.utils.data.TensorDataset(torch.rand(2, 3, 64, 64))
     xattn.Study(
         [classifier], ["grad-cam", "random"], ["sparsity"], images, tmp_path / "memory", workers=0, tune="off", progress=False
     ).run()
-    with pytest.raises(InputError, match="data set in memory: say where the exported birds are"):
+    with pytest.raises(InputError, match="data set in memory: give the folder of the exported birds"):
         trial_runs([tmp_path / "memory"], truth=True, device="cpu")
 
 
@@ -95,4 +95,4 @@ def test_metrics_that_fail_are_marked_in_a_table_of_the_runs_with_the_reason(fol
     values = CliRunner().invoke(main, ["compare", str(tmp_path / "run"), "--trial", "--format", "csv"])
     assert (values.exit_code, "--trial marks printed tables" in values.output) == (2, True)
     refused = CliRunner().invoke(main, ["compare", str(tmp_path / "run"), "--trial", "--tests"])
-    assert (refused.exit_code, "--trial is of the table without --tests" in refused.output) == (2, True)
+    assert (refused.exit_code, "--trial is for the table without --tests" in refused.output) == (2, True)

@@ -116,9 +116,9 @@ def test_what_has_one_class_per_picture_is_refused(tmp_path: Path) -> None:
     root = published.voc(tmp_path / "voc")
     out = tmp_path / "out.safetensors"
     single, several = (xattn.load("birds:gap", multi_label=flag, device="cpu") for flag in (False, True))
-    with pytest.raises(InputError, match="task multi-label needs labels that stand alone: load it with multi_label"):
+    with pytest.raises(InputError, match="task multi-label needs independent labels: load it with multi_label"):
         fit(single, f"voc:{root}", out, task="multi-label")
-    with pytest.raises(InputError, match=r"voc:.* has several labels per picture, and classification needs one"):
+    with pytest.raises(InputError, match=r"voc:.* has several labels per picture, but classification needs one"):
         fit(single, f"voc:{root}", out)
     with pytest.raises(InputError, match="gap keeps the classifier of birds:gap, which knows no class 'aeroplane'"):
         fit(several, f"voc:{root}", out)

@@ -66,7 +66,7 @@ def test_identities_of_training_are_its_classes_and_the_test_is_not_trained_on(m
 
 def test_other_places_are_refused(market: Path, classifier: Classifier, tmp_path: Path) -> None:
     for place in (str(market / "query"), f"market:{market}:gallery"):
-        with pytest.raises(InputError, match="re-identification is scored on market:ROOT, whose file names say who is seen"):
+        with pytest.raises(InputError, match="re-identification is scored on market:ROOT, whose file names give the identity"):
             score(classifier, place, task="re-identification", workers=0, progress=False)
 
 

@@ -79,7 +79,7 @@ def test_labels_are_those_that_explain_takes(birds: Path, tmp_path: Path) -> Non
         score(classifier, tmp_path, workers=0, progress=False, labels_from="folders")
     rows = "".join(f"unheard-of/{path.name},mosscone|fernhook\n" for path in (tmp_path / "unheard-of").iterdir())
     (tmp_path / "two.csv").write_text(f"image,label\n{rows}")
-    with pytest.raises(InputError, match=r"label of unheard-of/.*: accuracy needs one class, and it has 2"):
+    with pytest.raises(InputError, match=r"label of unheard-of/.*: accuracy needs one class per picture, but it has 2"):
         score(classifier, tmp_path, workers=0, progress=False, labels_csv=tmp_path / "two.csv")
 
 
@@ -96,7 +96,7 @@ def test_a_split_of_a_published_data_set_is_opened_and_test_is_the_default(tmp_p
 
 
 def test_networks_without_classes_are_refused(birds: Path) -> None:
-    with pytest.raises(InputError, match=r"gives values, and classification needs classes"):
+    with pytest.raises(InputError, match=r"gives values, but classification needs classes"):
         score(xattn.load("birds:gap", regression=True, device="cpu"), birds, progress=False)
     maps = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 1))
     with pytest.raises(UnsupportedError, match=r"gives an output \(24, 16, 64, 64\); one logit per class"):
@@ -121,7 +121,7 @@ def test_the_command_prints_and_writes_scores_and_names_pictures_that_it_cannot_
     torn.write_bytes(torn.read_bytes()[:200])
     code, _, said = run("--data", str(folder), "--out", str(tmp_path / "scores.csv"))
     assert code == 3
-    assert "left out, as not readable: 1 of 24 pictures:" in said
+    assert "left out because they cannot be read: 1 of 24 pictures:" in said
     with open(tmp_path / "scores.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [(row["score"], row["n"], row["task"]) for row in rows] == [

@@ -107,7 +107,7 @@ def test_classes_are_matched_by_name_and_a_prediction_of_another_class_is_wrong(
     # c is 3 of 4, a 2 of 3; the pixel of b is predicted as "other", which is no class of the data
     assert {name: found.classes[name].mean for name in "cab"} == pytest.approx({"c": 75, "a": 200 / 3, "b": 0})
     assert found.scores["mIoU"].mean == pytest.approx((75 + 200 / 3) / 3)
-    with pytest.raises(InputError, match=r"reading has 4 classes without names, 'cityscapes.*' 3: say which are which"):
+    with pytest.raises(InputError, match=r"reading has 4 classes without names, 'cityscapes.*' 3: give their names"):
         score(reading((2, 4), labels=None), f"cityscapes:{root}", task="segmentation", workers=0, progress=False)
 
 
@@ -209,9 +209,9 @@ def test_crops_keep_picture_and_label_map_aligned(tmp_path: Path) -> None:
     crop, labels = LabelMapCrops(data, preprocessing, None, 0)[0]
     assert torch.equal(labels, torch.tensor(shown, dtype=torch.uint8)[2:22, 3:33])
     assert torch.equal(crop[1], torch.tensor(shades, dtype=torch.uint8)[labels.long()])
-    with pytest.raises(InputError, match="are kept whole: leave out centre_crop=0.9"):
+    with pytest.raises(InputError, match="does not apply to pictures with label maps: leave out centre_crop=0.9"):
         splits(data, preprocessing, 0.5, None, 0, 0.9, per_pixel=True)
-    with pytest.raises(InputError, match="not of those with label maps: leave out deletion_grid=4"):
+    with pytest.raises(InputError, match="not deleted from pictures with label maps: leave out deletion_grid=4"):
         splits(data, preprocessing, 0.5, None, 0, per_pixel=True, deletion_grid=4)
 
 
@@ -234,16 +234,16 @@ def test_the_poly_schedule_falls_to_zero_by_its_power() -> None:
 def test_what_is_no_segmentation_is_refused(tmp_path: Path) -> None:
     root = written(tmp_path, "val", [FIRST])
     place, birds = f"cityscapes:{root}", xattn.load("birds:gap", device="cpu")
-    with pytest.raises(InputError, match=r"birds:gap · gap gives no map of logits, and segmentation needs one.*: take ocr:BACKBONE"):
+    with pytest.raises(InputError, match=r"birds:gap · gap gives no map of logits, but segmentation needs one.*: use ocr:BACKBONE"):
         score(birds, place, task="segmentation", workers=0, progress=False)
     with pytest.raises(InputError, match="segmentation is scored on cityscapes:ROOT"):
         score(reading((2, 4)), root, task="segmentation", workers=0, progress=False)
     with pytest.raises(InputError, match="has labels of its own"):
         score(reading((2, 4)), place, task="segmentation", labels_from="folders", workers=0, progress=False)
-    with pytest.raises(InputError, match="a teacher's answers are learnt with one class per picture"):
+    with pytest.raises(InputError, match="learning a teacher's answers needs one class per picture"):
         TASK.check_training(reading((2, 4)), True)
     (tmp_path / "labels.csv").write_text("image,label\nleftImg8bit/val/x/x_0_leftImg8bit.png,a\n")
-    with pytest.raises(InputError, match="has no label maps, and segmentation needs the class of every pixel"):
+    with pytest.raises(InputError, match="has no label maps, but segmentation needs the class of every pixel"):
         TASK.open(tmp_path / "labels.csv")
 
 

@@ -18,7 +18,7 @@ COLOURS = {"blue": (0.2, 0.2, 0.9), "green": (0.2, 0.9, 0.2), "red": (0.9, 0.2, 
 
 
 def paint(folder: Path, count: int = 12) -> Path:
-    """A folder a class, of noise in its colour."""
+    """A folder per class, of noise in its colour."""
     for number, (name, colour) in enumerate(COLOURS.items()):
         (folder / name).mkdir(parents=True)
         for index, noise in enumerate(networks.pictures(count, size=40, seed=number)):

@@ -39,11 +39,11 @@ def test_a_folder_a_class(painted: Path, relative: bool, monkeypatch: pytest.Mon
 
 def test_an_empty_class_folder_and_no_folders_are_told(painted: Path, tmp_path: Path) -> None:
     (painted / "yellow").mkdir()
-    with pytest.raises(InputError, match=r"1 class folders of .* hold no pictures: yellow. Fill them or remove them"):
+    with pytest.raises(InputError, match=r"1 class folders of .* have no pictures: yellow. Fill or remove them"):
         open_data(painted)
-    with pytest.raises(InputError, match="needs a folder for each of two classes or more; it has none"):
+    with pytest.raises(InputError, match="needs one folder per class, for at least two classes; it has none"):
         open_data(painted / "red")
-    with pytest.raises(InputError, match=r"is no folder and no CSV, nor one of cifar-fs:ROOT, cifar10:ROOT, .* cub:ROOT"):
+    with pytest.raises(InputError, match=r"is not a folder, not a CSV, and not one of cifar-fs:ROOT, cifar10:ROOT, .* cub:ROOT"):
         open_data(tmp_path / "nowhere")
 
 

@@ -248,7 +248,7 @@ def test_a_training_by_episodes_that_is_killed_goes_on_to_the_same_weights_and_i
     for given in (*unused, ["--classes", "wnid"]):
         other = CliRunner().invoke(main, [*arguments("other.safetensors"), *given])
         assert other.exit_code == 2
-        assert f"{' '.join(given) if '--classes' in given else given[0]} is not for a training by episodes" in other.output
+        assert f"{' '.join(given) if '--classes' in given else given[0]} does not apply to training by episodes" in other.output
 
 
 def test_the_score_is_the_mean_over_episodes_of_layers_fitted_one_by_one(birds: Path) -> None:
@@ -280,17 +280,17 @@ def test_what_does_not_fit_is_named(birds: Path, tmp_path: Path) -> None:
         fit_episodes(clf, data, out, task=TASK, teacher=xattn.attach(networks.small(3), input_size=32, name="small"))
     with pytest.raises(InputError, match=r"needs classes for validation that are not trained on: cifar-fs:ROOT, in its layout; got"):
         fit_episodes(clf, str(birds / "data"), out, task=TASK)
-    with pytest.raises(InputError, match=r"classes of split train, and those of val for validation; got split test: give ROOT alone"):
+    with pytest.raises(InputError, match=r"classes of split train, and those of val for validation; got split test: give only ROOT"):
         fit_episodes(clf, f"{data}:test", out, task=TASK)
     opened = FewShot().open(f"{data}:train")
     assert opened.names == FewShot().open(data).names
     with pytest.raises(InputError, match=r"needs classes for validation that are not trained on; cifar-fs:.* has '\w+' in both"):
         fit_episodes(clf, replace(opened, validation=replace(opened, validation=None)), out, task=TASK)
-    with pytest.raises(InputError, match=r"precision 'bf16-true' would turn the weights of small"):
+    with pytest.raises(InputError, match=r"precision 'bf16-true' would convert the weights of small"):
         fit_episodes(clf, data, out, task=TASK, precision="bf16-true")
-    with pytest.raises(InputError, match=r"takes 1 \+ 15 pictures of a class, .* class 'bandspoon' of cifar-fs:.*:test has 4"):
+    with pytest.raises(InputError, match=r"takes 1 \+ 15 pictures per class .* class 'bandspoon' of cifar-fs:.*:test has 4"):
         score(clf, f"{data}:test", task="few-shot:ways=3", workers=0, progress=False)
-    with pytest.raises(InputError, match=r"5 ways needs as many classes, and .* has 4: give fewer ways"):
+    with pytest.raises(InputError, match=r"5 ways needs as many classes, but .* has 4: give fewer ways"):
         score(clf, f"{data}:test", task="few-shot:queries=1", workers=0, progress=False)
     with pytest.raises(InputError, match=r"is for task few-shot; got 'classification'"):
         fit_episodes(clf, data, out, task="classification")

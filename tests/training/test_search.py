@@ -98,7 +98,7 @@ def test_a_trial_that_was_cut_off_does_not_count(painted: Path, tmp_path: Path, 
 
 
 def test_trials_of_a_module_in_hand_are_refused(painted: Path, tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedError, match="trials are saved: load it by a name"):
+    with pytest.raises(UnsupportedError, match="trials are saved by name: load it by a name"):
         search(fresh(), painted, tmp_path / "x.safetensors", 2)
 
 
@@ -141,7 +141,7 @@ def test_the_command_line_trains_searches_and_explains(
     assert "has its own head" in run(*base, "--head", "b-cnn", "--out", "x.safetensors", "--model", "low.safetensors", code=2)
     assert "has its own high_res" in run(*base, "--high-res", "3", "--out", "x.safetensors", "--model", "low.safetensors", code=2)
     assert "--trust-code" in run(*base, "--out", "x.safetensors", "--model", "low.safetensors", code=2)
-    assert "is a .safetensors" in run(*base, "--out", "low.pth", code=2)
+    assert "must be a .safetensors file" in run(*base, "--out", "low.pth", code=2)
     assert "never trained" in run("explain", str(painted), "--model", factory, "--head", "ca-stream", *shape, "--out", "x", code=1)
     cheap = ["--metric", "sparsity", "--metric", "average-drop", "--workers", "0", "--device", "cpu"]
     both = ["--model", factory, "--model", "ca.safetensors", "--trust-code", "--method", "raw-attention", "--method", "grad-cam"]

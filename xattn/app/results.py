@@ -250,9 +250,9 @@ def refuse_local(network: str) -> None:
     place = network.partition(":")[2]
     if sources.is_code(network) or network.startswith(FOCUS) or place.startswith(LOCAL) or os.path.exists(place):
         raise InputError(
-            f"'{network}' is code or a file on the machine that serves this page, or nothing that xattn knows. Here, networks are named "
-            "birds:NAME, torchvision:NAME, timm:NAME, hf:NAME or open_clip:NAME; others are given when the page is started: "
-            "xattn app --model NAME."
+            f"'{network}' is code or a file on the machine that serves this page, or unknown to xattn. On this page, networks are named "
+            "birds:NAME, torchvision:NAME, timm:NAME, hf:NAME or open_clip:NAME; give others when you start the page: xattn app "
+            "--model NAME."
         )
 
 

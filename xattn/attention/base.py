@@ -114,7 +114,9 @@ def align(name: str, d_q: int | None = None, d_k: int | None = None, n: int | No
         function: Alignment = found
         return function
     if d_q is None:
-        raise InputError(f"'{name}' has weights, whose sizes are needed: align('{name}', d_q=64), with d_k if the keys have another width.")
+        raise InputError(
+            f"'{name}' has weights, so it needs their sizes: align('{name}', d_q=64), with d_k if the keys have another width."
+        )
     return found.build(d_q, d_q if d_k is None else d_k, n)
 
 
@@ -188,7 +190,7 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, align: str | Alignment, 
         check_names(align, distribution)
     if values.dim() != 3 or values.shape[:2] != keys.shape[:2]:
         raise InputError(
-            f"attend takes one value per key, values (batch, n, d_v) beside keys (batch, n, d_k); got {tuple(values.shape)} and "
+            f"attend takes one value per key, values (batch, n, d_v) and keys (batch, n, d_k); got {tuple(values.shape)} and "
             f"{tuple(keys.shape)}."
         )
     scores = (named_align(align) if isinstance(align, str) else align)(query, keys)
@@ -216,8 +218,8 @@ def check_shapes(name: str, query: Tensor, keys: Tensor, widths: tuple[int, int]
     came = query.shape[1], keys.shape[2]
     if widths is None and came[0] != came[1]:
         raise InputError(
-            f"{name} multiplies query and keys channel by channel; the query has {came[0]} channels, the keys {came[1]}. Use general, "
-            "concat or additive, which take any."
+            f"{name} multiplies query and keys channel by channel; the query has {came[0]} channels, the keys {came[1]}. Use "
+            f"general, concat or additive, which take any widths."
         )
     if widths is not None and came != widths:
         raise InputError(

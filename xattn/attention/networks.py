@@ -177,7 +177,7 @@ class Locations(nn.Module):
         check_shapes("location-based", query, keys, self.widths)
         if keys.shape[1] != self.linear.out_features:
             raise InputError(
-                f"location-based has weights for each of {self.linear.out_features} positions; a map of {keys.shape[1]} came. Give images "
+                f"location-based has weights for each of {self.linear.out_features} positions; got a map of {keys.shape[1]}. Give images "
                 "of the size that it was built for, or use another alignment, which takes any size."
             )
         scores: Tensor = self.linear(query)

@@ -45,7 +45,7 @@ class SketchBirds(Dataset[tuple[Any, int]]):
         if split not in SPLITS:
             raise InputError(f"SketchBirds has no split '{split}'. Splits: {', '.join(SPLITS)}.")
         if count < 1 or not 0 <= (spurious or 0) <= 1:
-            raise InputError(f"SketchBirds needs one picture or more, and a share in [0, 1] as spurious; got {count} and {spurious}.")
+            raise InputError(f"SketchBirds needs at least one picture, and a share in [0, 1] as spurious; got {count} and {spurious}.")
         self.split: Split = split
         self.count = count
         self.seed = seed
@@ -99,7 +99,7 @@ class SketchBirds(Dataset[tuple[Any, int]]):
         folder = Path(folder)
         names = [f"{self.classes[self.targets[index]]}/{index:06d}.png" for index in range(self.count)]
         if other := {path.relative_to(folder).as_posix() for path in folder.glob("*/*.png")} - set(names):
-            raise InputError(f"'{folder}' holds other pictures, as {min(other)}: export into a new folder.")
+            raise InputError(f"'{folder}' contains other pictures, such as {min(other)}: export into a new folder.")
         rows = []
         for index, name in enumerate(names):
             self.write(index, folder / name)

@@ -36,10 +36,10 @@ def export_few_shot(folder: str | Path, count: int = 600, *, seed: int = 0, hard
     """
     folder = Path(folder)
     if count < 1:
-        raise InputError(f"a kind needs one picture or more; got {count}.")
+        raise InputError(f"a kind needs at least one picture; got {count}.")
     names = {(kind, f"{number:04d}.png") for kind in KINDS for number in range(count)}
     if other := {(path.parent.name, path.name) for path in (folder / "data").glob("*/*.png")} - names:
-        raise InputError(f"'{folder}' holds other pictures, as {'/'.join(min(other))}: export into a new folder.")
+        raise InputError(f"'{folder}' contains other pictures, such as {'/'.join(min(other))}: export into a new folder.")
     lists = folder / "splits" / "bertinetto"
     lists.mkdir(parents=True, exist_ok=True)
     for split, (drawn, kinds) in SPLITS.items():

@@ -102,11 +102,11 @@ def export_voc(folder: str | Path, *, train: int = 2000, validation: int = 400, 
     """
     folder = Path(folder)
     if min(train, validation) < 1:
-        raise InputError(f"one picture or more of each split is needed; got {train} and {validation}.")
+        raise InputError(f"each split needs at least one picture; got {train} and {validation}.")
     counts: dict[str, tuple[Split, int]] = {"train": ("train", train), "val": ("validation", validation)}
     names = {short: [f"{short}_{index:06d}" for index in range(count)] for short, (_, count) in counts.items()}
     if other := {path.stem for path in (folder / "JPEGImages").glob("*.jpg")} - {name for each in names.values() for name in each}:
-        raise InputError(f"'{folder}' holds other pictures, as {min(other)}: export into a new folder.")
+        raise InputError(f"'{folder}' contains other pictures, such as {min(other)}: export into a new folder.")
     lists = folder / "ImageSets" / "Main"
     for place in (folder / "JPEGImages", folder / "Annotations", lists):
         place.mkdir(parents=True, exist_ok=True)

@@ -39,7 +39,7 @@ def effects(predict: Callable[[Tensor], Tensor], scenes: Sequence[Scene], target
         raise InputError("effects takes a list of scenes: write [scene].")
     wanted = [scene.label for scene in scenes] if targets is None else [int(target) for target in targets]
     if not scenes or len(wanted) != len(scenes):
-        raise InputError(f"effects needs a target for each of one scene or more; got {len(scenes)} scenes and {len(wanted)} targets.")
+        raise InputError(f"effects needs at least one scene and one target per scene; got {len(scenes)} scenes and {len(wanted)} targets.")
     values = torch.stack(
         [predict(subsets(scene).float() / 255)[:, target].double().cpu() for scene, target in zip(scenes, wanted, strict=True)]
     )
@@ -102,7 +102,7 @@ def known_parts(
     """
     wanted = [int(target) for target in targets]
     if not scenes or len(wanted) != len(scenes):
-        raise InputError(f"known_parts needs a target for each of one scene or more; got {len(scenes)} scenes, {len(wanted)} targets.")
+        raise InputError(f"known_parts needs at least one scene and one target per scene; got {len(scenes)} scenes, {len(wanted)} targets.")
     drawn = [None if each is None else seen_by(each, preprocessing) for each in scenes]
     outputs = [None if each is None else predict(torch.cat([each.subsets, each.bare]).float() / 255).double().cpu() for each in drawn]
     count, subset_count = len(scenes), 2 ** len(PARTS)

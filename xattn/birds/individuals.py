@@ -97,8 +97,8 @@ def export_individuals(
         raise InputError(f"'{folder}' is not empty: export into a new folder.")
     if not (train >= 1 <= test and train + test <= MOST_IDENTITIES and 2 <= cameras <= MOST_CAMERAS and each >= 2):
         raise InputError(
-            f"one individual or more for training and for tests, {MOST_IDENTITIES} in all, 2 to {MOST_CAMERAS} cameras and two pictures or "
-            f"more by each are needed; got train={train}, test={test}, cameras={cameras}, each={each}."
+            f"give at least one individual each for training and for tests, at most {MOST_IDENTITIES} in all, 2 to {MOST_CAMERAS} "
+            f"cameras and at least two pictures per camera; got train={train}, test={test}, cameras={cameras}, each={each}."
         )
     for split in FOLDERS.values():
         (folder / split).mkdir(parents=True)

@@ -57,7 +57,7 @@ def export_parts(root: str | Path, *, train: int = 2000, validation: int = 400, 
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"'{folder}' is not empty: export into a new folder.")
     if min(train, validation) < 1:
-        raise InputError(f"one picture or more of each split is needed; got {train} and {validation}.")
+        raise InputError(f"each split needs at least one picture; got {train} and {validation}.")
     for split, count in {"train": train, "val": validation}.items():
         birds = SketchBirds(SPLITS[split], count, seed=seed)
         labels = folder / LABELS / split / CITY

@@ -197,7 +197,7 @@ def scene(index: int, *, split: Split = "train", seed: int = 0, spurious: float 
         InputError: an unknown split.
     """
     if split not in SPLITS:
-        raise InputError(f"split '{split}' is none of {', '.join(SPLITS)}.")
+        raise InputError(f"split '{split}' is not one of {', '.join(SPLITS)}.")
     draw = random.Random(f"sketchbirds {'hard ' if hard else ''}{seed} {split} {index}")
     label = index % len(CLASSES)
     codes = tuple(CLASSES.values())[label]

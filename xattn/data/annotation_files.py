@@ -62,7 +62,7 @@ def read_annotations(place: str | Path, names: Sequence[str]) -> Annotations:
     if not found:
         known = ", ".join(list(objects)[:3]) or "no picture"
         raise InputError(
-            f"{given} has regions of none of {counted(len(names), 'picture')} ({', '.join(names[:3])}, …). It names "
+            f"{given} has no region for any of {counted(len(names), 'picture')} ({', '.join(names[:3])}, …). It names "
             f"{shown(known[:200])}: paths relative to the given folder are needed."
         )
     return Annotations(given, found, {name: size for name, size in sizes.items() if name in found})
@@ -103,7 +103,7 @@ def _table(path: str) -> Objects:
                 label = (row.get(columns.get("label", "")) or "").strip() or None
                 found.setdefault((row[image] or "").removeprefix("./"), []).append(AnnotatedObject(shape, label))
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} could not be read as CSV ({error}): it is no text in UTF-8. Save it as one.") from error
+        raise InputError(f"{path} could not be read as CSV ({error}): it is not UTF-8 text. Save it as UTF-8.") from error
     except (OSError, csv.Error) as error:
         raise InputError(f"{path} could not be read as CSV ({error}).") from error
     return {name: tuple(some) for name, some in found.items()}
@@ -154,7 +154,7 @@ def _coco(path: str) -> tuple[Objects, Sizes]:
         raise InputError(f"{path} could not be read as JSON ({error}).") from error
     parts = [content.get(key) if isinstance(content, dict) else None for key in ("images", "annotations", "categories")]
     if not isinstance(parts[0], list) or not isinstance(parts[1], list):
-        raise InputError(f"{path} is no file of COCO's instances: it needs the lists 'images' and 'annotations'.")
+        raise InputError(f"{path} is not a COCO instances file: it needs the lists 'images' and 'annotations'.")
     images, annotations = _dicts(path, "images", parts[0]), _dicts(path, "annotations", parts[1])
     classes = {each.get("id"): each["name"] for each in _dicts(path, "categories", parts[2] or []) if isinstance(each.get("name"), str)}
     of_id = {each.get("id"): each for each in images if isinstance(each.get("file_name"), str)}
@@ -178,7 +178,7 @@ def _dicts(path: str, what: str, given: object) -> list[dict[str, Any]]:
     if not isinstance(given, list) or not all(
         isinstance(each, dict) and isinstance(each.get("id"), (int, str, type(None))) for each in given
     ):
-        raise InputError(f"{path}: '{what}' is a list of objects with an id, as COCO's; it is not.")
+        raise InputError(f"{path}: '{what}' must be a list of objects with an id, as in COCO; it is not.")
     found: list[dict[str, Any]] = given
     return found
 
@@ -191,12 +191,10 @@ def _has_size(image: Mapping[str, Any]) -> bool:
 def _coco_shape(where: str, annotation: Mapping[str, Any], image: Mapping[str, Any]) -> Shape:
     if given := annotation.get("segmentation"):
         if not _has_size(image):
-            raise InputError(f"{where} has a segmentation, and its image no width and height.")
+            raise InputError(f"{where} has a segmentation, but its image has no width and height.")
         width, height = image["width"], image["height"]
         if not _is_segmentation(given, width, height):
-            raise InputError(
-                f"{where} has a segmentation that is none: polygons of x, y, … or the runs of {width}×{height} pixels are needed."
-            )
+            raise InputError(f"{where} has an invalid segmentation: it needs polygons of x, y, … or the runs of {width}×{height} pixels.")
         if importlib.util.find_spec("pycocotools") is None:
             raise MissingPackageError("pycocotools", "coco", "a COCO file with polygons or masks")
         return DrawnMask(partial(_drawn, given, width, height), json.dumps(given, sort_keys=True), (width, height))

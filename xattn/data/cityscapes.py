@@ -57,14 +57,14 @@ class LabelMaps:
             why = getattr(error, "strerror", None) or error
             raise InputError(f"'{path}' cannot be read ({why}): unpack {ARCHIVES[LABELS]} again.") from error
         if found.mode not in ("L", "P"):
-            raise InputError(f"'{path}' is a picture of mode {found.mode}: a label map has one channel of 8 bits.")
+            raise InputError(f"'{path}' is a picture of mode {found.mode}: a label map must have one channel of 8 bits.")
         if size is not None and found.size != size:
             came, wanted = (f"{width} × {height} pixels" for width, height in (found.size, size))
-            raise InputError(f"'{path}' has {came}, and its picture {wanted}: a label map has the size of the picture.")
+            raise InputError(f"'{path}' has {came}, and its picture {wanted}: a label map must have the size of its picture.")
         if found.mode == "P":  # its values are the indices, whatever their colours
             found = Image.frombytes("L", found.size, found.tobytes())
         if wrong := [value for _, value in found.getcolors() or () if self.table[int(str(value))] < 0]:
-            raise InputError(f"'{path}' has the label {wrong[0]}, which is none of the {len(set(self.table) - {IGNORED, -1})} classes.")
+            raise InputError(f"'{path}' has the label {wrong[0]}, which is not one of the {len(set(self.table) - {IGNORED, -1})} classes.")
         return found.point([max(0, entry) for entry in self.table])
 
     def shown(self, number: int, size: tuple[int, int] | None = None) -> frozenset[int]:
@@ -133,7 +133,7 @@ def classes_of(folder: Path) -> tuple[str, ...]:
     except FileNotFoundError:
         return CLASSES
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"'{path}' cannot be read, or is no text in UTF-8 ({error}).") from error
+        raise InputError(f"'{path}' cannot be read, or is not UTF-8 text ({error}).") from error
     if not 2 <= len(set(names)) == len(names) < IGNORED:
         raise InputError(f"'{path}' has {len(names)} names, {len(set(names))} of them distinct: 2 to {IGNORED - 1} are needed.")
     return names
@@ -159,7 +159,7 @@ def label_maps(where: str, folder: Path, split: str, files: list[str]) -> LabelM
         other = f", or {KINDS[1]}" if kind == KINDS[0] else ""
         raise InputError(f"{where} needs {missing[0]}{other}, as in {ARCHIVES[LABELS]}; it lacks {len(missing)} of {len(files)}.")
     if kind == KINDS[1] and classes is not CLASSES:
-        raise InputError(f"{where} has classes.txt, whose classes are those of {KINDS[0]}; its maps are of kind {KINDS[1]}.")
+        raise InputError(f"{where} has a classes.txt, which applies to maps of kind {KINDS[0]}; its maps are of kind {KINDS[1]}.")
     if kind == KINDS[0]:
         table = [*range(len(classes)), *[-1] * (256 - len(classes))]
     else:

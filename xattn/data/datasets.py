@@ -57,12 +57,13 @@ def refuse_without_length(images: object) -> None:
     """
     if isinstance(images, Mapping):
         keys = ", ".join(map(str, list(images)[:6])) or "nothing"
-        raise InputError(f"images are one data set, and a dict came, with {keys}: pass one of its values.")
+        raise InputError(f"images must be one data set; got a dict with {keys}: pass one of its values.")
     is_stream = _is_of_torch(images, "IterableDataset") or (hasattr(images, "__iter__") and not hasattr(images, "__getitem__"))
     if is_stream or (_is_of_torch(images, "Dataset") and not hasattr(images, "__len__")):
         raise InputError(
-            f"a run needs a data set with a length and items by number, to go on where it stopped; {type(images).__name__} gives its items "
-            "only in turn. Pass list(dataset) where memory holds it; shards of webdataset themselves, as 'shards/*.tar'; or a data set of "
+            f"a run needs a data set with a length and items by number, so that it can resume; {type(images).__name__} gives its "
+            f""
+            f"items only in order. Pass list(dataset) if it fits in memory; the shards of webdataset, as 'shards/*.tar'; or a data set of "
             "Hugging Face loaded without streaming."
         )
 
@@ -72,9 +73,7 @@ def item_parts(item: Any) -> tuple[Any, Any]:
     if isinstance(item, Mapping) and "bytes" not in item:
         picture, label = (next((item[key] for key in keys if item.get(key) is not None), None) for keys in (PICTURES, LABELS))
         if picture is None:
-            raise ImageError(
-                f"an item with a picture under one of {', '.join(PICTURES)} is needed; got the keys {', '.join(map(str, item))}."
-            )
+            raise ImageError(f"an item needs a picture under one of {', '.join(PICTURES)}; got the keys {', '.join(map(str, item))}.")
         return picture, label
     if isinstance(item, (tuple, list)):
         return (item[0] if item else None), (item[1] if len(item) > 1 else None)
@@ -107,7 +106,7 @@ def wrong_values(picture: Tensor) -> str | None:
     if picture.dtype == torch.uint8 or not picture.numel():
         return None
     if not picture.is_floating_point():
-        return f"a tensor of {str(picture.dtype).removeprefix('torch.')} came: uint8, or floats in [0, 1], are needed. Convert it."
+        return f"a tensor of {str(picture.dtype).removeprefix('torch.')} is given: uint8, or floats in [0, 1], are needed. Convert it."
     low, high = float(picture.amin()), float(picture.amax())
     if low >= -EDGE and high <= 1 + EDGE:
         return None
@@ -177,14 +176,14 @@ def dataset_at(places: Sequence[object]) -> Any:
     named = [str(place) for place in places]
     if any(parsed is not None and parsed[0] in PUBLISHED for parsed in map(parsed_place, named)):
         if len(named) > 1 or (parsed := parsed_place(named[0])) is None:
-            raise InputError("a data set as published cannot be mixed with other places: make a run of each.")
+            raise InputError("a data set as published cannot be mixed with other places: make one run for each.")
         return open_torchvision(*parsed)
     if not any(place.startswith(HUGGING_FACE) or place.endswith(".parquet") for place in named):
         return None
     if all(place.endswith(".parquet") and not place.startswith(HUGGING_FACE) for place in named):
         return ParquetPictures(tuple(file for place in named for file in _files(place)))
     if len(named) > 1:
-        raise InputError("a data set of Hugging Face, and Parquet files, cannot be mixed with other places: make a run of each.")
+        raise InputError("a data set of Hugging Face, and Parquet files, cannot be mixed with other places: make one run for each.")
     return _hugging_face(named[0].removeprefix(HUGGING_FACE))
 
 

@@ -44,13 +44,13 @@ class Reading:
 
     def __post_init__(self) -> None:
         if self.depth is not None and not 1 <= self.depth <= 32:
-            raise InputError(f"depth is the number of bits that the values of a picture use, 1 to 32; got {self.depth}.")
+            raise InputError(f"depth is the number of bits that a picture's values use, 1 to 32; got {self.depth}.")
         if self.window is not None and not _is_window(self.window):
-            raise InputError(f"window is two finite values, that of black and a larger one of white, as -160,240; got {self.window}.")
+            raise InputError(f"window is two finite values, black and a larger one for white, such as -160,240; got {self.window}.")
         if self.max_pixels < 1:
             raise InputError(f"max_pixels is a number of pixels, 1 or more; got {self.max_pixels}.")
         if self.depth is not None and self.window is not None:
-            raise InputError("depth and window both say which value is white: give one of them.")
+            raise InputError("depth and window both set the white value: give one of them.")
 
     def given(self) -> dict[str, Any]:
         """Those that are not the defaults, as `ImageSource` takes them."""

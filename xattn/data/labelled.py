@@ -158,7 +158,7 @@ def open_data(data: str | Path | Labelled | Dataset[Any], classes: Classes = "fo
         found = _folders(Path(data))
     else:
         known = ", ".join(f"{key}:ROOT" for key in sorted([*PUBLISHED, *KNOWN]))
-        raise InputError(f"training data '{data}' is no folder and no CSV, nor one of {known}.")
+        raise InputError(f"training data '{data}' is not a folder, not a CSV, and not one of {known}.")
     return _by_wnid(found) if classes == "wnid" else found
 
 
@@ -191,11 +191,13 @@ def _folders(folder: Path) -> Labelled:
     folder = Path(os.path.abspath(folder))
     names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if len(names) < 2:
-        raise InputError(f"training data '{folder}' needs a folder for each of two classes or more; it has {', '.join(names) or 'none'}.")
+        raise InputError(
+            f"training data '{folder}' needs one folder per class, for at least two classes; it has {', '.join(names) or 'none'}."
+        )
     source = ImageSource([str(folder / name) for name in names])
     labels = [image.path.relative_to(folder).parts[0] for image in source.images if isinstance(image.path, Path)]
     if empty := [name for name in names if name not in set(labels)]:
-        raise InputError(f"{len(empty)} class folders of '{folder}' hold no pictures: {', '.join(empty[:5])}. Fill them or remove them.")
+        raise InputError(f"{len(empty)} class folders of '{folder}' have no pictures: {', '.join(empty[:5])}. Fill or remove them.")
     return _of_source(str(folder), source, labels, names)
 
 
@@ -203,7 +205,7 @@ def _csv(path: Path) -> Labelled:
     source = ImageSource(str(path))
     labels = [image.label for image in source.images]
     if None in labels:
-        raise InputError(f"{path} has no label for {source.images[labels.index(None)].name}: training needs one for each image.")
+        raise InputError(f"{path} has no label for {source.images[labels.index(None)].name}: training needs one label per image.")
     if any("|" in str(label) for label in labels):
         return _csv_of_vectors(str(path), source, [tuple(name.strip() for name in str(label).split("|")) for label in labels])
     indices = [int(float(str(label))) for label in labels if is_index(label)]
@@ -239,10 +241,10 @@ def _splits(name: str, root: str) -> Labelled:
     if (end := root.rpartition(":")[2]) in about.splits:
         root, split = root.removesuffix(f":{end}"), end
         if split == about.test:
-            raise InputError(f"{name}:{root}:{split} is the split for scores, and is not trained on: leave out ':{split}'.")
+            raise InputError(f"{name}:{root}:{split} is the split for scores and not for training: leave out ':{split}'.")
         if split == f"train{about.test}":
             raise InputError(
-                f"{name}:{root}:{split} holds the pictures of {about.test}, which evaluate scores, and is not trained on: leave out "
+                f"{name}:{root}:{split} holds the pictures of {about.test}, which evaluate scores, so it is not for training: leave out "
                 f"':{split}'."
             )
     found = open_split(name, root, split)
@@ -259,7 +261,7 @@ def open_split(name: str, root: str, split: str) -> Labelled:
     """
     found = open_published(name, root, split)
     if not found.classes:
-        raise InputError(f"{found.name} has no classes and is not trained on: leave out ':{split}'.")
+        raise InputError(f"{found.name} has no classes and cannot be trained on: leave out ':{split}'.")
     shown = f"{name}:{root}" if split == "train" else f"{name}:{root}:{split}"
     return Labelled(shown, found.classes, found.targets, _Files(found.paths), label_maps=found.label_maps)
 
@@ -280,7 +282,7 @@ def _published(name: str, root: str) -> Labelled:
 def _by_wnid(data: Labelled) -> Labelled:
     wnids = imagenet_wnids()
     if data.names is None:
-        raise InputError(f"{data.name} has class indices already: leave out --classes wnid.")
+        raise InputError(f"{data.name} already has class indices: leave out --classes wnid.")
     if unknown := [name for name in data.names if name not in wnids]:
         raise NameUnknownError("ImageNet class (a WordNet id, as n01440764)", unknown[0], wnids)
     return data.renumbered([wnids.index(name) for name in data.names], len(wnids))

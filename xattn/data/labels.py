@@ -96,8 +96,8 @@ def _of_vector(values: list[Any], *, is_float: bool) -> Label:
         return HotLabel(tuple(index for index, value in enumerate(values) if value), len(values))
     if is_float or not all(isinstance(value, int) for value in values):
         raise InputError(
-            f"a label is {FORMS}; got a vector of {len(values)} values from {min(values):.3g} to {max(values):.3g}. Of probabilities or "
-            "soft labels, give the argmax."
+            f"a label is {FORMS}; got a vector of {len(values)} values from {min(values):.3g} to {max(values):.3g}. For "
+            f"probabilities or soft labels, give the argmax."
         )
     return tuple(values)
 
@@ -149,7 +149,7 @@ def read_table(path: str) -> dict[str, str | None]:
                     )
                 found[name] = text
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} could not be read as CSV ({error}): it is no text in UTF-8. Save it as one.") from error
+        raise InputError(f"{path} could not be read as CSV ({error}): it is not UTF-8 text. Save it as UTF-8.") from error
     except (OSError, csv.Error) as error:
         raise InputError(f"{path} could not be read as CSV ({error}).") from error
     return found
@@ -166,7 +166,7 @@ def file_content(path: str) -> bytes:
         return urls.read(path)
     about = os.stat(path)
     if not stat.S_ISREG(about.st_mode):
-        raise InputError(f"{path} is a folder, a pipe or a device: a label file is a file with a content.")
+        raise InputError(f"{path} is a folder, a pipe or a device: a label file must be a regular file.")
     if about.st_size > LARGEST:
         raise InputError(f"{path} has {about.st_size / 2**30:.1f} GiB, more than any label file: at most {LARGEST / 2**30:.0f} are read.")
     return Path(path).read_bytes()
@@ -194,7 +194,7 @@ def _text_of(row: Mapping[Any, Any], label: str, columns: Sequence[str], separat
     text, more = row.get(label), row.get(None)
     if more:
         if label != columns[-1]:
-            raise InputError(f"{place} has more fields than there are columns: put what holds a '{separator}' between quotation marks.")
+            raise InputError(f"{place} has more fields than columns: put quotation marks around fields that contain '{separator}'.")
         text = separator.join([text or "", *more])
     return text.strip() or None if text else None
 
@@ -233,7 +233,7 @@ def read_lines(path: str) -> dict[str, str | None]:
     found: dict[str, str | None] = dict.fromkeys(lines) if are_names else dict(_pairs(path, lines))
     if not any((folder / name).is_file() for name in found):
         raise InputError(
-            f"{path} names no picture that is there: a line is a path relative to it, or a path, a space and a label; its first is "
+            f"{path} names no existing picture: a line is a path relative to it, or a path, a space and a label; its first is "
             f"'{shown(lines[0][:60])}'."
         )
     return found
@@ -291,8 +291,8 @@ def _ground_truth(path: str, lines: Sequence[str], names: Iterable[str]) -> dict
     place = Path(path).parent / DEVKIT
     if not place.is_file():
         raise InputError(
-            f"{path} holds numbers alone. If they are ILSVRC's ground truth, they follow an order of their own: put {DEVKIT} of its "
-            "development kit beside it. If they are class indices, make a CSV with columns image and label."
+            f"{path} has only numbers. If they are ILSVRC's ground truth, they follow an order of their own: put {DEVKIT} of its "
+            f"development kit next to it. If they are class indices, make a CSV with columns image and label."
         )
     from scipy.io import loadmat
 
@@ -305,7 +305,7 @@ def _ground_truth(path: str, lines: Sequence[str], names: Iterable[str]) -> dict
     for name in names:
         number = VALIDATION.search(PurePosixPath(name).name)
         if number is None or not 1 <= int(number[1]) <= len(lines):
-            raise InputError(f"{path} is for the images ILSVRC2012_val_00000001 to {len(lines):08d}; {name} is none of them.")
+            raise InputError(f"{path} is for the images ILSVRC2012_val_00000001 to {len(lines):08d}; {name} is not one of them.")
         found[name] = wnids.get(int(lines[int(number[1]) - 1]))
     return found
 

@@ -106,7 +106,7 @@ def listed(place: str, *, quiet: bool = False) -> list[NamedImage]:
             return [replace(image, label=None) for image in found]
         if (bare := [image.name for image in found if not image.label]) and not quiet:
             logger.info(
-                "%s: %s no class but in difficult objects: left out (%s)",
+                "%s: %s classes only as difficult objects: left out (%s)",
                 place,
                 counted(len(bare), "picture shows", "pictures show"),
                 bare[0],
@@ -124,7 +124,7 @@ def _names(target: Target, classes: Sequence[str]) -> str | tuple[str, ...]:
 
 def _files(given: str, quiet: bool) -> list[NamedImage]:
     if not given.strip() or "\0" in given:
-        raise InputError(f"{given!r} is no path: give a folder ('.' for this one), a file, a pattern or a CSV.")
+        raise InputError(f"{given!r} is not a path: give a folder ('.' for this one), a file, a pattern or a CSV.")
     path = Path(given)
     if path.is_dir():
         return [NamedImage(printable(file.relative_to(path).as_posix()), file) for file in _walk(path, quiet)]
@@ -212,7 +212,7 @@ def _without_links_to_others(files: list[Path], folder: Path, quiet: bool) -> li
     real = {os.path.join(os.path.realpath(file.parent), file.name) for file in files if file not in links}
     twice = [file for file, place in links.items() if place in real]
     if twice and not quiet:
-        logger.info("%s: left out: %s to pictures that are there themselves.", folder, counted(len(twice), "link"))
+        logger.info("%s: left out: %s to pictures that are also listed themselves.", folder, counted(len(twice), "link"))
     return [file for file in files if file not in set(twice)]
 
 
@@ -247,7 +247,7 @@ def _report_left_out(files: Sequence[PurePath], place: str) -> None:
     """Logs how many files are no pictures that can be read, by ending; as a warning where somebody may expect them to be read."""
     texts = [file for file in files if file.suffix.lower() in TEXTS]
     if texts:
-        logger.info("%s: beside the pictures: %s", place, _by_ending(texts, texts))
+        logger.info("%s: next to the pictures: %s", place, _by_ending(texts, texts))
     if others := [file for file in files if file.suffix.lower() not in TEXTS]:
         expected = [file for file in others if file.suffix.lower() in OTHER_PICTURES]
         what = counted(len(others), "file is left out, as it is no picture", "files are left out, as they are no pictures")

@@ -53,7 +53,7 @@ def arrays_in(path: Path) -> dict[str, Tensor]:
     except (zipfile.BadZipFile, SafetensorError, NotImplementedError, RuntimeError, ValueError, SyntaxError, EOFError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"'{path}' is no file of maps, or damaged: {TAKEN} are read.") from error
+        raise InputError(f"'{path}' is not a file of maps, or is damaged: {TAKEN} are read.") from error
 
 
 def _torch(path: Path, content: bytes) -> dict[str, Tensor]:
@@ -62,10 +62,10 @@ def _torch(path: Path, content: bytes) -> dict[str, Tensor]:
             warnings.simplefilter("ignore")
             loaded: Any = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler's errors have no common base class
-        raise InputError(f"'{path}' holds other things than tensors, or is damaged: save one tensor, or tensors by name.") from error
+        raise InputError(f"'{path}' contains objects other than tensors, or is damaged: save one tensor, or tensors by name.") from error
     found = {"": loaded} if torch.is_tensor(loaded) else loaded
     if not isinstance(found, Mapping) or not all(isinstance(name, str) and torch.is_tensor(value) for name, value in found.items()):
-        raise InputError(f"'{path}' holds {type(loaded).__name__}: one tensor, or tensors by name are needed.")
+        raise InputError(f"'{path}' contains {type(loaded).__name__}: one tensor, or tensors by name, is needed.")
     return dict(found)
 
 
@@ -81,9 +81,9 @@ def _grey(path: Path, content: bytes) -> Tensor:
         return torch.frombuffer(bytearray(picture.convert("F").tobytes()), dtype=torch.float32).view(picture.height, picture.width)
     channels = picture.convert("RGB").split()
     if any(channel.tobytes() != channels[0].tobytes() for channel in channels):
-        raise InputError(f"'{path}' is a picture in colour: a map's values are needed, in grey. Save the map itself, not its overlay.")
+        raise InputError(f"'{path}' is a colour picture: a map needs grey values. Save the map itself, not its overlay.")
     if picture.mode in ("RGBA", "LA", "PA") and picture.getchannel("A").getextrema() != (255, 255):
-        raise InputError(f"'{path}' is partly transparent: a map's values are needed, in grey alone.")
+        raise InputError(f"'{path}' is partly transparent: a map needs grey values without transparency.")
     return torch.frombuffer(bytearray(channels[0].tobytes()), dtype=torch.uint8).view(picture.height, picture.width)
 
 
@@ -106,5 +106,5 @@ def as_map(values: Tensor, said: str) -> Tensor:
     found = values.float()
     if bool((torch.isinf(found) & torch.isfinite(values)).any()):
         largest = float(values[torch.isfinite(values)].abs().max())
-        raise InputError(f"{said} reaches {largest:.1e}, more than float32 holds (3.4e+38): divide the map by its largest magnitude.")
+        raise InputError(f"{said} reaches {largest:.1e}, more than float32 can hold (3.4e+38): divide the map by its largest magnitude.")
     return found

@@ -109,12 +109,14 @@ class MapFiles:
         covers = self.covers or ("picture" if own == of_picture else "crop")
         if self.covers is None and own == of_picture == size and not is_whole:
             raise InputError(
-                f"the map of {name} by '{self.name}' is {own[0]}×{own[1]}, the size of both the picture and the network's input, and the "
-                "network sees a part of the picture: say which of the two maps show (--covers picture or crop)."
+                f"the map of {name} by '{self.name}' is {own[0]}×{own[1]}, the size of both the picture and the network's input, "
+                f"and the network sees only a part of the picture: set which of the two the maps show (--covers picture or crop)."
             )
         if covers == "crop" and len(sizes := self.sizes) > 1:
             some = ", ".join(f"{height}×{width}" for height, width in sizes[:3])
-            raise InputError(f"the maps by '{self.name}' have different sizes ({some}): one size, or each that of its picture, is needed.")
+            raise InputError(
+                f"the maps by '{self.name}' have different sizes ({some}): give all maps one size, or each the size of its picture."
+            )
         return values if covers == "crop" else cropped(values, frame, size)
 
 
@@ -242,7 +244,7 @@ def _found_in(place: Path, known: _Names) -> dict[str, tuple[str, Candidates]]:
         if place.suffix == ".csv":
             return _manifest(place)
         if place.suffix not in CONTAINERS:
-            raise InputError(f"'{place}' is one file, and no container of maps: {LAYOUTS}.")
+            raise InputError(f"'{place}' is a single file, not a container of maps: {LAYOUTS}.")
         return {place.stem: (str(place), [(name, MapFile(str(place), name)) for name in arrays_in(place)])}
     if not place.is_dir():
         raise InputError(f"there is no '{place}': {LAYOUTS}.")
@@ -269,7 +271,7 @@ def _named(methods: dict[str, tuple[str, Candidates]], wanted: str | None, place
     if wanted is None or wanted in methods:
         return methods if wanted is None else {wanted: methods[wanted]}
     if len(methods) > 1:
-        raise InputError(f"'{place}' has maps by {', '.join(methods)}: give it without the name '{wanted}', or one of these alone.")
+        raise InputError(f"'{place}' has maps by {', '.join(methods)}: give it without the name '{wanted}', or give only one of these.")
     return dict.fromkeys([wanted], next(iter(methods.values()))) if methods else {}
 
 
@@ -293,7 +295,7 @@ def _manifest(path: Path) -> dict[str, tuple[str, Candidates]]:
         columns = {column.strip().lower(): column for column in reader.fieldnames or []}
         if not all(column in columns for column in COLUMNS):
             has = shown(", ".join(columns)[:80], keep="") or "none"
-            raise InputError(f"{path} needs the columns 'image' and 'map', and perhaps 'method', in its first line; it has {has}.")
+            raise InputError(f"{path} needs the columns 'image' and 'map', and optionally 'method', in its first line; it has {has}.")
         for row in reader:
             picture, file = (str(row[columns[column]] or "").strip() for column in COLUMNS)
             method = (row[columns["method"]] or "").strip() if "method" in columns else path.resolve().parent.name
@@ -313,7 +315,9 @@ def _checked(name: str, place: str, files: Mapping[str, MapFile], covers: Covers
         InputError: a name that a table cannot show, a file that holds no map, or values below 0 that nobody said what they mean.
     """
     if not name or any(sign in name for sign in ":,=") or name != shown(name, keep=""):
-        raise InputError(f"a method named '{shown(name, keep='')}' cannot be told in a table: rename '{place}', without ':', ',' and '='.")
+        raise InputError(
+            f"a method named '{shown(name, keep='')}' would be ambiguous in a table: rename '{place}', without ':', ',' and '='."
+        )
     read: dict[str, MapFile] = {}
     negative: list[tuple[str, float]] = []
     for picture, values in _each(files):
@@ -326,8 +330,8 @@ def _checked(name: str, place: str, files: Mapping[str, MapFile], covers: Covers
         picture, least = min(negative, key=lambda each: each[1])
         raise InputError(
             f"of {counted(len(files), 'map')} by '{name}', {counted(len(negative), 'has', 'have')} values below 0, down to {least:.3g} "
-            f"({picture}): give --signed (signed=True) if these speak against the target, so that masks are of the positive part; else "
-            "shift or clip them."
+            f"({picture}): give --signed (signed=True) if these speak against the target, so that masks use the positive part; "
+            f"otherwise shift or clip them."
         )
     return MapFiles(name, os.path.abspath(place), read, covers, bool(negative), "").only(read)
 
@@ -351,7 +355,7 @@ def _array(file: MapFile, arrays: Mapping[str, Tensor]) -> Tensor:
     if len(arrays) == 1 and not file.array:
         return next(iter(arrays.values()))
     some = shown(", ".join(arrays)[:60], keep="")
-    raise InputError(f"{_said(file)} holds {counted(len(arrays), 'array')} ({some}): one, the picture's map, is needed.")
+    raise InputError(f"{_said(file)} holds {counted(len(arrays), 'array')} ({some}): exactly one, the picture's map, is needed.")
 
 
 def _said(file: MapFile) -> str:

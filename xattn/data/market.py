@@ -42,7 +42,9 @@ def sighting_of(file: str) -> Sighting:
     """
     found = NAME.fullmatch(file.rpartition("/")[2])
     if found is None:
-        raise InputError(f"'{file}' is no name of Market-1501, such as 0002_c1s1_000451_03.jpg: id, camera and sequence, frame, box.")
+        raise InputError(
+            f"'{file}' is not a file name of Market-1501, such as 0002_c1s1_000451_03.jpg: id, camera and sequence, frame, box."
+        )
     return Sighting(int(found[1]), int(found[2]))
 
 
@@ -73,7 +75,7 @@ def read_market(where: str, folder: Path, split: str) -> tuple[Path, Mapping[str
         raise InputError(f"{where}: {pictures / empty[0]} is empty: unpack the archive again.")
     least = {"gallery": JUNK}.get(split, 1)
     if other := [file for file, identity in identities.items() if identity < least]:
-        raise InputError(f"{where}: {pictures / other[0]} is junk or a distractor, which {FOLDERS['gallery']} alone may hold.")
+        raise InputError(f"{where}: {pictures / other[0]} is junk or a distractor, which only {FOLDERS['gallery']} may contain.")
     if split != "train":
         return pictures, dict.fromkeys(files, ()), ()
     persons = sorted(set(identities.values()))

@@ -60,7 +60,7 @@ def npy_values(content: bytes, path: str | Path) -> Tensor:
     try:
         major, shape, descr, fortran, start = _header(content)
     except (ValueError, SyntaxError, KeyError, TypeError, struct.error, RecursionError, MemoryError) as error:
-        raise InputError(f"'{path}' is no NumPy file, or its header is damaged: a .npy is needed.") from error
+        raise InputError(f"'{path}' is not a NumPy file, or its header is damaged: a .npy is needed.") from error
     if major > 3 or descr not in READ:
         raise InputError(f"'{path}' holds values of type {descr!r:.40}; {', '.join(READ)} are read. Write it with array.astype('<f8').")
     dtype = READ[descr]

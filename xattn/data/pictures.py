@@ -119,7 +119,7 @@ def _opened(path: str | Path) -> Iterator[IO[bytes]]:
     try:
         about = os.stat(path)
         if not stat.S_ISREG(about.st_mode):
-            raise ImageError("not a file with a content: a folder, a pipe or a device")
+            raise ImageError("not a regular file: a folder, a pipe or a device")
         if about.st_size == 0:
             raise ImageError("empty file (0 bytes)")
         file = open(path, "rb")  # noqa: SIM115  # closed below: errors inside are the decoder's
@@ -135,7 +135,7 @@ def _fetched(url: str) -> bytes:
     except (FileNotFoundError, PermissionError) as error:
         raise ImageError(f"{UNREACHED}{error.strerror or f'it is not there, or may not be read: {error}'}") from error
     except OSError as error:  # silent storage says nothing about the image: the run stops, and can be resumed
-        raise RunError(f"'{url}' could not be read ({error}). What was finished is kept: run the same command to go on.") from error
+        raise RunError(f"'{url}' could not be read ({error}). What was finished is kept: run the same command to continue.") from error
 
 
 def decode(file: IO[bytes], channels: int, reading: Reading, *, is_dicom: bool = False) -> tuple[Image.Image, Scaling | None]:
@@ -168,7 +168,7 @@ def decode(file: IO[bytes], channels: int, reading: Reading, *, is_dicom: bool =
     except UnidentifiedImageError as error:
         raise ImageError(_unknown(file, head)) from error
     except Image.DecompressionBombError as error:
-        raise ImageError(f"too large: {error} If it is none, give --max-pixels (in Python max_pixels)") from error
+        raise ImageError(f"too large: {error} If it is not one, give --max-pixels (in Python max_pixels)") from error
     except MemoryError as error:
         raise ImageError("there is not enough memory to decode it") from error
     except OSError as error:

@@ -82,8 +82,8 @@ class Preprocessing:
         resize = (self.resize, self.resize) if isinstance(self.resize, int) else self.resize
         if self.input_size[0] * self.input_size[1] > LARGEST_CROP or max(resize) > LARGEST_SIDE:
             raise InputError(
-                f"input size {self.input_size} and resize {self.resize} are larger than anything that is run: at most "
-                f"{LARGEST_CROP:,} pixels in the crop, and {LARGEST_SIDE:,} along a side."
+                f"input size {self.input_size} and resize {self.resize} are too large: at most "
+                f"{LARGEST_CROP:,} pixels in the crop, and {LARGEST_SIDE:,} per side."
             )
         if self.interpolation not in get_args(Interpolation):
             raise InputError(f"interpolation is one of {', '.join(get_args(Interpolation))}; got '{self.interpolation}'.")
@@ -93,7 +93,7 @@ class Preprocessing:
         if not self.mean or not self.std or min(self.std) <= 0 or not all(0 <= v <= 1 for v in (*self.mean, *self.std)):
             raise InputError(
                 f"mean and std need a value in [0, 1] for each channel, std above 0; got mean {self.mean} and std {self.std}. "
-                "Divide those of 8-bit images by 255."
+                "Divide values of 8-bit images by 255."
             )
 
     @property
@@ -121,7 +121,7 @@ class Preprocessing:
                 channels,
                 "s" * (channels > 1),
                 ": colour pictures are made grey (ITU-R 601 luma)" if channels == 1 else "",
-                "; mean and std are 0.5 where none were given (mean, std; --mean, --std)" if is_default else "",
+                "; mean and std are 0.5 where not given (mean, std; --mean, --std)" if is_default else "",
             )
         return self if (mean, std) == (self.mean, self.std) else replace(self, mean=mean, std=std)
 

@@ -63,7 +63,7 @@ def parsed_place(place: str) -> tuple[str, str, str] | None:
         return None
     root, _, split = rest.rpartition(":")
     if "\0" in root:
-        raise InputError(f"a path holds no null bytes; got {place!r}.")
+        raise InputError(f"a path must not contain null bytes; got {place!r}.")
     if split not in known.splits or not root:
         others = ", or ".join(f"{name}:ROOT:{each}" for each in known.splits if each != known.test)
         raise InputError(f"'{place}' names no split of {name}: write {name}:ROOT:{known.test}, or {others}.")
@@ -104,7 +104,7 @@ def open_published(name: str, root: str | Path, split: str) -> PublishedSplit:
     folder = Path(os.path.abspath(root))
     where = f"{name}:{root}"
     if not folder.is_dir():
-        raise InputError(f"{where} needs its folder, and there is no folder {folder}: give where it is, as {name}:ROOT:{split}.")
+        raise InputError(f"{where} needs its folder, but there is no folder {folder}: give its location as {name}:ROOT:{split}.")
     pictures, rows, classes = KNOWN[name].read(where, folder, split)
     order = sorted(rows, key=lambda file: PurePosixPath(file).parts)
     if missing := [file for file in order if not (pictures / file).is_file()]:
@@ -148,7 +148,7 @@ def _table(where: str, folder: Path, name: str) -> list[tuple[str, str]]:
     path = folder / f"{name}.txt"
     found = [(key, value.strip()) for key, _, value in (line.partition(" ") for line in _lines(where, path, "CUB_200_2011.tgz"))]
     if bare := [key for key, value in found if not value]:
-        raise InputError(f"'{path}' is damaged: the line '{bare[0]}' is no id and value.")
+        raise InputError(f"'{path}' is damaged: the line '{bare[0]}' is not an id and a value.")
     return found
 
 
@@ -193,7 +193,7 @@ def _dogs(where: str, folder: Path, split: str) -> Rows:
                 raise InputError(f"'{path}' has label {label} for {file}, and for pictures in {known[label]}: a label is one folder.")
             found[which][file] = label - 1
     if without := sorted(set(range(1, count + 1)) - set(known)):
-        raise InputError(f"{where} has {count} class folders, and no picture of label {without[0]} in train_list.mat.")
+        raise InputError(f"{where} has {count} class folders, but no picture of label {without[0]} in train_list.mat.")
     if twice := found["train"].keys() & found.get("test", {}).keys():
         raise InputError(f"{where}: {min(twice)} is in train_list.mat and in test_list.mat.")
     return pictures, found[split], tuple(known[label] for label in range(1, count + 1))
@@ -207,12 +207,12 @@ def _dog_list(where: str, path: Path) -> list[tuple[str, int]]:
     try:
         content = loadmat(path, variable_names=["file_list", "labels"], squeeze_me=True)
     except Exception as error:  # the reader's errors on damaged files have no common base class
-        raise InputError(f"'{path}' is damaged, or no MATLAB file ({type(error).__name__}: {error}).") from error
+        raise InputError(f"'{path}' is damaged, or not a MATLAB file ({type(error).__name__}: {error}).") from error
     if lacking := [key for key in ("file_list", "labels") if key not in content]:
         raise InputError(f"'{path}' has no variable {lacking[0]}: train_list.mat and test_list.mat of lists.tar have one.")
     files, labels = (_as_list(content[key]) for key in ("file_list", "labels"))
     if len(files) != len(labels):
-        raise InputError(f"'{path}' has {counted(len(files), 'file')} and {counted(len(labels), 'label')}: one each is needed.")
+        raise InputError(f"'{path}' has {counted(len(files), 'file')} and {counted(len(labels), 'label')}: give one label per file.")
     rows = []
     for file, label in zip(files, labels, strict=True):
         if not isinstance(file, str) or not isinstance(label, (int, float)) or label != label // 1:
@@ -280,7 +280,7 @@ def _lines(where: str, path: Path, archive: str) -> list[str]:
     except OSError as error:
         raise InputError(f"{where} needs {path}, as in {archive} ({error.strerror}).") from error
     except UnicodeDecodeError as error:
-        raise InputError(f"'{path}' is damaged: it is no text in UTF-8.") from error
+        raise InputError(f"'{path}' is damaged: it is not UTF-8 text.") from error
 
 
 def _refuse_outside(where: str, file: str) -> None:

@@ -60,7 +60,7 @@ def stored(picture: Image.Image, head: bytes = b"") -> Stored:
         # planes apart, which Pillow reads as if they had 8 bits
         if bits != 16 or raw not in tuple(picture.mode) or picture.mode not in ("RGB", "RGBA"):
             raise ImageError(
-                f"a TIFF of {bits:g} bits per sample in this layout is read wrongly by Pillow: save it with 8 or 16, planes together"
+                f"a TIFF of {bits:g} bits per sample in this layout is read wrongly by Pillow: save it with 8 or 16 bits, planes together"
             )
         order = "B" if getattr(picture, "tag_v2").prefix == b"MM" else "L"  # noqa: B009  # TIFF alone
         _unpack(picture, lambda kept: f"{kept};16{order}")
@@ -136,7 +136,7 @@ def high_bytes(picture: Image.Image, how: Stored, reading: Reading) -> tuple[Ima
         return None
     if reading.depth is not None or reading.window is not None:
         raise ImageError(
-            "depth and window cannot be applied to a PPM in colour, of which Pillow gives 8 bits: save it as a PNG or TIFF of 16 bits"
+            "depth and window cannot be applied to a colour PPM, which Pillow reads with 8 bits: save it as a PNG or TIFF of 16 bits"
         )
     doubt = f"all values are below 1/{DARK} of that, nearly black: if they use less of the range, save it as a PNG and give --depth"
     kind = f"{how.largest.bit_length()}-bit"

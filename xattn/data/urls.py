@@ -155,9 +155,9 @@ def _refuse_cut(files: Any, place: str) -> None:
     tar.fileobj.seek(tar.offset)
     end = tar.fileobj.read(BLOCK)
     if 0 < len(end) < BLOCK or end.strip(b"\0"):
-        raise OSError(f"it is cut off or damaged behind the first {counted(len(tar.getmembers()), 'file')}")
+        raise OSError(f"it is cut off or damaged after the first {counted(len(tar.getmembers()), 'file')}")
     if not end:
-        logger.warning("%s has no mark of its end: it may have been cut off behind its %s.", place, counted(len(tar.getmembers()), "file"))
+        logger.warning("%s has no end marker: it may have been cut off after its %s.", place, counted(len(tar.getmembers()), "file"))
 
 
 def read(url: str) -> bytes:

@@ -60,9 +60,9 @@ def _ids(where: str, path: Path) -> list[str]:
     except OSError as error:
         raise InputError(f"{where} needs {path}, {ARCHIVE} ({error.strerror}).") from error
     except UnicodeDecodeError as error:
-        raise InputError(f"'{path}' is damaged: it is no text in UTF-8.") from error
+        raise InputError(f"'{path}' is damaged: it is not UTF-8 text.") from error
     if odd := [line for line in lines if " " in line or os.path.basename(line) != line or "\0" in line or line.startswith(".")]:
-        raise InputError(f"'{path}' has the line '{odd[0][:80]}': a line is the name of a picture, without its ending.")
+        raise InputError(f"'{path}' has the line '{odd[0][:80]}': a line must be the name of a picture, without its ending.")
     if len(set(lines)) < len(lines):
         raise InputError(f"'{path}' has {next(line for line in lines if lines.count(line) > 1)} twice.")
     return lines
@@ -94,7 +94,7 @@ def _vector(path: Path, content: bytes, classes: tuple[str, ...]) -> tuple[int, 
         name, difficult = (item.findtext("name") or "").strip(), (item.findtext("difficult") or "0").strip()
         if name not in classes:
             known = ", ".join(classes[:3])
-            raise InputError(f"'{path}' has an object of class '{name[:80]}', which is none of the {len(classes)}: {known}, …")
+            raise InputError(f"'{path}' has an object of class '{name[:80]}', which is not one of the {len(classes)}: {known}, …")
         if difficult not in ("0", "1"):
             raise InputError(f"'{path}' has an object with difficult '{difficult[:80]}': 0 or 1 is needed.")
         place = classes.index(name)
@@ -106,7 +106,7 @@ def _tree(path: Path, content: bytes) -> ElementTree.Element:
     """The XML of a file; a document type, and with it every entity, is refused."""
 
     def refuse(name: str, *_: Any) -> None:
-        raise InputError(f"'{path}' declares a document type '{name[:80]}': annotations of VOC have none, and none is read.")
+        raise InputError(f"'{path}' declares a document type '{name[:80]}': VOC annotations have none, and it is not read.")
 
     builder, parser = ElementTree.TreeBuilder(), expat.ParserCreate()
     parser.StartDoctypeDeclHandler = refuse
@@ -118,8 +118,8 @@ def _tree(path: Path, content: bytes) -> ElementTree.Element:
     except InputError:
         raise
     except (expat.ExpatError, LookupError, ValueError) as error:  # the latter two of encodings that are unknown or cannot be read
-        raise InputError(f"'{path}' is damaged, or no XML ({error}).") from error
+        raise InputError(f"'{path}' is damaged, or not XML ({error}).") from error
     found = builder.close()
     if found.tag != "annotation":
-        raise InputError(f"'{path}' is no annotation of VOC: its first element is '{found.tag[:80]}'.")
+        raise InputError(f"'{path}' is not a VOC annotation: its first element is '{found.tag[:80]}'.")
     return found

@@ -194,8 +194,8 @@ class _Alone:
             self.ended += 1
             if self.deaths >= IN_A_ROW:
                 raise RunError(
-                    f"decoding ended its process for {counted(self.deaths, 'image')} one after the other, the last of them {image.name}: "
-                    f"out of memory? What was finished is kept, and the same command goes on: {ADVICE}."
+                    f"decoding killed its process for {counted(self.deaths, 'image')} one after the other, the last of them {image.name}: "
+                    f"out of memory? What was finished is kept, and the same command continues the run: {ADVICE}."
                 ) from error
             return image, f"{ENDED_PROCESS}, twice: out of memory, or a decoder that crashes; {ADVICE}", None, None
         self.deaths = 0

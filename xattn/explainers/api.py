@@ -101,7 +101,7 @@ def explain(
     if not untrained:
         refuse_untrained(classifier)
     if isinstance(seed, bool) or not isinstance(seed, int):
-        raise InputError(f"a seed is a whole number; {type(seed).__name__} came.")
+        raise InputError(f"a seed is a whole number; got {type(seed).__name__}.")
     names, tensor, found_labels, photographs = _images(classifier, images)
     rule = target_rule(classifier, target, THRESHOLD if threshold is None else threshold)
     if threshold is not None and not isinstance(rule, PredictedLabels):
@@ -114,7 +114,7 @@ def explain(
     batch_labels = [label[0] if label is not None and len(label) == 1 else None for label in given]
     if len(rule) not in (1, len(names)):
         what = "class" if isinstance(rule.fixed, ClassTarget) else "target"
-        raise InputError(f"{counted(len(names), 'image needs', 'images need')} {counted(len(names), what)}; {len(rule)} came.")
+        raise InputError(f"{counted(len(names), 'image needs', 'images need')} {counted(len(names), what)}; got {len(rule)}.")
     found_stage = classifier.stage_or_default(stage)
     runs = predictor or _predictor(classifier, tensor, components, found_stage)
     again = len(names) > batch_size or any(isinstance(component.instance, RunsNetworkAgain) for component in components)
@@ -154,8 +154,9 @@ def refuse_untrained(classifier: Classifier) -> None:
     """Raises if a head was never trained: its logits are those of chance."""
     if not classifier.trained:
         raise UnsupportedError(
-            f"{classifier.head_name} on {classifier.name} was never trained: its logits and maps mean nothing. Train it (xattn train), "
-            "load a trained file, or explain it as it is: --untrained, in Python untrained=True (or .trained = True after a loop of "
+            f"{classifier.head_name} on {classifier.name} was never trained: its logits and maps mean nothing. Train it (xattn "
+            f"train), load a trained file, or explain it untrained: --untrained, in Python untrained=True (or .trained = True "
+            f"after a loop of "
             "your own)."
         )
 
@@ -165,9 +166,9 @@ def _labels(classifier: Classifier, labels: Tensor | Sequence[Any] | None, count
     if labels is None:
         return [None] * count
     if not isinstance(labels, Sized) or isinstance(labels, str):
-        raise InputError(f"labels are one for each image, in a list or tensor; {type(labels).__name__} came.")
+        raise InputError(f"labels are a list or tensor with one label per image; got {type(labels).__name__}.")
     if len(labels) != count:
-        raise InputError(f"{counted(count, 'image needs', 'images need')} {counted(count, 'label')}; {len(labels)} came.")
+        raise InputError(f"{counted(count, 'image needs', 'images need')} {counted(count, 'label')}; got {len(labels)}.")
     values = as_plain(labels)
     found = [None if value is None else labels_of(classifier, value) for value in values]
     return [None if label is None or classifier.regression else tuple(map(int, label)) for label in found]
@@ -195,7 +196,7 @@ def _per_label(
     pairs = [(number, label) for number, several in enumerate(labels) for label in several or ()]
     if not pairs:
         raise InputError(
-            "every label of an image is explained, and no image has one: pass labels for target 'labels', or a lower threshold for the "
+            "target 'labels' explains every label of an image, but no image has one: pass labels, or a lower threshold for the "
             "labels that a multi-label classifier predicts."
         )
     index = torch.tensor([number for number, _ in pairs], device=images.device)
@@ -248,7 +249,7 @@ def _images(classifier: Classifier, images: Images) -> tuple[list[str], Tensor, 
             found.append(decoded)
         except ImageError as error:
             raise ImageError(
-                f"{image.path or image.name}: {str(error).rstrip('.')}. A study goes on without such an image; explain needs all of them."
+                f"{image.path or image.name}: {str(error).rstrip('.')}. A study continues without such an image; explain needs all of them."
             ) from error
     labels = [image.label for image in found] if source.labelled else None
     photographs = Photographs(source, classifier.preprocessing)

@@ -57,7 +57,9 @@ class RawAttention:
         if self.rank != "mean" and (isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1):
             raise SettingError(f"ranks are counted from 1, and 'mean' is the mean of all; got rank={self.rank}.")
         if self.rank != "mean" and self.step is not None:
-            raise SettingError("a rank is of a head's maps, a step of a two-stream network, which takes no head: give one of the two.")
+            raise SettingError(
+                "rank selects a head's map and step a step of a two-stream network, which takes no head: give only one of them."
+            )
 
     def __call__(self, trace: Trace) -> Tensor:
         """Raw map `(B, h, w)` at the stage's resolution; ≥ 0, except for the scores.
@@ -91,7 +93,7 @@ class RawAttention:
         """The gate of each position times the norm of the features, of a network with relation-aware attention."""
         name = trace.classifier.name
         if self.rank != "mean" or self.attention == "logits":
-            raise UnsupportedError(f"the gates of {name} are one map at each stage, without ranks and kept scores: leave the setting out.")
+            raise UnsupportedError(f"the gates of {name} are one map per stage, without ranks and kept scores: leave the setting out.")
         gated = gate_at(trace.stage.name, tuple(trace.gates))
         if gated is None:
             raise UnsupportedError(f"{name} has no attention at stage '{trace.stage.name}'. Choose one of: {', '.join(trace.gates)}.")
@@ -107,7 +109,8 @@ class RawAttention:
             raise UnsupportedError(f"{name}: {OF_CLASSES}.")
         if not isinstance(target, Region):
             raise UnsupportedError(
-                f"raw-attention of {name} is of the class of a region, and the target is {target.kind}: give 'predicted', an index, a name "
+                f"raw-attention of {name} explains the class of a region, but the target is {target.kind}: give 'predicted', an "
+                f"index, a name "
                 "or a Region."
             )
         found = weights.detach()[torch.arange(len(weights)), target.classes.to(weights.device)]

@@ -133,7 +133,7 @@ def created(specs: Iterable[str], *, signed: bool = False) -> list[MethodCompone
         specs = list(specs)
         if of_files := [spec for spec in specs if spec.startswith(f"{FILES}:")]:
             raise SettingError(
-                f"{of_files[0]} names maps that another tool wrote: they explain no other images, and are given as files to xattn score."
+                f"{of_files[0]} names maps that another tool wrote: they explain no other images; give them as files to xattn score."
             )
     components = methods.create_all(specs)
     return list({component.spec: component for component in map(_signed, components)}.values()) if signed else components
@@ -144,7 +144,7 @@ def _signed(component: MethodComponent) -> MethodComponent:
         return component
     if not can_be_signed(component):
         known = ", ".join(name for name, entry in sorted(methods.entries.items()) if "signed" in entry.settings)
-        raise SettingError(f"{component.spec} has no signed map, which shows what speaks against the target: those of {known} have one.")
+        raise SettingError(f"{component.spec} has no signed map, which shows evidence against the target; these have one: {known}.")
     settings: Any = component.instance
     instance = replace(settings, signed=True)
     return Component(written(component.spec.partition(":")[0], instance), instance, component.metadata)

@@ -137,7 +137,7 @@ class XGradCAM:
 @register("finer-cam", needs={Need.FEATURES, Need.GRADIENTS}, source="Zhang et al. 2025")
 @dataclass(frozen=True)
 class FinerCAM:
-    """Grad-CAM of what tells a class from those that the network finds most similar: z − α · mean of their logits.
+    """Grad-CAM of the difference between a class and those that the network finds most similar: z − α · mean of their logits.
 
     The similar classes are those whose logits are nearest to the target's. Where the target is a contrast, it names the classes itself,
     and this is Grad-CAM of the contrast.

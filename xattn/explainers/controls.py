@@ -17,7 +17,7 @@ LUMINANCE = (0.299, 0.587, 0.114)
 
 @register("random", source="control", control=True, direct=True)
 def random(trace: Trace) -> Tensor:
-    """Uniform noise, seeded by the image's content: the same whatever its batch.
+    """Uniform noise, seeded by the image's content: the same in every batch.
 
     Returns:
         `(B, H, W)` in [0, 1), the mask itself.
@@ -71,7 +71,7 @@ def uniform(trace: Trace) -> Tensor:
 
 @register("fake-cam", source="Poppi et al. 2021, Sec. 3.1", control=True, direct=True)
 def fake_cam(trace: Trace) -> Tensor:
-    """Ones but for the top-left pixel: a map that shows nothing and scores well on average drop.
+    """Ones except for the top-left pixel: a map that shows nothing and scores well on average drop.
 
     Returns:
         `(B, H, W)`, the mask itself.

@@ -41,7 +41,7 @@ class Greedy(RunsNetworkAgain):
 
     def __post_init__(self) -> None:
         if self.grid < 2:
-            raise SettingError(f"greedy searches over two cells per side or more; got grid={self.grid}.")
+            raise SettingError(f"greedy searches over at least two cells per side; got grid={self.grid}.")
 
     def forwards(self, channels: int, size: tuple[int, int]) -> int:
         """All cells at the first step, one fewer at each that follows; the last cell is known."""

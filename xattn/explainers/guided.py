@@ -38,7 +38,7 @@ OTHERS = tuple(
         "Threshold",
     ]
 )
-CAUTION = "fails parameter-randomisation tests (Adebayo et al. 2018): it may show edges whatever the network has learnt"
+CAUTION = "fails parameter-randomisation tests (Adebayo et al. 2018): it may show edges independently of what the network has learnt"
 
 
 @contextmanager
@@ -98,7 +98,7 @@ class GuidedBackprop:
     Attributes:
         activations: "rectifiers" (ReLU, ReLU6, clamp), or "all" (GELU, SiLU, Hardswish and the like as well).
 
-    Differs: taken in pixel space; libraries that take it at the normalised image differ by a factor 1/std a channel.
+    Differs: taken in pixel space; libraries that take it at the normalised image differ by a factor 1/std per channel.
     """
 
     activations: Activations = "rectifiers"

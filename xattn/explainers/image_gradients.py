@@ -91,7 +91,7 @@ class SmoothGrad(RunsNetworkAgain):
         channels: "abs-max", the largest magnitude over the channels, or "sum".
         signed: the sum over the channels, whatever `channels` is, shown around zero.
 
-    Differs: taken in pixel space; libraries that take it at the normalised image differ by a factor 1/std a channel.
+    Differs: taken in pixel space; libraries that take it at the normalised image differ by a factor 1/std per channel.
     """
 
     samples: Annotated[int, AtMost(10_000)] = 50

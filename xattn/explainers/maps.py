@@ -98,7 +98,7 @@ class Maps(Mapping[str, Tensor]):
 
     def __getitem__(self, method: str) -> Tensor:
         if method not in self.masks:
-            raise KeyError(f"no maps of '{method}' here; there are those of {', '.join(self.masks)}")
+            raise KeyError(f"there are no maps of '{method}', only of {', '.join(self.masks)}")
         return self.masks[method]
 
     def __repr__(self) -> str:

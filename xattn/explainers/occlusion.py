@@ -136,7 +136,8 @@ class Occlusion(RunsNetworkAgain):
         count = math.prod(len(_starts(side, window, stride)) for side in size)
         if self._limit is not None and count > MOST_PREDICTED:
             raise SettingError(
-                f"occlusion predicts the answers to at most {MOST_PREDICTED} windows; {count} came, by a stride of {stride} in an image of "
+                f"occlusion predicts the responses of at most {MOST_PREDICTED} windows; got {count}, by a stride of {stride} in an "
+                f"image of "
                 f"{size[0]} × {size[1]}: give a larger stride, or leave budget and tolerance out."
             )
         return window, stride
@@ -237,7 +238,7 @@ class RISE(RunsNetworkAgain):
         if not 0 < self.p < 1:
             raise SettingError(f"rise shows a cell with a probability between 0 and 1; got p={self.p}.")
         if self._limit is not None and self.masks > MOST_PREDICTED:
-            raise SettingError(f"rise predicts the answers to at most {MOST_PREDICTED} masks; got masks={self.masks}: leave budget out.")
+            raise SettingError(f"rise predicts the responses of at most {MOST_PREDICTED} masks; got masks={self.masks}: leave budget out.")
 
     @property
     def _limit(self) -> Budget | None:

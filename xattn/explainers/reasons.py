@@ -142,8 +142,8 @@ def log_doubts(
             continue
         logged.add(about)
         logger.warning(
-            "the map of %s by %s on %s may be far from the exact one: by its own standard errors the correlation is about %.2f, and other "
-            "maps may be as far off. Allow more passes (budget), end them at an error (tolerance), or run it without either.",
+            "the map of %s by %s on %s may differ much from the exact map: its own standard errors give a correlation of about "
+            "%.2f, and other maps may be as inexact. Allow more passes (budget), stop at an error (tolerance), or use neither.",
             names[number],
             method,
             network,

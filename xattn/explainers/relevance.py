@@ -97,9 +97,7 @@ Handed = list[tuple[Value, Tensor]]
 
 
 def _no_rule(call: Operation, which: str = "") -> UnsupportedError:
-    return UnsupportedError(
-        f"there is no rule by which relevance passes through the operation '{call.name}'{which}. Use generic-attention."
-    )
+    return UnsupportedError(f"there is no rule to propagate relevance through the operation '{call.name}'{which}. Use generic-attention.")
 
 
 def _ratio(relevance: Tensor, divisor: Tensor) -> Tensor:
@@ -268,7 +266,7 @@ def attention_relevance(trace: Trace) -> list[Tensor]:
         axis = 1 if tokens_first and tensor.dim() == 3 else 0
         if tensor.shape[axis] != size:
             raise UnsupportedError(
-                f"{classifier.name} adds tensors {tuple(tensor.shape)}, of which no axis is known to be that of the images."
+                f"{classifier.name} adds tensors {tuple(tensor.shape)}, and it is unknown which axis is that of the images."
             )
         return tensor.sum(dim=[each for each in range(tensor.dim()) if each != axis], keepdim=True)
 

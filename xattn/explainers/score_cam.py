@@ -68,7 +68,7 @@ class ScoreCAM(RunsNetworkAgain):
                 f"score-cam with a budget or a tolerance weights by probability; got weighting={self.weighting}: leave one out."
             )
         if self.top is not None:
-            raise SettingError(f"top={self.top} leaves channels out, and a budget or a tolerance predicts them: give one of the two.")
+            raise SettingError(f"top={self.top} leaves channels out, but a budget or a tolerance predicts them: give only one.")
 
     @property
     def _limit(self) -> Budget | None:
@@ -97,7 +97,7 @@ class ScoreCAM(RunsNetworkAgain):
                 "score-cam:weighting=logit-softmax, which takes the score."
             )
         if self._limit is not None and trace.patches is not None:
-            raise UnsupportedError("score-cam predicts maps of whole images; a stage of patches came: leave budget and tolerance out.")
+            raise UnsupportedError("score-cam predicts only maps of whole images; got a stage of patches: leave budget and tolerance out.")
         features = trace.features
         wanted = ~degenerate(features.flatten(0, 1)).view(features.shape[:2])
         if self.top is not None and self.top < features.shape[1]:

@@ -44,8 +44,8 @@ class StepCAM:
         steps = trace.looks_of("step-cam", self.step).steps
         if trace.patches is None:
             raise UnsupportedError(
-                f"the steps of {trace.classifier.name} look at patches, and stage '{trace.stage.name}' is of the whole picture: give stage "
-                "local."
+                f"the steps of {trace.classifier.name} look at patches, but stage '{trace.stage.name}' shows the whole picture: "
+                f"give stage local."
             )
         found: Tensor = methods.create(self.cam).instance(trace.answering(steps[:, self.step - 1]))
         return found

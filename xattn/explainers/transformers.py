@@ -17,7 +17,7 @@ from xattn.models.capture import tapped
 from xattn.models.concurrency import evaluating
 from xattn.models.layout import Stage, to_nchw
 
-CLASS_FREE = "asks for no class: its map is the same whatever is explained"
+CLASS_FREE = "uses no class: its map is the same for every target"
 LAYERS = frozenset({Need.LAYERS})
 WITH_GRADIENTS = frozenset({Need.LAYERS, Need.LAYER_GRADIENTS})
 

@@ -66,10 +66,10 @@ def adapt(
     refuse_no_classifier(classifier)
     refuse_chunk(batch_size, "batch_size")
     if names is not None and not (isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)):
-        raise InputError(f"names are a list of the names of the classes; got {names!r:.80}.")
+        raise InputError(f"names must be a list of class names; got {names!r:.80}.")
     if classifier.multi_label or classifier.regression:
         kind = "multi-label" if classifier.multi_label else "of values"
-        raise InputError(f"{classifier.name} is {kind}, and new classes are one for each picture: load it as a plain classifier.")
+        raise InputError(f"{classifier.name} is {kind}, but new classes are one per picture: load it as a plain classifier.")
     embedding = Embedding(classifier)
     with torch.no_grad(), evaluating(classifier):
         if isinstance(images, Tensor):
@@ -77,7 +77,7 @@ def adapt(
             vectors = torch.cat([embedding(batch.to(classifier.device)) for batch in images.split(min(batch_size, max(1, len(images))))])
         else:
             if labels is not None:
-                raise InputError("labels are for a tensor of images; those of a folder are the names of its folders.")
+                raise InputError("labels are only for a tensor of images; a folder's labels are the names of its subfolders.")
             vectors, targets, names = _of_source(embedding, images, names, batch_size)
     count = int(targets.max()) + 1 if names is None else len(names)
     _check_classes(targets, count, names)
@@ -88,7 +88,8 @@ def adapt(
         found = fit_linear(vectors[None], targets.to(vectors.device)[None], weight, bias, steps=inner.steps, lr=inner.lr)
         if not bool(found[0].isfinite().all()):
             raise InputError(
-                f"the layer fitted to the vectors of {classifier.name} is not finite: they are not, or the learning rate {inner.lr:g} is "
+                f"the layer fitted to the vectors of {classifier.name} is not finite: the vectors are not finite, or the learning "
+                f"rate {inner.lr:g} is "
                 "too high."
             )
         linear.weight.copy_(found[0][0])
@@ -110,11 +111,11 @@ def start_of(embedding: Embedding, classes: int) -> tuple[Tensor, Tensor, InnerL
 
 def _checked(images: Tensor, labels: Tensor | Sequence[int] | None) -> Tensor:
     if labels is None:
-        raise InputError("a tensor of images needs labels: the class of each, from 0 on.")
+        raise InputError("a tensor of images needs labels: one class index per image, counted from 0.")
     try:
         found = torch.as_tensor(labels)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"labels are one class index per image, as [0, 0, 1]; got {labels!r:.80}.") from error
+        raise InputError(f"labels are one class index per image, such as [0, 0, 1]; got {labels!r:.80}.") from error
     if found.shape != images.shape[:1] or found.dtype.is_floating_point or found.dtype == torch.bool or not found.numel():
         raise InputError(f"labels are one class index per image; got {tuple(found.shape)} {found.dtype} for images {tuple(images.shape)}.")
     return found.long()
@@ -144,7 +145,7 @@ def _check_classes(targets: Tensor, count: int, names: Sequence[str] | None) -> 
     if low < 0 or high >= count:
         raise InputError(f"labels are in 0 … {count - 1}, one for each name; got {low if low < 0 else high}.")
     if count < 2:
-        raise InputError("new classes are two or more; the pictures are of one.")
+        raise InputError("at least two new classes are needed; the pictures have one.")
     if without := sorted(set(range(count)) - set(targets.tolist())):
         raise InputError(
             f"class {without[0] if names is None else repr(names[without[0]])} has no picture: give at least one of each class."

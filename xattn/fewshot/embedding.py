@@ -35,7 +35,7 @@ class Embedding:
     def __init__(self, classifier: Classifier) -> None:
         if classifier.head.vector_length:
             raise UnsupportedError(
-                f"{classifier.name} · {classifier.head_name} compares pictures by vectors and has no last layer for new classes: take a "
+                f"{classifier.name} · {classifier.head_name} compares pictures by vectors and has no last layer for new classes: use a "
                 "classifier with gap, br-npa or b-cnn."
             )
         given: dict[str, tuple[Tensor, Tensor]] = {}
@@ -58,8 +58,9 @@ class Embedding:
         last = [place for place, (vector, output) in given.items() if vector.dim() == 2 and torch.equal(output, logits)]
         if len(last) != 1:
             raise UnsupportedError(
-                f"{classifier.name} · {classifier.head_name} has no vector to tell new classes by: its logits must be the output of one "
-                "linear layer on one vector per picture, as those of most networks with gap, and of br-npa and b-cnn on any."
+                f"{classifier.name} · {classifier.head_name} has no vector for a classifier of new classes: its logits must be the "
+                f"output of one linear layer on one vector per picture, as for most networks with gap and for br-npa and b-cnn on "
+                f"any network."
             )
         self.classifier = classifier
         self.place = last[0]
@@ -117,7 +118,7 @@ def with_linear(classifier: Classifier, linear: nn.Linear, names: Sequence[str] 
     )
     if apart := [key for key, value in found.head.state_dict().items() if key not in state or state[key].shape != value.shape]:
         raise UnsupportedError(
-            f"{classifier.head_name} has weights for each of its classes beside the last layer ({apart[0]}): leave out its settings "
+            f"{classifier.head_name} has weights for each of its classes outside the last layer ({apart[0]}): leave out its settings "
             "rank_probes or per_class."
         )
     found.head.load_state_dict(state)

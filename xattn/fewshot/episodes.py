@@ -29,7 +29,7 @@ class EpisodeShape:
     def __post_init__(self) -> None:
         if self.ways < 2 or self.shots < 1 or self.queries < 1:
             raise SettingError(
-                f"an episode has two ways or more, and a shot and a query or more; got {self.ways}, {self.shots} and {self.queries}."
+                f"an episode has at least two ways, one shot and one query; got {self.ways}, {self.shots} and {self.queries}."
             )
 
     @property
@@ -85,12 +85,12 @@ class Episodes(Sampler[list[tuple[int, int]]]):
         for number, target in enumerate(targets):
             by_class.setdefault(target, []).append(number)
         if len(by_class) < shape.ways:
-            raise InputError(f"an episode of {shape.ways} ways needs as many classes, and {name} has {len(by_class)}: give fewer ways.")
+            raise InputError(f"an episode of {shape.ways} ways needs as many classes, but {name} has {len(by_class)}: give fewer ways.")
         least = min(by_class, key=lambda target: len(by_class[target]))
         if len(by_class[least]) < shape.shots + shape.queries:
             called = least if names is None else f"'{names[least]}'"
             raise InputError(
-                f"an episode takes {shape.shots} + {shape.queries} pictures of a class, labelled ones and queries, and class {called} of "
+                f"an episode takes {shape.shots} + {shape.queries} pictures per class (labelled ones and queries), but class {called} of "
                 f"{name} has {len(by_class[least])}: give fewer shots or queries, or more pictures."
             )
         self.classes = [by_class[target] for target in sorted(by_class)]

@@ -39,7 +39,7 @@ def fit_linear(
     """
     if vectors.dim() != 3 or labels.shape != vectors.shape[:2] or weight.dim() != 2 or weight.shape[1] != vectors.shape[2]:
         raise InputError(
-            f"vectors (episodes, pictures, D), labels (episodes, pictures) and a weight (K, D) are needed; got {tuple(vectors.shape)}, "
+            f"vectors (episodes, pictures, D), labels (episodes, pictures) and a weight (K, D) are required; got {tuple(vectors.shape)}, "
             f"{tuple(labels.shape)} and {tuple(weight.shape)}."
         )
     wanted = functional.one_hot(labels, len(weight)).to(vectors.dtype)

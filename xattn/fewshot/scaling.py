@@ -54,11 +54,11 @@ def scaled_and_shifted(network: nn.Module) -> Iterator[list[nn.Parameter]]:
     """
     convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
     if not convolutions:
-        raise UnsupportedError(f"scales and shifts are those of convolutions, and {type(network).__name__} has none.")
+        raise UnsupportedError(f"scales and shifts belong to convolutions, but {type(network).__name__} has none.")
     if any(parametrize.is_parametrized(module) for module in convolutions):
         raise UnsupportedError("a convolution has weights that are computed from others (a parametrization): fold them first.")
     if len({id(module.weight) for module in convolutions}) < len(convolutions):
-        raise UnsupportedError("two convolutions share their weights, and a scale is one convolution's own.")
+        raise UnsupportedError("two convolutions share their weights, but each convolution needs a scale of its own.")
     flags = {parameter: parameter.requires_grad for parameter in network.parameters()}
     learnt: list[nn.Parameter] = []
     try:

@@ -82,10 +82,10 @@ def pages(
 
     component, look = kinds.create(kind), style or FigureStyle()
     if images is not None and count is not None:
-        raise InputError("images are named, or counted from the first: give one of the two.")
+        raise InputError("give either the names of images or their count, not both.")
     if component.metadata.data == "maps":
         if metrics is not None:
-            raise InputError(f"a figure of kind '{kind}' shows maps, and no metrics: leave them out.")
+            raise InputError(f"a figure of kind '{kind}' shows maps, not metrics: leave the metrics out.")
         found: Any = read_runs(runs, images, methods, count or MOST_IMAGES, moved_to)
     else:
         found = read_scores(runs, images, methods, metrics, count)

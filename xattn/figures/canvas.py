@@ -45,7 +45,7 @@ def save(pages: Figure | Sequence[Figure], out: str | Path, dpi: int = 300) -> l
 
     Args:
         pages: from `pages` or `figure`.
-        out: `.pdf` (vector, fonts embedded, all pages in one file), `.svg` or `.png`, of several pages a file each: `name.png`,
+        out: `.pdf` (vector, fonts embedded, all pages in one file), `.svg` or `.png`; several pages become one file each: `name.png`,
             `name-2.png`, ….
         dpi: resolution of a PNG, and of what a vector format cannot hold otherwise.
 

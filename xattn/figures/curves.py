@@ -31,7 +31,7 @@ def curves(shown: ScoreData, style: FigureStyle) -> list[Figure]:
     """
     found = shown.curves()
     if not found:
-        raise InputError("these runs hold no curves: run with --metric insertion or deletion, and choose one of these.")
+        raise InputError("these runs have no curves: run with --metric insertion or deletion, and choose one of these.")
     metrics = list(dict.fromkeys(series[3] for series in found))
     classifiers = [key for key in shown.classifiers if any(series[:2] == key for series in found)]
     style_of = looks([method for method in shown.methods if any(series[2] == method for series in found)], style)

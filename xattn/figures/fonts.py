@@ -98,7 +98,7 @@ def _report(characters: str) -> None:
     """Logs that no font has some characters, once for the same ones."""
     some = " ".join(characters[:10]) + (" …" if len(characters) > 10 else "")
     logger.warning(
-        "no font here has %s of the names in the figure, drawn as %s: %s. Install one, such as Noto Sans, and remove matplotlib's "
+        "no installed font has %s of the names in the figure (drawn as %s): %s. Install one, such as Noto Sans, and remove matplotlib's "
         "list of fonts in %s.",
         counted(len(characters), "character"),
         BOX,

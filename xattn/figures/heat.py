@@ -107,7 +107,9 @@ def _fitted(room: float, count: int, means: dict[Cell, float], digits: dict[str,
     kept = {metric: next((d for d in range(most, 0, -1) if widest(metric, d) <= column), 0) for metric, most in digits.items()}
     needed = max(widest(metric, decimals) for metric, decimals in kept.items())
     if column < needed:
-        logger.warning("%d columns leave %.1f mm for each, and values need %.1f: choose fewer, or a larger --width.", count, column, needed)
+        logger.warning(
+            "%d columns leave %.1f mm for each, but values need %.1f mm: choose fewer columns, or a larger --width.", count, column, needed
+        )
     return max(column, needed), kept
 
 

@@ -19,7 +19,7 @@ SIDES = ("query", "nearest in the gallery")
 
 @register("pairs", source="Gomez et al. 2021, Fig. 14")
 def pairs(shown: RunData, style: FigureStyle) -> list[Figure]:
-    """Each query beside its nearest picture in the gallery, of runs with `--gallery`: the maps of their cosine in either picture.
+    """Each query next to its nearest picture in the gallery, for runs with `--gallery`: maps of their cosine in both pictures.
 
     The maps of br-npa and b-cnn are shown in red, green and blue as well. Controls are left out.
 

@@ -42,7 +42,7 @@ def seen_parts(scene: Scene, preprocessing: Preprocessing) -> NDArray[np.bool_]:
 @register("parts", source="Gomez et al. 2021, Figs. 1, 3 and 5")
 @dataclass(frozen=True)
 class Parts:
-    """The maps of br-npa and b-cnn in red, green and blue, beside the maps of the methods, without smoothing.
+    """The maps of br-npa and b-cnn in red, green and blue, next to the maps of the methods, without smoothing.
 
     For exported SketchBirds pictures, the true parts are shown beside the maps.
 

@@ -118,7 +118,7 @@ class Ranks:
                 title = " · ".join(filter(None, [classifier_name(classifier, shown), metric_name(metric)]))
                 found.append((title, ranking([str(name) for name in table.columns], values, is_better_higher(metric), self.test, unit)))
         if not found:
-            raise InputError("ranks compare at least two methods on the same two images or more: the runs hold none.")
+            raise InputError("ranks compare at least two methods on at least two common images: the runs have no such values.")
         return _pages(found, self.test, style)
 
 

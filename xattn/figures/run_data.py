@@ -146,12 +146,13 @@ def source_of(store: Store, run: dict[str, Any]) -> ImageSource:
     """
     settings = run["settings"]["images"]
     if not settings["origin"]:
-        raise InputError(f"'{store.folder}' was run on a data set in memory: its pictures cannot be found again for a figure.")
+        raise InputError(f"'{store.folder}' was run on a data set in memory, so its pictures are not available for a figure.")
     try:
         return run_pictures(settings)
     except InputError as error:
         raise InputError(
-            f"the pictures of '{store.folder}' are no longer where it found them: {error} If they have moved, say where they are: --images "
+            f"the pictures of '{store.folder}' are no longer where the run found them: {error} If they have moved, give their new "
+            f"place: --images "
             "(moved_to=…)."
         ) from error
 
@@ -174,7 +175,7 @@ def _refuse_other_pictures(stores: Sequence[Store], names: Sequence[str]) -> Non
     for store, renamed in zip(stores, picture_names(stores, [set(names)] * len(stores)), strict=True):
         if renamed:
             raise InputError(
-                f"'{min(renamed)}' of '{store.folder}' is another picture than that of the runs before it: draw them separately, or choose "
+                f"'{min(renamed)}' of '{store.folder}' is not the same picture as in the runs before it: draw them separately, or choose "
                 "other images."
             )
 
@@ -182,7 +183,9 @@ def _refuse_other_pictures(stores: Sequence[Store], names: Sequence[str]) -> Non
 def _named(source: ImageSource, name: str) -> Any:
     found = next((image for image in source.images if image.name == name), None)
     if found is None:
-        raise ImageError(f"'{name}' is no longer among the pictures of the run. If it has moved, say where to: --images (moved_to=…).")
+        raise ImageError(
+            f"'{name}' is no longer among the pictures of the run. If it has moved, give its new place: --images (moved_to=…)."
+        )
     return found
 
 

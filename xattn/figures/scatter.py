@@ -79,7 +79,7 @@ class Scatter:
             InputError: there are no two metrics.
         """
         if len(shown.metrics) < 2:
-            raise InputError(f"a scatter needs two metrics, and the rows hold {', '.join(shown.metrics)}: give --metric twice.")
+            raise InputError(f"a scatter plot needs two metrics, but the rows have {', '.join(shown.metrics)}: give --metric twice.")
         metrics = (shown.metrics[1], shown.metrics[0]) if style.transpose else (shown.metrics[0], shown.metrics[1])
         columns = min(PER_ROW if style.millimetres > 120 else 2, len(shown.classifiers))
         rows = -(-len(shown.classifiers) // columns)

@@ -122,7 +122,7 @@ def read_scores(
     stores = [Store(run) for run in runs]
     rows, _ = joint_rows(stores, shown_names(stores))
     if rows.empty:
-        raise InputError("these runs hold no scores: run with a --metric, or draw --kind grid.")
+        raise InputError("these runs have no scores: run with a --metric, or draw --kind grid.")
     if count is not None and images is None:
         images = list(rows["image"].unique())[:count]
     for column, asked in (("image", images), ("method", methods), ("metric", metrics)):

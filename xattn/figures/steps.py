@@ -72,7 +72,7 @@ def steps(shown: RunData, style: FigureStyle) -> list[Figure]:
         )
     first = columns[0]
     if len({column[:2] for column in columns}) > 1:
-        raise InputError("a figure of steps shows the patches of one network, and these runs hold several: draw one run at a time.")
+        raise InputError("a figure of steps shows the patches of one network, but these runs have several: draw one run at a time.")
     limits = limits_of(shown, columns, style)
     lanes = [Lane(INPUT, "patches"), *(Lane("\n".join(column), f"step {step_of(column[2])}") for column in columns)]
     items = []

@@ -100,7 +100,9 @@ class SelfAttentiveLSTM(nn.Module):
         self.steps, self.scaled, self.basis_channels = settings.steps, settings.scaled, settings.basis
         self.keys = max(1, channels // 4) if settings.keys is None else settings.keys
         if self.keys >= channels:
-            raise SettingError(f"the feature map has {channels} channels: {self.keys} keys leave no value. Give fewer (keys=).")
+            raise SettingError(
+                f"the feature map has {channels} channels: {self.keys} keys leave no channel for values. Give fewer (keys=)."
+            )
         self.query = _two_layers(channels, channels, self.keys + settings.basis)
         self.answer = _two_layers(channels - self.keys + settings.basis, channels, channels)
         self.cells = nn.ModuleList(nn.LSTMCell(channels, channels) for _ in range(LAYERS))

@@ -75,9 +75,9 @@ class TwoStreamSettings:
                 "number, box is in (0, 1], weight is 0 or more, and sum_to and only_step are steps."
             )
         if chosen and (self.local != "attention" or len(chosen) > 1):
-            raise SettingError(f"{' and '.join(chosen)} stand in the place of attention over the steps: give one, with local=attention.")
+            raise SettingError(f"{' and '.join(chosen)} replace the attention over the steps: give only one, with local=attention.")
         if self.self_attention and self.local == "cnn":
-            raise SettingError("self_attention is between the steps of the LSTM, and local=cnn has none: give local=attention or lstm.")
+            raise SettingError("self_attention connects the steps of the LSTM, but local=cnn has no LSTM: give local=attention or lstm.")
 
 
 def parsed(model: str) -> tuple[str, TwoStreamSettings]:

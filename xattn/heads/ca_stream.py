@@ -64,7 +64,7 @@ class CAStream(HeadSettings):
     def __post_init__(self) -> None:
         check_names(self.align, self.distribution)
         if self.start < 0:
-            raise SettingError(f"ca-stream starts at a stage from 0 on; got start={self.start}.")
+            raise SettingError(f"ca-stream starts at stage 0 or later; got start={self.start}.")
 
     def stages(self, info: NetworkInfo) -> tuple[str, ...]:
         """The paper's stages for ResNet and ConvNeXt; the ends of four groups of blocks where tokens keep their number and width; elsewhere
@@ -184,7 +184,7 @@ class CAStreamHead(Head):
         if not self.settings.per_class:
             return Attended(self.query.expand(batch, -1))
         if classes is None:
-            raise InputError("ca-stream:per_class=true has a query for each class: give the class of each image.")
+            raise InputError("ca-stream:per_class=true has one query per class: give the class of each image.")
         return Attended(self.query[classes])
 
     def read(self, attended: Attended, stage: str, features: Tensor, seeds: Sequence[int] | None = None) -> None:

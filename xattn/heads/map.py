@@ -48,8 +48,9 @@ class MAP(HeadSettings):
         """
         if channels[-1] % self.heads:
             raise SettingError(
-                f"map splits the channels evenly over its attention heads; {info.stages[-1].name} of {info.name} has {channels[-1]}, which "
-                f"is no multiple of heads={self.heads}. Give a number of heads that divides it, as map:heads={math.gcd(channels[-1], 48)}."
+                f"map splits the channels evenly over its attention heads; {info.stages[-1].name} of {info.name} has "
+                f"{channels[-1]}, which is not a multiple of heads={self.heads}. Give a number of heads that divides it, such as "
+                f"map:heads={math.gcd(channels[-1], 48)}."
             )
         return MAPHead(channels[-1], classes, self)
 

@@ -39,7 +39,7 @@ def parse_size(text: str | int) -> int:
     except (ValueError, OverflowError):
         size = 0
     if not 0 < size < 2**60:
-        raise InputError(f"a size of memory is a number with a unit, as 500MB or 2GB; got '{str(text)[:80]}'.")
+        raise InputError(f"a memory size is a number with a unit, such as 500MB or 2GB; got '{str(text)[:80]}'.")
     return size
 
 

@@ -55,7 +55,7 @@ class Predictor:
                     if not is_out_of_memory(error) or self.chunk == 1:
                         raise
                     self.chunk = max(1, self.chunk // 2)
-                    logger.warning("memory ran out: %s goes on with chunks of %d.", self.classifier.name, self.chunk)
+                    logger.warning("memory ran out: %s continues with chunks of %d.", self.classifier.name, self.chunk)
                     if torch.cuda.is_available():
                         torch.cuda.empty_cache()
                 else:

@@ -40,7 +40,7 @@ class Tuning:
         if self.backend not in get_args(Backend):
             raise NameUnknownError("backend", str(self.backend), get_args(Backend))
         if self.compiled and self.backend != "torch":
-            raise SettingError(f"compiled=true is of torch; backend={self.backend} came as well: leave one out.")
+            raise SettingError(f"compiled=true is for torch, not for backend={self.backend}: leave one out.")
 
     def __str__(self) -> str:
         words = [f"chunks of {self.chunk}", self.memory_format if self.backend == "torch" else self.backend]

@@ -105,9 +105,7 @@ def tuned(
     """
     by_hand = None if tune in EFFORTS else Tuning.read(tune) if "=" in tune else _no_effort(tune)
     if by_hand is not None and level == "exact" and by_hand.precision != "own":
-        raise SettingError(
-            f"precision={by_hand.precision} is not exact: it is for level fast, which reports by how much its values differ."
-        )
+        raise SettingError(f"precision={by_hand.precision} is not exact: use it with level fast, which reports how much its values differ.")
     benchmark = Benchmark(classifier, level, _sampled(classifier, sample), _largest_chunk(classifier, memory))
     if by_hand is not None:
         fitting = benchmark.fitting(by_hand)
@@ -170,7 +168,7 @@ def fastest(
 
 
 def _no_effort(tune: str) -> Tuning:
-    raise SettingError(f"tune is off, auto, full, or settings as chunk=16,compiled=true; got '{tune}'.")
+    raise SettingError(f"tune is off, auto, full, or settings such as chunk=16,compiled=true; got '{tune}'.")
 
 
 def _sampled(classifier: Classifier, sample: Tensor | None) -> Tensor:
@@ -187,7 +185,9 @@ def _largest_chunk(classifier: Classifier, memory: int | None) -> int:
     each = peak_bytes(lambda: predictor(image * 1.0)) + 3 * image.numel() * 4  # the changed image, its source, its mask
     room = memory if memory is not None else int(SHARE_OF_FREE * free_memory(classifier.device))
     if each > room:
-        raise InputError(f"{classifier.name} needs {shown(each)} for a forward of one image; {shown(room)} came. Allow more memory.")
+        raise InputError(
+            f"{classifier.name} needs {shown(each)} for a forward of one image; the limit is {shown(room)}. Allow more memory."
+        )
     return min(room // each, LARGEST.get(classifier.device.type, LARGEST_ELSEWHERE))
 
 

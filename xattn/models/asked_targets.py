@@ -19,7 +19,7 @@ from xattn.models.classifier import Classifier
 from xattn.models.target_rules import EveryLabel, Given, PredictedLabels, PredictedRegion, TargetRule, Terms
 
 THRESHOLD = 0.5  # the lowest probability of a predicted label, where none is given
-CANCELS = "is 0 whatever the network gives, as its classes cancel out: give different ones, as 'predicted - second'."
+CANCELS = "is 0 for every output, since its classes cancel out: give different ones, such as 'predicted - second'."
 RANKED = ("predicted", "second")
 _OPERATOR = re.compile(r"\s+([+-])\s+")
 _TERM = re.compile(r"(?:([+-])\s*)?(?:(\d+(?:\.\d+)?)\s*\*\s*)?(.+)", re.DOTALL)
@@ -56,7 +56,7 @@ def target_rule(classifier: Classifier, asked: Asked, threshold: float | None = 
             return PredictedLabels(f"{PER_LABEL[1]}, p ≥ {threshold:g}", threshold)
         rule = _of_text(classifier, asked)
         if classifier.regression and (rule.needs_labels or "second" in rule.text.split()):
-            raise InputError(f"target '{asked}' names a class, and {classifier.name} gives values: give 'predicted', or a value's index.")
+            raise InputError(f"target '{asked}' names a class, but {classifier.name} gives values: give 'predicted', or a value's index.")
         return rule
     if isinstance(asked, SupportsIndex) and not isinstance(asked, bool) and (not isinstance(asked, Tensor) or asked.dim() == 0):
         return Terms("given", ((1.0, classifier.class_index(int(asked))),))
@@ -64,7 +64,7 @@ def target_rule(classifier: Classifier, asked: Asked, threshold: float | None = 
         values = asked.tolist() if isinstance(asked, Tensor) else asked
         if isinstance(asked, Tensor) and (asked.dim() != 1 or asked.is_floating_point()):
             came = f"{tuple(asked.shape)} {str(asked.dtype).removeprefix('torch.')}"
-            raise InputError(f"targets are one class index per image, whole numbers (B,); got {came}. Of one-hot rows, give the argmax.")
+            raise InputError(f"targets are one class index per image, whole numbers (B,); got {came}. For one-hot rows, give the argmax.")
         classes = torch.tensor([classifier.class_index(value) for value in values])
         if classifier.regression:
             return Given("given", Values(classes[:, None], torch.ones(1)))
@@ -90,7 +90,7 @@ def _of_map(classifier: Classifier, asked: str | SupportsIndex) -> PredictedRegi
     is_name = not isinstance(asked, str) or asked in (classifier.labels or ())
     if not is_name and (asked in ("label", "labels", "second") or _OPERATOR.search(str(asked)) or "*" in str(asked)):
         raise UnsupportedError(
-            f"{classifier.name} gives a map of logits, and a target of it is one class over the pixels predicted as it: 'predicted', an "
+            f"{classifier.name} gives a map of logits, so a target is one class over the pixels predicted as it: 'predicted', an "
             f"index or a name; got '{asked}'. In Python, xattn.metrics.targets.Region takes any region."
         )
     return PredictedRegion("given", classifier.class_index(asked if isinstance(asked, str) else int(asked)))

@@ -94,8 +94,8 @@ def attachment_of(
     )
     if metadata.replaces == "pooling" and not info.takes_vector:
         raise UnsupportedError(
-            f"{head} replaces the pooled vector before the classifier, and that of {name} takes none of {stages[-1].channels} values (its "
-            "pooling is not global, or comes after it). Use br-npa, b-cnn or gap."
+            f"{head} replaces the pooled vector before the classifier, but the classifier of {name} does not take a vector of "
+            f"{stages[-1].channels} values (its pooling is not global, or comes after it). Use br-npa, b-cnn or gap."
         )
     names = reads or (settings.stages(info) if reads is None else settings.unnamed_stages(info))
     read = tuple(named_stage(network, forward, image, stage, known) for stage in names)
@@ -234,8 +234,8 @@ def _copy_to_go_on(tensor: Tensor) -> Tensor | None:
 def _all_reached(attachment: Attachment, count: int) -> None:
     if count < len(attachment.stages):
         raise UnsupportedError(
-            f"the forward did not reach '{attachment.stages[count].name}', which the head reads: it takes another path now than when the "
-            "head was attached, or the module was exchanged for something that runs no hooks."
+            f"the forward did not reach '{attachment.stages[count].name}', which the head reads: it takes another path than when "
+            f"the head was attached, or the module was replaced by something that runs no hooks."
         )
 
 

@@ -34,7 +34,7 @@ class Prompts:
         if not self.classes or len(set(self.classes)) < len(self.classes) or not all(text.strip() for text in self.classes):
             raise InputError(f"classes given by text are distinct and not empty; got {list(self.classes)}.")
         if wrong := [template for template in self.templates if "{}" not in template]:
-            raise InputError(f"a template has {{}} in the place of the class, as 'a photo of a {{}}.'; got '{wrong[0]}'.")
+            raise InputError(f"a template has {{}} in place of the class, such as 'a photo of a {{}}.'; got '{wrong[0]}'.")
 
     def texts(self) -> list[str]:
         """Every class in every template, class by class.

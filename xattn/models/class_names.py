@@ -66,7 +66,7 @@ def _index_of_text(text: str, labels: Sequence[str] | None, count: int, network:
             "class",
             text,
             labels,
-            f"Some classes of {network} are called by numbers: a number is a name here; in Python an int is an index.",
+            f"Some classes of {network} have numbers as names, so a number is read as a name here; in Python an int is an index.",
         )
     return None
 

@@ -39,7 +39,7 @@ def from_focus(request: Request, build: Callable[[Request], Built], bare: Callab
     name, settings = parsed(request.model)
     if name.partition(":")[0] not in BACKBONES:
         raise InputError(
-            f"model '{request.model}': two-stream networks are built on backbones of {', '.join(BACKBONES)}; '{name}' is of none of these."
+            f"model '{request.model}': two-stream networks are built on backbones of {', '.join(BACKBONES)}; '{name}' is not one of them."
         )
     state = request.state
     whole = state is not None and any(key.startswith(f"{GLOBAL}.") for key in state)
@@ -51,12 +51,12 @@ def from_focus(request: Request, build: Callable[[Request], Built], bare: Callab
         preprocessing = build(Request(name)).preprocessing if name.startswith("birds:") else None
         classes = len(state[f"{GLOBAL}.classifier.weight"])
         if request.classes not in (None, classes):
-            raise InputError(f"model '{request.model}': the weights are for {classes} classes, and classes={request.classes} came.")
+            raise InputError(f"model '{request.model}': the weights are for {classes} classes; got classes={request.classes}.")
     count = classes or (0 if own is None else _outputs(own))
     trunk, channels = trunk_of(backbone.eval(), name)
     labels = own.labels if own is not None and own.labels is not None and len(own.labels) == count else None
     if not count:
-        raise InputError(f"model '{request.model}' has a new classifier: say for how many classes (classes=…).")
+        raise InputError(f"model '{request.model}' has a new classifier: give the number of classes (classes=…).")
     network = TwoStreams(trunk, without_last_pooling(copy.deepcopy(trunk)), channels, count, settings)
     if state is not None and whole:
         fit_weights(network, state, request.shown_weights)
@@ -84,7 +84,9 @@ def trunk_of(network: nn.Module, name: str) -> tuple[nn.Module, int]:
     image = torch.rand((1, 3, 64, 64), generator=torch.Generator().manual_seed(0))
     found = find_stages(network, network, image, named=name)
     if not found.stages or found.stages[-1].layout.axes != "NCHW":
-        raise UnsupportedError(f"{name} has no feature map (batch, channels, height, width) before a pooling: give one of convolutions.")
+        raise UnsupportedError(
+            f"{name} has no feature map (batch, channels, height, width) before a pooling: give a convolutional network."
+        )
     last = found.stages[-1]
     if hasattr(network, "reset_classifier"):  # of timm
         trunk: Any = network
@@ -117,7 +119,7 @@ def _checked(trunk: nn.Module, image: Tensor, expected: Tensor | None, name: str
         fits = False
     if not fits:
         raise UnsupportedError(
-            f"{name} cannot be cut before its pooling: its modules do not simply follow each other. Give a ResNet, VGG, DenseNet, "
+            f"{name} cannot be cut before its pooling: its modules are not a plain sequence. Give a ResNet, VGG, DenseNet, "
             "MobileNet, EfficientNet or ConvNeXt, or one of timm."
         )
     return trunk, features.shape[1]

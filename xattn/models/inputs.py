@@ -154,7 +154,7 @@ def supplied(network: nn.Module, inputs: Inputs | None) -> Iterator[None]:
         further = inputs(args[0])
         if not isinstance(further, Mapping):
             raise InputError(
-                f"inputs gives the forward's further arguments by name, as {{'metadata': …}}; it gave {type(further).__name__}."
+                f"inputs gives the forward's further arguments by name, such as {{'metadata': …}}; it gave {type(further).__name__}."
             )
         return args, {**kwargs, **further}
 

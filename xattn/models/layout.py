@@ -57,7 +57,8 @@ class Layout:
             width = count // height
         if height * width != count or (self.order and (height, width) != self.grid):
             raise UnsupportedError(
-                f"{count} tokens are no map of the aspect of {self.grid[0]} × {self.grid[1]}, which they had when the network was attached."
+                f"{count} tokens do not form a map with the aspect ratio of {self.grid[0]} × {self.grid[1]}, which they had when "
+                f"the network was attached."
             )
         return height, width
 

@@ -161,7 +161,7 @@ def load(
         return classifier.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"device '{device}' cannot be used here ({reason}). Give cpu, or a GPU that torch sees.") from error
+        raise InputError(f"device '{device}' cannot be used ({reason}). Give cpu, or a GPU that torch sees.") from error
 
 
 @dataclass(frozen=True)
@@ -198,11 +198,11 @@ def _saved_file(model: str, weights: str | Path | None, given: dict[str, object]
     known = {"head": given["head"] if header.head == KEEPS_ITS_OWN else header.head, "classes": header.classes}
     if beside := [name for name, value in given.items() if value not in (None, (), False, known.get(name))]:
         saved = model if named is None else file
-        raise InputError(f"'{saved}' has its own {', '.join(beside)}: leave that out, or give the network's weights alone.")
+        raise InputError(f"'{saved}' has its own {', '.join(beside)}: leave that out, or give only the network's weights.")
     if named is None and not trust_code and sources.is_code(header.source.model):
         raise UntrustedCodeError(
-            f"'{file}' names '{header.source.model}' as the source of its network: loading it would import that code and run it. If you "
-            f"trust the file and the code, say so: --trust-code, in Python trust_code=True. Or name the network yourself, --model "
+            f"'{file}' names '{header.source.model}' as the source of its network: loading it would import that code and run it. "
+            f"If you trust the file and the code, give --trust-code, in Python trust_code=True. Or name the network yourself, --model "
             f"{header.source.model} --weights {file}."
         )
     name = model
@@ -264,7 +264,7 @@ def _network_of(saved: _Saved, weights: str | Path | None, trust_code: bool) -> 
     _set_flags(network, saved)
     if (digest := digest_of(network.state_dict())) != stored.digest:
         raise WeightsError(
-            f"{needs} (digest {stored.digest}); those of {chosen or stored.model} have {digest}: the head was trained on others."
+            f"{needs} (digest {stored.digest}); those of {chosen or stored.model} have {digest}: the head was trained with other weights."
         )
     return network, replace(stored, weights=chosen)
 
@@ -369,14 +369,14 @@ def refuse_no_classifier(given: object) -> None:
         advice = "a module becomes one by xattn.attach(module, mean=…, std=…)"
     else:
         advice = "a name becomes one by xattn.load(name), a module by xattn.attach(module)"
-    raise InputError(f"a classifier of xattn is needed, and {type(given).__name__} came: {advice}.")
+    raise InputError(f"a classifier of xattn is needed; got {type(given).__name__}: {advice}.")
 
 
 def read_labels(labels: str | Path | Sequence[str]) -> list[str]:
     """Class names, as given or from a text file with one per line."""
     if not isinstance(labels, (str, Path)):
         if not isinstance(labels, Iterable):
-            raise InputError(f"labels are the names of the classes, or a text file with one per line; {type(labels).__name__} came.")
+            raise InputError(f"labels are the names of the classes, or a text file with one per line; got {type(labels).__name__}.")
         return list(labels)
     try:
         return Path(labels).read_text(encoding="utf-8-sig").splitlines()

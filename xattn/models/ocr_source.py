@@ -45,7 +45,7 @@ def from_ocr(request: Request, build: Callable[[Request], Built], bare: Callable
     source = name.partition(":")[0]
     if source not in BACKBONES:
         raise InputError(
-            f"model '{request.model}': OCR networks are built on backbones of {', '.join(BACKBONES)}; '{name}' is of none of these."
+            f"model '{request.model}': OCR networks are built on backbones of {', '.join(BACKBONES)}; '{name}' is not one of them."
         )
     state = request.state
     whole = state is not None and LAST_OF_AUX in state
@@ -58,9 +58,9 @@ def from_ocr(request: Request, build: Callable[[Request], Built], bare: Callable
     if state is not None and whole:
         classes = len(state[LAST_OF_AUX])
         if request.classes not in (None, classes):
-            raise InputError(f"model '{request.model}': the weights are for {classes} classes, and classes={request.classes} came.")
+            raise InputError(f"model '{request.model}': the weights are for {classes} classes; got classes={request.classes}.")
     if classes is None:
-        raise InputError(f"model '{request.model}' has new classifiers of pixels: say for how many classes (classes=…).")
+        raise InputError(f"model '{request.model}' has new classifiers of pixels: give the number of classes (classes=…).")
     if request.high_res:
         high_resolution(network.eval(), request.high_res, dilate=request.dilate, input_size=PROBE)
     early, last, channels = cut(network.eval(), name)
@@ -93,7 +93,7 @@ def cut(network: nn.Module, name: str) -> tuple[nn.Module, nn.Module, tuple[int,
     before = next((stage for stage in reversed(found) if stage.channels != found[-1].channels), None)
     if before is None or {before.layout.axes, found[-1].layout.axes} != {"NCHW"}:
         raise UnsupportedError(
-            f"{name} has no two feature maps (batch, channels, height, width) before a pooling: give one of convolutions."
+            f"{name} has no two feature maps (batch, channels, height, width) before a pooling: give a convolutional network."
         )
     return *_split(network, before, found[-1], name), (before.channels, found[-1].channels)
 
@@ -148,8 +148,8 @@ def _split(network: nn.Module, before: Stage, end: Stage, name: str) -> tuple[nn
         fits = False
     if not fits:
         raise UnsupportedError(
-            f"{name} cannot be cut at '{before.name}' and '{end.name}': its modules do not simply follow each other. Give a ResNet, VGG, "
-            "DenseNet, MobileNet, EfficientNet or ConvNeXt, or a HRNet of timm."
+            f"{name} cannot be cut at '{before.name}' and '{end.name}': its modules are not a plain sequence. Give a ResNet, VGG, "
+            "DenseNet, MobileNet, EfficientNet or ConvNeXt, or an HRNet of timm."
         )
     return early, last
 

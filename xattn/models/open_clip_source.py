@@ -38,9 +38,7 @@ def from_open_clip(request: Request) -> Built:
     prompts = prompts_of(request)
     model = _model(open_clip, request)
     if not isinstance(model, (open_clip.CLIP, open_clip.CustomTextCLIP)):
-        raise UnsupportedError(
-            f"{request.model} is a {type(model).__name__}; an encoder of images beside one of texts is needed, as in CLIP."
-        )
+        raise UnsupportedError(f"{request.model} is a {type(model).__name__}; it needs an image encoder and a text encoder, as in CLIP.")
     bias = torch.zeros(()) if model.logit_bias is None else model.logit_bias
     saved = request.weights if isinstance(request.weights, dict) else None
     texts = text_embeddings(prompts, _encoder(open_clip, request.name, model)) if saved is None else saved["texts"]
@@ -82,8 +80,8 @@ def _model(open_clip: Any, request: Request) -> Any:
         return model.eval()
     if request.weights is None:
         raise WeightsError(
-            f"{request.model} has no default weights: give a local file as weights (--weights), or the name of those that open_clip has "
-            f"for it: {', '.join(tags) or 'none'}."
+            f"{request.model} has no default weights: give a local file as weights (--weights), or the name of weights that "
+            f"open_clip has for it: {', '.join(tags) or 'none'}."
         )
     try:
         return open_clip.create_model(request.name, pretrained=str(request.weights)).eval()

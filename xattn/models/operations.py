@@ -84,8 +84,7 @@ class _Tape(TorchDispatchMode):
         given = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
         if self.written and any(id(each) not in self.known and _memory(each) in self.written for each in given):
             raise UnsupportedError(
-                f"'{_name(func)}' reads a tensor that was overwritten in place as a part of another, or of which a part was: what it was "
-                "computed from is not known."
+                f"'{_name(func)}' reads a tensor that was overwritten in place, in part or as a part of another: its origin is unknown."
             )
         if not any(id(each) in self.known for each in given):
             return func(*args, **kwargs)
@@ -123,7 +122,7 @@ class _Tape(TorchDispatchMode):
     def _before_writing(self, func: Any, args: Any) -> None:
         """Keeps the values that are about to be overwritten, and forgets the tensors that hold them."""
         if not func._schema.name.endswith("_") or not isinstance(args[0], Tensor):
-            raise UnsupportedError(f"'{_name(func)}' writes into a tensor that it is given: what is computed from that is not known.")
+            raise UnsupportedError(f"'{_name(func)}' writes into one of its arguments: what is computed from that is unknown.")
         memory = _memory(args[0])
         self.written[memory] = args[0]
         for key, value in list(self.known.items()):
@@ -156,7 +155,5 @@ def operations(forward: Callable[[Tensor], Tensor], images: Tensor) -> Operation
         with tape:
             output = forward(tape.values[0])
     if id(output) not in tape.known:
-        raise UnsupportedError(
-            "what the network returns is not computed from the images by functions of torch: nothing can be followed back."
-        )
+        raise UnsupportedError("what the network returns is not computed from the images by functions of torch: it cannot be traced back.")
     return Operations(tape.calls, tape.values, tape.known[id(output)])

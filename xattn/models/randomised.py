@@ -40,7 +40,7 @@ def copied(classifier: Classifier) -> Classifier:
         return copy.deepcopy(classifier).eval()
     except Exception as error:  # what users' modules hold may raise anything
         raise UnsupportedError(
-            f"{classifier.name} cannot be copied, and its own weights are never changed: {type(error).__name__}: {error}."
+            f"{classifier.name} cannot be copied, and its own weights must not change: {type(error).__name__}: {error}."
         ) from error
 
 

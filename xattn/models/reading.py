@@ -178,8 +178,8 @@ def output_reader(
     binary = single and not multi_label
     if kind is not None:
         logger.warning(
-            "%s gives probabilities (%s): they are taken as such, and the score of a class is the %s of its probability. Maps are sharper "
-            "from a network that returns logits: where a probability reaches 1, its gradient is zero.",
+            "%s gives probabilities (%s): the score of a class is the %s of its probability. Maps are sharper from a network that "
+            "returns logits: where a probability reaches 1, its gradient is zero.",
             name,
             "a sigmoid is its last operation" if separate and kind == "sigmoid" else "its rows sum to one",
             "log-odds" if separate else "logarithm",
@@ -188,9 +188,9 @@ def output_reader(
             logger.warning("%s gives a probability for each of several labels: it is explained as multi-label.", name)
     if binary:
         logger.warning(
-            "%s gives one value per image: it is taken as the logit z of two classes, 1 (positive) with the score z/2 and 0 with -z/2, "
-            "whose softmax is the sigmoid of z and its complement. For one label alone: multi_label=True (--multi-label); for a value that "
-            "is no logit: regression=True (--regression).",
+            "%s gives one value per image: it is treated as the logit z of two classes, 1 (positive) with the score z/2 and 0 with -z/2, "
+            "whose softmax is the sigmoid of z and its complement. For a single label use multi_label=True (--multi-label); for a "
+            "value that is not a logit use regression=True (--regression).",
             name,
         )
     reader = replace(reader, probabilities=kind is not None, separate=separate, binary=binary)
@@ -257,7 +257,7 @@ def _path(output: Any, name: str, asked: str | int | None) -> str | None:
     chosen = _final(usable)
     if len(chosen) != 1 and usable:
         raise UnsupportedError(
-            f"{name} returns {_listed(found)}, and it cannot be seen which are the logits: say so, output={next(iter(usable))!r} or by its "
+            f"{name} returns {_listed(found)}, and it is unclear which are the logits: set output={next(iter(usable))!r} or its "
             "position, on the command line --output."
         )
     if not usable:

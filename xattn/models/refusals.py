@@ -26,12 +26,13 @@ def refuse_unusable(network: nn.Module, name: str) -> None:
         part = f"{name}.{path}" if path else name
         if isinstance(module, torch.jit.ScriptModule):
             raise UnsupportedError(
-                f"{part} is scripted or traced: a scripted or traced module runs no Python hooks, by which features are taken: attach the "
-                "module itself."
+                f"{part} is scripted or traced; such a module runs no Python hooks, and xattn takes features by hooks: attach the "
+                f"original module."
             )
         if hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
             raise UnsupportedError(
-                f"{part} is compiled, and compiled code runs no hooks that come later, by which features are taken: compile a copy, or "
+                f"{part} is compiled; compiled code runs no hooks that are added later, and xattn takes features by hooks: compile "
+                f"a copy, or "
                 "attach the module before it is compiled; xattn compiles where that is faster (tune='full', --tune full)."
             )
     for path, tensor in (*network.named_parameters(), *network.named_buffers()):
@@ -90,8 +91,8 @@ def named_errors(name: str, images: Tensor) -> Iterator[None]:
         if isinstance(error, RuntimeError) and "memory" in str(error):
             raise
         raise UnsupportedError(
-            f"{name} cannot run images {tuple(images.shape)}: {_shown(error)}. It ran one image of noise when it was attached: let its "
-            "forward take any number of images, and any values."
+            f"{name} cannot run images {tuple(images.shape)}: {_shown(error)}. It ran one image of noise when it was attached: its "
+            f"forward must take any number of images, and any values."
         ) from error
 
 

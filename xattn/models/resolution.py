@@ -81,9 +81,7 @@ def _without_stride(network: nn.Module, stage: str, dilate: bool, size: tuple[in
     if not shrinking:
         shrinking = _right_before(calls[: inside[0]], calls[inside[0]].before)
     if not shrinking:
-        raise UnsupportedError(
-            f"high resolution takes strides out, and '{stage}' has none, nor has what stands right before it. {_strides(calls)}"
-        )
+        raise UnsupportedError(f"high resolution removes strides, but '{stage}' has none, nor has the module before it. {_strides(calls)}")
     for call in shrinking:
         _put(network, call.name, _strideless(call, stage))
     if dilate:
@@ -95,10 +93,10 @@ def _without_stride(network: nn.Module, stage: str, dilate: bool, size: tuple[in
         grown = _probe(network, size)[1].get(stage)
     except Exception as error:  # any error of a network in which two maps no longer match
         raise UnsupportedError(
-            f"with the strides of '{stage}' taken out the network does not run ({error}): is there one in its code?"
+            f"without the strides of '{stage}' the network does not run ({error}): does its code contain a stride?"
         ) from error
     if grown is None or grown <= sizes[stage]:
-        raise UnsupportedError(f"'{stage}' gives a map of {grown} instead of {sizes[stage]} after its strides were taken out.")
+        raise UnsupportedError(f"'{stage}' gives a map of {grown} instead of {sizes[stage]} after its strides were removed.")
     return [call.name for call in shrinking]
 
 
@@ -169,7 +167,7 @@ def _strideless(call: _Call, stage: str) -> nn.Module:
             return module
         return nn.Sequential(nn.ReplicationPad2d((0, kernel[1] - 1, 0, kernel[0] - 1)), nn.AvgPool2d(kernel, 1)).train(module.training)
     raise UnsupportedError(
-        f"high resolution takes the stride out of convolutions and average poolings; '{stage}' shrinks its map by '{call.name}', a "
+        f"high resolution removes the strides of convolutions and average poolings; '{stage}' shrinks its map by '{call.name}', a "
         f"{type(module).__name__}. Choose a later stage, or another network (ResNet, MobileNet, ConvNeXt, EfficientNet, DenseNet)."
     )
 

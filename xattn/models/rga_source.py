@@ -40,7 +40,7 @@ def from_rga(request: Request, build: Callable[[Request], Built], bare: Callable
     source = name.partition(":")[0]
     if source not in BACKBONES:
         raise InputError(
-            f"model '{request.model}': relation-aware attention is put on backbones of {', '.join(BACKBONES)}; '{name}' is none of these."
+            f"model '{request.model}': relation-aware attention is put on backbones of {', '.join(BACKBONES)}; '{name}' is not one of them."
         )
     state = request.state
     whole = state is not None and any(f".{RELATIONS}." in key for key in state)
@@ -49,7 +49,7 @@ def from_rga(request: Request, build: Callable[[Request], Built], bare: Callable
     layers = [key for key, _ in network.named_children() if LAYER.fullmatch(key)]
     classifier = getattr(network, "fc", None)
     if not layers or not isinstance(classifier, nn.Linear):
-        raise UnsupportedError(f"model '{request.model}': the attention stands after layer1, layer2, … of a ResNet; {name} is none.")
+        raise UnsupportedError(f"model '{request.model}': the attention stands after layer1, layer2, … of a ResNet; {name} is not one.")
     preprocessing = own.preprocessing if own is not None else build(Request(name)).preprocessing if source == "birds" else Preprocessing()
     standard = preprocessing.input_size if source == "birds" else (SIDE, SIDE)
     size = (settings.height or standard[0], settings.width or standard[1])
@@ -59,7 +59,7 @@ def from_rga(request: Request, build: Callable[[Request], Built], bare: Callable
     if state is not None and whole and "fc.weight" in state:
         classes = len(state["fc.weight"])
         if request.classes not in (None, classes):
-            raise InputError(f"model '{request.model}': the weights are for {classes} classes, and classes={request.classes} came.")
+            raise InputError(f"model '{request.model}': the weights are for {classes} classes; got classes={request.classes}.")
     if classes not in (None, before):
         network.fc = nn.Linear(classifier.in_features, int(classes or before))
     if request.high_res:

@@ -85,8 +85,8 @@ def _refuse_order_of_folders(source: ImageSource, folders: Sequence[str], classi
     for classifier in classifiers:
         if counted and any(classifier.class_index(name) != place for name, place in places.items()):
             raise InputError(
-                f"labels count the folders (0 to {len(folders) - 1}), which are other classes of {classifier.name}: "
-                f"{_shown(folders, classifier)}. Leave the label file out and take --labels-from folders (labels_from='folders')."
+                f"labels are indices of the folders (0 to {len(folders) - 1}), which are other classes in {classifier.name}: "
+                f"{_shown(folders, classifier)}. Leave the label file out and use --labels-from folders (labels_from='folders')."
             )
 
 
@@ -102,6 +102,6 @@ def _by_class_names(source: ImageSource, names: tuple[str, ...], classifiers: Se
         if len(names) != classifier.class_count and not classifier.multi_label:
             raise InputError(
                 f"labels are indices among the data set's {len(names)} classes ({', '.join(names[:3])}, …), and {classifier.name} has "
-                f"{classifier.class_count}. Name the data set's classes as the network's, or leave the labels out: labels_from='none'."
+                f"{classifier.class_count}. Give the data set's classes the network's names, or leave the labels out: labels_from='none'."
             )
     return source

@@ -234,7 +234,7 @@ def _from_code(request: Request) -> Built:
     place, colon, attribute = model.rpartition(":")
     if not colon or not place or not attribute:
         raise InputError(
-            f"model '{model}' names no source: write birds:NAME, torchvision:NAME, timm:NAME, hf:NAME_OR_FOLDER, "
+            f"model '{model}' has no known source: write birds:NAME, torchvision:NAME, timm:NAME, hf:NAME_OR_FOLDER, "
             "open_clip:NAME, focus:BACKBONE, rga:BACKBONE, ocr:BACKBONE, few-shot:resnet12, package.module:factory, "
             "path/file.py:factory (the function in it that gives the network), or a .safetensors that xattn saved."
         )
@@ -246,7 +246,7 @@ def _from_code(request: Request) -> Built:
     try:
         network = factory()
     except TypeError as error:
-        raise InputError(f"model '{model}': the factory is called without arguments, and that failed ({error}).") from error
+        raise InputError(f"model '{model}': calling the factory without arguments failed ({error}).") from error
     if not isinstance(network, nn.Module):
         raise InputError(f"model '{model}' gave {type(network).__name__}; the factory must give a torch.nn.Module.")
     if request.weights is not None:
@@ -276,7 +276,7 @@ def _module_of_file(model: str, place: str) -> ModuleType:
 
 def _installed_module(model: str, place: str) -> ModuleType:
     if not all(part.isidentifier() for part in place.split(".")):
-        raise InputError(f"model '{model}': '{place}' is no name of a module. Give package.module:factory, or path/file.py:factory.")
+        raise InputError(f"model '{model}': '{place}' is not the name of a module. Give package.module:factory, or path/file.py:factory.")
     try:
         return importlib.import_module(place)
     except ModuleNotFoundError as error:

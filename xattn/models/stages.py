@@ -87,14 +87,14 @@ def find_stages(network: nn.Module, forward: Forward, image: Tensor, *, named: s
     chain = dominators(root)
     if not chain:
         raise UnsupportedError(
-            f"{named} lets no gradient reach the image (a part of it runs under no_grad?): explainers need one. Freeze parameters by "
-            "requires_grad_(False) instead."
+            f"{named} passes no gradient to the image, which explainers need (does a part of it run under no_grad?). Freeze "
+            f"parameters by requires_grad_(False) instead."
         )
     every = behind(root)
     if any(is_a(node, ("CheckpointFunctionBackward",)) for node in every):
         raise UnsupportedError(
-            f"{named} runs a part under torch.utils.checkpoint with use_reentrant=True, which hides what is inside: switch that off, or "
-            "give use_reentrant=False."
+            f"{named} runs a part under torch.utils.checkpoint with use_reentrant=True, which hides its operations: switch it off, "
+            f"or set use_reentrant=False."
         )
     reader = Reader(image.shape[-2] / image.shape[-1])
     reader.learn(every)
@@ -343,7 +343,7 @@ def _cells(tensor: Tensor, reader: Reader) -> Tensor:
 
 def _stage(event: Event, found: Map | None, image: Tensor, record: Record, how: str) -> Stage:
     if found is None:
-        raise UnsupportedError(f"stage '{event.name}' gives {event.shape}, which is no map (batch, channels, height, width).")
+        raise UnsupportedError(f"stage '{event.name}' gives {event.shape}, which is not a map (batch, channels, height, width).")
     return Stage(
         event.name,
         found.channels,

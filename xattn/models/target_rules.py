@@ -99,7 +99,7 @@ class Terms(TargetRule):
     def _column(self, term: int | str, output: Tensor, labels: Sequence[int | None]) -> Tensor:
         if output.dim() != 2:
             raise UnsupportedError(
-                f"target '{self.text}' is a class of each image; the network gives {tuple(output.shape)}. Of a map of logits, give "
+                f"target '{self.text}' is a class of each image; the network gives {tuple(output.shape)}. For a map of logits, give "
                 "'predicted' or one class, over the pixels predicted as it; or a region, in Python xattn.metrics.targets.Region."
             )
         if term == "label":
@@ -168,7 +168,7 @@ class PredictedLabels(OfOutput):
         if not bool((found >= self.threshold).any()):
             raise InputError(
                 f"none has a probability of {self.threshold:g} or more; the highest is {float(found.max()):.2g}, of "
-                f"'{classifier.label(int(found.argmax()))}'. A lower threshold: --threshold, in Python threshold."
+                f"'{classifier.label(int(found.argmax()))}'. For a lower threshold: --threshold, in Python threshold."
             )
         return tuple((found >= self.threshold).nonzero()[:, 0].tolist())
 
@@ -195,7 +195,7 @@ class PredictedRegion(OfOutput):
         if counts[index] == 0:
             others = f"most are '{classifier.label(most)}'" if counts[most] else "none is predicted as any class"
             raise InputError(
-                f"no pixel is predicted as '{classifier.label(index)}', so that there is no region to explain it over; {others}. "
+                f"no pixel is predicted as '{classifier.label(index)}', so there is no region to explain it over; {others}. "
                 "Give a region, in Python xattn.metrics.targets.Region, or another class."
             )
         return (index,)
@@ -252,12 +252,14 @@ def labels_of(classifier: Classifier, label: Label) -> tuple[float, ...]:
     """
     if not classifier.regression:
         if isinstance(label, float):
-            raise InputError(f"label {label:g} is no class index. If {classifier.name} gives values: regression=True (--regression).")
+            raise InputError(
+                f"label {label:g} is not a class index. If {classifier.name} gives values, set regression=True (--regression)."
+            )
         return classifier.class_indices(label)
     try:
         value = float(label) if isinstance(label, (int, float, str)) else math.nan
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise InputError(f"label {label!r} is no number, and {classifier.name} gives values: give one finite number for each image.")
+        raise InputError(f"label {label!r} is not a number, but {classifier.name} gives values: give one finite number per image.")
     return (value,)

@@ -67,7 +67,7 @@ def from_transformers(request: Request) -> Built:
     else:
         network = with_local_weights(create, state, request.shown_weights)
     if new:
-        logger.warning("%s has no weights for %s: they are new, and have to be trained.", request.model, ", ".join(new))
+        logger.warning("%s has no weights for %s: they are new and must be trained.", request.model, ", ".join(new))
     stated = config.id2label or {}
     labels = [stated[index] for index in range(len(stated))] if set(stated) == set(range(len(stated))) else None
     if labels == [f"LABEL_{index}" for index in range(len(stated))]:
@@ -166,9 +166,9 @@ def _preprocessing(transformers: Any, request: Request, network: nn.Module, chan
         if back.shape != ours.shape or (deviation := float((back - ours).abs().max()) * 255) > LEVELS:
             how = f"gives {tuple(back.shape)}" if back.shape != ours.shape else f"differs by up to {deviation:.0f} levels of 255"
             raise UnsupportedError(
-                f"the image processor of {request.model}, {type(processor).__name__}, does more than resize, crop and normalise: beside "
-                f"'{found}' it {how} on a test picture of {picture.width}×{picture.height}. Build the network in your own code with "
-                "what it needs of this, and give path/file.py:factory."
+                f"the image processor of {request.model}, {type(processor).__name__}, does more than resize, crop and normalise: "
+                f"in addition to '{found}' it {how} on a test picture of {picture.width}×{picture.height}. Build the network in "
+                f"your own code with the steps that it needs, and give path/file.py:factory."
             )
     return found if channels > 1 else replace(found, mean=_one_if_equal(found.mean), std=_one_if_equal(found.std))
 
@@ -210,7 +210,7 @@ def _processed(processor: Any, picture: Image.Image, request: Request) -> Tensor
     try:
         values: Tensor = processor(picture, return_tensors="pt")["pixel_values"][0].float()
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
-        raise UnsupportedError(f"the image processor of {request.model} makes no image of a picture ({error}).") from error
+        raise UnsupportedError(f"the image processor of {request.model} makes no image from a picture ({error}).") from error
     if values.dim() != 3 or len(values) != 3:
         raise UnsupportedError(f"the image processor of {request.model} gives {tuple(values.shape)}; (3, height, width) is needed.")
     return values
@@ -220,7 +220,9 @@ def _from_config(request: Request, kind: Any, config: Any) -> Any:
     try:
         return kind.from_config(config, trust_remote_code=request.trust_code, **EAGER)
     except ValueError as error:
-        raise UnsupportedError(f"{request.model} is a {config.model_type}, which is no image classifier ({_first_line(error)}).") from error
+        raise UnsupportedError(
+            f"{request.model} is a {config.model_type}, which is not an image classifier ({_first_line(error)})."
+        ) from error
 
 
 def _loaded(request: Request, kind: Any, **options: Any) -> Any:
@@ -246,10 +248,12 @@ def _loaded(request: Request, kind: Any, **options: Any) -> Any:
     except ValueError as error:
         if "trust_remote_code" in str(error):
             raise UntrustedCodeError(
-                f"{request.model} brings code of its own, which loading it would run. If you trust it, say so: --trust-code, in Python "
+                f"{request.model} comes with code of its own, which loading it would run. If you trust it, give --trust-code, in Python "
                 "trust_code=True."
             ) from error
-        raise UnsupportedError(f"{request.model} is no image classifier, CLIP or SigLIP of transformers ({_first_line(error)}).") from error
+        raise UnsupportedError(
+            f"{request.model} is not an image classifier, CLIP or SigLIP of transformers ({_first_line(error)})."
+        ) from error
 
 
 def _first_line(error: Exception) -> str:

@@ -112,7 +112,7 @@ def image_size(images: Tensor, n: int) -> tuple[int, int]:
         InputError: they are not `(B, C, H, W)` and float, or n is below 1.
     """
     if not isinstance(images, Tensor):
-        raise InputError(f"patches are found in a tensor of images (batch, channels, height, width); {type(images).__name__} came.")
+        raise InputError(f"patches are found in a tensor of images (batch, channels, height, width); got {type(images).__name__}.")
     if images.dim() != 4 or not images.is_floating_point():
         raise InputError(f"patches are found in images (batch, channels, height, width), float; got {tuple(images.shape)} {images.dtype}.")
     if not isinstance(n, Integral) or isinstance(n, bool) or n < 1:
@@ -127,7 +127,7 @@ def side_or_default(side: int | None, size: tuple[int, int]) -> int:
         InputError: it is no whole number.
     """
     if side is not None and (not isinstance(side, Integral) or isinstance(side, bool)):
-        raise InputError(f"side is that of square boxes, a whole number of pixels; got {side!r}.")
+        raise InputError(f"side is the side of square boxes, a whole number of pixels; got {side!r}.")
     return max(1, min(size) // SHARE) if side is None else int(side)
 
 
@@ -143,7 +143,7 @@ def features_of(classifier: Classifier, images: Tensor, stage: str | None) -> Te
     if found_stage.boxes and stage is None:
         found_stage = classifier.stage(GLOBAL_STAGE)
     if found_stage.boxes:
-        raise InputError(f"stage '{found_stage.name}' has maps of patches, not of the picture: take stage={GLOBAL_STAGE}.")
+        raise InputError(f"stage '{found_stage.name}' has maps of patches, not of the picture: use stage={GLOBAL_STAGE}.")
     name = found_stage.name
     with torch.no_grad():
         found = classifier.features(images.to(classifier.device), [name])[name]

@@ -44,10 +44,12 @@ def read_patches(path: str | Path, count: int | None = None) -> tuple[Tensor, Te
     values = read_npy(path).double()
     if values.dim() != 3 or values.shape[2] != COLUMNS or not values.shape[1]:
         raise InputError(
-            f"'{path}' has the shape {tuple(values.shape)}: (pictures, boxes, {COLUMNS}) with y1, y2, x1, x2, class is needed."
+            f"'{path}' has the shape {tuple(values.shape)}: (pictures, boxes, {COLUMNS}) with y1, y2, x1, x2, class are needed."
         )
     if count is not None and len(values) != count:
-        raise InputError(f"'{path}' has boxes of {counted(len(values), 'picture')}, the data set {count}: give the file of this split.")
+        raise InputError(
+            f"'{path}' has boxes for {counted(len(values), 'picture')}, but the data set has {count}: give the file of this split."
+        )
     boxes = values[:, :, [2, 0, 3, 1]]
     classes = values[:, :, 4]
     try:
@@ -55,7 +57,7 @@ def read_patches(path: str | Path, count: int | None = None) -> tuple[Tensor, Te
     except InputError as error:
         raise InputError(f"'{path}': {error}") from error
     if not bool(((classes >= NO_CLASS) & (classes < 2**31) & (classes == classes.round())).all()):  # also false for NaN
-        raise InputError(f"'{path}' has a class that is no index from 0, nor {NO_CLASS} for none.")
+        raise InputError(f"'{path}' has a class that is neither an index from 0 nor {NO_CLASS} for none.")
     return boxes.float(), classes.long()
 
 
@@ -120,7 +122,7 @@ class StoredPatches:
         resize, shape = classifier.preprocessing.resize, classifier.input_size
         if resize != shape:
             raise InputError(
-                f"the boxes of '{self.path}' are those of whole pictures, and {classifier.name} crops them ({classifier.preprocessing}): "
+                f"the boxes of '{self.path}' are for whole pictures, but {classifier.name} crops them ({classifier.preprocessing}): "
                 f"load it with resize={shape[0], shape[1]}."
             )
         boxes, _ = read_patches(self.path)

@@ -55,8 +55,8 @@ class PictureBoxes:
         if kind == ".npy":
             if self.failed:
                 raise InputError(
-                    f"{counted(len(self.failed), 'picture')} could not be read, as {self.failed[0][0]} ({self.failed[0][1]}), and a .npy "
-                    "has a row of each in order. Replace them, or write a .csv."
+                    f"{counted(len(self.failed), 'picture')} could not be read, as {self.failed[0][0]} ({self.failed[0][1]}), but "
+                    f"a .npy needs a row for every picture in order. Replace them, or write a .csv."
                 )
             relative = self.boxes / torch.cat([self.sizes, self.sizes], dim=1)[:, None]  # in shares of the photograph
             write_patches(path, relative, (1, 1), self.classes)
@@ -112,9 +112,9 @@ def boxes_of(
     component = finders.create(finder)
     if target == "label":
         if split := next((place for place in source.origin if place.endswith(":test")), None):
-            raise InputError(f"boxes of the test pictures of {split} must not depend on their labels: take target predicted.")
+            raise InputError(f"boxes of the test pictures of {split} must not depend on their labels: use target predicted.")
         if bare := next((image.name for image in source.images if image.label is None), None):
-            raise InputError(f"target label needs a label of each picture; {bare} has none. Take target predicted, or give labels.")
+            raise InputError(f"target label needs a label of each picture; {bare} has none. Use target predicted, or give labels.")
     names, found, sizes, classes, failed = [], [], [], [], []
     with Progress(len(source), progress) as shown:
         for start in range(0, len(source), batch_size):

@@ -17,7 +17,7 @@ from xattn.patches.base import image_size, register, side_or_default
 @register("random", source="control", control=True)
 @dataclass(frozen=True)
 class RandomPatches:
-    """Square boxes anywhere in the image, seeded by its content: the same whatever its batch.
+    """Square boxes anywhere in the image, seeded by its content: the same in every batch.
 
     Attributes:
         seed: another one gives other boxes.

@@ -171,8 +171,7 @@ def read_contents(runs: Sequence[str | Path], most: int | None = None) -> Conten
 def too_large(what: str, most: int, instead: str) -> InputError:
     """The error that what a page holds is larger than one file of so many bytes."""
     return InputError(
-        f"{what} would be larger than {most // 2**20} MB, more than a browser opens well: write a folder (--folder, folder=True), or "
-        f"{instead}."
+        f"{what} would be larger than {most // 2**20} MB, too large for a browser: write a folder (--folder, folder=True), or {instead}."
     )
 
 

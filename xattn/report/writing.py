@@ -53,7 +53,7 @@ def report(
         RunError: a run folder that is damaged, or a page that cannot be written.
     """
     if not runs:
-        raise InputError("a report is of at least one run folder; none came.")
+        raise InputError("a report needs at least one run folder; got none.")
     if not SMALLEST_SIDE <= side <= LARGEST_SIDE:
         raise InputError(f"the side of the pictures is from {SMALLEST_SIDE} to {LARGEST_SIDE} pixels; got {side}.")
     contents = read_contents(runs, None if folder else LARGEST_FILE)
@@ -119,7 +119,7 @@ def _write_file(out: Path, contents: Contents, pictures: Pictures, index: dict[s
 def _write_folder(out: Path, contents: Contents, pictures: Pictures, index: dict[str, Any], shown: Progress) -> Path:
     page, data = out / "index.html", out / "data"
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (page.is_file() and data.is_dir()))):
-        raise InputError(f"'{out}' is no report and not empty: give a new or empty folder.")
+        raise InputError(f"'{out}' is neither a report nor empty: give a new or empty folder.")
     data.mkdir(parents=True, exist_ok=True)
     kept = set()
     for several in (_blocks(contents, pictures, shown), _last_blocks(index, pictures)):

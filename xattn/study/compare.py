@@ -265,7 +265,7 @@ def _differing(rows: pd.DataFrame, stores: Sequence[Store]) -> list[str]:
     if len(versions := {of.get("xattn") for of in settings}) > 1:
         raise InputError(
             f"the runs give different values of {key[4]} of {key[3]} on {key[0]}: {', '.join(f'{value:.6g}' for value in found['value'])}. "
-            f"They are of different versions of xattn ({', '.join(map(str, sorted(map(str, versions))))}); compare them separately."
+            f"They come from different versions of xattn ({', '.join(map(str, sorted(map(str, versions))))}); compare them separately."
         )
     differs = [
         f"{what} {' and '.join(map(str, dict.fromkeys(of.get(setting) for of in settings)))}"
@@ -294,7 +294,7 @@ def _missing_shards(stores: Sequence[Store]) -> list[str]:
     for cuts in places.values():
         if len(cuts) > 1:
             raise InputError(
-                f"these are shards of one run cut into {' and '.join(map(str, sorted(cuts)))} parts: compare those of one cut."
+                f"these are shards of one run cut into {' and '.join(map(str, sorted(cuts)))} parts: compare shards of one split."
             )
         for count, found in cuts.items():
             if missing := sorted(set(range(1, count + 1)) - found):

@@ -91,12 +91,12 @@ def evaluate(
     if images is None or hasattr(images, "__array__"):
         images = as_tensor(images, "images")
     elif not isinstance(images, (str, Path)) and not hasattr(images, "__getitem__") and not hasattr(images, "__iter__"):
-        raise InputError(f"images are those that were explained, as a tensor or as files; {type(images).__name__} came.")
+        raise InputError(f"images must be those that were explained, as a tensor or as files; got {type(images).__name__}.")
     components = registry.create_all(metrics)
     if regions is None and (without := [metric.spec for metric in components if metric.instance.needs_regions]):
         raise InputError(f"{', '.join(without)} needs the regions of objects: pass regions=, bool, (batch, height, width).")
     if parts is None and (without := [metric.spec for metric in components if metric.instance.needs_parts]):
-        raise InputError(f"{', '.join(without)} needs to know the parts of the images: pass parts=, of birds xattn.birds.known_parts(…).")
+        raise InputError(f"{', '.join(without)} needs to know the parts of the images: pass parts=, for birds xattn.birds.known_parts(…).")
     own = not isinstance(maps, Maps)
     if not isinstance(maps, Maps):
         if again := [metric.spec for metric in components if metric.instance.explained or metric.instance.needs_rivals]:
@@ -151,7 +151,7 @@ def _refuse_other_maps(classifier: Classifier, images: Tensor, maps: Maps, batch
     """Raises if the maps are not of these images by this classifier, as its output for the first of them shows."""
     refuse_wrong_images(classifier, images)
     if (off := float((images - maps.images).abs().max())) > OTHER_IMAGE:
-        raise InputError(f"maps are of other images: pixels differ by up to {off:.2g}. Pass the images that were explained.")
+        raise InputError(f"maps are from other images: pixels differ by up to {off:.2g}. Pass the images that were explained.")
     size = tuple(images.shape[2:])
     for method, masks in maps.masks.items():
         if as_masks(masks, len(images), f"masks by {method}").shape[1:] != size:
@@ -163,8 +163,8 @@ def _refuse_other_maps(classifier: Classifier, images: Tensor, maps: Maps, batch
         same = not float((output.to(before) - before).float().abs().max()) > OTHER_OUTPUT * spread
     if not same:
         raise InputError(
-            f"maps are of another classifier than {key_of(classifier)}: its output for these images is another than when they were made. "
-            "Explain the images with it; or, if it is the same, it answers differently the second time (a dropout that stays on?)."
+            f"maps are from another classifier than {key_of(classifier)}: its output for these images differs from when they were "
+            f"made. Explain the images with it. If it is the same classifier, its output is not repeatable (a dropout that stays on?)."
         )
 
 
@@ -176,7 +176,7 @@ def _own_maps(about: Maps, given: object) -> Maps:
         given: masks `(B, H, W)` by name.
     """
     if not isinstance(given, Mapping) or not given:
-        raise InputError(f"evaluate scores what explain gave, or masks by their names, {{'mine': masks}}; got {type(given).__name__}.")
+        raise InputError(f"evaluate scores the result of explain, or masks by name, {{'mine': masks}}; got {type(given).__name__}.")
     size = (len(about.names), *about.images.shape[2:])
     masks: dict[str, Tensor] = {}
     for name, given_mask in given.items():
@@ -184,12 +184,12 @@ def _own_maps(about: Maps, given: object) -> Maps:
         if not isinstance(name, str) or tuple(mask.shape) != size:
             came = tuple(mask.shape)
             raise InputError(
-                f"masks are tensors {size}, (images, height, width), by name; got {came} for {name!r}. xattn.metrics.to_masks makes them "
-                "of maps."
+                f"masks are tensors {size}, (images, height, width), by name; got {came} for {name!r}. xattn.metrics.to_masks "
+                f"makes them from maps."
             )
         masks[name] = mask.detach().to(about.images.device, torch.float64 if mask.dtype == torch.float64 else torch.float32)
         if not bool(((masks[name] >= 0) & (masks[name] <= 1)).all()):
-            raise InputError(f"the masks '{name}' are not all in [0, 1]: make masks of maps by xattn.metrics.to_masks.")
+            raise InputError(f"the masks '{name}' are not all in [0, 1]: make masks from maps by xattn.metrics.to_masks.")
     flags = {name: ~mask.flatten(1).any(dim=1) for name, mask in masks.items()}
     reasons = {name: tuple(GIVEN_SO if flag else None for flag in found.tolist()) for name, found in flags.items()}
     return replace(about, masks=masks, raw=masks, low_res_masks=masks, degenerate=flags, reasons=reasons, head_maps=None, errors={})

@@ -71,8 +71,8 @@ def _plan_execution(plan: Plan, classifier: Classifier, kept: Tuned | None = Non
         needed = _bytes_per_image(plan, classifier, crops.part(slice(1)))
         if needed > room:
             raise InputError(
-                f"{classifier.name} with these methods and metrics needs {shown(2 * needed)} for one image; memory={shown(2 * room)} came. "
-                "Allow more, or take fewer methods; guided methods keep a whole forward's features."
+                f"{classifier.name} with these methods and metrics needs {shown(2 * needed)} for one image; got "
+                f"memory={shown(2 * room)}. Allow more, or use fewer methods; guided methods keep the features of a whole forward."
             )
         at_once = min(at_once, room // needed)
     return Execution(found, at_once, _deviation(plan, classifier, found, at_once), plan.memory)

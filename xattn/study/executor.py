@@ -182,7 +182,7 @@ class Executor:
                 if not is_out_of_memory(error) or step == 1:
                     raise
                 step = max(1, step // 2)
-                logger.warning("memory ran out: %s goes on with %s at once.", sides[0].classifier.name, counted(step, "image"))
+                logger.warning("memory ran out: %s continues with %s at once.", sides[0].classifier.name, counted(step, "image"))
                 self._at_once |= {key_of(side.classifier): step for side in sides}
                 continue
             for side, found in zip(part, maps, strict=True):

@@ -120,7 +120,7 @@ def why(
     with_controls = [*methods, *(control for control in CONTROLS if control not in methods)]
     first = explained("predicted", image, with_controls)
     if len(first.names) != 1:
-        raise InputError(f"why takes one picture; {len(first.names)} came.")
+        raise InputError(f"why takes one picture; got {len(first.names)}.")
     p = widened(first.output).softmax(dim=1)[0]
     order = p.argsort(descending=True, stable=True).tolist()
     best = order[0]

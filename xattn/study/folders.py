@@ -175,7 +175,7 @@ def _reached(url: str) -> Iterator[None]:
     except OSError as error:
         if isinstance(error, RunError):
             raise
-        raise RunError(f"'{url}' could not be read ({error}). What was finished is kept: run the same command to go on.") from error
+        raise RunError(f"'{url}' could not be read ({error}). What was finished is kept: run the same command to continue.") from error
 
 
 @contextlib.contextmanager

@@ -40,7 +40,9 @@ def with_maps(
     names = [image.name for image in source.images]
     found = find_maps([places] if isinstance(places, (str, Path)) else places, names, covers=covers, signed=signed)
     if found.unknown:
-        logger.warning("left out, as of none of the pictures: %s (%s)", counted(len(found.unknown), "map"), _some(found.unknown))
+        logger.warning(
+            "left out, since they belong to none of the pictures: %s (%s)", counted(len(found.unknown), "map"), _some(found.unknown)
+        )
     for maps in found.maps:
         if without := [name for name in names if name not in maps.files]:
             logger.warning("no map by '%s' of %d of %s: %s", maps.name, len(without), counted(len(names), "picture"), _some(without))
@@ -52,13 +54,13 @@ def with_maps(
     common = set(names).intersection(*(maps.files for maps in found.maps))
     if not common:
         raise InputError(
-            f"no picture has a map by each of {', '.join(maps.name for maps in found.maps)}: score them in runs of their own, and compare "
-            "these."
+            f"no picture has a map by each of {', '.join(maps.name for maps in found.maps)}: score them in separate runs, and "
+            f"compare these."
         )
     left = copy.copy(source)
     left.images = [image for image in source.images if image.name in common]
     if len(common) < len(names):
-        logger.warning("scored, as having a map by each method: %d of %s.", len(common), counted(len(names), "picture"))
+        logger.warning("scored, since they have a map by each method: %d of %s.", len(common), counted(len(names), "picture"))
     chosen = [maps.only(common) for maps in found.maps]
     for maps in chosen:
         _read_first(left, maps, classifiers)
@@ -112,7 +114,7 @@ def method_of_run(spec: str, more: Sequence[MethodComponent], run: Mapping[str, 
         chosen = []
     if not chosen or chosen[0].digest != was:
         raise RunError(
-            f"the run holds scores of the maps {spec}, and those in {place} are gone or others than they were: put them back, or give "
+            f"the run holds scores of the maps {spec}, but those in {place} are gone or have changed: put them back, or give "
             "another run folder."
         )
     return of_files(chosen[0])

@@ -68,8 +68,8 @@ def moved_pictures(store: Store, places: str | Path | Sequence[str | Path], name
         found.append(replace(image, name=name))
     if other:
         raise InputError(
-            f"{_shown(other)} in {places} {'has' if len(other) == 1 else 'have'} another content than when the run in '{store.folder}' "
-            "began: give the place of the pictures that it explained."
+            f"{_shown(other)} in {places} {'has' if len(other) == 1 else 'have'} other content than when the run in "
+            f"'{store.folder}' began: give the place of the pictures that it explained."
         )
     if missing:
         raise InputError(

@@ -90,7 +90,7 @@ class Pairs(TargetRule):
         """
         found = self.others[key].get(picture)
         if found == ():
-            raise InputError("there is no picture in the gallery that it may be compared with")
+            raise InputError("the gallery has no picture that it may be compared with")
         return found or ()
 
     def bind(self, classifier: Classifier, output: Tensor, labels: Sequence[int | None]) -> PairSimilarity:
@@ -125,7 +125,7 @@ def paired(
         UnsupportedError: the output of a network is no vector.
     """
     if queries.dataset is not None or gallery.dataset is not None:
-        raise InputError("pairs are of pictures in files: give folders, globs or market:ROOT:SPLIT for the images and the gallery.")
+        raise InputError("pairs need pictures in files: give folders, globs or market:ROOT:SPLIT for the images and the gallery.")
     images = [replace(image, label=None) for image in unique([*queries.images, *gallery.images])]
     known = {place: number for number, place in enumerate(places_of(images))}
     own, others = ([known[place] for place in places_of(side.images)] for side in (queries, gallery))
@@ -169,8 +169,8 @@ def embedded(classifier: Classifier, source: ImageSource, *, batch_size: int, wo
         output = predictor(pixels(crops, classifier.device))
         if output.dim() != 2:
             raise UnsupportedError(
-                f"a gallery is compared by vectors, one for each image (batch, values); {classifier.name} gives {tuple(output.shape)}. "
-                "Give a network whose output is one, or name it by --output."
+                f"a gallery is compared by vectors, one per image (batch, values); {classifier.name} gives {tuple(output.shape)}. "
+                "Give a network whose output is a vector, or select that output by --output."
             )
         return output
 

@@ -71,23 +71,23 @@ def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
 
 def _check_size(metadata: pq.FileMetaData) -> None:
     if metadata.num_rows > MOST_ROWS:
-        raise ValueError(f"it says that it has {metadata.num_rows:,} rows")
+        raise ValueError(f"its metadata claims {metadata.num_rows:,} rows")
     size = 0
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
         chunks = [group.column(column) for column in range(group.num_columns)]
         size += sum(max(chunk.total_uncompressed_size, 4 * chunk.num_values) for chunk in chunks)
     if not 0 <= size <= MOST_BYTES:
-        raise ValueError(f"it says that it holds {size:,} bytes")
+        raise ValueError(f"its metadata claims {size:,} bytes")
 
 
 def _check_columns(schema: pa.Schema) -> None:
     """Refuses columns of another type before they are read: those of unknown names are not read either."""
     names = schema.names
     if twice := {name for name in names if names.count(name) > 1}:
-        raise ValueError(f"column '{min(twice)}' is there twice")
+        raise ValueError(f"column '{min(twice)}' appears twice")
     if "image" not in names:
-        raise ValueError("there is no column 'image'")
+        raise ValueError("it has no column 'image'")
     for column in SCHEMA:
         if column.name in names:
             found = schema.field(column.name).type
@@ -129,7 +129,7 @@ def _check_scores(table: pa.Table) -> None:
             raise ValueError(f"a row of a map or a score has no {name}")
     for name in ("label", "predicted"):
         if pc.any(pc.and_(is_about_map, pc.invert(pc.is_finite(table[name])))).as_py():
-            raise ValueError(f"a row has a {name} that is no number")
+            raise ValueError(f"a row has a {name} that is not a number")
 
 
 def _check_maps(table: pa.Table) -> None:
@@ -145,4 +145,4 @@ def _check_maps(table: pa.Table) -> None:
         rows_of_maps = pc.multiply(count, height)
         width = pc.divide(size, pc.multiply(rows_of_maps, pa.scalar(2, pa.int64())))
         if pc.min(width).as_py() < 1 or not pc.all(pc.equal(pc.multiply(pc.multiply(rows_of_maps, width), 2), size)).as_py():
-            raise ValueError("a map has another size than it says")
+            raise ValueError("the size of a map differs from its metadata")

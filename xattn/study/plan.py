@@ -131,7 +131,7 @@ class Plan:
         if not names or not self.methods:
             raise InputError("a study needs at least one classifier and one method.")
         if twice := {name for name in names if names.count(name) > 1}:
-            raise InputError(f"two classifiers are named {', '.join(twice)}: their rows could not be distinguished. Set .name on one.")
+            raise InputError(f"two classifiers are named {', '.join(twice)}, so their rows would be indistinguishable. Set .name on one.")
         refuse_unknown_level(self.level)
         if not isinstance(self.batch_size, int) or self.batch_size < 1:
             raise InputError(f"a batch needs at least one image; got batch_size {self.batch_size}.")
@@ -159,7 +159,8 @@ class Plan:
         given = [method.spec for method in self.methods if is_of_files(method)]
         if given and (again := [metric.spec for metric in self.metrics if metric.instance.explained or metric.instance.needs_rivals]):
             raise UnsupportedError(
-                f"{', '.join(again)} explains images again, which maps in files ({', '.join(given)}) cannot: leave one of them out."
+                f"{', '.join(again)} runs the method again, which is impossible for maps in files ({', '.join(given)}): leave one "
+                f"of them out."
             )
 
     def _check_targets(self) -> None:
@@ -170,9 +171,9 @@ class Plan:
             if rule.needs_labels and not self.source.labelled:
                 raise InputError(f"target '{rule.text}' needs a label for every image: give labels_csv, or a source that has them.")
             if (rule.per_label or isinstance(rule, OfOutput)) and any(map(is_of_files, self.methods)):
-                raise InputError(f"maps in files are one per picture, and target '{rule.text}' asks for one per label: give one class.")
+                raise InputError(f"files have one map per picture, but target '{rule.text}' needs one per label: give one class.")
             if len(rule) != 1:
-                raise InputError(f"a study takes one target for all images; {len(rule)} came. Give a rule, or use explain and evaluate.")
+                raise InputError(f"a study takes one target for all images; got {len(rule)}. Give a rule, or use explain and evaluate.")
             for metric in self.metrics if classifier.regression else ():
                 refuse_without_probability(metric.spec, metric.instance, False, f"a value of {classifier.name}, a regression,")
             if rule.without_probability is not None:

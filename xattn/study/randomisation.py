@@ -234,7 +234,7 @@ def randomise(
     copy = copied(classifier)
     layers = layers_of(copy, steps)[::-1]
     if not layers:
-        raise InputError(f"{classifier.name} has no parameters that could be drawn anew.")
+        raise InputError(f"{classifier.name} has no parameters to randomise.")
     trained = run.maps(copy) if samples else first.raw
     shown: dict[tuple[str, int, str], Tensor] = {}
     frames = [run.compared(trained, {name: raw.roll(-1, 0) for name, raw in trained.items()}, OTHER, 0, "")] if len(first.names) > 1 else []
@@ -263,7 +263,7 @@ def _refuse(orders: Sequence[Order], steps: int | None, samples: int, threshold:
     if isinstance(orders, str) or not orders:
         raise InputError(f"orders are a list of {' and '.join(ORDERS)}; got {orders!r}.")
     if (steps is not None and steps < 1) or samples < 0:
-        raise InputError(f"the layers are drawn in one step or more, over no or more noisy copies; got steps={steps}, samples={samples}.")
+        raise InputError(f"steps must be at least 1 and samples at least 0; got steps={steps}, samples={samples}.")
     if not 0 < threshold < 1:
         raise InputError(f"a threshold of Spearman's correlation lies between 0 and 1; got {threshold}.")
 

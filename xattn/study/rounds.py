@@ -69,5 +69,5 @@ def _refuse_gone(store: Store, units: list[Unit], count: int) -> None:
     if gone := {unit.name for unit in units} - store.done():
         raise RunError(
             f"of {counted(count, 'part')} of '{store.folder}', {counted(len(gone), 'is', 'are')} gone: were files deleted while it ran? "
-            "What is left is kept: run the same command to go on."
+            "What is left is kept: run the same command to continue."
         )

@@ -50,8 +50,7 @@ class UntilDecided:
         object.__setattr__(self, "metric", component.spec)
         if not all(map(math.isfinite, component.metadata.limits)):
             raise InputError(
-                f"a run can go on until a metric has decided if its values have two bounds; those of {self.metric} have not: name another, "
-                "such as deletion."
+                f"until_decided needs a metric that is bounded on both sides; {self.metric} is not: name another, such as deletion."
             )
         if self.margin is None:
             return
@@ -82,15 +81,13 @@ class UntilDecided:
         """
         if self.metric not in known:
             raise InputError(
-                f"the run is to go on until {self.metric} has decided, and scores {', '.join(known)}: add it to the metrics "
+                f"the run shall continue until {self.metric} has decided, but it only scores {', '.join(known)}: add the metric "
                 f"(--metric {self.metric})."
             )
         if not pairs:
-            raise InputError(f"until {self.metric} has decided needs at least two methods of one classifier to compare: name another one.")
+            raise InputError("until_decided needs at least two methods of one classifier to compare: name another method.")
         if shards > 1:
-            raise InputError(
-                "until a metric has decided, one run takes picture after picture, and a shard sees none of the others: leave one out."
-            )
+            raise InputError("until_decided needs one run over all pictures, but a shard sees only its own: leave one out.")
 
 
 def asked(metric: str | None, margin: float | None, has_gallery: bool) -> UntilDecided | None:
@@ -101,10 +98,13 @@ def asked(metric: str | None, margin: float | None, has_gallery: bool) -> UntilD
     """
     if metric is None:
         if margin is not None:
-            raise InputError("a margin is for a run that goes on until a metric has decided: name it (--until-decided), or leave it out.")
+            raise InputError(
+                "a margin is only for a run that continues until a metric has decided: name the metric "
+                "(--until-decided), or leave the margin out."
+            )
         return None
     if has_gallery:
-        raise InputError("pairs of a gallery share pictures, and until a metric has decided pictures must be independent: leave one out.")
+        raise InputError("pairs of a gallery share pictures, but until_decided needs independent pictures: leave one out.")
     return UntilDecided(metric, margin)
 
 

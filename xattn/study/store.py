@@ -75,12 +75,12 @@ class Store:
             if differences := self.differences(settings, notes.get("protocol", {})):
                 shown = "; ".join(differences[:6]) + ("; …" if len(differences) > 6 else "")
                 raise RunError(
-                    f"'{self.folder}' holds a run with other settings: give another folder, or the same settings to go on. {shown}. "
+                    f"'{self.folder}' holds a run with other settings: give another folder, or the same settings to continue. {shown}. "
                     "Only methods and metrics can be added."
                 )
             before = self.read_run()["settings"]
             if more := [spec for key in GROWING for spec in before[key] if spec not in settings[key]]:
-                raise RunError(f"'{self.folder}' was given {', '.join(more)} meanwhile: run the same command again.")
+                raise RunError(f"'{self.folder}' was extended by {', '.join(more)} meanwhile: run the same command again.")
             self.files.tidy()
             return
         if set(self.files.top()) - {PARTS} or self.done():
@@ -146,7 +146,7 @@ class Store:
             raise RunError(f"'{self.folder}/run.json' could not be read ({error.strerror or error}).") from error
         except ValueError as error:
             reason = str(error).removesuffix(".")
-            raise RunError(f"'{self.folder}/run.json' is damaged: {reason}. Run into another folder, or get it again.") from error
+            raise RunError(f"'{self.folder}/run.json' is damaged: {reason}. Use another folder, or restore the file.") from error
 
     def done(self) -> set[str]:
         """Names of the parts that exist."""
@@ -248,8 +248,8 @@ class Store:
         if other:
             shown = ", ".join(other[:3]) + (", …" if len(other) > 3 else "")
             raise RunError(
-                f"{counted(len(other), 'picture has', 'pictures have')} another content than when the run in '{self.folder}' began "
-                f"({shown}), and its finished rows are of the old one: put them back, or give another folder."
+                f"{counted(len(other), 'picture has', 'pictures have')} other content than when the run in '{self.folder}' began "
+                f"({shown}), and the finished rows belong to the old content: put the pictures back, or give another folder."
             )
         merged = {name: digest or before.get(name) for name, digest in now.items()}
         if merged != before:

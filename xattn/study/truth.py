@@ -64,7 +64,7 @@ def _scenes(store: Store, names: Sequence[str], places: str | Path | Sequence[st
     """The scene of each picture."""
     settings = store.read_run()["settings"]["images"]
     if places is None and not settings["origin"]:
-        raise InputError(f"'{store.folder}' was run on a data set in memory: say where the exported birds are (--images FOLDER).")
+        raise InputError(f"'{store.folder}' was run on a data set in memory: give the folder of the exported birds (--images FOLDER).")
     source = run_pictures(settings) if places is None else moved_pictures(store, places, names)
     paths = {image.name: image.path for image in source.images}
     found: dict[str, Scene] = {}
@@ -72,7 +72,7 @@ def _scenes(store: Store, names: Sequence[str], places: str | Path | Sequence[st
         path = paths.get(name)
         scene = None if path is None else scene_of(path)
         if scene is None:
-            raise InputError(f"'{name}' is no exported SketchBird, and its true parts are not known: leave out --truth.")
+            raise InputError(f"'{name}' is not an exported SketchBird, so its true parts are unknown: leave out --truth.")
         found[name] = scene
     return found
 
@@ -82,9 +82,11 @@ def _loaded(name: str, head: str, weights: str, device: str | None) -> Classifie
     try:
         classifier = load(name, device=device)
     except XattnError as error:
-        raise UnsupportedError(f"the truth needs the run's network, and '{name}' cannot be loaded by its name alone: {error}") from error
+        raise UnsupportedError(f"the truth needs the run's network, but '{name}' cannot be loaded by its name: {error}") from error
     if classifier.head_name != head or classifier.digest() != weights:
-        raise UnsupportedError(f"'{name}' has another head or other weights than when the run was made: its maps are of another network.")
+        raise UnsupportedError(
+            f"'{name}' has another head or other weights than when the run was made, so the maps belong to another network."
+        )
     return classifier
 
 
@@ -100,7 +102,7 @@ def _agreement(
 ) -> dict[str, float]:
     """The agreement of each method's map with the effects of the parts."""
     if not target.isdecimal():
-        raise UnsupportedError(f"the truth is known of a class; this run explains {target}.")
+        raise UnsupportedError(f"the truth is known only for a class; this run explains {target}.")
     true = known_parts(classifier.predict, [scene], [int(target)], preprocessing=preprocessing)
     visible = true.visible[0]
     size = (visible.shape[1], visible.shape[2])

@@ -37,7 +37,7 @@ class Classification(Task):
         """
         found = open_data(data, classes)
         if found.several:
-            raise InputError(f"{found.name} has several labels per picture, and classification needs one: take task multi-label (--task).")
+            raise InputError(f"{found.name} has several labels per picture, but classification needs one: use task multi-label (--task).")
         return found
 
     def check(self, classifier: Classifier) -> None:
@@ -47,10 +47,10 @@ class Classification(Task):
             InputError: labels stand alone, or outputs are values.
         """
         if classifier.regression:
-            raise InputError(f"{classifier.name} gives values, and classification needs classes: leave out regression.")
+            raise InputError(f"{classifier.name} gives values, but classification needs classes: leave out regression.")
         if classifier.multi_label:
             raise InputError(
-                f"{classifier.name} is multi-label, and classification has one class per picture: take task multi-label, or load it "
+                f"{classifier.name} is multi-label, but classification has one class per picture: use task multi-label, or load it "
                 "without multi_label."
             )
 
@@ -85,7 +85,9 @@ class Classification(Task):
         def read(_name: str, label: Label | None) -> int:
             found = () if label is None else classifier.class_indices(label)
             if len(found) != 1:
-                raise InputError(f"accuracy needs one class, and it has {len(found)}: load the network with multi_label (--multi-label).")
+                raise InputError(
+                    f"accuracy needs one class per picture, but it has {len(found)}: load the network with multi_label (--multi-label)."
+                )
             return found[0]
 
         found = answers(classifier, data, read)

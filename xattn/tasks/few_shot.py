@@ -82,7 +82,7 @@ class FewShot(Task):
             InputError: it is multi-label, or of values.
         """
         if classifier.multi_label or classifier.regression:
-            raise InputError(f"{classifier.name} is multi-label, or of values, and an episode has one class per picture.")
+            raise InputError(f"{classifier.name} is multi-label or gives values, but an episode has one class per picture.")
         Embedding(classifier)
 
     def check_training(self, classifier: Classifier, taught: bool) -> None:
@@ -141,7 +141,7 @@ def _root(place: str) -> str:
     root, colon, split = place.rpartition(":")
     if colon and split in ("val", "test"):
         raise InputError(
-            f"few-shot training takes the classes of split train, and those of val for validation; got split {split}: give ROOT alone."
+            f"few-shot training takes the classes of split train, and those of val for validation; got split {split}: give only ROOT."
         )
     return root if colon and split == "train" else place
 

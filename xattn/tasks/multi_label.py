@@ -52,8 +52,8 @@ class MultiLabel(Task):
         """
         if not classifier.multi_label:
             raise InputError(
-                f"{classifier.name} has one class per picture, and task multi-label needs labels that stand alone: load it with "
-                "multi_label (--multi-label), or take task classification."
+                f"{classifier.name} has one class per picture, but task multi-label needs independent labels: load it with "
+                f"multi_label (--multi-label), or use task classification."
             )
 
     def check_training(self, classifier: Classifier, taught: bool) -> None:

@@ -49,7 +49,7 @@ class ReIdentification(Classification):
         """
         found = open_data(data, classes)
         if found.several:
-            raise InputError(f"{found.name} has several labels per picture, and re-identification needs the one identity that it shows.")
+            raise InputError(f"{found.name} has several labels per picture, but re-identification needs exactly one identity.")
         return found
 
     def check(self, classifier: Classifier) -> None:
@@ -59,7 +59,7 @@ class ReIdentification(Classification):
             InputError: labels stand alone.
         """
         if classifier.multi_label:
-            raise InputError(f"{classifier.name} is multi-label, and re-identification compares vectors: load it without multi_label.")
+            raise InputError(f"{classifier.name} is multi-label, but re-identification compares vectors: load it without multi_label.")
 
     def score(self, classifier: Classifier, data: Data) -> Scored:
         """CMC rank-1, 5 and 10 (Wilson's intervals) and mAP (the bootstrap's) on the queries and the gallery of market:ROOT.
@@ -71,12 +71,12 @@ class ReIdentification(Classification):
         """
         if classifier.head.vector_length and not classifier.head.gives_vectors:
             raise InputError(
-                f"{classifier.head_name} has vectors by which pictures are compared, and logits of the identities of training came: load "
-                "it with output='vectors' (--output vectors)."
+                f"{classifier.head_name} compares pictures by vectors, but gives the logits of the training identities: load it "
+                f"with output='vectors' (--output vectors)."
             )
         parsed = parsed_place(data.place)
         if parsed is None or parsed[0] != DATA or parsed[2] != "query" or data.labels_csv is not None or data.labels_from is not None:
-            raise InputError(f"re-identification is scored on {DATA}:ROOT, whose file names say who is seen; got '{data.place}'.")
+            raise InputError(f"re-identification is scored on {DATA}:ROOT, whose file names give the identity; got '{data.place}'.")
         place = data.place.removesuffix("query")
 
         def vectors(images: Tensor) -> Tensor:

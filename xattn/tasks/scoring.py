@@ -161,7 +161,7 @@ def _refuse_unlabelled(source: ImageSource, data: Data, classifier: Classifier) 
         bare = next(image.name for image in source.images if image.label is None)
         raise InputError(
             f"a score needs a label for each picture, and {bare} in '{data.place}' has none: name the folders after the classes of "
-            f"{classifier.name} (--labels-from folders says which is none), or give a label file (--labels-csv)."
+            f"{classifier.name} (--labels-from folders names those that are not), or give a label file (--labels-csv)."
         )
 
 

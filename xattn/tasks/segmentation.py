@@ -70,7 +70,7 @@ class Segmentation(Task):
         """
         found = open_data(data, classes)
         if found.label_maps is None:
-            raise InputError(f"{found.name} has no label maps, and segmentation needs the class of every pixel: give {DATA}:ROOT.")
+            raise InputError(f"{found.name} has no label maps, but segmentation needs the class of every pixel: give {DATA}:ROOT.")
         return found
 
     def check(self, classifier: Classifier) -> None:
@@ -81,11 +81,11 @@ class Segmentation(Task):
         """
         if not classifier.reader.dense or classifier.regression:
             raise InputError(
-                f"{classifier.name} · {classifier.head_name} gives no map of logits, and segmentation needs one, alone or as 'out': take "
-                "ocr:BACKBONE, or a network as torchvision:fcn_resnet50, with head gap."
+                f"{classifier.name} · {classifier.head_name} gives no map of logits, but segmentation needs one, alone or as "
+                f"'out': use ocr:BACKBONE, or a network such as torchvision:fcn_resnet50, with head gap."
             )
         if classifier.multi_label:
-            raise InputError(f"{classifier.name} is multi-label, and a pixel has one class: load it without multi_label.")
+            raise InputError(f"{classifier.name} is multi-label, but a pixel has one class: load it without multi_label.")
 
     def check_training(self, classifier: Classifier, taught: bool) -> None:
         """Checks that there is no teacher.
@@ -94,7 +94,7 @@ class Segmentation(Task):
             InputError: there is one.
         """
         if taught:
-            raise InputError("a teacher's answers are learnt with one class per picture, and segmentation has one per pixel: leave it out.")
+            raise InputError("learning a teacher's answers needs one class per picture, but segmentation has one per pixel: leave it out.")
 
     def loss(self, output: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy of the pixels that count.
@@ -203,8 +203,8 @@ def _count(classifier: Classifier, data: Data, paths: tuple[Path, ...], maps: La
     if min(seen) < WHOLE:
         size = "×".join(map(str, classifier.input_size))
         logger.warning(
-            "%s sees crops of %s, in one picture %.0f %% of the pixels; the others do not count. Whole pictures: --input-size H,W --resize "
-            "H,W with the same height and width.",
+            "%s sees crops of %s, in one picture only %.0f %% of the pixels; the others do not count. For whole pictures, give "
+            "--input-size H,W --resize H,W with the same height and width.",
             classifier.name,
             size,
             100 * min(seen),
@@ -260,7 +260,7 @@ def _classes_in(classifier: Classifier, names: tuple[str, ...], place: str) -> t
         return tuple(classifier.class_index(name) for name in names)
     if classifier.class_count != len(names):
         raise InputError(
-            f"{classifier.name} has {classifier.class_count} classes without names, '{place}' {len(names)}: say which are which (--labels)."
+            f"{classifier.name} has {classifier.class_count} classes without names, '{place}' {len(names)}: give their names (--labels)."
         )
     return tuple(range(len(names)))
 

@@ -87,19 +87,17 @@ def check(classifier: Classifier, data: Labelled, teacher: Classifier | None, re
     if isinstance(classifier.network, TwoStreams):
         if teacher is not None or not recipe.backbone:
             given = "from a teacher" if teacher is not None else "without its backbones"
-            raise InputError(f"{classifier.name}, of two streams, is not trained {given}: use preset focus, without a teacher.")
+            raise InputError(f"{classifier.name} has two streams and cannot be trained {given}: use preset focus, without a teacher.")
     elif recipe.local_lr is not None:
         raise InputError(f"{classifier.name} has no local stream: leave local_lr out of the recipe; it is for focus:BACKBONE.")
     if not recipe.backbone and not any(True for _ in classifier.head.parameters()):
-        raise InputError(
-            f"{classifier.head_name} has no weights of its own to train: train the network too (preset full), or use ca-stream."
-        )
+        raise InputError(f"{classifier.head_name} has no weights of its own: train the network too (preset full), or use ca-stream.")
     if recipe.dropout is not None and not classifier.head.dropouts():
         raise InputError(f"{classifier.head_name} has no dropout to set: leave it out of the recipe.")
     if recipe.patience is not None and classifier.head.push_every:
         raise InputError(
-            f"{classifier.head_name} keeps only epochs after which its weights were set from the training pictures, the last among them: "
-            "leave out patience."
+            f"{classifier.head_name} keeps only epochs after which its weights were set from the training pictures, including the "
+            f"last: leave out patience."
         )
     check_precision(classifier, precision)
 
@@ -113,8 +111,8 @@ def check_precision(classifier: Classifier, precision: Any) -> None:
     wanted = DTYPES.get(str(precision))
     if wanted is not None and wanted != classifier.mean.dtype:
         raise InputError(
-            f"precision '{precision}' would turn the weights of {classifier.name} from {classifier.mean.dtype} into {wanted}, frozen ones "
-            "too: turn the classifier first, or use 32-true, 16-mixed or bf16-mixed."
+            f"precision '{precision}' would convert the weights of {classifier.name} from {classifier.mean.dtype} into {wanted}, "
+            f"including frozen ones: convert the classifier first, or use 32-true, 16-mixed or bf16-mixed."
         )
 
 

@@ -201,10 +201,10 @@ def splits(
         InputError: nothing can be held out, the data lack label maps, or `centre` or `deletion_grid` is given for label maps.
     """
     if per_pixel and centre != 1:
-        raise InputError(f"crops of pictures with label maps are kept whole: leave out centre_crop={centre}.")
+        raise InputError(f"centre_crop does not apply to pictures with label maps: leave out centre_crop={centre}.")
 
     if per_pixel and deletion_grid is not None:
-        raise InputError(f"patches are deleted of pictures with one answer, not of those with label maps: leave out {deletion_grid=}.")
+        raise InputError(f"patches are not deleted from pictures with label maps: leave out {deletion_grid=}.")
 
     def cropped(part: Labelled, smallest: float | None, deletion_grid: int | None = None) -> Crops:
         if per_pixel:

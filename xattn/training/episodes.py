@@ -220,7 +220,7 @@ def fit_episodes(
 
 def _classes(data: Labelled) -> list[int]:
     if data.several:
-        raise InputError(f"an episode has one class per picture, and {data.name} has several: give data with one.")
+        raise InputError(f"an episode needs one class per picture, but {data.name} has several: give data with one.")
     return [target for target in data.targets if isinstance(target, int)]
 
 

@@ -143,7 +143,7 @@ def on_features(
     if isinstance(validation, Subset):
         return own, Subset(own, validation.indices)
     if not isinstance(validation, Crops):
-        raise UnsupportedError(f"features are kept of pictures' crops; the validation data are a {type(validation).__name__}.")
+        raise UnsupportedError(f"features can be kept only for crops of pictures; the validation data are a {type(validation).__name__}.")
     return own, cached(validation)
 
 
@@ -192,8 +192,8 @@ def _classified(classifier: Classifier, vectors: Tensor) -> Tensor:
         handle.remove()
     if len(output) != len(vectors):
         raise UnsupportedError(
-            f"the classifier of {classifier.name} gave {len(output)} outputs for {len(vectors)} vectors, as it fixes the number of images "
-            "before: train it without cached features."
+            f"the classifier of {classifier.name} gave {len(output)} outputs for {len(vectors)} vectors, since it fixes the number "
+            f"of images earlier: train it without cached features."
         )
     return output
 

@@ -118,7 +118,7 @@ class Recipe:
         if wrong:
             raise SettingError(f"a training cannot have {', '.join(wrong)}.")
         if self.centre_crop != 1 and self.smallest_crop is None:
-            raise SettingError(f"centre_crop={self.centre_crop} is of random crops: give smallest_crop too, or leave it out.")
+            raise SettingError(f"centre_crop={self.centre_crop} applies to random crops: give smallest_crop too, or leave it out.")
 
     def with_(self, **changes: Any) -> Recipe:
         """A copy with some settings changed; None keeps a setting."""

@@ -83,7 +83,7 @@ def search(
     Source: Gomez et al. 2021, Sec. 4.1, whose code searches T in {1, 6, 11, 16, 21} and α in [0, 0.9].
     """
     if classifier.source is None:
-        raise UnsupportedError(f"{classifier.name} was attached from a module in hand, and trials are saved: load it by a name.")
+        raise UnsupportedError(f"{classifier.name} was attached from a module in hand, but trials are saved by name: load it by a name.")
     if str(options.get("devices", 1)) != "1" or options.get("nodes", 1) != 1:
         raise InputError("a search runs its trials on one device, one after the other: leave out --devices and --nodes.")
     base = recipe_of(recipe or default_of(classifier)) if not isinstance(recipe, Recipe) else recipe
@@ -155,9 +155,7 @@ def search(
         study.optimize(objective, n_trials=max(0, trials - done), catch=(DivergedError,), callbacks=[report_trial])
         finished = _finished(study)
         if not any(trial.state == TrialState.COMPLETE for trial in finished):
-            raise UnsupportedError(
-                f"none of {len(finished)} trials was finished (diverged or pruned): allow more trials, or a longer recipe."
-            )
+            raise UnsupportedError(f"none of {len(finished)} trials finished (diverged or pruned): allow more trials, or a longer recipe.")
         best = study.best_trial
         found = Recipe.from_json(best.user_attrs["recipe"])
         shutil.copyfile(folder / f"trial-{best.number:03d}.safetensors", out)  # the study keeps its own copy, to continue from

@@ -61,10 +61,10 @@ def training_boxes(path: str | Path, data: Labelled, classifier: Classifier, rec
         raise InputError(f"{classifier.name} takes whole pictures: patches are for a two-stream network, focus:BACKBONE.")
     size, resize = classifier.input_size, classifier.preprocessing.resize
     if recipe.smallest_crop is not None:
-        raise InputError("the boxes of patches are those of whole pictures: train without random crops (preset focus).")
+        raise InputError("the boxes of patches are for whole pictures: train without random crops (preset focus).")
     if resize != size:
         raise InputError(
-            f"the boxes of patches are those of whole pictures, and {classifier.name} crops them (resize {resize}, crop {size}): load it "
+            f"the boxes of patches are for whole pictures, but {classifier.name} crops them (resize {resize}, crop {size}): load it "
             f"without a resize (--resize), or in Python with resize={size}."
         )
     boxes, classes = read_patches(path, len(data))
@@ -73,7 +73,7 @@ def training_boxes(path: str | Path, data: Labelled, classifier: Classifier, rec
         number = int(other.any(dim=1).nonzero()[0])
         raise InputError(
             f"'{path}' has class {int(classes[number][other[number]][0])} for {data.pictures.called(number)}, which has label "
-            f"{data.targets[number]}: it is of other pictures, or of another order than by class folder and file name."
+            f"{data.targets[number]}: it belongs to other pictures, or has another order than class folder and file name."
         )
     height, width = size
     return boxes * torch.tensor((width, height, width, height)) / SIDE

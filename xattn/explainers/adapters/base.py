@@ -224,13 +224,11 @@ def layer_of(trace: Trace, spec: str, *, channels_first: bool) -> nn.Module:
     if stage.boxes:
         raise UnsupportedError(f"{spec} reads maps of the whole image; stage '{stage.name}' has maps of patches. Use xattn's own CAMs.")
     if stage.calls > 1:
-        raise UnsupportedError(f"{spec} hooks a module, and '{stage.module}' runs {stage.calls} times in a forward. Choose another stage.")
+        raise UnsupportedError(f"{spec} hooks a module, and '{stage.module}' runs {stage.calls} times per forward. Choose another stage.")
     if trace.classifier.head.asks_class:
-        raise UnsupportedError(
-            f"{spec} hooks a module, and a head with a query for each class runs the network twice. Use xattn's own CAMs."
-        )
+        raise UnsupportedError(f"{spec} hooks a module, but a head with one query per class runs the network twice. Use xattn's own CAMs.")
     if channels_first and stage.layout.axes != "NCHW":
         raise UnsupportedError(
-            f"{spec} takes axis 1 for the channels; stage '{stage.name}' has other axes, and the map would be wrong without an error."
+            f"{spec} takes axis 1 for the channels; stage '{stage.name}' has other axes, so the map would be silently wrong."
         )
     return trace.classifier.network.get_submodule(stage.module)

@@ -65,8 +65,8 @@ def _create(name: str, settings: Mapping[str, str]) -> Component[MethodMetadata,
     build, attribute = arguments_of(cls.__init__), arguments_of(cls.attribute)
     if name.endswith("FeaturePermutation"):
         raise UnsupportedError(
-            f"{spec} exchanges pixels between the images of a batch: an image's map would depend on its neighbours. "
-            "captum:FeatureAblation gives a map of an image alone."
+            f"{spec} exchanges pixels between the images of a batch, so an image's map would depend on the others. "
+            f"captum:FeatureAblation uses each image on its own."
         )
     values = {key: value_of(text) for key, text in settings.items()}
     if unknown := [key for key in values if key not in {**build, **attribute} and key not in OURS]:
@@ -105,10 +105,10 @@ def _create(name: str, settings: Mapping[str, str]) -> Component[MethodMetadata,
 def _refuse_without_rectifiers(name: str, spec: str, model: nn.Module, trace: Trace) -> None:
     if name in GUIDED and not any(isinstance(module, nn.ReLU) for module in model.modules()):
         raise UnsupportedError(
-            f"{spec} guides nn.ReLU modules alone, and {trace.classifier.name} has none: it would give the plain gradient."
+            f"{spec} guides only nn.ReLU modules, and {trace.classifier.name} has none: it would give the plain gradient."
         )
     if "DeepLift" in name and not any(type(module).__module__ == nn.ReLU.__module__ for module in model.modules()):
-        raise UnsupportedError(f"{spec} sees activations that are modules alone, and {trace.classifier.name} has none.")
+        raise UnsupportedError(f"{spec} sees only activations that are modules, and {trace.classifier.name} has none.")
 
 
 def _model(captum: ModuleType, build: Mapping[str, Any], model: nn.Module) -> Any:

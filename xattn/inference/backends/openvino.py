@@ -49,9 +49,7 @@ def built(classifier: Runnable, tuning: Tuning) -> Callable[[Tensor], Tensor]:
     probe = classifier.probe()
     if probe.device.type != "cpu" or probe.dtype != torch.float32:
         kind = str(probe.dtype).removeprefix("torch.")
-        raise UnsupportedError(
-            f"backend=openvino runs float32 networks on a processor; {classifier.name} is {kind} on {probe.device.type}."
-        )
+        raise UnsupportedError(f"backend=openvino runs float32 networks on a CPU; {classifier.name} is {kind} on {probe.device.type}.")
     # OpenVINO refers to some of the weights and repacks the others: to copies, so that they are all those of this moment.
     clone = copy.deepcopy(clone_of(classifier, torch.contiguous_format, folded=tuning.folded))
     with quiet():
@@ -109,5 +107,5 @@ def compiled(model: Any, precision: str) -> Any:
     }
     ready = importlib.import_module("openvino").Core().compile_model(model, "CPU", settings)
     if (taken := ready.get_property("INFERENCE_PRECISION_HINT").to_string()) != wanted:
-        raise UnsupportedError(f"this processor computes precision={precision} of backend=openvino in {taken}.")
+        raise UnsupportedError(f"with backend=openvino, this CPU computes precision={precision} in {taken}.")
     return ready

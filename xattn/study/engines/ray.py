@@ -109,7 +109,7 @@ def _refuse_a_cluster_that_is_gone() -> None:
         socket.create_connection((host, int(port)), timeout=ANSWERS_S).close()
     except OSError as error:
         raise RunError(
-            f"no Ray cluster answers at {address} ({error}), where {source} names one. Start it, or clear the address: "
+            f"no Ray cluster answers at {address} ({error}), although {source} names one. Start it, or clear the address: "
             "`ray stop`, or unset RAY_ADDRESS."
         ) from error
 
@@ -123,7 +123,7 @@ def _share(actors: int | None, device: str) -> _Share:
     cores = [int(machine.get("CPU", 0)) for machine in machines]
     if device == "cuda":
         if not sum(gpus):
-            raise InputError("the classifiers are on a GPU, and no machine of the Ray cluster has one: load them with device='cpu'.")
+            raise InputError("the classifiers are on a GPU, but no machine of the Ray cluster has one: load them with device='cpu'.")
         wanted = actors or sum(gpus)
         fits = (c for c in range(max(cores), 0, -1) if sum(min(g, n // c) for g, n in zip(gpus, cores, strict=True)) >= wanted)
     else:
@@ -157,7 +157,7 @@ def _work(share: _Share, plan: Plan, store: Store, units: Sequence[Unit], report
         except RayError as error:
             raise RunError(
                 f"the cluster failed ({type(error).__name__}: {str(error).strip().splitlines()[0]}). What was finished is kept: see Ray's "
-                "logs for why its processes died (out of memory, for example), and run the same command to go on."
+                "logs for why its processes died (out of memory, for example), and run the same command to continue."
             ) from error
     store.files.tidy()
 
@@ -206,7 +206,10 @@ class _Actor:
         store = Store(folder)
         for classifier in plan.classifiers:
             classifier.to("cuda" if self.share.gpus else "cpu")
-        seen = f"from {socket.gethostname()}: several machines need a folder that all of them mount under one path, or a URL as s3://bucket/run."
+        seen = (
+            f"from {socket.gethostname()}: several machines need a folder that all of them mount under one path, or a URL as "
+            f"s3://bucket/run."
+        )
         if not store.files.exists("run.json"):
             raise RunError(f"the run folder '{store.folder}' is not visible {seen}")
         first = plan.source.images[0].path
@@ -226,8 +229,8 @@ class _Actor:
                 if ray.get(self.begun.count.remote(unit.name)) > DEATHS:
                     first = plan.source.images[unit.number * plan.batch_size].name
                     raise RunError(
-                        f"batch {unit.number}, which begins with {first}, ended {DEATHS} processes that did it: out of memory? "
-                        "What was finished is kept: give --memory, or fewer --actors, each of which has more memory then."
+                        f"batch {unit.number}, which begins with {first}, killed {DEATHS} processes: out of memory? "
+                        "What was finished is kept: give --memory, or fewer --actors, so that each has more memory."
                     )
                 store.write_part(unit.name, executor.part(unit, batch))
         return sum(plan.count(unit) for unit in units)
@@ -262,7 +265,7 @@ def _packed(plan: Plan, store: Store) -> bytes:
     except Exception as error:  # pickling fails in many ways
         names = ", ".join(classifier.name for classifier in plan.classifiers)
         raise UnsupportedError(
-            f"engine 'ray' sends the plan to other processes, and that failed ({type(error).__name__}: {str(error).splitlines()[0]}). "
+            f"engine 'ray' could not send the plan to other processes ({type(error).__name__}: {str(error).splitlines()[0]}). "
             f"Look for locks, open files or generators in {names} or the data set, or use engine 'local' with --shard on each machine."
         ) from error
     finally:
