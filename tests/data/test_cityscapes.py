@@ -63,8 +63,8 @@ LABELS = "gtFine/train/zurich/zurich_000000_000019_gtFine_labelTrainIds.png"
     [
         (LABELS, Path.unlink, r"needs .*zurich_000000_000019_gtFine_labelTrainIds.png, or labelIds, as in gtFine_t.*lacks 1 of 2"),
         (LABELS, lambda path: path.write_bytes(path.read_bytes()[:50]), r"zurich.*labelTrainIds.png' cannot be read \(.*: unpack gtFine"),
-        (LABELS, wrong(19), r"zurich.*labelTrainIds.png' has the label 19, which is none of the 19 classes"),
-        (LABELS, lambda path: Image.new("RGB", (8, 4)).save(path), r"zurich.*is a picture of mode RGB: a label map has one channel"),
+        (LABELS, wrong(19), r"zurich.*labelTrainIds.png' has the label 19, which is not one of the 19 classes"),
+        (LABELS, lambda path: Image.new("RGB", (8, 4)).save(path), r"zurich.*is a picture of mode RGB: a label map must have one channel"),
         ("leftImg8bit/train", lambda path: path.rename(path.parent / "gone"), r"needs .*leftImg8bit/train, as in leftImg8bit_trainvaltest"),
         ("classes.txt", lambda path: path.write_text("road\nroad\n"), r"classes.txt' has 2 names, 1 of them distinct"),
     ],

@@ -155,7 +155,9 @@ def test_a_map_in_half_precision_and_one_with_axes_of_one_are_read(tmp_path: Pat
 
 
 def test_values_beyond_float32_are_said_to_be_that_and_not_infinite(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"the map reaches 1.0e\+300, more than float32 holds \(3.4e\+38\): divide the map by its largest"):
+    with pytest.raises(
+        InputError, match=r"the map reaches 1.0e\+300, more than float32 can hold \(3.4e\+38\): divide the map by its largest"
+    ):
         as_map(torch.tensor([[1e300, 0.0]], dtype=torch.float64), "the map")
     assert as_map(torch.tensor([[1e30, 0.0]], dtype=torch.float64), "the map").max() == torch.tensor(1e30)
     assert as_map(torch.tensor([[torch.inf, 0.0]], dtype=torch.float64), "the map").isinf().any()  # refused where maps are used

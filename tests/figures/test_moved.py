@@ -59,7 +59,7 @@ def test_a_picture_that_is_not_there_is_named_and_one_of_another_content_is_refu
         figure([tmp_path / "run"], out, moved_to=moved)
     figure([tmp_path / "run"], out, images=["1.png"], moved_to=moved)
     shutil.copy(moved / "3.png", moved / "1.png")
-    with pytest.raises(InputError, match=r"1\.png in .*elsewhere has another content than when the run"):
+    with pytest.raises(InputError, match=r"1\.png in .*elsewhere has other content than when the run"):
         figure([tmp_path / "run"], out, images=["1.png"], moved_to=moved)
     with pytest.raises(InputError, match="elsewhere"):
         figure([tmp_path / "run"], out, images=["4.png"], moved_to=moved / "nowhere")

@@ -194,7 +194,7 @@ def test_networks_of_other_names_are_independent_seeds_and_of_the_same_names_pai
 
 def test_names_lose_the_seed_and_brackets_that_held_it_and_others_are_refused() -> None:
     assert common_names(["net (runs/s1)", "net (runs/s2)"], r"runs/s\d") == {"net (runs/s1)": "net", "net (runs/s2)": "net"}
-    with pytest.raises(InputError, match="no two models have the same name without 'seed': give what names the seed in a, b"):
+    with pytest.raises(InputError, match="no two models have the same name without 'seed': give a pattern that matches the seed in a, b"):
         common_names(["a", "b"], "seed")
     with pytest.raises(SettingError, match="a regular expression"):
         common_names(["a", "b"], "(")
@@ -265,7 +265,7 @@ def test_pictures_and_networks_without_a_value_of_some_method_fall_out_and_are_s
     rest = [[value for number, value in enumerate(own) if number != 5] for own in _values(maps, "a")[:2]]
     assert found.methods["mean"][0] == pytest.approx(sum(map(sum, rest)) / 78)
     assert "Left out, without a value of some method: net@seed2. Left out: 1 of 40, without a value of b of 1." in found.text()
-    with pytest.raises(InputError, match="no network of net · gap has values of average-drop by every method"):
+    with pytest.raises(InputError, match="no network of net · gap has values of average-drop for every compared method"):
         significance(rows[(rows["model"] == "net@seed2") ^ (rows["method"] == "b")], seeds=r"@seed\d")
     flagged = rows.assign(degenerate=(rows["model"] == "net@seed0") & (rows["image"] == "7.png"))
     assert significance(flagged, seeds=r"@seed\d").methods["degenerate_share"].tolist() == pytest.approx([1 / 117] * 2)
@@ -275,7 +275,7 @@ def test_pictures_and_networks_without_a_value_of_some_method_fall_out_and_are_s
 def test_methods_of_different_networks_are_not_compared_as_if_of_one() -> None:
     rows = _rows(_net(random.Random(8), {"a": (0, 0), "b": (1, 0)}))
     apart = rows[((rows["model"] == "net@seed1") & (rows["method"] == "a")) | ((rows["model"] == "net@seed2") & (rows["method"] == "b"))]
-    with pytest.raises(InputError, match="no network of net · gap has values of average-drop by every method"):
+    with pytest.raises(InputError, match="no network of net · gap has values of average-drop for every compared method"):
         significance(apart, seeds=r"@seed\d")
 
 

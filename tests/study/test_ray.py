@@ -129,7 +129,7 @@ def test_a_cluster_that_is_gone_is_said_to_be_and_not_waited_for(tmp_path: Path,
     with pytest.raises(RunError, match=rf"no Ray cluster answers at {address} .*ray_current_cluster' names one.*`ray stop`"):
         engine._refuse_a_cluster_that_is_gone()
     monkeypatch.setenv("RAY_ADDRESS", address)
-    with pytest.raises(RunError, match="where RAY_ADDRESS names one"):
+    with pytest.raises(RunError, match="although RAY_ADDRESS names one"):
         engine._refuse_a_cluster_that_is_gone()
     monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
     engine._refuse_a_cluster_that_is_gone()  # Ray's client says itself what does not answer
