@@ -211,7 +211,7 @@ class RegionMetric(Metric):
 
     def value(self, evidence: Evidence) -> Tensor:
         if evidence.regions is None:
-            raise InputError(f"a metric of kind {self.kind} needs regions, and none came.")
+            raise InputError(f"a metric of kind {self.kind} needs regions; got none.")
         return self.of_regions(evidence.masks, evidence.raw_maps, evidence.regions)
 
 

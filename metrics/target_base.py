@@ -98,5 +98,5 @@ class Target(ABC):
         if len(self) == count:
             return self
         if len(self) != 1:
-            raise InputError(f"{counted(count, 'image needs', 'images need')} a target each; {len(self)} came.")
+            raise InputError(f"{counted(count, 'image needs', 'images need')} one target per image; got {len(self)}.")
         return self[torch.zeros(count, dtype=torch.long)]

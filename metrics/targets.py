@@ -202,7 +202,7 @@ class Region(Target):
                 f"a region needs a class and a mask (H, W) for each image; got {len(classes)} classes and masks {tuple(self.masks.shape)}."
             )
         if not bool((masks.flatten(1) > 0).any(dim=1).all()) or bool((masks < 0).any()):
-            raise InputError("a region's mask is not negative, and above zero somewhere: a mask without any pixel came.")
+            raise InputError("a region's mask is not negative, and is above zero somewhere; got a mask without any pixel.")
         count = max(len(classes), len(masks))
         object.__setattr__(self, "classes", classes.expand(count))
         object.__setattr__(self, "masks", masks.expand(count, -1, -1))
@@ -329,7 +329,7 @@ def as_target(targets: Targets, count: int, *, multi_label: bool = False) -> Tar
             raise InputError(f"targets are class indices, ({count},); got {targets!r}.") from error
         whole = not (classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool)
         if classes.shape != (count,) or not whole:
-            came = f"{tuple(classes.shape)} {str(classes.dtype).removeprefix('torch.')}. Of one-hot rows, give the argmax"
+            came = f"{tuple(classes.shape)} {str(classes.dtype).removeprefix('torch.')}. For one-hot rows, give the argmax"
             raise InputError(f"targets must be one class index per image, ({count},), whole numbers; got {came}.")
         return ClassTarget(classes.long(), multi_label)
     if callable(targets):

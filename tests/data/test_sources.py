@@ -340,6 +340,6 @@ def test_arrays_and_other_things_are_named(tmp_path: Path) -> None:
     assert corners(ImageSource([np.full((8, 8, 3), 9, np.uint8)] * 2)) == [[9, 9, 9]] * 2  # type: ignore[list-item]
     batch = next(iter(ImageSource([np.zeros((8, 8, 3))]).batches(TINY, 1)))  # type: ignore[list-item]
     assert "got an array (8, 8, 3) of float64" in batch.failed[0][1]
-    for images, message in ((torch.rand(2, 3, 8, 8), r"A run takes it as list\(images\)"), (None, "NoneType came"), ([], "no images")):
+    for images, message in ((torch.rand(2, 3, 8, 8), r"A run takes it as list\(images\)"), (None, "got NoneType"), ([], "no images")):
         with pytest.raises(InputError, match=message):
             ImageSource(images)  # type: ignore[arg-type]

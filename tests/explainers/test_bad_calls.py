@@ -25,7 +25,7 @@ from xattn.models import Classifier
 def test_what_is_no_image_is_told_what_images_are(tiny: Classifier, given: Any, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"images (are|must be) "):
         xattn.explain(tiny, given, ["random"])
-    with pytest.raises(InputError, match=r"images are (a folder, a glob, a file|one data set)"):
+    with pytest.raises(InputError, match=r"images (are a folder, a glob, a file|must be one data set)"):
         xattn.Study([tiny], ["random"], ["sparsity"], given, tmp_path / "run", progress=False)
 
 
@@ -36,7 +36,7 @@ def test_content_that_is_no_picture_is_named_by_its_number(tiny: Classifier) -> 
 
 def test_one_picture_is_told_to_be_a_list_of_one(tiny: Classifier) -> None:
     picture: Any = Image.new("RGB", (40, 40))
-    with pytest.raises(InputError, match=r"Image came\. One picture is \[picture\]"):
+    with pytest.raises(InputError, match=r"got Image\. One picture is \[picture\]"):
         xattn.explain(tiny, picture, ["random"])
     assert xattn.explain(tiny, [picture], ["random"])["random"].shape == (1, 32, 32)
 
@@ -70,7 +70,7 @@ def test_a_head_that_would_fill_the_memory_is_refused(spec: str) -> None:
     [
         (lambda clf, images: xattn.explain(clf, images, seed="red"), "a seed is a whole number; got str"),
         (lambda clf, images: xattn.explain(clf, images, labels=3), "labels are a list or tensor with one label per image; got int"),
-        (lambda clf, images: xattn.explain(clf, images, stage=3), "a stage is named by a text, .*; int came"),
+        (lambda clf, images: xattn.explain(clf, images, stage=3), "a stage is named by a text, .*; got int"),
         (lambda clf, images: xattn.explain(clf, images, target=True), "target"),
         (lambda clf, images: xattn.attach(clf.network, input_size=1.5), "a size is one whole number, or height and width; got 1.5"),
         (

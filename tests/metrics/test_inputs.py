@@ -105,7 +105,7 @@ def test_metrics_of_maps_alone_take_the_same_forms() -> None:
         ({"masks": torch.rand(2, 3, 16, 16)}, r"got \(2, 3, 16, 16\)"),
         ({"targets": torch.tensor([0, 9])}, "class 9 is outside the 4 classes"),
         ({"targets": torch.tensor([-1, 0])}, "class -1 is outside"),
-        ({"targets": torch.eye(4)[:2]}, "Of one-hot rows, give the argmax"),
+        ({"targets": torch.eye(4)[:2]}, "For one-hot rows, give the argmax"),
         ({"targets": torch.tensor([0.0, 1.0])}, r"whole numbers; got \(2,\) float32"),
         ({"targets": [None, 1]}, "targets are class indices"),
         ({"targets": m.Contrast([[0, 1], [2, 2]], [[1.0, -1.0], [1.0, -1.0]])}, r"the contrast 2 - 2 is 0 for every output of predict"),

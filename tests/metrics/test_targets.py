@@ -102,7 +102,7 @@ def test_a_region_is_a_mean_over_its_mask() -> None:
     assert torch.allclose(found.rest, 1 - found.p)
     finer = target.masks.repeat_interleave(2, 1).repeat_interleave(2, 2)
     assert torch.allclose(Region(torch.tensor([0, 2]), finer).score(maps), target.score(maps))
-    with pytest.raises(InputError, match="a mask without any pixel came"):
+    with pytest.raises(InputError, match="got a mask without any pixel"):
         Region(torch.tensor([0, 1]), torch.zeros(2, 4, 4))
 
 
@@ -127,7 +127,7 @@ def test_a_target_follows_the_images_that_are_perturbed(kind: str) -> None:
     assert target[order].names() == [target.names()[number] for number in order.tolist()]
     assert len(target) == 4
     assert len(target[order]) == 6
-    with pytest.raises(InputError, match="3 images need a target each; 4 came"):
+    with pytest.raises(InputError, match="3 images need one target per image; got 4"):
         target.expanded(3)
 
 

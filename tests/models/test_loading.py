@@ -76,7 +76,7 @@ def test_local_torchvision_weights_of_another_number_of_classes_set_the_width_of
     clf = xattn.load("torchvision:squeezenet1_1", weights=tmp_path / "seven.pth", labels=tmp_path / "labels.txt", device="cpu")
     assert (clf.class_count, clf.label(6)) == (7, "bird 6")
     assert (clf.preprocessing.resize, clf.input_size) == (256, (224, 224))
-    with pytest.raises(InputError, match="needs 7 labels, a name per class in order; 2 came"):
+    with pytest.raises(InputError, match="needs 7 labels, one name per class in order; got 2"):
         xattn.load("torchvision:squeezenet1_1", weights=tmp_path / "seven.pth", labels=["a", "b"], device="cpu")
 
 

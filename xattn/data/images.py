@@ -123,8 +123,8 @@ class ImageSource:
                     raise InputError(f"the first item of the data set: {error}") from error
         else:
             if wrong := [type(item).__name__ for item in given if not isinstance(item, (str, Path))]:
-                said = f"{type(images).__name__} came. A run takes it as list(images)" if is_tensor(images) else ""
-                raise InputError(f"{TAKEN}; {said or f'a list with {wrong[0]} came'}.")
+                said = f"got {type(images).__name__}. A run takes it as list(images)" if is_tensor(images) else ""
+                raise InputError(f"{TAKEN}; {said or f'got a list with {wrong[0]}'}.")
             places = [urls.without_file_scheme(str(item)) for item in given]
             self.origin = [place if urls.is_url(place) else absolute(place) for place in places]
             self.images = unique([image for place in places for image in listed(place, quiet=quiet)])
@@ -319,11 +319,11 @@ def _places(images: Any) -> list[Any]:
         return [images]
     if isinstance(images, (Image.Image, bytes, bytearray)):
         advice = "One picture is [picture]." if isinstance(images, Image.Image) else "Content of a file is decoded by PIL.Image.open."
-        raise InputError(f"{TAKEN}; {type(images).__name__} came. {advice}")
+        raise InputError(f"{TAKEN}; got {type(images).__name__}. {advice}")
     try:
         return list(images)
     except TypeError as error:
-        raise InputError(f"{TAKEN}; {type(images).__name__} came.") from error
+        raise InputError(f"{TAKEN}; got {type(images).__name__}.") from error
 
 
 def _labelled(images: list[NamedImage], path: str) -> list[NamedImage]:

@@ -150,7 +150,7 @@ class Classifier(nn.Module):
         self.inner: InnerLoop | None = None
         self.labels = None if labels is None or gives_vectors else tuple(labels)
         if self.labels is not None and len(self.labels) != self.class_count:
-            raise InputError(f"{name} needs {counted(self.class_count, 'label')}, a name per class in order; {len(self.labels)} came.")
+            raise InputError(f"{name} needs {counted(self.class_count, 'label')}, one name per class in order; got {len(self.labels)}.")
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -301,7 +301,7 @@ class Classifier(nn.Module):
                 raise UnsupportedError(f"{self._found.reason}: name a stage, any module that gives a map (--stage, in Python stage=).")
             return self.stages[-1]
         if not isinstance(name, str):
-            raise InputError(f"a stage is named by a text, as in `classifier.stages[0].name`; {type(name).__name__} came.")
+            raise InputError(f"a stage is named by a text, as in `classifier.stages[0].name`; got {type(name).__name__}.")
         with evaluating(self), torch.inference_mode(False):
             return stage_named(self.network, self._bare, self.probe(), name, self._found)
 
