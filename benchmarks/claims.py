@@ -66,10 +66,14 @@ def verdicts(claims: Sequence[Claim]) -> str:
     count = sum(map(len, tests))
     family = f"adjusted by Holm over the {count} tests of this page" if count > 1 else "that of the only test of this page"
     said = (
-        f"A claim is decided where p < {SIGNIFICANT:g}; p is {family}, the 95 % interval is that of its claim alone. The error of what is "
-        "over seeds × birds, or other pictures, is that of a two-way bootstrap of both, over seeds alone Student's; what is over pictures "
-        "alone is of one network, and speaks for it alone."
+        f"A claim is decided if p < {SIGNIFICANT:g}. p is {family}; the 95 % interval is for its claim alone. Errors over seeds × birds "
+        "(or other pictures) come from a two-way bootstrap of both, errors over seeds alone from Student's distribution. A result over "
+        "pictures alone is of one network and holds for that network only."
     )
+    if any(not claim.way for claim in claims):
+        said += (
+            " A claim of no difference has two tests, one for a difference and one for none beyond the margin; the smaller p is printed."
+        )
     return "\n".join(lines) + f"\n\n{said}"
 
 
