@@ -24,7 +24,7 @@ SOME_FAILED = 3
     "--data",
     required=True,
     help="Pictures with labels: a folder with one subfolder per class, a glob, a CSV (image, label), or NAME:ROOT[:SPLIT] of a data set "
-    "as published; without a split the one for scores: test, of voc val.",
+    "as published; without a split the one for scores: test, of voc and cityscapes val, of market query with the gallery.",
 )
 @click.option("--task", help="What to score, see `xattn list tasks`. Default: multi-label for a network of labels, else classification.")
 @click.option("--weights", help="Weights: a local .pth or .safetensors, or a name of torchvision or open_clip.")
