@@ -39,12 +39,14 @@ def adapt(
     The file that it writes is an ordinary classifier of these classes: explain, evaluate and compare take it.
     """
     from xattn.data.images import ImageSource
+    from xattn.data.published import refuse_scored
     from xattn.errors import InputError
     from xattn.fewshot import adapt
     from xattn.models import load
 
     if not out.endswith(".safetensors"):
         raise InputError(f"--out must be a .safetensors file; got '{out}'.")
+    refuse_scored([data])  # before anything is loaded
     source = ImageSource(data, labels_csv)
     sys.path.append(os.getcwd())  # where package.module:factory is looked up
     with warned_lines():

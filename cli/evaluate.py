@@ -24,7 +24,7 @@ SOME_FAILED = 3
     "--data",
     required=True,
     help="Pictures with labels: a folder with one subfolder per class, a glob, a CSV (image, label), or NAME:ROOT[:SPLIT] of a "
-    "data set in its published layout. Default split: test; for voc val.",
+    "data set in its published layout. Default split: the one for scores (test; voc and cityscapes val; market query).",
 )
 @click.option("--task", help="What to score, see `xattn list tasks`. Default: multi-label for a multi-label network, else classification.")
 @click.option("--weights", help="Weights: a local .pth or .safetensors, or a name of torchvision or open_clip.")

@@ -33,7 +33,7 @@ SOME_FAILED = 3
     type=click.Choice(["predicted", "label"]),
     default="predicted",
     show_default=True,
-    help="Class whose boxes the finder prototype gives: the predicted one or, only for training pictures, the label.",
+    help="Class whose boxes the finder prototype gives: the predicted one or the label.",
 )
 @click.option("--labels-csv", type=PathOrURL(exists=True, dir_okay=False), help="Labels, as for explain.")
 @click.option(
@@ -61,11 +61,13 @@ def patches(
 ) -> None:
     """Find boxes in IMAGES that may contain discriminative parts, without part labels, and write them to a file."""
     from xattn.data.images import ImageSource
+    from xattn.data.published import refuse_scored
     from xattn.models import load
     from xattn.patches import boxes_file, boxes_of, finders
 
-    boxes_file(out)  # a wrong ending or name is reported before anything is loaded
+    boxes_file(out)
     finders.create(finder)
+    refuse_scored(images)  # reported before anything is loaded, as a wrong ending or name is
     source = ImageSource(list(images), labels_csv)
     sys.path.append(os.getcwd())  # where package.module:factory is looked up
     with warned_lines():

@@ -73,6 +73,10 @@ def relisted(split: str, change: Callable[[str], str]) -> Callable[[Path], None]
         (lambda root: (root / "splits/bertinetto/train.txt").write_bytes(b"\xff\xfe"), r"train.txt' is damaged: it is not UTF-8 text"),
         (lambda root: shutil.rmtree(root / "data/reedhook"), r"train.txt names the class 'reedhook', which has no folder .*data/reedhook"),
         (lambda root: [path.unlink() for path in (root / "data/reedhook").iterdir()], r"data/reedhook has no pictures \(.png\)"),
+        (
+            lambda root: (root / "data/reedhook/0001.png").rename(root / "data/reedhook/0001.jpeg"),
+            r"data/reedhook/0001.jpeg is no .png, as all pictures of CIFAR-FS are",
+        ),
         (relisted("train", lambda text: f"{text}reedhook\n"), r"train.txt' names the class 'reedhook' twice"),
         (relisted("train", lambda text: f"{text}../data\n"), r"lists '../data/\*.png': a class folder and a file"),
         (relisted("train", lambda text: ""), r"has no pictures in its train split"),

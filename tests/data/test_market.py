@@ -11,7 +11,7 @@ import pytest
 
 from xattn.birds import export_individuals
 from xattn.data.images import ImageSource
-from xattn.data.market import DISTRACTOR, JUNK, sighting_of
+from xattn.data.market import DISTRACTOR, FOLDERS, JUNK, sighting_of
 from xattn.data.preprocessing import Preprocessing
 from xattn.data.published import open_published
 from xattn.errors import ImageError, InputError
@@ -74,6 +74,23 @@ def renamed(folder: str, name: str) -> Callable[[Path], None]:
             renamed("bounding_box_train", "-1_c1s1_000451_03.jpg"),
             r"-1_c1s1_000451_03.jpg is junk or a distractor, which only bounding",
         ),
+        *(
+            (
+                split,
+                renamed(folder, f"0004_c1s1_000451_03.{ending}"),
+                rf"'0004_c1s1_000451_03.{ending}' is not a file name of Market-1501, such as",
+            )
+            for split, folder in FOLDERS.items()
+            for ending in ("jpeg", "png", "JPG")
+        ),
+        *(
+            (
+                split,
+                renamed(FOLDERS[split], "0002_c1s1_000451_03.jpg"),
+                r"0002_c1s1_000451_03.jpg is of identity 0002, which is in b",
+            )
+            for split in ("query", "gallery")
+        ),
         ("query", renamed("query", "0000_c1s1_000451_03.jpg"), r"0000_c1s1_000451_03.jpg is junk or a distractor"),
         ("gallery", lambda root: next((root / "bounding_box_test").iterdir()).write_bytes(b""), r"bounding_box_test/.*jpg is empty"),
         ("query", lambda root: (root / "query" / "0004_c9s1_000451_03.jpg").symlink_to("gone.jpg"), r"lacks 1 of its 5 query pictures"),
@@ -84,6 +101,14 @@ def test_a_missing_or_misnamed_file_is_named(split: str, change: Callable[[Path]
     change(small(tmp_path))
     with pytest.raises(InputError, match=said):
         open_published("market", tmp_path, split)
+
+
+def test_training_opens_no_other_folder_and_without_it_nothing_is_compared(tmp_path: Path) -> None:
+    root = small(tmp_path)
+    renamed("query", "0002_c1s1_000451_03.jpg")(root)
+    assert len(open_published("market", root, "train").files) == 12
+    (root / "bounding_box_train").rename(root / "elsewhere")
+    assert len(open_published("market", root, "query").files) == 4
 
 
 def test_a_torn_picture_is_named_when_it_is_read_and_other_files_are_left_alone(tmp_path: Path) -> None:

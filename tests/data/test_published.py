@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from torchvision.datasets import ImageFolder
 import xattn
 from tests.data import published
 from xattn.data.images import ImageSource
-from xattn.data.published import cub_boxes, open_published
-from xattn.errors import InputError
+from xattn.data.preprocessing import Preprocessing
+from xattn.data.published import CUB_TABLES, cub_boxes, open_published
+from xattn.errors import ImageError, InputError
 from xattn.training import open_data
 
 
@@ -85,7 +87,7 @@ def torn(name: str, keep: float) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("name", "change", "said"),
     [
-        *(("cub", lambda root, t=t: (root / f"{t}.txt").unlink(), rf"needs .*{t}.txt, as in CUB_200") for t in ("images", "classes")),
+        *(("cub", lambda root, t=t: (root / f"{t}.txt").unlink(), rf"needs .*{t}.txt, as in CUB_200") for t in CUB_TABLES),
         (
             "cub",
             lambda root: next((root / "images").rglob("*_0001.jpg")).unlink(),
@@ -96,6 +98,11 @@ def torn(name: str, keep: float) -> Callable[[Path], None]:
         ("cub", edited("train_test_split.txt", "1 1\n", "1 2\n"), r"train_test_split.txt has '2' for 001"),
         ("cub", edited("images.txt", "1 001.Black", "1 ../001.Black"), r"lists '../001.*': a class folder and a file are needed"),
         ("cub", edited("classes.txt", "1 001", "1001"), r"classes.txt' is damaged"),
+        (
+            "dogs",
+            lambda root: next((root / "Images").rglob("*_20.jpg")).unlink(),
+            r"lacks 1 of its 6 training pictures, as .*Images/n020\d+-\w+/n020\d+_20.jpg",
+        ),
         ("dogs", lambda root: (root / "train_list.mat").unlink(), r"needs .*train_list.mat, as in lists.tar"),
         ("dogs", lambda root: (root / "Images").rename(root / "images_"), r"needs .*Images, as in images.tar"),
         ("dogs", torn("train_list.mat", 0.6), r"train_list.mat' is damaged, or not a MATLAB file"),
@@ -123,6 +130,20 @@ def test_a_missing_or_damaged_file_is_named(name: str, change: Callable[[Path], 
         open_data(f"{name}:{root}")
 
 
+@pytest.mark.parametrize("name", ["cub", "dogs", "mit67", "voc"])
+def test_a_torn_picture_is_named_when_it_is_read_and_the_others_are_read(name: str, tmp_path: Path) -> None:
+    root = getattr(published, name)(tmp_path)
+    data = open_data(f"{name}:{root}")
+    torn = Path(data.pictures.called(1))
+    torn.write_bytes(torn.read_bytes()[:200])
+    with pytest.raises(ImageError, match=f"training picture {re.escape(str(torn))}: .*Replace it"):
+        data.pictures.picture(1)
+    assert data.pictures.picture(0).size == (40, 30)
+    batches = list(ImageSource(f"{name}:{root}:train").batches(Preprocessing((8, 8), (8, 8), (0.5,) * 3, (0.5,) * 3), 2))
+    assert [torn.name] == [Path(image.name).name for batch in batches for image, _ in batch.failed]
+    assert sum(len(batch.images) for batch in batches) == len(data) - 1
+
+
 def test_training_opens_no_test_list_and_a_picture_in_both_is_refused(tmp_path: Path) -> None:
     root = published.dogs(tmp_path)
     test = (root / "test_list.mat").read_bytes()
@@ -139,7 +160,7 @@ def test_training_opens_no_test_list_and_a_picture_in_both_is_refused(tmp_path: 
 
 def test_test_pictures_of_mit67_are_scored_and_never_trained_on(tmp_path: Path) -> None:
     root = published.mit67(tmp_path)
-    with pytest.raises(InputError, match=r"test is the split for scores and not for training: leave out ':test'"):
+    with pytest.raises(InputError, match=r"test holds pictures for scores, to which nothing is fitted: give mit67:.*:train"):
         open_data(f"mit67:{root}:test")
     clf = xattn.load("birds:gap", device="cpu", labels=[*published.INDOOR, *(f"other {number}" for number in range(13))])
     for place in (f"mit67:{root}", f"mit67:{root}:test"):

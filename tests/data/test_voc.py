@@ -47,12 +47,23 @@ def test_training_takes_train_and_never_the_pictures_of_val_which_are_scored(tmp
     data = open_data(f"voc:{root}")
     assert (len(data), data.validation, data.names, data.several) == (3, None, CLASSES, True)
     assert open_data(f"voc:{root}:train") == data
-    with pytest.raises(InputError, match=r"voc:.*:trainval holds the pictures of val, which evaluate scores, so it is not for training"):
-        open_data(f"voc:{root}:trainval")
-    with pytest.raises(InputError, match=r"voc:.*:val is the split for scores and not for training"):
-        open_data(f"voc:{root}:val")
+    for split in ("val", "trainval"):
+        with pytest.raises(InputError, match=rf"voc:.*:{split} holds pictures for scores, to which nothing is fitted: give voc:.*:train"):
+            open_data(f"voc:{root}:{split}")
     moved = data.renumbered(range(1, 21), 22)
     assert moved.targets[0] == (-1, *data.targets[0], -1)  # type: ignore[misc]
+
+
+def test_a_picture_in_the_lists_of_train_and_val_is_refused_and_training_opens_no_other_list(tmp_path: Path) -> None:
+    root = published.voc(tmp_path)
+    with (root / LIST).open("a") as file:
+        file.write("2008_000001\n")
+    for split in ("val", "trainval"):
+        with pytest.raises(InputError, match=r"voc:.*: 2008_000001 is in train.txt and in val.txt, whose pictures are scored"):
+            open_published("voc", root, split)
+    assert len(open_data(f"voc:{root}")) == 4
+    (root / LIST).unlink()  # where there is no training there is nothing to share
+    assert len(open_published("voc", root, "val").files) == 2
 
 
 def test_explain_sees_the_names_of_what_a_picture_shows(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

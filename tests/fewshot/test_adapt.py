@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import re
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
 import xattn
 from tests import networks
+from tests.data import published
 from tests.training.conftest import paint
 from xattn.birds import export_few_shot
 from xattn.cli import main
 from xattn.data.images import ImageSource
+from xattn.data.labelled import open_data
 from xattn.errors import ImageError, InputError, NameUnknownError, SettingError, UnsupportedError, WeightsError
 from xattn.fewshot import Embedding, fit_linear, with_linear
 from xattn.models import Classifier
 from xattn.models.checkpoints import InnerLoop, read_header
+from xattn.tasks import tasks
 
 IMAGES = networks.pictures(6)
 LABELS = [0, 1, 2, 0, 1, 2]
@@ -174,6 +180,29 @@ def test_folders_that_do_not_fit_and_steps_that_cannot_be_are_named(tmp_path: Pa
     (folder / "red" / "00.png").write_bytes(b"torn")
     with pytest.raises(ImageError, match=r"picture red/00.png: .*Replace it"):
         xattn.adapt(tiny, folder)
+
+
+def test_pictures_with_several_labels_are_refused_before_anything_is_run(tmp_path: Path, tiny: Classifier) -> None:
+    folder = paint(tmp_path / "painted", 2)
+    rows = [f"{path.parent.name}/{path.name}" for path in sorted(folder.rglob("*.png"))]
+    (folder / "two.csv").write_text("\n".join(["image,label", *(f"{row},a|b" if row == rows[3] else f"{row},a" for row in rows)]))
+    (folder / "one.csv").write_text("\n".join(["image,label", *(f"{row},{row.partition('/')[0]}" for row in rows)]))
+    voc = published.voc(tmp_path / "voc")
+    several = f"one class per picture is needed; {rows[3]} has 2 labels, a, b. Give each picture one, or leave it out."
+    of_voc = "one class per picture is needed; 2007_000000.jpg has 2 labels, cat, person."
+    for place, said in ((folder / "two.csv", several), (f"voc:{voc}:train", of_voc)):
+        with pytest.raises(InputError, match=re.escape(said)):
+            xattn.adapt(tiny, place)
+        with pytest.raises(InputError, match=re.escape(said)):
+            xattn.tasks.score(tiny, place, task="few-shot:ways=2,queries=1", workers=0, progress=False)
+    labelled = open_data(f"voc:{voc}")
+    with pytest.raises(InputError, match=r"voc:.* has several labels per picture, and few-shot training needs one class of each"):
+        tasks.create("few-shot").instance.open(replace(labelled, validation=labelled))
+    assert xattn.adapt(tiny, folder / "one.csv").labels == ("blue", "green", "red")
+    hot = [(Image.new("RGB", (32, 32)), torch.tensor(entries)) for entries in ([1, 0, 0], [0, 1, 0], [0, 1, 1])]
+    assert xattn.adapt(tiny, hot[:2]).labels == ("0", "1")
+    with pytest.raises(InputError, match="one class per picture is needed; 2 has 2 labels, 1, 2"):
+        xattn.adapt(tiny, hot)
 
 
 def test_a_layer_of_another_width_and_damaged_settings_in_a_file_are_refused(tmp_path: Path) -> None:

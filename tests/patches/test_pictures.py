@@ -82,7 +82,7 @@ def test_the_command_writes_csv_and_the_released_format(folder: Path, tmp_path: 
     assert np.allclose(boxes, edges / sides * 448, atol=0.1)
 
 
-def test_labels_are_for_training_pictures_alone(tmp_path: Path) -> None:
+def test_boxes_are_those_of_training_pictures_and_of_one_label_each(tmp_path: Path) -> None:
     root = published.cub(tmp_path)
     clf = plain(32, head="protopnet:per_class=2,width=4", classes=3, labels=published.BIRDS)
     clf.trained = True
@@ -91,9 +91,12 @@ def test_labels_are_for_training_pictures_alone(tmp_path: Path) -> None:
     assert found.classes.tolist() == [0, 0, 1, 1, 2, 2]
     found.save(tmp_path / "train.npy")
     assert read_patches(tmp_path / "train.npy", 6)[1].tolist() == [[0, 0], [0, 0], [1, 1], [1, 1], [2, 2], [2, 2]]
-    assert boxes_of(clf, ImageSource(f"cub:{root}:test"), "prototype", 2).classes is None
-    with pytest.raises(InputError, match=r"boxes of the test pictures of cub:.* must not depend on their labels"):
-        boxes_of(clf, ImageSource(f"cub:{root}:test"), "prototype", 2, target="label")
+    for target in ("predicted", "label"):
+        with pytest.raises(InputError, match=r"cub:.*:test holds pictures for scores, to which nothing is fitted: give cub:.*:train"):
+            boxes_of(clf, ImageSource(f"cub:{root}:test"), "prototype", 2, target=target)  # type: ignore[arg-type]
+    voc = published.voc(tmp_path / "voc")
+    with pytest.raises(InputError, match=r"one class per picture is needed; 2007_000000.jpg has 2 labels, cat, person"):
+        boxes_of(clf, ImageSource(f"voc:{voc}:train"), "prototype", 2, target="label")
     (tmp_path / "plain").mkdir()
     Image.new("RGB", (40, 40)).save(tmp_path / "plain" / "a.png")
     with pytest.raises(InputError, match=r"target label needs a label of each picture; a.png has none"):

@@ -187,6 +187,19 @@ class _Maps(nn.Module):
         return self.convolution(images)
 
 
+@pytest.mark.parametrize("metric", ["average-drop", "insertion", "average-increase"])
+def test_a_metric_of_a_probability_is_refused_before_any_picture_is_embedded(
+    metric: str, market: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("xattn.study.study.paired", lambda *_, **__: pytest.fail("pictures were embedded"))
+    query, gallery = f"market:{market}:query", f"market:{market}:gallery"
+    with pytest.raises(UnsupportedError, match=f"{metric} follows the target's probability, and a similarity has none"):
+        study(tmp_path / "a", query, gallery, metrics=["sparsity", metric])
+    for options, said in (({"target": "predicted"}, "leave target out"), ({"maps": str(tmp_path)}, "a gallery asks for maps of pairs")):
+        with pytest.raises(InputError, match=said):
+            study(tmp_path / "a", query, gallery, **options)
+
+
 def test_what_cannot_be_paired_is_refused(market: Path, tmp_path: Path) -> None:
     query, gallery = f"market:{market}:query", f"market:{market}:gallery"
     with pytest.raises(InputError, match="leave target out"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -59,9 +61,28 @@ def test_the_score_is_that_of_the_rules_pair_by_pair(market: Path, classifier: C
 def test_identities_of_training_are_its_classes_and_the_test_is_not_trained_on(market: Path) -> None:
     task = tasks.create("re-identification").instance
     assert task.open(f"market:{market}").names == ("0001", "0002")
-    for split, said in (("query", "the split for scores"), ("gallery", "has no classes")):
-        with pytest.raises(InputError, match=said):
+    for split in ("query", "gallery"):
+        with pytest.raises(InputError, match=f"{split} holds pictures for scores, to which nothing is fitted: give market:.*:train"):
             task.open(f"market:{market}:{split}")
+
+
+def test_queries_without_a_match_are_counted_and_persons_of_training_refused(
+    market: Path, classifier: Classifier, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = {"task": "re-identification", "workers": 0, "progress": False}
+    assert score(classifier, f"market:{market}", **options).n == 6
+    assert "without a match" not in caplog.text
+    root = shutil.copytree(market, tmp_path / "market")
+    for path in (root / "bounding_box_test").glob("0004_*"):
+        path.unlink()
+    assert score(classifier, f"market:{root}", **options).n == 4
+    assert re.search(r"query: left out, without a match in the gallery: 2 of 6 queries \(0004_c1s1_\d{6}_\d\d.jpg\)", caplog.text)
+    for folder in ("query", "bounding_box_test"):
+        path = next((root / folder).glob("0003_*"))
+        path.rename(root / folder / "0001_c1s1_000001_00.jpg")
+        with pytest.raises(InputError, match=rf"{folder}/0001_c1s1_000001_00.jpg is of identity 0001, which is in bounding_box_train, too"):
+            score(classifier, f"market:{root}", **options)
+        (root / folder / "0001_c1s1_000001_00.jpg").unlink()
 
 
 def test_other_places_are_refused(market: Path, classifier: Classifier, tmp_path: Path) -> None:

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from xattn.data.pictures import SUFFIXES
 from xattn.errors import InputError
+from xattn.text import counted
 
 COUNTS = {"train": 2_975, "val": 500}
 """Pictures of each split of the finely annotated ones whose labels are published."""
@@ -98,18 +100,35 @@ def read_cityscapes(where: str, folder: Path, split: str) -> tuple[Path, dict[st
         The folder of the split's pictures, label vectors by file, and the names of the classes.
 
     Raises:
-        InputError: a file is missing, which is named, or damaged; a label that is no class; a label map of another size than its picture.
+        InputError: a file is missing, which is named, or damaged: a picture without a label map, or a label map without a picture; a
+            picture of another name; a label that is no class; a label map of another size than its picture.
     """
     classes = classes_of(folder)
     pictures = folder / PICTURES / split
     if not pictures.is_dir():
         raise InputError(f"{where} needs {pictures}, as in {ARCHIVES[PICTURES]}.")
-    files = sorted(f"{path.parent.name}/{path.name}" for path in pictures.glob(f"*/*_{PICTURES}.png") if not path.name.startswith("."))
+    ending = f"_{PICTURES}.png"
+    files = sorted(f"{path.parent.name}/{path.name}" for path in _shown(pictures, "*") if path.suffix.lower() in SUFFIXES)
+    if odd := [file for file in files if not file.endswith(ending)]:
+        raise InputError(f"{where}: {pictures / odd[0]} is not a file name of Cityscapes, such as aachen_000000_000019{ending}.")
+    labels = [
+        f"{path.parent.name}/{path.name.removesuffix(f'_{LABELS}_{kind}.png')}{ending}"
+        for kind in KINDS
+        for path in _shown(folder / LABELS / split, f"*_{LABELS}_{kind}.png")
+    ]
+    if missing := sorted({*labels} - {*files}):
+        count = counted(len(missing), "label map has", "label maps have")
+        raise InputError(f"{where} needs {pictures / missing[0]}, as in {ARCHIVES[PICTURES]}; {count} no picture.")
     maps = label_maps(where, folder, split, files)
     with ThreadPoolExecutor(AT_ONCE) as pool:
         found = list(pool.map(lambda number: maps.shown(number, _size_of(pictures / files[number])), range(len(files))))
     vectors = {file: tuple(int(k in shown) for k in range(len(classes))) for file, shown in zip(files, found, strict=True)}
     return pictures, vectors, classes
+
+
+def _shown(folder: Path, pattern: str) -> list[Path]:
+    """The files of the cities of a folder that are not hidden."""
+    return [path for path in folder.glob(f"*/{pattern}") if not path.name.startswith(".")]
 
 
 def _size_of(path: Path) -> tuple[int, int] | None:

@@ -31,8 +31,8 @@ from xattn.data.datasets import (
 )
 from xattn.data.depth import MAX_PIXELS, Reading, Scaling
 from xattn.data.labels import LabelsFrom, class_names_of, folder_of, label_of, labels_in
-from xattn.data.listing import SUFFIXES, NamedImage, file_digest, listed, numbered, unique
-from xattn.data.pictures import UNREACHED, read_picture, read_scaled
+from xattn.data.listing import NamedImage, file_digest, listed, numbered, unique
+from xattn.data.pictures import SUFFIXES, UNREACHED, read_picture, read_scaled
 from xattn.data.preprocessing import Frame, Preprocessing, Region, as_picture
 from xattn.data.published import absolute
 from xattn.deferred import is_tensor, torch

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from xattn.data.cityscapes import LabelMaps
 from xattn.data.images import ImageSource, read_picture
 from xattn.data.labels import imagenet_wnids, is_index
-from xattn.data.published import KNOWN, Target, open_published
+from xattn.data.published import KNOWN, Target, open_published, refuse_scored
 from xattn.data.torchvision_sets import PUBLISHED, open_torchvision
 from xattn.data.voc import IGNORED
 from xattn.errors import ImageError, InputError, NameUnknownError
@@ -235,48 +235,48 @@ def _splits(name: str, root: str) -> Labelled:
     """The training split of a data set as it is published, with its published validation pictures if it has any.
 
     Raises:
-        InputError: the split for scores is asked for, or one that holds its pictures; as for `open_published`.
+        InputError: as for `open_split`.
     """
-    about, split = KNOWN[name], "train"
-    if (end := root.rpartition(":")[2]) in about.splits:
-        root, split = root.removesuffix(f":{end}"), end
-        if split == about.test:
-            raise InputError(f"{name}:{root}:{split} is the split for scores and not for training: leave out ':{split}'.")
-        if split == f"train{about.test}":
-            raise InputError(
-                f"{name}:{root}:{split} holds the pictures of {about.test}, which evaluate scores, so it is not for training: leave out "
-                f"':{split}'."
-            )
+    about = KNOWN[name]
+    root, split = _root_and_split(root, about.splits, about.train)
     found = open_split(name, root, split)
-    if split != "train" or "val" not in about.splits or about.test == "val" or not about.same_classes:
+    if split != "train" or "val" not in about.splits or "val" in about.scored or not about.same_classes:
         return found
     return replace(found, validation=open_split(name, root, "val"))
 
 
+def _root_and_split(given: str, splits: Sequence[str], train: str) -> tuple[str, str]:
+    """The folder and the split of `ROOT[:SPLIT]`; without a split it is that for training."""
+    root, _, split = given.rpartition(":")
+    return (root, split) if root and split in splits else (given, train)
+
+
 def open_split(name: str, root: str, split: str) -> Labelled:
-    """A split of a data set as it is published, see `xattn.data.published.open_published`.
+    """A split of a data set as it is published, see `xattn.data.published.open_published`, to fit something to, or to validate it.
 
     Raises:
-        InputError: as there, or its pictures have no classes.
+        InputError: as there, or it holds pictures for scores.
     """
+    refuse_scored([f"{name}:{root}:{split}"])
     found = open_published(name, root, split)
-    if not found.classes:
-        raise InputError(f"{found.name} has no classes and cannot be trained on: leave out ':{split}'.")
     shown = f"{name}:{root}" if split == "train" else f"{name}:{root}:{split}"
     return Labelled(shown, found.classes, found.targets, _Files(found.paths), label_maps=found.label_maps)
 
 
 def _published(name: str, root: str) -> Labelled:
     about = PUBLISHED[name]
+    root, chosen = _root_and_split(root, about.splits, about.train)
+    refuse_scored([f"{name}:{root}:{chosen}"])
+    shown = f"{name}:{root}" if chosen == about.train else f"{name}:{root}:{chosen}"
 
     def split(which: str) -> Labelled:
         items = open_torchvision(name, root, which)
         targets = next(getattr(items, key) for key in ("targets", "_labels", "_samples") if hasattr(items, key))
         indices = tuple(int(target[1] if isinstance(target, tuple) else target) for target in targets)
-        return Labelled(f"{name}:{root}", tuple(items.classes), indices, _Items(items, which))
+        return Labelled(shown, tuple(items.classes), indices, _Items(items, which))
 
-    found = split(about.train)
-    return found if about.validation is None else replace(found, validation=split(about.validation))
+    found = split(chosen)
+    return found if about.validation is None or chosen != about.train else replace(found, validation=split(about.validation))
 
 
 def _by_wnid(data: Labelled) -> Labelled:

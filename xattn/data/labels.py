@@ -115,6 +115,32 @@ def _shown(given: Any) -> str:
     return f"a {type(given).__name__}{shape}"
 
 
+def single_class(image: str, label: Label | None) -> str:
+    """The one class that the label of a picture names, as text.
+
+    Args:
+        image: name of the picture, in messages.
+        label: its label.
+
+    Raises:
+        InputError: there is none, or it names several classes or none.
+
+    >>> single_class("a.png", "dog")
+    'dog'
+    """
+    several: Sequence[object] = (label,)
+    if isinstance(label, HotLabel):
+        several = label.indices
+    elif isinstance(label, str):
+        several = [name.strip() for name in label.split("|")]
+    elif isinstance(label, tuple):
+        several = label
+    if label is None or len(several) != 1:
+        came = "no label" if label is None else f"{len(several)} labels, {', '.join(map(str, several[:3]))}" if several else "no class"
+        raise InputError(f"one class per picture is needed; {image} has {came}. Give each picture one, or leave it out.")
+    return str(several[0])
+
+
 def class_of_shard(text: str) -> int | str | None:
     """The class that a `.cls` file of a shard holds: an index, or a name."""
     return int(text) if re.fullmatch(r"\s*[0-9]{1,9}\s*", text) else text.strip() or None

@@ -15,35 +15,11 @@ from pathlib import Path, PurePath, PurePosixPath
 
 from xattn.data import urls
 from xattn.data.labels import Label, class_of_shard, read_lines, read_table
-from xattn.data.pictures import is_picture
+from xattn.data.pictures import SUFFIXES, is_picture
 from xattn.data.published import Target, open_published, parsed_place
 from xattn.errors import InputError
 from xattn.text import counted
 
-SUFFIXES = frozenset(
-    [
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".png",
-        ".bmp",
-        ".gif",
-        ".webp",
-        ".tif",
-        ".tiff",
-        ".ppm",
-        ".pgm",
-        ".pbm",
-        ".pnm",
-        ".avif",
-        ".jp2",
-        ".tga",
-        ".ico",
-        ".dcm",
-        ".dicom",
-    ]
-)
 HEIC = frozenset([".heic", ".heif", ".hif"])
 RAW = frozenset([".nef", ".cr2", ".cr3", ".dng", ".arw", ".orf", ".rw2", ".pef", ".srw", ".raf", ".nrw", ".svs", ".ndpi"])
 """Files of these endings hold a small preview that a decoder would take for the picture."""

@@ -55,6 +55,14 @@ OTHERS = {
 }
 """What a file may be that is no picture in a format that is read, by what stands in its first bytes."""
 
+SUFFIXES = frozenset(
+    [
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"),
+        *(".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2", ".tga", ".ico", ".dcm", ".dicom"),
+    ]
+)
+"""Endings of files that are read as pictures."""
+
 UNREACHED = "could not be reached: "
 """The beginning of an error of a picture that may be there another time."""
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from xattn.data import cityscapes
 from xattn.data.market import read_market
-from xattn.data.torchvision_sets import PUBLISHED
+from xattn.data.pictures import SUFFIXES
+from xattn.data.torchvision_sets import PUBLISHED, TorchvisionSet
 from xattn.data.voc import COUNTS, read_voc
 from xattn.errors import InputError
 from xattn.text import counted
@@ -57,9 +58,8 @@ def parsed_place(place: str) -> tuple[str, str, str] | None:
     Raises:
         InputError: it names one, but no split of it.
     """
-    name, colon, rest = place.partition(":")
-    known = KNOWN.get(name) or PUBLISHED.get(name)
-    if not colon or known is None or rest.startswith("//"):
+    name, known, rest = _layout_of(place)
+    if known is None:
         return None
     root, _, split = rest.rpartition(":")
     if "\0" in root:
@@ -72,11 +72,35 @@ def parsed_place(place: str) -> tuple[str, str, str] | None:
 
 def with_split(place: str) -> str:
     """`NAME:ROOT` of such a data set with the split that is published for scores; other places, and those with a split, unchanged."""
+    _, known, rest = _layout_of(place)
+    return place if known is None or rest.rpartition(":")[2] in known.splits else f"{place}:{known.test}"
+
+
+def refuse_scored(places: Iterable[str]) -> None:
+    """Raises for places of pictures that are for scores: nothing is fitted to these.
+
+    Args:
+        places: `NAME:ROOT[:SPLIT]`, `datasets:PLACE:SPLIT` of Hugging Face, or other places, of which it is not known what they are for.
+
+    Raises:
+        InputError: one is a split that holds pictures for scores.
+
+    >>> refuse_scored(["cub:CUB_200_2011:train", "photos"])
+    """
+    for place in places:
+        name, known, rest = _layout_of(place)
+        root, _, split = rest.rpartition(":")
+        scored = known.scored if known is not None else ("test",) if name == "datasets" else ()
+        if root and split in scored:
+            train = "train" if known is None else known.train
+            raise InputError(f"{place} holds pictures for scores, to which nothing is fitted: give {name}:{root}:{train}.")
+
+
+def _layout_of(place: str) -> tuple[str, _Layout | TorchvisionSet | None, str]:
+    """The name of a data set, how it is read, and the rest of a place that begins with its name; None if it names none."""
     name, colon, rest = place.partition(":")
-    known = KNOWN.get(name) or PUBLISHED.get(name)
-    if not colon or known is None or rest.startswith("//") or rest.rpartition(":")[2] in known.splits:
-        return place
-    return f"{place}:{known.test}"
+    known = (KNOWN.get(name) or PUBLISHED.get(name)) if colon and not rest.startswith("//") else None
+    return name, known, rest
 
 
 def absolute(place: str) -> str:
@@ -236,7 +260,10 @@ def _cifar_fs(where: str, folder: Path, split: str) -> Rows:
     for index, name in enumerate(names):
         if not (pictures / name).is_dir():
             raise InputError(f"{where}: {split}.txt names the class '{name}', which has no folder {pictures / name}.")
-        found = [path.name for path in (pictures / name).iterdir() if path.suffix.lower() == ".png" and not path.name.startswith(".")]
+        shown = [path for path in (pictures / name).iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
+        if odd := [path for path in shown if path.suffix.lower() != ".png"]:
+            raise InputError(f"{where}: {min(odd)} is no .png, as all pictures of CIFAR-FS are: convert it, or remove it.")
+        found = [path.name for path in shown]
         if not found:
             raise InputError(f"{where}: {pictures / name} has no pictures (.png).")
         rows |= {f"{name}/{file}": index for file in found}
@@ -296,14 +323,22 @@ class _Layout:
     Attributes:
         read: what names it in messages, its folder and a split → its pictures.
         counts: how many pictures its splits have as published.
-        test: the split for scores: where the labels of test are not published, that for validation.
+        scored: the splits that hold pictures for scores, to which nothing is fitted; first the one that is scored where none is named.
+            Where the labels of test are not published, it is that for validation.
         same_classes: whether all splits are of the same classes.
+        train: the split for training.
     """
 
     read: Callable[[str, Path, str], Rows]
     counts: Mapping[str, int]
-    test: str = "test"
+    scored: tuple[str, ...] = ("test",)
     same_classes: bool = True
+    train: str = "train"
+
+    @property
+    def test(self) -> str:
+        """The split that is scored where none is named."""
+        return self.scored[0]
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -315,8 +350,8 @@ KNOWN = {
     "cub": _Layout(_cub, {"train": 5994, "test": 5794}),
     "dogs": _Layout(_dogs, {"train": 12_000, "test": 8_580}),
     "mit67": _Layout(_mit67, {"train": 5_360, "test": 1_340}),
-    "voc": _Layout(read_voc, COUNTS, "val"),
-    "market": _Layout(read_market, {"train": 12_936, "query": 3_368, "gallery": 19_732}, "query"),
-    "cityscapes": _Layout(cityscapes.read_cityscapes, cityscapes.COUNTS, "val"),
+    "voc": _Layout(read_voc, COUNTS, ("val", "trainval")),
+    "market": _Layout(read_market, {"train": 12_936, "query": 3_368, "gallery": 19_732}, ("query", "gallery")),
+    "cityscapes": _Layout(cityscapes.read_cityscapes, cityscapes.COUNTS, ("val",)),
     "cifar-fs": _Layout(_cifar_fs, {"train": 38_400, "val": 9_600, "test": 12_000}, same_classes=False),
 }

@@ -32,6 +32,11 @@ class TorchvisionSet:
         """All splits."""
         return tuple(filter(None, (self.train, self.validation, self.test)))
 
+    @property
+    def scored(self) -> tuple[str, ...]:
+        """The splits that hold pictures for scores, to which nothing is fitted."""
+        return (self.test,)
+
 
 def _by_name(split: str) -> dict[str, Any]:
     return {"split": split}

@@ -40,10 +40,14 @@ def read_voc(where: str, folder: Path, split: str) -> tuple[Path, Vectors, tuple
 
     Raises:
         InputError: a file is missing, which is named, or damaged; an object of no class; XML with a document type, which could hold
-            entities that grow without end.
+            entities that grow without end; or, where training is not all that is opened, a picture in the lists of both train and val.
     """
     lists = folder / "ImageSets" / "Main"
     names = _ids(where, lists / f"{split}.txt")
+    if split != "train":  # training opens no other list
+        sides = [set(_ids(where, path)) for path in (lists / "train.txt", lists / "val.txt") if path.is_file()]
+        if len(sides) == 2 and (both := sides[0] & sides[1]):
+            raise InputError(f"{where}: {min(both)} is in train.txt and in val.txt, whose pictures are scored: leave it out of one.")
     ending = "_trainval.txt"
     files = [path.name for path in lists.glob(f"*{ending}") if not path.name.startswith(".")]
     classes = tuple(sorted(file.removesuffix(ending) for file in files)) or CLASSES

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from xattn.data.images import ImageSource
+from xattn.data.labels import single_class
 from xattn.data.preprocessing import pixels
+from xattn.data.published import refuse_scored
 from xattn.errors import ImageError, InputError, NameUnknownError
 from xattn.fewshot.embedding import Embedding, with_linear
 from xattn.fewshot.learner import fit_linear
@@ -52,7 +54,8 @@ def adapt(
         A classifier of K classes in eval mode.
 
     Raises:
-        InputError: labels are missing or do not fit, a class has no picture, or there are fewer than two classes.
+        InputError: labels are missing or do not fit, a picture has several, a class has no picture, there are fewer than two classes, or
+            the pictures are for scores.
         ImageError: a picture cannot be read.
         UnsupportedError: the classifier has no such layer, or is multi-label or of values.
 
@@ -124,20 +127,33 @@ def _checked(images: Tensor, labels: Tensor | Sequence[int] | None) -> Tensor:
 def _of_source(embedding: Embedding, images: Any, names: Sequence[str] | None, batch_size: int) -> tuple[Tensor, Tensor, Sequence[str]]:
     """Vectors, class indices and class names of pictures that are read."""
     source = images if isinstance(images, ImageSource) else ImageSource(images)
-    if not source.labelled:
-        source.label_by_folders()
+    refuse_scored(source.origin)
+    label_by_class(source)
     vectors, given = [], []
     for batch in source.batches(embedding.classifier.preprocessing, batch_size):
         if batch.failed:
             image, reason = batch.failed[0]
             raise ImageError(f"picture {image.name}: {reason}. Replace it with an intact file, or remove it.")
         vectors.append(embedding(pixels(batch.crops, embedding.classifier.device)))
-        given += [str(image.label) for image in batch.images]
+        given += [single_class(image.name, image.label) for image in batch.images]
     names = sorted(set(given)) if names is None else names
     if unknown := [label for label in given if label not in names]:
         raise NameUnknownError("class", unknown[0], names)
     index = {name: number for number, name in enumerate(names)}
     return torch.cat(vectors), torch.tensor([index[label] for label in given]), names
+
+
+def label_by_class(source: ImageSource) -> None:
+    """Labels pictures without labels by the names of their folders.
+
+    Raises:
+        InputError: a picture has no class, or several.
+    """
+    if not source.labelled:
+        source.label_by_folders()
+    if source.dataset is None:  # the items of a data set have their labels where they are read
+        for image in source.images:
+            single_class(image.name, image.label)
 
 
 def _check_classes(targets: Tensor, count: int, names: Sequence[str] | None) -> None:

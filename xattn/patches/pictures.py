@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from xattn.data.images import ImageSource
+from xattn.data.labels import single_class
 from xattn.data.preprocessing import Region, pixels
+from xattn.data.published import refuse_scored
 from xattn.errors import ImageError, InputError, RunError
 from xattn.models import Classifier
 from xattn.patches.base import finders
@@ -93,7 +95,7 @@ def boxes_of(
     batch_size: int = 32,
     progress: bool = False,
 ) -> PictureBoxes:
-    """Finds boxes of all pictures of a source.
+    """Finds boxes of all pictures of a source, to train on; `find` gives those of any images.
 
     Args:
         classifier: whose features, or whose head, finds them.
@@ -101,20 +103,21 @@ def boxes_of(
         finder: `name[:key=value,…]`.
         n: boxes per picture.
         side: of the boxes in pixels of what the network sees; None: the finder's own.
-        target: for a finder whose boxes depend on the class: the predicted one, or the label, for training pictures alone.
+        target: for a finder whose boxes depend on the class: the predicted one, or the label.
         batch_size: pictures per forward.
         progress: show it.
 
     Raises:
-        InputError: labels of a test split, a picture without label, or as for the finder.
+        InputError: pictures for scores, a picture without the one label that the target needs, or as for the finder.
         NameUnknownError: there is no such finder, or a label is no class.
     """
     component = finders.create(finder)
+    refuse_scored(source.origin)
     if target == "label":
-        if split := next((place for place in source.origin if place.endswith(":test")), None):
-            raise InputError(f"boxes of the test pictures of {split} must not depend on their labels: use target predicted.")
         if bare := next((image.name for image in source.images if image.label is None), None):
             raise InputError(f"target label needs a label of each picture; {bare} has none. Use target predicted, or give labels.")
+        for image in source.images:
+            single_class(image.name, image.label)
     names, found, sizes, classes, failed = [], [], [], [], []
     with Progress(len(source), progress) as shown:
         for start in range(0, len(source), batch_size):

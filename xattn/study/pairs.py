@@ -28,6 +28,8 @@ from xattn.text import counted
 
 PAIRS = PER_LABEL[2]
 MARKET = "market:"
+SIMILARITY = "a similarity"
+"""What the target of a pair is, in messages."""
 AT_ONCE = 1024  # queries that are compared with the gallery at once
 
 
@@ -73,7 +75,7 @@ class Pairs(TargetRule):
 
     @property
     def without_probability(self) -> str:
-        return "a similarity"
+        return SIMILARITY
 
     def described(self) -> dict[str, Any]:
         return {"kind": "Pairs", "gallery": self.gallery}

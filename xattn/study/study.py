@@ -29,6 +29,7 @@ from xattn.explainers.base import MethodComponent, created
 from xattn.inference.memory import kept_pages, parse_size
 from xattn.inference.settings import Level
 from xattn.metrics.base import metrics as metric_registry
+from xattn.metrics.base import refuse_without_probability
 from xattn.metrics.typeset import html_text
 from xattn.models.asked_targets import Asked
 from xattn.models.classifier import Classifier
@@ -39,7 +40,7 @@ from xattn.study.evaluation import frame_of
 from xattn.study.execution import executions
 from xattn.study.extending import extended_plan
 from xattn.study.map_files import Places, kept_maps, with_maps
-from xattn.study.pairs import Pairs, paired
+from xattn.study.pairs import SIMILARITY, Pairs, paired
 from xattn.study.plan import Plan, key_of, planned_stages
 from xattn.study.rounds import work
 from xattn.study.sequential import asked, shuffled
@@ -200,6 +201,14 @@ class Study:
         scored = metric_registry.create_all(metrics, allow_none=True)
         if (values or gallery is not None) and metrics is DEFAULT_METRICS:  # values and similarities have no probability to follow
             scored = [metric for metric in scored if not metric.instance.perturbations]
+        until = asked(until_decided, margin, gallery is not None)
+        if gallery is not None:  # before the network runs on all pictures
+            if target is not None:
+                raise InputError("with a gallery, the target is the similarity of each image with its nearest picture: leave target out.")
+            if maps is not None:
+                raise InputError("maps of other tools are of one picture, and a gallery asks for maps of pairs: leave one out.")
+            for metric in scored:
+                refuse_without_probability(metric.spec, metric.instance, False, SIMILARITY)
         if isinstance(images, ImageSource):
             source = images
         else:
@@ -211,8 +220,6 @@ class Study:
         if gallery is None:
             source = with_labels(source, classifiers)
         else:
-            if target is not None:
-                raise InputError("with a gallery, the target is the similarity of each image with its nearest picture: leave target out.")
             others = (
                 gallery if isinstance(gallery, ImageSource) else ImageSource(gallery, depth=depth, window=window, max_pixels=max_pixels)
             )
@@ -220,10 +227,7 @@ class Study:
         dense = any(classifier.reader.dense for classifier in classifiers)  # pixels have a class, the picture has none
         given: list[MethodComponent] = []
         if maps is not None:
-            if gallery is not None:
-                raise InputError("maps of other tools are of one picture, and a gallery asks for maps of pairs: leave one out.")
             source, given = with_maps(source, maps, classifiers, covers, signed)
-        until = asked(until_decided, margin, gallery is not None)
         source = source if until is None else shuffled(source, seed)
         self.store = Store(out)
         self.progress = progress

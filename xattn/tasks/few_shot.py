@@ -11,10 +11,11 @@ from torch.nn import functional
 
 from xattn.data.images import ImageSource
 from xattn.data.labelled import Classes, Labelled, open_data, open_split
+from xattn.data.labels import single_class
 from xattn.data.preprocessing import pixels
 from xattn.errors import InputError, SettingError
 from xattn.fewshot import Embedding, Episodes, EpisodeShape, episode_logits
-from xattn.fewshot.adaptation import start_of
+from xattn.fewshot.adaptation import label_by_class, start_of
 from xattn.metrics.statistics import mean_interval
 from xattn.models import Classifier, evaluating
 from xattn.tasks.base import Data, Scored, Task, TaskMetadata, tasks
@@ -57,13 +58,16 @@ class FewShot(Task):
         """Opens the training classes of a data set, and as its validation its validation classes, which are others.
 
         Raises:
-            InputError: as for `xattn.data.labelled.open_data`, another split is named, or it has no validation classes of its own.
+            InputError: as for `xattn.data.labelled.open_data`, another split is named, pictures have several labels, or there are no
+                validation classes of its own.
         """
         name, colon, root = str(data).partition(":")
         if colon and name == "cifar-fs":
             root = _root(root)
             return replace(open_data(f"{name}:{root}", classes), validation=open_split(name, root, "val"))
         if isinstance(data, Labelled) and data.validation is not None:
+            if several := next((each.name for each in (data, data.validation) if each.several), None):
+                raise InputError(f"{several} has several labels per picture, and few-shot training needs one class of each.")
             if shared := _classes(data) & _classes(data.validation):
                 raise InputError(
                     f"few-shot training needs classes for validation that are not trained on; {data.name} has "
@@ -110,7 +114,7 @@ class FewShot(Task):
         all of its settings.
 
         Raises:
-            InputError: labels are missing, or there are too few classes or pictures of a class.
+            InputError: labels are missing, a picture has several, or there are too few classes or pictures of a class.
         """
         vectors, labels, failed = _vectors(classifier, data)
         names = sorted(set(labels))
@@ -155,8 +159,7 @@ def _classes(data: Labelled) -> set[str | int]:
 def _vectors(classifier: Classifier, data: Data) -> tuple[Tensor, list[str], list[tuple[str, str]]]:
     """The vectors of pictures, on the CPU, their labels, and those that could not be read with the reason."""
     source = ImageSource(data.place, data.labels_csv, labels_from=data.labels_from)
-    if not source.labelled:
-        source.label_by_folders()
+    label_by_class(source)
     embedding = Embedding(classifier)
 
     def run(crops: Tensor) -> Tensor:
@@ -164,4 +167,4 @@ def _vectors(classifier: Classifier, data: Data) -> tuple[Tensor, list[str], lis
             return embedding(pixels(crops, classifier.device))
 
     images, vectors, failed = outputs(classifier, source, data, run)
-    return vectors, [str(image.label) for image in images], failed
+    return vectors, [single_class(image.name, image.label) for image in images], failed

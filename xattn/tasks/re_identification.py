@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,9 @@ from xattn.models import Classifier
 from xattn.tasks.base import Data, Scored, TaskMetadata, tasks
 from xattn.tasks.classification import Classification
 from xattn.tasks.scoring import answers
+from xattn.text import counted
+
+logger = logging.getLogger("xattn")
 
 DATA = "market"
 
@@ -64,7 +68,7 @@ class ReIdentification(Classification):
     def score(self, classifier: Classifier, data: Data) -> Scored:
         """CMC rank-1, 5 and 10 (Wilson's intervals) and mAP (the bootstrap's) on the queries and the gallery of market:ROOT.
 
-        Queries without a match in the gallery are left out.
+        Queries without a match in the gallery are left out, and how many these are is logged as a warning.
 
         Raises:
             InputError: another place, labels from elsewhere, or logits of a head that has vectors.
@@ -86,8 +90,16 @@ class ReIdentification(Classification):
         sides = [answers(classifier, data, _seen, ImageSource(f"{place}{split}"), vectors) for split in ("query", "gallery")]
         query, gallery = (_unit(side.output) for side in sides)
         (persons, cameras), (others, theirs) = (torch.tensor(side.labels).unbind(dim=1) for side in sides)
-        found = rank_gallery(query @ gallery.T, persons, others, cameras, theirs).scores()
-        scores = {name: _percent(interval) for name, interval in found.items()}
+        ranking = rank_gallery(query @ gallery.T, persons, others, cameras, theirs)
+        if bare := [name for name, first in zip(sides[0].names, ranking.first.tolist(), strict=True) if not first]:
+            logger.warning(
+                "%s: left out, without a match in the gallery: %d of %s (%s)",
+                data.place,
+                len(bare),
+                counted(len(persons), "query", "queries"),
+                bare[0],
+            )
+        scores = {name: _percent(interval) for name, interval in ranking.scores().items()}
         failed = tuple(one for side in sides for one in side.failed)
         network = f"{classifier.name} · {classifier.head_name}"
         read = sum(len(side.labels) for side in sides)
