@@ -17,9 +17,9 @@ import xattn
 from xattn.birds import export_individuals, export_parts, export_voc
 from xattn.cli import main
 
-PERSON = ["--model", "birds:gap", "--high-res", "layer4", "--head", "dg-net:pooling=br-npa,width=8", "--input-size", "64,32"]
-STREET = ["--model", "ocr:birds:gap:width=8,keys=4,regions=representatives", "--input-size", "16", "--preset", "ocr"]
-LABELS = ["--model", "birds:gap", "--head", "gap", "--input-size", "32", "--preset", "voc"]
+PERSON = ["--model", "birds:gap", "--high-res", "layer4", "--head", "dg-net:width=8", "--input-size", "64,32", "--resize", "64,32"]
+STREET = ["--model", "ocr:birds:gap:width=8,keys=4", "--input-size", "16", "--resize", "16", "--preset", "ocr"]
+LABELS = ["--model", "birds:gap", "--head", "gap", "--input-size", "32", "--resize", "32", "--preset", "voc"]
 
 
 def data_of(task: str, folder: Path) -> str:
@@ -30,14 +30,7 @@ def data_of(task: str, folder: Path) -> str:
     return f"cityscapes:{export_parts(folder, train=12, validation=2)}"
 
 
-@pytest.mark.parametrize(
-    ("task", "network"),
-    [
-        ("re-identification", [*PERSON, "--resize", "64,32"]),
-        ("multi-label", [*LABELS, "--resize", "32"]),
-        ("segmentation", [*STREET, "--resize", "16"]),
-    ],
-)
+@pytest.mark.parametrize(("task", "network"), [("re-identification", PERSON), ("multi-label", LABELS), ("segmentation", STREET)])
 def test_a_training_that_is_killed_goes_on_to_the_same_weights_and_is_scored(
     task: str, network: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
