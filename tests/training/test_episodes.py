@@ -276,7 +276,7 @@ def test_the_score_is_the_mean_over_episodes_of_layers_fitted_one_by_one(birds: 
 def test_what_does_not_fit_is_named(birds: Path, tmp_path: Path) -> None:
     clf, out, data = fresh(), tmp_path / "out.safetensors", f"cifar-fs:{birds}"
     with pytest.raises(InputError, match=r"the classifier, small, is not one of 5 ways for episodes: make it by xattn.training.with_ways"):
-        fit_episodes(clf, data, out)
+        fit_episodes(clf, data, out, task="few-shot:ways=5")
     with pytest.raises(InputError, match=r"the teacher, small, is not one of 3 ways"):
         fit_episodes(clf, data, out, task=TASK, teacher=xattn.attach(networks.small(3), input_size=32, name="small"))
     with pytest.raises(InputError, match=r"needs classes for validation that are not trained on: cifar-fs:ROOT, in its layout; got"):

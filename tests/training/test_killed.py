@@ -37,7 +37,7 @@ def test_a_training_that_is_killed_goes_on_to_the_same_weights_and_is_scored(
     place = data_of(task, tmp_path / "birds")
 
     def arguments(out: str) -> list[str]:
-        options = ["--epochs", "40", "--batch-size", "4", "--accelerator", "cpu", "--workers", "0", "--seed", "3"]
+        options = ["--epochs", "12", "--batch-size", "4", "--accelerator", "cpu", "--workers", "0", "--seed", "3"]
         return ["train", "--task", task, "--data", place, "--out", out, *network, *options]
 
     monkeypatch.chdir(tmp_path)

@@ -204,7 +204,7 @@ def fit_episodes(
     workers = min(8, max(1, (os.cpu_count() or 1) - 1)) if workers is None else workers
     shared: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0}
     unseen = Episodes(_classes(opened.validation), shape, chosen.episodes, **others)
-    drawn = Episodes(_classes(opened), shape, chosen.episodes, seed=seed, epoch=lambda: max(first, trainer.current_epoch), **about)
+    drawn = Episodes(_classes(opened), shape, chosen.episodes, seed=seed, **about)
     validation = DataLoader(Crops(opened.validation, classifier.preprocessing, None, seed), batch_sampler=unseen, **shared)
     settings = settings_of(classifier, component.spec, opened, teacher, chosen, seed, precision)  # before there are scales and shifts
     diverged: DivergedError | None = None
@@ -218,6 +218,7 @@ def fit_episodes(
         module.embedding.linear.requires_grad_()
         checkpoint = checkpointing.resume()
         first = checkpointing.kept["epochs"]
+        drawn.epoch = lambda: max(first, trainer.current_epoch)
         augmented = (chosen.centre_crop, chosen.deletion_grid, chosen.padding, chosen.erasing)
         crops = Crops(opened, classifier.preprocessing, chosen.smallest_crop, seed, *augmented)
         loader = DataLoader(crops, batch_sampler=drawn, **shared)

@@ -134,5 +134,8 @@ def parameter_groups(classifier: Classifier, recipe: Recipe, trained: list[nn.Pa
         rate, part = recipe.head_lr, set(classifier.head.parameters())
     if rate is None:
         return [{"params": trained}]
-    groups = [parameter for parameter in trained if parameter not in part], [parameter for parameter in trained if parameter in part]
-    return [each for each in ({"params": groups[0]}, {"params": groups[1], "lr": rate}) if each["params"]]
+    groups: list[dict[str, object]] = [
+        {"params": [parameter for parameter in trained if parameter not in part]},
+        {"params": [parameter for parameter in trained if parameter in part], "lr": rate},
+    ]
+    return [group for group in groups if group["params"]]
