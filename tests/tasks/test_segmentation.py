@@ -339,6 +339,15 @@ def test_a_network_of_maps_is_trained_without_a_head_being_named_and_other_heads
     assert "b-cnn" not in other.output
 
 
+@pytest.mark.parametrize("labels", [None, ("a", "b", "c", "d")])
+def test_a_network_of_other_classes_is_told_what_to_do(tmp_path: Path, labels: tuple[str, ...] | None) -> None:
+    root = export_parts(tmp_path / "birds", train=2, validation=1)
+    classifier = reading((16, 16), labels=labels)
+    with pytest.raises(InputError, match="Load a network of these 6 classes: with classes=6 one of ocr: or torchvision gets") as raised:
+        fit(classifier, f"cityscapes:{root}", tmp_path / "out.safetensors", task="segmentation", workers=0, progress=False)
+    assert "b-cnn" not in str(raised.value)
+
+
 def test_settings_of_the_loss_that_nothing_uses_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="ohem_pixels=5 is for hard example mining: give ohem too"):
         Segmentation(ohem_pixels=5)

@@ -36,12 +36,21 @@ def in_classes_of(classifier: Classifier, data: Labelled) -> Labelled:
         return data.renumbered([classifier.class_index(name) for name in data.names], len(known))
     unknown = next(name for name in data.names if name not in known)
     if heads.create(classifier.head_name).metadata.replaces != "classifier":
+        keeps = f"{classifier.head_name} keeps the classifier of {classifier.name}, which knows no class '{unknown}' of {data.name}."
+        if data.label_maps is not None:
+            raise InputError(f"{keeps} {_of_classes(data)}")
         raise InputError(
-            f"{classifier.head_name} keeps the classifier of {classifier.name}, which knows no class '{unknown}' of {data.name}. "
+            f"{keeps} "
             f"Name the folders after its classes ({', '.join(known[:3])}, …), give --classes wnid for ImageNet's WordNet ids, or use "
             "br-npa or b-cnn."
         )
     return data  # the data has its own classes
+
+
+def _of_classes(data: Labelled) -> str:
+    """What to do about a network of other classes than label maps have."""
+    count = len(data.names or ())
+    return f"Load a network of these {count} classes: with classes={count} one of ocr: or torchvision gets a new classifier."
 
 
 def _mentioned_alone(data: Labelled, count: int) -> Labelled:
@@ -134,6 +143,9 @@ def check(classifier: Classifier, data: Labelled, teacher: Classifier | None, re
     if classifier.head.gives_vectors:
         raise InputError(f"{classifier.name} · {classifier.head_name} gives vectors: load it without output='vectors' to train it.")
     if data.names is not None and len(data.names) != classifier.class_count:
+        if data.label_maps is not None:
+            counts = f"{data.name} has {len(data.names)} classes, {classifier.name} {classifier.class_count}."
+            raise InputError(f"{counts} {_of_classes(data)}")
         raise InputError(
             f"{data.name} has {len(data.names)} classes, {classifier.name} · {classifier.head_name} {classifier.class_count}: load it with "
             f"classes={len(data.names)} (br-npa and b-cnn have a classifier of their own), or give labels among the network's classes "
