@@ -20,13 +20,15 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true", "transformer-engine", "32", "16", "bf16", "64")
 
-NOT_BY_EPISODES = ("batch_size", "validation", "dropout", "freeze_statistics", "local_lr", "ranking", "margin")
-
 
 @click.command()
 @click.option("--model", required=True, help="Network, as for explain.")
 @click.option("--weights", help="Weights: a local .pth or .safetensors, or a name of torchvision or open_clip.")
-@click.option("--head", help="Head to train, name[:key=value,…]; see `xattn list heads`. Default: that of a saved file, else ca-stream.")
+@click.option(
+    "--head",
+    help="Head to train, name[:key=value,…]; see `xattn list heads`. Default: that of a saved file; else ca-stream, of few-shot and "
+    "segmentation gap, of re-identification dg-net.",
+)
 @click.option(
     "--task", help="What to train for, see `xattn list tasks`. Default: multi-label for a saved multi-label file, else classification."
 )
@@ -52,9 +54,9 @@ NOT_BY_EPISODES = ("batch_size", "validation", "dropout", "freeze_statistics", "
 @click.option(
     "--preset",
     help="Preset: ca-stream (as in the paper), head (cheap; the head alone), probe (the head alone, without random crops), full (head and "
-    "network), idsds (head and network, with patches deleted, for the metric of that name), voc (several labels), ocr (segmentation), "
-    "focus (as in the thesis), few-shot-base (base classes of few shots), few-shot (episodes). Default: depends on the head; probe "
-    "with --cache-features, few-shot with --task few-shot.",
+    "network), idsds (head and network, with patches deleted, for the metric of that name), voc (several labels), re-identification, ocr "
+    "(segmentation), focus (as in the thesis), few-shot-base (base classes of few shots), few-shot (episodes). Default: depends on the "
+    "head; probe with --cache-features, few-shot and re-identification with the task of that name.",
 )
 @click.option("--epochs", type=Integer, help="Passes over the training pictures.")
 @click.option("--freeze-statistics", is_flag=True, default=None, help="Keep and use the network's BatchNorm statistics.")
@@ -70,6 +72,8 @@ NOT_BY_EPISODES = ("batch_size", "validation", "dropout", "freeze_statistics", "
 @click.option("--period", type=Integer, help="Epochs until the cosine schedule reaches 0; then it rises again. Default: all epochs.")
 @click.option("--smallest-crop", type=Number(), help="Smallest share of a picture's area that a random crop may cover.")
 @click.option("--centre-crop", type=Number(), help="Share of a random crop's side to keep, around its centre.")
+@click.option("--padding", type=Integer, help="Pixels added around the network's own crop before a random crop and flip.")
+@click.option("--erasing", type=Number(), help="Probability of erasing a random rectangle of a training picture.")
 @click.option("--deletion-grid", type=Integer, help="Patches per side of a grid; one patch is deleted in half of the pictures.")
 @click.option("--dropout", type=Number(), help="Dropout of the head's vector.")
 @click.option("--patience", type=Integer, help="Epochs without a better validation loss before training stops.")
@@ -103,6 +107,7 @@ NOT_BY_EPISODES = ("batch_size", "validation", "dropout", "freeze_statistics", "
     type=LocalPath(exists=True, dir_okay=False),
     help="A .npy of boxes of the training pictures, for focus:BACKBONE. Default: those that the network finds.",
 )
+@click.option("--head-lr", type=Number(), help="Learning rate of the head's own weights, where the network is trained too.")
 @click.option("--local-lr", type=Number(), help="Learning rate of the local stream of focus:BACKBONE.")
 @click.option("--ranking", type=Number(), help="Weight of the ranking loss of focus:BACKBONE.")
 @click.option("--margin", type=Number(), help="Margin of the ranking loss.")
@@ -155,30 +160,35 @@ def train(
     from xattn.models.loading import names_code_of, own_file
     from xattn.models.sources import is_new
 
+    if teacher is None and teacher_weights is not None:
+        raise InputError("--teacher-weights is of a teacher's network: give --teacher too, or leave it out.")
     file = own_file(model)
     saved = file is not None
     network = model if file is None else read_header(file).source.model
     of_streams = network.startswith(PREFIX)
-    name = head or (read_header(file).head if file is not None else "gap" if is_new(network) else "ca-stream")
-    replaces = heads.create(name).metadata.replaces  # a wrong name is reported before anything is loaded
+    name = head or (read_header(file).head if file is not None else "")
     from xattn.tasks import default_task, tasks
     from xattn.tasks.few_shot import FewShot
     from xattn.training import fit, fit_episodes, with_ways
+    from xattn.training.checks import refuse_unused
     from xattn.training.fit import is_first_process
     from xattn.training.recipe import default_preset, recipe_of
     from xattn.training.search import search
 
     component = tasks.create(task or default_task(file is not None and read_header(file).multi_label))
+    name = name or ("gap" if is_new(network) else component.metadata.head)
+    replaces = heads.create(name).metadata.replaces  # a wrong name is reported before anything is loaded
     by_episodes = component.instance if isinstance(component.instance, FewShot) else None
     if by_episodes is not None:
         given = {"--search": trials, "--cache-features": cache_features, "--patches": patches, "--log-gradients": log_gradients or None}
-        given |= {f"--{setting.replace('_', '-')}": changes[setting] for setting in NOT_BY_EPISODES}
         given |= {"--devices": None if devices == 1 else devices, "--nodes": None if nodes == 1 else nodes}
         given |= {"--classes wnid": True if classes == "wnid" else None}
         if beside := [option for option, value in given.items() if value is not None]:
             raise InputError(f"{beside[0]} does not apply to training by episodes (--task {component.spec}): leave it out.")
-    preset = preset or ("few-shot" if by_episodes is not None else None)
-    recipe = recipe_of(preset or ("probe" if cache_features else default_preset(name, PREFIX if of_streams else ""))).with_(**changes)
+    default = "probe" if cache_features else default_preset(name, PREFIX if of_streams else "", component.metadata.preset)
+    recipe = recipe_of(preset or default).with_(**changes)
+    if trials is None:  # a search chooses some settings itself, and checks the others
+        refuse_unused(recipe, taught=teacher is not None, by_episodes=by_episodes is not None)
     texts = None if classes in ("folders", "wnid") else classes
     measure = component.metadata.score
     opened = component.instance.open(data, "wnid" if classes == "wnid" else "folders")
@@ -215,8 +225,10 @@ def train(
         classifier = loaded(len(names) if of_its_own and names is not None else None)
         if replaces == "nothing" and names is not None and not set(names) <= set(classifier.labels or names):
             classifier = loaded(len(names))  # a network of other classes gets a new classifier
-    if by_episodes is not None and (classifier.inner is None or classifier.class_count != by_episodes.ways):
-        classifier = with_ways(classifier, by_episodes.ways, seed)
+    if by_episodes is not None:
+        ways = by_episodes.shape_for(classifier).ways
+        if classifier.inner is None or classifier.class_count != ways:
+            classifier = with_ways(classifier, ways, seed)
     taught = None
     if teacher is not None:
         taught = load(teacher, weights=teacher_weights, device=cpu, trust_code=trust_code or names_code_of(teacher, model))

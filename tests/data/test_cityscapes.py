@@ -80,7 +80,7 @@ LABELS = "gtFine/train/zurich/zurich_000000_000019_gtFine_labelTrainIds.png"
         (
             "leftImg8bit/train/zurich",
             renamed,
-            r"train/zurich/zurich_000000_000019_leftImg8bit.jpg is not a file name of Cityscapes, such as",
+            r"train/zurich/zurich_000000_000019_leftImg8bit.jpg is not a file name of Cityscapes",
         ),
         ("gtFine/train", shutil.rmtree, r"needs .*aachen_.*labelTrainIds.png, or labelIds, as in gtFine_t.*; it lacks 2 of 2"),
         ("leftImg8bit/train", lambda path: path.rename(path.parent / "gone"), r"needs .*leftImg8bit/train, as in leftImg8bit_trainvaltest"),

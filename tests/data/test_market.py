@@ -67,18 +67,18 @@ def renamed(folder: str, name: str) -> Callable[[Path], None]:
         (
             "train",
             renamed("bounding_box_train", "0002_c1_000451_03.jpg"),
-            r"'0002_c1_000451_03.jpg' is not a file name of Market-1501, such as",
+            r"'0002_c1_000451_03.jpg' is not a file name of Market-1501",
         ),
         (
             "train",
             renamed("bounding_box_train", "-1_c1s1_000451_03.jpg"),
-            r"-1_c1s1_000451_03.jpg is junk or a distractor, which only bounding",
+            r"-1_c1s1_000451_03.jpg is junk or a distractor, which only b",
         ),
         *(
             (
                 split,
                 renamed(folder, f"0004_c1s1_000451_03.{ending}"),
-                rf"'0004_c1s1_000451_03.{ending}' is not a file name of Market-1501, such as",
+                rf"'0004_c1s1_000451_03.{ending}' is not a file name of Market-1501",
             )
             for split, folder in FOLDERS.items()
             for ending in ("jpeg", "png", "JPG")

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from torch.nn.functional import cosine_similarity
 
 import xattn
 from xattn.birds import export_individuals
+from xattn.cli import main
 from xattn.data.images import ImageSource
 from xattn.data.market import sighting_of
 from xattn.errors import InputError
 from xattn.models.classifier import Classifier
 from xattn.tasks import tasks
 from xattn.tasks.scoring import score
+from xattn.training import PRESETS
+from xattn.training.fit import default_of
+from xattn.training.module import optimiser_of
+from xattn.training.streams import parameter_groups
 
 
 @pytest.fixture(scope="module")
@@ -108,3 +116,33 @@ def test_with_flip_a_vector_is_the_sum_of_those_of_the_picture_and_its_mirror_im
 
     other = xattn.attach(Summed(), input_size=(64, 32), resize=(64, 32), name="columns")
     assert found.scores == score(other, f"market:{market}", task="re-identification", workers=0, progress=False).scores
+
+
+def test_on_the_command_line_it_is_trained_by_its_own_preset_and_head_and_scored(market: Path, tmp_path: Path) -> None:
+    out = str(tmp_path / "person.safetensors")
+    shape = ["--model", "birds:gap", "--high-res", "layer4", "--input-size", "64,32", "--resize", "64,32"]
+    task = ["--task", "re-identification", "--data", f"market:{market}", "--workers", "0"]
+    done = CliRunner().invoke(main, ["train", *shape, *task, "--epochs", "1", "--accelerator", "cpu", "--out", out])
+    assert done.exit_code == 0, done.output
+    assert "dg-net · 2 classes · cpu: head and network" in done.stderr
+    stored = json.loads((tmp_path / "person.training" / "training.json").read_text())["recipe"]
+    assert stored == PRESETS["re-identification"].with_(epochs=1).to_json()
+    wanted = {"optimiser": "sgd", "lr": 0.002, "head_lr": 0.02, "schedule": "step", "factor": 0.1, "erasing": 0.5, "smallest_crop": None}
+    assert wanted.items() <= stored.items()
+    scored = CliRunner().invoke(main, ["evaluate", out, "--output", "vectors", *task, "--device", "cpu"])
+    assert scored.exit_code == 0, scored.output
+    assert all(name in scored.stdout for name in ("rank-1 ", "rank-5 ", "rank-10 ", "mAP "))
+
+
+def test_the_preset_is_the_default_in_python_too_and_the_blocks_learn_ten_times_as_fast(classifier: Classifier) -> None:
+    assert default_of(classifier, tasks.create("re-identification").metadata) == "re-identification"
+    assert default_of(classifier, tasks.create("classification").metadata) == "full"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the blocks are new
+        person = xattn.load("birds:gap", head="dg-net:width=8", classes=2, input_size=(64, 32), resize=(64, 32), device="cpu")
+    preset, parameters = PRESETS["re-identification"], list(person.parameters())
+    optimiser = optimiser_of(preset, parameter_groups(person, preset, parameters))
+    rates = {parameter: group["lr"] for group in optimiser.param_groups for parameter in group["params"]}
+    assert {rates[parameter] for parameter in person.network.parameters()} == {0.002}
+    assert {rates[parameter] for parameter in person.head.parameters()} == {0.02}
+    assert len(rates) == len(parameters)

@@ -24,7 +24,7 @@ from xattn.cli import main
 from xattn.data.preprocessing import Preprocessing, Region, pixels
 from xattn.errors import InputError, SettingError
 from xattn.tasks import score, tasks
-from xattn.tasks.segmentation import predicted_pixels
+from xattn.tasks.segmentation import Segmentation, predicted_pixels
 from xattn.training import Fitted, Recipe, fit, open_data
 from xattn.training.data import LabelMapCrops, splits
 from xattn.training.module import Training, schedule_of
@@ -317,3 +317,56 @@ def test_resumed_equals_uninterrupted_and_the_epoch_of_the_highest_miou_is_kept(
     assert (found.best, found.score) == (expected.best, expected.score)
     assert expected.score == max(scores.values())
     assert expected.validation == 2
+
+
+def test_a_network_of_maps_is_trained_without_a_head_being_named_and_other_heads_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = export_parts(tmp_path / "birds", train=6, validation=1)
+    (tmp_path / "mine.py").write_text(
+        "from tests.models.test_maps_of_logits import Segmenting\n\n\ndef build():\n    return Segmenting(6)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    shared = ["--task", "segmentation", "--data", f"cityscapes:{root}", "--accelerator", "cpu", "--workers", "0"]
+    shape = ["--model", "mine.py:build", "--input-size", "16", "--resize", "16", "--epochs", "1", "--batch-size", "2"]
+    done = CliRunner().invoke(main, ["train", *shape, *shared, "--out", "net.safetensors"])
+    assert done.exit_code == 0, done.output
+    assert "mine.py:build · gap · 6 classes" in done.output
+    assert xattn.load("net.safetensors", device="cpu", trust_code=True).reader.dense
+    other = CliRunner().invoke(main, ["train", *shape, *shared, "--head", "ca-stream", "--out", "other.safetensors"])
+    assert other.exit_code in (1, 2)
+    assert "Use gap" in other.output
+    assert "b-cnn" not in other.output
+
+
+@pytest.mark.parametrize("labels", [None, ("a", "b", "c", "d")])
+def test_a_network_of_other_classes_is_told_what_to_do(tmp_path: Path, labels: tuple[str, ...] | None) -> None:
+    root = export_parts(tmp_path / "birds", train=2, validation=1)
+    classifier = reading((16, 16), labels=labels)
+    with pytest.raises(InputError, match="Load a network of these 6 classes: with classes=6 one of ocr: or torchvision gets") as raised:
+        fit(classifier, f"cityscapes:{root}", tmp_path / "out.safetensors", task="segmentation", workers=0, progress=False)
+    assert "b-cnn" not in str(raised.value)
+
+
+def test_settings_of_the_loss_that_nothing_uses_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="ohem_pixels=5 is for hard example mining: give ohem too"):
+        Segmentation(ohem_pixels=5)
+    plain = reading((2, 4))
+    with pytest.raises(InputError, match=r"auxiliary=0.2 needs an auxiliary classifier, and .* has none: leave it out"):
+        Segmentation(auxiliary=0.2).check_training(plain, False)
+    Segmentation().check_training(plain, False)
+
+
+def test_a_network_of_segmentation_models_is_a_classifier_of_regions() -> None:
+    smp = pytest.importorskip("segmentation_models_pytorch")
+    torch.manual_seed(0)
+    network = smp.Unet("resnet18", encoder_weights=None, encoder_depth=3, decoder_channels=(32, 16, 16), classes=3)
+    classifier = xattn.attach(network.eval(), input_size=32, resize=32, labels=["ground", "bird", "tree"], name="unet")
+    assert classifier.reader.dense
+    images = torch.rand((2, 3, 32, 32), generator=torch.Generator().manual_seed(0))
+    predicted = classifier.predict(images).argmax(dim=1)
+    k = int(predicted[0].mode().values.mode().values)
+    maps = xattn.explain(classifier, images[:1], ["grad-cam", "score-cam", "occlusion:window=16,stride=16"], target=classifier.labels[k])
+    assert all(bool(torch.isfinite(maps[method]).all()) and maps[method].shape == (1, 32, 32) for method in maps.raw)
+    output = classifier(images[:1])
+    torch.testing.assert_close(maps.target.score(output), output[0, k][predicted[0] == k].mean()[None])  # the mean logit over the region

@@ -289,3 +289,49 @@ def test_validation_pictures_keep_their_patches(painted: Path) -> None:
 def test_a_grid_finer_than_the_crop_is_refused(painted: Path) -> None:
     with pytest.raises(InputError, match="an image of 32 × 32 pixels has no 40 × 40 patches: choose a smaller grid"):
         Crops(open_data(painted), SMALL, None, 0, deletion_grid=40)
+
+
+def test_padded_crops_are_the_own_crop_moved_by_at_most_the_padding_and_flipped_half_of_the_time(painted: Path) -> None:
+    data = open_data(painted)
+    crops, whole = Crops(data, SMALL, None, 3, padding=2), Crops(data, SMALL, None, 3)
+    moved, flips = set(), 0
+    for epoch in range(40):
+        found, own = crops[epoch, 5][0], whole[5][0].float()
+        padded = torch.nn.functional.pad(own[None], (2, 2, 2, 2), mode="replicate")[0].byte()
+        places = [
+            (down, across, flip)
+            for down in range(5)
+            for across in range(5)
+            for flip in (False, True)
+            if torch.equal(padded[:, down : down + 32, across : across + 32].flip([2] if flip else []), found)
+        ]
+        assert len(places) == 1
+        moved.add(places[0][:2])
+        flips += places[0][2]
+        assert torch.equal(crops[epoch, 5][0], found)
+    assert len(moved) > 10
+    assert 10 < flips < 30
+
+
+def test_erasing_takes_a_rectangle_of_a_share_of_the_crops_to_the_mean_colour_after_the_crop(painted: Path) -> None:
+    data = open_data(painted)
+    colour = torch.tensor([round(255 * value) for value in SMALL.mean]).view(3, 1, 1)
+    erased = 0
+    for options in ({"smallest": None}, {"smallest": 0.5}, {"smallest": None, "padding": 2}):
+        changed, plain = Crops(data, SMALL, seed=3, erasing=0.5, **options), Crops(data, SMALL, seed=3, **options)
+        for epoch in range(20):
+            for number in (0, 13):
+                found, before = changed[epoch, number][0], plain[epoch, number][0]
+                gone = (found != before).any(dim=0)
+                if not bool(gone.any()):
+                    continue
+                erased += 1
+                rows, columns = gone.any(dim=1).nonzero(), gone.any(dim=0).nonzero()
+                area = (slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1))
+                assert bool((found[:, *area] == colour).all())  # a whole rectangle
+                assert int(gone[area].numel()) <= 0.45 * 32 * 32
+    assert 40 < erased < 80
+    _, _, validation = splits(data, SMALL, 0.25, None, 0, padding=2, erasing=1.0)
+    assert torch.equal(validation[0][0], Crops(data, SMALL, None, 0)[validation.indices[0]][0])  # type: ignore[attr-defined]
+    with pytest.raises(InputError, match="not those with label maps: leave out erasing=0.5"):
+        splits(data, SMALL, 0.25, None, 0, per_pixel=True, erasing=0.5)

@@ -28,11 +28,13 @@ from xattn.metrics.statistics import mean_interval
 from xattn.models import Classifier
 from xattn.models.checkpoints import InnerLoop
 from xattn.tasks import score
+from xattn.tasks.base import Data
 from xattn.tasks.few_shot import FewShot
 from xattn.training import PRESETS, Fitted, distillation, fit, fit_episodes, with_ways
 from xattn.training.episodes import EpisodeTraining
 
-TASK = "few-shot:ways=3,shots=1,queries=2,episodes=25"
+TASK = "few-shot:ways=3,shots=1,queries=2"
+SCORED = f"{TASK},episodes=25"
 SHAPE = EpisodeShape(3, 1, 2)
 QUICK = PRESETS["few-shot"].with_(epochs=2, episodes=3, lr=0.02, base_lr=0.05)
 
@@ -233,7 +235,7 @@ def test_a_training_by_episodes_that_is_killed_goes_on_to_the_same_weights_and_i
     assert same(state(whole), state(cut))
     assert cut.inner == InnerLoop()
     given = ["cut.safetensors", "--trust-code", "--device", "cpu"]
-    scored = CliRunner().invoke(main, ["evaluate", *given, "--task", TASK, "--data", f"cifar-fs:{birds}:test", "--workers", "0"])
+    scored = CliRunner().invoke(main, ["evaluate", *given, "--task", SCORED, "--data", f"cifar-fs:{birds}:test", "--workers", "0"])
     assert scored.exit_code == 0, scored.output
     assert "accuracy" in scored.stdout
     few = tmp_path / "few"
@@ -243,9 +245,8 @@ def test_a_training_by_episodes_that_is_killed_goes_on_to_the_same_weights_and_i
     adapted = CliRunner().invoke(main, ["adapt", *given, "--data", str(few), "--out", "few.safetensors"])
     assert adapted.exit_code == 0, adapted.output
     assert xattn.load("few.safetensors", device="cpu", trust_code=True).labels == ("duskspoon", "goldhook", "mintspear")
-    assert f"{TASK} · cut · gap · " in scored.stdout
-    unused = (["--search", "2"], ["--batch-size", "8"], ["--validation", "0.2"], ["--dropout", "0.1"], ["--freeze-statistics"])
-    for given in (*unused, ["--classes", "wnid"]):
+    assert f"{SCORED} · cut · gap · " in scored.stdout
+    for given in (["--search", "2"], ["--classes", "wnid"]):
         other = CliRunner().invoke(main, [*arguments("other.safetensors"), *given])
         assert other.exit_code == 2
         assert f"{' '.join(given) if '--classes' in given else given[0]} does not apply to training by episodes" in other.output
@@ -254,7 +255,7 @@ def test_a_training_by_episodes_that_is_killed_goes_on_to_the_same_weights_and_i
 def test_the_score_is_the_mean_over_episodes_of_layers_fitted_one_by_one(birds: Path) -> None:
     clf = fresh()
     clf.inner = InnerLoop(30, 0.5)
-    found = score(clf, f"cifar-fs:{birds}:test", task=TASK, workers=0, progress=False, batch_size=5)
+    found = score(clf, f"cifar-fs:{birds}:test", task=SCORED, workers=0, progress=False, batch_size=5)
     source = ImageSource(f"cifar-fs:{birds}:test")
     images = torch.stack([source.decode(image, clf.preprocessing)[1] for image in source.images]) / 255
     classes = sorted({str(image.label) for image in source.images})
@@ -269,13 +270,13 @@ def test_the_score_is_the_mean_over_episodes_of_layers_fitted_one_by_one(birds: 
     assert found.scores["accuracy"] == pytest.approx(mean_interval(accuracies, (0, 100)))
     assert found.scores["accuracy"].n == 25
     assert found.n == 16
-    assert found.task == TASK
+    assert found.task == SCORED
 
 
 def test_what_does_not_fit_is_named(birds: Path, tmp_path: Path) -> None:
     clf, out, data = fresh(), tmp_path / "out.safetensors", f"cifar-fs:{birds}"
     with pytest.raises(InputError, match=r"the classifier, small, is not one of 5 ways for episodes: make it by xattn.training.with_ways"):
-        fit_episodes(clf, data, out)
+        fit_episodes(clf, data, out, task="few-shot:ways=5")
     with pytest.raises(InputError, match=r"the teacher, small, is not one of 3 ways"):
         fit_episodes(clf, data, out, task=TASK, teacher=xattn.attach(networks.small(3), input_size=32, name="small"))
     with pytest.raises(InputError, match=r"needs classes for validation that are not trained on: cifar-fs:ROOT, in its layout; got"):
@@ -290,9 +291,55 @@ def test_what_does_not_fit_is_named(birds: Path, tmp_path: Path) -> None:
         fit_episodes(clf, data, out, task=TASK, precision="bf16-true")
     with pytest.raises(InputError, match=r"takes 1 \+ 15 pictures per class .* class 'bandspoon' of cifar-fs:.*:test has 4"):
         score(clf, f"{data}:test", task="few-shot:ways=3", workers=0, progress=False)
-    with pytest.raises(InputError, match=r"5 ways needs as many classes, but .* has 4: give fewer ways"):
-        score(clf, f"{data}:test", task="few-shot:queries=1", workers=0, progress=False)
+    with pytest.raises(InputError, match="the setting episodes of task few-shot is for the score"):
+        fit_episodes(clf, data, out, task=SCORED)
+    for given, named in ((QUICK.with_(batch_size=8), "batch_size"), (QUICK.with_(dropout=0.1), "dropout")):
+        with pytest.raises(InputError, match=rf"{named} \(--{named.replace('_', '-')}\) needs a training by batches"):
+            fit_episodes(clf, data, out, task=TASK, recipe=given)
     with pytest.raises(InputError, match=r"is for task few-shot; got 'classification'"):
         fit_episodes(clf, data, out, task="classification")
     with pytest.raises(InputError, match=r"few-shot is trained by episodes: xattn train --task few-shot"):
         fit(clf, data, out, task=TASK, workers=0)
+
+
+def test_too_many_ways_are_refused_before_anything_is_run(birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clf, five = fresh(), with_ways(xattn.attach(networks.small(8), input_size=32, resize=36, name="small"), 5)
+    monkeypatch.setattr(Classifier, "forward", lambda *_: pytest.fail("the network was run"))
+    monkeypatch.setattr("xattn.tasks.few_shot.Embedding", lambda *_: pytest.fail("the network was run"))
+    for place in (f"cifar-fs:{birds}:test", f"cifar-fs:{birds}:val"):
+        with pytest.raises(InputError, match=r"5 ways needs as many classes, and .* has 4: give fewer ways"):
+            FewShot(5, 1, 1).score(clf, Data(place))
+    monkeypatch.undo()
+    out = tmp_path / "out.safetensors"
+    with pytest.raises(InputError, match=r"5 ways needs as many classes, and cifar-fs:.*:val has 4: give fewer ways"):
+        fit_episodes(five, f"cifar-fs:{birds}", out, task="few-shot:queries=1", workers=0, progress=False)
+    assert not out.with_suffix(".training").exists()
+
+
+def test_the_ways_are_those_that_a_file_was_trained_for_and_other_ways_are_said(
+    birds: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    clf, plain = fresh(), xattn.attach(networks.small(8), input_size=32, resize=36, name="plain")
+    assert [FewShot(shots=2).of(each).ways for each in (clf, plain)] == [3, 5]
+    assert FewShot(4).of(clf).ways == 4
+    own = score(clf, f"cifar-fs:{birds}:test", task="few-shot:queries=2,episodes=3", workers=0, progress=False)
+    assert own.task == "few-shot:ways=3,shots=1,queries=2,episodes=3"
+    assert "starts from zeros" not in caplog.text
+    score(clf, f"cifar-fs:{birds}:test", task="few-shot:ways=2,queries=2,episodes=3", workers=0, progress=False)
+    assert "small was trained by episodes of 3 ways: for 2 classes the layer starts from zeros" in caplog.text
+    caplog.clear()
+    xattn.adapt(clf, networks.pictures(2), [0, 1])
+    assert "for 2 classes the layer starts from zeros" in caplog.text
+    caplog.clear()
+    with_ways(clf, 2)
+    assert "the weights that its layer learnt to start from are left out for new ones of 2 ways" in caplog.text
+    fitted = fit_episodes(
+        clf,
+        f"cifar-fs:{birds}",
+        tmp_path / "out.safetensors",
+        task="few-shot:queries=2",
+        recipe=QUICK.with_(epochs=1, episodes=1),
+        workers=0,
+        progress=False,
+    )
+    assert fitted.epochs == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from xattn.models import Classifier, evaluating
 from xattn.models.checkpoints import InnerLoop
 from xattn.models.loading import refuse_no_classifier
 
+logger = logging.getLogger("xattn")
+
 BATCH = 32
 
 
@@ -37,8 +40,8 @@ def adapt(
     """A classifier of new classes, from a few labelled pictures of each: its last linear layer is fitted to them, all else stays.
 
     The layer is fitted by gradient descent on the mean cross-entropy of all pictures. It starts from the classifier's own weights where
-    these were trained for that (`xattn train --task few-shot`) and are of as many classes, else from zeros. The classifier itself does not
-    change.
+    these were trained for that (`xattn train --task few-shot`) and are of as many classes, else from zeros, which is logged of a classifier
+    that was trained so. The classifier itself does not change.
 
     Args:
         classifier: whose logits are the output of a linear layer on one vector per picture.
@@ -103,11 +106,20 @@ def adapt(
 def start_of(embedding: Embedding, classes: int) -> tuple[Tensor, Tensor, InnerLoop]:
     """Weights `(K, D)` and biases `(K,)` that a fit to K new classes starts from, and its steps.
 
-    They are the classifier's own where these were trained for that and are of as many classes, else zeros.
+    They are the classifier's own where these were trained for that and are of as many classes, else zeros; where they were trained for
+    another number of classes, this is logged.
     """
     classifier, linear = embedding.classifier, embedding.linear
     inner = classifier.inner or InnerLoop()
     if classifier.inner is None or classifier.class_count != classes:
+        if classifier.inner is not None:
+            logger.warning(
+                "%s was trained by episodes of %d ways: for %d classes the layer starts from zeros, not from the weights that it learnt to "
+                "start from.",
+                classifier.name,
+                classifier.class_count,
+                classes,
+            )
         return linear.weight.new_zeros(classes, linear.in_features), linear.weight.new_zeros(classes), inner
     return linear.weight, linear.weight.new_zeros(classes) if linear.bias is None else linear.bias, inner
 

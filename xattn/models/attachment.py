@@ -93,9 +93,12 @@ def attachment_of(
         takes_vector=found.module is not None,
     )
     if metadata.replaces == "pooling" and not info.takes_vector:
+        with torch.no_grad():
+            dense = forward(image).dim() == 4
+        others = "gap, which leaves its map of logits as it is" if dense else "br-npa, b-cnn or gap"
         raise UnsupportedError(
             f"{head} replaces the pooled vector before the classifier, but the classifier of {name} does not take a vector of "
-            f"{stages[-1].channels} values (its pooling is not global, or comes after it). Use br-npa, b-cnn or gap."
+            f"{stages[-1].channels} values (its pooling is not global, or comes after it). Use {others}."
         )
     names = reads or (settings.stages(info) if reads is None else settings.unnamed_stages(info))
     read = tuple(named_stage(network, forward, image, stage, known) for stage in names)

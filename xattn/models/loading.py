@@ -104,6 +104,8 @@ def load(
     >>> xattn.load("birds:gap", device="cpu").class_count
     16
     """
+    if dilate and not high_res:
+        raise InputError("dilate (--dilate) needs stages whose stride is removed, high_res (--high-res): give them too, or leave it out.")
     own: dict[str, object] = {
         "head": head,
         "high_res": tuple(high_res),

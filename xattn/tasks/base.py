@@ -34,6 +34,8 @@ class TaskMetadata:
         source: where its score was published.
         multi_label: a network's labels stand alone.
         per_pixel: the targets are label maps, with the class of every pixel.
+        head: the head that is trained where none is named.
+        preset: the training settings where none are named; None: those of the head.
     """
 
     score: str
@@ -41,6 +43,8 @@ class TaskMetadata:
     source: str
     multi_label: bool = False
     per_pixel: bool = False
+    head: str = "ca-stream"
+    preset: str | None = None
 
 
 @dataclass(frozen=True)

@@ -24,35 +24,43 @@ from xattn.tasks.scoring import outputs
 if TYPE_CHECKING:
     from torchmetrics import Metric
 
+WAYS = 5  # of an episode for a classifier that was not trained by episodes
 AT_ONCE = 20  # episodes whose linear layers are fitted together
 
 
-@tasks.register("few-shot", TaskMetadata("accuracy", "score", "Gomez et al. 2021, Sec. 4.1; Sun et al. 2019"))
+@tasks.register(
+    "few-shot", TaskMetadata("accuracy", "score", "Gomez et al. 2021, Sec. 4.1; Sun et al. 2019", head="gap", preset="few-shot")
+)
 @dataclass(frozen=True)
 class FewShot(Task):
     """Episodes of new classes: mean accuracy of the queries over episodes.
 
     Attributes:
-        ways: classes of an episode.
+        ways: classes of an episode; None: as many as the classifier was trained for by episodes, 5 if it was not.
         shots: labelled pictures of each class.
         queries: pictures of each class to be classified.
         episodes: on which a classifier is scored.
     """
 
-    ways: int = 5
+    ways: int | None = None
     shots: int = 1
     queries: int = 15
     episodes: int = 600
 
     def __post_init__(self) -> None:
-        EpisodeShape(self.ways, self.shots, self.queries)  # refuses numbers that cannot be
+        EpisodeShape(WAYS if self.ways is None else self.ways, self.shots, self.queries)  # refuses numbers that cannot be
         if self.episodes < 2:
             raise SettingError(f"a mean over episodes with its interval takes two or more; got episodes={self.episodes}.")
 
-    @property
-    def shape(self) -> EpisodeShape:
-        """Of an episode."""
-        return EpisodeShape(self.ways, self.shots, self.queries)
+    def of(self, classifier: Classifier) -> FewShot:
+        """The task with the ways of a classifier, where it has none of its own."""
+        return self if self.ways is not None else replace(self, ways=WAYS if classifier.inner is None else classifier.class_count)
+
+    def shape_for(self, classifier: Classifier) -> EpisodeShape:
+        """The shape of an episode for a classifier."""
+        ways = self.of(classifier).ways
+        assert ways is not None
+        return EpisodeShape(ways, self.shots, self.queries)
 
     def open(self, data: Any, classes: Classes = "folders") -> Labelled:
         """Opens the training classes of a data set, and as its validation its validation classes, which are others.
@@ -105,7 +113,7 @@ class FewShot(Task):
         """Accuracy of the queries."""
         from torchmetrics.classification import MulticlassAccuracy
 
-        return MulticlassAccuracy(self.ways, average="micro", validate_args=False)
+        return MulticlassAccuracy(self.shape_for(classifier).ways, average="micro", validate_args=False)
 
     def score(self, classifier: Classifier, data: Data) -> Scored:
         """Mean accuracy of the queries over episodes, with Student's interval over episodes.
@@ -114,16 +122,26 @@ class FewShot(Task):
         all of its settings.
 
         Raises:
-            InputError: labels are missing, a picture has several, or there are too few classes or pictures of a class.
+            InputError: labels are missing, a picture has several, or there are too few classes or pictures of a class. For labels that are
+                known beforehand, the error comes before anything is run.
         """
-        vectors, labels, failed = _vectors(classifier, data)
-        names = sorted(set(labels))
-        numbers = {name: number for number, name in enumerate(names)}
-        episodes = Episodes([numbers[label] for label in labels], self.shape, self.episodes, seed=0, name=data.place, names=names)
-        weight, bias, inner = start_of(Embedding(classifier), self.ways)
+        task, shape = self.of(classifier), self.shape_for(classifier)
+
+        def episodes_of(labels: list[str]) -> Episodes:
+            names = sorted(set(labels))
+            numbers = {name: number for number, name in enumerate(names)}
+            return Episodes([numbers[label] for label in labels], shape, self.episodes, seed=0, name=data.place, names=names)
+
+        source = ImageSource(data.place, data.labels_csv, labels_from=data.labels_from)
+        label_by_class(source)
+        if source.dataset is None:
+            episodes_of([str(image.label) for image in source.images])
+        weight, bias, inner = start_of(Embedding(classifier), shape.ways)
+        vectors, labels, failed = _vectors(classifier, source, data)
+        episodes = episodes_of(labels)
         start = weight.detach().to(vectors), bias.detach().to(vectors)
         drawn = torch.tensor([episodes.drawn(0, number) for number in range(self.episodes)])
-        answers, support = self.shape.labels(), self.shape.support
+        answers, support = shape.labels(), shape.support
         right = []
         for chunk in drawn.split(AT_ONCE):
             given, asked = vectors[chunk[:, :support]], vectors[chunk[:, support:]]
@@ -132,8 +150,8 @@ class FewShot(Task):
             right.append((logits.argmax(dim=2) == answers[support:]).double().mean(dim=1))
         found = mean_interval(100.0 * torch.cat(right), (0, 100))
         network = f"{classifier.name} · {classifier.head_name}"
-        task = "few-shot:" + ",".join(f"{setting.name}={getattr(self, setting.name)}" for setting in fields(self))
-        return Scored(task, network, data.place, len(labels), {"accuracy": found}, failed=tuple(failed))
+        spec = "few-shot:" + ",".join(f"{setting.name}={getattr(task, setting.name)}" for setting in fields(task))
+        return Scored(spec, network, data.place, len(labels), {"accuracy": found}, failed=tuple(failed))
 
 
 def _root(place: str) -> str:
@@ -156,10 +174,8 @@ def _classes(data: Labelled) -> set[str | int]:
     return set(numbers) if data.names is None else {data.names[number] for number in numbers}
 
 
-def _vectors(classifier: Classifier, data: Data) -> tuple[Tensor, list[str], list[tuple[str, str]]]:
+def _vectors(classifier: Classifier, source: ImageSource, data: Data) -> tuple[Tensor, list[str], list[tuple[str, str]]]:
     """The vectors of pictures, on the CPU, their labels, and those that could not be read with the reason."""
-    source = ImageSource(data.place, data.labels_csv, labels_from=data.labels_from)
-    label_by_class(source)
     embedding = Embedding(classifier)
 
     def run(crops: Tensor) -> Tensor:

@@ -27,9 +27,10 @@ from xattn.text import counted
 logger = logging.getLogger("xattn")
 
 DATA = "market"
+PRESET = "re-identification"
 
 
-@tasks.register("re-identification", TaskMetadata("accuracy", "loss", "Zheng et al. 2015, Sec. 3.2"))
+@tasks.register("re-identification", TaskMetadata("accuracy", "loss", "Zheng et al. 2015, Sec. 3.2", head="dg-net", preset=PRESET))
 @dataclass(frozen=True)
 class ReIdentification(Classification):
     """The same individual before another camera: cross-entropy over the identities of training; CMC rank-1, 5 and 10 and mAP of others.
@@ -64,6 +65,15 @@ class ReIdentification(Classification):
         """
         if classifier.multi_label:
             raise InputError(f"{classifier.name} is multi-label, but re-identification compares vectors: load it without multi_label.")
+
+    def check_training(self, classifier: Classifier, taught: bool) -> None:
+        """Checks that no setting of the score is given.
+
+        Raises:
+            InputError: flip is.
+        """
+        if self.flip:
+            raise InputError("flip is for the score of re-identification, and not used in training: leave it out.")
 
     def score(self, classifier: Classifier, data: Data) -> Scored:
         """CMC rank-1, 5 and 10 (Wilson's intervals) and mAP (the bootstrap's) on the queries and the gallery of market:ROOT.

@@ -20,7 +20,7 @@ from xattn.data.preprocessing import Frame, Region, channels_first, pixels
 from xattn.data.published import open_published, parsed_place
 from xattn.data.workers import each_batch
 from xattn.errors import ImageError, InputError, SettingError
-from xattn.models import Classifier
+from xattn.models import Classifier, evaluating
 from xattn.progress import Progress
 from xattn.tasks.base import Data, Scored, Task, TaskMetadata, tasks
 from xattn.tasks.scoring import RESAMPLES, drawn_times, functions_of_torchmetrics, resampled_interval
@@ -35,7 +35,9 @@ DATA = "cityscapes"
 WHOLE = 0.999  # share of a picture's pixels above which all of it counts as seen
 
 
-@tasks.register("segmentation", TaskMetadata("mIoU", "score", "Yuan et al. 2020; Everingham et al. 2010, Sec. 4", per_pixel=True))
+@tasks.register(
+    "segmentation", TaskMetadata("mIoU", "score", "Yuan et al. 2020; Everingham et al. 2010, Sec. 4", per_pixel=True, head="gap")
+)
 @dataclass(frozen=True)
 class Segmentation(Task):
     """The class of every pixel: cross-entropy, mean over the classes of the intersection over union.
@@ -61,6 +63,8 @@ class Segmentation(Task):
                 "auxiliary is a weight of 0 or more, ohem a probability above 0, and ohem_pixels 1 or more; got "
                 f"auxiliary={self.auxiliary}, ohem={self.ohem}, ohem_pixels={self.ohem_pixels}."
             )
+        if self.ohem is None and self.ohem_pixels != Segmentation.ohem_pixels:
+            raise SettingError(f"ohem_pixels={self.ohem_pixels} is for hard example mining: give ohem too, or leave it out.")
 
     def open(self, data: Any, classes: Classes = "folders") -> Labelled:
         """Opens cityscapes:ROOT, or other pictures with label maps.
@@ -88,13 +92,18 @@ class Segmentation(Task):
             raise InputError(f"{classifier.name} is multi-label, but a pixel has one class: load it without multi_label.")
 
     def check_training(self, classifier: Classifier, taught: bool) -> None:
-        """Checks that there is no teacher.
+        """Checks that there is no teacher, and that a given weight of the auxiliary classifier is one of some.
 
         Raises:
-            InputError: there is one.
+            InputError: there is a teacher, or a weight without an auxiliary classifier.
         """
         if taught:
             raise InputError("learning a teacher's answers needs one class per picture, but segmentation has one per pixel: leave it out.")
+        if self.auxiliary != Segmentation.auxiliary:
+            with torch.no_grad(), evaluating(classifier):
+                probes = classifier.run(classifier.probe()).probes
+            if not probes:
+                raise InputError(f"auxiliary={self.auxiliary} needs an auxiliary classifier, and {classifier.name} has none: leave it out.")
 
     def loss(self, output: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy of the pixels that count.

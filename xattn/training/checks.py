@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Set
 from dataclasses import replace
 from typing import Any
 
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from xattn.data.published import Target
 from xattn.data.voc import IGNORED
@@ -34,12 +36,21 @@ def in_classes_of(classifier: Classifier, data: Labelled) -> Labelled:
         return data.renumbered([classifier.class_index(name) for name in data.names], len(known))
     unknown = next(name for name in data.names if name not in known)
     if heads.create(classifier.head_name).metadata.replaces != "classifier":
+        keeps = f"{classifier.head_name} keeps the classifier of {classifier.name}, which knows no class '{unknown}' of {data.name}."
+        if data.label_maps is not None:
+            raise InputError(f"{keeps} {_of_classes(data)}")
         raise InputError(
-            f"{classifier.head_name} keeps the classifier of {classifier.name}, which knows no class '{unknown}' of {data.name}. "
+            f"{keeps} "
             f"Name the folders after its classes ({', '.join(known[:3])}, …), give --classes wnid for ImageNet's WordNet ids, or use "
             "br-npa or b-cnn."
         )
     return data  # the data has its own classes
+
+
+def _of_classes(data: Labelled) -> str:
+    """What to do about a network of other classes than label maps have."""
+    count = len(data.names or ())
+    return f"Load a network of these {count} classes: with classes={count} one of ocr: or torchvision gets a new classifier."
 
 
 def _mentioned_alone(data: Labelled, count: int) -> Labelled:
@@ -58,15 +69,83 @@ def _mentioned_alone(data: Labelled, count: int) -> Labelled:
     return replace(marked(data), validation=None if data.validation is None else marked(data.validation))
 
 
+def refuse_unused(recipe: Recipe, *, taught: bool, by_episodes: bool = False) -> None:
+    """Refuses settings that were given and that no training with this recipe uses, whatever the network.
+
+    Args:
+        recipe: says which of its settings were given.
+        taught: whether a teacher's answers are learnt.
+        by_episodes: whether it is a training by episodes.
+
+    Raises:
+        InputError: one of them is not used; says what it needs.
+    """
+    schedule = recipe.schedule
+    by_batches = (not by_episodes, "a training by batches, and this is one by episodes")
+    of_network = by_batches if by_episodes else (recipe.backbone, "a network that is trained too (preset full)")
+    given = recipe.given | ({"base_lr"} if recipe.base_lr is not None else set())  # preset few-shot has it
+    _refuse_unused(
+        given,
+        {
+            "momentum": (recipe.optimiser == "sgd", f"the optimiser sgd, and it is {recipe.optimiser}"),
+            "step": (schedule == "step", f"the schedule step, and it is {schedule}"),
+            "factor": (schedule == "step", f"the schedule step, and it is {schedule}"),
+            "power": (schedule == "poly", f"the schedule poly, and it is {schedule}"),
+            "period": (schedule == "cosine", f"the schedule cosine, and it is {schedule}"),
+            "alpha": (taught, "a teacher (--teacher)"),
+            "temperature": (taught and recipe.alpha < 1, "a teacher whose answers count (--teacher, alpha below 1)"),
+            "episodes": (by_episodes, "task few-shot"),
+            "base_lr": (by_episodes, "task few-shot"),
+            "batch_size": by_batches,
+            "validation": by_batches,
+            "dropout": by_batches,
+            "local_lr": by_batches,
+            "ranking": by_batches,
+            "margin": by_batches,
+            "head_lr": of_network,
+            "freeze_statistics": of_network,
+        },
+    )
+
+
+def _refuse_unused(given: Set[str], used: Mapping[str, tuple[bool, str]]) -> None:
+    """Refuses the first setting that was given and is not used, with what it needs."""
+    for name, (is_used, needs) in used.items():
+        if name in given and not is_used:
+            raise InputError(f"{name} (--{name.replace('_', '-')}) needs {needs}: leave it out.")
+
+
+def _refuse_unused_of(classifier: Classifier, data: Labelled, recipe: Recipe) -> None:
+    """Refuses settings that were given and that this classifier, or these data, do not use."""
+    network, head = classifier.network, classifier.head
+    streams = isinstance(network, TwoStreams)
+    of_streams = f"a two-stream network (focus:BACKBONE), and {classifier.name} is none"
+    normalised = any(isinstance(layer, _BatchNorm) for layer in network.modules())
+    _refuse_unused(
+        recipe.given,
+        {
+            "ranking": (streams, of_streams),
+            "margin": (streams and recipe.ranking > 0, "a ranking loss (ranking above 0)" if streams else of_streams),
+            "head_lr": (any(True for _ in head.parameters()), f"a head with weights of its own, and {classifier.head_name} has none"),
+            "freeze_statistics": (normalised, f"a network with BatchNorm, and {classifier.name} has none"),
+            "validation": (data.validation is None, f"data without a validation split, and {data.name} has one"),
+        },
+    )
+
+
 def check(classifier: Classifier, data: Labelled, teacher: Classifier | None, recipe: Recipe, precision: Any) -> None:
     """Checks that a training can begin.
 
     Raises:
-        InputError: labels outside the classes, a teacher with other classes, nothing to train, or settings that are not for the classifier.
+        InputError: labels outside the classes, a teacher with other classes, nothing to train, or settings that are not for the classifier
+            or were given and are not used.
     """
     if classifier.head.gives_vectors:
         raise InputError(f"{classifier.name} · {classifier.head_name} gives vectors: load it without output='vectors' to train it.")
     if data.names is not None and len(data.names) != classifier.class_count:
+        if data.label_maps is not None:
+            counts = f"{data.name} has {len(data.names)} classes, {classifier.name} {classifier.class_count}."
+            raise InputError(f"{counts} {_of_classes(data)}")
         raise InputError(
             f"{data.name} has {len(data.names)} classes, {classifier.name} · {classifier.head_name} {classifier.class_count}: load it with "
             f"classes={len(data.names)} (br-npa and b-cnn have a classifier of their own), or give labels among the network's classes "
@@ -90,6 +169,8 @@ def check(classifier: Classifier, data: Labelled, teacher: Classifier | None, re
             raise InputError(f"{classifier.name} has two streams and cannot be trained {given}: use preset focus, without a teacher.")
     elif recipe.local_lr is not None:
         raise InputError(f"{classifier.name} has no local stream: leave local_lr out of the recipe; it is for focus:BACKBONE.")
+    refuse_unused(recipe, taught=teacher is not None)
+    _refuse_unused_of(classifier, data, recipe)
     if not recipe.backbone and not any(True for _ in classifier.head.parameters()):
         raise InputError(f"{classifier.head_name} has no weights of its own: train the network too (preset full), or use ca-stream.")
     if recipe.dropout is not None and not classifier.head.dropouts():

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler, Subset
 from torchvision.transforms import v2
 
@@ -20,6 +20,7 @@ from xattn.errors import InputError
 from xattn.metrics.removals import grid_patches
 
 DELETIONS = -4  # in the place of an epoch: the seed of deleted patches
+ERASED = {"scale": (0.02, 0.4), "ratio": (0.3, 1 / 0.3)}  # share of the crop, and aspect ratio, of what is erased; Zhong et al. 2020
 
 __all__ = ["Classes", "Crops", "EpochOrder", "LabelMapCrops", "Labelled", "held_out", "mixed", "open_data", "splits"]
 
@@ -52,6 +53,9 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         seed: of the augmentation.
         centre: share of a random crop's side that is kept, around its centre.
         deletion_grid: in half of the crops, one patch of a grid of so many by so many shows the classifier's mean colour; None: in none.
+        padding: pixels by which the classifier's own crop is padded with its outermost ones, before it is cropped at a random place and
+            flipped or not, in the place of other random crops; None: it is not.
+        erasing: probability that a random rectangle of a crop shows the classifier's mean colour.
 
     Raises:
         InputError: the grid has more patches along a side than the crop has pixels.
@@ -65,6 +69,8 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         seed: int,
         centre: float = 1.0,
         deletion_grid: int | None = None,
+        padding: int | None = None,
+        erasing: float = 0.0,
     ) -> None:
         self.data = data
         self.targets = torch.tensor(data.targets)
@@ -72,13 +78,20 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         self.seed = seed
         self.deletion_grid = deletion_grid
         self.patches = None if deletion_grid is None else grid_patches(preprocessing.input_size, deletion_grid)
-        self.augment = None
+        self.of_own_crop = smallest is None
+        steps: list[nn.Module] = []
         if smallest is not None:
             interpolation = v2.InterpolationMode(preprocessing.interpolation)
             size = [round(side / centre) for side in preprocessing.input_size]
             crop = v2.RandomResizedCrop(size, scale=(smallest, 1.0), interpolation=interpolation, antialias=True)
             kept = v2.CenterCrop(preprocessing.input_size)
-            self.augment = v2.Compose([crop, kept, v2.RandomHorizontalFlip(), v2.PILToTensor()])
+            steps = [crop, kept, v2.RandomHorizontalFlip(), v2.PILToTensor()]
+        elif padding is not None:
+            pad = v2.Pad(padding, padding_mode="edge")
+            steps = [pad, v2.RandomCrop(preprocessing.input_size), v2.RandomHorizontalFlip()]
+        if erasing:
+            steps.append(v2.RandomErasing(erasing, value=_mean_colour(preprocessing), **ERASED))
+        self.augment = v2.Compose(steps) if steps else None
 
     def __len__(self) -> int:
         return len(self.data)
@@ -90,7 +103,7 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
             return self._with_deletion(self.preprocessing.crop(picture), epoch, number), self.targets[number]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(mixed(self.seed, epoch, number))
-            crop: Tensor = self.augment(self.preprocessing.converted(picture))
+            crop: Tensor = self.augment((self.preprocessing.crop if self.of_own_crop else self.preprocessing.converted)(picture))
         return self._with_deletion(crop, epoch, number), self.targets[number]
 
     def _with_deletion(self, crop: Tensor, epoch: int, number: int) -> Tensor:
@@ -99,7 +112,7 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
             return crop
         generator = torch.Generator().manual_seed(mixed(mixed(self.seed, DELETIONS, 0), epoch, number))
         keeps, patch = (int(torch.randint(count, (), generator=generator)) for count in (2, self.deletion_grid**2))
-        colour = torch.tensor([round(255 * value) for value in self.preprocessing.mean], dtype=crop.dtype)[:, None, None]
+        colour = torch.tensor(_mean_colour(self.preprocessing), dtype=crop.dtype)[:, None, None]
         return crop if keeps else torch.where(self.patches == patch, colour, crop)
 
 
@@ -142,8 +155,8 @@ class LabelMapCrops(Crops):
         picture, labels = picture.resize((width, height), how), labels.resize((width, height), Image.Resampling.NEAREST)
         size = self.preprocessing.input_size[::-1]
         corner = round(across * (size[0] - width)), round(down * (size[1] - height))  # of the picture in the crop
-        colour = tuple(round(255 * value) for value in self.preprocessing.mean)
-        crop = Image.new(picture.mode, size, colour if len(colour) > 1 else colour[0])
+        colour = _mean_colour(self.preprocessing)
+        crop = Image.new(picture.mode, size, tuple(colour) if len(colour) > 1 else colour[0])
         kept = Image.new("L", size, IGNORED)
         crop.paste(picture, corner)
         kept.paste(labels, corner)
@@ -184,6 +197,8 @@ def splits(
     centre: float = 1.0,
     per_pixel: bool = False,
     deletion_grid: int | None = None,
+    padding: int | None = None,
+    erasing: float = 0.0,
 ) -> tuple[Crops, list[int], Dataset[Any]]:
     """Augmented crops with the numbers of the training pictures, and the validation data.
 
@@ -196,25 +211,35 @@ def splits(
         centre: share of a random crop's side that is kept, around its centre.
         per_pixel: the targets are label maps.
         deletion_grid: of training pictures, see `Crops`.
+        padding: of training pictures, see `Crops`.
+        erasing: of training pictures, see `Crops`.
 
     Raises:
-        InputError: nothing can be held out, the data lack label maps, or `centre` or `deletion_grid` is given for label maps.
+        InputError: nothing can be held out, the data lack label maps, or `centre`, `deletion_grid`, `padding` or `erasing` is given for
+            label maps.
     """
     if per_pixel and centre != 1:
         raise InputError(f"centre_crop does not apply to pictures with label maps: leave out centre_crop={centre}.")
-
+    if per_pixel and (padding is not None or erasing):
+        given = f"{padding=}" if padding is not None else f"{erasing=}"
+        raise InputError(f"padding and erasing do not apply to pictures with label maps: leave out {given}.")
     if per_pixel and deletion_grid is not None:
         raise InputError(f"patches are not deleted from pictures with label maps: leave out {deletion_grid=}.")
 
-    def cropped(part: Labelled, smallest: float | None, deletion_grid: int | None = None) -> Crops:
-        if per_pixel:
-            return LabelMapCrops(part, preprocessing, smallest, seed)
-        return Crops(part, preprocessing, smallest, seed, centre, deletion_grid)
+    def own(part: Labelled) -> Crops:
+        return LabelMapCrops(part, preprocessing, None, seed) if per_pixel else Crops(part, preprocessing, None, seed)
 
-    training = cropped(data, smallest, deletion_grid)
+    if per_pixel:
+        training: Crops = LabelMapCrops(data, preprocessing, smallest, seed)
+    else:
+        training = Crops(data, preprocessing, smallest, seed, centre, deletion_grid, padding, erasing)
     if data.validation is not None:
-        return training, list(range(len(data))), cropped(data.validation, None)
+        return training, list(range(len(data))), own(data.validation)
     kept, out = held_out(data.targets, share, seed)
     if not out:
         raise InputError(f"{data.name} has one picture per class: nothing can be held out for validation. Give at least two per class.")
-    return training, kept, Subset(cropped(data, None), out)
+    return training, kept, Subset(own(data), out)
+
+
+def _mean_colour(preprocessing: Preprocessing) -> list[int]:
+    return [round(255 * value) for value in preprocessing.mean]

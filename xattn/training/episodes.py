@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -24,12 +25,14 @@ from xattn.registry import Component
 from xattn.tasks import Task, TaskMetadata, tasks
 from xattn.tasks.few_shot import FewShot
 from xattn.training.checkpointing import BEST, Checkpointing, begin, early_stop, one_training, quiet
-from xattn.training.checks import check_precision
+from xattn.training.checks import check_precision, refuse_unused
 from xattn.training.data import Crops
 from xattn.training.fit import Fitted, as_it_was, result_of, settings_of, train, trainer_for
 from xattn.training.loss import distillation
 from xattn.training.module import optimiser_of, schedule_of
 from xattn.training.recipe import Recipe, recipe_of
+
+logger = logging.getLogger("xattn")
 
 
 class EpisodeTraining(lightning.LightningModule):
@@ -51,7 +54,7 @@ class EpisodeTraining(lightning.LightningModule):
         self.embedding = Embedding(classifier)
         self.learnt = learnt
         self.task = task
-        self.shape = task.shape
+        self.shape = task.shape_for(classifier)
         self.meter = task.validation(classifier)
         self.recipe = recipe
         self._teacher = [None if teacher is None else Embedding(teacher)]  # in a list, so that it is not a submodule
@@ -121,6 +124,13 @@ def with_ways(classifier: Classifier, ways: int, seed: int = 0) -> Classifier:
         ways: classes of an episode.
         seed: of the new weights.
     """
+    if classifier.inner is not None:
+        logger.warning(
+            "%s was trained by episodes of %d ways: the weights that its layer learnt to start from are left out for new ones of %d ways.",
+            classifier.name,
+            classifier.class_count,
+            ways,
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         linear = nn.Linear(Embedding(classifier).linear.in_features, ways)
@@ -154,8 +164,8 @@ def fit_episodes(
         classifier: from `with_ways`, or a file that this wrote.
         data: `cifar-fs:ROOT`; or labelled pictures whose `validation` has other classes.
         out: the `.safetensors` to write; logs and checkpoints go into a folder beside it, with the same name and `.training`.
-        task: "few-shot" with its settings, the shape of the episodes.
-        recipe: settings, or the name of a preset. Not used are `backbone`, `freeze_statistics`, `batch_size`, `dropout` and `validation`.
+        task: "few-shot" with its settings, the shape of the episodes; without ways, that of the classifier.
+        recipe: settings, or the name of a preset. Not used is `backbone`.
         teacher: one that was trained so, of as many classes; its logits of the queries are learnt besides the labels.
         seed: for the episodes and the augmentation.
         workers: decoding processes; None: one fewer than the cores, at most 8.
@@ -165,7 +175,8 @@ def fit_episodes(
         on_epoch: called with each epoch's number and validation accuracy.
 
     Raises:
-        InputError: the classifier or the teacher is not of as many classes as an episode, or the data do not suffice.
+        InputError: the classifier or the teacher is not of as many classes as an episode, the data do not suffice, or a setting was given
+            that such a training does not use.
         RunError: the folder holds another training run or is in use.
         DivergedError: the loss became infinite or NaN; the best epoch before that, if any, is saved.
 
@@ -173,8 +184,9 @@ def fit_episodes(
     """
     chosen = recipe if isinstance(recipe, Recipe) else recipe_of(recipe)
     component = tasks.create(task)
-    by_episodes = _few_shot(component)
-    shape = by_episodes.shape
+    by_episodes = _few_shot(component).of(classifier)
+    shape = by_episodes.shape_for(classifier)
+    refuse_unused(chosen, taught=teacher is not None, by_episodes=True)
     component.instance.check(classifier)
     for what, each in (("the classifier", classifier), ("the teacher", teacher)):
         if each is not None and (each.class_count != shape.ways or each.inner is None):
@@ -192,6 +204,7 @@ def fit_episodes(
     workers = min(8, max(1, (os.cpu_count() or 1) - 1)) if workers is None else workers
     shared: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0}
     unseen = Episodes(_classes(opened.validation), shape, chosen.episodes, **others)
+    drawn = Episodes(_classes(opened), shape, chosen.episodes, seed=seed, **about)
     validation = DataLoader(Crops(opened.validation, classifier.preprocessing, None, seed), batch_sampler=unseen, **shared)
     settings = settings_of(classifier, component.spec, opened, teacher, chosen, seed, precision)  # before there are scales and shifts
     diverged: DivergedError | None = None
@@ -205,8 +218,9 @@ def fit_episodes(
         module.embedding.linear.requires_grad_()
         checkpoint = checkpointing.resume()
         first = checkpointing.kept["epochs"]
-        drawn = Episodes(_classes(opened), shape, chosen.episodes, seed=seed, epoch=lambda: max(first, trainer.current_epoch), **about)
-        crops = Crops(opened, classifier.preprocessing, chosen.smallest_crop, seed, chosen.centre_crop, chosen.deletion_grid)
+        drawn.epoch = lambda: max(first, trainer.current_epoch)
+        augmented = (chosen.centre_crop, chosen.deletion_grid, chosen.padding, chosen.erasing)
+        crops = Crops(opened, classifier.preprocessing, chosen.smallest_crop, seed, *augmented)
         loader = DataLoader(crops, batch_sampler=drawn, **shared)
         if not checkpointing.kept["finished"]:
             diverged = train(trainer, module, loader, validation, checkpoint, folder)
@@ -225,6 +239,9 @@ def _classes(data: Labelled) -> list[int]:
 
 
 def _few_shot(component: Component[TaskMetadata, Task]) -> FewShot:
-    if not isinstance(component.instance, FewShot):
+    found = component.instance
+    if not isinstance(found, FewShot):
         raise InputError(f"training by episodes is for task few-shot; got '{component.spec}'.")
-    return component.instance
+    if found.episodes != FewShot.episodes:
+        raise InputError("the setting episodes of task few-shot is for the score: a training takes it from its recipe (--episodes).")
+    return found

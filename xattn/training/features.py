@@ -86,6 +86,10 @@ def check_cacheable(classifier: Classifier, recipe: Recipe, teacher: Classifier 
             recipe.smallest_crop is not None,
             f"random crops (smallest_crop={recipe.smallest_crop}) change them in every epoch. Set it to None, as preset probe does",
         ),
+        (
+            recipe.padding is not None or recipe.erasing > 0,
+            f"random crops or erasing (padding={recipe.padding}, erasing={recipe.erasing}) change them in every epoch",
+        ),
         (recipe.deletion_grid is not None, f"deleted patches (deletion_grid={recipe.deletion_grid}) change them in every epoch"),
         (teacher is not None, "a teacher needs the images. Leave out the teacher, or the cache"),
         (classifier.head.is_random, f"{classifier.head_name} draws random numbers by the images' content. Leave out the cache"),

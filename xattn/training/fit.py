@@ -21,7 +21,7 @@ from xattn.errors import DivergedError, InputError
 from xattn.focus import PREFIX, TwoStreams
 from xattn.models import Classifier
 from xattn.models.state_dicts import digest_of
-from xattn.tasks import default_task, tasks
+from xattn.tasks import TaskMetadata, default_task, tasks
 from xattn.training.checkpointing import BEST, Checkpointing, begin, early_stop, loggers, one_training, quiet
 from xattn.training.checks import check, in_classes_of
 from xattn.training.data import Classes, Crops, EpochOrder, Labelled, splits
@@ -85,7 +85,7 @@ def fit(
         data: anything that the task opens, or that opened.
         out: the `.safetensors` to write; logs and checkpoints go into a folder beside it, with the same name and `.training`.
         task: what it is trained for, see `xattn list tasks`; None: "multi-label" if its labels stand alone, else "classification".
-        recipe: settings, or the name of a preset; None: "head" for ca-stream, "full" for the others.
+        recipe: settings, or the name of a preset; None: that of the task if it has one, else "head" for ca-stream, "full" for the others.
         classes: what folder names mean, as for `open_data`. Names that the classifier knows are taken as its own classes.
         teacher: a classifier with the same classes; its answers are learnt besides the labels. `start_from` gives the student its weights.
         seed: for the split, the order, the augmentation and dropout.
@@ -102,15 +102,16 @@ def fit(
         on_epoch: called with each epoch's number and validation score; an exception from it ends the training.
 
     Raises:
-        InputError: labels outside the classes, a teacher with other classes, nothing to train, or features that are not the same in every
+        InputError: labels outside the classes, a teacher with other classes, nothing to train, a setting that was given and is not used, or
+            features that are not the same in every
             epoch and so cannot be kept.
         RunError: the folder holds another training run or is in use, or the features do not fit on the disk.
         DivergedError: the loss became infinite or NaN; the best epoch before that, if any, is saved.
 
     Source: Torres et al. 2024, App. B; Gomez et al. 2021, Sec. 3.1.
     """
-    chosen = recipe_of(recipe or default_of(classifier)) if not isinstance(recipe, Recipe) else recipe
     component = tasks.create(task or default_task(classifier.multi_label))
+    chosen = recipe if isinstance(recipe, Recipe) else recipe_of(recipe or default_of(classifier, component.metadata))
     component.instance.check(classifier)
     component.instance.check_training(classifier, teacher is not None)
     opened = in_classes_of(classifier, component.instance.open(data, classes))
@@ -126,6 +127,8 @@ def fit(
         chosen.centre_crop,
         per_pixel,
         chosen.deletion_grid,
+        chosen.padding,
+        chosen.erasing,
     )
     workers = min(8, max(1, (os.cpu_count() or 1) - 1)) if workers is None else workers
     source: Dataset[Any] = training if boxes is None else BoxedCrops(training, boxes)
@@ -278,9 +281,9 @@ def as_it_was(classifier: Classifier) -> Iterator[None]:
                 layer.p = share
 
 
-def default_of(classifier: Classifier) -> str:
-    """The default preset of a classifier."""
-    return default_preset(classifier.head_name, PREFIX if isinstance(classifier.network, TwoStreams) else "")
+def default_of(classifier: Classifier, task: TaskMetadata) -> str:
+    """The default preset of a classifier for a task."""
+    return default_preset(classifier.head_name, PREFIX if isinstance(classifier.network, TwoStreams) else "", task.preset)
 
 
 def _described(boxes: Tensor | None) -> dict[str, Any]:

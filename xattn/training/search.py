@@ -21,6 +21,7 @@ from xattn.models.state_dicts import digest_of
 from xattn.patches.file import read_patches
 from xattn.tasks import default_task, tasks
 from xattn.training.checkpointing import begin, one_training
+from xattn.training.checks import check, in_classes_of
 from xattn.training.data import Classes, Labelled
 from xattn.training.fit import default_of, fit
 from xattn.training.recipe import Recipe, recipe_of
@@ -80,15 +81,21 @@ def search(
         progress: log a line per trial.
         options: as for `fit`.
 
+    Raises:
+        InputError: a setting was given that the search chooses itself, or that is not used; as for `fit`.
+
     Source: Gomez et al. 2021, Sec. 4.1, whose code searches T in {1, 6, 11, 16, 21} and α in [0, 0.9].
     """
     if classifier.source is None:
         raise UnsupportedError(f"{classifier.name} was attached from a module in hand, but trials are saved by name: load it by a name.")
     if str(options.get("devices", 1)) != "1" or options.get("nodes", 1) != 1:
         raise InputError("a search runs its trials on one device, one after the other: leave out --devices and --nodes.")
-    base = recipe_of(recipe or default_of(classifier)) if not isinstance(recipe, Recipe) else recipe
     component = tasks.create(task or default_task(classifier.multi_label))
+    base = recipe if isinstance(recipe, Recipe) else recipe_of(recipe or default_of(classifier, component.metadata))
     opened = component.instance.open(data, classes)
+    _refuse_searched(base, classifier, teacher is not None)
+    some = base.with_(optimiser="sgd") if "momentum" in base.given else base  # some trials have it
+    check(classifier, in_classes_of(classifier, opened), teacher, some, options.get("precision", "32-true"))
     folder = Path(out).with_suffix(".search")
     with one_training(folder):
         settings = {
@@ -165,6 +172,13 @@ def search(
         return Found(found, float(best.value or 0.0), len(finished), sum(trial.state == TrialState.PRUNED for trial in finished))
 
 
+def _refuse_searched(recipe: Recipe, classifier: Classifier, taught: bool) -> None:
+    """Refuses settings that were given and that the search chooses itself."""
+    names = ["optimiser", "lr", "weight_decay", *["dropout"] * bool(classifier.head.dropouts()), *["alpha", "temperature"] * taught]
+    if given := [name for name in names if name in recipe.given]:
+        raise InputError(f"a search chooses {given[0]} (--{given[0].replace('_', '-')}) itself: leave it out, or train without a search.")
+
+
 def _finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
     """Trials that ended by themselves: diverged ones included, interrupted ones not."""
     found = study.get_trials(deepcopy=False)
@@ -183,4 +197,4 @@ def _suggested(trial: optuna.Trial, base: Recipe, classifier: Classifier, taught
     if taught:
         changes["alpha"] = trial.suggest_float("alpha", 0.0, 0.9)
         changes["temperature"] = trial.suggest_categorical("temperature", list(TEMPERATURES))
-    return base.with_(**changes)
+    return base.with_(**changes).as_preset()

@@ -60,7 +60,7 @@ def training_boxes(path: str | Path, data: Labelled, classifier: Classifier, rec
     if not isinstance(classifier.network, TwoStreams):
         raise InputError(f"{classifier.name} takes whole pictures: patches are for a two-stream network, focus:BACKBONE.")
     size, resize = classifier.input_size, classifier.preprocessing.resize
-    if recipe.smallest_crop is not None:
+    if recipe.smallest_crop is not None or recipe.padding is not None:
         raise InputError("the boxes of patches are for whole pictures: train without random crops (preset focus).")
     if resize != size:
         raise InputError(
@@ -127,9 +127,15 @@ def two_stream_loss(network: TwoStreams, found: Streams, labels: Tensor, *, rank
 
 
 def parameter_groups(classifier: Classifier, recipe: Recipe, trained: list[nn.Parameter]) -> list[dict[str, object]]:
-    """What the optimiser trains: one group, or with a learning rate of the local stream of its own, two."""
-    if recipe.local_lr is None or not isinstance(classifier.network, TwoStreams):
+    """What the optimiser trains: one group, or two where the local stream or the head has a learning rate of its own."""
+    if isinstance(classifier.network, TwoStreams):
+        rate, part = recipe.local_lr, set(classifier.network.local_stream.parameters())
+    else:
+        rate, part = recipe.head_lr, set(classifier.head.parameters())
+    if rate is None:
         return [{"params": trained}]
-    local = set(classifier.network.local_stream.parameters())
-    others = [parameter for parameter in trained if parameter not in local]
-    return [{"params": others}, {"params": [parameter for parameter in trained if parameter in local], "lr": recipe.local_lr}]
+    groups: list[dict[str, object]] = [
+        {"params": [parameter for parameter in trained if parameter not in part]},
+        {"params": [parameter for parameter in trained if parameter in part], "lr": rate},
+    ]
+    return [group for group in groups if group["params"]]
