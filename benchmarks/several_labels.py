@@ -17,8 +17,7 @@ from trained import TaskPage, by_net
 
 import xattn
 from xattn.birds import export_voc
-from xattn.data.images import read_picture
-from xattn.data.preprocessing import channels_first
+from xattn.data.images import ImageSource
 from xattn.data.published import open_published
 from xattn.training import Recipe, fit
 
@@ -114,12 +113,12 @@ class SeveralLabelsPage(TaskPage):
             probability of the labels of held-out pictures, and the temperature that divides the logits.
         """
         nets = {pooling: [self.trained(pooling, seed) for seed in self.budget.seeds] for pooling in POOLINGS}
-        held_out, vectors = _read(self.pictures, self._held_out)
+        held_out, vectors = _read(self.pictures, self._held_out, nets["gap"][0])
         logits = {pooling: [logits_of(net, held_out) for net in of] for pooling, of in nets.items()}
         sure = {pooling: [confidence(each, vectors) for each in of] for pooling, of in logits.items()}
         least = min(min(of) for of in sure.values())
         temperatures = {pooling: [matching(each, vectors, least) for each in of] for pooling, of in logits.items()}
-        images, vectors = _read(self._exported("explained", 1, self.budget.explained), self.budget.compared)
+        images, vectors = _read(self._exported("explained", 1, self.budget.explained), self.budget.compared, nets["gap"][0])
         picture, label = (vectors == 1).nonzero(as_tuple=True)
         found: dict[tuple[str, str], dict[str, Tensor]] = {}
         for pooling, of in nets.items():
@@ -148,8 +147,9 @@ class SeveralLabelsPage(TaskPage):
         return folder if done.exists() else export_voc(folder, train=train, validation=validation, seed=int(name != "pictures"))
 
 
-def _read(folder: Path, count: int) -> tuple[Tensor, Tensor]:
-    """The first pictures `(n, 3, H, W)` of the split val in pixel space, and their label vectors `(n, K)`."""
+def _read(folder: Path, count: int, classifier: xattn.Classifier) -> tuple[Tensor, Tensor]:
+    """The first pictures `(n, 3, H, W)` of the split val in pixel space, as a classifier sees them, and their label vectors `(n, K)`."""
     split = open_published("voc", folder, "val")
-    images = torch.stack([channels_first(read_picture(path)) for path in split.paths[:count]]).float() / 255
-    return images, torch.tensor(split.targets[:count])
+    source = ImageSource([str(path) for path in split.paths[:count]])
+    crops = torch.cat([batch.crops for batch in source.batches(classifier.preprocessing, 20, workers=0)])
+    return crops.float() / 255, torch.tensor(split.targets[:count])

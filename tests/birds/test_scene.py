@@ -87,7 +87,7 @@ def test_the_cue_is_that_of_the_class_in_the_given_share_of_pictures() -> None:
 def test_a_name_that_is_no_part_and_a_split_that_is_none_are_told() -> None:
     with pytest.raises(InputError, match="no 'nose'. Parts: crest, beak, wing, tail, legs"):
         scene(0).without("nose")
-    with pytest.raises(InputError, match="none of train, validation, test"):
+    with pytest.raises(InputError, match="not one of train, validation, test"):
         scene(0, split="val")  # type: ignore[arg-type]  # what a user might write
 
 

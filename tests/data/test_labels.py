@@ -93,7 +93,7 @@ def test_text_files_hold_a_path_and_a_label_per_line_or_ilsvrc_s_ground_truth(tm
     savemat(tmp_path / "meta.mat", {"synsets": rows})
     found = labels_in(truth, names)
     assert found == {names[0]: "n02100735", names[1]: "n02119789"}
-    with pytest.raises(InputError, match="a.png is none of them"):
+    with pytest.raises(InputError, match="a.png is not one of them"):
         labels_in(truth, ["a.png"])
 
 

@@ -79,7 +79,7 @@ def test_they_are_neither_trained_on_nor_adapted_to_nor_searched_for_boxes(name:
     ],
 )
 def test_no_task_opens_them_for_training(task: str, place: str) -> None:
-    with pytest.raises(InputError, match=r"holds pictures for scores|got split test: give ROOT alone"):
+    with pytest.raises(InputError, match=r"holds pictures for scores|got split test: give only ROOT"):
         tasks.create(task).instance.open(place)
 
 
@@ -96,7 +96,7 @@ def test_a_classifier_is_adapted_to_training_pictures_alone(tmp_path: Path) -> N
 
 def test_help_of_evaluate_names_the_split_of_every_layout_that_has_no_test() -> None:
     text = " ".join(CliRunner().invoke(main, ["evaluate", "--help"]).output.split())
-    said = text[text.index("without a split") :].partition(".")[0]
+    said = text[text.index("Default split:") :].partition(".")[0]
     for name, about in KNOWN.items():
         if about.test != "test":
             assert f"{name}" in said

@@ -71,7 +71,7 @@ def test_explain_sees_the_names_of_what_a_picture_shows(tmp_path: Path, caplog: 
     caplog.set_level("INFO", "xattn")
     assert [image.label for image in ImageSource(f"voc:{root}:train").images] == [("cat", "person"), ("dog",), ("cat",)]
     assert [(image.name, image.label) for image in ImageSource(f"voc:{root}:val").images] == [("2008_000001.jpg", ("dog",))]
-    assert "1 picture shows no class but in difficult objects: left out (2008_000000.jpg)" in caplog.text
+    assert "1 picture shows classes only as difficult objects: left out (2008_000000.jpg)" in caplog.text
     with pytest.raises(InputError, match=r"names no split of voc: write voc:ROOT:val, or voc:ROOT:train, or voc:ROOT:trainval"):
         ImageSource(f"voc:{root}")
 

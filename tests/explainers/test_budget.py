@@ -274,7 +274,7 @@ def test_rise_predicts_scores_too(classifier: Classifier, images: Tensor) -> Non
         ("score-cam:budget=0", "above 0 and at most 1; got budget=0"),
         ("score-cam:budget=1.5", "got budget=1.5"),
         ("score-cam:tolerance=0", "got tolerance=0"),
-        ("score-cam:budget=0.1,top=4", "give one of the two"),
+        ("score-cam:budget=0.1,top=4", "give only one"),
         ("score-cam:budget=0.1,weighting=increase", "got weighting=increase: leave one out"),
         ("score-cam:unbiased=true", "give budget, and leave tolerance out"),
         ("rise:budget=0.1,tolerance=0.1,unbiased=true", "give budget, and leave tolerance out"),

@@ -264,7 +264,7 @@ def test_normalised_images_and_wrong_shapes_are_refused(tiny: Classifier, images
     with pytest.raises(InputError, match=r"xattn\.load takes a network's name"):
         xattn.attach("resnet18")
     maps = xattn.explain(tiny, images)
-    with pytest.raises(KeyError, match="no maps of 'score-cam' here; there are those of grad-cam"):
+    with pytest.raises(KeyError, match="there are no maps of 'score-cam', only of grad-cam"):
         _ = maps["score-cam"]
     assert len(repr(tiny)) < 300
     assert repr(maps) == "Maps of 7 images by grad-cam, target predicted"

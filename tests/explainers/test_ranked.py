@@ -84,7 +84,7 @@ def test_a_rank_that_a_head_does_not_have_is_refused_with_what_it_has(head: str,
         ("raw-attention:rank=0", "ranks are counted from 1"),
         ("raw-attention:rank=-2", "ranks are counted from 1"),
         ("raw-attention:rank=first", r"rank=int\|mean; got 'first'"),
-        ("raw-attention:rank=1,step=2", "give one of the two"),
+        ("raw-attention:rank=1,step=2", "give only one of them"),
     ],
 )
 def test_what_is_no_rank_is_refused_by_name(spec: str, said: str, tiny: Classifier, images: Tensor) -> None:

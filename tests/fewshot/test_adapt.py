@@ -175,7 +175,7 @@ def test_folders_that_do_not_fit_and_steps_that_cannot_be_are_named(tmp_path: Pa
             xattn.adapt(tiny, folder, steps=steps)
     with pytest.raises(InputError, match=r"the learning rate 1e\+40 is too high"):
         xattn.adapt(tiny, folder, lr=10**40)
-    with pytest.raises(InputError, match=r"of tiny is not finite: they are not, or the learning rate 1e\+40 is too high"):
+    with pytest.raises(InputError, match=r"of tiny is not finite: the vectors are not finite, or the learning rate 1e\+40 is too high"):
         xattn.adapt(tiny, folder, lr=1e40)
     (folder / "red" / "00.png").write_bytes(b"torn")
     with pytest.raises(ImageError, match=r"picture red/00.png: .*Replace it"):

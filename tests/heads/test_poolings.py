@@ -169,7 +169,7 @@ def test_wrong_settings_say_what_is_needed() -> None:
     ):
         with pytest.raises(SettingError, match=message):
             settings()
-    with pytest.raises(SettingError, match=r"3 of Sequential has 16, which is no multiple of heads=12. .* as map:heads=16"):
+    with pytest.raises(SettingError, match=r"3 of Sequential has 16, which is not a multiple of heads=12. .* as map:heads=16"):
         made("map:heads=12")
     layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 30 * 30, 2))
     with pytest.raises(UnsupportedError, match="simpool replaces the pooled vector"):

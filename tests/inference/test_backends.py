@@ -265,7 +265,7 @@ def test_what_another_thread_writes_while_a_network_is_converted_is_shown(capsys
 @installed
 def test_a_network_in_float64_is_not_rounded_by_openvino() -> None:
     classifier = xattn.attach(networks.precise(), input_size=32, name="precise")
-    with pytest.raises(SettingError, match="backend=openvino runs float32 networks on a processor; precise is float64 on cpu. Leave it to"):
+    with pytest.raises(SettingError, match="backend=openvino runs float32 networks on a CPU; precise is float64 on cpu. Leave it to"):
         tuned(classifier, tune="backend=openvino")
 
 

@@ -92,7 +92,7 @@ def test_a_class_that_no_pixel_is_predicted_as_is_an_error_that_names_the_most_f
     classifier, images = segmenting(never=1), pictures(1)
     rule = target_rule(classifier, "bird")
     assert isinstance(rule, PredictedRegion)
-    with pytest.raises(InputError, match=r"no pixel is predicted as 'bird', so that .* most are '(ground|tree)'"):
+    with pytest.raises(InputError, match=r"no pixel is predicted as 'bird', so .* most are '(ground|tree)'"):
         rule.bind(classifier, classifier.predict(images), [])
     with pytest.raises(InputError, match="no image has one"), caplog.at_level(logging.WARNING):
         xattn.explain(classifier, images, ["grad-cam"], target="bird")

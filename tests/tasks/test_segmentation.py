@@ -120,7 +120,7 @@ def test_labels_are_compared_at_their_own_size_where_the_crop_shows_them(tmp_pat
     assert "do not count" not in caplog.text
     with caplog.at_level(logging.WARNING):
         middle = score(reading((4, 4), 4), place, task="segmentation", workers=0, progress=False)
-    assert "reading sees crops of 4×4, in one picture 33 % of the pixels; the others do not count" in caplog.text
+    assert "reading sees crops of 4×4, in one picture only 33 % of the pixels; the others do not count" in caplog.text
     assert middle.classes["b"].mean == 100
     assert math.isnan(middle.classes["a"].mean)
 

@@ -333,5 +333,5 @@ def test_erasing_takes_a_rectangle_of_a_share_of_the_crops_to_the_mean_colour_af
     assert 40 < erased < 80
     _, _, validation = splits(data, SMALL, 0.25, None, 0, padding=2, erasing=1.0)
     assert torch.equal(validation[0][0], Crops(data, SMALL, None, 0)[validation.indices[0]][0])  # type: ignore[attr-defined]
-    with pytest.raises(InputError, match="not those with label maps: leave out erasing=0.5"):
+    with pytest.raises(InputError, match="do not apply to pictures with label maps: leave out erasing=0.5"):
         splits(data, SMALL, 0.25, None, 0, per_pixel=True, erasing=0.5)

@@ -307,7 +307,7 @@ def test_too_many_ways_are_refused_before_anything_is_run(birds: Path, tmp_path:
     monkeypatch.setattr(Classifier, "forward", lambda *_: pytest.fail("the network was run"))
     monkeypatch.setattr("xattn.tasks.few_shot.Embedding", lambda *_: pytest.fail("the network was run"))
     for place in (f"cifar-fs:{birds}:test", f"cifar-fs:{birds}:val"):
-        with pytest.raises(InputError, match=r"5 ways needs as many classes, and .* has 4: give fewer ways"):
+        with pytest.raises(InputError, match=r"5 ways needs as many classes, but .* has 4: give fewer ways"):
             FewShot(5, 1, 1).score(clf, Data(place))
     monkeypatch.undo()
     out = tmp_path / "out.safetensors"
