@@ -311,7 +311,7 @@ def test_too_many_ways_are_refused_before_anything_is_run(birds: Path, tmp_path:
             FewShot(5, 1, 1).score(clf, Data(place))
     monkeypatch.undo()
     out = tmp_path / "out.safetensors"
-    with pytest.raises(InputError, match=r"5 ways needs as many classes, and cifar-fs:.*:val has 4: give fewer ways"):
+    with pytest.raises(InputError, match=r"5 ways needs as many classes, but cifar-fs:.*:val has 4: give fewer ways"):
         fit_episodes(five, f"cifar-fs:{birds}", out, task="few-shot:queries=1", workers=0, progress=False)
     assert not out.with_suffix(".training").exists()
 
