@@ -32,7 +32,7 @@ HUGGING_FACE = "datasets:"
 
 
 def is_dataset(images: object) -> bool:
-    """Checks whether images are a data set: torch's, an object with a length and items by number, or a list of pictures; not file places."""
+    """Checks whether images are a data set: torch's, an object with a length and items by number, or a list of pictures; not places."""
     if isinstance(images, (str, bytes, Path, Mapping)) or is_tensor(images):
         return False
     if _is_of_torch(images, "Dataset"):
