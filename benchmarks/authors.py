@@ -37,7 +37,7 @@ numpy.trapz = getattr(numpy, "trapz", numpy.trapezoid)  # type: ignore[attr-defi
 
 
 def taken(file: Path, names: Sequence[str], **given: Any) -> types.SimpleNamespace:
-    """Functions and classes of a file, without its imports."""
+    """Loads functions and classes of a file, without its imports."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     chosen: list[ast.stmt] = [node for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name in names]
     space: dict[str, Any] = {"torch": torch, "nn": nn, "F": functional, "np": numpy, "numpy": numpy, "copy": copy, "math": math, **given}
@@ -46,14 +46,14 @@ def taken(file: Path, names: Sequence[str], **given: Any) -> types.SimpleNamespa
 
 
 def plain(values: Any) -> Any:
-    """Numbers of a tensor or an array as JSON has them."""
+    """Converts numbers of a tensor or an array for JSON."""
     if isinstance(values, (Tensor, numpy.ndarray)):
         return [plain(value) for value in values] if values.ndim else float(f"{float(values):.9g}")
     return float(f"{float(values):.9g}")
 
 
 def ca_stream_network(clone: Path) -> dict[str, Any]:
-    """Logits of their ResNet-18 with the stream, and the scores of its last attention."""
+    """Returns logits of their ResNet-18 with the stream, and the scores of its last attention."""
     import einops
     from torchvision.models import resnet
 
@@ -77,7 +77,7 @@ def ca_stream_network(clone: Path) -> dict[str, Any]:
 
 
 def ca_stream_metrics(clone: Path) -> dict[str, Any]:
-    """AD, AI, AG, insertion and deletion of a batch."""
+    """Returns AD, AI, AG, insertion and deletion of a batch."""
     game = taken(clone / "engine/interpretable/ins_del.py", ["gkern", "auc", "CausalMetric"], gaussian_filter=scipy.ndimage.gaussian_filter)
     recognition = taken(clone / "engine/evaluation.py", ["gradcampp_recognition"], epsilon=sys.float_info.epsilon)
     network, images, masks = inputs.filled(inputs.Small()), inputs.pictures(), inputs.masks(7)
@@ -96,7 +96,7 @@ def ca_stream_metrics(clone: Path) -> dict[str, Any]:
 
 
 def saliency_metrics(clone: Path) -> dict[str, Any]:
-    """DAUC, IAUC, DC, IC, AD, IIC and ADD of each image, on pictures in [0, 1] and on normalised ones."""
+    """Returns DAUC, IAUC, DC, IC, AD, IIC and ADD of each image, for pictures in [0, 1] and for normalised ones."""
     sys.path.insert(0, str(clone))
     from saliency_maps_metrics import multi_step_metrics, single_step_metrics  # type: ignore[import-not-found]
 
@@ -126,7 +126,7 @@ def saliency_metrics(clone: Path) -> dict[str, Any]:
 
 
 def br_npa(clone: Path) -> dict[str, Any]:
-    """Vectors, maps and sparsity of three images."""
+    """Returns vectors, maps and sparsity of three images."""
     model = taken(clone / "code/modelBuilder.py", ["representativeVectors"])
     sparsity = taken(clone / "code/metrics.py", ["compAttMapSparsity"])
     features = inputs.features()
@@ -137,7 +137,7 @@ def br_npa(clone: Path) -> dict[str, Any]:
 
 
 def score_cam(clone: Path) -> dict[str, Any]:
-    """Their saliency map of two images, min-maxed at the image's size."""
+    """Returns their saliency map of two images, min-max normalised at the image's size."""
 
     class BaseCAM:
         def __init__(self, network: nn.Module) -> None:
@@ -158,7 +158,7 @@ def score_cam(clone: Path) -> dict[str, Any]:
 
 
 def simpool(clone: Path) -> dict[str, Any]:
-    """Vectors of three images, each on its own, since theirs depend on the smallest value of the batch."""
+    """Returns vectors of three images, each computed alone, because theirs depend on the smallest value of the batch."""
     found, make = {}, torch.tensor
     released = taken(clone / "sp.py", ["SimPool"])
     for gamma in (None, 1.25, 2.0):
@@ -174,7 +174,7 @@ def simpool(clone: Path) -> dict[str, Any]:
 
 
 def efficient_probing(clone: Path) -> dict[str, Any]:
-    """Logits of three images, in training and in eval mode, as the batch normalisation differs."""
+    """Returns logits of three images, in training and in eval mode, because the batch normalisation differs."""
     found = {}
     for d_out in (1, 3):
         pooling = taken(clone / "poolings/ep.py", ["EfficientProbing"], **vars(typing)).EfficientProbing(12, num_queries=4, d_out=d_out)
@@ -189,7 +189,7 @@ def efficient_probing(clone: Path) -> dict[str, Any]:
 
 
 def abmilp_of_transformers(clone: Path) -> dict[str, Any]:
-    """Vectors and maps of three images, without a gate."""
+    """Returns vectors and maps of three images, without a gate."""
     head = taken(clone / "poolings/abmilp.py", ["ABMILPHead"], **vars(typing)).ABMILPHead(12)
     inputs.fill(head.attention_predictor.parameters())
     with torch.no_grad():
@@ -198,7 +198,7 @@ def abmilp_of_transformers(clone: Path) -> dict[str, Any]:
 
 
 def gated_attention(clone: Path) -> dict[str, Any]:
-    """Probability and map of one bag; its convolutions are left out, and their layer gives the instances."""
+    """Returns probability and map of one bag; its convolutions are left out, and their layer provides the instances."""
     network = taken(clone / "model.py", ["GatedAttention"]).GatedAttention()
     network.feature_extractor_part1 = nn.Identity()
     network.feature_extractor_part2 = nn.Identity()
