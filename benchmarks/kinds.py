@@ -62,7 +62,7 @@ class Ranks:
         return mean_interval(self.ranks[method].to_list(), (1, self.ranks.shape[1]))
 
     def decided(self) -> dict[tuple[str, str], float]:
-        """Returns by pair, the better method first, the mean difference of ranks if Wilcoxon's test is significant (Holm over all pairs)."""
+        """Returns by pair, the better method first, the mean difference of ranks if Wilcoxon's test is significant (Holm, all pairs)."""
         pairs = list(combinations(self.ranks, 2))
         found = [paired(self.ranks[one].to_list(), self.ranks[other].to_list()) for one, other in pairs]
         told = {}
