@@ -1,11 +1,12 @@
-"""Runs the authors' own code on inputs made by a formula and keeps what it gives: what tests/authors/test_values.py holds xattn to.
+"""Runs the authors' own code on generated inputs and stores its results, against which tests/authors/test_values.py checks xattn.
 
     python benchmarks/authors.py --ca-stream DIR --br-npa DIR --metrics DIR --score-cam DIR --simpool DIR --ep DIR --abmilp DIR
 
-Clones of github.com/ftorres11/CA_Stream, TristanGomez44/br_npa, TristanGomez44/metrics-saliency-maps, haofanwang/Score-CAM,
-billpsomas/simpool, billpsomas/efficient-probing and AMLab-Amsterdam/AttentionDeepMIL, and `pip install einops`; the values of a clone that
-is not given stay. Functions and classes are taken out of their files one by one, as the modules import what they do not need; the only
-changes are to what Python, NumPy and SciPy have since taken away (`np.trapz`, `scipy.ndimage.filters`), and to what asks for a GPU.
+The arguments are clones of github.com/ftorres11/CA_Stream, TristanGomez44/br_npa, TristanGomez44/metrics-saliency-maps,
+haofanwang/Score-CAM, billpsomas/simpool, billpsomas/efficient-probing and AMLab-Amsterdam/AttentionDeepMIL; `pip install einops` is needed
+too. Stored values of a clone that is not given are kept. Functions and classes are extracted from their files one by one, because the
+modules import what they do not need; the only changes replace what Python, NumPy and SciPy have since removed (`np.trapz`,
+`scipy.ndimage.filters`), and code that requires a GPU.
 """
 
 from __future__ import annotations
@@ -148,7 +149,7 @@ def score_cam(clone: Path) -> dict[str, Any]:
     released = taken(clone / "cam/scorecam.py", ["ScoreCAM"], BaseCAM=BaseCAM)
     network = inputs.filled(inputs.Small())
     found = []
-    cuda, Tensor.cuda = Tensor.cuda, lambda self, *_: self  # type: ignore[method-assign]  # it asks for a GPU whatever there is
+    cuda, Tensor.cuda = Tensor.cuda, lambda self, *_: self  # type: ignore[method-assign]  # it always requests a GPU
     try:
         for image, target in zip(inputs.pictures(2), inputs.TARGETS, strict=False):
             found.append(released.ScoreCAM(network)(image[None], class_idx=target)[0, 0, ::8, ::8])
@@ -162,7 +163,7 @@ def simpool(clone: Path) -> dict[str, Any]:
     found, make = {}, torch.tensor
     released = taken(clone / "sp.py", ["SimPool"])
     for gamma in (None, 1.25, 2.0):
-        torch.tensor = lambda values, **_: make(values)  # it asks for a GPU whatever there is
+        torch.tensor = lambda values, **_: make(values)  # it always requests a GPU
         try:
             module = released.SimPool(12, gamma=gamma)
         finally:

@@ -1,8 +1,8 @@
 """Maps from a share of their passes compared with those from all passes: writes benchmarks/results/budget.json and budget.md.
 
-    python benchmarks/budget.py --count 100                              # Score-CAM, five networks; goes on where it was cut off
+    python benchmarks/budget.py --count 100                              # Score-CAM, five networks; resumes after an interruption
     python benchmarks/budget.py --method rise --count 2
-    python benchmarks/budget.py --page                                   # the page alone
+    python benchmarks/budget.py --page                                   # only the page
 
 The regression's constants were chosen on pictures of imagenette/val; these are photographs, and drawn birds for the network in the wheel.
 """

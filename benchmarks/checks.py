@@ -18,7 +18,7 @@ from xattn.metrics import average_drop, average_increase, deletion, insertion, t
 from xattn.metrics.fills import Baseline, baseline_images
 
 POINT = 0.01  # percent of a probability: float32 error of a mean of equal definitions
-TORCH_CAM_EPSILON = 1e-7  # a probability of 0.0003 gives a drop that is 0.04 points lower for it
+TORCH_CAM_EPSILON = 1e-7  # a probability of 0.0003 yields a drop that is 0.04 points lower because of it
 
 
 @dataclass(frozen=True)

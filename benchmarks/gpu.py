@@ -1,11 +1,11 @@
-"""The first four jobs of `speed.py` on a GPU, with three networks, and the share of the time in which the GPU computes: one command.
+"""Runs the first four jobs of `speed.py` on a GPU, with three networks, and measures the share of the time in which the GPU computes.
 
     python benchmarks/gpu.py [--out runs/gpu] [--networks resnet50,convnext_base,vit_b_16] [--pairs 5] [--device cuda] [--page] [--smoke]
 
-Writes OUT/gpu.json after every job, and goes on behind those that it holds; `--page` makes benchmarks/results/gpu/README.md of it, and
-`--networks none` nothing else. Weights are random where none lie in `../shared/data` or XATTN_DATA: a forward costs the same. torch-cam and
-pytorch-grad-cam stand beside xattn on convolutional networks; on a transformer xattn stands alone, beside its forwards. `--device cpu
---smoke` shows on any machine that it runs, and nothing else.
+Writes OUT/gpu.json after every job, and resumes after those that it holds; `--page` makes benchmarks/results/gpu/README.md from it; with
+`--networks none` nothing else is done. Weights are random if `../shared/data` or XATTN_DATA has none: a forward costs the same. On
+convolutional networks xattn is compared with torch-cam and pytorch-grad-cam; on a transformer only with the network's forwards. `--device
+cpu --smoke` only shows that the benchmark runs, on any machine.
 """
 
 from __future__ import annotations

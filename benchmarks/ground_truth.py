@@ -183,7 +183,7 @@ def tokens_page(folder: Path, trainings: Trainings) -> str:
 
 
 def order_page(folder: Path, trainings: Trainings) -> str:
-    """Compares the part on which each ranked map lies with the part of the greatest effect."""
+    """Compares the part that each ranked map highlights with the part of the greatest effect."""
     budget, table, lines = trainings.budget, [], []
     hits: dict[tuple[str, int], Tensor] = {}
     for head in SEVERAL:
@@ -223,7 +223,7 @@ def order_page(folder: Path, trainings: Trainings) -> str:
 
 
 def found_order(classifier: xattn.Classifier, name: str, count: int) -> pd.DataFrame:
-    """Makes one row per bird and ranked map: the part on which it lies, and that part's rank by Shapley value."""
+    """Makes one row per bird and ranked map: the part that it highlights, and that part's rank by Shapley value."""
     rows: list[dict[str, Any]] = []
     for scenes in _pieces(SketchBirds("test", count)):
         labels = [scene.label for scene in scenes]

@@ -3,9 +3,9 @@
 python benchmarks/heads.py [--head-alone] [--out FILE.csv] [--backbone resnet18 …] [--side 448] [--batch 10] [--repeats 5] [--device cpu]
     [--threads 2] > TABLE.md
 
-Heads take turns within each repeat, so that a slow moment of the machine meets all of them; ratios are of one repeat, and given as
-median [lowest, highest]. On a GPU the peak is the allocator's; on a CPU it is the largest sum of tensors alive that operations gave, as the
-dispatcher sees them: activations and gradients, of parameters those alone that an operation gives a view of.
+Heads take turns within each repeat, so that a slow moment of the machine affects all of them; ratios are computed within one repeat, and
+reported as median [lowest, highest]. On a GPU the peak is the allocator's; on a CPU it is the largest sum of live tensors that operations
+returned, as seen by the dispatcher: activations and gradients, but parameters only if an operation returns a view of them.
 """
 
 from __future__ import annotations

@@ -75,8 +75,8 @@ def copied_gib() -> float:
 
 
 def layered(one: Subject, gflops: float, gib: float, dtype: torch.dtype, chunk: int = 8) -> float:
-    """Images per second if every convolution and linear layer took no longer than its arithmetic at the rate of a matrix product, or than
-    reading its input and weights and writing its output once in this precision, whichever is more; and all else took nothing."""
+    """Returns images per second if every convolution and linear layer took only the longer of two times: its arithmetic at the rate of a
+    matrix product, or reading its input and weights and writing its output once in this precision; and everything else took none."""
     seconds = 0.0
 
     def after(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:

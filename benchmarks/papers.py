@@ -207,7 +207,7 @@ class Papers:
         return page("BR-NPA, Table 6: resolution and distillation", about, pd.DataFrame(table), lines) + f"\n#{self.sparsity()}"
 
     def sparsity(self) -> str:
-        """BR-NPA, Table 6, sparsity alone: by the released definition and by xattn's, on the classifiers in the wheel."""
+        """BR-NPA, Table 6, only sparsity: by the released definition and by xattn's, on the shipped classifiers."""
         table = []
         for name, printed in (("b-cnn", ("b-cnn", False)), ("br-npa", ("br-npa", False)), ("br-npa-high-res", ("br-npa", True))):
             classifier = xattn.load(f"birds:{name}")

@@ -82,9 +82,9 @@ def _ray(actors: int) -> dict[str, Any]:
 
 
 def images(data: Path, folder: Path, count: int, network: str, actors: int = 0) -> dict[str, Any]:
-    """A study of so many images, by so many actors of Ray or by this process for 0; the memory is this process's, the driver's.
-    A small run before it loads all that is loaded on first use. Forwards are run alike whatever the number of images: how much work there
-    is decides how much the tuner tries, and what it tries would be the peak."""
+    """Runs a study of a given number of images with some Ray actors, or in this process for 0 actors; the memory is that of this process,
+    the driver. A small run first loads everything that is loaded on first use. Forwards are run in the same way for any number of images:
+    otherwise the tuner would try more settings for more work, and these would determine the peak."""
     classifier, engine = _network(network, data), _ray(actors) | {"tune": "off"}
     _study(classifier, GRADIENTS, pictures(data, folder, 16), folder / "warm-up", **engine).run()
     study = _study(classifier, GRADIENTS, pictures(data, folder, count), folder / f"run-{count}-{actors}", **engine)
@@ -194,8 +194,9 @@ class _Watch(threading.Thread):
 
 
 def engine(data: Path, folder: Path, count: int, network: str, actors: int, shard: tuple[int, int] = (1, 1)) -> dict[str, Any]:
-    """A study, or a shard of it, by so many actors of Ray, of one CPU and thread each, or by this process for 0; `seconds` are those of a
-    steady stretch, for all images. `beside` is how many cores that stretch took beside the actors: Ray's own processes and the driver."""
+    """Runs a study, or a shard of it, with some Ray actors of one CPU and thread each, or in this process for 0 actors; `seconds` are those
+    of a steady stretch, for all images. `beside` is the number of cores that this stretch used outside the actors: Ray's own processes and
+    the driver."""
     out = folder / f"engine-{actors}-{shard[0]}"
     more = {"shard": tuple(shard), "batch_size": SMALL_PART, **_ray(actors)}
     study, watch = _study(_network(network, data), CURVES, pictures(data, folder, count), out, **more), _Watch()

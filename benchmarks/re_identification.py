@@ -117,8 +117,8 @@ class ReIdentificationPage(TaskPage):
         return {name: found[name].mean for name in ("rank-1", "mAP")}
 
     def stability(self) -> tuple[dict[tuple[str, str], Tensor], ...]:
-        """By network and map, `(seeds, individuals)`, in percent: how often two maps of an individual point at the same part, how often one
-        of an individual and one of another do, and how often a map points at the bird."""
+        """Returns by network and map, `(seeds, individuals)`, in percent: how often two maps of an individual point at the same part, how
+        often maps of two individuals do, and how often a map points at the bird."""
         images, parts = _seen(self.budget.persons + 1, self._tested)
         same: dict[tuple[str, str], list[Tensor]] = {}
         other: dict[tuple[str, str], list[Tensor]] = {}

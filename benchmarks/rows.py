@@ -42,7 +42,7 @@ start = time.perf_counter()
 status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
 print(time.perf_counter() - start, time.process_time(), int(status["VmHWM"].split()[0]) / 2**10, file=sys.stderr)
 """
-"""Work in a process of its own: its seconds by the clock and of CPU, and its peak in MiB, as the last line that it says (Linux)."""
+"""Runs code in a separate process: prints wall-clock seconds, CPU seconds and its peak in MiB as the last line (Linux)."""
 OWN = CLOCKED.format(work="from xattn.cli.main import main\nmain(sys.argv[1:], standalone_mode=False)")
 FINISH = CLOCKED.format(
     work="from xattn.study.store import Store\nstore = Store(sys.argv[1])\nstore.finish(store.read_run()['settings']['metrics'])"

@@ -1,4 +1,4 @@
-"""Five runs whose scores a change of the code must not move, and their comparison between two installations of xattn.
+"""Five runs whose scores must not change when the code changes, and their comparison between two installations of xattn.
 
     python benchmarks/same_scores.py run --out before              # with the interpreter of the one installation
     python benchmarks/same_scores.py run --out after               # with that of the other

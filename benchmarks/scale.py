@@ -3,8 +3,8 @@
     python benchmarks/scale.py --out runs/scale [--only images,driver,side,channels,engine,rows] [--counts 100,1000,10000] [--rounds 3]
         [--runs 800x20x10,50000x20x10] [--minutes 3] [--speed runs/speed] [--price 2] [--rate 2000] [--page] [--smoke]
 
-Every point is measured in a process of its own, on one thread, the points of a scale by turns. Writes OUT/scale.json; `--page` makes
-benchmarks/results/scale/README.md of it and, for what computing costs, of the JSON that `speed.py` left in the folder `--speed` names.
+Every point is measured in a separate process, on one thread; the points of a scale take turns. Writes OUT/scale.json; `--page` makes
+benchmarks/results/scale/README.md from it and, for the cost of computing, from the JSON of `speed.py` in the folder `--speed`.
 """
 
 from __future__ import annotations

@@ -3,10 +3,10 @@
     python benchmarks/speed.py --out runs/speed [--only table,score-cam] [--networks squeezenet1_0,mobilenet_v2] [--images 1] [--pairs 5]
         [--threads 1] [--device cuda] [--page] [--smoke]
 
-Writes OUT/speed.json (raw samples, checks, conditions), a job after another: a later run replaces the jobs that it does again. Values are
-checked equal where definitions agree, before anything is clocked. Memory is measured in a process of its own for each contender.
-`--page` makes benchmarks/results/speed/README.md of what OUT/speed.json holds; with `--only none` it does nothing else. The real networks
-and photographs are read from `../shared/data` or XATTN_DATA. BR-NPA beside B-CNN is measured by `heads.py`.
+Writes OUT/speed.json (raw samples, checks, conditions) after each job: a later run replaces the jobs that it repeats. Values are checked to
+be equal where definitions agree, before anything is timed. Memory is measured in a separate process for each contender. `--page` makes
+benchmarks/results/speed/README.md from OUT/speed.json; with `--only none` it does nothing else. The real networks and photographs are read
+from `../shared/data` or XATTN_DATA. `heads.py` compares BR-NPA with B-CNN.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def checked(job: Job, batches: list[tuple[Tensor, Tensor]]) -> list[dict[str, An
 def measured(
     name: str, job: Job, one: Subject, batches: list[tuple[Tensor, Tensor]], chunks: tuple[int, ...], again: list[str], *, together: bool
 ) -> dict[str, Any]:
-    """Checks, then times, each contender in a process of its own that `again` starts; `together`: in this one; on a CPU, all but one."""
+    """Checks, then times, each contender in a separate process that `again` starts; `together`: in this one; on a CPU, all but one."""
     device = one.classifier.device
     checks = checked(job, batches)
     throughput: dict[str, list[dict[str, float]]] = {level: [] for level in job.alone}
@@ -147,7 +147,7 @@ def judged(entry: dict[str, Any], claims: tuple[Claim, ...]) -> None:
 def ready(contender: Contender, one: Subject, image: Tensor) -> None:
     """Returns the network as a contender runs it, loaded and run once; xattn's with the settings measured as best.
 
-    Built here, since what is built among the forwards that are counted would keep the counting hook, for which torch compiles it anew.
+    Built here, because predictors built while forwards are counted would keep the counting hook, for which torch compiles again.
     """
     one.classifier.predict(image)
     for level in ours.LEVELS:

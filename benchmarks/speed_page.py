@@ -107,7 +107,7 @@ def _checks(entry: Entry) -> str:
 
 
 def _limit(entry: Entry, ladder: Entry) -> str:
-    """What the forwards of xattn would take at the machine's limits, and the others beside that; empty where the ladder tells nothing."""
+    """Compares xattn's forwards with the time they would take at the machine's limits; empty if the ladder has no data."""
     network, conditions = entry["network"], entry["conditions"]
     same = all(ladder["conditions"][key] == conditions[key] for key in ("processor", "threads", "device"))
     ours = entry["contenders"].get("passes alone, exact")
@@ -125,7 +125,7 @@ def _limit(entry: Entry, ladder: Entry) -> str:
 
 
 def _roughness(entry: Entry) -> str:
-    """What the jumps between a curve's steps leave unknown, whichever of them are looked at; empty where none were measured."""
+    """Describes the error caused by jumps between a curve's steps, for any choice of steps; empty if they were not measured."""
     if "roughness" not in entry:
         return ""
     header = ("", "jumps of the probability, points", "mean \\|Δ area\\| that they leave", "images beyond half a point, %")

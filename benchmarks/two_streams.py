@@ -220,7 +220,7 @@ def _sum(k: int) -> str:
 
 
 def _decided(text: str, after: Tensor, before: Tensor, way: int) -> Claim:
-    """A claim on accuracies, in points; where it is not decided, how many seeds would show it by themselves, of the seeds' spread."""
+    """A claim on accuracies, in points; if it is not decided, the note says how many seeds would show it, by the seeds' spread."""
     seeds = needed(mean_interval((after - before).mean(dim=1)))
     spread = (
         ""

@@ -28,8 +28,8 @@ class Reading:
     """How pictures are read.
 
     Attributes:
-        depth: number of bits in use in the integer values of pictures with more than 8: `0` is black, `2**depth - 1` white. It overrides
-            what a file states; DICOM files always state it.
+        depth: number of bits in use, 1 to 32, in the integer values of pictures with more than 8: `0` is black, `2**depth - 1` white. It
+            overrides what a file states; DICOM files always state it.
         window: the values of black and white in pictures with more than 8 bits; values outside are clipped. For DICOM files they are in the
             units after the rescale slope, such as Hounsfield units. It overrides `depth` and what a file states.
         max_pixels: number of pixels of the largest picture that is decoded.

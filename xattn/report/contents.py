@@ -50,7 +50,7 @@ class Answer(NamedTuple):
     Attributes:
         target: the explained target.
         label: class index or value.
-        predicted: likewise.
+        predicted: the predicted class or value.
         probability: probability of the target.
     """
 
