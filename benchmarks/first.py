@@ -109,7 +109,7 @@ def rough(p: Tensor) -> dict[str, float]:
 
 
 def start(times: int, few: bool, clocked: Callable[[Callable[[], Any], torch.device], float], say: Callable[[str], None]) -> dict[str, Any]:
-    """Measures the wall-clock seconds of processes, in turns; with a few repeats, only of those that load no torch."""
+    """Measures the wall-clock seconds of processes, in turns; with `few`, only of those that load no torch."""
     seconds: dict[str, list[float]] = {name: [] for name in list(COMMANDS)[: 3 if few else None]}
     for number in range(times + 1):
         for name in seconds:

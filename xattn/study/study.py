@@ -83,7 +83,8 @@ class Study:
         target: "predicted", "label", or a class index or name; "labels", every label of an image; a contrast, `A - 0.6*B`,
             `predicted - second`, `label - predicted`; a target of `xattn.metrics.targets` for all images, or a function of the output.
             None: "label" if there are class labels and no network outputs a map of logits, else "predicted". For a multi-label classifier
-            "predicted" means every label that it predicts, with one row per label; an image without a predicted label has one row that says so.
+            "predicted" means every label that it predicts, with one row per label; an image without a predicted label has one row that says
+            so.
         gallery: pictures in files, for networks whose output is a vector. Each image is compared with its nearest picture in the gallery:
             the target is the cosine similarity of the two, explained in the image and in the gallery picture. `market:ROOT:gallery` applies
             the rules of Market-1501.
