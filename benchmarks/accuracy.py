@@ -1,4 +1,4 @@
-"""Accuracy of classifiers over all their classes and over those that occur among the labels, as a Markdown table.
+"""Accuracy of classifiers over all their classes and over the classes that occur among the labels, as a Markdown table.
 
 python benchmarks/accuracy.py IMAGES LABELS_CSV MODEL[=WEIGHTS]…
 """
@@ -17,7 +17,7 @@ from xattn.data.preprocessing import pixels
 
 
 def right(classifier: xattn.Classifier, source: ImageSource) -> dict[str, list[bool]]:
-    """Whether each image is recognised, over all classes and over those that occur."""
+    """Returns whether each image is recognised, over all classes and over those that occur."""
     labels = torch.tensor([index for image in source.images if image.label is not None for index in classifier.class_indices(image.label)])
     occurring = labels.unique()
     logits = [

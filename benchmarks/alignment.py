@@ -1,4 +1,4 @@
-"""Alignments and distributions in a stream on SketchBirds: accuracy, parameters, gain and increase."""
+"""Alignments and distributions in a CA-Stream on SketchBirds: accuracy, parameters, gain and increase."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ METRICS = {"average-gain": "AG ↑", "average-increase": "AI ↑"}
 
 
 def heads() -> dict[str, tuple[str, str]]:
-    """The streams: name of the head → its alignment and distribution."""
+    """Returns the streams: name of the head → its alignment and distribution."""
     found = {}
     for align in [OWN, *sorted(set(alignments.entries) - {OWN}), RANDOM_FEATURES]:
         kernel = alignments.create(align).metadata.kernel
@@ -33,7 +33,7 @@ def heads() -> dict[str, tuple[str, str]]:
 
 
 def alignment_page(trainings: Trainings, scores: Scores) -> str:
-    """The table of the alignments, each trained from the same seeds."""
+    """Makes the table of the alignments, each trained with the same seeds."""
     budget = trainings.budget
     table: list[Line] = []
     values: dict[str, dict[str, torch.Tensor]] = {}

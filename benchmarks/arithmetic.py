@@ -1,4 +1,4 @@
-"""What ImageNet's validation set by ten networks would cost, from measured figures: a page of arithmetic."""
+"""Estimates what ImageNet's validation set by ten networks would cost, from measured figures."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from speed_page import number, table
 
 IMAGES, NETWORKS, DEVICES = 50_000, 10, (1, 8, 64)
-CORES = 8  # that decode, beside each device
+CORES = 8  # decoding cores for each device
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What is known of one network on one device.
+    """Measured figures of one network on one device.
 
     Attributes:
-        device: on which, in words.
-        network: of which.
+        device: the device, in words.
+        network: the network.
         passes: forwards per image, of all methods and metrics.
         compute: seconds per image of all methods and metrics, on one device.
         decode: seconds per image to read and crop, on one core.
@@ -25,7 +25,7 @@ class Figures:
         finish: seconds per image and network, in the end, on one core: `scores.csv` and `table.csv`.
         stored: bytes per image and network in the run folder.
         batch: images per part.
-        priced: devices of this kind have a price.
+        priced: whether devices of this kind have a price.
         source: where `compute` comes from, in words.
     """
 
@@ -44,7 +44,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Cost:
-    """Hours of each part of the work with so many devices."""
+    """Returns the hours of each part of the work with a given number of devices."""
 
     devices: int
     compute: float
@@ -54,7 +54,7 @@ class Cost:
 
     @property
     def wall(self) -> float:
-        """Decoding goes on beside the computing; parts are written between batches; the tables come after."""
+        """Returns the total time: decoding runs in parallel with computing; parts are written between batches; the tables come last."""
         return max(self.compute + self.write, self.decode) + self.finish
 
     @property
@@ -64,7 +64,7 @@ class Cost:
 
 
 def cost(of: Figures, devices: int, images: int = IMAGES, networks: int = NETWORKS) -> Cost:
-    """Computing and writing divide by the devices, each of which has its own writer; decoding by their cores; the tables are one's."""
+    """Returns hours by part: computing and writing are divided by the devices, decoding by their cores; one process makes the tables."""
     jobs, hours = images * networks, 3600.0
     return Cost(
         devices,
@@ -76,17 +76,17 @@ def cost(of: Figures, devices: int, images: int = IMAGES, networks: int = NETWOR
 
 
 def breaks(of: Figures) -> float:
-    """With how many devices the tables, which one process makes in the end, take as long as the computing."""
+    """Returns the number of devices at which making the tables, in one process, takes as long as computing."""
     return of.compute / of.finish
 
 
 def starves(of: Figures, networks: int = NETWORKS) -> float:
-    """How many forwards per second a device may do before its cores cannot decode fast enough."""
+    """Returns the number of forwards per second of a device above which its cores cannot decode fast enough."""
     return of.passes * networks * CORES / of.decode
 
 
 def arithmetic(figures: Sequence[Figures], price: float, speed_up: float | None) -> str:
-    """A section per device and network."""
+    """Writes one section per device and network."""
     workers = "No two workers were measured" if speed_up is None else f"Two workers were measured {number(speed_up)} × as fast as one"
     parts = [
         f"## {IMAGES:,} validation images × {NETWORKS} networks",

@@ -1,4 +1,4 @@
-"""What the methods of a transformer's attention cost, beside the network alone: writes benchmarks/results/attention.md."""
+"""Cost of a transformer's attention methods compared with the network alone: writes benchmarks/results/attention.md."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def backward(classifier: xattn.Classifier, images: Tensor) -> Any:
 @click.option("--data", type=click.Path(path_type=Path), envvar="XATTN_DATA", default=DATA)
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS)
 def main(batch: int, rounds: int, threads: int, device: str, data: Path, out: Path) -> None:
-    """Times every method of attention, and the network alone, in turn."""
+    """Times every attention method and the network alone, in turn."""
     torch.set_num_threads(threads)
     weights = data / "weights" / "vit_tiny_patch16_224.pth"
     if not weights.exists():

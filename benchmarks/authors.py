@@ -1,11 +1,12 @@
-"""Runs the authors' own code on inputs made by a formula and keeps what it gives: what tests/authors/test_values.py holds xattn to.
+"""Runs the authors' own code on generated inputs and stores its results, against which tests/authors/test_values.py checks xattn.
 
     python benchmarks/authors.py --ca-stream DIR --br-npa DIR --metrics DIR --score-cam DIR --simpool DIR --ep DIR --abmilp DIR
 
-Clones of github.com/ftorres11/CA_Stream, TristanGomez44/br_npa, TristanGomez44/metrics-saliency-maps, haofanwang/Score-CAM,
-billpsomas/simpool, billpsomas/efficient-probing and AMLab-Amsterdam/AttentionDeepMIL, and `pip install einops`; the values of a clone that
-is not given stay. Functions and classes are taken out of their files one by one, as the modules import what they do not need; the only
-changes are to what Python, NumPy and SciPy have since taken away (`np.trapz`, `scipy.ndimage.filters`), and to what asks for a GPU.
+The arguments are clones of github.com/ftorres11/CA_Stream, TristanGomez44/br_npa, TristanGomez44/metrics-saliency-maps,
+haofanwang/Score-CAM, billpsomas/simpool, billpsomas/efficient-probing and AMLab-Amsterdam/AttentionDeepMIL; `pip install einops` is needed
+too. Stored values of a clone that is not given are kept. Functions and classes are extracted from their files one by one, because the
+modules import what they do not need; the only changes replace what Python, NumPy and SciPy have since removed (`np.trapz`,
+`scipy.ndimage.filters`), and code that requires a GPU.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ numpy.trapz = getattr(numpy, "trapz", numpy.trapezoid)  # type: ignore[attr-defi
 
 
 def taken(file: Path, names: Sequence[str], **given: Any) -> types.SimpleNamespace:
-    """Functions and classes of a file, without its imports."""
+    """Loads functions and classes of a file, without its imports."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     chosen: list[ast.stmt] = [node for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name in names]
     space: dict[str, Any] = {"torch": torch, "nn": nn, "F": functional, "np": numpy, "numpy": numpy, "copy": copy, "math": math, **given}
@@ -46,14 +47,14 @@ def taken(file: Path, names: Sequence[str], **given: Any) -> types.SimpleNamespa
 
 
 def plain(values: Any) -> Any:
-    """Numbers of a tensor or an array as JSON has them."""
+    """Converts numbers of a tensor or an array for JSON."""
     if isinstance(values, (Tensor, numpy.ndarray)):
         return [plain(value) for value in values] if values.ndim else float(f"{float(values):.9g}")
     return float(f"{float(values):.9g}")
 
 
 def ca_stream_network(clone: Path) -> dict[str, Any]:
-    """Logits of their ResNet-18 with the stream, and the scores of its last attention."""
+    """Returns logits of their ResNet-18 with the stream, and the scores of its last attention."""
     import einops
     from torchvision.models import resnet
 
@@ -77,7 +78,7 @@ def ca_stream_network(clone: Path) -> dict[str, Any]:
 
 
 def ca_stream_metrics(clone: Path) -> dict[str, Any]:
-    """AD, AI, AG, insertion and deletion of a batch."""
+    """Returns AD, AI, AG, insertion and deletion of a batch."""
     game = taken(clone / "engine/interpretable/ins_del.py", ["gkern", "auc", "CausalMetric"], gaussian_filter=scipy.ndimage.gaussian_filter)
     recognition = taken(clone / "engine/evaluation.py", ["gradcampp_recognition"], epsilon=sys.float_info.epsilon)
     network, images, masks = inputs.filled(inputs.Small()), inputs.pictures(), inputs.masks(7)
@@ -96,7 +97,7 @@ def ca_stream_metrics(clone: Path) -> dict[str, Any]:
 
 
 def saliency_metrics(clone: Path) -> dict[str, Any]:
-    """DAUC, IAUC, DC, IC, AD, IIC and ADD of each image, on pictures in [0, 1] and on normalised ones."""
+    """Returns DAUC, IAUC, DC, IC, AD, IIC and ADD of each image, for pictures in [0, 1] and for normalised ones."""
     sys.path.insert(0, str(clone))
     from saliency_maps_metrics import multi_step_metrics, single_step_metrics  # type: ignore[import-not-found]
 
@@ -126,7 +127,7 @@ def saliency_metrics(clone: Path) -> dict[str, Any]:
 
 
 def br_npa(clone: Path) -> dict[str, Any]:
-    """Vectors, maps and sparsity of three images."""
+    """Returns vectors, maps and sparsity of three images."""
     model = taken(clone / "code/modelBuilder.py", ["representativeVectors"])
     sparsity = taken(clone / "code/metrics.py", ["compAttMapSparsity"])
     features = inputs.features()
@@ -137,7 +138,7 @@ def br_npa(clone: Path) -> dict[str, Any]:
 
 
 def score_cam(clone: Path) -> dict[str, Any]:
-    """Their saliency map of two images, min-maxed at the image's size."""
+    """Returns their saliency map of two images, min-max normalised at the image's size."""
 
     class BaseCAM:
         def __init__(self, network: nn.Module) -> None:
@@ -148,7 +149,7 @@ def score_cam(clone: Path) -> dict[str, Any]:
     released = taken(clone / "cam/scorecam.py", ["ScoreCAM"], BaseCAM=BaseCAM)
     network = inputs.filled(inputs.Small())
     found = []
-    cuda, Tensor.cuda = Tensor.cuda, lambda self, *_: self  # type: ignore[method-assign]  # it asks for a GPU whatever there is
+    cuda, Tensor.cuda = Tensor.cuda, lambda self, *_: self  # type: ignore[method-assign]  # it always requests a GPU
     try:
         for image, target in zip(inputs.pictures(2), inputs.TARGETS, strict=False):
             found.append(released.ScoreCAM(network)(image[None], class_idx=target)[0, 0, ::8, ::8])
@@ -158,11 +159,11 @@ def score_cam(clone: Path) -> dict[str, Any]:
 
 
 def simpool(clone: Path) -> dict[str, Any]:
-    """Vectors of three images, each on its own, since theirs depend on the smallest value of the batch."""
+    """Returns vectors of three images, each computed alone, because theirs depend on the smallest value of the batch."""
     found, make = {}, torch.tensor
     released = taken(clone / "sp.py", ["SimPool"])
     for gamma in (None, 1.25, 2.0):
-        torch.tensor = lambda values, **_: make(values)  # it asks for a GPU whatever there is
+        torch.tensor = lambda values, **_: make(values)  # it always requests a GPU
         try:
             module = released.SimPool(12, gamma=gamma)
         finally:
@@ -174,7 +175,7 @@ def simpool(clone: Path) -> dict[str, Any]:
 
 
 def efficient_probing(clone: Path) -> dict[str, Any]:
-    """Logits of three images, in training and in eval mode, as the batch normalisation differs."""
+    """Returns logits of three images, in training and in eval mode, because the batch normalisation differs."""
     found = {}
     for d_out in (1, 3):
         pooling = taken(clone / "poolings/ep.py", ["EfficientProbing"], **vars(typing)).EfficientProbing(12, num_queries=4, d_out=d_out)
@@ -189,7 +190,7 @@ def efficient_probing(clone: Path) -> dict[str, Any]:
 
 
 def abmilp_of_transformers(clone: Path) -> dict[str, Any]:
-    """Vectors and maps of three images, without a gate."""
+    """Returns vectors and maps of three images, without a gate."""
     head = taken(clone / "poolings/abmilp.py", ["ABMILPHead"], **vars(typing)).ABMILPHead(12)
     inputs.fill(head.attention_predictor.parameters())
     with torch.no_grad():
@@ -198,7 +199,7 @@ def abmilp_of_transformers(clone: Path) -> dict[str, Any]:
 
 
 def gated_attention(clone: Path) -> dict[str, Any]:
-    """Probability and map of one bag; its convolutions are left out, and their layer gives the instances."""
+    """Returns probability and map of one bag; its convolutions are left out, and their layer provides the instances."""
     network = taken(clone / "model.py", ["GatedAttention"]).GatedAttention()
     network.feature_extractor_part1 = nn.Identity()
     network.feature_extractor_part2 = nn.Identity()

@@ -1,4 +1,4 @@
-"""How fast SketchBirds is drawn, and what it looks like.
+"""Drawing speed of SketchBirds, and sheets of example pictures.
 
     python benchmarks/birds.py [--out benchmarks/results/papers]
 
@@ -25,7 +25,7 @@ REPEATS, COUNT, ENLARGED = 5, 2000, 2
 
 
 def rate(workers: int) -> list[float]:
-    """Pictures per second of each repeat; starting the workers is not counted."""
+    """Returns pictures per second of each repeat; starting the workers is not counted."""
     found = []
     for seed in range(REPEATS):
         data = SketchBirds("train", COUNT, seed=seed, transform=PILToTensor())
@@ -38,7 +38,7 @@ def rate(workers: int) -> list[float]:
 
 
 def sheet(data: SketchBirds) -> Image.Image:
-    """All pictures, those of a class below each other."""
+    """Arranges all pictures, those of one class below each other."""
     across = len(CLASSES)
     size = SIDE * ENLARGED
     made = Image.new("RGB", (across * size, -(-len(data) // across) * size))

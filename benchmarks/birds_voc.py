@@ -1,4 +1,4 @@
-"""Pictures with several SketchBirds in the layout of PASCAL VOC.
+"""Writes pictures with several SketchBirds in the layout of PASCAL VOC.
 
     python benchmarks/birds_voc.py FOLDER [--train 2000] [--validation 400] [--seed 0]
 

@@ -1,8 +1,8 @@
-"""Maps from a share of their passes beside those of all passes: writes benchmarks/results/budget.json and, from it, budget.md.
+"""Maps from a share of their passes compared with those from all passes: writes benchmarks/results/budget.json and budget.md.
 
-    python benchmarks/budget.py --count 100                              # Score-CAM, five networks; goes on where it was cut off
+    python benchmarks/budget.py --count 100                              # Score-CAM, five networks; resumes after an interruption
     python benchmarks/budget.py --method rise --count 2
-    python benchmarks/budget.py --page                                   # the page alone
+    python benchmarks/budget.py --page                                   # only the page
 
 The regression's constants were chosen on pictures of imagenette/val; these are photographs, and drawn birds for the network in the wheel.
 """
@@ -37,7 +37,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "timm:tf_efficientnet_lite0": {"weights": "tf_efficientnet_lite0.pth", "mean": [0.5], "std": [0.5]},
     "torchvision:mobilenet_v2": {"weights": "mobilenet_v2.pth"},
 }
-TABLE = ["grad-cam", "grad-cam++"]  # beside Score-CAM in the table job
+TABLE = ["grad-cam", "grad-cam++"]  # run along with Score-CAM in the table job
 METRICS = ["average-drop", "average-gain", "average-increase", "insertion", "deletion"]
 CURVES = ["insertion", "deletion"]
 WITHIN = 1.96  # standard errors
@@ -46,7 +46,7 @@ BATCH = 4
 
 
 def similarity(found: Tensor, exact: Tensor) -> float:
-    """Pearson correlation of a map with the exact one; 0 where one is constant and the other is not, 1 where both are."""
+    """Returns the Pearson correlation of a map with the exact one; 0 if one is constant and the other is not, 1 if both are."""
     one, other = (map_.double().flatten() - map_.double().mean() for map_ in (found, exact))
     if not bool(one.any()) or not bool(other.any()):
         return float(not bool(one.any()) and not bool(other.any()))
@@ -54,13 +54,13 @@ def similarity(found: Tensor, exact: Tensor) -> float:
 
 
 def deviation(error: Tensor, exact: Tensor) -> float:
-    """Root mean square of errors over the cells, in units of the exact map's range."""
+    """Returns the root mean square of the errors over the cells, in units of the exact map's range."""
     span = (exact.max() - exact.min()).double()
     return float(error.double().pow(2).mean().sqrt() / span) if span else 0.0
 
 
 def compared(found: Tensor, error: Tensor, exact: Tensor) -> dict[str, float]:
-    """A map beside the exact one: both `(h, w)`, and the standard error of each cell."""
+    """A map and the exact one, both `(h, w)`, and the standard error of each cell."""
     slack = ROUNDING * exact.abs().max()
     inside = (found - exact).abs() <= WITHIN * error + slack
     return {
@@ -76,7 +76,7 @@ class Job:
     """One network, run by its tuned predictor.
 
     Args:
-        name: as it is loaded.
+        name: name by which it is loaded.
         classifier: the network.
     """
 
@@ -85,7 +85,7 @@ class Job:
         self.predictor: Predictor = fastest(classifier)
 
     def run(self, images: Tensor, spec: str, what: str) -> dict[str, Any]:
-        """Maps by a method, `(B, h, w)`, with the seconds and the passes of the batch.
+        """Computes maps by a method, `(B, h, w)`, with the seconds and the passes of the batch.
 
         Args:
             images: `(B, 3, H, W)`.
@@ -116,7 +116,7 @@ class Job:
 
 
 def measured(job: Job, images: Tensor, spec: str, settings: list[str], kept: Path | None, what: str) -> list[list[dict[str, Any]]]:
-    """For each setting the numbers of each picture of a batch; exact maps are made in the same turn, or taken from where they are kept."""
+    """Returns for each setting the numbers of each picture of a batch; exact maps are computed in the same turn, or cached."""
     joint = "," if ":" in spec else ":"
     at_once = kept is None or not kept.exists()
     exact = job.run(images, spec, what) if at_once else torch.load(kept, weights_only=True)
@@ -135,7 +135,7 @@ def measured(job: Job, images: Tensor, spec: str, settings: list[str], kept: Pat
 
 
 def _beside(found: dict[str, Any], exact: dict[str, Any], number: int) -> dict[str, float]:
-    """What a picture's estimate and its exact map are to each other; quality is left out where every mask was run."""
+    """Compares a picture's estimate with its exact map; quality is left out if every mask was run."""
     quality = {} if found["error"] is None else compared(found["raw"][number], found["error"][number], exact["raw"][number])
     return quality | {metric: found[metric][number] - exact[metric][number] for metric in CURVES if metric in found and metric in exact}
 
@@ -143,7 +143,7 @@ def _beside(found: dict[str, Any], exact: dict[str, Any], number: int) -> dict[s
 def subjects(
     model: str, count: int, data: Path, device: str, files: list[Path] | None = None
 ) -> tuple[xattn.Classifier, list[str], Callable[[int], Tensor]]:
-    """A network, the names of its pictures, the first photographs if no files are given, and what makes each, `(1, 3, H, W)`."""
+    """Returns a network, the names of its pictures (by default the first photographs), and a function that makes each, `(1, 3, H, W)`."""
     if model.startswith("birds:"):
         drawn = xattn.birds.SketchBirds("test", count)
         classifier = xattn.load(model, device=device)
@@ -162,12 +162,12 @@ def _key(sample: dict[str, Any]) -> tuple[str, str, str, str]:
 
 
 def kept_samples(out: Path) -> dict[str, Any]:
-    """What was measured before."""
+    """Reads earlier measurements."""
     return json.loads(out.read_text(encoding="utf-8")) if out.exists() else {"conditions": {}, "samples": []}
 
 
 def keep(samples: dict[str, Any], out: Path) -> None:
-    """Written whole or not at all, a sample per line."""
+    """Writes the samples atomically, one per line."""
     rounded = [{key: round(value, 5) if isinstance(value, float) else value for key, value in row.items()} for row in samples["samples"]]
     lines = ",\n".join(json.dumps(row) for row in rounded)
     unfinished = out.with_suffix(".unfinished")

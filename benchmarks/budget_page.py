@@ -1,4 +1,4 @@
-"""The page of `budget.py`, from the samples that it keeps."""
+"""Makes the page of `budget.py` from its stored samples."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Sample = Mapping[str, Any]
 
 
 def write(samples: Mapping[str, Any], out: Path) -> None:
-    """The page: a table for each method, a row for each network and setting."""
+    """Writes the page: one table per method, one row per network and setting."""
     rows = samples["samples"]
     lines = ["# Maps from a share of their passes, beside those of all passes", "", *ABOUT, ""]
     for method in dict.fromkeys(row["method"] for row in rows):
@@ -66,7 +66,7 @@ ABOUT = [
 
 
 def _quality(rows: list[Sample]) -> list[str]:
-    scored = [row for row in rows if "r" in row]  # elsewhere every mask was run
+    scored = [row for row in rows if "r" in row]  # in other rows every mask was run
     r, covered = ([row[what] for row in scored] for what in ("r", "covered"))
     share = sum(row["passes"] / row["of"] for row in rows) / len(rows)
     if not scored:

@@ -1,4 +1,4 @@
-"""Whether the libraries compute the same, before any time is believed: on few images, with a stated tolerance."""
+"""Checks that the libraries compute the same before they are timed: on few images, with a stated tolerance."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from xattn.explainers import score_cam
 from xattn.metrics import average_drop, average_increase, deletion, insertion, to_masks
 from xattn.metrics.fills import Baseline, baseline_images
 
-POINT = 0.01  # percent of a probability: what float32 leaves of a mean of equal definitions
-TORCH_CAM_EPSILON = 1e-7  # a probability of 0.0003 gives a drop that is 0.04 points lower for it
+POINT = 0.01  # percent of a probability: float32 error of a mean of equal definitions
+TORCH_CAM_EPSILON = 1e-7  # a probability of 0.0003 yields a drop that is 0.04 points lower because of it
 
 
 @dataclass(frozen=True)
 class Check:
-    """Whether two compute the same.
+    """Result of a comparison of two computations.
 
     Attributes:
-        what: is compared.
-        of: the contenders that it is about.
-        found: the difference, or where `at_least` the correlation.
-        bound: up to which they agree; None: it is told and not judged.
-        at_least: the bound is from below.
+        what: what is compared.
+        of: the contenders that are compared.
+        found: the difference, or with `at_least` the correlation.
+        bound: limit of agreement; None: reported but not judged.
+        at_least: whether the bound is a minimum.
     """
 
     what: str
@@ -55,12 +55,12 @@ def _masks(raw: Tensor, size: tuple[int, ...]) -> Tensor:
 
 
 def _correlation(a: Tensor, b: Tensor) -> float:
-    """The lowest over the images."""
+    """Returns the lowest value over the images."""
     return min(float(torch.corrcoef(torch.stack([x.flatten(), y.flatten()]).double())[0, 1]) for x, y in zip(a, b, strict=True))
 
 
 def of_maps(subject: Subject, images: Tensor, targets: Tensor, method: str, batch: int) -> list[Check]:
-    """Maps of one method by all three, of the network without normalisation: they mask before it, we in pixel space."""
+    """Compares maps of one method by all three, for the network without normalisation: they mask before it, xattn in pixel space."""
     plain, spec = subject.plain, method + (":weighting=logit-softmax" if method == "score-cam" else "")
     own = ours.maps(plain.classifier, images, targets, [spec], "exact")
     size, small = tuple(images.shape), tuple(own.raw[spec].shape)
@@ -91,19 +91,19 @@ def of_maps(subject: Subject, images: Tensor, targets: Tensor, method: str, batc
 
 
 def _aligned(maps: Tensor, size: tuple[int, int], mode: str, align_corners: bool) -> Tensor:
-    """pytorch-grad-cam's upsampling in the place of ours."""
+    """Replaces xattn's upsampling with pytorch-grad-cam's."""
     return functional.interpolate(maps, size=size, mode=mode, align_corners=True)
 
 
 def _noise(images: Tensor) -> Tensor:
-    """Masks in which no two pixels tie, also not rounded to 2⁻¹⁶: each library breaks ties its own way."""
+    """Returns masks in which no two pixels are equal, even when rounded to 2⁻¹⁶: each library breaks ties its own way."""
     generator, count = torch.Generator().manual_seed(0), images.shape[2] * images.shape[3]
     order = torch.rand(len(images), count, generator=generator).argsort(dim=1)
     return (order * (2**16 // count) / 2**16).view(len(images), *images.shape[2:]).to(images)
 
 
 def of_masks(subject: Subject, images: Tensor, targets: Tensor, batch: int) -> list[Check]:
-    """Average drop and increase of the same masks, of the network without normalisation."""
+    """Compares average drop and increase of the same masks, for the network without normalisation."""
     plain, masks, of = subject.plain, _noise(images), ("torch-cam", "torch-cam, maps kept")
     with torch.no_grad():
         theirs = rivals.torch_cam_scores(plain, images, targets, rivals.KeptMaps(plain, masks), batch)
@@ -127,7 +127,7 @@ def _target_probability(subject: Subject, images: Tensor, targets: Tensor) -> Te
 
 
 def of_curves(subject: Subject, images: Tensor, targets: Tensor, batch: int) -> list[Check]:
-    """Insertion and deletion of the same masks, of the network as it is."""
+    """Compares insertion and deletion of the same masks, for the unchanged network."""
     masks, of, classifier = _noise(images), ("torch-cam", "torch-cam, maps kept"), subject.classifier
     deleted, inserted = (
         float(metric(classifier.predict, images, masks, targets, fill=classifier.mean).mean()) for metric in (deletion, insertion)

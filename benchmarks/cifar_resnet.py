@@ -10,7 +10,7 @@ from torch.nn import functional
 
 
 class Block(nn.Module):
-    """Two convolutions beside a shortcut that takes every second pixel and pads channels with zeros."""
+    """Two convolutions with a parallel shortcut that takes every second pixel and pads channels with zeros."""
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
         super().__init__()

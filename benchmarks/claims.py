@@ -1,4 +1,4 @@
-"""Pages of results: a table, and a line per claim with its verdict, both from numbers alone."""
+"""Pages of results: a table, and one line per claim with its verdict, both from numbers alone."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ ANSWERS = {"reproduced": "yes", "not reproduced: it is the other way round": "no
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of a paper, or a question of our own, on a difference of two means.
+    """A claim of a paper, or our own question, about a difference of two means.
 
     Attributes:
         text: the claim, or the question with its question mark.
-        difference: of the two means that it compares.
-        way: sign that the claim gives the difference; 0: that there is none beyond the margin.
-        margin: how large a difference counts as none.
-        digits: after the point.
-        asked: whether it is a question: whether the difference is above 0.
-        note: stands behind the numbers.
-        undecided: stands behind them where the claim is not decided.
+        difference: difference of the two compared means.
+        way: sign of the difference according to the claim; 0: no difference beyond the margin.
+        margin: the largest difference that counts as none.
+        digits: number of decimals.
+        asked: whether it is a question, namely whether the difference is above 0.
+        note: text after the numbers.
+        undecided: text after the numbers if the claim is not decided.
     """
 
     text: str
@@ -43,23 +43,23 @@ class Claim:
     undecided: str = ""
 
     def tests(self) -> tuple[float, ...]:
-        """P-values: that there is a difference, and of a claim that there is none, also that it is within the margin."""
+        """Returns p-values: that there is a difference, and for a claim of no difference, also that it is within the margin."""
         differs = self.difference.differs()
         return (differs,) if self.way else (differs, self.difference.within(self.margin))
 
 
 def claim(text: str, difference: Estimate, way: int, digits: int = 2, margin: float = 0.0, note: str = "", undecided: str = "") -> Claim:
-    """A claim of a paper; its arguments are `Claim`'s."""
+    """Makes a claim of a paper; the arguments are those of `Claim`."""
     return Claim(text, difference, way, margin, digits, note=note, undecided=undecided)
 
 
 def question(text: str, difference: Estimate, digits: int = 2) -> Claim:
-    """A question of our own, with its question mark, whether a difference is above 0."""
+    """Makes our own question, with its question mark, whether a difference is above 0."""
     return Claim(text, difference, digits=digits, asked=True)
 
 
 def verdicts(claims: Sequence[Claim]) -> str:
-    """A line per claim with its verdict, and how they were found. All tests of the claims are one family, adjusted by Holm."""
+    """Writes one line per claim with its verdict, and how they were decided. All tests of the claims are one family, adjusted by Holm."""
     tests = [claim.tests() for claim in claims]
     left = iter(holm([p for of_claim in tests for p in of_claim]))
     lines = [f"- {_line(claim, [next(left) for _ in of_claim])}" for claim, of_claim in zip(claims, tests, strict=True)]
@@ -78,7 +78,7 @@ def verdicts(claims: Sequence[Claim]) -> str:
 
 
 def verdict(claim: Claim, p: Sequence[float]) -> str:
-    """Reproduced, not reproduced, or not decided: a large p-value shows neither a difference nor none.
+    """Returns the verdict: reproduced, not reproduced, or not decided. A large p-value shows neither a difference nor its absence.
 
     Args:
         claim: the claim.
@@ -113,18 +113,18 @@ def _p(value: float) -> str:
 
 
 def cell(values: Tensor, digits: int = 2) -> str:
-    """A mean with half of its interval: over pictures `(n,)`, or over seeds and pictures, `(seeds, pictures)`."""
+    """Formats a mean with half of its interval: over pictures `(n,)`, or over seeds and pictures, `(seeds, pictures)`."""
     found = estimate(values)
     return _shown(found.mean, found.half, digits)
 
 
 def over_seeds(values: Sequence[float], digits: int = 2) -> str:
-    """A mean over seeds with half of its interval."""
+    """Formats a mean over seeds with half of its interval."""
     return cell(torch.tensor(values, dtype=torch.float64), digits)
 
 
 def shown(interval: Interval, digits: int = 2) -> str:
-    """An interval as mean ± half its width."""
+    """Formats an interval as mean ± half its width."""
     return _shown(interval.mean, interval.high - interval.mean, digits)
 
 
@@ -135,7 +135,7 @@ def _shown(mean: float, half: float, digits: int) -> str:
 
 
 def page(title: str, about: Sequence[str], table: pd.DataFrame, claims: Sequence[Claim] = ()) -> str:
-    """One page of Markdown."""
+    """Writes one page of Markdown."""
     parts = [f"# {title}", *about, table.to_markdown(index=False, disable_numparse=True)]
     if claims:
         parts.append(verdicts(claims))

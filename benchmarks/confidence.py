@@ -1,9 +1,9 @@
-"""Scores of maps at matched confidence: a surer classifier must not pass for one with better maps.
+"""Scores of maps at matched confidence, so that a more confident classifier does not seem to have better maps.
 
-The classifiers are compared at one mean confidence, that of the least sure: the logits of each are divided by the temperature at which
-its mean probability of the label, on held-out pictures, is that one's. Maps are those of the classifiers as they are, predictions do
-not change, all pictures count. To compare those pictures alone of which all are equally sure would keep the few that all are unsure of,
-and say nothing of the others.
+The classifiers are compared at one mean confidence, that of the least confident one: the logits of each are divided by the temperature at
+which its mean probability of the label, on held-out pictures, equals that confidence. Maps are those of the unchanged classifiers,
+predictions do not change, and all pictures count. Comparing only pictures on which all classifiers are equally confident would keep the few
+on which all are unsure, and show nothing about the others.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ CHUNK = 20
 
 
 def tempered(classifier: xattn.Classifier, temperature: float) -> xattn.Classifier:
-    """A copy whose logits, the network's output, are divided by a temperature.
+    """Copies a classifier; the copy's logits, the network's output, are divided by a temperature.
 
     Raises:
-        UnsupportedError: the head gives the logits, not the network.
+        UnsupportedError: the head outputs the logits, not the network.
     """
     if classifier.attachment.replaces == "classifier":
         raise UnsupportedError(f"{classifier.head_name} gives the logits of {classifier.name} itself: it has no temperature here.")
@@ -44,9 +44,9 @@ class AtTemperature(Predictor):
     """A classifier's logits divided by a temperature, computed once for all temperatures.
 
     Args:
-        classifier: as it is.
-        temperature: that divides its logits.
-        known: logits by a digest of the images, which several of these share.
+        classifier: the unchanged classifier.
+        temperature: divisor of its logits.
+        known: logits by a digest of the images, shared by several of these objects.
     """
 
     def __init__(self, classifier: xattn.Classifier, temperature: float, known: dict[bytes, Tensor]) -> None:
@@ -62,10 +62,10 @@ class AtTemperature(Predictor):
 
 
 def confidence(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> float:
-    """Mean probability of the labels, of logits `(n, K)` divided by a temperature.
+    """Returns the mean probability of the labels, for logits `(n, K)` divided by a temperature.
 
     Args:
-        logits: of some pictures.
+        logits: logits of some pictures.
         labels: class indices `(n,)`, with probabilities by softmax; or label vectors `(n, K)` of several labels, by sigmoid.
         temperature: above 0.
     """
@@ -76,10 +76,10 @@ def confidence(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> floa
 
 
 def matching(logits: Tensor, labels: Tensor, wanted: float) -> float:
-    """The temperature from 0.02 to 50 at which the mean probability of the labels is as wanted; NaN where none is.
+    """Returns the temperature from 0.02 to 50 at which the mean probability of the labels is as wanted; NaN if there is none.
 
     Args:
-        logits: `(n, K)`, of held-out pictures.
+        logits: `(n, K)`, logits of held-out pictures.
         labels: `(n,)` or `(n, K)`, as for `confidence`.
         wanted: in (0, 1).
     """
@@ -92,7 +92,7 @@ def matching(logits: Tensor, labels: Tensor, wanted: float) -> float:
 
 
 def logits_of(classifier: xattn.Classifier, images: Tensor) -> Tensor:
-    """Logits `(n, K)` of images in pixel space, on the CPU."""
+    """Computes logits `(n, K)` of images in pixel space, on the CPU."""
     return torch.cat([classifier.predict(some.to(classifier.device)).cpu() for some in images.split(CHUNK)])
 
 
@@ -105,16 +105,16 @@ def scores_at(
     metrics: Sequence[str],
     temperature: float,
 ) -> pd.DataFrame:
-    """Scores of maps for the labels, at temperature 1 and at another: rows with `method`, `metric`, `image`, `value`, `matched`.
+    """Scores maps for the labels, at temperature 1 and at another one: rows with `method`, `metric`, `image`, `value`, `matched`.
 
     Args:
-        file: a CSV where they are kept.
-        classifier: with its head.
+        file: a CSV that stores the scores.
+        classifier: the classifier with its head.
         images: `(n, 3, H, W)` in pixel space.
         labels: `(n,)` class indices.
-        methods: that are scored.
-        metrics: by which.
-        temperature: of the rows that are `matched`; 1: these are the same as the others; NaN: they have no value.
+        methods: methods to score.
+        metrics: metrics to compute.
+        temperature: temperature of the rows that are `matched`; 1: they equal the other rows; NaN: they have no value.
     """
     if file.exists():
         return pd.read_csv(file)

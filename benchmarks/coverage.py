@@ -1,4 +1,4 @@
-"""How often intervals cover the truth and tests err, by simulation: python benchmarks/coverage.py > benchmarks/results/coverage.md."""
+"""How often intervals cover the true value and tests err, by simulation: python benchmarks/coverage.py > benchmarks/results/coverage.md."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ GENERATOR = np.random.default_rng(0)
 
 
 def share(once: Callable[[], bool]) -> str:
-    """The percentage of repeats in which something holds, with its Wilson interval."""
+    """Formats the percentage of repeats in which something holds, with its Wilson interval."""
     found = proportion_interval([100.0 * once() for _ in range(REPEATS)], (0, 100))
     return f"{found.mean:.1f} [{found.low:.1f}, {found.high:.1f}]"
 
@@ -101,7 +101,7 @@ def sequences() -> None:
 
 
 def misses_in_rounds(values: list[float], truth: float) -> bool:
-    """Whether an interval of a fixed n misses after any round."""
+    """Returns whether an interval of a fixed n misses after any round."""
     return any(not covers(mean_interval(values[:n]), truth) for n in ends_of_rounds(len(values), 8))
 
 
@@ -175,14 +175,14 @@ def seed_tests() -> None:
 
 
 def of_seeds(count: int, spread: float, generator: np.random.Generator = GENERATOR, n: int = 100) -> Array:
-    """Values of networks of several seeds, `(S, n)`, whose mean is 0."""
+    """Draws values of networks of several seeds, `(S, n)`, whose mean is 0."""
     pictures = 20 * (generator.exponential(size=n) - 1)
     found: Array = spread * generator.normal(size=(count, 1)) + pictures + 10 * generator.normal(size=(count, n))
     return found
 
 
 def resampled(values: Array, *, anew: bool) -> tuple[float, float]:
-    """The percentile interval of seeds, then pictures, drawn with replacement."""
+    """Returns the percentile interval of seeds, then pictures, resampled with replacement."""
     count, n = values.shape
     chosen = GENERATOR.integers(count, size=(RESAMPLES, count, 1))
     pictures = GENERATOR.integers(n, size=(RESAMPLES, count if anew else 1, n))
@@ -195,7 +195,7 @@ def rounded(n: int) -> list[float]:
 
 
 def yes_or_no(n: int, first: float) -> tuple[list[bool], list[bool]]:
-    """Two methods on n pictures; the second succeeds on three of ten."""
+    """Draws two methods on n pictures; the second succeeds on three of ten."""
     return [DRAW.random() < first for _ in range(n)], [DRAW.random() < 0.3 for _ in range(n)]
 
 

@@ -26,8 +26,8 @@ def cross_attention_page(work: Path, trainings: Trainings) -> str:
     """CA-Stream, Table 1.
 
     Args:
-        work: where scores are kept.
-        trainings: of the streams.
+        work: where scores are stored.
+        trainings: trainings of the streams.
     """
     budget = trainings.budget
     pooled = xattn.load("birds:gap")
@@ -87,7 +87,7 @@ def cross_attention_page(work: Path, trainings: Trainings) -> str:
 
 
 def _answered(trainings: Trainings, nets: dict[str, list[xattn.Classifier]]) -> str:
-    """How well test birds are recognised, in words, by head."""
+    """Returns how well test birds are recognised, in words, by head."""
     of, found = trainings, []
     for hard in (False, True):
         for head, some in nets.items():
@@ -97,12 +97,12 @@ def _answered(trainings: Trainings, nets: dict[str, list[xattn.Classifier]]) -> 
 
 
 def listed(values: Sequence[float], digits: int) -> str:
-    """Values in words; a NaN is "none"."""
+    """Formats values in words; NaN becomes "none"."""
     return ", ".join("none" if math.isnan(value) else f"{value:.{digits}f}" for value in values)
 
 
 def streams_of(budget: Budget) -> str:
-    """How streams are trained, in words."""
+    """Returns how streams are trained, in words."""
     return (
         f"{len(budget.seeds)} seeds, {budget.stream} epochs of {budget.count} pictures on features that are computed once; no setting was "
         "searched, all streams have the same"
@@ -110,5 +110,5 @@ def streams_of(budget: Budget) -> str:
 
 
 def beside(printed: Sequence[float] | None) -> Line:
-    """The cell of printed values."""
+    """Formats a cell of printed values."""
     return {"printed": "" if printed is None else " · ".join(f"{value:.2f}" for value in printed)}

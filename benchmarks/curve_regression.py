@@ -1,10 +1,11 @@
-"""Insertion and deletion from a share of their points: regression over a picture's curves beside the adaptive form of each.
+"""Insertion and deletion from a share of their points: regression over a picture's curves compared with the adaptive form.
 
     python benchmarks/curve_regression.py WORK                # WORK keeps the full curves
 
-The adaptive form (`insertion:tolerance=…`) looks at one curve alone. Here the curves of several methods on one picture are one Gaussian
-process over the share of changed pixels and over what is left of the picture, as in `xattn/explainers/regression.py`, which also chooses
-the points; both get the same passes. Pictures of imagenette/val set what had to be set (`--tune`); the page is of photographs.
+The adaptive form (`insertion:tolerance=…`) uses one curve at a time. Here the curves of several methods on one picture are one Gaussian
+process over the share of changed pixels and over the remaining part of the picture, as in `xattn/explainers/regression.py`, which also
+chooses the points; both use the same number of passes. The settings were tuned on pictures of imagenette/val (`--tune`); the page is of
+photographs.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ GAMES = {"insertion": Insertion().curve, "deletion": Deletion().curve}
 TOLERANCES = {"insertion": (2.0, 4.0, 8.0), "deletion": (1.5, 3.0, 6.0)}  # points of area; the middle one is about a quarter of the passes
 WAYS = ("adaptive", "each alone", "together")
 CELLS = 7
-WEIGHTS = (1.0, 2.0, 3.0)  # of the share of changed pixels beside what is left of the picture, in the distance of two points
+WEIGHTS = (1.0, 2.0, 3.0)  # of the share of changed pixels relative to the remaining part of the picture, in the distance of two points
 TINY = 1e-9
 
 
@@ -63,7 +64,7 @@ def collected(classifier: xattn.Classifier, image: Tensor) -> dict[str, Any]:
 
 
 def adaptive(p: Tensor, shares: Tensor, tolerance: float, *, early: bool) -> tuple[Tensor, list[int]]:
-    """The curves as the adaptive form has them, and how many points it looked at of each, without the ends."""
+    """Returns the curves of the adaptive form, and the number of points it used on each, without the ends."""
     known = torch.full_like(p, torch.nan)
     places = torch.cat([torch.tensor([0]), first_points(p.shape[1], early=early), torch.tensor([p.shape[1] - 1])])
     known[:, places] = p[:, places]
@@ -73,9 +74,9 @@ def adaptive(p: Tensor, shares: Tensor, tolerance: float, *, early: bool) -> tup
 
 
 def regressed(p: Tensor, shares: Tensor, changed: Tensor, passes: int, weight: float) -> tuple[Tensor, Tensor]:
-    """Areas of the curves by regression over all their points, `(methods,)`, and their standard errors.
+    """Returns areas of the curves by regression over all their points, `(methods,)`, and their standard errors.
 
-    The two ends, which the curves share, are points among the others and cost nothing.
+    The two ends, which the curves share, are used as points and cost nothing.
     """
     methods, count = p.shape
     inner = torch.arange(methods * count).view(methods, count)[:, 1:-1].flatten()
@@ -92,7 +93,7 @@ def regressed(p: Tensor, shares: Tensor, changed: Tensor, passes: int, weight: f
 
 
 def compared(pictures: list[dict[str, Any]], game: str, tolerance: float, weight: float) -> dict[str, Tensor]:
-    """Areas in points, `(pictures, methods)`, by each way with the same passes for a picture, and the share of the passes."""
+    """Returns areas in points, `(pictures, methods)`, for each way with the same passes per picture, and the share of the passes."""
     rows: dict[str, list[Tensor]] = {name: [] for name in ("exact", *WAYS, "error", "share")}
     for picture in pictures:
         p, shares, changed = (picture[game][what] for what in ("p", "shares", "changed"))
@@ -107,7 +108,7 @@ def compared(pictures: list[dict[str, Any]], game: str, tolerance: float, weight
 
 
 def verdict(gains: dict[str, list[Interval]]) -> list[str]:
-    """What the page concludes: how often each way is nearer to the full curves than the adaptive form, or further off."""
+    """Writes the conclusion: how often each way is nearer to the full curves than the adaptive form, or further away."""
     found = []
     for way, intervals in gains.items():
         nearer, further = sum(one.high < 0 for one in intervals), sum(one.low > 0 for one in intervals)
@@ -121,7 +122,7 @@ def verdict(gains: dict[str, list[Interval]]) -> list[str]:
 
 
 def gain(found: dict[str, Tensor], way: str) -> Interval:
-    """By how much a way is further off than the adaptive form, the mean over pictures."""
+    """Returns how much further from the full curves a way is than the adaptive form, averaged over pictures."""
     apart, adaptive_apart = ((found[name] - found["exact"]).abs() for name in (way, "adaptive"))
     return mean_interval((apart - adaptive_apart).mean(dim=1))
 
@@ -131,7 +132,7 @@ def _only(number: int) -> slice:
 
 
 def row(model: str, game: str, tolerance: float, found: dict[str, Tensor]) -> str:
-    """A line of the page."""
+    """Writes a line of the page."""
     cells = [model, game, f"{tolerance:g}", str(len(found["exact"])), f"{100 * found['share'].mean():.0f} %"]
     apart = {way: found[way] - found["exact"] for way in WAYS}
     for way in WAYS:

@@ -1,4 +1,4 @@
-"""Differences and how sure they are: over seeds, over pictures, or over both, crossed."""
+"""Estimates of differences with their uncertainty: over seeds, over pictures, or over both, crossed."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Estimate(NamedTuple):
     """A mean with its standard error.
 
     Attributes:
-        mean: over the finite values; NaN if there is none.
-        error: standard error; NaN where too few values are known for one.
-        freedom: degrees of freedom of Student's distribution of the mean over the error.
-        over: what it is over, as "3 seeds × 200 birds".
+        mean: mean of the finite values; NaN if there is none.
+        error: standard error; NaN if there are too few values to estimate it.
+        freedom: degrees of freedom of the Student distribution of mean over error.
+        over: sample that it is over, such as "3 seeds × 200 birds".
     """
 
     mean: float
@@ -34,11 +34,11 @@ class Estimate(NamedTuple):
 
     @property
     def half(self) -> float:
-        """Half of the 95 % interval; NaN where the error is."""
+        """Half of the 95 % interval; NaN if the error is NaN."""
         return float(self.error * student.ppf((1 + CONFIDENCE) / 2, self.freedom))
 
     def differs(self) -> float:
-        """The two-sided p-value that the true mean is 0. NaN without an error, and of values that are all the same: they show no spread."""
+        """The two-sided p-value that the true mean is 0. NaN without an error, and if all values are equal: they show no spread."""
         if self.error == 0:
             return 1.0 if self.mean == 0 else math.nan
         return float(2 * student.sf(abs(self.mean) / self.error, self.freedom))
@@ -51,17 +51,17 @@ class Estimate(NamedTuple):
 
 
 def estimate(values: Tensor, units: str = "birds") -> Estimate:
-    """The mean of values, of one network's pictures or of seeds × pictures.
+    """Estimates the mean of values, of one network's pictures or of seeds × pictures.
 
     Values of one network, or of seeds alone, have Student's error. Those of seeds × pictures are crossed: all networks saw the same
-    pictures. Their error is that of a two-way bootstrap (Owen 2007): seeds and pictures are drawn independently with replacement, of either
-    one fewer than there are, so that few seeds do not make it too small (McCarthy and Snowden 1985). The degrees of freedom are
-    Satterthwaite's of the mean squares of seeds, pictures and both, whose sum that error's square is: near the number of seeds less 1 where
-    seeds differ most. Where nothing but chance in each single value makes a difference, the error is too large, by up to √3.
+    pictures. Their error is that of a two-way bootstrap (Owen 2007): seeds and pictures are drawn independently with replacement, one fewer
+    of each than there are, so that few seeds do not make the error too small (McCarthy and Snowden 1985). The degrees of freedom are
+    Satterthwaite's for the sum of the mean squares of seeds, pictures and both, which is the square of that error: near the number of seeds
+    minus 1 if seeds differ most. If the values differ only by independent noise, the error is too large, by up to √3.
 
     Args:
-        values: `(n,)`, or `(seeds, pictures)`; NaN is left out.
-        units: what the last axis counts.
+        values: `(n,)`, or `(seeds, pictures)`; NaN is ignored.
+        units: name of what the last axis counts.
     """
     table = values.double().numpy()
     if table.ndim == 2 and len(table) == 1:
@@ -82,17 +82,17 @@ def estimate(values: Tensor, units: str = "birds") -> Estimate:
     of_seeds, of_pictures = _drawn(seeds, RESAMPLES, 0), _drawn(n, RESAMPLES, 1)
     sums = ((of_seeds @ np.where(known, table, 0)) * of_pictures).sum(axis=1)
     weights = ((of_seeds @ known) * of_pictures).sum(axis=1)
-    means = sums[weights > 0] / weights[weights > 0]  # a resample of missing values alone has no mean
+    means = sums[weights > 0] / weights[weights > 0]  # a resample of missing values only has no mean
     return Estimate(float(table[known].mean()), float(means.std(ddof=1)), _freedom(table), over)
 
 
 def apart(after: Tensor | Sequence[float], before: Tensor | Sequence[float], units: str = "birds") -> Estimate:
-    """The mean of differences; what differs by 1e-6 of the largest value, or of 1, does not differ.
+    """Estimates the mean of differences; a difference below 1e-6 of the largest value, or of 1, counts as 0.
 
     Args:
         after: `(n,)` or `(seeds, pictures)`.
-        before: likewise; a pair with a NaN is left out. `(pictures,)`, of one network, is compared with each seed's.
-        units: what the last axis counts.
+        before: `(n,)` or `(seeds, pictures)`; a pair with a NaN is ignored. `(pictures,)`, of one network, is compared with each seed's.
+        units: name of what the last axis counts.
     """
     one, other = (torch.as_tensor(each, dtype=torch.float64) for each in (after, before))
     difference = one - other
@@ -102,12 +102,12 @@ def apart(after: Tensor | Sequence[float], before: Tensor | Sequence[float], uni
 
 @cache
 def _drawn(count: int, resamples: int, stream: int) -> np.ndarray:
-    """How often each of some is drawn, in resamples of one fewer than there are: `(resamples, count)`."""
+    """Returns how often each item is drawn, in resamples of one fewer than there are: `(resamples, count)`."""
     return np.random.default_rng((stream, count)).multinomial(count - 1, np.full(count, 1 / count), resamples).astype(float)
 
 
 def _freedom(table: np.ndarray) -> float:
-    """Satterthwaite's degrees of freedom of the sum of the mean squares; infinity where all are 0."""
+    """Returns Satterthwaite's degrees of freedom of the sum of the mean squares; infinity if all are 0."""
     seeds, n = table.shape
     rows, columns, whole = np.nanmean(table, axis=1), np.nanmean(table, axis=0), np.nanmean(table)
     rest = table - rows[:, None] - columns + whole

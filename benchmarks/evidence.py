@@ -1,8 +1,8 @@
-"""What kinds of evidence say of the same methods, and where they contradict each other: writes benchmarks/results/evidence.md.
+"""Results of different kinds of evidence for the same methods, and their contradictions: writes benchmarks/results/evidence.md.
 
     python benchmarks/evidence.py WORK --data path/to/data            # boxes, boxes.csv, photos, weights
 
-WORK is a folder for runs, which go on where they were cut off.
+WORK is a folder for runs; interrupted runs resume.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
 }
 CAMS = ("activation-map", "grad-cam", "grad-cam++", "layer-cam")
 GRADIENTS = ("smooth-grad:samples=4", "integrated-gradients:steps=8")
-GUIDED = ("guided-backprop",)  # of networks with rectifiers
+GUIDED = ("guided-backprop",)  # for networks with rectifiers
 OF_LAYERS = tuple(sorted(name for name, entry in methods.entries.items() if Need.LAYERS in entry.metadata.needs))
 CONTROLS = ("random", "centre", "edges", "uniform", "fake-cam")
 STEP = 12_544  # a quarter of the pixels of 224 × 224
@@ -62,11 +62,11 @@ class Job:
     Attributes:
         data: "photographs", "boxes", "birds" or "birds with a cue".
         network: name of the model.
-        images: what the study takes.
+        images: images of the study.
         methods: to run.
-        metrics: of their maps.
-        options: of the study.
-        load: of the network.
+        metrics: metrics of their maps.
+        options: options of the study.
+        load: options for loading the network.
     """
 
     data: str
@@ -83,14 +83,14 @@ class Job:
 
 
 def jobs(data: Path, photographs: int, boxes: int, birds: int, cues: int) -> list[Job]:
-    """All runs.
+    """Returns all runs.
 
     Args:
         data: folder of the real data.
-        photographs: how many.
-        boxes: pictures with true boxes, of all classes alike.
-        birds: drawn birds.
-        cues: drawn birds with a cue of another class.
+        photographs: number of photographs.
+        boxes: number of pictures with true boxes, spread equally over all classes.
+        birds: number of drawn birds.
+        cues: number of drawn birds with a cue of another class.
     """
     found = []
     photos = sorted((data / "photos").glob("*.jpg"))[:photographs]
@@ -117,7 +117,7 @@ def jobs(data: Path, photographs: int, boxes: int, birds: int, cues: int) -> lis
 
 
 def run(job: Job, work: Path) -> str:
-    """Does what a run lacks, and says what it is."""
+    """Computes what a run lacks, and prints what it is."""
     torch.set_num_threads(1)
     classifier = xattn.load(job.network, device="cpu", **job.load)
     study = Study(
@@ -137,7 +137,7 @@ def run(job: Job, work: Path) -> str:
 
 
 def rows_of(done: list[Job], work: Path) -> dict[tuple[str, str], pd.DataFrame]:
-    """The scores of each run by its pictures and network; birds with a cue count among the birds."""
+    """Returns the scores of each run by its pictures and network; birds with a cue count as birds."""
     found: dict[tuple[str, str], list[pd.DataFrame]] = {}
     for job in done:
         rows = Store(job.folder(work)).rows()
@@ -147,7 +147,7 @@ def rows_of(done: list[Job], work: Path) -> dict[tuple[str, str], pd.DataFrame]:
 
 
 def of_attention(rows: dict[tuple[str, str], pd.DataFrame]) -> list[Claim]:
-    """Whether a head's own attention ranks the parts better than maps made after the fact."""
+    """Answers whether a head's own attention ranks the parts better than post-hoc maps."""
     found = []
     for (_, network), of in rows.items():
         table = of[of["metric"] == "parts-shapley"].pivot(index="image", columns="method", values="value").fillna(0)
@@ -162,7 +162,7 @@ def of_attention(rows: dict[tuple[str, str], pd.DataFrame]) -> list[Claim]:
 
 
 def best_lines(ranks: list[Ranks]) -> list[str]:
-    """Which method is best by each kind, over networks."""
+    """Lists the best method by each kind, over networks."""
     lines = []
     for kind, data in dict.fromkeys((each.kind, each.data) for each in ranks):
         means, count = over_networks(ranks, kind, data)
@@ -177,7 +177,7 @@ def best_lines(ranks: list[Ranks]) -> list[str]:
 
 
 def decided_lines(ranks: list[Ranks]) -> list[str]:
-    """What the intervals allow."""
+    """Lists what the intervals allow."""
     lines = []
     for kind, data in dict.fromkeys((each.kind, each.data) for each in ranks):
         some = [each for each in ranks if (each.kind, each.data) == (kind, data)]
@@ -192,7 +192,7 @@ def decided_lines(ranks: list[Ranks]) -> list[str]:
 
 
 def contradiction_lines(taus: pd.DataFrame) -> list[str]:
-    """Where kinds contradict each other."""
+    """Lists the contradictions between kinds."""
     lines = []
     for kinds, of in taus.groupby("kinds", sort=False):
         against = int((of["high"] < 0).sum())
@@ -207,7 +207,7 @@ def contradiction_lines(taus: pd.DataFrame) -> list[str]:
 
 
 def trial_lines(table: pd.DataFrame, kind: str) -> str:
-    """Which metrics of a kind fail."""
+    """Lists which metrics of a kind fail."""
     of = table[table["metric"].isin(KINDS[kind])]
     failed = of[of["fails"].astype(int) > 0]
     clean = of[(of["fails"].astype(int) == 0) & (of["passes"].astype(int) > 0)]
@@ -217,7 +217,7 @@ def trial_lines(table: pd.DataFrame, kind: str) -> str:
 
 
 def page(done: list[Job], work: Path, count: str) -> str:
-    """The page."""
+    """Writes the page."""
     rows = rows_of(done, work)
     ranks = [
         ranks_of(of, kind, data, network)
@@ -252,7 +252,7 @@ def page(done: list[Job], work: Path, count: str) -> str:
 
 
 def listed(lines: list[str]) -> str:
-    """Lines as a list."""
+    """Formats lines as a list."""
     return "\n".join(f"- {line}" for line in lines)
 
 

@@ -1,4 +1,4 @@
-"""Few shots on SketchBirds in the layout of CIFAR-FS: Table 3 of BR-NPA, and whether attention adapts to the task."""
+"""Few-shot classification on SketchBirds in the layout of CIFAR-FS: Table 3 of BR-NPA, and whether attention adapts to the task."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ HIGH = ("layer2", "layer3")
 HEADS = (("gap", False), ("b-cnn", False), ("br-npa", False), ("br-npa", True))
 KINDS = SPLITS["test"][1]
 WAYS = len(KINDS)
-MOST_QUERIES = (7, 15)  # of each class, in training and in the score
+MOST_QUERIES = (7, 15)  # per class, in training and in the score
 METHODS = {"raw-attention": "br-npa's map", "grad-cam++": "Grad-CAM++ for its class"}
 TAUGHT = {"alpha": 0.6, "temperature": 16.0}
 
 
 class FewShotsPage(TaskPage):
-    """Few shots: Table 3 of BR-NPA, and where maps lie."""
+    """Few-shot classification: Table 3 of BR-NPA, and where maps are."""
 
     def text(self) -> str:
-        """The page."""
+        """Writes the page."""
         b = self.budget
         table: list[Line] = []
         found: dict[tuple[str, bool], Tensor] = {}
@@ -96,7 +96,7 @@ class FewShotsPage(TaskPage):
         return page("BR-NPA, Table 3: few shots", about, pd.DataFrame(table), lines)
 
     def whole_objects(self) -> list[Claim]:
-        """Whether maps cover the whole bird more in few shots than in fine-grained classification."""
+        """Answers whether maps cover the whole bird more in few-shot than in fine-grained classification."""
         inside: dict[tuple[str, str], list[Tensor]] = {}
         spread: dict[tuple[str, str], list[Tensor]] = {}
         for seed in self.budget.seeds:
@@ -114,17 +114,17 @@ class FewShotsPage(TaskPage):
         return lines
 
     def base(self, head: str, high: bool, seed: int) -> xattn.Classifier:
-        """Trained on the base classes; at high resolution taught by the same head at low resolution."""
+        """Trains on the base classes; at high resolution distilled from the same head at low resolution."""
         teacher = self.base(head, False, seed) if high else None
         return self._classified(f"base-{head}", high, seed, f"cifar-fs:{self.pictures}", self.budget.based, teacher)
 
     def fine(self, high: bool, seed: int) -> xattn.Classifier:
-        """br-npa trained to tell all kinds."""
+        """Trains br-npa to distinguish all classes."""
         teacher = self.fine(False, seed) if high else None
         return self._classified("fine-br-npa", high, seed, str(self.pictures / "data"), max(1, self.budget.based // 2), teacher)
 
     def meta(self, head: str, high: bool, seed: int) -> xattn.Classifier:
-        """Trained by episodes from the base classes' weights; at high resolution taught by the same head at low resolution."""
+        """Trains by episodes from the base classes' weights; at high resolution distilled from the same head at low resolution."""
         file = self._file(f"meta-{head}", high, seed)
         if not file.exists():
             b = self.budget
@@ -139,7 +139,7 @@ class FewShotsPage(TaskPage):
         return xattn.load(str(file))
 
     def fitted(self, seed: int) -> xattn.Classifier:
-        """br-npa at high resolution, meta-trained and fitted to one picture of each test kind."""
+        """Meta-trains br-npa at high resolution, and fits it to one picture of each test class."""
         clf = self.meta("br-npa", True, seed)
         data = SketchBirds("test", len(CLASSES))
         few = [clf.preprocessing.crop(render(data.scene(list(CLASSES).index(kind)))) for kind in KINDS]
@@ -152,7 +152,7 @@ class FewShotsPage(TaskPage):
             kinds = len(CLASSES) if name.startswith("fine") else len(SPLITS["train"][1])
             torch.manual_seed(seed)
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # the head's classifier is fresh, as it should be
+                warnings.simplefilter("ignore", UserWarning)  # the head's classifier has new weights, as intended
                 classifier = xattn.load(
                     NETWORK, head=name.partition("-")[2], classes=kinds, high_res=HIGH if high else (), input_size=SIDE, resize=SIDE
                 )
@@ -165,13 +165,13 @@ class FewShotsPage(TaskPage):
         return xattn.load(str(file))
 
     def _accuracy(self, classifier: xattn.Classifier) -> float:
-        """Mean over episodes of the test kinds, in percent."""
+        """Returns the mean over episodes of the test classes, in percent."""
         task = f"few-shot:ways={WAYS},shots=1,queries={self._queries[1]},episodes={self.budget.scored}"
         found = xattn.tasks.score(classifier, f"cifar-fs:{self.pictures}:test", task=task, workers=0, progress=False)
         return found.scores["accuracy"].mean
 
     def _maps(self, classifier: xattn.Classifier) -> dict[str, Tensor]:
-        """Masks `(B, H, W)` of each method for the birds' kinds."""
+        """Returns masks `(B, H, W)` of each method for the birds' classes."""
         images, kinds, _ = self._shown
         targets = torch.tensor([classifier.class_index(kind) for kind in kinds])
         found: dict[str, list[Tensor]] = {method: [] for method in METHODS}
@@ -183,7 +183,7 @@ class FewShotsPage(TaskPage):
 
     @cached_property
     def _shown(self) -> tuple[Tensor, list[str], Tensor]:
-        """Pictures `(B, 3, H, W)` of the test kinds that nothing was trained on, their kinds, and where the bird is, `(B, H, W)` bool."""
+        """Returns unused pictures `(B, 3, H, W)` of the test classes, their classes, and where the bird is, `(B, H, W)` bool."""
         each = max(1, self.budget.explained // WAYS)
         data = SketchBirds("test", each * len(CLASSES), seed=1)
         numbers = [number for number in range(len(data)) if data.classes[data.targets[number]] in KINDS]
@@ -196,14 +196,14 @@ class FewShotsPage(TaskPage):
 
     @cached_property
     def pictures(self) -> Path:
-        """SketchBirds in the layout of CIFAR-FS."""
+        """Writes SketchBirds in the layout of CIFAR-FS."""
         folder = self.work / f"pictures-{self.budget.few}"
         done = folder / "splits" / "bertinetto" / "test.txt"
         return folder if done.exists() else export_few_shot(folder, self.budget.few)
 
     @property
     def _queries(self) -> tuple[int, int]:
-        """Queries of each class, in training and in the score: no more than there are pictures beside the shot."""
+        """Returns queries per class, in training and in the score: at most the pictures that remain after the shot."""
         most = self.budget.few - 1
         return min(MOST_QUERIES[0], most), min(MOST_QUERIES[1], most)
 

@@ -1,4 +1,4 @@
-"""Two measurements without a rival: adaptive curves beside full ones, and how long it takes until the first map."""
+"""Two measurements without other libraries: adaptive curves compared with full ones, and the time to the first map."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ COMMANDS: dict[str, list[str]] = {
 
 
 def adaptive(subject: Subject, images: Tensor, say: Callable[[str], None]) -> dict[str, Any]:
-    """Passes and areas of adaptive insertion and deletion beside the full curves', image by image; a forward holds one image."""
+    """Returns passes and areas of adaptive insertion and deletion and of the full curves, image by image; a forward holds one image."""
     full, short = tuple(TOLERANCES), tuple(f"{metric}:tolerance={points:g}" for metric, points in TOLERANCES.items())
     passes: dict[str, list[int]] = {spec: [] for spec in full + short}
     areas: dict[str, list[float]] = {spec: [] for spec in full + short}
@@ -89,17 +89,17 @@ def adaptive(subject: Subject, images: Tensor, say: Callable[[str], None]) -> di
 
 
 def rough(p: Tensor) -> dict[str, float]:
-    """How far curves jump from step to step, and what that alone leaves unknown of an area when so many steps are not looked at.
+    """Estimates how far curves jump from step to step, and the error of an area that this alone causes when steps are skipped.
 
-    A fourth difference sees nothing of what is cubic over five steps; of jumps that know nothing of each other it has seventy times the
-    variance. Whoever knew all but the jumps at the steps not looked at would be off by their mean.
+    A fourth difference is insensitive to anything cubic over five steps; independent jumps have seventy times their variance in it. An
+    estimator that knew everything except the jumps at the skipped steps would err by their mean.
 
     Args:
         p: `(N, T + 1)`, full curves.
 
     Returns:
-        The jumps' mean deviation in points of probability, the mean |Δ area| that they leave at a quarter of the steps, and the share of
-        the curves that they put further off than is asked; the last two of normal jumps.
+        The jumps' mean deviation in points of probability, the mean |Δ area| that they cause at a quarter of the steps, and the share of
+        the curves whose error would exceed the tolerance; the last two for normal jumps.
     """
     jumps = 100 * (p.diff(n=4, dim=1).square().mean(dim=1) / 70).sqrt()
     steps = p.shape[1] - 1
@@ -109,7 +109,7 @@ def rough(p: Tensor) -> dict[str, float]:
 
 
 def start(times: int, few: bool, clocked: Callable[[Callable[[], Any], torch.device], float], say: Callable[[str], None]) -> dict[str, Any]:
-    """Wall-clock seconds of processes, by turns; of those that load no torch alone where they are to be few."""
+    """Measures the wall-clock seconds of processes, in turns; with `few`, only of those that load no torch."""
     seconds: dict[str, list[float]] = {name: [] for name in list(COMMANDS)[: 3 if few else None]}
     for number in range(times + 1):
         for name in seconds:

@@ -1,4 +1,4 @@
-"""Every method on one photograph: writes benchmarks/results/gallery.png and its credit, for the documentation's page of methods."""
+"""Draws every method on one photograph: writes benchmarks/results/gallery.png and its credit, for the documentation's page of methods."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SIDE = 0.95  # inches
 @click.option("--photograph", default=PHOTOGRAPH, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS / "gallery.png")
 def main(data: Path, photograph: str, out: Path) -> None:
-    """Methods of attention on a vision transformer, all others on MobileNetV2; the map over the photograph, nothing chosen by hand."""
+    """Runs attention methods on a vision transformer, all others on MobileNetV2, and overlays the maps; nothing is chosen by hand."""
     names = [name for name, entry in sorted(methods.entries.items()) if name not in OF_HEADS and Need.STEPS not in entry.metadata.needs]
     follows = {name: bool(methods.entries[name].metadata.needs & OF_LAYERS) for name in names}
     asked = {network: [name for name in names if follows[name] == ("vit" in network)] for network in NETWORKS}

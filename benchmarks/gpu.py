@@ -1,11 +1,11 @@
-"""The first four jobs of `speed.py` on a GPU, with three networks, and the share of the time in which the GPU computes: one command.
+"""Runs the first four jobs of `speed.py` on a GPU, with three networks, and measures the share of the time in which the GPU computes.
 
     python benchmarks/gpu.py [--out runs/gpu] [--networks resnet50,convnext_base,vit_b_16] [--pairs 5] [--device cuda] [--page] [--smoke]
 
-Writes OUT/gpu.json after every job, and goes on behind those that it holds; `--page` makes benchmarks/results/gpu/README.md of it, and
-`--networks none` nothing else. Weights are random where none lie in `../shared/data` or XATTN_DATA: a forward costs the same. torch-cam and
-pytorch-grad-cam stand beside xattn on convolutional networks; on a transformer xattn stands alone, beside its forwards. `--device cpu
---smoke` shows on any machine that it runs, and nothing else.
+Writes OUT/gpu.json after every job, and resumes after those that it holds; `--page` makes benchmarks/results/gpu/README.md from it; with
+`--networks none` nothing else is done. Weights are random if `../shared/data` or XATTN_DATA has none: a forward costs the same. On
+convolutional networks xattn is compared with torch-cam and pytorch-grad-cam; on a transformer only with the network's forwards. `--device
+cpu --smoke` only shows that the benchmark runs, on any machine.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PLAIN = ", float32"
 
 
 def of_tokens(job: Job) -> Job:
-    """The job without the contenders that know no maps of tokens, and without what is checked and asked of them."""
+    """Returns the job without contenders that do not support maps of tokens, and without the checks and claims about them."""
     own = tuple(contender for contender in job.contenders if not contender.name.startswith(OF_OTHERS))
     if own == job.contenders:
         return job
@@ -45,7 +45,7 @@ def of_tokens(job: Job) -> Job:
 
 
 def in_float32(contender: Contender) -> Contender:
-    """The same without TF32, to which torch rounds convolutions unless it is told not to; as xattn's level exact has it."""
+    """Runs the same without TF32, to which torch rounds convolutions by default; this matches xattn's level exact."""
 
     def run(images: Tensor, targets: Tensor) -> Any:
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
@@ -55,7 +55,7 @@ def in_float32(contender: Contender) -> Contender:
 
 
 def with_float32(job: Job) -> Job:
-    """The job with the other libraries also in the precision of level exact, which is what that level is set beside."""
+    """Returns the job with the other libraries also in the precision of level exact, with which that level is compared."""
     plain = tuple(in_float32(contender) for contender in job.contenders if contender.name in OF_OTHERS)
     claims = tuple(
         replace(claim, text=claim.text.replace(claim.over, f"{claim.over}{PLAIN}"), over=f"{claim.over}{PLAIN}")
@@ -67,7 +67,7 @@ def with_float32(job: Job) -> Job:
 
 
 def entry_of(name: str, one: Subject, data: Path, images: int, pairs: int, *, smoke: bool) -> dict[str, Any]:
-    """One job on one network, as `speed_page.section` takes it; on a GPU with the share of the time in which it computes."""
+    """Runs one job on one network, for `speed_page.section`; on a GPU with the share of the time in which it computes."""
     device = one.classifier.device
     batches = pairs_of(one, data, images, pairs)
     chunks = (1, 4) if smoke else CHUNKS[device.type]
@@ -84,7 +84,7 @@ def entry_of(name: str, one: Subject, data: Path, images: int, pairs: int, *, sm
 
 
 def page(entries: Sequence[dict[str, Any]]) -> str:
-    """All jobs on all networks."""
+    """Runs all jobs on all networks."""
     parts = [
         "# On a GPU",
         "Made by `benchmarks/gpu.py --page`. Contenders take turns on the same images, in one process; ratios are of one turn each, as "

@@ -1,4 +1,4 @@
-"""Maps against what is true of SketchBirds: the effect of each part, where the bird is, and a cue that a network has learnt."""
+"""Maps compared with the ground truth of SketchBirds: the effect of each part, where the bird is, and a cue that a network has learnt."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _methods(name: str) -> list[str]:
 
 
 def network(trainings: Trainings, name: str, seed: int) -> xattn.Classifier:
-    """A network of a page, by its name there, trained when it is first asked for."""
+    """Returns a network of a page, by its name there; it is trained on first use."""
     if name == "ca-stream":
         return trainings.stream(name, seed)
     if name == HIGH_RES:
@@ -60,7 +60,7 @@ def network(trainings: Trainings, name: str, seed: int) -> xattn.Classifier:
 
 
 def found_of(folder: Path, trainings: Trainings, name: str, make: Callable[[xattn.Classifier, str, int], pd.DataFrame]) -> pd.DataFrame:
-    """What was found of the networks of a name, with their seeds; found again while neither a network nor a pixel has changed."""
+    """Returns the results for the networks of a name, with their seeds; cached as long as neither a network nor a pixel changes."""
     count, frames = trainings.budget.true, []
     for seed in trainings.budget.seeds:
         classifier = network(trainings, name, seed)
@@ -73,7 +73,7 @@ def found_of(folder: Path, trainings: Trainings, name: str, make: Callable[[xatt
 
 
 def found_effects(classifier: xattn.Classifier, name: str, count: int) -> pd.DataFrame:
-    """A row per bird and method: rank correlations of the map in the parts with removal and Shapley value, and its energy in the bird."""
+    """Makes one row per bird and method: rank correlations of its map in the parts with removal and Shapley value; energy in the bird."""
     rows: list[dict[str, Any]] = []
     for scenes in _pieces(SketchBirds("test", count)):
         labels = [scene.label for scene in scenes]
@@ -105,13 +105,13 @@ def found_effects(classifier: xattn.Classifier, name: str, count: int) -> pd.Dat
 
 
 def _of(frame: pd.DataFrame, method: str | int, column: str, by: str = "method") -> Tensor:
-    """A column of one method's rows: `(seeds, birds)`."""
+    """Returns a column of one method's rows: `(seeds, birds)`."""
     rows = frame[frame[by] == method]
     return torch.tensor(rows[column].to_numpy(dtype=float)).reshape(rows["seed"].nunique(), -1)
 
 
 def _ranked(frames: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """Rank correlation with the true effects, and energy inside the bird, by classifier and method."""
+    """Writes rank correlation with the true effects, and energy inside the bird, by classifier and method."""
     rows = [
         {
             "network": name,
@@ -140,7 +140,7 @@ def _about(budget: Budget, trained: str, area: float) -> list[str]:
 
 
 def effects_page(folder: Path, trainings: Trainings) -> str:
-    """Maps of heads on the residual network against true effects."""
+    """Compares maps of heads on the residual network with true effects."""
     budget = trainings.budget
     frames = {head: found_of(folder, trainings, head, found_effects) for head in HEADS}
     lines = []
@@ -161,7 +161,7 @@ def effects_page(folder: Path, trainings: Trainings) -> str:
 
 
 def tokens_page(folder: Path, trainings: Trainings) -> str:
-    """Maps of the vision transformer, and of a stream beside it, against true effects."""
+    """Compares maps of the vision transformer, and of a stream on it, with true effects."""
     budget = trainings.budget
     frames = {name: found_of(folder, trainings, name, found_effects) for name in ON_TOKENS}
     lines = []
@@ -183,7 +183,7 @@ def tokens_page(folder: Path, trainings: Trainings) -> str:
 
 
 def order_page(folder: Path, trainings: Trainings) -> str:
-    """On which part each ranked map lies, against the part of the greatest effect."""
+    """Compares the part that each ranked map highlights with the part of the greatest effect."""
     budget, table, lines = trainings.budget, [], []
     hits: dict[tuple[str, int], Tensor] = {}
     for head in SEVERAL:
@@ -223,7 +223,7 @@ def order_page(folder: Path, trainings: Trainings) -> str:
 
 
 def found_order(classifier: xattn.Classifier, name: str, count: int) -> pd.DataFrame:
-    """A row per bird and ranked map: the part on which it lies, and that part's place by Shapley value."""
+    """Makes one row per bird and ranked map: the part that it highlights, and that part's rank by Shapley value."""
     rows: list[dict[str, Any]] = []
     for scenes in _pieces(SketchBirds("test", count)):
         labels = [scene.label for scene in scenes]
@@ -248,7 +248,7 @@ def found_order(classifier: xattn.Classifier, name: str, count: int) -> pd.DataF
 
 
 def spurious_page(folder: Path, trainings: Trainings) -> str:
-    """Whether maps of a network that has learnt a cue go to the cue, and those of one that has not do not."""
+    """Answers whether maps of a network that has learnt a cue point to the cue, and those of one that has not do not."""
     budget, table = trainings.budget, []
     frames = {name: found_of(folder, trainings, name, found_spurious) for name in ("gap", SPURIOUS)}
     for name, frame in frames.items():
@@ -290,7 +290,7 @@ def spurious_page(folder: Path, trainings: Trainings) -> str:
 
 
 def found_spurious(classifier: xattn.Classifier, name: str, count: int) -> pd.DataFrame:
-    """A row per bird and method: the map's energy in the cue and in the bird, what the network says, and on what its answer rests."""
+    """Makes one row per bird and method: the map's energy in the cue and in the bird, the network's output, and its evidence."""
     rows: list[dict[str, Any]] = []
     for scenes in _pieces(SketchBirds("test", count, spurious=0.0)):
         images = _images(scenes)

@@ -3,8 +3,8 @@
     python benchmarks/hardening.py                               # writes results/hardening.md
     python benchmarks/hardening.py --only networks --only threads --no-page
 
-Each kind is swept in a process of its own with a bound on its memory; a case that takes too long ends the process, and the sweep goes on
-behind it. Cases come from a seed (`hostile.py` and the files beside it).
+Each kind is swept in a separate process with a bound on its memory; a case that takes too long ends the process, and the sweep continues
+after it. Cases are generated from a seed (`hostile.py` and the files next to it).
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ import click
 RESULT = Path(__file__).parent / "results" / "hardening.md"
 OUTCOMES = ("done", "refused", "wrong or lost", "traceback", "code run", "hang")
 WRONG = OUTCOMES[2:]
-ROOM = 8 * 2**30  # bytes beyond what the process holds when it begins
-START_S = 300  # imports, and what a sweep prepares
+ROOM = 8 * 2**30  # bytes in addition to what the process holds at the start
+START_S = 300  # imports, and the preparation of a sweep
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class Kind:
     """A kind of case.
 
     Attributes:
-        title: of its row.
-        count: of cases, if no other is asked for.
-        section: that says what was tried, and what is right.
+        title: title of its row.
+        count: default number of cases.
+        section: section that describes the cases and the right outcome.
         slow: a case may take minutes.
     """
 
@@ -98,12 +98,12 @@ SLOW_S = 120.0
 
 @dataclass(frozen=True)
 class Result:
-    """How a case ended.
+    """Outcome of a case.
 
     Attributes:
-        name: of the case.
+        name: name of the case.
         outcome: one of `OUTCOMES`.
-        about: the error.
+        about: the error message.
     """
 
     name: str
@@ -112,14 +112,14 @@ class Result:
 
 
 def sweep(kind: str, seed: int, count: int, base: Path, limit_s: float) -> Iterator[Result]:
-    """The results of a kind's cases, in order.
+    """Returns the results of a kind's cases, in order.
 
     Args:
         kind: one of `KINDS`.
-        seed: of the cases.
-        count: of cases.
+        seed: seed of the cases.
+        count: number of cases.
         base: a folder for what the cases share.
-        limit_s: seconds after which a case hangs.
+        limit_s: seconds after which a case counts as hanging.
     """
     done = 0
     while done < count:
@@ -154,7 +154,7 @@ def sweep(kind: str, seed: int, count: int, base: Path, limit_s: float) -> Itera
 
 
 def work(connection: Connection, kind: str, seed: int, count: int, base: Path, start: int) -> None:
-    """Tries the cases from `start` on, and reports each twice: its name before, its result after."""
+    """Runs the cases from `start` on, and reports each twice: its name before, its result after."""
     import torch
 
     torch.set_num_threads(1)
@@ -176,7 +176,7 @@ def work(connection: Connection, kind: str, seed: int, count: int, base: Path, s
 
 
 def _cases(kind: str, seed: int, count: int, base: Path) -> Iterator[object]:
-    """The cases of a kind, from what it imports."""
+    """Returns the cases of a kind from the module that generates them."""
     if kind in ("pictures", "headers", "runs"):
         import hostile
 
@@ -211,7 +211,7 @@ def _cases(kind: str, seed: int, count: int, base: Path) -> Iterator[object]:
 
 
 def attempt(case: object) -> Result:
-    """How one case ends, in a folder that is removed."""
+    """Runs one case in a temporary folder, and returns its outcome."""
     import hostile
     from click import ClickException
 
@@ -234,7 +234,7 @@ def attempt(case: object) -> Result:
 
 
 def page(results: dict[str, list[Result]], seconds: float) -> str:
-    """The counts as Markdown, what each kind is, and each case that ended wrongly."""
+    """Writes the counts as Markdown, the description of each kind, and each case that ended wrongly."""
     lines = [
         "# Hostile input, odd networks, kills, threads and processes",
         "",

@@ -1,11 +1,11 @@
-"""Latency of a training step and peak memory of BR-NPA beside B-CNN (as Gomez et al. 2021, Fig. 9) and beside a plain Algorithm 1.
+"""Latency of a training step and peak memory of BR-NPA, B-CNN (as in Gomez et al. 2021, Fig. 9) and a plain Algorithm 1.
 
 python benchmarks/heads.py [--head-alone] [--out FILE.csv] [--backbone resnet18 …] [--side 448] [--batch 10] [--repeats 5] [--device cpu]
     [--threads 2] > TABLE.md
 
-Heads take turns within each repeat, so that a slow moment of the machine meets all of them; ratios are of one repeat, and given as
-median [lowest, highest]. On a GPU the peak is the allocator's; on a CPU it is the largest sum of tensors alive that operations gave, as the
-dispatcher sees them: activations and gradients, of parameters those alone that an operation gives a view of.
+Heads take turns within each repeat, so that a slow moment of the machine affects all of them; ratios are computed within one repeat, and
+reported as median [lowest, highest]. On a GPU the peak is the allocator's; on a CPU it is the largest sum of live tensors that operations
+returned, as seen by the dispatcher: activations and gradients, but parameters only if an operation returns a view of them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 
 
 class PlainHead(nn.Module):
-    """Algorithm 1 as it is read: all weighted features at once, for each of the vectors."""
+    """Implements Algorithm 1 literally: all weighted features at once, for each of the vectors."""
 
     def __init__(self, channels: int, classes: int, n: int = 3) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ HEADS: dict[str, Callable[[int, int], nn.Module]] = {"br-npa": BRNPAHead, "b-cnn
 
 
 class Alive(TorchDispatchMode):
-    """Bytes of all storages that operations make, while they live, and their peak."""
+    """Counts the bytes of all storages that operations make, while they live, and their peak."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class Alive(TorchDispatchMode):
 
 
 def step(run: Callable[[], Tensor], device: torch.device) -> float:
-    """Seconds of one forward and backward."""
+    """Measures the seconds of one forward and backward."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -96,7 +96,7 @@ def step(run: Callable[[], Tensor], device: torch.device) -> float:
 
 
 def peak(run: Callable[[], Tensor], parameters: list[nn.Parameter], device: torch.device) -> float:
-    """MiB at the peak of one forward and backward."""
+    """Measures the peak MiB of one forward and backward."""
     for parameter in parameters:
         parameter.grad = None
     if device.type == "cuda":
@@ -114,7 +114,7 @@ Runs = dict[str, tuple[Callable[[], Tensor], list[nn.Parameter]]]
 
 
 def compare(name: str, what: str, runs: Runs, repeats: int, device: torch.device) -> list[dict[str, Any]]:
-    """A line per head: latency and peak, and both over BR-NPA's."""
+    """Writes one line per head: latency and peak, and both relative to BR-NPA's."""
     seconds: dict[str, list[float]] = {head: [] for head in runs}
     for run, _ in runs.values():
         step(run, device)

@@ -1,4 +1,4 @@
-"""Hostile and damaged input, generated from a seed: each case is a name and a function that tries it in a folder of its own."""
+"""Hostile and damaged input, generated from a seed: each case is a name and a function that runs it in its own folder."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ NESTED = 100_000
 
 
 class Wrong(Exception):
-    """A case gave another value than it should, or lost something."""
+    """A case returned a wrong value, or lost something."""
 
 
 class Case(NamedTuple):
-    """One attempt.
+    """One test case.
 
     Attributes:
-        name: what is tried.
-        run: tries it in a folder; a command line gives its exit code.
+        name: what is tested.
+        run: runs it in a folder; a command line returns its exit code.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Case(NamedTuple):
 
 
 def drawn(folder: Path, count: int = 4) -> Path:
-    """Some pictures, drawn."""
+    """Draws some pictures."""
     place = folder / "birds"
     if not place.exists():
         SketchBirds("test", count).export(place)
@@ -62,7 +62,7 @@ def drawn(folder: Path, count: int = 4) -> Path:
 
 
 def pictures(seed: int, count: int) -> Iterator[Case]:
-    """Pictures of six formats with bytes changed, cut, repeated or inserted."""
+    """Generates pictures of six formats with bytes changed, cut, repeated or inserted."""
     chance = random.Random(seed)
     torch.manual_seed(seed)
     noise = Image.fromarray((torch.rand(48, 64, 3) * 255).to(torch.uint8).numpy())
@@ -113,7 +113,7 @@ def _places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]
 
 
 def _spoiled(content: Any, chance: random.Random) -> tuple[str, str]:
-    """JSON with one entry lost or of another kind, or text that is hardly JSON; what was done, and the text."""
+    """Generates JSON with one entry removed or of another type, or malformed text; returns the change and the text."""
     text = json.dumps(content)
     whole = {
         "nested": "[" * NESTED,
@@ -147,7 +147,7 @@ def _spoiled(content: Any, chance: random.Random) -> tuple[str, str]:
 
 
 def headers(seed: int, count: int) -> Iterator[Case]:
-    """Heads with a damaged or hostile header: of the JSON, of the tensors, and such as name code."""
+    """Generates heads with a damaged or hostile header: of the JSON, of the tensors, or naming code."""
     chance = random.Random(seed)
     content = Path(file_of("birds:gap")).read_bytes()
     size = int.from_bytes(content[:8], "little")
@@ -185,11 +185,11 @@ def headers(seed: int, count: int) -> Iterator[Case]:
 
 
 def run_folders(seed: int, count: int, base: Path) -> Iterator[Case]:
-    """Run folders with a damaged run.json, images.json or part.
+    """Generates run folders with a damaged run.json, images.json or part.
 
     Args:
-        seed: of the damage.
-        count: of cases.
+        seed: seed of the damage.
+        count: number of cases.
         base: a folder for the run that is damaged.
     """
     chance = random.Random(seed)

@@ -22,7 +22,7 @@ from xattn.study import Study
 
 
 def calls(seed: int, count: int) -> Iterator[Case]:
-    """Calls of the Python API with one argument that cannot be used."""
+    """Generates calls of the Python API with one invalid argument."""
     classifier = load("birds:gap", device="cpu")
     images = torch.rand(2, 3, 64, 64)
     bad_images = (
@@ -98,7 +98,7 @@ Tries = list[tuple[str, Callable[[], object]]]
 
 
 def _of_metrics(classifier: Classifier, images: Tensor) -> Tries:
-    """Metrics as functions, and `evaluate`, with one argument that cannot be used."""
+    """Generates calls of metrics as functions, and of `evaluate`, with one invalid argument."""
     masks = torch.rand(2, 64, 64)
     shapes = (torch.rand(0, 64, 64), torch.rand(3, 64, 64), torch.rand(2, 8, 8), torch.rand(2, 3, 64, 64), torch.rand(64, 64))
     values = (masks * 255, masks - 1, masks * float("nan"), masks.to(torch.complex64), (masks * 255).to(torch.uint8), masks > 0.5)
@@ -141,7 +141,7 @@ def _of_metrics(classifier: Classifier, images: Tensor) -> Tries:
 
 
 def _of_others(classifier: Classifier, images: Tensor) -> Tries:
-    """What is loaded, drawn and printed, with one argument that cannot be used."""
+    """Generates calls that load, draw and print, with one invalid argument."""
     maps, network = xattn.explain(classifier, images, ["random"]), classifier.network
     of: Tries = [(f"explain(classifier {value!r:.20})", partial(xattn.explain, value, images)) for value in NOTHING]
     for key in ("batch_size", "seed", "stage", "threshold", "labels"):
@@ -155,7 +155,7 @@ def _of_others(classifier: Classifier, images: Tensor) -> Tries:
 
 
 def _of_new_classes_and_scores(classifier: Classifier, images: Tensor) -> Tries:
-    """`adapt`, `tasks.score` and `patches.find`, with one argument that cannot be used."""
+    """Generates calls of `adapt`, `tasks.score` and `patches.find` with one invalid argument."""
     labels = [0, 1]
     of: Tries = [(f"adapt(classifier {value!r:.20})", partial(xattn.adapt, value, images, labels)) for value in NOTHING]
     of += [(f"adapt(images {value!r:.20})", partial(xattn.adapt, classifier, value, labels)) for value in NOTHING]

@@ -11,7 +11,7 @@ from pathlib import Path
 from click.testing import CliRunner
 from hostile import Case, drawn
 
-import xattn.training  # noqa: F401  so that no case pays for its import
+import xattn.training  # noqa: F401  so that no case includes its import
 from xattn.cli import main
 
 NUMBERS = ("-1", "0", "nan", "inf", "-inf", "²", "١", "9" * 5000, "1e400", "1_0", "x", "", " ", "\x00", "1.5", "999999999999")
@@ -234,11 +234,11 @@ IMAGES = ("", " ", "\x00", "..\x00", "/proc/self/mem", "/dev/null", "/dev/zero",
 
 
 def command_lines(seed: int, count: int, base: Path) -> Iterator[Case]:
-    """Command lines with one argument that cannot be used.
+    """Generates command lines with one invalid argument.
 
     Args:
-        seed: of the choice, where fewer are wanted than there are.
-        count: of cases.
+        seed: seed of the selection, if fewer cases are wanted than exist.
+        count: number of cases.
         base: a folder for the pictures.
     """
     birds = str(drawn(base))
@@ -287,7 +287,7 @@ def command_lines(seed: int, count: int, base: Path) -> Iterator[Case]:
     randomise = ["randomise", birds, "--model", "birds:gap", "--device", "cpu", "--out", "{folder}/random"]
     lines += [[*randomise, f"{option}={value}"] for option in ("--steps", "--smooth", "--threshold", "--seed") for value in NUMBERS]
     lines += [[*randomise, f"--method={method}"] for method in METHODS]
-    app = ["app", "--method=nothing"]  # refused whatever else is asked for, so that no server starts
+    app = ["app", "--method=nothing"]  # always refused, so that no server starts
     lines += [[*app, f"--port={value}"] for value in NUMBERS] + [[*app, f"--host={host}"] for host in HOSTS]
     lines += [[*app, f"--model={model}"] for model in MODELS] + [[*app, f"--method={method}"] for method in METHODS]
     lines += [[*app, f"--device={value}"] for value in NUMBERS]
@@ -328,7 +328,7 @@ def command_lines(seed: int, count: int, base: Path) -> Iterator[Case]:
 
 @contextmanager
 def inside(folder: Path) -> Iterator[None]:
-    """The working folder of a case, so that relative paths write there."""
+    """Changes to the working folder of a case, so that relative paths write there."""
     before = os.getcwd()
     os.chdir(folder)
     try:

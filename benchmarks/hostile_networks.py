@@ -1,7 +1,7 @@
 """Networks that are built or behave oddly: cases as in `hostile.py`.
 
-Each is right, which means that its output, its Grad-CAM and its average drop are those of a plain network computed in plain torch, alone
-and in a batch, and that the network is left as it was; or it is reported to be unstable in the log; or it is refused with a sentence.
+A case is right if its output, its Grad-CAM and its average drop equal those of a plain network computed in plain torch, alone and in a
+batch, and the network is left unchanged; or if the log reports it as unstable; or if it is refused with a clear message.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from xattn.errors import XattnError
 
 
 def fingerprint(network: nn.Module, keeps: bool) -> list[object]:
-    """What a call must leave as it was."""
+    """Returns the state that a call must not change."""
     found: list[object] = []
     for name, module in network.named_modules():
         hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
@@ -38,7 +38,7 @@ def fingerprint(network: nn.Module, keeps: bool) -> list[object]:
 
 
 def close(name: str, found: Tensor, expected: Tensor, tolerance: float) -> None:
-    """Raises if two tensors are not the same but for rounding."""
+    """Raises if two tensors differ by more than rounding."""
     if found.shape != expected.shape:
         raise Wrong(f"{name} is {tuple(found.shape)}, expected {tuple(expected.shape)}")
     off = float((found.double() - expected.double()).abs().max())
@@ -47,7 +47,7 @@ def close(name: str, found: Tensor, expected: Tensor, tolerance: float) -> None:
 
 
 def check(odd: Odd, clf: xattn.Classifier, images: Tensor) -> None:
-    """Raises if what is computed of a network is not what is computed plainly."""
+    """Raises if xattn's results for a network differ from the plain computation."""
     given = odd.images(images)
     maps = xattn.explain(clf, given, ["grad-cam"], progress=False)
     rows = xattn.evaluate(clf, given, maps, ["average-drop", "insertion"], progress=False)
@@ -77,7 +77,7 @@ def check(odd: Odd, clf: xattn.Classifier, images: Tensor) -> None:
 
 
 def networks() -> Iterator[Case]:
-    """Odd networks."""
+    """Generates odd networks."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         images = functional.interpolate(torch.rand(3, 3, 5, 5), size=SIDE, mode="bicubic").clamp(0, 1)
@@ -92,12 +92,12 @@ def networks() -> Iterator[Case]:
 
 
 def ended(odd: Odd, images: Tensor, lines: list[str]) -> None:
-    """Runs a network and compares.
+    """Runs a network and compares its results.
 
     Args:
         odd: the network.
-        images: to explain.
-        lines: what is logged meanwhile.
+        images: images to explain.
+        lines: lines logged during the run.
     """
     network = odd.make()
     before = fingerprint(network, odd.keeps) if isinstance(network, nn.Module) and odd.ends in ("right", "warned", "reported") else []
@@ -123,7 +123,7 @@ def ended(odd: Odd, images: Tensor, lines: list[str]) -> None:
 
 @contextlib.contextmanager
 def logged() -> Iterator[list[str]]:
-    """What xattn logs inside."""
+    """Collects what xattn logs inside the context."""
     lines: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]

@@ -21,23 +21,23 @@ CONTAINERS = ("plain", "zipped", "beside weights", "in a namespace", "as a legac
 
 
 def text(value: str) -> bytes:
-    """A text as opcodes."""
+    """Encodes a text as opcodes."""
     coded = value.encode()
     return b"X" + struct.pack("<I", len(coded)) + coded
 
 
 def named(module: str, name: str) -> bytes:
-    """An object of a module as opcodes."""
+    """Encodes an object of a module as opcodes."""
     return f"c{module}\n{name}\n".encode()
 
 
 def called(function: bytes, *arguments: bytes) -> bytes:
-    """A call as opcodes."""
+    """Encodes a call as opcodes."""
     return function + b"(" + b"".join(arguments) + b"tR"
 
 
 def payloads(mark: str) -> dict[str, bytes]:
-    """Opcodes that would make a file, each by another way of a pickle.
+    """Returns opcodes that would make a file, each by a different mechanism of pickle.
 
     Args:
         mark: the file's path.
@@ -84,7 +84,7 @@ def payloads(mark: str) -> dict[str, bytes]:
 
 
 def contained(content: bytes, container: str) -> tuple[bytes, str]:
-    """A file that holds a payload, and its suffix."""
+    """Returns a file that holds a payload, and its suffix."""
     pickled = b"\x80\x02" + content + END
     if container == "as safetensors":
         return pickled, ".safetensors"
@@ -107,7 +107,7 @@ def contained(content: bytes, container: str) -> tuple[bytes, str]:
 
 def pickles(count: int) -> Iterator[Case]:
     """Weights files that would run code: each payload in each container, containers first."""
-    load("birds:gap", device="cpu")  # so that no case pays for imports
+    load("birds:gap", device="cpu")  # so that no case includes imports
     names = [(name, container) for container in CONTAINERS for name in payloads("")]
     for name, container in names[:count]:
 
@@ -121,10 +121,10 @@ def pickles(count: int) -> Iterator[Case]:
 
 
 def ran(place: Path) -> set[str]:
-    """The payloads that do run where a pickle is trusted."""
+    """Returns the payloads that do run when a pickle is trusted."""
     for name in payloads(""):
         for protocol in (b"\x80\x02", b"\x80\x04"):
-            with contextlib.suppress(Exception), warnings.catch_warnings():  # code that ran may give anything, as an open file
+            with contextlib.suppress(Exception), warnings.catch_warnings():  # executed code may return anything, such as an open file
                 warnings.simplefilter("ignore", ResourceWarning)
                 pickle.loads(protocol + payloads(str(place / name.replace(" ", "-")))[name] + END)
     return {name for name in payloads("") if (place / name.replace(" ", "-")).exists()}

@@ -1,7 +1,7 @@
 """Runs and trainings that are killed, and several processes in one folder: cases as in `hostile.py`.
 
-Each run is a fork of one process that has imported everything, so that a kill costs no import. Whatever happens, `scores.csv` and
-`table.csv`, or the weights, are in the end those of a run that nobody disturbed, byte for byte.
+Each run is a fork of one process that has imported everything, so that a kill costs no import. In every case, the final `scores.csv` and
+`table.csv`, or the weights, must equal those of an undisturbed run, byte for byte.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from xattn.training import fit
 from xattn.training.recipe import Recipe
 
 PICTURES, BATCH = 8, 2
-REFUSED = 7  # exit code of a fork that an error of xattn ended
+REFUSED = 7  # exit code of a fork that ended with an error of xattn
 PATIENCE_S = 60
 EVENTS = {"open": 0, "os.rename": 0, "os.remove": 0, "os.mkdir": 0}  # and which argument is the path
 RUN, TRAIN = ("scores.csv", "table.csv"), ("weights.pt",)
@@ -37,7 +37,7 @@ Work = Callable[[Path], object]
 
 
 def pictures(folder: Path) -> Path:
-    """Pictures of noise in two folders, and a file that is none."""
+    """Writes pictures of noise in two folders, and a file that is not a picture."""
     place = folder / "pictures"
     if not place.exists():
         generator = torch.Generator().manual_seed(0)
@@ -50,7 +50,7 @@ def pictures(folder: Path) -> Path:
 
 
 def running(images: Path) -> Work:
-    """A run over pictures, into a folder `run`."""
+    """Runs a study over pictures, into a folder `run`."""
     classifier = xattn.attach(plain(), input_size=SIDE, resize=SIDE, name="plain")
 
     def work(folder: Path) -> None:
@@ -62,7 +62,7 @@ def running(images: Path) -> Work:
 
 
 def training(images: Path) -> Work:
-    """A training on pictures; its weights are written beside its folder when it is finished."""
+    """Trains on pictures; the weights are written next to its folder when it is finished."""
 
     def work(folder: Path) -> None:
         torch.manual_seed(0)
@@ -80,12 +80,12 @@ def training(images: Path) -> Work:
 
 
 def forked(work: Work, folder: Path, before: Callable[[], object] = lambda: None) -> int:
-    """Starts some work in a fork, and gives its process.
+    """Starts a function in a fork, and returns its process.
 
     Args:
-        work: on the folder.
-        folder: for it; what an error says is written to `said.<process>` in it.
-        before: done first, in the fork.
+        work: function of the folder.
+        folder: its folder; the text of an error is written to `said.<process>` in it.
+        before: function that is called first, in the fork.
     """
     process = os.fork()
     if process:
@@ -107,7 +107,7 @@ def forked(work: Work, folder: Path, before: Callable[[], object] = lambda: None
 
 
 def waited(process: int, seconds: float = PATIENCE_S) -> int:
-    """The exit code of a fork, minus the signal that ended it.
+    """Returns the exit code of a fork, or minus the signal that ended it.
 
     Raises:
         Wrong: it does not end.
@@ -124,7 +124,7 @@ def waited(process: int, seconds: float = PATIENCE_S) -> int:
 
 
 def finished(work: Work, folder: Path) -> None:
-    """Does some work to its end.
+    """Runs a function to its end.
 
     Raises:
         Wrong: it ends otherwise.
@@ -135,13 +135,13 @@ def finished(work: Work, folder: Path) -> None:
 
 
 def said(folder: Path, process: int) -> str:
-    """What the error of a fork said."""
+    """Returns the error text of a fork."""
     place = folder / f"said.{process}"
     return place.read_text() if place.exists() else ""
 
 
 def ending_at(number: int, folder: Path) -> Callable[[], None]:
-    """Ends the process by a kill -9 at a file event in a folder, counted from 1; 0: it writes down how many there are."""
+    """Kills the process with kill -9 at a file event in a folder, counted from 1; 0: counts the events and writes down their number."""
 
     def begin() -> None:
         count = 0
@@ -165,7 +165,7 @@ def ending_at(number: int, folder: Path) -> Callable[[], None]:
 
 
 def same(folder: Path, whole: Path, names: tuple[str, ...]) -> None:
-    """Raises if results are not those of the undisturbed work, or something unfinished was left."""
+    """Raises if results differ from those of the undisturbed work, or something unfinished was left."""
     for name in names:
         if not (folder / "run" / name).exists():
             raise Wrong(f"{name} is lost")
@@ -179,11 +179,11 @@ def same(folder: Path, whole: Path, names: tuple[str, ...]) -> None:
 
 
 def undisturbed(name: str, base: Path, make: Callable[[Path], Work]) -> tuple[Work, Path, float, int]:
-    """Some work, the folder where it was done without a disturbance, how long that took, and the number of its file events."""
+    """Undisturbed reference work: its function, its folder, its duration, and the number of its file events."""
     work, whole = make(pictures(base)), base / name
     if not whole.exists():
         (whole / "once").mkdir(parents=True)
-        finished(work, whole / "once")  # so that all is warm
+        finished(work, whole / "once")  # so that everything is warm
         begin = time.monotonic()
         finished(work, whole)
         (whole / "seconds").write_text(str(time.monotonic() - begin))
@@ -194,7 +194,7 @@ def undisturbed(name: str, base: Path, make: Callable[[Path], Work]) -> tuple[Wo
 
 
 def kills(seed: int, count: int, base: Path) -> Iterator[Case]:
-    """Runs killed at each of their file events, and runs and trainings killed at random moments, once or several times."""
+    """Generates runs killed at each of their file events, and runs and trainings killed at random moments, once or several times."""
     run, whole, seconds, events = undisturbed("whole-run", base, running)
     every = [*range(1, events + 1)]
     chance = random.Random(seed)
@@ -222,7 +222,7 @@ def kills(seed: int, count: int, base: Path) -> Iterator[Case]:
 
 
 def killed(work: Work, whole: Path, moments: list[float], names: tuple[str, ...]) -> Callable[[Path], None]:
-    """Does some work that is killed after some seconds, again and again, and compares the end."""
+    """Runs work that is killed after some seconds, again and again, and compares the final result."""
 
     def attempt(folder: Path) -> None:
         for moment in moments:
@@ -237,7 +237,7 @@ def killed(work: Work, whole: Path, moments: list[float], names: tuple[str, ...]
 
 
 def processes(seed: int, count: int, base: Path) -> Iterator[Case]:
-    """Two or three processes that run, or train, into one folder."""
+    """Generates two or three processes that run, or train, into one folder."""
     chance = random.Random(seed)
     run, whole, seconds, _ = undisturbed("whole-run", base, running)
     trainings = max(1, count // 4)

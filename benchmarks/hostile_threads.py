@@ -1,6 +1,6 @@
 """One classifier used by eight threads at a time: cases as in `hostile.py`.
 
-What each thread gets is what it gets alone.
+Each thread must get the same result as alone.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ Call = Callable[[int], Any]
 
 
 def pictures(number: int) -> Tensor:
-    """Images of a thread's own."""
+    """Returns images for one thread."""
     generator = torch.Generator().manual_seed(number)
     return functional.interpolate(torch.rand(2, 3, 5, 5, generator=generator), size=SIDE, mode="bicubic").clamp(0, 1)
 
 
 def classifier(head: str = "gap") -> xattn.Classifier:
-    """A classifier with a head, which counts as trained."""
+    """Returns a classifier with a head that counts as trained."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         found = xattn.attach(plain(), head=head, input_size=SIDE, resize=SIDE, name="plain")
@@ -66,10 +66,10 @@ def classifier(head: str = "gap") -> xattn.Classifier:
 
 
 def at_once(call: Call) -> list[Any]:
-    """What a call gives in each thread; all begin together.
+    """Returns the result of a call in each thread; all start together.
 
     Args:
-        call: of the number of the thread.
+        call: function of the thread's number.
     """
     gate = threading.Barrier(THREADS)
 
@@ -82,7 +82,7 @@ def at_once(call: Call) -> list[Any]:
 
 
 def compared(found: Any, expected: Any) -> None:
-    """Raises if what two calls give differs by more than rounding."""
+    """Raises if the results of two calls differ by more than rounding."""
     if isinstance(expected, Tensor):
         if found.shape != expected.shape or not torch.allclose(found, expected, atol=TOLERANCE, rtol=TOLERANCE, equal_nan=True):
             raise Wrong("another thread's values")
@@ -93,7 +93,7 @@ def compared(found: Any, expected: Any) -> None:
 
 
 def threads() -> Iterator[Case]:
-    """Calls of the API from eight threads."""
+    """Generates calls of the API from eight threads."""
     tiny = classifier()
     several = {head: classifier(head) for head in HEADS}
     tries: dict[str, Call] = {}

@@ -1,9 +1,10 @@
-"""Whether fine-tuning with deleted patches makes deletion in-domain, and what the single-deletion score says of methods then.
+"""Whether fine-tuning with deleted patches makes deletion in-domain, and the methods' single-deletion scores afterwards.
 
     python benchmarks/idsds.py WORK                                # writes results/idsds.md; minutes on one core
 
-birds:gap-spurious as shipped, which reads a cue beside the bird; fine-tuned by preset idsds (Hesse et al. 2024), in fewer epochs, on birds
-with their cue; and by the same without deleted patches, so that what further training does is told from what the deleted patches do.
+Networks: birds:gap-spurious as shipped, which uses a cue next to the bird; the same fine-tuned with preset idsds (Hesse et al. 2024), in
+fewer epochs, on birds with their cue; and the same without deleted patches, to separate the effect of further training from that of the
+deleted patches.
 """
 
 from __future__ import annotations
@@ -43,17 +44,17 @@ CUES = 1.0  # share of the birds whose cue is that of their class
 ACCURACY, ENTROPY = "accuracy without a patch, %", "cross-entropy without a patch"
 SHIPPED, DELETED, WHOLE = "birds:gap-spurious", "fine-tuned, deleted patches", "fine-tuned, whole birds"
 Values = dict[str, Tensor]
-"""Of the birds, by what is measured."""
+"""Numbers of birds, by measurement."""
 
 
 def answers(classifier: xattn.Classifier, images: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
-    """Whether each image is recognised, in percent, and the cross-entropy of its class: `(N,)` each."""
+    """Returns whether each image is recognised, in percent, and the cross-entropy of its class: `(N,)` each."""
     recognised, entropy = answered(torch.cat([classifier.predict(some).cpu() for some in images.split(BATCH)]), classes).T
     return 100 * recognised, entropy
 
 
 def measured(classifier: xattn.Classifier, images: Tensor, classes: Tensor, explained: int, grid: int = 4) -> Values:
-    """Answers to whole birds and to birds without a patch, the mean over all patches of a bird; and the score of each method."""
+    """Measures accuracy on whole birds and on birds without a patch, averaged over all patches of a bird; and the score of each method."""
     patches = grid_patches((images.shape[2], images.shape[3]), grid)
     colour = classifier.mean.cpu().view(1, 3, 1, 1)
     found = dict(zip(("accuracy, %", "cross-entropy"), answers(classifier, images, classes), strict=True))
@@ -66,7 +67,7 @@ def measured(classifier: xattn.Classifier, images: Tensor, classes: Tensor, expl
 
 
 def interval(found: Estimate, digits: int) -> str:
-    """A difference with its 95 % interval."""
+    """Formats a difference with its 95 % interval."""
     return f"{found.mean:+.{digits}f} [{found.mean - found.half:+.{digits}f}, {found.mean + found.half:+.{digits}f}]"
 
 

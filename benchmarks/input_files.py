@@ -1,4 +1,4 @@
-"""Files of pictures that no library at hand writes: PNG of any kind, uncompressed BMP and TIFF, DICOM, HDR."""
+"""Writers of picture files that no available library writes: PNG of any kind, uncompressed BMP and TIFF, DICOM, HDR."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ import numpy as np
 
 ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 KINDS = {1: 0, 2: 4, 3: 2, 4: 6}
-"""Colour types of PNG by the number of channels."""
+"""PNG colour types by number of channels."""
 
 Values = np.ndarray[Any, np.dtype[Any]]
 
 
 def chunk(name: bytes, data: bytes) -> bytes:
-    """A chunk of a PNG."""
+    """Encodes a chunk of a PNG."""
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
 def png(values: Values, bits: int, kind: int | None = None, *, interlaced: bool = False, chunks: bytes = b"") -> bytes:
-    """A PNG.
+    """Encodes a PNG.
 
     Args:
         values: `(H, W)` or `(H, W, C)`.
-        bits: per value, 1 to 16.
-        kind: its colour type; None: by the number of channels.
-        interlaced: by Adam7.
-        chunks: that stand before the values.
+        bits: bits per value, 1 to 16.
+        kind: colour type; None: by the number of channels.
+        interlaced: whether to interlace with Adam7.
+        chunks: chunks before the pixel data.
     """
     values = values[..., None] if values.ndim == 2 else values
     header = struct.pack(
@@ -42,7 +42,7 @@ def png(values: Values, bits: int, kind: int | None = None, *, interlaced: bool 
 
 
 def packed(values: Values, bits: int) -> bytes:
-    """A row of values, the first in the highest bits."""
+    """Packs a row of values, the first in the highest bits."""
     if bits == 16:
         return values.astype(">u2").tobytes()
     places = ((values.astype(np.uint16)[:, None] >> np.arange(bits - 1, -1, -1)) & 1).astype(np.uint8)
@@ -50,14 +50,14 @@ def packed(values: Values, bits: int) -> bytes:
 
 
 def palette(colours: Values) -> bytes:
-    """The chunk of a PNG with its colours `(N, 3)`."""
+    """Encodes the PNG chunk of a palette `(N, 3)`."""
     return chunk(b"PLTE", colours.astype(np.uint8).tobytes())
 
 
 def bmp(
     rows: Sequence[bytes], width: int, bits: int, colours: Values | None = None, masks: Sequence[int] = (), compression: int = 0
 ) -> bytes:
-    """A BMP of rows from top to bottom; compressed rows are stored as they are."""
+    """Encodes a BMP of rows from top to bottom; compressed rows are stored unchanged."""
     stored = [row + bytes(-len(row) % 4) if compression in (0, 3) else row for row in rows]
     data = b"".join(stored[::-1])
     table = b"" if colours is None else np.pad(colours[:, ::-1], ((0, 0), (0, 1))).astype(np.uint8).tobytes()
@@ -70,13 +70,13 @@ def bmp(
 
 
 def tiff(data: bytes, width: int, height: int, tags: dict[int, Any], order: str = "<") -> bytes:
-    """A TIFF of one strip.
+    """Encodes a TIFF of one strip.
 
     Args:
-        data: of the strip.
-        width: of the picture.
-        height: of the picture.
-        tags: further ones by number: an integer, or several of 16 bits.
+        data: content of the strip.
+        width: width of the picture.
+        height: height of the picture.
+        tags: additional tags by number: an integer, or several of 16 bits.
         order: "<" for little-endian.
     """
     entries = {256: width, 257: height, 259: 1, 273: 0, 278: height, 279: len(data), **tags}
@@ -109,7 +109,7 @@ def dicom(
     kind: str = "MONOCHROME2",
     **more: Any,
 ) -> bytes:
-    """A DICOM file, little-endian with explicit types."""
+    """Encodes a DICOM file, little-endian with explicit types."""
     from pydicom.dataset import FileDataset, FileMetaDataset
     from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, RLELossless, generate_uid
 
@@ -139,7 +139,7 @@ def dicom(
 
 
 def display_p3() -> bytes:
-    """An ICC profile with the primaries of Display P3 and gamma 2.2."""
+    """Encodes an ICC profile with the primaries of Display P3 and gamma 2.2."""
     tags = {
         b"desc": b"desc" + bytes(4) + struct.pack(">I", 8) + b"Wide P3\0" + bytes(78),
         b"cprt": b"text" + bytes(4) + b"none\0",

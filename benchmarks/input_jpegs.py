@@ -1,4 +1,4 @@
-"""JPEG, JPEG 2000 and their kin, of a picture whose values are known."""
+"""JPEG, JPEG 2000 and related encodings of a picture whose values are known."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from PIL import Image, ImageCms
 
 
 def turned(number: int) -> bytes:
-    """A JPEG that its EXIF says to turn, so that what is seen is the picture."""
+    """Encodes a JPEG whose EXIF orientation rotates it, so that the displayed result is the picture."""
     back = {2: "flip_lr", 3: "180", 4: "flip_ud", 5: "transpose", 6: "90", 7: "transverse", 8: "270"}
     ways = {"flip_lr": Image.Transpose.FLIP_LEFT_RIGHT, "flip_ud": Image.Transpose.FLIP_TOP_BOTTOM, "180": Image.Transpose.ROTATE_180}
     ways |= {"90": Image.Transpose.ROTATE_90, "270": Image.Transpose.ROTATE_270}
@@ -46,7 +46,7 @@ def turned(number: int) -> bytes:
 
 
 def jpegs() -> list[Encoding]:
-    """JPEG, JPEG 2000 and their kin."""
+    """Lists encodings as JPEG, JPEG 2000 and related formats."""
     found = [
         Encoding("JPEG, grey", "grey.jpg", lambda: saved(SMOOTH, "JPEG", quality=95), SMOOTH, 255, LOSSY),
         Encoding("JPEG, RGB, 4:4:4", "rgb.jpg", lambda: saved(RGB, "JPEG", quality=95, subsampling=0), RGB, 255, LOSSY),
@@ -167,22 +167,22 @@ def jpegs() -> list[Encoding]:
 
 
 def jpeg2000(values: Values, depth: int) -> bytes:
-    """A lossless JP2 of values of so many bits."""
+    """Encodes a lossless JP2 of values with a given number of bits."""
     return bytes(imagecodecs.jpeg2k_encode(values, codecformat="jp2", bitspersample=depth))
 
 
 def without_adobe(content: bytes) -> bytes:
-    """A JPEG without its APP14."""
+    """Removes the APP14 segment of a JPEG."""
     place = content.find(b"\xff\xee")
     return content if place < 0 else content[:place] + content[place + 2 + int.from_bytes(content[place + 2 : place + 4]) :]
 
 
 def srgb() -> bytes:
-    """The profile of sRGB."""
+    """Returns the profile of sRGB."""
     return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
 def wide_gamut() -> Values:
-    """The picture's colours in sRGB if its values are of Display P3."""
+    """Returns the picture's colours in sRGB if its values are of Display P3."""
     profile = ImageCms.ImageCmsProfile(io.BytesIO(display_p3()))
     return np.asarray(ImageCms.profileToProfile(Image.fromarray(RGB), profile, ImageCms.createProfile("sRGB")))

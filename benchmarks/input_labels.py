@@ -1,4 +1,4 @@
-"""Forms in which labels come, of pictures whose classes are known: what a run must take them for, or why it refuses them."""
+"""Formats of labels for pictures whose classes are known: the labels that a run must read, or why it refuses them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ IMAGENET = 1000
 
 
 class Level(nn.Module):
-    """The class of a picture is its grey level, counted in steps of 50."""
+    """A network for which the class of a picture is its grey level, in steps of 50."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Level(nn.Module):
         nn.init.ones_(self.blur.weight)
         self.linear = nn.Linear(3, classes)
         steps = torch.arange(classes) * 50 / 255
-        with torch.no_grad():  # 2 s x - s², largest where x is nearest to s
+        with torch.no_grad():  # 2 s x - s² is largest where x is nearest to s
             self.linear.weight.copy_((2 * steps / 3)[:, None].expand(-1, 3) * 1000)
             self.linear.bias.copy_(-(steps**2) * 1000)
 
@@ -43,7 +43,7 @@ class Level(nn.Module):
 
 
 def network(names: Sequence[str] | None = NAMES, classes: int = 5) -> xattn.Classifier:
-    """A classifier of grey levels."""
+    """Returns a classifier of grey levels."""
     return xattn.attach(
         Level(classes), input_size=8, resize=8, mean=[0.0] * 3, std=[1.0] * 3, labels=None if names is None else list(names)
     )
@@ -51,15 +51,15 @@ def network(names: Sequence[str] | None = NAMES, classes: int = 5) -> xattn.Clas
 
 @dataclass(frozen=True)
 class Form:
-    """Labels in a form.
+    """A format of labels.
 
     Attributes:
-        name: of the form.
-        make: writes the pictures and their labels into a folder, and gives what `Study` takes: `images` and options.
-        right: the class of each picture, in the order of their names; None: none is to be taken.
-        names: of the network's classes; None: unknown.
-        classes: number of them.
-        says: what a line must say where other labels are taken, or none.
+        name: name of the format.
+        make: writes the pictures and their labels into a folder, and returns arguments of `Study`: `images` and options.
+        right: the class of each picture, in the order of their names; None: no labels must be read.
+        names: names of the network's classes; None: unknown.
+        classes: number of classes.
+        says: what a log line must contain if other labels or none are read.
     """
 
     name: str
@@ -71,12 +71,12 @@ class Form:
 
 
 def picture(level: int) -> Image.Image:
-    """A picture of one grey level."""
+    """Makes a picture of one grey level."""
     return Image.new("RGB", (8, 8), (50 * level,) * 3)
 
 
 def drawn(folder: Path, names: Sequence[str] = FILES, levels: Sequence[int] = (0, 1, 2, 3, 4)) -> Path:
-    """A picture of each class."""
+    """Writes a picture of each class."""
     for name, level in zip(names, levels, strict=True):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         picture(level).save(folder / name)
@@ -84,7 +84,7 @@ def drawn(folder: Path, names: Sequence[str] = FILES, levels: Sequence[int] = (0
 
 
 def folders(names: Sequence[str], levels: Sequence[int] = (0, 1, 2, 3, 4), **more: Any) -> Callable[[Path], Mapping[str, Any]]:
-    """A folder for each class."""
+    """Writes one folder per class."""
 
     def make(folder: Path) -> Mapping[str, Any]:
         return {"images": drawn(folder / "in", [f"{name}/a.png" for name in names], levels), **more}
@@ -93,7 +93,7 @@ def folders(names: Sequence[str], levels: Sequence[int] = (0, 1, 2, 3, 4), **mor
 
 
 def table(content: str | bytes, file: str = "labels.csv", **more: Any) -> Callable[[Path], Mapping[str, Any]]:
-    """A label file beside the pictures."""
+    """Writes a label file next to the pictures."""
 
     def make(folder: Path) -> Mapping[str, Any]:
         drawn(folder / "in")
@@ -105,12 +105,12 @@ def table(content: str | bytes, file: str = "labels.csv", **more: Any) -> Callab
 
 
 def csv(labels: Sequence[object], head: str = "image,label", sep: str = ",", **more: Any) -> Callable[[Path], Mapping[str, Any]]:
-    """A CSV of pictures and labels."""
+    """Writes a CSV of pictures and labels."""
     return table("\n".join([head, *(f"{file}{sep}{label}" for file, label in zip(FILES, labels, strict=True))]) + "\n", **more)
 
 
 def items(labels: Sequence[Any], levels: Sequence[int] = (0, 1, 2, 3, 4), **attributes: Any) -> Callable[[Path], Mapping[str, Any]]:
-    """A data set of pairs."""
+    """Makes a data set of pairs."""
 
     def make(folder: Path) -> Mapping[str, Any]:
         class Pairs(torch.utils.data.Dataset[Any]):
@@ -129,7 +129,7 @@ def items(labels: Sequence[Any], levels: Sequence[int] = (0, 1, 2, 3, 4), **attr
 
 
 def special(make_file: Callable[[Path], object]) -> Callable[[Path], Mapping[str, Any]]:
-    """A label file that is no ordinary file."""
+    """Makes a label file that is not an ordinary file."""
 
     def make(folder: Path) -> Mapping[str, Any]:
         drawn(folder / "in")
@@ -141,13 +141,13 @@ def special(make_file: Callable[[Path], object]) -> Callable[[Path], Mapping[str
 
 
 def sparse(place: Path) -> None:
-    """A file of 64 GiB that takes no room."""
+    """Makes a sparse file of 64 GiB."""
     with open(place, "wb") as file:
         file.truncate(64 * 2**30)
 
 
 def ground_truth(folder: Path) -> Mapping[str, Any]:
-    """ILSVRC's ground truth: its numbers are not the network's."""
+    """Writes ILSVRC's ground truth: its numbers are not the network's."""
     from scipy.io import savemat
 
     wnids = wordnet()
@@ -159,14 +159,14 @@ def ground_truth(folder: Path) -> Mapping[str, Any]:
 
 
 def wordnet() -> Sequence[str]:
-    """The ids of ImageNet's classes, in their order."""
+    """Returns the ids of ImageNet's classes, in their order."""
     from xattn.data.labels import imagenet_wnids
 
     return imagenet_wnids()
 
 
 def forms() -> list[Form]:
-    """All of them."""
+    """Lists all formats."""
     quoted = ["cat", "dog", "crane", '"owl, great grey"', "ox|cow"]
     plain = list(range(5))
     hot = torch.eye(5)
@@ -276,14 +276,14 @@ def forms() -> list[Form]:
 
 
 def from_one(folder: Path) -> Mapping[str, Any]:
-    """Labels 1 to 4 of pictures of the classes 0 to 3."""
+    """Returns labels 1 to 4 of pictures of the classes 0 to 3."""
     drawn(folder / "in", FILES[:4], range(4))
     (folder / "labels.csv").write_text("image,label\n" + "".join(f"{n}.png,{n + 1}\n" for n in range(4)))
     return {"images": folder / "in", "labels_csv": folder / "labels.csv"}
 
 
 def kaggle(folder: Path) -> Mapping[str, Any]:
-    """Its CSV, where a WordNet id and a box stand for each object."""
+    """Writes its CSV, in which each object is a WordNet id and a box."""
     names = [f"ILSVRC2012_val_{number:08d}" for number in range(1, 6)]
     drawn(folder / "in", [f"{name}.JPEG" for name in names])
     rows = "".join(f"{name},{wnid} 1 2 3 4 \n" for name, wnid in zip(names, wordnet()[:5], strict=True))
@@ -292,14 +292,14 @@ def kaggle(folder: Path) -> Mapping[str, Any]:
 
 
 def absolute(folder: Path) -> Mapping[str, Any]:
-    """A CSV that names pictures by their whole paths."""
+    """Writes a CSV that names pictures by their absolute paths."""
     drawn(folder / "in")
     (folder / "labels.csv").write_text("image,label\n" + "".join(f"{folder}/in/{n}.png,{n}\n" for n in range(5)))
     return {"images": folder / "in", "labels_csv": folder / "labels.csv"}
 
 
 def order_of_folders(folder: Path) -> Mapping[str, Any]:
-    """Labels that count the folders by name, as ImageFolder does."""
+    """Returns labels that number the folders by name, as ImageFolder does."""
     names = ["cat", "crane", "dog", "owl", "ox"]
     drawn(folder / "in", [f"{name}/a.png" for name in names], [0, 3, 1, 2, 4])
     (folder / "labels.csv").write_text("image,label\n" + "".join(f"{name}/a.png,{n}\n" for n, name in enumerate(names)))

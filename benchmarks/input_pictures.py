@@ -1,4 +1,4 @@
-"""PNG, and all other encodings of a picture whose values are known."""
+"""PNG and all other encodings of a picture whose values are known."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ from input_tiffs import tiffs
 
 
 def encodings() -> list[Encoding]:
-    """All of them, under file names that differ."""
+    """Lists all encodings, under different file names."""
     return [*pngs(), *tiffs(), *jpegs(), *others(), *dicoms(), *strange()]
 
 
 def pngs() -> list[Encoding]:
-    """PNG of each colour type and depth."""
+    """Lists PNG encodings of each colour type and depth."""
     two, four, sixteen = levels(GREY01, 1), levels(GREY01, 3), levels(GREY01, 15)
     clear = chunk(b"tRNS", bytes(range(256)))
     with_alpha = np.concatenate([RGB, ALPHA[..., None]], axis=-1)
@@ -138,23 +138,23 @@ def pngs() -> list[Encoding]:
 
 
 def linear(light: Values) -> Values:
-    """sRGB of linear light."""
+    """Converts linear light to sRGB."""
     return np.where(light <= 0.0031308, 12.92 * light, 1.055 * np.maximum(light, 1e-9) ** (1 / 2.4) - 0.055)
 
 
 def text_pnm(kind: int, values: Values, largest: int | None) -> bytes:
-    """A PBM, PGM or PPM in digits."""
+    """Encodes a PBM, PGM or PPM in digits."""
     size = f"P{kind}\n# a comment\n{WIDTH} {HEIGHT}\n" + ("" if largest is None else f"{largest}\n")
     return (size + "\n".join(" ".join(map(str, row.reshape(-1))) for row in values) + "\n").encode()
 
 
 def pnm(kind: int, data: bytes, largest: int | None) -> bytes:
-    """A PBM, PGM or PPM in bytes."""
+    """Encodes a PBM, PGM or PPM in bytes."""
     return f"P{kind}\n{WIDTH} {HEIGHT}\n".encode() + (b"" if largest is None else b"%d\n" % largest) + data
 
 
 def others() -> list[Encoding]:
-    """Formats beside PNG, TIFF and JPEG."""
+    """Lists encodings in formats other than PNG, TIFF and JPEG."""
     alpha = np.concatenate([RGB, ALPHA[..., None]], axis=-1)
     sixteen, two = STEPS // 16, STEPS // 128
     five = levels(RGB01, 31)
@@ -313,13 +313,13 @@ def others() -> list[Encoding]:
 
 
 def bits_of(row: Values, count: int) -> bytes:
-    """A row of values of so many bits each."""
+    """Packs a row of values with a given number of bits each."""
     places = ((row.astype(np.uint16)[:, None] >> np.arange(count - 1, -1, -1)) & 1).astype(np.uint8)
     return np.packbits(places.reshape(-1)).tobytes()
 
 
 def npy(values: Values) -> bytes:
-    """An array as NumPy saves it."""
+    """Encodes an array in NumPy's format."""
     content = io.BytesIO()
     np.save(content, values)
     return content.getvalue()

@@ -1,4 +1,4 @@
-"""Places and objects that pictures come from: which pictures a run must find there, or why it refuses."""
+"""Places and objects that hold pictures: which pictures a run must find there, or why it refuses."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 LEVELS = (0, 60, 120, 180)
 """Grey levels of the pictures, in their order."""
 SERVED = "http://served"
-"""Stands for the address of a server of the folder."""
+"""Placeholder for the address of a server of the folder."""
 LONG = "x" * 240 + ".png"
 
 
 @dataclass(frozen=True)
 class Source:
-    """A source, and what is in it.
+    """A source and its content.
 
     Attributes:
-        name: of the kind of source.
-        make: makes it in a folder, and gives what `ImageSource` takes: `images` and options.
+        name: name of the kind of source.
+        make: creates it in a folder, and returns arguments of `ImageSource`: `images` and options.
         right: the grey levels of its pictures, in order.
-        says: what a line must say of what is left out or doubted; empty if nothing is.
+        says: what a log line must contain about pictures that are left out or doubtful; empty if there are none.
     """
 
     name: str
@@ -45,19 +45,19 @@ class Source:
 
 
 def picture(level: int) -> Image.Image:
-    """A grey picture."""
+    """Makes a grey picture."""
     return Image.new("RGB", (8, 8), (level,) * 3)
 
 
 def content(level: int) -> bytes:
-    """The PNG of a grey picture."""
+    """Encodes a grey picture as PNG."""
     found = io.BytesIO()
     picture(level).save(found, "PNG")
     return found.getvalue()
 
 
 def put(folder: Path, names: Sequence[str] = ("0.png", "1.png", "2.png", "3.png")) -> Path:
-    """Pictures of the levels, under names in the order of the levels."""
+    """Writes pictures of the levels, under names in the order of the levels."""
     for name, level in zip(names, LEVELS, strict=False):
         place = folder / name
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +66,7 @@ def put(folder: Path, names: Sequence[str] = ("0.png", "1.png", "2.png", "3.png"
 
 
 def tar(place: Path, mode: str = "w", extra: Mapping[str, bytes] | None = None) -> Path:
-    """A tar file of the pictures, and of further files beside each."""
+    """Writes a tar file of the pictures, with more files next to each."""
     with tarfile.open(place, mode) as file:  # type: ignore[call-overload]  # a mode by name
         for number, level in enumerate(LEVELS):
             for ending, data in {"png": content(level), **(extra or {})}.items():
@@ -77,7 +77,7 @@ def tar(place: Path, mode: str = "w", extra: Mapping[str, bytes] | None = None) 
 
 
 def archive(place: Path) -> Path:
-    """A zip file of the pictures, in a folder."""
+    """Writes a zip file of the pictures, in a folder."""
     with zipfile.ZipFile(place, "w") as file:
         for number, level in enumerate(LEVELS):
             file.writestr(f"p/{number}.png", content(level))
@@ -85,7 +85,7 @@ def archive(place: Path) -> Path:
 
 
 def parquet(place: Path, *, is_struct: bool) -> Path:
-    """A Parquet file of the pictures."""
+    """Writes a Parquet file of the pictures."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -95,7 +95,7 @@ def parquet(place: Path, *, is_struct: bool) -> Path:
 
 
 def hugging_face(*, is_stream: bool = False) -> Any:
-    """A data set of Hugging Face."""
+    """Makes a data set of Hugging Face."""
     import datasets
 
     datasets.disable_progress_bars()
@@ -104,7 +104,7 @@ def hugging_face(*, is_stream: bool = False) -> Any:
 
 
 def saved(folder: Path) -> str:
-    """A data set of Hugging Face in a folder, named as a place."""
+    """Writes a data set of Hugging Face to a folder, and names it as a place."""
     hugging_face().save_to_disk(folder / "set")
     return f"datasets:{folder}/set"
 
@@ -123,14 +123,14 @@ class Items(Dataset[Any]):
 
 
 class Stream(IterableDataset[Any]):
-    """A data set that can only be gone through."""
+    """A data set that can only be read sequentially."""
 
     def __iter__(self) -> Iterator[Any]:
         return iter([picture(level) for level in LEVELS])
 
 
 class Failing(Items):
-    """A data set one item of which cannot be had."""
+    """A data set with an item that cannot be read."""
 
     def __getitem__(self, index: int) -> Any:
         if index == 1:
@@ -140,12 +140,12 @@ class Failing(Items):
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *_: Any) -> None:
-        """Nothing is printed."""
+        """Prints nothing."""
 
 
 @contextlib.contextmanager
 def served(folder: Path) -> Iterator[str]:
-    """A folder at a URL."""
+    """Serves a folder at a URL."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Quiet, directory=str(folder)))
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
@@ -157,7 +157,7 @@ def served(folder: Path) -> Iterator[str]:
 
 
 def tensors(kind: str) -> torch.Tensor:
-    """The pictures as a tensor."""
+    """Returns the pictures as a tensor."""
     found = torch.tensor(LEVELS, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 8, 8).contiguous()
     return {
         "uint8": found,
@@ -170,25 +170,25 @@ def tensors(kind: str) -> torch.Tensor:
 
 
 def pil() -> list[Image.Image]:
-    """The pictures of Pillow."""
+    """Returns the pictures as Pillow pictures."""
     return [picture(level) for level in LEVELS]
 
 
 def text_list(folder: Path, label: str = "", more: str = "") -> Path:
-    """A text file of paths, a line each."""
+    """Writes a text file of paths, one per line."""
     put(folder / "in")
     (folder / "list.txt").write_text("".join(f"in/{n}.png{label}\n" for n in range(4)) + more)
     return folder / "list.txt"
 
 
 def csv_list(folder: Path, rows: Sequence[str]) -> Path:
-    """A CSV beside the pictures."""
+    """Writes a CSV next to the pictures."""
     (put(folder / "in") / "list.csv").write_text("\n".join(["image,label", *rows]) + "\n")
     return folder / "in" / "list.csv"
 
 
 def with_loop(folder: Path) -> Path:
-    """A folder with links to itself, to the one above and to a picture of its own."""
+    """Makes a folder with links to itself, to its parent and to one of its pictures."""
     put(folder / "in")
     (folder / "in" / "self").symlink_to(".")
     (folder / "in" / "above").symlink_to("..")
@@ -197,14 +197,14 @@ def with_loop(folder: Path) -> Path:
 
 
 def bytes_name(folder: Path) -> Path:
-    """A file whose name is no UTF-8."""
+    """Writes a file whose name is not UTF-8."""
     put(folder / "in", ["0.png", "1.png", "2.png", "a.png"])
     os.rename(folder / "in" / "a.png", os.fsencode(folder / "in") + b"/caf\xe9.png")
     return folder / "in"
 
 
 def mixed(folder: Path) -> Path:
-    """Pictures among other files."""
+    """Writes pictures among other files."""
     put(folder / "in")
     for name in ("notes.txt", "a.psd", "IMG_1.heic", ".hidden.png"):
         (folder / "in" / name).write_bytes(b"x")
@@ -213,14 +213,14 @@ def mixed(folder: Path) -> Path:
 
 
 def unreadable(folder: Path) -> Path:
-    """A folder with a picture that ends early."""
+    """Makes a folder with a truncated picture."""
     put(folder / "in")
     (folder / "in" / "2.png").write_bytes(content(120)[:40])
     return folder / "in"
 
 
 def sources() -> list[Source]:
-    """All of them."""
+    """Lists all sources."""
     four = ["0.png,0", "1.png,1", "2.png,2", "3.png,3"]
     nested = ["a/0.png", "a/b/1.png", "c/2.png", "d.png"]
     return [
@@ -331,12 +331,12 @@ def sources() -> list[Source]:
 
 
 def semicolons(folder: Path) -> Path:
-    """A CSV as spreadsheets of many countries write it."""
+    """Writes a CSV in the format of spreadsheets in many countries."""
     (put(folder / "in") / "list.csv").write_text("image;label\n" + "".join(f"{n}.png;{n}\n" for n in range(4)))
     return folder / "in" / "list.csv"
 
 
 def cut(place: Path, size: int) -> Path:
-    """The first part of a file."""
+    """Returns the first part of a file."""
     place.write_bytes(place.read_bytes()[:size])
     return place

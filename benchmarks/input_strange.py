@@ -1,4 +1,4 @@
-"""DICOM files, and files that are not what their names say, of a picture whose values are known."""
+"""DICOM files, and files whose names do not match their content, of a picture whose values are known."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 
 
 def heif(values: Values, mode: str) -> bytes:
-    """A HEIC by pillow-heif."""
+    """Encodes a HEIC with pillow-heif."""
     import pillow_heif
 
     content = io.BytesIO()
@@ -21,7 +21,7 @@ def heif(values: Values, mode: str) -> bytes:
 
 
 def dicoms() -> list[Encoding]:
-    """DICOM of each kind of pixels."""
+    """Lists DICOM encodings of each kind of pixels."""
     hounsfield = {"RescaleSlope": "1", "RescaleIntercept": "-1024"}
     window = {"WindowCenter": "40", "WindowWidth": "400"}
     units = GREY12.astype(np.float64) - 1024
@@ -65,7 +65,7 @@ def dicoms() -> list[Encoding]:
 
 
 def strange() -> list[Encoding]:
-    """Files that are not what their names say."""
+    """Lists files whose names do not match their content."""
     whole = {form: (lambda form=form: saved(RGB, form)) for form in ("PNG", "TIFF", "BMP", "EPS", "DDS", "PCX", "SGI")}
     cut = {
         "PNG": "png",
@@ -99,13 +99,13 @@ def strange() -> list[Encoding]:
 
 
 def truncated(form: str) -> bytes:
-    """The first three fifths of a file."""
+    """Returns the first three fifths of a file."""
     content = saved(with_palette() if form == "GIF" else RGB, form)
     return content[: len(content) * 3 // 5]
 
 
 def damaged() -> bytes:
-    """A PNG one bit of whose compressed values is another."""
+    """Encodes a PNG in which one bit of the compressed values is flipped."""
     content = bytearray(png(RGB, 8))
     content[content.index(b"IDAT") + 40] ^= 4
     return bytes(content)

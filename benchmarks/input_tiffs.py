@@ -37,14 +37,14 @@ from PIL import Image, ImageCms
 
 
 def tif(values: Values, **more: Any) -> bytes:
-    """A TIFF by tifffile."""
+    """Encodes a TIFF with tifffile."""
     content = io.BytesIO()
     tifffile.imwrite(content, values, **more)
     return content.getvalue()
 
 
 def tiffs() -> list[Encoding]:
-    """TIFF of each sample format and layout."""
+    """Lists TIFF encodings of each sample format and layout."""
     four = levels(GREY01, 15)
     alpha = np.concatenate([RGB, ALPHA[..., None]], axis=-1)
     premultiplied = np.round(alpha.astype(np.float64) * [1, 1, 1, 0] * ALPHA[..., None] / 255 + alpha * [0, 0, 0, 1]).astype(np.uint8)
@@ -274,24 +274,24 @@ def tiffs() -> list[Encoding]:
 
 
 MUTED = RGB // 2 + 64
-"""Colours that CIELAB in 8 bits keeps."""
+"""Colours that 8-bit CIELAB preserves."""
 
 
 def bits(values: Values, count: int) -> bytes:
-    """Rows of values of so many bits each."""
+    """Packs rows of values with a given number of bits each."""
     places = ((values.astype(np.uint16)[..., None] >> np.arange(count - 1, -1, -1)) & 1).astype(np.uint8)
     return np.packbits(places.reshape(len(values), -1), axis=1).tobytes()
 
 
 def lab() -> bytes:
-    """A TIFF of CIELAB under D50."""
+    """Encodes a TIFF of CIELAB under D50."""
     profiles = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
     found = ImageCms.profileToProfile(Image.fromarray(MUTED), *profiles, outputMode="LAB")
     return saved(found, "TIFF")
 
 
 def ycbcr(subsampling: tuple[int, int]) -> bytes:
-    """A TIFF of YCbCr, without compression; chroma is that of the first pixel of each block."""
+    """Encodes a TIFF of YCbCr, without compression; chroma is that of the first pixel of each block."""
     values = np.asarray(Image.fromarray(RGB).convert("YCbCr"))
     across, down = subsampling
     blocks = values.reshape(HEIGHT // down, down, WIDTH // across, across, 3).swapaxes(1, 2)

@@ -1,10 +1,10 @@
-"""Encodings of pictures, forms of labels and sources, each made with known content and read: right, refused, or said; never silently wrong.
+"""Picture encodings, label formats and sources with known content: each is read correctly, refused, or doubted; never silently wrong.
 
     python benchmarks/inputs.py             # writes results/inputs.md
     python benchmarks/inputs.py --no-page JPEG
 
-The cases are in `input_pictures.py` (with `input_tiffs.py`, `input_jpegs.py`), `input_labels.py` and `input_sources.py`. What writes them
-comes with `pip install -e '.[bench]'`.
+The cases are in `input_pictures.py` (with `input_tiffs.py`, `input_jpegs.py`), `input_labels.py` and `input_sources.py`. The packages that
+write them are installed by `pip install -e '.[bench]'`.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ TITLES = {
 
 @dataclass(frozen=True)
 class Result:
-    """How a case ended.
+    """Outcome of a case.
 
     Attributes:
-        name: of the case.
+        name: name of the case.
         outcome: one of `OUTCOMES`.
-        about: what was read, and the line that was logged, or the error.
+        about: what was read, and the log line or the error.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Result:
 
 
 class Lines(logging.Handler):
-    """What xattn logs."""
+    """Collects what xattn logs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class Lines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keeps a line."""
-        if "not measured" not in record.getMessage():  # how forwards are run
+        if "not measured" not in record.getMessage():  # about the execution of forwards
             self.lines.append(record.getMessage())
 
 
@@ -83,7 +83,7 @@ class Hang(Exception):
 
 @contextlib.contextmanager
 def logged() -> Iterator[list[str]]:
-    """The lines that xattn logs inside."""
+    """Returns the lines that xattn logs inside the context."""
     logger, handler = logging.getLogger("xattn"), Lines()
     before = logger.level, logger.propagate
     logger.addHandler(handler)
@@ -98,7 +98,7 @@ def logged() -> Iterator[list[str]]:
 
 @contextlib.contextmanager
 def limited(seconds: int) -> Iterator[None]:
-    """Raises `Hang` inside after some seconds."""
+    """Raises `Hang` inside the context after some seconds."""
 
     def over(*_: object) -> None:
         raise Hang
@@ -113,7 +113,7 @@ def limited(seconds: int) -> Iterator[None]:
 
 
 def attempt(case: Encoding | Form | Source) -> Result:
-    """How a case ends, in a folder that is removed."""
+    """Runs one case in a temporary folder, and returns its outcome."""
     read: Callable[[Any, Path, list[str]], tuple[str, str]]
     read = read_picture if isinstance(case, Encoding) else take_labels if isinstance(case, Form) else find_pictures
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place, logged() as lines:
@@ -130,7 +130,7 @@ def attempt(case: Encoding | Form | Source) -> Result:
 
 
 def verdict(is_right: bool, says: str, lines: Sequence[str]) -> str:
-    """Whether what was read is right, or said to be doubtful, or silently wrong; what must be said and is not, is silently wrong."""
+    """Judges what was read: right, reported as doubtful, or silently wrong; a missing report also counts as silently wrong."""
     is_said = bool(says) and any(says in line for line in lines)
     if is_right:
         return "right" if is_said or not says else "SILENT"
@@ -138,12 +138,12 @@ def verdict(is_right: bool, says: str, lines: Sequence[str]) -> str:
 
 
 def with_lines(text: str, lines: Sequence[str]) -> str:
-    """What was read, and the lines that were logged."""
+    """Returns what was read, and the lines that were logged."""
     return ". ".join([text, *dict.fromkeys(lines)])
 
 
 def read_picture(case: Encoding, folder: Path, lines: list[str]) -> tuple[str, str]:
-    """A picture is read as one of a folder."""
+    """Reads a picture as one of a folder."""
     (folder / case.file).write_bytes(bytes(case.make()))
     try:
         source = ImageSource(folder, **case.given)
@@ -160,7 +160,7 @@ def read_picture(case: Encoding, folder: Path, lines: list[str]) -> tuple[str, s
 
 
 def take_labels(case: Form, folder: Path, lines: list[str]) -> tuple[str, str]:
-    """A run keeps the labels of its pictures; the network's predictions are their classes."""
+    """Compares the labels that a run stores with the network's predictions, which are the pictures' classes."""
     given = {"out": folder / "run", "tune": "off", "workers": 0, "progress": False, **case.make(folder)}
     study = xattn.Study([network(case.names, case.classes)], ["random"], ["complexity"], **given)
     outcome = study.run()
@@ -174,7 +174,7 @@ def take_labels(case: Form, folder: Path, lines: list[str]) -> tuple[str, str]:
 
 
 def find_pictures(case: Source, folder: Path, lines: list[str]) -> tuple[str, str]:
-    """The pictures of a source, decoded."""
+    """Decodes the pictures of a source."""
     with served(folder) as address:
         images = case.make(folder)
         if isinstance(images, list) and images and isinstance(images[0], str):
@@ -196,12 +196,12 @@ def find_pictures(case: Source, folder: Path, lines: list[str]) -> tuple[str, st
 
 
 def cases() -> dict[str, list[Any]]:
-    """All cases by kind."""
+    """Returns all cases by kind."""
     return {"encodings": encodings(), "labels": forms(), "sources": sources()}
 
 
 def page(results: dict[str, list[Result]]) -> str:
-    """The three tables as Markdown."""
+    """Writes the three tables as Markdown."""
     versions = ", ".join(f"{name} {version(name)}" for name in MADE_WITH)
     lines = [
         "# Pictures, labels and sources",
@@ -224,14 +224,14 @@ def page(results: dict[str, list[Result]]) -> str:
 
 
 def cell(text: str) -> str:
-    """Text in a table of Markdown."""
+    """Escapes text for a table of Markdown."""
     text = " ".join(text.split())
     text = text if len(text) <= LONGEST else text[:LONGEST] + " …"
     return "".join(f"\\{character}" if character in "|<*_`~[" else character for character in text if character.isprintable())
 
 
 def outcomes_of(text: str) -> dict[str, str]:
-    """The outcome of each case in a page, by its name as it stands there."""
+    """Reads the outcome of each case from a page, by its name there."""
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")]
     return {row[0].removeprefix("| "): row[1] for row in rows if len(row) == 3}
 
@@ -240,7 +240,7 @@ def outcomes_of(text: str) -> dict[str, str]:
 @click.argument("part", default="")
 @click.option("--page/--no-page", "writes", default=True, help="Write results/inputs.md.")
 def main(part: str, writes: bool) -> None:
-    """Read every encoding, form of labels and source, or those with PART in their names, and count how they end."""
+    """Read every encoding, label format and source, or those with PART in their names, and count the outcomes."""
     if part and writes:
         raise click.UsageError("the page is of all cases: add --no-page")
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""The jobs: who does them, what is checked first, and what is asked of the times."""
+"""The jobs of the speed benchmark: contenders, checks before timing, and claims about the times."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from subjects import Subject
 from torch import Tensor
 
 ATTENTION = ("rollout", "grad-rollout", "generic-attention", "legrad")
-OWN_BATCH = {"torch-cam": 32, "pytorch-grad-cam": 16}  # images per forward where nobody sets it
+OWN_BATCH = {"torch-cam": 32, "pytorch-grad-cam": 16}  # default number of images per forward
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What is asked: `field` of `over` divided by that of `under`, at least or at most so much."""
+    """A claim: `field` of `over` divided by that of `under` is at least or at most a given number."""
 
     text: str
     over: str
@@ -34,12 +34,12 @@ class Job:
     """One job.
 
     Attributes:
-        title: of its section.
-        about: what is done, and with what.
-        contenders: who does it; the first is what the others are set beside.
-        checks: made before any time is believed, on a few images and their targets.
-        claims: what is asked.
-        alone: levels of xattn beside which the network's bare forwards are clocked.
+        title: title of its section.
+        about: the task and its inputs.
+        contenders: the contenders; the others are compared with the first.
+        checks: checks before timing, on a few images and their targets.
+        claims: claims about the times.
+        alone: levels of xattn for which the network's bare forwards are also timed.
     """
 
     title: str
@@ -51,7 +51,7 @@ class Job:
 
 
 def bare(level: str) -> str:
-    """What the passes of a level cost at the best throughput measured, as a contender's name."""
+    """Returns the contender name of a level's passes at the best measured throughput."""
     return f"passes alone, {level}"
 
 
@@ -60,12 +60,12 @@ def xattn_at(level: str) -> str:
 
 
 def untuned(library: str) -> str:
-    """A library at its own size of a forward, as a contender's name."""
+    """Returns the contender name of a library at its default forward size."""
     return f"{library}, {OWN_BATCH[library]} images per forward"
 
 
 def _at_both(library: str, run: Callable[[Tensor, Tensor, int], Any], subject: Subject, batch: int, note: str) -> tuple[Contender, ...]:
-    """A library at the size of a forward that is best for the network here, and at its own."""
+    """Returns a library at the forward size that is best for the network here, and at its default."""
     return (
         Contender(library, lambda images, targets: run(images, targets, batch), subject.network, note),
         Contender(
@@ -75,7 +75,7 @@ def _at_both(library: str, run: Callable[[Tensor, Tensor, int], Any], subject: S
 
 
 def _times_faster(libraries: tuple[str, ...], exact: float, fast: float) -> tuple[Claim, ...]:
-    """What is asked of both levels beside libraries, at the size of a forward that was found for them and at their own."""
+    """Returns the claims for both levels against libraries, at the best forward size and at their default."""
     return tuple(
         Claim(f"{name} over xattn, {level}", name, xattn_at(level), target)
         for level, target in (("exact", exact), ("fast", fast))
@@ -87,7 +87,7 @@ def _times_faster(libraries: tuple[str, ...], exact: float, fast: float) -> tupl
 def _own(
     subject: Subject, run: Callable[[Tensor, Tensor, str], Any], note: str, levels: tuple[str, ...] = ours.LEVELS
 ) -> tuple[Contender, ...]:
-    """xattn at each of its levels."""
+    """Returns xattn at each of its levels."""
     return tuple(
         Contender(
             xattn_at(level),
@@ -100,7 +100,7 @@ def _own(
 
 
 def table(subject: Subject, batch: int) -> Job:
-    """Three methods by five metrics."""
+    """Three methods with five metrics."""
     contenders = (
         *_own(
             subject,
@@ -191,7 +191,7 @@ def score_cam(subject: Subject, batch: int) -> Job:
 
 
 def at_once(subject: Subject, batch: int) -> Job:
-    """All gradient methods of one trace beside one of them; `subject` has a head with attention, or is a transformer."""
+    """All gradient methods of one trace, compared with one of them; `subject` has a head with attention, or is a transformer."""
     several = ("activation-map", "grad-cam", "grad-cam++", *(ATTENTION if subject.has_tokens else ("raw-attention",)))
 
     def one_or_all(name: str, methods: tuple[str, ...]) -> Contender:

@@ -1,8 +1,8 @@
-"""What kept features save: CPU seconds of training one stream as usual, and of training many beside the same frozen network.
+"""Savings by cached features: CPU seconds of training one stream normally, and of training many on the same frozen network.
 
     python benchmarks/kept_features.py DATA WORK [--streams 20] [--per-class 12] [--epochs 20]
 
-DATA has `weights/mobilenet_v2.pth` and `imagenette/`, see CONTRIBUTING.md. WORK must be new: what is there would not be trained again.
+DATA has `weights/mobilenet_v2.pth` and `imagenette/`, see CONTRIBUTING.md. WORK must be new: existing results would not be trained again.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def main(data: Path, work: Path, streams: int, per_class: int, epochs: int, out:
 
 
 def _seconds(of: PhotographStreams, seed: int) -> float:
-    """CPU seconds of one training, loading the network included."""
+    """Returns the CPU seconds of one training, including loading the network."""
     start = time.process_time()
     of.trained(seed)
     return time.process_time() - start

@@ -1,4 +1,4 @@
-"""Kinds of evidence: which metrics are of which, how methods rank by each, and where two kinds contradict each other."""
+"""Kinds of evidence: the metrics of each, how methods rank by each, and contradictions between two kinds."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ KINDS = {
         "clever-hans",
     ),
 }
-SAME_FOR_ALL = ("background-independence",)  # says what the network rests on, and ranks no method
+SAME_FOR_ALL = ("background-independence",)  # describes the network, and ranks no method
 SIGNIFICANT = 0.05
-DRAWS = 400  # of the bootstrap
+DRAWS = 400  # bootstrap resamples
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """How methods rank by one kind of evidence on one network.
+    """Ranks of methods by one kind of evidence on one network.
 
     Attributes:
-        kind: of evidence.
-        data: which pictures.
+        kind: kind of evidence.
+        data: the pictures.
         network: name of the model.
-        ranks: images × methods, 1 the best, the mean over the metrics of the kind.
+        ranks: images × methods, 1 is best, averaged over the metrics of the kind.
     """
 
     kind: str
@@ -54,15 +54,15 @@ class Ranks:
 
     @property
     def best(self) -> str:
-        """The method of the lowest mean rank."""
+        """The method with the lowest mean rank."""
         return str(self.ranks.mean().idxmin())
 
     def interval(self, method: str) -> Interval:
-        """Of a method's mean rank."""
+        """Returns the interval of a method's mean rank."""
         return mean_interval(self.ranks[method].to_list(), (1, self.ranks.shape[1]))
 
     def decided(self) -> dict[tuple[str, str], float]:
-        """By pair, the better method first, the mean difference of their ranks, where Wilcoxon's test over all pairs finds one (Holm)."""
+        """Returns by pair, the better method first, the mean difference of ranks if Wilcoxon's test is significant (Holm, all pairs)."""
         pairs = list(combinations(self.ranks, 2))
         found = [paired(self.ranks[one].to_list(), self.ranks[other].to_list()) for one, other in pairs]
         told = {}
@@ -74,12 +74,12 @@ class Ranks:
 
 
 def ranks_of(rows: pd.DataFrame, kind: str, data: str, network: str) -> Ranks:
-    """Ranks of the methods that are no controls. A map without a value, where others have one, is the last.
+    """Ranks the methods that are not controls. A map without a value ranks last if others have one.
 
     Args:
-        rows: of one network, with the columns of `scores.csv`.
-        kind: of evidence.
-        data: which pictures they are of.
+        rows: rows of one network, with the columns of `scores.csv`.
+        kind: kind of evidence.
+        data: the rows' pictures.
         network: name of the model.
     """
     rows = rows[~rows["method"].map(is_planted)]
@@ -96,7 +96,7 @@ def ranks_of(rows: pd.DataFrame, kind: str, data: str, network: str) -> Ranks:
 
 
 def best_table(all_ranks: Sequence[Ranks]) -> pd.DataFrame:
-    """The best method of each kind on each network, with its interval, and those that these pictures do not tell from it."""
+    """Lists the best method of each kind on each network, with its interval, and the methods that do not differ significantly."""
     lines = []
     for each in all_ranks:
         behind = {worse for better, worse in each.decided() if better == each.best}
@@ -107,18 +107,18 @@ def best_table(all_ranks: Sequence[Ranks]) -> pd.DataFrame:
 
 
 def shown(interval: Interval, digits: int = 2) -> str:
-    """A mean with its interval."""
+    """Formats a mean with its interval."""
     ends = "" if math.isnan(interval.low) else f" [{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
     return f"{interval.mean:.{digits}f}{ends}"
 
 
 def pairs_of(all_ranks: Sequence[Ranks]) -> list[tuple[Ranks, Ranks]]:
-    """Every two kinds of evidence on one network."""
+    """Returns every two kinds of evidence on one network."""
     return [(one, other) for one, other in combinations(all_ranks, 2) if one.network == other.network and one.kind != other.kind]
 
 
 def tau(one: Ranks, other: Ranks) -> tuple[float, float, float]:
-    """Kendall's τ_b of the mean ranks by two kinds, with a 95 % percentile interval over pictures, drawn together where shared."""
+    """Returns Kendall's τ_b of the mean ranks by two kinds, with a 95 % percentile interval over pictures, drawn jointly where shared."""
     methods = [method for method in one.ranks if method in other.ranks]
     a, b = one.ranks[methods], other.ranks[methods]
     if one.data == other.data:
@@ -136,7 +136,7 @@ def tau(one: Ranks, other: Ranks) -> tuple[float, float, float]:
 
 
 def tau_table(all_ranks: Sequence[Ranks]) -> pd.DataFrame:
-    """Whether two kinds of evidence order the methods alike, and how often they contradict each other."""
+    """Writes whether two kinds of evidence order the methods alike, and how often they contradict each other."""
     lines = []
     for one, other in pairs_of(all_ranks):
         mean, low, high = tau(one, other)
@@ -161,7 +161,7 @@ def tau_table(all_ranks: Sequence[Ranks]) -> pd.DataFrame:
 
 
 def over_networks(all_ranks: Sequence[Ranks], kind: str, data: str) -> tuple[pd.Series, int]:
-    """Mean rank of each method that ran on all networks, the mean over networks, best first; and the number of networks."""
+    """Returns the mean rank of each method that ran on all networks, averaged over networks, best first; and the number of networks."""
     some = [each for each in all_ranks if each.kind == kind and each.data == data]
     common = [method for method in some[0].ranks if all(method in each.ranks for each in some)]
     ranks = pd.DataFrame([each.ranks[common].mean().rank() for each in some])
@@ -169,7 +169,7 @@ def over_networks(all_ranks: Sequence[Ranks], kind: str, data: str) -> tuple[pd.
 
 
 def trials(folders: Sequence[Path]) -> pd.DataFrame:
-    """How each metric fares in the trials of some runs."""
+    """Counts how each metric fares in the trials of some runs."""
     frame = pd.concat([trial_runs([folder]).frame for folder in folders])
     frame["name"] = frame["metric"].map(lambda metric: metric.partition(":")[0])
     lines = []

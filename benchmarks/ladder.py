@@ -1,9 +1,9 @@
-"""What each way of running forwards brings, one upon the other: images per second of a network alone, by turns.
+"""Gain of each execution setting, added one after the other: images per second of a network alone, measured in turns.
 
     python benchmarks/ladder.py [--networks squeezenet1_0,mobilenet_v2,resnet50,vit_tiny_patch16_224] [--threads 2] [--rounds 5] [--out DIR]
 
-Writes DIR/ladder.json and DIR/ladder.md. A way that the machine has no instructions for is measured like the others: its row says so.
-OpenVINO's rows need xattn[openvino], int8 NNCF besides (xattn[bench]); what is not installed is left out.
+Writes DIR/ladder.json and DIR/ladder.md. A setting for which the machine lacks instructions is measured like the others; its row says so.
+OpenVINO's rows need xattn[openvino], int8 also NNCF (xattn[bench]); rows of missing packages are left out.
 """
 
 from __future__ import annotations
@@ -50,33 +50,33 @@ RUNGS: dict[str, tuple[Tuning | int, bool]] = {
 INT8 = "OpenVINO, int8, the rest in bfloat16"
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 CLOCKED_S = 2.0
-SEEN, CALIBRATED = 16, 24  # photographs that errors are of, and others that int8's scales are of; each also under a random mask
+SEEN, CALIBRATED = 16, 24  # photographs on which errors are measured, and others on which int8 is calibrated; each also under a random mask
 CHUNK = 8
 Ways = dict[str, tuple[Callable[[Tensor], Tensor], int, bool]]
 
 
 def matrix_gflops(dtype: torch.dtype) -> float:
-    """What this machine's threads multiply at their best, GFLOP per second: no forward of convolutions goes faster."""
+    """Measures this machine's peak matrix-product rate, GFLOP per second: no forward of convolutions is faster."""
     a, b = torch.rand(2048, 2048).to(dtype), torch.rand(2048, 2048).to(dtype)
     return 2 * 2048**3 / min(repeated(lambda: a @ b, torch.device("cpu"), CLOCKED_S)) / 1e9
 
 
 def gflop_an_image(one: Subject) -> float:
-    """Floating-point operations of a forward of one image, in billions."""
+    """Counts floating-point operations of a forward of one image, in billions."""
     with FlopCounterMode(display=False) as counted, torch.no_grad():
         one.network(one.normalised(one.classifier.probe()))
     return counted.get_total_flops() / 1e9
 
 
 def copied_gib() -> float:
-    """What this machine's threads read and write at their best, GiB per second, of tensors as large as a chunk's features."""
+    """Measures this machine's peak memory bandwidth, GiB per second, for tensors as large as a chunk's features."""
     a, b = torch.rand(8, 96, 112, 112), torch.empty(8, 96, 112, 112)
     return 2 * a.nbytes / 2**30 / min(repeated(lambda: b.copy_(a), torch.device("cpu"), CLOCKED_S))
 
 
 def layered(one: Subject, gflops: float, gib: float, dtype: torch.dtype, chunk: int = 8) -> float:
-    """Images per second if every convolution and linear layer took no longer than its arithmetic at the rate of a matrix product, or than
-    reading its input and weights and writing its output once in this precision, whichever is more; and all else took nothing."""
+    """Returns images per second if every convolution and linear layer took only the longer of two times: its arithmetic at the rate of a
+    matrix product, or reading its input and weights and writing its output once in this precision; and everything else took none."""
     seconds = 0.0
 
     def after(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
@@ -95,17 +95,17 @@ def layered(one: Subject, gflops: float, gib: float, dtype: torch.dtype, chunk: 
 
 
 def masked(images: Tensor) -> Tensor:
-    """Images `(n, C, H, W)` and, behind them, the same under smooth random masks, as metrics and perturbing methods show them."""
+    """Returns images `(n, C, H, W)` followed by the same images under smooth random masks, as metrics and perturbing methods use them."""
     masks = torch.rand(len(images), 1, 7, 7, generator=torch.Generator().manual_seed(0)).to(images.device)
     return torch.cat([images, images * functional.interpolate(masks, size=images.shape[-2:], mode="bilinear")])
 
 
 def quantised(one: Subject, calibration: Tensor) -> Callable[[Tensor], Tensor]:
-    """The network in int8 by NNCF's defaults, its scales from those images; what it leaves in floats is bfloat16.
+    """Quantises the network to int8 with NNCF's defaults, calibrated on the given images; layers left in floats use bfloat16.
 
     Args:
         one: the network.
-        calibration: in pixel space, a multiple of the chunk.
+        calibration: images in pixel space, a multiple of the chunk.
     """
     os.environ.setdefault("NNCF_CI", "1")  # without it, NNCF reports each use to its makers
     import nncf
@@ -121,7 +121,7 @@ def quantised(one: Subject, calibration: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def runs(one: Subject, calibration: Tensor) -> Ways:
-    """Each way that can be had here: what runs a chunk, its size, whether pages are kept."""
+    """Yields each available setting: the function that runs a chunk, its size, whether pages are kept."""
     found: Ways = {}
     backends = {"torch", *others(one.classifier)}
     for name, (way, keep) in RUNGS.items():
@@ -135,7 +135,7 @@ def runs(one: Subject, calibration: Tensor) -> Ways:
 
 
 def errors(one: Subject, ways: Ways, images: Tensor) -> dict[str, list[float]]:
-    """How far the probability of the predicted class lies from the plain network's, in points: mean and largest over the images."""
+    """Returns the deviation of the predicted class's probability from the plain network's, in points: mean and largest over the images."""
     plain = one.classifier.predict(images).double().softmax(dim=1)
     first = plain.argmax(dim=1, keepdim=True)
     found = {}
@@ -148,7 +148,7 @@ def errors(one: Subject, ways: Ways, images: Tensor) -> dict[str, list[float]]:
 
 
 def rates(one: Subject, ways: Ways, images: Tensor, rounds: int) -> dict[str, list[float]]:
-    """Images per second of each way, by turns."""
+    """Measures images per second of each setting, in turns."""
     found: dict[str, list[float]] = {name: [] for name in ways}
     names = list(ways)
     for round_ in range(rounds + 1):

@@ -1,4 +1,4 @@
-"""Clocks, counts and peaks: how a thing is measured, whatever it is."""
+"""Measurement of time, counts and peak memory."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class Contender:
     """One way of doing a job.
 
     Attributes:
-        name: as rows call it.
-        run: images in pixel space and their targets → whatever comes of it.
-        network: whose forwards are counted; None: they cannot be seen from outside.
-        note: what it does, and in what that is less, more or other than the rest.
+        name: its name in rows.
+        run: function of images in pixel space and their targets.
+        network: the network whose forwards are counted; None: they cannot be observed.
+        note: what it computes, and in what that is less, more or different compared with the others.
     """
 
     name: str
@@ -46,12 +46,12 @@ class Contender:
 
 
 def clocked(run: Callable[[], Any], device: torch.device) -> float:
-    """Seconds until all that `run` began is done."""
+    """Measures the seconds until everything that `run` starts is done."""
     return repeated(run, device, 0.0)[0]
 
 
 def repeated(run: Callable[[], Any], device: torch.device, seconds: float) -> list[float]:
-    """Seconds of each of as many runs, one after the other, as come to so many together; of one at least."""
+    """Measures the seconds of consecutive runs until they add up to a given total; at least one."""
     gc.collect()
     found: list[float] = []
     while not found or sum(found) < seconds:
@@ -70,7 +70,7 @@ def _finish(device: torch.device) -> None:
 
 @contextmanager
 def forwards(network: nn.Module | None) -> Iterator[list[int]]:
-    """The number of images of each forward of a network; those of our predictors, which may run a twin of it, among them."""
+    """Counts the images of each forward of a network, including those of xattn's predictors, which may run a copy of it."""
     seen: list[int] = []
     run, inside = Predictor.__call__, False
 
@@ -98,7 +98,7 @@ def forwards(network: nn.Module | None) -> Iterator[list[int]]:
 
 
 class Here:
-    """A contender in this process. Asked for a batch by its number, or for "warm-up", it runs that and tells how long it took."""
+    """A contender in this process. On request it runs a batch by its number, or "warm-up", and returns how long it took."""
 
     def __init__(self, contender: Contender, batches: Sequence[tuple[Tensor, Tensor]], device: torch.device) -> None:
         self.contender, self.batches, self.device = contender, batches, device
@@ -115,16 +115,16 @@ class Here:
         return {"seconds": seconds}
 
     def serve(self) -> None:
-        """Answers what is asked on standard input, a line each."""
+        """Answers requests on standard input, one per line."""
         for line in sys.stdin:
             print(json.dumps(self.ask(line.strip())), flush=True)
 
     def close(self) -> None:
-        """There is nothing to end."""
+        """Does nothing: there is no process to end."""
 
 
 class Apart:
-    """A contender in a process of its own that serves: no state of one library, its allocator's least of all, reaches another's clock."""
+    """A contender in a separate server process: no state of one library, in particular its allocator's, affects another's timing."""
 
     def __init__(self, command: Sequence[str]) -> None:
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
@@ -135,7 +135,7 @@ class Apart:
         self.process.stdin.write(f"{what}\n")
         self.process.stdin.flush()
         for line in self.process.stdout:
-            if line.startswith("{"):  # libraries may print of their own
+            if line.startswith("{"):  # libraries may print as well
                 answer: dict[str, Any] = json.loads(line)
                 return answer
         raise RuntimeError(f"a contender ended with exit code {self.process.wait()} when it was asked for {what}")
@@ -148,10 +148,10 @@ class Apart:
 def interleaved(
     contenders: Mapping[str, Here | Apart], images: Sequence[int], aside: Callable[[int], None], say: Callable[[str], None]
 ) -> dict[str, dict[str, Any]]:
-    """Seconds of every contender on every batch, of so many images, the contenders taking turns; each is warmed up on the first.
+    """Measures the seconds of every contender on every batch of a given size, in turns; each is warmed up on the first batch.
 
-    A slow moment of the machine meets all of them, and who comes first changes from batch to batch. `aside` is what else is measured on
-    each batch, among them.
+    A slow moment of the machine affects all contenders, and the order changes from batch to batch. `aside` is measured on each batch
+    between them.
     """
     found: dict[str, dict[str, Any]] = {}
     for name, contender in contenders.items():
@@ -171,7 +171,7 @@ def interleaved(
 
 
 def forward_alone(predict: Callable[[Tensor], Tensor], image: Tensor, chunk: int, device: torch.device) -> float:
-    """Seconds per image of a forward of so many alone, run once before it is clocked."""
+    """Measures the seconds per image of a bare forward of a given size, after one warm-up."""
     batch = image.expand(chunk, -1, -1, -1).contiguous()
     times = max(2, FORWARDS_CLOCKED // chunk)
     with torch.no_grad():
@@ -180,10 +180,10 @@ def forward_alone(predict: Callable[[Tensor], Tensor], image: Tensor, chunk: int
 
 
 def peak_mib(run: Callable[[], Any], device: torch.device) -> float:
-    """MiB that `run` needs at its peak above what is held before it: of the GPU's allocator, else of the process.
+    """Measures the peak MiB that `run` needs in addition to the memory held before: of the GPU's allocator, else of the process.
 
-    The process's high-water mark is set back before the run where the system can do that (Linux); elsewhere the mark that loading left
-    counts as held. It only tells something in a process that has done nothing else.
+    The process's high-water mark is reset before the run if the system supports that (Linux); otherwise the mark left by loading counts as
+    held. It is only meaningful in a process that has done nothing else.
     """
     gc.collect()
     if device.type == "cuda":
@@ -199,7 +199,7 @@ def peak_mib(run: Callable[[], Any], device: torch.device) -> float:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         run()
         return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / unit
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # what the allocator keeps of freed memory would hide the same size of new
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # freed memory that the allocator keeps would hide an equal amount of new memory
     if trim is not None:
         trim(0)
     Path("/proc/self/clear_refs").write_text("5")
@@ -209,7 +209,7 @@ def peak_mib(run: Callable[[], Any], device: torch.device) -> float:
 
 
 def process_kib(field: str) -> int:
-    """A field of the process's status in KiB (Linux)."""
+    """Reads a field of the process's status in KiB (Linux)."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1])
@@ -217,7 +217,7 @@ def process_kib(field: str) -> int:
 
 
 def covered(intervals: Sequence[tuple[float, float]]) -> float:
-    """Length of the union of intervals."""
+    """Returns the length of the union of intervals."""
     total, reached = 0.0, float("-inf")
     for start, stop in sorted(intervals):
         total += max(0.0, stop - max(start, reached))
@@ -226,7 +226,7 @@ def covered(intervals: Sequence[tuple[float, float]]) -> float:
 
 
 def busy_share(run: Callable[[], Any], device: torch.device) -> float:
-    """Share of the time of `run` in which the GPU computes: the union of its kernels' times over the wall clock's."""
+    """Returns the share of the time of `run` in which the GPU computes: the union of its kernels' times over the wall-clock time."""
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
@@ -238,7 +238,7 @@ def busy_share(run: Callable[[], Any], device: torch.device) -> float:
 
 
 def conditions(device: torch.device) -> dict[str, Any]:
-    """What a measurement depends on, without the machine's name."""
+    """Returns the conditions of a measurement, without the machine's name."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -259,7 +259,7 @@ def conditions(device: torch.device) -> dict[str, Any]:
 
 
 def _unplaced(argument: str) -> str:
-    """Where a folder lies on one's machine is nobody's business."""
+    """Removes the location of a folder on the local machine."""
     return Path(argument).name if argument.startswith("/") else argument
 
 

@@ -62,7 +62,7 @@ TRANSFORMERS: dict[str, dict[str, Any]] = {
 
 
 class Outcome(NamedTuple):
-    """What became of a network."""
+    """Result of testing a network."""
 
     name: str
     kind: str
@@ -71,7 +71,7 @@ class Outcome(NamedTuple):
 
 
 def networks() -> Iterator[tuple[str, Callable[[], nn.Module]]]:
-    """Names, and how to build each with random weights."""
+    """Returns names, and how to build each with random weights."""
     from torchvision import models
 
     quiet = {"googlenet": {"init_weights": False}, "inception_v3": {"init_weights": False}}
@@ -94,7 +94,7 @@ def networks() -> Iterator[tuple[str, Callable[[], nn.Module]]]:
 
 
 def smallest(family: str) -> nn.Module:
-    """The member of a timm family with the fewest weights."""
+    """Returns the member of a timm family with the fewest weights."""
     import timm
 
     with torch.device("meta"):
@@ -120,7 +120,7 @@ def outcome(name: str, make: Callable[[], nn.Module]) -> Outcome:
         return Outcome(name, "left out", "", str(error))
     for parameter in network.parameters():
         if not parameter.any():
-            nn.init.normal_(parameter, std=0.02)  # a part that begins as zeros passes nothing on
+            nn.init.normal_(parameter, std=0.02)  # a part that is initialised to zero passes nothing on
     try:
         clf = xattn.attach(network)
         if not clf.stages:
@@ -136,7 +136,7 @@ def outcome(name: str, make: Callable[[], nn.Module]) -> Outcome:
 
 
 def reason_of(clf: Classifier) -> XattnError:
-    """Why a classifier has no default stage."""
+    """Returns why a classifier has no default stage."""
     try:
         clf.stage()
     except XattnError as error:
@@ -145,7 +145,7 @@ def reason_of(clf: Classifier) -> XattnError:
 
 
 def answered(clf: Classifier) -> tuple[int, bool]:
-    """Of how many of five cells the gradient lies nearest to the cell's own place, and whether their places differ clearly."""
+    """Returns for how many of five cells the gradient is nearest to the cell's own place, and whether their places differ clearly."""
     stage = clf.stages[-1]
     image = clf.probe().requires_grad_()
     cells = [(int(row * stage.size[0]), int(column * stage.size[1])) for row, column in CENTRES]
@@ -162,7 +162,7 @@ def answered(clf: Classifier) -> tuple[int, bool]:
 
 
 def _centre(gradient: Tensor) -> Tensor:
-    """Where an image's gradient lies: the mean place of its squares, as shares of height and width."""
+    """Returns the location of an image's gradient: the mean position weighted by its squares, as shares of height and width."""
     energy = gradient[0].double().square().sum(dim=0)
     total = energy.sum().clamp(min=1e-300)
     rows, columns = ((torch.arange(side) + 0.5) / side for side in energy.shape)
@@ -170,7 +170,7 @@ def _centre(gradient: Tensor) -> Tensor:
 
 
 def page(found: list[Outcome]) -> str:
-    """The result as Markdown."""
+    """Writes the result as Markdown."""
     counts = Counter(each.kind for each in found)
     lines = [
         "# Which networks xattn takes",
@@ -188,14 +188,14 @@ def page(found: list[Outcome]) -> str:
 
 
 def swept(name: str) -> Outcome:
-    """What becomes of a network, in a process of its own."""
+    """Tests a network in a separate process."""
     found = outcome(name, dict(networks())[name])
     gc.collect()
     return found
 
 
 def prepare() -> None:
-    """What a process needs before its first network."""
+    """Loads what a process needs before its first network."""
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 
 class Counting(Plain):
-    """A `Plain` that writes down how often it ran, or changes its weights.
+    """A `Plain` that records how often it ran, or changes its weights.
 
     Args:
         change: of the network, at each forward.
@@ -59,7 +59,7 @@ def reseeded(x: Tensor) -> Tensor:
 
 
 def stateful() -> Callable[[Tensor], Tensor]:
-    """Logits that depend on those of the forward before."""
+    """Logits that depend on those of the previous forward."""
     state = [torch.zeros(())]
 
     def after(z: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ def stateful() -> Callable[[Tensor], Tensor]:
 
 
 class Straight(torch.autograd.Function):
-    """The same, with a gradient of its own."""
+    """The same, with a custom gradient."""
 
     @staticmethod
     def forward(_: Any, x: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ class Straight(torch.autograd.Function):
 
 
 def behaving() -> Iterator[Odd]:
-    """Networks that do something odd in their forward."""
+    """Returns networks that do something odd in their forward."""
     same = of_plain()
     yield Odd("dropout left on", lambda: Around(after=lambda z: functional.dropout(z, 0.5, training=True)), ends="warned")
     yield Odd("noise on its input", lambda: Around(lambda x: x + torch.randn_like(x)), ends="warned")
@@ -134,11 +134,11 @@ class Output:
 
 
 class Subclass(Tensor):
-    """A tensor of another class."""
+    """A tensor subclass."""
 
 
 def returning() -> Iterator[Odd]:
-    """Networks that return something odd."""
+    """Returns networks that return something odd."""
     same = of_plain()
     yield Odd("a dictionary with logits", lambda: Around(after=lambda z: {"logits": z, "loss": None}), same)
     yield Odd("a dictionary with another name", lambda: Around(after=lambda z: {"prediction": z}), same)
@@ -166,12 +166,12 @@ def returning() -> Iterator[Odd]:
 
 
 def masked() -> Tensor:
-    """Nothing, and minus infinity for the last class."""
+    """Returns 0 for each class, and minus infinity for the last one."""
     return torch.tensor([0.0] * (CLASSES - 1) + [-torch.inf])
 
 
 def raising(error: BaseException) -> Callable[[Tensor], Tensor]:
-    """A step that raises."""
+    """Returns a step that raises."""
 
     def step(_: Tensor) -> Tensor:
         raise error
@@ -197,7 +197,7 @@ class WithoutGradient(Plain):
 
 
 def refused() -> Iterator[Odd]:
-    """What is refused with a sentence, or gives no numbers."""
+    """Returns networks that are refused with a message, or output no numbers."""
     returns: dict[str, Callable[[Tensor], Any]] = {
         "zero classes": lambda z: z[:, :0],
         "nothing": lambda z: None,

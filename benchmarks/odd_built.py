@@ -1,4 +1,4 @@
-"""Networks that are built oddly, and compute what the plain one does."""
+"""Networks that are built oddly, and compute the same as the plain one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 class Functional(nn.Module):
-    """`Plain` without a module inside."""
+    """A `Plain` without a submodule."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ def in_inference_mode() -> nn.Module:
 
 
 def built() -> Iterator[Odd]:
-    """Networks that are built oddly, and compute what `Plain` does."""
+    """Returns networks that are built oddly, and compute the same as `Plain`."""
     same = of_plain()
     yield Odd("plain", plain, same)
     yield Odd("without gradients of weights", lambda: plain().requires_grad_(False), same)
@@ -162,7 +162,7 @@ class Twice(nn.Module):
 
 
 def inferred(images: Tensor) -> Tensor:
-    """A copy made in inference mode."""
+    """Makes a copy in inference mode."""
     with torch.inference_mode():
         return images.clone()
 
@@ -173,7 +173,7 @@ def strided(network: Plain) -> None:
 
 
 def renamed(network: Plain) -> nn.Module:
-    """The same with names that stages use otherwise."""
+    """The same with names that are used differently for stages."""
     made = nn.Sequential()
     made.add_module("a+relu", network.body)
     made.add_module("b#2", nn.AdaptiveAvgPool2d(1))

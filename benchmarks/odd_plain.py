@@ -1,4 +1,4 @@
-"""The plain network that odd ones are made of, and what is known of an odd one."""
+"""The plain network from which odd ones are made, and the expected results of an odd one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Plainly = Callable[[Tensor], tuple[Tensor, Tensor]]  # normalised images → fea
 
 
 class Plain(nn.Module):
-    """The network that the odd ones are made of: features `(B, 8, 12, 12)`, their mean, logits `(B, 5)`."""
+    """The network from which the odd ones are made: features `(B, 8, 12, 12)`, their mean, logits `(B, 5)`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,10 +29,10 @@ class Plain(nn.Module):
 
 
 def plain(change: Callable[[Plain], object] = lambda network: None) -> Plain:
-    """A `Plain`, always the same, in eval mode.
+    """Returns a `Plain`, always the same, in eval mode.
 
     Args:
-        change: of the network, before it is given.
+        change: change of the network, before it is returned.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -47,11 +47,11 @@ def plain(change: Callable[[Plain], object] = lambda network: None) -> Plain:
 
 
 def of_plain(output: Callable[[Tensor], Tensor] = lambda z: z, dtype: torch.dtype = torch.float32) -> Plainly:
-    """How a network computes that gives something of a `Plain`'s logits.
+    """Returns the plain computation of a network that outputs a function of a `Plain`'s logits.
 
     Args:
         output: logits of `Plain` → those of the odd network.
-        dtype: in which its convolutions compute.
+        dtype: precision of its convolutions.
     """
     network = plain().to(dtype)
 
@@ -82,17 +82,17 @@ class Around(Plain):
 
 @dataclass(frozen=True)
 class Odd:
-    """A network.
+    """An odd network.
 
     Attributes:
         name: what is odd.
         make: builds it.
-        plainly: the same computed plainly; None: there is nothing to compare with.
-        ends: "right"; "warned", the log says that it is unstable, or it is refused; "reported", each row has an error in the place of a
-            value; "refused"; "any" of these, where it may be either.
-        tolerance: of logits and maps, as a share of the largest.
-        images: what is given to it.
-        keeps: whether its weights are its own after a forward.
+        plainly: the plain computation of the same; None: there is nothing to compare with.
+        ends: "right"; "warned", the log reports it as unstable, or it is refused; "reported", each row has an error instead of a value;
+            "refused"; "any" of these, if it may be either.
+        tolerance: tolerance of logits and maps, as a share of the largest.
+        images: its input images.
+        keeps: whether its weights are unchanged after a forward.
     """
 
     name: str

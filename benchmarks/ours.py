@@ -1,4 +1,4 @@
-"""xattn's side of every job, in one place: what a user would write."""
+"""xattn's side of every job, in one place, as a user would write it."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from xattn.inference import Predictor, Tuning, fastest
 
 METRICS = ("average-drop", "average-gain", "average-increase", "insertion", "deletion")
 CAMS = ("grad-cam", "grad-cam++", "score-cam")
-effort = "full"  # "auto" takes what was measured before; settings by hand measure nothing
+effort = "full"  # "auto" uses earlier measurements; settings by hand measure nothing
 LEVELS: tuple[Literal["exact", "fast"], ...] = ("exact", "fast")
 
 
 @cache
 def predictor(classifier: xattn.Classifier, level: Literal["exact", "fast"]) -> Predictor:
-    """The network as a level runs it here, measured once."""
+    """Returns the network as a level runs it here, measured once."""
     return fastest(classifier, level, effort)
 
 
 def ways(classifier: xattn.Classifier, level: Literal["exact", "fast"], chunks: Sequence[int]) -> list[Predictor]:
-    """The network as a level runs it, and the same with other sizes of a forward: among them is the best throughput."""
+    """Returns the network as a level runs it, and with other forward sizes, among which is the best throughput."""
     own = predictor(classifier, level)
     return [own] + [Predictor(classifier, Tuning(**own.tuning.as_dict() | {"chunk": chunk, "compiled": False}), level) for chunk in chunks]
 
 
 def maps(classifier: xattn.Classifier, images: Tensor, targets: Tensor, methods: Sequence[str], level: Literal["exact", "fast"]) -> Maps:
-    """Maps of a batch by several methods."""
+    """Computes maps of a batch by several methods."""
     runs = predictor(classifier, level) if "score-cam" in " ".join(methods) else None
     return xattn.explain(classifier, images, methods, target=targets, batch_size=len(images), predictor=runs, untrained=True)
 
@@ -45,6 +45,6 @@ def table(
     methods: Sequence[str] = CAMS,
     metrics: Sequence[str] = METRICS,
 ) -> pd.DataFrame:
-    """Maps by several methods, and every metric of them."""
+    """Computes maps by several methods, and every metric of them."""
     found = maps(classifier, images, targets, methods, level)
     return xattn.evaluate(classifier, images, found, metrics, batch_size=len(images), predictor=predictor(classifier, level))

@@ -1,9 +1,9 @@
-"""The papers' tables on SketchBirds, and what no paper could show: maps against true effects.
+"""The papers' tables on SketchBirds, and a comparison that no paper could make: maps against true effects.
 
     python benchmarks/papers.py runs/papers [--only ranks] [--smoke] [--out benchmarks/results/papers]
 
-Trains what it needs (`trained.py`), explains, and writes a table a file, each with the papers' printed values beside, n, seeds, 95 %
-intervals, and a line per claim. All of it goes on where it was cut off.
+Trains what it needs (`trained.py`), explains, and writes one file per table, with the papers' printed values for comparison, n, seeds, 95 %
+intervals, and one line per claim. Everything resumes after an interruption.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Papers:
     """The tables, from one folder of work.
 
     Args:
-        work: where trainings and runs are kept.
-        budget: how much is spent.
+        work: where trainings and runs are stored.
+        budget: extent of the trainings.
     """
 
     def __init__(self, work: Path, budget: Budget) -> None:
@@ -49,7 +49,7 @@ class Papers:
         self.trainings = Trainings(work / "trained", budget)
 
     def scores(self, name: str, classifiers: Sequence[xattn.Classifier], methods: Sequence[str], metrics: Sequence[str]) -> pd.DataFrame:
-        """Rows of a study of test birds, explained for their labels."""
+        """Returns rows of a study of test birds, explained for their labels."""
         count = self.budget.explained
         pictures = SketchBirds("test", count).export(self.work / f"birds-{count}")
         out = self.work / "runs" / f"{name}-{count}"
@@ -207,7 +207,7 @@ class Papers:
         return page("BR-NPA, Table 6: resolution and distillation", about, pd.DataFrame(table), lines) + f"\n#{self.sparsity()}"
 
     def sparsity(self) -> str:
-        """BR-NPA, Table 6, sparsity alone: by the released definition and by xattn's, on the classifiers in the wheel."""
+        """BR-NPA, Table 6, only sparsity: by the released definition and by xattn's, on the shipped classifiers."""
         table = []
         for name, printed in (("b-cnn", ("b-cnn", False)), ("br-npa", ("br-npa", False)), ("br-npa-high-res", ("br-npa", True))):
             classifier = xattn.load(f"birds:{name}")
@@ -267,14 +267,14 @@ class Papers:
         return f"n = {self.budget.tested} test birds, and as many hard ones; cross-entropy in nats."
 
     def _recognised(self, nets: Sequence[xattn.Classifier], ranks: str = ALL_RANKS) -> Line:
-        """Cells of how well test birds are recognised."""
+        """Formats cells of how well test birds are recognised."""
         of = self.trainings
         cells = {"accuracy": cell(of.accuracy(nets, ranks)), "cross-entropy": cell(of.cross_entropy(nets, ranks), 3)}
         return cells | {"accuracy, hard birds": cell(of.accuracy(nets, ranks, hard=True))}
 
 
 def _against_truth(name: str, make: Callable[[Path, Trainings], str]) -> Callable[[Papers], str]:
-    """A page of `ground_truth`, whose work is kept under its name."""
+    """Writes a page of `ground_truth`; its work is stored under its name."""
     return lambda papers: make(papers.work / name, papers.trainings)
 
 
@@ -327,7 +327,7 @@ def main(
     threads: int,
     out: Path,
 ) -> None:
-    """Makes the tables in OUT, with what they need in WORK."""
+    """Makes the tables in OUT, and what they need in WORK."""
     torch.set_num_threads(threads)
     out.mkdir(parents=True, exist_ok=True)
     seeds_of = tuple(range(seeds))

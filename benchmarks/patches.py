@@ -1,9 +1,9 @@
-"""Whether patches that are found without labels of parts hold the part that tells two kinds of SketchBirds apart.
+"""Whether patches that are found without part labels contain the part that distinguishes two classes of SketchBirds.
 
     python benchmarks/patches.py            # writes results/patches.md; trains ProtoPNet's head for some minutes
 
-Each of the first ten kinds has a neighbour that differs from it in one part alone. A patch finder has found that part if one of its boxes
-holds at least half of the part's visible pixels.
+Each of the first ten classes has a neighbour that differs from it in only one part. A patch finder has found that part if one of its boxes
+contains at least half of the part's visible pixels.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from xattn.training import fit
 from xattn.training.recipe import PRESETS
 
 RESULT = Path(__file__).parent / "results" / "patches.md"
-PAIRED = 10  # kinds 0 to 9; neighbours 2k and 2k+1 differ in part k alone
-SMALLEST = 12  # visible pixels of a part that is asked for
+PAIRED = 10  # classes 0 to 9; neighbours 2k and 2k+1 differ only in part k
+SMALLEST = 12  # minimum number of visible pixels of a tested part
 SMALLEST_HARD = 6  # the same on hard birds, whose parts are smaller
 BOXES = 10
 FINDERS = ("activation", "activation:stage=layer3", "representative", "prototype", "random")
@@ -39,7 +39,7 @@ FINDERS = ("activation", "activation:stage=layer3", "representative", "prototype
 
 @dataclass(frozen=True)
 class Birds:
-    """Test pictures of kinds that have a neighbour.
+    """Test pictures of classes that have a neighbour.
 
     Attributes:
         images: `(B, 3, 64, 64)` in pixel space.
@@ -53,7 +53,7 @@ class Birds:
 
 
 def birds(count: int, *, hard: bool = False) -> Birds:
-    """The first test pictures of such kinds whose part is visible."""
+    """Returns the first test pictures of such classes whose part is visible."""
     return Birds(*map(torch.stack, zip(*_birds(count, hard), strict=True)))
 
 
@@ -69,14 +69,14 @@ def _birds(count: int, hard: bool) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
 
 
 def found_by(boxes: Tensor, parts: Tensor) -> Tensor:
-    """Whether each box holds at least half of its picture's part: `(B, n)` bool."""
+    """Returns whether each box contains at least half of its picture's part: `(B, n)` bool."""
     inside = within(boxes, parts.shape[1:])
     held = (inside * parts[:, None]).sum(dim=(2, 3))
     return held >= parts.sum(dim=(1, 2))[:, None] / 2
 
 
 def within(boxes: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
-    """Whether the centre of a pixel lies in a box: `(B, n, H, W)` bool."""
+    """Returns whether the centre of a pixel lies in a box: `(B, n, H, W)` bool."""
     y, x = (torch.arange(length) + 0.5 for length in size)
     low, high = boxes[..., None, :2], boxes[..., None, 2:]
     across = (x >= low[..., 0]) & (x < high[..., 0])
@@ -85,7 +85,7 @@ def within(boxes: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
 
 
 def trained(pictures: int, epochs: int) -> tuple[xattn.Classifier, float]:
-    """ProtoPNet on the frozen network of birds:gap, and its validation accuracy in percent."""
+    """Trains ProtoPNet on the frozen network of birds:gap; returns it with its validation accuracy in percent."""
     torch.manual_seed(0)
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
         warnings.simplefilter("ignore", UserWarning)

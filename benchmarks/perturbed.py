@@ -1,4 +1,4 @@
-"""Occlusion, RISE, integrated gradients and SmoothGrad, and captum's: writes benchmarks/results/perturbed-DEVICE.md."""
+"""Occlusion, RISE, integrated gradients and SmoothGrad of xattn and captum: writes benchmarks/results/perturbed-DEVICE.md."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CAPTUMS = {
     "integrated-gradients": f"captum:IntegratedGradients:n_steps={STEPS}",
     "smooth-grad": f"captum:NoiseTunnel:nt_type=smoothgrad,nt_samples={STEPS},stdevs={SIGMA}",
 }
-TUNED = ("occlusion", "rise")  # the others' forwards have gradients, which no tuning changes
+TUNED = ("occlusion", "rise")  # the others' forwards have gradients, which tuning does not change
 XATTN, FAST, PLAIN = "xattn", "xattn, level fast", "xattn, forwards by torch, not compiled"
 BY_NAME = "captum, by its name in xattn"
 DEFAULTS, BATCHED = "captum, its defaults", "captum, forwards as large as ours"
@@ -73,7 +73,7 @@ def captums(of: Subject, method: str, images: Tensor, targets: Tensor, batch: in
 @click.option("--data", type=click.Path(path_type=Path), envvar="XATTN_DATA", default=DATA)
 @click.option("--out", type=click.Path(path_type=Path))
 def main(networks: str, batch: int, forward: int, rounds: int, threads: int, device: str, data: Path, out: Path | None) -> None:
-    """Times xattn's and captum's form of each method in turn, on the same network and pictures, with targets given."""
+    """Times xattn's and captum's form of each method in turn, on the same network and pictures, with given targets."""
     torch.set_num_threads(threads)
     torch.backends.cudnn.allow_tf32 = False  # captum would run a GPU's convolutions in TF32, by torch's default; ours are exact
     place = torch.device(device)
@@ -85,7 +85,7 @@ def main(networks: str, batch: int, forward: int, rounds: int, threads: int, dev
         with torch.inference_mode():
             targets = of.classifier(images).argmax(dim=1).clone()
         plain = Predictor(of.classifier, Tuning(chunk=forward, folded=True))
-        exact, fast = fastest(of.classifier, "exact"), fastest(of.classifier, "fast")  # as a run of some length is tuned
+        exact, fast = fastest(of.classifier, "exact"), fastest(of.classifier, "fast")  # tuned as in a longer run
         tunings.append(f"{name}: {exact.tuning}; at level fast {fast.tuning}.")
         for method, spec in OURS.items():
             tuned = method in TUNED

@@ -1,8 +1,8 @@
-"""Streams of several seeds beside one MobileNetV2 on photographs, trained on its features, which are computed once and kept.
+"""Streams of several seeds on one MobileNetV2 for photographs, trained on its features, which are computed once and cached.
 
     python benchmarks/photograph_streams.py DATA WORK [--seeds 5] [--per-class 24] [--explained 2]
 
-DATA has `weights/mobilenet_v2.pth` and `imagenette/`, see CONTRIBUTING.md. Writes a table with a claim a line; what is in WORK goes on.
+DATA has `weights/mobilenet_v2.pth` and `imagenette/`, see CONTRIBUTING.md. Writes a table with one line per claim; work in WORK resumes.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ HEADS = ("gap", "ca-stream")
 
 
 class PhotographStreams:
-    """The page, from one folder of work.
+    """Makes the page from one folder of work.
 
     Args:
         data: real networks and photographs.
-        work: where features, streams and scores are kept.
-        seeds: of the streams.
-        per_class: training pictures.
-        epochs: over them.
-        explained: pictures of each class that are explained; five times as many others match the confidences.
-        keep: whether the network's features are computed once and kept.
+        work: where features, streams and scores are stored.
+        seeds: seeds of the streams.
+        per_class: training pictures per class.
+        epochs: training epochs.
+        explained: pictures per class that are explained; five times as many others are used to match the confidences.
+        keep: whether the network's features are computed once and cached.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class PhotographStreams:
         self.index = {row["wnid"]: row["index"] for row in rows}
 
     def text(self) -> str:
-        """The page."""
+        """Writes the page."""
         plain = self.loaded("gap")
         streams = [self.trained(seed) for seed in self.seeds]
         shown, labels = self.pictures(plain, 0, self.explained)
@@ -92,7 +92,7 @@ class PhotographStreams:
         return page(f"CA-Stream on photographs: {len(streams)} seeds", about, self.table(frames), self.claims(frames))
 
     def table(self, frames: dict[str, pd.DataFrame]) -> pd.DataFrame:
-        """A row per head, method and temperature."""
+        """Makes one row per head, method and temperature."""
         rows: list[Line] = []
         for method in METHODS:
             for matched, head in product((False, True), HEADS if method != "raw-attention" else HEADS[1:]):
@@ -101,7 +101,7 @@ class PhotographStreams:
         return pd.DataFrame(rows)
 
     def claims(self, frames: dict[str, pd.DataFrame]) -> list[Claim]:
-        """Table 1's of Grad-CAM, as the classifiers are and at matched confidence; and whether attention is the better map."""
+        """Writes Table 1 for Grad-CAM, with unchanged classifiers and at matched confidence; and whether attention is the better map."""
         found = []
         for matched in (False, True):
             for place, (symbol, metric) in enumerate(METRICS.items()):
@@ -116,11 +116,11 @@ class PhotographStreams:
         return found
 
     def loaded(self, head: str) -> xattn.Classifier:
-        """The network with a head."""
+        """Returns the network with a head."""
         return xattn.load("torchvision:mobilenet_v2", weights=str(self.data / "weights" / "mobilenet_v2.pth"), head=head)
 
     def trained(self, seed: int) -> xattn.Classifier:
-        """A stream, trained when it is first asked for."""
+        """Returns a stream; it is trained on first use."""
         file = self.work / f"ca-stream-{self.per_class}-{self.epochs}-{seed}.safetensors"
         if not file.exists():
             table = self.work / f"train-{self.per_class}.csv"
@@ -136,21 +136,21 @@ class PhotographStreams:
         return classifier
 
     def files(self, split: str, first: int, count: int) -> list[tuple[str, str]]:
-        """Photographs of each class and their ImageNet indices."""
+        """Returns photographs of each class and their ImageNet indices."""
         folders = sorted((self.data / "imagenette" / split).iterdir())
         return [
             (str(file.resolve()), self.index[folder.name]) for folder in folders for file in sorted(folder.iterdir())[first : first + count]
         ]
 
     def pictures(self, classifier: xattn.Classifier, first: int, count: int) -> tuple[Tensor, Tensor]:
-        """The same of the split val, `(n, 3, 224, 224)` in pixel space, and their classes."""
+        """Returns the same for the split val, `(n, 3, 224, 224)` in pixel space, and their classes."""
         rows = self.files("val", first, count)
         source = ImageSource([file for file, _ in rows])
         crops = torch.cat([batch.crops for batch in source.batches(classifier.preprocessing, 16, workers=0)])
         return crops.float() / 255, torch.tensor([int(label) for _, label in rows])
 
     def scores(self, nets: Sequence[xattn.Classifier], images: Tensor, labels: Tensor, temperatures: dict[str, float]) -> pd.DataFrame:
-        """Rows of all nets, by `model`."""
+        """Returns rows of all networks, by `model`."""
         found = []
         for net in nets:
             methods = [method for method in METHODS if method != "raw-attention" or net.head_name == "ca-stream"]
@@ -161,7 +161,7 @@ class PhotographStreams:
 
 
 def values(rows: pd.DataFrame, method: str, metric: str, matched: bool) -> Tensor:
-    """Values `(nets, pictures)` of a method."""
+    """Returns values `(nets, pictures)` of a method."""
     return by_net(rows[(rows["method"] == method) & (rows["metric"] == metric) & (rows["matched"] == matched)])
 
 
@@ -174,7 +174,7 @@ def values(rows: pd.DataFrame, method: str, metric: str, matched: bool) -> Tenso
 @click.option("--explained", default=2, show_default=True, help="Pictures of each class that are explained.")
 @click.option("--out", default=Path(__file__).parent / "results", type=click.Path(path_type=Path))
 def main(data: Path, work: Path, seeds: int, per_class: int, epochs: int, explained: int, out: Path) -> None:
-    """Makes the page in OUT, with what it needs in WORK."""
+    """Makes the page in OUT, and what it needs in WORK."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         text = PhotographStreams(data, work, range(seeds), per_class, epochs, explained).text()

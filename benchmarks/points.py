@@ -1,4 +1,4 @@
-"""One point of a scale: measured in a process of its own, told as JSON on its last line."""
+"""One point of a scale: measured in a separate process, and printed as JSON on its last line."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ from xattn.study.store import Store
 GRADIENTS = (("grad-cam", "grad-cam++"), ("average-drop", "average-gain"))
 CURVES = (("grad-cam",), ("insertion", "deletion"))
 STEPS = 28
-TURNS, TURNS_S = 3, 10.0  # at least so many and so long
-SMALL_PART = 2  # images: so that workers end at about the same time
+TURNS, TURNS_S = 3, 10.0  # minimum number of turns, and minimum duration
+SMALL_PART = 2  # images: small, so that workers end at about the same time
 
 
 def pictures(data: Path, folder: Path, count: int) -> Path:
-    """A folder of so many pictures: the photographs over and over, as links; drawn noise where there are none."""
+    """Makes a folder with a given number of pictures: links to the photographs, repeated; drawn noise if there are none."""
     here = folder / f"pictures-{count}"
     if here.exists():
         return here
@@ -72,7 +72,7 @@ def _study(classifier: xattn.Classifier, work: tuple[Sequence[str], Sequence[str
 
 
 def _ray(actors: int) -> dict[str, Any]:
-    """A cluster of one CPU for each of so many actors, and what a study takes to use it; nothing for 0."""
+    """Starts a cluster of one CPU per actor; returns the arguments with which a study uses it; empty for 0."""
     if actors == 0:
         return {}
     import ray
@@ -82,9 +82,9 @@ def _ray(actors: int) -> dict[str, Any]:
 
 
 def images(data: Path, folder: Path, count: int, network: str, actors: int = 0) -> dict[str, Any]:
-    """A study of so many images, by so many actors of Ray or by this process for 0; the memory is this process's, the driver's.
-    A small run before it loads all that is loaded on first use. Forwards are run alike whatever the number of images: how much work there
-    is decides how much the tuner tries, and what it tries would be the peak."""
+    """Runs a study of a given number of images with some Ray actors, or in this process for 0 actors; the memory is that of this process,
+    the driver. A small run first loads everything that is loaded on first use. Forwards are run in the same way for any number of images:
+    otherwise the tuner would try more settings for more work, and these would determine the peak."""
     classifier, engine = _network(network, data), _ray(actors) | {"tune": "off"}
     _study(classifier, GRADIENTS, pictures(data, folder, 16), folder / "warm-up", **engine).run()
     study = _study(classifier, GRADIENTS, pictures(data, folder, count), folder / f"run-{count}-{actors}", **engine)
@@ -103,7 +103,7 @@ def images(data: Path, folder: Path, count: int, network: str, actors: int = 0) 
 
 
 def side(data: Path, folder: Path, count: int, pixels: int) -> dict[str, Any]:
-    """Grad-CAM, insertion and deletion of images of one size, in as many steps whatever the size."""
+    """Computes Grad-CAM, insertion and deletion of images of one size, with the same number of steps for every size."""
     classifier = xattn.load("birds:gap", input_size=pixels, resize=pixels)
     given, runs = photographs(data, classifier, count), Predictor(classifier)
     metrics = [f"{metric}:step={-(-(pixels**2) // STEPS)}" for metric in CURVES[1]]
@@ -116,7 +116,7 @@ def side(data: Path, folder: Path, count: int, pixels: int) -> dict[str, Any]:
 
 
 def channels(data: Path, folder: Path, count: int, wide: int, size: int = 224) -> dict[str, Any]:
-    """Score-CAM of a last map of so many channels, at 7 × 7 as networks have it at 224 px, on one small network."""
+    """Computes Score-CAM of a last map with a given number of channels, at 7 × 7 as in networks at 224 px, on one small network."""
     torch.manual_seed(0)
     trunk = nn.Sequential(*list(SmallResNet(10, 4).children())[:-2], nn.AdaptiveAvgPool2d(7))
     network = nn.Sequential(
@@ -129,13 +129,13 @@ def channels(data: Path, folder: Path, count: int, wide: int, size: int = 224) -
 
 
 def _beside_forwards(run: Callable[[], Any], runs: Predictor, given: Tensor) -> dict[str, Any]:
-    """Peak of the process and of the tensors held in a run, its seconds, and those of its forwards alone, clocked by turns.
+    """Measures the peak of the process and of the tensors held in a run, its seconds, and those of its forwards alone, in turns.
 
-    The process's peak is what a user's machine needs; with how the heap breaks up it varies by a tenth from run to run, which the tensors'
-    does not.
+    The process's peak is what a user's machine needs; it varies by a tenth from run to run through heap fragmentation, but the tensors'
+    peak does not.
     """
     with kept_pages():
-        forward_alone(runs, given[:1], runs.chunk, given.device)  # what is loaded at the first forward is the network's
+        forward_alone(runs, given[:1], runs.chunk, given.device)  # whatever is loaded at the first forward belongs to the network
     peak = peak_mib(run, given.device)
     with forwards(None) as seen:
         held = peak_bytes(run) / 2**20
@@ -151,7 +151,7 @@ def _beside_forwards(run: Callable[[], Any], runs: Predictor, given: Tensor) -> 
 
 
 def steady(written: Sequence[float], workers: int) -> float:
-    """Seconds per part from the times at which parts were written, without each worker's first: start-up stays apart."""
+    """Returns seconds per part from the times at which parts were written, without each worker's first, which excludes start-up."""
     times = sorted(written)
     if len(times) <= workers:
         raise ValueError(f"{len(times)} parts tell nothing of {workers} workers: measure longer")
@@ -159,7 +159,7 @@ def steady(written: Sequence[float], workers: int) -> float:
 
 
 def _cpu_beside_the_actors() -> float:
-    """Seconds of CPU so far of this process and all that it started, and they, without the actors that compute (Linux)."""
+    """Returns CPU seconds so far of this process and its descendants, and these processes, without the computing actors (Linux)."""
     parents: dict[int, int] = {}
     used: dict[int, int] = {}
     for folder in Path("/proc").glob("[0-9]*"):
@@ -176,7 +176,7 @@ def _cpu_beside_the_actors() -> float:
 
 
 class _Watch(threading.Thread):
-    """Notes every second what has been used beside the actors, until it is told to end."""
+    """Records every second the CPU time used outside the actors, until it is stopped."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -188,14 +188,15 @@ class _Watch(threading.Thread):
             self.noted.append((time.time(), _cpu_beside_the_actors()))
 
     def cores(self, start: float, stop: float) -> float:
-        """CPU seconds per second between two times."""
+        """Returns CPU seconds per second between two times."""
         (began, before), *_, (ended, after) = [one for one in self.noted if start <= one[0] <= stop]
         return (after - before) / (ended - began)
 
 
 def engine(data: Path, folder: Path, count: int, network: str, actors: int, shard: tuple[int, int] = (1, 1)) -> dict[str, Any]:
-    """A study, or a shard of it, by so many actors of Ray, of one CPU and thread each, or by this process for 0; `seconds` are those of a
-    steady stretch, for all images. `beside` is how many cores that stretch took beside the actors: Ray's own processes and the driver."""
+    """Runs a study, or a shard of it, with some Ray actors of one CPU and thread each, or in this process for 0 actors; `seconds` are those
+    of a steady stretch, for all images. `beside` is the number of cores that this stretch used outside the actors: Ray's own processes and
+    the driver."""
     out = folder / f"engine-{actors}-{shard[0]}"
     more = {"shard": tuple(shard), "batch_size": SMALL_PART, **_ray(actors)}
     study, watch = _study(_network(network, data), CURVES, pictures(data, folder, count), out, **more), _Watch()
@@ -208,8 +209,8 @@ def engine(data: Path, folder: Path, count: int, network: str, actors: int, shar
 
 
 def shards(data: Path, folder: Path, count: int, network: str, processes: int) -> dict[str, Any]:
-    """The same study by so many processes at once, a shard each: what the machine gives to processes that share nothing."""
-    pictures(data, folder, count)  # before the processes, which would make them at the same time
+    """Runs the same study in several processes at once, one shard each: the machine's speed for processes that share nothing."""
+    pictures(data, folder, count)  # made before the processes start, which would make them at the same time
     asked = {"kind": "engine", "data": str(data), "folder": str(folder), "count": count, "network": network, "actors": 0}
     begun = [
         subprocess.Popen([sys.executable, __file__, json.dumps(asked | {"shard": [place + 1, processes]})], stdout=subprocess.PIPE)
@@ -221,7 +222,7 @@ def shards(data: Path, folder: Path, count: int, network: str, processes: int) -
 
 
 def rows(data: Path, folder: Path, count: int, methods: int, metrics: int, what: str) -> dict[str, Any]:
-    """What one command takes on a run of so many pictures, methods and metrics; `data` is not needed."""
+    """Measures one command on a run of a given number of pictures, methods and metrics; `data` is not needed."""
     return read(folder, count, methods, metrics, what)
 
 

@@ -1,4 +1,4 @@
-"""What the papers print, beside what is measured here. Values of Gomez et al. 2021 (BR-NPA) and Torres et al. 2024 (CA-Stream)."""
+"""Values printed in the papers, for comparison: Gomez et al. 2021 (BR-NPA) and Torres et al. 2024 (CA-Stream)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CA_MAP = {"gap": 78.32, "ca-stream": 78.35}
 # CA-Stream, Tables 4 to 6, ResNet-50: parameters in millions and accuracy.
 CA_BLOCKS = {"ca-stream": (6.96, 74.70), "ca-stream:projection=true": (18.13, 74.41)}
 CA_PLACEMENT = {0: (6.96, 74.70), 1: (6.95, 74.67), 2: (6.82, 74.67), 3: (6.29, 74.67), 4: (4.20, 74.63)}
-# Table 6 counts the network too: 32.53 million with one query, 32.59 with a query per class; here the stream alone, as in the others.
+# Table 6 also counts the network: 32.53 million with one query, 32.59 with a query per class; here only the stream, as in the others.
 CA_QUERIES = {"ca-stream:per_class=true": (6.96 + 32.59 - 32.53, 74.68)}
 # Their Grad-CAM rows (AD, AG, AI, I, D).
 CA_DESIGN_GRAD_CAM = {
@@ -40,7 +40,7 @@ CA_DESIGN_GRAD_CAM = {
 
 # BR-NPA, Table 4 (as 7): accuracy by selection and refinement.
 SELECTION = {("random", False): 21.0, ("random", True): 53.0, ("active", False): 73.0, ("active", True): 81.0}
-# Table 5: accuracy by the ranks that a classifier is given.
+# Table 5: accuracy by the ranks that a classifier uses.
 RANKS = {"1 2 3": 79.5, "1 2": 79.1, "2 3": 77.9, "1": 77.3, "2": 73.2, "3": 56.8}
 # Table 6: accuracy and sparsity by head and by whether it is high-resolution and distilled.
 RESOLUTION = {

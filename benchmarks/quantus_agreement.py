@@ -1,10 +1,10 @@
-"""Metrics beside Quantus': the largest difference where the definitions agree, and what differs where they do not.
+"""Comparison of metrics with Quantus: the largest difference where the definitions agree, and what differs where they do not.
 
     pip install -e '.[bench]'
     python benchmarks/quantus_agreement.py                         # writes results/quantus.md
 
-On drawn birds and the network in the wheel, on small networks whose answer is known, and on random maps. Where Quantus follows the metric's
-paper but for a factor, an end of a curve or an aggregate, its value is brought to ours here, and the page says how.
+On drawn birds and the shipped network, on small networks whose answer is known, and on random maps. If Quantus follows the metric's paper
+except for a factor, an end of a curve or an aggregate, its value is converted to xattn's here, and the page says how.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ class Additive(nn.Module):
 
 
 class Given:
-    """What both sides are given.
+    """Inputs of both sides.
 
     Attributes:
         classifier: `birds:gap`, at 48 × 48 pixels, which a step of whole pixels divides.
         images: `(8, 3, 48, 48)` in pixel space.
         targets: `(8,)` predicted classes.
-        maps: `(8, 48, 48)` in [0, 1], random, no two values of a picture alike.
-        cells: `(8, 6, 6)`, likewise.
+        maps: `(8, 48, 48)` in [0, 1], random; all values of a picture differ.
+        cells: `(8, 6, 6)`, with the same properties.
         regions: `(8, 48, 48)` bool, the bird.
     """
 
@@ -77,7 +77,7 @@ class Given:
 
 
 def quantus_of(metric: Any, network: nn.Module, images: Tensor, targets: Tensor, maps: Tensor, **more: Any) -> Any:
-    """Quantus' values of a metric, of the softmax of what a network gives unless `softmax` says otherwise."""
+    """Returns Quantus' values of a metric, for the softmax of a network's output unless `softmax` is false."""
     trapz = mock.patch("numpy.trapz", np.trapezoid, create=True)  # which NumPy had until 2.4, and Quantus calls
     with warnings.catch_warnings(), trapz, torch.no_grad():
         warnings.simplefilter("ignore")
@@ -99,7 +99,7 @@ def agrees(metric: str, theirs: str, ours: Any, found: Any, unit: str, how: str)
 
 
 def curve_area(p: np.ndarray) -> np.ndarray:
-    """100 · area under curves `(B, T + 1)` of equal steps."""
+    """Returns 100 · area under curves `(B, T + 1)` of equal steps."""
     return 100 * np.trapezoid(p, dx=1 / (p.shape[1] - 1), axis=1)
 
 
@@ -108,7 +108,7 @@ def probabilities(given: Given) -> np.ndarray:
 
 
 class Grey(nn.Module):
-    """A network of colour pictures, given pictures of one channel."""
+    """Wraps a network of colour pictures for pictures of one channel."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -149,7 +149,7 @@ def irof(given: Given) -> tuple[Row, Row]:
         return real(values, *args, **options)
 
     metric = quantus.IROF(perturb_baseline=0.0, return_aggregate=False, **MAPS, **QUIET)
-    with mock.patch("quantus.helpers.utils.calculate_auc", recorded):  # superpixels of the picture in double precision, as ours
+    with mock.patch("quantus.helpers.utils.calculate_auc", recorded):  # superpixels of the picture in double precision, as in xattn
         quantus_of(metric, network, levels.double() / 255, targets, given.maps, batch_size=1)
     ours = m.irof(network, images, given.maps, targets, fill=None, replace_with="black")
     found = np.array([100 - float(curve_area(np.hstack([[1.0], share])[None])[0]) for share in shares])
@@ -164,7 +164,7 @@ def irof(given: Given) -> tuple[Row, Row]:
 
 
 def means_of(segments: Tensor, values: Tensor) -> Tensor:
-    """The mean of the values over each segment."""
+    """Returns the mean of the values over each segment."""
     sums = torch.zeros(2, int(segments.max()) + 1, dtype=torch.float64)
     sums[0].index_add_(0, segments.flatten(), values.flatten().double())
     sums[1].index_add_(0, segments.flatten(), torch.ones(segments.numel(), dtype=torch.float64))
@@ -175,7 +175,7 @@ THREE = "a value for pictures of three channels"
 
 
 def _came(metric: Any, given: Given) -> str:
-    """What Quantus answers for pictures of three channels."""
+    """Returns Quantus' result for pictures of three channels."""
     try:
         quantus_of(metric, given.classifier, given.images, given.targets, given.maps)
     except (AssertionError, IndexError) as error:
@@ -201,7 +201,7 @@ def road(given: Given) -> tuple[Row, Row]:
 
 
 def imputation(given: Given) -> Row:
-    """ROAD's linear system, of half of the pixels, in colour."""
+    """Solves ROAD's linear system, with half of the pixels, in colour."""
     missing = given.maps > 0.5
     ours = interpolated(given.images, missing)
     pairs = zip(given.images.numpy(), missing.flatten(1), strict=True)
@@ -212,7 +212,7 @@ def imputation(given: Given) -> Row:
 def sensitivity_n(given: Given) -> Row:
     weights = given.maps[0] / given.maps[0].sum()
     images, maps, targets = torch.ones(COUNT, 1, SIZE, SIZE), weights.expand(COUNT, -1, -1).clone(), torch.zeros(COUNT, dtype=torch.long)
-    images *= torch.linspace(0.6, 1, COUNT)[:, None, None, None]  # pictures alike leave its correlation over pictures undefined
+    images *= torch.linspace(0.6, 1, COUNT)[:, None, None, None]  # equal pictures would leave its correlation over pictures undefined
     maps *= torch.linspace(0.6, 1, COUNT)[:, None, None]
     network = Additive(weights)
     theirs = quantus.SensitivityN(
@@ -309,7 +309,7 @@ def localisation(given: Given) -> tuple[list[Row], list[Row]]:
 
 
 def randomisation(given: Given) -> Row:
-    """Input gradients on networks that Quantus randomises; it compares them by Spearman's r, we by ours."""
+    """Compares input gradients on networks that Quantus randomises; Quantus compares them by its Spearman's r, xattn by its own."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(96, 5)).eval()
 

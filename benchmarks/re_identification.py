@@ -1,4 +1,4 @@
-"""Re-identification of individual birds: Table 9 of BR-NPA, and whether its first map stays on the same part before other cameras."""
+"""Re-identification of individual birds: Table 9 of BR-NPA, and whether its first map stays on the same part in other cameras."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ReIdentificationPage(TaskPage):
     """Re-identification: Table 9 and Fig. 14 of BR-NPA."""
 
     def text(self) -> str:
-        """The page."""
+        """Writes the page."""
         b = self.budget
         scores = {network: [self.scores(network, seed) for seed in b.seeds] for network in NETWORKS}
         rank_1, precision = ({of: [seed[name] for seed in found] for of, found in scores.items()} for name in ("rank-1", "mAP"))
@@ -89,7 +89,7 @@ class ReIdentificationPage(TaskPage):
         return f"{made}\n{where}\n\n{pd.DataFrame(views).to_markdown(index=False, disable_numparse=True)}\n\n{verdicts(lines)}\n"
 
     def trained(self, network: str, seed: int, output: str | None = None) -> xattn.Classifier:
-        """A classifier, trained when it is first asked for, with logits or vectors as its output."""
+        """Returns a classifier with logits or vectors as its output; it is trained on first use."""
         file = self.work / f"{network.replace(', ', '-').replace(' ', '-')}-{seed}.safetensors"
         if not file.exists():
             torch.manual_seed(seed)
@@ -99,7 +99,7 @@ class ReIdentificationPage(TaskPage):
             name = f"rga:birds:gap:height={SIZE[0]},width={SIZE[1]}" if network == RGA else "birds:gap"
             size = {"input_size": SIZE, "resize": SIZE}
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # the head is fresh, as it should be
+                warnings.simplefilter("ignore", UserWarning)  # the head has new weights, as intended
                 head = f"dg-net:pooling={HEADS[network]}"
                 classifier = xattn.load(name, head=head, classes=self.budget.persons, high_res=strides, **size)
             if before is not None:
@@ -111,14 +111,14 @@ class ReIdentificationPage(TaskPage):
         return xattn.load(str(file), output=output)
 
     def scores(self, network: str, seed: int) -> dict[str, float]:
-        """Rank-1 and mAP in percent."""
+        """Returns rank-1 and mAP in percent."""
         classifier, place = self.trained(network, seed, "vectors"), f"market:{self.pictures}"
         found = xattn.tasks.score(classifier, place, task="re-identification:flip=true", workers=0, progress=False).scores
         return {name: found[name].mean for name in ("rank-1", "mAP")}
 
     def stability(self) -> tuple[dict[tuple[str, str], Tensor], ...]:
-        """By network and map, `(seeds, individuals)`, in percent: how often two maps of an individual point at the same part, how often one
-        of an individual and one of another do, and how often a map points at the bird."""
+        """Returns by network and map, `(seeds, individuals)`, in percent: how often two maps of an individual point at the same part, how
+        often maps of two individuals do, and how often a map points at the bird."""
         images, parts = _seen(self.budget.persons + 1, self._tested)
         same: dict[tuple[str, str], list[Tensor]] = {}
         other: dict[tuple[str, str], list[Tensor]] = {}
@@ -147,7 +147,7 @@ class ReIdentificationPage(TaskPage):
 
     @cached_property
     def pictures(self) -> Path:
-        """The pictures, in the layout of Market-1501."""
+        """Writes the pictures, in the layout of Market-1501."""
         folder, count = self.work / f"individuals-{self.budget.persons}", self.budget.persons
         if (folder / "done").exists():
             return folder
@@ -157,21 +157,21 @@ class ReIdentificationPage(TaskPage):
 
 
 def pointed(saliency: Tensor, parts: Tensor) -> Tensor:
-    """The part `(B,)` at the largest value of masks `(B, H, W)`.
+    """Returns the part `(B,)` at the largest value of masks `(B, H, W)`.
 
     Args:
         saliency: the masks.
-        parts: `(B, H, W)`, the number of the part at each pixel; 0: surroundings.
+        parts: `(B, H, W)`, the number of the part at each pixel; 0: background.
     """
     return parts.flatten(1).gather(1, saliency.flatten(1).argmax(dim=1)[:, None])[:, 0]
 
 
 def agreement(one: Tensor, other: Tensor) -> Tensor:
-    """How often two cameras have the same part of the bird, in percent of the pairs of cameras: `(I,)`.
+    """Returns how often two cameras agree on the part of the bird, in percent of the pairs of cameras: `(I,)`.
 
     Args:
-        one: parts `(I, C)` before the cameras; 0, surroundings, is never the same.
-        other: likewise, of whom the second camera of a pair sees.
+        one: parts `(I, C)` seen by the cameras; 0, background, never agrees.
+        other: parts of the individual that the second camera of a pair sees.
     """
     found = [(one[:, a] == other[:, b]) & (one[:, a] > 0) for a, b in _pairs()]
     return 100 * torch.stack(found).double().mean(dim=0)
@@ -183,7 +183,7 @@ def _pairs() -> list[tuple[int, int]]:
 
 @cache
 def _seen(first: int, count: int) -> tuple[Tensor, Tensor]:
-    """Individuals before each camera, `(I, C, 3, H, W)` in pixel space, and the part at each pixel `(I, C, H, W)`: 1 the body, 2 to 6."""
+    """Returns individuals by camera, `(I, C, 3, H, W)` in pixel space, and the part at each pixel `(I, C, H, W)`: 1 the body, 2 to 6."""
     left = (SIDE - WIDTH) // 2
     images, parts = [], []
     for identity in range(first, first + count):
@@ -200,7 +200,7 @@ def _seen(first: int, count: int) -> tuple[Tensor, Tensor]:
 
 
 def _start(classifier: xattn.Classifier, before: xattn.Classifier) -> None:
-    """Gives a network the weights of another; those of relation-aware attention, which the other has not, stay new."""
+    """Copies the weights of another network; those of relation-aware attention, which the other lacks, stay new."""
     own, weights = classifier.network.state_dict(), before.network.state_dict()
     taken = {key: weights.get(key.replace(".features.", "."), value) for key, value in own.items()}
     classifier.network.load_state_dict(taken)

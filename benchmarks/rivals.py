@@ -1,8 +1,8 @@
-"""The other libraries' side, as a user who has read their pages would write it.
+"""The other libraries' side of every job, as a user who follows their documentation would write it.
 
-torch-cam takes normalised images and the network; its metrics compute the map themselves, from a score that `logits_fn` gives, anew for
-each metric. pytorch-grad-cam gives masks as NumPy arrays at the images' size. Quantus perturbs NumPy arrays. All are given the batch size
-at which the network alone is fastest, and targets, so that none has to find them.
+torch-cam takes normalised images and the network; its metrics compute the map themselves, from a score that `logits_fn` returns, again for
+each metric. pytorch-grad-cam returns masks as NumPy arrays at the images' size. Quantus perturbs NumPy arrays. All get the batch size at
+which the network alone is fastest, and the targets, so that none has to find them.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from torchcam.metrics import ClassificationMetric, DeletionInsertionMetric
 TORCH_CAM = {"grad-cam": "GradCAM", "grad-cam++": "GradCAMpp", "score-cam": "ScoreCAM"}
 GRAD_CAM = {"grad-cam": "GradCAM", "grad-cam++": "GradCAMPlusPlus", "score-cam": "ScoreCAM"}
 SOFTMAX = partial(torch.softmax, dim=-1)
-score_cam.tqdm = SimpleNamespace(tqdm=iter)  # it draws a bar for each image
+score_cam.tqdm = SimpleNamespace(tqdm=iter)  # it draws a progress bar for each image
 
 
 class KeptMaps:
-    """Stands where torch-cam's metrics expect an extractor, and gives maps that are there already. Its pages tell of no such thing."""
+    """Replaces the extractor that torch-cam's metrics expect, and returns existing maps. Its documentation does not describe this."""
 
     def __init__(self, subject: Subject, maps: Tensor) -> None:
         self.model = subject.network
@@ -53,7 +53,7 @@ class KeptMaps:
 
 @contextmanager
 def _extractor(subject: Subject, method: str, batch: int) -> Iterator[Any]:
-    """An extractor of torch-cam's, its hooks taken off at the end; what needs no gradient runs without."""
+    """Makes a torch-cam extractor whose hooks are removed at the end; methods that need no gradient run without."""
     more = {"batch_size": batch} if method == "score-cam" else {}
     found = getattr(torch_cam, TORCH_CAM[method])(subject.network, target_layer=subject.place, **more)
     with found as extractor, torch.no_grad() if method == "score-cam" else nullcontext():
@@ -61,7 +61,7 @@ def _extractor(subject: Subject, method: str, batch: int) -> Iterator[Any]:
 
 
 def torch_cam_map(subject: Subject, images: Tensor, targets: Tensor, method: str, batch: int) -> Tensor:
-    """Raw maps `(B, h, w)`, not yet at the images' size."""
+    """Returns raw maps `(B, h, w)`, before they are resized to the images."""
     with _extractor(subject, method, batch) as extractor:
         scores = subject.network(subject.normalised(images))
         (found,) = extractor(targets.tolist(), scores, normalized=False)
@@ -78,7 +78,7 @@ def torch_cam_scores(
     baseline: Callable[[Tensor], Tensor] | None = None,
     classification: bool = True,
 ) -> dict[str, float]:
-    """Average drop and increase, insertion and deletion, means over the batch, in [0, 1]."""
+    """Returns average drop and increase, insertion and deletion, averaged over the batch, in [0, 1]."""
     given, classes = subject.normalised(images), targets.tolist()
     metrics = [DeletionInsertionMetric(extractor, SOFTMAX, steps=subject.steps, baseline=baseline, batch_size=batch)]
     metrics += [ClassificationMetric(extractor, SOFTMAX)] if classification else []
@@ -90,7 +90,7 @@ def torch_cam_scores(
 
 
 def torch_cam_table(subject: Subject, images: Tensor, targets: Tensor, batch: int) -> dict[str, dict[str, float]]:
-    """As documented: the metrics are given the extractor."""
+    """As documented: the metrics receive the extractor."""
     found = {}
     for method in TORCH_CAM:
         with _extractor(subject, method, batch) as extractor:
@@ -99,7 +99,7 @@ def torch_cam_table(subject: Subject, images: Tensor, targets: Tensor, batch: in
 
 
 def torch_cam_table_of_kept(subject: Subject, images: Tensor, targets: Tensor, batch: int) -> dict[str, dict[str, float]]:
-    """Each map once, and a stand-in that gives it to both metrics."""
+    """Computes each map once; a replacement extractor passes it to both metrics."""
     found = {}
     for method in TORCH_CAM:
         kept = KeptMaps(subject, _normalised(torch_cam_map(subject, images, targets, method, batch)))
@@ -109,7 +109,7 @@ def torch_cam_table_of_kept(subject: Subject, images: Tensor, targets: Tensor, b
 
 
 def torch_cam_curves(subject: Subject, images: Tensor, targets: Tensor, batch: int) -> dict[str, float]:
-    """Grad-CAM, and insertion and deletion of it."""
+    """Computes Grad-CAM, and its insertion and deletion."""
     with _extractor(subject, "grad-cam", batch) as extractor:
         return torch_cam_scores(subject, images, targets, extractor, batch, classification=False)
 
@@ -120,32 +120,32 @@ def _normalised(maps: Tensor) -> Tensor:
 
 
 def grad_cam_map(subject: Subject, images: Tensor, targets: Tensor, method: str, batch: int) -> np.ndarray:
-    """pytorch-grad-cam's masks `(B, H, W)`."""
+    """Returns pytorch-grad-cam's masks `(B, H, W)`."""
     chosen = [ClassifierOutputTarget(target) for target in targets.tolist()]
     with getattr(pytorch_grad_cam, GRAD_CAM[method])(model=subject.network, target_layers=[subject.layer]) as extractor:
-        extractor.batch_size = batch  # of Score-CAM's forwards
+        extractor.batch_size = batch  # batch size of Score-CAM's forwards
         found: np.ndarray = extractor(input_tensor=subject.normalised(images), targets=chosen)
     return found
 
 
 def quantus_step(pixels: int, steps: int) -> int:
-    """Features per step that Quantus takes, for at most so many steps.
+    """Returns the number of features per step that Quantus accepts, for at most a given number of steps.
 
-    It counts the three channels of a pixel as three features, and takes no step that does not divide the number of *pixels*: 8·W pixels,
-    three times as many features, it refuses.
+    It counts the three channels of a pixel as three features, and accepts only steps that divide the number of *pixels*: 8·W pixels, which
+    are three times as many features, are refused.
     """
     return next(size for size in range(math.ceil(3 * pixels / steps), pixels + 1) if pixels % size == 0)
 
 
 def quantus_curve(subject: Subject, given: np.ndarray, targets: Tensor, masks: np.ndarray, becomes: np.ndarray | None) -> np.ndarray:
-    """Probabilities `(B, T)` along pixel flipping, from the first changed image on; a forward holds one step of every picture.
+    """Returns probabilities `(B, T)` along pixel flipping, from the first changed image on; a forward holds one step of every picture.
 
     Args:
         subject: the network.
-        given: `(B, 3, H, W)` normalised images to begin with.
+        given: `(B, 3, H, W)`, the normalised starting images.
         targets: `(B,)`.
         masks: `(B, H, W)`.
-        becomes: what the pixels become; None: 0, the mean colour.
+        becomes: new values of the pixels; None: 0, the mean colour.
     """
 
     def put(arr: np.ndarray, indices: np.ndarray, **_: object) -> np.ndarray:
@@ -156,13 +156,13 @@ def quantus_curve(subject: Subject, given: np.ndarray, targets: Tensor, masks: n
     how: dict[str, Any] = {"perturb_baseline": 0.0} if becomes is None else {"perturb_func": put}
     metric = quantus.PixelFlipping(
         features_in_step=quantus_step(given.shape[2] * given.shape[3], subject.steps),
-        normalise=False,  # the order alone counts
+        normalise=False,  # only the order counts
         disable_warnings=True,
         display_progressbar=False,
         **how,
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a step that changes nothing, a baseline to be chosen with care
+        warnings.simplefilter("ignore")  # a step that changes nothing, a baseline that needs care
         found = metric(
             model=subject.network,
             x_batch=given,
@@ -177,7 +177,7 @@ def quantus_curve(subject: Subject, given: np.ndarray, targets: Tensor, masks: n
 
 
 def quantus_curves(subject: Subject, images: Tensor, targets: Tensor, masks: np.ndarray, blurred: Tensor) -> dict[str, float]:
-    """Insertion (a perturbation of one's own, that puts the image back into a blurred one) and deletion, means over the batch."""
+    """Computes insertion (with a custom perturbation that restores the image from a blurred one) and deletion, averaged over the batch."""
     given, from_blur = subject.normalised(images).cpu().numpy(), subject.normalised(blurred).cpu().numpy()
     deletion = quantus_curve(subject, given, targets, masks, None)
     insertion = quantus_curve(subject, from_blur, targets, masks, given)
@@ -187,7 +187,7 @@ def quantus_curves(subject: Subject, images: Tensor, targets: Tensor, masks: np.
 def grad_cam_and_quantus_table(
     subject: Subject, images: Tensor, targets: Tensor, blurred: Callable[[Tensor], Tensor], batch: int
 ) -> dict[str, dict[str, float]]:
-    """pytorch-grad-cam's maps and its confidence change, of which AD, AG and AI are made; Quantus' pixel flipping both ways."""
+    """Computes pytorch-grad-cam's maps and its confidence change, from which AD, AG and AI follow; Quantus' pixel flipping both ways."""
     given = subject.normalised(images)
     chosen = [ClassifierOutputSoftmaxTarget(target) for target in targets.tolist()]
     with torch.no_grad():
@@ -206,7 +206,7 @@ def grad_cam_and_quantus_table(
 
 
 def captum_guided(subject: Subject, images: Tensor, targets: Tensor) -> Tensor:
-    """The largest magnitude over the channels, in pixel space as ours is."""
+    """Returns the largest magnitude over the channels, in pixel space as in xattn."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = GuidedBackprop(subject.network).attribute(subject.normalised(images).requires_grad_(), target=targets)

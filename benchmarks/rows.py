@@ -1,7 +1,7 @@
-"""A run of as many rows as are asked for, and what reading it takes: seconds and memory of the commands that a user gives next.
+"""Makes a run with any number of rows, and measures the seconds and memory of the commands that read it.
 
-The parts are those that a study of a few pictures writes, over and over under other names and with other values: layout, types, curves and
-maps are a study's, and writing them takes what it takes a study.
+The parts are copies of those of a study of a few pictures, with other names and values: layout, types, curves and maps are a study's, and
+so is the time to write them.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ start = time.perf_counter()
 status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
 print(time.perf_counter() - start, time.process_time(), int(status["VmHWM"].split()[0]) / 2**10, file=sys.stderr)
 """
-"""Work in a process of its own: its seconds by the clock and of CPU, and its peak in MiB, as the last line that it says (Linux)."""
+"""Runs code in a separate process: prints wall-clock seconds, CPU seconds and its peak in MiB as the last line (Linux)."""
 OWN = CLOCKED.format(work="from xattn.cli.main import main\nmain(sys.argv[1:], standalone_mode=False)")
 FINISH = CLOCKED.format(
     work="from xattn.study.store import Store\nstore = Store(sys.argv[1])\nstore.finish(store.read_run()['settings']['metrics'])"
@@ -50,13 +50,13 @@ FINISH = CLOCKED.format(
 
 
 def make_run(folder: Path, count: int, methods: int = len(METHODS), metrics: int = len(METRICS)) -> Path:
-    """A finished run of so many pictures, methods and metrics, as a study of them writes it; made once.
+    """Makes a finished run of a given number of pictures, methods and metrics, as a study of them would write it; made once.
 
     Args:
-        folder: where it is made.
-        count: pictures, a multiple of 8.
-        methods: how many; beyond those of the list they are stand-ins by other names, with values of their own.
-        metrics: how many of the list.
+        folder: where the run is made.
+        count: number of pictures, a multiple of 8.
+        methods: number of methods; beyond those of the list, copies with other names and values.
+        metrics: number of metrics, from the list.
     """
     out = folder / f"rows-{count}-{methods}-{metrics}"
     if out.exists():
@@ -79,7 +79,7 @@ def make_run(folder: Path, count: int, methods: int = len(METHODS), metrics: int
 
 
 def _template(folder: Path, methods: tuple[str, ...], metrics: tuple[str, ...]) -> Store:
-    """A study of as many pictures as a part holds, made once."""
+    """Runs a study of as many pictures as a part holds; run once."""
     pictures, out = folder / "template-pictures", folder / f"template-{len(methods)}-{len(metrics)}"
     if (store := Store(out)).finished:
         return store
@@ -102,7 +102,7 @@ def _only_part(store: Store) -> pa.Table:
 
 
 def _of_methods(part: pa.Table, specs: list[str]) -> pa.Table:
-    """The rows of so many methods: those of the part, and of the first of them under each further name."""
+    """Returns the rows of a given number of methods: those of the part, and copies of the first under each further name."""
     tables = [part.filter(pa.compute.is_null(part["method"]))]
     for number, spec in enumerate(specs):
         own = part.filter(pa.compute.equal(part["method"], METHODS[number % len(METHODS)]))
@@ -111,7 +111,7 @@ def _of_methods(part: pa.Table, specs: list[str]) -> pa.Table:
 
 
 def _other(part: pa.Table, names: list[str], draw: np.random.Generator) -> pa.Table:
-    """The part of other pictures: values are drawn around those of the same row, and so are curves."""
+    """Returns the part of other pictures: values and curves are drawn around those of the same row."""
     known = part["image"].unique().to_pylist()
     renamed = pa.array(names, pa.string()).take(pa.compute.index_in(part["image"], pa.array(known, pa.string())))
     noise = pa.array(draw.uniform(0.8, 1.0, len(part)))
@@ -129,7 +129,7 @@ def _other(part: pa.Table, names: list[str], draw: np.random.Generator) -> pa.Ta
 
 
 def _in_own_process(script: str, *words: str) -> dict[str, Any]:
-    """Seconds and peak in MiB of a script, in a process of its own on one thread."""
+    """Measures seconds and peak MiB of a script, in a separate process on one thread."""
     ran = subprocess.run(
         [sys.executable, "-c", script, *words], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False
     )
@@ -155,14 +155,14 @@ TABLES = "the tables that end a run"
 
 
 def read(folder: Path, count: int, methods: int, metrics: int, what: str) -> dict[str, Any]:
-    """Seconds and peak in MiB of one command on a run of so many pictures, methods and metrics.
+    """Measures seconds and peak MiB of one command on a run of a given number of pictures, methods and metrics.
 
     Args:
         folder: where the run is made.
-        count: pictures.
-        methods: how many.
-        metrics: how many.
-        what: of `READS`, or `TABLES`.
+        count: number of pictures.
+        methods: number of methods.
+        metrics: number of metrics.
+        what: one of `READS` or `TABLES`.
     """
     run = make_run(folder, count, methods, metrics)
     if what == TABLES:

@@ -1,4 +1,4 @@
-"""Five runs whose scores a change of the code must not move, and their comparison between two installations of xattn.
+"""Five runs whose scores must not change when the code changes, and their comparison between two installations of xattn.
 
     python benchmarks/same_scores.py run --out before              # with the interpreter of the one installation
     python benchmarks/same_scores.py run --out after               # with that of the other
@@ -75,7 +75,7 @@ def runs(out: Path) -> dict[str, list[str]]:
         "one-class-on-a-network-from-a-file": [
             str(DATA / "cifar10"),
             *["--labels-csv", str(cifar), "--target", "3", "--input-size", "32", "--resize", "32"],
-            *["--model", "cifar_resnet.py:resnet20"],  # relative, so that rows of two checkouts are called alike
+            *["--model", "cifar_resnet.py:resnet20"],  # relative, so that rows of two checkouts have the same names
             *["--weights", str(DATA / "weights" / "cifar10_resnet20.th")],
             *options("--method", [*CAMS, "score-cam", *GUIDED, *CONTROLS]),
             *options("--metric", [*MASKED, *ALONG_CURVES, *PROTOCOLS, "sparsity"]),
@@ -91,7 +91,7 @@ def runs(out: Path) -> dict[str, list[str]]:
 
 
 def run(out: Path) -> None:
-    """Does the five runs into folders below `out`."""
+    """Runs the five studies into folders below `out`."""
     out = out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     for name, arguments in runs(out).items():
@@ -101,7 +101,7 @@ def run(out: Path) -> None:
 
 
 def compare(before: Path, after: Path) -> bool:
-    """Prints the largest difference of each run; whether all are within the tolerance and no row is missing."""
+    """Prints the largest difference of each run; returns whether all are within the tolerance and no row is missing."""
     fine = True
     for folder in sorted(path.name for path in before.iterdir() if (path / "scores.csv").exists()):
         one, other = (pd.read_csv(side / folder / "scores.csv").set_index(KEYS).sort_index() for side in (before, after))

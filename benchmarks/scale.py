@@ -1,10 +1,10 @@
-"""How xattn grows: over images, their size, channels and workers; and the arithmetic of ImageNet × ten networks.
+"""Scaling of xattn over images, their size, channels and workers; and the arithmetic of ImageNet × ten networks.
 
     python benchmarks/scale.py --out runs/scale [--only images,driver,side,channels,engine,rows] [--counts 100,1000,10000] [--rounds 3]
         [--runs 800x20x10,50000x20x10] [--minutes 3] [--speed runs/speed] [--price 2] [--rate 2000] [--page] [--smoke]
 
-Every point is measured in a process of its own, on one thread, the points of a scale by turns. Writes OUT/scale.json; `--page` makes
-benchmarks/results/scale/README.md of it and, for what computing costs, of the JSON that `speed.py` left in the folder `--speed` names.
+Every point is measured in a separate process, on one thread; the points of a scale take turns. Writes OUT/scale.json; `--page` makes
+benchmarks/results/scale/README.md from it and, for the cost of computing, from the JSON of `speed.py` in the folder `--speed`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ Rounds = dict[str, list[dict[str, Any]]]
 
 
 def point(**asked: Any) -> dict[str, Any] | None:
-    """What a process of its own finds; None, said aloud, where it fails."""
+    """Runs a point in a separate process and returns its result; None, with a message, if it fails."""
     script = Path(__file__).with_name("points.py")
     ran = subprocess.run(
         [sys.executable, str(script), json.dumps(asked)], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
@@ -58,7 +58,7 @@ def point(**asked: Any) -> dict[str, Any] | None:
 
 
 def by_turns(points: dict[str, dict[str, Any]], rounds: int) -> Rounds:
-    """Every point so many times, each round in another order; points that fail are left out."""
+    """Measures every point several times, each round in another order; points that fail are left out."""
     names = list(points)
     found: Rounds = {name: [] for name in names}
     for first in range(rounds):
@@ -71,7 +71,7 @@ def by_turns(points: dict[str, dict[str, Any]], rounds: int) -> Rounds:
 
 
 def entry(job: str, title: str, about: str, found: Rounds, claims: list[dict[str, Any]]) -> dict[str, Any]:
-    """As `speed_page.section` takes it, with all that the points told."""
+    """Returns the points in the form that `speed_page.section` accepts, with all results."""
     contenders = {
         name: {
             "note": _beside(ones),
@@ -109,13 +109,13 @@ def claim(text: str, ratios: list[float], target: float, *, at_least: bool = Fal
 
 
 def growth(found: Rounds, of: str, memory: str | None, what: str = "") -> list[dict[str, Any]]:
-    """Whether the slope of time over the size of a point stays, and the memory.
+    """Checks whether the slope of time over the size of a point is constant, and whether memory is.
 
     Args:
-        found: the points of a scale, of growing size.
-        of: what the size counts.
-        memory: which figure has to stay; None: memory may grow.
-        what: that figure in words.
+        found: the points of a scale, in increasing size.
+        of: name of what the size counts.
+        memory: the figure that has to be constant; None: memory may grow.
+        what: description of that figure.
     """
     bends, flat = [], []
     for one in zip(*found.values(), strict=True):
@@ -127,7 +127,7 @@ def growth(found: Rounds, of: str, memory: str | None, what: str = "") -> list[d
 
 
 def beside_forwards(found: Rounds) -> list[dict[str, Any]]:
-    """Whether a run's time grows as that of its forwards alone does: how the network's own time grows is not ours."""
+    """Checks whether a run's time grows like that of its forwards alone, because the network's own time is not xattn's."""
     ratios = [abs(each["over"] / one[0]["over"] - 1) for one in zip(*found.values(), strict=True) for each in one[1:]]
     return [claim("seconds over those of its forwards alone, |change| from the smallest", ratios, 0.05)]
 
@@ -145,7 +145,7 @@ def over_workers(found: Rounds) -> list[dict[str, Any]]:
 
 
 def over_rows(base: dict[str, Any], runs: Sequence[tuple[int, ...]], rounds: int, before: Rounds) -> dict[str, Any]:
-    """What each command takes on finished runs of so many pictures, methods and metrics, beside what was found of other runs before."""
+    """Writes what each command costs on finished runs of given numbers of pictures, methods and metrics, with earlier results."""
     points = {
         f"{what}: {count:,} × {methods} × {metrics}": base
         | {"kind": "rows", "count": count, "methods": methods, "metrics": metrics, "what": what}
@@ -175,7 +175,7 @@ def over_rows(base: dict[str, Any], runs: Sequence[tuple[int, ...]], rounds: int
 
 
 def left_to_two(one: dict[str, Any]) -> list[str]:
-    """How much faster two workers could be at the most, by what the machine gives two and Ray takes of it; nothing where not measured."""
+    """Returns the maximum speed-up of two workers, from the machine's speed with two and Ray's share of it; empty if not measured."""
     points = one["points"]
     if not all(points.get(name) for name in WORKERS) or "beside" not in points["Ray, two workers"][0]:
         return []
@@ -189,7 +189,7 @@ def left_to_two(one: dict[str, Any]) -> list[str]:
 
 
 def figures(scale: list[dict[str, Any]], speed: Path, rate: float) -> list[Figures]:
-    """Figures of the arithmetic for each network and device of the table job, and for a GPU of an assumed rate where none was measured."""
+    """Returns figures for the arithmetic by network and device of the table job, and for a GPU of an assumed rate if none was measured."""
     kinds = {one["job"]: one for one in scale}
     path = speed / "speed.json"
     if "images" not in kinds or not kinds["images"]["points"] or not path.exists():
@@ -213,7 +213,7 @@ def figures(scale: list[dict[str, Any]], speed: Path, rate: float) -> list[Figur
 
 
 def page(entries: list[dict[str, Any]], speed: Path, price: float, rate: float) -> str:
-    """All scales, and the arithmetic where there are figures for it."""
+    """Writes all scales, and the arithmetic if there are figures for it."""
     parts = [
         "# How it grows",
         "Made by `benchmarks/scale.py --page`. Every point is a process of its own on one thread, by turns; median [lowest, highest].",

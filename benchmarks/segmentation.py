@@ -1,4 +1,4 @@
-"""Segmentation of birds' parts: Table 8 and Fig. 10 of BR-NPA, OCR with representatives, and how uniform their maps are."""
+"""Segmentation of birds' parts: Table 8 and Fig. 10 of BR-NPA, OCR with representatives, and the uniformity of their maps."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ NONE, MEAN, REPRESENTATIVES = NETWORKS = ("none", "mean", "representatives")
 CALLED = {NONE: "no object context", MEAN: "OCR, usual region vectors", REPRESENTATIVES: "OCR, representatives"}
 RANKS = (1, 2, 3)
 ENTROPY, VARIATION = range(2)
-SHARE = 0.5  # of a cell's pixels that are of a region, from which on the cell is
+SHARE = 0.5  # share of a cell's pixels above which the cell belongs to a region
 
 
 class SegmentationPage(TaskPage):
     """Segmentation: Table 8 and Fig. 10 of BR-NPA.
 
     Args:
-        work: where pictures, trainings and runs are kept, to go on with.
-        trainings: of the fine-grained classifiers.
+        work: where pictures, trainings and runs are stored, so that they resume.
+        trainings: trainings of the fine-grained classifiers.
     """
 
     def __init__(self, work: Path, trainings: Trainings) -> None:
@@ -43,7 +43,7 @@ class SegmentationPage(TaskPage):
         self.trainings = trainings
 
     def text(self) -> str:
-        """The page."""
+        """Writes the page."""
         b = self.budget
         scores = {network: [self.scores(network, seed) for seed in b.seeds] for network in NETWORKS}
         mean = {network: [found["mIoU"] for found in of] for network, of in scores.items()}
@@ -101,7 +101,7 @@ class SegmentationPage(TaskPage):
         return f"{made}\n{where}\n\n{pd.DataFrame(maps).to_markdown(index=False, disable_numparse=True)}\n\n{verdicts(lines)}\n"
 
     def trained(self, network: str, seed: int) -> xattn.Classifier:
-        """A segmentation network, trained when it is first asked for."""
+        """Returns a segmentation network; it is trained on first use."""
         file = self.work / f"{network}-{seed}.safetensors"
         if not file.exists():
             torch.manual_seed(seed)
@@ -113,13 +113,13 @@ class SegmentationPage(TaskPage):
         return xattn.load(str(file))
 
     def scores(self, network: str, seed: int) -> dict[str, float]:
-        """mIoU, and the intersection over union of each class, in percent."""
+        """Returns mIoU, and the intersection over union of each class, in percent."""
         classifier, place = self.trained(network, seed), f"cityscapes:{self.pictures}"
         found = xattn.tasks.score(classifier, place, task="segmentation", workers=0, progress=False)
         return {name: interval.mean for name, interval in (found.scores | found.classes).items()}
 
     def uniformity(self, network: str) -> dict[str, Tensor]:
-        """How uniform the classes' maps are over their regions, `(seeds, pictures, 3)`: over a picture's parts, and over the ground."""
+        """Returns the uniformity of class maps over their regions, `(seeds, pictures, 3)`: over a picture's parts, over the ground."""
         images, labels = self.shown
         found: dict[str, list[Tensor]] = {"a part": [], "the ground": []}
         for seed in self.budget.seeds:
@@ -139,7 +139,7 @@ class SegmentationPage(TaskPage):
         return {region: torch.stack(values) for region, values in found.items()}
 
     def fine_grained(self) -> dict[str, list[Tensor]]:
-        """How uniform the ranked maps of fine-grained classifiers are, by rank `(seeds, pictures, 3)`: over a part, and over the bird."""
+        """Returns the uniformity of fine-grained classifiers' ranked maps by rank, `(seeds, pictures, 3)`: over a part, over the bird."""
         images, labels = self.shown
         cells = self.trained(REPRESENTATIVES, self.budget.seeds[0]).stages[-1].size
         found: dict[str, list[list[Tensor]]] = {"a part": [[] for _ in RANKS], "the bird": [[] for _ in RANKS]}
@@ -155,7 +155,7 @@ class SegmentationPage(TaskPage):
 
     @cached_property
     def shown(self) -> tuple[Tensor, Tensor]:
-        """Pictures in pixel space and the class of every pixel of the split val."""
+        """Returns pictures in pixel space and the class of every pixel of the split val."""
         split: PublishedSplit = open_published("cityscapes", self.pictures, "val")
         assert split.label_maps is not None
         images = [channels_first(xattn.data.images.read_picture(path)) for path in split.paths]
@@ -164,7 +164,7 @@ class SegmentationPage(TaskPage):
 
     @cached_property
     def pictures(self) -> Path:
-        """The pictures, in the layout of Cityscapes."""
+        """Writes the pictures, in the layout of Cityscapes."""
         folder = self.work / f"parts-{self.budget.parts}-{self.budget.explained}"
         if not (folder / "done").exists():
             export_parts(folder, train=self.budget.parts, validation=self.budget.explained)
@@ -173,16 +173,16 @@ class SegmentationPage(TaskPage):
 
 
 def uniformities(maps: Tensor, regions: Tensor) -> Tensor:
-    """How uniform each map is over its region.
+    """Measures the uniformity of each map over its region.
 
     Args:
         maps: `(n, h, w)`, ≥ 0.
         regions: `(n, H, W)`, 1 inside and 0 outside; cells of which `SHARE` is inside count.
 
     Returns:
-        `(n, 3)` float64: entropy over the logarithm of the number of cells, 1 where the map is uniform; standard deviation over mean, 0
-        where it is; and the percentage of the map that is in the region. NaN where the region has fewer than two cells or the map is
-        0 there.
+        `(n, 3)` float64: entropy divided by the logarithm of the number of cells, 1 for a uniform map; standard deviation divided by mean,
+        0 for a uniform map; and the percentage of the map inside the region. NaN if the region has fewer than two cells or the map is 0
+        there.
     """
     found = torch.full((len(maps), 3), torch.nan, dtype=torch.float64)
     insides = functional.adaptive_avg_pool2d(regions[:, None], maps.shape[1:])[:, 0] >= SHARE
@@ -195,11 +195,11 @@ def uniformities(maps: Tensor, regions: Tensor) -> Tensor:
 
 
 def _cells(found: Tensor) -> Line:
-    """A row's values of `(seeds, pictures, 3)`."""
+    """Returns a row's values of `(seeds, pictures, 3)`."""
     names = {"entropy": 3, "coefficient of variation": 3, "inside, %": 1}
     return {name: cell(found[..., place], digits) for place, (name, digits) in enumerate(names.items())}
 
 
 def _over_seeds(after: Sequence[float], before: Sequence[float]) -> Estimate:
-    """The mean of the seeds' differences."""
+    """Returns the mean of the seeds' differences."""
     return apart(after, before, "seeds")

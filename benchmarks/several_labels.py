@@ -24,14 +24,14 @@ from xattn.training import Recipe, fit
 METHODS = ("grad-cam", "grad-cam++", "score-cam")
 SCORES = {"average-drop": "AD ↓", "average-gain": "AG ↑", "average-increase": "AI ↑", "insertion": "I ↑", "deletion": "D ↓"}
 POOLINGS = ("gap", "ca-stream")
-LONGER = 4  # than streams of one label train: after three epochs of two thousand pictures, losses on held-out ones still fall
+LONGER = 4  # times as many epochs as streams of one label: after three epochs of two thousand pictures, held-out losses still fall
 
 
 class SeveralLabelsPage(TaskPage):
     """Several labels: Table 3 of CA-Stream."""
 
     def text(self) -> str:
-        """The page."""
+        """Writes the page."""
         b = self.budget
         found, lines = self.values(), []
         table: list[Line] = []
@@ -73,7 +73,7 @@ class SeveralLabelsPage(TaskPage):
         return page("CA-Stream, Table 3: several labels", about, pd.DataFrame(table), lines)
 
     def trained(self, pooling: str, seed: int) -> xattn.Classifier:
-        """A classifier, trained when it is first asked for."""
+        """Returns a classifier; it is trained on first use."""
         file = self.work / f"{pooling}-{seed}.safetensors"
         if not file.exists():
             torch.manual_seed(seed)
@@ -91,12 +91,12 @@ class SeveralLabelsPage(TaskPage):
         return classifier
 
     def precision(self, pooling: str, seed: int) -> float:
-        """Mean average precision on pictures that had no part in the training, in percent."""
+        """Returns mean average precision on pictures that were not used in the training, in percent."""
         place = f"voc:{self._exported('tested', 1, self.budget.tested)}"
         return xattn.tasks.score(self.trained(pooling, seed), place, workers=0, progress=False).scores["mAP"].mean
 
     def values(self) -> dict[tuple[str, str, str], Tensor]:
-        """Means over a picture's birds by method, metric and pooling, `(seeds, pictures)`."""
+        """Returns means over a picture's birds by method, metric and pooling, `(seeds, pictures)`."""
         nets = [self.trained(pooling, seed) for seed in self.budget.seeds for pooling in POOLINGS]
         place = f"voc:{self._exported('explained', 1, self.budget.explained)}:val"
         run = self.work / f"run-{self.budget.explained}"
@@ -106,7 +106,7 @@ class SeveralLabelsPage(TaskPage):
         return {(method, metric, head): by_net(rows) for (method, metric, head), rows in found}
 
     def matched(self) -> tuple[dict[tuple[str, str], dict[str, Tensor]], dict[str, list[float]], dict[str, list[float]]]:
-        """Scores at one mean confidence.
+        """Computes scores at one mean confidence.
 
         Returns:
             By method and pooling, and by metric, means over a picture's birds, `(seeds, pictures)`; by pooling and seed the mean
@@ -138,7 +138,7 @@ class SeveralLabelsPage(TaskPage):
 
     @cached_property
     def pictures(self) -> Path:
-        """The training pictures, and others that had no part in it."""
+        """Returns the training pictures, and others that were not used in the training."""
         return self._exported("pictures", self.budget.flocks, self._held_out)
 
     def _exported(self, name: str, train: int, validation: int) -> Path:

@@ -1,12 +1,12 @@
-"""xattn beside torch-cam, pytorch-grad-cam, Quantus and captum: the same jobs, in one run, by turns.
+"""xattn compared with torch-cam, pytorch-grad-cam, Quantus and captum: the same jobs, in one run, in turns.
 
     python benchmarks/speed.py --out runs/speed [--only table,score-cam] [--networks squeezenet1_0,mobilenet_v2] [--images 1] [--pairs 5]
         [--threads 1] [--device cuda] [--page] [--smoke]
 
-Writes OUT/speed.json (raw samples, checks, conditions), a job after another: a later run replaces the jobs that it does again. Values are
-checked equal where definitions agree, before anything is clocked. Memory is measured in a process of its own for each contender.
-`--page` makes benchmarks/results/speed/README.md of what OUT/speed.json holds; with `--only none` it does nothing else. The real networks
-and photographs are read from `../shared/data` or XATTN_DATA. BR-NPA beside B-CNN is measured by `heads.py`.
+Writes OUT/speed.json (raw samples, checks, conditions) after each job: a later run replaces the jobs that it repeats. Values are checked to
+be equal where definitions agree, before anything is timed. Memory is measured in a separate process for each contender. `--page` makes
+benchmarks/results/speed/README.md from OUT/speed.json; with `--only none` it does nothing else. The real networks and photographs are read
+from `../shared/data` or XATTN_DATA. `heads.py` compares BR-NPA with B-CNN.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ say = partial(click.echo, err=True)
 
 
 def pairs_of(one: Subject, data: Path, images: int, pairs: int) -> list[tuple[Tensor, Tensor]]:
-    """Batches of different photographs, with the classes that are predicted."""
+    """Returns batches of different photographs, with the predicted classes."""
     pictures = photographs(data, one.classifier, images * pairs)
     targets = one.classifier.predict(pictures[:1]).new_zeros(0).long()
     for batch in pictures.split(8):
@@ -56,22 +56,22 @@ def pairs_of(one: Subject, data: Path, images: int, pairs: int) -> list[tuple[Te
 
 
 def others(one: Subject, images: Tensor) -> Tensor:
-    """The network as the others are given it."""
+    """Returns the network in the form for the other libraries."""
     found: Tensor = one.network(one.normalised(images))
     return found
 
 
 def head_of(job: str, network: str) -> str:
-    """The head that a job is done with: a transformer has attention of its own."""
+    """Returns the head for a job: a transformer has its own attention."""
     return "gap" if "vit" in network else HEADS.get(job, "gap")
 
 
 def checked(job: Job, batches: list[tuple[Tensor, Tensor]]) -> list[dict[str, Any]]:
-    """Whether the contenders compute the same."""
+    """Checks whether the contenders compute the same."""
     pictures, targets = batches[0]
     if len(pictures) < CHECKED and len(batches) > 1:
         pictures, targets = (torch.cat([batches[0][part], batches[1][part]]) for part in (0, 1))
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # the others are clocked with TF32 on a GPU, as torch has it
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # on a GPU the others are timed with TF32, torch's default
         checks = job.checks(pictures[:CHECKED], targets[:CHECKED])
     for check in checks:
         say(f"{check.what}: {check.found:.3g} ({'told' if check.agrees is None else 'agrees' if check.agrees else 'DIFFERS'})")
@@ -81,7 +81,7 @@ def checked(job: Job, batches: list[tuple[Tensor, Tensor]]) -> list[dict[str, An
 def measured(
     name: str, job: Job, one: Subject, batches: list[tuple[Tensor, Tensor]], chunks: tuple[int, ...], again: list[str], *, together: bool
 ) -> dict[str, Any]:
-    """Checks, then times, each contender in a process of its own that `again` starts; `together`: in this one; on a CPU, all but one."""
+    """Checks, then times, each contender in a separate process that `again` starts; `together`: in this one; on a CPU, all but one."""
     device = one.classifier.device
     checks = checked(job, batches)
     throughput: dict[str, list[dict[str, float]]] = {level: [] for level in job.alone}
@@ -133,7 +133,7 @@ def measured(
 
 
 def judged(entry: dict[str, Any], claims: tuple[Claim, ...]) -> None:
-    """Puts the ratios of each pair to each claim; none where one of the two was not measured."""
+    """Adds the ratios of each pair to each claim; none if one of the two was not measured."""
     found = []
     for claim in claims:
         over, under = (entry["contenders"].get(name, {}).get(claim.field, []) for name in (claim.over, claim.under))
@@ -145,9 +145,9 @@ def judged(entry: dict[str, Any], claims: tuple[Claim, ...]) -> None:
 
 
 def ready(contender: Contender, one: Subject, image: Tensor) -> None:
-    """The network as a contender runs it, loaded and run once; ours as it was measured before to run best.
+    """Returns the network as a contender runs it, loaded and run once; xattn's with the settings measured as best.
 
-    Built here, since what is built among the forwards that are counted would keep the counting hook, for which torch compiles it anew.
+    Built here, because predictors built while forwards are counted would keep the counting hook, for which torch compiles again.
     """
     one.classifier.predict(image)
     for level in ours.LEVELS:
@@ -157,12 +157,12 @@ def ready(contender: Contender, one: Subject, image: Tensor) -> None:
 
 
 def peak_of(contender: Contender, one: Subject, batch: tuple[Tensor, Tensor]) -> float:
-    """In a process of its own."""
+    """Runs in a separate process."""
     return peak_mib(lambda: contender.run(*batch), one.classifier.device)
 
 
 def peaks(contenders: Sequence[Contender], given: list[str]) -> dict[str, float]:
-    """Each contender in a process of its own."""
+    """Runs each contender in a separate process."""
     found = {}
     for contender in contenders:
         ran = subprocess.run([sys.executable, __file__, *given, "--alone", contender.name], capture_output=True, text=True)
@@ -175,12 +175,12 @@ def peaks(contenders: Sequence[Contender], given: list[str]) -> dict[str, float]
 
 
 def key(of: dict[str, Any]) -> tuple[object, ...]:
-    """What a later entry replaces an earlier one by."""
+    """Returns the key by which a later entry replaces an earlier one."""
     return of["job"], of["network"], of["conditions"]["device"], of["conditions"]["threads"]
 
 
 class Kept:
-    """OUT/speed.json: written after every job, whole."""
+    """Writes OUT/speed.json atomically after every job."""
 
     def __init__(self, out: Path) -> None:
         self.path = out / "speed.json"
@@ -241,7 +241,7 @@ def main(
     place = torch.device(device)
     if smoke:
         networks, images, pairs, adaptive_images = [TINY], images or 2, 2, 4
-        ours.effort = "chunk=4"  # measuring compiles anew for each network, level and size
+        ours.effort = "chunk=4"  # measuring compiles again for each network, level and size
     elif alone:
         ours.effort = "auto"  # as it was measured before
     kept = None if alone else Kept(out)

@@ -1,4 +1,4 @@
-"""The page of the speed benchmark, of its JSON alone."""
+"""Makes the page of the speed benchmark from its JSON alone."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Entry = dict[str, Any]
 
 
 def number(value: float) -> str:
-    """Three figures, without an exponent."""
+    """Formats three significant digits, without an exponent."""
     if not math.isfinite(value):
         return "–"
     if value == 0:
@@ -21,7 +21,7 @@ def number(value: float) -> str:
 
 
 def spread(values: Sequence[float]) -> str:
-    """Median [lowest, highest]."""
+    """Formats median [lowest, highest]."""
     if not values:
         return "–"
     middle = number(median(values))
@@ -29,7 +29,7 @@ def spread(values: Sequence[float]) -> str:
 
 
 def verdict(claim: dict[str, Any], checks: Sequence[dict[str, Any]]) -> str:
-    """Whether the median of the pairs' ratios reaches the target, and whether every pair does."""
+    """Checks whether the median of the pairs' ratios reaches the target, and whether every pair does."""
     ratios, target = claim["ratios"], claim["target"]
     if differing := [check["what"] for check in checks if check["agrees"] is False and set(check["of"]) & set(claim["of"])]:
         return f"not comparable: {'; '.join(differing)}"
@@ -45,7 +45,7 @@ def verdict(claim: dict[str, Any], checks: Sequence[dict[str, Any]]) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Markdown, without the columns that no row fills."""
+    """Writes Markdown, without columns that are empty in all rows."""
     used = [place for place in range(len(header)) if any(row[place] not in ("", "–") for row in rows)]
     lines = [[header[place] for place in used], ["---"] * len(used), *([row[place].replace("|", "\\|") for place in used] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -107,7 +107,7 @@ def _checks(entry: Entry) -> str:
 
 
 def _limit(entry: Entry, ladder: Entry) -> str:
-    """What the forwards of xattn would take at the machine's limits, and the others beside that; empty where the ladder tells nothing."""
+    """Compares xattn's forwards with the time they would take at the machine's limits; empty if the ladder has no data."""
     network, conditions = entry["network"], entry["conditions"]
     same = all(ladder["conditions"][key] == conditions[key] for key in ("processor", "threads", "device"))
     ours = entry["contenders"].get("passes alone, exact")
@@ -125,7 +125,7 @@ def _limit(entry: Entry, ladder: Entry) -> str:
 
 
 def _roughness(entry: Entry) -> str:
-    """What the jumps between a curve's steps leave unknown, whichever of them are looked at; empty where none were measured."""
+    """Describes the error caused by jumps between a curve's steps, for any choice of steps; empty if they were not measured."""
     if "roughness" not in entry:
         return ""
     header = ("", "jumps of the probability, points", "mean \\|Δ area\\| that they leave", "images beyond half a point, %")
@@ -137,7 +137,7 @@ def _roughness(entry: Entry) -> str:
 
 
 def _others(entry: Entry) -> dict[str, float]:
-    """Seconds per image of the other libraries."""
+    """Returns seconds per image of the other libraries."""
     return {
         name: median([seconds / images for seconds, images in zip(found["seconds"], found["images"], strict=True)])
         for name, found in entry["contenders"].items()
@@ -146,7 +146,7 @@ def _others(entry: Entry) -> dict[str, float]:
 
 
 def section(entry: Entry, ladder: Entry | None = None) -> str:
-    """One job on one network."""
+    """Writes one job on one network."""
     conditions = entry["conditions"]
     where = conditions["gpu"] or f"{conditions['processor']}, {conditions['threads']} of {conditions['cores']} cores"
     weights = "" if entry["weights"] == "weights" else f" ({entry['weights']} weights)"
@@ -167,7 +167,7 @@ def section(entry: Entry, ladder: Entry | None = None) -> str:
 
 
 def page(entries: Sequence[Entry], ladder: Entry | None = None) -> str:
-    """All jobs; `ladder` is what `ladder.py` left, where it ran."""
+    """Writes all jobs; `ladder` is the output of `ladder.py`, if it was run."""
     smoke = any(entry["smoke"] for entry in entries)
     parts = [
         "# Speed beside other libraries",

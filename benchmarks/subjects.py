@@ -1,4 +1,4 @@
-"""The networks and photographs that are measured."""
+"""Networks and photographs of the benchmarks."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from xattn.data.images import ImageSource
 from xattn.data.preprocessing import pixels
 
 WEIGHTS = ("squeezenet1_0", "mobilenet_v2")
-TIMM = {"vit_tiny_patch16_224": {"mean": [0.5], "std": [0.5], "resize": 248}}  # those of timm, and how they see pictures
+TIMM = {"vit_tiny_patch16_224": {"mean": [0.5], "std": [0.5], "resize": 248}}  # timm's networks, and their preprocessing
 TINY, TINY_TOKENS = "tiny", "tiny_vit"  # with random weights, for --smoke
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A network, as xattn has it and as the other libraries are given it.
+    """A network, in the forms for xattn and for the other libraries.
 
     Attributes:
-        name: torchvision's or timm's, or "tiny".
-        classifier: ours, channels-last as `xattn.load` has it.
-        origin: of the weights.
+        name: torchvision's or timm's name, or "tiny".
+        classifier: xattn's classifier, channels-last as from `xattn.load`.
+        origin: origin of the weights.
     """
 
     name: str
@@ -38,17 +38,17 @@ class Subject:
 
     @cached_property
     def network(self) -> nn.Module:
-        """A copy for the others, in the layout that torchvision gives it: pytorch-grad-cam's Score-CAM fails on channels-last."""
+        """A copy for the others, in torchvision's default layout: pytorch-grad-cam's Score-CAM fails on channels-last."""
         return copy.deepcopy(self.classifier.network).to(memory_format=torch.contiguous_format)
 
     @property
     def has_tokens(self) -> bool:
-        """Whether it is a transformer, which torch-cam and pytorch-grad-cam know no maps of as it comes."""
+        """Whether it is a transformer, which torch-cam and pytorch-grad-cam do not support without changes."""
         return any(isinstance(module, nn.MultiheadAttention) for module in self.classifier.network.modules())
 
     @property
     def place(self) -> str:
-        """The module whose maps are explained, the same for all."""
+        """The module whose maps are explained, the same for all libraries."""
         return self.classifier.stage().module
 
     @property
@@ -61,23 +61,23 @@ class Subject:
 
     @property
     def steps(self) -> int:
-        """Steps of insertion and deletion: 8·W pixels each."""
+        """Number of steps of insertion and deletion: 8·W pixels each."""
         return -(-self.classifier.input_size[0] // 8)
 
     @cached_property
     def plain(self) -> Subject:
-        """The same network without normalisation, for checks: where black is 0, masking before it and after it are the same."""
+        """Returns the same network without normalisation, for checks: if black is 0, masking before and after it are the same."""
         bare = xattn.attach(self.classifier.network, input_size=self.classifier.input_size, mean=(0, 0, 0), std=(1, 1, 1), name=self.name)
         return Subject(self.name, bare.to(self.classifier.device), self.origin)
 
     def normalised(self, images: Tensor) -> Tensor:
-        """What the others are given."""
+        """Returns the inputs of the other libraries."""
         images = images.to(self.classifier.mean)
         return ((images - self.classifier.mean) / self.classifier.std).contiguous()
 
 
 def subject(name: str, data: Path, device: torch.device, head: str = "gap") -> Subject:
-    """A network by name; with random weights where none lie in `data`."""
+    """Loads a network by name; with random weights if `data` has none."""
     file = data / "weights" / f"{name}.pth"
     if file.exists():
         source = "timm" if name in TIMM else "torchvision"
@@ -104,7 +104,7 @@ def _built(name: str) -> nn.Module:
 
 
 def photographs(data: Path, of: xattn.Classifier, count: int) -> Tensor:
-    """Pictures in pixel space `(count, 3, H, W)` as the classifier crops them; smooth noise where there are no photographs."""
+    """Returns pictures in pixel space `(count, 3, H, W)` as the classifier crops them; smooth noise if there are no photographs."""
     files = sorted((data / "photos").glob("*.jpg"))[:count]
     if len(files) < count:
         noise = torch.rand(count, 3, 7, 7, generator=torch.Generator().manual_seed(0))

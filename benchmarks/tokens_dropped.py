@@ -1,8 +1,8 @@
-"""Masked images through a vision transformer without the tokens of zeroed patches: writes benchmarks/results/tokens-dropped.md.
+"""Masked images in a vision transformer without the tokens of zeroed patches: writes benchmarks/results/tokens-dropped.md.
 
     python benchmarks/tokens_dropped.py --data path/to/data            # photos, weights
 
-How far that is from the masked image's own forward, what it saves, and what of a forward is the same for all masks of an image.
+Measures the deviation from the masked image's own forward, the saving, and the part of a forward that all masks of an image share.
 """
 
 from __future__ import annotations
@@ -36,28 +36,28 @@ RANDOM: dict[str, Callable[[], nn.Module]] = {
 
 
 def masks_of(maps: Tensor, share: float) -> Tensor:
-    """Which patches are left to see, `(B, N)`: those of the highest mean of the mask, as many of each image."""
+    """Returns the visible patches, `(B, N)`: those with the highest mean of the mask, the same number for each image."""
     cells = nn.functional.avg_pool2d(maps[:, None], PATCH).flatten(1)
     kept = cells.argsort(dim=1, descending=True)[:, : round(share * cells.shape[1])]
     return torch.zeros_like(cells, dtype=torch.bool).scatter(1, kept, True)
 
 
 def masked(images: Tensor, seen: Tensor) -> Tensor:
-    """Images `(B, C, H, W)` whose other patches are zero, in pixel space."""
+    """Returns images `(B, C, H, W)` with the other patches set to zero, in pixel space."""
     rows = images.shape[2] // PATCH
     mask = seen.view(len(seen), 1, rows, -1).repeat_interleave(PATCH, dim=2).repeat_interleave(PATCH, dim=3)
     return images * mask
 
 
 def blocks_of(network: Any) -> nn.Module:
-    """The first layer, which all tokens enter with their positions."""
+    """Returns the first layer, which receives all tokens with their positions."""
     block: nn.Module = network.blocks[0] if hasattr(network, "blocks") else network.encoder.layers[0]
     return block
 
 
 @contextmanager
 def dropping(network: nn.Module, seen: Tensor) -> Iterator[None]:
-    """Takes the tokens of patches that are not seen out, before the first layer; class tokens stay."""
+    """Removes the tokens of invisible patches before the first layer; class tokens stay."""
 
     def before(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         tokens, *others = args
@@ -73,7 +73,7 @@ def dropping(network: nn.Module, seen: Tensor) -> Iterator[None]:
 
 
 def entering(network: nn.Module, places: dict[str, nn.Module], images: Tensor) -> dict[str, Tensor]:
-    """What leaves some modules in one forward."""
+    """Returns the outputs of some modules in one forward."""
     found: dict[str, Tensor] = {}
     handles = [module.register_forward_hook(lambda _, __, out, name=name: found.update({name: out})) for name, module in places.items()]
     network(images)
@@ -88,7 +88,7 @@ def probability(classifier: xattn.Classifier, images: Tensor, targets: Tensor) -
 
 
 def by_turns(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each, round by round, after one that is not timed."""
+    """Measures the seconds of each, round by round, after one untimed round."""
     for run in runs.values():
         run()
     found: dict[str, list[float]] = {name: [] for name in runs}
@@ -99,7 +99,7 @@ def by_turns(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[
 
 
 def shares(classifier: xattn.Classifier, images: Tensor, maps: Tensor, rounds: int) -> list[str]:
-    """A row for each share of the patches: error against the masked image's own forward, and time beside it."""
+    """Makes one row for each share of the patches: error and time relative to the masked image's own forward."""
     plain = classifier(images)
     targets = plain.argmax(dim=1)
     whole = probability(classifier, images, targets)
@@ -133,7 +133,7 @@ def shares(classifier: xattn.Classifier, images: Tensor, maps: Tensor, rounds: i
 
 
 def same(classifier: xattn.Classifier, images: Tensor, maps: Tensor) -> list[str]:
-    """How far tokens of seen patches are from those of the unmasked image, behind each of the first places, relative to their size."""
+    """Returns how far visible patches' tokens are from the unmasked image's, after each of the first layers, relative to their size."""
     network: Any = classifier.network
     seen = masks_of(maps, 0.5)
     first, second = network.blocks[0], network.blocks[1]
@@ -155,7 +155,7 @@ def same(classifier: xattn.Classifier, images: Tensor, maps: Tensor) -> list[str
 
 
 def reusable(classifier: xattn.Classifier, images: Tensor, rounds: int) -> str:
-    """The share of a forward's time in what is the same for all masks of an image, at most."""
+    """Returns the largest share of a forward's time that all masks of an image can share."""
     network: Any = classifier.network
     given, first = classifier.normalise(images), network.blocks[0]
     tokens = torch.zeros(len(images), network.patch_embed.num_patches + 1, network.embed_dim)
@@ -179,7 +179,7 @@ def reusable(classifier: xattn.Classifier, images: Tensor, rounds: int) -> str:
 
 
 def others(side: int) -> list[str]:
-    """Networks with random weights: how far what enters the last layer is moved by dropping, relative to its size."""
+    """Measures on networks with random weights how far dropping moves the input of the last layer, relative to its size."""
     rows = []
     for name, built in RANDOM.items():
         with torch.random.fork_rng():
@@ -207,7 +207,7 @@ def others(side: int) -> list[str]:
 @click.option("--data", type=click.Path(path_type=Path, exists=True), envvar="XATTN_DATA", default=DATA)
 @click.option("--out", type=click.Path(path_type=Path), default=RESULT)
 def main(count: int, rounds: int, threads: int, data: Path, out: Path) -> None:
-    """Measures tokens that are dropped and values that are used again, and writes the page."""
+    """Measures dropped tokens and reused values, and writes the page."""
     torch.set_num_threads(threads)
     one = subject(NAME, data, torch.device("cpu"))
     classifier = one.classifier.eval()

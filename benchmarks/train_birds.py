@@ -1,9 +1,9 @@
-"""Trains the classifiers that are shipped, from random weights, and writes them where `xattn.load("birds:…")` finds them.
+"""Trains the shipped classifiers from random weights, and writes them to where `xattn.load("birds:…")` finds them.
 
     python benchmarks/train_birds.py runs/box
 
-Trains on a GPU where there is one: birds:vit needs minutes there, hours on two cores. A run that was cut off goes on. Accuracies on the
-test split, of the files as they are shipped, are printed and written beside them.
+Trains on a GPU if there is one: birds:vit needs minutes there, hours on two cores. An interrupted run resumes. Accuracies of the shipped
+files on the test split are printed and written next to them.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ TEST = 1600
 
 
 class Drawn(SketchBirds):
-    """Pictures drawn once and kept in memory.
+    """Pictures that are drawn once and kept in memory.
 
     Args:
-        workers: processes that draw beside this one.
+        workers: additional processes that draw.
     """
 
     def __init__(self, *args: Any, workers: int = 0, **options: Any) -> None:
@@ -61,7 +61,7 @@ class Drawn(SketchBirds):
 
 @cache
 def birds(count: int, spurious: float | None = None, workers: int = 0) -> Labelled:
-    """Training pictures, with whole birds for validation: 800, or no more than are trained on."""
+    """Returns training pictures, and complete birds for validation: 800, or at most as many as for training."""
     return replace(
         open_data(Drawn("train", count, spurious=spurious, workers=workers)),
         validation=open_data(Drawn("validation", min(800, count), spurious=spurious, workers=workers)),
@@ -69,19 +69,19 @@ def birds(count: int, spurious: float | None = None, workers: int = 0) -> Labell
 
 
 def begun(name: str) -> xattn.Classifier:
-    """What a training begins with: random weights, or a network that is shipped."""
+    """Returns the start of a training: random weights, or a shipped network."""
     plan = PLAN[name]
     torch.manual_seed(0)
     if "head" not in plan:
         fresh = NETWORKS.get(f"birds:{name}", NETWORKS["birds:gap"])
         return xattn.load(fresh, input_size=64, resize=64, labels=list(CLASSES))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # b-cnn's classifier is fresh, as it should be
+        warnings.simplefilter("ignore", UserWarning)  # b-cnn's classifier has new weights, as intended
         return xattn.load(f"birds:{plan.get('on', 'gap')}", head=plan["head"], high_res=plan.get("high_res", ()))
 
 
 def ship(trained: Path, shipped: Path) -> None:
-    """The file with its weights in half precision."""
+    """Writes the file with its weights in half precision."""
     with safe_open(trained, framework="pt") as opened:
         header = opened.metadata()
     tensors = {key: value.half() if value.is_floating_point() else value for key, value in load_file(trained).items()}
@@ -90,7 +90,7 @@ def ship(trained: Path, shipped: Path) -> None:
 
 
 def accuracy(classifier: xattn.Classifier, spurious: float | None = None, count: int = TEST) -> float:
-    """Share of the test split that is recognised, in percent."""
+    """Returns the accuracy on the test split, in percent."""
     data = SketchBirds("test", count, spurious=spurious)
     right = 0
     for start in range(0, count, 100):
@@ -125,7 +125,7 @@ def main(out: Path, only: tuple[str, ...], count: int | None, threads: int, work
 
 
 def record(name: str, spurious: float | None) -> None:
-    """Writes the accuracy of a shipped file beside it."""
+    """Writes the accuracy of a shipped file next to it."""
     path = FOLDER / "accuracy.json"
     known = json.loads(path.read_text()) if path.exists() else {}
     classifier = xattn.load(f"birds:{name}")

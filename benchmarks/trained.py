@@ -1,4 +1,4 @@
-"""Trainings on SketchBirds for the papers' tables: each in a file of its own, found again when the command is given again."""
+"""Trainings on SketchBirds for the papers' tables: each is stored in its own file, and reused when the command is run again."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from xattn.birds.scene import SPLITS
 from xattn.training import Recipe, fit
 from xattn.training.data import Labelled
 
-BR_NPA = "br-npa:rank_probes=true"  # the probes send no gradient into the features: the head learns as without them
+BR_NPA = "br-npa:rank_probes=true"  # the probes send no gradient into the features, so the head learns as without them
 HIGH = ("layer3", "layer4")
 SEEN: dict[str, Any] = {"input_size": 64, "resize": 64, "labels": list(CLASSES)}
 ALL_RANKS = "1 2 3"
@@ -33,39 +33,39 @@ ALL_RANKS = "1 2 3"
 
 @dataclass(frozen=True)
 class Budget:
-    """How much is spent; written under every table.
+    """Extent of the trainings; written under every table.
 
     Attributes:
-        count: training pictures.
-        batch_size: of a step.
-        epochs: of head and network, from random weights.
+        count: number of training pictures.
+        batch_size: pictures per step.
+        epochs: epochs of head and network, from random weights.
         tuned: epochs of a student at high resolution, from the weights of the same head at low resolution.
-        stream: epochs of a stream beside the frozen network.
-        embedded: training pictures of a vision transformer.
-        attended: its epochs.
-        seeds: of first weights and order.
-        numbers: of maps (Fig. 7).
-        tested: birds that accuracy is of.
-        explained: birds that are explained and scored.
-        compared: birds whose maps are scored with and without a stream (Table 1 of CA-Stream).
-        matched: held-out birds on which confidences are matched.
-        true: birds whose true effects are found.
-        precision: of the trainings, as Lightning takes it.
-        streams: how many of the streams that differ in their alignment; None: all.
-        hard: training pictures of two-stream networks.
-        looked: their epochs.
-        flocks: training pictures of several birds.
+        stream: epochs of a stream on the frozen network.
+        embedded: number of training pictures of a vision transformer.
+        attended: epochs of the vision transformer.
+        seeds: seeds of initial weights and order.
+        numbers: numbers of maps (Fig. 7).
+        tested: number of birds for accuracy.
+        explained: number of birds that are explained and scored.
+        compared: number of birds whose maps are scored with and without a stream (Table 1 of CA-Stream).
+        matched: number of held-out birds on which confidences are matched.
+        true: number of birds whose true effects are computed.
+        precision: precision of the trainings, in Lightning's notation.
+        streams: number of streams with different alignments; None: all.
+        hard: number of training pictures of two-stream networks.
+        looked: epochs of two-stream networks.
+        flocks: number of training pictures of several birds.
         mixed: epochs of fine-tuning on them.
-        persons: individuals for training in re-identification; half as many for tests.
+        persons: number of individuals for training in re-identification; half as many for tests.
         met: epochs of a network for re-identification.
-        parts: training pictures of birds with the part of every pixel.
+        parts: number of training pictures of birds with part labels for every pixel.
         segmented: epochs of a segmentation network on them.
-        sums: how many steps are added in the place of attention; the last is the number of steps.
-        few: pictures of each kind, for few shots.
-        based: epochs on the base classes; students at high resolution have `tuned`.
+        sums: numbers of steps that are added instead of attention; the last is the number of steps.
+        few: number of pictures per class, for few-shot classification.
+        based: epochs on the base classes; students at high resolution use `tuned`.
         meta: epochs of episodes.
-        episodes: of such an epoch.
-        scored: episodes that accuracy is of.
+        episodes: number of episodes per such epoch.
+        scored: number of episodes for accuracy.
     """
 
     count: int = 4000
@@ -100,7 +100,7 @@ class Budget:
     scored: int = 600
 
 
-SMOKE = Budget(  # in float32: processors without bfloat16 train many times slower in it
+SMOKE = Budget(  # in float32: CPUs without bfloat16 train many times slower in it
     count=32,
     batch_size=16,
     epochs=1,
@@ -135,11 +135,11 @@ SMOKE = Budget(  # in float32: processors without bfloat16 train many times slow
 
 
 class TaskPage:
-    """A page that is made in a folder of its own.
+    """A page that is made in its own folder.
 
     Args:
-        work: where pictures, trainings and runs are kept, to go on with.
-        budget: how much is spent.
+        work: where pictures, trainings and runs are stored, so that they resume.
+        budget: extent of the trainings.
     """
 
     def __init__(self, work: Path, budget: Budget) -> None:
@@ -149,11 +149,11 @@ class TaskPage:
 
 
 class Trainings:
-    """Trained classifiers by name, trained when they are first asked for.
+    """Trained classifiers by name, trained on first use.
 
     Args:
-        folder: where they are kept.
-        budget: how much is spent on them.
+        folder: where they are stored.
+        budget: extent of the trainings.
     """
 
     def __init__(self, folder: Path, budget: Budget) -> None:
@@ -168,7 +168,7 @@ class Trainings:
         path.write_text(said)
 
     def _spent(self) -> dict[str, Any]:
-        """What the trainings depend on."""
+        """Returns what the trainings depend on."""
         recipes = {name: getattr(self, f"_{name}")().to_json() for name in ("low", "high", "stream", "tokens")}
         return {
             "count": self.budget.count,
@@ -179,7 +179,7 @@ class Trainings:
         }
 
     def low(self, head: str, seed: int, cues: bool = False) -> xattn.Classifier:
-        """Head and network from random weights; with cues, from pictures in which that of the bird's class stands beside it."""
+        """Trains head and network from random weights; with cues, on pictures in which the cue of the bird's class is next to it."""
 
         def begun() -> xattn.Classifier:
             return xattn.load("xattn.birds:small_resnet", head=head, **SEEN)
@@ -188,7 +188,7 @@ class Trainings:
         return self._trained(f"low {head}{' cues' * cues}", seed, begun, self._low(), pictures)
 
     def tokens(self, seed: int, head: str) -> xattn.Classifier:
-        """A vision transformer from random weights; with a head other than gap, that head beside it, frozen."""
+        """Trains a vision transformer from random weights; with a head other than gap, trains that head on the frozen transformer."""
         if head == "gap":
             pictures = partial(birds, self.budget.embedded)
             return self._trained("tokens", seed, lambda: xattn.load(NETWORKS["birds:vit"], **SEEN), self._tokens(), pictures)
@@ -197,7 +197,7 @@ class Trainings:
         return self._trained(f"tokens {head}", seed, begun, self._stream(), cached=True)
 
     def high(self, head: str, seed: int, distilled: bool) -> xattn.Classifier:
-        """The same at high resolution, from its weights at low resolution; taught by it, or by the labels alone."""
+        """Trains the same at high resolution, from its weights at low resolution; distilled from it, or from the labels alone."""
         teacher = self.low(head, seed)
 
         def begun() -> xattn.Classifier:
@@ -209,11 +209,11 @@ class Trainings:
         return self._trained(name, seed, begun, self._high(), teacher=teacher if distilled else None)
 
     def stream(self, head: str, seed: int) -> xattn.Classifier:
-        """A stream beside the frozen network of birds:gap, whose features are computed once for all streams that read the same stages."""
+        """Trains a stream on the frozen network of birds:gap, whose features are computed once for all streams on the same stages."""
         return self._trained(f"stream cached {head}", seed, lambda: xattn.load("birds:gap", head=head), self._stream(), cached=True)
 
     def log(self, head: str, seed: int) -> pd.DataFrame:
-        """Gradient norms of the steps of a training at low resolution; a step that a resumed one did again stands once."""
+        """Returns gradient norms of the steps of a training at low resolution; a step that a resumed training repeated appears once."""
         files = self._file(f"low {head}", seed).with_suffix(".training").rglob("metrics.csv")
         steps = pd.concat([pd.read_csv(file) for file in sorted(files, key=lambda file: file.stat().st_mtime)])
         norms = steps.set_index("step").filter(like="gradient_norm/").dropna()
@@ -251,7 +251,7 @@ class Trainings:
         if not file.exists():
             torch.manual_seed(seed)
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # b-cnn's classifier is fresh, as it should be
+                warnings.simplefilter("ignore", UserWarning)  # b-cnn's classifier has new weights, as intended
                 classifier = begun()
             options: dict[str, Any] = {"workers": 0, "precision": self.budget.precision, "log_gradients": name.startswith("low")}
             options["cache_features"] = self.folder / "features" if cached else None
@@ -262,21 +262,21 @@ class Trainings:
         return classifier
 
     def accuracy(self, nets: Sequence[xattn.Classifier], ranks: str = ALL_RANKS, hard: bool = False) -> Tensor:
-        """100 for each test bird that is recognised, 0 for others: `(nets, birds)`.
+        """Returns 100 for each test bird that is recognised, 0 for others: `(nets, birds)`.
 
         Args:
             nets: the classifiers.
-            ranks: by which ranks: all, the classifier itself, or those of one of its probes.
-            hard: of hard birds.
+            ranks: ranks that are used: all, the classifier itself, or those of one of its probes.
+            hard: whether to use hard birds.
         """
         return 100 * torch.stack([self._answers(net, hard)[ranks][:, 0] for net in nets])
 
     def cross_entropy(self, nets: Sequence[xattn.Classifier], ranks: str = ALL_RANKS, hard: bool = False) -> Tensor:
-        """Of the same birds, in nats: `(nets, birds)`."""
+        """Returns the cross-entropy of the same birds, in nats: `(nets, birds)`."""
         return torch.stack([self._answers(net, hard)[ranks][:, 1] for net in nets])
 
     def _answers(self, classifier: xattn.Classifier, hard: bool) -> dict[str, Tensor]:
-        """By ranks, of each test bird whether it is recognised, and its cross-entropy in nats: `(birds, 2)`."""
+        """Returns by ranks, for each test bird, whether it is recognised, and its cross-entropy in nats: `(birds, 2)`."""
         path = self.folder / "answers" / f"{'hard-' if hard else ''}{classifier.digest()}-{drawn()}-{self.budget.tested}.pt"
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
@@ -286,30 +286,30 @@ class Trainings:
 
 
 def by_net(rows: pd.DataFrame) -> Tensor:
-    """Values `(nets, pictures)` of rows of one metric and method: nets and pictures by name; the mean of a picture's rows."""
+    """Returns values `(nets, pictures)` of one metric and method: nets and pictures by name; averaged over a picture's rows."""
     return torch.tensor(rows.groupby(["model", "image"])["value"].mean().unstack("image").to_numpy(dtype=float))
 
 
 @cache
 def drawn() -> str:
-    """A digest of some pictures: whether SketchBirds is drawn as it was."""
+    """Returns a digest of some pictures, which shows whether SketchBirds is still drawn in the same way."""
     some = [pixels(SketchBirds(split, 8, spurious=0.5).scene(number)) for split in SPLITS for number in range(8)]
     return hashlib.sha256(torch.stack(some).numpy().tobytes()).hexdigest()[:8]
 
 
 @cache
 def test_birds(count: int, hard: bool) -> tuple[Tensor, Tensor]:
-    """Pictures in pixel space and classes of the test split."""
+    """Returns pictures in pixel space and classes of the test split."""
     return pictures(SketchBirds("test", count, hard=hard))
 
 
 def pictures(data: SketchBirds) -> tuple[Tensor, Tensor]:
-    """All pictures `(n, 3, H, W)` in pixel space, and their classes."""
+    """Returns all pictures `(n, 3, H, W)` in pixel space, and their classes."""
     return torch.stack([pixels(data.scene(number)) for number in range(len(data))]).float() / 255, torch.tensor(data.targets)
 
 
 def answered(logits: Tensor, labels: Tensor) -> Tensor:
-    """Whether each picture is recognised, and its cross-entropy in nats: `(n, 2)`."""
+    """Returns whether each picture is recognised, and its cross-entropy in nats: `(n, 2)`."""
     return torch.stack([(logits.argmax(1) == labels).double(), functional.cross_entropy(logits.double(), labels, reduction="none")], dim=1)
 
 

@@ -1,9 +1,9 @@
-"""Whether maps tell two objects apart: two photographs side by side, explained for the class of each.
+"""Whether maps distinguish two objects: two photographs side by side, explained for the class of each.
 
     python benchmarks/two_objects.py path/to/data            # photos, photos.csv, weights; writes results/two-objects.md
 
-As in the grid pointing game (Böhle et al. 2021), of each map the share of its energy that lies in the half that shows the class asked for.
-A method that asks for no class has 50 % whatever it shows.
+As in the grid pointing game (Böhle et al. 2021): the share of each map's energy in the half that shows the target class. A method that
+ignores the class scores 50 % regardless of its maps.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ BATCH = 10
 
 
 def side_by_side(clf: xattn.Classifier, data: Path, pairs: int) -> tuple[Tensor, Tensor]:
-    """Images `(P, 3, H, W)` of the middle halves of two photographs each, of those that the network is surest of, and classes `(P, 2)`."""
+    """Returns images `(P, 3, H, W)` of the middle halves of two photographs each, the most confident ones, and classes `(P, 2)`."""
     table = pd.read_csv(data / "photos.csv")
     crops = torch.stack([clf.preprocessing.crop(read_picture(data / "photos" / name)) for name in table["image"]])
     labels = torch.tensor(table["label"].to_numpy())
@@ -51,7 +51,7 @@ def side_by_side(clf: xattn.Classifier, data: Path, pairs: int) -> tuple[Tensor,
 
 
 def shares(clf: xattn.Classifier, images: Tensor, classes: Tensor, names: list[str]) -> dict[str, Tensor]:
-    """For each method the share of energy in the half of the class asked for, `(P,)`, the mean of both classes."""
+    """Returns for each method the share of energy in the target class's half, `(P,)`, averaged over both classes."""
     found: dict[str, list[Tensor]] = {name: [] for name in names}
     half = images.shape[-1] // 2
     for some, wanted in zip(images.split(BATCH), classes.split(BATCH), strict=True):
@@ -82,7 +82,7 @@ def main(data: Path, pairs: int, threads: int) -> None:
         names = [*CAMS, *(OF_LAYERS if model.startswith("timm:vit") else []), "random", "centre", "edges"]
         found = {name: 100 * values for name, values in shares(clf, images, classes, names).items()}
         for name, values in found.items():
-            free = bool((values - 50).abs().max() < 1e-6)  # its maps for both classes are one
+            free = bool((values - 50).abs().max() < 1e-6)  # its maps for both classes are the same
             rows.append(
                 {
                     "network": model,

@@ -1,4 +1,4 @@
-"""Two streams on hard SketchBirds: the tables of Shroff 2020, and what it claims of the maps."""
+"""Two-stream networks on hard SketchBirds: the tables of Shroff 2020, and its claims about the maps."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ MOST_SEEDS = 1000
 
 
 class TwoStreamsPage(TaskPage):
-    """Two streams: the tables and claims of Shroff 2020."""
+    """Two-stream networks: the tables and claims of Shroff 2020."""
 
     @property
     def steps(self) -> int:
-        """Of the local stream."""
+        """Number of steps of the local stream."""
         return max(self.budget.sums)
 
     def text(self) -> str:
-        """The page."""
+        """Writes the page."""
         b = self.budget
         rows: list[Line] = []
         found: dict[str, Tensor] = {}
@@ -86,12 +86,12 @@ class TwoStreamsPage(TaskPage):
         return page("Two streams (Shroff 2020): local stream, repeated looks, attention over the steps", about, pd.DataFrame(rows), lines)
 
     def answers(self, settings: str, ranking: float = USUAL) -> tuple[Tensor, Tensor]:
-        """Of each hard test bird, `(seeds, birds)`: 100 where it is recognised, else 0; and its cross-entropy in nats."""
+        """Returns for each hard test bird, `(seeds, birds)`: 100 if it is recognised, else 0; and its cross-entropy in nats."""
         found = torch.stack([self._answers(settings, seed, ranking) for seed in self.budget.seeds])
         return 100 * found[..., 0], found[..., 1]
 
     def finer(self) -> list[Claim]:
-        """Whether the maps of later steps are finer than those of earlier ones."""
+        """Answers whether the maps of later steps are finer than those of earlier ones."""
         lines = []
         for called, settings, method in (
             ("Grad-CAM of the steps", ATTENTION, "step-cam:step={}"),
@@ -108,7 +108,7 @@ class TwoStreamsPage(TaskPage):
         return lines
 
     def parts(self) -> list[Claim]:
-        """Where boxes and maps lie with respect to the part that tells a kind from its neighbour."""
+        """Writes where boxes and maps lie relative to the part that distinguishes a class from its neighbour."""
         shown = self._shown
         shares, held, inside = [], [], []
         for seed in self.budget.seeds:
@@ -129,13 +129,13 @@ class TwoStreamsPage(TaskPage):
         ]
 
     def trained(self, settings: str, seed: int, ranking: float = USUAL) -> xattn.Classifier:
-        """A classifier of these settings, trained when it is first asked for."""
+        """Returns a classifier with these settings; it is trained on first use."""
         clean = settings.replace("=", "-").replace(",", "_")
         file = self.work / f"{clean}-{ranking:g}-{seed}.safetensors"
         if not file.exists():
             torch.manual_seed(seed)
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # the local stream is fresh, as it should be
+                warnings.simplefilter("ignore", UserWarning)  # the local stream has new weights, as intended
                 classifier = xattn.load(f"{NETWORK},steps={self.steps},{settings}")
             ranking = 0.0 if settings == GLOBAL else ranking
             recipe = Recipe(backbone=True, epochs=self.budget.looked, batch_size=32, lr=1e-3, smallest_crop=None, ranking=ranking)
@@ -153,7 +153,7 @@ class TwoStreamsPage(TaskPage):
         return found
 
     def _maps(self, classifier: xattn.Classifier, methods: Sequence[str], stage: str) -> list[Tensor]:
-        """Masks `(B, H, W)` of each method for the birds' labels."""
+        """Returns masks `(B, H, W)` of each method for the birds' labels."""
         shown = self._shown
         pieces = [
             xattn.explain(classifier, images, methods, target=labels, stage=stage, progress=False).masks.values()
@@ -167,13 +167,13 @@ class TwoStreamsPage(TaskPage):
 
 
 def entropy(masks: Tensor) -> Tensor:
-    """Entropy in nats of masks `(B, H, W)` as distributions over the pixels: `(B,)`, NaN for an empty one."""
+    """Returns entropy in nats of masks `(B, H, W)` as distributions over the pixels: `(B,)`, NaN for an empty one."""
     p = masks.flatten(1).double()
     return torch.special.entr(p / p.sum(dim=1, keepdim=True)).sum(dim=1)
 
 
 def half_area(masks: Tensor) -> Tensor:
-    """The smallest share of the pixels that holds half of the sum of masks `(B, H, W)`: `(B,)`, NaN for an empty one."""
+    """Returns the smallest share of the pixels that holds half of the sum of masks `(B, H, W)`: `(B,)`, NaN for an empty one."""
     ordered = masks.flatten(1).double().sort(dim=1, descending=True).values.cumsum(dim=1)
     total = ordered[:, -1:]
     share = (ordered < total / 2).sum(dim=1).add(1) / masks[0].numel()
@@ -181,23 +181,23 @@ def half_area(masks: Tensor) -> Tensor:
 
 
 def trend(values: Sequence[Tensor]) -> Tensor:
-    """Spearman's correlation of values `(B,)` at each step with the step's number: `(B,)`, NaN for constant ones."""
+    """Returns Spearman's correlation of values `(B,)` at each step with the step's number: `(B,)`, NaN for constant ones."""
     frame = pd.DataFrame(torch.stack(list(values)).numpy())
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of constant columns, which are NaN
+        warnings.simplefilter("ignore")  # constant columns give NaN
         return torch.tensor(frame.corrwith(pd.Series(range(len(frame))), method="spearman").to_numpy())
 
 
 @cache
 def hard_birds(count: int) -> Labelled:
-    """Training pictures, with hard birds of their own for validation."""
+    """Returns training pictures, and separate hard birds for validation."""
     data, validation = (open_data(Drawn(split, some, hard=True)) for split, some in (("train", count), ("validation", min(160, count))))
     return replace(data, validation=validation)
 
 
 @cache
 def hard_paired_birds(count: int) -> patches.Birds:
-    """The first hard test pictures of kinds that have a neighbour, whose part is visible."""
+    """Returns the first hard test pictures of classes that have a neighbour, whose part is visible."""
     return patches.birds(count, hard=True)
 
 
@@ -220,7 +220,7 @@ def _sum(k: int) -> str:
 
 
 def _decided(text: str, after: Tensor, before: Tensor, way: int) -> Claim:
-    """A claim on accuracies, in points; where it is not decided, how many seeds would show it by themselves, of the seeds' spread."""
+    """A claim on accuracies, in points; if it is not decided, the note says how many seeds would show it, by the seeds' spread."""
     seeds = needed(mean_interval((after - before).mean(dim=1)))
     spread = (
         ""

@@ -1,4 +1,4 @@
-"""A page in the browser: a picture, a network and methods give maps and scores at once. Needs gradio."""
+"""Browser page: choose a picture, a network and methods, and see maps and scores. Needs gradio."""
 
 from xattn.app.serving import served
 

@@ -1,4 +1,4 @@
-"""What the page offers and says: lists of methods, metrics, colour maps and classes, and notes beside them."""
+"""Choices and notes of the page: lists of methods, metrics, colour maps and classes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from xattn.overlays import CMAP, SIGNED_CMAP
 from xattn.text import shown
 
 METHODS = ("grad-cam", "grad-cam++", "layer-cam", "legrad", "rollout")
-AT_FIRST = 3  # methods that are chosen of these
+AT_FIRST = 3  # number of these methods that are chosen at first
 METRICS = ("average-drop", "average-gain", "average-increase", "sparsity")
 ARROWS = {"lower": "↓", "higher": "↑"}
 DIGITS = {"%": 1, "1": 3}
@@ -20,7 +20,7 @@ Choices = list[tuple[str, str]]
 
 
 def method_choices(offered: Sequence[OfferedMethod]) -> Choices:
-    """The methods that a network supports, with what they cost."""
+    """Returns the methods that a network supports, with their cost."""
     return [(_described(method), method.spec) for method in offered if method.lacks is None]
 
 
@@ -31,12 +31,12 @@ def _described(method: OfferedMethod) -> str:
 
 
 def chosen_methods(offered: Sequence[OfferedMethod], before: Sequence[str], given: Sequence[str]) -> list[str]:
-    """The methods that are chosen when a network is: those that were chosen before, if it supports one, else some.
+    """Returns the methods to preselect for a network: those chosen before, if it supports any, else a few defaults.
 
     Args:
-        offered: for the network.
-        before: those that are chosen now.
-        given: on the command line.
+        offered: methods offered for the network.
+        before: methods that are chosen now.
+        given: methods given on the command line.
     """
     supported = [method.spec for method in offered if method.lacks is None]
     known = {method.spec for method in offered}
@@ -46,7 +46,7 @@ def chosen_methods(offered: Sequence[OfferedMethod], before: Sequence[str], give
 
 
 def left_out(offered: Sequence[OfferedMethod]) -> list[str]:
-    """Sentences on the methods that a network does not support, by what it lacks."""
+    """Returns sentences on the methods that a network does not support, grouped by what it lacks."""
     found: dict[str, list[str]] = {}
     for method in offered:
         if method.lacks is not None:
@@ -55,20 +55,20 @@ def left_out(offered: Sequence[OfferedMethod]) -> list[str]:
 
 
 def metric_choices() -> Choices:
-    """Every metric that needs no regions of objects and no known parts, with its symbol and its better direction."""
+    """Returns every metric that needs neither object regions nor known parts, with its symbol and its better direction."""
     entries = [(name, entry) for name, entry in sorted(metric_registry.entries.items()) if entry.metadata.kind not in ("region", "parts")]
     return [(f"{name} ({entry.metadata.symbol} {ARROWS[entry.metadata.better]})", name) for name, entry in entries]
 
 
 def cmap_choices() -> Choices:
-    """matplotlib's colour maps."""
+    """Returns matplotlib's colour maps."""
     from matplotlib import colormaps
 
     return [(f"{CMAP}; {SIGNED_CMAP} for signed maps", ""), *((name, name) for name in sorted(colormaps, key=str.lower))]
 
 
 def about(results: Results, file: str, network: str) -> list[str]:
-    """Lines on a network and a picture."""
+    """Returns lines that describe a network and a picture."""
     classifier = results.classifier(network)
     opened = results.picture(file, classifier.preprocessing)
     stage = classifier.stage_or_default(None)
@@ -79,7 +79,7 @@ def about(results: Results, file: str, network: str) -> list[str]:
 
 
 def score_table(scores: dict[str, dict[str, float]]) -> tuple[list[str], list[list[str]]]:
-    """Headers and rows of the table of scores: a row per method, a column per metric with its unit and better direction."""
+    """Returns headers and rows of the table of scores: one row per method, one column per metric with its unit and better direction."""
     specs = list(dict.fromkeys(spec for found in scores.values() for spec in found))
     about = {spec: metric_registry.create(spec).metadata for spec in specs}
     headers = ["method"]
@@ -95,5 +95,5 @@ def score_table(scores: dict[str, dict[str, float]]) -> tuple[list[str], list[li
 
 
 def paragraphs(lines: Sequence[str]) -> str:
-    """Lines as HTML in which nothing but the paragraphs is markup."""
+    """Formats lines as HTML paragraphs; all other markup is escaped."""
     return "".join(f"<p>{html.escape(shown(line))}</p>" for line in lines)

@@ -1,4 +1,4 @@
-"""The page: what is on it, and what happens when something is chosen."""
+"""Layout of the page, and its reactions to choices."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from xattn.errors import XattnError
 from xattn.overlays import OverlayStyle
 from xattn.text import shown as printable
 
-AT_ONCE = 4  # requests that are computed at the same time
-KEPT_S = 3600  # how long pictures of users stay on the disk
-LOOKED_S = 60  # how often those that stayed that long are looked for
+AT_ONCE = 4  # requests that are computed concurrently
+KEPT_S = 3600  # how long users' pictures stay on the disk
+LOOKED_S = 60  # how often expired pictures are searched for
 NO_PICTURE = "Choose a picture: drop a file above, or take one of the examples."
 NO_METHOD = "Choose a method."
 ERRORS = (XattnError, RuntimeError, MemoryError)
@@ -43,13 +43,13 @@ CSS = """
 
 
 def build(gradio: Any, results: Results, networks: Sequence[str], examples: Sequence[Path]) -> Any:
-    """The page as a `gradio.Blocks`.
+    """Builds the page as a `gradio.Blocks`.
 
     Args:
         gradio: the module.
-        results: whose maps and scores are shown.
-        networks: names that are offered; others can be typed.
-        examples: files of pictures that are offered. The first is shown at the beginning.
+        results: source of the maps and scores.
+        networks: names that are offered; users can type others.
+        examples: picture files that are offered. The first is shown at the start.
     """
     private = {"api_visibility": "private"}
     with gradio.Blocks(title="xattn", analytics_enabled=False, delete_cache=(LOOKED_S, KEPT_S)) as page:
@@ -103,7 +103,7 @@ def build(gradio: Any, results: Results, networks: Sequence[str], examples: Sequ
             try:
                 classes, offered, lines = results.classes(file, name), results.offered(name), about(results, file, name)
             except ERRORS as error:
-                sentence(error)  # raises what is no error of the user's; `explained`, which follows, says the others
+                sentence(error)  # raises errors that are not the user's; `explained`, which follows, reports the others
                 return nothing, "", said(()), gradio.skip(), said(())
             choices = [(printable(text), index) for index, text in classes]
             return (
@@ -187,6 +187,6 @@ def build(gradio: Any, results: Results, networks: Sequence[str], examples: Sequ
 
 
 def _tiles(results: Results, request: Request, overlays: dict[str, Image.Image]) -> list[tuple[Image.Image, str]]:
-    """The picture and its overlays, each with a caption."""
+    """Returns the picture and its overlays, each with a caption."""
     opened = results.picture(request.file, results.classifier(request.network).preprocessing)
     return [(opened.shown, "picture"), *((overlay, method) for method, overlay in overlays.items())]

@@ -1,4 +1,4 @@
-"""The values that were used last."""
+"""Cache of the most recently used values."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class Recent(Generic[T]):
-    """The values that were used last, by key. Threads that ask for the same key at once wait for the first of them.
+    """A cache of the most recently used values, by key. Threads that request the same key at the same time wait for the first of them.
 
     Args:
         most: how many values are kept.
@@ -24,21 +24,21 @@ class Recent(Generic[T]):
         self._lock = threading.Lock()
 
     def get(self, key: Hashable) -> T | None:
-        """The value of a key; None if it is not kept."""
+        """Returns the value of a key; None if it is not cached."""
         with self._lock:
             if key in self._values:
                 self._values.move_to_end(key)
             return self._values.get(key)
 
     def keep(self, key: Hashable, value: T) -> None:
-        """Keeps a value, in the place of the one that was not used for the longest time."""
+        """Caches a value, and evicts the least recently used one if necessary."""
         with self._lock:
             self._values[key] = value
             while len(self._values) > self.most:
                 self._values.popitem(last=False)
 
     def get_or_make(self, key: Hashable, make: Callable[[], T]) -> T:
-        """The value of a key, made if it is not kept. Nothing is kept of a `make` that raises; who waits for it then tries itself."""
+        """Returns the value of a key, or makes it. If `make` raises, nothing is cached, and threads that waited try it themselves."""
         with self._lock:
             turn, waiting = self._turns.get(key, (threading.Lock(), 0))
             self._turns[key] = (turn, waiting + 1)

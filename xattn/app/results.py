@@ -1,4 +1,4 @@
-"""What the page shows: networks, pictures, maps and scores. The last used are kept, and users share them."""
+"""Networks, pictures, maps and scores for the page. The most recently used ones are cached and shared by all users."""
 
 from __future__ import annotations
 
@@ -32,29 +32,29 @@ from xattn.study.evaluation import evaluate
 from xattn.study.scoring import most_probable
 from xattn.study.support import lacking
 
-SIDE = 640  # pixels of the longer side of a picture as it is shown
+SIDE = 640  # pixels of the longer side of a displayed picture
 NETWORKS = 3
 PICTURES = 32
 MAPS = 64
 LOCAL = "local-dir:"  # timm's folders
 
 Wanted = Callable[[], bool]
-"""Whether a computation that is running is still wanted."""
+"""Returns whether a running computation is still wanted."""
 
 
 class NoLongerWanted(Exception):
-    """The user has asked for something else meanwhile."""
+    """The user has made another request in the meantime."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """One map that a user asks for.
+    """A user's request for one map.
 
     Attributes:
-        file: of the picture.
-        network: its name.
-        target: a class index, or a text as `explain` takes it.
-        method: its name with settings.
+        file: the picture's file.
+        network: name of the network.
+        target: a class index, or a text in the form that `explain` accepts.
+        method: name of the method with settings.
     """
 
     file: str
@@ -65,13 +65,13 @@ class Question:
 
 @dataclass(frozen=True)
 class Opened:
-    """A picture as it is shown, and as a network sees it.
+    """A picture as displayed, and as the network's input.
 
     Attributes:
         shown: in RGB, `SIDE` pixels on the longer side.
         crop: uint8 `(C, H, W)`.
         size: width and height of the picture in the file.
-        scaling: how more than 8 bits became 8; None where there were 8.
+        scaling: how more than 8 bits were reduced to 8; None for 8 bits.
     """
 
     shown: Image.Image
@@ -82,12 +82,12 @@ class Opened:
 
 @dataclass(frozen=True)
 class OfferedMethod:
-    """A method on the list.
+    """A method in the list of methods.
 
     Attributes:
-        spec: its name with settings.
-        lacks: what it needs and the network does not have; None if it runs.
-        forwards: the most forwards of perturbed images that it takes; 0: it takes none.
+        spec: name of the method with settings.
+        lacks: what it needs and the network does not have; None if it can run.
+        forwards: largest number of forwards of perturbed images that it uses; 0: none.
         control: it does not use the network.
     """
 
@@ -111,11 +111,11 @@ class _WhileWanted(Predictor):
 
 
 class Results:
-    """Networks, pictures, maps and scores, computed when they are asked for.
+    """Computes networks, pictures, maps and scores on request.
 
     Args:
-        models: names of networks that are given on the command line, which may be code and files of this machine.
-        methods: methods to offer besides those of the registry, with settings.
+        models: names of networks given on the command line; these may be code and files of this machine.
+        methods: methods to offer in addition to those of the registry, with settings.
         device: as for `load`.
     """
 
@@ -129,26 +129,26 @@ class Results:
         self._scores: Recent[float] = Recent(MAPS * 12)
 
     def classifier(self, network: str) -> Classifier:
-        """The network of a name.
+        """Returns the network with a given name.
 
         Raises:
-            InputError: the name is that of code or of a file, and was not given on the command line.
-            XattnError: as `load` raises it.
+            InputError: the name refers to code or a file, and was not given on the command line.
+            XattnError: as raised by `load`.
         """
         if network not in self.models:
             refuse_local(network)
         return self._classifiers.get_or_make(network, lambda: load(network, device=self.device))
 
     def picture(self, file: str, preprocessing: Preprocessing) -> Opened:
-        """A picture as it is shown, and as a network sees it.
+        """Returns a picture as displayed, and as the network's input.
 
         Raises:
-            ImageError: it cannot be read, or the network cannot take it.
+            ImageError: the picture cannot be read, or the network cannot use it.
         """
         return self._pictures.get_or_make((file, preprocessing), lambda: _opened(file, preprocessing))
 
     def classes(self, file: str, network: str) -> list[tuple[int, str]]:
-        """The most probable classes of a picture, each with its name and probability; the first values of a regression.
+        """Returns the most probable classes of a picture, each with its name and probability; for a regression, the first values.
 
         Empty for a network whose output is not one row.
         """
@@ -163,13 +163,13 @@ class Results:
         return [(index, f"{classifier.label(index)}, {p:.1%}") for index, p in pairs]
 
     def offered(self, network: str) -> list[OfferedMethod]:
-        """xattn's own methods and those of the command line, these first."""
+        """Returns the methods of the command line, followed by xattn's own."""
         classifier = self.classifier(network)
         names = [*self.methods, *(name for name in sorted(method_registry.entries) if name not in self.methods)]
         return [_offered(classifier, component) for component in method_registry.create_all(names)]
 
     def described(self, file: str, network: str, target: int | str) -> str:
-        """What is explained of a picture, by the class's name.
+        """Returns the explained target of a picture, with the class's name.
 
         Raises:
             XattnError: the network, the picture or the target cannot be used.
@@ -180,29 +180,29 @@ class Results:
         return classifier.label(target) if isinstance(target, int) else target
 
     def maps(self, question: Question, wanted: Wanted = lambda: True) -> Maps:
-        """The map that is asked for, laid over the picture as it is shown.
+        """Computes the requested map and overlays it on the displayed picture.
 
         Args:
-            question: what is asked.
-            wanted: whether it still is; asked between forwards.
+            question: the request.
+            wanted: whether the request is still wanted; called between forwards.
 
         Raises:
-            NoLongerWanted: it is not.
-            XattnError: as `load` and `explain` raise it.
+            NoLongerWanted: the request is no longer wanted.
+            XattnError: as raised by `load` and `explain`.
         """
         return self._maps.get_or_make(question, lambda: self._explained(question, wanted))
 
     def kept_maps(self, question: Question) -> Maps | None:
-        """The map that is asked for if it was computed before."""
+        """Returns the requested map if it was computed before."""
         return self._maps.get(question)
 
     def scores(self, question: Question, metrics: Sequence[str], wanted: Wanted = lambda: True) -> dict[str, float]:
-        """The scores of a map by metric.
+        """Returns the scores of a map by metric.
 
         Raises:
-            NoLongerWanted: they are not wanted any more.
-            UnsupportedError: the network gives values that are not finite.
-            XattnError: as `evaluate` raises it.
+            NoLongerWanted: the scores are no longer wanted.
+            UnsupportedError: the network's output is not finite.
+            XattnError: as raised by `evaluate`.
         """
         specs = [component.spec for component in metric_registry.create_all(metrics, allow_none=True)]
         found = {spec: self._scores.get((question, spec)) for spec in specs}
@@ -234,18 +234,18 @@ class Results:
             predictor=_WhileWanted(classifier, wanted),
             progress=False,
         )
-        shown: Any = [opened.shown]  # a list of pictures is a data set
+        shown: Any = [opened.shown]  # a list of pictures would be a data set
         return replace(maps, photographs=Photographs(ImageSource(shown), classifier.preprocessing))
 
 
 def refuse_local(network: str) -> None:
-    """Raises if loading a name would run code of this machine, or read files of it that the name chooses.
+    """Raises if loading a name would run code of this machine, or read files that the name selects.
 
     Args:
-        network: the name, as somebody types it in a browser.
+        network: the name, as typed in a browser.
 
     Raises:
-        InputError: it would.
+        InputError: loading it would do so.
     """
     place = network.partition(":")[2]
     if sources.is_code(network) or network.startswith(FOCUS) or place.startswith(LOCAL) or os.path.exists(place):

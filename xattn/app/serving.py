@@ -1,4 +1,4 @@
-"""A server for the page."""
+"""Server of the page."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from xattn.models.sources import torchvision_names_on_disk
 PHOTOGRAPHS = ("chelsea.png", "astronaut.png", "coffee.png")  # in scikit-image's wheel
 LARGEST_FILE = "100mb"
 READABLE = {"block_info_text_color": "*neutral_600", "block_info_text_color_dark": "*neutral_300"}
-SESSIONS = 200  # of users whose last request is kept
+SESSIONS = 200  # number of users whose last request is kept
 
 
 @contextmanager
@@ -34,13 +34,13 @@ def served(
     host: str = "127.0.0.1",
     port: int = 7860,
 ) -> Iterator[str]:
-    """Serves the page inside the context. It asks nothing of any other machine, but for the weights of networks that a user names.
+    """Serves the page inside the context. It contacts no other machine, except to load the weights of networks that a user names.
 
     Args:
         models: names of networks to offer; none: the shipped classifiers, and torchvision's networks whose weights are on the disk.
-        methods: methods to choose at first, with settings; those of the registry are offered beside them.
+        methods: methods to choose at first, with settings; those of the registry are also offered.
         device: as for `xattn.load`.
-        host: address to serve at; "0.0.0.0" is all of the machine's.
+        host: address to serve at; "0.0.0.0" means all addresses of the machine.
         port: the port.
 
     Returns:
@@ -48,8 +48,8 @@ def served(
 
     Raises:
         MissingPackageError: gradio is not installed.
-        NameUnknownError: there is no such method.
-        InputError: host and port cannot be used.
+        NameUnknownError: a method does not exist.
+        InputError: host or port cannot be used.
     """
     if importlib.util.find_spec("gradio") is None:
         raise MissingPackageError("gradio", "app", "xattn app")
@@ -87,7 +87,7 @@ def served(
 
 
 def _examples(folder: Path, *, birds_first: bool) -> list[Path]:
-    """Pictures to try: a drawn bird, for the shipped networks, and photographs."""
+    """Returns example pictures: a drawn bird, for the shipped networks, and photographs."""
     bird = folder / "bird.png"
     render(SketchBirds("test", 1).scene(0)).save(bird)
     skimage = importlib.util.find_spec("skimage")

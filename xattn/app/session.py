@@ -1,4 +1,4 @@
-"""What one user has asked for last, and what the page shows of it while it is computed."""
+"""A user's last request, and what the page shows while it is computed."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from xattn.overlays import OverlayStyle
 
 @dataclass(frozen=True)
 class Request:
-    """What a user has chosen.
+    """A user's choices.
 
     Attributes:
-        file: of the picture.
-        network: its name.
-        target: a class index, or a text as `explain` takes it.
-        methods: their names with settings.
-        metrics: likewise.
+        file: the picture's file.
+        network: name of the network.
+        target: a class index, or a text in the form that `explain` accepts.
+        methods: names of the methods with settings.
+        metrics: names of the metrics with settings.
     """
 
     file: str
@@ -36,16 +36,16 @@ class Request:
     metrics: tuple[str, ...] = ()
 
     def question(self, method: str) -> Question:
-        """The map of a method."""
+        """Returns the request for the map of one method."""
         return Question(self.file, self.network, self.target, method)
 
 
 @dataclass(frozen=True)
 class Shown:
-    """What the page shows.
+    """The page's content.
 
     Attributes:
-        overlays: by method, the map over the picture.
+        overlays: the map over the picture, by method.
         scores: by method and metric.
         messages: sentences for the user.
     """
@@ -58,11 +58,11 @@ class Shown:
 class Session:
     """A user's last request and the style of the overlays.
 
-    A request that comes while another is computed takes its place: of the first, only maps that the second asks for too are finished.
+    A new request replaces one that is being computed: of the old one, only maps that the new one also needs are finished.
 
     Attributes:
-        request: the last; None: nothing was asked.
-        style: of the overlays.
+        request: the last request; None: there was none.
+        style: style of the overlays.
     """
 
     def __init__(self) -> None:
@@ -70,18 +70,18 @@ class Session:
         self.style = OverlayStyle()
 
     def wants(self, question: Question) -> bool:
-        """Whether the last request asks for a map."""
+        """Checks whether the last request includes a map."""
         request = self.request
         return request is not None and any(request.question(method) == question for method in request.methods)
 
     def explain(self, results: Results, request: Request) -> Iterator[Shown]:
-        """Computes what is asked for, map by map and then score by score, until another request takes its place.
+        """Computes a request, first the maps and then the scores, until another request replaces it.
 
-        An error of one method is a message, and the others go on.
+        An error of one method becomes a message, and the other methods continue.
 
         Args:
-            results: where maps and scores are kept.
-            request: what is asked for.
+            results: cache of maps and scores.
+            request: the request.
         """
         self.request = request
         maps: dict[str, Maps] = {}
@@ -107,11 +107,11 @@ class Session:
                 yield Shown(drawn(maps, self.style), dict(scores), tuple(dict.fromkeys(messages)))
 
     def redraw(self, results: Results, style: OverlayStyle) -> dict[str, Image.Image]:
-        """The overlays that are there already in another style; those that are still computed follow in it.
+        """Redraws the existing overlays in another style; overlays that are still being computed will use it.
 
         Args:
-            results: where maps are kept.
-            style: of the overlays.
+            results: cache of maps.
+            style: style of the overlays.
         """
         self.style = style
         if (request := self.request) is None:
@@ -121,7 +121,7 @@ class Session:
 
 
 def notes_on(method: str, maps: Maps) -> list[str]:
-    """What a reader of a map should know: why it shows nothing, and what its method is known for."""
+    """Returns what a reader of a map should know: why it shows nothing, and known weaknesses of its method."""
     notes = []
     if (reason := maps.reasons[method][0]) is not None:
         notes.append(f"{method} shows nothing: {reason}. {ADVICE[reason.removesuffix(SIGNED)]}.")
@@ -131,15 +131,15 @@ def notes_on(method: str, maps: Maps) -> list[str]:
 
 
 def drawn(maps: dict[str, Maps], style: OverlayStyle) -> dict[str, Image.Image]:
-    """The overlays of some methods, each of whose maps are of one picture."""
+    """Returns the overlays of some methods, whose maps are all of one picture."""
     return {method: found.overlay(method, cmap=style.cmap, alpha=style.alpha)[0] for method, found in maps.items()}
 
 
 def sentence(error: Exception) -> str:
-    """What an error says to a user.
+    """Returns the message of an error for the user.
 
     Raises:
-        Exception: the error, if it is none of xattn's and memory has not run out.
+        Exception: the error itself, if it is not one of xattn's and not caused by lack of memory.
     """
     if isinstance(error, XattnError):
         return str(error)

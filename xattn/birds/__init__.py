@@ -1,6 +1,6 @@
-"""SketchBirds: drawn birds whose parts are known, and small pretrained classifiers of them.
+"""SketchBirds: drawn birds with known parts, and small classifiers pretrained on them.
 
-What a scene is and how it is drawn needs no torch; other names are loaded on first use.
+Scenes and drawing need no torch; other names are loaded on first use.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ _HOMES = {
     "small_resnet": "network",
     "small_vit": "network",
 }
-_SHARED = ("Effects", "in_parts", "rank_correlation")  # with the metrics of parts
+_SHARED = ("Effects", "in_parts", "rank_correlation")  # shared with the metrics of parts
 
 
 __getattr__ = names_of(

@@ -1,4 +1,4 @@
-"""SketchBirds as a torch data set that needs no storage, and as exported folders."""
+"""SketchBirds as a torch data set that is drawn on demand, and as exported folders."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from xattn.errors import InputError
 
 
 class SketchBirds(Dataset[tuple[Any, int]]):
-    """Drawings of birds of 16 kinds that differ in their parts, as (picture, class index) pairs; each is drawn on demand.
+    """Drawings of birds of 16 classes that differ in their parts, as (picture, class index) pairs; each is drawn on demand.
 
     Args:
-        split: birds of "train" lack parts and clutter at random, those of "validation" and "test" are whole.
-        count: number of pictures; classes take turns.
-        seed: of the data set.
+        split: birds of "train" lack parts and clutter at random; birds of "validation" and "test" are complete.
+        count: number of pictures; classes alternate.
+        seed: seed of the data set.
         spurious: share of pictures whose cue (a mushroom or a kite) is that of their own class; None: no cues.
-        hard: smaller birds with smaller parts, partly behind clutter; pictures of their own in each split.
+        hard: smaller birds with smaller parts, partly hidden by clutter; each split has its own pictures of this kind.
         transform: applied to the RGB picture, as in torchvision's data sets; None: the picture itself, 64 × 64.
 
     Raises:
-        InputError: an unknown split, a count below 1, or a share outside [0, 1].
+        InputError: the split is unknown, the count is below 1, or the share is outside [0, 1].
     """
 
     def __init__(
@@ -68,17 +68,17 @@ class SketchBirds(Dataset[tuple[Any, int]]):
         return (picture if self.transform is None else self.transform(picture)), shown.label
 
     def scene(self, index: int) -> Scene:
-        """The scene that a picture shows."""
+        """Returns the scene that a picture shows."""
         if not 0 <= index < self.count:
             raise IndexError(f"{self!r} has no picture {index}.")
         return scene(index, split=self.split, seed=self.seed, spurious=self.spurious, hard=self.hard)
 
     def region(self, index: int) -> Tensor:
-        """Where the bird is visible in a picture, `(64, 64)` bool: metrics that compare maps with it take it as it is."""
+        """Returns where the bird is visible in a picture, `(64, 64)` bool, in the form used by metrics that compare maps with it."""
         return masks(self.scene(index)).bird
 
     def write(self, index: int, path: Path) -> None:
-        """Writes a picture as PNG, in a folder that it makes; a text field names its scene, so that `scene_of` finds the ground truth."""
+        """Writes a picture as PNG into a new folder; a text field names its scene, so that `scene_of` finds the ground truth."""
         key = PngInfo()
         hard = {"hard": True} if self.hard else {}
         key.add_text(KEY, json.dumps({"index": index, "split": self.split, "seed": self.seed, "spurious": self.spurious, **hard}))
@@ -86,9 +86,9 @@ class SketchBirds(Dataset[tuple[Any, int]]):
         render(self.scene(index)).save(path, pnginfo=key)
 
     def export(self, folder: str | Path) -> Path:
-        """Writes the pictures as PNG into one folder per class, with `labels.csv` (image, label) beside them.
+        """Writes the pictures as PNG into one folder per class, and `labels.csv` (image, label) next to these folders.
 
-        A text field of each file names its scene, so that `scene_of` finds the ground truth; the pixels do not contain it.
+        A text field of each file names its scene, so that `scene_of` finds the ground truth; the pixels do not contain this text.
 
         Returns:
             The folder, for `explain` and `train`.

@@ -1,4 +1,4 @@
-"""Scenes as pictures, drawn with Pillow at several times the size and then reduced; and the masks of what was drawn."""
+"""Renders scenes with Pillow at several times the size and reduces them; also renders masks of what was drawn."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ OVERSAMPLING = 4
 
 @dataclass(frozen=True)
 class Masks:
-    """Where the parts are.
+    """Masks of a scene's parts.
 
     Attributes:
         visible: `(5, H, W)` bool in the order of `PARTS`: pixels that the part colours, fully or at an edge.
-        full: the same, including what other things hide.
-        bird: `(H, W)` bool, all that is visible of the bird.
+        full: the same, including what is hidden behind other things.
+        bird: `(H, W)` bool, the visible bird.
         clutter: `(H, W)` bool, the visible clutter, without the cue.
-        cue: `(H, W)` bool, the visible cue, which is tied to a class in the spurious split.
+        cue: `(H, W)` bool, the visible cue, which depends on the class in the spurious split.
     """
 
     visible: Tensor
@@ -42,18 +42,18 @@ class Masks:
 
 
 def render(scene: Scene, remove: Iterable[str] = (), background: Colour | None = None) -> Image.Image:
-    """Draws a scene; the pixels are the same on every machine and in every call.
+    """Renders a scene; the pixels are the same on every machine and in every call.
 
     Args:
         scene: what to draw.
-        remove: parts to leave out; everything else stays as it is.
-        background: one colour in place of habitat and clutter.
+        remove: parts to leave out; everything else is unchanged.
+        background: one colour instead of habitat and clutter.
 
     Returns:
         RGB picture, 64 × 64.
 
     Raises:
-        InputError: a name that is not a part.
+        InputError: a name is not a part.
     """
     bare = scene.without(*remove)
     canvas = _canvas(scene, background)
@@ -62,12 +62,12 @@ def render(scene: Scene, remove: Iterable[str] = (), background: Colour | None =
 
 
 def pixels(scene: Scene, remove: Iterable[str] = (), background: Colour | None = None) -> Tensor:
-    """`render` as a uint8 tensor `(3, 64, 64)`."""
+    """Returns the output of `render` as a uint8 tensor `(3, 64, 64)`."""
     return channels_first(render(scene, remove, background))
 
 
 def subsets(scene: Scene) -> Tensor:
-    """The scene with every subset of its parts: uint8 `(32, 3, 64, 64)`; picture `s` shows part `i` of `PARTS` if bit `i` of `s` is set."""
+    """Renders every subset of a scene's parts: uint8 `(32, 3, 64, 64)`; picture `s` shows part `i` of `PARTS` if bit `i` of `s` is set."""
     canvas = _canvas(scene, None)
     made = []
     for number in range(2 ** len(PARTS)):
@@ -78,7 +78,7 @@ def subsets(scene: Scene) -> Tensor:
 
 
 def masks(scene: Scene) -> Masks:
-    """Where the parts of a scene are visible, and where they would be if nothing hid them."""
+    """Returns where the parts of a scene are visible, and where they would be visible if nothing hid them."""
     return _masks_of(_strokes(scene))
 
 
@@ -92,7 +92,7 @@ def _masks_of(strokes: list[_Stroke]) -> Masks:
 
 
 def thing_masks(scene: Scene) -> Tensor:
-    """Where each piece of the clutter of a scene is visible, `(T, 64, 64)` bool in the order of `scene.clutter`; the cue is one of them."""
+    """Returns where each clutter piece of a scene is visible, `(T, 64, 64)` bool in the order of `scene.clutter`, including the cue."""
     groups = {front: [(n, _thing(thing)) for n, thing in enumerate(scene.clutter) if thing.front is front] for front in (False, True)}
     canvas = Image.new("L", _BIG, 255)
     pen = ImageDraw.Draw(canvas)
@@ -104,13 +104,13 @@ def thing_masks(scene: Scene) -> Tensor:
 
 
 def visible_parts(scene: Scene) -> list[Image.Image]:
-    """`masks(scene).visible` as pictures in grey, 255 where a part is visible and 0 elsewhere."""
+    """Returns `masks(scene).visible` as grey pictures, 255 where a part is visible and 0 elsewhere."""
     seen = _owners(_strokes(scene))
     return [_cells(seen, part) for part in PARTS]
 
 
 def render_together(birds: Sequence[Scene]) -> Image.Image:
-    """Draws several birds in the surroundings of the first, from the back to the front.
+    """Renders several birds, from back to front, in the surroundings of the first.
 
     Returns:
         RGB picture, 64 × 64.
@@ -121,12 +121,12 @@ def render_together(birds: Sequence[Scene]) -> Image.Image:
 
 
 def masks_among(birds: Sequence[Scene], number: int, *, clutter: bool = True) -> Masks:
-    """Where the parts of one of several birds are visible, and where they would be if nothing hid them; the others count as clutter.
+    """Returns the part masks of one of several birds, visible and complete; the other birds count as clutter.
 
     Args:
-        birds: from the back to the front.
-        number: of the bird.
-        clutter: whether there is clutter besides the birds.
+        birds: scenes from back to front.
+        number: index of the bird.
+        clutter: whether there is clutter in addition to the birds.
     """
     groups = _strokes_together(birds, clutter=clutter)
     own = number + 1
@@ -163,7 +163,7 @@ def _reduced(canvas: Image.Image, light: float) -> Image.Image:
 
 
 def _owners(strokes: list[_Stroke]) -> Image.Image:
-    """Owner of the topmost stroke at each pixel of the large picture: numbers of `_OWNERS`, 255 where there is none."""
+    """Returns the owner of the topmost stroke at each pixel of the large picture: indices into `_OWNERS`, 255 for none."""
     canvas = Image.new("L", _BIG, 255)
     pen = ImageDraw.Draw(canvas)
     for stroke in strokes:
@@ -172,7 +172,7 @@ def _owners(strokes: list[_Stroke]) -> Image.Image:
 
 
 def _cells(owners: Image.Image, owner: str) -> Image.Image:
-    """255 in each cell that an owner has a pixel of, 0 elsewhere."""
+    """Returns 255 in each cell that contains a pixel of the owner, 0 elsewhere."""
     return _cells_of(owners, _OWNERS.index(owner))
 
 
@@ -186,12 +186,12 @@ def _mask(cells: Image.Image) -> Tensor:
 
 
 def _strokes(scene: Scene, *, clutter: bool = True) -> list[_Stroke]:
-    """All polygons of clutter and bird, from bottom to top."""
+    """Returns all polygons of clutter and bird, from bottom to top."""
     return [stroke for strokes in _strokes_together([scene], clutter=clutter) for stroke in strokes]
 
 
 def _strokes_together(birds: Sequence[Scene], *, clutter: bool = True) -> list[list[_Stroke]]:
-    """The polygons of the clutter behind, of each bird, and of the clutter in front, from bottom to top; clutter is that of the first."""
+    """Returns the polygons of the clutter behind, of each bird, and of the clutter in front, bottom to top; clutter is the first bird's."""
     things = birds[0].clutter if clutter else ()
     behind, before = ([stroke for thing in things if thing.front is front for stroke in _thing(thing)] for front in (False, True))
     return [behind, *(_bird(bird) for bird in birds), before]
@@ -220,7 +220,7 @@ def _part(scene: Scene, part: str) -> list[_Stroke]:
 
 
 def _placed(scene: Scene, points: list[Point]) -> list[Point]:
-    """Points from the bird's frame in pixels of the large picture."""
+    """Converts points from the bird's frame to pixels of the large picture."""
     pose, side = scene.pose, _BIG[0]
     cosine, sine = pose.size * math.cos(pose.tilt) * side, -pose.size * math.sin(pose.tilt) * side
     x, y = pose.x * side, pose.y * side
@@ -250,7 +250,7 @@ def _thing(thing: Thing) -> list[_Stroke]:
 
 
 def _habitat(scene: Scene) -> Image.Image:
-    """A blurred background, a ground below, blades and grains on it."""
+    """Draws a blurred background, and ground with blades and grains below it."""
     draw = random.Random(scene.background)
     far, near = GROUNDS[scene.habitat]
     horizon = draw.uniform(0.52, 0.78)

@@ -1,4 +1,4 @@
-"""SketchBirds in the layout of CIFAR-FS: kinds for training, validation and test that have none in common."""
+"""SketchBirds in the layout of CIFAR-FS, with disjoint classes for training, validation and test."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ SPLITS: dict[str, tuple[Split, tuple[str, ...]]] = {
     "val": ("validation", KINDS[8:12]),
     "test": ("test", KINDS[12:]),
 }
-"""For each split of the layout the split of SketchBirds that its pictures are of, and its kinds."""
+"""For each split of the layout: the SketchBirds split of its pictures, and its classes."""
 
 
 def export_few_shot(folder: str | Path, count: int = 600, *, seed: int = 0, hard: bool = False) -> Path:
     """Writes SketchBirds in the layout of CIFAR-FS: `data/KIND/*.png` and `splits/bertinetto/{train,val,test}.txt`.
 
-    Eight of the kinds are for training, four for validation, four for test.
+    Eight of the classes are for training, four for validation, four for test.
 
     Args:
         folder: where to write.
-        count: pictures of each kind.
-        seed: of the data set.
+        count: pictures per class.
+        seed: seed of the data set.
         hard: as for `SketchBirds`.
 
     Returns:
         The folder, for `cifar-fs:FOLDER`.
 
     Raises:
-        InputError: a count below 1, or the folder holds other pictures.
+        InputError: the count is below 1, or the folder holds other pictures.
     """
     folder = Path(folder)
     if count < 1:

@@ -1,4 +1,4 @@
-"""Pictures with several birds of different kinds, and their folder in the layout of PASCAL VOC."""
+"""Pictures with several birds of different classes, and their export in the layout of PASCAL VOC."""
 
 from __future__ import annotations
 
@@ -21,50 +21,50 @@ from xattn.errors import InputError
 
 KEY = "sketchbirds flock"
 MOST = 3
-DIFFICULT = 0.7  # share of a bird that is visible, below which it is marked as difficult
+DIFFICULT = 0.7  # a bird is marked as difficult if less than this share of it is visible
 OCCLUDED = 0.95
 SPOTS = {1: ((0.5, 0.52),), 2: ((0.29, 0.5), (0.71, 0.54)), 3: ((0.28, 0.32), (0.72, 0.36), (0.5, 0.72))}
 SIZES = {1: (0.42, 0.72), 2: (0.36, 0.5), 3: (0.32, 0.42)}
-"""Centres, and the least and largest size, of birds by their number."""
+"""Centres of the birds, and their smallest and largest size, by number of birds."""
 JITTER = 0.1
-COVERED = 0.4  # share of the pictures of several birds in which the last stands before the first
+COVERED = 0.4  # share of the pictures of several birds in which the last bird stands in front of the first
 QUALITY = 95
 
 
 @dataclass(frozen=True)
 class Flock:
-    """What a picture with several birds shows.
+    """Content of a picture with several birds.
 
     Attributes:
-        birds: a scene each, of different kinds, from the back to the front. Habitat, light and clutter are those of the first.
+        birds: one scene per bird, of different classes, from back to front. Habitat, light and clutter are those of the first.
     """
 
     birds: tuple[Scene, ...]
 
     @property
     def labels(self) -> tuple[int, ...]:
-        """The class index of each bird."""
+        """Returns the class index of each bird."""
         return tuple(bird.label for bird in self.birds)
 
     def render(self) -> Image.Image:
-        """The RGB picture, 64 × 64; the pixels are the same on every machine and in every call."""
+        """Renders the RGB picture, 64 × 64; the pixels are the same on every machine and in every call."""
         return render_together(self.birds)
 
     def masks(self) -> list[Masks]:
-        """Where each bird and its parts are; clutter, and other birds, hide them."""
+        """Returns the masks of each bird and its parts; clutter and other birds hide them."""
         return [masks_among(self.birds, number) for number in range(len(self.birds))]
 
 
 def flock(index: int, *, split: Split = "train", seed: int = 0) -> Flock:
-    """The picture of several birds with a given number: one to three birds of different kinds.
+    """Returns the flock with a given number: one to three birds of different classes.
 
     Args:
-        index: from 0; the kind of the first bird takes turns.
-        split: birds of "train" lack parts at random, those of "validation" and "test" are whole.
-        seed: of the data set.
+        index: from 0; the class of the first bird cycles through all classes.
+        split: birds of "train" lack parts at random; birds of "validation" and "test" are complete.
+        seed: seed of the data set.
 
     Raises:
-        InputError: an unknown split.
+        InputError: the split is unknown.
     """
     draw = random.Random(f"sketchbirds flock {seed} {split} {index}")
     count = draw.randint(1, MOST)
@@ -86,19 +86,19 @@ def export_voc(folder: str | Path, *, train: int = 2000, validation: int = 400, 
     """Writes pictures of several birds in the layout of PASCAL VOC: `JPEGImages`, `Annotations` with boxes, `ImageSets/Main`.
 
     A bird of which less than 70 % is visible is marked as difficult. A comment in each picture names its flock, so that `flock_of` finds
-    the ground truth; the pixels do not contain it.
+    the ground truth; the pixels do not contain this text.
 
     Args:
         folder: where to write.
-        train: pictures of the split train.
-        validation: pictures of the split val, of whole birds.
-        seed: of the data set.
+        train: number of pictures in the split train.
+        validation: number of pictures in the split val, with complete birds.
+        seed: seed of the data set.
 
     Returns:
         The folder, as `voc:FOLDER` for `train`, `evaluate` and, with a split, `explain`.
 
     Raises:
-        InputError: a number below 1, or the folder holds other pictures.
+        InputError: a number is below 1, or the folder holds other pictures.
     """
     folder = Path(folder)
     if min(train, validation) < 1:
@@ -130,7 +130,7 @@ def export_voc(folder: str | Path, *, train: int = 2000, validation: int = 400, 
 
 
 def flock_of(path: str | Path) -> Flock | None:
-    """The birds that an exported picture shows; None for any other picture."""
+    """Returns the flock that an exported picture shows; None for any other picture."""
     with Image.open(io.BytesIO(urls.read(path)) if isinstance(path, str) and urls.is_url(path) else path) as picture:
         comment = picture.info.get("comment", b"")
     text = comment.decode(errors="replace") if isinstance(comment, bytes) else str(comment)
@@ -139,7 +139,7 @@ def flock_of(path: str | Path) -> Flock | None:
 
 @dataclass(frozen=True)
 class _Object:
-    """A bird in an annotation: its kind, the box of what is visible of it, and the share that is."""
+    """A bird in an annotation: its class, the bounding box of its visible part, and the visible share."""
 
     kind: str
     box: tuple[int, int, int, int]
@@ -150,7 +150,7 @@ def _objects(shown: Flock) -> list[_Object]:
     kinds = tuple(CLASSES)
     found = []
     for number, (label, masks) in enumerate(zip(shown.labels, shown.masks(), strict=True)):
-        if not bool(masks.bird.any()):  # nothing is seen of it
+        if not bool(masks.bird.any()):  # it is completely hidden
             continue
         alone = masks_among((shown.birds[number],), 0, clutter=False).bird
         found.append(_Object(kinds[label], _box(masks.bird), float(masks.bird.sum()) / float(alone.sum())))
@@ -158,13 +158,13 @@ def _objects(shown: Flock) -> list[_Object]:
 
 
 def _box(mask: Tensor) -> tuple[int, int, int, int]:
-    """Left, top, right and bottom pixel of a mask, counted from 1 as VOC does."""
+    """Returns left, top, right and bottom pixel of a mask, counted from 1 as in VOC."""
     rows, columns = (torch.where(mask.any(dim=axis))[0] + 1 for axis in (1, 0))
     return int(columns[0]), int(rows[0]), int(columns[-1]), int(rows[-1])
 
 
 def _entry(kind: str, objects: Sequence[_Object]) -> int:
-    """1 where there is a bird of a kind, 0 where it is difficult, −1 where there is none: as in VOC's lists of a class."""
+    """Returns 1 if a bird of a class is present, 0 if it is difficult, −1 if there is none, as in VOC's lists of a class."""
     shares = [each.share for each in objects if each.kind == kind]
     return (1 if max(shares) >= DIFFICULT else 0) if shares else -1
 

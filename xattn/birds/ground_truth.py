@@ -1,4 +1,4 @@
-"""Ground truth of a network on SketchBirds: the effect of each part on the target's logit, and how well a map agrees with it."""
+"""Ground truth of a network on SketchBirds: the effect of each part on the target's logit, and its agreement with a map."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from xattn.data.preprocessing import Preprocessing, as_picture
 from xattn.errors import InputError
 from xattn.metrics.known_parts import UNKNOWN, Effects, KnownParts, effects_of
 
-MOST_KEPT = 64 * 2**20  # bytes of renders that are kept for the next network that looks at a batch
-SHARED = (2, 1)  # parts that each of two rivals shares with a bird: two, or one where no two classes share two
+MOST_KEPT = 64 * 2**20  # bytes of renders that are kept for the next network that uses the same batch
+SHARED = (2, 1)  # number of parts that each of two rivals shares with a bird: two, or one if no two classes share two
 
 
 def effects(predict: Callable[[Tensor], Tensor], scenes: Sequence[Scene], targets: Sequence[int] | Tensor | None = None) -> Effects:
-    """The true effect of each part on the target's logit, from renders of all 2⁵ subsets of the parts.
+    """Computes the true effect of each part on the target's logit, from renders of all 2⁵ subsets of the parts.
 
     Args:
         predict: images `(B, 3, 64, 64)` in pixel space, float in [0, 1] → logits `(B, K)`; for example `classifier.predict`.
-        scenes: a list of scenes, as from `SketchBirds.scene`: whole birds, or birds that lack parts; a missing part has effect 0.
+        scenes: a list of scenes, as from `SketchBirds.scene`: complete birds, or birds that lack parts; a missing part has effect 0.
         targets: one class index per scene; None: each bird's own class.
 
     Returns:
         Float64, on the CPU, in units of the logit; parts are in the order of `PARTS`.
 
     Raises:
-        InputError: the numbers of targets and scenes differ, or there are none.
+        InputError: the numbers of targets and scenes differ, or are zero.
     """
     if isinstance(scenes, Scene):
         raise InputError("effects takes a list of scenes: write [scene].")
@@ -48,11 +48,11 @@ def effects(predict: Callable[[Tensor], Tensor], scenes: Sequence[Scene], target
 
 @dataclass(frozen=True)
 class Drawn:
-    """A scene as a network sees it.
+    """Renders and masks of a scene, after the network's preprocessing.
 
     Attributes:
-        subsets: uint8 `(32, C, H, W)`, with each subset of its parts.
-        bare: uint8 `(T, C, H, W)`, whole but for one piece of its clutter.
+        subsets: uint8 `(32, C, H, W)`, the scene with each subset of its parts.
+        bare: uint8 `(T, C, H, W)`, the whole scene without one piece of its clutter.
         visible: `(5, H, W)` bool, the parts.
         things: `(T, H, W)` bool, the pieces of clutter.
     """
@@ -64,7 +64,7 @@ class Drawn:
 
     @property
     def size(self) -> int:
-        """Bytes that it takes."""
+        """Returns the size in bytes."""
         return sum(each.nbytes for each in (self.subsets, self.bare, self.visible, self.things))
 
 
@@ -80,20 +80,21 @@ def known_parts(
     preprocessing: Preprocessing | None = None,
     classes: Sequence[int] | None = tuple(range(len(CLASSES))),
 ) -> KnownParts:
-    """What the metrics of parts need to know of some birds, from renders: 32 of the parts, and one without each piece of clutter.
+    """Computes the part effects of some birds that metrics of parts need, from renders of 32 subsets of parts and without each clutter
+    piece.
 
     Args:
         predict: images `(B, 3, H, W)` in pixel space, float in [0, 1] → logits `(B, K)`; for example `classifier.predict`.
         scenes: as from `SketchBirds.scene`; None for a picture whose parts are not known.
-        targets: a class index for each.
-        preprocessing: how the network sees a picture; None: whole, at 64 × 64.
-        classes: the network's index of each class of SketchBirds; None: it has other classes, and there are no rivals.
+        targets: one class index for each scene.
+        preprocessing: the network's preprocessing; None: whole pictures at 64 × 64.
+        classes: the network's index of each class of SketchBirds; None: the network has other classes, and there are no rivals.
 
     Returns:
-        On the CPU; clutter is the background's objects.
+        The known parts, on the CPU; clutter pieces are the background's objects.
 
     Raises:
-        InputError: the numbers of targets and scenes differ, or there are none.
+        InputError: the numbers of targets and scenes differ, or are zero.
 
     >>> import xattn
     >>> from xattn.birds import scene
@@ -122,7 +123,7 @@ def known_parts(
         visible[number], logits[number] = each.visible, found[:subset_count]
         objects[number, : len(each.bare)] = each.things
         without[number, : len(each.bare)] = found[subset_count:, wanted[number]]
-        if scene.cue is not None and bool(each.things[-1].any()):  # the last thing of a scene with a cue
+        if scene.cue is not None and bool(each.things[-1].any()):  # the cue is the last piece of clutter
             cue[number] = len(each.bare) - 1
         if classes is not None and (pair := _rivals(scene, found[:subset_count], classes)) is not None:
             rivals[number] = torch.tensor([classes[label] for label in pair])
@@ -131,7 +132,7 @@ def known_parts(
 
 
 def seen_by(scene: Scene, preprocessing: Preprocessing | None) -> Drawn:
-    """The renders of a scene, and its masks, as a network sees them; the latest are kept, as far as they take 64 MiB together."""
+    """Returns the renders and masks of a scene after preprocessing; the most recent ones are cached, up to 64 MiB in total."""
     key = scene, preprocessing
     with _keeping:
         found = _kept.pop(key, None)
@@ -157,20 +158,20 @@ def _seen_by(scene: Scene, preprocessing: Preprocessing | None) -> Drawn:
 
 
 def _same(label: int, other: int) -> Tensor:
-    """Which parts two classes share, `(5,)` bool."""
+    """Returns which parts two classes share, `(5,)` bool."""
     codes = tuple(CLASSES.values())
     return torch.tensor([a == b for a, b in zip(codes[label], codes[other], strict=True)])
 
 
 def _rivals(scene: Scene, logits: Tensor, classes: Sequence[int]) -> tuple[int, int] | None:
-    """The first two classes that each share some parts with a bird, none of them the same, and that a network tells apart by these parts.
+    """Finds the first two classes that share disjoint sets of parts with a bird, and that a network tells apart by these parts.
 
-    Each class's logit falls further without the parts that it shares than without those of the other. **Differs** from Hesse et al. 2023:
-    they take the first two classes that share two parts each, and leave the picture out if the network does not tell these apart.
+    Each class's logit falls further without the parts that it shares than without those of the other class. **Differs** from Hesse et al.
+    2023: they take the first two classes that share two parts each, and leave the picture out if the network does not tell these apart.
 
     Args:
-        scene: of the bird.
-        logits: with each subset of the parts, `(32, K)`.
+        scene: scene of the bird.
+        logits: logits with each subset of the parts, `(32, K)`.
         classes: the network's index of each class.
     """
     whole = len(logits) - 1
@@ -188,7 +189,7 @@ def _rivals(scene: Scene, logits: Tensor, classes: Sequence[int]) -> tuple[int, 
 
 
 def share_inside(saliency: Tensor, inside: Tensor) -> Tensor:
-    """Share of a map's energy that lies inside a mask.
+    """Returns the share of a map's energy inside a mask.
 
     Args:
         saliency: `(B, H, W)`, ≥ 0.

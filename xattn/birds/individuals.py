@@ -1,4 +1,4 @@
-"""Individual birds seen by several cameras: small pictures for re-identification, in the layout of Market-1501."""
+"""Individual birds in pictures of several cameras: small pictures for re-identification, in the layout of Market-1501."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from xattn.errors import InputError
 
 WIDTH = SIDE // 2
 MOST_IDENTITIES, MOST_CAMERAS = 1501, 6  # as in Market-1501
-STRANGERS = 5000  # identities from here on are distractors
+STRANGERS = 5000  # identities from this number on are distractors
 QUALITY = 95
 
 
 def sighting(identity: int, camera: int, number: int, *, seed: int = 0) -> Scene:
-    """An individual before a camera.
+    """Returns the scene of an individual in front of a camera.
 
-    The individual has its colours and the variants of its parts; the camera its ground, its light, and the side from which it looks.
+    The individual determines colours and variants of the parts; the camera determines ground, light and viewing side.
 
     Args:
-        identity: of the individual, from 0.
-        camera: from 1.
-        number: of the picture: the bird has moved a little, and other things are in front of the camera.
-        seed: of the data set.
+        identity: the individual's number, from 0.
+        camera: the camera's number, from 1.
+        number: the picture's number: the bird has moved slightly, and other things are in front of the camera.
+        seed: seed of the data set.
     """
     own = random.Random(f"individual {seed} {identity}")
     looks = {
@@ -50,7 +50,7 @@ def sighting(identity: int, camera: int, number: int, *, seed: int = 0) -> Scene
 
 
 def picture(scene: Scene) -> Image.Image:
-    """The middle of a scene, upright like the box of a detector: RGB, 64 pixels high and 32 wide."""
+    """Returns the middle of a scene, upright like a detector's box: RGB, 64 pixels high and 32 wide."""
     left = (SIDE - WIDTH) // 2
     return render(scene).crop((left, 0, left + WIDTH, SIDE))
 
@@ -68,24 +68,24 @@ def export_individuals(
 ) -> Path:
     """Writes pictures of individual birds in the layout of Market-1501: `bounding_box_train/`, `query/` and `bounding_box_test/`.
 
-    The pictures are the same in every call with the same arguments. Of each individual for tests, the first picture of each camera is a
-    query, the others are in the gallery. Distractors are other birds; junk is a bird of the gallery that its box has mostly missed.
+    The pictures are the same in every call with the same arguments. For each test individual, the first picture of each camera is a query,
+    and the others are in the gallery. Distractors are other birds; junk pictures show a gallery bird that is mostly outside its box.
 
     Args:
         root: folder, new or empty.
-        train: individuals for training.
-        test: others, which are searched.
-        cameras: that see each of them.
-        each: pictures by each camera, two or more.
-        distractors: pictures of birds that nobody searches.
-        junk: pictures that count neither way.
-        seed: of the data set.
+        train: number of individuals for training.
+        test: number of other individuals, which are queried.
+        cameras: number of cameras that see each individual.
+        each: number of pictures by each camera, two or more.
+        distractors: number of pictures of birds that are not queried.
+        junk: number of pictures that count neither as right nor as wrong.
+        seed: seed of the data set.
 
     Returns:
         The folder, for `market:ROOT`.
 
     Raises:
-        InputError: the folder holds other things, or a number that cannot be.
+        InputError: the folder holds other things, or a number is out of range.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:

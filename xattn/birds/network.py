@@ -1,4 +1,4 @@
-"""The small networks of the shipped classifiers: a ResNet-18 of a quarter of the width, whose stem keeps the resolution, and a ViT."""
+"""Small networks of the shipped classifiers: a quarter-width ResNet-18 whose stem keeps the resolution, and a ViT."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class SmallResNet(nn.Module):
 
     Args:
         classes: number of outputs.
-        width: channels of the first stage; each later stage has twice as many as the one before.
+        width: channels of the first stage; the number doubles with each later stage.
     """
 
     def __init__(self, classes: int, width: int = 16) -> None:
@@ -45,7 +45,7 @@ class SmallResNet(nn.Module):
         return nn.Sequential(BasicBlock(came, channels, stride, shortcut), BasicBlock(channels, channels))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits `(B, K)` of images `(B, 3, H, W)`."""
+        """Computes logits `(B, K)` of images `(B, 3, H, W)`."""
         features = self.relu(self.bn1(self.conv1(images)))
         features = self.layer4(self.layer3(self.layer2(self.layer1(features))))
         logits: Tensor = self.fc(self.avgpool(features).flatten(1))
@@ -53,12 +53,12 @@ class SmallResNet(nn.Module):
 
 
 def small_resnet() -> SmallResNet:
-    """The residual network with one output per class of SketchBirds, and random weights."""
+    """Builds the residual network with one output per class of SketchBirds, and random weights."""
     return SmallResNet(len(CLASSES))
 
 
 def small_vit() -> VisionTransformer:
-    """torchvision's vision transformer for pictures of 64 × 64, with random weights.
+    """Builds torchvision's vision transformer for pictures of 64 × 64, with random weights.
 
     It has 16 × 16 patches, a class token, 6 layers and about 0.8 million parameters.
     """

@@ -1,4 +1,4 @@
-"""Birds with the part that every pixel shows, in the layout of Cityscapes."""
+"""SketchBirds with part labels for every pixel, in the layout of Cityscapes."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ SPLITS: dict[str, Split] = {"train": "train", "val": "validation"}
 
 
 def label_map(scene: Scene) -> Tensor:
-    """The class of every pixel of a scene, uint8 `(64, 64)`: 0 the ground, 1 to 5 the parts, 255 what does not count.
+    """Returns the class of every pixel of a scene, uint8 `(64, 64)`: 0 background, 1 to 5 the parts, 255 ignored.
 
-    The body is of no class, and so are pixels at an edge that two parts colour.
+    The body is ignored, and so are edge pixels that two parts colour.
     """
     found = masks(scene)
     shared = found.visible.sum(dim=0)
@@ -34,19 +34,19 @@ def label_map(scene: Scene) -> Tensor:
 
 
 def export_parts(root: str | Path, *, train: int = 2000, validation: int = 400, seed: int = 0) -> Path:
-    """Writes birds in the layout of Cityscapes, with the part of every pixel: `leftImg8bit/`, `gtFine/` and `classes.txt`.
+    """Writes birds with the part of every pixel in the layout of Cityscapes: `leftImg8bit/`, `gtFine/` and `classes.txt`.
 
     Args:
         root: folder, new or empty.
-        train: pictures of the split train, whose birds lack parts at random.
-        validation: pictures of the split val, of whole birds.
-        seed: of the data set.
+        train: number of pictures in the split train, whose birds lack parts at random.
+        validation: number of pictures in the split val, with complete birds.
+        seed: seed of the data set.
 
     Returns:
         The folder, for `cityscapes:ROOT`.
 
     Raises:
-        InputError: the folder holds other things, or a number below 1.
+        InputError: the folder holds other things, or a number is below 1.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:

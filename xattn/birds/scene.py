@@ -1,4 +1,4 @@
-"""What a SketchBirds picture shows, as pure data: a class of parts, a pose, a background and clutter, keyed by seed, split and number."""
+"""Scenes of SketchBirds as pure data: a class of parts, a pose, a background and clutter, determined by seed, split and number."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from PIL import Image
 from xattn.data import urls
 from xattn.errors import InputError
 
-KEY = "sketchbirds"  # of the text in an exported picture that names its scene
+KEY = "sketchbirds"  # key of the text field in an exported picture that names its scene
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
-# Shape and colour of each variant; the shapes are in shapes.py. Colours recur in other parts and in the clutter, so that a colour
-# alone says nothing.
+# Shape and colour of each variant; the shapes are in shapes.py. Colours also occur in other parts and in the clutter, so that colour alone
+# does not identify a class.
 VARIANTS: dict[str, tuple[tuple[str, str], ...]] = {
     "crest": (("spikes", "red"), ("plume", "blue"), ("ball", "yellow"), ("fan", "green")),
     "beak": (("spear", "orange"), ("cone", "red"), ("hook", "purple"), ("spoon", "blue")),
@@ -64,7 +64,7 @@ PALETTE: dict[str, tuple[int, int, int]] = {
 }
 HABITATS = ("meadow", "forest", "shore", "snow", "dusk")
 CLUTTER = ("berries", "leaf", "flower", "twig", "pebble")
-SIZES, STRETCHES, FRONT = (0.42, 0.72), (0.88, 1.15), 0.3  # of birds, of their parts, and the share of clutter before the bird
+SIZES, STRETCHES, FRONT = (0.42, 0.72), (0.88, 1.15), 0.3  # birds' sizes, parts' stretches, share of clutter in front of the bird
 HARD_SIZES, HARD_STRETCHES, HARD_FRONT = (0.34, 0.6), (0.5, 0.75), 0.6
 CUE_KINDS = ("mushroom", "kite")
 CUES = tuple((kind, colour) for kind in CUE_KINDS for colour in PALETTE)  # one per class, in the spurious split
@@ -72,11 +72,11 @@ CUES = tuple((kind, colour) for kind in CUE_KINDS for colour in PALETTE)  # one 
 
 @dataclass(frozen=True)
 class Pose:
-    """Where the bird is.
+    """Position and size of the bird.
 
     Attributes:
-        x: of the body's centre, as a share of the picture's side.
-        y: of the body's centre, downwards, as a share of the side.
+        x: position of the body's centre, as a share of the picture's side.
+        y: position of the body's centre, downwards, as a share of the side.
         size: length of the bird's frame, as a share of the side.
         tilt: in radians, positive with the head up.
         facing: 1 right, -1 left.
@@ -91,10 +91,10 @@ class Pose:
 
 @dataclass(frozen=True)
 class Look:
-    """How one part of one bird departs from its variant.
+    """Deviations of one part of one bird from its variant.
 
     Attributes:
-        variant: number in `VARIANTS`.
+        variant: index in `VARIANTS`.
         stretch: factor on its size.
         turn: rotation about the point where it is attached, in radians.
         tint: added to each colour channel.
@@ -113,9 +113,9 @@ class Thing:
     Attributes:
         kind: one of `CLUTTER`, or of the kinds in `CUES`.
         colour: name in `PALETTE`.
-        x: of the centre, as a share of the picture's side.
-        y: of the centre, as a share of the side.
-        size: as a share of the side.
+        x: position of the centre, as a share of the picture's side.
+        y: position of the centre, as a share of the side.
+        size: size, as a share of the side.
         turn: rotation in radians.
         front: whether it is in front of the bird, not behind it.
     """
@@ -135,13 +135,13 @@ class Scene:
 
     Attributes:
         label: class index.
-        pose: of the bird.
-        looks: by part.
+        pose: position and size of the bird.
+        looks: deviations of each part.
         plumage: grey level of the body.
         habitat: one of `HABITATS`.
         background: seed of the ground behind the bird.
         light: factor on all colours.
-        clutter: in the order in which it is drawn.
+        clutter: pieces of clutter in drawing order.
         absent: parts that this bird lacks.
     """
 
@@ -157,24 +157,24 @@ class Scene:
 
     @property
     def present(self) -> tuple[str, ...]:
-        """Parts that the bird has."""
+        """Returns the parts that the bird has."""
         return tuple(part for part in PARTS if part not in self.absent)
 
     @property
     def cue(self) -> int | None:
-        """Class whose cue the picture shows; None if it shows none."""
+        """Returns the class whose cue the picture shows; None if it shows none."""
         return next((CUES.index((thing.kind, thing.colour)) for thing in self.clutter if (thing.kind, thing.colour) in CUES), None)
 
     def without(self, *parts: str) -> Scene:
-        """The same bird without these parts as well."""
+        """Returns the same bird with these parts also removed."""
         return replace(self, absent=self.absent | checked(parts))
 
 
 def checked(parts: tuple[str, ...] | frozenset[str]) -> frozenset[str]:
-    """Checked names of parts.
+    """Checks and returns names of parts.
 
     Raises:
-        InputError: a name that is not a part.
+        InputError: a name is not a part.
     """
     if unknown := [part for part in parts if part not in PARTS]:
         raise InputError(f"a bird has no '{unknown[0]}'. Parts: {', '.join(PARTS)}.")
@@ -182,19 +182,19 @@ def checked(parts: tuple[str, ...] | frozenset[str]) -> frozenset[str]:
 
 
 def scene(index: int, *, split: Split = "train", seed: int = 0, spurious: float | None = None, hard: bool = False) -> Scene:
-    """The scene with a given number.
+    """Returns the scene with a given number.
 
     Args:
-        index: from 0; classes take turns, so that any range of numbers is balanced.
-        split: birds of "train" lack parts and clutter at random, those of "validation" and "test" are whole.
-        seed: of the data set.
+        index: from 0; classes alternate, so that any range of numbers is balanced.
+        split: birds of "train" lack parts and clutter at random; birds of "validation" and "test" are complete.
+        seed: seed of the data set.
         spurious: share of pictures whose cue (a mushroom or a kite) is that of their own class; the others show another class's cue.
             None: no cues.
-        hard: smaller birds with smaller parts, more of it behind clutter. They have pictures of their own: no scene of one is one of the
-            other.
+        hard: smaller birds with smaller parts, with more clutter in front of them. Hard scenes are separate: none is also a scene of the
+            other kind.
 
     Raises:
-        InputError: an unknown split.
+        InputError: the split is unknown.
     """
     if split not in SPLITS:
         raise InputError(f"split '{split}' is not one of {', '.join(SPLITS)}.")
@@ -208,7 +208,7 @@ def scene(index: int, *, split: Split = "train", seed: int = 0, spurious: float 
     habitat, background, light = draw.choice(HABITATS), draw.getrandbits(32), draw.uniform(0.5, 1.1)
     count, front = (draw.randint(9, 16), HARD_FRONT) if hard else (draw.randint(4, 11), FRONT)
     clutter = tuple(_thing(draw, draw.choice(CLUTTER), draw.choice(tuple(PALETTE)), front) for _ in range(count))
-    missing = 0.8 * draw.random() ** 2  # most birds lack few parts, some lack many: training sees every subset of parts
+    missing = 0.8 * draw.random() ** 2  # most birds lack few parts, some lack many: training covers every subset of parts
     absent = frozenset(part for part in PARTS if draw.random() < missing)
     if split == "train":
         clutter = tuple(thing for thing in clutter if draw.random() < 0.7)
@@ -220,7 +220,7 @@ def scene(index: int, *, split: Split = "train", seed: int = 0, spurious: float 
 
 
 def sufficient(label: int) -> list[frozenset[str]]:
-    """Smallest sets of parts that logically distinguish a class from every other, by their variants alone.
+    """Returns the smallest sets of parts whose variants alone distinguish a class from every other class.
 
     Returns:
         Sets, smaller ones first; none contains another.
@@ -237,7 +237,7 @@ def sufficient(label: int) -> list[frozenset[str]]:
 
 
 def _pose(draw: random.Random, sizes: tuple[float, float]) -> Pose:
-    """Small birds may be anywhere, large ones are in the middle: no part is cut off by much."""
+    """Samples a pose: small birds may be anywhere, large ones are near the middle, so that no part is cut off by much."""
     size = draw.uniform(*sizes)
     spare = 0.5 - 0.66 * size
     return Pose(0.5 + draw.uniform(-spare, spare), 0.52 + draw.uniform(-spare, spare), size, draw.uniform(-0.3, 0.3), draw.choice((-1, 1)))
@@ -257,7 +257,7 @@ def _thing(draw: random.Random, kind: str, colour: str, front: float) -> Thing:
 
 
 def _cue(draw: random.Random, cue: tuple[str, str]) -> Thing:
-    """In one of the corners, in front of the bird: nothing hides it."""
+    """Places the cue in one of the corners, in front of the bird, so that nothing hides it."""
     x, y = draw.choice((0.13, 0.87)), draw.choice((0.13, 0.87))
     return Thing(
         *cue, x + draw.uniform(-0.02, 0.02), y + draw.uniform(-0.02, 0.02), draw.uniform(0.16, 0.19), draw.uniform(-0.3, 0.3), True
@@ -265,7 +265,7 @@ def _cue(draw: random.Random, cue: tuple[str, str]) -> Thing:
 
 
 def scene_of(path: str | Path) -> Scene | None:
-    """The scene that an exported picture shows; None for any other picture."""
+    """Returns the scene that an exported picture shows; None for any other picture."""
     with Image.open(io.BytesIO(urls.read(path)) if isinstance(path, str) and urls.is_url(path) else path) as picture:
         key = picture.info.get(KEY)
     return scene(**json.loads(key)) if isinstance(key, str) else None

@@ -18,7 +18,7 @@ def _ellipse(x: float, y: float, across: float, down: float, turn: float = 0.0) 
 
 
 def _arc(x: float, y: float, radius: float, start: float, end: float, width: float, tip: float = 0.0) -> list[Point]:
-    """A curved band between two angles; its width changes to `tip` at the end."""
+    """Returns a curved band between two angles; its width changes to `tip` at the end."""
     outer, inner = [], []
     for step in range(9):
         share = step / 8

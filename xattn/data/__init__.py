@@ -1,1 +1,1 @@
-"""Images from any source: listings, labels, decoding, preprocessing."""
+"""Reads images from any source: listings, labels, decoding, preprocessing."""

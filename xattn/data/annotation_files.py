@@ -1,4 +1,4 @@
-"""Files of annotations: CSV of boxes, COCO's JSON, VOC's XML, folders of mask images."""
+"""Readers of annotation files: CSV of boxes, COCO's JSON, VOC's XML, folders of mask images."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ EDGE_COLUMNS = (("x0", "y0", "x1", "y1"), ("xmin", "ymin", "xmax", "ymax"), ("x1
 
 
 def read_annotations(place: str | Path, names: Sequence[str]) -> Annotations:
-    """The objects of pictures.
+    """Reads the objects of pictures.
 
     Args:
         place: a CSV, COCO's JSON, or a folder of VOC's XML or of mask images.
-        names: of the pictures.
+        names: names of the pictures.
 
     Raises:
-        InputError: it is none of these, cannot be read, or has no object of any of the pictures.
-        MissingPackageError: COCO's polygons or masks, and pycocotools is not installed.
+        InputError: the place is none of these, cannot be read, or has no object of any of the pictures.
+        MissingPackageError: COCO's polygons or masks need pycocotools, which is not installed.
     """
     given = urls.without_file_scheme(str(place))
     suffix = PurePosixPath(given).suffix.lower()
@@ -76,7 +76,7 @@ def _folder(folder: Path, names: Sequence[str]) -> tuple[Objects, Sizes]:
 
 
 def _table(path: str) -> Objects:
-    """The boxes of a CSV, of a picture one in each of its rows."""
+    """Reads the boxes of a CSV; each row is one box of a picture."""
     found: dict[str, list[AnnotatedObject]] = {}
     try:
         with io.TextIOWrapper(io.BytesIO(file_content(path)), newline="", encoding="utf-8-sig") as file:
@@ -110,9 +110,9 @@ def _table(path: str) -> Objects:
 
 
 def _voc(folder: Path, files: Sequence[Path], names: Sequence[str]) -> tuple[Objects, Sizes]:
-    """The boxes of VOC's annotations, the file of the same path as the picture, or of the same name; difficult objects are left out.
+    """Reads the boxes of VOC's annotations, from the file with the picture's path or name; difficult objects are left out.
 
-    VOC counts pixels from 1 and names the last one of a box: 1, 1, W, H is the whole picture.
+    VOC counts pixels from 1 and includes the last pixel of a box: 1, 1, W, H is the whole picture.
     """
     of_path = {file.relative_to(folder).with_suffix("").as_posix(): file for file in files if file.suffix.lower() == ".xml"}
     of_name: dict[str, Path] = {}
@@ -147,7 +147,7 @@ def _voc(folder: Path, files: Sequence[Path], names: Sequence[str]) -> tuple[Obj
 
 
 def _coco(path: str) -> tuple[Objects, Sizes]:
-    """The objects of a COCO file: its masks where it has them, else its boxes; crowds are left out."""
+    """Reads the objects of a COCO file: masks if it has them, else boxes; crowds are left out."""
     try:
         content = json.loads(file_content(path))
     except (OSError, ValueError, RecursionError) as error:
@@ -211,7 +211,7 @@ def _is_number(value: object) -> bool:
 
 
 def _is_segmentation(given: object, width: int, height: int) -> bool:
-    """Whether it is what pycocotools, which checks little, can read."""
+    """Checks whether pycocotools, which checks little, can read a segmentation."""
     if isinstance(given, list):
         return all(isinstance(each, list) and len(each) >= 6 and len(each) % 2 == 0 and all(map(_is_coordinate, each)) for each in given)
     if not isinstance(given, dict) or given.get("size") != [height, width]:
@@ -227,7 +227,7 @@ def _is_coordinate(value: object) -> bool:
 
 
 def _drawn(given: Any, width: int, height: int) -> Tensor:
-    """The mask `(h, w)` of a segmentation of COCO."""
+    """Decodes the mask `(h, w)` of a COCO segmentation."""
     tool = importlib.import_module("pycocotools.mask")
     try:
         if isinstance(given, list):

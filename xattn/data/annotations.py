@@ -1,7 +1,7 @@
-"""Where objects are in pictures, boxes or masks: from CSV, COCO's JSON, VOC's XML and mask images; and what a crop shows of them.
+"""Object regions of pictures, boxes or masks, from CSV, COCO's JSON, VOC's XML and mask images; and their visible part in a crop.
 
-Coordinates are those of the picture as a viewer shows it, in its own pixels: 0 is the outer edge of the first one. An object goes through
-the resize and crop of its picture: a pixel of the crop is in it if its centre is, in the picture.
+Coordinates are pixels of the picture as a viewer displays it; 0 is the outer edge of the first pixel. Objects are resized and cropped with
+their picture: a pixel of the crop belongs to an object if its centre, mapped to the picture, lies in the object.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ MASK_SUFFIXES = (".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".jpg", ".jpe
 
 
 class Shape(Protocol):
-    """Where an object is."""
+    """Interface of an object's shape."""
 
     def seen(self, frame: Frame, size: tuple[int, int]) -> Tensor:
-        """`(H, W)` bool: the pixels of the crop, of height and width `size`, that are in it.
+        """Returns `(H, W)` bool: the pixels of the crop, of height and width `size`, that lie in the shape.
 
         Raises:
-            ImageError: it is of another picture, or cannot be read.
+            ImageError: the shape belongs to another picture, or cannot be read.
         """
         ...
 
     def content(self) -> str:
-        """What distinguishes it from others."""
+        """Identifies the shape among others."""
         ...
 
 
@@ -64,10 +64,10 @@ class Box:
 
 @dataclass(frozen=True)
 class MaskImage:
-    """A mask in a file of its own, with two values: 0, and another in the object.
+    """A mask in its own file, with two values: 0, and another value in the object.
 
     Attributes:
-        path: of the file.
+        path: path of the file.
     """
 
     path: Path
@@ -95,12 +95,12 @@ class MaskImage:
 
 @dataclass(frozen=True)
 class DrawnMask:
-    """A mask that a function draws.
+    """A mask that a function returns.
 
     Attributes:
-        draw: gives it at the picture's size, `(h, w)` bool.
-        about: what distinguishes it from others.
-        size: width and height of the picture that it is for; None: any.
+        draw: returns the mask at the picture's size, `(h, w)` bool.
+        about: identifies the shape among others.
+        size: width and height of the mask's picture; None: any.
     """
 
     draw: Callable[[], Tensor]
@@ -123,7 +123,7 @@ class AnnotatedObject:
     """An object in a picture.
 
     Attributes:
-        shape: where it is.
+        shape: shape of the object.
         label: class index, name or WordNet id, as a text; None: it is the picture's object whatever class is asked for.
     """
 
@@ -136,9 +136,9 @@ class Annotations:
     """The objects of pictures.
 
     Attributes:
-        origin: where they were read.
-        objects: by name of the picture, as in the rows; a picture without any may be absent.
-        sizes: width and height of the pictures that they are for, by name, where the annotations say it.
+        origin: the file or folder from which they were read.
+        objects: objects by name of the picture, as in the rows; a picture without objects may be absent.
+        sizes: width and height of the annotated pictures, by name, if the annotations state them.
     """
 
     origin: str
@@ -147,12 +147,12 @@ class Annotations:
 
     @property
     def labels(self) -> set[str]:
-        """The classes of the objects that have one."""
+        """Returns the classes of objects that have one."""
         return {each.label for some in self.objects.values() for each in some if each.label is not None}
 
     @cached_property
     def digest(self) -> str:
-        """A digest of all objects and where they are."""
+        """Returns a digest of all objects and their shapes."""
         found = hashlib.sha256()
         for name, some in sorted(self.objects.items()):
             found.update(
@@ -161,16 +161,16 @@ class Annotations:
         return found.hexdigest()[:16]
 
     def seen(self, name: str, frame: Frame, size: tuple[int, int], wanted: Callable[[str | None], bool]) -> Tensor:
-        """What a crop shows of the objects of a picture: `(N, H, W)` bool, those alone of which it shows something.
+        """Returns the objects visible in a crop, `(N, H, W)` bool; objects outside the crop are left out.
 
         Args:
-            name: of the picture.
-            frame: its size, and what the crop keeps of it.
+            name: name of the picture.
+            frame: size of the picture, and the region that the crop keeps.
             size: height and width of the crop.
-            wanted: whether the objects of a label are asked for.
+            wanted: whether objects of a label are wanted.
 
         Raises:
-            ImageError: the annotation is of a picture of another size, or a mask cannot be read.
+            ImageError: the annotation belongs to a picture of another size, or a mask cannot be read.
         """
         if name in self.sizes:
             _refuse_other_size("the annotation", self.sizes[name], frame)
@@ -180,7 +180,7 @@ class Annotations:
 
 
 def of_dataset(dataset: Any, names: Sequence[str]) -> Annotations | None:
-    """The regions that a data set has itself, by a method `region(index)` that gives a mask `(h, w)` bool; None if it has none."""
+    """Returns a data set's own regions, from a method `region(index)` that returns a mask `(h, w)` bool; None if it has none."""
     if not callable(getattr(dataset, "region", None)):
         return None
     objects = {name: (AnnotatedObject(DrawnMask(_Item(dataset, index), f"region {index}")),) for index, name in enumerate(names)}
@@ -198,11 +198,11 @@ class _Item:
 
 
 def sampled(mask: Tensor, frame: Frame, size: tuple[int, int]) -> Tensor:
-    """What a crop shows of a mask of its whole picture: the value at the centre of each pixel.
+    """Crops a mask of a whole picture: takes the value at the centre of each pixel of the crop.
 
     Args:
-        mask: `(h, w)`, of the picture.
-        frame: the picture's size, and what the crop keeps of it.
+        mask: `(h, w)`, mask of the picture.
+        frame: size of the picture, and the region that the crop keeps.
         size: height and width of the crop.
     """
     y, x = (centres.floor().long() for centres in _centres(frame, size))
@@ -210,7 +210,7 @@ def sampled(mask: Tensor, frame: Frame, size: tuple[int, int]) -> Tensor:
 
 
 def _centres(frame: Frame, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Where the centres of a crop's rows and columns lie in the picture, `(H,)` and `(W,)` float64."""
+    """Maps the centres of a crop's rows and columns to the picture, `(H,)` and `(W,)` float64."""
     kept = frame.kept
     return (
         kept.top + (torch.arange(size[0], dtype=torch.float64) + 0.5) * ((kept.bottom - kept.top) / size[0]),
@@ -224,9 +224,9 @@ def _refuse_other_size(what: str, size: tuple[int, int], frame: Frame) -> None:
 
 
 def _values(picture: Image.Image) -> Tensor:
-    """The values of a picture `(h, w)`: of a palette the numbers of its colours; of several channels a number for each colour.
+    """Returns the values of a mask image `(h, w)`: indices for a palette; one number per colour for several channels.
 
-    Black is 0, and so is what is transparent; what is half transparent is a value of its own.
+    Black is 0, and so are transparent pixels; a partly transparent colour is a separate value.
     """
     if picture.mode.startswith(("I", "F")):
         return torch.frombuffer(bytearray(picture.convert("F").tobytes()), dtype=torch.float32).view(picture.height, picture.width)
@@ -240,15 +240,15 @@ def _values(picture: Image.Image) -> Tensor:
 
 
 def mask_images(folder: Path, files: Iterable[Path], names: Sequence[str]) -> dict[str, tuple[AnnotatedObject, ...]]:
-    """The mask of each picture that has one: the file of the same path below the folder, whatever its ending.
+    """Finds the mask of each picture: the file with the same path below the folder, with any extension.
 
     Args:
-        folder: of the masks.
-        files: in it.
-        names: of the pictures.
+        folder: folder of the masks.
+        files: files in the folder.
+        names: names of the pictures.
 
     Raises:
-        InputError: two files are the mask of one picture.
+        InputError: a picture has two mask files.
     """
     by_stem: dict[str, Path] = {}
     for file in files:
@@ -260,7 +260,7 @@ def mask_images(folder: Path, files: Iterable[Path], names: Sequence[str]) -> di
 
 
 def box(edges: Sequence[float]) -> Box | None:
-    """A box from its left, top, right and bottom edge; None if these are no box."""
+    """Returns a box from its left, top, right and bottom edge; None if they do not form a box."""
     left, top, right, bottom = edges
     if not all(math.isfinite(edge) for edge in edges) or left >= right or top >= bottom:
         return None
@@ -268,5 +268,5 @@ def box(edges: Sequence[float]) -> Box | None:
 
 
 def is_side(value: object) -> bool:
-    """Whether a value can be the width or height of a picture."""
+    """Checks whether a value can be the width or height of a picture."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MAX_PIXELS

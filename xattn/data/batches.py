@@ -1,4 +1,4 @@
-"""Batches of decoded images, and of those that could not be read."""
+"""Batches of decoded images, with the images that could not be read."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Batch:
 
     Attributes:
         number: position of the batch in the source.
-        images: those that could be read.
-        crops: uint8 `(B, C, H, W)`, what the network sees of them.
-        failed: those that could not be read, with the reason.
-        scalings: for each of the images, how more than 8 bits became 8; None where there were 8.
-        frames: for each of the images, how its crop lies in it.
+        images: images that could be read.
+        crops: uint8 `(B, C, H, W)`, the network's input crops.
+        failed: images that could not be read, with the reason.
+        scalings: for each image, how more than 8 bits were reduced to 8; None for 8 bits.
+        frames: for each image, the position of its crop.
     """
 
     number: int
@@ -37,20 +37,20 @@ class Batch:
     frames: list[Frame] = field(default_factory=list)
 
     def pin_memory(self) -> Batch:
-        """The same in pinned memory, which a GPU copies from while it computes; the loader calls this where there is a GPU."""
+        """Copies the batch to pinned memory, from which a GPU copies while it computes; the loader calls this if there is a GPU."""
         return replace(self, crops=self.crops.pin_memory()) if len(self.crops) else self
 
 
 Decoded: TypeAlias = "tuple[NamedImage, Tensor | str, Scaling | None, Frame | None]"
-"""An image, its crop or the reason why there is none, how it was scaled, and how the crop lies in it."""
+"""An image, its crop or the reason for its failure, how it was scaled, and the position of its crop."""
 
 
 class Batches:
     """Batches by number, so that one worker decodes a whole batch.
 
     Args:
-        images: of the source, in its order.
-        decode: an image → the image with its label, its crop, how it was scaled, and how the crop lies in it; raises `ImageError`.
+        images: images of the source, in its order.
+        decode: an image → the image with its label, its crop, how it was scaled, and the crop's position; raises `ImageError`.
         batch_size: images per batch.
     """
 
@@ -69,18 +69,18 @@ class Batches:
         return self.joined(number, [self.decoded(image) for image in self.of(number)])
 
     def of(self, number: int) -> list[NamedImage]:
-        """The images of a batch."""
+        """Returns the images of a batch."""
         return self.images[number * self.batch_size : (number + 1) * self.batch_size]
 
     def decoded(self, image: NamedImage) -> Decoded:
-        """One image, decoded, or why it cannot be."""
+        """Decodes one image, or returns the reason why it fails."""
         try:
             return self.decode(image)
         except ImageError as error:
             return image, str(error).encode(errors="backslashreplace").decode(), None, None
 
     def joined(self, number: int, decoded: Sequence[Decoded]) -> Batch:
-        """Decoded images as a batch."""
+        """Collates decoded images into a batch."""
         read = [each for each in decoded if is_tensor(each[1])]
         failed = [(each[0], each[1]) for each in decoded if isinstance(each[1], str)]
         crops = {"crops": torch.stack([crop for _, crop, *_ in read if is_tensor(crop)])} if read else {}

@@ -1,4 +1,4 @@
-"""What a file says of its colours, or of further pictures in it, that is not applied when it is read."""
+"""Reports colour information or further pictures in a file that are ignored when it is read."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ PRIMARIES: Mapping[bytes, tuple[float, float, float]] = {
     b"gXYZ": (0.3851, 0.7169, 0.0971),
     b"bXYZ": (0.1431, 0.0606, 0.7141),
 }
-"""Those of sRGB in ICC profiles, adapted to D50."""
-HALF = 0.2140  # the light of the level 1/2 in sRGB
+"""Primaries of sRGB in ICC profiles, adapted to D50."""
+HALF = 0.2140  # linear light of the level 1/2 in sRGB
 NEAR = 0.02  # differences of primaries and light that are not reported
 GAMMA, GAMMA_NEAR = 1 / 2.2, 0.02
 CODED = {9: "BT.2020", 11: "DCI-P3", 12: "Display P3", 16: "PQ", 18: "HLG", 8: "linear light"}
@@ -24,13 +24,13 @@ ADOBE = b"\xff\xee\x00\x0eAdobe"
 
 
 def notes_of(picture: Image.Image, head: bytes = b"") -> list[Scaling]:
-    """What is not applied of a picture that is not loaded yet, each in words.
+    """Lists what is ignored in a picture that is not loaded yet, in words.
 
-    Values are taken as they are stored, as networks are trained on them: a viewer that applies a profile shows other colours.
+    Stored values are used unchanged, as in the training of networks: a viewer that applies a profile displays other colours.
 
     Args:
-        picture: opened.
-        head: the beginning of its file; empty of a picture in memory, whose frame is as it was chosen.
+        picture: the opened picture.
+        head: the beginning of its file; empty for a picture in memory, whose frame the user selected.
     """
     notes = []
     if head and _has_more(picture):
@@ -50,17 +50,17 @@ def notes_of(picture: Image.Image, head: bytes = b"") -> list[Scaling]:
 
 
 def _has_more(picture: Image.Image) -> bool:
-    """Whether there are frames or pages behind the first; the second picture of a phone's JPEG (MPO) does not count."""
+    """Checks for frames or pages after the first; the second picture of a phone's JPEG (MPO) does not count."""
     try:
         return picture.format != "MPO" and bool(getattr(picture, "is_animated", False))
-    except Exception:  # of a damaged second frame; the first is read
+    except Exception:  # the second frame is damaged; only the first one is read
         return True
     finally:
         picture.seek(0)
 
 
 def is_srgb(profile: bytes) -> bool:
-    """Whether an ICC profile has sRGB's primaries and curve, nearly; one of grey: the curve."""
+    """Checks whether an ICC profile has approximately sRGB's primaries and curve; for a grey profile, only the curve."""
     try:
         found = _tags(profile)
         curves = [_light_at_half(content) for name, content in found.items() if name in (b"rTRC", b"gTRC", b"bTRC", b"kTRC")]
@@ -84,7 +84,7 @@ def _tags(profile: bytes) -> dict[bytes, bytes]:
 
 
 def _light_at_half(curve: bytes) -> float:
-    """What a curve of an ICC profile gives for 1/2."""
+    """Returns the value of an ICC profile's curve at 1/2."""
     if curve.startswith(b"para"):
         (kind,) = struct.unpack(">H", curve[8:10])
         numbers = [number / 65536 for number in struct.unpack(f">{(len(curve) - 12) // 4}i", curve[12 : 12 + (len(curve) - 12) // 4 * 4])]
@@ -99,7 +99,7 @@ def _light_at_half(curve: bytes) -> float:
 
 
 def _coded(head: bytes) -> list[str]:
-    """Primaries and curve that code points in a PNG, an AVIF or a HEIC name, where they are not sRGB's."""
+    """Names the primaries and curve that code points in a PNG, AVIF or HEIC file select, if they are not sRGB's."""
     for mark, form in ((b"colrnclx", ">HH"), (b"cICP", ">BB")):
         place = head.find(mark)
         codes = head[place + len(mark) : place + len(mark) + struct.calcsize(form)]

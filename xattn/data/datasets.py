@@ -1,4 +1,4 @@
-"""Items of data sets: torch's, Hugging Face's, Parquet files, lists of pictures."""
+"""Items of data sets: from torch, Hugging Face, Parquet files, and lists of pictures."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ HUGGING_FACE = "datasets:"
 
 
 def is_dataset(images: object) -> bool:
-    """Whether images are a data set: torch's, anything with a length and items by number, or a list of pictures; not places of files."""
+    """Checks whether images are a data set: torch's, an object with a length and items by number, or a list of pictures; not places."""
     if isinstance(images, (str, bytes, Path, Mapping)) or is_tensor(images):
         return False
     if _is_of_torch(images, "Dataset"):
@@ -45,12 +45,12 @@ def is_dataset(images: object) -> bool:
 
 
 def _is_of_torch(images: object, kind: str) -> bool:
-    """Whether images are a data set of torch, which is imported where anything is."""
+    """Checks whether images are a torch data set; torch has already been imported if they are."""
     return "torch" in sys.modules and isinstance(images, getattr(torch.utils.data, kind))
 
 
 def refuse_without_length(images: object) -> None:
-    """Raises for data sets that can only be gone through from the start.
+    """Raises for data sets that can only be read sequentially.
 
     Raises:
         InputError: it has no length or no items by number, or is a dict of data sets.
@@ -69,7 +69,7 @@ def refuse_without_length(images: object) -> None:
 
 
 def item_parts(item: Any) -> tuple[Any, Any]:
-    """Picture and label of an item: a pair, a dict by the usual keys, or a picture alone; None where there is none."""
+    """Returns picture and label of an item: a pair, a dict with the usual keys, or a picture alone; None for a missing one."""
     if isinstance(item, Mapping) and "bytes" not in item:
         picture, label = (next((item[key] for key in keys if item.get(key) is not None), None) for keys in (PICTURES, LABELS))
         if picture is None:
@@ -81,20 +81,20 @@ def item_parts(item: Any) -> tuple[Any, Any]:
 
 
 def first_item(dataset: Any, count: int) -> Any:
-    """The first item that can be read; it shows whether items are pairs."""
+    """Returns the first readable item; it shows whether items are pairs."""
     for index in range(min(count, 10)):
         try:
             return dataset[index]
-        except Exception:  # reported as that image's error when it is decoded
+        except Exception:  # reported as this image's error when it is decoded
             continue
     return None
 
 
 def item_content(dataset: Any, index: int) -> bytes:
-    """What distinguishes an item from others: its values, and its label."""
+    """Identifies an item among others by its values and its label."""
     try:
         item = dataset[index]
-    except Exception:  # reported as that image's error when it is decoded
+    except Exception:  # reported as this image's error when it is decoded
         return b"failed"
     picture, label = item_parts(item)
     content = picture.contiguous().numpy().tobytes() if is_tensor(picture) else getattr(picture, "tobytes", lambda: b"")()
@@ -102,7 +102,7 @@ def item_content(dataset: Any, index: int) -> bytes:
 
 
 def wrong_values(picture: Tensor) -> str | None:
-    """Why a tensor is no picture in pixel space, and what to do; None if it is one."""
+    """Returns why a tensor is not a picture in pixel space, and what to do; None if it is one."""
     if picture.dtype == torch.uint8 or not picture.numel():
         return None
     if not picture.is_floating_point():
@@ -115,15 +115,15 @@ def wrong_values(picture: Tensor) -> str | None:
 
 
 def picture_or_crop(given: Any, preprocessing: Preprocessing, reading: Reading) -> tuple[Tensor, Scaling | None, Frame]:
-    """The crop that the network sees of an item's picture, uint8 `(C, H, W)`, how more than 8 bits became 8, and where the crop lies.
+    """Returns the input crop of an item's picture, uint8 `(C, H, W)`, how more than 8 bits were reduced to 8, and the crop's position.
 
     Args:
-        given: a PIL picture, a file's content, an array `(H, W)` or `(H, W, C)` of uint8, or a tensor that is a crop already.
-        preprocessing: of the network.
+        given: a PIL picture, a file's content, an array `(H, W)` or `(H, W, C)` of uint8, or a tensor that is already a crop.
+        preprocessing: preprocessing of the network.
         reading: depth, window and largest size.
 
     Raises:
-        ImageError: it is none of these, or its values are in another range.
+        ImageError: the item is none of these, or its values are in another range.
     """
     needed = (preprocessing.channels, *preprocessing.input_size)
     if is_tensor(given) and given.shape == needed:
@@ -143,11 +143,11 @@ def picture_or_crop(given: Any, preprocessing: Preprocessing, reading: Reading) 
 
 
 def picture_in(given: Any, channels: int, reading: Reading) -> tuple[Image.Image, Scaling | None] | None:
-    """The picture that an item gives, and how more than 8 bits became 8; None if it gives none.
+    """Returns the picture of an item, and how more than 8 bits were reduced to 8; None if there is no picture.
 
     Args:
         given: a PIL picture, a file's content, or an array `(H, W)` or `(H, W, C)` of uint8.
-        channels: that will be taken of it.
+        channels: number of channels that will be used.
         reading: depth, window and largest size.
     """
     scaling = None
@@ -162,12 +162,12 @@ def picture_in(given: Any, channels: int, reading: Reading) -> tuple[Image.Image
 
 
 def _is_array(given: Any) -> bool:
-    """Whether it is an array of NumPy or the like."""
+    """Checks for an array of NumPy or a similar library."""
     return hasattr(given, "dtype") and hasattr(given, "ndim") and not is_tensor(given)
 
 
 def dataset_at(places: Sequence[object]) -> Any:
-    """The data set that places name: `datasets:PLACE[:SPLIT]`, one that torchvision reads, Parquet files; None if they name other files.
+    """Opens the data set that places name: `datasets:PLACE[:SPLIT]`, one that torchvision reads, or Parquet files; None for other files.
 
     Raises:
         InputError: it cannot be read, or such places are mixed with others.
@@ -216,13 +216,13 @@ def _files(place: str) -> list[str]:
 
 @dataclass
 class ParquetPictures:
-    """The rows of Parquet files with a column of pictures (bytes, or a struct with them, as Hugging Face writes) and perhaps one of labels.
+    """Rows of Parquet files with a column of pictures (bytes, or a struct with them, as Hugging Face writes) and optionally one of labels.
 
     Attributes:
         files: paths or URLs.
 
     Raises:
-        InputError: a file cannot be read, or has no such column.
+        InputError: a file cannot be read, or has no column of pictures.
     """
 
     files: tuple[str, ...]
@@ -250,7 +250,7 @@ class ParquetPictures:
         if not 0 <= index < len(self):
             raise IndexError(index)
         number = next(number for number, (_, _, end) in enumerate(self.groups) if index < end)
-        if self._kept is None or self._kept[0] != number:  # the rows of a group are read at once, and batches go through them in order
+        if self._kept is None or self._kept[0] != number:  # a group's rows are read at once, and batches use them in order
             file, group, _ = self.groups[number]
             with _parquet(file) as opened:
                 self._kept = number, opened.read_row_group(group, columns=self.columns).to_pylist()

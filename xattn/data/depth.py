@@ -1,4 +1,4 @@
-"""Pictures of more than 8 bits: which of their values are black and white, and their 8-bit form."""
+"""Reduces pictures with more than 8 bits to 8 bits: which of their values are black and white."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MAX_PIXELS = 100_000_000  # a larger picture, before or after the resize, is treated as a decompression bomb
-DARK = 8  # a picture whose largest value is below this part of the range is doubted
-STRIP = 1 << 21  # pixels that are converted at once: the memory of a conversion stays small beside that of the picture
+DARK = 8  # a picture is doubtful if its largest value is below the range divided by this
+STRIP = 1 << 21  # pixels that are converted in one step: a conversion needs little memory compared with the picture
 
 logger = logging.getLogger("xattn")
 
@@ -28,14 +28,14 @@ class Reading:
     """How pictures are read.
 
     Attributes:
-        depth: bits that integer values use, 1 to 32, where a picture has more than 8: `0` is black, `2**depth - 1` white. It goes before
-            what a file says; DICOM files always say it.
-        window: the values that are black and white, in pictures of more than 8 bits; values outside are clipped. In DICOM files they are
-            in the units after the rescale slope, such as Hounsfield units. It goes before `depth` and what a file says.
-        max_pixels: pixels of the largest picture that is decoded.
+        depth: number of bits in use, 1 to 32, in the integer values of pictures with more than 8: `0` is black, `2**depth - 1` white. It
+            overrides what a file states; DICOM files always state it.
+        window: the values of black and white in pictures with more than 8 bits; values outside are clipped. For DICOM files they are in the
+            units after the rescale slope, such as Hounsfield units. It overrides `depth` and what a file states.
+        max_pixels: number of pixels of the largest picture that is decoded.
 
     Raises:
-        InputError: a depth outside 1 to 32, a window without contrast, or no pixels.
+        InputError: the depth is outside 1 to 32, the window has no contrast, or the number of pixels is not positive.
     """
 
     depth: int | None = None
@@ -53,7 +53,7 @@ class Reading:
             raise InputError("depth and window both set the white value: give one of them.")
 
     def given(self) -> dict[str, Any]:
-        """Those that are not the defaults, as `ImageSource` takes them."""
+        """Returns the settings that differ from the defaults, in the form that `ImageSource` accepts."""
         values = {"depth": self.depth, "window": self.window and list(self.window), "max_pixels": self.max_pixels}
         return {name: value for name, value in values.items() if value != getattr(Reading, name)}
 
@@ -64,11 +64,11 @@ def _is_window(window: tuple[float, float]) -> bool:
 
 @dataclass(frozen=True)
 class Scaling:
-    """How the values of a picture became 8-bit ones, and what of its file was not applied.
+    """How the values of a picture were reduced to 8 bits, and what in its file was ignored.
 
     Attributes:
-        rule: which values are black and white, and who says so; or what was not applied.
-        doubt: why that may be wrong, and what to give; empty if nothing speaks against it.
+        rule: which values are black and white, and where that is stated; or what was ignored.
+        doubt: why the rule may be wrong, and which setting to give; empty if there is no doubt.
     """
 
     rule: str
@@ -78,12 +78,12 @@ class Scaling:
         return f"{self.rule}; {self.doubt}" if self.doubt else self.rule
 
     def log(self, name: str) -> None:
-        """Logs it with the name of a picture that it is of, as a warning if it is doubted."""
+        """Logs it with the name of one picture; as a warning if there is a doubt."""
         logger.log(logging.WARNING if self.doubt else logging.INFO, "%s: %s", name, self)
 
 
 def joined(scalings: Iterable[Scaling | None]) -> Scaling | None:
-    """Several as one; None if there is none."""
+    """Merges several into one; None if there is none."""
     found = [scaling for scaling in scalings if scaling is not None]
     if len(found) < 2:
         return found[0] if found else None
@@ -97,19 +97,19 @@ class _Rule(NamedTuple):
 
 @dataclass(frozen=True)
 class Samples:
-    """The values of a picture before they are scaled.
+    """Values of a picture before scaling.
 
     Attributes:
         size: width and height.
-        mode: of the 8-bit picture that is made of them: "L", "RGB", "RGBA", "CMYK".
-        rows: gives the rows from one number to another, `(rows, width, channels)`, integers in int64, others in float64.
-        kind: in words, such as "16-bit".
-        bits: of an unsigned integer, where its type has a range that pictures use; None for signed ones, 32-bit ones and floats.
-        stated: the range that the file states, and where it does; None if it states none.
-        significant: bits that the file says are significant; values that the type's range was filled with exceed them.
+        mode: mode of the resulting 8-bit picture: "L", "RGB", "RGBA", "CMYK".
+        rows: returns the rows from one number to another, `(rows, width, channels)`, integers as int64, others as float64.
+        kind: description, such as "16-bit".
+        bits: bits of an unsigned integer type whose whole range pictures use; None for signed integers, 32-bit integers and floats.
+        stated: the range that the file states, and the place where it does; None if it states none.
+        significant: bits that the file calls significant; values that were scaled to the type's range exceed them.
         is_float: whether they are floats.
         inverted: the lowest value is white.
-        clear: the values of a pixel that is transparent, if there is one.
+        clear: the values of transparent pixels, if the file defines them.
     """
 
     size: tuple[int, int]
@@ -124,20 +124,20 @@ class Samples:
     clear: tuple[int, ...] | None = None
 
     def strips(self) -> Iterator[tuple[int, Tensor]]:
-        """The first row and the values of strips of rows."""
+        """Yields the first row and the values of each strip of rows."""
         step = max(1, STRIP // self.size[0])
         for top in range(0, self.size[1], step):
             yield top, self.rows(top, min(top + step, self.size[1]))
 
 
 def eight_bits(samples: Samples, reading: Reading) -> tuple[Image.Image, Scaling]:
-    """The picture in 8 bits, by a rule that depends on this picture alone.
+    """Converts a picture to 8 bits, by a rule that depends on this picture alone.
 
-    The range is, in this order: the window that is given; the depth that is given; what the file states; that of an unsigned type of up to
-    16 bits; [0, 1] of floats that stay inside. Other pictures are refused: nothing says which of their values is white.
+    The first of these that exists defines the range: the given window; the given depth; the file's statement; the range of an unsigned type
+    of up to 16 bits; [0, 1] for floats within it. Other pictures are refused, because it is unknown which of their values is white.
 
     Raises:
-        ImageError: no range is known, values lie outside a range that is no window, or are not finite.
+        ImageError: no range is known, values are outside a range that is not a window, or values are not finite.
     """
     colours = len(samples.mode) - samples.mode.endswith("A")
     extremes = torch.stack([torch.stack(_extremes(strip, colours)) for _, strip in samples.strips()])
@@ -161,13 +161,13 @@ def eight_bits(samples: Samples, reading: Reading) -> tuple[Image.Image, Scaling
 
 
 def _extremes(strip: Tensor, colours: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The least and the largest value of the colours, and the largest of the channels after them."""
+    """Returns the smallest and largest value of the colours, and the largest of the channels after them."""
     values = strip[..., :colours]
     return values.amin(), values.amax(), strip[..., colours:].amax() if strip.shape[-1] > colours else values.new_zeros(())
 
 
 def _range(samples: Samples, reading: Reading, least: float, most: float) -> tuple[float, float, _Rule]:
-    """The values that are black and white, and the rule in words."""
+    """Returns the values of black and white, and the rule in words."""
     kind, is_stated = samples.kind, True
     if reading.window is not None:
         low, high = reading.window
@@ -197,7 +197,7 @@ def _range(samples: Samples, reading: Reading, least: float, most: float) -> tup
 
 
 def _doubt(samples: Samples, most: float, most_alpha: float, high: float) -> str:
-    """What speaks against a range that nobody stated."""
+    """Returns a reason to doubt a range that nobody stated."""
     if most >= high / DARK:
         is_clear = samples.mode.endswith("A") and most_alpha < high / DARK
         return f"alpha is below 1/{DARK} of that, nearly transparent: laid on white, little is seen" if is_clear else ""

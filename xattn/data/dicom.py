@@ -1,4 +1,4 @@
-"""DICOM files through pydicom: their first frame, with the window that they state."""
+"""Reads the first frame of DICOM files with pydicom, using the window that they state."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ SUFFIXES = frozenset([".dcm", ".dicom"])
 
 
 def is_dicom(head: bytes) -> bool:
-    """Whether a file that begins like this is one."""
+    """Checks whether the beginning of a file is that of a DICOM file."""
     return head[MARK_AT : MARK_AT + len(MARK)] == MARK
 
 
 def read_dicom(file: IO[bytes], reading: Reading) -> tuple[Image.Image, Scaling | None]:
-    """The first frame: grey by its rescale slope and window, MONOCHROME1 inverted; colours as they are.
+    """Reads the first frame: grey by its rescale slope and window, with MONOCHROME1 inverted; colours unchanged.
 
-    The window is the one that was given, else the first of the file, else the range of the bits stored.
+    The window is the given one, else the first one of the file, else the range of the stored bits.
 
     Raises:
         ImageError: pydicom is not installed, or cannot decode the file; the reason says which.
@@ -77,7 +77,7 @@ def _grey(about: Any, values: Tensor, reading: Reading) -> tuple[Image.Image, Sc
         lambda top, bottom: values[top:bottom],
         "DICOM",
         stated=stated,
-        is_float=True,  # its range is known: no depth is asked for
+        is_float=True,  # its range is known, so no depth is needed
         inverted=about.PhotometricInterpretation == "MONOCHROME1",
     )
     picture, scaling = eight_bits(samples, Reading(window=reading.window))
@@ -91,7 +91,7 @@ def _grey(about: Any, values: Tensor, reading: Reading) -> tuple[Image.Image, Sc
 
 
 def _stored_range(about: Any) -> tuple[float, float]:
-    """The values that the bits stored can hold, after the rescale slope."""
+    """Returns the range of values of the stored bits after the rescale slope."""
     bits, signed = int(about.BitsStored), int(about.PixelRepresentation)
     low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
     slope, intercept = float(about.get("RescaleSlope", 1) or 1), float(about.get("RescaleIntercept", 0) or 0)
@@ -100,7 +100,7 @@ def _stored_range(about: Any) -> tuple[float, float]:
 
 
 def _window(about: Any) -> tuple[float, float, str] | None:
-    """Centre, width and function of the first window of a file."""
+    """Returns centre, width and function of the first window of a file."""
     centre, width = (_first(about.get(name)) for name in ("WindowCenter", "WindowWidth"))
     if centre is None or width is None or width < 1:
         return None
@@ -114,7 +114,7 @@ def _first(value: Any) -> float | None:
 
 
 def _windowed(values: Tensor, centre: float, width: float, function: str) -> Tensor:
-    """Values in [0, 1] by a window (DICOM PS3.3, C.11.2.1.2 and C.11.2.1.3)."""
+    """Maps values to [0, 1] with a window (DICOM PS3.3, C.11.2.1.2 and C.11.2.1.3)."""
     if function == "SIGMOID":
         return torch.sigmoid(4 * (values - centre) / width)
     if function == "LINEAR_EXACT" or width == 1:

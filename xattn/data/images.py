@@ -1,4 +1,4 @@
-"""Images from files, URLs and torch datasets, with their labels, decoded as a viewer would show them."""
+"""Image source: images from files, URLs and torch datasets, with their labels, decoded as a viewer would display them."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ TAKEN = (
     "images are a folder, a glob, a file or a CSV, by path or URL; a list of these, or of pictures; a torch data set; or, for explain and "
     "evaluate, a tensor (batch, channels, height, width) in [0, 1]"
 )
-READERS = 8  # files that are read at once for their digests
+READERS = 8  # files that are read concurrently for their digests
 ITEM_FAILED = "the dataset failed: "
 ENDED_PROCESS = "decoding it ended the process that did it"
 MOMENTARY = (UNREACHED, ITEM_FAILED, ENDED_PROCESS)
-"""The beginnings of errors of images that may be readable another time."""
+"""The beginnings of errors of images that may become readable later."""
 
 
 class ImageSource:
@@ -64,23 +64,23 @@ class ImageSource:
 
     Args:
         images: a folder (read recursively), a glob, a file, or a CSV with columns `image` and `label`, each given as a path or a URL that
-            fsspec knows; archives (.zip, .tar, shards of webdataset with their classes); Parquet files with columns `image` and `label`;
-            `datasets:PLACE[:SPLIT]`, a data set of Hugging Face; `NAME:ROOT:SPLIT` of cub, dogs, mit67, voc, market, cityscapes
-            or cifar-fs, as published; a list of these; or a torch dataset, or one of Hugging Face, of pictures, of (picture, label) pairs,
-            or of dicts with keys such as `image` and `label`.
+            fsspec can open; archives (.zip, .tar, shards of webdataset with their classes); Parquet files with columns `image` and `label`;
+            `datasets:PLACE[:SPLIT]`, a data set of Hugging Face; `NAME:ROOT:SPLIT` of cub, dogs, mit67, voc, market, cityscapes or
+            cifar-fs, as published; a list of these; or a torch or Hugging Face dataset of pictures, of (picture, label) pairs, or of dicts
+            with keys such as `image` and `label`.
         labels_csv: a file of labels: a CSV with columns `image` (path relative to the given folder), or `file_name`, and `label` (class
             index, name or WordNet id), or JSON lines of these (.jsonl); lines of a path, a space and a label (.txt); or ILSVRC's ground
-            truth beside its `meta.mat`.
+            truth next to its `meta.mat`.
         labels_from: "folders", the name of each image's folder; "csv", labels_csv or the `metadata.csv` or `metadata.jsonl` of a folder;
-            "none"; None: labels_csv, the source's own, or such a file, whichever there is.
-        depth: bits that the values of pictures with more than 8 bits use; see `Reading`.
-        window: the values that are black and white in pictures with more than 8 bits; see `Reading`.
-        max_pixels: pixels of the largest picture that is decoded.
-        quiet: log nothing of files that are left out.
+            "none"; None: labels_csv, the source's own labels, or such a metadata file, whichever exists.
+        depth: number of bits in use in pictures with more than 8 bits; see `Reading`.
+        window: the values of black and white in pictures with more than 8 bits; see `Reading`.
+        max_pixels: number of pixels of the largest picture that is decoded.
+        quiet: do not log files that are left out.
 
     Raises:
-        InputError: nothing is there, the label file does not match the images, or depth and window cannot be used.
-        MissingPackageError: a data set of Hugging Face, and `datasets` is not installed.
+        InputError: there are no images, the label file does not match the images, or depth and window cannot be used.
+        MissingPackageError: a Hugging Face data set needs `datasets`, which is not installed.
     """
 
     def __init__(
@@ -160,10 +160,10 @@ class ImageSource:
         return self._pairs or all(image.label is not None for image in self.images)
 
     def with_regions(self, place: str | Path | None) -> ImageSource:
-        """The source with the regions of its pictures' objects; None: those that it has, or that a data set has itself.
+        """Returns the source with object regions of its pictures; None: the ones it already has, or those of the data set itself.
 
         Raises:
-            InputError: they cannot be read, or are of none of the pictures.
+            InputError: the regions cannot be read, or belong to none of the pictures.
         """
         names, source = [image.name for image in self.images], copy.copy(self)
         source.annotations = (self.annotations or of_dataset(self.dataset, names)) if place is None else read_annotations(place, names)
@@ -173,7 +173,7 @@ class ImageSource:
         """Labels each image by the name of its folder.
 
         Raises:
-            InputError: an image lies in no folder below the given one, or has no file.
+            InputError: an image is not in a folder below the given one, or has no file.
         """
         if bare := [image.name for image in self.images if not folder_of(image.name)]:
             raise InputError(
@@ -183,7 +183,7 @@ class ImageSource:
         self.images = [replace(image, label=folder_of(image.name)) for image in self.images]
 
     def _label_by_metadata(self, place: str) -> None:
-        """Labels the images by the `metadata.csv` or `metadata.jsonl` of their folder, if it has a label for each."""
+        """Labels the images from the `metadata.csv` or `metadata.jsonl` of their folder, if it has a label for each."""
         table = next((file for name in METADATA if (file := Path(place) / name).is_file()), None)
         if table is None or any(image.label is not None for image in self.images):
             return
@@ -196,7 +196,7 @@ class ImageSource:
         logger.info("labels: from %s; --labels-from none (labels_from='none') leaves them out", table)
 
     def digest(self) -> str:
-        """A digest that distinguishes sources: names, labels and sizes of files; for a dataset, its type and three of its items."""
+        """Returns a digest that identifies the source: names, labels and sizes of files; for a dataset, its type and three of its items."""
         digest = hashlib.sha256()
         for image in sorted(self.images, key=lambda image: image.index or 0):  # a data set is the same in any order
             size = image.path.stat().st_size if isinstance(image.path, Path) and image.path.is_file() else image.size
@@ -209,12 +209,12 @@ class ImageSource:
         return digest.hexdigest()[:16]
 
     def digests(self, images: Sequence[NamedImage]) -> list[str | None]:
-        """A digest of the content of each file; of a file at a URL, of what its folder lists of its version; None where there is none."""
+        """Returns a digest of each file's content; for a URL, of the version that its folder lists; None if there is none."""
         with ThreadPoolExecutor(READERS) as pool:
             return list(pool.map(file_digest, images))
 
     def decode(self, image: NamedImage, preprocessing: Preprocessing) -> tuple[NamedImage, Tensor]:
-        """The image, with the label that a dataset gives with the picture, and the crop that the network sees: uint8 `(C, H, W)`.
+        """Decodes an image: returns it with the label that a dataset may provide, and its input crop, uint8 `(C, H, W)`.
 
         Raises:
             ImageError: the image cannot be read, with the reason.
@@ -222,7 +222,7 @@ class ImageSource:
         return self.decode_scaled(image, preprocessing)[:2]
 
     def decode_scaled(self, image: NamedImage, preprocessing: Preprocessing) -> tuple[NamedImage, Tensor, Scaling | None, Frame]:
-        """`decode`, with the rule by which a picture of more than 8 bits was scaled, and how the crop lies in it."""
+        """Decodes like `decode`; also returns the rule by which more than 8 bits were reduced to 8, and the crop's position."""
         if image.path is not None:
             picture, scaling = read_scaled(image.path, preprocessing.channels, self.reading)
             return image, preprocessing.crop(picture), scaling, preprocessing.frame(picture)
@@ -238,7 +238,7 @@ class ImageSource:
         return image, *picture_or_crop(given, preprocessing, self.reading)
 
     def cropped(self, image: NamedImage, preprocessing: Preprocessing) -> Image.Image:
-        """The crop that the network sees, as a picture.
+        """Returns the network's input crop as a picture.
 
         Raises:
             ImageError: the image cannot be read, with the reason.
@@ -250,9 +250,9 @@ class ImageSource:
         return as_picture(picture_or_crop(given, preprocessing, self.reading)[0]) if found is None else preprocessing.cropped(found[0])
 
     def photograph(self, image: NamedImage, preprocessing: Preprocessing) -> tuple[Image.Image, Region]:
-        """The picture at its own size, in RGB as a viewer shows it, and the part of it that the network sees.
+        """Returns the picture at its own size, in RGB as a viewer displays it, and the region that the network's crop keeps.
 
-        A tensor of a data set is a crop already, and is seen whole.
+        A tensor of a data set is already a crop; its region is the whole tensor.
 
         Raises:
             ImageError: the image cannot be read, with the reason.
@@ -273,35 +273,35 @@ class ImageSource:
             raise ImageError(f"'{image.name}' has neither a file nor an index in a dataset")
         try:
             return self.dataset[image.index]
-        except Exception as error:  # any error of one item is that image's error
+        except Exception as error:  # any error of an item counts as an error of that image
             raise ImageError(f"{ITEM_FAILED}{type(error).__name__}: {error}") from error
 
     def refuse_wrong_values(self, count: int) -> None:
-        """Raises if tensors of a data set are in no range that a run takes, as shown by its first items.
+        """Raises if tensors of a data set are in a range that a run does not accept, judged by the first items.
 
         Args:
-            count: items to look at.
+            count: number of items to check.
 
         Raises:
-            InputError: they are normalised, reach to 255, or are neither uint8 nor floats; with what to do.
+            InputError: they are normalised, reach 255, or are neither uint8 nor floats; says what to do.
         """
         for index in range(min(count, len(self.images)) if self.dataset is not None else 0):
             try:
                 item = self.dataset[index]
-            except Exception:  # reported as that image's error when it is decoded
+            except Exception:  # reported as this image's error when it is decoded
                 continue
             if is_tensor(given := item_parts(item)[0]) and (wrong := wrong_values(given)):
                 raise InputError(f"item {index} of the data set: {wrong}")
 
     def by_number(self, preprocessing: Preprocessing, batch_size: int) -> Batches:
-        """Its batches by number, each decoded when it is asked for."""
+        """Returns its batches by number, each decoded when requested."""
         return Batches(self.images, partial(self.decode_scaled, preprocessing=preprocessing), batch_size)
 
     def batches(
         self, preprocessing: Preprocessing, batch_size: int, *, workers: int = 0, wanted: Sequence[int] | None = None
     ) -> Iterator[Batch]:
-        """Decoded batches in order, read ahead by worker processes: those of the wanted numbers, or all if None."""
-        decoder: Any = self.by_number(preprocessing, batch_size)  # a data set in all but its base class, which would import torch
+        """Yields decoded batches in order, read ahead by worker processes: the wanted numbers, or all if None."""
+        decoder: Any = self.by_number(preprocessing, batch_size)  # a data set without the base class, which would import torch
         wanted = range(decoder.count) if wanted is None else wanted
         loader = torch.utils.data.DataLoader[Batch](
             decoder, batch_size=None, sampler=wanted, num_workers=min(workers, len(wanted)), pin_memory=torch.cuda.is_available()
@@ -310,10 +310,10 @@ class ImageSource:
 
 
 def _places(images: Any) -> list[Any]:
-    """What was given as images, no data set, as a list.
+    """Returns images that are not a data set as a list.
 
     Raises:
-        InputError: it is neither a path nor a list.
+        InputError: they are neither a path nor a list.
     """
     if isinstance(images, (str, Path)):
         return [images]
@@ -327,7 +327,7 @@ def _places(images: Any) -> list[Any]:
 
 
 def _labelled(images: list[NamedImage], path: str) -> list[NamedImage]:
-    """The images with their labels from a file.
+    """Returns the images with their labels from a file.
 
     Raises:
         InputError: it cannot be read, or lacks a label for some image.

@@ -1,17 +1,17 @@
-"""The depths of the channels of a JPEG 2000 file, which Pillow reads but does not give."""
+"""Channel depths of a JPEG 2000 file, which Pillow reads but does not report."""
 
 from __future__ import annotations
 
 import struct
 from typing import NamedTuple
 
-MARKS = b"\xff\x4f\xff\x51"  # of the codestream and of its sizes
-CHANNELS_AT = 40  # of their number behind the first mark (ISO/IEC 15444-1, A.5.1)
+MARKS = b"\xff\x4f\xff\x51"  # start markers of the codestream and of its sizes
+CHANNELS_AT = 40  # offset of the number of channels from the first marker (ISO/IEC 15444-1, A.5.1)
 VARIOUS = 255
 
 
 class Depth(NamedTuple):
-    """Of a channel: its bits, and whether its values are signed."""
+    """Depth of a channel: number of bits, and whether its values are signed."""
 
     bits: int
     signed: bool
@@ -21,7 +21,7 @@ class Depth(NamedTuple):
 
 
 def depths(head: bytes) -> list[Depth]:
-    """The depth of each channel, or one for all; empty if the beginning of the file does not say.
+    """Returns the depth of each channel, or one for all; empty if the beginning of the file does not state it.
 
     Args:
         head: the beginning of the file.

@@ -1,4 +1,4 @@
-"""Labels of images: from label files of several kinds, and from the items of data sets."""
+"""Labels of images, from label files of several formats and from items of data sets."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LabelsFrom = Literal["folders", "csv", "none"]
-"""Where labels come from."""
+"""Possible sources of labels."""
 
 WNID = re.compile(r"n\d{8}")
 COLUMNS = (("image", "label"), ("file_name", "label"), ("ImageId", "PredictionString"))
@@ -33,16 +33,16 @@ VALIDATION = re.compile(r"ILSVRC2012_val_(\d{8})")
 DEVKIT = "meta.mat"
 JSON_LINES = ".jsonl"
 SEPARATORS = ",;\t"
-LARGEST = 2**31  # bytes: a larger file is no label file, or a mistake
+LARGEST = 2**31  # bytes: a larger file is not a label file, or a mistake
 
 
 @dataclass(frozen=True)
 class HotLabel:
-    """The classes of an image as a vector of zeros and ones gives them.
+    """Classes of an image from a vector of zeros and ones.
 
     Attributes:
-        indices: where the ones are.
-        length: of the vector, the number of classes that it is for.
+        indices: positions of the ones.
+        length: length of the vector, the number of classes.
     """
 
     indices: tuple[int, ...]
@@ -59,19 +59,19 @@ FORMS = "a class index or name, a list of these, a vector of zeros and ones with
 
 
 def label_of(given: Any) -> Label | None:
-    """The label that an item of a data set gives; None where it gives None.
+    """Returns the label of a data set's item; None for None.
 
     Args:
         given: a class index or name, several as a tuple or list, a one-hot or multi-hot vector, or a value.
 
     Raises:
-        InputError: none of these.
+        InputError: the label is none of these.
     """
     if given is None or isinstance(given, str):
         return given
     if isinstance(given, (Mapping, set)):
         raise InputError(f"a label is {FORMS}; got {_shown(given)}.")
-    if hasattr(given, "tolist") and hasattr(given, "ndim"):  # of torch or NumPy
+    if hasattr(given, "tolist") and hasattr(given, "ndim"):  # from torch or NumPy
         is_float = "float" in str(given.dtype)
         values = given.tolist()
         if isinstance(values, list):
@@ -82,7 +82,7 @@ def label_of(given: Any) -> Label | None:
     if isinstance(given, (tuple, list)):
         if any(isinstance(each, float) for each in given):
             return _of_vector(list(given), is_float=True)
-        if len(given) > len(set(map(str, given))) and all(each in (0, 1) for each in given):  # no list of indices, which differ
+        if len(given) > len(set(map(str, given))) and all(each in (0, 1) for each in given):  # not a list of indices, which are distinct
             return _of_vector(list(given), is_float=False)
         found = [label_of(each) for each in given]
         if any(not isinstance(each, (int, str)) for each in found):
@@ -142,25 +142,25 @@ def single_class(image: str, label: Label | None) -> str:
 
 
 def class_of_shard(text: str) -> int | str | None:
-    """The class that a `.cls` file of a shard holds: an index, or a name."""
+    """Parses the class in a `.cls` file of a shard: an index, or a name."""
     return int(text) if re.fullmatch(r"\s*[0-9]{1,9}\s*", text) else text.strip() or None
 
 
 def read_table(path: str) -> dict[str, str | None]:
-    """The labels of a CSV by its images, as texts; None where it gives none.
+    """Reads the labels of a CSV by image, as texts; None for a missing label.
 
-    Fields are separated by commas, or by the semicolons or tabs of its header. A byte order mark, spaces around the names of columns and
-    capitals in them do not matter.
+    Fields are separated by commas, or by semicolons or tabs if the header uses them. A byte order mark, spaces around column names and
+    their capitalisation are ignored.
 
     Raises:
-        InputError: it cannot be read, has other columns than one of `COLUMNS`, or gives an image two labels.
+        InputError: the file cannot be read, has columns other than one of `COLUMNS`, or has two labels for an image.
     """
     found: dict[str, str | None] = {}
     try:
         with io.TextIOWrapper(io.BytesIO(file_content(path)), newline="", encoding="utf-8-sig") as file:
             head = file.readline()
             file.seek(0)
-            separator = max(SEPARATORS, key=head.count)  # the first of those that occur as often
+            separator = max(SEPARATORS, key=head.count)  # the first of the most frequent ones
             reader = csv.DictReader(file, delimiter=separator)
             columns = list(reader.fieldnames or [])
             image, label = _columns(path, columns)
@@ -182,10 +182,10 @@ def read_table(path: str) -> dict[str, str | None]:
 
 
 def file_content(path: str) -> bytes:
-    """What a file of labels or regions holds.
+    """Reads the content of a file of labels or regions.
 
     Raises:
-        InputError: it is a folder, a pipe or a device, or too large.
+        InputError: it is a folder, a pipe or a device, or is too large.
         OSError: it cannot be read.
     """
     if urls.is_url(path):
@@ -203,7 +203,7 @@ def _name_of(given: str | None) -> str:
 
 
 def _columns(path: str, columns: Sequence[str]) -> tuple[str, str]:
-    """The columns of images and labels, as the file writes them; that of labels may be absent."""
+    """Returns the columns of images and labels, as named in the file; the column of labels may be absent."""
     plain = {column.strip().lower(): column for column in reversed(columns)}
     for image, label in COLUMNS:
         if image.lower() in plain:
@@ -216,7 +216,7 @@ def _columns(path: str, columns: Sequence[str]) -> tuple[str, str]:
 
 
 def _text_of(row: Mapping[Any, Any], label: str, columns: Sequence[str], separator: str, place: str) -> str | None:
-    """The text of a row's label; of a last column, also what stands behind separators that were not quoted."""
+    """Returns the text of a row's label; for the last column, including text after unquoted separators."""
     text, more = row.get(label), row.get(None)
     if more:
         if label != columns[-1]:
@@ -226,15 +226,15 @@ def _text_of(row: Mapping[Any, Any], label: str, columns: Sequence[str], separat
 
 
 def labels_in(path: str, names: Iterable[str]) -> Mapping[str, Label | None]:
-    """The labels of images by name, from a label file.
+    """Reads the labels of images by name from a label file.
 
     Args:
-        path: a CSV; JSON lines with the same names (.jsonl); a text file of lines `NAME LABEL`; or ILSVRC's ground truth, a number
-            per line, with the `meta.mat` of its development kit beside it.
-        names: of the images.
+        path: a CSV; JSON lines with the same names (.jsonl); a text file of lines `NAME LABEL`; or ILSVRC's ground truth, a number per
+            line, with the `meta.mat` of its development kit next to it.
+        names: names of the images.
 
     Raises:
-        InputError: it cannot be read, or is none of these.
+        InputError: the file cannot be read, or is none of these.
     """
     suffix = PurePosixPath(path).suffix.lower()
     if suffix == JSON_LINES:
@@ -248,10 +248,10 @@ def labels_in(path: str, names: Iterable[str]) -> Mapping[str, Label | None]:
 
 
 def read_lines(path: str) -> dict[str, str | None]:
-    """The images of a text file, one on each line, and their labels where each line ends in one behind a space.
+    """Reads the images of a text file, one per line, and their labels if each line ends in one after a space.
 
     Raises:
-        InputError: it cannot be read, names no file that is there, or gives an image two labels.
+        InputError: the file cannot be read, names no existing file, or has two labels for an image.
     """
     lines = _lines(path)
     folder = Path(path).parent
@@ -276,7 +276,7 @@ def _lines(path: str) -> list[str]:
 
 
 def _pairs(path: str, lines: Sequence[str]) -> dict[str, str]:
-    """Paths and labels of lines."""
+    """Splits lines into paths and labels."""
     found: dict[str, str] = {}
     for number, line in enumerate(lines, start=1):
         name, space, label = line.partition(" ")
@@ -286,7 +286,7 @@ def _pairs(path: str, lines: Sequence[str]) -> dict[str, str]:
 
 
 def _json_lines(path: str) -> dict[str, Label | None]:
-    """The labels of JSON lines, such as Hugging Face's `metadata.jsonl`: a number is a class index, a text a name."""
+    """Reads labels of JSON lines, such as Hugging Face's `metadata.jsonl`: a number is a class index, a text a name."""
     found: dict[str, Label | None] = {}
     try:
         lines = file_content(path).decode("utf-8-sig").splitlines()
@@ -313,7 +313,7 @@ def _json_lines(path: str) -> dict[str, Label | None]:
 
 
 def _ground_truth(path: str, lines: Sequence[str], names: Iterable[str]) -> dict[str, str | None]:
-    """The WordNet ids of ILSVRC's validation images: line n is that of image n, in numbers that its `meta.mat` explains."""
+    """Reads the WordNet ids of ILSVRC's validation images: line n is for image n, in numbers that its `meta.mat` explains."""
     place = Path(path).parent / DEVKIT
     if not place.is_file():
         raise InputError(
@@ -337,16 +337,16 @@ def _ground_truth(path: str, lines: Sequence[str], names: Iterable[str]) -> dict
 
 
 def folder_of(name: str) -> str:
-    """The folder that an image lies in, by its name; empty if it lies in none."""
+    """Returns the name of the folder that contains an image; empty if there is none."""
     return PurePosixPath(name).parent.name
 
 
 @functools.cache
 def imagenet_wnids() -> tuple[str, ...]:
-    """The WordNet ids of ImageNet's 1000 classes, in the order of networks' outputs.
+    """Returns the WordNet ids of ImageNet's 1000 classes, in the order of networks' outputs.
 
     Raises:
-        MissingPackageError: timm, which lists them, is not installed.
+        MissingPackageError: timm, which lists the ids, is not installed.
     """
     if importlib.util.find_spec("timm") is None:
         raise MissingPackageError("timm", "train", "a class by its WordNet id")
@@ -354,7 +354,7 @@ def imagenet_wnids() -> tuple[str, ...]:
 
 
 def class_names_of(dataset: Any) -> tuple[str, ...] | None:
-    """The names that a data set gives its class indices: torchvision's `classes`, or a `ClassLabel` of Hugging Face; None: none."""
+    """Returns a data set's names of its class indices: torchvision's `classes`, or a `ClassLabel` of Hugging Face; None if it has none."""
     while hasattr(dataset, "dataset") and hasattr(dataset, "indices"):  # a subset
         dataset = dataset.dataset
     names = getattr(dataset, "classes", None)
@@ -367,15 +367,15 @@ def class_names_of(dataset: Any) -> tuple[str, ...] | None:
 
 
 def is_index(label: object) -> bool:
-    """Whether a label is a class index, also as a text."""
+    """Checks whether a label is a class index, possibly as a text."""
     return isinstance(label, int) or (isinstance(label, str) and re.fullmatch(r"[0-9]{1,9}(\.0+)?", label) is not None)
 
 
 def as_plain(labels: Tensor | Sequence[Any]) -> list[Label | None]:
-    """Labels that a user gives for several images, each as `label_of` reads it.
+    """Converts a user's labels of several images, each with `label_of`.
 
     Raises:
-        InputError: one that is no label; its place is named.
+        InputError: one of them is not a label; its position is named.
     """
     found: list[Label | None] = []
     for number, given in enumerate(labels):

@@ -1,4 +1,4 @@
-"""Which images a folder, glob, file, CSV or URL names, and their labels."""
+"""Lists the images of a folder, glob, file, CSV or URL, with their labels."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from xattn.text import counted
 
 HEIC = frozenset([".heic", ".heif", ".hif"])
 RAW = frozenset([".nef", ".cr2", ".cr3", ".dng", ".arw", ".orf", ".rw2", ".pef", ".srw", ".raf", ".nrw", ".svs", ".ndpi"])
-"""Files of these endings hold a small preview that a decoder would take for the picture."""
+"""Extensions of files that hold a small preview, which a decoder would mistake for the picture."""
 OTHER_PICTURES = (
     RAW | HEIC | frozenset(["", ".jxl", ".psd", ".svg", ".eps", ".ai", ".exr", ".hdr", ".fits", ".nii", ".bpg", ".jxr", ".wdp"])
 )
-"""Endings whose files somebody may expect to be read; those that are not are reported as a warning."""
+"""Extensions of files that users may expect to be read; files that are not readable are reported as a warning."""
 TEXTS = frozenset([".txt", ".csv", ".tsv", ".xml", ".json", ".jsonl", ".yaml", ".yml", ".md", ".html", ".py", ".ipynb", ".log", ".ini"])
-"""Endings of labels, regions, notes, …: nobody expects such a file to be read as a picture."""
+"""Extensions of labels, regions, notes, …: files that nobody expects to be read as a picture."""
 _DATA = ".db .pdf .zip .tar .gz .tgz .bz2 .xz .parquet .npy .npz .mat .pt .pth .safetensors .onnx .mp4 .mov .avi .mkv .wav .mp3"
 _COPIES = ".bak .tmp .part .orig .swp .lock"
 NOT_SNIFFED = RAW | TEXTS | set(f"{_DATA} {_COPIES}".split())
-"""Endings of files that are not opened to see what they are: there may be one for each picture, or copies of pictures."""
-HEAD = 132  # bytes that tell a picture's format
+"""Extensions of files whose content is not checked: there may be one for each picture, or copies of pictures."""
+HEAD = 132  # bytes that identify a picture's format
 
 logger = logging.getLogger("xattn")
 
@@ -43,13 +43,13 @@ class NamedImage:
     """One image before it is decoded.
 
     Attributes:
-        name: as in the rows: the path relative to the given folder, or the index in a dataset.
+        name: name in the rows: the path relative to the given folder, or the index in a dataset.
         path: the file, a string if it is a URL; None for an item of a dataset.
         label: class index or name from the label file or the dataset, several as a tuple, or as a text separated by `|`, or as a vector of
             zeros and ones; or a value.
         index: position in a dataset.
-        size: bytes of a file at a URL, if its folder lists them.
-        version: of a file at a URL, differs for another content, if its folder lists such a thing.
+        size: size in bytes of a file at a URL, if its folder lists it.
+        version: version of a file at a URL, which changes with its content, if its folder lists one.
     """
 
     name: str
@@ -61,18 +61,18 @@ class NamedImage:
 
 
 def listed(place: str, *, quiet: bool = False) -> list[NamedImage]:
-    """The images of a folder (read recursively), a glob, a file, an archive, or a CSV with columns `image` and `label`, by path or URL; or
-    those of a text file with a path on each line, relative to it, and perhaps a label; or a split of a data set as it is published,
-    `NAME:ROOT:SPLIT`, labelled by the names of its classes.
+    """Lists the images of a folder (read recursively), a glob, a file, an archive, or a CSV with columns `image` and `label`, by path or
+    URL; of a text file with one path per line, relative to it, and optionally a label; or of a split of a published data set,
+    `NAME:ROOT:SPLIT`, labelled with its class names.
 
-    What is left out is logged, by ending.
+    Files that are left out are logged, by extension.
 
     Args:
-        place: of the images.
-        quiet: log nothing of what is left out.
+        place: place of the images.
+        quiet: do not log files that are left out.
 
     Raises:
-        InputError: nothing is there, or it cannot be read.
+        InputError: there are no images, or the place cannot be read.
     """
     if (published := parsed_place(place)) is not None:
         split = open_published(*published)
@@ -92,7 +92,7 @@ def listed(place: str, *, quiet: bool = False) -> list[NamedImage]:
 
 
 def _names(target: Target, classes: Sequence[str]) -> str | tuple[str, ...]:
-    """The name of a class index, or of each class of a label vector."""
+    """Returns the name of a class index, or of each class of a label vector."""
     if isinstance(target, int):
         return classes[target]
     return tuple(name for name, entry in zip(classes, target, strict=True) if entry == 1)
@@ -124,7 +124,7 @@ def _files(given: str, quiet: bool) -> list[NamedImage]:
 
 
 def _at_url(given: str, quiet: bool) -> list[NamedImage]:
-    """`_files` for a URL."""
+    """Does the same as `_files` for a URL."""
     try:
         found = urls.found(given)
     except OSError as error:
@@ -138,7 +138,7 @@ def _at_url(given: str, quiet: bool) -> list[NamedImage]:
     shown = [file for file in found if not any(part.startswith(".") for part in file.name.split("/"))]
     classes = _webdataset_classes(shown)
     pictures = [file for file in shown if PurePosixPath(file.name).suffix.lower() in SUFFIXES | HEIC]
-    if classes:  # of a sample's files the one whose ending is a single word, as `a.jpg` and not `a.mask.png`
+    if classes:  # of a sample's files the one with a single-word extension, such as `a.jpg` and not `a.mask.png`
         pictures = [file for file in pictures if PurePosixPath(file.name).name.count(".") == 1]
     if not quiet:
         _report_left_out([PurePosixPath(file.name) for file in shown if file not in pictures and not file.name.endswith(".cls")], given)
@@ -146,7 +146,7 @@ def _at_url(given: str, quiet: bool) -> list[NamedImage]:
 
 
 def _webdataset_classes(found: list[urls.Found]) -> dict[str, int | str | None]:
-    """The class of each sample of a shard of webdataset, from its `.cls` file; empty for other archives."""
+    """Reads the class of each sample of a webdataset shard from its `.cls` file; empty for other archives."""
     try:
         return {_key(file.name): class_of_shard(urls.read(file.url).decode("utf-8")) for file in found if file.name.endswith(".cls")}
     except (OSError, UnicodeDecodeError) as error:
@@ -154,13 +154,13 @@ def _webdataset_classes(found: list[urls.Found]) -> dict[str, int | str | None]:
 
 
 def _key(name: str) -> str:
-    """What the files of a sample have in common: the path up to the first dot of the file's name."""
+    """Returns the common key of a sample's files: the path up to the first dot of the file name."""
     folder, slash, file = name.rpartition("/")
     return folder + slash + file.partition(".")[0]
 
 
 def _walk(folder: Path, quiet: bool) -> list[Path]:
-    """The pictures below a folder, each folder once: those that links lead to come last, and only if they were not met before."""
+    """Finds the pictures below a folder, visiting each folder once; linked folders come last, and only if they were not visited before."""
     found: list[Path] = []
     refused: list[str] = []
     seen: set[str] = set()
@@ -181,7 +181,7 @@ def _walk(folder: Path, quiet: bool) -> list[Path]:
 
 
 def _without_links_to_others(files: list[Path], folder: Path, quiet: bool) -> list[Path]:
-    """The files without links to files that are there themselves."""
+    """Drops links to files that are themselves in the list."""
     links = {file: os.path.realpath(file) for file in files if file.is_symlink()}
     if not links:
         return files
@@ -193,7 +193,7 @@ def _without_links_to_others(files: list[Path], folder: Path, quiet: bool) -> li
 
 
 def _pictures(files: list[Path], place: str, quiet: bool) -> list[Path]:
-    """The files that are pictures by their ending or, where it says nothing, by their first bytes; the others are reported."""
+    """Keeps files that are pictures by their extension or, if that is inconclusive, by their first bytes; reports the others."""
     found: list[Path] = []
     left: list[Path] = []
     for file in files:
@@ -205,7 +205,7 @@ def _pictures(files: list[Path], place: str, quiet: bool) -> list[Path]:
 
 
 def _is_known(suffix: str) -> bool:
-    """Whether files of an ending are not opened to see what they are."""
+    """Checks whether files with an extension are never opened to identify them."""
     return suffix in NOT_SNIFFED or suffix.endswith(("~", "_original"))
 
 
@@ -220,7 +220,7 @@ def _begins_as_picture(file: Path) -> bool:
 
 
 def _report_left_out(files: Sequence[PurePath], place: str) -> None:
-    """Logs how many files are no pictures that can be read, by ending; as a warning where somebody may expect them to be read."""
+    """Logs how many files are not readable pictures, by extension; as a warning if users may expect them to be read."""
     texts = [file for file in files if file.suffix.lower() in TEXTS]
     if texts:
         logger.info("%s: next to the pictures: %s", place, _by_ending(texts, texts))
@@ -232,19 +232,19 @@ def _report_left_out(files: Sequence[PurePath], place: str) -> None:
 
 
 def _by_ending(files: Sequence[PurePath], shown: Sequence[PurePath]) -> str:
-    """How many files have which ending, and the names of some."""
+    """Counts files by extension, with the names of some."""
     endings = Counter(file.suffix.lower() for file in files)
     counts = ", ".join(f"{count} {ending or 'without an ending'}" for ending, count in endings.most_common(8))
     return f"{counts} ({', '.join(printable(file.name) for file in shown[:3])}{', …' if len(shown) > 3 else ''})"
 
 
 def printable(name: str) -> str:
-    r"""A file's name as text that can be stored: bytes that are no UTF-8 become `\xe9`."""
+    r"""Returns a file's name as text that can be stored: bytes that are not UTF-8 become `\xe9`."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def unique(images: list[NamedImage]) -> list[NamedImage]:
-    """Each file once, each under a unique name: files with the same name are named by their paths below the folder that all share."""
+    """Lists each file once under a unique name: files with the same name are named by their paths below their common folder."""
     images = list(dict(zip(places_of(images), images, strict=True)).values())
     if len({image.name for image in images}) == len(images):
         return images
@@ -252,7 +252,7 @@ def unique(images: list[NamedImage]) -> list[NamedImage]:
 
 
 def places_of(images: Sequence[NamedImage]) -> list[str | None]:
-    """What tells the file of each image from others, however its folder was given; None for an item of a data set."""
+    """Identifies the file of each image, regardless of how its folder was given; None for an item of a data set."""
     real = functools.cache(os.path.realpath)
     return [os.path.join(real(image.path.parent), image.path.name) if isinstance(image.path, Path) else image.path for image in images]
 
@@ -272,7 +272,7 @@ def _absolute(path: Path | str) -> Path | str:
 
 
 def file_digest(image: NamedImage) -> str | None:
-    """A digest of the content of an image's file, or of its version at a URL; None where there is none."""
+    """Returns a digest of an image file's content, or of its version at a URL; None if there is none."""
     if isinstance(image.path, str):
         if image.version is None:
             return None
@@ -287,6 +287,6 @@ def file_digest(image: NamedImage) -> str | None:
 
 
 def numbered(count: int) -> list[NamedImage]:
-    """The images of a data set of some length."""
+    """Lists the images of a data set of a given length."""
     width = len(str(max(count - 1, 0)))
     return [NamedImage(f"{index:0{width}d}", index=index) for index in range(count)]

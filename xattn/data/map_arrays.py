@@ -1,4 +1,4 @@
-"""Arrays of maps in files of other tools: NumPy's, safetensors, torch's and grey PNG. Nothing in a file is executed."""
+"""Reads arrays of maps from files of other tools: NumPy's, safetensors, torch's and grey PNG. Nothing in a file is executed."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CONTAINERS = (".npz", ".safetensors", ".pt", ".pth")
-"""Files that hold arrays by name."""
+"""Extensions of files that hold arrays by name."""
 SUFFIXES = (".npy", ".png", *CONTAINERS)
 TAKEN = "NumPy's .npy and .npz, .safetensors, torch's .pt and .pth, and grey .png"
 
 
 def arrays_in(path: Path) -> dict[str, Tensor]:
-    """The arrays in a file, by name; `""` is the name of one that stands alone.
+    """Reads the arrays in a file, by name; `""` is the name of an array in a file that holds only one.
 
     Args:
         path: a file with one of `SUFFIXES`.
 
     Raises:
-        InputError: it cannot be read, or is no such file.
+        InputError: the file cannot be read, or is not in one of these formats.
     """
     try:
         if path.suffix == ".safetensors":
@@ -88,14 +88,14 @@ def _grey(path: Path, content: bytes) -> Tensor:
 
 
 def as_map(values: Tensor, said: str) -> Tensor:
-    """An array as a map `(h, w)`, float32; axes of length 1 before them are dropped.
+    """Returns an array as a map `(h, w)`, float32; leading axes of length 1 are dropped.
 
     Args:
-        values: of any shape.
-        said: what messages call it.
+        values: an array of any shape.
+        said: its name in messages.
 
     Raises:
-        InputError: it is no map.
+        InputError: it is not a map.
     """
     shape = tuple(values.shape)
     while values.dim() > 2 and values.shape[0] == 1:

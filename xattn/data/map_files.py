@@ -1,4 +1,4 @@
-"""Maps that another tool wrote into files: which file holds the map of which picture, and the map as the network's crop shows it."""
+"""Maps that another tool wrote: finds the file of each picture's map, and crops the map like the network's input."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ LAYOUTS = (
 
 
 class MapFile(NamedTuple):
-    """Where the map of a picture is.
+    """Location of a picture's map.
 
     Attributes:
-        path: of the file.
-        array: its name there; empty in a file of one.
-        digest: of the picture's name, and the map's values and shape, once they were read.
-        size: height and width, likewise.
+        path: path of the file.
+        array: name of the array in the file; empty if the file holds only one.
+        digest: digest of the picture's name and the map's values and shape, once they are read.
+        size: height and width of the map, once it is read.
     """
 
     path: str
@@ -47,7 +47,7 @@ class MapFile(NamedTuple):
 
 
 class Pictures(Protocol):
-    """A batch whose maps are read: a `Trace`."""
+    """Interface of a batch whose maps are read: a `Trace`."""
 
     names: Sequence[str]
     frames: Sequence[Frame]
@@ -56,16 +56,16 @@ class Pictures(Protocol):
 
 @dataclass(frozen=True)
 class MapFiles:
-    """The maps of one method in files, as a method: a batch → its raw maps.
+    """One method's maps in files, used as a method: a batch → its raw maps.
 
     Attributes:
-        name: of the method.
-        place: folder or file in which they were found.
-        files: by name of the picture.
-        covers: what a map shows: "crop", what the network sees; "picture", all of the picture. None: "picture" for a map of its picture's
-            own size, else "crop".
-        signed: values below 0 speak against the target.
-        digest: of their values and the pictures that they are of.
+        name: name of the method.
+        place: the folder or file that holds them.
+        files: files by name of the picture.
+        covers: the area that a map shows: "crop", the network's input; "picture", the whole picture. None: "picture" for a map of its
+            picture's own size, else "crop".
+        signed: values below 0 are evidence against the target.
+        digest: digest of the maps' values and their pictures.
     """
 
     name: str
@@ -77,31 +77,31 @@ class MapFiles:
 
     @cached_property
     def sizes(self) -> list[tuple[int, int]]:
-        """The heights and widths that occur."""
+        """Returns the different heights and widths of the maps."""
         return sorted({file.size for file in self.files.values()})
 
     def only(self, names: Collection[str]) -> MapFiles:
-        """The maps of some of the pictures."""
+        """Returns the maps of some of the pictures."""
         files = {name: self.files[name] for name in sorted(names)}
         digest = hashlib.sha256("".join(file.digest for file in files.values()).encode()).hexdigest()[:16]
         return replace(self, files=files, digest=digest)
 
     def __call__(self, batch: Pictures) -> Tensor:
-        """The raw maps of a batch, `(B, h, w)`, on its device."""
+        """Reads the raw maps of a batch, `(B, h, w)`, onto its device."""
         size = (batch.images.shape[2], batch.images.shape[3])
         found = [self.shown(name, frame, size) for name, frame in zip(batch.names, batch.frames, strict=True)]
         return torch.stack(found).to(batch.images.device)
 
     def shown(self, name: str, frame: Frame, size: tuple[int, int]) -> Tensor:
-        """The map of a picture, as far as the crop shows it: `(h, w)` at its own resolution, or at the crop's if it covers the picture.
+        """Reads the map of a picture for the crop: `(h, w)` at its own resolution, or at the crop's if the map covers the whole picture.
 
         Args:
-            name: of the picture.
-            frame: the picture's size, and what the crop keeps of it.
+            name: name of the picture.
+            frame: size of the picture, and the region that the crop keeps.
             size: height and width of the crop.
 
         Raises:
-            InputError: it cannot be read, or it cannot be told what it covers.
+            InputError: the map cannot be read, or it is unclear which area it covers.
         """
         values = _map_in(self.files[name])
         own, of_picture = (values.shape[0], values.shape[1]), (frame.size[1], frame.size[0])
@@ -121,15 +121,15 @@ class MapFiles:
 
 
 def cropped(values: Tensor, frame: Frame, size: tuple[int, int]) -> Tensor:
-    """What a crop shows of a map of the whole picture: resized bilinearly, smoothed where it shrinks, and cut as the picture is.
+    """Crops a map of the whole picture: resized bilinearly, antialiased when reduced, and cropped like the picture.
 
     Args:
-        values: `(h, w)`, over all of the picture.
-        frame: the picture's size, and what the crop keeps of it.
+        values: `(h, w)`, over the whole picture.
+        frame: size of the picture, and the region that the crop keeps.
         size: height and width of the crop.
 
     Returns:
-        `(H, W)`; 0 where the crop lies outside the picture.
+        `(H, W)`; 0 where the crop extends beyond the picture.
     """
     kept, (height, width) = frame.kept, size
     down, across = (kept.bottom - kept.top) / height, (kept.right - kept.left) / width
@@ -148,11 +148,11 @@ def _spans(top: int, left: int, size: tuple[int, int], whole: tuple[int, int]) -
 
 
 class Found(NamedTuple):
-    """Maps that were found.
+    """Result of a search for maps.
 
     Attributes:
-        maps: of each method.
-        unknown: files and arrays that are of none of the pictures.
+        maps: maps of each method.
+        unknown: files and arrays that belong to none of the pictures.
     """
 
     maps: list[MapFiles]
@@ -166,19 +166,19 @@ def find_maps(
     covers: Covers | None = None,
     signed: bool = False,
 ) -> Found:
-    """The maps of some pictures that other tools wrote.
+    """Finds the maps of some pictures that other tools wrote.
 
-    A map belongs to the picture whose path it has below its folder, with the picture's ending or without: `a/b.npy` and `a/b.jpg.npy` to
-    `a/b.jpg`. A method has the name of its folder or file.
+    A map belongs to the picture with the same path below its folder, with or without the picture's extension: `a/b.npy` and `a/b.jpg.npy`
+    belong to `a/b.jpg`. A method is named after its folder or file.
 
     Args:
-        places: folders, containers and CSVs; by the names that their methods get, or named by themselves.
-        names: of the pictures.
-        covers: what maps show, see `MapFiles`.
-        signed: values below 0 speak against the target; without, they are refused.
+        places: folders, containers and CSVs; keyed by the names of their methods, or named automatically.
+        names: names of the pictures.
+        covers: the area that maps show, see `MapFiles`.
+        signed: values below 0 are evidence against the target; if false, they are refused.
 
     Raises:
-        InputError: there are no maps of these pictures, or some that cannot be read or are no maps.
+        InputError: there are no maps of these pictures, or some cannot be read or are not maps.
     """
     known = _Names(names)
     found: dict[str, MapFiles] = {}
@@ -209,17 +209,17 @@ def find_maps(
 
 
 class _Names:
-    """The pictures, by what the files of their maps may be called."""
+    """Index of the pictures by the possible names of their maps' files."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.exact = set(names)
         self.by_stem: dict[str, str | None] = {}
         for name in names:
             stem = PurePosixPath(name).with_suffix("").as_posix()
-            self.by_stem[stem] = None if stem in self.by_stem else name  # of two pictures: neither
+            self.by_stem[stem] = None if stem in self.by_stem else name  # belongs to two pictures, so it is used for neither
 
     def of(self, stem: str) -> str | None:
-        """The picture of a map; None if it is of none."""
+        """Returns the picture of a map; None if there is none."""
         return stem if stem in self.exact else self.by_stem.get(stem)
 
 
@@ -227,10 +227,10 @@ Candidates = list[tuple[str, MapFile]]
 
 
 def _methods_in(place: Path, known: _Names) -> dict[str, tuple[str, Candidates]]:
-    """The methods in a place, by name, with where each was found and the pictures and files of its maps.
+    """Returns the methods in a place, by name, with their location and the pictures and files of their maps.
 
     Raises:
-        InputError: the place is nothing that holds maps, or cannot be read.
+        InputError: the place does not hold maps, or cannot be read.
     """
     try:
         return _found_in(place, known)
@@ -263,10 +263,10 @@ def _found_in(place: Path, known: _Names) -> dict[str, tuple[str, Candidates]]:
 
 
 def _named(methods: dict[str, tuple[str, Candidates]], wanted: str | None, place: str | Path) -> dict[str, tuple[str, Candidates]]:
-    """The methods in a place under the name that was given for it.
+    """Returns the methods in a place under the name given for it.
 
     Raises:
-        InputError: a name was given, and there are several methods, none with it.
+        InputError: a name is given, and there are several methods, none of which has it.
     """
     if wanted is None or wanted in methods:
         return methods if wanted is None else {wanted: methods[wanted]}
@@ -276,7 +276,7 @@ def _named(methods: dict[str, tuple[str, Candidates]], wanted: str | None, place
 
 
 def _folder(folder: Path) -> Candidates:
-    """The files of maps in a folder and below, by their path there without its ending."""
+    """Finds the files of maps in a folder and below, by their path relative to it without the extension."""
     files = sorted(Path(parent) / name for parent, _, names in os.walk(folder, onerror=_refuse) for name in names)
     inside = [(file.relative_to(folder), file) for file in files if file.suffix in SUFFIXES]
     kept = [(path, file) for path, file in inside if not any(part.startswith(".") for part in path.parts)]
@@ -284,11 +284,11 @@ def _folder(folder: Path) -> Candidates:
 
 
 def _refuse(error: OSError) -> None:
-    raise error  # a folder that cannot be read is not an empty one
+    raise error  # an unreadable folder is not an empty one
 
 
 def _manifest(path: Path) -> dict[str, tuple[str, Candidates]]:
-    """The maps that a CSV names, with paths relative to it."""
+    """Finds the maps that a CSV names, with paths relative to it."""
     found: dict[str, tuple[str, Candidates]] = {}
     try:
         reader = csv.DictReader(io.StringIO(file_content(str(path)).decode("utf-8-sig"), newline=""))
@@ -309,10 +309,10 @@ def _manifest(path: Path) -> dict[str, tuple[str, Candidates]]:
 
 
 def _checked(name: str, place: str, files: Mapping[str, MapFile], covers: Covers | None, signed: bool) -> MapFiles:
-    """The maps of a method, each read once: its values are what a run continues with.
+    """Reads each map of a method once: a run that continues needs the same values.
 
     Raises:
-        InputError: a name that a table cannot show, a file that holds no map, or values below 0 that nobody said what they mean.
+        InputError: the name cannot be shown in a table, a file holds no map, or there are values below 0 whose meaning is not given.
     """
     if not name or any(sign in name for sign in ":,=") or name != shown(name, keep=""):
         raise InputError(
@@ -337,7 +337,7 @@ def _checked(name: str, place: str, files: Mapping[str, MapFile], covers: Covers
 
 
 def _each(files: Mapping[str, MapFile]) -> Iterable[tuple[str, Tensor]]:
-    """All maps with their pictures, in the order of their files; each file is read once."""
+    """Yields all maps with their pictures, in the order of their files; each file is read once."""
     last: tuple[str, dict[str, Tensor]] = ("", {})
     for picture, file in sorted(files.items(), key=lambda item: (item[1].path, item[0])):
         if last[0] != file.path:

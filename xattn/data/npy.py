@@ -1,4 +1,4 @@
-"""NumPy's file format, read and written without NumPy; nothing in a file is executed."""
+"""Reads and writes NumPy's file format without NumPy; nothing in a file is executed."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ READ = {
 
 
 def npy(values: Tensor, dtype: torch.dtype = torch.float32) -> bytes:
-    """A tensor as the content of a NumPy file, format 1.0.
+    """Returns a tensor as the content of a NumPy file, format 1.0.
 
     Args:
-        values: any shape.
+        values: a tensor of any shape.
         dtype: float32, float64, int32 or int64.
     """
     descr = next(name for name, known in DTYPES.items() if known == dtype)
@@ -35,10 +35,10 @@ def npy(values: Tensor, dtype: torch.dtype = torch.float32) -> bytes:
 
 
 def read_npy(path: str | Path) -> Tensor:
-    """The array of numbers in a NumPy file, format 1.0 to 3.0, of little-endian floats, integers up to 64 bits, or bool.
+    """Reads an array of numbers from a NumPy file, format 1.0 to 3.0: little-endian floats, integers up to 64 bits, or bool.
 
     Raises:
-        InputError: it cannot be read, is no such file, has another type of values, or is cut off.
+        InputError: the file cannot be read, is not in this format, has another type of values, or is truncated.
     """
     try:
         content = Path(path).read_bytes()
@@ -48,14 +48,14 @@ def read_npy(path: str | Path) -> Tensor:
 
 
 def npy_values(content: bytes, path: str | Path) -> Tensor:
-    """The array in the content of a NumPy file.
+    """Parses the array in the content of a NumPy file.
 
     Args:
-        content: of the file.
-        path: what messages call it.
+        content: content of the file.
+        path: its name in messages.
 
     Raises:
-        InputError: as `read_npy`.
+        InputError: as for `read_npy`.
     """
     try:
         major, shape, descr, fortran, start = _header(content)
@@ -72,7 +72,7 @@ def npy_values(content: bytes, path: str | Path) -> Tensor:
 
 
 def _header(content: bytes) -> tuple[int, tuple[int, ...], str, bool, int]:
-    """Version, shape, type, whether columns come first, and where the values begin."""
+    """Parses version, shape, type, column order, and the offset of the values."""
     if content[:6] != MAGIC:
         raise ValueError("magic")
     major = content[6]

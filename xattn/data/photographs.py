@@ -1,4 +1,4 @@
-"""The pictures that crops were made from, at their own size."""
+"""Loads the original pictures of crops, at their own size."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ __all__ = ["Photographs"]
 
 @dataclass(frozen=True)
 class Photographs:
-    """The pictures that crops were made from.
+    """The original pictures of crops.
 
     Attributes:
-        source: of the pictures.
-        preprocessing: of the network that saw the crops.
+        source: source of the pictures.
+        preprocessing: preprocessing of the network that used the crops.
     """
 
     source: ImageSource
     preprocessing: Preprocessing
 
     def of(self, names: Sequence[str]) -> Iterator[tuple[Image.Image, Region]]:
-        """Pictures in RGB at their own size, by their names, and the part of each that the network saw.
+        """Loads pictures in RGB at their own size, by name, with the region of each that the network used.
 
         Raises:
-            ImageError: one cannot be read, with the reason.
+            ImageError: a picture cannot be read; gives the reason.
         """
         known = {image.name: image for image in self.source.images}
         for name in names:

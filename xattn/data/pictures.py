@@ -1,4 +1,4 @@
-"""A file or its content → the picture that a viewer would show."""
+"""Decodes a file or its content to the picture that a viewer would display."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from xattn.data.samples import described, has_low_bytes, high_bytes, is_deep, sa
 from xattn.errors import ImageError, MissingPackageError, RunError
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO", "TGA")
-"""Pillow's formats that are opened, whatever a file is called. Others reach other programs, or are no photographs."""
+"""Pillow's formats that are opened, regardless of a file's name. Others call other programs, or are not photographs."""
 
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-"""How a file begins."""
+"""First bytes of files in these formats."""
 
 OTHERS = {
     b"%!PS": "an EPS",
@@ -53,7 +53,7 @@ OTHERS = {
     b"\x1f\x8b": "a gzip file",
     b"version https://git-lfs": "a pointer of Git LFS, not the file",
 }
-"""What a file may be that is no picture in a format that is read, by what stands in its first bytes."""
+"""First bytes of other kinds of files, which are not pictures in a readable format."""
 
 SUFFIXES = frozenset(
     [
@@ -64,17 +64,17 @@ SUFFIXES = frozenset(
 """Endings of files that are read as pictures."""
 
 UNREACHED = "could not be reached: "
-"""The beginning of an error of a picture that may be there another time."""
+"""The beginning of an error of a picture that may become readable later."""
 
 HEAD = 4096
 ORIENTATION = 0x0112  # a tag of EXIF
-STRIP = 1 << 20  # pixels that are laid on white at once
+STRIP = 1 << 20  # pixels that are composited on white in one step
 _HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _limit = threading.Lock()
 
 
 def is_picture(head: bytes) -> bool:
-    """Whether a file that begins like this is in a format that is read, by its first bytes."""
+    """Checks by a file's first bytes whether its format can be read."""
     return (
         head.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", *TIFF, b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"))
         or (head.startswith(b"BM") and head[6:10] == bytes(4))
@@ -86,20 +86,20 @@ def is_picture(head: bytes) -> bool:
 
 
 def read_picture(path: str | Path, channels: int = 3, reading: Reading | None = None) -> Image.Image:
-    """A picture as a viewer shows it, in RGB: EXIF orientation applied, first frame, alpha on white.
+    """Reads a picture as a viewer displays it, in RGB: EXIF orientation applied, first frame, alpha on white.
 
-    The format is told by the content, whatever the name. Pictures of more than 8 bits are scaled to 8 by `eight_bits`; by which rule is
+    The content determines the format, regardless of the name. Pictures with more than 8 bits are reduced to 8 by `eight_bits`; the rule is
     logged.
 
     Args:
-        path: of the picture, or its URL.
-        channels: that will be taken of it; with more than three, its own channels are left as they are.
+        path: path or URL of the picture.
+        channels: number of channels that will be used; for more than three, its own channels are unchanged.
         reading: depth, window and largest size.
 
     Raises:
-        ImageError: the file is empty, truncated, not a picture, or larger than `Reading.max_pixels`, or nothing says which of its values is
-            white.
-        RunError: the storage does not answer.
+        ImageError: the file is empty, truncated, not a picture, or larger than `Reading.max_pixels`, or it is unknown which of its values
+            is white.
+        RunError: the storage does not respond.
     """
     picture, scaling = read_scaled(path, channels, reading or Reading())
     if scaling is not None:
@@ -113,7 +113,7 @@ def _log_once(scaling: Scaling, name: str) -> None:
 
 
 def read_scaled(path: str | Path, channels: int, reading: Reading) -> tuple[Image.Image, Scaling | None]:
-    """`read_picture`, with the rule by which a picture of more than 8 bits was scaled."""
+    """Reads like `read_picture`; also returns the rule by which more than 8 bits were reduced to 8."""
     with _opened(path) as file:
         is_named_dicom = Path(str(path)).suffix.lower() in dicom.SUFFIXES
         return decode(file, channels, reading, is_dicom=is_named_dicom)
@@ -142,21 +142,21 @@ def _fetched(url: str) -> bytes:
         return urls.read(url)
     except (FileNotFoundError, PermissionError) as error:
         raise ImageError(f"{UNREACHED}{error.strerror or f'it is not there, or may not be read: {error}'}") from error
-    except OSError as error:  # silent storage says nothing about the image: the run stops, and can be resumed
+    except OSError as error:  # silent storage shows nothing about the image: the run stops, and can be resumed
         raise RunError(f"'{url}' could not be read ({error}). What was finished is kept: run the same command to continue.") from error
 
 
 def decode(file: IO[bytes], channels: int, reading: Reading, *, is_dicom: bool = False) -> tuple[Image.Image, Scaling | None]:
-    """The picture in an open file.
+    """Decodes the picture in an open file.
 
     Args:
-        file: at its beginning.
-        channels: that will be taken of it.
+        file: positioned at its beginning.
+        channels: number of channels that will be used.
         reading: depth, window and largest size.
-        is_dicom: whether it is a DICOM file though it may not begin as one.
+        is_dicom: whether it is a DICOM file even if it does not begin like one.
 
     Raises:
-        ImageError: with the reason.
+        ImageError: it cannot be decoded; gives the reason.
     """
     try:
         file.seek(0)
@@ -168,7 +168,7 @@ def decode(file: IO[bytes], channels: int, reading: Reading, *, is_dicom: bool =
             picture, scaling = dicom.read_dicom(file, reading)
             return as_rgb(picture) if channels <= 3 else picture, scaling
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the size is checked here, and Pillow's warnings about metadata do not matter
+            warnings.simplefilter("ignore")  # the size is checked here, and Pillow's warnings about metadata are irrelevant
             with _open(file, head, reading) as opened:
                 return _decoded(opened, file, head, channels, reading)
     except ImageError:
@@ -186,7 +186,7 @@ def decode(file: IO[bytes], channels: int, reading: Reading, *, is_dicom: bool =
 
 
 def _unknown(file: IO[bytes], head: bytes) -> str:
-    """Why a file is not opened, by what its first bytes say that it is."""
+    """Returns why a file is not opened, by the kind of file that its first bytes indicate."""
     if head.startswith(TIFF):
         return (
             f"a TIFF{described(file, head)} that Pillow does not read, or damaged: save it with 8 or 16 bits, or as floats of 32 "
@@ -203,7 +203,7 @@ def _unknown(file: IO[bytes], head: bytes) -> str:
 
 
 def _open(file: IO[bytes], head: bytes, reading: Reading) -> Image.Image:
-    """The picture in a file, not loaded yet and no larger than is allowed."""
+    """Opens the picture in a file without loading it; it is at most as large as allowed."""
     file.seek(0)
     if head[4:8] == b"ftyp" and head[8:12] in _HEIF:
         try:
@@ -231,7 +231,7 @@ def _formats() -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def _bomb_limit(max_pixels: int) -> Iterator[None]:
-    """Pillow's own limit raised while a file is opened, where more is allowed."""
+    """Raises Pillow's own size limit while a file is opened, if larger pictures are allowed."""
     if max_pixels <= MAX_PIXELS:
         yield
         return
@@ -249,7 +249,7 @@ def _decoded(picture: Image.Image, file: IO[bytes], head: bytes, channels: int, 
     deep, low = is_deep(picture, how), None
     picture.load()
     if not deep:
-        ImageOps.exif_transpose(picture, in_place=True)  # without a copy where nothing is to be turned
+        ImageOps.exif_transpose(picture, in_place=True)  # without a copy if there is nothing to rotate
         return picture.copy() if channels > 3 else as_rgb(picture), joined(notes)
     if has_low_bytes(picture, how):
         low = _open(file, head, reading)
@@ -263,10 +263,10 @@ def _decoded(picture: Image.Image, file: IO[bytes], head: bytes, channels: int, 
 
 
 def from_memory(picture: Image.Image, channels: int, reading: Reading) -> tuple[Image.Image, Scaling | None]:
-    """A picture that a data set gives, as `read_scaled` gives one of a file."""
+    """Converts a picture of a data set in the way that `read_scaled` does for a file."""
     notes, how, scaling = notes_of(picture), stored(picture), None
     if is_deep(picture, how):
-        if has_low_bytes(picture, how):  # opened and not loaded yet: its low bytes are in the file alone
+        if has_low_bytes(picture, how):  # opened but not loaded yet: only the file has its low bytes
             return decode(getattr(picture, "fp"), channels, reading)  # noqa: B009
         picture.load()
         picture, scaling = high_bytes(picture, how, reading) or eight_bits(samples_of(picture, None, how), reading)
@@ -274,7 +274,7 @@ def from_memory(picture: Image.Image, channels: int, reading: Reading) -> tuple[
 
 
 def as_rgb(picture: Image.Image) -> Image.Image:
-    """An 8-bit picture in RGB, alpha on white, strip by strip, so that there is one copy of a large picture and not four."""
+    """Converts an 8-bit picture to RGB, alpha on white, strip by strip, so that there is one copy of a large picture and not four."""
     if picture.mode not in ("RGBA", "LA", "PA", "La", "RGBa") and "transparency" not in picture.info:
         return picture.convert("RGB")
     found = Image.new("RGB", picture.size)
@@ -286,6 +286,6 @@ def as_rgb(picture: Image.Image) -> Image.Image:
 
 
 def content_of(item: Any) -> IO[bytes] | None:
-    """The content of a picture that a data set gives undecoded: bytes, or `{"bytes": …}`; None of others."""
+    """Returns the content of a picture that a data set does not decode: bytes, or `{"bytes": …}`; None for others."""
     found = item.get("bytes") if isinstance(item, dict) else item
     return io.BytesIO(bytes(found)) if isinstance(found, (bytes, bytearray, memoryview)) else None

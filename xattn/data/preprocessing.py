@@ -1,4 +1,4 @@
-"""From a decoded picture to pixel space: the crop that the network sees."""
+"""Preprocessing: from a decoded picture to the network's input crop in pixel space."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-OTHER_MEAN = OTHER_STD = 0.5  # of networks that do not take three channels, as long as nothing else is given
+OTHER_MEAN = OTHER_STD = 0.5  # for networks that do not use three channels, if nothing else is given
 CROP_SHARE = 224 / 256
-LARGEST_CROP = 2**25  # pixels: more is a typing error, or a file that would fill the memory
+LARGEST_CROP = 2**25  # pixels: a larger crop is a typing error, or a file that would fill the memory
 LARGEST_SIDE = 2**16
 
 Interpolation = Literal["nearest", "nearest-exact", "bilinear", "bicubic", "box", "hamming", "lanczos"]
@@ -30,13 +30,13 @@ logger = logging.getLogger("xattn")
 
 
 class Region(NamedTuple):
-    """A rectangle of a picture, in its pixels: 0 is the outer edge of the first one, so that edges need not lie between pixels.
+    """A rectangle of a picture, in its pixels: 0 is the outer edge of the first pixel, so that edges need not lie between pixels.
 
     Attributes:
-        left: of its left edge.
-        top: of its upper edge.
-        right: of its right edge.
-        bottom: of its lower edge.
+        left: position of its left edge.
+        top: position of its upper edge.
+        right: position of its right edge.
+        bottom: position of its lower edge.
     """
 
     left: float
@@ -46,11 +46,11 @@ class Region(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """How a crop lies in its picture.
+    """Position of a crop in its picture.
 
     Attributes:
         size: width and height of the picture.
-        kept: the part of it that the crop shows.
+        kept: the region that the crop shows.
     """
 
     size: tuple[int, int]
@@ -61,14 +61,14 @@ class Frame(NamedTuple):
 class Preprocessing:
     """Resize, centre crop and normalisation of a classifier; the defaults are torchvision's for ImageNet.
 
-    Pictures are decoded to as many channels as there are means: one is grey (ITU-R 601 luma), three are RGB, four are those of a picture
-    that has four (RGBA, CMYK).
+    Pictures are decoded to as many channels as there are means: one for grey (ITU-R 601 luma), three for RGB, four for pictures that have
+    four (RGBA, CMYK).
 
     Attributes:
         input_size: height and width of the crop.
         resize: length of the shorter side before the crop, or height and width for a resize that ignores the aspect ratio.
-        mean: per channel, subtracted from values in [0, 1]; a classifier expands a single one to its channels.
-        std: per channel, divides the result; likewise.
+        mean: per channel, subtracted from values in [0, 1]; a classifier expands a single value to its channels.
+        std: per channel, divides the result; a single value is expanded in the same way.
         interpolation: "bilinear", "bicubic", … always antialiased.
     """
 
@@ -102,14 +102,15 @@ class Preprocessing:
         return len(self.mean)
 
     def for_channels(self, channels: int, name: str) -> Preprocessing:
-        """The same with a mean and a standard deviation for each channel of a network; ImageNet's are 0.5 where it takes other channels.
+        """Returns a copy with a mean and a standard deviation for each channel of a network; ImageNet's become 0.5 for other numbers of
+        channels.
 
         Args:
-            channels: that the network takes.
-            name: of the network in messages.
+            channels: number of the network's input channels.
+            name: name of the network in messages.
 
         Raises:
-            InputError: neither one value was given, nor one for each channel.
+            InputError: there is neither one value nor one for each channel.
         """
         mean = _for_channels("mean", self.mean, channels, IMAGENET_MEAN, OTHER_MEAN, name)
         std = _for_channels("std", self.std, channels, IMAGENET_STD, OTHER_STD, name)
@@ -126,36 +127,36 @@ class Preprocessing:
         return self if (mean, std) == (self.mean, self.std) else replace(self, mean=mean, std=std)
 
     def crop(self, picture: Image.Image) -> Tensor:
-        """The network's view of a picture: uint8 `(C, H, W)`; divided by 255 it is in pixel space.
+        """Returns the network's input crop of a picture: uint8 `(C, H, W)`; divided by 255 it is in pixel space.
 
         Raises:
-            ImageError: it has not the channels that the network takes, or is too long and thin.
+            ImageError: the picture lacks the channels that the network needs, or its aspect ratio is too extreme.
         """
         return channels_first(self.cropped(picture))
 
     def cropped(self, picture: Image.Image) -> Image.Image:
-        """`crop` as a picture.
+        """Returns the output of `crop` as a picture.
 
         Raises:
-            ImageError: likewise.
+            ImageError: as for `crop`.
         """
         picture = self.converted(picture)
         size = self.resized(picture)
         if size[0] * size[-1] > MAX_PIXELS:
             raise ImageError(f"{picture.width}×{picture.height} would be resized to {size[1]}×{size[0]}: too long and thin")
-        # As torchvision does with a picture of Pillow, without torchvision's import, which takes seconds.
+        # Follows torchvision's processing of Pillow pictures, without torchvision's import, which takes seconds.
         how = Image.Resampling[self.interpolation.removesuffix("-exact").upper()]
         resized = picture if picture.size == (size[1], size[0]) else picture.resize((size[1], size[0]), how)
         return resized.crop(self._cut(size))
 
     def label_crop(self, labels: Image.Image) -> Tensor:
-        """What `crop` keeps of a label map, each pixel the nearest one: uint8 `(H, W)`."""
+        """Crops a label map like `crop`, with nearest-neighbour interpolation: uint8 `(H, W)`."""
         size = self.resized(labels)
         resized = labels.resize((size[1], size[0]), Image.Resampling.NEAREST)
         return channels_first(resized.crop(self._cut(size)))[0]
 
     def region(self, picture: Image.Image) -> Region:
-        """The part of a picture that `crop` keeps, in the picture's own pixels.
+        """Returns the region of a picture that `crop` keeps, in the picture's own pixels.
 
         >>> Preprocessing().region(Image.new("RGB", (512, 256)))
         Region(left=144.0, top=16.0, right=368.0, bottom=240.0)
@@ -166,20 +167,20 @@ class Preprocessing:
         return Region(left * across, top * down, right * across, bottom * down)
 
     def frame(self, picture: Image.Image) -> Frame:
-        """How the crop lies in a picture."""
+        """Returns the position of the crop in a picture."""
         return Frame(picture.size, self.region(picture))
 
     def _cut(self, size: Sequence[int]) -> tuple[int, int, int, int]:
-        """Left, upper, right and lower edge of the crop in a resized picture of a height and width."""
+        """Returns left, upper, right and lower edge of the crop in a resized picture with a given height and width."""
         height, width = self.input_size
         top, left = round((size[0] - height) / 2), round((size[1] - width) / 2)
         return left, top, left + width, top + height
 
     def converted(self, picture: Image.Image) -> Image.Image:
-        """A picture with the channels that the network takes.
+        """Converts a picture to the channels that the network needs.
 
         Raises:
-            ImageError: it cannot have them.
+            ImageError: the picture cannot be converted to them.
         """
         modes = {1: "L", 3: "RGB"}
         if self.channels in modes:
@@ -192,7 +193,7 @@ class Preprocessing:
         return picture
 
     def resized(self, picture: Image.Image) -> list[int]:
-        """Height and width of the picture before the crop, as in torchvision: by the shorter side, at the same aspect ratio."""
+        """Returns height and width of the picture before the crop, as in torchvision: by the shorter side, keeping the aspect ratio."""
         if not isinstance(self.resize, int):
             return list(self.resize)
         height, width = self.input_size
@@ -208,7 +209,7 @@ class Preprocessing:
         """Rebuilds it from the JSON form of `dataclasses.asdict`.
 
         Raises:
-            ValueError: it is no such form; of kind InputError, it has values that cannot be.
+            ValueError: it has another form; as InputError, its values are not possible.
         """
         return structured(cls, stored)
 
@@ -220,19 +221,19 @@ class Preprocessing:
 
 
 def channels_first(picture: Image.Image) -> Tensor:
-    """The values of a picture of 8 bits: uint8 `(C, H, W)`."""
+    """Returns the values of an 8-bit picture: uint8 `(C, H, W)`."""
     values = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
     return values.view(picture.height, picture.width, -1).permute(2, 0, 1)
 
 
 def as_picture(crop: Tensor) -> Image.Image:
-    """A uint8 crop `(C, H, W)` as an RGB picture: of more than three channels the first three, else the first in grey."""
+    """Converts a uint8 crop `(C, H, W)` to an RGB picture: the first three of more than three channels, else the first in grey."""
     shown = crop[:3] if len(crop) >= 3 else crop[:1].expand(3, -1, -1)
     return rgb_picture(shown.permute(1, 2, 0))
 
 
 def rgb_picture(values: Tensor) -> Image.Image:
-    """uint8 values `(H, W, 3)` as an RGB picture."""
+    """Converts uint8 values `(H, W, 3)` to an RGB picture."""
     return Image.frombytes("RGB", (values.shape[1], values.shape[0]), values.cpu().contiguous().numpy().tobytes())
 
 
@@ -244,10 +245,10 @@ def preprocessing_with(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> Preprocessing:
-    """`base` with the user's settings.
+    """Returns `base` with the user's settings.
 
-    An input size alone also changes the resize, by torchvision's ratio 224/256; to the input size where the base shows whole pictures,
-    height and width resized to its own.
+    An input size alone also changes the resize, by torchvision's ratio 224/256; if the base shows whole pictures, height and width are
+    resized to the input size.
     """
     size = base.input_size if input_size is None else _pair(input_size)
     if resize is not None:
@@ -288,5 +289,5 @@ def _for_channels(
 
 
 def pixels(crops: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """uint8 crops → pixel space on the device, channels-last; float32 unless another type is named."""
+    """Moves uint8 crops to pixel space on the device, channels-last; float32 unless another type is named."""
     return crops.to(device, non_blocking=True).to(dtype or torch.float32, memory_format=torch.channels_last) / 255

@@ -1,4 +1,4 @@
-"""The values of Pillow's pictures of more than 8 bits, and what their files say of the range."""
+"""Values of Pillow pictures with more than 8 bits, and the range that their files state."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BITS_PER_SAMPLE, PHOTOMETRIC, PLANES, SAMPLE_FORMAT, LEAST, MOST = 258, 262, 284, 339, 340, 341  # tags of TIFF
-APART = 2  # one of its arrangements of planes
+APART = 2  # one of TIFF's planar configurations
 FULL = 2**16 - 1
-SIGNED = 2  # one of its sample formats
+SIGNED = 2  # one of TIFF's sample formats
 KINDS = {1: "unsigned integers", 2: "signed integers", 3: "floats", 5: "complex integers", 6: "complex numbers"}  # by sample format
 BIG = 43  # the version of BigTIFF
 Rows: TypeAlias = "Callable[[int, int], Tensor]"
@@ -30,12 +30,12 @@ OTHER_BYTE = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"
 
 
 class Stored(NamedTuple):
-    """How a file stores its samples, as it is known before Pillow loads them.
+    """How a file stores its samples, determined before Pillow loads them.
 
     Attributes:
         raw: Pillow's raw mode; empty if it has none.
         head: the beginning of the file.
-        is_premultiplied: colours are multiplied by alpha.
+        is_premultiplied: whether colours are multiplied by alpha.
         largest: the value of white in a PPM, by which Pillow scales.
         channels: depths of the channels of JPEG 2000.
     """
@@ -48,16 +48,16 @@ class Stored(NamedTuple):
 
 
 def stored(picture: Image.Image, head: bytes = b"") -> Stored:
-    """How a picture that is not loaded yet is stored; what Pillow would unpack wrongly is set right.
+    """Determines how a picture that is not loaded yet is stored; corrects what Pillow would unpack wrongly.
 
     Raises:
-        ImageError: its samples are stored in a way that Pillow unpacks wrongly.
+        ImageError: Pillow unpacks its kind of samples wrongly.
     """
     tile = getattr(picture, "tile", None) or [("", (), 0, "")]
     raw, first = raw_mode(picture), tile[0][3]
     bits = max(_numbers(_tag(picture, BITS_PER_SAMPLE, whole=True)), default=8)
     if bits > 8 and picture.mode[0] not in "IF" and ";16" not in raw and (raw or _tag(picture, PLANES) == APART):
-        # planes apart, which Pillow reads as if they had 8 bits
+        # separate planes, which Pillow reads as if they had 8 bits
         if bits != 16 or raw not in tuple(picture.mode) or picture.mode not in ("RGB", "RGBA"):
             raise ImageError(
                 f"a TIFF of {bits:g} bits per sample in this layout is read wrongly by Pillow: save it with 8 or 16 bits, planes together"
@@ -65,7 +65,7 @@ def stored(picture: Image.Image, head: bytes = b"") -> Stored:
         order = "B" if getattr(picture, "tag_v2").prefix == b"MM" else "L"  # noqa: B009  # TIFF alone
         _unpack(picture, lambda kept: f"{kept};16{order}")
     is_premultiplied = raw.startswith("RGBa;16")
-    if is_premultiplied:  # divided by alpha here, in 16 bits
+    if is_premultiplied:  # here divided by alpha, in 16 bits
         _unpack(picture, lambda kept: kept.replace("RGBa", "RGBA"))
     is_scaled = picture.format == "PPM" and str(tile[0][0]).startswith("ppm") and isinstance(first, tuple) and len(first) > 1
     channels = depths(head) if picture.format == "JPEG2000" else []
@@ -74,7 +74,7 @@ def stored(picture: Image.Image, head: bytes = b"") -> Stored:
 
 
 def _refuse_channels(picture: Image.Image, channels: list[Depth]) -> None:
-    """Raises for depths of JPEG 2000 that Pillow unpacks wrongly: several channels, or a palette, of other than 8 bits."""
+    """Raises for JPEG 2000 depths that Pillow unpacks wrongly: several channels, or a palette, with other than 8 bits."""
     kinds = {*channels}
     if kinds <= {Depth(8, False)}:
         return
@@ -88,7 +88,7 @@ def _refuse_channels(picture: Image.Image, channels: list[Depth]) -> None:
 
 
 def raw_mode(picture: Image.Image) -> str:
-    """How Pillow will unpack the samples of a file that is not loaded yet; empty for other pictures."""
+    """Returns how Pillow will unpack the samples of a file that is not loaded yet; empty for other pictures."""
     tile = getattr(picture, "tile", None)
     return _raw(tile[0]) if tile else ""
 
@@ -108,29 +108,29 @@ def _unpack(picture: Image.Image, changed: Callable[[str], str]) -> None:
 
 
 def is_deep(picture: Image.Image, how: Stored) -> bool:
-    """Whether a picture that is not loaded yet has samples other than 8 unsigned bits."""
+    """Checks whether a picture that is not loaded yet has samples other than 8 unsigned bits."""
     is_odd = any(channel != Depth(8, False) for channel in how.channels)
     return picture.mode[0] in "IF" or ";16" in how.raw or _tag(picture, SAMPLE_FORMAT) == SIGNED or is_odd or (how.largest or 0) > 255
 
 
 def has_low_bytes(picture: Image.Image, how: Stored) -> bool:
-    """Whether Pillow keeps the high byte alone of several channels of 16 bits, and can be made to unpack the low one."""
+    """Checks whether Pillow keeps only the high byte of several 16-bit channels, and can be made to unpack the low byte."""
     return picture.mode[0] not in "IF" and ";16" in how.raw
 
 
 def take_low_bytes(picture: Image.Image) -> None:
-    """Makes Pillow, which keeps the high byte alone of pictures with several 16-bit channels, unpack the low byte instead.
+    """Makes Pillow, which keeps only the high byte of pictures with several 16-bit channels, unpack the low byte instead.
 
-    Grey with alpha, for which it has no such way, is unpacked as four channels: high and low byte of grey, then of alpha.
+    Pillow has no such mode for grey with alpha, so it is unpacked as four channels: high and low byte of grey, then of alpha.
     """
     _unpack(picture, lambda kept: "RGBA" if kept.startswith("LA;") else kept[:-1] + OTHER_BYTE[kept[-1]])
 
 
 def high_bytes(picture: Image.Image, how: Stored, reading: Reading) -> tuple[Image.Image, Scaling] | None:
-    """A loaded PPM in colour of more than 8 bits, of which Pillow gives 8; None of other pictures.
+    """Reads a colour PPM with more than 8 bits, which Pillow reduces to 8; None for other pictures.
 
     Raises:
-        ImageError: a depth or window cannot be applied.
+        ImageError: the depth or window cannot be applied.
     """
     if how.largest is None or len(picture.getbands()) < 2:
         return None
@@ -145,18 +145,18 @@ def high_bytes(picture: Image.Image, how: Stored, reading: Reading) -> tuple[Ima
 
 
 def _largest_of(picture: Image.Image) -> int:
-    """The largest value of the colours of a picture of several channels."""
+    """Returns the largest colour value of a picture with several channels."""
     names = picture.getbands()
     return max(int(picture.getchannel(name).getextrema()[1]) for name in names if name != "A")  # type: ignore[arg-type]  # a number each
 
 
 def samples_of(picture: Image.Image, low: Image.Image | None, how: Stored) -> Samples:
-    """The values of a loaded picture.
+    """Returns the values of a loaded picture.
 
     Args:
-        picture: loaded.
-        low: the same with the low bytes, for several channels of 16 bits.
-        how: it was stored.
+        picture: the loaded picture.
+        low: the same picture with the low bytes, for several channels of 16 bits.
+        how: how it was stored.
     """
     if how.channels:
         return _of_jpeg2000(picture, how.channels[0])
@@ -169,7 +169,7 @@ def samples_of(picture: Image.Image, low: Image.Image | None, how: Stored) -> Sa
         rows = _grey_and_alpha(low) if mode == "LA" else _both_bytes(picture, low)
         rows = _divided(rows) if how.is_premultiplied else rows
         return Samples(size, mode, rows, "16-bit", 16, stated, significant_bits(how.head), clear=clear)
-    inverted = _tag(picture, PHOTOMETRIC) == 0 and picture.mode[0] in "IF"  # Pillow inverts those of 8 bits itself
+    inverted = _tag(picture, PHOTOMETRIC) == 0 and picture.mode[0] in "IF"  # Pillow inverts 8-bit pictures itself
     if picture.mode == "F":
         return Samples(size, "L", _rows(picture, torch.float32), "float", stated=stated, is_float=True, inverted=inverted)
     if how.largest is not None and how.largest < FULL:
@@ -208,7 +208,7 @@ def _rows(picture: Image.Image, dtype: torch.dtype, *, unsigned: bool = False) -
 
 
 def _of_jpeg2000(picture: Image.Image, depth: Depth) -> Samples:
-    """Values as they are in the file: Pillow moves them to the highest of 8 or 16 bits, and signed ones above 0."""
+    """Restores values as in the file: Pillow shifts them to the highest of 8 or 16 bits, and signed ones above 0."""
     moved = (8 if depth.bits <= 8 else 16) - depth.bits
     below = 2 ** (depth.bits - 1) if depth.signed else 0
     grey = _rows(picture, torch.uint16) if picture.mode == "I;16" else lambda top, bottom: _bytes(picture, top, bottom)
@@ -218,12 +218,12 @@ def _of_jpeg2000(picture: Image.Image, depth: Depth) -> Samples:
 
 
 def _scaled_back(rows: Rows, largest: int) -> Rows:
-    """Values up to the largest of a PPM, which Pillow scales to 16 bits."""
+    """Restores values up to the largest of a PPM, which Pillow scales to 16 bits."""
     return lambda top, bottom: (rows(top, bottom).double() * largest / FULL).round().long()
 
 
 def _divided(rows: Rows) -> Rows:
-    """Colours of 16 bits divided by their alpha; those of a transparent pixel are 0."""
+    """Divides 16-bit colours by their alpha; colours of a transparent pixel are 0."""
 
     def divided(top: int, bottom: int) -> Tensor:
         values = rows(top, bottom)
@@ -252,7 +252,7 @@ def _grey_and_alpha(unpacked: Image.Image) -> Rows:
 
 
 def _stated(picture: Image.Image) -> tuple[float, float, str] | None:
-    """The range that a file states, and where."""
+    """Returns the range that a file states, and where it states it."""
     least, most = _numbers(_tag(picture, LEAST, whole=True)), _numbers(_tag(picture, MOST, whole=True))
     if most and max(most) > min(least or [0.0]):
         return min(least or [0.0]), max(most), "SMinSampleValue and SMaxSampleValue of the file"
@@ -260,10 +260,10 @@ def _stated(picture: Image.Image) -> tuple[float, float, str] | None:
 
 
 def significant_bits(head: bytes) -> int | None:
-    """The largest number of significant bits of a channel, from the sBIT chunk of a PNG; None if there is none.
+    """Returns the largest number of significant bits of a channel, from the sBIT chunk of a PNG; None if there is none.
 
-    Writers that follow the standard scale such values to all 16 bits, so that the bits say nothing; values that need no more bits were
-    not scaled.
+    Writers that follow the standard scale such values to all 16 bits, so that the number of bits carries no information; values that fit
+    into fewer bits were not scaled.
     """
     place = len(SIGNATURE)
     while head.startswith(SIGNATURE) and place + 8 <= len(head):
@@ -277,14 +277,14 @@ def significant_bits(head: bytes) -> int | None:
 
 
 def described(file: IO[bytes], head: bytes) -> str:
-    """The samples of a TIFF in words, with a blank before them; empty if it does not say."""
+    """Describes the samples of a TIFF in words, after a space; empty if the file does not state them."""
     try:
         tags = TiffImagePlugin.ImageFileDirectory_v2(head[: 16 if head[2] == BIG or head[3] == BIG else 8])
         file.seek(tags.next)
         tags.load(file)
         bits = [int(number) for number in _numbers(tags.get(BITS_PER_SAMPLE))]
         kind = KINDS.get(int(max(_numbers(tags.get(SAMPLE_FORMAT)), default=1)), "samples of another kind")
-    except Exception:  # a damaged one has errors of any kind
+    except Exception:  # a damaged file can raise errors of any kind
         return ""
     return f" of {counted(len(bits), 'channel')}, {kind} of {max(bits)} bits," if bits else ""
 

@@ -1,10 +1,10 @@
-"""Seeds made of others."""
+"""Seeds derived from other seeds."""
 
 from __future__ import annotations
 
 
 def mixed(seed: int, epoch: int, number: int) -> int:
-    """One seed from three numbers, different from the seeds of neighbouring triples."""
+    """Returns one seed from three numbers, different from the seeds of neighbouring triples."""
     value = 0
     for part in (seed, epoch, number):
         value = ((value ^ (part & 0xFFFFFFFF)) * 0x9E3779B97F4A7C15 + 0x7F4A7C15) & 0x7FFFFFFFFFFFFFFF

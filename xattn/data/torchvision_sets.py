@@ -1,4 +1,4 @@
-"""Data sets that torchvision reads, in the layout in which they are published, with their own splits."""
+"""Published data sets that torchvision reads, in their published layout, with their own splits."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from xattn.errors import InputError
 
 @dataclass(frozen=True)
 class TorchvisionSet:
-    """How one of them is opened.
+    """How one of these data sets is opened.
 
     Attributes:
-        name: of its class in torchvision.
+        name: name of its class in torchvision.
         choose: the name of a split → the arguments that choose it.
-        train: the split for training.
-        validation: the published split for validation, if there is one.
-        test: the split for scores.
+        train: name of the training split.
+        validation: name of the published validation split, if there is one.
+        test: name of the split for scores.
     """
 
     name: str
@@ -29,7 +29,7 @@ class TorchvisionSet:
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """All splits."""
+        """Returns all splits."""
         return tuple(filter(None, (self.train, self.validation, self.test)))
 
     @property
@@ -56,10 +56,10 @@ PUBLISHED = {
 
 
 def open_torchvision(name: str, root: str, split: str) -> Any:
-    """A split of a data set as torchvision gives it: pairs of a PIL picture and a class index, with `classes`.
+    """Opens a split of a data set with torchvision: pairs of a PIL picture and a class index, with `classes`.
 
     Raises:
-        InputError: it is not there, or damaged.
+        InputError: the data set is missing or damaged.
     """
     from torchvision import datasets  # its import takes seconds
 

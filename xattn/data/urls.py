@@ -1,7 +1,7 @@
 """Files at URLs (s3://, gs://, memory://, …) through fsspec.
 
-Filesystems are requested each time: fsspec keeps one per process and thread, and one that is carried over a fork does not work. It keeps no
-archives (zip, tar): those are kept here, likewise.
+Filesystems are requested each time: fsspec caches one per process and thread, and one that is inherited by a fork does not work. It does
+not cache archives (zip, tar): those are cached here, in the same way.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.:-]+://")
 _LOCAL = ("file://", "local://")
 ARCHIVES = {".zip": "zip", ".tar": "tar", ".tar.gz": "tar", ".tgz": "tar", ".tar.bz2": "tar", ".tar.xz": "tar"}
 ARCHIVES_KEPT = 4
-BLOCK = 512  # bytes of a tar file
+BLOCK = 512  # bytes of a tar block
 LISTED = "listed "
-"""Before a digest of what a folder lists of a file at a URL, which is no digest of its content."""
+"""Prefix of a digest of a URL file's folder entry, which is not a digest of its content."""
 VERSIONS = (
     "ETag",
     "etag",
@@ -41,54 +41,54 @@ VERSIONS = (
     "mtime",
     "created",
 )
-"""What storages and archives list of a file's content or last change, the surest first."""
+"""Fields that storages and archives list about a file's content or last change, the most reliable first."""
 
 _opened = threading.local()
 logger = logging.getLogger("xattn")
 
 
 def is_url(place: object) -> bool:
-    """Whether a place is a URL of remote files."""
+    """Checks whether a place is a URL of remote files."""
     return isinstance(place, str) and _URL.match(place) is not None and not place.startswith(_LOCAL)
 
 
 def without_file_scheme(place: str) -> str:
-    """`file:///a/b` as a plain path; other places unchanged."""
+    """Converts `file:///a/b` to a plain path; other places are unchanged."""
     return place.partition("://")[2] if place.startswith(_LOCAL) else place
 
 
 def joined(url: str, name: str) -> str:
-    """URL of a file named relative to a URL, without `..` in it."""
+    """Returns the URL of a file named relative to a URL, without `..`."""
     scheme, rest, archive = _split(url)
     return f"{scheme}://{posixpath.normpath(posixpath.join(rest, name))}{archive}"
 
 
 def parent(url: str) -> str:
-    """The folder of a file at a URL."""
+    """Returns the folder of a file at a URL."""
     scheme, rest, archive = _split(url)
     return f"{scheme}://{posixpath.dirname(rest)}{archive}"
 
 
 def below(url: str, folder: str) -> bool:
-    """Whether a URL is of a file below a folder at another."""
+    """Checks whether a URL is a file below a folder at another URL."""
     (scheme, rest, archive), (other, root, its_archive) = _split(url), _split(folder)
     return (scheme, archive) == (other, its_archive) and (not root or rest.startswith(f"{root}/"))
 
 
 def as_path(url: str) -> str:
-    """A URL as a path, only to name what is there: a file in an archive is below the archive."""
+    """Converts a URL to a path for naming only: a file in an archive is below the archive."""
     _, rest, archive = _split(url)
     return posixpath.join("/", archive.removeprefix("::").partition("://")[2] or archive.removeprefix("::"), rest).replace("//", "/")
 
 
 def in_archive(path: str) -> str | None:
-    """The URL of the top of a local archive, by its ending; None if it is none."""
+    """Returns the URL of the top folder of a local archive, by its extension; None if it is not an archive."""
     kind = next((kind for ending, kind in ARCHIVES.items() if path.lower().endswith(ending)), None)
     return None if kind is None else f"{kind}://::{os.path.abspath(path)}"
 
 
 def _split(url: str) -> tuple[str, str, str]:
-    """Scheme, path, and `::` with the archive that the path is in; empty if it is in none."""
+    """Returns the scheme, the path, and `::` with the archive that contains the path; empty if there is none."""
     first, mark, archive = url.partition("::")
     scheme, _, rest = first.partition("://")
     return scheme, rest, mark + archive
@@ -96,11 +96,11 @@ def _split(url: str) -> tuple[str, str, str]:
 
 @contextlib.contextmanager
 def filesystem(url: str) -> Iterator[tuple[Any, str]]:
-    """The filesystem of a URL and the path on it; any error inside becomes an OSError.
+    """Returns the filesystem of a URL and the path on it; any error inside becomes an OSError.
 
     Raises:
         InputError: no installed package supports such URLs.
-        OSError: the storage refuses or does not answer.
+        OSError: the storage refuses or does not respond.
     """
     try:
         found = _archive(url) if "::" in url else _reached(url)
@@ -111,7 +111,7 @@ def filesystem(url: str) -> Iterator[tuple[Any, str]]:
         ) from error
     except OSError:
         raise
-    except Exception as error:  # of a damaged archive, for example
+    except Exception as error:  # a damaged archive, for example
         raise OSError(f"{type(error).__name__}: {error}") from error
     try:
         yield found
@@ -129,9 +129,9 @@ def _reached(url: str) -> tuple[Any, str]:
 
 
 def _archive(url: str) -> tuple[Any, str]:
-    """`_reached` for a file in an archive; fsspec would read the archive's directory again for each file.
+    """Does the same as `_reached` for a file in an archive; fsspec would read the archive's directory again for each file.
 
-    An opened archive is kept by its thread and process, as long as it does not change.
+    An opened archive is cached by its thread and process, as long as it does not change.
     """
     scheme, path, archive = _split(url)
     place = without_file_scheme(archive.removeprefix("::"))
@@ -148,7 +148,7 @@ def _archive(url: str) -> tuple[Any, str]:
 
 
 def _refuse_cut(files: Any, place: str) -> None:
-    """Raises if a tar file goes on, or ends, where no file of it begins: Python takes that for its end."""
+    """Raises if a tar file continues, or ends, where none of its files begins: Python would treat that as its end."""
     tar = getattr(files, "tar", None)
     if tar is None:
         return
@@ -161,10 +161,10 @@ def _refuse_cut(files: Any, place: str) -> None:
 
 
 def read(url: str) -> bytes:
-    """The whole content of a file.
+    """Reads the whole content of a file.
 
     Raises:
-        OSError: the file is not there or cannot be read.
+        OSError: the file does not exist or cannot be read.
     """
     with filesystem(url) as (files, path):
         content: bytes = files.cat_file(path)
@@ -175,7 +175,7 @@ def put(file: Path, url: str) -> None:
     """Copies a local file to a URL; object stores show it only when it is complete.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     with filesystem(url) as (files, path):
         files.put_file(str(file), path)
@@ -186,10 +186,10 @@ class Found:
     """A file at a URL.
 
     Attributes:
-        name: its path below the folder that was listed, or below the folder that all matches of a pattern share.
-        url: where it is.
-        size: bytes, if the storage lists them.
-        version: differs for another content, if the storage lists such a thing.
+        name: its path below the listed folder, or below the folder that all matches of a pattern share.
+        url: URL of the file.
+        size: size in bytes, if the storage lists it.
+        version: changes with the content, if the storage lists such a thing.
     """
 
     name: str
@@ -199,24 +199,24 @@ class Found:
 
 
 def found(url: str) -> list[Found]:
-    """The file at a URL, all files below a folder, or all that match a pattern; in order.
+    """Lists the file at a URL, all files below a folder, or all that match a pattern; sorted.
 
     Raises:
-        OSError: the storage refused or did not answer.
+        OSError: the storage refused or did not respond.
     """
     scheme, rest, archive = _split(url)
     rest = rest.rstrip("/")
     url = f"{scheme}://{rest}{archive}"
     with filesystem(url) as (files, path):
-        files.invalidate_cache()  # others write there too, and a cached listing would not show it
+        files.invalidate_cache()  # other processes write there too, and a cached listing would not show it
         listed = files.glob(path, detail=True) if has_pattern(url) else files.find(path, detail=True)
         about = {
             place: info for place, info in sorted(listed.items()) if info.get("type", "file") == "file"
-        }  # http:// says it of some alone
+        }  # http:// lists the type of only some files
         if archive:
             urls = {place: f"{scheme}://{place}{archive}" for place in about}
         else:
-            before = url.removesuffix(path) if url.endswith(path) else None  # scheme, and host where there is one
+            before = url.removesuffix(path) if url.endswith(path) else None  # scheme, and host if there is one
             urls = {place: files.unstrip_protocol(place) if before is None else before + place for place in about}
     root = posixpath.commonpath([posixpath.dirname(place) for place in about]) if about and has_pattern(url) else path
     names = {place: posixpath.basename(place) if place == root else posixpath.relpath(place, root or ".") for place in about}
@@ -229,5 +229,5 @@ def _version(info: dict[str, Any]) -> str | None:
 
 
 def has_pattern(url: str) -> bool:
-    """Whether a URL is a pattern for several files."""
+    """Checks whether a URL is a pattern for several files."""
     return any(character in _split(url)[1] for character in "*?[")

@@ -1,4 +1,4 @@
-"""Batches decoded by processes that may die: by memory that runs out, or by a decoder that crashes."""
+"""Decodes batches in worker processes that may die because memory runs out or a decoder crashes."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from xattn.errors import RunError, XattnError
 from xattn.progress import Progress
 from xattn.text import counted
 
-AHEAD = 2  # batches that a process decodes ahead of their use
-FUTILE = 3  # deaths for which no image is found to blame, until all others are decoded so
+AHEAD = 2  # batches that a process decodes before they are used
+FUTILE = 3  # deaths without an image to blame, after which all other images are decoded one by one
 IN_A_ROW = 3  # images that may end their processes one after the other before the run stops
 ADVICE = (
     "give --workers 0 (in Python workers=0) to decode in the run's own process, or a lower --max-pixels where large pictures run out of "
@@ -42,18 +42,18 @@ def each_batch(
     workers: int,
     work: Callable[[Batch], object],
 ) -> None:
-    """Decodes batches in worker processes and does some work on each; a process that dies ends neither.
+    """Decodes batches in worker processes and calls a function on each; the death of a process ends neither.
 
-    After a death the batches that were being decoded are decoded image by image in a process of their own: an image that ends it is one
-    that failed, with the reason. Half as many workers go on with the others.
+    After a death the batches that were being decoded are decoded image by image in a separate process: an image that ends it counts as
+    failed, with the reason. The other batches continue with half as many workers.
 
     Args:
-        source: of the images.
-        preprocessing: of the network.
+        source: source of the images.
+        preprocessing: preprocessing of the network.
         batch_size: images per batch.
         wanted: numbers of the batches.
         workers: decoding processes; 0: this process.
-        work: on a batch.
+        work: function that is called on a batch.
 
     Raises:
         RunError: image after image ends its process.
@@ -87,19 +87,19 @@ def each_output(
     shown: bool,
     run: Callable[[Tensor], Tensor],
 ) -> tuple[list[NamedImage], Tensor, list[tuple[str, str]]]:
-    """What something gives for the pictures of a source.
+    """Computes a function of the pictures of a source.
 
     Args:
-        source: of the pictures.
-        preprocessing: of the network.
-        batch_size: pictures at once.
+        source: source of the pictures.
+        preprocessing: preprocessing of the network.
+        batch_size: pictures per batch.
         workers: decoding processes; 0: this process.
         shown: whether to show progress.
         run: uint8 crops `(B, C, H, W)` → `(B, D)`.
 
     Returns:
-        The pictures that could be read, in their order; what `run` gave for them, `(n, D)` float32 on the CPU, `(0,)` for none; and the
-        names of the others with the reason.
+        The pictures that could be read, in their order; the results of `run` for them, `(n, D)` float32 on the CPU, `(0,)` if there are
+        none; and the names of the others with the reason.
     """
     pieces: dict[int, tuple[list[NamedImage], Tensor]] = {}
     failed: list[tuple[str, str]] = []
@@ -118,7 +118,7 @@ def each_output(
 
 
 def _until_a_death(batches: Iterator[Batch], left: list[int], work: Callable[[Batch], object], workers: int) -> str | None:
-    """Works on batches and takes their numbers from those left; gives what torch says of a process that died, or None at the end."""
+    """Works on batches and removes their numbers from those left; returns torch's message about a process that died, or None at the end."""
     with _no_interruptions() as begun:
         while True:
             try:
@@ -126,7 +126,7 @@ def _until_a_death(batches: Iterator[Batch], left: list[int], work: Callable[[Ba
             except XattnError:
                 raise
             except (RuntimeError, ConnectionError, FileNotFoundError, EOFError) as error:
-                # The others than RuntimeError: a batch that was sent by a process that died before its memory could be opened.
+                # Errors other than RuntimeError: the sender of a batch died before its memory could be opened.
                 if not workers or (isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker (pid")):
                     raise
                 return (str(error) or type(error).__name__).splitlines()[0]
@@ -139,9 +139,9 @@ def _until_a_death(batches: Iterator[Batch], left: list[int], work: Callable[[Ba
 
 @contextmanager
 def _no_interruptions() -> Iterator[Callable[[], None]]:
-    """Inside, torch reports a dead process where a batch is asked for, within seconds, and not at any point of the program at once.
+    """Makes torch report a dead process when a batch is requested, within seconds, and not at an arbitrary point of the program.
 
-    It does the latter by a handler of a signal, which it sets when it starts the first process; what is given sets it aside.
+    The latter is done by a signal handler, which torch sets when it starts the first process; the yielded function disables it.
     """
     set_aside: list[Any] = []
 
@@ -164,7 +164,7 @@ class _Alone:
 
     def __init__(self, batches: Batches) -> None:
         self.batches = batches
-        self.deaths = 0  # one after the other
+        self.deaths = 0  # consecutive deaths
         self.ended = 0
         self.pool: ProcessPoolExecutor | None = None
 
@@ -180,7 +180,7 @@ class _Alone:
         self.pool = None
 
     def batch(self, number: int) -> Batch:
-        """A batch, each image of which was decoded, or ended the process."""
+        """Returns a batch, each image of which was either decoded or ended the process."""
         return self.batches.joined(number, [self._decoded(image) for image in self.batches.of(number)])
 
     def _decoded(self, image: NamedImage) -> Decoded:
@@ -208,7 +208,7 @@ _batches: Batches
 def _use(batches: Batches) -> None:
     global _batches
     _batches = batches
-    torch.set_num_threads(1)  # a forked process has none of the threads that its parent computes with
+    torch.set_num_threads(1)  # a forked process has none of its parent's compute threads
 
 
 def _decode(image: NamedImage) -> Decoded:

@@ -1,4 +1,4 @@
-"""Figures for papers, from one or several runs: one kind per file, in one registry."""
+"""Figures for papers, from one or several runs: one figure kind per file, in one registry."""
 
 from xattn.figures.base import figure, kinds, pages, register
 from xattn.figures.canvas import save

@@ -1,4 +1,4 @@
-"""Kinds of figure, and how one is drawn from runs."""
+"""Figure kinds: their interface and registry, and functions that draw figures from runs."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ MOST_IMAGES = 6
 
 @dataclass(frozen=True)
 class FigureMetadata:
-    """What a kind of figure declares.
+    """Properties that a figure kind declares.
 
     Attributes:
-        source: where such a figure was published; "" if it is common.
-        data: what it shows: "maps", a `RunData` of some images; or "scores", a `ScoreData` of all of them.
+        source: publication of such a figure; "" if it is common.
+        data: the data that it shows: "maps", a `RunData` of some images; or "scores", a `ScoreData` of all images.
     """
 
     source: str = ""
@@ -33,7 +33,7 @@ class FigureMetadata:
 
 
 Draw = Callable[..., "Figure | list[Figure]"]
-"""What runs hold, and a style → a figure, or its pages."""
+"""A function from data of runs and a style to a figure, or its pages."""
 
 Registered = TypeVar("Registered", bound=Callable[..., Any])
 
@@ -41,7 +41,7 @@ kinds: Registry[FigureMetadata, Draw] = Registry("figure")
 
 
 def register(name: str, *, source: str = "", data: Data = "maps") -> Callable[[Registered], Registered]:
-    """Decorator that registers a kind of figure: a function of what runs hold and a style, or a frozen dataclass of settings with one
+    """Decorator that registers a figure kind: a function of the data of runs and a style, or a frozen dataclass of settings with one
     `__call__(shown, style)`."""
     return kinds.register(name, FigureMetadata(source, data))
 
@@ -57,21 +57,21 @@ def pages(
     style: FigureStyle | None = None,
     moved_to: str | Path | Sequence[str | Path] | None = None,
 ) -> list[Figure]:
-    """Draws a figure from one or several runs; of many pictures several pages.
+    """Draws a figure from one or several runs; several pages for many pictures.
 
     Args:
         runs: run folders.
         kind: "grid", "curves", …, with settings as `name:key=value`; `xattn list figures` shows all.
-        images: names as in the rows; None: for kinds of maps the first six, for kinds of scores all.
-        count: of images, from the first, where none are named.
+        images: names as in the rows; None: the first six for kinds of maps, all for kinds of scores.
+        count: number of images, from the first, if no names are given.
         methods: names as in the rows; all if None.
         metrics: for kinds of scores, names as in the rows; all if None.
-        style: width, font, colours, orientation, title; None: the default one.
-        moved_to: where the pictures are now, a folder, a glob or files; they are told by name and content. None: where the runs found them.
+        style: width, font, colours, orientation, title; None: the default style.
+        moved_to: where the pictures are now, a folder, a glob or files; matched by name and content. None: where the runs found them.
 
     Raises:
-        InputError: pictures that are not there or are others, or runs that lack what the kind shows.
-        NameUnknownError: there is no such kind, image, method or metric.
+        InputError: pictures are missing or have changed, or runs lack the data of this kind.
+        NameUnknownError: the kind, image, method or metric does not exist.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -95,21 +95,21 @@ def pages(
 
 
 def figure(runs: Sequence[str | Path], out: str | Path | None = None, kind: str = "grid", *, dpi: int = 300, **options: Any) -> Figure:
-    """Draws a figure from one or several runs, and writes it.
+    """Draws a figure from one or several runs, and writes it to a file.
 
     Args:
         runs: run folders.
         out: `.pdf` (vector, fonts embedded), `.svg` or `.png`; None: nothing is written.
         kind: "grid", "curves", …; `xattn list figures` shows all.
         dpi: resolution of a PNG.
-        options: of `pages`: `images`, `count`, `methods`, `metrics`, `style`.
+        options: options of `pages`: `images`, `count`, `methods`, `metrics`, `style`.
 
     Returns:
-        The figure; of several pages the first.
+        The figure; if there are several pages, the first.
 
     Raises:
-        InputError: a file ending that is not a format, or as `pages`.
-        NameUnknownError: as `pages`.
+        InputError: the file extension is not a supported format, or as for `pages`.
+        NameUnknownError: as for `pages`.
     """
     from xattn.figures.canvas import format_of, save
 

@@ -1,4 +1,4 @@
-"""What figures of maps are made of: maps in colour over grey crops, captions, names of columns, files."""
+"""Elements of figures of maps: coloured maps over grey crops, captions, names of columns, files."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ COVER = 0.6  # opacity of the colour over the picture
 FORMATS = (".pdf", ".svg", ".png")
 LUMINANCE = (0.299, 0.587, 0.114)
 Bytes = NDArray[np.uint8]
-UNDATED = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}  # the same data give the same bytes
+UNDATED = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}  # the same data produce the same bytes
 
 
 def format_of(out: str | Path) -> Path:
-    """The path of the file to write.
+    """Checks and returns the path of the file to write.
 
     Raises:
-        InputError: its ending is not a format.
+        InputError: its extension is not a supported format.
     """
     out = Path(out)
     if out.suffix.lower() not in FORMATS:
@@ -41,16 +41,16 @@ def format_of(out: str | Path) -> Path:
 
 
 def save(pages: Figure | Sequence[Figure], out: str | Path, dpi: int = 300) -> list[Path]:
-    """Writes the pages of a figure at their own size; the same figure gives the same bytes.
+    """Writes the pages of a figure at their own size; the same figure produces the same bytes.
 
     Args:
         pages: from `pages` or `figure`.
         out: `.pdf` (vector, fonts embedded, all pages in one file), `.svg` or `.png`; several pages become one file each: `name.png`,
             `name-2.png`, ….
-        dpi: resolution of a PNG, and of what a vector format cannot hold otherwise.
+        dpi: resolution of a PNG, and of raster content in a vector format.
 
     Returns:
-        The files.
+        The written files.
     """
     file, several = format_of(out), [pages] if isinstance(pages, Figure) else list(pages)
     ending = file.suffix.lower()
@@ -72,40 +72,40 @@ def save(pages: Figure | Sequence[Figure], out: str | Path, dpi: int = 300) -> l
 
 
 def shown_crop(crop: Bytes) -> Bytes:
-    """A crop `(C, H, W)` as a picture `(H, W, 3)`: of more than three channels the first three, else the first in grey."""
+    """Converts a crop `(C, H, W)` to a picture `(H, W, 3)`: the first three of more than three channels, else the first in grey."""
     return (crop[:3] if len(crop) >= 3 else crop[[0, 0, 0]]).transpose(1, 2, 0)
 
 
 def shown_title(crop: Bytes) -> str:
-    """The title of a crop `(C, H, W)`, which names the channels if some are not shown."""
+    """Returns the title of a crop `(C, H, W)`, which names the channels if some are not shown."""
     shown = 3 if len(crop) >= 3 else 1
     return "input" if len(crop) == shown else f"input, channels 1 to {shown} of {len(crop)}" if shown > 1 else "input, channel 1 of 2"
 
 
 def grey(crop: Bytes) -> Floats:
-    """Luminance `(H, W)` in [0, 1] of a crop `(C, H, W)` as it is shown."""
+    """Returns the luminance `(H, W)` in [0, 1] of a crop `(C, H, W)` as displayed."""
     found: Floats = (shown_crop(crop).astype(np.float32) / 255 * np.array(LUMINANCE, dtype=np.float32)).sum(axis=2)
     return found
 
 
 def mask_of(stored: StoredMap, method: str, size: tuple[int, int] | None = None) -> Floats:
-    """The mask of a stored map, at the image's size or at its own: `(H, W)` in [0, 1]."""
+    """Returns the mask of a stored map, at the image's size or at its own: `(H, W)` in [0, 1]."""
     mask = shown_values(stored.raw, direct=is_direct(method), signed=False)
     return mask if size is None else enlarged(mask, size)
 
 
 def enlarged(values: Floats, size: tuple[int, int], interpolation: Interpolation = "bilinear") -> Floats:
-    """Values `(h, w)` at another size, height and width."""
+    """Resizes values `(h, w)` to another height and width."""
     return values if values.shape == size else laid_over(values, size, Region(0, 0, size[1], size[0]), interpolation)
 
 
 def overlay(crop: Bytes, mask: Floats, colours: str = COLOURS) -> Floats:
-    """A mask in colour over the grey picture.
+    """Overlays a mask in colour on the grey picture.
 
     Args:
         crop: uint8 `(C, H, W)`.
         mask: `(H, W)` in [0, 1].
-        colours: name of matplotlib's colour map.
+        colours: name of a matplotlib colour map.
 
     Returns:
         `(H, W, 3)` in [0, 1].
@@ -122,15 +122,16 @@ def shown_map(
     limits: tuple[float, float] | None = None,
     colours: str | None = None,
 ) -> Floats:
-    """A stored map in colour over the grey picture: its mask, or of a signed method the map around zero, over its largest magnitude.
+    """Overlays a stored map in colour on the grey picture: its mask, or for a signed method the map around zero, over its largest
+    magnitude.
 
     Args:
         crop: uint8 `(C, H, W)`.
         stored: the map.
-        method: as in the rows.
-        smooth: enlarge it bilinearly; else each cell is one colour.
-        limits: the values that have the first and the last colour; None: the map's own.
-        colours: name of matplotlib's colour map; None: the method's own.
+        method: name as in the rows.
+        smooth: enlarge the map bilinearly; else each cell has one colour.
+        limits: values of the first and the last colour; None: the map's own.
+        colours: name of a matplotlib colour map; None: the method's own.
 
     Returns:
         `(H, W, 3)` in [0, 1].
@@ -141,29 +142,29 @@ def shown_map(
 
 
 def common_limits(found: Iterable[StoredMap]) -> tuple[float, float]:
-    """The lowest and the highest value of some maps."""
+    """Returns the lowest and the highest value of some maps."""
     maps = [stored.raw for stored in found]
     return min(float(raw.min()) for raw in maps), max(float(raw.max()) for raw in maps)
 
 
 def sharp(picture: Floats, size: tuple[int, int]) -> Floats:
-    """A picture `(h, w, C)` enlarged without smoothing."""
+    """Enlarges a picture `(h, w, C)` without smoothing."""
     return np.stack([enlarged(channel, size, "nearest") for channel in picture.transpose(2, 0, 1)], axis=2)
 
 
 def note_below(stored: StoredMap, method: str) -> str:
-    """What is written over a map that is flagged; "" for another."""
+    """Returns the text over a flagged map; "" for other maps."""
     if not stored.about["degenerate"]:
         return ""
     return "nowhere positive" if is_signed(method) and bool(stored.raw.any()) else "no contrast"
 
 
 def caption(about: dict[str, Any], classes: Sequence[str] | None) -> str:
-    """What a classifier answers for an image: the class that is explained with its probability, and the predicted one if it is another.
+    """Describes a classifier's output for an image: the explained class with its probability, and the predicted class if it is another one.
 
     Args:
-        about: of a stored map.
-        classes: the classifier's names of classes.
+        about: facts of a stored map.
+        classes: the classifier's class names.
     """
     if is_value(about["target"]) and about["predicted"] is not None:
         return f"{about['target']}: {about['predicted']:.3g}"
@@ -178,7 +179,7 @@ def caption(about: dict[str, Any], classes: Sequence[str] | None) -> str:
 
 
 def probability(p: float) -> str:
-    """A probability in two decimals, with no-break spaces.
+    """Formats a probability with two decimals and no-break spaces.
 
     >>> probability(0.831).replace("\u00a0", " "), probability(0.9999).replace("\u00a0", " ")
     ('p = 0.83', 'p > 0.99')
@@ -188,19 +189,20 @@ def probability(p: float) -> str:
 
 
 def _class(index: int | str | None, classes: Sequence[str] | None) -> str:
-    """The name of a target's class; a target that is not a class keeps its own text."""
+    """Returns the name of a target's class; a target that is not a class keeps its own text."""
     if index is None or not str(index).isdecimal():
         return str(index)
     return f"class {index}" if classes is None else classes[int(index)]
 
 
 def called(model: str, head: str, others: Iterable[tuple[str, ...]]) -> str:
-    """What distinguishes a classifier from others: its model, its head, both or neither; a head in the model's name is not repeated.
+    """Returns what distinguishes a classifier from others: its model, its head, both or neither; a head in the model's name is not
+    repeated.
 
     Args:
-        model: its name.
-        head: its head.
-        others: model and head of all, itself included; what follows them is not read.
+        model: name of the model.
+        head: name of the head.
+        others: model and head of all classifiers, including this one; further entries are ignored.
     """
     keys = {other[:2] for other in others}
     several_models, several_heads = (len({key[place] for key in keys}) > 1 for place in (0, 1))

@@ -1,4 +1,4 @@
-"""Columns of figures: classifiers and methods, what they are called, what is written and drawn for each image."""
+"""Columns of figures: classifiers and methods, with their names, captions and panels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ INPUT, CONTROLS = "", "controls"
 
 
 def columns_once(columns: Sequence[Column]) -> list[Column]:
-    """The columns, classifier by classifier; controls, which look at no network, once and last."""
+    """Returns the columns, classifier by classifier; controls, which do not use the network, appear once and last."""
     classifiers = list(dict.fromkeys(column[:2] for column in columns))
     own = [column for key in classifiers for column in columns if column[:2] == key and not is_control(column[2])]
     controls = {column[2]: column for column in reversed(columns) if is_control(column[2])}
@@ -24,19 +24,19 @@ def columns_once(columns: Sequence[Column]) -> list[Column]:
 
 
 def group_of(column: Column, alone: bool) -> str:
-    """The group of a column: its classifier, or the controls where there are several classifiers."""
+    """Returns the group of a column: its classifier, or the controls if there are several classifiers."""
     return CONTROLS if is_control(column[2]) and not alone else f"{column[0]}\n{column[1]}"
 
 
 def headings_of(columns: Sequence[Column], alone: bool) -> dict[str, str]:
-    """What is written over each group."""
+    """Returns the heading of each group."""
     if alone:
         return {}
     return {group_of(column, alone): CONTROLS if is_control(column[2]) else called(*column[:2], columns) for column in columns}
 
 
 def captions_of(shown: RunData, name: str, columns: Sequence[Column], alone: bool) -> dict[str, str]:
-    """The classifiers' answers for an image, each below its group; a known label below the image."""
+    """Returns the classifiers' outputs for an image, each below its group, and a known label below the image."""
     found: dict[str, str] = {}
     labels: dict[str, None] = {}
     for (model, head), several in groupby(columns, key=lambda column: column[:2]):
@@ -55,7 +55,7 @@ def captions_of(shown: RunData, name: str, columns: Sequence[Column], alone: boo
 
 
 def limits_of(shown: RunData, columns: Sequence[Column], style: FigureStyle) -> dict[Column, tuple[float, float]]:
-    """The values of the first and the last colour of each column, if its maps share them."""
+    """Returns the values of the first and the last colour of each column, if its maps share them."""
     if style.scale == "each":
         return {}
     return {column: common_limits(found for key, found in shown.maps.items() if key[1:] == column) for column in columns}
@@ -64,7 +64,7 @@ def limits_of(shown: RunData, columns: Sequence[Column], style: FigureStyle) -> 
 def map_panel(
     shown: RunData, name: str, column: Column, limits: tuple[float, float] | None, style: FigureStyle, *, smooth: bool = True
 ) -> Panel:
-    """The map of a column for an image; empty if there is none."""
+    """Draws the map of a column for an image; empty if there is none."""
     found = shown.maps.get((name, *column))
     if found is None:
         return Panel(None)
@@ -73,7 +73,7 @@ def map_panel(
 
 
 def colour_bars(columns: Sequence[Column], style: FigureStyle) -> list[ColourBar]:
-    """The colour bars that the columns need."""
+    """Returns the colour bars that the columns need."""
     signed = [is_signed(method) for _, _, method in columns]
     each = style.scale == "each"
     bars = []

@@ -1,4 +1,4 @@
-"""Insertion and deletion curves."""
+"""Figure kind: insertion and deletion curves."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from xattn.metrics.base import metrics as registry
 from xattn.metrics.statistics import mean_interval
 from xattn.overlays import Floats
 
-HEIGHT = {True: 46.0, False: 38.0}  # millimetres of a panel, of a page's width and of a column's
-BAND, FAINTEST = 0.45, 0.05  # opacity of all bands of a panel together, and least of each
+HEIGHT = {True: 46.0, False: 38.0}  # millimetres of a panel, for the width of a page and of a column
+BAND, FAINTEST = 0.45, 0.05  # total opacity of the bands in a panel, and minimum for each
 
 
 @register("curves", source="Petsiuk et al. 2018, Fig. 2", data="scores")
@@ -63,7 +63,7 @@ def _draw(axis: Any, curve: Curves, colour: Any, dash: Any, opacity: float) -> N
 
 
 def band(p: Floats) -> tuple[Floats, Floats, Floats]:
-    """Mean over images and ends of its 95 % interval, at each step: `(n, S)` → three of `(S,)`; NaN ends for a single image."""
+    """Returns mean over images and ends of its 95 % interval at each step: `(n, S)` → three of `(S,)`; NaN ends for a single image."""
     steps = [mean_interval(step, (0, 1)) for step in p.T.tolist()]
     mean, low, high, _ = zip(*steps, strict=True)
     return np.array(mean, dtype=np.float32), np.array(low, dtype=np.float32), np.array(high, dtype=np.float32)

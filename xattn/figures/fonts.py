@@ -1,4 +1,4 @@
-"""Fonts for names in scripts that a figure's own font lacks."""
+"""Fallback fonts for names in scripts that a figure's own font lacks."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from matplotlib.text import Text
 
 from xattn.text import counted, shown
 
-BOX = "□"  # in the place of a character that no font has; DejaVu Sans has it
-NOT_SEEN = {"Mn", "Me", "Cf"}  # categories of marks and joiners, which may be left out
-LAST_RESORT = "lastresort"  # a font whose every letter is a box
+BOX = "□"  # replaces a character that no font has; DejaVu Sans has it
+NOT_SEEN = {"Mn", "Me", "Cf"}  # categories of marks and joiners, which may be omitted
+LAST_RESORT = "lastresort"  # a font in which every letter is a box
 NORMAL = 400
 
 logger = logging.getLogger("xattn")
 
 
 def lettered(figure: Figure) -> None:
-    """Gives each text of a figure fonts that have its characters; those that no font here has become boxes, and are logged.
+    """Assigns to each text of a figure fonts that have its characters; characters that no font has become boxes, and are logged.
 
     Control characters are written as escapes.
     """
@@ -42,7 +42,7 @@ def lettered(figure: Figure) -> None:
 
 
 def drawable(text: str, families: tuple[str, ...], weight: str | int = "normal") -> tuple[str, tuple[str, ...]]:
-    """A text with boxes for characters that no font here has, and the families of fonts that it needs besides some.
+    """Returns a text with boxes for characters that no font has, and the additional font families that it needs.
 
     >>> drawable("cat ↓", ("DejaVu Sans",))
     ('cat ↓', ())
@@ -63,7 +63,7 @@ def drawable(text: str, families: tuple[str, ...], weight: str | int = "normal")
 
 
 def _boxed(text: str, written: str) -> Iterable[str]:
-    """The characters of a text that are not in what is written of it."""
+    """Returns the characters of a text that the displayed text lacks."""
     return (character for character in text if character not in written and unicodedata.category(character) not in NOT_SEEN)
 
 
@@ -74,7 +74,7 @@ def _has(family: str, weight: str | int, character: str) -> bool:
 
 @functools.lru_cache(maxsize=4096)
 def _family_with(character: str) -> str | None:
-    """The family of a font on this machine that has a character and can be drawn: upright, regular and without serifs if there is one."""
+    """Finds a font family on this machine that has a character and can be drawn, preferably upright, regular and without serifs."""
     for entry in sorted(fontManager.ttflist, key=_preference):
         if LAST_RESORT in entry.name.replace(" ", "").lower():
             continue
@@ -95,7 +95,7 @@ def _preference(entry: FontEntry) -> tuple[bool, bool, bool, str]:
 
 @functools.cache
 def _report(characters: str) -> None:
-    """Logs that no font has some characters, once for the same ones."""
+    """Logs that no font has some characters, once per set of characters."""
     some = " ".join(characters[:10]) + (" …" if len(characters) > 10 else "")
     logger.warning(
         "no installed font has %s of the names in the figure (drawn as %s): %s. Install one, such as Noto Sans, and remove matplotlib's "

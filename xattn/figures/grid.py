@@ -1,4 +1,4 @@
-"""Images × methods."""
+"""Figure kind: grid of images × methods."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from xattn.figures.style import FigureStyle
 
 @register("grid")
 def grid(shown: RunData, style: FigureStyle) -> list[Figure]:
-    """Images × methods, each mask laid over the crop that the network saw."""
+    """Images × methods, each mask overlaid on the network's input crop."""
     columns = columns_once(shown.columns)
     alone = len({column[:2] for column in columns}) == 1
     crops = {name: next(crop for key, crop in shown.crops.items() if key[0] == name) for name in shown.names}

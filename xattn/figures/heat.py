@@ -1,4 +1,4 @@
-"""Methods × metrics."""
+"""Figure kind: heat map of methods × metrics."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from xattn.overlays import coloured, table
 
 CMAP = "viridis"
 ROW, COLUMN, GAP, MARGIN = 4.6, 20.0, 2.0, 0.5  # millimetres
-TIGHT = 0.8  # around the widest value of a column
-LIGHT = 0.45  # luminance of a colour, from which it bears black text
+TIGHT = 0.8  # space around the widest value of a column
+LIGHT = 0.45  # luminance of a colour above which its text is black
 PAGE_HEIGHT = 235.0
 
 Cell = tuple[Classifier, str, str]
@@ -49,7 +49,7 @@ def heat(shown: ScoreData, style: FigureStyle) -> list[Figure]:
 
 
 def decimals(halves: Sequence[float]) -> int:
-    """Decimals that the half widths of some intervals allow: their second significant digit, from 0 to 3.
+    """Returns the numbers of decimals that the half widths of some intervals allow: their second significant digit, from 0 to 3.
 
     >>> decimals([3.2]), decimals([0.04]), decimals([25.0])
     (1, 3, 0)
@@ -59,7 +59,7 @@ def decimals(halves: Sequence[float]) -> int:
 
 
 def _goodness(means: dict[Cell, float], shown: ScoreData, *, common: bool) -> dict[Cell, float]:
-    """From 0, the worst, to 1, the best; NaN of what has no value."""
+    """Scales values from 0, the worst, to 1, the best; NaN for missing values."""
     found = {}
     for (key, method, metric), value in means.items():
         others = [v for (k, _, m), v in means.items() if m == metric and (common or k == key) and math.isfinite(v)]
@@ -97,7 +97,7 @@ def _cell(sheet: Sheet, place: tuple[float, float, float], cell: Cell, value: fl
 
 
 def _fitted(room: float, count: int, means: dict[Cell, float], digits: dict[str, int]) -> tuple[float, dict[str, int]]:
-    """Width of each of some columns in a room, and the decimals of each metric: fewer where its values would be wider than a column."""
+    """Returns the width of each column in the available space, and the decimals of each metric: fewer if its values would not fit."""
     column = min(COLUMN, room / count)
 
     def widest(metric: str, decimals: int) -> float:

@@ -1,4 +1,4 @@
-"""Pages of pictures × what is shown of each: cells of one size, headings over them, captions below."""
+"""Pages of pictures × panels: cells of equal size, headings above them, captions below."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ LARGEST_CELL, SMALLEST_CELL, WANTED_CELL = 30.0, 9.0, 22.0
 PAGE_HEIGHT = 235.0
 BAR, BAR_HEIGHT = 24.0, 1.8
 SWATCH = 2.2
-SLACK = 0.6  # a line of text may be this much wider where letters are set on pixels
+SLACK = 0.6  # a line of text may be this much wider because letters are aligned to pixels
 
 logger = logging.getLogger("xattn")
 
 
 @dataclass(frozen=True)
 class Lane:
-    """One of the things that are shown of every picture.
+    """A lane: one of the panels that are shown for every picture.
 
     Attributes:
-        group: neighbours of one group share a heading and a caption.
-        title: of this one.
+        group: adjacent lanes of one group share a heading and a caption.
+        title: title of this lane.
     """
 
     group: str
@@ -45,7 +45,7 @@ class Panel:
 
     Attributes:
         picture: `(H, W, 3)`, uint8 or in [0, 1]; None for an empty cell.
-        note: written over it.
+        note: text over the picture.
     """
 
     picture: NDArray[Any] | None
@@ -54,11 +54,11 @@ class Panel:
 
 @dataclass(frozen=True)
 class Item:
-    """What is shown of a picture.
+    """Content of one picture.
 
     Attributes:
-        panels: one for each lane.
-        captions: by group.
+        panels: one panel for each lane.
+        captions: captions by group.
     """
 
     panels: Sequence[Panel]
@@ -67,7 +67,7 @@ class Item:
 
 @dataclass(frozen=True)
 class ColourBar:
-    """A colour map and what it means; `low` and `high` stand at its ends."""
+    """A colour map and its meaning; `low` and `high` are the labels of its ends."""
 
     cmap: str
     low: str
@@ -87,7 +87,7 @@ Legend = ColourBar | Swatches
 
 
 class _Places:
-    """Where the lanes lie along their axis."""
+    """Positions of the lanes along their axis."""
 
     def __init__(self, lanes: Sequence[Lane]) -> None:
         self.lanes = lanes
@@ -97,7 +97,7 @@ class _Places:
         self.gaps = (len(lanes) - 1) * GAP + (len(self.groups) - 1) * (GROUP_GAP - GAP)
 
     def starts(self, cell: float) -> list[float]:
-        """Offset of each lane, for cells of a size along the axis."""
+        """Returns the offset of each lane, for cells of a given size along the axis."""
         found, at = [], 0.0
         for place, (_, numbers) in enumerate(self.groups):
             at += GROUP_GAP - GAP if place else 0.0
@@ -110,13 +110,13 @@ class _Places:
 def matrix(
     lanes: Sequence[Lane], items: Sequence[Item], headings: Mapping[str, str], legends: Sequence[Legend], style: FigureStyle
 ) -> list[Figure]:
-    """The pictures in rows and the lanes in columns, or transposed; as many pages as the pictures need.
+    """Draws the pictures in rows and the lanes in columns, or transposed; uses as many pages as needed.
 
     Args:
-        lanes: what is shown of each picture.
+        lanes: the panels of each picture.
         items: the pictures.
-        headings: of groups that have one.
-        legends: below.
+        headings: headings by group.
+        legends: legends below the pictures.
         style: width, font, orientation and title.
     """
     ratios = [panel.picture.shape[0] / panel.picture.shape[1] for item in items for panel in item.panels if panel.picture is not None]
@@ -173,8 +173,8 @@ def _heads(
     cell: float,
     y: float,
 ) -> float:
-    """Headings of groups and titles of lanes, which end at one height: that height. Titles are turned where one would be broken."""
-    room = GROUP_GAP - SLACK  # a heading may reach halfway to its neighbours
+    """Draws group headings and lane titles, aligned at the bottom; returns that height. Titles are rotated if one would be broken."""
+    room = GROUP_GAP - SLACK  # a heading may extend halfway to its neighbours
     over = {group: fitted(headings[group], spans[group][1] + room, TITLE, bold=True) for group, _ in places.groups if headings.get(group)}
     edge = starts[-1] + cell
     if over:
@@ -241,7 +241,7 @@ def _transposed(
 
 
 def _panel(sheet: Sheet, panel: Panel, x: float, y: float, width: float, height: float) -> None:
-    """A picture in its cell, at its own aspect ratio."""
+    """Draws a picture in its cell, keeping its aspect ratio."""
     if panel.picture is None:
         return
     ratio = panel.picture.shape[0] / panel.picture.shape[1]
@@ -252,7 +252,7 @@ def _panel(sheet: Sheet, panel: Panel, x: float, y: float, width: float, height:
 
 
 def _title(sheet: Sheet, style: FigureStyle, width: float) -> float:
-    """The figure's title, and where what follows begins."""
+    """Draws the figure's title, and returns where the content after it begins."""
     if not style.title:
         return MARGIN
     lines = wrapped(style.title, width - 2 * MARGIN, HEADING, bold=True)
@@ -264,14 +264,14 @@ Mark = NDArray[Any] | tuple[float, float, float] | None
 
 
 def _parts(legend: Legend) -> list[tuple[Mark, str]]:
-    """What a legend is made of: texts, with a colour bar or a colour before them or none."""
+    """Returns the elements of a legend: texts, with or without a colour bar or a colour before them."""
     if isinstance(legend, Swatches):
         return [(None, f"{legend.label}:"), *((colour, name) for name, colour in legend.colours)]
     return [(None, legend.low), (table(legend.cmap)[None], f"{legend.high}  {legend.label}")]
 
 
 def _legends(sheet: Sheet | None, legends: Sequence[Legend], y: float, width: float) -> float:
-    """Places the legends, each on lines of its own, or only measures them; where they end."""
+    """Places the legends, each on its own lines, or only measures them; returns where they end."""
     for legend in legends:
         x = MARGIN
         y += 0.6

@@ -1,4 +1,4 @@
-"""Queries beside their nearest pictures in a gallery, with the maps of what makes the two alike."""
+"""Figure kind: queries next to their nearest pictures in a gallery, with maps of their similarity."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SIDES = ("query", "nearest in the gallery")
 def pairs(shown: RunData, style: FigureStyle) -> list[Figure]:
     """Each query next to its nearest picture in the gallery, for runs with `--gallery`: maps of their cosine in both pictures.
 
-    The maps of br-npa and b-cnn are shown in red, green and blue as well. Controls are left out.
+    The maps of br-npa and b-cnn are also shown in red, green and blue. Controls are left out.
 
     Raises:
         InputError: none of the runs has a gallery, or none of the images is a query.
@@ -68,7 +68,7 @@ def _item(
     limits: dict[Column, tuple[float, float]],
     style: FigureStyle,
 ) -> Item:
-    """A query and its nearest picture by each classifier."""
+    """Returns a query and its nearest picture by each classifier."""
     panels: list[Panel] = []
     captions: dict[str, str] = {}
     for classifier in classifiers:

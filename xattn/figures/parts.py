@@ -1,4 +1,4 @@
-"""Ranked maps of heads in colour, beside other maps and, on SketchBirds, beside the true parts; no cell is smoothed."""
+"""Figure kind: ranked maps of heads in colour, next to other maps and, for SketchBirds, the true parts; cells are not smoothed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PART_COLOURS = {"crest": "#e08214", "beak": "#f4e04d", "wing": "#35a7a0", "tail"
 
 
 def true_parts(crop: Bytes, visible: NDArray[np.bool_]) -> Floats:
-    """The parts `(5, H, W)` in colours over the grey crop `(C, H, W)`: `(H, W, 3)`."""
+    """Overlays the parts `(5, H, W)` in colours on the grey crop `(C, H, W)`: `(H, W, 3)`."""
     shown = (0.35 + 0.5 * grey(crop))[..., None].repeat(3, axis=2)
     for part, mask in zip(PARTS, visible, strict=True):
         shown[mask] = rgb(PART_COLOURS[part])
@@ -34,7 +34,7 @@ def true_parts(crop: Bytes, visible: NDArray[np.bool_]) -> Floats:
 
 
 def seen_parts(scene: Scene, preprocessing: Preprocessing) -> NDArray[np.bool_]:
-    """Masks of a scene's visible parts after a classifier's resize and crop: `(5, H, W)` bool."""
+    """Returns masks of a scene's visible parts after a classifier's resize and crop: `(5, H, W)` bool."""
     crops = [preprocessing.cropped(picture.convert("RGB")) for picture in visible_parts(scene)]
     return np.stack([np.asarray(crop)[..., 0] > 127 for crop in crops])
 
@@ -44,16 +44,16 @@ def seen_parts(scene: Scene, preprocessing: Preprocessing) -> NDArray[np.bool_]:
 class Parts:
     """The maps of br-npa and b-cnn in red, green and blue, next to the maps of the methods, without smoothing.
 
-    For exported SketchBirds pictures, the true parts are shown beside the maps.
+    For exported SketchBirds pictures, the true parts are shown next to the maps.
 
     Attributes:
-        over: what the maps are shown on, "black", as in the paper, or the "photograph" in dark grey.
+        over: background of the maps, "black", as in the paper, or the "photograph" in dark grey.
     """
 
     over: Ground = "black"
 
     def __call__(self, shown: RunData, style: FigureStyle) -> list[Figure]:
-        """A row per image.
+        """Draws one row per image.
 
         Raises:
             InputError: none of the runs has a head with several maps.

@@ -1,4 +1,4 @@
-"""The maps of runs as overlays on the photographs, a file each."""
+"""Writes the maps of runs as overlays on the photographs, one file each."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ Format = Literal["png", "jpeg"]
 Places = str | Path | Sequence[str | Path]
 INDEX = "overlays.csv"
 COLUMNS = ("file", "image", "model", "head", "method", "target", "predicted", "probability", "degenerate", *Region._fields)
-LONGEST = 120  # bytes of a picture's name in a file's name
-RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # names that Windows does not take
+LONGEST = 120  # bytes of a picture's name in a file name
+RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # names that Windows does not allow
 QUIET_S = 2.0
 
 
 class _Place(NamedTuple):
-    """What an overlay shows: the picture's name in the rows of all runs, and the target if a picture has several."""
+    """Key of an overlay: the picture's name in the rows of all runs, and the target if a picture has several."""
 
     image: str
     model: str
@@ -49,14 +49,14 @@ class _Place(NamedTuple):
 
 @dataclass(frozen=True)
 class _Run:
-    """One of the runs.
+    """A run whose overlays are written.
 
     Attributes:
-        store: its folder.
-        source: of its pictures.
+        store: folder of the run.
+        source: source of its pictures.
         models: their names in a joint table, by name and head.
-        pictures: names in a joint table of those that have another one there.
-        preprocessing: by name and head.
+        pictures: names in a joint table of the pictures that have a different name there.
+        preprocessing: preprocessing by name and head.
     """
 
     store: Store
@@ -78,30 +78,31 @@ def overlay_runs(
     moved_to: Places | None = None,
     progress: bool = True,
 ) -> list[tuple[str, str]]:
-    """Writes every picture × method of some runs as an overlay on the photograph at its own size, and `overlays.csv`, which lists them.
+    """Writes every picture × method of some runs as an overlay on the full-size photograph, and `overlays.csv`, a list of them.
 
-    Files are `PICTURE.METHOD.png`, in the folders that the pictures had; with several classifiers in a folder each. Names are made of
-    letters, digits and `-_.`; where two would be the same, or one is too long, a digest follows.
+    Files are `PICTURE.METHOD.png`, in the pictures' original folders; if there are several classifiers, each has its own folder. Names
+    consist of letters, digits and `-_.`; if two would be equal, or one is too long, a digest is appended.
 
     Args:
         runs: run folders.
         out: folder to write to.
         images: names as in the rows; all if None.
         methods: names as in the rows; all if None.
-        style: colours, opacity, interpolation and contours; None: the default ones.
+        style: colours, opacity, interpolation and contours; None: the default style.
         form: "png" or "jpeg".
-        maps: also write the map at the photograph's size: `.npy`, float32 in [0, 1], NaN where the network did not see the photograph; and
-            `.map.png`, 16 bits, 65535 times that, 0 there. Signed maps reach from -1 to 1 in the `.npy`, and 32768 is 0 in the `.map.png`.
-        moved_to: where the photographs are now; they are told by name and content. None: where the runs found them.
-        progress: after two seconds, a bar where stderr is a terminal; elsewhere log lines.
+        maps: also write the map at the photograph's size: `.npy`, float32 in [0, 1], NaN outside the region that the network used; and
+            `.map.png`, 16 bits, 65535 times that value, 0 outside. Signed maps are in [-1, 1] in the `.npy`, and 32768 means 0 in the
+            `.map.png`.
+        moved_to: where the photographs are now; matched by name and content. None: where the runs found them.
+        progress: after two seconds, show a progress bar if stderr is a terminal, log lines otherwise.
 
     Returns:
         Name and reason of each picture that could not be read.
 
     Raises:
-        InputError: a run on a data set in memory.
-        NameUnknownError: there is no such format, image or method in the runs.
-        RunError: a damaged run, or a folder that cannot be written.
+        InputError: a run is on a data set in memory.
+        NameUnknownError: the format, image or method does not exist in the runs.
+        RunError: a run is damaged, or a folder cannot be written.
     """
     if form not in get_args(Format):
         raise NameUnknownError("format of overlays", str(form), get_args(Format))
@@ -163,7 +164,7 @@ Found = dict[tuple[str, str], list[tuple[str, StoredMap]]]
 
 
 def _by_picture(run: _Run, wanted: frozenset[str] | None, methods: frozenset[str] | None) -> Iterator[tuple[Any, Found]]:
-    """Each picture of a part with its maps by model and head, so that it is decoded once for each."""
+    """Yields each picture of a part with its maps by model and head, so that it is decoded once for each."""
     known = {image.name: image for image in run.source.images}
     for part in run.store.maps_by_part():
         found: dict[str, Found] = {}
@@ -182,7 +183,7 @@ def _by_picture(run: _Run, wanted: frozenset[str] | None, methods: frozenset[str
 
 
 class _Names:
-    """Names of files.
+    """File names of overlays.
 
     Args:
         pictures: names of all pictures.
@@ -201,20 +202,20 @@ class _Names:
         self._folders = dict(zip(several, folders, strict=True)) if len(several) > 1 else {}
 
     def of(self, place: _Place) -> str:
-        """The file of an overlay below the folder, without its ending."""
+        """Returns the file of an overlay below the folder, without its extension."""
         folder = self._folders.get((place.model, place.head))
         last = ".".join([self._pictures[place.image], *(safe(text).replace(".", "_") for text in (place.method, place.target) if text)])
         return last if folder is None else f"{folder}/{last}"
 
 
 def _stem(name: str) -> str:
-    """A picture's path without its ending, each folder made safe."""
+    """Returns a picture's path without its extension, each folder made safe."""
     *folders, last = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")] or [name]
     return "/".join([*(safe(folder) for folder in folders), safe(os.path.splitext(last)[0])])
 
 
 def safe(text: str) -> str:
-    """Text as a file's name: letters, digits and `-_.`, not too long, nothing that a system reserves.
+    """Makes text safe as a file name: letters, digits and `-_.`, limited in length, not reserved by a system.
 
     >>> safe("score-cam:weighting=logit"), safe("../a b")
     ('score-cam_weighting_logit', '_a_b')
@@ -227,7 +228,7 @@ def safe(text: str) -> str:
 
 
 def distinct(names: Sequence[str], of: Sequence[str]) -> list[str]:
-    """The names, with a digest of what each stands for where two things would have one name, also if case does not matter."""
+    """Returns the names, with a digest appended where two things would have the same name, ignoring case."""
     meant: dict[str, set[str]] = {}
     for name, thing in zip(names, of, strict=True):
         meant.setdefault(name.casefold(), set()).add(thing)
@@ -274,7 +275,7 @@ class _Writer:
         Image.frombytes("I;16", size, levels.astype("<u2").tobytes()).save(self.folder / f"{name}.map.png")
 
     def finish(self) -> None:
-        """Writes the list."""
+        """Writes the list of overlays."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with open(self.folder / INDEX, "w", encoding="utf-8", newline="") as file:

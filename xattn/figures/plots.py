@@ -1,4 +1,4 @@
-"""What figures of scores share: panels, colours of methods, names of metrics and classifiers."""
+"""Common elements of score figures: panels, colours of methods, names of metrics and classifiers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from xattn.figures.style import MM, FigureStyle
 from xattn.metrics.base import metrics
 
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7b4f1d", "#000000")
-"""Colours that the colour-blind tell apart. Source: Okabe and Ito 2008; its yellow, too pale for lines on white, is a brown."""
+"""Colours that the colour-blind can distinguish. Source: Okabe and Ito 2008; its yellow, too pale for lines on white, is a brown here."""
 GREY = "#888888"
 DASHES = ("-", "--", "-.", ":")
 MARKERS = "osD^vP*X"
@@ -26,7 +26,7 @@ HANDLE = 11.0  # millimetres of a legend's line and the space around a name
 
 
 class Look(NamedTuple):
-    """How a method is drawn: its colour, line and marker."""
+    """Colour, line and marker of a method."""
 
     colour: Any
     dash: Any
@@ -34,7 +34,7 @@ class Look(NamedTuple):
 
 
 def looks(methods: Sequence[str], style: FigureStyle) -> dict[str, Look]:
-    """How each method is drawn: neighbours by other dashes, so that one shows below the other where they coincide; controls are grey."""
+    """Returns the style of each method: neighbours differ in dashes, so that both are visible where they coincide; controls are grey."""
     own = [method for method in methods if not is_control(method)]
     controls = [method for method in methods if is_control(method)]
     found = {}
@@ -50,7 +50,7 @@ def looks(methods: Sequence[str], style: FigureStyle) -> dict[str, Look]:
 
 
 def metric_name(metric: str) -> str:
-    """A metric as rows name it, with an arrow to where it is better, and its unit.
+    """Returns a metric's name as in the rows, with an arrow in its better direction, and its unit.
 
     >>> metric_name("average-drop"), metric_name("sparsity")
     ('average-drop ↓ (%)', 'sparsity ↑')
@@ -60,23 +60,23 @@ def metric_name(metric: str) -> str:
 
 
 def is_better_higher(metric: str) -> bool:
-    """Whether a higher value of a metric is better."""
+    """Checks whether a higher value of a metric is better."""
     return metrics.create(metric).metadata.better == "higher"
 
 
 def classifier_name(classifier: Classifier, shown: ScoreData) -> str:
-    """What distinguishes a classifier from the others; empty for a single one."""
+    """Returns what distinguishes a classifier from the others; empty for a single one."""
     return called(*classifier, shown.classifiers)
 
 
 def panels(rows: int, columns: int, style: FigureStyle, height: float, **shared: Any) -> tuple[Figure, Any]:
-    """A figure of the style's width with axes in rows and columns.
+    """Makes a figure of the style's width with axes in rows and columns.
 
     Args:
-        rows: of axes.
-        columns: of axes.
-        style: of the figure.
-        height: millimetres of a row.
+        rows: number of rows of axes.
+        columns: number of columns of axes.
+        style: style of the figure.
+        height: height of a row in millimetres.
         shared: `sharex` and `sharey`, as in matplotlib.
     """
     size = (style.millimetres / MM, (rows * height + 6.0 * bool(style.title)) / MM)
@@ -87,7 +87,7 @@ def panels(rows: int, columns: int, style: FigureStyle, height: float, **shared:
 
 
 def legend_below(figure: Figure, handles: Sequence[Any], note: str, style: FigureStyle) -> None:
-    """A legend below the axes, in as many columns as fit, with a note under its names; the figure grows by it."""
+    """Adds a legend below the axes, in as many columns as fit, with a note under its names; the figure grows to hold it."""
     widest = max(text_width(handle.get_label(), TEXT) for handle in handles) + HANDLE
     rows = -(-len(handles) // max(1, min(len(handles), int((style.millimetres - 2) / widest))))
     columns = -(-len(handles) // rows)

@@ -1,4 +1,4 @@
-"""The test of parameter randomisation: similarity against depth, and the maps as layers are drawn anew."""
+"""Figures of the model randomisation test: similarity against depth, and maps as layers are re-initialised."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ HEIGHT = 44.0  # millimetres of a panel
 
 
 def similarity_figure(found: Randomisation, style: FigureStyle | None = None) -> Figure:
-    """Similarity of each method's maps to those of the trained network, against the number of layers drawn anew.
+    """Plots the similarity of each method's maps to those of the trained network against the number of re-initialised layers.
 
-    Means over pictures, with their 95 % intervals; a dotted line says how alike the maps of two pictures are.
+    Means over pictures, with their 95 % intervals; a dotted line shows how similar the maps of two different pictures are.
 
     Args:
-        found: the test.
-        style: of the figure.
+        found: the result of the test.
+        style: style of the figure.
     """
-    from xattn.study.randomisation import ORDERS, OTHER  # not before it is drawn: figures of runs load no torch
+    from xattn.study.randomisation import ORDERS, OTHER  # imported only to draw: figures of runs load no torch
 
     style = style or FigureStyle()
     rows = found.rows
@@ -74,11 +74,11 @@ def _ticks(line: Any, order: str, found: Randomisation) -> None:
 
 
 def maps_figure(found: Randomisation, style: FigureStyle | None = None) -> list[Figure]:
-    """Maps by layer: a row for each picture and method, a column for each of some steps.
+    """Draws the maps by layer: one row per picture and method, one column for each of some steps.
 
     Args:
-        found: the test.
-        style: of the figure.
+        found: the result of the test.
+        style: style of the figure.
     """
     from xattn.models.randomised import JOIN
     from xattn.study.randomisation import ORDERS

@@ -1,4 +1,4 @@
-"""The first three maps of a head in red, green and blue."""
+"""Colour images of a head's first three maps, in red, green and blue."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from xattn.overlays import Floats
 
 Ground = Literal["black", "photograph"]
 RANKED = "maps 1 2 3"
-DIMMED = 0.6  # of the photograph's brightness, so that hues are seen over a bright one
+DIMMED = 0.6  # factor on the photograph's brightness, so that hues are visible over a bright one
 MAP_COLOURS = {"map 1": "#ff0000", "map 2": "#00ff00", "map 3": "#0000ff"}
 STRENGTH = {"black": "brighter", "photograph": "less of the photograph"}
 
 
 def coloured(ranked: Floats) -> Floats:
-    """The first three ranked maps as red, green and blue.
+    """Returns the first three ranked maps as red, green and blue.
 
     Args:
         ranked: `(N, h, w)`, maps times the norm of the features; a missing map is black.
 
     Returns:
-        `(h, w, 3)` in [0, 1], min-maxed over the three together: hues compare within an image only.
+        `(h, w, 3)` in [0, 1], min-max normalised over the three together: hues can be compared only within an image.
 
     Source: Gomez et al. 2021, Sec. 4.2.
     """
@@ -36,10 +36,10 @@ def coloured(ranked: Floats) -> Floats:
 
 
 def over_photograph(colours: Floats, crop: Bytes) -> Floats:
-    """Maps in colour over the photograph in dark grey, which shows through where they are weak.
+    """Overlays coloured maps on the photograph in dark grey, which is visible where they are weak.
 
     Args:
-        colours: `(H, W, 3)` in [0, 1], as `coloured` gives them, at the photograph's size.
+        colours: `(H, W, 3)` in [0, 1], from `coloured`, at the photograph's size.
         crop: uint8 `(C, H, W)`.
 
     Returns:
@@ -50,7 +50,7 @@ def over_photograph(colours: Floats, crop: Bytes) -> Floats:
 
 
 def ranked_panel(shown: RunData, name: str, column: Column, over: Ground = "black") -> Panel:
-    """The first three maps of a head for an image, without smoothing; empty if it has none."""
+    """Returns the first three maps of a head for an image, without smoothing; empty if it has none."""
     found, crop = shown.ranked.get((name, *column[:2])), shown.crops[name, column[0], column[1]]
     if found is None:
         return Panel(None)
@@ -59,12 +59,12 @@ def ranked_panel(shown: RunData, name: str, column: Column, over: Ground = "blac
 
 
 def ranked_legend(over: Ground = "black") -> Swatches:
-    """Which colour is which map."""
+    """Returns the legend: which colour shows which map."""
     about = f"maps of a head, {STRENGTH[over]} where the features are strong; br-npa's by rank"
     return Swatches(about, [(name, rgb(colour)) for name, colour in MAP_COLOURS.items()])
 
 
 def rgb(colour: str) -> tuple[float, float, float]:
-    """A colour `#rrggbb` as numbers in [0, 1]."""
+    """Converts a colour `#rrggbb` to numbers in [0, 1]."""
     red, green, blue = (int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5))
     return red, green, blue

@@ -1,4 +1,4 @@
-"""Critical-difference diagrams: the methods' mean ranks, and which of them do not differ."""
+"""Figure kind: critical-difference diagrams, the methods' mean ranks with bars over those that do not differ significantly."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ TICK, ROW, CLIQUE = 1.0, 3.2, 1.5  # millimetres
 
 
 class Ranking(NamedTuple):
-    """The methods of a classifier by a metric.
+    """Ranks of a classifier's methods by a metric.
 
     Attributes:
-        names: of the methods, best first.
-        ranks: mean rank of each, 1 is best.
-        friedman: p-value of Friedman's test that all have the same ranks; NaN of fewer than three methods.
-        critical: the critical difference of mean ranks; NaN where pairs are tested.
-        cliques: first and last place of each group of methods that do not differ, none within another.
-        n: images.
+        names: names of the methods, best first.
+        ranks: mean rank of each method; 1 is best.
+        friedman: p-value of Friedman's test that all have the same ranks; NaN for fewer than three methods.
+        critical: the critical difference of mean ranks; NaN if pairs are tested.
+        cliques: first and last place of each group of methods that do not differ; no group contains another.
+        n: number of images.
     """
 
     names: list[str]
@@ -53,14 +53,14 @@ class Ranking(NamedTuple):
 
 
 def ranking(names: Sequence[str], values: Doubles, higher: bool, test: Test = "nemenyi", floor: float = 1.0) -> Ranking:
-    """Ranks methods and says which do not differ.
+    """Ranks methods and finds groups that do not differ.
 
     Args:
-        names: of the methods.
-        values: `(n, k)`, finite: of each image by each method.
+        names: names of the methods.
+        values: `(n, k)`, finite: the value of each image for each method.
         higher: whether higher is better.
-        test: which pairs are told apart by.
-        floor: the unit of the values, from `unit_of`.
+        test: the test that compares pairs.
+        floor: unit of the values, from `unit_of`.
     """
     n, k = values.shape
     whole = levels(values, floor)
@@ -78,7 +78,7 @@ def ranking(names: Sequence[str], values: Doubles, higher: bool, test: Test = "n
 
 
 def cliques(same: dict[tuple[int, int], bool], k: int) -> list[tuple[int, int]]:
-    """The largest runs of neighbouring places of which no two differ."""
+    """Returns the longest sequences of neighbouring places in which no two differ."""
     runs: list[tuple[int, int]] = []
     for first in range(k):
         last = first
@@ -102,7 +102,7 @@ class Ranks:
     test: Test = "nemenyi"
 
     def __call__(self, shown: ScoreData, style: FigureStyle) -> list[Figure]:
-        """One diagram per classifier and metric.
+        """Draws one diagram per classifier and metric.
 
         Raises:
             InputError: there are no two methods with values of the same images.
@@ -123,7 +123,7 @@ class Ranks:
 
 
 def _pages(found: Sequence[tuple[str, Ranking]], test: Test, style: FigureStyle) -> list[Figure]:
-    """The diagrams in one column, or two on a wide page."""
+    """Draws the diagrams in one column, or in two on a wide page."""
     columns = 2 if style.millimetres > 120 and len(found) > 1 else 1
     width = (style.millimetres - 2 * MARGIN - (columns - 1) * GAP) / columns
     note = f"Ranks over images of one network, 1 is best; a bar joins methods that do not differ there at {LEVEL:g} by {TESTS[test]}."

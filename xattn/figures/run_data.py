@@ -1,4 +1,4 @@
-"""What runs hold for some images: maps, crops and class names."""
+"""Maps, crops and class names of some images in runs, for figures."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ Column = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class RunData:
-    """What runs hold for some images.
+    """Data of some images in runs.
 
     Attributes:
-        names: of the images.
+        names: names of the images.
         maps: raw maps by image, model, head and method.
         ranked: ranked maps by image, model and head.
         crops: uint8 `(C, H, W)` by image, model and head.
         paths: files of the images.
-        preprocessing: by model and head.
+        preprocessing: preprocessing by model and head.
         labels: class names by model and head.
-        looks: how two-stream networks looked at patches, by image, model and head.
-        nearest: of runs with a gallery, name and cosine of the picture that is nearest to a query, by query, model and head.
+        looks: patches and step weights of two-stream networks, by image, model and head.
+        nearest: for runs with a gallery, name and cosine of a query's nearest picture, by query, model and head.
         pair_maps: raw maps of these queries and pictures, by image, the other image, model, head and method. `ranked` and `crops` also
-            hold these pictures.
+            contain these pictures.
     """
 
     names: list[str]
@@ -52,7 +52,7 @@ class RunData:
 
     @property
     def columns(self) -> list[Column]:
-        """Model, head and method of the maps."""
+        """Returns model, head and method of the maps."""
         return list(dict.fromkeys(key[1:] for key in self.maps))
 
 
@@ -63,19 +63,19 @@ def read_runs(
     count: int = 6,
     moved_to: str | Path | Sequence[str | Path] | None = None,
 ) -> RunData:
-    """Reads from runs what a figure shows.
+    """Reads the data of a figure from runs.
 
     Args:
         runs: run folders.
         images: names as in the rows; the first ones if None.
         methods: names as in the rows; all if None.
-        count: of images, if none are named.
+        count: number of images, if no names are given.
         moved_to: where the pictures are now; None: where the runs found them.
 
     Raises:
-        RunError: a run folder that is damaged.
-        InputError: pictures that are no longer where the run found them, or differ between runs.
-        NameUnknownError: an image or method that is not in the runs.
+        RunError: a run folder is damaged.
+        InputError: pictures are no longer where the run found them, or differ between runs.
+        NameUnknownError: an image or method is not in the runs.
     """
     stores = [Store(run) for run in runs]
     about = [store.read_run() for store in stores]
@@ -134,12 +134,12 @@ def read_runs(
 
 
 def _partners(run: dict[str, Any], names: Sequence[str]) -> list[str]:
-    """The pictures that are nearest to some queries of a run with a gallery, by any of its models."""
+    """Returns the nearest pictures of some queries of a run with a gallery, by any of its models."""
     return list(dict.fromkeys(known[name][0] for known in run.get("pairs", {}).values() for name in names if name in known))
 
 
 def source_of(store: Store, run: dict[str, Any]) -> ImageSource:
-    """The pictures of a run.
+    """Returns the pictures of a run.
 
     Raises:
         InputError: they were in memory, or are no longer where the run found them.

@@ -1,4 +1,4 @@
-"""Two metrics against each other."""
+"""Figure kind: two metrics plotted against each other."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ from xattn.metrics.base import metrics as registry
 from xattn.metrics.statistics import Interval
 from xattn.metrics.tables import aggregated
 
-HEIGHT = {1: 60.0, 2: 66.0, 3: 54.0}  # millimetres of a row, by its panels
+HEIGHT = {1: 60.0, 2: 66.0, 3: 54.0}  # millimetres of a row, by its number of panels
 PER_ROW = 3
-SAME = {"method": 0.012, "image": 1e-6}  # share of the axes within which two points are at the same place
+SAME = {"method": 0.012, "image": 1e-6}  # share of the axes within which two points count as the same place
 SIZE = {"method": 3.5, "image": 2.2}  # of a marker, in points
 RING = {"method": 4.2, "image": 2.6}  # by how much the ring of each further method at the same place is larger
 
 
 class Point(NamedTuple):
-    """A point of a method: its place, and the intervals of a mean."""
+    """A point of a method: its position, and the intervals of a mean."""
 
     x: Interval
     y: Interval
 
 
 def methods_before(points: Sequence[Sequence[tuple[float, float]]], reach: tuple[float, float]) -> list[list[int]]:
-    """For each point of each method, how many of the methods before it have a point at the same place.
+    """Counts, for each point of each method, the earlier methods that have a point at the same place.
 
     Args:
         points: x and y of the points of each method.
-        reach: how far apart two points of one place are at most, along x and along y; positive.
+        reach: largest distance between two points of one place, along x and along y; positive.
 
     >>> methods_before([[(0.0, 0.0), (2.0, 2.0)], [(0.0, 0.1)], [(0.0, 0.0), (5.0, 0.0)]], (0.2, 0.2))
     [[0, 0], [1], [2, 0]]
@@ -64,16 +64,16 @@ def methods_before(points: Sequence[Sequence[tuple[float, float]]], reach: tuple
 @register("scatter", data="scores")
 @dataclass(frozen=True)
 class Scatter:
-    """Two metrics against each other: the first two, or those of --metric; a point per method, or per image.
+    """Two metrics against each other: the first two, or those of --metric; one point per method, or per image.
 
     Attributes:
-        each: "method", means over images with their 95 % intervals; "image", a point per image and method, with Spearman's correlation.
+        each: "method", means over images with their 95 % intervals; "image", one point per image and method, with Spearman's correlation.
     """
 
     each: Literal["method", "image"] = "method"
 
     def __call__(self, shown: ScoreData, style: FigureStyle) -> list[Figure]:
-        """One panel per classifier. Where methods have a point at the same place, each further one is a ring around those before it.
+        """Draws one panel per classifier. If methods have a point at the same place, each further one is a ring around those before it.
 
         Raises:
             InputError: there are no two metrics.
@@ -118,7 +118,7 @@ class Scatter:
         return [figure]
 
     def _points(self, shown: ScoreData, classifier: Classifier, metrics: tuple[str, str]) -> dict[str, list[Point]]:
-        """The points of each method that has values of both metrics."""
+        """Returns the points of each method that has values of both metrics."""
         tables = [shown.values(classifier, metric) for metric in metrics]
         found = {}
         for method in shown.methods:
@@ -137,7 +137,7 @@ class Scatter:
         return found
 
     def _draw(self, axis: Any, points: Mapping[str, Sequence[Point]], reach: tuple[float, float], style_of: Mapping[str, Look]) -> bool:
-        """Draws the points of a classifier; whether some are rings around others."""
+        """Draws the points of a classifier; returns whether some are rings around others."""
         places = [[(point.x.mean, point.y.mean) for point in several] for several in points.values()]
         before = methods_before(places, reach)
         for (method, several), counts in zip(points.items(), before, strict=True):
@@ -162,7 +162,7 @@ class Scatter:
 
 
 def _spans(points: Sequence[Point]) -> tuple[float, float]:
-    """How far some points and their intervals reach along x and along y; 1 where they do not."""
+    """Returns the extent of some points and their intervals along x and along y; 1 if it is zero."""
     spans = []
     for ends in zip(*points, strict=True) if points else ((), ()):
         values = [value for end in ends for value in (end.mean, end.low, end.high) if math.isfinite(value)]
@@ -171,7 +171,7 @@ def _spans(points: Sequence[Point]) -> tuple[float, float]:
 
 
 def _write_correlation(axis: Any, points: Sequence[Point]) -> None:
-    """Writes Spearman's correlation of some points, where there are three or more and both values vary."""
+    """Writes Spearman's correlation of some points, if there are at least three and both values vary."""
     both = [(point.x.mean, point.y.mean) for point in points]
     if len(both) > 2 and all(len(set(values)) > 1 for values in zip(*both, strict=True)):
         correlation = pd.DataFrame(both).rank().corr().to_numpy()[0, 1]

@@ -1,4 +1,4 @@
-"""What runs hold of scores: rows, and the curves that metrics followed."""
+"""Scores of runs for figures: rows, and the curves that metrics followed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Curves:
     """The target's probability of some images along a metric's curve.
 
     Attributes:
-        shares: of the pixels changed, `(S,)`, from 0 to 1.
+        shares: share of the pixels changed, `(S,)`, from 0 to 1.
         p: `(n, S)`.
     """
 
@@ -36,7 +36,7 @@ class Curves:
 
 @dataclass(frozen=True)
 class ScoreData:
-    """What runs hold of scores.
+    """Scores of runs.
 
     Attributes:
         rows: one per value, with the columns of `Store.values`.
@@ -48,30 +48,30 @@ class ScoreData:
 
     @cached_property
     def classifiers(self) -> list[Classifier]:
-        """Model and head of each classifier."""
+        """Returns model and head of each classifier."""
         return list(self.rows[["model", "head"]].drop_duplicates().itertuples(index=False, name=None))
 
     @cached_property
     def methods(self) -> list[str]:
-        """The methods, in the order of the rows."""
+        """Returns the methods, in the order of the rows."""
         return list(self.rows["method"].unique())
 
     @cached_property
     def metrics(self) -> list[str]:
-        """The metrics, in the order of the rows."""
+        """Returns the metrics, in the order of the rows."""
         return list(self.rows["metric"].unique())
 
     def values(self, classifier: Classifier, metric: str) -> pd.DataFrame:
-        """The values of a classifier's methods by a metric: a row per image and target, a column per method."""
+        """Returns the values of a classifier's methods by a metric: one row per image and target, one column per method."""
         model, head = classifier
         found = self.rows[(self.rows["model"] == model) & (self.rows["head"] == head) & (self.rows["metric"] == metric)]
         table = by_picture(found, "value", ["image", "target"], ["method"])
         return table[[method for method in self.methods if method in table.columns]]
 
     def curves(self) -> dict[Series, Curves]:
-        """The curves by model, head, method and metric; several metrics that follow one curve have it under the first of them.
+        """Returns the curves by model, head, method and metric; a curve that several metrics follow is stored under the first of them.
 
-        Curves of other steps than the first one's, as a tolerance leaves them, are interpolated linearly.
+        Curves whose steps differ from the first one's, because of a tolerance, are interpolated linearly.
         """
         keys = ["image", "model", "head", "method", "metric", "target"]
         wanted = set(self.rows[keys].itertuples(index=False, name=None))
@@ -94,7 +94,7 @@ class ScoreData:
 
 
 def interpolated(at: Floats, shares: Floats, p: Floats) -> Floats:
-    """A curve at other shares, between its steps linearly; all one-dimensional and rising."""
+    """Interpolates a curve linearly at other shares; all inputs are one-dimensional and increasing."""
     return np.interp(at, shares, p).astype(np.float32)
 
 
@@ -105,19 +105,19 @@ def read_scores(
     metrics: Sequence[str] | None = None,
     count: int | None = None,
 ) -> ScoreData:
-    """Reads from runs what a figure of scores shows.
+    """Reads the data of a score figure from runs.
 
     Args:
         runs: run folders.
         images: names as in the rows; all if None.
         methods: names as in the rows; all if None.
         metrics: names as in the rows; all if None.
-        count: of images, from the first, if none are named.
+        count: number of images, from the first, if no names are given.
 
     Raises:
-        RunError: a run folder that is damaged.
-        InputError: runs without scores, or that differ as `compare_runs` says.
-        NameUnknownError: an image, method or metric that is not in the runs.
+        RunError: a run folder is damaged.
+        InputError: runs have no scores, or differ, as for `compare_runs`.
+        NameUnknownError: an image, method or metric is not in the runs.
     """
     stores = [Store(run) for run in runs]
     rows, _ = joint_rows(stores, shown_names(stores))
@@ -129,7 +129,7 @@ def read_scores(
         if asked is not None:
             _refuse_unknown(column, asked, rows[column])
             rows = rows[rows[column].isin(list(asked))]
-    if metrics is not None:  # in the order in which they were asked for
+    if metrics is not None:  # in the requested order
         rows = pd.concat([rows[rows["metric"] == metric] for metric in metrics])
     return ScoreData(rows.reset_index(drop=True), stores)
 

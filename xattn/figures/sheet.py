@@ -1,4 +1,4 @@
-"""Pages of pictures and text, placed in millimetres from the upper left corner."""
+"""Pages of pictures and text, positioned in millimetres from the upper left corner."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from xattn.figures.style import MM, FigureStyle
 from xattn.text import shown
 
 POINT = MM / 72
-LINE = 1.2  # distance of lines of text, in sizes of the font
+LINE = 1.2  # line spacing, in font sizes
 HEADING, TITLE, TEXT, NOTE = 8.0, 7.0, 6.5, 6.0  # points
-SCREEN = 120  # dots per inch of what a notebook shows
-ASCENT = 0.95  # from the upper edge of a line to its letters' foot, in sizes of the font
+SCREEN = 120  # dots per inch of a notebook's display
+ASCENT = 0.95  # from the upper edge of a line to its baseline, in font sizes
 _BREAKS = re.compile(r"(?<=[ \-:,/·])(?!\u00a0)")
 _WITHIN = re.compile(r"(?<=[_.@=])|(?<=[a-z])(?=[A-Z])")
 
@@ -38,19 +38,19 @@ def _text_width(text: str, size: float, bold: bool, family: tuple[str, ...]) -> 
 
 
 def text_width(text: str, size: float, bold: bool = False) -> float:
-    """Width of a line of text in millimetres, in the current font."""
+    """Returns the width of a line of text in millimetres, in the current font."""
     return _text_width(shown(text), size, bold, tuple(matplotlib.rcParams["font.family"]))
 
 
 def text_height(lines: int, size: float) -> float:
-    """Height of some lines of text in millimetres."""
+    """Returns the height of some lines of text in millimetres."""
     return lines * size * LINE * POINT
 
 
 def wrapped(text: str, width: float, size: float, bold: bool = False) -> list[str]:
-    """Text in lines of at most a width in millimetres, broken after spaces and signs, or within a word that is wider alone.
+    """Breaks text into lines of at most a width in millimetres, after spaces and signs, or within a word that is too wide for a line.
 
-    A no-break space holds what it joins together.
+    A no-break space keeps its neighbours together.
     """
     return [line for paragraph in text.split("\n") for line in _wrapped(paragraph, width, size, bold)]
 
@@ -75,7 +75,7 @@ def _pieces(text: str, width: float, size: float, bold: bool) -> Iterator[str]:
 
 
 def fitted(text: str, width: float, size: float, smallest: float = NOTE, bold: bool = False) -> tuple[list[str], float]:
-    """Text in lines of at most a width, in a font just so small that no word is broken if that helps: the lines, and its size."""
+    """Breaks text into lines, in the largest font that breaks no word, if there is one; returns the lines and the font size."""
     words = [word.rstrip() for paragraph in text.split("\n") for word in _BREAKS.split(paragraph)]
     while size > smallest and max(text_width(word, size, bold) for word in words) > width:
         size -= 0.5
@@ -83,12 +83,12 @@ def fitted(text: str, width: float, size: float, smallest: float = NOTE, bold: b
 
 
 def breaks_words(text: str, width: float, size: float = NOTE) -> bool:
-    """Whether a word of a text is wider than a line, so that `wrapped` would break it."""
+    """Checks whether a word of a text is wider than a line, so that `wrapped` would break it."""
     return any(text_width(piece.rstrip(), size) > width for piece in _BREAKS.split(text))
 
 
 class PaperFigure(Figure):
-    """A figure with letters of all scripts, which a notebook shows by itself; it shows matplotlib's own only once pyplot was imported."""
+    """A figure with fallback fonts that a notebook displays by itself; matplotlib's own figures need pyplot for that."""
 
     def draw(self, renderer: Any) -> None:
         lettered(self)
@@ -126,14 +126,14 @@ class Sheet:
         self._boxes.append(Rectangle((x, y), width, height, facecolor=tuple(colour), linewidth=0))
 
     def text(self, x: float, y: float, lines: list[str], size: float = NOTE, *, va: str = "top", **settings: Any) -> None:
-        """Places lines of text, with their upper edge, middle or lower edge at y; `ha`, `weight`, … as in matplotlib."""
+        """Places lines of text with their upper edge, middle or lower edge at y; `ha`, `weight`, … as in matplotlib."""
         y -= {"top": 0.0, "center": 0.5, "bottom": 1.0}[va] * text_height(len(lines), size)
         for number, line in enumerate(lines):
             foot = y + (number * LINE + ASCENT) * size * POINT
             self._texts.append(_Text(x, foot, line, {"fontsize": size, "va": "baseline", **settings}))
 
     def turned(self, x: float, y: float, lines: list[str], size: float = NOTE, **settings: Any) -> None:
-        """Places lines of text that are read upwards, with their middle at y; `ha` says which edge lies at x."""
+        """Places lines of text that run upwards, with their middle at y; `ha` selects the edge at x."""
         settings = {"fontsize": size, "va": "center", "rotation": 90, "multialignment": "center", "linespacing": 1.05, **settings}
         self._texts.append(_Text(x, y, "\n".join(lines), settings))
 
@@ -143,11 +143,11 @@ class Sheet:
         self._texts.append(_Text(x, y, "\n".join(lines), {"fontsize": size, "va": "center", "ha": "center", "bbox": box}))
 
     def line(self, x: float, y: float, to_x: float, to_y: float, width: float = 0.5) -> None:
-        """Draws a line, its width in points."""
+        """Draws a line; its width is in points."""
         self._lines.append((x, y, to_x, to_y, width))
 
     def figure(self, width: float, height: float) -> Figure:
-        """The page as a figure of just this size."""
+        """Returns the page as a figure of exactly its size."""
         figure = PaperFigure(figsize=(width / MM, height / MM))
         axis = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0), autoscale_on=False)
         axis.set_axis_off()

@@ -1,4 +1,4 @@
-"""Where a two-stream network looks at each step: the boxes of its patches, then the map of each step with the step's weight."""
+"""Figure kind: patches of a two-stream network, and the map of each step with the step's weight."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from xattn.figures.style import FigureStyle
 from xattn.overlays import Floats
 from xattn.registry import split_spec
 
-STRONGEST, OTHERS = (230, 60, 30), (250, 220, 60)  # the box that the network finds first, and the others
-DRAWN = 320  # pixels: the least height of a picture on which boxes are drawn
+STRONGEST, OTHERS = (230, 60, 30), (250, 220, 60)  # colours of the first box that the network finds, and of the others
+DRAWN = 320  # pixels: minimum height of a picture on which boxes are drawn
 
 
 def step_of(method: str) -> int | None:
-    """The step that a method, as rows name it, shows; None for one that shows no step."""
+    """Returns the step that a method, as named in the rows, shows; None if it shows no step."""
     declared = declaration("methods", method.partition(":")[0])
     if declared is None or "step" not in declared["settings"]:
-        return None  # also of another library, whose settings are written otherwise
+        return None  # also a method of another library, whose settings have another form
     step = split_spec(method)[1].get("step", declared["settings"]["step"])
     return None if step in (None, "none") else int(step)
 
 
 def with_boxes(crop: Bytes, boxes: Floats) -> Bytes:
-    """A picture with outlines of boxes, the first in red and above the others.
+    """Draws outlines of boxes on a picture, the first in red and above the others.
 
     Args:
         crop: uint8 `(C, H, W)`.
-        boxes: `(n, 4)`, x1, y1, x2, y2 in its pixels.
+        boxes: `(n, 4)`, x1, y1, x2, y2 in pixels of the crop.
 
     Returns:
         uint8 `(h, w, 3)`, enlarged by a whole number so that the outlines are thin.
@@ -56,7 +56,7 @@ def with_boxes(crop: Bytes, boxes: Floats) -> Bytes:
 
 @register("steps", source="Shroff 2020, Figs. 5.1 to 7.3")
 def steps(shown: RunData, style: FigureStyle) -> list[Figure]:
-    """The patches of each picture, the strongest in red, then the maps of the steps, with α below each, the mean over the patches.
+    """Patches of each picture, the strongest in red, then the maps of the steps, with α (mean over the patches) below each.
 
     Raises:
         InputError: none of the runs has maps of the steps of a two-stream network.
@@ -92,12 +92,12 @@ def steps(shown: RunData, style: FigureStyle) -> list[Figure]:
 
 
 def _family(column: Column, columns: list[Column]) -> Column:
-    """The first of the columns that shows a step by the same method of the same classifier."""
+    """Returns the first column that shows a step by the same method of the same classifier."""
     return next(other for other in columns if _unstepped(other) == _unstepped(column))
 
 
 def _family_name(column: Column) -> str:
-    """The method of a column with its settings, but for the step."""
+    """Returns the method of a column with its settings, except for the step."""
     _, _, name, *settings = _unstepped(column)
     return f"{name}:{','.join(settings)}" if settings else name
 

@@ -1,4 +1,4 @@
-"""How a figure looks on paper: its width, font, colours and arrangement."""
+"""Style of figures on paper: width, font, colours and arrangement."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from xattn.errors import InputError, NameUnknownError
 from xattn.overlays import table
 
 MM = 25.4  # per inch
-WIDTHS = {"column": 3.5 * MM, "page": 7.16 * MM}  # of the IEEE's two-column layout; other journals differ by few millimetres
+WIDTHS = {"column": 3.5 * MM, "page": 7.16 * MM}  # of the IEEE's two-column layout; other journals differ by a few millimetres
 NARROWEST, WIDEST = 30.0, 1000.0
-FALLBACK = "DejaVu Sans"  # comes with matplotlib, and has the arrows
+FALLBACK = "DejaVu Sans"  # is included in matplotlib, and has the arrows
 
 Scale = Literal["each", "common"]
 
 
 @dataclass(frozen=True)
 class FigureStyle:
-    """How a figure looks.
+    """Style of a figure.
 
     Attributes:
         width: "column" (88.9 mm), "page" (181.9 mm), or millimetres. Text is 6 to 8 points at this width.
-        font: family of the text; one that lacks a character takes it from DejaVu Sans.
-        cmap: name of one of matplotlib's colour maps; None: the kind's own.
-        scale: "each", every map, panel or column from its own lowest to its highest value; "common", those that can be compared on one
-            scale: the maps of one classifier and method, the panels of a row, the classifiers of a column.
-        transpose: rows become columns.
-        title: above the figure.
+        font: font family of the text; missing characters are taken from DejaVu Sans.
+        cmap: name of a matplotlib colour map; None: the kind's own.
+        scale: "each", colours of every map, panel or column range from its own lowest to its highest value; "common", comparable items
+            share one scale: the maps of one classifier and method, the panels of a row, the classifiers of a column.
+        transpose: swap rows and columns.
+        title: title above the figure.
 
     Raises:
-        InputError: a width that is no width.
-        NameUnknownError: no such font, colour map or scale.
+        InputError: the width is not valid.
+        NameUnknownError: the font, colour map or scale does not exist.
     """
 
     width: str | float = "page"
@@ -53,7 +53,7 @@ class FigureStyle:
 
     @property
     def millimetres(self) -> float:
-        """The width in millimetres; NaN if it is none."""
+        """Returns the width in millimetres; NaN if it is not valid."""
         if isinstance(self.width, str):
             try:
                 return WIDTHS[self.width] if self.width in WIDTHS else float(self.width)
@@ -74,11 +74,11 @@ class FigureStyle:
             raise NameUnknownError("font on this machine", self.font, known) from error
 
     def rc(self) -> Any:
-        """matplotlib's settings for figures on paper, by name; fonts are embedded as TrueType, and bytes are the same every time."""
+        """Returns matplotlib's settings for figures on paper, by name; fonts are embedded as TrueType, and bytes are reproducible."""
         return {
             "pdf.fonttype": 42,
             "svg.fonttype": "path",
-            "svg.hashsalt": "xattn",  # ids that are the same every time
+            "svg.hashsalt": "xattn",  # reproducible ids
             "font.family": [self.font, FALLBACK] if self.font != FALLBACK else [FALLBACK],
             "font.size": 7,
             "axes.titlesize": 7,
@@ -100,6 +100,6 @@ class FigureStyle:
             "image.composite_image": False,  # each picture keeps its own pixels in a vector format
             "figure.constrained_layout.w_pad": 0.02,
             "figure.constrained_layout.h_pad": 0.02,
-            "text.hinting": "none",  # letters stand where they are in a vector format, and lines are as wide as they are measured
-            "text.parse_math": False,  # a name with $ is a name
+            "text.hinting": "none",  # letters are not shifted in a vector format, and lines are as wide as measured
+            "text.parse_math": False,  # a $ in a name is not markup
         }

@@ -1,4 +1,4 @@
-"""Predicted against expected: a row for each question, the picture and the map of each method."""
+"""Figure of `why`: one row per question, with the picture and the map of each method."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 def why_figure(found: Why, style: FigureStyle | None = None) -> list[Figure]:
-    """Maps of the predicted class, of the expected one, and of what speaks for the one and against the other.
+    """Draws maps of the predicted class, of the expected class, and of the evidence for one against the other.
 
     Args:
         found: the maps.
-        style: of the figure.
+        style: style of the figure.
     """
     style = style or FigureStyle()
     *_, contrast = found.maps.values()

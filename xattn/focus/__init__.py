@@ -1,4 +1,4 @@
-"""The two-stream network: a stream of the whole picture, and one of its patches that looks at each of them repeatedly."""
+"""Two-stream network: a global stream of the whole picture, and a local stream that processes each of its patches in repeated steps."""
 
 from xattn.focus.local_stream import LocalStream, Looked
 from xattn.focus.network import GLOBAL, LOCAL, Streams, TwoStreams

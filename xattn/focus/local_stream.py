@@ -1,4 +1,4 @@
-"""The local stream: a patch is looked at repeatedly, and the looks are weighted by attention."""
+"""Local stream: an LSTM processes a patch in several steps, which attention weights."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch import Tensor, nn
 from xattn.errors import SettingError
 from xattn.focus.settings import TwoStreamSettings
 
-LAYERS = 2  # of the LSTM
+LAYERS = 2  # layers of the LSTM
 
 
 class Looked(NamedTuple):
-    """What the local stream gives for patches, P of them.
+    """Outputs of the local stream for P patches.
 
     Attributes:
         logits: `(P, K)`.
         hidden: `(P, T, D)`, the LSTM's output at each step; with local=cnn the pooled features, T = 1.
-        alpha: `(P, T)`, the weight of each step in what is classified.
-        attention: `(P, T, h, w)`, where the self-attention of each step looks, each map summing to 1; None without it.
+        alpha: `(P, T)`, the weight of each step in the classification.
+        attention: `(P, T, h, w)`, self-attention map of each step, each summing to 1; None without self-attention.
     """
 
     logits: Tensor
@@ -31,7 +31,7 @@ class Looked(NamedTuple):
 
 
 class LocalStream(nn.Module):
-    """Patches `(P, 3, side, side)` → logits, from features that an LSTM gets at each of T steps.
+    """Computes logits of patches `(P, 3, side, side)` from features that an LSTM receives at each of T steps.
 
     α = softmax over t of a linear layer on H_t, shared by the steps; the logits are a linear layer on Σ α_t H_t.
 
@@ -39,11 +39,11 @@ class LocalStream(nn.Module):
         features: patches → maps `(P, C, h, w)`.
         channels: C, also the size of the LSTM.
         classes: K.
-        settings: of the network.
+        settings: settings of the network.
 
     Source: Shroff 2020, Sec. 3.1.3.2 and Ch. 7.
 
-    Differs: Eq. 3.6 has a weight vector for each step; here they share one, as in the released code.
+    Differs: Eq. 3.6 has one weight vector per step; here all steps share one, as in the released code.
     """
 
     def __init__(self, features: nn.Module, channels: int, classes: int, settings: TwoStreamSettings) -> None:
@@ -70,7 +70,7 @@ class LocalStream(nn.Module):
         return Looked(self.classifier((alpha[:, :, None] * hidden).sum(dim=1)), hidden, alpha, attention)
 
     def weights(self, hidden: Tensor) -> Tensor:
-        """The weights `(P, T)` with which the steps `(P, T, D)` are added."""
+        """Returns the weights `(P, T)` of the sum over the steps `(P, T, D)`."""
         if self.attention is not None:
             scores: Tensor = self.attention(hidden)[:, :, 0]
             return scores.softmax(dim=1)
@@ -80,17 +80,17 @@ class LocalStream(nn.Module):
 
 
 class SelfAttentiveLSTM(nn.Module):
-    """Feature maps `(P, C, h, w)` → outputs `(P, T, C)` and attention `(P, T, h, w)` of an LSTM that attends in the map before each step.
+    """LSTM that attends to the feature map before each step: maps `(P, C, h, w)` → outputs `(P, T, C)` and attention `(P, T, h, w)`.
 
-    The channels are split into keys and values, and a fixed spatial basis is joined to both. The query of step t is a network of two layers
-    on the output of step t − 1, zeros before the first. A_t is the softmax over the places of query times key; a network of two layers on
-    the sum of A_t times the values is the input of step t.
+    The channels are split into keys and values, and a fixed spatial basis is concatenated to both. The query of step t is a two-layer
+    network of the output of step t − 1, which is zero before the first step. A_t is the softmax over locations of query times key; a
+    two-layer network of the sum of A_t times the values is the input of step t.
 
     Source: Shroff 2020, Ch. 7, after Mott et al. 2019.
 
-    Differs: the text adds the basis to keys and values, but its sizes are those of a concatenation, which is done here. It puts the
-    attention between the two LSTMs; here, as in its Fig. 7.1, it gives the input of the stack of both. How many channels are keys and how
-    many the basis has, it does not say.
+    Differs: the text adds the basis to keys and values, but its sizes are those of a concatenation, which is used here. The text places the
+    attention between the two LSTMs; here, as in its Fig. 7.1, the attention provides the input of the stack of both. It does not state how
+    many channels are keys and how many the basis has.
     """
 
     basis: Tensor
@@ -131,7 +131,7 @@ def _two_layers(given: int, inner: int, out: int) -> nn.Sequential:
 
 
 def spatial_basis(channels: int, size: tuple[int, int]) -> Tensor:
-    """Outer products of cosines, `cos(π·u·y)·cos(π·v·x)` for u and v from 0, with y and x from 0 to 1 over the map.
+    """Returns outer products of cosines, `cos(π·u·y)·cos(π·v·x)` for u and v from 0, with y and x from 0 to 1 over the map.
 
     Args:
         channels: a square number; its root is the number of frequencies along each side.

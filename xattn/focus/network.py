@@ -1,4 +1,4 @@
-"""The two-stream network: the whole picture, and patches that it finds in it."""
+"""Two-stream network: the whole picture, and patches that the network finds in it."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from xattn.focus.local_stream import LocalStream, Looked
 from xattn.focus.settings import TwoStreamSettings
 from xattn.metrics.seeds import content_seeds
 
-GLOBAL, LOCAL = "global_stream", "local_stream"  # the streams' modules
+GLOBAL, LOCAL = "global_stream", "local_stream"  # module names of the streams
 OVERLAP = 0.25  # largest intersection over union of two boxes that the network finds
 
 
 class Streams(NamedTuple):
-    """What both streams give for pictures.
+    """Outputs of both streams.
 
     Attributes:
-        logits: `(B, K)` of the global stream.
+        logits: `(B, K)`, logits of the global stream.
         boxes: `(B, n, 4)`, x1, y1, x2, y2 in pixels of the picture.
-        looked: of the local stream, for the B·n patches, those of a picture beside each other.
+        looked: outputs of the local stream for the B·n patches; patches of one picture are adjacent.
     """
 
     logits: Tensor
@@ -32,7 +32,7 @@ class Streams(NamedTuple):
 
 
 class GlobalStream(nn.Module):
-    """Pictures `(B, 3, H, W)` → features `(B, C, h, w)` and logits `(B, K)`, a linear layer on their mean.
+    """Global stream: pictures `(B, 3, H, W)` → features `(B, C, h, w)` and logits `(B, K)`, a linear layer on their mean.
 
     Args:
         features: pictures → maps.
@@ -41,7 +41,7 @@ class GlobalStream(nn.Module):
 
     Source: Shroff 2020, Sec. 3.1.3.1.
 
-    Differs: the released code has two convolutions of 1 × 1 more, which the text does not name.
+    Differs: the released code has two additional 1 × 1 convolutions, which the text does not mention.
     """
 
     def __init__(self, features: nn.Module, channels: int, classes: int) -> None:
@@ -55,22 +55,22 @@ class GlobalStream(nn.Module):
 
 
 class TwoStreams(nn.Module):
-    """Pictures `(B, 3, H, W)` → logits `(B, K)`: those of the whole picture, g, plus λ' times those of its patches, l.
+    """Two-stream network: pictures `(B, 3, H, W)` → logits `(B, K)`: g of the whole picture plus λ' times l of its patches.
 
-    The network finds its patches itself: boxes around the local maxima of the norm of its global features, without gradient, without a
-    label. l is the mean over the patches.
+    The network finds its patches itself, without gradients or labels: boxes around the local maxima of the norm of its global features. l
+    is the mean over the patches.
 
     Args:
         whole: pictures → maps `(B, C, h, w)`, the backbone of the global stream.
         part: patches → maps `(P, C, h, w)`, the backbone of the local stream.
         channels: C.
         classes: K.
-        settings: of the network.
+        settings: settings of the network.
 
     Source: Shroff 2020, Ch. 3 and 7.
 
-    Differs: in test, all patches that the network finds are classified and their logits averaged (`test_patch=mean`); the released code
-    takes one at random, of boxes that were found with the true class.
+    Differs: at test time, all patches that the network finds are classified and their logits averaged (`test_patch=mean`); the released
+    code uses one random patch among boxes that were found with the true class.
     """
 
     def __init__(self, whole: nn.Module, part: nn.Module, channels: int, classes: int, settings: TwoStreamSettings) -> None:
@@ -78,11 +78,11 @@ class TwoStreams(nn.Module):
         self.settings = settings
         self.global_stream = GlobalStream(whole, channels, classes)
         self.local_stream = LocalStream(part, channels, classes, settings)
-        self.boxes = nn.Identity()  # by which hooks see the boxes of a forward
+        self.boxes = nn.Identity()  # so that hooks see the boxes of a forward
 
     @property
     def seen(self) -> int:
-        """How many patches of a picture the local stream gets in eval mode."""
+        """Number of patches per picture that the local stream uses in eval mode."""
         return self.settings.patches if self.settings.test_patch == "mean" else 1
 
     def forward(self, pictures: Tensor) -> Tensor:
@@ -91,14 +91,14 @@ class TwoStreams(nn.Module):
         return found.logits + self.settings.weight * local
 
     def streams(self, pictures: Tensor, boxes: Tensor | None = None) -> Streams:
-        """What both streams give.
+        """Returns the outputs of both streams.
 
         Args:
             pictures: `(B, 3, H, W)`.
-            boxes: `(B, n, 4)`; None: those that the network finds. In training mode one of them is drawn by torch's generator.
+            boxes: `(B, n, 4)`; None: boxes that the network finds. In training mode torch's generator selects one of them.
 
         Raises:
-            InputError: the global features have fewer cells than boxes are to be found.
+            InputError: the global features have fewer cells than the number of boxes to find.
         """
         features, logits = self.global_stream(pictures)
         boxes = self.find(features.detach(), pictures) if boxes is None else boxes
@@ -125,6 +125,6 @@ class TwoStreams(nn.Module):
         norms: Tensor = torch.linalg.vector_norm(features.float(), dim=1)
         boxes = picked(norms, candidates, wanted, OVERLAP)
         if self.settings.test_patch == "random" and not self.training:
-            drawn = [seed % wanted for seed in content_seeds(pictures.detach() * 0.25 + 0.5)]  # normalised: most of it lies in [−2, 2]
+            drawn = [seed % wanted for seed in content_seeds(pictures.detach() * 0.25 + 0.5)]  # normalised: most values are in [−2, 2]
             boxes = boxes[torch.arange(len(boxes)), torch.tensor(drawn)][:, None]
         return boxes

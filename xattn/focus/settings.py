@@ -1,4 +1,4 @@
-"""The settings of a two-stream network, and its name."""
+"""Settings of a two-stream network, and its name."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ networks: Registry[None, TwoStreamSettings] = Registry("two-stream network")
 @networks.register("focus", None)
 @dataclass(frozen=True)
 class TwoStreamSettings:
-    """What a two-stream network is made of.
+    """Settings of a two-stream network.
 
     Attributes:
-        local: what the local stream does with the pooled features of a patch: "cnn", nothing; "lstm", it classifies the last output of an
-            LSTM that gets them at each step; "attention", a sum of the outputs, weighted by attention over the steps.
-        steps: T, how often the LSTM looks at a patch.
-        sum_to: in the place of the attention, the plain sum of the outputs of steps 1 to this one.
-        only_step: in the place of the attention, the output of this step alone.
-        self_attention: the input of each step is attended in the feature map, by a query from the output of the step before.
-        keys: channels of the feature map that are keys of the self-attention, the others are values; None: a quarter.
-        basis: channels of the spatial basis of the self-attention, a square number.
-        scaled: divide the scores of the self-attention by the root of their number of channels.
+        local: how the local stream uses the pooled features of a patch: "cnn", directly; "lstm", it classifies the last output of an LSTM
+            that receives them at each step; "attention", a sum of the outputs, weighted by attention over the steps.
+        steps: T, number of LSTM steps per patch.
+        sum_to: instead of the attention, the plain sum of the outputs of steps 1 to this one.
+        only_step: instead of the attention, the output of this step alone.
+        self_attention: the input of each step is attended in the feature map, with a query from the output of the previous step.
+        keys: number of feature-map channels used as keys of the self-attention; the others are values. None: a quarter.
+        basis: number of channels of the spatial basis of the self-attention, a square number.
+        scaled: divide the scores of the self-attention by the square root of their number of channels.
         patches: n, boxes per picture.
-        test_patch: which patches count in eval mode: the "mean" of the logits of all, the "first", where the features are strongest, or a
-            "random" one, drawn by the picture's content.
+        test_patch: patches used in eval mode: "mean", the mean of the logits of all; "first", the patch with the strongest features; or
+            "random", one that the picture's content selects.
         box: side of the boxes that the network finds, as a share of the picture's shorter side.
-        side: of the patches that the local stream gets, in pixels; None: half of the picture's shorter side.
-        weight: λ', of the local stream's logits in the sum, and of its loss in training.
+        side: side of the local stream's patches in pixels; None: half of the picture's shorter side.
+        weight: λ', weight of the local stream's logits in the sum, and of its loss in training.
     """
 
     local: Local = "attention"
@@ -81,12 +81,12 @@ class TwoStreamSettings:
 
 
 def parsed(model: str) -> tuple[str, TwoStreamSettings]:
-    """The backbone and the settings in `focus:BACKBONE[:key=value,…]`; a backbone without a source is torchvision's.
+    """Parses the backbone and the settings in `focus:BACKBONE[:key=value,…]`; a backbone without a source is torchvision's.
 
     Raises:
         InputError: no backbone is named.
-        SettingError: a value that does not fit.
-        NameUnknownError: there is no such setting.
+        SettingError: a value is not valid.
+        NameUnknownError: a setting does not exist.
 
     >>> parsed("focus:vgg19:steps=5")
     ('torchvision:vgg19', TwoStreamSettings(local='attention', steps=5, sum_to=None, only_step=None, self_attention=False, keys=None, \

@@ -1,4 +1,4 @@
-"""How forwards are run: predictors, their tuning on a machine, several heads on one backbone, memory."""
+"""Execution of forwards: predictors, their tuning on a machine, several heads on one backbone, memory."""
 
 from xattn.inference.predictor import Predictor
 from xattn.inference.settings import Tuning

@@ -1,4 +1,4 @@
-"""Times ways of running one classifier's forwards side by side; each must first reproduce the plain network's output."""
+"""Benchmark of execution settings for one classifier; each must first reproduce the plain network's output."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from xattn.inference.settings import Backend, Level, Precision, Tuning
 from xattn.models.classifier import Classifier
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
-FAR = 0.1  # how far rounding may move a probability; its effect on the metrics' values is measured and reported
+FAR = 0.1  # largest change of a probability by rounding; its effect on the metrics' values is measured and reported
 GAIN = 1.03
 LARGER = 1.1  # a chunk twice as large needs twice the memory
 ROUNDS = 5
-TURN_S = 0.1  # at least, so that a small network's turn has several forwards
+TURN_S = 0.1  # minimum, so that a small network's turn has several forwards
 DUEL_S = 4.0  # no turn starts after this: a slow network's few turns are long
 HOPELESS = 0.25
 logger = logging.getLogger("xattn")
 
 
 class Benchmark:
-    """Measures several ways of running one classifier.
+    """Measures several execution settings of one classifier.
 
     Attributes:
         rates: images per second, by the tuning's description.
@@ -50,20 +50,20 @@ class Benchmark:
 
     @cached_property
     def plain(self) -> Tensor:
-        """The network's own output for the sample."""
+        """Returns the network's own output for the sample."""
         return self.classifier.predict(self.sample)
 
     def fitting(self, tuning: Tuning) -> Tuning:
-        """The same tuning with a chunk that fits into memory."""
+        """Returns the same tuning with a chunk that fits into memory."""
         return replace(tuning, chunk=min(tuning.chunk, self.largest))
 
     def best(self, tuning: Tuning, *, compiling: bool, backends: Collection[Backend] = ()) -> Tuning:
-        """The fastest tuning found by changing one setting after the other.
+        """Returns the fastest tuning found by changing one setting at a time.
 
         Args:
             tuning: where to start.
             compiling: whether torch.compile is tried.
-            backends: beside torch, that are tried.
+            backends: backends other than torch to try.
         """
         best = self._better(tuning, [replace(tuning, folded=True)] if self._has_norms() else [])
         best = self._better(best, [replace(best, memory_format="contiguous")])
@@ -85,7 +85,7 @@ class Benchmark:
         return any(type(module) in NORMS for module in self.classifier.network.modules())
 
     def _climb(self, best: Tuning, turns: int = 8) -> Tuning:
-        """Doubles the chunk while that is faster; otherwise halves it while that is no slower, since it then needs less memory."""
+        """Doubles the chunk while that is faster; otherwise halves it while that is not slower, which saves memory."""
         for factor, gain in ((2.0, LARGER), (0.5, 1.0)):
             start = best
             for _ in range(turns):
@@ -100,9 +100,9 @@ class Benchmark:
         return best
 
     def _better(self, best: Tuning, others: list[Tuning], gain: float = GAIN) -> Tuning:
-        """The fastest tuning; another one has to be faster than `best` by more than noise.
+        """Returns the fastest tuning; another one replaces `best` only if it is faster by more than noise.
 
-        Only turns side by side count: a tuning's best rate may come from a good moment of the machine.
+        Only rates from alternating turns count: a tuning's best rate may come from a moment when the machine was idle.
         """
         for other in others:
             if self._is_faster(other, best, gain):
@@ -123,12 +123,12 @@ class Benchmark:
         return is_faster
 
     def rate(self, tuning: Tuning) -> float:
-        """Images per second in one turn after a warm-up; 0 for a tuning that cannot be used."""
+        """Measures images per second in one turn after a warm-up; 0 for a tuning that cannot be used."""
         predictor = self._ready(tuning)
         return 0.0 if predictor is None else self._timed(tuning, predictor)
 
     def _ready(self, tuning: Tuning) -> Predictor | None:
-        """The predictor of a tuning, warmed up and checked against the plain network; None for one that cannot be used."""
+        """Returns the predictor of a tuning, warmed up and checked against the plain network; None for one that cannot be used."""
         way = str(tuning)
         if way in self.refused:
             return None
@@ -141,7 +141,7 @@ class Benchmark:
                 why = "memory ran out" if is_out_of_memory(error) else _first_line(error)
             except MissingPackageError:
                 raise
-            except Exception as error:  # compilers, other backends, copy.deepcopy and users' modules raise all kinds; the plain way remains
+            except Exception as error:  # compilers, other backends, copy.deepcopy and users' modules raise any kind; plain settings remain
                 why = _first_line(error)
             if why is not None:
                 self.refused[way] = why
@@ -150,7 +150,7 @@ class Benchmark:
         return self.predictors[way]
 
     def quietly_ready(self, tuning: Tuning) -> Predictor | None:
-        """`_ready` without the warnings of libraries."""
+        """Calls `_ready` without the warnings of libraries."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return self._ready(tuning)
@@ -177,7 +177,7 @@ class Benchmark:
             torch.mps.synchronize()
 
     def _mismatch(self, tuning: Tuning, logits: Tensor) -> str | None:
-        if self.level == "fast" and tuning.folded:  # a fold must be right before anything is rounded
+        if self.level == "fast" and tuning.folded:  # folding must be correct before anything is rounded
             folded = Predictor(self.classifier, Tuning(len(self.sample), tuning.memory_format, folded=True))(self.sample)
             if (why := mismatch(folded, self.plain)) is not None:
                 return why
@@ -186,12 +186,12 @@ class Benchmark:
 
 
 def mismatch(logits: Tensor, plain: Tensor, tolerance: float | None = None) -> str | None:
-    """Why these logits cannot replace the plain network's; None if they can.
+    """Returns why these logits cannot replace the plain network's; None if they can.
 
     Args:
         logits: `(B, K)`.
         plain: `(B, K)`.
-        tolerance: of probabilities; None: the batch tolerance in the precision of `plain`.
+        tolerance: tolerance of probabilities; None: the batch tolerance in the precision of `plain`.
     """
     if not torch.equal(torch.isfinite(logits), torch.isfinite(plain)):
         return "it gives values that are not finite"

@@ -19,7 +19,7 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def clone_of(classifier: Runnable, form: torch.memory_format, dtype: torch.dtype | None = None, *, folded: bool = False) -> Runnable:
-    """A copy in eval mode that shares all unchanged weights, in a memory format and precision, with batch norms folded or not."""
+    """Copies a classifier in eval mode in a memory format and precision, optionally with folded batch norms; shares unchanged weights."""
 
     def converted(tensor: Tensor) -> Tensor:
         return tensor.detach().to(memory_format=form if tensor.dim() == 4 else torch.preserve_format)
@@ -28,14 +28,14 @@ def clone_of(classifier: Runnable, form: torch.memory_format, dtype: torch.dtype
     memo |= {id(buffer): converted(buffer) for buffer in classifier.buffers()}
     clone: Runnable = copy.deepcopy(classifier, memo).eval()
     if folded:
-        _fold(clone)  # in its own precision, whatever the final one
+        _fold(clone)  # folded in its own precision, before any conversion
     return clone if dtype is None else clone.to(dtype)
 
 
 def _fold(clone: Runnable) -> None:
     """Folds every batch norm whose input is the output of one convolution, and nothing else, into that convolution.
 
-    Whether the convolution's output is also used elsewhere is not detected here; whoever uses a folded copy compares its logits.
+    This does not detect whether the convolution's output is also used elsewhere; callers compare the logits of a folded copy.
     """
     gave: dict[int, tuple[nn.Module, int]] = {}
     kept: list[Tensor] = []  # kept alive, so that no two share an id
@@ -77,7 +77,7 @@ def _fold(clone: Runnable) -> None:
 
 
 def _watched(module: nn.Module) -> bool:
-    """Whether folding the module away would lose a user's hook or parametrisation."""
+    """Checks whether folding the module away would lose a user's hook or parametrisation."""
     return bool(module._forward_hooks or module._forward_pre_hooks or getattr(module, "parametrizations", None))
 
 

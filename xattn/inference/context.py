@@ -1,4 +1,4 @@
-"""What the heads on one backbone share while a batch is explained and scored."""
+"""Shared computation of the heads on one backbone while a batch is explained and scored."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PROBES = 3
 
 
 def shared_predictor(classifiers: Sequence[Classifier], tuning: Tuning, level: Level) -> PredictAll | None:
-    """Runs all heads of one backbone at once: images → one output per head; None if the outputs would differ from those of each alone."""
+    """Runs all heads of one backbone at once: images → one output per head; None if the outputs would differ from separate runs."""
     shared = SharedBackbone(classifiers)
     shape = (PROBES, classifiers[0].channels, *classifiers[0].input_size)
     noise = torch.rand(shape, generator=torch.Generator().manual_seed(1)).to(shared.device)
@@ -33,7 +33,7 @@ def shared_predictor(classifiers: Sequence[Classifier], tuning: Tuning, level: L
         for one, logits in zip(shared.split(filled), found, strict=True):
             if mismatch(one, logits[: len(one)], None if level == "exact" else FAR) is not None:
                 return None
-    except Exception:  # what follows the pooling may not take a batch of vectors, and its errors vary: each head then runs alone
+    except Exception:  # the layers after the pooling may not accept a batch of vectors, and their errors vary: each head then runs alone
         return None
 
     def predict(images: Tensor) -> list[Tensor]:
@@ -43,14 +43,14 @@ def shared_predictor(classifiers: Sequence[Classifier], tuning: Tuning, level: L
 
 
 class BatchContext:
-    """What the heads on one backbone share while a batch is explained: their answers to the same perturbed images.
+    """Responses to perturbed images that the heads on one backbone share while a batch is explained.
 
-    The first head that asks runs the images for all of them; the order does not matter.
+    The first head that needs the images runs them for all heads; the order does not matter.
 
     Args:
         predict: images → one output per head.
         chunk: images per forward.
-        targets: one per head.
+        targets: one target per head.
     """
 
     def __init__(self, predict: PredictAll, chunk: int, targets: Sequence[Target]) -> None:
@@ -68,7 +68,7 @@ class BatchContext:
         read: Callable[[Target, Tensor], Tensor],
         chunk: int | None = None,
     ) -> Tensor:
-        """One number per perturbed image, for one head.
+        """Returns one number per perturbed image, for one head.
 
         Args:
             key: identifies these images within the batch.

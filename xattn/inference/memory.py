@@ -1,4 +1,4 @@
-"""The peak memory of a computation, the memory that is free, and an allocator that keeps its pages."""
+"""Measures the peak memory of a computation and the free memory, and provides an allocator that keeps its pages."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from xattn.errors import InputError
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -2, -3, -4  # glibc: malloc.h
 KEEPING = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 2**26}
-# Any setting ends glibc's own adaptation for good, and with the initial thresholds all other code of the process would be two to three
-# times slower from then on. So the values left behind are those that the adaptation reaches, at its limit, once 32 MiB are freed at once.
+# Any setting ends glibc's own adaptation permanently, and with the initial thresholds all other code of the process would be two to three
+# times slower from then on. So the values are finally set to those that the adaptation reaches at its limit, once 32 MiB are freed at once.
 ADAPTED = {M_MMAP_MAX: 65536, M_MMAP_THRESHOLD: 2**25, M_TRIM_THRESHOLD: 2**26, M_TOP_PAD: 2**17}
 UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
 
 def parse_size(text: str | int) -> int:
-    """Bytes of `2GB`, `500M`, `1.5GiB` or a number; units are powers of 1024.
+    """Parses a size such as `2GB`, `500M`, `1.5GiB` or a number into bytes; units are powers of 1024.
 
     Raises:
-        InputError: the text is none of these, or is not above zero.
+        InputError: the text is not a size, or the size is not above zero.
     """
     found = re.fullmatch(r"\s*([0-9.]+)\s*([kmgt]?)(i?b)?\s*", str(text).lower())
     try:
@@ -44,12 +44,12 @@ def parse_size(text: str | int) -> int:
 
 
 def shown(size: float) -> str:
-    """Bytes in readable form."""
+    """Formats bytes for reading."""
     return f"{size / 2**30:.1f} GB" if size >= 2**30 else f"{size / 2**20:.0f} MB"
 
 
 def free_memory(device: torch.device) -> int:
-    """Free bytes of a device; those of the machine for the CPU, or if the device does not report them."""
+    """Returns the free bytes of a device; those of the machine for the CPU, or if the device does not report them."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     try:
@@ -80,7 +80,7 @@ class _Held(TorchDispatchMode):
 
 
 def peak_bytes(compute: Callable[[], object]) -> int:
-    """Peak bytes of the tensors that `compute` creates and holds at one time, on any device, without an operation's own scratch memory."""
+    """Measures the peak bytes of tensors that `compute` holds at one time, on any device, without an operation's own scratch memory."""
     held = _Held()
     with held:
         compute()
@@ -88,7 +88,7 @@ def peak_bytes(compute: Callable[[], object]) -> int:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch reports that a device, or the machine, is out of memory."""
+    """Checks whether an error means that a device or the machine is out of memory."""
     return isinstance(error, torch.cuda.OutOfMemoryError) or "can't allocate memory" in str(error) or "out of memory" in str(error)
 
 
@@ -103,11 +103,11 @@ _lock = threading.Lock()
 
 @contextlib.contextmanager
 def kept_pages() -> Iterator[None]:
-    """Inside, freed memory stays with the process for reuse, since a forward's tensors come and go in the same sizes.
+    """Keeps freed memory in the process for reuse while the context is open, because a forward's tensors recur in the same sizes.
 
-    glibc takes fresh pages from the system for every tensor of more than 32 MiB and returns them at once; the page faults cost a third to
-    a half of a forward of many images. At the end the kept pages are returned, and the allocator is left as its own adaptation leaves it.
-    Without glibc nothing changes.
+    glibc takes fresh pages from the system for every tensor of more than 32 MiB and returns them at once; the page faults cost a third to a
+    half of the time of a forward of many images. At the end the kept pages are returned, and the allocator is left in the state that its
+    own adaptation would reach. Without glibc nothing changes.
     """
     libc = _glibc()
     if libc is None:
@@ -121,7 +121,7 @@ def kept_pages() -> Iterator[None]:
 
 
 def _deeper(libc: ctypes.CDLL, step: int) -> None:
-    """The first to enter keeps pages, the last to leave returns them, across all threads."""
+    """Keeps pages from the first entry until the last exit, across all threads."""
     global _depth
     with _lock:
         was, _depth = _depth, _depth + step

@@ -1,4 +1,4 @@
-"""The network's output for many perturbed images, as fast as the network runs on this machine."""
+"""Predictor: computes the network's output for many perturbed images, as fast as the network runs on this machine."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ logger = logging.getLogger("xattn")
 
 
 class Predictor:
-    """Images in pixel space `(B, 3, H, W)` → the output, float32 or float64, in eval mode and without gradients.
+    """Computes outputs of images `(B, 3, H, W)` in pixel space, float32 or float64, in eval mode and without gradients.
 
-    The classifier stays unchanged: a tuning that changes weights is applied to a copy, which shares all other weights. Make a new
-    predictor when weights have changed or the classifier has moved to another device. When memory runs out, the chunk is halved and the
-    work continues.
+    The classifier is not changed: a tuning that changes weights is applied to a copy, which shares all other weights. Make a new predictor
+    after weights have changed or the classifier has moved to another device. If memory runs out, the chunk is halved and the work
+    continues.
 
     Args:
-        classifier: the one to run.
-        tuning: None: the default, 8 images per forward on the CPU, 64 on a GPU.
+        classifier: the classifier to run.
+        tuning: execution settings; None: the default, 8 images per forward on the CPU, 64 on a GPU.
         level: "fast" lets a GPU round convolutions and products to TF32.
 
     Attributes:
-        chunk: images per forward; callers should pass this many at a time.
+        chunk: images per forward; callers should pass this many in each call.
     """
 
     def __init__(self, classifier: Runnable, tuning: Tuning | None = None, level: Level = "exact") -> None:
@@ -64,13 +64,13 @@ class Predictor:
 
 
 def plain_tuning(classifier: Runnable) -> Tuning:
-    """The tuning that is used if nothing was measured."""
+    """Returns the tuning that is used if nothing was measured."""
     return Tuning(8 if classifier.device.type == "cpu" else 64)
 
 
 @contextmanager
 def _rounding(level: Level) -> Iterator[None]:
-    """TF32 for level "fast" on a GPU; `evaluating`, around it, forbids it for convolutions and restores all settings."""
+    """Allows TF32 for level "fast" on a GPU; the surrounding `evaluating` forbids it for convolutions and restores all settings."""
     if level == "exact" or not torch.cuda.is_available():
         yield
         return
@@ -80,4 +80,4 @@ def _rounding(level: Level) -> Iterator[None]:
         yield
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
-        torch.backends.cudnn.allow_tf32 = False  # as set by `evaluating`, which another thread may still be in
+        torch.backends.cudnn.allow_tf32 = False  # the value that `evaluating` sets; another thread may still be inside it

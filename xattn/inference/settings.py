@@ -1,4 +1,4 @@
-"""Settings of how forwards are run."""
+"""Execution settings of forwards."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ Level = Literal["exact", "fast"]
 
 @dataclass(frozen=True)
 class Tuning:
-    """How forwards of perturbed images are run.
+    """Execution settings for forwards of perturbed images.
 
     Attributes:
         chunk: images per forward.
-        memory_format: of images, features and weights.
-        folded: batch norms are folded into the preceding convolutions.
-        compiled: with torch.compile and frozen weights.
-        precision: of the network; "own" is that of its weights. Others are only for level "fast", which also lets a GPU use TF32.
-        backend: what computes: "torch"; or "openvino", on processors, or "tensorrt", on NVIDIA GPUs, whose memory formats are their own.
+        memory_format: memory format of images, features and weights.
+        folded: fold batch norms into the preceding convolutions.
+        compiled: use torch.compile with frozen weights.
+        precision: precision of the network; "own" is that of its weights. Others are only for level "fast", which also lets a GPU use TF32.
+        backend: "torch"; or "openvino", on CPUs, or "tensorrt", on NVIDIA GPUs, which choose their own memory formats.
     """
 
     chunk: int = 8
@@ -50,11 +50,11 @@ class Tuning:
 
     @classmethod
     def read(cls, text: str) -> Tuning:
-        """Parses a tuning that a user writes, such as `chunk=16,folded=true`; what is left out gets its default.
+        """Parses a tuning from text such as `chunk=16,folded=true`; missing settings get their defaults.
 
         Raises:
-            SettingError: a value does not fit.
-            NameUnknownError: there is no such setting.
+            SettingError: a value is not valid.
+            NameUnknownError: a setting does not exist.
         """
         hints = get_type_hints(cls)
         given: dict[str, Any] = {}
@@ -72,7 +72,7 @@ class Tuning:
 
 
 def refuse_unknown_level(level: str) -> None:
-    """Raises if there is no such level.
+    """Raises if a level does not exist.
 
     Args:
         level: "exact" or "fast".

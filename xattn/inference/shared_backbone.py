@@ -1,4 +1,4 @@
-"""Several heads on one frozen backbone: the outputs of all from one pass of the network."""
+"""Several heads on one frozen backbone: one pass of the network computes the outputs of all heads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from xattn.models.state_dicts import digest_of
 
 
 class SharedBackbone(nn.Module):
-    """Classifiers that share a network and differ only in their heads, as one: the logits `(B, K₁ + K₂ + …)` side by side.
+    """Combines classifiers that share a network and differ only in their heads; outputs the logits `(B, K₁ + K₂ + …)` side by side.
 
     Args:
         classifiers: two or more, one group of `backbone_groups`.
@@ -30,45 +30,45 @@ class SharedBackbone(nn.Module):
 
     @property
     def network(self) -> nn.Module:
-        """The network that all share."""
+        """The shared network."""
         return self._members[0].network
 
     @property
     def device(self) -> torch.device:
-        """The device that computes."""
+        """The device of the computation."""
         return self._members[0].device
 
     @property
     def channels_last(self) -> bool:
-        """Whether the network is given images in that memory format."""
+        """Whether the network receives images in that memory format."""
         return all(member.channels_last for member in self._members)
 
     def probe(self) -> Tensor:
-        """One image of noise, always the same."""
+        """Returns one image of noise, always the same."""
         return self._members[0].probe()
 
     def normalise(self, images: Tensor) -> Tensor:
-        """The network's input for images in pixel space."""
+        """Returns the network's input for images in pixel space."""
         return self._members[0].normalise(images)
 
     def logits(self, normalised: Tensor) -> Tensor:
-        """Logits of all heads `(B, K₁ + K₂ + …)` of normalised images."""
+        """Computes the logits of all heads `(B, K₁ + K₂ + …)` for normalised images."""
         members = self._members
         heads, attachments = [member.head for member in members], [member.attachment for member in members]
         with members[0].supplied():
             return torch.cat(attend_all(self.network, normalised, heads, attachments, members[0].read_output), dim=1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits of all heads of images in pixel space."""
+        """Computes the logits of all heads for images in pixel space."""
         return self.logits(self.normalise(images))
 
     def split(self, logits: Tensor) -> list[Tensor]:
-        """The logits of each head."""
+        """Splits logits into those of each head."""
         return list(logits.split([member.class_count for member in self._members], dim=1))
 
 
 def backbone_groups(classifiers: Sequence[Classifier]) -> list[list[Classifier]]:
-    """Groups of classifiers that one pass of a network can serve, in their order; most groups have one member."""
+    """Groups classifiers that one pass of a network can serve, in their order; most groups have one member."""
     if len(classifiers) == 1:
         return [list(classifiers)]  # the digest of its weights is not needed
     found: dict[object, list[Classifier]] = {}
@@ -78,7 +78,7 @@ def backbone_groups(classifiers: Sequence[Classifier]) -> list[list[Classifier]]
 
 
 def _backbone(classifier: Classifier) -> object:
-    """What the classifiers of one pass have in common; None for a head that needs a forward of its own."""
+    """Returns a key shared by classifiers that one pass can serve; None for a head that needs its own forward."""
     if classifier.head.asks_class or classifier.head.is_random:
         return None
     network = classifier.network

@@ -1,4 +1,4 @@
-"""The fastest way to run a network's forwards on this machine: measured once, in seconds, and cached."""
+"""Finds the fastest execution settings for a network's forwards on this machine: measured once, in seconds, and cached."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from xattn.models.classifier import Classifier
 Effort = Literal["off", "auto", "full"]
 EFFORTS: tuple[Effort, ...] = ("off", "auto", "full")
 WORTH_MEASURING_S = 20.0
-WORTH_CONVERTING_S = 60.0  # for another backend, which takes seconds in each process of a run
+WORTH_CONVERTING_S = 60.0  # for another backend, which needs seconds to start in each process of a run
 WORTH_COMPILING_S = 300.0
 LARGEST = {"cpu": 64}
 LARGEST_ELSEWHERE = 1024
@@ -36,14 +36,14 @@ SAMPLE = 4
 
 @dataclass(frozen=True)
 class Tuned:
-    """A tuning and where it comes from.
+    """A tuning and its origin.
 
     Attributes:
-        tuning: how forwards are run.
+        tuning: execution settings.
         level: "exact" or "fast".
         origin: "measured", "kept from an earlier measurement", "by hand", or why nothing was measured.
-        speed: images per second with it, and with each other tuning that was measured; empty if nothing was.
-        refused: tunings that could not be used, and why.
+        speed: images per second with this tuning, and with each other measured tuning; empty if nothing was measured.
+        refused: tunings that could not be used, with the reasons.
     """
 
     tuning: Tuning
@@ -70,7 +70,7 @@ class Tuned:
 
     @classmethod
     def of(cls, kept: dict[str, Any], origin: str) -> Tuned:
-        """Rebuilds it from what `as_dict` gave."""
+        """Rebuilds it from the output of `as_dict`."""
         return cls(Tuning(**kept["tuning"]), kept["level"], origin, dict(kept["images_a_second"]), dict(kept["refused"]))
 
 
@@ -83,7 +83,7 @@ def tuned(
     sample: Tensor | None = None,
     memory: int | None = None,
 ) -> Tuned:
-    """The best way to run a classifier's forwards.
+    """Finds the fastest execution settings for a classifier's forwards.
 
     Level "exact" accepts only tunings that keep the probabilities of the sample within the batch tolerance of the plain network (1e-5 in
     float32); "fast" may compute in bfloat16, float16 or TF32.
@@ -91,17 +91,17 @@ def tuned(
     Args:
         classifier: the network.
         level: "exact" or "fast".
-        tune: "off", the defaults; "auto", a measurement of seconds if the work justifies one, cached for the next time; "full", a new
-            measurement, with compilation and other backends whatever the work; or settings by hand,
+        tune: "off", the defaults; "auto", a measurement of seconds if the amount of work justifies one, cached for later runs; "full", a
+            new measurement, with compilation and other backends regardless of the work; or settings by hand,
             `chunk=16,folded=true,compiled=true,precision=bfloat16,backend=torch`.
-        forwards: number of images to run, the measure of the work; None: many.
-        sample: images in pixel space to compare on; None: noise.
-        memory: bytes that one chunk may hold; None: more than half of what is free.
+        forwards: number of images to run, which measures the work; None: many.
+        sample: images in pixel space on which outputs are compared; None: noise.
+        memory: bytes that one chunk may use; None: more than half of the free memory.
 
     Raises:
-        SettingError: settings by hand do not fit the level, or the network.
-        MissingPackageError: the backend by hand is not installed.
-        InputError: not even one image fits into the memory.
+        SettingError: settings given by hand do not fit the level or the network.
+        MissingPackageError: the backend given by hand is not installed.
+        InputError: not even one image fits into memory.
     """
     by_hand = None if tune in EFFORTS else Tuning.read(tune) if "=" in tune else _no_effort(tune)
     if by_hand is not None and level == "exact" and by_hand.precision != "own":
@@ -132,13 +132,13 @@ def tuned(
         tried = backends if full or work > WORTH_CONVERTING_S else ()
         best = benchmark.best(best, compiling=full or work > WORTH_COMPILING_S, backends=tried)
     done = Tuned(best, level, "measured", benchmark.rates, benchmark.refused)
-    if memory is None:  # the fastest with little memory is not the fastest elsewhere
+    if memory is None:  # the fastest tuning with little memory is not the fastest elsewhere
         keep("tuning", key, done.as_dict())
     return done
 
 
 def _for_work(found: Tuned, forwards: int | None, backends: Collection[Backend] = ()) -> Tuned | None:
-    """A cached measurement adapted to other work: compiled or by another backend only if that pays; None if it would and was not tried."""
+    """Adapts a cached measurement to other work: compilation or another backend only if it pays; None if it would but was not tried."""
     rate = found.speed.get(str(found.tuning))
     work = float("inf") if forwards is None or not rate else forwards / rate
     plain = replace(found.tuning, compiled=False, backend="torch")
@@ -157,7 +157,7 @@ def _for_work(found: Tuned, forwards: int | None, backends: Collection[Backend] 
 def fastest(
     classifier: Classifier, level: Level = "exact", tune: str = "auto", *, forwards: int | None = None, sample: Tensor | None = None
 ) -> Predictor:
-    """The fastest predictor of a classifier on this machine, for `explain` and `evaluate`. Arguments and errors as for `tuned`.
+    """Returns the fastest predictor of a classifier on this machine, for `explain` and `evaluate`. Arguments and errors as for `tuned`.
 
     >>> import xattn
     >>> clf = xattn.load("birds:gap", device="cpu")
@@ -179,10 +179,10 @@ def _sampled(classifier: Classifier, sample: Tensor | None) -> Tensor:
 
 
 def _largest_chunk(classifier: Classifier, memory: int | None) -> int:
-    """The largest number of images whose forward fits into memory."""
+    """Returns the largest number of images whose forward fits into memory."""
     predictor = Predictor(classifier, Tuning(1))
     image = classifier.probe().float()
-    each = peak_bytes(lambda: predictor(image * 1.0)) + 3 * image.numel() * 4  # the changed image, its source, its mask
+    each = peak_bytes(lambda: predictor(image * 1.0)) + 3 * image.numel() * 4  # the perturbed image, its source, its mask
     room = memory if memory is not None else int(SHARE_OF_FREE * free_memory(classifier.device))
     if each > room:
         raise InputError(
@@ -192,7 +192,7 @@ def _largest_chunk(classifier: Classifier, memory: int | None) -> int:
 
 
 def _key(classifier: Classifier, level: Level) -> str:
-    """What a measurement is valid for: the network's shape, head and input, the machine, torch and other backends, and the level."""
+    """Returns what a measurement depends on: the network's shape, head and input, the machine, torch and other backends, and the level."""
     shapes = [(name, tuple(tensor.shape), str(tensor.dtype)) for name, tensor in classifier.state_dict().items()]
     network, device = classifier.network, classifier.device
     machine = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{_processor()}×{torch.get_num_threads()}"
@@ -211,7 +211,7 @@ def _processor() -> str:
 
 
 def _earlier(key: str) -> Tuned | None:
-    """A measurement that was kept; None if there is none that can be read."""
+    """Reads a cached measurement; None if no readable one exists."""
     with contextlib.suppress(KeyError, TypeError, ValueError):
         if (found := kept("tuning", key)) is not None:
             return Tuned.of(found, "kept from an earlier measurement")

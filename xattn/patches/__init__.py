@@ -1,4 +1,4 @@
-"""Patches: boxes of a picture that may hold its telling parts, found without labels of parts. A figure draws them, a network reads them."""
+"""Patches: boxes of a picture that may hold its discriminative parts, found without part labels, for figures and networks."""
 
 from xattn.boxes import crop, lay_back
 from xattn.patches.base import Finder, FinderMetadata, find, finders

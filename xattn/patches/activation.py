@@ -1,4 +1,4 @@
-"""Patches at the maxima of the activation."""
+"""Patch finder: maxima of the activation."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from xattn.patches.base import features_of, image_size, refuse_too_many, registe
 @register("activation", source="Felzenszwalb et al. 2010 for the suppression of overlapping boxes; the features' norm as the score")
 @dataclass(frozen=True)
 class ActivationPatches:
-    """Square boxes at the local maxima of the features' norm, those that overlap a stronger one suppressed.
+    """Square boxes at the local maxima of the features' norm; boxes that overlap a stronger one are suppressed.
 
     Attributes:
-        stage: whose features; None: the input of the pooling.
+        stage: stage of the features; None: the input of the pooling.
         overlap: largest intersection over union of two boxes.
 
-    A cell is a local maximum if none of its eight neighbours is larger. Where fewer than n boxes are left, the strongest cells that are no
-    maxima follow, and then the strongest that were suppressed. Of equal cells the first, row by row, comes first.
+    A cell is a local maximum if none of its eight neighbours is larger. If fewer than n boxes remain, the strongest cells that are not
+    maxima are added, and then the strongest suppressed ones. Ties are resolved by row order.
     """
 
     stage: str | None = None
@@ -44,10 +44,10 @@ class ActivationPatches:
         classes: Tensor | None = None,
         rows: Sequence[int] | None = None,
     ) -> Tensor:
-        """Boxes `(B, n, 4)`.
+        """Returns boxes `(B, n, 4)`.
 
         Raises:
-            InputError: more boxes than the map has cells, or a side that does not fit into the image.
+            InputError: n exceeds the number of cells of the map, or the side does not fit into the image.
         """
         size = image_size(images, n)
         norms: Tensor = torch.linalg.vector_norm(features_of(classifier, images, self.stage), dim=1)

@@ -1,4 +1,4 @@
-"""What a patch finder is, and the registry of finders."""
+"""Patch finders: their interface and registry."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from xattn.models.loading import refuse_no_classifier
 from xattn.models.streams import GLOBAL_STAGE
 from xattn.registry import Registry
 
-SHARE = 4  # the default side of a square box is that part of the image's shorter side
+SHARE = 4  # the default side of a square box is the image's shorter side divided by this
 
 
 @dataclass(frozen=True)
 class FinderMetadata:
-    """What a patch finder declares.
+    """Properties that a patch finder declares.
 
     Attributes:
-        source: where it was published.
-        control: it does not use the network; a finder that does not beat it finds nothing.
+        source: the publication.
+        control: it does not use the network; a finder that is not better than a control is useless.
         trained: it needs a head that was trained for it.
-        stored: it reads boxes that are stored by row, and needs the rows of the images.
+        stored: it reads stored boxes by row, and needs the rows of the images.
     """
 
     source: str
@@ -37,7 +37,7 @@ class FinderMetadata:
 
 
 class Finder(Protocol):
-    """A frozen dataclass of settings that finds boxes of images, without labels of parts."""
+    """Interface of patch finders: a frozen dataclass of settings that finds boxes in images, without part labels."""
 
     def __call__(
         self,
@@ -49,16 +49,16 @@ class Finder(Protocol):
         classes: Tensor | None = None,
         rows: Sequence[int] | None = None,
     ) -> Tensor:
-        """Boxes of images: a function of each image, the same whatever its batch.
+        """Finds boxes in images; the result for an image does not depend on its batch.
 
         Args:
-            classifier: whose features, or whose head, finds them.
+            classifier: the classifier whose features or head are used.
             images: `(B, C, H, W)` in pixel space, float in [0, 1].
             n: boxes per image.
-            side: of the boxes in pixels; None: the finder's own, for square boxes a quarter of the image's shorter side.
-            classes: `(B,)`, labels of training images, for a finder whose boxes depend on the class. None: the predicted class. Never
-                give labels of test images: their boxes would tell the class.
-            rows: of the images in the stored boxes, for a finder that reads such.
+            side: side of the boxes in pixels; None: the finder's default, for square boxes a quarter of the image's shorter side.
+            classes: `(B,)`, labels of training images, for a finder whose boxes depend on the class. None: the predicted class. Never pass
+                labels of test images: their boxes would reveal the class.
+            rows: rows of the images in the stored boxes, for a finder that reads stored boxes.
 
         Returns:
             `(B, n, 4)`, float, x1, y1, x2, y2 in pixels of `images`, as in torchvision.ops; on the images' device, strongest first.
@@ -87,14 +87,14 @@ def find(
     classes: Tensor | None = None,
     rows: Sequence[int] | None = None,
 ) -> Tensor:
-    """Boxes of images by the finder of a name, `name[:key=value,…]`; the other arguments are those of a `Finder`.
+    """Finds boxes in images with the finder `name[:key=value,…]`; the other arguments are those of a `Finder`.
 
     Returns:
         `(B, n, 4)`, x1, y1, x2, y2 in pixels of `images`.
 
     Raises:
-        NameUnknownError: there is no such finder or setting.
-        InputError: images of another shape, a side that does not fit, or more boxes than the finder has.
+        NameUnknownError: the finder or setting does not exist.
+        InputError: images have another shape, the side does not fit, or the finder has fewer boxes than requested.
 
     >>> import torch, xattn
     >>> classifier = xattn.load("birds:gap", device="cpu")
@@ -106,7 +106,7 @@ def find(
 
 
 def image_size(images: Tensor, n: int) -> tuple[int, int]:
-    """Height and width of images in pixel space, from which n boxes are asked.
+    """Returns height and width of images in pixel space in which n boxes are to be found.
 
     Raises:
         InputError: they are not `(B, C, H, W)` and float, or n is below 1.
@@ -121,10 +121,10 @@ def image_size(images: Tensor, n: int) -> tuple[int, int]:
 
 
 def side_or_default(side: int | None, size: tuple[int, int]) -> int:
-    """The side of square boxes in pixels; None: a quarter of the image's shorter side.
+    """Returns the side of square boxes in pixels; None: a quarter of the image's shorter side.
 
     Raises:
-        InputError: it is no whole number.
+        InputError: it is not a whole number.
     """
     if side is not None and (not isinstance(side, Integral) or isinstance(side, bool)):
         raise InputError(f"side is the side of square boxes, a whole number of pixels; got {side!r}.")
@@ -132,9 +132,9 @@ def side_or_default(side: int | None, size: tuple[int, int]) -> int:
 
 
 def features_of(classifier: Classifier, images: Tensor, stage: str | None) -> Tensor:
-    """Features `(B, C, h, w)` of a stage, without gradients, in float32 at least.
+    """Returns features `(B, C, h, w)` of a stage, without gradients, in at least float32.
 
-    None is the input of the pooling, of a two-stream network that of its global stream.
+    None means the input of the pooling; for a two-stream network, that of its global stream.
 
     Raises:
         InputError: the stage has maps of patches.
@@ -151,10 +151,10 @@ def features_of(classifier: Classifier, images: Tensor, stage: str | None) -> Te
 
 
 def refuse_too_many(n: int, grid: tuple[int, int]) -> None:
-    """Raises if a map has fewer cells than boxes are asked.
+    """Raises if a map has fewer cells than the requested boxes.
 
     Raises:
-        InputError: it has.
+        InputError: it has fewer.
     """
     if n > grid[0] * grid[1]:
         raise InputError(

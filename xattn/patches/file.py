@@ -1,4 +1,4 @@
-"""Boxes that are stored in the file format of Focus Longer to See Better."""
+"""Patch finder: boxes stored in the file format of Focus Longer to See Better."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ NO_CLASS = -1
 def read_patches(path: str | Path, count: int | None = None) -> tuple[Tensor, Tensor]:
     """Reads a file of boxes, as released with Focus Longer to See Better.
 
-    Each of its rows is y1, y2, x1, x2, class in a picture resized to 448 × 448, for n boxes of each of N pictures in the order of
-    torchvision's `ImageFolder`: by class folder, then by file name.
+    Each row is y1, y2, x1, x2, class in a picture resized to 448 × 448, for n boxes of each of N pictures in the order of torchvision's
+    `ImageFolder`: by class folder, then by file name.
 
     Args:
-        path: a `.npy`, `(N, n, 5)`.
-        count: N, number of pictures of the data set; None: any.
+        path: a `.npy` file, `(N, n, 5)`.
+        count: N, number of pictures in the data set; None: any.
 
     Returns:
         Boxes `(N, n, 4)`, float32, x1, y1, x2, y2 in pixels of 448 × 448; and their classes `(N, n)`, -1 where none is stored.
-        Never show the classes of test pictures to a network: in the released file of the test pictures they are the true ones.
+        Never pass the classes of test pictures to a network: in the released file of the test pictures they are the true classes.
 
     Raises:
-        InputError: it cannot be read, has another shape or number of rows, boxes that are empty or leave the picture, or classes that are
-            no indices.
+        InputError: the file cannot be read or has another shape or number of rows, boxes are empty or leave the picture, or classes are not
+            indices.
 
     Source: Shroff 2020, Sec. 3.1.2, and the released `.npy` files.
     """
@@ -65,13 +65,13 @@ def write_patches(path: str | Path, boxes: Tensor, size: tuple[int, int], classe
     """Writes boxes in the format that `read_patches` reads.
 
     Args:
-        path: a `.npy`.
+        path: a `.npy` file.
         boxes: `(N, n, 4)`, x1, y1, x2, y2 in pixels of an image of `size`, which is the whole picture, resized.
         size: height and width of that image.
         classes: `(N,)` or `(N, n)`; None: -1, no class.
 
     Raises:
-        InputError: boxes of another shape, empty or outside the image.
+        InputError: boxes have another shape, are empty or leave the image.
         RunError: the file cannot be written.
     """
     check_boxes(boxes, len(boxes), size)
@@ -90,10 +90,10 @@ class StoredPatches:
     """Boxes from a `.npy` of y1, y2, x1, x2, class in pictures of 448 × 448, as released; the class is never used.
 
     Attributes:
-        path: of the file, without commas.
+        path: path of the file, without commas.
 
-    The released rows of test pictures carry the true class, with which the boxes seem to have been found: leaving that column out does not
-    undo that the boxes may give the class away. `prototype` finds boxes anew, with the predicted class.
+    In the released file, rows of test pictures contain the true class, with which the boxes seem to have been found. Ignoring that column
+    does not prevent the boxes from revealing the class. `prototype` finds new boxes with the predicted class.
     """
 
     path: str = ""
@@ -112,11 +112,11 @@ class StoredPatches:
         classes: Tensor | None = None,
         rows: Sequence[int] | None = None,
     ) -> Tensor:
-        """Boxes `(B, n, 4)`, the first n of each picture; with a side, squares around their centres.
+        """Returns boxes `(B, n, 4)`, the first n of each picture; with a side, squares around their centres.
 
         Raises:
-            InputError: no rows, a row or more boxes than the file has, or a classifier that crops the pictures, for the boxes are those of
-                whole pictures.
+            InputError: no rows are given, the file has fewer rows or boxes than requested, or the classifier crops the pictures, because
+                the boxes are those of whole pictures.
         """
         size = image_size(images, n)
         resize, shape = classifier.preprocessing.resize, classifier.input_size

@@ -1,4 +1,4 @@
-"""Boxes of the pictures of a source, in the photographs' own pixels, written to a file."""
+"""Finds boxes in the pictures of a source, in the photographs' own pixels, and writes them to a file."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ COLUMNS = ("image", "number", "x1", "y1", "x2", "y2", "width", "height")
 
 @dataclass(frozen=True)
 class PictureBoxes:
-    """Boxes of pictures.
+    """Boxes found in pictures.
 
     Attributes:
-        names: of the pictures that could be read.
+        names: names of the pictures that could be read.
         boxes: `(N, n, 4)`, x1, y1, x2, y2 in pixels of each photograph.
         sizes: `(N, 2)`, width and height of each photograph.
-        classes: `(N,)`, the labels for which the boxes were found; None where no labels were used.
+        classes: `(N,)`, the labels for which the boxes were found; None if no labels were used.
         failed: pictures that could not be read, with the reason.
     """
 
@@ -47,10 +47,11 @@ class PictureBoxes:
     failed: list[tuple[str, str]]
 
     def save(self, path: str | Path) -> None:
-        """Writes a `.csv` with a row per box, or a `.npy` as `read_patches` reads it, with a row per picture.
+        """Writes a `.csv` with one row per box, or a `.npy` for `read_patches` with one row per picture.
 
         Raises:
-            InputError: another ending; or a `.npy` and pictures that could not be read, so that rows would be those of other pictures.
+            InputError: the file has another extension; or it is a `.npy` and pictures could not be read, so that its rows would not match
+                the pictures.
             RunError: the file cannot be written.
         """
         kind = boxes_file(path).suffix.lower()
@@ -60,7 +61,7 @@ class PictureBoxes:
                     f"{counted(len(self.failed), 'picture')} could not be read, as {self.failed[0][0]} ({self.failed[0][1]}), but "
                     f"a .npy needs a row for every picture in order. Replace them, or write a .csv."
                 )
-            relative = self.boxes / torch.cat([self.sizes, self.sizes], dim=1)[:, None]  # in shares of the photograph
+            relative = self.boxes / torch.cat([self.sizes, self.sizes], dim=1)[:, None]  # as shares of the photograph
             write_patches(path, relative, (1, 1), self.classes)
             return
         try:
@@ -74,7 +75,7 @@ class PictureBoxes:
 
 
 def boxes_file(path: str | Path) -> Path:
-    """The path of a file that boxes are written to.
+    """Checks and returns the path of a file for boxes.
 
     Raises:
         InputError: it ends neither in `.csv` nor in `.npy`.
@@ -95,21 +96,21 @@ def boxes_of(
     batch_size: int = 32,
     progress: bool = False,
 ) -> PictureBoxes:
-    """Finds boxes of all pictures of a source, to train on; `find` gives those of any images.
+    """Finds boxes in all pictures of a source, to train on; `find` gives those of any images.
 
     Args:
-        classifier: whose features, or whose head, finds them.
+        classifier: the classifier whose features or head are used.
         source: the pictures.
         finder: `name[:key=value,…]`.
         n: boxes per picture.
-        side: of the boxes in pixels of what the network sees; None: the finder's own.
-        target: for a finder whose boxes depend on the class: the predicted one, or the label.
+        side: side of the boxes in pixels of the network's input; None: the finder's default.
+        target: the class for a finder whose boxes depend on it: the predicted one, or the label.
         batch_size: pictures per forward.
-        progress: show it.
+        progress: show progress.
 
     Raises:
-        InputError: pictures for scores, a picture without the one label that the target needs, or as for the finder.
-        NameUnknownError: there is no such finder, or a label is no class.
+        InputError: pictures for scores, a picture without the single label that the target needs, or as for the finder.
+        NameUnknownError: the finder does not exist, or a label is not a class.
     """
     component = finders.create(finder)
     refuse_scored(source.origin)
@@ -152,7 +153,7 @@ def boxes_of(
 
 
 def _in_photographs(boxes: Tensor, regions: list[Region], size: tuple[int, int]) -> Tensor:
-    """Boxes `(B, n, 4)` in pixels of what the network sees, in those of the photographs."""
+    """Converts boxes `(B, n, 4)` from pixels of the network's input to pixels of the photographs."""
     seen = torch.tensor(regions)[:, None]
     scale = (seen[..., 2:] - seen[..., :2]) / torch.tensor((size[1], size[0]))
     return seen[..., :2].repeat(1, 1, 2) + boxes * scale.repeat(1, 1, 2)

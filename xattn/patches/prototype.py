@@ -1,4 +1,4 @@
-"""Patches that resemble the prototypes of a class."""
+"""Patch finder: regions that resemble the prototypes of a class."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from xattn.patches.base import features_of, image_size, register
 @register("prototype", source="Chen et al. 2019, Sec. 2.4 and App.; Shroff 2020, Sec. 3.1.2", trained=True)
 @dataclass(frozen=True)
 class PrototypePatches:
-    """Boxes around what resembles the prototypes of the predicted class most, for a classifier with a trained head protopnet.
+    """Boxes around the regions most similar to the predicted class's prototypes, for a classifier with a trained protopnet head.
 
     Attributes:
-        percentile: the box of a prototype is the smallest that holds all pixels of its similarity map, enlarged to the image's size by
+        percentile: the box of a prototype is the smallest box that holds all pixels of its similarity map, enlarged to the image's size by
             bicubic interpolation, whose value is at least this percentile of the map.
 
-    In training, the classes are the labels; test pictures must not be given theirs.
-    Differs: the released boxes of test pictures were found with their true class; these are found with the predicted one.
+    In training, the classes are the labels; labels of test pictures must not be used.
+    Differs: the released boxes of test pictures were found with their true class; these boxes are found with the predicted class.
     """
 
     percentile: float = 95.0
@@ -45,11 +45,11 @@ class PrototypePatches:
         classes: Tensor | None = None,
         rows: Sequence[int] | None = None,
     ) -> Tensor:
-        """Boxes `(B, n, 4)` of the class's n most similar prototypes, most similar first; with a side, squares around their maxima.
+        """Returns boxes `(B, n, 4)` of the class's n most similar prototypes, most similar first; with a side, squares around their maxima.
 
         Raises:
             UnsupportedError: the head is not protopnet, or is not trained.
-            InputError: more boxes than a class has prototypes, or classes that the head does not have.
+            InputError: n exceeds the number of prototypes of a class, or the head does not have the classes.
         """
         size = image_size(images, n)
         head = classifier.head
@@ -75,15 +75,15 @@ class PrototypePatches:
 
 
 def classes_of(head: ProtoPNetHead, similar: Tensor, classes: Tensor | None) -> Tensor:
-    """The class of each image: as given, else the predicted one.
+    """Returns the class of each image: the given one, else the predicted one.
 
     Args:
-        head: whose prototypes are compared.
+        head: head whose prototypes are compared.
         similar: similarities `(B, K·per_class, h, w)`.
         classes: `(B,)` or None.
 
     Raises:
-        InputError: classes that the head does not have.
+        InputError: the head does not have the classes.
     """
     if classes is None:
         return (similar.amax(dim=(2, 3)).to(head.last.weight.dtype) @ head.last.weight.T).argmax(dim=1)
@@ -94,12 +94,12 @@ def classes_of(head: ProtoPNetHead, similar: Tensor, classes: Tensor | None) -> 
 
 
 def bounding_boxes(maps: Tensor, size: tuple[int, int], percentile: float) -> Tensor:
-    """The smallest box around the highest values of each map.
+    """Returns the smallest box around the highest values of each map.
 
     Args:
         maps: `(B, n, h, w)`.
         size: height and width of the image, to which they are enlarged by bicubic interpolation.
-        percentile: values of at least that percentile of the enlarged map are in the box.
+        percentile: values of at least this percentile of the enlarged map are in the box.
 
     Returns:
         `(B, n, 4)`, float32, x1, y1, x2, y2 in whole pixels.

@@ -1,4 +1,4 @@
-"""Patches at random."""
+"""Patch finder: random boxes."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from xattn.patches.base import image_size, register, side_or_default
 @register("random", source="control", control=True)
 @dataclass(frozen=True)
 class RandomPatches:
-    """Square boxes anywhere in the image, seeded by its content: the same in every batch.
+    """Square boxes at random positions in the image, seeded by its content: the same in every batch.
 
     Attributes:
-        seed: another one gives other boxes.
+        seed: changes the boxes.
     """
 
     seed: int = 0
@@ -35,10 +35,10 @@ class RandomPatches:
         classes: Tensor | None = None,
         rows: Sequence[int] | None = None,
     ) -> Tensor:
-        """Boxes `(B, n, 4)`, each place with the same probability.
+        """Returns boxes `(B, n, 4)`; every position has the same probability.
 
         Raises:
-            InputError: a side that does not fit into the image.
+            InputError: the side does not fit into the image.
         """
         height, width = size = image_size(images, n)
         square = side_or_default(side, size)

@@ -1,4 +1,4 @@
-"""Patches around the representative vectors of BR-NPA."""
+"""Patch finder: representative vectors of BR-NPA."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from xattn.patches.base import features_of, image_size, refuse_too_many, registe
 @register("representative", source="Gomez et al. 2021, Alg. 1")
 @dataclass(frozen=True)
 class RepresentativePatches:
-    """Square boxes around the strongest feature vectors that differ from each other, as br-npa picks them, in their order.
+    """Square boxes around the strongest feature vectors that differ from each other, selected as in br-npa and in its order.
 
     Attributes:
-        stage: whose features; None: the input of the pooling.
+        stage: stage of the features; None: the input of the pooling.
     """
 
     stage: str | None = None
@@ -35,15 +35,15 @@ class RepresentativePatches:
         classes: Tensor | None = None,
         rows: Sequence[int] | None = None,
     ) -> Tensor:
-        """Boxes `(B, n, 4)`.
+        """Returns boxes `(B, n, 4)`.
 
         Raises:
-            InputError: more boxes than the map has cells, or a side that does not fit into the image.
+            InputError: n exceeds the number of cells of the map, or the side does not fit into the image.
         """
         size = image_size(images, n)
         features = features_of(classifier, images, self.stage)
         grid = (features.shape[2], features.shape[3])
         refuse_too_many(n, grid)
         picked, _ = representatives(features, n, refine=False)
-        cells = (features.flatten(2)[:, None] == picked[..., None]).all(dim=2).long().argmax(dim=2)  # of equal vectors the first, as there
+        cells = (features.flatten(2)[:, None] == picked[..., None]).all(dim=2).long().argmax(dim=2)  # first of equal vectors, as in br-npa
         return squares(cell_centres(cells, grid, size), side_or_default(side, size), size).to(images.device, torch.float32)

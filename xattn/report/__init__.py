@@ -1,4 +1,4 @@
-"""A page of HTML on which a run is looked through: its table, its pictures under every method's maps, its curves."""
+"""HTML report of a run: its table, its pictures under every method's maps, its curves."""
 
 from xattn.report.writing import report
 

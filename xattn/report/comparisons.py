@@ -1,4 +1,4 @@
-"""The table of a report: that of `xattn compare`, once for each method as the reference."""
+"""Table of a report: that of `xattn compare`, once for each method as the reference."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ LAST = ("n", "degenerate_share")
 
 
 def compared(runs: Sequence[str | Path], columns: Sequence[Column]) -> dict[str, Any] | None:
-    """The table as the page takes it; None if the runs hold no scores.
+    """Returns the table in the page's format; None if the runs hold no scores.
 
     Args:
         runs: run folders.
-        columns: of the report, which rows of the table are linked with.
+        columns: columns of the report, to which rows of the table are linked.
     """
     stores = [Store(run) for run in runs]
     try:
@@ -78,13 +78,13 @@ def _headers(printed: Sheet) -> list[str]:
 
 
 def _latex(printed: Sheet, number: int) -> list[str]:
-    """Method and cells of a row; the best is not marked, since rows may be hidden."""
+    """Returns method and cells of a row; the best is not marked, because rows may be hidden."""
     cells = [latex_cell(replace(column.cells[number], rank=0)) for column in printed.columns]
     return [latex_text(printed.rows[number][2]), *cells, *(latex_text(texts[number]) for _, texts in printed.tail)]
 
 
 def _against(table: Table, of_runs: Sequence[str]) -> dict[str, Any]:
-    """What a reference adds: differences and p of each metric, marked LaTeX cells, notes."""
+    """Returns what a reference adds: differences and p of each metric, marked LaTeX cells, notes."""
     printed = table.sheet()
     rows = [row for _, row in table.frame.iterrows()]
     return {

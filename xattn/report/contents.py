@@ -1,4 +1,4 @@
-"""What runs hold for a report: pictures, answers of the networks, maps, scores and curves, read once from the parts."""
+"""Contents of runs for a report: pictures, outputs of the networks, maps, scores and curves, read once from the parts."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from xattn.study.questions import picture_names, shown_names
 from xattn.study.schema import PREVIEW, run_key, stored_map
 from xattn.study.store import Store
 
-COMPARED = 64  # items whose maps are compared at once
-MOST_WHOLE = 24 * 2**20  # bytes of maps beyond `PREVIEW` cells per side that are carried whole
+COMPARED = 64  # items whose maps are compared in one step
+MOST_WHOLE = 24 * 2**20  # bytes of maps beyond `PREVIEW` cells per side that are included in full
 
 
 class Column(NamedTuple):
@@ -45,13 +45,13 @@ class Column(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What a classifier says of a picture.
+    """A classifier's output for a picture.
 
     Attributes:
-        target: what is explained.
+        target: the explained target.
         label: class index or value.
-        predicted: likewise.
-        probability: of the target.
+        predicted: the predicted class or value.
+        probability: probability of the target.
     """
 
     target: str | None
@@ -62,14 +62,14 @@ class Answer(NamedTuple):
 
 @dataclass
 class Item:
-    """A picture, or a picture and one of its labels where each is explained.
+    """A picture, or one of its labels if each label is explained.
 
     Attributes:
         image: its name in the joint table.
         run: index of the first run that holds it.
         own_name: its name in that run.
-        target: the label that is explained; None unless each is.
-        answers: by classifier.
+        target: the explained label; None unless each label is explained.
+        answers: outputs, by classifier.
         classes: the most probable classes and their probabilities, by classifier.
         maps: by column.
         curves: index into the reports' shares and the probabilities, by column and metric.
@@ -94,13 +94,13 @@ class Item:
 
 
 class ClassifierOfRun(NamedTuple):
-    """A classifier as a run names it.
+    """A classifier as described by a run.
 
     Attributes:
-        preprocessing: of its pictures.
+        preprocessing: preprocessing of its pictures.
         labels: names of its classes.
         weights: digest of its weights.
-        stage: whose map is explained.
+        stage: stage of the explained map.
     """
 
     preprocessing: Preprocessing
@@ -111,18 +111,18 @@ class ClassifierOfRun(NamedTuple):
 
 @dataclass
 class Contents:
-    """What runs hold.
+    """Contents of runs.
 
     Attributes:
         stores: of the runs.
         settings: of the runs, as `run.json` has them.
         items: pictures in the order of the runs.
         classifiers: by shown model and head.
-        columns: whose maps or scores there are.
-        metrics: as named in the rows.
+        columns: methods of classifiers for which there are maps or scores.
+        metrics: names of the metrics as in the rows.
         shares: shares of the pixels changed, along the curves.
         failed: error by picture.
-        whole_maps: maps beyond `PREVIEW` cells per side are carried as the runs keep them.
+        whole_maps: maps beyond `PREVIEW` cells per side are included as the runs store them.
     """
 
     stores: list[Store]
@@ -137,15 +137,15 @@ class Contents:
 
 
 def read_contents(runs: Sequence[str | Path], most: int | None = None) -> Contents:
-    """Everything that a report shows of runs, but for the pictures themselves.
+    """Reads everything that a report shows of runs, except for the pictures themselves.
 
     Args:
         runs: run folders.
-        most: bytes of one file, beyond which reading ends; None: any number.
+        most: bytes of one file, beyond which reading stops; None: no limit.
 
     Raises:
-        RunError: a folder that is not a run, or is damaged.
-        InputError: the runs have no finished row, or maps and curves alone are more than one file holds.
+        RunError: a folder is not a run, or is damaged.
+        InputError: the runs have no finished row, or the maps and curves alone exceed one file.
     """
     stores = [Store(run) for run in runs]
     names = shown_names(stores)
@@ -169,19 +169,19 @@ def read_contents(runs: Sequence[str | Path], most: int | None = None) -> Conten
 
 
 def too_large(what: str, most: int, instead: str) -> InputError:
-    """The error that what a page holds is larger than one file of so many bytes."""
+    """Returns the error for a page whose content exceeds one file of so many bytes."""
     return InputError(
         f"{what} would be larger than {most // 2**20} MB, too large for a browser: write a folder (--folder, folder=True), or {instead}."
     )
 
 
 def _images(store: Store) -> set[str]:
-    """Names of the pictures in a run's rows."""
+    """Returns the names of the pictures in a run's rows."""
     return {name for table in store.tables(("image", "model", "error")) for name in table["image"].unique().to_pylist()}
 
 
 class _Reader:
-    """Sorts rows into items."""
+    """Groups rows into items."""
 
     def __init__(self, found: Contents, most: int | None) -> None:
         self.found, self.most = found, most
@@ -194,7 +194,7 @@ class _Reader:
         self.whole_bytes = 0
 
     def add(self, run: int, row: Mapping[str, Any], called: Mapping[tuple[str, str], str], renamed: Mapping[str, str]) -> None:
-        """Adds a row; of two rows of the same, the first counts."""
+        """Adds a row; of two rows for the same item, the first counts."""
         image = renamed.get(row["image"], row["image"])
         if row["error"] is not None:
             self.found.failed.setdefault(image, row["error"])
@@ -207,7 +207,7 @@ class _Reader:
         item = self.items.setdefault((image, target), Item(image, run, row["image"], target))
         about = Answer(row["target"], row["label"], row["predicted"], row["probability"])
         if item.answers.setdefault(column.classifier, about).target != row["target"]:
-            return  # a later run that explains the picture for another target, as `compare` leaves out too
+            return  # a later run that explains the picture for another target; `compare` also leaves it out
         item.degenerate.setdefault(column, bool(row["degenerate"]))
         if row["reason"] is not None:
             item.reasons.setdefault(column, row["reason"])
@@ -247,17 +247,17 @@ class _Reader:
         self._grow(item.maps[column].data)
 
     def _grow(self, data: bytes) -> None:
-        """Counts what a page cannot be without, as base64.
+        """Counts the bytes of everything that a page must contain, as base64.
 
         Raises:
-            InputError: it is more than one file holds.
+            InputError: it exceeds one file.
         """
         self.size += 4 * -(-len(data) // 3)
         if self.most is not None and self.size > self.most:
             raise too_large("the maps and curves alone in one file", self.most, "a report of fewer runs")
 
     def finish(self) -> None:
-        """Completes what needs all rows."""
+        """Computes everything that needs all rows."""
         found = self.found
         found.items, found.metrics, found.shares = list(self.items.values()), list(self.metrics), list(self.shares)
         place = {classifier: number for number, classifier in enumerate(found.classifiers)}
@@ -267,7 +267,7 @@ class _Reader:
 
 
 def _compare(items: Sequence[Item], columns: Sequence[Column]) -> None:
-    """Sets how much the maps of each pair of columns disagree."""
+    """Computes how much the maps of each pair of columns disagree."""
     masks = torch.full((len(items), len(columns), GRID * GRID), torch.nan)
     for place, column in enumerate(columns):
         shapes: dict[tuple[int, int], list[int]] = {}

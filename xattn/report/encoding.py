@@ -1,4 +1,4 @@
-"""How a report carries maps, curves and pictures: few bytes, in base64."""
+"""Compact encoding of a report's maps, curves and pictures, in base64."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from xattn.metrics.masking import to_masks
 from xattn.overlays import is_signed
 from xattn.study.schema import PREVIEW
 
-FINE, COARSE = 65535, 255  # largest of the whole numbers in 16 and in 8 bits
-NO_VALUE = 65535  # of a curve, whose probabilities go to 65534
+FINE, COARSE = 65535, 255  # largest integers of 16 and of 8 bits
+NO_VALUE = 65535  # marks missing values of a curve, whose probabilities go up to 65534
 FLAT = 1e-9  # norm of a mask without contrast
 GRID = 14  # cells per side on which masks are compared
 QUALITY = 80  # of WebP
@@ -30,14 +30,14 @@ QUALITY = 80  # of WebP
 
 @dataclass(frozen=True)
 class EncodedMap:
-    """A raw map in whole numbers from its lowest to its highest value.
+    """A raw map as integers from its lowest to its highest value.
 
     Attributes:
         height: in cells.
         width: in cells.
         low: lowest value.
         high: highest value.
-        data: little-endian 16-bit numbers of a map as the run keeps it, 8-bit ones of a map that was reduced here.
+        data: little-endian 16-bit integers of a map as the run stores it, or 8-bit integers of a map that was reduced here.
         reduced: the map was larger, and each cell is the mean of several.
     """
 
@@ -50,18 +50,18 @@ class EncodedMap:
 
 
 def encoded_map(raw: Tensor) -> EncodedMap:
-    """A finite raw map `(h, w)` in 16 bits."""
+    """Encodes a finite raw map `(h, w)` in 16 bits."""
     return _encoded(raw, FINE, reduced=False)
 
 
 def reduced_map(raw: Tensor) -> EncodedMap:
-    """A finite raw map `(h, w)` in 8 bits, as cell means, at most `PREVIEW` per side."""
+    """Encodes a finite raw map `(h, w)` in 8 bits, as cell means, at most `PREVIEW` per side."""
     size = (min(raw.shape[0], PREVIEW), min(raw.shape[1], PREVIEW))
     return _encoded(functional.adaptive_avg_pool2d(raw[None], size)[0], COARSE, reduced=True)
 
 
 def decoded_map(found: EncodedMap) -> Tensor:
-    """The raw map `(h, w)`, up to rounding."""
+    """Decodes the raw map `(h, w)`, up to rounding."""
     data = bytearray(found.data)
     if found.reduced:
         whole = torch.frombuffer(data, dtype=torch.uint8).double() / COARSE
@@ -78,7 +78,7 @@ def _encoded(raw: Tensor, largest: int, *, reduced: bool) -> EncodedMap:
 
 
 def encoded_curve(p: Sequence[float | None]) -> bytes:
-    """Probabilities along a curve in 16 bits; what is no number has a number of its own."""
+    """Encodes probabilities along a curve in 16 bits; NaN has its own code."""
     whole = array("H", [NO_VALUE if v is None or v != v else round(min(1.0, max(0.0, v)) * (NO_VALUE - 1)) for v in p])
     if sys.byteorder == "big":
         whole.byteswap()
@@ -86,14 +86,14 @@ def encoded_curve(p: Sequence[float | None]) -> bytes:
 
 
 def kind_of(method: str) -> str:
-    """How a method's raw map becomes its mask: "signed", of the positive part; "direct", as it is; else "mask"."""
+    """Returns how a method's raw map becomes its mask: "signed", from the positive part; "direct", unchanged; else "mask"."""
     if is_signed(method):
         return "signed"
     return "direct" if is_direct(method) else "mask"
 
 
 def comparable(raw: Tensor, kind: str) -> Tensor:
-    """The masks of raw maps `(B, h, w)` on a coarse grid, `(B, GRID²)`; masks on one grid are compared cell by cell."""
+    """Computes masks of raw maps `(B, h, w)` on a coarse grid, `(B, GRID²)`; masks on one grid are compared cell by cell."""
     raw = raw.relu() if kind == "signed" else raw
     if max(raw.shape[1:]) > GRID:
         raw = functional.adaptive_avg_pool2d(raw, (GRID, GRID))
@@ -103,10 +103,10 @@ def comparable(raw: Tensor, kind: str) -> Tensor:
 
 
 def disagreements(masks: Tensor) -> Tensor:
-    """1 − Pearson's r of each pair of masks, in 254ths of 2; 255 where one is constant or missing.
+    """Computes 1 − Pearson's r of each pair of masks, in 254ths of 2; 255 if one is constant or missing.
 
     Args:
-        masks: `(B, C, N)`; NaN in all of a mask that is missing.
+        masks: `(B, C, N)`; all NaN for a missing mask.
 
     Returns:
         `(B, C·(C − 1)/2)` uint8, for the pairs (0, 1), (0, 2), …, (1, 2), ….
@@ -120,7 +120,7 @@ def disagreements(masks: Tensor) -> Tensor:
 
 
 def encoded_picture(crop: Tensor, side: int) -> str:
-    """A uint8 crop `(C, H, W)` as a data URI of WebP, its longer side at most `side` pixels."""
+    """Encodes a uint8 crop `(C, H, W)` as a data URI of WebP, its longer side at most `side` pixels."""
     shown = crop[:3] if len(crop) >= 3 else crop[:1].expand(3, -1, -1)
     picture = Image.fromarray(shown.permute(1, 2, 0).contiguous().numpy(), "RGB")
     picture.thumbnail((side, side), Image.Resampling.LANCZOS)
@@ -130,7 +130,7 @@ def encoded_picture(crop: Tensor, side: int) -> str:
 
 
 def base64_of(content: bytes) -> str:
-    """Bytes as base64 text."""
+    """Encodes bytes as base64 text."""
     return base64.b64encode(content).decode("ascii")
 
 
@@ -138,7 +138,7 @@ UNSAFE = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u2028
 
 
 def script_json(content: Any) -> str:
-    """JSON that a script element may hold: nothing in it ends the element or begins another, in HTML or in JavaScript.
+    """Returns JSON that is safe in a script element: nothing in it ends the element or begins another, in HTML or in JavaScript.
 
     >>> script_json("</script><img src=x>")
     '"\\\\u003c/script\\\\u003e\\\\u003cimg src=x\\\\u003e"'

@@ -1,4 +1,4 @@
-"""What a report's page knows from the start, and the blocks of items that it loads as they are looked at."""
+"""Index of a report's page, which is loaded at the start, and blocks of items, which are loaded when they are viewed."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ BLOCK = 16  # items that are loaded together
 PALETTES = ("inferno", "viridis", "turbo", "gray")
 AROUND_ZERO = "RdBu_r"
 CONTRAST = re.compile(r"[-+*. 0-9e]+")
-CLASS = re.compile(r"(?<![\d.])\d{1,9}(?![\d.*e])")  # no weight
+CLASS = re.compile(r"(?<![\d.])\d{1,9}(?![\d.*e])")  # not a weight
 NOT_THERE = 2  # of a map
 
 
 def name_of(text: object) -> str:
-    """Text of others on one line, with control characters as escapes."""
+    """Returns untrusted text on one line, with control characters escaped."""
     return shown(str(text), keep="")
 
 
 def index_of(contents: Contents, pictures: Pictures, title: str, table: dict[str, Any] | None) -> dict[str, Any]:
-    """The index of a report, ready for JSON."""
+    """Returns the index of a report, ready for JSON."""
     classifiers = list(contents.classifiers)
     return {
         "title": title,
@@ -110,12 +110,12 @@ def _classifier(contents: Contents, pictures: Pictures, key: tuple[str, str]) ->
 
 
 def _classes_in(target: str) -> set[int]:
-    """The classes in a target as rows name it, `7` or `3 - 0.6*7`; none in a value or a similarity."""
+    """Returns the classes in a target of the rows, `7` or `3 - 0.6*7`; none in a value or a similarity."""
     return {int(index) for index in CLASS.findall(target)} if CONTRAST.fullmatch(target) else set()
 
 
 def _three(mean: Sequence[float]) -> list[float]:
-    """The mean colour of the channels that are shown."""
+    """Returns the mean colour of the displayed channels."""
     return list(mean[:3]) if len(mean) >= 3 else [mean[0]] * 3
 
 
@@ -143,7 +143,7 @@ def _metric(contents: Contents, metric: str) -> dict[str, Any]:
 
 
 def _kernels(contents: Contents, baseline: Baseline) -> dict[str, list[float]]:
-    """One line of the blur's kernel, by the height of the crop."""
+    """Returns one line of the blur's kernel, by the height of the crop."""
     found: dict[str, list[float]] = {}
     for about in contents.classifiers.values() if baseline.kind in ("gaussian", "box") else ():
         height = about.preprocessing.input_size[0]
@@ -157,7 +157,7 @@ def _kernels(contents: Contents, baseline: Baseline) -> dict[str, list[float]]:
 
 
 def order_counts(contents: Contents) -> list[int]:
-    """Numbers of pixels or cells whose order among equals the curves need: of the crops, and of the maps where cells are ranked."""
+    """Returns the numbers of pixels or cells for which curves need an order of ties: of crops, and of maps whose cells are ranked."""
     found: set[int] = set()
     for name in contents.metrics:
         try:
@@ -174,7 +174,7 @@ def order_counts(contents: Contents) -> list[int]:
 
 
 def order_of(count: int) -> str:
-    """The order in which equal pixels are changed: for each place in it, the pixel, as little-endian 32-bit numbers in base64."""
+    """Returns the order in which equal pixels are changed: the pixel at each rank, as little-endian 32-bit integers in base64."""
     equal = ranks(torch.zeros(1, 1, count)).flatten()
     return base64_of(equal.argsort().to(torch.int32).numpy().astype("<i4").tobytes())
 
@@ -190,7 +190,7 @@ def _answers(items: Sequence[Item], key: tuple[str, str]) -> dict[str, list[Any]
 
 
 def _scores(contents: Contents) -> bytes:
-    """Float32 `(columns, metrics, items)`; NaN where there is none."""
+    """Returns scores as float32 `(columns, metrics, items)`; NaN for missing ones."""
     found = torch.full((len(contents.columns), len(contents.metrics), len(contents.items)), torch.nan)
     column_of = {column: number for number, column in enumerate(contents.columns)}
     metric_of = {metric: number for number, metric in enumerate(contents.metrics)}
@@ -201,7 +201,7 @@ def _scores(contents: Contents) -> bytes:
 
 
 def _flags(contents: Contents) -> bytes:
-    """A byte `(columns, items)`: 0 a map, 1 a map that shows nothing, 2 no map."""
+    """Returns one byte per map `(columns, items)`: 0 a map, 1 a map that shows nothing, 2 no map."""
     found = bytearray()
     for column in contents.columns:
         for item in contents.items:
@@ -210,7 +210,7 @@ def _flags(contents: Contents) -> bytes:
 
 
 def _reasons(contents: Contents) -> dict[str, Any]:
-    """Why maps show nothing: the texts, and for each column the index of the text by item."""
+    """Returns why maps show nothing: the texts, and for each column the index of the text by item."""
     texts: dict[str, int] = {}
     of: list[dict[str, int]] = [
         {
@@ -224,7 +224,7 @@ def _reasons(contents: Contents) -> dict[str, Any]:
 
 
 def mean_curves(contents: Contents) -> list[dict[str, Any]]:
-    """The mean over the pictures of each curve, by column and metric, where the curves have the same steps."""
+    """Returns the mean over the pictures of each curve, by column and metric, if the curves have the same steps."""
     sums: dict[tuple[Column, str, int], list[bytes]] = defaultdict(list)
     for item in contents.items:
         for (column, metric), (shares, p) in item.curves.items():
@@ -241,7 +241,7 @@ def mean_curves(contents: Contents) -> list[dict[str, Any]]:
 
 
 def block_of(contents: Contents, items: Sequence[Item], uris: Sequence[list[str | None]], classifiers: Sequence[tuple[str, str]]) -> Any:
-    """What the page loads of some items, ready for JSON."""
+    """Returns the data that the page loads for some items, ready for JSON."""
     return [
         {
             "pictures": pictures,
@@ -264,7 +264,7 @@ def _map(item: Item, column: Column) -> list[Any] | None:
 
 
 def _palette(name: str) -> str:
-    """256 colours as bytes of red, green and blue."""
+    """Returns 256 colours as bytes of red, green and blue."""
     colours = torch.as_tensor(colormaps[name](range(256), bytes=True))[:, :3]
     return base64_of(colours.contiguous().numpy().tobytes())
 

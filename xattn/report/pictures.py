@@ -1,4 +1,4 @@
-"""The pictures of a report: the crops that the networks saw, decoded again from where the runs found them."""
+"""Pictures of a report: the networks' input crops, decoded again from where the runs found the pictures."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ READERS = 4
 
 
 class Pictures:
-    """Crops of the items of a report, as data URIs.
+    """Crops of a report's items, as data URIs.
 
     Args:
-        contents: what the runs hold.
-        side: of the longer side, in pixels, at most.
+        contents: contents of the runs.
+        side: largest length of the longer side, in pixels.
 
     Attributes:
-        crops: the ways in which classifiers crop.
-        missing: how many pictures are not shown, by reason.
+        crops: the different ways in which classifiers crop.
+        missing: number of pictures that are not shown, by reason.
     """
 
     def __init__(self, contents: Contents, side: int) -> None:
@@ -41,7 +41,7 @@ class Pictures:
         return self.crops.index(self.contents.classifiers[classifier].preprocessing)
 
     def of(self, start: int, items: Sequence[Item]) -> Iterator[list[str | None]]:
-        """For each item one data URI per way of cropping; None where no classifier needs it or the picture cannot be read.
+        """Returns for each item one data URI per way of cropping; None if no classifier needs it or the picture cannot be read.
 
         Args:
             start: index of the first item.

@@ -1,4 +1,4 @@
-"""A report: one HTML file, or a folder for what one file cannot hold."""
+"""Writes a report: one HTML file, or a folder if one file is too small."""
 
 from __future__ import annotations
 
@@ -31,26 +31,26 @@ DELAY_S = 2.0
 def report(
     runs: Sequence[str | Path], out: str | Path, *, folder: bool = False, title: str | None = None, side: int = SIDE, progress: bool = True
 ) -> Path:
-    """Writes a page on which runs are looked through: their table, pictures, maps and curves.
+    """Writes an HTML report of runs: their table, pictures, maps and curves.
 
-    It needs no network and no server. Nothing is computed by a model: the page holds what the runs keep, and the crops that the networks
-    saw, which are decoded again from where the runs found the pictures.
+    It needs no network connection and no server. No model is run: the page holds what the runs store, and the networks' input crops, which
+    are decoded again from where the runs found the pictures.
 
     Args:
         runs: run folders.
         out: the HTML file, or with `folder` a folder that is new, empty or holds a report.
-        folder: write `index.html` and data files beside it, which the page loads as they are looked at. One file holds about 10,000
+        folder: write `index.html` and data files next to it, which the page loads when they are viewed. One file holds about 10,000
             pictures with six methods of 7 × 7 cells.
-        title: of the page; the names of the runs' folders if None.
-        side: of the longer side of the pictures, in pixels, at most.
-        progress: after two seconds, a bar where stderr is a terminal; elsewhere log lines.
+        title: title of the page; None: the names of the runs' folders.
+        side: largest length of the pictures' longer side, in pixels.
+        progress: after two seconds, show a progress bar if stderr is a terminal, log lines otherwise.
 
     Returns:
         The page.
 
     Raises:
-        InputError: the runs hold no finished picture, or one file would be larger than a browser opens well.
-        RunError: a run folder that is damaged, or a page that cannot be written.
+        InputError: the runs hold no finished picture, or one file would be too large for a browser.
+        RunError: a run folder is damaged, or the page cannot be written.
     """
     if not runs:
         raise InputError("a report needs at least one run folder; got none.")
@@ -76,7 +76,7 @@ def _title(contents: Contents) -> str:
 
 
 def _blocks(contents: Contents, pictures: Pictures, shown: Progress) -> Iterator[tuple[str, Any]]:
-    """Names and contents of what the page loads when it is needed."""
+    """Yields names and contents of the files that the page loads on demand."""
     classifiers = list(contents.classifiers)
     for number, start in enumerate(range(0, len(contents.items), BLOCK)):
         items = contents.items[start : start + BLOCK]
@@ -135,14 +135,14 @@ def _write_folder(out: Path, contents: Contents, pictures: Pictures, index: dict
 
 
 class _Page:
-    """The page's template with what fills it."""
+    """Fills the page's template."""
 
     def __init__(self, **content: Any) -> None:
         environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
         self.template, self.content = environment.from_string(_file("page.html.j2")), content
 
     def generate(self) -> Iterator[str]:
-        """The page, piece by piece."""
+        """Yields the page, piece by piece."""
         return self.template.generate(**self.content)
 
 
@@ -166,5 +166,5 @@ def _file(name: str) -> str:
 
 
 def _hash(text: str) -> str:
-    """What a content security policy knows an inline script or style by."""
+    """Returns the hash by which a content security policy identifies an inline script or style."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

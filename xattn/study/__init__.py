@@ -1,6 +1,6 @@
 """Classifiers × methods × metrics over images: the plan, the engines that do its work, and the folder that it fills.
 
-Names are loaded on first use: what reads runs alone loads no networks.
+Names are loaded on first use, so that code which only reads runs loads no networks.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Several runs in one table."""
+"""Comparison of several runs in one table."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from xattn.study.values import categorical, joined, narrowed
 from xattn.text import counted
 
 KEYS = ["image", "model", "head", "method", "metric", "target"]
-MACHINERY = {"batch_size": "batch size", "device": "device", "torch": "torch"}  # settings that change values by rounding alone
+MACHINERY = {"batch_size": "batch size", "device": "device", "torch": "torch"}  # settings that change values by rounding only
 _OF_TARGETS = ["model", "head", "image", "target", "target_rule", "run"]
-AGREE = 0.01  # percent: largest difference of one value between runs that is not told
+AGREE = 0.01  # percent; differences of one value between runs are reported above this
 
 
 def compare_runs(
@@ -42,26 +42,25 @@ def compare_runs(
     seeds: str | None = None,
     on_trial: bool = False,
 ) -> Table:
-    """One comparison table of several runs.
+    """Makes one comparison table of several runs.
 
-    Two runs may hold the same model, head, method and metric for different images. Where they ask different questions of a model (another
-    target, stage, input size, …), its rows stay apart, and what differs follows its name; so does the run where the weights differ.
-    Pictures of the same name are the same where their contents are. Values that runs share and that differ by more than 0.01, as between
-    batch sizes, are noted, and those of the first run are taken.
+    Two runs may hold the same model, head, method and metric for different images. If they ask different questions of a model (another
+    target, stage, input size, …), its rows stay separate, and the difference is added to its name; if the weights differ, the run is added.
+    Two pictures with the same name are the same picture if their contents are the same. If runs share values that differ by more than 0.01
+    (between batch sizes, for example), a note says so, and the values of the first run are used.
 
     Args:
         runs: run folders.
-        against: the reference: a method, or a model, a head or "model · head" whose row of the same method each other one is tested
-            against.
-        without_degenerate: leave maps that are flagged `degenerate` out of every column.
-        seeds: regular expression of what names the seed of training in the models' names, as the table without it prints them: models that
-            have the same name without it are one row, with intervals over seeds and pictures.
+        against: the reference: a method, a model, a head or "model · head". Every other row of the same method is tested against it.
+        without_degenerate: leave maps that are flagged `degenerate` out of all columns.
+        seeds: regular expression that matches the training seed in the models' names, as the table without `seeds` prints them. Models
+            whose names are equal without the match become one row, with intervals over seeds and pictures.
         on_trial: mark metrics that fail their trial on these rows, with the reason; see `xattn.metrics.trial.trial`.
 
     Raises:
-        InputError: rows on trial lack methods or controls, two runs of different versions of xattn give different values for the same
-            item, runs explain the same images for different labels, or are shards of different splits.
-        RunError: a folder that is not a run.
+        InputError: a trial lacks methods or controls, two runs of different versions of xattn give different values for the same item, runs
+            explain the same images for different labels, or runs are shards of different splits.
+        RunError: a folder is not a run.
     """
     rows, notes = _rows_and_notes(runs, seeds)
     table = comparison(rows, against, without_degenerate=without_degenerate, seeds=seeds)
@@ -72,7 +71,7 @@ def compare_runs(
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows of a frame."""
+    """Returns the rows of a frame as dictionaries."""
     return [{str(key): value for key, value in of.items()} for of in frame.to_dict("records")]
 
 
@@ -85,21 +84,21 @@ def significance_of_runs(
     without_degenerate: bool = False,
     seeds: str | None = None,
 ) -> Significance:
-    """What may be concluded from several runs: `significance` of their joint rows, which are those of `compare_runs`.
+    """Tests the differences between methods over several runs: `significance` of the joint rows that `compare_runs` uses.
 
     Args:
         runs: run folders.
         against: the reference, as `significance` takes it; None: every two methods of a classifier.
-        adjustment: of the p-values of the pairs of a metric.
-        margins: by metric, in its unit, the largest difference that does not matter.
-        without_degenerate: leave out pictures with a map that is flagged `degenerate`.
-        seeds: as `compare_runs` takes it: networks of several seeds are tested over seeds and pictures.
+        adjustment: how the p-values of a metric's pairs are adjusted for multiple comparisons.
+        margins: the largest difference that does not matter, by metric, in the metric's unit.
+        without_degenerate: leave out pictures that have a map flagged `degenerate`.
+        seeds: as for `compare_runs`; networks of several seeds are tested over seeds and pictures.
 
     Raises:
-        InputError: as `compare_runs`, or there are no two methods of the same pictures.
-        NameUnknownError: no such reference, metric or adjustment.
-        SettingError: a margin that is not positive, or seeds that are no regular expression.
-        RunError: a folder that is not a run.
+        InputError: as for `compare_runs`, or there are not two methods with the same pictures.
+        NameUnknownError: the reference, metric or adjustment does not exist.
+        SettingError: a margin is not positive, or `seeds` is not a regular expression.
+        RunError: a folder is not a run.
     """
     rows, notes = _rows_and_notes(runs, seeds)
     found = significance(rows, against, adjustment=adjustment, margins=margins, without_degenerate=without_degenerate, seeds=seeds)
@@ -107,11 +106,11 @@ def significance_of_runs(
 
 
 def _rows_and_notes(runs: Sequence[str | Path], seeds: str | None) -> tuple[pd.DataFrame, list[str]]:
-    """The joint rows of several runs, and notes on what they lack or differ in.
+    """Returns the joint rows of several runs, and notes on what they lack or differ in.
 
     Args:
         runs: run folders.
-        seeds: by which their models are grouped, if at all.
+        seeds: the regular expression that groups their models; None: no grouping.
     """
     stores = [Store(run) for run in runs]
     names = shown_names(stores)
@@ -123,14 +122,14 @@ def _rows_and_notes(runs: Sequence[str | Path], seeds: str | None) -> tuple[pd.D
 
 
 def joint_rows(stores: Sequence[Store], names: Sequence[Mapping[Key, str]]) -> tuple[pd.DataFrame, list[str]]:
-    """The rows of several runs as those of one, each value once, controls last, and notes on what differs between them.
+    """Joins the rows of several runs: each value once, controls last; also returns notes on what differs between the runs.
 
     Args:
-        stores: of the runs.
-        names: of their models in a joint table, from `shown_names`.
+        stores: the runs.
+        names: names of their models in a joint table, from `shown_names`.
 
     Raises:
-        InputError: as `compare_runs`.
+        InputError: as for `compare_runs`.
     """
     frames = [store.values() for store in stores]
     pictures = picture_names(stores, [set(rows["image"].cat.categories) for rows in frames])
@@ -147,7 +146,7 @@ def joint_rows(stores: Sequence[Store], names: Sequence[Mapping[Key, str]]) -> t
 
 
 def _shown_models(rows: pd.DataFrame, called: Mapping[Key, str]) -> pd.Categorical:
-    """Names of the models in a joint table, which may differ from head to head."""
+    """Returns the models' names in a joint table; a model may have one name per head."""
     models, heads = (list(rows[column].cat.categories) for column in ("model", "head"))
     names = [called.get((model, head), model) for model in models for head in heads]
     different = list(dict.fromkeys(names))
@@ -157,11 +156,11 @@ def _shown_models(rows: pd.DataFrame, called: Mapping[Key, str]) -> pd.Categoric
 
 
 class _Repeats(NamedTuple):
-    """Rows of one value that several runs hold, or one run twice.
+    """Marks rows that hold the same value, from several runs or twice from one run.
 
     Attributes:
-        is_repeated: another row is of the same value.
-        is_later: a row before it is.
+        is_repeated: another row holds the same value.
+        is_later: an earlier row holds the same value.
     """
 
     is_repeated: NDArray[np.bool_]
@@ -169,9 +168,9 @@ class _Repeats(NamedTuple):
 
 
 def _repeats(rows: pd.DataFrame) -> _Repeats | None:
-    """Which rows are of one value; None if each is of its own."""
+    """Finds rows that hold the same value; None if there are none."""
     columns = [rows[name].cat for name in KEYS]
-    if math.prod(len(column.categories) + 1 for column in columns) >= 2**63:  # more than numbers tell apart
+    if math.prod(len(column.categories) + 1 for column in columns) >= 2**63:  # too many combinations for a 64-bit key
         return _Repeats(*(rows.duplicated(KEYS, keep=keep).to_numpy() for keep in (False, "first")))
     key = np.zeros(len(rows), dtype=np.int64)
     for column in columns:
@@ -187,7 +186,7 @@ def _repeats(rows: pd.DataFrame) -> _Repeats | None:
 
 
 def _deviations(stores: Sequence[Store], names: Sequence[Mapping[Key, str]]) -> list[str]:
-    """What runs with shortcuts, or of level fast, differ from exact."""
+    """Returns notes on runs with shortcuts or of level fast: how far they are from exact values."""
     found: dict[str, None] = {}
     for store, called in zip(stores, names, strict=True):
         forwards = store.read_run().get("forwards", {})
@@ -199,7 +198,7 @@ def _deviations(stores: Sequence[Store], names: Sequence[Mapping[Key, str]]) -> 
 
 
 def _ungrouped(stores: Sequence[Store], names: Sequence[Mapping[Key, str]]) -> list[str]:
-    """Notes on networks that have several rows, of different weights or seeds, which may be seeds of one training."""
+    """Returns notes on networks with several rows of different weights or seeds, which may be seeds of one training."""
     rows: dict[Key, dict[str, tuple[str, Any]]] = {}
     for store, called in zip(stores, names, strict=True):
         settings = store.read_run()["settings"]
@@ -215,7 +214,7 @@ def _ungrouped(stores: Sequence[Store], names: Sequence[Mapping[Key, str]]) -> l
 
 
 def _same_weights(stores: Sequence[Store], names: Sequence[Mapping[Key, str]], seeds: str) -> list[str]:
-    """Notes on rows of several seeds whose networks are not all different."""
+    """Returns notes on rows of several seeds in which two networks have the same weights."""
     weights: dict[str, dict[str, str]] = {}
     for store, called in zip(stores, names, strict=True):
         for model in store.read_run()["settings"]["models"]:
@@ -238,20 +237,20 @@ def _weights(count: int) -> str:
 
 
 def _sequences(stores: Sequence[Store]) -> list[str]:
-    """What runs decided that took pictures until a metric had decided."""
+    """Returns notes on what was decided by runs that stop when a metric has decided."""
     kept = [(store, store.read_run().get("sequence")) for store in stores]
     return [f"{store.folder}: {line}" if len(stores) > 1 else line for store, of in kept if of is not None for line in stated(of)]
 
 
 def _differing(rows: pd.DataFrame, stores: Sequence[Store]) -> list[str]:
-    """A note on values that runs share and that differ.
+    """Returns a note on values that runs share but that differ.
 
     Args:
-        rows: of the values that several runs hold.
-        stores: of the runs.
+        rows: rows of the values that several runs hold.
+        stores: the runs.
 
     Raises:
-        InputError: runs of different versions of xattn.
+        InputError: the runs are of different versions of xattn.
     """
     groups = rows.groupby(KEYS, sort=False, observed=True)
     values = groups["value"]
@@ -259,7 +258,7 @@ def _differing(rows: pd.DataFrame, stores: Sequence[Store]) -> list[str]:
     apart = spread[spread > AGREE]
     if apart.empty:
         return []
-    key: Any = apart.idxmax()  # a value of each of KEYS
+    key: Any = apart.idxmax()  # one value for each of KEYS
     found = rows.set_index(KEYS).sort_index().loc[[key]]
     settings = [stores[number].read_run()["settings"] for number in found["run"]]
     if len(versions := {of.get("xattn") for of in settings}) > 1:
@@ -279,10 +278,10 @@ def _differing(rows: pd.DataFrame, stores: Sequence[Store]) -> list[str]:
 
 
 def _missing_shards(stores: Sequence[Store]) -> list[str]:
-    """Notes on shards that are missing.
+    """Returns notes on missing shards.
 
     Raises:
-        InputError: shards of one run that was split in two ways.
+        InputError: shards come from two different splits of one run.
     """
     places: dict[str, dict[int, set[int]]] = {}
     for store in stores:
@@ -303,7 +302,7 @@ def _missing_shards(stores: Sequence[Store]) -> list[str]:
 
 
 def _one_target(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """The rows without those of later runs that explain an image for another target, and a note on each model that has such images.
+    """Drops rows of later runs that explain an image for another target; also returns a note on each model with such images.
 
     Raises:
         InputError: the labels of an image differ between runs.
@@ -332,7 +331,7 @@ def _one_target(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
 
 
 def _images_of_several_targets(rows: pd.DataFrame) -> list[str]:
-    """Images that are explained for several targets, in order."""
+    """Returns the images that are explained for several targets, in order."""
     images, targets = rows["image"].cat, rows["target"].cat
     count = len(targets.categories)
     known = (targets.codes >= 0).to_numpy()
@@ -342,5 +341,5 @@ def _images_of_several_targets(rows: pd.DataFrame) -> list[str]:
 
 
 def _first(group: pd.DataFrame, rows: pd.DataFrame) -> pd.Series:
-    """For each row, the first run that holds its image in a group."""
+    """Returns, for each row, the first run of its group that holds its image."""
     return rows["image"].map(group.groupby("image", observed=True)["run"].min())

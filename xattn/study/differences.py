@@ -1,4 +1,4 @@
-"""How the settings of two runs differ."""
+"""Differences between the settings of two runs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def differing(before: Any, now: Any, path: str = "") -> Iterator[str]:
-    """What two sets of settings differ in, a line each: its path, what it was, what it is."""
+    """Yields one line for each difference between two sets of settings: its path, the old value and the new value."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in dict.fromkeys([*before, *now]):
             yield from differing(before.get(key), now.get(key), f"{path}.{key}" if path else key)
@@ -19,12 +19,12 @@ def differing(before: Any, now: Any, path: str = "") -> Iterator[str]:
 
 
 def known_before(now: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
-    """What a component records, without the settings that it did not have before: their defaults are what it did then."""
+    """Returns what a component records, without settings that did not exist before: their defaults give the earlier behaviour."""
     return {**now, "settings": {key: value for key, value in now["settings"].items() if key in before["settings"]}}
 
 
 def _short(value: Any) -> str:
-    """A setting on one line as a message shows it: things with a name by their names."""
+    """Formats a setting on one line for a message: things with a name by their names."""
     if isinstance(value, list) and value and all(isinstance(item, dict) and "name" in item for item in value):
         value = [" · ".join(str(item[key]) for key in ("name", "head") if key in item) for item in value]
     text = repr(value)

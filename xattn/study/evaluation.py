@@ -1,4 +1,4 @@
-"""Maps of some images, or one's own masks, scored without a run: `xattn.evaluate`."""
+"""Scores maps or a user's own masks of some images without a run: `xattn.evaluate`."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ from xattn.study.schema import COLUMNS, Row
 from xattn.study.scoring import rows_of, score
 
 GIVEN_SO = "the mask was given so: all zeros"
-OTHER_IMAGE = 1 / 255  # by which pixels of one image differ at most
-OTHER_OUTPUT = 0.1  # by which outputs of one network differ at most, in precisions and layouts, as a share of their spread
+OTHER_IMAGE = 1 / 255  # largest difference between pixels of the same image
+OTHER_OUTPUT = 0.1  # largest difference between outputs of the same network across precisions and layouts, as a share of their spread
 
 
 def evaluate(
@@ -51,34 +51,34 @@ def evaluate(
     predictor: Predictor | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Scores maps on their own targets, or masks of your own.
+    """Scores explanation maps on the targets they explain, or masks of your own.
 
     Args:
         classifier: from `xattn.load` or `xattn.attach`.
-        images: the images that were explained: `(B, 3, H, W)` in pixel space, or their files, which `maps` holds decoded. For
-            masks of your own give the files again: their rows then have the pictures' names, and tables pair them with those of `explain`.
-        maps: the result of `explain`, or masks of your own by their names, `{"mine": masks}`: `(B, H, W)` in [0, 1] at the size of the
-            images. They stand for their raw maps too.
+        images: the images that were explained: `(B, 3, H, W)` in pixel space, or their files, which `maps` holds decoded. For masks of your
+            own give the files again: their rows then carry the pictures' names, and tables pair them with the rows of `explain`.
+        maps: the result of `explain`, or masks of your own by name, `{"mine": masks}`: `(B, H, W)` in [0, 1] at the size of the images.
+            Such masks are also used as raw maps.
         metrics: names with settings, `name[:key=value,…]`.
-        target: what masks of your own are scored on, as `explain` takes it; the maps of `explain` have their targets.
-        labels: of the images, likewise.
-        regions: for metrics that need it, where each target's object is: bool, `(B, H, W)`, or `(B, N, H, W)` with N objects, at the size
-            of the images; empty where there is none.
-        parts: for metrics that need it, what the parts of the images do, for the maps' targets; of SketchBirds from
+        target: the target on which your own masks are scored, as for `explain`; the maps of `explain` carry their targets.
+        labels: the images' labels, for your own masks, as for `explain`.
+        regions: where each target's object is, for metrics that need it: bool, `(B, H, W)`, or `(B, N, H, W)` with N objects, at the size
+            of the images; all False where there is no object.
+        parts: the effects of the images' parts on the maps' targets, for metrics that need them; for SketchBirds from
             `xattn.birds.known_parts`.
         batch_size: images scored at once.
         predictor: for perturbed images, from `xattn.inference.fastest`; None: the default one, unmeasured.
-        progress: after two seconds, a bar where stderr is a terminal; elsewhere log lines.
+        progress: after two seconds, show a progress bar if stderr is a terminal, log lines otherwise.
 
     Returns:
-        One row per value, with the columns of a run's `scores.csv`. `xattn.metrics.tables.comparison` makes a table with intervals of them;
-        those of several calls can be concatenated.
+        One row per value, with the columns of a run's `scores.csv`. `xattn.metrics.tables.comparison` turns the rows into a table with
+        intervals; the rows of several calls can be concatenated.
 
     Raises:
         InputError: maps of other images or of another classifier, images that are not in pixel space, or masks that are not finite or not
             `(B, H, W)` in [0, 1].
-        UnsupportedError: a metric follows a probability, and the target has none; or it explains images again, which masks of your own
-            cannot.
+        UnsupportedError: a metric needs a probability, and the target has none; or it explains images again, which is impossible for masks
+            of your own.
 
     >>> import torch, xattn
     >>> clf, images = xattn.load("birds:gap", device="cpu"), torch.rand(2, 3, 64, 64)
@@ -105,13 +105,13 @@ def evaluate(
             classifier, images, ["uniform"], target=target, labels=labels, predictor=predictor, untrained=True, progress=progress
         )
         maps = _own_maps(about, maps)
-    # Files are decoded in the maps, which hold an image once for each label if several are explained.
+    # `maps` holds the decoded files, and an image once for each label if several are explained.
     images = images.to(maps.images.device) if isinstance(images, Tensor) and not maps.target_rule.startswith(PER_LABEL) else maps.images
     if images.shape != maps.images.shape:
         raise InputError(
             f"maps are of images {tuple(maps.images.shape)}; got images {tuple(images.shape)}. Pass the images that were explained."
         )
-    if not own:  # the forward that masks take their targets from has just been run
+    if not own:  # the forward from which masks take their targets has just been run
         _refuse_other_maps(classifier, images, maps, batch_size)
     where = None if regions is None else _regions(regions, maps.images)
     known = None if parts is None else _parts(parts, maps)
@@ -129,7 +129,7 @@ def evaluate(
 
 
 def _regions(given: Tensor, images: Tensor) -> Regions:
-    """A user's regions, checked."""
+    """Checks a user's regions."""
     masks = as_regions(given, images)
     if masks.shape[2:] != images.shape[2:]:
         raise InputError(f"regions are at the size of the images, {tuple(images.shape[2:])}; got {tuple(masks.shape[2:])}.")
@@ -137,7 +137,7 @@ def _regions(given: Tensor, images: Tensor) -> Regions:
 
 
 def _parts(given: KnownParts, maps: Maps) -> PartsOfBatch:
-    """A user's known parts, checked."""
+    """Checks a user's known parts."""
     target = maps.target
     if not isinstance(target, ClassTarget) or not torch.equal(target.classes.cpu(), given.targets.cpu()):
         asked = ", ".join(map(str, given.targets.tolist()[:3]))
@@ -148,7 +148,7 @@ def _parts(given: KnownParts, maps: Maps) -> PartsOfBatch:
 
 
 def _refuse_other_maps(classifier: Classifier, images: Tensor, maps: Maps, batch_size: int) -> None:
-    """Raises if the maps are not of these images by this classifier, as its output for the first of them shows."""
+    """Raises if the maps are not of these images by this classifier, judged by its output for the first image."""
     refuse_wrong_images(classifier, images)
     if (off := float((images - maps.images).abs().max())) > OTHER_IMAGE:
         raise InputError(f"maps are from other images: pixels differ by up to {off:.2g}. Pass the images that were explained.")
@@ -169,10 +169,10 @@ def _refuse_other_maps(classifier: Classifier, images: Tensor, maps: Maps, batch
 
 
 def _own_maps(about: Maps, given: object) -> Maps:
-    """Masks of a user's own as maps.
+    """Wraps a user's own masks as maps.
 
     Args:
-        about: maps of the same images, whose targets they take.
+        about: maps of the same images, whose targets the masks take.
         given: masks `(B, H, W)` by name.
     """
     if not isinstance(given, Mapping) or not given:
@@ -196,7 +196,7 @@ def _own_maps(about: Maps, given: object) -> Maps:
 
 
 def frame_of(rows: pd.DataFrame) -> pd.DataFrame:
-    """Tidy rows with class indices as nullable integers, also in the column `target` if all targets are classes; values are floats."""
+    """Returns tidy rows with class indices as nullable integers (also in `target` if all targets are classes) and values as floats."""
     targets = rows["target"].dropna()
     if targets.map(lambda target: is_value(str(target))).any():
         return rows.astype(dict.fromkeys(("label", "predicted"), "float64"))

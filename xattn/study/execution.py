@@ -1,4 +1,4 @@
-"""How the forwards of a plan are run: tuned once for its work, within the given memory; and how much shortcuts change the values."""
+"""Execution settings of a plan: tunes its forwards within the given memory, and measures how much shortcuts change the values."""
 
 from __future__ import annotations
 
@@ -36,23 +36,23 @@ from xattn.study.scoring import perturbations_of, score
 
 logger = logging.getLogger("xattn")
 
-COMPARED_AT_LEAST, COMPARED_AT_MOST, COMPARED_OF = 8, 32, 20  # images: one of so many, within these bounds
-SPREAD = 4  # batches that they are taken from, if there are as many
+COMPARED_AT_LEAST, COMPARED_AT_MOST, COMPARED_OF = 8, 32, 20  # one image in so many is compared, within these bounds
+SPREAD = 4  # number of batches from which they are taken, if there are as many
 STUB_CHUNK = 4
-PARTS_FORWARDS = 40  # about: 32 subsets of a bird's parts, and a few pieces of clutter
+PARTS_FORWARDS = 40  # approximately: 32 subsets of a bird's parts, and a few pieces of clutter
 SMALL = 8
 
 
 def _plan_execution(plan: Plan, classifier: Classifier, kept: Tuned | None = None) -> Execution:
-    """Tunes one classifier for what the plan asks of it.
+    """Tunes one classifier for the work of the plan.
 
     Args:
-        plan: of the run.
-        classifier: one of its classifiers.
-        kept: the tuning of the rows that the run holds already, which new ones are to be comparable with.
+        plan: the run's plan.
+        classifier: one of the plan's classifiers.
+        kept: the tuning of the rows that the run already holds, so that new rows are comparable with them.
 
     Raises:
-        InputError: the given memory is too little for one image.
+        InputError: the given memory is too small for one image.
     """
     crops = _some_crops(plan, classifier)
     each = forwards_per_image(plan, classifier)
@@ -61,7 +61,7 @@ def _plan_execution(plan: Plan, classifier: Classifier, kept: Tuned | None = Non
         found = tuned(
             classifier, plan.level, plan.tune, forwards=len(plan.images) * each, sample=None if crops is None else crops.images, memory=room
         )
-        # A chunk larger than what a batch runs would be mostly padding.
+        # A chunk larger than the forwards of one batch would be mostly padding.
         most = max(SMALL, plan.batch_size * each)
         found = replace(found, tuning=replace(found.tuning, chunk=min(found.tuning.chunk, most)))
     else:
@@ -79,14 +79,14 @@ def _plan_execution(plan: Plan, classifier: Classifier, kept: Tuned | None = Non
 
 
 def executions(plan: Plan, kept: Mapping[str, Any], *, extended: bool) -> dict[str, Execution]:
-    """How the forwards of each classifier are run: as stored when the run began, or decided now.
+    """Returns the execution settings of each classifier: those stored when the run began, or new ones.
 
-    A run that is extended keeps its tuning; how many images fit into memory, and what short cuts change, is found anew.
+    A run that is extended keeps its tuning; how many images fit into memory and how much shortcuts change values is measured again.
 
     Args:
-        plan: of the run.
-        kept: what `run.json` holds, by `key_of` of the classifiers.
-        extended: whether methods or metrics are added.
+        plan: the run's plan.
+        kept: the content of `run.json`, by `key_of` of the classifiers.
+        extended: whether methods or metrics are being added.
     """
     found: dict[str, Execution] = {}
     for classifier in plan.classifiers:
@@ -105,9 +105,9 @@ def executions(plan: Plan, kept: Mapping[str, Any], *, extended: bool) -> dict[s
 
 
 def seconds_expected(plan: Plan, classifier: Classifier) -> float | None:
-    """About how long the forwards of a classifier take on this machine, by one batch that is timed, untuned; None if no image can be read.
+    """Estimates the time of a classifier's forwards on this machine from one timed, untuned batch; None if no image can be read.
 
-    Reading pictures, gradients and methods of other libraries come on top.
+    The estimate does not include reading pictures, gradients and methods of other libraries.
     """
     crops = _some_crops(plan, classifier)
     if crops is None:
@@ -123,7 +123,7 @@ def seconds_expected(plan: Plan, classifier: Classifier) -> float | None:
 
 
 def forwards_per_image(plan: Plan, classifier: Classifier) -> int:
-    """Forwards per image, without methods of other libraries."""
+    """Returns the number of forwards per image, without methods of other libraries."""
     methods, stage = plan.methods_of(classifier), plan.stage_of(classifier)
     channels = 0 if stage is None else stage.channels
     cells = 0 if stage is None else stage.size[0] * stage.size[1]
@@ -144,7 +144,7 @@ def forwards_per_image(plan: Plan, classifier: Classifier) -> int:
 
 @dataclass(frozen=True)
 class _Crops:
-    """Images in pixel space, with what maps in files ask for."""
+    """Images in pixel space, with the data that methods of stored maps need."""
 
     images: Tensor
     names: list[str]
@@ -158,12 +158,12 @@ class _Crops:
 
 
 def _some_crops(plan: Plan, classifier: Classifier) -> _Crops | None:
-    """The first batch that can be read; None if none can."""
+    """Returns the first batch that can be read; None if none can."""
     return next(_crops(plan, classifier, range(-(-len(plan.source) // plan.batch_size))), None)
 
 
 def _crops(plan: Plan, classifier: Classifier, numbers: Sequence[int]) -> Iterator[_Crops]:
-    """What can be read of some batches, batch by batch."""
+    """Yields the readable images of some batches, batch by batch."""
     for number in numbers:
         for batch in plan.source.batches(classifier.preprocessing, plan.batch_size, workers=0, wanted=[number]):
             if len(batch.crops):
@@ -171,7 +171,7 @@ def _crops(plan: Plan, classifier: Classifier, numbers: Sequence[int]) -> Iterat
 
 
 def _sample(plan: Plan, classifier: Classifier, count: int) -> Iterator[_Crops]:
-    """Some images from all over the run, in pieces of at most a batch."""
+    """Yields images sampled evenly from the whole run, in pieces of at most one batch."""
     batches = -(-len(plan.source) // plan.batch_size)
     wanted = min(batches, max(SPREAD, -(-count // plan.batch_size)))
     spread = dict.fromkeys(place * batches // wanted for place in range(wanted))
@@ -185,7 +185,7 @@ def _sample(plan: Plan, classifier: Classifier, count: int) -> Iterator[_Crops]:
 
 
 def _bytes_per_image(plan: Plan, classifier: Classifier, image: _Crops) -> int:
-    """Peak memory of an image's maps, masks, ranks and gradients, without the forwards of perturbed images."""
+    """Estimates peak memory in bytes of one image's maps, masks, ranks and gradients, without the forwards of perturbed images."""
     stub = _Stub(classifier)
 
     def work() -> None:
@@ -195,7 +195,7 @@ def _bytes_per_image(plan: Plan, classifier: Classifier, image: _Crops) -> int:
 
 
 class _Stub(Predictor):
-    """Answers zeros at once."""
+    """A predictor that returns zeros without computing."""
 
     def __init__(self, classifier: Classifier) -> None:
         super().__init__(classifier, Tuning(STUB_CHUNK))
@@ -214,7 +214,7 @@ def _maps(
     predictor: Predictor,
     like: Maps | None = None,
 ) -> Maps:
-    """The maps of some images, for the targets of `like`, or for those of the plan's rule without labels."""
+    """Computes the maps of some images for the targets of `like`, or for those of the plan's rule without labels."""
     rule = _without_labels(classifier, plan.rule_of(classifier)) if like is None else Given(like.target_rule, like.target)
     stage, needs = plan.stage_of(classifier), needs_of(methods)
     trace = Trace(
@@ -232,7 +232,7 @@ def _maps(
 
 
 def _of_maps(plan: Plan) -> list[MetricComponent]:
-    """The metrics that need neither regions nor parts: those of the sample's pictures are not read."""
+    """Returns the metrics that need neither regions nor parts, as those of the sampled pictures are not read."""
     return [metric for metric in plan.metrics if not (metric.instance.needs_regions or metric.instance.needs_parts)]
 
 
@@ -240,12 +240,12 @@ def _without_labels(classifier: Classifier, rule: TargetRule) -> TargetRule:
     if isinstance(rule, Pairs):
         return Given(rule.text, rule.any_target(classifier))
     if classifier.reader.dense:
-        return Given(rule.text, Region(torch.zeros(1), torch.ones(1, 1), classifier.multi_label))  # all pixels, whatever they show
+        return Given(rule.text, Region(torch.zeros(1), torch.ones(1, 1), classifier.multi_label))  # all pixels, regardless of their class
     return target_rule(classifier, "predicted") if rule.needs_labels or rule.per_label else rule
 
 
 def _deviation(plan: Plan, classifier: Classifier, found: Tuned, at_once: int) -> dict[str, Deviation] | None:
-    """By metric, the difference from level exact without shortcuts, on some images, over all methods; None without a shortcut."""
+    """Measures by metric the difference from exact values on some images, over all methods; None without a shortcut."""
     methods: Sequence[MethodComponent] = plan.methods_of(classifier)
     metrics: Sequence[MetricComponent] = _of_maps(plan)
     short_methods = [method for method in methods if _exact(method) is not method]

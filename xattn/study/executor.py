@@ -1,4 +1,4 @@
-"""The work of a plan in one process: decoded batches → the rows of their parts."""
+"""Computes the work of a plan in one process: decoded batches → the rows of their parts."""
 
 from __future__ import annotations
 
@@ -48,15 +48,15 @@ logger = logging.getLogger("xattn")
 
 @dataclass(frozen=True)
 class Side:
-    """One head's side of a batch.
+    """One head's share of the work on a batch.
 
     Attributes:
         classifier: backbone and head.
-        methods: those of its maps that are computed.
+        methods: its methods that are computed.
         rule: how its targets are chosen.
-        explained: class index per image that the rule takes as its label, or None.
-        labels: of the images, in the rows.
-        predictor: for perturbed images.
+        explained: class index per image that the rule uses as its label, or None.
+        labels: labels of the images in the rows.
+        predictor: predictor for perturbed images.
     """
 
     classifier: Classifier
@@ -67,15 +67,15 @@ class Side:
     predictor: Predictor
 
     def part(self, part: slice) -> Side:
-        """The side for some of the images."""
+        """Returns the same for a slice of the images."""
         return replace(self, explained=self.explained[part], labels=self.labels[part])
 
 
 class Executor:
-    """What a process builds to work on batches of a plan: predictors, and joint forwards of several heads.
+    """State of a process that works on batches of a plan: predictors, and joint forwards of several heads.
 
     Args:
-        plan: with its execution; each process that works on it creates its own executor.
+        plan: the plan with its execution settings; each process that works on it creates its own executor.
         store: where masks are written, if the plan saves them.
     """
 
@@ -91,15 +91,15 @@ class Executor:
         self._shared: dict[tuple[str, ...], PredictAll | None] = {}
         self._logged: set[tuple[str, str]] = set()
         self._scalings: set[str] = set()
-        self._classes: dict[str, dict[str, int]] = {}  # of the labels of regions
+        self._classes: dict[str, dict[str, int]] = {}  # class indices of the regions' labels
         self._images: dict[str, NamedImage] = {}  # by name, where a metric asks for their parts
         self._at_once: dict[str, int] = {}  # reduced where memory ran out
 
     def part(self, unit: Unit, batch: Batch) -> pa.Table:
-        """The part of a batch: what the store holds of it, with what it lacks.
+        """Computes the part of a batch: the rows that the store has, and those it lacks.
 
         Args:
-            unit: its group and number.
+            unit: group and number of the batch.
             batch: the decoded batch.
         """
         before = self.store.part(unit.name)
@@ -107,12 +107,12 @@ class Executor:
         return self.contents.merged(unit, before, arrow_table(rows))
 
     def rows(self, group: int, batch: Batch, wanted: Missing | None = None) -> list[Row]:
-        """The rows of a batch's part; a pure function of the plan and the batch.
+        """Computes the rows of a batch's part; a pure function of the plan and the batch.
 
         Args:
             group: index into `Plan.groups`; the crops are that group's.
             batch: the decoded batch.
-            wanted: methods and metrics; None: all of the plan.
+            wanted: methods and metrics to compute; None: all of the plan.
         """
         wanted = wanted or Missing(self.plan.methods, self.plan.metrics)
         rows = [Row(image.name, seed=self.plan.seed, error=reason) for image, reason in batch.failed]
@@ -124,7 +124,7 @@ class Executor:
                     scaling.log(image.name)
         found: dict[str, list[Row]] = {}
         for backbone in self._backbones[group]:
-            sides: dict[tuple[int, ...], list[Side]] = {}  # by the images that they explain: nearly always all
+            sides: dict[tuple[int, ...], list[Side]] = {}  # by the images that they explain: nearly always a single entry
             for classifier in backbone:
                 methods = [method for method in self.plan.methods_of(classifier) if method in wanted.methods]
                 if not methods:
@@ -136,7 +136,7 @@ class Executor:
                 for number, image in enumerate(batch.images):
                     try:
                         found_here = _entries(classifier, rule, image, None if outputs is None else outputs[number])
-                    except (InputError, NameUnknownError) as error:  # labels of a data set are known only now
+                    except (InputError, NameUnknownError) as error:  # labels of a data set become known only here
                         about = Row(image.name, classifier.name, classifier.head_name, seed=self.plan.seed)
                         rows.append(replace(about, error=f"{OF_LABEL}{error}"))
                         continue
@@ -153,7 +153,7 @@ class Executor:
         return rows + [row for key in self._keys[group] for row in found.get(key, [])]
 
     def _outputs(self, classifier: Classifier, batch: Batch) -> Tensor:
-        """The output for the images of a batch, for a rule that chooses targets by it."""
+        """Returns the output for the images of a batch, for a rule that chooses targets from it."""
         return self.predictor(classifier)(pixels(batch.crops, classifier.device))
 
     def _explained_and_scored(
@@ -164,11 +164,11 @@ class Executor:
         metrics: Sequence[MetricComponent],
         frames: Sequence[Frame],
     ) -> dict[str, list[Row]]:
-        """The rows of each head on one backbone."""
+        """Computes the rows of each head on one backbone."""
         rows: list[tuple[list[Row], list[Row]]] = [([], []) for _ in sides]
         predict_all = self._predict_all(sides)
         step, start = min(self.at_once(side.classifier) for side in sides), 0
-        step = step if self.plan.memory is None else max(1, step // len(sides))  # the traces of all sides are held at once
+        step = step if self.plan.memory is None else max(1, step // len(sides))  # the traces of all heads are in memory at once
         while start < len(names):
             some = slice(start, start + step)
             part = [side.part(some) for side in sides]
@@ -197,7 +197,7 @@ class Executor:
         return {key_of(side.classifier): first + second for side, (first, second) in zip(sides, rows, strict=True)}
 
     def _regions(self, classifier: Classifier, maps: Maps, metrics: Sequence[MetricComponent], frames: Sequence[Frame]) -> Regions | None:
-        """Where the objects of the targets are; None if no metric asks for it."""
+        """Returns the object regions of the targets; None if no metric needs them."""
         annotations = self.plan.source.annotations
         if annotations is None or not any(metric.instance.needs_regions for metric in metrics):
             return None
@@ -207,7 +207,7 @@ class Executor:
         return regions_of(annotations, self._classes[key], maps, frames)
 
     def _parts(self, side: Side, maps: Maps, metrics: Sequence[MetricComponent]) -> PartsOfBatch | None:
-        """What the parts of the pictures do to the network's output; None if no metric asks for it."""
+        """Returns the effects of the pictures' parts on the network's output; None if no metric needs them."""
         if not any(metric.instance.needs_parts for metric in metrics):
             return None
         if not self._images:
@@ -216,13 +216,13 @@ class Executor:
         return parts_of(scenes, side.classifier, side.predictor, maps)
 
     def _with_own_curve(self, row: Row) -> Row:
-        """A row without its curve, if an earlier metric of the plan stores that curve."""
+        """Returns a row without its curve if an earlier metric of the plan stores that curve."""
         return row if row.curve is None or row.metric in self._with_curve else replace(row, shares=None, curve=None)
 
     def _explained(
         self, sides: Sequence[Side], images: Tensor, names: Sequence[str], frames: Sequence[Frame], predict_all: PredictAll | None
     ) -> list[Maps]:
-        """The maps of each head; responses that do not depend on the head's own maps are computed once and shared."""
+        """Computes the maps of each head; responses that do not depend on the head's own maps are computed once and shared."""
         traces = [
             Trace(
                 side.classifier,
@@ -248,7 +248,7 @@ class Executor:
         return [maps_of_trace(trace, side.methods, names, images) for trace, side in zip(traces, sides, strict=True)]
 
     def _predict_all(self, sides: Sequence[Side]) -> PredictAll | None:
-        """The function that runs all heads of one backbone at once."""
+        """Returns the function that runs all heads of one backbone at once."""
         if len(sides) == 1:
             return None
         key = tuple(key_of(side.classifier) for side in sides)
@@ -257,14 +257,14 @@ class Executor:
         return self._shared[key]
 
     def predictor(self, classifier: Classifier) -> Predictor:
-        """This process's predictor of a classifier, for perturbed images."""
+        """Returns this process's predictor of a classifier, for perturbed images."""
         key = key_of(classifier)
         if key not in self._predictors:
             self._predictors[key] = Predictor(classifier, self.plan.execution_of(classifier).tuned.tuning, self.plan.level)
         return self._predictors[key]
 
     def at_once(self, classifier: Classifier) -> int:
-        """Number of images of a batch that are explained and scored together."""
+        """Returns the number of images of a batch that are explained and scored together."""
         return self._at_once.get(key_of(classifier), self.plan.execution_of(classifier).at_once)
 
     def _write_masks(self, classifier: Classifier, maps: Maps) -> None:
@@ -278,24 +278,24 @@ class Executor:
 
 
 class _Entry(NamedTuple):
-    """An image as it is explained once: the class index that the rule takes as its label, and its label in the rows."""
+    """One explanation of an image: the class index that the rule uses as its label, and its label in the rows."""
 
     explained: int | None
     label: float | None
 
 
 def _entries(classifier: Classifier, rule: TargetRule, image: NamedImage, output: Tensor | None) -> list[_Entry]:
-    """What an image is explained for: once, or once for each of its labels, or of the pictures that it is paired with.
+    """Lists the explanations of an image: one, or one for each of its labels or of the pictures that it is paired with.
 
     Args:
-        classifier: the one that is explained.
+        classifier: the explained classifier.
         rule: how its targets are chosen.
         image: decoded, with its label.
-        output: for the image, `(K,)`, if the rule chooses by it.
+        output: output for the image, `(K,)`, if the rule chooses the target from it.
 
     Raises:
-        NameUnknownError: no class of that name.
-        InputError: the target needs a label, and the image has none, or several where it takes one; or no label is predicted.
+        NameUnknownError: no class has that name.
+        InputError: the target needs a label and the image has none, or has several where one is needed; or no label is predicted.
     """
     if isinstance(rule, Pairs):
         return [_Entry(number, None) for number in rule.others_of(key_of(classifier), image.name)]
@@ -312,7 +312,7 @@ def _entries(classifier: Classifier, rule: TargetRule, image: NamedImage, output
 
 
 def map_file(folder: Path, name: str) -> Path:
-    """The file of a mask; of a name that is too long for one, the beginning and a digest."""
+    """Returns the file of a mask; a name that is too long is shortened to its beginning and a digest."""
     path = folder / f"{name}.png"
     if len(os.fsencode(path.name)) <= LONGEST_NAME and len(os.fsencode(path)) <= LONGEST_PATH:
         return path
@@ -322,7 +322,7 @@ def map_file(folder: Path, name: str) -> Path:
 
 
 def file_name(text: str) -> str:
-    """Text made safe for use in a file name."""
+    """Makes text safe for use in a file name."""
     return "".join(character if character.isalnum() or character in "-_.+=" else "_" for character in text).strip(".") or "_"
 
 

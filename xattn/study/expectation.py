@@ -1,4 +1,4 @@
-"""Why a network gives one class and not another: both classes and their contrast by several methods, with controls and warnings."""
+"""Explains why a network predicts one class and not another: maps of both classes and their contrast, with controls and warnings."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ WITHOUT_STAGE = ("integrated-gradients", "smooth-grad", "occlusion")  # for netw
 CONTROLS = ("random", "centre")
 METRICS = ("average-drop", "insertion", "deletion")
 CELLS = 7  # per side of the grid on which methods are compared
-UNSURE, SURE, AGREE, SAME = 0.1, 1e-4, 0.3, 0.95  # of probabilities, of 1 − p, and of rank correlations
+UNSURE, SURE, AGREE, SAME = 0.1, 1e-4, 0.3, 0.95  # thresholds of probabilities, of 1 − p, and of rank correlations
 
 
 @dataclass(frozen=True, repr=False)
 class Why:
-    """Predicted against expected, on one picture.
+    """Explanation of the predicted class against an expected one, on one picture.
 
     Attributes:
-        maps: by question: the predicted class, the expected one, and "A - B", what speaks for the one and against the other.
+        maps: by question: the predicted class, the expected one, and "A - B", the evidence for A and against B.
         classifier: name, head and stage.
-        probabilities: of the classes: name, p, and rank from 1, predicted and expected first.
+        probabilities: of the classes: name, p, and rank from 1; predicted and expected first.
         agreement: Spearman's correlation of every two methods, over a grid of 7 × 7 cells, by question.
-        rows: of methods and controls on the predicted class, as of `xattn.evaluate`.
-        warnings: sentences; empty if nothing is to be told.
+        rows: scores of methods and controls on the predicted class, as from `xattn.evaluate`.
+        warnings: sentences; empty if there are none.
     """
 
     maps: dict[str, Maps]
@@ -55,7 +55,7 @@ class Why:
         return f"Why {' and '.join(self.maps)}: {counted(len(self.warnings), 'warning')}"
 
     def text(self) -> str:
-        """One page of Markdown."""
+        """Returns a report of one page in Markdown."""
         predicted, expected, _ = self.maps
         name = next(iter(self.maps.values())).names[0]
         scores = self.rows.pivot_table(index="method", columns="metric", values="value", sort=False, dropna=False)
@@ -83,21 +83,21 @@ def why(
     seed: int = 0,
     progress: bool = True,
 ) -> Why:
-    """Explains a picture's predicted class, the expected one, and what speaks for the one and against the other.
+    """Explains a picture's predicted class, an expected class, and the evidence for one against the other.
 
     Args:
-        classifier: of one class per picture.
+        classifier: a classifier with one class per picture.
         image: a file, or `(1, C, H, W)` in pixel space.
-        expected: a class; None, or the predicted class: the second most probable one.
-        methods: at least two; None: grad-cam, layer-cam and occlusion, and others for a network without a default stage.
+        expected: the expected class; None, or the predicted class: the second most probable one.
+        methods: at least two; None: grad-cam, layer-cam and occlusion, or others for a network without a default stage.
         stage: where features are taken; None: the default.
-        seed: for everything random.
-        progress: show how far it is.
+        seed: seed of everything random.
+        progress: show progress.
 
     Raises:
-        InputError: not one picture, or fewer than two methods.
-        NameUnknownError: there is no such class or method.
-        UnsupportedError: the classifier has no two classes of which one is predicted.
+        InputError: the input is not one picture, or there are fewer than two methods.
+        NameUnknownError: the class or method does not exist.
+        UnsupportedError: the classifier does not choose between at least two classes.
 
     >>> import torch, xattn
     >>> clf = xattn.load("birds:gap", device="cpu")

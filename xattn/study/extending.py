@@ -1,4 +1,4 @@
-"""A run that is given more methods and metrics than it began with."""
+"""Adds methods and metrics to an existing run."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from xattn.study.store import Store
 
 
 def extended_plan(make: partial[Plan], store: Store, methods: Sequence[MethodComponent], metrics: Sequence[MetricComponent]) -> Plan | None:
-    """The plan of the run in a folder with more methods and metrics; None if there is none, or one of other settings.
+    """Returns the plan of an existing run with methods and metrics added; None if the folder holds no run, or a run with other settings.
 
     Args:
-        make: gives the plan of some methods and metrics.
-        store: of the folder.
-        methods: that are added, if the run lacks them.
-        metrics: likewise.
+        make: makes the plan for given methods and metrics.
+        store: the run folder.
+        methods: methods to add if the run lacks them.
+        metrics: metrics to add if the run lacks them.
 
     Raises:
-        RunError: the run has a method or metric that is not known here.
+        RunError: the run has a method or metric that is unknown here.
     """
     if not store.begun:
         return None
@@ -40,6 +40,6 @@ def extended_plan(make: partial[Plan], store: Store, methods: Sequence[MethodCom
             methods=tuple({method.spec: method for method in all_methods}.values()),
             metrics=tuple({metric.spec: metric for metric in all_metrics}.values()),
         )
-    except XattnError:  # the run is one of other classifiers, or what is added does not go with these
+    except XattnError:  # the run is of other classifiers, or the additions do not fit these
         return None
     return None if store.differences(plan.settings(), plan.protocols()) else plan

@@ -1,4 +1,4 @@
-"""The known parts of a run's pictures: which scene of SketchBirds each shows, drawn again without its parts and shown to the network."""
+"""Known parts of a run's pictures: finds the SketchBirds scene of each, and runs the network on renders without its parts."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ NOT_DRAWN = f"{NO_PARTS}the picture is not what its scene of SketchBirds shows, 
 NO_CLASS = f"{NO_PARTS}the effects of parts are those on a class, and the target is none"
 NOT_FINITE = f"{NO_PARTS}the network's output for the picture without some of its parts is not finite"
 SEVERAL = f"{NO_PARTS}the network gives several labels, and its answer is no single class"
-SAME = 1.5 / 255  # by which pixels of one picture differ at most
+SAME = 1.5 / 255  # largest difference between pixels of the same picture
 
 
 @dataclass(frozen=True)
 class PartsOfBatch:
-    """What is known of the parts of a batch's pictures.
+    """Known parts of the birds in a batch's pictures.
 
     Attributes:
-        known: of all of them; a picture whose parts are not known has none.
-        reasons: why a picture's parts are not known; None for one whose are.
+        known: the parts of all pictures; a picture whose parts are unknown has none.
+        reasons: why a picture's parts are unknown; None if they are known.
     """
 
     known: KnownParts
     reasons: tuple[str | None, ...]
 
     def part(self, part: slice) -> PartsOfBatch:
-        """Those of some of the pictures."""
+        """Returns the parts of a slice of the pictures."""
         return PartsOfBatch(self.known.part(part), self.reasons[part])
 
     def reasons_of(self, metric: PartsMetric) -> tuple[str | None, ...]:
-        """Why each picture has no value of a metric, whatever the map; None for one that has."""
+        """Returns why each picture cannot have a value of a metric, regardless of the map; None where it can."""
         if not bool(self.known.known.any()):
             return self.reasons
         own = metric.reasons(self.known)
@@ -53,11 +53,11 @@ class PartsOfBatch:
 
 
 def scene_in(source: ImageSource, image: NamedImage) -> Scene | None:
-    """The scene that a picture of a source shows: an exported file's, or that of a data set with a method `scene(index)`; None: none."""
+    """Returns the scene that a picture shows: of an exported file, or of a data set with a method `scene(index)`; None if there is none."""
     if image.path is not None:
         try:
             return scene_of(image.path)
-        except (OSError, ValueError, TypeError, SyntaxError, XattnError):  # what cannot be read says so elsewhere
+        except (OSError, ValueError, TypeError, SyntaxError, XattnError):  # unreadable files are reported elsewhere
             return None
     scene = getattr(source.dataset, "scene", None)
     found = scene(image.index) if callable(scene) and image.index is not None else None
@@ -65,13 +65,13 @@ def scene_in(source: ImageSource, image: NamedImage) -> Scene | None:
 
 
 def parts_of(pictures: Sequence[Scene | None], classifier: Classifier, predictor: Predictor, maps: Maps) -> PartsOfBatch:
-    """What the parts of a batch's pictures do to a network's output for the maps' targets.
+    """Computes the effects of the parts of a batch's pictures on a network's output for the maps' targets.
 
     Args:
-        pictures: the scene that each shows, by `scene_in`.
-        classifier: the network that was explained.
-        predictor: its, for the renders.
-        maps: of the batch.
+        pictures: the scene of each picture, from `scene_in`.
+        classifier: the explained network.
+        predictor: predictor of that network, for the renders.
+        maps: maps of the batch.
     """
     target, count = maps.target, len(maps.names)
     is_class = isinstance(target, ClassTarget) and maps.output.dim() == 2
@@ -102,7 +102,7 @@ def parts_of(pictures: Sequence[Scene | None], classifier: Classifier, predictor
 
 
 def _at_size(known: KnownParts, maps: Maps) -> KnownParts:
-    """Parts at the size of the maps' images: if they have another, none of them is known."""
+    """Returns parts at the size of the maps' images; parts of another size count as unknown."""
     size = maps.images.shape[2:]
     if known.visible.shape[2:] == size or known.objects is None:
         return known
@@ -111,7 +111,7 @@ def _at_size(known: KnownParts, maps: Maps) -> KnownParts:
 
 
 def _bird_classes(labels: Sequence[str] | None) -> list[int] | None:
-    """The index of each class of SketchBirds among a network's labels; None if one is missing."""
+    """Returns the index of each SketchBirds class among a network's labels; None if one is missing."""
     if labels is None or any(name not in labels for name in CLASSES):
         return None
     return [labels.index(name) for name in CLASSES]

@@ -1,4 +1,4 @@
-"""Maps that other tools wrote, as methods of a run: of which pictures all of them are there, and whether they are as they were."""
+"""Maps that other tools wrote, as methods of a run: checks that every picture has them, and that they have not changed."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ Places = str | Path | Sequence[str | Path] | Mapping[str, str | Path]
 def with_maps(
     source: ImageSource, places: Places, classifiers: Sequence[Classifier], covers: Covers | None, signed: bool
 ) -> tuple[ImageSource, list[MethodComponent]]:
-    """The pictures that have a map by every method in some places, and these methods; what is left out is logged.
+    """Keeps the pictures that have a map by every method in the given folders; returns them and these methods, and logs what is left out.
 
     Args:
         source: the pictures.
-        places: of the maps, see `find_maps`.
-        classifiers: of the run.
-        covers: what maps show.
+        places: folders or files of the maps, see `find_maps`.
+        classifiers: the run's classifiers.
+        covers: the area that the maps show.
         signed: values below 0 speak against the target.
 
     Raises:
-        InputError: there are no maps of these pictures, some are no maps, or no picture has one by every method.
+        InputError: there are no maps of these pictures, some files are not maps, or no picture has a map by every method.
     """
     names = [image.name for image in source.images]
     found = find_maps([places] if isinstance(places, (str, Path)) else places, names, covers=covers, signed=signed)
@@ -68,7 +68,7 @@ def with_maps(
 
 
 def _read_first(source: ImageSource, maps: MapFiles, classifiers: Sequence[Classifier]) -> None:
-    """Reads the map of the first picture that can be read: a run must not stop later for what this one shows."""
+    """Reads the map of the first readable picture, so that an error in it appears now and not later in the run."""
     for image in source.images:
         try:
             frames = [source.decode_scaled(image, classifier.preprocessing)[3] for classifier in classifiers]
@@ -80,7 +80,7 @@ def _read_first(source: ImageSource, maps: MapFiles, classifiers: Sequence[Class
 
 
 def kept_maps(methods: Sequence[MethodComponent]) -> dict[str, dict[str, Any]]:
-    """What `run.json` keeps of maps in files, by method: enough to find them again."""
+    """Returns what `run.json` keeps of maps in files, by method: enough to find them again."""
     return {
         method.spec: {"place": maps.place, "name": maps.name, "covers": maps.covers}
         for method in methods
@@ -89,17 +89,17 @@ def kept_maps(methods: Sequence[MethodComponent]) -> dict[str, dict[str, Any]]:
 
 
 def method_of_run(spec: str, more: Sequence[MethodComponent], run: Mapping[str, Any], names: Sequence[str]) -> MethodComponent:
-    """A method that a run has, that of maps in files with the files where they are given now, or were.
+    """Returns a method of a run; for maps in files, with the files given now, or those of the run.
 
     Args:
-        spec: of the method.
+        spec: the method with its settings.
         more: methods that are given now.
         run: the content of `run.json`.
-        names: of the pictures.
+        names: names of the pictures.
 
     Raises:
-        NameUnknownError: there is no such method.
-        RunError: maps are gone, or others than they were.
+        NameUnknownError: the method does not exist.
+        RunError: the maps are missing or have changed.
     """
     if not spec.startswith(f"{FILES}:"):
         return created([spec])[0]

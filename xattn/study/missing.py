@@ -1,4 +1,4 @@
-"""What a part lacks of its plan, and the part once that is computed: a run takes more methods and metrics later."""
+"""Finds the rows that a part of a run lacks, and merges computed rows into it: methods and metrics can be added to a run later."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from xattn.study.plan import MetricComponent, Plan, Unit
 from xattn.study.schema import Row, arrow_table, run_key
 
 OF_LABEL = "label: "
-"""The beginning of errors of images whose label does not go with the target."""
+"""The beginning of errors of images whose label does not fit the target."""
 _KEYS = ("image", "model", "head", "method", "metric", "target", "error", "pixels")
 
 _Explained = tuple[str, str | None, str | None]  # image, model, head
@@ -28,8 +28,8 @@ class Missing:
     """Rows that a part lacks.
 
     Attributes:
-        methods: whose rows.
-        metrics: of which metrics; the rows with the methods' maps always come with them.
+        methods: the methods whose rows are missing.
+        metrics: the metrics that are missing; the rows with the methods' maps are always missing with them.
     """
 
     methods: tuple[MethodComponent, ...]
@@ -37,13 +37,13 @@ class Missing:
 
 
 class PartContents:
-    """What the parts of a plan hold when they are complete.
+    """Expected contents of the parts of a plan.
 
-    For each image, classifier and target a row of every method and metric, and one with each method's map; or one with the reason why the
-    image failed.
+    A complete part holds, for each image, classifier and target, one row for every method and metric, and one row with each method's map;
+    or one row with the reason why the image failed.
 
     Args:
-        plan: of the run.
+        plan: the run's plan.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -56,11 +56,11 @@ class PartContents:
         self._metric_order = {metric.spec: place for place, metric in enumerate(plan.metrics)}
 
     def missing(self, unit: Unit, part: pa.Table | None) -> list[Missing]:
-        """What a part lacks; methods that lack the same metrics together.
+        """Returns what a part lacks; methods that lack the same metrics are grouped.
 
         Args:
-            unit: whose part it is.
-            part: its rows; None if there is none. Images that failed for a reason that may have passed count as lacking.
+            unit: the unit of the part.
+            part: its rows; None if there is no part. Images that failed for a reason that may have passed count as missing.
         """
         if part is None:
             return [Missing(self.plan.methods, self.plan.metrics)]
@@ -90,12 +90,12 @@ class PartContents:
         return [Missing(tuple(methods), metrics) for metrics, methods in together.items()]
 
     def merged(self, unit: Unit, before: pa.Table | None, computed: pa.Table) -> pa.Table:
-        """A part with the rows that it lacked, in the order of a run that had all from the start; rows that it holds stay as they are.
+        """Merges missing rows into a part, in the order of a run that had them from the start; existing rows stay unchanged.
 
         Args:
-            unit: whose part it is.
-            before: its rows; None if there was none.
-            computed: what was computed for it.
+            unit: the unit of the part.
+            before: the part's rows; None if there was none.
+            computed: the newly computed rows.
         """
         if before is None:
             return computed
@@ -124,7 +124,7 @@ class PartContents:
         return table.take(pa.array(self._order(unit, table), pa.int64()))
 
     def _order(self, unit: Unit, table: pa.Table) -> list[int]:
-        """Positions of rows in the order in which a process writes the rows of a whole part."""
+        """Returns the positions of rows in the order in which a process writes a complete part."""
         images = {name: place for place, name in enumerate(self.plan.names(unit))}
         classifiers = {key: place for place, key in enumerate(self._groups[unit.group])}
         targets: dict[tuple[_Explained, str | None], int] = {}

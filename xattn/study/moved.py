@@ -1,4 +1,4 @@
-"""The pictures of a run, where it found them or in another place."""
+"""Finds the pictures of a run, at their original place or at another one."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ from xattn.text import counted
 
 
 def picture_names_of(store: Store) -> list[str]:
-    """Names of the pictures of a run, as in its rows."""
+    """Returns the names of a run's pictures, as in its rows."""
     return list(store.contents()) or list(store.values()["image"].unique())
 
 
 def run_pictures(settings: Mapping[str, Any], places: str | Path | Sequence[str | Path] | None = None) -> ImageSource:
-    """The pictures of a run, found again; what the run logged of them is not logged again.
+    """Finds the pictures of a run again; messages about them that the run already logged are not repeated.
 
     Args:
-        settings: of its pictures, as in `run.json`.
-        places: where they are now; None: where the run found them.
+        settings: the settings of its pictures, as in `run.json`.
+        places: where the pictures are now; None: where the run found them.
 
     Raises:
-        InputError: there are none.
+        InputError: there are no pictures.
     """
     reading = {name: value for name, value in settings.items() if name in ("depth", "window", "max_pixels")}
     return ImageSource(settings["origin"] if places is None else places, labels_from="none", quiet=True, **reading)
 
 
 def moved_pictures(store: Store, places: str | Path | Sequence[str | Path], names: Sequence[str]) -> ImageSource:
-    """Pictures of a run in another place, under the names that they have in its rows.
+    """Finds a run's pictures at another place, and gives them the names that they have in its rows.
 
-    A picture is the one of the same name with the content that the run keeps a digest of; else any of that content. Where the run keeps no
-    digest, as of pictures at URLs, the name decides.
+    A picture matches if its name and the digest of its content match; otherwise, any picture with that content matches. If the run keeps no
+    digest, as for pictures at URLs, the name alone decides.
 
     Args:
-        store: of the run.
-        places: where they are now: a folder, a glob or a file, or several, as paths or URLs.
-        names: of the pictures that are wanted.
+        store: the run folder.
+        places: where the pictures are now: a folder, a glob or a file, or several, as paths or URLs.
+        names: names of the wanted pictures.
 
     Raises:
-        InputError: a picture is not there, or has another content than when the run began.
+        InputError: a picture is missing, or its content has changed since the run began.
     """
     source = run_pictures(store.read_run()["settings"]["images"], places)
     if source.dataset is not None:
@@ -81,7 +81,7 @@ def moved_pictures(store: Store, places: str | Path | Sequence[str | Path], name
 
 
 def _same(before: str | None, now: str | None) -> bool:
-    """Whether two digests may be of one content; those of URLs and files cannot be compared."""
+    """Checks whether two digests may be of the same content; digests of a URL and of a file cannot be compared."""
     if before is None or now is None or before.startswith(LISTED) != now.startswith(LISTED):
         return True
     return before == now

@@ -1,4 +1,4 @@
-"""Pairs of a query and its nearest picture in a gallery: what makes the two alike, in either of them."""
+"""Explains why a query and its nearest picture in a gallery are similar, in each of the two pictures."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ PAIRS = PER_LABEL[2]
 MARKET = "market:"
 SIMILARITY = "a similarity"
 """What the target of a pair is, in messages."""
-AT_ONCE = 1024  # queries that are compared with the gallery at once
+AT_ONCE = 1024  # queries that are compared with the gallery in one step
 
 
 @dataclass(frozen=True, eq=False)
 class PairSimilarity(Similarity):
-    """Cosine of the network's vector with that of the picture on the other side of the pair.
+    """Cosine similarity of the network's vector with the vector of the other picture of the pair.
 
     Args:
         reference: `(B, D)`.
-        numbers: of the other pictures among `pictures`, `(B,)`.
+        numbers: indices of the other pictures in `pictures`, `(B,)`.
         pictures: names, as in the rows.
     """
 
@@ -52,15 +52,16 @@ class PairSimilarity(Similarity):
 
 @dataclass(frozen=True, eq=False)
 class Pairs(TargetRule):
-    """The similarity of each picture with those that it is paired with: of a query with its nearest picture in the gallery, and of that
-    picture with each query whose nearest it is.
+    """Targets of pairs: the similarity of each query with its nearest picture in the gallery, and of that picture with each query for which
+    it is the nearest.
 
     Attributes:
         gallery: digest of the whole gallery.
-        pictures: names of the pictures that are in pairs.
-        vectors: `(N, D)`, the network's vectors of these, by `run_key`; NaN of a picture that cannot be read.
-        nearest: name and cosine of the picture nearest to each query, by `run_key`.
-        others: numbers of the pictures that each picture is paired with, by `run_key` and name; none for a query that nothing is near.
+        pictures: names of the pictures that are part of a pair.
+        vectors: `(N, D)`, the network's vectors of these pictures, by `run_key`; NaN for a picture that cannot be read.
+        nearest: name and cosine of each query's nearest picture, by `run_key`.
+        others: indices of the pictures that each picture is paired with, by `run_key` and name; empty for a query without a nearest
+            picture.
     """
 
     gallery: str
@@ -81,14 +82,14 @@ class Pairs(TargetRule):
         return {"kind": "Pairs", "gallery": self.gallery}
 
     def others_of(self, key: str, picture: str) -> tuple[int, ...]:
-        """Numbers of the pictures that a picture is paired with.
+        """Returns the indices of the pictures that a picture is paired with.
 
         Args:
             key: `run_key` of the classifier.
             picture: its name.
 
         Raises:
-            InputError: it is a query, and the gallery has no picture that it may be compared with.
+            InputError: the picture is a query, and the gallery has no picture that it may be compared with.
         """
         found = self.others[key].get(picture)
         if found == ():
@@ -101,7 +102,7 @@ class Pairs(TargetRule):
         return PairSimilarity(vectors[numbers].to(output), rule=PAIRS, numbers=numbers, pictures=self.pictures)
 
     def any_target(self, classifier: Classifier) -> Similarity:
-        """A target of the same kind for any image: what a run costs does not depend on which."""
+        """Returns a target of the same kind for any image: the cost of a run does not depend on the target."""
         vectors = self.vectors[run_key(classifier.name, classifier.head_name)]
         return Similarity(vectors[~vectors.isnan().any(dim=1)][0].to(classifier.device))
 
@@ -109,22 +110,22 @@ class Pairs(TargetRule):
 def paired(
     classifiers: Sequence[Classifier], queries: ImageSource, gallery: ImageSource, *, batch_size: int, workers: int, progress: bool
 ) -> tuple[ImageSource, Pairs]:
-    """The pictures of all pairs, queries first, and the rule that compares them.
+    """Returns the pictures of all pairs, queries first, and the target rule that compares them.
 
-    The nearest picture is the one with the largest cosine, of equal ones the first, and never the query itself. Where queries and gallery
-    are `market:ROOT:…`, the rules of Market-1501 say which pictures are compared, see `xattn.metrics.retrieval.comparable`.
+    The nearest picture is the one with the largest cosine (the first one on ties), and never the query itself. If queries and gallery are
+    `market:ROOT:…`, the rules of Market-1501 decide which pictures are compared, see `xattn.metrics.retrieval.comparable`.
 
     Args:
         classifiers: networks whose output is a vector `(B, D)`.
         queries: pictures in files.
-        gallery: likewise; may hold the queries.
+        gallery: pictures in files; may include the queries.
         batch_size: images per forward.
         workers: decoding processes.
-        progress: whether to show it.
+        progress: whether to show progress.
 
     Raises:
-        InputError: pictures in memory, or no picture in the gallery can be compared with any query.
-        UnsupportedError: the output of a network is no vector.
+        InputError: pictures are in memory, or no picture in the gallery can be compared with any query.
+        UnsupportedError: the output of a network is not a vector.
     """
     if queries.dataset is not None or gallery.dataset is not None:
         raise InputError("pairs need pictures in files: give folders, globs or market:ROOT:SPLIT for the images and the gallery.")
@@ -150,7 +151,7 @@ def paired(
     sides: dict[str, dict[str, tuple[int, ...]]] = {}
     for key, found in nearest.items():
         named[key] = {images[query].name: (images[other].name, cosine) for query, (other, cosine) in found.items()}
-        partners: dict[int, dict[int, None]] = {query: {} for query in own}  # dicts, to keep the order
+        partners: dict[int, dict[int, None]] = {query: {} for query in own}  # dicts keep the order
         for query, (other, _) in found.items():
             partners[query][place[other]] = None
             partners.setdefault(other, {})[place[query]] = None
@@ -160,10 +161,10 @@ def paired(
 
 
 def embedded(classifier: Classifier, source: ImageSource, *, batch_size: int, workers: int, progress: bool) -> Tensor:
-    """The network's vectors of the pictures of a source, `(N, D)` float32 on the CPU; NaN of a picture that cannot be read.
+    """Returns the network's vectors of a source's pictures, `(N, D)` float32 on the CPU; NaN for a picture that cannot be read.
 
     Raises:
-        UnsupportedError: its output is no vector.
+        UnsupportedError: the network's output is not a vector.
     """
     predictor, place = Predictor(classifier), {image.name: number for number, image in enumerate(source.images)}
 
@@ -184,7 +185,7 @@ def embedded(classifier: Classifier, source: ImageSource, *, batch_size: int, wo
 
 
 def _comparable(source: ImageSource, queries: Sequence[int], gallery: Sequence[int]) -> Tensor:
-    """Which pictures of the gallery are compared with which query, `(Q, G)` bool."""
+    """Returns which pictures of the gallery may be compared with which query, `(Q, G)` bool."""
     own, others = torch.tensor(queries), torch.tensor(gallery)
     counts = own[:, None] != others
     if not all(place.startswith(MARKET) for place in source.origin):
@@ -194,7 +195,7 @@ def _comparable(source: ImageSource, queries: Sequence[int], gallery: Sequence[i
 
 
 def _nearest(vectors: Tensor, queries: Sequence[int], gallery: Sequence[int], counts: Tensor) -> dict[int, tuple[int, float]]:
-    """The nearest picture of the gallery and its cosine, by query; none for a query without a picture that it may be compared with."""
+    """Returns each query's nearest picture of the gallery and its cosine; queries without a picture to compare with are left out."""
     unit = normalize(vectors, dim=1)
     own, others = torch.tensor(queries), torch.tensor(gallery)
     found: dict[int, tuple[int, float]] = {}

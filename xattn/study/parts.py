@@ -1,4 +1,4 @@
-"""Reading of a part: a Parquet file, checked before and after it is read, as others may have written it."""
+"""Reads a part: a Parquet file that is checked before and after reading, because other software may have written it."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ OF_SCORES = ("model", "head", "method", "target", "target_rule", "degenerate")
 def read_part(
     source: Any, images: Iterable[str] | None = None, columns: Collection[str] | None = None, *, encoded: bool = False
 ) -> pa.Table:
-    """The rows of a part in the current schema: columns that an earlier version did not write are empty.
+    """Reads the rows of a part in the current schema; columns that an earlier version did not write are empty.
 
     Args:
         source: a path or an opened file.
-        images: of these alone; None: all.
-        columns: of the schema; the others are neither read nor checked. None: all.
-        encoded: leave texts as dictionaries and indices, as a part holds them.
+        images: names of the images to read; None: all.
+        columns: columns of the schema to read; the others are neither read nor checked. None: all.
+        encoded: keep texts as dictionaries and indices, as the part stores them.
 
     Raises:
-        ValueError: columns of another kind, more rows or bytes than a part has, or rows that contradict themselves.
-        ArrowException: it is no Parquet file that can be read.
-        OSError: likewise, or the file itself cannot be read.
+        ValueError: columns have a wrong type, the part has more rows or bytes than allowed, or its rows contradict each other.
+        ArrowException: it is not a readable Parquet file.
+        OSError: it is not a readable Parquet file, or the file itself cannot be read.
     """
     with pq.ParquetFile(source) as file:
         _check_size(file.metadata)
@@ -82,7 +82,7 @@ def _check_size(metadata: pq.FileMetaData) -> None:
 
 
 def _check_columns(schema: pa.Schema) -> None:
-    """Refuses columns of another type before they are read: those of unknown names are not read either."""
+    """Refuses columns of a wrong type before they are read; columns with unknown names are not read."""
     names = schema.names
     if twice := {name for name in names if names.count(name) > 1}:
         raise ValueError(f"column '{min(twice)}' appears twice")
@@ -92,13 +92,13 @@ def _check_columns(schema: pa.Schema) -> None:
         if column.name in names:
             found = schema.field(column.name).type
             found = found.value_type if pa.types.is_dictionary(found) else found
-            taken = pa.types.is_primitive(column.type) or pa.types.is_string(column.type)  # targets were numbers in 0.1
+            taken = pa.types.is_primitive(column.type) or pa.types.is_string(column.type)  # targets were numbers in version 0.1
             if found != column.type and not (pa.types.is_primitive(found) and taken):
                 raise ValueError(f"column '{column.name}' is of type {found}; {column.type} is needed")
 
 
 def _check_texts(table: pa.Table) -> None:
-    """Refuses texts that are small in the file, once in a dictionary, and would fill the memory in the rows."""
+    """Refuses texts that are small in the file, where a dictionary holds them once, and would fill the memory when repeated in the rows."""
     chunks = [chunk for column in table.columns for chunk in column.chunks if pa.types.is_dictionary(chunk.type)]
     texts = [(pc.binary_length(chunk.dictionary), chunk.indices) for chunk in chunks if pa.types.is_string(chunk.type.value_type)]
     most = MOST_BYTES // 4
@@ -110,7 +110,7 @@ def _check_texts(table: pa.Table) -> None:
 
 
 def _check_rows(table: pa.Table) -> None:
-    """Refuses rows without what a map or a score needs, as far as their columns are read."""
+    """Refuses rows without the entries that a map or a score needs, among the columns that are read."""
     if table["image"].null_count:
         raise ValueError("a row has no image")
     names = set(table.column_names)

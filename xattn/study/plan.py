@@ -36,11 +36,11 @@ MetricComponent = Component[MetricMetadata, Metric]
 
 @dataclass(frozen=True)
 class Unit:
-    """One batch for the classifiers that share its crops.
+    """One batch for a group of classifiers that share its crops.
 
     Attributes:
         group: index into `Plan.groups`.
-        number: of the batch in the source.
+        number: index of the batch in the source.
     """
 
     group: int
@@ -48,19 +48,19 @@ class Unit:
 
     @property
     def name(self) -> str:
-        """Name of its part."""
+        """Name of the unit's part."""
         return f"{self.group:02d}-{self.number:06d}"
 
 
 @dataclass(frozen=True)
 class Execution:
-    """How one classifier's forwards are run; stored in `run.json`, so that a resumed run uses it again.
+    """How one classifier's forwards are run; stored in `run.json`, so that a resumed run uses the same settings.
 
     Attributes:
         tuned: the tuning.
-        at_once: images of a batch that are explained and scored together.
-        deviation: difference of the values from those of level exact without shortcuts, by metric; None if no shortcut is taken.
-        memory: bytes that it was planned for; None: most of what was free.
+        at_once: number of images of a batch that are explained and scored together.
+        deviation: difference of the values from level exact without shortcuts, by metric; None if no shortcut is used.
+        memory: bytes that were available to the plan; None: most of the free memory.
     """
 
     tuned: Tuned
@@ -74,7 +74,7 @@ class Execution:
 
     @classmethod
     def of(cls, kept: dict[str, Any]) -> Execution:
-        """Rebuilds it from what `as_dict` gave."""
+        """Rebuilds it from the output of `as_dict`."""
         stored = kept["deviation"]
         deviation = None if stored is None else {metric: Deviation.of(found) for metric, found in stored.items()}
         return cls(Tuned.of(kept, "as the run began"), int(kept["images_at_once"]), deviation, kept["memory"])
@@ -82,12 +82,12 @@ class Execution:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run is. An engine works through its units, one batch each, and writes into a store.
+    """The full definition of a run. An engine works through its units, one batch each, and writes into a store.
 
     Attributes:
         classifiers: each with a unique name.
         methods: explanation methods.
-        metrics: for their maps.
+        metrics: metrics of their maps.
         source: the images.
         target: what is explained, as the user gave it.
         threshold: the lowest probability of a predicted label of a multi-label classifier; None: 0.5.
@@ -95,17 +95,17 @@ class Plan:
         batch_size: images per part.
         level: "exact" or "fast".
         tune: how forwards are tuned.
-        memory: bytes that a process may hold besides the classifiers; None: most of what is free.
+        memory: bytes that a process may use in addition to the classifiers; None: most of the free memory.
         workers: decoding processes.
-        seed: for everything random.
+        seed: seed of everything random.
         save_maps: also write masks at the size of the images.
         shard: `(i, n)`: only shard i of n, counted from 1: every n-th batch.
-        until_decided: the metric until which has decided pictures are taken; None: all are.
-        execution: how the forwards of each classifier are run, once decided.
+        until_decided: the metric whose decision ends the run, see `UntilDecided`; None: all pictures are used.
+        execution: execution settings of each classifier, once they are determined.
 
     Raises:
-        InputError: no images, two classifiers with the same name, or labels that do not match.
-        UnsupportedError: a method that no classifier supports.
+        InputError: there are no images, two classifiers have the same name, or labels do not match.
+        UnsupportedError: no classifier supports one of the methods.
     """
 
     classifiers: tuple[Classifier, ...]
@@ -197,71 +197,71 @@ class Plan:
 
     @property
     def needs_regions(self) -> bool:
-        """Whether a metric needs to know where the objects are."""
+        """Whether any metric needs the object regions."""
         return any(metric.instance.needs_regions for metric in self.metrics)
 
     def _numbers(self) -> list[int]:
-        """Numbers of the batches of this shard."""
+        """Returns the numbers of this shard's batches."""
         place, count = self.shard
         return list(range(place - 1, -(-len(self.source) // self.batch_size), count))
 
     @property
     def images(self) -> list[NamedImage]:
-        """The images of this shard."""
+        """Returns the images of this shard."""
         size = self.batch_size
         return [image for number in self._numbers() for image in self.source.images[number * size : (number + 1) * size]]
 
     def rule_of(self, classifier: Classifier) -> TargetRule:
-        """How the targets of a classifier are chosen."""
+        """Returns the rule that chooses a classifier's targets."""
         return target_rule(classifier, self.target, THRESHOLD if self.threshold is None else self.threshold)
 
     @property
     def _predicts_labels(self) -> list[PredictedLabels]:
-        """The rules that explain every predicted label."""
+        """Returns the rules that explain every predicted label."""
         return [rule for classifier in self.classifiers if isinstance(rule := self.rule_of(classifier), PredictedLabels)]
 
     def methods_of(self, classifier: Classifier) -> list[MethodComponent]:
-        """The methods that a classifier supports."""
+        """Returns the methods that a classifier supports."""
         return [method for method in self.methods if self.lacks(classifier, method) is None]
 
     def pairs(self) -> list[Pair]:
-        """Every two methods of each classifier."""
+        """Returns every pair of methods of each classifier."""
         return pairs_of({(each.name, each.head_name): [method.spec for method in self.methods_of(each)] for each in self.classifiers})
 
     def lacks(self, classifier: Classifier, method: MethodComponent) -> str | None:
-        """What a method needs and a classifier does not have, in words; None if it supports the method."""
+        """Returns in words what a method needs and a classifier does not have; None if the classifier supports the method."""
         return lacking(classifier, method, self.stage_of(classifier))
 
     def stage_of(self, classifier: Classifier) -> Stage | None:
-        """Where a classifier's features are taken; None if it has no default stage."""
+        """Returns the stage from which a classifier's features are taken; None if it has no default stage."""
         return self.stages[key_of(classifier)]
 
     def execution_of(self, classifier: Classifier) -> Execution:
-        """How a classifier's forwards are run."""
+        """Returns the execution settings of a classifier."""
         return self.execution[key_of(classifier)]
 
     def groups(self) -> list[tuple[Preprocessing, list[Classifier]]]:
-        """The classifiers grouped by preprocessing; each group shares its crops."""
+        """Groups the classifiers by preprocessing; each group shares its crops."""
         groups: dict[Preprocessing, list[Classifier]] = {}
         for classifier in self.classifiers:
             groups.setdefault(classifier.preprocessing, []).append(classifier)
         return list(groups.items())
 
     def units(self) -> list[Unit]:
-        """The work: each batch of this shard for each group of classifiers."""
+        """Returns the units of work: each batch of this shard for each group of classifiers."""
         return [Unit(group, number) for group in range(len(self.groups())) for number in self._numbers()]
 
     def names(self, unit: Unit) -> list[str]:
-        """Names of the images in a unit."""
+        """Returns the names of the images in a unit."""
         start = unit.number * self.batch_size
         return [image.name for image in self.source.images[start : start + self.batch_size]]
 
     def count(self, unit: Unit) -> int:
-        """Number of images in a unit."""
+        """Returns the number of images in a unit."""
         return min(self.batch_size, len(self.source) - unit.number * self.batch_size)
 
     def settings(self) -> dict[str, Any]:
-        """What the values depend on: a run goes on in a folder only if all of it is the same; methods and metrics may be more."""
+        """Returns all settings that values depend on: a run resumes only if they are equal; methods and metrics may be added."""
         return {
             "models": [
                 {
@@ -297,7 +297,7 @@ class Plan:
         }
 
     def protocols(self) -> dict[str, dict[str, Any]]:
-        """All settings of each method and metric, defaults included, and the perturbations that a metric needs."""
+        """Returns all settings of each method and metric, including defaults, and the perturbations that a metric needs."""
         parts: list[MethodComponent | MetricComponent] = [*self.methods, *self.metrics]
         about: dict[str, dict[str, Any]] = {part.spec: {"settings": _settings(part.instance)} for part in parts}
         for metric in self.metrics:
@@ -307,12 +307,12 @@ class Plan:
 
 
 def key_of(classifier: Classifier) -> str:
-    """Key of a classifier in a plan and in `run.json`."""
+    """Returns the key of a classifier in a plan and in `run.json`."""
     return run_key(classifier.name, classifier.head_name)
 
 
 def planned_stages(classifiers: Sequence[Classifier], stage: str | None) -> dict[str, Stage | None]:
-    """Where the features of each classifier are taken; at its default stage, if it has one, unless a stage is named."""
+    """Returns the stage from which each classifier's features are taken: the named one, else the default stage if there is one."""
     return {key_of(classifier): classifier.stage_or_default(stage) for classifier in classifiers}
 
 
@@ -321,7 +321,7 @@ def _settings(component: Any) -> dict[str, str]:
         return {}
     if isinstance(component, MapFiles):
         component = replace(component, files={})
-    about = {each.name for each in fields(component) if each.repr}  # where maps are is none
+    about = {each.name for each in fields(component) if each.repr}  # the location of maps is not a setting
     found = {key: value for key, value in asdict(component).items() if key in about}
     return {key: str(value) for key, value in found.items()}
 

@@ -1,4 +1,4 @@
-"""What runs ask of a model and a head, and of which pictures: rows of different questions are not one row."""
+"""Names of models and pictures in a joint table: rows that answer different questions get different names."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Key = tuple[str, str]
 
 
 def shown_names(stores: Sequence[Store]) -> list[dict[Key, str]]:
-    """Names of each run's models for a joint table, by model and head.
+    """Returns the names of each run's models for a joint table, by model and head.
 
-    Where runs ask different questions of a model (its target, stage, preprocessing, level, seed, a setting of a metric or method), what
-    differs is added to its name; where the weights differ, the run's path.
+    If runs ask different questions of a model (its target, stage, preprocessing, level, seed, a setting of a metric or method), the
+    difference is added to its name; if the weights differ, the run's path is added.
     """
     runs = [store.read_run() for store in stores]
     asked = [{(model["name"], model["head"]): dict(_question(run, model)) for model in run["settings"]["models"]} for run in runs]
@@ -38,7 +38,7 @@ def shown_names(stores: Sequence[Store]) -> list[dict[Key, str]]:
 
 
 def _question(run: Mapping[str, Any], model: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """What a run asks of a model, by the words that name it. Of a setting that only one run records, nothing is known of the other."""
+    """Yields what a run asks of a model, with the words that name it. If only one run records a setting, the other's value is unknown."""
     settings = run["settings"]
     yield "target", _written(settings.get("target"))
     yield "threshold", _written(settings.get("threshold"))
@@ -58,7 +58,7 @@ def _question(run: Mapping[str, Any], model: Mapping[str, Any]) -> Iterator[tupl
 
 
 def _written(value: Any) -> str:
-    """A setting as it is written in a name: whole, or a digest of it."""
+    """Formats a setting for a name: in full, or as a digest."""
     if value is None:
         return "default"
     if isinstance(value, bool):
@@ -73,11 +73,11 @@ def _written(value: Any) -> str:
 
 @dataclass(frozen=True)
 class _Picture:
-    """What tells a picture from another of the same name.
+    """Distinguishes pictures that have the same name.
 
     Attributes:
         content: its digest; None if the run keeps none.
-        origin: what the run was given; empty for a data set in memory.
+        origin: the source that was given to the run; empty for a data set in memory.
         source: digest of the run's images.
     """
 
@@ -88,7 +88,7 @@ class _Picture:
     def same(self, other: _Picture) -> bool:
         if self.content is not None and other.content is not None:
             if self.content.startswith(LISTED) != other.content.startswith(LISTED):
-                return True  # a file and a URL: neither says that they differ
+                return True  # a file and a URL: nothing shows that they differ
             return self.content == other.content
         if self.origin and other.origin:
             return bool(self.origin == other.origin)
@@ -96,13 +96,13 @@ class _Picture:
 
 
 def picture_names(stores: Sequence[Store], images: Sequence[set[str]]) -> list[dict[str, str]]:
-    """New names of each run's pictures, where another run has another picture of the same name; other pictures keep theirs.
+    """Returns new names of each run's pictures if another run has another picture with the same name; other pictures keep their names.
 
-    Pictures are the same if their names and contents are; where a run keeps no digests of contents, if both came from the same place.
+    Pictures are the same if their names and contents are; if a run keeps no digests of contents, if both came from the same place.
 
     Args:
-        stores: of the runs.
-        images: names in the rows of each.
+        stores: the runs.
+        images: names in the rows of each run.
     """
     known: dict[str, list[tuple[_Picture, str]]] = {}
     renamed: list[dict[str, str]] = []

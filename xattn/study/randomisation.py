@@ -1,4 +1,4 @@
-"""Whether a method's map depends on what the network has learnt: its maps as the network's layers are drawn anew, one after the other.
+"""Model randomisation test: whether a method's map changes when the network's layers are re-initialised, one after the other.
 
 Sources: Adebayo et al. 2018, Sec. 3 (the test); Hedström et al. 2024 (over noisy copies of the picture, and the rise in entropy).
 """
@@ -36,13 +36,13 @@ from xattn.text import counted
 Order = Literal["cascading", "independent"]
 ORDERS: tuple[Order, ...] = get_args(Order)
 OTHER = "another picture"
-"""In the place of an order: the map of the next picture, by the trained network."""
+"""Used instead of an order: compares with the trained network's map of the next picture."""
 
 SIMILARITIES = ("spearman", "pearson", "ssim")
 ENTROPY = "entropy-rise"
 THRESHOLD = 0.3
-MOST_BLANK = 0.5  # share of maps that show nothing, above which those that are left say nothing of the method
-NOISE = 0.15  # standard deviation, as of smooth-grad
+MOST_BLANK = 0.5  # share of maps that show nothing above which the remaining maps give no verdict
+NOISE = 0.15  # standard deviation, as in smooth-grad
 SHOWN_PICTURES, SHOWN_STEPS = 2, 7
 
 Verdict = Literal["passes", "fails", "undecided"]
@@ -50,15 +50,15 @@ Verdict = Literal["passes", "fails", "undecided"]
 
 @dataclass(frozen=True, repr=False)
 class Randomisation:
-    """The test of some methods on one classifier.
+    """Result of the model randomisation test for some methods on one classifier.
 
     Attributes:
-        rows: one per value: image, model, head, method, target, order ("cascading", "independent", or "another picture"), step (from 1, at
-            the output), layer, metric ("spearman", "pearson", "ssim", "entropy-rise") and value; NaN where a map shows nothing.
+        rows: one row per value: image, model, head, method, target, order ("cascading", "independent", or "another picture"), step (from 1,
+            at the output), layer, metric ("spearman", "pearson", "ssim", "entropy-rise") and value; NaN if a map shows nothing.
         layers: names, from the output to the input.
-        threshold: of the verdict.
-        images: of the first pictures, `(n, C, H, W)` in pixel space.
-        shown: raw maps of these pictures by order, step (0: by the trained network) and method.
+        threshold: threshold of the verdict.
+        images: the first pictures, `(n, C, H, W)` in pixel space.
+        shown: raw maps of these pictures by order, step (0: the trained network) and method.
     """
 
     rows: pd.DataFrame
@@ -68,11 +68,11 @@ class Randomisation:
     shown: dict[tuple[str, int, str], Tensor]
 
     def verdicts(self) -> pd.DataFrame:
-        """One row per method: the verdict, and the numbers that it is made of, each a mean over pictures with its 95 % interval.
+        """Returns one row per method: the verdict and the numbers behind it, each a mean over pictures with its 95 % interval.
 
-        A method fails if its map stays: if the mean over the steps of the cascade of Spearman's correlation with the map of the trained
-        network is above the threshold, the whole interval over pictures; it passes if the whole interval is below. Without a cascade the
-        steps of the independent order are taken.
+        A method fails if its map does not change: if Spearman's correlation with the map of the trained network, averaged over the steps of
+        the cascade, is above the threshold for the whole interval over pictures. It passes if the whole interval is below the threshold.
+        Without a cascade the steps of the independent order are used.
         """
         order = ORDERS[0] if (self.rows["order"] == ORDERS[0]).any() else ORDERS[1]
         return pd.DataFrame(
@@ -98,7 +98,7 @@ class Randomisation:
         return line | {"n": found.n, "without contrast": blank}
 
     def text(self) -> str:
-        """The verdicts as a Markdown table, with what the columns mean."""
+        """Returns the verdicts as a Markdown table, and explains its columns."""
         from tabulate import tabulate
 
         headers = [
@@ -131,7 +131,7 @@ class Randomisation:
         return self.text()
 
     def notes(self) -> list[str]:
-        """What a reader of the table must know."""
+        """Returns what a reader of the table must know."""
         verdicts = self.verdicts()
         n, blank = int(verdicts["n"].max()), verdicts[verdicts["without contrast"] > 0]
         notes = [
@@ -150,7 +150,7 @@ class Randomisation:
         return notes
 
     def save(self, folder: str | Path) -> Path:
-        """Writes `scores.csv`, a row per value, and `verdicts.csv`, a row per method, into a folder that it makes."""
+        """Writes `scores.csv`, one row per value, and `verdicts.csv`, one row per method, into a new folder."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.rows.to_csv(folder / "scores.csv", index=False)
@@ -159,7 +159,7 @@ class Randomisation:
 
 
 def _over_pictures(rows: pd.DataFrame) -> Interval:
-    """The interval over pictures of a picture's mean over its steps."""
+    """Returns the interval over pictures of each picture's mean over the steps."""
     return mean_interval(rows.groupby(["image", "target"], sort=False)["value"].mean().to_list())
 
 
@@ -191,35 +191,35 @@ def randomise(
     untrained: bool = False,
     progress: bool = True,
 ) -> Randomisation:
-    """Draws the layers of a copy of the network anew, and compares each method's maps with those of the trained network.
+    """Re-initialises the layers of a copy of the network, and compares each method's maps with those of the trained network.
 
     Args:
-        classifier: from `xattn.load` or `xattn.attach`; it is copied, and stays as it is.
+        classifier: from `xattn.load` or `xattn.attach`; it is copied, and is not changed.
         images: as for `explain`.
         methods: names with settings. Maps are compared by their absolute values, at their own resolution; SSIM compares their masks.
         orders: "cascading": from the output down, each layer on top of those before it; "independent": each layer alone.
-        steps: join neighbouring layers, to so many steps; None: every layer alone.
+        steps: merge neighbouring layers into this many steps; None: every layer alone.
         samples: noisy copies of each picture whose maps are averaged (the smooth test); 0: the picture itself.
-        threshold: Spearman's correlation above which a map has stayed.
-        target: what is explained, as for `explain`, chosen by the trained network and kept.
-        labels: of the images, likewise.
-        stage: where features are taken.
+        threshold: Spearman's correlation above which a map counts as unchanged.
+        target: the target to explain, as for `explain`; the trained network chooses it, and it is kept for the other networks.
+        labels: labels of the images, as for `explain`.
+        stage: the stage from which features are taken.
         batch_size: images per forward.
-        seed: of what is drawn.
-        untrained: also take a head that was never trained.
+        seed: seed of the new weights and of the noise.
+        untrained: also accept a head that was never trained.
         progress: as for `explain`.
 
     Returns:
         The values, and a verdict for each method.
 
     Raises:
-        NameUnknownError: there is no such method, setting, stage or order.
-        InputError: images that cannot be used, or a number below one.
-        ImageError: a file that cannot be read.
-        UnsupportedError: a method cannot run on this classifier, or the network cannot be copied or has no layer to draw.
+        NameUnknownError: a method, setting, stage or order does not exist.
+        InputError: images cannot be used, or a number is below one.
+        ImageError: a file cannot be read.
+        UnsupportedError: a method cannot run on this classifier, or the network cannot be copied or has no layer to re-initialise.
 
-    **Differs** from Adebayo et al. 2018: see `xattn.models.randomised.redraw`; they give no threshold. From Hedström et al. 2024: they
-    average over the steps too, from the input up; noise is clipped to [0, 1].
+    **Differs** from Adebayo et al. 2018: see `xattn.models.randomised.redraw`; they define no threshold. From Hedström et al. 2024: they
+    also average over the steps, starting at the input; here noise is clipped to [0, 1].
 
     >>> import torch, xattn
     >>> found = randomise(xattn.load("birds:gap", device="cpu"), torch.rand(3, 3, 64, 64), ["edges"], steps=2)
@@ -269,14 +269,14 @@ def _refuse(orders: Sequence[Order], steps: int | None, samples: int, threshold:
 
 
 def _spread(count: int, wanted: int) -> list[int]:
-    """Some of the steps from 1 to `count`, evenly, the last among them."""
+    """Chooses steps from 1 to `count`, evenly spaced, including the last."""
     return sorted({max(1, round(count * place / min(count, wanted))) for place in range(1, min(count, wanted) + 1)})
 
 
 def _networks(
     classifier: Classifier, copy: Classifier, layers: Sequence[Layer], order: Order, seed: int
 ) -> Iterator[tuple[int, Layer, Classifier]]:
-    """The copy after each step; what another order has changed is undone first."""
+    """Yields the copy after each step; changes of another order are undone first."""
     trained = dict(classifier.named_parameters())
 
     def restore() -> None:
@@ -294,10 +294,10 @@ def _networks(
 
 @dataclass(frozen=True)
 class _Test:
-    """The pictures and methods of a test.
+    """The pictures and methods of a randomisation test.
 
     Attributes:
-        first: the maps of the trained network.
+        first: maps of the trained network.
         components: the methods.
         batch_size: images per forward.
         seed: of the noise.
@@ -311,7 +311,7 @@ class _Test:
     samples: int
 
     def maps(self, classifier: Classifier) -> dict[str, Tensor]:
-        """Raw maps of all pictures by a changed network, for the targets that the trained one gave, by method."""
+        """Computes raw maps of all pictures by a changed network, for the targets of the trained network, by method."""
         pieces = [self._batch(classifier, start) for start in range(0, len(self.first.names), self.batch_size)]
         return {component.spec: torch.cat([piece[component.spec] for piece in pieces]) for component in self.components}
 
@@ -340,7 +340,7 @@ class _Test:
             yield (images + NOISE * noise.to(images)).clamp(0, 1)
 
     def compared(self, trained: dict[str, Tensor], maps: dict[str, Tensor], order: str, step: int, layer: str) -> pd.DataFrame:
-        """Rows of the similarities of maps to those of the trained network."""
+        """Returns rows with the similarity of each map to that of the trained network."""
         height, width = self.first.images.shape[2:]
         frames = []
         for method, raw in maps.items():
@@ -353,7 +353,7 @@ class _Test:
         return pd.concat(frames, ignore_index=True)
 
     def risen(self, trained: dict[str, Tensor], maps: dict[str, Tensor], step: int, layer: str) -> pd.DataFrame:
-        """Rows of the relative rise in entropy; NaN for a map of the trained network that has none."""
+        """Returns rows with the relative rise in entropy; NaN if the map of the trained network has no entropy."""
         frames = []
         for method, raw in maps.items():
             before, after = entropy(trained[method]), entropy(raw)

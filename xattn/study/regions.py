@@ -1,4 +1,4 @@
-"""The regions of a batch: where the objects are that each image's target is of."""
+"""Object regions of a batch: where the objects of each image's target are."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ NO_CLASS = f"{NO_REGION}the regions are of classes, and the target is none"
 
 @dataclass(frozen=True)
 class Regions:
-    """Where the objects of a batch's targets are.
+    """Regions of the objects of a batch's targets.
 
     Attributes:
-        masks: `(B, N, H, W)` bool; empty ones fill up.
-        reasons: why an image has none; None for one that has.
+        masks: `(B, N, H, W)` bool; padded with empty masks.
+        reasons: why an image has no region; None if it has one.
     """
 
     masks: Tensor
     reasons: tuple[str | None, ...]
 
     def part(self, part: slice) -> Regions:
-        """Those of some of the images."""
+        """Returns the regions of a slice of the images."""
         return Regions(self.masks[part], self.reasons[part])
 
 
 def class_of_label(annotations: Annotations, classifier: Classifier) -> dict[str, int]:
-    """The class index of each label of annotations that is a class of a classifier.
+    """Returns the class index of each annotation label that is a class of the classifier.
 
     Raises:
-        InputError: there are labels, and none is.
+        InputError: there are labels, and none is a class of the classifier.
     """
     found: dict[str, int] = {}
     for label in sorted(annotations.labels) if not classifier.regression else ():
@@ -65,10 +65,10 @@ def class_of_label(annotations: Annotations, classifier: Classifier) -> dict[str
 
 
 def check_labels(annotations: Annotations, classifier: Classifier) -> None:
-    """Logs the labels of annotations that are no class of a classifier: their regions are left out.
+    """Logs the annotation labels that are not classes of the classifier: their regions are left out.
 
     Raises:
-        InputError: there are labels, and none is one.
+        InputError: there are labels, and none is a class of the classifier.
     """
     found = class_of_label(annotations, classifier)
     if others := sorted(annotations.labels - found.keys()) if found else []:
@@ -80,13 +80,13 @@ def check_labels(annotations: Annotations, classifier: Classifier) -> None:
 
 
 def regions_of(annotations: Annotations, classes: Mapping[str, int], maps: Maps, frames: Sequence[Frame]) -> Regions:
-    """The regions of the objects that have the class of each image's target, and of those that have no class.
+    """Returns the regions of objects that have the class of each image's target, and of objects without a class.
 
     Args:
-        annotations: of the pictures.
-        classes: index of each of their labels, by `class_of_label`.
-        maps: of the batch, with its targets.
-        frames: how each crop lies in its picture.
+        annotations: annotations of the pictures.
+        classes: class index of each label, from `class_of_label`.
+        maps: maps of the batch, with its targets.
+        frames: the position of each crop in its picture.
     """
     size = (maps.images.shape[2], maps.images.shape[3])
     target = maps.target
@@ -112,7 +112,7 @@ def regions_of(annotations: Annotations, classes: Mapping[str, int], maps: Maps,
 
 
 def _why_none(annotations: Annotations, name: str, target: int | None) -> str:
-    """Why a picture has no region of a target."""
+    """Returns why a picture has no region of a target."""
     if target is None and annotations.labels:
         return NO_CLASS
     return ABSENT if annotations.objects.get(name) else NOT_ANNOTATED

@@ -1,4 +1,4 @@
-"""The work of a run: all of its units at once, or round after round until they decide."""
+"""Runs the units of a plan: all at once, or in rounds until a metric has decided."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ logger = logging.getLogger("xattn")
 
 
 def work(plan: Plan, store: Store, running: Running, *, progress: bool) -> int:
-    """Computes what the store lacks of a plan.
+    """Computes everything in a plan that the store lacks.
 
-    A plan with `until_decided` is done in rounds of pictures, each about a quarter more than the ones before it. After each, what its parts
-    hold decides whether another one follows: rows and the end are those of a run that was never interrupted.
+    A plan with `until_decided` is computed in rounds of pictures; each round extends the total by about a quarter. After each round, the
+    stored parts decide whether another one follows, so an interrupted run gives the same rows and the same end as an uninterrupted one.
 
     Args:
-        plan: with its execution.
-        store: that is begun.
+        plan: the plan with its execution settings.
+        store: the run folder, already created.
         running: the engine.
-        progress: whether to show it.
+        progress: whether to show progress.
 
     Returns:
-        The number of images whose rows are there.
+        The number of images whose rows are in the store.
 
     Raises:
-        RunError: parts were deleted meanwhile.
+        RunError: parts were deleted during the run.
     """
     contents, units, size = PartContents(plan), plan.units(), plan.batch_size
     left = {unit for unit in units if contents.missing(unit, store.part(unit.name))}

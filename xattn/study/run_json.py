@@ -1,6 +1,6 @@
-"""What `run.json` holds, as types that its content is checked against when it is read.
+"""Content of `run.json` as types, against which it is checked when read.
 
-Annotations here are not postponed: a `TypedDict` would not know which of its entries are not required.
+Annotations here are not postponed: otherwise a `TypedDict` would not know which entries are optional.
 """
 
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
@@ -12,7 +12,7 @@ FILES = 10**6
 
 
 class StoredPreprocessing(TypedDict):
-    """`dataclasses.asdict` of a `Preprocessing`."""
+    """Output of `dataclasses.asdict` for a `Preprocessing`."""
 
     input_size: tuple[Side, Side]
     resize: Side | tuple[Side, Side]
@@ -43,7 +43,7 @@ class StoredImages(TypedDict):
 
 
 class StoredSettings(TypedDict):
-    """`Plan.settings`."""
+    """Output of `Plan.settings`."""
 
     models: list[StoredModel]
     methods: list[str]
@@ -65,7 +65,7 @@ class StoredTuning(TypedDict):
 
 
 class StoredExecution(TypedDict):
-    """`Execution.as_dict`."""
+    """Output of `Execution.as_dict`."""
 
     tuning: StoredTuning
     level: str
@@ -77,13 +77,13 @@ class StoredExecution(TypedDict):
 
 
 class StoredProtocol(TypedDict):
-    """How a method or metric was set, by `Plan.protocols`."""
+    """Settings of a method or metric, from `Plan.protocols`."""
 
     settings: dict[str, Any]
 
 
 class StoredMaps(TypedDict):
-    """Where the maps of a method are that another tool wrote."""
+    """Location of a method's maps that another tool wrote."""
 
     place: str
     name: str
@@ -91,13 +91,13 @@ class StoredMaps(TypedDict):
 
 
 class StoredAddition(TypedDict):
-    """Methods and metrics that a run was given later."""
+    """Methods and metrics that were added to a run."""
 
     finished: bool
 
 
 class StoredPair(TypedDict):
-    """Two methods, and what a confidence sequence of their differences says."""
+    """Two methods, and the confidence sequence of their differences."""
 
     model: str
     head: str
@@ -113,7 +113,7 @@ class StoredPair(TypedDict):
 
 
 class StoredSequence(TypedDict):
-    """`Evidence.as_json`."""
+    """Output of `Evidence.as_json`."""
 
     metric: str
     margin: float | None
@@ -124,7 +124,7 @@ class StoredSequence(TypedDict):
 
 
 class RunJson(TypedDict):
-    """The content of `run.json`; entries beside these are kept as they are."""
+    """The content of `run.json`; unknown entries are kept unchanged."""
 
     settings: StoredSettings
     labels: NotRequired[dict[str, list[str] | None]]
@@ -140,10 +140,10 @@ class RunJson(TypedDict):
 
 
 def run_json(content: bytes) -> dict[str, Any]:
-    """The content of a `run.json`, checked; lists of JSON stay lists.
+    """Parses and checks the content of a `run.json`; JSON lists stay lists.
 
     Raises:
-        ValueError: it is none, with the entry that is wrong.
+        ValueError: it is not a valid `run.json`; names the wrong entry.
     """
     found: dict[str, Any] = structured(dict[str, Any], parsed(content))
     checked = structured(RunJson, found)
@@ -153,9 +153,9 @@ def run_json(content: bytes) -> dict[str, Any]:
 
 
 def contents_json(content: bytes) -> dict[str, str | None]:
-    """The content of an `images.json`: digests of the pictures by name.
+    """Parses the content of an `images.json`: digests of the pictures by name.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not a valid `images.json`.
     """
     return structured(dict[str, str | None], parsed(content))

@@ -1,4 +1,4 @@
-"""A row of a run, the columns in which it is stored, and what `run.json` keeps of a classifier."""
+"""Row of a run, the columns that store it, and what `run.json` keeps of a classifier."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ class Row:
     """One row of a part: a value, a raw map, or an image that failed.
 
     Attributes:
-        image: path relative to the given folder, or the number in a data set.
+        image: path relative to the given folder, or index in a data set.
         model: name of the classifier.
         head: its head.
         method: the method; None for the maps of a head.
         metric: the metric; None for a row that holds a map.
         value: of the metric.
-        target: what is explained in the image: a class index, `3 - 0.6*7`, …
+        target: the explained target: a class index, `3 - 0.6*7`, …
         target_rule: how the target was chosen.
         label: class index, or the value of a regression.
-        predicted: class index that the classifier predicts, or its value.
-        probability: of the target, unmasked.
+        predicted: class index or value that the classifier predicts.
+        probability: probability of the target for the unmasked image.
         degenerate: the map shows nothing.
         seed: of the run.
         error: why the image failed.
@@ -54,11 +54,11 @@ class Row:
         count: number of maps.
         height: of each map.
         scale: largest magnitude of the maps.
-        pixels: how more than 8 bits of the picture became 8; in a row that holds nothing else, once per picture.
+        pixels: how a picture with more than 8 bits was reduced to 8; in a row that holds nothing else, once per picture.
         classes: the classes that the classifier finds most probable, in the row of the first method's map.
-        probabilities: theirs.
+        probabilities: probabilities of these classes.
         boxes: of a two-stream network, x1, y1, x2, y2 of each of its patches in pixels of the crop, in the row of the first method's map.
-        alpha: of a two-stream network, the weight of each step, the mean over its patches, likewise.
+        alpha: of a two-stream network, the weight of each step, averaged over its patches, in the same row.
     """
 
     image: str = field(metadata={"type": pa.string(), "shown": True})
@@ -95,19 +95,19 @@ COLUMNS = tuple(f.name for f in fields(Row) if f.metadata["shown"])
 
 
 def arrow_table(rows: Sequence[Row]) -> pa.Table:
-    """Rows as a table of the schema."""
+    """Converts rows to an Arrow table of the schema."""
     arrays = [pa.array([getattr(row, column.name) for row in rows], type=column.type) for column in SCHEMA]
     return pa.table(arrays, schema=SCHEMA)
 
 
 def with_map(row: Row, raw: Tensor, image_size: tuple[int, int], *, whole: bool) -> Row:
-    """The row with raw maps added: float16 of the maps over their largest magnitude, so that none overflows or underflows.
+    """Adds raw maps to a row: float16, divided by their largest magnitude so that nothing overflows or underflows.
 
     Args:
-        row: the row that describes them.
+        row: the row that describes the maps.
         raw: `(N, h, w)`.
         image_size: a map of this size is stored as cell means, at most `PREVIEW` per side, enough for a preview.
-        whole: store such a map in full all the same.
+        whole: store such a map in full.
     """
     finite = torch.nan_to_num(raw.float(), nan=0.0, posinf=0.0, neginf=0.0)
     if tuple(raw.shape[1:]) == image_size and max(image_size) > PREVIEW and not whole:
@@ -122,7 +122,7 @@ class StoredMap:
     """A raw map as a run stores it.
 
     Attributes:
-        raw: `(h, w)` float32, from float16; a map at the image's size is stored reduced unless the run saves maps. For a head's maps
+        raw: `(h, w)` float32, from float16; a map at the image's size is stored reduced unless the run saves maps. For the maps of a head
             `(N, h, w)`.
         about: target, target_rule, label, predicted, probability and degenerate of its row.
     """
@@ -133,11 +133,11 @@ class StoredMap:
 
 @dataclass(frozen=True)
 class StoredLooks:
-    """How a two-stream network looked at the patches of an image, as a run stores it.
+    """Patches and step weights of a two-stream network for one image, as a run stores them.
 
     Attributes:
         boxes: `(n, 4)`, x1, y1, x2, y2 in pixels of the crop.
-        alpha: `(T,)`, the weight of each step, the mean over the patches.
+        alpha: `(T,)`, the weight of each step, averaged over the patches.
     """
 
     boxes: NDArray[np.float32]
@@ -161,35 +161,35 @@ CurveKey = tuple[str, str, str, str, str, str]
 
 
 def stored_map(row: dict[str, Any]) -> StoredMap:
-    """The raw map in a row."""
+    """Restores the raw map in a row."""
     shape = (row["height"], -1) if row["method"] is not None else (row["count"], row["height"], -1)
     raw = np.frombuffer(row["map"], dtype=np.float16).reshape(shape).astype(np.float32)
     about = {key: row[key] for key in ("target", "target_rule", "label", "predicted", "probability", "degenerate")}
     if not is_value(row["target"]):
         about |= {key: None if row[key] is None else int(row[key]) for key in ("label", "predicted")}
-    with np.errstate(invalid="ignore", over="ignore"):  # of a damaged part, whose values are not finite
+    with np.errstate(invalid="ignore", over="ignore"):  # a damaged part may hold values that are not finite
         return StoredMap(raw * np.float32(row["scale"]), about)
 
 
 def stored_looks(row: dict[str, Any]) -> StoredLooks:
-    """How a two-stream network looked at the patches, in a row that says it."""
+    """Restores the patches and step weights of a two-stream network from a row that holds them."""
     return StoredLooks(np.array(row["boxes"], dtype=np.float32).reshape(-1, 4), np.array(row["alpha"], dtype=np.float32))
 
 
 def run_key(name: str, head: str) -> str:
-    """Key of a classifier in `run.json`, from its name and head."""
+    """Returns the key of a classifier in `run.json`, from its name and head."""
     return f"{name} · {head}"
 
 
 class Deviation(NamedTuple):
-    """How far values of a metric lie from those of level exact without shortcuts, on a sample of the run's images.
+    """Difference of a metric's values from level exact without shortcuts, measured on a sample of the run's images.
 
     Attributes:
-        mean: absolute difference, over all methods and images.
-        low: lower end of its 95 % interval, over the images; NaN for a single one.
-        high: upper end.
+        mean: absolute difference, averaged over all methods and images.
+        low: lower end of its 95 % interval, over the images; NaN for a single image.
+        high: upper end of the interval.
         most: largest difference.
-        n: images.
+        n: number of images.
     """
 
     mean: float
@@ -199,12 +199,12 @@ class Deviation(NamedTuple):
     n: int
 
     def as_json(self) -> list[float | None]:
-        """Its values for JSON, which knows no NaN."""
+        """Returns its values for JSON, which has no NaN."""
         return [None if math.isnan(value) else value for value in self]
 
     @classmethod
     def of(cls, kept: Sequence[float | None]) -> Deviation:
-        """Rebuilds it from what `as_json` gave."""
+        """Rebuilds it from the output of `as_json`."""
         mean, low, high, most, n = (math.nan if value is None else value for value in kept)
         return cls(mean, low, high, most, int(n))
 

@@ -1,4 +1,4 @@
-"""From maps to rows: every metric of every method on one batch, from one stream of forwards."""
+"""Scores maps: every metric of every method on one batch, with shared forwards."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ from xattn.study.regions import Regions
 from xattn.study.schema import Row, with_map
 
 NO_CONTRAST = "the target is a class less itself in this picture, and 0 whatever the network gives"
-MOST_PROBABLE = 5  # classes that a run keeps of each image
+MOST_PROBABLE = 5  # number of classes that a run keeps per image
 
 ByMethod = Mapping[str, Responses]
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Values of one batch, on the CPU.
+    """Scores of one batch, on the CPU.
 
     Attributes:
         values: by method and metric, one per image.
         curves: by method and metric, shares and probabilities along the metric's curve, one pair per image.
         reasons: by metric, why an image has no value of it, or None.
-        undefined: by metric, why a map has none in an image that can have one.
+        undefined: by metric, why a map has no value in an image that can have one.
         predicted: class index or value per image; None if the output is not one row of classes per image.
-        probability: of the target, unmasked, per image; None if the target has none.
+        probability: probability of the target for the unmasked image, per image; None if the target has none.
         errors: the error of each image, or None.
     """
 
@@ -58,7 +58,7 @@ class Scores:
 
 
 def perturbations_of(metrics: Sequence[MetricComponent]) -> list[Perturbation]:
-    """The perturbations that some metrics need, each once."""
+    """Returns the perturbations that the metrics need, each once."""
     return list(dict.fromkeys(asked for metric in metrics for asked in metric.instance.perturbations))
 
 
@@ -71,16 +71,16 @@ def score_group(
     regions: Sequence[Regions | None] | None = None,
     parts: Sequence[PartsOfBatch | None] | None = None,
 ) -> list[Scores]:
-    """The values of several heads on one backbone; masks that all heads share are applied to the images once.
+    """Scores the maps of several heads on one backbone; masks that all heads share are applied to the images only once.
 
     Args:
         classifiers: backbone and head of each.
-        maps: of each classifier.
+        maps: maps of each classifier.
         metrics: to compute.
         predictors: one per classifier, for perturbed images.
-        predict_all: runs all heads at once; None: each runs alone.
-        regions: of each classifier's targets, if a metric needs them.
-        parts: of the images, for each classifier, if a metric needs them.
+        predict_all: runs all heads at once; None: each head runs alone.
+        regions: regions of each classifier's targets, if a metric needs them.
+        parts: parts of the images, for each classifier, if a metric needs them.
     """
     asked = perturbations_of(metrics)
     shared = [] if predict_all is None or not asked else _common_methods(maps, asked)
@@ -103,7 +103,7 @@ def score_group(
 
 
 def _common_methods(maps: Sequence[Maps], asked: Sequence[Perturbation]) -> list[str]:
-    """Methods whose masks are the same for all heads; none if a curve's next steps depend on each head's answers."""
+    """Returns the methods whose masks are the same for all heads; none if a curve's next steps depend on each head's responses."""
     if any(isinstance(perturbation, Curve) and perturbation.tolerance is not None for perturbation in asked):
         return []
     first = maps[0]
@@ -127,19 +127,19 @@ def score(
     regions: Regions | None = None,
     parts: PartsOfBatch | None = None,
 ) -> Scores:
-    """Every metric of every method's maps, on the maps' own targets; the unmasked images are run once for all metrics.
+    """Computes every metric of every method's maps, on the maps' own targets; the unmasked images are run once for all metrics.
 
     Args:
-        classifier: the one that was explained.
-        maps: of a batch.
-        metrics: to compute.
-        predictor: for perturbed images.
-        responses: of methods that were already evaluated.
-        regions: of the maps' targets, if a metric needs them.
-        parts: of the images, for the maps' targets, if a metric needs them.
+        classifier: the explained classifier.
+        maps: maps of a batch.
+        metrics: metrics to compute.
+        predictor: predictor for perturbed images.
+        responses: responses to methods that were already evaluated.
+        regions: regions of the maps' targets, if a metric needs them.
+        parts: parts of the images, for the maps' targets, if a metric needs them.
 
     Raises:
-        UnsupportedError: a metric follows a probability, and the target has none.
+        UnsupportedError: a metric needs a probability, and the target has none.
     """
     target = maps.target
     for metric in metrics:
@@ -187,7 +187,7 @@ def score(
 def _reasons(
     metrics: Sequence[MetricComponent], regions: Regions | None, parts: PartsOfBatch | None, cancelled: Sequence[bool]
 ) -> dict[str, Sequence[str | None]]:
-    """By metric, why an image has no value of it whatever the map."""
+    """Returns by metric why an image cannot have a value of it, regardless of the map."""
     found: dict[str, Sequence[str | None]] = {}
     if any(cancelled):
         found = {metric.spec: [NO_CONTRAST if each else None for each in cancelled] for metric in metrics}
@@ -236,7 +236,7 @@ def _evidence(
 
 
 def _of_rivals(classifier: Classifier, maps: Maps, method: MethodComponent, predictor: Predictor, rivals: Tensor) -> Tensor:
-    """A method's masks of the images for two other classes each, `(B, 2, H, W)`; of an image that has no rivals, for any."""
+    """Computes a method's masks for two other classes per image, `(B, 2, H, W)`; images without such rivals use arbitrary classes."""
     found = []
     for classes in rivals.clamp(min=0).to(maps.images.device).unbind(dim=1):
         other = replace(maps, target=ClassTarget(classes, classifier.multi_label))
@@ -245,7 +245,7 @@ def _of_rivals(classifier: Classifier, maps: Maps, method: MethodComponent, pred
 
 
 def _head_maps(several: Tensor, method: MethodComponent) -> Tensor | None:
-    """Those of a head's maps `(B, N, h, w)` that a method shows: all of them, or the one of its rank; None if it shows none."""
+    """Returns the maps that a method shows of a head's maps `(B, N, h, w)`: all, or the one of its rank; None if it shows none."""
     if not method.metadata.shows_head:
         return None
     rank = getattr(method.instance, "rank", "mean")
@@ -253,7 +253,7 @@ def _head_maps(several: Tensor, method: MethodComponent) -> Tensor | None:
 
 
 def curve_owners(metrics: Sequence[MetricComponent]) -> dict[Curve, str]:
-    """For each curve the first metric that follows it, with which it is stored."""
+    """Returns for each curve the first metric that follows it; the curve is stored with that metric."""
     owners: dict[Curve, str] = {}
     for metric in metrics:
         if isinstance(metric.instance, CurveMetric):
@@ -262,7 +262,7 @@ def curve_owners(metrics: Sequence[MetricComponent]) -> dict[Curve, str]:
 
 
 def _curves(metrics: Sequence[MetricComponent], known: ByMethod) -> dict[tuple[str, str], list[tuple[list[float], list[float]]]]:
-    """The curves that metrics follow, each stored with the first metric that follows it."""
+    """Returns the curves that metrics follow, each stored with the first metric that follows it."""
     owners = curve_owners(metrics)
     found = {}
     for method, responses in known.items():
@@ -273,7 +273,7 @@ def _curves(metrics: Sequence[MetricComponent], known: ByMethod) -> dict[tuple[s
 
 
 def rows_of(classifier: Classifier, maps: Maps, scores: Scores, labels: Sequence[float | None]) -> list[Row]:
-    """Tidy rows of a batch, image by image; an image with an error has a single row."""
+    """Builds the tidy rows of a batch, image by image; an image with an error has a single row."""
     targets = maps.target.names()
     flags = {method: found.tolist() for method, found in maps.degenerate.items()}
     rows: list[Row] = []
@@ -294,13 +294,13 @@ def rows_of(classifier: Classifier, maps: Maps, scores: Scores, labels: Sequence
 
 
 def map_rows_of(classifier: Classifier, maps: Maps, scores: Scores, labels: Sequence[float | None], *, whole: bool) -> list[Row]:
-    """Rows with the raw maps of each method, and with the maps of a head that has several.
+    """Builds rows with the raw maps of each method, and with the maps of a head that has several.
 
     Args:
-        classifier: whose maps.
-        maps: of a batch.
-        scores: of the batch.
-        labels: of the images.
+        classifier: the classifier of the maps.
+        maps: maps of a batch.
+        scores: scores of the batch.
+        labels: labels of the images.
         whole: store maps of the image's size in full.
     """
     targets, size = maps.target.names(), (maps.images.shape[2], maps.images.shape[3])
@@ -335,17 +335,17 @@ def map_rows_of(classifier: Classifier, maps: Maps, scores: Scores, labels: Sequ
 
 
 def _most_probable(classifier: Classifier, maps: Maps) -> torch.return_types.topk | None:
-    """The most probable classes of each image; None if the output is not one row of classes."""
+    """Returns the most probable classes of each image; None if the output is not one row of classes."""
     if classifier.regression or not isinstance(maps.target, ClassTarget | Contrast):
         return None
     return most_probable(classifier, maps.output)
 
 
 def most_probable(classifier: Classifier, output: Tensor) -> torch.return_types.topk:
-    """Probabilities and indices of the most probable classes of each image, `(B, 5)`, on the CPU.
+    """Returns probabilities and indices of each image's most probable classes, `(B, 5)`, on the CPU.
 
     Args:
-        classifier: whose output it is.
+        classifier: the classifier of the output.
         output: logits `(B, K)`.
     """
     wide = widened(output)

@@ -1,4 +1,4 @@
-"""Runs that take pictures until a metric has the order of the methods: when they look, and what their pictures decide."""
+"""Sequential stopping: runs that use pictures until a metric has decided the order of the methods."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ if TYPE_CHECKING:
 
     from xattn.data.images import ImageSource
 
-FIRST_ROUND, GROWTH = 16, 1.25  # pictures; each round ends at this many times as many as the one before
-MOST_LISTED = 10  # pairs that a note names
+FIRST_ROUND, GROWTH = 16, 1.25  # pictures in the first round; after each later round the total is this many times larger
+MOST_LISTED = 10  # pairs that a note lists
 Pair = tuple[str, str, str, str]
 """Model, head and two methods."""
 
 
 @dataclass(frozen=True)
 class UntilDecided:
-    """When a run has seen enough pictures: when a metric has the order of every two methods of a classifier.
+    """Stopping rule: a run ends when a metric has decided the order of every two methods of a classifier.
 
     Attributes:
-        metric: by name, with settings.
-        margin: in the metric's unit, the largest difference that does not matter: methods that differ by less are decided too; None: only
-            their order decides.
+        metric: name of the metric, with settings.
+        margin: the largest difference that does not matter, in the metric's unit: methods that differ by less also count as decided. None:
+            only the order of two methods decides.
 
     Raises:
-        NameUnknownError: no such metric.
-        InputError: its values have no bounds.
-        SettingError: a margin that is not positive, or not below the metric's range.
+        NameUnknownError: the metric does not exist.
+        InputError: the metric's values have no bounds.
+        SettingError: the margin is not positive, or not below the metric's range.
     """
 
     metric: str
@@ -64,7 +64,7 @@ class UntilDecided:
 
     @property
     def span(self) -> float:
-        """The largest difference that there can be."""
+        """The largest possible difference."""
         low, high = metrics.create(self.metric).metadata.limits
         return high - low
 
@@ -72,12 +72,12 @@ class UntilDecided:
         """Refuses a run that cannot be decided.
 
         Args:
-            known: its metrics.
-            pairs: its methods, two by two.
-            shards: into how many its pictures are cut.
+            known: the run's metrics.
+            pairs: pairs of the run's methods.
+            shards: number of shards that its pictures are split into.
 
         Raises:
-            InputError: with what to do.
+            InputError: the run cannot be decided; says what to do.
         """
         if self.metric not in known:
             raise InputError(
@@ -91,10 +91,10 @@ class UntilDecided:
 
 
 def asked(metric: str | None, margin: float | None, has_gallery: bool) -> UntilDecided | None:
-    """When a run that is described so has seen enough pictures; None: when it has seen all.
+    """Returns the stopping rule of a run; None: the run uses all pictures.
 
     Raises:
-        InputError: a margin without a metric, or pictures that are explained in pairs.
+        InputError: a margin is given without a metric, or pictures are explained in pairs.
     """
     if metric is None:
         if margin is not None:
@@ -109,7 +109,7 @@ def asked(metric: str | None, margin: float | None, has_gallery: bool) -> UntilD
 
 
 def shuffled(source: ImageSource, seed: int) -> ImageSource:
-    """The source with its images in a random order, which their names and the seed alone decide."""
+    """Returns the source with its images in a random order that depends only on their names and the seed."""
     found = copy.copy(source)
     found.images = sorted(
         source.images, key=lambda image: hashlib.sha256(f"{seed}\0{image.name}".encode(errors="surrogateescape")).digest()
@@ -118,11 +118,11 @@ def shuffled(source: ImageSource, seed: int) -> ImageSource:
 
 
 def ends_of_rounds(count: int, batch_size: int) -> list[int]:
-    """The numbers of pictures after which a run looks whether it is decided, of whole batches but for the last.
+    """Returns the numbers of pictures after which a run checks whether it is decided; whole batches except for the last.
 
     Args:
-        count: of all pictures.
-        batch_size: pictures of a batch.
+        count: number of all pictures.
+        batch_size: pictures per batch.
     """
     batches, found = -(-count // batch_size), [-(-FIRST_ROUND // batch_size)]
     while found[-1] < batches:
@@ -131,24 +131,24 @@ def ends_of_rounds(count: int, batch_size: int) -> list[int]:
 
 
 def pairs_of(methods: Mapping[tuple[str, str], Sequence[str]]) -> list[Pair]:
-    """Every two methods of each classifier.
+    """Returns every two methods of each classifier.
 
     Args:
-        methods: of each, by its name and head.
+        methods: methods of each classifier, by its name and head.
     """
     return [(*classifier, first, second) for classifier, own in methods.items() for first, second in combinations(own, 2)]
 
 
 class Evidence:
-    """The values of the metric so far, and which pairs of methods they decide.
+    """Values of the metric so far, and the pairs of methods that they decide.
 
-    Every pair has its confidence sequence of the mean paired difference, over the pictures of which both methods have a value, in the order
-    in which the run took them; that of a picture explained for several targets is the mean over them. The error of 5 % is shared out
-    equally among the pairs (Bonferroni): with 95 % confidence no pair is ever decided wrongly.
+    Every pair has its own confidence sequence of the mean paired difference, over the pictures for which both methods have a value, in the
+    order in which the run used them; a picture that is explained for several targets counts with the mean over them. The error of 5 % is
+    shared equally among the pairs (Bonferroni): with 95 % confidence no pair is ever decided wrongly.
 
     Args:
         until: the metric and the margin.
-        pairs: that are to be decided.
+        pairs: the pairs to decide.
     """
 
     def __init__(self, until: UntilDecided, pairs: Sequence[Pair]) -> None:
@@ -158,7 +158,7 @@ class Evidence:
         self._values: dict[tuple[str, str, str], dict[str, dict[str, float]]] = {}  # by model, head, method; by image and target
 
     def take(self, images: Sequence[str], tables: Sequence[pa.Table]) -> None:
-        """Adds what a round has computed.
+        """Adds the results of a round.
 
         Args:
             images: names of its pictures, in their order.
@@ -172,11 +172,11 @@ class Evidence:
                     own.setdefault(row["image"], {})[row["target"]] = row["value"]
 
     def undecided(self) -> int:
-        """How many pairs are not decided."""
+        """Returns the number of undecided pairs."""
         return sum(math.isinf(self._decided_after(self.differences(pair))) for pair in self.pairs)
 
     def differences(self, pair: Pair) -> list[float]:
-        """First less second on each picture, in their order; NaN where one has no value."""
+        """Returns the first method's value minus the second's on each picture, in order; NaN if either has no value."""
         model, head, *methods = pair
         one, other = (self._values.get((model, head, method), {}) for method in methods)
         found = []
@@ -191,10 +191,10 @@ class Evidence:
         return decided_after(differences, self.until.span, self.until.margin, self.confidence, ahead=ahead)
 
     def as_json(self, count: int) -> dict[str, Any]:
-        """What `run.json` keeps, for the note of a table.
+        """Returns what `run.json` keeps for the note of a table.
 
         Args:
-            count: of all pictures that the run was given.
+            count: number of all pictures that were given to the run.
         """
         return {
             "metric": self.until.metric,
@@ -217,7 +217,7 @@ class Evidence:
         }
 
     def _pictures(self, differences: Sequence[float], n: int) -> tuple[float, float]:
-        """After how many pictures the pair was decided, and about how many decide it, those without a value of both among them."""
+        """Returns after how many pictures the pair was decided, and about how many will decide it; pictures without both values count."""
         after = self._decided_after(differences)
         if math.isfinite(after):
             places = [place for place, value in enumerate(differences, 1) if math.isfinite(value)]
@@ -239,15 +239,15 @@ class Evidence:
 
 
 def _plain(value: float) -> float | None:
-    """A number as JSON has them; None for one that is not finite."""
+    """Returns a number that JSON can hold; None for one that is not finite."""
     return value if math.isfinite(value) else None
 
 
 def stated(kept: Mapping[str, Any]) -> list[str]:
-    """What a reader of the values of such a run must know, a sentence or some each.
+    """Returns sentences that a reader of such a run's values must know.
 
     Args:
-        kept: what `run.json` keeps of it, from `Evidence.as_json`.
+        kept: its entry in `run.json`, from `Evidence.as_json`.
     """
     pairs, metric = kept["pairs"], kept["metric"]
     opened = sum(pair["decided_after"] is None for pair in pairs)

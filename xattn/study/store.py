@@ -1,7 +1,7 @@
 """A run folder: `run.json`, `images.json`, `parts/*.parquet`, and the tables made from them.
 
-Every file is written atomically (`folders`). A part is the work of one batch; an interrupted run keeps its finished parts and resumes
-with the others.
+Every file is written atomically (`folders`). A part is the work of one batch; an interrupted run keeps its finished parts and computes the
+others when it resumes.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ logger = logging.getLogger("xattn")
 PARTS, PART = "parts", ".parquet"
 CONTENTS = "images.json"
 GROWING = ("methods", "metrics")
-"""Settings of a run to which more can be added."""
+"""Settings of a run that can be extended."""
 
 
 class Store:
-    """A run folder.
+    """A run folder: reads and writes its files.
 
     Args:
-        folder: a path or a URL that fsspec knows; created by `begin`.
+        folder: a path, or a URL that fsspec can open; created by `begin`.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -58,15 +58,15 @@ class Store:
         self.folder: Path | str = self.files.path if isinstance(self.files, LocalFolder) else self.files.url
 
     def locked(self) -> contextlib.AbstractContextManager[None]:
-        """Keeps other processes from running into the folder, as long as it lasts.
+        """Keeps other processes from writing a run into the folder while the context is open.
 
         Raises:
-            RunError: another process runs into it.
+            RunError: another process is writing a run into it.
         """
         return self.files.locked()
 
     def begin(self, settings: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
-        """Creates the folder, or resumes a run that was begun there and asks the same question.
+        """Creates the folder, or resumes a run that was begun there with the same settings.
 
         Raises:
             RunError: the folder holds a run with other settings, holds something else, or cannot be written.
@@ -89,21 +89,21 @@ class Store:
 
     @property
     def begun(self) -> bool:
-        """Whether the folder holds a run."""
+        """Checks whether the folder holds a run."""
         return self.files.exists("run.json")
 
     def differences(self, settings: Mapping[str, Any], protocol: Mapping[str, Any]) -> list[str]:
-        """Settings in which the run in the folder differs from another, other than that one has more methods or metrics.
+        """Returns settings in which the run in the folder differs from another run, except for additional methods or metrics.
 
         Args:
-            settings: of the other.
+            settings: settings of the other run.
             protocol: all settings of its methods and metrics.
         """
         run = self.read_run()
         before, now = ({key: value for key, value in of.items() if key not in GROWING} for of in (run["settings"], _plain(settings)))
-        if self.contents():  # which tell whether pictures in another place are the same
+        if self.contents():  # these show whether pictures in another place are the same
             now["images"]["origin"] = before["images"]["origin"]
-        if not before.get("regions"):  # nothing that the run holds depends on them
+        if not before.get("regions"):  # nothing in the run depends on them
             now.pop("regions", None)
         kept, same = run.get("protocol", {}), _plain(protocol)
         common = {spec: about for spec, about in kept.items() if spec in same}
@@ -111,20 +111,20 @@ class Store:
         return [*differing(before, now), *differing(common, asked, "protocol")]
 
     def added(self, settings: Mapping[str, Any]) -> dict[str, list[str]]:
-        """The methods and metrics of some settings that the run in the folder lacks, by these two words."""
+        """Returns the methods and metrics in some settings that the run in the folder lacks, under "methods" and "metrics"."""
         before = self.read_run()["settings"]
         found = {key: [spec for spec in settings[key] if spec not in before[key]] for key in GROWING}
         return {key: specs for key, specs in found.items() if specs}
 
     def extend(self, settings: Mapping[str, Any], about: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
-        """Notes in `run.json` that methods and metrics are added: it says all of them from now on, and that their rows are not all there.
+        """Records in `run.json` that methods and metrics are added: from now on it lists all of them, and marks their rows as incomplete.
 
         Args:
-            settings: with all methods and metrics.
+            settings: the settings with all methods and metrics.
             about: when and how they were added.
-            notes: entries of `run.json` that change with them.
+            notes: entries of `run.json` that change with the addition.
         """
-        run = {name: entry for name, entry in self.read_run().items() if name != "sequence"}  # which was of the methods before
+        run = {name: entry for name, entry in self.read_run().items() if name != "sequence"}  # its sequence was of the earlier methods
         added = [*run.get("added", []), {**about, **self.added(settings), "finished": False}]
         self.write_text("run.json", _json({**run, **notes, "settings": settings, "added": added}))
 
@@ -133,7 +133,7 @@ class Store:
         self.write_text("run.json", _json({**self.read_run(), **entries}))
 
     def read_run(self) -> dict[str, Any]:
-        """The content of `run.json`.
+        """Returns the content of `run.json`.
 
         Raises:
             RunError: there is no run.json, or it is damaged.
@@ -149,25 +149,25 @@ class Store:
             raise RunError(f"'{self.folder}/run.json' is damaged: {reason}. Use another folder, or restore the file.") from error
 
     def done(self) -> set[str]:
-        """Names of the parts that exist."""
+        """Returns the names of the parts that exist."""
         return {Path(name).stem for name in self.files.listed(PARTS, PART)}
 
     def part(self, name: str) -> pa.Table | None:
-        """The rows of a part; None if there is none.
+        """Returns the rows of a part; None if it does not exist.
 
         Raises:
-            RunError: it is damaged.
+            RunError: the part is damaged.
         """
         file = f"{PARTS}/{name}{PART}"
         return self._part(file) if self.files.exists(file) else None
 
     @property
     def finished(self) -> bool:
-        """Whether the tables exist, and hold all methods and metrics of the run."""
+        """Checks whether the tables exist and hold all methods and metrics of the run."""
         return self.files.exists("table.csv") and all(entry["finished"] for entry in self.read_run().get("added", []))
 
     def table(self) -> pd.DataFrame:
-        """The content of `table.csv`.
+        """Returns the content of `table.csv`.
 
         Raises:
             RunError: the run is not finished.
@@ -180,10 +180,10 @@ class Store:
             raise RunError(f"'{self.folder}/table.csv' is damaged ({error}): call run() again, which makes it from the parts.") from error
 
     def write_part(self, name: str, table: pa.Table) -> None:
-        """Writes one part atomically, in the place of one of that name.
+        """Writes one part atomically, and replaces an existing one of that name.
 
         Raises:
-            RunError: it could not be written, for example because the disk is full; earlier parts stay.
+            RunError: the part could not be written, for example because the disk is full; earlier parts are kept.
         """
         with self.whole(Path(PARTS) / f"{name}{PART}") as path:
             pq.write_table(table, path, compression="zstd")
@@ -194,15 +194,15 @@ class Store:
             path.write_text(text, encoding="utf-8")
 
     def whole(self, name: Path) -> contextlib.AbstractContextManager[Path]:
-        """A local path to write to; the file becomes `name` in the folder when it is complete."""
+        """Yields a local path to write to; the file becomes `name` in the folder when it is complete."""
         return self.files.whole(name)
 
     def tables(self, columns: Collection[str] | None = None, *, encoded: bool = False) -> Iterator[pa.Table]:
-        """The parts in order, one in memory at a time; an image that failed in the same way for every classifier has one row.
+        """Yields the parts in order, one in memory at a time; an image that failed in the same way for every classifier has one row.
 
         Args:
-            columns: those that are read, `image`, `model` and `error` among them; None: all.
-            encoded: leave texts as dictionaries and indices.
+            columns: columns to read, including `image`, `model` and `error`; None: all.
+            encoded: keep texts as dictionaries and indices.
         """
         told: set[str] = set()
         for part in self.files.listed(PARTS, PART):
@@ -218,10 +218,10 @@ class Store:
     def _part(
         self, part: str, images: Iterable[str] | None = None, columns: Collection[str] | None = None, *, encoded: bool = False
     ) -> pa.Table:
-        """A part in the schema; of some images, or all; of some columns, or all; its texts plain, or as dictionaries and indices.
+        """Reads a part in the schema: some or all images and columns, with texts plain or as dictionaries and indices.
 
         Raises:
-            RunError: it is damaged.
+            RunError: the part is damaged.
         """
         try:
             with self.files.opened(part) as source:
@@ -233,14 +233,14 @@ class Store:
             ) from error
 
     def same_contents(self, names: Sequence[str], digests: Sequence[str | None]) -> None:
-        """Keeps the digests of the pictures' contents, or compares them with those that the run began with.
+        """Stores the digests of the pictures' contents, or compares them with those stored when the run began.
 
         Args:
-            names: of the images.
-            digests: None of those that cannot be read now.
+            names: names of the images.
+            digests: None for pictures that cannot be read now.
 
         Raises:
-            RunError: a picture is another one than when the run began.
+            RunError: a picture has changed since the run began.
         """
         before = self.contents()
         now = dict(zip(names, digests, strict=True))
@@ -256,7 +256,7 @@ class Store:
             self.write_text(CONTENTS, _json(merged))
 
     def contents(self) -> dict[str, str | None]:
-        """Digests of the pictures' contents, by name; empty for a data set in memory."""
+        """Returns the digests of the pictures' contents, by name; empty for a data set in memory."""
         if not self.files.exists(CONTENTS):
             return {}
         try:
@@ -268,14 +268,14 @@ class Store:
             ) from error
 
     def finish(self, metrics: Sequence[str], classes: Mapping[tuple[str, str], int] | None = None) -> list[tuple[str, str]]:
-        """Makes `scores.csv` and `table.csv` from the parts; memory does not grow with the number of images.
+        """Writes `scores.csv` and `table.csv` from the parts; memory does not grow with the number of images.
 
-        How pictures of more than 8 bits were scaled is noted in `run.json`, as `pixels`; pictures without a region, or for which a metric
-        of parts is not available, by the reason, as `without_region` and `without_parts`. Labels that seem to be those of other classes are
-        logged.
+        `run.json` gets as `pixels` how pictures of more than 8 bits were scaled, and as `without_region` and `without_parts` the number of
+        pictures without a region, or for which a metric of parts is not available, by reason. A warning is logged if the labels seem to be
+        those of other classes.
 
         Args:
-            metrics: as named in the rows.
+            metrics: names of the metrics as in the rows.
             classes: number of classes of each classifier, by its name and head.
 
         Returns:
@@ -304,7 +304,7 @@ class Store:
         return list(notes.failed.items())
 
     def rows(self) -> pd.DataFrame:
-        """All rows of `scores.csv`, from the parts."""
+        """Returns all rows of `scores.csv`, read from the parts."""
         kept = [table.select(list(COLUMNS)).filter(pa.compute.is_valid(table["metric"])) for table in self.tables(COLUMNS)]
         if not kept:
             raise RunError(f"'{self.folder}' has no finished part yet.")
@@ -312,7 +312,7 @@ class Store:
         return frame
 
     def failed(self) -> list[tuple[str, str]]:
-        """Name and reason of each image that failed."""
+        """Returns name and reason of each image that failed."""
         found: dict[str, str] = {}
         for table in self.tables(("image", "model", "error")):
             if table["error"].null_count < len(table):
@@ -320,7 +320,7 @@ class Store:
         return list(found.items())
 
     def values(self) -> pd.DataFrame:
-        """The rows of `scores.csv` with the columns that tables and figures need, about 30 bytes each: texts are categories.
+        """Returns the rows of `scores.csv` with the columns that tables and figures need, about 30 bytes per row: texts are categories.
 
         Raises:
             RunError: no part is finished, or one is damaged.
@@ -333,7 +333,7 @@ class Store:
     def maps_by_target(
         self, images: Iterable[str], methods: Iterable[str] | None = None
     ) -> dict[tuple[str, str, str, str, str], StoredMap]:
-        """Raw maps of some images, by image, target, model, head and method."""
+        """Returns raw maps of some images, by image, target, model, head and method."""
         chosen = None if methods is None else set(methods)
         return {
             (row["image"], row["target"], row["model"], row["head"], row["method"]): stored_map(row)
@@ -342,35 +342,35 @@ class Store:
         }
 
     def maps(self, images: Iterable[str], methods: Iterable[str] | None = None) -> dict[tuple[str, str, str, str], StoredMap]:
-        """Raw maps of some images, by image, model, head and method; of an image with several targets that of the last."""
+        """Returns raw maps of some images, by image, model, head and method; of an image with several targets, the map of the last one."""
         found = self.maps_by_target(images, methods)
         return {(image, model, head, method): kept for (image, _, model, head, method), kept in found.items()}
 
     def maps_by_part(self) -> Iterator[list[tuple[tuple[str, str, str, str], StoredMap]]]:
-        """All raw maps with their image, model, head and method, one part in memory at a time."""
+        """Yields all raw maps with their image, model, head and method, one part in memory at a time."""
         for part in self.files.listed(PARTS, PART):
             table = self._part(part)
             rows = table.filter(pa.compute.and_(pa.compute.is_valid(table["map"]), pa.compute.is_valid(table["method"]))).to_pylist()
             yield [((row["image"], row["model"], row["head"], row["method"]), stored_map(row)) for row in rows]
 
     def ranked(self, images: Iterable[str]) -> dict[tuple[str, str, str], StoredMap]:
-        """Ranked maps `(N, h, w)` of some images, by image, model and head, for heads that have several maps."""
+        """Returns ranked maps `(N, h, w)` of some images, by image, model and head, for heads that have several maps."""
         return {(row["image"], row["model"], row["head"]): stored_map(row) for row in self._map_rows(images) if row["method"] is None}
 
     def looks(self, images: Iterable[str]) -> dict[tuple[str, str, str], StoredLooks]:
-        """How two-stream networks looked at the patches of some images, by image, model and head."""
+        """Returns the patches and step weights of two-stream networks for some images, by image, model and head."""
         rows = (row for row in self._map_rows(images) if row["boxes"] is not None and row["alpha"] is not None)
         return {(row["image"], row["model"], row["head"]): stored_looks(row) for row in rows}
 
     def curves(self, images: Iterable[str] | None = None) -> dict[CurveKey, StoredCurve]:
-        """The curves that metrics followed, by image, model, head, method, metric and target.
+        """Returns the curves that metrics followed, by image, model, head, method, metric and target.
 
         A curve that several metrics follow is stored with the first of them, in the order of the run.
         """
         return dict(self.each_curve(images))
 
     def each_curve(self, images: Iterable[str] | None = None) -> Iterator[tuple[CurveKey, StoredCurve]]:
-        """`curves` one after the other, one part in memory at a time."""
+        """Yields the items of `curves`, one part in memory at a time."""
         wanted = None if images is None else pa.array(sorted(set(images)))
         keys = ["image", "model", "head", "method", "metric", "target"]
         for table in self.tables([*keys, "error", "shares", "curve"]):
@@ -388,11 +388,11 @@ class Store:
 
 
 def _plain(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as `run.json` gives them back."""
+    """Returns settings in the form in which `run.json` stores them."""
     return dict(json.loads(json.dumps(content)))
 
 
 def _json(content: Mapping[str, Any]) -> str:
     text = json.dumps(content, indent=1, ensure_ascii=False)
-    is_text = text.encode(errors="replace") == text.encode(errors="surrogateescape")  # file names may hold bytes that are no UTF-8
+    is_text = text.encode(errors="replace") == text.encode(errors="surrogateescape")  # file names may hold bytes that are not UTF-8
     return (text if is_text else json.dumps(content, indent=1)) + "\n"

@@ -1,4 +1,4 @@
-"""`Study`: a plan, the folder that it fills, and its run."""
+"""`Study`: plans a run, computes it and fills its folder."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ from xattn.study.store import Store
 from xattn.text import counted
 
 DEFAULT_METHODS = ("activation-map", "grad-cam", "grad-cam++", "random", "centre")
-SIGNED_METHODS = ("grad-cam", "hires-cam", "random", "centre")  # in their place for signed maps
-CONTROLS = ("random", "centre")  # beside maps of other tools
+SIGNED_METHODS = ("grad-cam", "hires-cam", "random", "centre")  # replaces the default methods for signed maps
+CONTROLS = ("random", "centre")  # added to maps of other tools
 DEFAULT_METRICS = ("average-drop", "average-gain", "average-increase", "insertion", "deletion", "sparsity")
 PACKAGES = (
     *("xattn", "torch", "torchvision", "timm", "captum", "grad-cam", "openvino", "torch-tensorrt"),
@@ -64,7 +64,7 @@ class Outcome:
     """Result of a run.
 
     Attributes:
-        images: number of images in the run, fewer than it was given where a metric decided before.
+        images: number of images in the run; fewer than were given if a metric decided earlier.
         failed: name and reason of each image that could not be read or scored.
     """
 
@@ -77,70 +77,75 @@ class Study:
 
     Args:
         classifiers: from `xattn.load` or `xattn.attach`, each with a unique name.
-        methods: names with settings; the default is that of a new run. See below for a folder that holds one.
-        metrics: names with settings, likewise.
+        methods: names with settings; the default is for a new run. See below for a folder that already holds a run.
+        metrics: names with settings, as for `methods`.
         images: a folder, a glob, a CSV, a list of these, or a torch data set.
         out: the run folder, a path or a URL (s3://, gs://, …); an interrupted run resumes there.
         target: "predicted", "label", or a class index or name; "labels", every label of an image; a contrast, `A - 0.6*B`,
             `predicted - second`, `label - predicted`; a target of `xattn.metrics.targets` for all images, or a function of the output.
-            None: "label" where there are labels of classes and no network gives a map of logits, else "predicted". "predicted" of a
-            multi-label classifier is every label that it predicts, a row each; an image without any has one row that says so.
-        gallery: pictures in files, of which each image is compared with its nearest, for networks whose output is a vector: the target is
-            the cosine of the two, in the image and in the picture from the gallery. `market:ROOT:gallery` by the rules of Market-1501.
-        threshold: the lowest probability of such a label; None: 0.5.
-        labels_csv: a CSV with columns `image` and `label`, or another file of labels, see `ImageSource`; for a regression the label is a
+            None: "label" if there are class labels and no network outputs a map of logits, else "predicted". For a multi-label classifier
+            "predicted" means every label that it predicts, with one row per label; an image without a predicted label has one row that says
+            so.
+        gallery: pictures in files, for networks whose output is a vector. Each image is compared with its nearest picture in the gallery:
+            the target is the cosine similarity of the two, explained in the image and in the gallery picture. `market:ROOT:gallery` applies
+            the rules of Market-1501.
+        threshold: the lowest probability of a predicted label of a multi-label classifier; None: 0.5.
+        labels_csv: a CSV with columns `image` and `label`, or another file of labels, see `ImageSource`; for a regression, the label is a
             number.
-        labels_from: "folders", "csv" or "none", see `ImageSource`; None: whichever there is, also folders whose names are all classes.
-        maps: of other tools, scored beside those of `methods` as methods `maps:NAME`: folders or files, by the names that their methods
-            get or named by themselves; `xattn.data.map_files.find_maps` says which. Pictures without a map by each are left out. They are
-            raw maps: min-maxed, then resized bilinearly to the crop. `methods` is by default the controls random and centre then.
-        covers: what such maps show: "crop", what the network sees; "picture", all of the picture; None: the picture if they have its
+        labels_from: "folders", "csv" or "none", see `ImageSource`; None: whichever exists, including folders whose names are all classes.
+        maps: maps of other tools, scored along with those of `methods` as methods `maps:NAME`: folders or files, keyed by the names of
+            their methods, or named automatically; `xattn.data.map_files.find_maps` describes how. Pictures that lack a map by any of them
+            are left out. They are treated as raw maps: min-max normalised, then resized bilinearly to the crop. The default of `methods` is
+            then the controls random and centre.
+        covers: the area that such maps show: "crop", the network's input; "picture", the whole picture; None: the picture if they have its
             size, else the crop.
         regions: where the objects are, for metrics that need it: a CSV with columns `image`, `x0`, `y0`, `x1`, `y1` (edges of a box in
-            pixels of the picture) and perhaps `label`; COCO's JSON; a folder of VOC's XML; or a folder of mask images, named as the
-            pictures. Of objects with a class, those of a row's target count. None: those that a data set has itself, by a method
-            `region(index)`.
-        stage: where features are taken; None: at the input of the pooling.
+            pixels of the picture) and optionally `label`; COCO's JSON; a folder of VOC's XML; or a folder of mask images with the names of
+            the pictures. If objects have classes, only those of a row's target count. None: the regions of the data set itself, from a
+            method `region(index)`.
+        stage: the stage from which features are taken; None: the input of the pooling.
         batch_size: images per part.
-        level: "exact", float32 like the network; "fast", half precision where that is faster, and the run reports by how much its values
+        level: "exact", float32 like the network; or "fast", half precision where that is faster; the run then reports how much its values
             differ.
         tune: how forwards are run: "off", the defaults; "auto", measured if the work justifies it; "full"; or settings by hand,
             `chunk=16`; see `xattn.inference.tuned`.
-        memory: bytes that the run may hold besides the classifiers, such as `2GB`; with Ray, per actor; None: most of what is free. A run
-            that resumes with another value is planned again.
-        workers: decoding processes, with Ray threads of each actor; None: one fewer than the cores, at most 8.
-        seed: for everything random.
+        memory: bytes that the run may use in addition to the classifiers, such as `2GB`; with Ray, per actor; None: most of the free
+            memory. A run that resumes with another value is planned again.
+        workers: decoding processes (with Ray, threads of each actor); None: one fewer than the cores, at most 8.
+        seed: seed of everything random.
         save_maps: also write masks at the size of the images, as 16-bit PNG under `maps/`, and store raw maps of that size in full.
-        progress: a bar where stderr is a terminal; elsewhere log lines.
-        signed: keep what speaks against the target, negative in the raw maps; masks, and with them metrics, are of the positive part.
-            Values below 0 in `maps` mean it too.
+        progress: show a progress bar if stderr is a terminal, log lines otherwise.
+        signed: keep evidence against the target, which is negative in the raw maps; masks, and therefore metrics, use the positive part.
+            Values below 0 in `maps` then also count as evidence against the target.
         untrained: also explain heads that were never trained.
-        shard: `(i, n)`: only shard i of n, counted from 1: every n-th batch. Several machines do one shard each, into a folder each, and
-            `compare` takes all of these folders.
+        shard: `(i, n)`: only shard i of n, counted from 1: every n-th batch. Several machines can compute one shard each, each into its own
+            folder; `compare` accepts all of these folders.
         engine: "local", this process, or "ray", the actors of a Ray cluster: the one that `RAY_ADDRESS` or `ray start` names, else a new
-            one on this machine. Rows are the same, bit for bit if torch has the same number of threads.
+            one on this machine. Rows are bit-identical if torch has the same number of threads.
         actors: Ray processes that hold the classifiers; None: one per GPU if the classifiers are on a GPU, else one per CPU.
-        depth: bits that the values of pictures with more than 8 bits use, where they do not say; see `xattn.data.depth.Reading`.
-        window: the values that are black and white in pictures with more than 8 bits.
-        max_pixels: pixels of the largest picture that is decoded.
-        until_decided: a metric of the run: pictures are taken in a random order, until a confidence sequence has the order of every two
-            methods of a classifier by it, with an error of 5 % for all pairs together; `run.json` keeps the intervals, as `sequence`.
-        margin: for until_decided, the largest difference of that metric that does not matter: methods equivalent within it are decided.
+        depth: number of bits in use in pictures with more than 8 bits, if the files do not state it; see `xattn.data.depth.Reading`.
+        window: the values that are shown as black and white in pictures with more than 8 bits.
+        max_pixels: number of pixels of the largest picture that is decoded.
+        until_decided: a metric of the run: pictures are used in random order until a confidence sequence of this metric has decided the
+            order of every two methods of a classifier, with an error of 5 % for all pairs together; `run.json` keeps the intervals as
+            `sequence`.
+        margin: for until_decided, the largest difference of that metric that does not matter: methods equivalent within it count as
+            decided.
 
     Attributes:
-        plan: what the run is.
+        plan: the definition of the run.
         store: the folder that it fills.
 
-    Methods that show a head's attention are skipped for classifiers whose head has none, as long as another classifier's head has some.
+    Methods that show a head's attention are skipped for classifiers whose head has none, if another classifier's head has some.
 
-    Where the folder holds a run of the same classifiers, images and settings, methods and metrics that it lacks are added to those that it
-    has: only their rows are computed, and the others stay as they are. By default nothing is added.
+    If the folder holds a run of the same classifiers, images and settings, new methods and metrics are added to it: only their rows are
+    computed, and existing rows stay unchanged. By default nothing is added.
 
     Raises:
-        NameUnknownError: an unknown method, metric, setting, stage or class.
-        InputError: no images, two classifiers with the same name, or labels that do not match.
+        NameUnknownError: a method, metric, setting, stage or class does not exist.
+        InputError: there are no images, two classifiers have the same name, or labels do not match.
         SettingError: the maps of a method cannot be signed.
-        UnsupportedError: a head that was never trained, or a method that no classifier supports.
+        UnsupportedError: a head was never trained, or no classifier supports one of the methods.
         MissingPackageError: the engine is "ray", and Ray is not installed.
 
     >>> import tempfile, torch, xattn
@@ -199,7 +204,7 @@ class Study:
         components = created(methods, signed=signed)
         values = any(classifier.regression for classifier in classifiers)
         scored = metric_registry.create_all(metrics, allow_none=True)
-        if (values or gallery is not None) and metrics is DEFAULT_METRICS:  # values and similarities have no probability to follow
+        if (values or gallery is not None) and metrics is DEFAULT_METRICS:  # values and similarities have no probability
             scored = [metric for metric in scored if not metric.instance.perturbations]
         until = asked(until_decided, margin, gallery is not None)
         if gallery is not None:  # before the network runs on all pictures
@@ -224,7 +229,7 @@ class Study:
                 gallery if isinstance(gallery, ImageSource) else ImageSource(gallery, depth=depth, window=window, max_pixels=max_pixels)
             )
             source, target = paired(classifiers, source, others, batch_size=batch_size, workers=workers, progress=progress)
-        dense = any(classifier.reader.dense for classifier in classifiers)  # pixels have a class, the picture has none
+        dense = any(classifier.reader.dense for classifier in classifiers)  # pixels have a class, pictures have none
         given: list[MethodComponent] = []
         if maps is not None:
             source, given = with_maps(source, maps, classifiers, covers, signed)
@@ -256,17 +261,17 @@ class Study:
 
     @property
     def images(self) -> list[NamedImage]:
-        """The images of this shard."""
+        """Returns the images of this shard."""
         return self.plan.images
 
     @torch.random.fork_rng(devices=[])
     def run(self) -> Outcome:
-        """Does what the folder lacks, then makes the tables; torch's generator stays as it was.
+        """Computes everything that the folder lacks, then writes the tables; the state of torch's generator is restored.
 
         Raises:
-            InputError: a data set gives tensors that are in no range that a run takes.
-            RunError: the folder holds another run, or one of pictures that were replaced since, is in use or cannot be written; or
-                processes died repeatedly.
+            InputError: a data set returns tensors in a range that a run does not accept.
+            RunError: the folder holds another run, or a run of pictures that have been replaced since; or it is in use or cannot be
+                written; or processes died repeatedly.
             UnsupportedError: a method cannot run on a network; nothing is lost: run the other methods without it.
         """
         plan, settings = self.plan, self.plan.settings()
@@ -295,12 +300,12 @@ class Study:
                 self.store.note(forwards=forwards)
             if plan.source.dataset is None:
                 self.store.same_contents([image.name for image in plan.images], plan.source.digests(plan.images))
-            if plan.source.origin != (stored := self.store.read_run()["settings"])["images"]["origin"]:  # the same pictures have moved
+            if plan.source.origin != (stored := self.store.read_run()["settings"])["images"]["origin"]:  # the pictures have moved
                 self.store.note(settings={**stored, "images": settings["images"]})
             images = work(plan, self.store, running, progress=self.progress)
             classes = {(classifier.name, classifier.head_name): classifier.class_count for classifier in plan.classifiers}
             failed = self.store.finish([metric.spec for metric in plan.metrics], classes)
-            self.store.read_run()  # it is there to the end
+            self.store.read_run()  # checks that the folder still exists at the end
         return Outcome(images, failed)
 
     def __repr__(self) -> str:
@@ -310,7 +315,7 @@ class Study:
         return f"Study in '{self.store.folder}', {state}: {counted(len(self.images), 'image')}; {classifiers}; {methods}; {metrics}"
 
     def _repr_html_(self) -> str:
-        """As a notebook shows it: the table of the run, once it is finished; before, what it will compute."""
+        """Shows in a notebook the table of the run once it is finished, and before that, what it will compute."""
         if self.store.finished:
             from xattn.study.compare import compare_runs
 
@@ -324,7 +329,7 @@ class Study:
         return f"<p>A study of {counted(len(self.images), 'image')}, not yet run:</p><ul>{lines}</ul>"
 
     def table(self) -> pd.DataFrame:
-        """One row per model × head × method, one column per metric: `table.csv`.
+        """Returns one row per model × head × method and one column per metric: `table.csv`.
 
         Raises:
             RunError: the run is not finished.
@@ -332,7 +337,7 @@ class Study:
         return self.store.table()
 
     def scores(self) -> pd.DataFrame:
-        """One row per value, without images that failed."""
+        """Returns one row per value, without images that failed."""
         return frame_of(self.store.rows())
 
 

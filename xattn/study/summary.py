@@ -19,19 +19,19 @@ from xattn.metrics.target_base import PER_LABEL
 from xattn.metrics.values import is_value
 from xattn.study.schema import NO_PARTS, NO_REGION
 
-MANY, FEW = 20, 4  # labelled images, from which an accuracy near chance says something; and where no label is 0
+MANY, FEW = 20, 4  # number of labelled images above which an accuracy near chance is informative, in general and if no label is 0
 OF_LABELS = ("accuracy", "mean_absolute_error")
-OF_MAPS = ("model", "head", "method", "target", "target_rule", "label", "predicted", "degenerate")  # of rows without a metric
+OF_MAPS = ("model", "head", "method", "target", "target_rule", "label", "predicted", "degenerate")  # columns of rows without a metric
 
 
 @dataclass
 class LabelCounts:
-    """How many labels a classifier predicts.
+    """Counts how many labels a classifier predicts.
 
     Attributes:
-        n: labelled images.
-        right: those whose label is predicted.
-        before: those for which the class before the label is predicted.
+        n: number of labelled images.
+        right: number of images whose label is predicted.
+        before: number of images for which the class before the label is predicted.
         lowest: the lowest label.
         highest: the highest label.
     """
@@ -50,10 +50,10 @@ class LabelCounts:
         self.lowest, self.highest = min(self.lowest, label), max(self.highest, label)
 
     def warning(self, classes: int) -> str | None:
-        """Why the labels seem to be those of other classes; None if they do not.
+        """Returns why the labels seem to be those of other classes; None if they do not.
 
         Args:
-            classes: number of the classifier's.
+            classes: number of the classifier's classes.
         """
         chance = 1 / classes
         from_one = self.n >= FEW and self.highest > self.lowest >= 1
@@ -72,14 +72,14 @@ class Summary:
     """Means over valid rows, accumulated part by part.
 
     Args:
-        metrics: as named in the rows.
+        metrics: names of the metrics as in the rows.
     """
 
     def __init__(self, metrics: Sequence[str]) -> None:
         self.metrics = metrics
         self.harmonic = {metric for metric in metrics if registry.create(metric).instance.aggregation == "harmonic mean"}
         self.label_counts: dict[tuple[str, str], LabelCounts] = defaultdict(LabelCounts)
-        self._counted: dict[tuple[str, str], str] = {}  # the method whose rows are counted, one for each image
+        self._counted: dict[tuple[str, str], str] = {}  # the method whose rows are counted, so that each image counts once
         self.sums: dict[tuple[str, str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(lambda: [0.0, 0.0]))
 
     def add(self, table: pa.Table) -> None:
@@ -94,7 +94,7 @@ class Summary:
             self._add_map(row)
 
     def _add_map(self, row: Mapping[str, Any]) -> None:
-        """Counts the row of a map: what is known of the image, whatever the metric."""
+        """Counts the row of a map: facts about the image that do not depend on a metric."""
         sums = self.sums[row["model"], row["head"], row["method"]]
         _count(sums["n"], 1.0)
         _count(sums["degenerate_share"], float(row["degenerate"]))
@@ -109,9 +109,9 @@ class Summary:
             self.label_counts[classifier].add(row["label"], row["predicted"])
 
     def frame(self) -> pd.DataFrame:
-        """One row per model × head × method: mean of each metric's valid rows, n, degenerate share.
+        """Returns one row per model × head × method: mean of each metric's valid rows, n, degenerate share.
 
-        Where labels are known, also the accuracy, or the mean absolute error of the values of a regression.
+        If labels are known, also the accuracy, or the mean absolute error for a regression.
         """
         rows = []
         of_labels = [name for name in OF_LABELS if any(name in sums for sums in self.sums.values())]
@@ -127,10 +127,10 @@ class Summary:
 
 
 class PictureNotes:
-    """What `run.json` and the end of a run say of its pictures, filled part by part.
+    """Notes on a run's pictures for `run.json` and for the end of a run, filled part by part.
 
     Attributes:
-        failed: why, by the image's name.
+        failed: reason of each failure, by the image's name.
     """
 
     def __init__(self) -> None:
@@ -149,14 +149,14 @@ class PictureNotes:
                 found.setdefault(row["reason"], {})[row["image"]] = None
 
     def entries(self) -> dict[str, Any]:
-        """How many pictures of more than 8 bits were scaled by which rule, and which have no region, or no parts, by the reason."""
+        """Returns how many pictures of more than 8 bits were scaled by which rule, and which have no region, or no parts, by reason."""
         found: dict[str, Any] = {"pixels": {rule: len(images) for rule, images in self._scaled.items()}}
         found |= {note: {reason: list(images) for reason, images in of.items()} for note, of in self._without.items()}
         return {note: of for note, of in found.items() if of}
 
 
 def controls_last(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows classifier by classifier, in the order in which these come; of each the controls last, also where a method was added after them.
+    """Sorts rows classifier by classifier, in their original order; controls come last in each, even if a method was added after them.
 
     Args:
         rows: with the columns `model`, `head` and `method`.
@@ -167,7 +167,7 @@ def controls_last(rows: pd.DataFrame) -> pd.DataFrame:
     if (place[1:] >= place[:-1]).all():
         return rows
     if place.max() < 2**15:
-        place = place.astype(np.int16)  # which are sorted in a few passes
+        place = place.astype(np.int16)  # small integers are sorted in a few passes
     ordered: pd.DataFrame = rows.take(np.argsort(place, kind="stable"))
     return ordered
 

@@ -1,4 +1,4 @@
-"""Which methods a classifier supports, and what it lacks for the others."""
+"""Checks which methods a classifier supports, and what it lacks for the others."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ NO_ATTENTION = "this head has no attention"
 
 
 def lacking(classifier: Classifier, method: MethodComponent, stage: Stage | None) -> str | None:
-    """What a method needs and a classifier does not have, in words; None if it supports the method.
+    """Returns in words what a method needs and a classifier does not have; None if the classifier supports the method.
 
     Args:
-        classifier: that would be explained.
+        classifier: the classifier to explain.
         method: the method.
-        stage: where its features would be taken; None: it has no default stage.
+        stage: the stage from which its features would be taken; None: it has no default stage.
     """
     needs = method.metadata.needs
     has_head = heads.create(classifier.head_name).metadata.attention
@@ -60,12 +60,12 @@ def lacking(classifier: Classifier, method: MethodComponent, stage: Stage | None
 
 
 def refuse_unsupported(method: MethodComponent, lacks: str | None, classifier: Classifier) -> None:
-    """Raises with what a classifier lacks for a method, and what to do.
+    """Raises an error that says what a classifier lacks for a method, and what to do.
 
     Args:
-        method: that it does not support.
-        lacks: what `lacking` says of them.
-        classifier: that would be explained.
+        method: the unsupported method.
+        lacks: the result of `lacking`.
+        classifier: the classifier to explain.
 
     Raises:
         UnsupportedError: always.

@@ -1,4 +1,4 @@
-"""The metrics of runs on trial, from the rows that are kept."""
+"""Trial of the metrics of runs, from the stored rows."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ def trial_runs(
     places: str | Path | Sequence[str | Path] | None = None,
     device: str | None = None,
 ) -> Trial:
-    """Puts every metric of some runs on trial; see `xattn.metrics.trial.trial`. Nothing is run again, but for the truth.
+    """Tests every metric of some runs; see `xattn.metrics.trial.trial`. Nothing is run again, except for the truth.
 
     Args:
         runs: run folders.
-        planted: methods that are to be behind, besides the controls.
-        truth: also compare with the true effects of the parts, of runs over SketchBirds; see `xattn.study.truth.bird_truth`.
+        planted: methods that are expected to score worse, in addition to the controls.
+        truth: also compare with the true effects of the parts, for runs over SketchBirds; see `xattn.study.truth.bird_truth`.
         places: where their pictures are now; None: where the runs found them.
-        device: of the networks that the truth needs.
+        device: device of the networks that the truth needs.
 
     Raises:
-        RunError: a folder that is not a run.
-        InputError: there are no methods or no controls, or as `bird_truth`.
-        NameUnknownError: there are no rows of a method of `planted`.
-        UnsupportedError: as `bird_truth`.
+        RunError: a folder is not a run.
+        InputError: there are no methods or no controls, or as for `bird_truth`.
+        NameUnknownError: a method of `planted` has no rows.
+        UnsupportedError: as for `bird_truth`.
     """
     stores = [Store(run) for run in runs]
     names = shown_names(stores)

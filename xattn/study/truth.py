@@ -1,4 +1,4 @@
-"""How true the maps of a run over SketchBirds are: how well they agree with what the parts of each bird do to the target's logit."""
+"""Agreement of the maps of a run over SketchBirds with the true effects of each bird's parts on the target's logit."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ from xattn.study.store import Store
 
 
 def bird_truth(run: str | Path, places: str | Path | Sequence[str | Path] | None = None, *, device: str | None = None) -> pd.DataFrame:
-    """Agreement of each kept map with the parts' effects: the metric `parts-shapley`, of a run that need not hold it.
+    """Computes the agreement of each stored map with the parts' effects: the metric `parts-shapley`, which the run need not include.
 
-    The run's networks are loaded by their names, and run on the renders of all subsets of each bird's parts, and without each piece of its
+    The run's networks are loaded by name and run on renders of all subsets of each bird's parts, and on renders without each piece of its
     clutter: about 40 forwards per picture.
 
     Args:
         run: a run folder over an exported SketchBirds.
         places: where the pictures are now; None: where the run found them.
-        device: of the networks; None: a GPU if there is one.
+        device: device of the networks; None: a GPU if there is one.
 
     Returns:
-        Columns image, model, head, method, target and value, in [-1, 1]; NaN for a map without contrast, or a bird of fewer than three
-        parts.
+        Columns image, model, head, method, target and value, in [-1, 1]; NaN for a map without contrast, or for a bird with fewer than
+        three parts.
 
     Raises:
-        InputError: the pictures are no SketchBirds, or are not found.
-        UnsupportedError: a network cannot be loaded by its name, has other weights than when the run was made, or what is explained is
-            not a class.
+        InputError: the pictures are not SketchBirds, or are not found.
+        UnsupportedError: a network cannot be loaded by its name or has other weights than when the run was made, or the target is not a
+            class.
     """
     store = Store(run)
     names = picture_names_of(store)
@@ -61,7 +61,7 @@ def bird_truth(run: str | Path, places: str | Path | Sequence[str | Path] | None
 
 
 def _scenes(store: Store, names: Sequence[str], places: str | Path | Sequence[str | Path] | None) -> dict[str, Scene]:
-    """The scene of each picture."""
+    """Returns the scene of each picture."""
     settings = store.read_run()["settings"]["images"]
     if places is None and not settings["origin"]:
         raise InputError(f"'{store.folder}' was run on a data set in memory: give the folder of the exported birds (--images FOLDER).")
@@ -78,7 +78,7 @@ def _scenes(store: Store, names: Sequence[str], places: str | Path | Sequence[st
 
 
 def _loaded(name: str, head: str, weights: str, device: str | None) -> Classifier:
-    """The network of a run."""
+    """Loads a network of the run."""
     try:
         classifier = load(name, device=device)
     except XattnError as error:
@@ -100,7 +100,7 @@ def _by_target(maps: dict[tuple[str, str], StoredMap]) -> dict[str, dict[str, St
 def _agreement(
     classifier: Classifier, preprocessing: Preprocessing, scene: Scene, target: str, maps: dict[str, StoredMap]
 ) -> dict[str, float]:
-    """The agreement of each method's map with the effects of the parts."""
+    """Computes the agreement of each method's map with the effects of the parts."""
     if not target.isdecimal():
         raise UnsupportedError(f"the truth is known only for a class; this run explains {target}.")
     true = known_parts(classifier.predict, [scene], [int(target)], preprocessing=preprocessing)
@@ -111,6 +111,6 @@ def _agreement(
         raw = torch.from_numpy(kept.raw)[None]
         raw = raw.relu() if is_signed(method) else raw
         shown.append(raw if is_direct(method) and raw.shape[1:] == visible.shape[1:] else to_masks(raw, size).masks)
-    every = [0] * len(shown)  # the one bird, for each method
+    every = [0] * len(shown)  # the same bird for each method
     found = parts_shapley(torch.cat(shown), KnownParts(true.visible[every], true.logits[every], true.targets[every]))
     return dict(zip(maps, found.tolist(), strict=True))

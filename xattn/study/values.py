@@ -1,4 +1,4 @@
-"""The values of a run in few bytes each: what tables and figures are made from, of ten million rows as of ten."""
+"""Values of a run in a few bytes each, for tables and figures; scales to ten million rows."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ TEXTS = ("image", "model", "head", "method", "metric", "target", "target_rule")
 NUMBERS = ("value", "label", "predicted")
 COLUMNS = (*TEXTS, *NUMBERS, "degenerate")
 READ = (*COLUMNS, "error")
-AT_ONCE = 2**18  # rows, whose texts are numbered together
+AT_ONCE = 2**18  # rows whose texts are numbered in one step
 
 
 def values_of(parts: Iterable[pa.Table]) -> pandas.DataFrame | None:
-    """The rows of values of some parts, with `COLUMNS`; None if there is no part.
+    """Reads the rows of values of some parts, with `COLUMNS`; None if there is no part.
 
-    Texts are categories, in the order of their letters, as texts themselves are sorted and grouped.
+    Texts become categories in alphabetical order, the order in which texts are sorted and grouped.
 
     Args:
-        parts: with the columns `READ`, read one after the other; texts are plain, or dictionaries and indices, which is faster.
+        parts: tables with the columns `READ`, read one after the other; texts are plain, or dictionaries and indices, which is faster.
     """
     kept: list[pa.Table] = []
     texts: dict[str, dict[str, int]] = {name: {} for name in TEXTS}
@@ -52,7 +52,7 @@ def values_of(parts: Iterable[pa.Table]) -> pandas.DataFrame | None:
 
 
 def joined(frames: Sequence[pandas.DataFrame]) -> pandas.DataFrame:
-    """Frames of `values_of`, or with more columns, one after the other, their categories together."""
+    """Concatenates frames of `values_of`, possibly with more columns, and merges their categories."""
     if len(frames) == 1:
         return frames[0]
     found: dict[str, Any] = {}
@@ -70,7 +70,7 @@ def joined(frames: Sequence[pandas.DataFrame]) -> pandas.DataFrame:
 
 
 def _add(table: pa.Table | None, texts: Mapping[str, dict[str, int]], columns: Mapping[str, list[NDArray[Any]]]) -> None:
-    """Adds rows to columns, their texts as numbers of those that are known so far."""
+    """Appends rows to columns; texts become their numbers among the texts known so far."""
     if table is None:
         return
     for name, known in texts.items():
@@ -85,13 +85,13 @@ def _add(table: pa.Table | None, texts: Mapping[str, dict[str, int]], columns: M
 
 
 def narrowed(codes: NDArray[Any], count: int) -> NDArray[Any]:
-    """Codes of so many categories in as few bytes as hold them."""
+    """Returns codes for `count` categories in the smallest sufficient integer type."""
     kind = next(kind for kind in (np.int8, np.int16, np.int32) if count <= np.iinfo(kind).max)
     return codes.astype(kind, copy=False)
 
 
 def categorical(codes: NDArray[Any], texts: Sequence[str]) -> pandas.Categorical:
-    """Texts from their numbers, −1 for none, as categories in the order of their letters; those that no row has are left out."""
+    """Returns texts from their numbers (−1 for none) as categories in alphabetical order; unused categories are left out."""
     used = np.zeros(len(texts) + 1, dtype=bool)
     used[codes] = True
     order = sorted(np.flatnonzero(used[:-1]).tolist(), key=texts.__getitem__)

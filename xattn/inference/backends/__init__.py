@@ -1,4 +1,4 @@
-"""What computes the output of a chunk of images: torch, or another runtime where it is installed. One file per backend."""
+"""Backends that compute the output of a chunk of images: torch, or another installed runtime. One file per backend."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ BUILT: dict[Backend, ModuleType] = {"torch": pytorch, "openvino": openvino, "ten
 
 
 def built(classifier: Runnable, tuning: Tuning) -> Callable[[Tensor], Tensor]:
-    """The function that computes the output of one chunk.
+    """Returns the function that computes the output of one chunk.
 
     Args:
-        classifier: the one to run; it stays unchanged.
-        tuning: how.
+        classifier: the classifier to run; it is not changed.
+        tuning: execution settings.
 
     Returns:
         Images in pixel space `(b, C, H, W)` on the classifier's device, at most `tuning.chunk` of them → the output, float32 or float64,
@@ -29,13 +29,13 @@ def built(classifier: Runnable, tuning: Tuning) -> Callable[[Tensor], Tensor]:
 
     Raises:
         MissingPackageError: the backend is not installed.
-        UnsupportedError: it does not run on the classifier's device, or not in its precision.
+        UnsupportedError: it does not support the classifier's device or its precision.
     """
     run: Callable[[Tensor], Tensor] = BUILT[tuning.backend].built(classifier, tuning)
     return run
 
 
 def others(classifier: Runnable) -> dict[Backend, str]:
-    """Backends beside torch that are installed and run on the classifier's device, and their versions."""
+    """Returns the installed backends other than torch that run on the classifier's device, with their versions."""
     found: dict[Backend, str | None] = {"openvino": openvino.version(classifier), "tensorrt": tensorrt.version(classifier)}
     return {backend: version for backend, version in found.items() if version is not None}

@@ -1,4 +1,4 @@
-"""Forwards by OpenVINO, on processors."""
+"""OpenVINO backend, for CPUs."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ from xattn.inference.backends.quiet import quiet
 from xattn.inference.cloning import Runnable, clone_of
 from xattn.inference.settings import Tuning
 
-TOLD = 300  # characters of OpenVINO's message
+TOLD = 300  # characters of OpenVINO's message that are shown
 PRECISIONS = {"own": "f32", "bfloat16": "bf16", "float16": "f16"}
 
 
 def version(classifier: Runnable) -> str | None:
-    """The installed version, None if there is none, or the classifier is not on a processor."""
+    """Returns the installed version; None if OpenVINO is not installed or the classifier is not on a CPU."""
     return _version() if classifier.device.type == "cpu" else None
 
 
 def _version() -> str | None:
     try:
         return importlib.metadata.version("openvino")
-    except importlib.metadata.PackageNotFoundError:  # a folder of this name can be imported, too
+    except importlib.metadata.PackageNotFoundError:  # a folder of this name can also be imported
         return None
 
 
 def built(classifier: Runnable, tuning: Tuning) -> Callable[[Tensor], Tensor]:
-    """The function that computes the output of one chunk, see `xattn.inference.backends.built`.
+    """Returns the function that computes the output of one chunk, see `xattn.inference.backends.built`.
 
-    The network is exported by `torch.export`, which refuses one whose steps depend on the images' values, for chunks of one size; a smaller
-    one is filled up.
+    The network is exported by `torch.export`, which refuses networks whose control flow depends on the images' values. It is exported for
+    one chunk size; smaller chunks are padded.
 
     Raises:
         MissingPackageError: OpenVINO is not installed.
-        UnsupportedError: the classifier is not on a processor or not in float32, or the processor lacks the tuning's precision.
+        UnsupportedError: the classifier is not on a CPU or not in float32, or the CPU lacks the tuning's precision.
     """
     if _version() is None:
         raise MissingPackageError("openvino", "openvino", "backend=openvino")
@@ -50,7 +50,7 @@ def built(classifier: Runnable, tuning: Tuning) -> Callable[[Tensor], Tensor]:
     if probe.device.type != "cpu" or probe.dtype != torch.float32:
         kind = str(probe.dtype).removeprefix("torch.")
         raise UnsupportedError(f"backend=openvino runs float32 networks on a CPU; {classifier.name} is {kind} on {probe.device.type}.")
-    # OpenVINO refers to some of the weights and repacks the others: to copies, so that they are all those of this moment.
+    # OpenVINO refers to some of the weights and repacks the others. It gets copies, so that all weights are those at this moment.
     clone = copy.deepcopy(clone_of(classifier, torch.contiguous_format, folded=tuning.folded))
     with quiet():
         ready = compiled(converted(clone, probe.repeat(tuning.chunk, 1, 1, 1)), tuning.precision)
@@ -69,9 +69,9 @@ def built(classifier: Runnable, tuning: Tuning) -> Callable[[Tensor], Tensor]:
 
 
 def converted(network: torch.nn.Module, images: Tensor) -> Any:
-    """The network as OpenVINO's model, for so many images.
+    """Converts the network to an OpenVINO model for a given number of images.
 
-    The steps of `openvino.convert_model` by hand: that one reports each use to its makers, unless the user has forbidden it on the machine.
+    Does the steps of `openvino.convert_model` by hand, because that function sends usage reports unless the user has opted out.
     """
     frontend = importlib.import_module("openvino.frontend")
     decoder = importlib.import_module("openvino.frontend.pytorch.fx_decoder").TorchFXPythonDecoder
@@ -84,22 +84,22 @@ def converted(network: torch.nn.Module, images: Tensor) -> Any:
                 decompositions.pop(operation)
         graph = exported.run_decompositions(decompositions).module()
     pytorch = frontend.FrontEndManager().load_by_framework("pytorch")
-    decoded = decoder(graph, dynamic_shapes=False)  # held until the end: the frontend only refers to it
+    decoded = decoder(graph, dynamic_shapes=False)  # kept alive to the end: the frontend only refers to it
     try:
         return pytorch.convert(pytorch.load(decoded))
-    except Exception as error:  # its errors have no common kind
+    except Exception as error:  # its errors have no common base class
         raise UnsupportedError(f"OpenVINO cannot convert it: {' '.join(str(error).split())[:TOLD]}") from error
 
 
 def compiled(model: Any, precision: str) -> Any:
-    """The model for this processor, on as many threads as torch has.
+    """Compiles the model for this CPU, with torch's number of threads.
 
     Raises:
-        UnsupportedError: the processor does not compute in that precision.
+        UnsupportedError: the CPU does not support that precision.
     """
     wanted = PRECISIONS[precision]
     settings = {
-        "INFERENCE_PRECISION_HINT": wanted,  # by itself it takes bfloat16 where the processor has it
+        "INFERENCE_PRECISION_HINT": wanted,  # by default it uses bfloat16 where the CPU supports it
         "EXECUTION_MODE_HINT": "ACCURACY",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "NUM_STREAMS": 1,

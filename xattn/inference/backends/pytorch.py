@@ -1,4 +1,4 @@
-"""Forwards by torch itself, compiled or not."""
+"""Torch backend, with or without compilation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def built(classifier: Runnable, tuning: Tuning) -> Callable[[Tensor], Tensor]:
-    """The function that computes the output of one chunk, see `xattn.inference.backends.built`."""
+    """Returns the function that computes the output of one chunk, see `xattn.inference.backends.built`."""
     channels_last = tuning.memory_format == "channels-last"
     form = torch.channels_last if channels_last and classifier.channels_last else torch.contiguous_format
     dtype = DTYPES.get(tuning.precision)
@@ -39,14 +39,14 @@ def built(classifier: Runnable, tuning: Tuning) -> Callable[[Tensor], Tensor]:
         with _compiling() if tuning.compiled else torch.inference_mode():
             found = run(images.contiguous() if tuning.compiled else images)  # one layout, so that it is compiled once
         found = found if found.dtype == torch.float64 else found.float()
-        return found.clone() if tuning.compiled else found  # a CUDA graph reuses this memory for its next answer
+        return found.clone() if tuning.compiled else found  # a CUDA graph reuses this memory for its next output
 
     return logits
 
 
 @contextmanager
 def _compiling() -> Iterator[None]:
-    """Without gradients, but not in inference mode, which freezing refuses; with frozen weights; and with as many compilations as needed.
+    """Disables gradients, but not by inference mode, which freezing refuses; freezes weights; allows as many compilations as needed.
 
     Freezing as an option of torch.compile has no effect in torch 2.15: it is read before the options apply. Each classifier and chunk
     compiles the same few functions again; torch would stop after eight and continue uncompiled.

@@ -1,4 +1,4 @@
-"""Export of networks without what torch says on the way."""
+"""Hides torch's messages during the export of networks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _one_at_a_time = threading.Lock()
 
 
 class _OfOtherThreads(io.TextIOBase):
-    """A stream without what this thread writes."""
+    """A stream that drops what this thread writes."""
 
     def __init__(self, stream: Any) -> None:
         self.stream, self.own = stream, threading.get_ident()
@@ -32,7 +32,7 @@ class _OfOtherThreads(io.TextIOBase):
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without what torch warns, and prints on stderr, of a network that it does not export: the error says why."""
+    """Hides torch's warnings and its stderr output for a network that it cannot export: the error contains the reason."""
     about = logging.getLogger("torch.fx.experimental.symbolic_shapes")
     with _one_at_a_time, warnings.catch_warnings(), contextlib.redirect_stderr(_OfOtherThreads(sys.stderr)):
         warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""Forwards by Torch-TensorRT, on NVIDIA GPUs."""
+"""Torch-TensorRT backend, for NVIDIA GPUs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DEVICE = "cuda"
 
 
 def version(classifier: Runnable) -> str | None:
-    """The installed version, None if there is none, or the classifier is not on a GPU of NVIDIA."""
+    """Returns the installed version; None if it is not installed or the classifier is not on an NVIDIA GPU."""
     return _version() if classifier.device.type == DEVICE else None
 
 
@@ -36,7 +36,7 @@ def _version() -> str | None:
 
 
 class _FromNormalised(nn.Module):
-    """A classifier as a module from normalised images to its output, as `torch.export` takes one."""
+    """A classifier as a module from normalised images to its output, in the form that `torch.export` needs."""
 
     def __init__(self, classifier: Runnable) -> None:
         super().__init__()
@@ -47,15 +47,16 @@ class _FromNormalised(nn.Module):
 
 
 def built(classifier: Runnable, tuning: Tuning) -> Callable[[Tensor], Tensor]:
-    """The function that computes the output of one chunk, see `xattn.inference.backends.built`.
+    """Returns the function that computes the output of one chunk, see `xattn.inference.backends.built`.
 
-    The network is exported by `torch.export`, which refuses one whose steps depend on the images' values, for chunks of one size; a smaller
-    one is filled up. Operations that TensorRT does not have are run by torch. float32 is computed without TF32, at level fast too.
-    Written for torch-tensorrt 2.14 and tested with a stand-in that takes the arguments of its `dynamo.compile`; **not run on a GPU yet**.
+    The network is exported by `torch.export`, which refuses networks whose control flow depends on the images' values. It is exported for
+    one chunk size; smaller chunks are padded. Operations that TensorRT lacks are run by torch. float32 is computed without TF32, also at
+    level fast. Written for torch-tensorrt 2.14 and tested with a stand-in that accepts the arguments of its `dynamo.compile`; **not run on
+    a GPU yet**.
 
     Raises:
         MissingPackageError: torch-tensorrt is not installed.
-        UnsupportedError: the classifier is not on a GPU of NVIDIA or not in float32, or torch-tensorrt cannot be imported.
+        UnsupportedError: the classifier is not on an NVIDIA GPU or not in float32, or torch-tensorrt cannot be imported.
     """
     if _version() is None:
         raise MissingPackageError("torch-tensorrt", "tensorrt", "backend=tensorrt")
@@ -66,13 +67,13 @@ def built(classifier: Runnable, tuning: Tuning) -> Callable[[Tensor], Tensor]:
             f"backend=tensorrt runs float32 networks on a GPU (cuda); {classifier.name} is {kind} on {classifier.device.type}."
         )
     dtype = DTYPES.get(tuning.precision, torch.float32)
-    # What torch runs refers to the weights: to copies, so that they are all those of this moment.
+    # The operations that torch runs refer to the weights. They get copies, so that all weights are those at this moment.
     clone = copy.deepcopy(clone_of(classifier, torch.contiguous_format, DTYPES.get(tuning.precision), folded=tuning.folded))
     with quiet(), torch.no_grad():
         example = _ready(classifier, probe.repeat(tuning.chunk, 1, 1, 1), dtype)
         exported = torch.export.export(_FromNormalised(clone), (example,), strict=False)
         engine = _compiler().compile(exported, inputs=[example], device=classifier.device, disable_tf32=True)
-    one_at_a_time = threading.Lock()  # an engine has the memory of one forward
+    one_at_a_time = threading.Lock()  # an engine has memory for one forward
 
     def logits(images: Tensor) -> Tensor:
         missing = tuning.chunk - len(images)
@@ -85,18 +86,18 @@ def built(classifier: Runnable, tuning: Tuning) -> Callable[[Tensor], Tensor]:
 
 
 def _ready(classifier: Runnable, images: Tensor, dtype: torch.dtype) -> Tensor:
-    """Images as an engine takes them: normalised, in its precision and layout."""
+    """Prepares images for an engine: normalised, in its precision and layout."""
     return classifier.normalise(images).to(dtype).contiguous()
 
 
 def _compiler() -> Any:
-    """`torch_tensorrt.dynamo`.
+    """Imports `torch_tensorrt.dynamo`.
 
     Raises:
-        UnsupportedError: it cannot be imported, as where the libraries of TensorRT are missing or torch is of another release.
+        UnsupportedError: it cannot be imported, for example because TensorRT's libraries are missing or torch is of another release.
     """
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints why it fails
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints the reason of a failure
             return importlib.import_module("torch_tensorrt.dynamo")
-    except Exception as error:  # it raises plain ones
+    except Exception as error:  # its errors have no class of their own
         raise UnsupportedError(f"torch_tensorrt cannot be imported: {' '.join(str(error).split())[:300]}") from error

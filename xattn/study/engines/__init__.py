@@ -1,7 +1,7 @@
-"""Engines do the work of a plan: this process (`local`), or the actors of a Ray cluster (`ray`).
+"""Engines that do the work of a plan: this process (`local`) or the actors of a Ray cluster (`ray`).
 
-A unit of work is a batch. Its part depends on the plan alone and is written atomically, so that any engine may do it, doing it twice
-does no harm, and one engine can finish what another left.
+A unit of work is one batch. Its part depends on the plan only and is written atomically. So any engine may compute it, computing it twice
+does no harm, and one engine can finish what another one started.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ ENGINES = ("local", "ray")
 
 
 def engine(name: str, actors: int | None) -> Engine:
-    """The engine of a given name.
+    """Returns the engine with a given name.
 
     Args:
         name: "local" or "ray".
@@ -25,7 +25,7 @@ def engine(name: str, actors: int | None) -> Engine:
     Raises:
         NameUnknownError: there is no engine of that name.
         MissingPackageError: Ray is not installed.
-        InputError: actors without Ray, or fewer than one.
+        InputError: `actors` is given without Ray, or is less than one.
     """
     if name not in ENGINES:
         raise NameUnknownError("engine", name, ENGINES)

@@ -16,8 +16,8 @@ class Running:
     """An engine that is ready.
 
     Attributes:
-        about: its description in `run.json`; the last bits of values depend on the number of threads.
-        work: does units of a plan, with its execution, into a store, and reports the number of images in each.
+        about: description of the engine for `run.json`; the last bits of values depend on the number of threads.
+        work: computes units of a plan, with its execution settings, into a store, and yields the number of images in each.
     """
 
     about: dict[str, Any]
@@ -25,4 +25,4 @@ class Running:
 
 
 Engine = Callable[[Plan], AbstractContextManager[Running]]
-"""A plan → a context in which the engine is ready."""
+"""A function from a plan to a context in which the engine is ready."""

@@ -1,4 +1,4 @@
-"""The work of a plan in this process; other processes decode ahead of it."""
+"""The local engine: computes a plan in this process; other processes decode images ahead."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from xattn.study.store import Store
 
 @contextmanager
 def in_process(plan: Plan) -> Iterator[Running]:
-    """This process as an engine."""
+    """Makes this process an engine."""
     yield Running({"engine": "local", "threads": torch.get_num_threads()}, _work)
 
 

@@ -1,4 +1,4 @@
-"""The work of a plan on a Ray cluster, with Ray Data: actors hold the classifiers, decode, compute and write parts themselves.
+"""The Ray engine: computes a plan on a Ray cluster with Ray Data; actors hold the classifiers, decode, compute and write parts themselves.
 
 An actor receives batch numbers and returns the number of images in each batch: rows and pictures never pass through the driver. If an
 actor dies, it is restarted, and those of its batches whose parts are missing are handed out again.
@@ -41,19 +41,19 @@ from xattn.study.plan import Plan, Unit
 from xattn.study.store import Store
 
 ORDER = 16  # most batches that an actor is given at once; they are decoded ahead
-ORDERS_LEFT = 4  # an order is at most this fraction of what is left per actor: the last orders are single batches
+ORDERS_LEFT = 4  # an order is at most this fraction of the remaining work per actor, so the last orders are single batches
 ANSWERS_S = 10.0  # seconds within which a running cluster accepts a connection
-DEATHS = 5  # times that an actor may die on the same batches before the run stops
+DEATHS = 5  # number of times an actor may die on the same batches before the run stops
 
 
 @dataclass(frozen=True)
 class _Share:
-    """The actors' share of the cluster.
+    """Resources of the cluster for each actor.
 
     Attributes:
         actors: number of actors.
-        cpus: per actor; also its number of torch threads.
-        gpus: per actor.
+        cpus: CPUs per actor; also its number of torch threads.
+        gpus: GPUs per actor.
     """
 
     actors: int
@@ -62,15 +62,15 @@ class _Share:
 
 
 def on_cluster(actors: int | None) -> Engine:
-    """The cluster that this process is connected to, or that `RAY_ADDRESS` or `ray start` names; else a new one here, for this run.
+    """Returns an engine on the cluster this process is connected to, or that `RAY_ADDRESS` or `ray start` names; else on a new local one.
 
     Args:
-        actors: number of actors; None: as many as fit.
+        actors: number of actors; None: as many as fit on the cluster.
     """
 
     @contextlib.contextmanager
     def ready(plan: Plan) -> Iterator[Running]:
-        with contextlib.redirect_stdout(sys.stderr), _connected():  # Ray prints messages about dead nodes, and stdout is for data
+        with contextlib.redirect_stdout(sys.stderr), _connected():  # Ray prints messages about dead nodes; stdout is reserved for data
             share = _share(actors, plan.classifiers[0].device.type)
             about = {"engine": "ray", "ray": ray.__version__, "actors": share.actors, "threads": share.cpus}
             yield Running(about, partial(_work, share))
@@ -85,7 +85,7 @@ def _connected() -> Iterator[None]:
         return
     _refuse_a_cluster_that_is_gone()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ part writes to stderr whatever the levels of Python's loggers
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ part writes to stderr regardless of the Python loggers' levels
     ray.init(logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False)
     try:
         yield
@@ -94,7 +94,7 @@ def _connected() -> Iterator[None]:
 
 
 def _refuse_a_cluster_that_is_gone() -> None:
-    """Refuses a cluster that ended without `ray stop`: its address file is still there, and Ray would wait for it in silence for minutes.
+    """Raises if the named cluster ended without `ray stop`: its address file still exists, and Ray would wait silently for minutes.
 
     Raises:
         RunError: nothing answers at the address.
@@ -103,7 +103,7 @@ def _refuse_a_cluster_that_is_gone() -> None:
     named = os.environ.get("RAY_ADDRESS", "auto")
     address, source = (named, "RAY_ADDRESS") if named != "auto" else (place.read_text().strip() if place.exists() else "", f"'{place}'")
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or "://" in address:  # no cluster is named, or in a form that Ray resolves itself
+    if not host or not port.isdigit() or "://" in address:  # no cluster is named, or the address is in a form that Ray resolves itself
         return
     try:
         socket.create_connection((host, int(port)), timeout=ANSWERS_S).close()
@@ -115,7 +115,7 @@ def _refuse_a_cluster_that_is_gone() -> None:
 
 
 def _share(actors: int | None, device: str) -> _Share:
-    """Gives each actor as many CPUs as possible, with room for all actors."""
+    """Gives each actor as many CPUs as possible while all actors fit."""
     if device not in ("cpu", "cuda"):
         raise InputError(f"Ray schedules CPUs and CUDA GPUs; the classifiers are on {device}: load them with device='cpu'.")
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -135,10 +135,10 @@ def _share(actors: int | None, device: str) -> _Share:
 def _work(share: _Share, plan: Plan, store: Store, units: Sequence[Unit], report: Callable[[int], object]) -> None:
     orders = _orders(units, share.actors)
     with _on_the_cpu(plan.classifiers), _quiet():
-        # Ray Data restarts dead actors and hands out their orders again without end: this count ends it.
+        # Ray Data restarts dead actors and resubmits their orders without limit; this count ends it.
         begun = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(EventCounter).remote()
         arguments = (ray.put(_packed(plan, store)), begun, share, os.getcwd())
-        # Orders are in the object store from the start: no reader needs a CPU while actors may have claimed all of them.
+        # Orders are in the object store from the start: no reader needs a CPU after actors have claimed all of them.
         data = ray.data.from_items(orders, override_num_blocks=len(orders)).map_batches(
             _Actor,
             batch_size=1,
@@ -163,7 +163,7 @@ def _work(share: _Share, plan: Plan, store: Store, units: Sequence[Unit], report
 
 
 def _orders(units: Sequence[Unit], actors: int) -> list[dict[str, Any]]:
-    """Batches of one group each, fewer per order towards the end, so that the actors finish at about the same time."""
+    """Splits the units into orders of one group each; orders shrink towards the end, so that the actors finish at about the same time."""
     found, left = [], len(units)
     for group, together in groupby(units, key=attrgetter("group")):
         numbers = [unit.number for unit in together]
@@ -176,7 +176,7 @@ def _orders(units: Sequence[Unit], actors: int) -> list[dict[str, Any]]:
 
 
 class _Actor:
-    """Does orders of batches. Nothing is raised here: an error is sent to the driver, which raises it unchanged."""
+    """Computes orders of batches. Errors are not raised here: they are sent to the driver, which raises them unchanged."""
 
     def __init__(self, packed: Any, begun: Any, share: _Share, folder: str) -> None:
         self.packed = packed
@@ -192,7 +192,7 @@ class _Actor:
                 self.executor = Executor(*self._unpacked())
                 self.pages.enter_context(
                     kept_pages()
-                )  # as long as the process lives: pages returned after each order would be faulted in again
+                )  # for the life of the process: pages that are returned after each order would be faulted in again
             images = sum(self._do(self.executor, order["group"], order["numbers"]) for order in orders.to_pylist())
             yield _answer(images, None)
         except Exception as error:
@@ -201,7 +201,7 @@ class _Actor:
     def _unpacked(self) -> tuple[Plan, Store]:
         torch.set_num_threads(self.share.cpus)
         with contextlib.suppress(OSError):
-            os.chdir(self.folder)  # relative paths start from here
+            os.chdir(self.folder)  # relative paths start here
         plan, folder = pickle.loads(ray.get(self.packed))
         store = Store(folder)
         for classifier in plan.classifiers:
@@ -218,7 +218,7 @@ class _Actor:
         return plan, store
 
     def _do(self, executor: Executor, group: int, numbers: Sequence[int]) -> int:
-        """Does the batches of an order whose parts lack something, decoding ahead, and counts the images of all."""
+        """Computes the batches of an order whose parts are incomplete, decoding ahead, and returns the number of images in all of them."""
         plan, store = executor.plan, executor.store
         preprocessing, _ = plan.groups()[group]
         units = [Unit(group, number) for number in numbers]
@@ -241,7 +241,7 @@ def _answer(images: int, error: bytes | None) -> pa.Table:
 
 
 def _sendable(error: Exception) -> bytes:
-    """An error with its traceback as a note; an error that cannot be pickled becomes a RuntimeError with its text."""
+    """Serializes an error with its traceback as a note; an error that cannot be pickled becomes a RuntimeError with its text."""
     error.add_note(f"in an actor on {socket.gethostname()}:\n{traceback.format_exc()}")
     try:
         sent: bytes = cloudpickle.dumps(error)
@@ -252,10 +252,10 @@ def _sendable(error: Exception) -> bytes:
 
 
 def _packed(plan: Plan, store: Store) -> bytes:
-    """The plan with its classifiers, and with user code that is not installed and that the actors' machines may lack.
+    """Serializes the plan with its classifiers and with user code that is not installed and may be missing on the actors' machines.
 
     Raises:
-        UnsupportedError: part of it cannot be sent to another process.
+        UnsupportedError: a part of it cannot be sent to another process.
     """
     own = [module for name, module in list(sys.modules.items()) if _is_own(name, module)]
     for module in own:
@@ -275,7 +275,7 @@ def _packed(plan: Plan, store: Store) -> bytes:
 
 
 def _is_own(name: str, module: ModuleType) -> bool:
-    """Whether a module is a user's file, not part of an installed package."""
+    """Checks whether a module is a user's file, not part of an installed package."""
     file = getattr(module, "__file__", None)
     if not isinstance(file, str) or getattr(module, "__name__", None) != name or name.partition(".")[0] in ("xattn", "__mp_main__"):
         return False
@@ -300,7 +300,7 @@ def _on_the_cpu(classifiers: Sequence[Classifier]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Hides Ray Data's progress bars and plans; its log files have them."""
+    """Hides Ray Data's progress bars and plans; they remain in its log files."""
     context = DataContext.get_current()
     before = context.enable_progress_bars, context.print_on_execution_start
     logger = logging.getLogger("ray.data")
