@@ -29,6 +29,7 @@ BR_NPA = "br-npa:rank_probes=true"  # the probes send no gradient into the featu
 HIGH = ("layer3", "layer4")
 SEEN: dict[str, Any] = {"input_size": 64, "resize": 64, "labels": list(CLASSES)}
 ALL_RANKS = "1 2 3"
+RECIPES = ("low", "high", "stream", "tokens")
 
 
 @dataclass(frozen=True)
@@ -160,16 +161,20 @@ class Trainings:
         self.folder = folder
         self.budget = budget
         folder.mkdir(parents=True, exist_ok=True)
-        path, said = folder / "budget.json", json.dumps(self._spent())
-        if path.exists() and path.read_text() != said:
-            raise click.ClickException(
-                f"{folder} holds trainings of another budget or of other pictures: {path.read_text()}, not {said}. Give another folder."
-            )
-        path.write_text(said)
+        path, spent = folder / "budget.json", self._spent()
+        if path.exists():
+            stored = json.loads(path.read_text())
+            for name in RECIPES:  # settings that an earlier version did not have are at their defaults
+                stored[name] = Recipe().to_json() | stored[name]
+            if stored != spent:
+                raise click.ClickException(
+                    f"{folder} holds trainings of another budget or of other pictures: {stored}, not {spent}. Give another folder."
+                )
+        path.write_text(json.dumps(spent))
 
     def _spent(self) -> dict[str, Any]:
         """Returns what the trainings depend on."""
-        recipes = {name: getattr(self, f"_{name}")().to_json() for name in ("low", "high", "stream", "tokens")}
+        recipes = {name: getattr(self, f"_{name}")().to_json() for name in RECIPES}
         return {
             "count": self.budget.count,
             "embedded": self.budget.embedded,
