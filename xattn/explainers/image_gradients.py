@@ -22,7 +22,7 @@ Channels = Literal["abs-max", "sum"]
 def _mean_gradient(trace: Trace, changed: Iterator[Tensor], count: int) -> Tensor:
     """Mean of the gradients of each image's score at changed copies of it, `(B, 3, H, W)`.
 
-    As many copies as one forward takes are run together.
+    Copies are run in batches as large as one forward takes.
 
     Args:
         trace: of the batch.
@@ -46,7 +46,7 @@ def _map(attributions: Tensor, channels: Channels) -> Tensor:
 @register("integrated-gradients", source="Sundararajan et al. 2017, Sec. 3")
 @dataclass(frozen=True)
 class IntegratedGradients(RunsNetworkAgain):
-    """Image times the mean gradient on the straight line from black to it; all values sum to the rise of the score over that of black.
+    """Image times the mean gradient on the straight line from black to it; all values sum to the score minus that of a black image.
 
     Attributes:
         steps: points on the line; each is a forward and a backward of the batch.
