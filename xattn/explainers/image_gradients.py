@@ -66,7 +66,7 @@ class IntegratedGradients(RunsNetworkAgain):
             raise SettingError(f"integrated-gradients takes at least one step; got steps={self.steps}.")
 
     def forwards(self, channels: int, size: tuple[int, int]) -> int:
-        """None without gradients."""
+        """0: all forwards of this method are run with gradients."""
         return 0
 
     def attributions(self, trace: Trace) -> Tensor:
@@ -106,7 +106,7 @@ class SmoothGrad(RunsNetworkAgain):
             raise SettingError(f"smooth-grad's noise has a standard deviation of 0 or more; got sigma={self.sigma}.")
 
     def forwards(self, channels: int, size: tuple[int, int]) -> int:
-        """None without gradients."""
+        """0: all forwards of this method are run with gradients."""
         return 0
 
     def attributions(self, trace: Trace) -> Tensor:
