@@ -28,7 +28,7 @@ M = TypeVar("M")
 T = TypeVar("T")
 Obj = TypeVar("Obj", bound=Callable[..., Any])
 LARGEST_INTEGER = 2**31 - 1
-MOST_OF_OTHERS = 10**6  # the largest integer that is handed to another library, which would compute or allocate as many
+MOST_OF_OTHERS = 10**6  # the largest integer that is passed to another library, which might compute or allocate that many
 _INTEGER = re.compile(r"[+-]?[0-9]{1,10}")
 
 
@@ -41,12 +41,12 @@ class AtMost:
 
 @dataclass(frozen=True)
 class Entry(Generic[M]):
-    """What is registered under a name.
+    """An entry of a registry.
 
     Attributes:
         name: the name.
         obj: a function, or a frozen dataclass of settings.
-        metadata: what it declares of itself.
+        metadata: its declared metadata.
         summary: first line of the docstring.
     """
 
@@ -68,9 +68,9 @@ class Component(Generic[M, T]):
     """A component with its settings, ready for use.
 
     Attributes:
-        spec: its name as rows show it: `name`, or `name:key=value,…` with the settings that are not the default.
+        spec: its name in the rows: `name`, or `name:key=value,…` with the settings that are not the default.
         instance: the function, or the dataclass instance.
-        metadata: what it declares of itself.
+        metadata: its declared metadata.
     """
 
     spec: str
@@ -83,7 +83,7 @@ class Adapter(Generic[M, T]):
     """The components of another library.
 
     Attributes:
-        names: what it has, by name, with the object whose docstring describes it.
+        names: the components by name, each with the object whose docstring describes it.
         create: a name and settings as text → the component.
         package: the library, as it is imported.
     """
@@ -94,7 +94,7 @@ class Adapter(Generic[M, T]):
 
     @property
     def installed(self) -> bool:
-        """Whether the library is there; it is not imported."""
+        """Whether the library is installed; it is not imported."""
         return importlib.util.find_spec(self.package) is not None
 
 
@@ -102,7 +102,7 @@ class Registry(Generic[M, T]):
     """A table of components of one kind.
 
     Args:
-        kind: the kind, as messages call it: "method", "metric", "head".
+        kind: name of the kind in messages: "method", "metric", "head".
     """
 
     def __init__(self, kind: str) -> None:
@@ -127,7 +127,7 @@ class Registry(Generic[M, T]):
         self.adapters[name] = adapter
 
     def names(self) -> list[str]:
-        """All names, those of installed libraries included."""
+        """All names, including those of installed libraries."""
         return sorted(self.entries) + sorted(self.adapted_names())
 
     def installed(self) -> list[str]:

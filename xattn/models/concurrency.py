@@ -1,7 +1,7 @@
-"""Several threads that explain one network at a time: hooks that act in their own thread, counted flags, and turns.
+"""Lets several threads explain one network: hooks that act in their own thread, counted flags, and turns.
 
-xattn's own methods only read a network, so that any number of threads may run one without waiting. Other libraries change modules,
-hooks and the process's random generators while they run: they get the network for themselves, and everyone else waits.
+xattn's own methods only read a network, so any number of threads may run one at once. Other libraries change modules, hooks and the
+process's random generators while they run: they get the network exclusively, and all other threads wait.
 """
 
 from __future__ import annotations
