@@ -252,7 +252,6 @@ def _answered(parts: KnownParts) -> Tensor:
 
 
 def _checked(holds: Tensor, ordered: Tensor, masks: Tensor, parts: KnownParts) -> Tensor:
-    """Percentage of the cases `(B, N − 1)` in which a condition holds; NaN unless the map orders parts and the network answers
-    correctly."""
+    """Percentage of the cases `(B, N − 1)` in which a condition holds; NaN unless the map orders parts and the answer is the target."""
     there = ordered & _answered(parts).to(ordered.device)
     return defined(torch.where(there, 100 * holds.double().mean(dim=1), torch.nan), masks, parts)
