@@ -1,14 +1,16 @@
 """Every error that xattn raises on purpose.
 
-    XattnError                     root; `exit_code` is the exit status of the command line ├── NameUnknownError           a component,
-    class or column of that name does not exist (ValueError, exit 2) ├── SettingError               a component exists, but not with that
-    setting            (ValueError, exit 2) ├── InputError                 tensors, labels or arguments that cannot be used
-    (ValueError, exit 2) ├── UnsupportedError           the network does not support the request                 (ValueError) ├──
-    WeightsError               a weights file that does not fit or cannot be read       (ValueError) ├── UntrustedCodeError         a file
-    that names code which loading it would run        (PermissionError, exit 2) ├── ImageError                 one image that cannot be read
-    or scored                  (ValueError) ├── RunError                   a run folder that cannot be used or written (OSError) ├──
-    DivergedError              a training whose loss is no longer a number              (ArithmeticError) └── MissingPackageError        an
-    optional package that is not installed                (ImportError)
+    XattnError                     root; `exit_code` is the exit status of the command line
+    ├── NameUnknownError           a component, class or column of that name does not exist (ValueError, exit 2)
+    ├── SettingError               a component exists, but not with that setting            (ValueError, exit 2)
+    ├── InputError                 tensors, labels or arguments that cannot be used         (ValueError, exit 2)
+    ├── UnsupportedError           the network does not support the request                 (ValueError)
+    ├── WeightsError               a weights file that does not fit or cannot be read       (ValueError)
+    ├── UntrustedCodeError         a file that names code which loading it would run        (PermissionError, exit 2)
+    ├── ImageError                 one image that cannot be read or scored                  (ValueError)
+    ├── RunError                   a run folder that cannot be used or written              (OSError)
+    ├── DivergedError              a training whose loss is no longer a number              (ArithmeticError)
+    └── MissingPackageError        an optional package that is not installed                (ImportError)
 
 A message says what was requested, what it needs, what was given and what to do.
 """
