@@ -213,7 +213,7 @@ def split_spec(spec: str) -> tuple[str, dict[str, str]]:
     """`name:key=value,key=value` → name and settings as text.
 
     Raises:
-        SettingError: a setting without `=`, or the same key twice.
+        SettingError: a setting has no `=`, or a key occurs twice.
     """
     name, _, rest = spec.partition(":")
     settings: dict[str, str] = {}
@@ -229,7 +229,7 @@ def split_spec(spec: str) -> tuple[str, dict[str, str]]:
 
 
 def written(name: str, settings: Any) -> str:
-    """A settings dataclass as a user writes it, defaults left out."""
+    """Formats a settings dataclass in the user's notation, without defaults."""
     changed = [
         f"{f.name}={_text(getattr(settings, f.name))}" for f in dataclasses.fields(settings) if getattr(settings, f.name) != f.default
     ]
@@ -241,12 +241,12 @@ def _text(value: Any) -> str:
 
 
 def coerce(text: str, hint: Any) -> Any:
-    """Text as a value of an annotated type: bool, int, float, str, a Literal, one of these with a bound, or one of these or None.
+    """Converts text to a value of an annotated type: bool, int, float, str, a Literal, one of these with a bound, or one of these or None.
 
     Integers are written in the digits 0 to 9 and lie within ±(2³¹ − 1); numbers are finite.
 
     Raises:
-        ValueError: it does not read as that type.
+        ValueError: the text is not a value of this type.
 
     >>> coerce("12", int), coerce("1e-3", float), coerce("none", int | None)
     (12, 0.001, None)
@@ -303,7 +303,7 @@ def _described(hint: Any) -> str:
 
 
 def import_modules(package: str, path: Iterable[str]) -> None:
-    """Imports every module of a package, so that whatever one of them registers is known.
+    """Imports every module of a package, so that everything that they register is known.
 
     Args:
         package: its name, `__name__` in its `__init__`.

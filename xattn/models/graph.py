@@ -155,7 +155,7 @@ def _learnt_queries(node: Node, image: Set[Node]) -> set[int]:
 
 
 def _learnt_sides(product: Node, image: Set[Node]) -> set[int]:
-    """The sizes of the axis of a product that comes from a factor that does not depend on the image."""
+    """The sizes of the axes of a product that come from factors that do not depend on the image."""
     factors = _factors(product)
     if is_a(product, ("ConvolutionBackward",)):  # its channels come first and come from its weights
         factors.reverse()

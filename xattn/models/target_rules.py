@@ -1,4 +1,4 @@
-"""How the target of each image is chosen: rules that use the unmasked output and the labels."""
+"""Rules that choose the target of each image, from the output for the unmasked image and the labels."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from xattn.models.classifier import Classifier
 
 @dataclass(frozen=True)
 class TargetRule(ABC):
-    """How the target of each image is chosen.
+    """A rule that chooses the target of each image.
 
     Attributes:
-        text: as in the rows: "predicted", "label", "given", `predicted - second`, …
+        text: its name in the rows: "predicted", "label", "given", `predicted - second`, …
     """
 
     text: str
@@ -47,15 +47,15 @@ class TargetRule(ABC):
 
     @property
     def without_probability(self) -> str | None:
-        """What its targets are, in messages, if they have no probability; None if they have one."""
+        """The name of its targets in messages, if they have no probability; None if they have one."""
         return None
 
     def described(self) -> Any:
-        """What `run.json` records of it."""
+        """Its description in `run.json`."""
         return self.text
 
     def __len__(self) -> int:
-        """Number of images that it is for; 1: any number."""
+        """Number of images that the rule is for; 1: any number."""
         return 1
 
     def part(self, part: slice) -> TargetRule:
@@ -75,7 +75,8 @@ class TargetRule(ABC):
 
 @dataclass(frozen=True)
 class Terms(TargetRule):
-    """Weighted classes, each an index, "predicted", "second" or "label". A single one of weight 1 is a class; all else is a contrast."""
+    """Weighted classes, each an index, "predicted", "second" or "label". A single class of weight 1 is a class target; all else is a
+    contrast."""
 
     terms: tuple[tuple[float, int | str], ...]
 
@@ -134,7 +135,7 @@ class EveryLabel(TargetRule):
 
 @dataclass(frozen=True)
 class OfOutput(TargetRule):
-    """Classes that the output for an image itself names; the batch holds an image once for each of them."""
+    """Classes that are chosen from the output for an image; the batch holds an image once for each of them."""
 
     @property
     def per_label(self) -> bool:
@@ -142,14 +143,14 @@ class OfOutput(TargetRule):
 
     @abstractmethod
     def predicted(self, classifier: Classifier, row: Tensor) -> tuple[int, ...]:
-        """The classes that are explained of an image.
+        """The classes to explain for an image.
 
         Args:
             classifier: the one that is explained.
             row: its output for the image, `(K,)` or `(K, h, w)`.
 
         Raises:
-            InputError: there is none; the message says what is nearest to it.
+            InputError: there is none; the message names the nearest one.
         """
 
 
