@@ -5,7 +5,7 @@ memory, the arguments of its public function, and the checks of the contract tes
 
 | kind | takes | examples |
 |---|---|---|
-| `MaskMetric` | the mask alone | complexity |
+| `MaskMetric` | only the mask | complexity |
 | `RawMapMetric` | the raw map at its own resolution | sparsity |
 | `ResponseMetric` | the target's probability under perturbations | average drop |
 | `CurveMetric` | the probability along a curve of perturbations | insertion, deletion |

@@ -20,7 +20,7 @@ def pearson(maps: Tensor, others: Tensor) -> Tensor:
 
     Args:
         maps: `(B, h, w)`.
-        others: likewise.
+        others: in the same form.
 
     Returns:
         `(B,)` float64 in [-1, 1]; NaN where a map is constant or not finite.
@@ -38,7 +38,7 @@ def spearman(maps: Tensor, others: Tensor) -> Tensor:
 
     Args:
         maps: `(B, h, w)`.
-        others: likewise.
+        others: in the same form.
 
     Returns:
         `(B,)` float64 in [-1, 1]; NaN where a map is constant or not finite.
@@ -79,7 +79,7 @@ def ssim(masks: Tensor, others: Tensor) -> Tensor:
 
     Args:
         masks: `(B, H, W)` in [0, 1], 11 pixels or more on each side.
-        others: likewise.
+        others: in the same form.
 
     Returns:
         `(B,)` float64 in [-1, 1]; 1 for equal masks.

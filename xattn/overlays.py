@@ -246,7 +246,7 @@ def _strips(rows: int, width: int) -> Iterator[slice]:
 
 
 def _lines(inside: NDArray[np.bool_], thick: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """The line just within a region, and the one just outside it: two of `(H, W)` bool. The picture's edge is no line."""
+    """The line just within a region, and the one just outside it: two of `(H, W)` bool. The picture's edge is not a line."""
     return inside & _grown(~inside, thick), _grown(inside, thick) & ~inside
 
 

@@ -185,7 +185,7 @@ class Registry(Generic[M, T]):
         """The components that specs mean, each once.
 
         Raises:
-            InputError: a string in the place of a list, or none.
+            InputError: a string is given instead of a list, or nothing.
         """
         if isinstance(specs, str):
             raise InputError(f"{self.kind}s are a list: write {self.kind}s=['{specs}'].")

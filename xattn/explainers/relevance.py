@@ -11,7 +11,7 @@ A sum or a product L of two tensors u and v, of matrices or of elements, passes 
 
 normalised over the image so that Σ R_u + Σ R_v = Σ R (Eq. 9 and 10):
 
-    R_u ← R_u · |Σ R_u| / (|Σ R_u| + |Σ R_v|) · Σ R / Σ R_u,    and R_v likewise
+    R_u ← R_u · |Σ R_u| / (|Σ R_u| + |Σ R_v|) · Σ R / Σ R_u,    and R_v in the same way
 
 A product passes Σ R to each, so the normalisation halves both. A mean is a linear map with equal weights. Softmax, functions of single
 elements and normalisations pass R on unchanged, as in the authors' release; so do factors, divisors and terms that do not depend on the

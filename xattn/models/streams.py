@@ -28,7 +28,7 @@ class Looks:
     Attributes:
         boxes: `(B, n, 4)`, x1, y1, x2, y2 in pixels of the image.
         alpha: `(B, n, T)`, the weight of each step.
-        steps: `(B, T, K)`, the logits of each step alone: the local stream's classifier on its output, the mean over the patches. In the
+        steps: `(B, T, K)`, the logits of each single step: the local stream's classifier on its output, averaged over the patches. In the
             graph of the forward.
         attention: `(B·n, T, h, w)`, where the self-attention of each step looks; None without it.
     """

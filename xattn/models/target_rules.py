@@ -179,12 +179,12 @@ class PredictedLabels(OfOutput):
 
 @dataclass(frozen=True)
 class PredictedRegion(OfOutput):
-    """A class over the pixels that a network of maps of logits predicts as it on the unmasked image, see `xattn.metrics.targets.Region`.
+    """A class over the pixels that a segmentation network predicts as this class on the unmasked image, see `xattn.metrics.targets.Region`.
 
-    The pixels of a class are those where its logit is the largest, of a multi-label network those where it is above 0.
+    The pixels of a class are those where its logit is the largest; for a multi-label network, those where it is above 0.
 
     Attributes:
-        index: of the class; None: the one with the most pixels, of equal ones the first.
+        index: of the class; None: the class with the most pixels, the first of equal ones.
     """
 
     index: int | None
@@ -214,7 +214,7 @@ class PredictedRegion(OfOutput):
 
 
 def _pixels_of_classes(output: Tensor, multi_label: bool) -> Tensor:
-    """Which pixels are predicted as which class, `(B, K, h, w)` bool, of maps of logits."""
+    """The pixels that maps of logits predict as each class, `(B, K, h, w)` bool."""
     if multi_label:
         return output > 0
     return torch.zeros_like(output, dtype=torch.bool).scatter_(1, output.argmax(dim=1, keepdim=True), True)
@@ -245,11 +245,11 @@ class Given(TargetRule):
 
 
 def labels_of(classifier: Classifier, label: Label) -> tuple[float, ...]:
-    """What an image's label means to a classifier: class indices, or the value of a regression.
+    """Converts an image's label to class indices of a classifier, or to the value of a regression.
 
     Raises:
         NameUnknownError: there is no class of that name.
-        InputError: an index outside the classes, or not one number for a regression.
+        InputError: an index is outside the classes, or the label is not one number for a regression.
     """
     if not classifier.regression:
         if isinstance(label, float):

@@ -25,15 +25,15 @@ logger = logging.getLogger("xattn")
 
 BY_TEXT = ("clip", "siglip")  # types of model that compare images with texts
 WARPED_FROM = 384  # from this side on, ConvNeXt's images are warped, not cropped
-EAGER = {"attn_implementation": "eager"}  # a configuration could name code on the hub in its place
-LEVELS = 4  # of 255, by which a decoded and resized picture may differ between libraries
+EAGER = {"attn_implementation": "eager"}  # a configuration could otherwise name code on the hub
+LEVELS = 4  # levels of 255 by which a decoded and resized picture may differ between libraries
 
 
 def from_transformers(request: Request) -> Built:
     """The network of `hf:NAME_OR_FOLDER`: an image classifier with its image processor and labels, or a CLIP or SigLIP.
 
     Raises:
-        InputError: no classes by text where they are needed, or classes by text where the model has its own.
+        InputError: classes by text are needed but missing, or given although the model has its own classes.
         WeightsError: the model is neither in the folder nor in the cache and could not be downloaded, or its weights do not fit.
         UnsupportedError: it is not an image classifier, or its preprocessing is more than a crop and a normalisation.
         UntrustedCodeError: the model comes with code, which is not trusted.
