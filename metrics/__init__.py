@@ -1,8 +1,8 @@
 """Metrics of saliency maps, as functions in pixel space.
 
 Most take `predict` (any callable from images to the network's logits, before any softmax or sigmoid), images, masks and targets (class
-indices, or a target of `xattn.metrics.targets`). Where `predict` gives probabilities, say so: `outputs="probabilities"`. Some take only raw
-maps or masks. Each gives one value per image, `(B,)` float64. Nothing here depends on a classifier or an explainer.
+indices, or a target of `xattn.metrics.targets`). If `predict` returns probabilities, pass `outputs="probabilities"`. Some take only raw
+maps or masks. Each returns one value per image, `(B,)` float64. Nothing here depends on a classifier or an explainer.
 """
 
 import sys
@@ -94,7 +94,7 @@ __all__ = [
     "sparsity",
     "to_masks",
 ]
-# The function of a metric whose module is not named above; bound here, since it may have the same name as its module.
+# Functions of metrics whose modules are not named above; bound here, since a function may have the same name as its module.
 _others = {name.replace("-", "_"): sys.modules[entry.obj.__module__] for name, entry in metrics.entries.items()}
 _functions = {name: getattr(module, name) for name, module in _others.items() if name not in __all__ and hasattr(module, name)}
 globals().update(_functions)

@@ -1,4 +1,4 @@
-"""Which points of a curve to evaluate: a few first, then points in between where the curve bends most."""
+"""Chooses which points of a curve to evaluate: first a few, then points in between where the curve bends most."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ FALLING, RISING = (1 / 16, 1 / 8, 1 / 4, 1 / 2), (1 / 8, 1 / 4, 1 / 2, 3 / 4)
 
 
 def first_points(count: int, *, early: bool) -> Tensor:
-    """The steps to evaluate first, of `count` including the ends, which are left out: the quarters and an eighth, since most curves rise
-    at first; with `early`, halves towards the beginning, since a network forgets its target with the first pixels removed from it."""
+    """The steps to evaluate first, of `count` including the ends, which are left out: the quarters and an eighth, since most curves rise at
+    first; with `early`, halves towards the beginning, since the target's probability falls with the first removed pixels."""
     last = count - 1
     points: Tensor = torch.tensor([int(last * share) for share in (FALLING if early else RISING)]).unique()
     return points[(points > 0) & (points < last)]
 
 
 def interpolated(p: Tensor, shares: Tensor) -> Tensor:
-    """A curve with monotone cubic pieces between the evaluated points (Fritsch and Butland 1984; SciPy's `PchipInterpolator`).
+    """Interpolates a curve with monotone cubic pieces between the evaluated points (Fritsch and Butland 1984; SciPy's `PchipInterpolator`).
 
     Straight lines cut off the bends, all on the same side; a cubic that stays between its neighbouring values adds no bend of its own.
 
@@ -45,7 +45,8 @@ def interpolated(p: Tensor, shares: Tensor) -> Tensor:
 
 
 def _tangents(p: Tensor, shares: Tensor, before: Tensor, after: Tensor) -> Tensor:
-    """The curve's slope at each known point: the harmonic mean of the chords beside it, 0 where they turn. Meaningless elsewhere."""
+    """The curve's slope at each known point: the harmonic mean of the chords on both sides, 0 where their signs differ. Meaningless
+    elsewhere."""
     last = p.shape[1] - 1
     places = torch.arange(last + 1, device=p.device).expand_as(p)
     previous, following = before.gather(1, (places - 1).clamp(min=0)), after.gather(1, (places + 1).clamp(max=last))
@@ -60,7 +61,8 @@ def _tangents(p: Tensor, shares: Tensor, before: Tensor, after: Tensor) -> Tenso
 
 
 def _at_end(first: Tensor, width: Tensor, second: Tensor, second_width: Tensor) -> Tensor:
-    """The slope at an end: that of a parabola through three points, limited so that the piece stays monotone; of two points, the line's."""
+    """The slope at an end: that of a parabola through three points, limited so that the piece stays monotone; with two points, that of the
+    line."""
     parabola = ((2 * width + second_width) * first - width * second) / (width + second_width)
     held = torch.where((first * second < 0) & (parabola.abs() > 3 * first.abs()), 3 * first, parabola)
     return torch.where(second.isnan(), first, torch.where(held * first > 0, held, 0.0))
@@ -69,9 +71,9 @@ def _at_end(first: Tensor, width: Tensor, second: Tensor, second_width: Tensor) 
 def next_points(p: Tensor, shares: Tensor, tolerance: float) -> Tensor:
     """The next step of each curve to evaluate: `(B, T + 1)` bool, at most one per curve, none if the area is known well enough.
 
-    Between two known points a and b, the error of a straight line's area is estimated by the geometric mean of two guesses: what a
-    parabola through the neighbours would leave out (where the curve bends), and half of the rectangle from a to b, which no monotone curve
-    exceeds.
+    Between two known points a and b, the error of a straight line's area is estimated by the geometric mean of two guesses: the area
+    between the line and a parabola through the neighbours (where the curve bends), and half of the rectangle from a to b, which no monotone
+    curve exceeds.
 
     Args:
         p: `(B, T + 1)`, NaN where it is not known; both ends are known.

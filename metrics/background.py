@@ -1,7 +1,6 @@
-"""Whether a map is true to what lies beside the parts: objects that do not matter, and a cue that a network may have learnt.
+"""Metrics of the background next to known parts: objects that do not matter, and a cue that a network may have learnt.
 
-The parts and the objects are in `KnownParts`. A picture whose parts are not known has no value (NaN), nor has a map that
-shows nothing.
+The parts and the objects are in `KnownParts`. A picture without known parts has no value (NaN), and neither has a map that shows nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
     from xattn.metrics.known_parts import KnownParts
 
-IRRELEVANT = 0.05  # of the target's logit: what changes it by less does not matter
+IRRELEVANT = 0.05  # share of the target's logit: a smaller change does not matter
 
 
 @register("distractibility", symbol="Dist", better="higher", source="Hesse et al. 2023, distractibility")
@@ -39,14 +38,14 @@ class Distractibility(PartsMetric):
 
 
 def distractibility(masks: Tensor, parts: KnownParts) -> Tensor:
-    """Percentage of the pairs of something that matters to the network and something that does not which the map orders so.
+    """Percentage of pairs, of a region that matters to the network and one that does not, that the map ranks correctly.
 
-    What is paired are the visible parts and objects of the background. One does not matter if the target's logit falls by less than 5 % of
-    its magnitude, or rises, without it. The map shows each by the mean of the mask in it; a tie, within 2⁻¹⁶, counts a half.
+    The regions are the visible parts and the objects of the background. A region does not matter if the target's logit falls by less than 5
+    % of its magnitude, or rises, without it. The map's value of a region is the mean of the mask in it; a tie, within 2⁻¹⁶, counts a half.
 
-    **Differs** from Hesse et al. 2023, who print the share of what does not matter that lies below one threshold on the sum of the
-    attribution, chosen to be best for all pictures: here it is the area over all thresholds (the area under the ROC curve), and the mean,
-    not the sum, as in `parts_removal`, so that a large thing does not distract because it is large.
+    **Differs** from Hesse et al. 2023, who print the share of unimportant regions below one threshold on the sum of the attribution, chosen
+    to be best for all pictures. Here it is the area over all thresholds (the area under the ROC curve), and the mean, not the sum, as in
+    `parts_removal`, so that a region does not distract only because it is large.
 
     Args:
         masks: `(B, H, W)` in [0, 1].
@@ -54,7 +53,7 @@ def distractibility(masks: Tensor, parts: KnownParts) -> Tensor:
 
     Returns:
         `(B,)` float64, percent in [0, 100]; higher is better, and a uniform map has 50. NaN for a mask of zeros, where no part is visible,
-        and where everything visible matters, or nothing does. A map that is each one's effect: 100.
+        and where all visible regions matter, or none does. A map that shows each region's effect has 100.
 
     Raises:
         InputError: shapes or values that do not match, or no objects are given.
@@ -77,7 +76,7 @@ def distractibility(masks: Tensor, parts: KnownParts) -> Tensor:
 @register("background-independence", symbol="BI", better="higher", source="Hesse et al. 2023, background independence")
 @dataclass(frozen=True)
 class BackgroundIndependence(PartsMetric):
-    """Share of the background's objects that do not matter to the network: a fact of the network, the same for all methods."""
+    """Share of the background's objects that do not matter to the network: a property of the network, the same for all methods."""
 
     lacks = "no object of the background is visible"
 
@@ -89,19 +88,20 @@ class BackgroundIndependence(PartsMetric):
 
 
 def background_independence(parts: KnownParts) -> Tensor:
-    """Percentage of the visible background objects without which the target's logit falls by less than 5 % of its magnitude, or rises.
+    """Percentage of visible background objects whose removal lowers the target's logit by less than 5 % of its magnitude, or raises it.
 
-    It says what the network rests on, not how good a map is: all methods have the same value, and it stands beside theirs so that
-    `distractibility` can be read.
+    It measures what the network uses, not how good a map is: all methods have the same value. It is reported to help interpret
+    `distractibility`.
 
-    **Differs** from Hesse et al. 2023: each picture has its own share, where they pool the objects of all pictures; of what is visible.
+    **Differs** from Hesse et al. 2023: each picture has its own share, while they pool the objects of all pictures; only visible objects
+    count.
 
     Args:
         parts: of the pictures, with `objects` and `without`.
 
     Returns:
-        `(B,)` float64, percent in [0, 100]; higher: the background matters less. NaN where no object is visible. A network that sees the
-        parts alone: 100.
+        `(B,)` float64, percent in [0, 100]; higher: the background matters less. NaN where no object is visible. A network that sees only
+        the parts has 100.
 
     Raises:
         InputError: no objects are given.
@@ -133,11 +133,11 @@ class CleverHans(PartsMetric):
 
 
 def clever_hans(masks: Tensor, parts: KnownParts) -> Tensor:
-    """Percentage of the visible parts that the map puts on the side of the cue on which their removal puts them.
+    """Percentage of the visible parts that the map ranks correctly above or below the cue, by the effect of their removal.
 
-    A part is on the right side if the mask's mean in it is above that in the cue where its removal lowers the target's logit more than the
-    cue's removal does, and below where less; a tie of the means counts a half. Of a network that has learnt the cue it asks whether the map
-    says so, of one that has not whether the map leaves the cue alone.
+    A part whose removal lowers the target's logit more than the cue's removal is ranked correctly if the mask's mean in it is above that in
+    the cue; a part whose removal lowers it less, if the mean is below. A tie of the means counts a half. For a network that has learnt the
+    cue, this tests whether the map shows the cue; for a network that has not, whether the map ignores it.
 
     Args:
         masks: `(B, H, W)` in [0, 1].
@@ -145,7 +145,7 @@ def clever_hans(masks: Tensor, parts: KnownParts) -> Tensor:
 
     Returns:
         `(B,)` float64, percent in [0, 100]; higher is better, and a uniform map has 50. NaN for a mask of zeros, where no cue is visible,
-        or where the cue and the parts have the same effect. A map that is each one's effect: 100.
+        or where the cue and the parts have the same effect. A map that shows the effect of each has 100.
 
     Raises:
         InputError: shapes or values that do not match, or no objects are given.
@@ -185,7 +185,7 @@ def _spares(whole: Tensor, without: Tensor) -> Tensor:
 
 
 def _relevance(parts: KnownParts) -> tuple[Tensor, Tensor, Tensor]:
-    """Where the parts and then the objects are, `(B, N + T, H, W)`; which of those visible matter, and which do not, `(B, N + T)`."""
+    """Regions of the parts and then the objects, `(B, N + T, H, W)`; which visible ones matter, and which do not, `(B, N + T)`."""
     objects, without = _objects(parts)
     values = parts.values
     whole = values[:, -1:]

@@ -1,11 +1,11 @@
-"""The kinds of metric, what a metric declares, and the registry.
+"""The kinds of metric, their metadata, and the registry.
 
 A metric is a frozen dataclass of settings, of one of seven kinds. The kind says what it takes; this determines its cost in forwards, its
 memory, the arguments of its public function, and the checks of the contract tests:
 
 | kind | takes | examples |
 |---|---|---|
-| `MaskMetric` | the mask alone | complexity |
+| `MaskMetric` | only the mask | complexity |
 | `RawMapMetric` | the raw map at its own resolution | sparsity |
 | `ResponseMetric` | the target's probability under perturbations | average drop |
 | `CurveMetric` | the probability along a curve of perturbations | insertion, deletion |
@@ -40,7 +40,7 @@ COSTED_SIZE, COSTED_CELLS = (224, 224), 49
 
 @dataclass(frozen=True)
 class MetricMetadata:
-    """What a metric declares.
+    """Metadata that a metric is registered with.
 
     Attributes:
         symbol: as papers print it: AD, I, …
@@ -49,8 +49,8 @@ class MetricMetadata:
         limits: lowest and highest value.
         source: where it was published.
         kind: name of its kind.
-        cost: forwards of the network for each image and method, at 224 × 224 and with default settings, besides those of the image itself
-            and its baseline.
+        cost: forwards of the network for each image and method, at 224 × 224 and with default settings, in addition to those of the image
+            itself and its baseline.
     """
 
     symbol: str
@@ -64,17 +64,17 @@ class MetricMetadata:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known about one method's maps of a batch.
+    """The data from which metrics of one method's maps of a batch are computed.
 
     Attributes:
         masks: `(B, H, W)` in [0, 1].
         raw_maps: `(B, h, w)` at the method's own resolution.
-        head_maps: `(B, N, h, w)`, the maps of a head that has several, each times the norm of the features over their largest
-            norm, where the method shows them.
+        head_maps: `(B, N, h, w)`, if the method shows a head with several maps: these maps, each times the norm of the features over their
+            largest norm.
         responses: the target's probability under the perturbations that the metrics need.
         explanations: the method's masks of perturbed images, by perturbation.
-        regions: `(B, N, H, W)` bool, where the N objects of each image's target are; empty ones fill up.
-        signed_maps: `(B, h, w)`, the raw maps with what speaks against the target below 0; None: the raw maps.
+        regions: `(B, N, H, W)` bool, where the N objects of each image's target are, padded with empty ones.
+        signed_maps: `(B, h, w)`, the raw maps with evidence against the target below 0; None: the raw maps.
         parts: what each part of the pictures does to the network's output.
         rivals: `(B, 2, H, W)`, the method's masks of the images for the two classes of `KnownParts.rivals`.
     """
@@ -91,16 +91,16 @@ class Evidence:
 
 
 class Metric(ABC):
-    """Settings of a metric: what it needs, and its value from what it gets."""
+    """Base class of metrics: settings, the data that the metric needs, and its value from these data."""
 
-    needs_regions: ClassVar[bool] = False  # where the object is
-    needs_parts: ClassVar[bool] = False  # what the parts of the picture do
+    needs_regions: ClassVar[bool] = False  # regions of the object
+    needs_parts: ClassVar[bool] = False  # effects of the parts of the picture
     needs_rivals: ClassVar[bool] = False  # the method's maps for two other classes
-    undefined: ClassVar[str] = "the map, or the probability, is constant where they are compared"  # why it may be NaN
+    undefined: ClassVar[str] = "the map, or the probability, is constant where they are compared"  # why the value may be NaN
 
     @property
     def perturbations(self) -> tuple[Perturbation, ...]:
-        """The perturbations under which it needs the target's probability."""
+        """The perturbations under which the metric needs the target's probability."""
         return ()
 
     @property
@@ -121,11 +121,11 @@ class Metric(ABC):
 
     @abstractmethod
     def value(self, evidence: Evidence) -> Tensor:
-        """`(B,)` float64."""
+        """The metric's value for each image, `(B,)` float64."""
 
 
 class MaskMetric(Metric):
-    """A metric of the mask alone."""
+    """A metric of only the mask."""
 
     kind = "mask"
 
@@ -144,7 +144,7 @@ class RawMapMetric(Metric):
 
     @abstractmethod
     def of_raw_maps(self, raw_maps: Tensor, head_maps: Tensor | None = None) -> Tensor:
-        """`(B,)` float64 of raw maps `(B, h, w)`, and of the several maps `(B, N, h, w)` of a head, where the method shows them."""
+        """`(B,)` float64 of raw maps `(B, h, w)`, and of the maps `(B, N, h, w)` of a head with several, if the method shows them."""
 
     def value(self, evidence: Evidence) -> Tensor:
         return self.of_raw_maps(evidence.raw_maps, evidence.head_maps)
@@ -190,7 +190,7 @@ class CurveMetric(Metric):
 
 
 class ExplanationMetric(Metric):
-    """A metric of the method's maps of perturbed images, besides whatever else it needs."""
+    """A metric of the method's maps of perturbed images; it may need other data as well."""
 
     kind = "explanation"
 
@@ -200,7 +200,7 @@ class ExplanationMetric(Metric):
 
 
 class RegionMetric(Metric):
-    """A metric of where the map is high against where the object is."""
+    """A metric that compares where the map is high with where the object is."""
 
     kind = "region"
     needs_regions = True
@@ -231,7 +231,7 @@ def register(
 
 
 def _cost(metric: Metric) -> str:
-    """What a metric costs in forwards."""
+    """The cost of a metric in forwards."""
     count = sum(forwards(asked, COSTED_SIZE, COSTED_CELLS) for asked in metric.perturbations)
     times = len(metric.explained)
     if metric.needs_parts:
@@ -247,7 +247,7 @@ Formula = Callable[..., "Tensor"]
 
 
 class MaskFunction(Protocol):
-    """A metric of the mask alone, as users call it: masks `(B, H, W)` in [0, 1] → `(B,)` float64."""
+    """The public function of a metric of only the mask: masks `(B, H, W)` in [0, 1] → `(B,)` float64."""
 
     __name__: str
 
@@ -275,13 +275,13 @@ def mask_metric(
 
 
 def reachable(metric: type[Metric], formula: Formula, function: Any) -> None:
-    """Makes a metric that was built from a formula reachable from its function, so that another process finds it."""
+    """Makes a metric that was built from a formula accessible through its function, so that another process finds it."""
     metric.__module__, metric.__qualname__ = formula.__module__, f"{formula.__name__}.Metric"
     function.Metric = metric
 
 
 def refuse_without_probability(name: str, metric: Metric, has_probability: bool, kind: str) -> None:
-    """Raises if a metric follows a probability and the target has none.
+    """Raises if a metric uses the target's probability but the target has none.
 
     Args:
         name: of the metric.

@@ -1,4 +1,4 @@
-"""What is compared on the same pictures: methods of one classifier, or one method of several classifiers, metric by metric."""
+"""Blocks for comparison on the same pictures: methods of one classifier, or one method of several classifiers, for each metric."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Block:
-    """What is compared of one metric: several methods of one classifier, or one method of several classifiers, on the same pictures.
+    """The values of one metric to compare: several methods of one classifier, or one method of several classifiers, on the same pictures.
 
     Attributes:
-        metric: as rows name it.
+        metric: its name in the rows.
         rows: model, head and method of each column.
-        values: `(n, k)`, of each picture that has a finite value in every column.
+        values: `(n, k)`, for the pictures that have a finite value in every column.
         pictures: number of all pictures.
-        lacking: for each column, the pictures of which it has no value.
+        lacking: for each column, the pictures without a value.
         degenerate: for each column, the share of the n pictures whose map shows nothing.
         pairs: columns that are tested against each other.
         binary: whether each value is one of the metric's limits.
-        networks: of networks of several seeds, for each column its values with a row per picture and a column per network; `values` are the
-            means over them. Empty where each column is one network.
-        left_networks: of several seeds, the networks that are left out since they have no value of some column.
+        networks: for networks of several seeds, each column's values with one row per picture and one column per network; `values` are the
+            means over the networks. Empty if each column is one network.
+        left_networks: with several seeds, the networks that are left out because they have no value in some column.
     """
 
     metric: str
@@ -50,7 +50,7 @@ class Block:
 
     @property
     def classifiers(self) -> list[tuple[str, str]]:
-        """Model and head of its columns, each once."""
+        """Model and head of the columns, each once."""
         return list(dict.fromkeys(row[:2] for row in self.rows))
 
     def column(self, place: int) -> Doubles:
@@ -58,29 +58,29 @@ class Block:
         return self.values[:, place]
 
     def name(self, place: int) -> str:
-        """A column as conclusions name it."""
+        """The name of a column in conclusions."""
         model, head, method = self.rows[place]
         return method if len(self.classifiers) == 1 else f"{model} · {head}"
 
 
 def blocks(rows: pd.DataFrame, against: str | None = None, *, without_degenerate: bool = False, seeds: str | None = None) -> list[Block]:
-    """What is compared, metric by metric.
+    """The blocks to compare, one or several per metric.
 
     A picture that is explained for several targets has one value, the mean over them.
 
     Args:
         rows: with the columns of `scores.csv`.
-        against: a method, which the others of its classifier are tested against; or a model, a head or "model · head", which the same
-            method of every other classifier is tested against; None: every two methods of a classifier.
-        without_degenerate: count maps that are flagged `degenerate` as without a value.
-        seeds: regular expression of what names the seed of training in the models' names: models that have the same name without it are one
+        against: a method, with which the others of its classifier are compared; or a model, a head or "model · head", with which the same
+            method of every other classifier is compared; None: all pairs of methods of a classifier.
+        without_degenerate: treat maps that are flagged `degenerate` as missing values.
+        seeds: regular expression that matches the training seed in the models' names: models with the same name without it are one
             classifier.
 
     Raises:
         NameUnknownError: there are no rows of `against`.
-        InputError: there are no scores, nothing to compare, no network of several seeds has all that is compared, or no models differ by
-            their seeds alone.
-        SettingError: seeds are no regular expression.
+        InputError: there are no scores, there is nothing to compare, no network of several seeds has all compared values, or no models
+            differ only by their seeds.
+        SettingError: `seeds` is not a regular expression.
     """
     rows = with_networks(scored(rows), seeds)
     reference = references(rows, against)
@@ -108,7 +108,7 @@ def blocks(rows: pd.DataFrame, against: str | None = None, *, without_degenerate
 
 
 def _block(metric: str, rows: pd.DataFrame, members: Sequence[Row], reference: Mapping[Row, Row] | None) -> Block | None:
-    """The block of some rows; None if fewer than two of them have values of two common pictures."""
+    """The block of some rows; None if fewer than two of them have values for two common pictures."""
     import pandas as pd
 
     place, known = numbered(rows, KEYS)
@@ -125,7 +125,7 @@ def _block(metric: str, rows: pd.DataFrame, members: Sequence[Row], reference: M
         wide = by_picture(chosen, "value", [*pictures, "target"], KEYS)
         valued = wide[wide.columns[wide.notna().any()]]
         whole = valued.notna().all(axis=1)
-        kept = whole | ~whole.groupby(level=pictures).transform("any")  # a picture without a complete target falls out, and is counted
+        kept = whole | ~whole.groupby(level=pictures).transform("any")  # a picture without a complete target is left out, and counted
         table = valued[kept].groupby(level=pictures, sort=False).mean()
     else:
         table = by_picture(chosen, "value", pictures, KEYS)
@@ -167,11 +167,11 @@ def _block(metric: str, rows: pd.DataFrame, members: Sequence[Row], reference: M
 
 
 def _by_network(table: pd.DataFrame, of_one: bool) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """Values with a row per picture and a column per compared row and network, and the networks that are left out.
+    """Values with one row per picture and one column per compared row and network, and the networks that are left out.
 
     Args:
         table: by picture and network, a column per compared row.
-        of_one: of methods of the same networks; those without a value of some method are left out.
+        of_one: whether methods of the same networks are compared; networks without a value of some method are left out.
     """
     import pandas as pd
 

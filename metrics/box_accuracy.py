@@ -1,4 +1,4 @@
-"""Localisation accuracy by boxes: the boxes of what a thresholded map shows against those of the objects."""
+"""Localisation accuracy by boxes: the boxes around a thresholded map compared with those of the objects."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ def _refuse_other_shares(thresholds: Sequence[object]) -> None:
 
 
 def _shares(threshold: Threshold) -> tuple[float, ...]:
-    """The thresholds that are tried; of the oracle many."""
+    """The thresholds to try: one, or many for the oracle."""
     return ORACLE if isinstance(threshold, str) and threshold == "oracle" else (threshold,)
 
 
 @register("box-accuracy", symbol="BoxAcc", better="higher", source="Choe et al. 2020, Sec. 3.3 (MaxBoxAccV2)")
 @dataclass(frozen=True)
 class BoxAccuracy(RegionMetric):
-    """Whether a box around what the mask shows above a threshold is the box of an object, at IoU 30, 50 and 70 %.
+    """Whether a box around the thresholded mask matches the box of an object, at IoU 30, 50 and 70 %.
 
     Attributes:
-        threshold: share of the mask's maximum, chosen on other pictures; "oracle": for each picture and IoU the best one.
-        iou: at which intersection over union; "all": the mean of 30, 50 and 70 %.
+        threshold: share of the mask's maximum, chosen on other pictures; "oracle": the best one for each picture and IoU.
+        iou: the required intersection over union; "all": the mean of 30, 50 and 70 %.
     """
 
     threshold: Threshold = CUSTOMARY
@@ -56,16 +56,16 @@ class BoxAccuracy(RegionMetric):
 
 
 def box_accuracy(masks: Tensor, regions: Tensor, *, threshold: Threshold = CUSTOMARY, iou: Iou = "all") -> Tensor:
-    """Whether a box around what the mask shows is the box of an object: 100 · [max IoU ≥ δ], the mean over δ = 30, 50 and 70 %.
+    """Whether a box around the thresholded mask matches the box of an object: 100 · [max IoU ≥ δ], the mean over δ = 30, 50 and 70 %.
 
-    The boxes of a mask are those of the connected parts (8 neighbours) of its pixels at or above `threshold` times its maximum. The largest
-    intersection over union of one of them and the box of one of the objects counts.
+    The boxes of a mask are those of the connected parts (8 neighbours) of its pixels at or above `threshold` times its maximum. The value
+    is the largest intersection over union of one of these boxes with the box of one of the objects.
 
-    MaxBoxAccV2 is the mean of this over pictures, with the best threshold for each δ. Choose it on held-out pictures, by `box_threshold`
-    with `iou="30"`, "50" and "70", and give it here. 0.2 is that of Zhou et al. 2016, chosen for nothing.
+    MaxBoxAccV2 is the mean of this over pictures, with the best threshold for each δ. Choose the threshold on held-out pictures, by
+    `box_threshold` with `iou="30"`, "50" and "70", and pass it here. 0.2 is the threshold of Zhou et al. 2016 and was not tuned.
 
     **Differs**: "oracle" takes the best threshold of each picture, from 0.02 to 0.98, which no method can know: an upper bound of the
-    paper's value, whose threshold is one for all pictures.
+    paper's value, which uses one threshold for all pictures.
 
     Args:
         masks: `(B, H, W)` in [0, 1].
@@ -93,7 +93,7 @@ def box_accuracy(masks: Tensor, regions: Tensor, *, threshold: Threshold = CUSTO
 
 
 def box_threshold(masks: Tensor, regions: Tensor, *, iou: Iou = "all") -> float:
-    """The threshold of the highest mean `box_accuracy` on some pictures, for use on others.
+    """The threshold with the highest mean `box_accuracy` on some pictures, for use on others.
 
     Args:
         masks: `(B, H, W)` in [0, 1], of held-out pictures.
@@ -101,7 +101,7 @@ def box_threshold(masks: Tensor, regions: Tensor, *, iou: Iou = "all") -> float:
         iou: "30", "50" or "70", or "all".
 
     Returns:
-        One of 0.02, 0.04, …, 0.98; of several that are equally good the lowest.
+        One of 0.02, 0.04, …, 0.98; the lowest of several equally good ones.
 
     Raises:
         InputError: shapes or values that do not match, or no picture has a value.
@@ -133,7 +133,7 @@ def box_overlaps(masks: Tensor, regions: Tensor, thresholds: Sequence[float]) ->
         InputError: shapes or values that do not match.
         SettingError: a threshold outside [0, 1].
     """
-    from xattn.boxes import overlaps  # here: it loads torch, which reading runs does without
+    from xattn.boxes import overlaps  # imported here because it loads torch, which is not needed to read runs
 
     _refuse_other_shares(thresholds)
     maps = as_maps(masks, "masks")
@@ -155,7 +155,7 @@ def box_overlaps(masks: Tensor, regions: Tensor, thresholds: Sequence[float]) ->
 
 
 def _accuracy(found: Tensor, iou: Iou) -> Tensor:
-    """100 where the overlap is enough, 0 where it is not, the mean over the IoUs; NaN stays."""
+    """100 where the overlap is large enough, else 0, averaged over the IoUs; NaN stays NaN."""
     wanted = IOUS if iou == "all" else (int(iou),)
     hits = torch.stack([(100 * found >= each - 1e-4).double() for each in wanted]).mean(dim=0)
     return torch.where(found.isnan(), torch.nan, 100 * hits)
@@ -164,15 +164,15 @@ def _accuracy(found: Tensor, iou: Iou) -> Tensor:
 def _component_boxes(shown: Tensor) -> tuple[Tensor, Tensor]:
     """The connected parts of pixels `(B, H, W)` bool, 8 neighbours: the image `(M,)` and the box `(M, 4)` of each.
 
-    What is joined is not pixels but their horizontal runs, of which there are few.
+    Horizontal runs are joined instead of pixels, since there are fewer of them.
     """
     outside = torch.nn.functional.pad(~shown, (1, 1, 1, 1), value=True)
     begins, ends = shown & outside[:, 1:-1, :-2], shown & outside[:, 1:-1, 2:]
     (image, y, left), right = begins.nonzero(as_tuple=True), ends.nonzero(as_tuple=True)[2] + 1
-    number = torch.nn.functional.pad((begins.flatten().cumsum(0) - 1).view_as(shown), (1, 1, 1, 1))  # of the run that a pixel is in
+    number = torch.nn.functional.pad((begins.flatten().cumsum(0) - 1).view_as(shown), (1, 1, 1, 1))  # number of the run of each pixel
     run = torch.arange(len(left), device=shown.device)
     own, other = [], []
-    for down in (-1, 1):  # of two runs that touch, one begins next to a pixel of the other
+    for down in (-1, 1):  # if two runs touch, one begins next to a pixel of the other
         for across in (-1, 0, 1):
             at = (image, y + 1 + down, left + 1 + across)
             touches = ~outside[at]
@@ -180,7 +180,7 @@ def _component_boxes(shown: Tensor) -> tuple[Tensor, Tensor]:
             other.append(number[at][touches])
     ones, others = torch.cat([*own, *other]), torch.cat([*other, *own])
     part = run
-    while True:  # the highest number of a part spreads; each run also takes that of the run it has now
+    while True:  # the highest number of a part spreads; each run also takes the number of the run that it points to
         before = part
         part = part.scatter_reduce(0, ones, part[others], "amax")
         part = part[part]
@@ -193,9 +193,9 @@ def _component_boxes(shown: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _boxes_of(regions: Tensor) -> Tensor:
-    """The box around each region `(M, H, W)` bool: `(M, 4)`; of an empty one zeros."""
+    """The box around each region `(M, H, W)` bool: `(M, 4)`; zeros for an empty region."""
     edges = []
-    for axis in (1, 2):  # over the rows: which columns it covers; and so on
+    for axis in (1, 2):  # first over the rows, which gives the covered columns, then the other way round
         covered = regions.any(dim=axis)
         places = torch.arange(covered.shape[1], device=regions.device)
         edges.append((torch.where(covered, places, covered.shape[1]).amin(dim=1), torch.where(covered, places + 1, 0).amax(dim=1)))

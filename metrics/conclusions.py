@@ -1,4 +1,4 @@
-"""Tests in words: what each pair of methods allows to conclude, and the tables of a metric."""
+"""Test results in words: the conclusion for each pair of methods, and the tables of a metric."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ ADJUSTED_BY = {
 
 
 def conclusion(line: Line, higher: bool) -> str:
-    """What the tests of a pair allow to say.
+    """The conclusion that the tests of a pair of methods allow.
 
     Args:
-        line: of the pair, with its adjusted p-values.
+        line: the pair's results, with adjusted p-values.
         higher: whether higher is better.
     """
     first, second, margin = line["first"], line["second"], line["margin"]
@@ -62,7 +62,7 @@ def conclusion(line: Line, higher: bool) -> str:
 
 
 def section(block: Block, methods: Sequence[Line], pairs: Sequence[Line], ranking: Line | None) -> str:
-    """The tables of a block in Markdown, with what they are over."""
+    """The tables of a block in Markdown, with the pictures that they cover."""
     from tabulate import tabulate
 
     about = metrics.create(block.metric).metadata
@@ -108,14 +108,14 @@ def _pipes(tabulate: Any, rows: Sequence[Sequence[str]], headers: Sequence[str])
 
 
 def _of_some(line: Line, block: Block) -> str:
-    """Over how many seeds a pair is, if not over all of the block's: those that both methods have."""
+    """The number of seeds that both methods of a pair have, if that is not all seeds of the block."""
     if not block.networks or line["seeds"] != line["other_seeds"] or all(line["seeds"] == each.shape[1] for each in block.networks):
         return ""
     return f" ({counted(line['seeds'], 'seed')} in common)"
 
 
 def _pictures(block: Block) -> str:
-    """What the blocks are, and which pictures are left out."""
+    """A sentence about the pictures of a block and those that are left out."""
     n, out = len(block.values), block.pictures - len(block.values)
     pictures = counted(n, "picture")
     is_one = len(block.classifiers) == 1
@@ -140,10 +140,10 @@ def _pictures(block: Block) -> str:
 
 
 def stated(blocks: Sequence[Block], adjustment: str, margins: Mapping[str, float], rules: Sequence[str]) -> tuple[str, ...]:
-    """The notes: which intervals, tests and families these are.
+    """The notes below the tables: the intervals, the tests and the families of tests.
 
     Args:
-        blocks: that are compared.
+        blocks: the compared values.
         adjustment: of p-values.
         margins: of equivalence, by metric.
         rules: by which targets were chosen.

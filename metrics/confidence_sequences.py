@@ -1,4 +1,4 @@
-"""Confidence sequences: intervals of a mean that hold at every number of values at once, so that the values may say when to stop."""
+"""Confidence sequences: intervals of a mean that are valid for all numbers of values at once, so that one may stop at any time."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
     Array = NDArray[np.float64]
 
 BETS = (1 / 32, 1 / 8, 1 / 4, 1 / 2, 0.95)
-"""Shares of the capital that are bet, from those for large spreads and small differences to those for the opposite."""
-HALVINGS = 40  # of an end of an interval
+"""Shares of the capital to bet, from those for large spreads and small differences to those for the opposite."""
+HALVINGS = 40  # steps of the bisection for an end of an interval
 
 
 def sequence_interval(values: Sequence[float], limits: tuple[float, float], confidence: float = CONFIDENCE) -> Interval:
-    """The interval of a mean from a confidence sequence: with this confidence, all intervals of all first n values hold together.
+    """The interval of a mean from a confidence sequence: with this confidence, the intervals for all n contain the mean simultaneously.
 
-    A gambler bets against each mean m that the true one is larger, and another that it is smaller, each with a fifth of the capital on
-    each of five constant shares of it. If m is true, the capital is a martingale, and by Ville's inequality ever grows 2 / (1 − confidence)
-    fold with a probability of at most half the error; the interval holds the means against which nobody ever won as much. Nothing but the
-    limits is assumed of the values' distribution. NaNs are left out.
+    For each candidate mean m, one gambler bets that the true mean is larger and another that it is smaller. Each divides the capital
+    equally over five constant bet sizes. If m is true, the capital is a martingale, and by Ville's inequality the probability that it ever
+    grows by a factor of 2 / (1 − confidence) is at most half the error. The interval contains the means against which no gambler ever
+    reached this factor. Only the limits of the values are assumed, not their distribution. NaNs are left out.
 
     Source: Waudby-Smith and Ramdas 2024, the hedged capital process, with a mixture of constant bets.
     **Differs** from their default, bets of a predicted size that shrink with n: these are as short at a hundred values, and shorter at
@@ -38,7 +38,7 @@ def sequence_interval(values: Sequence[float], limits: tuple[float, float], conf
         confidence: coverage at all n together.
 
     Raises:
-        InputError: limits that are not finite, or a confidence that is none.
+        InputError: the limits are not finite, or the confidence is not a valid one.
 
     >>> found = sequence_interval([0.0, 1.0] * 50, (0, 1))
     >>> found.mean, round(found.low, 2), round(found.high, 2)
@@ -60,14 +60,14 @@ def sequence_interval(values: Sequence[float], limits: tuple[float, float], conf
 def decided_after(
     differences: Sequence[float], span: float, margin: float | None = None, confidence: float = CONFIDENCE, *, ahead: bool = False
 ) -> float:
-    """After how many differences their confidence sequence first excludes 0, or lies within ± a margin; infinity if it never does.
+    """Number of differences after which their confidence sequence first excludes 0, or lies within ± a margin; infinity if it never does.
 
     Args:
         differences: `(n,)`, in the order in which they came; NaNs are left out and not counted.
         span: largest magnitude that there can be.
-        margin: positive; the largest difference that does not matter; None: pairs end by excluding 0 alone.
+        margin: positive; the largest difference that does not matter; None: pairs end only when 0 is excluded.
         confidence: of the sequence.
-        ahead: go on with the same differences again and again, to 100,000: about how many it will take, if those to come are like these.
+        ahead: repeat the same differences, up to 100,000: an estimate of the number needed if later differences are like these.
 
     >>> decided_after([0.2] * 100, 1.0), decided_after([0.0] * 100, 1.0), decided_after([0.0] * 100, 1.0, margin=0.1)
     (30, inf, 52)
@@ -94,12 +94,12 @@ def _unit(values: Sequence[float], limits: tuple[float, float]) -> Array:
 
 
 def _threshold(confidence: float) -> float:
-    """Logarithm of the capital that speaks against a mean, of either of two gamblers."""
+    """Logarithm of the capital at which a mean is rejected, for each of the two gamblers."""
     return math.log(2 / (1 - confidence))
 
 
 def _log_capital(unit: Array, mean: float) -> Array:
-    """Logarithm of the capital after each value, `(n,)`, of who bets that the true mean is above this one. It falls with the mean."""
+    """Log capital after each value, `(n,)`, of the gambler who bets that the true mean is above this one. It decreases with the mean."""
     import numpy as np
 
     of_bets = np.stack([np.cumsum(np.log1p(bet * (unit / mean - 1))) for bet in BETS])
@@ -108,7 +108,7 @@ def _log_capital(unit: Array, mean: float) -> Array:
 
 
 def _first(unit: Array, mean: float, needed: float) -> float:
-    """After how many values the capital first is large enough; infinity if it never is."""
+    """Number of values after which the capital is first large enough; infinity if it never is."""
     won = _log_capital(unit, mean) >= needed
     return int(won.argmax()) + 1 if won.any() else math.inf
 

@@ -1,4 +1,4 @@
-"""A curve of perturbations while its steps are evaluated."""
+"""State of a perturbation curve while its steps are evaluated."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 class Reply(NamedTuple):
-    """What is read from the network's output for each perturbed image, `(n,)` float64.
+    """Values read from the network's output for each perturbed image, `(n,)` float64.
 
     Attributes:
         p: the target's probability.
         rest: its complement.
         answers: 1 where the network's answer is the target, else 0.
-        score: the target's score; NaN where no perturbation asks for it.
-        margin: by how much the target is more probable than what it is against; likewise.
+        score: the target's score; NaN if no perturbation needs it.
+        margin: the target's probability minus that of its contrast; NaN if no perturbation needs it.
     """
 
     p: Tensor
@@ -59,7 +59,7 @@ class CurveState:
         return self._at(rows, steps)
 
     def more(self) -> PerturbedImages | None:
-        """The next steps to evaluate; None if the curve is known well enough."""
+        """The next steps to evaluate; None if the curve is known accurately enough."""
         if self.curve.tolerance is None:
             return None
         rows = self.rows.to(self.p.device)
@@ -68,7 +68,7 @@ class CurveState:
         return self._at(self.rows[row.to(self.rows.device)], step.to(self.rows.device))
 
     def end(self, base: Reply, original: Reply) -> None:
-        """Sets what is known of the two ends."""
+        """Sets the values at the two ends."""
         self.shares = self.shares.to(base.p.device)
         first, last = (base, original) if self.curve.insertion else (original, base)
         self.p, self.answers = (torch.full_like(self.shares, torch.nan) for _ in range(2))
@@ -78,7 +78,7 @@ class CurveState:
                 known.copy_(torch.where(self.shares < 1, known, stop[:, None]))
 
     def take(self, found: Reply | None) -> None:
-        """Sets what is known of the steps that were requested last."""
+        """Sets the values at the steps that were requested last."""
         if found is not None and self.asked is not None:
             index, step = (which.to(self.p.device) for which in self.asked)
             self.p[index, step] = found.p.nan_to_num(nan=torch.inf)  # evaluated, but no number; NaN marks what was not evaluated

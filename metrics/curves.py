@@ -64,7 +64,7 @@ class _Deleting(_Protocolled):
 
     Attributes:
         fill: what deleted pixels show instead of the protocol's colour: the mean colour, black, a box blur of side max(H // 5, 9), noise
-            seeded by the picture, or ROAD's noisy linear imputation from the pixels that are left.
+            seeded by the picture, or ROAD's noisy linear imputation from the remaining pixels.
     """
 
     fill: DeletionFill | None = None
@@ -81,8 +81,8 @@ class _Inserting(_Protocolled):
 
     Attributes:
         blur: side of the blur's kernel instead of the protocol's; 0: no blur, one colour.
-        fill: colour outside the image, for the blur, instead of the protocol's, or with blur=0 of the image before pixels are inserted;
-            or noise or ROAD's noisy linear imputation in the place of a blur.
+        fill: colour outside the image, for the blur, instead of the protocol's; with blur=0, the colour of all pixels before they are
+            inserted; or noise or ROAD's noisy linear imputation instead of a blur.
     """
 
     blur: int | None = None
@@ -105,7 +105,7 @@ class _Inserting(_Protocolled):
 
 @dataclass(frozen=True)
 class _Area(_Protocolled):
-    """The area under a curve; not all of its steps need be evaluated.
+    """The area under a curve, of which not all steps need to be evaluated.
 
     Attributes:
         tolerance: evaluate only as many steps as bring the estimated error of an image's area below this many points, first where the
@@ -134,7 +134,7 @@ class _Area(_Protocolled):
 
 
 class CurvesMetric(Metric):
-    """A metric of the target's probability along one or several curves, which runs do not keep."""
+    """A metric of the target's probability along one or several curves, which are not stored in runs."""
 
     kind = "curve"
 
@@ -156,16 +156,16 @@ class CurvesMetric(Metric):
 
 
 def refuse_wrong_count(count: object, what: str, least: int = 1, most: int | None = None) -> None:
-    """Raises if a setting that counts something is no whole number, or too small or large.
+    """Raises if a setting that counts something is not a whole number, or is too small or too large.
 
     Args:
         count: the setting.
-        what: it counts, in the plural.
-        least: the smallest number.
-        most: the largest; None: any.
+        what: the counted thing, in the plural.
+        least: the smallest allowed number.
+        most: the largest allowed number; None: no limit.
 
     Raises:
-        InputError: it is.
+        InputError: the setting is one of these.
     """
     if not _is_whole(count) or count < least or (most is not None and count > most):
         allowed = f"from {least} to {most}" if most else f"of {least} or more"
@@ -173,7 +173,7 @@ def refuse_wrong_count(count: object, what: str, least: int = 1, most: int | Non
 
 
 def from_first_step(curve: CurveResponse) -> CurveResponse:
-    """The curve without its first point, the shares from there on brought to [0, 1]; one of a single step as it is."""
+    """The curve without its first point, with the other shares rescaled to [0, 1]; a curve of a single step is not changed."""
     if curve.p.shape[1] < 3:
         return curve
     first = curve.shares[:, 1:2]
@@ -260,7 +260,7 @@ def insertion(
         protocol: "ca-stream", "rise", "gomez" or "br-npa".
         step: pixels (gomez, br-npa: cells) per step; None: the protocol's.
         blur: side of the blur's kernel, odd, or 0 for one colour; None: the protocol's.
-        replace_with: what pixels show before they are inserted, in the place of the protocol's blur: the setting `fill` of a run.
+        replace_with: what pixels show before they are inserted, instead of the protocol's blur: the setting `fill` of a run.
         tolerance: points of area that an image's estimated error may reach, to save forwards; None: every step is evaluated.
         multi_label: sigmoid instead of softmax.
         chunk: images per forward.
@@ -269,12 +269,12 @@ def insertion(
     Returns:
         `(B,)` float64, percent in [0, 100]; higher is better.
 
-    Differs: pixels are ranked by the mask rounded to 2⁻¹⁶, so that rounding orders none of them. The released code of "gomez" overshoots
-    its last step; ours ends with a shorter one, and areas use the true shares. That of "br-npa" follows the predicted class, stores a
-    head's N maps and the norm of the features as bytes of their own, the maps over the range of all N, and multiplies these in eight bits,
-    which overflow; here the target is yours, and the map that is ranked (`raw-attention:rank=1`; for b-cnn the mean) becomes bytes
-    as a whole. It changes one cell per step (`step=1`), or with an option 196 steps whose last one overshoots, and leaves a margin as it
-    is where cells do not divide the image.
+    Differs: pixels are ranked by the mask rounded to 2⁻¹⁶, so that rounding errors do not decide their order. The released code of "gomez"
+    overshoots its last step; ours ends with a shorter one, and areas use the true shares. That of "br-npa" follows the predicted class,
+    stores a head's N maps and the norm of the features as bytes of their own, the maps over the range of all N, and multiplies these in
+    eight bits, which overflow; here the target is yours, and the map that is ranked (`raw-attention:rank=1`; for b-cnn the mean) becomes
+    bytes as a whole. It changes one cell per step (`step=1`), or with an option 196 steps whose last one overshoots, and does not change
+    the margin if cells do not divide the image.
 
     >>> import torch
     >>> images, constant = torch.rand(1, 3, 16, 16), lambda x: torch.zeros(len(x), 4)

@@ -1,4 +1,4 @@
-"""Coherency, ADCC and ARCC: what a method shows on the image masked by its own mask."""
+"""Coherency, ADCC and ARCC: metrics of a method's map of the image masked by its own mask."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Explain = Callable[["Tensor"], "Tensor"]
 @register("coherency", symbol="Coh", better="higher", limits=(0, 1), unit="1", source="Poppi et al. 2021, Eq. 4")
 @dataclass(frozen=True)
 class Coherency(ExplanationMetric):
-    """Whether the method shows the same of the masked image as of the whole one: (r(S, S(x ⊙ S)) + 1)/2."""
+    """Agreement of the method's maps of the masked and the whole image: (r(S, S(x ⊙ S)) + 1)/2."""
 
     @property
     def explained(self) -> tuple[Perturbation, ...]:
@@ -90,7 +90,7 @@ class ARCC(ExplanationMetric):
 
 
 def _harmonic_mean(terms: Tensor) -> Tensor:
-    """Of terms `(n, B)`; 0 where one is 0 or less, NaN where one is NaN."""
+    """Harmonic mean of terms `(n, B)`; 0 where one is 0 or less, NaN where one is NaN."""
     positive = (terms > 0).all(dim=0)
     harmonic = len(terms) / torch.where(positive, terms, 1).reciprocal().sum(dim=0)
     return torch.where(terms.isnan().any(dim=0), torch.nan, torch.where(positive, harmonic, 0))
@@ -106,7 +106,7 @@ def _coherency(masks: Tensor, again: Tensor) -> Tensor:
 
 
 def coherency(images: Tensor, masks: Tensor, explain: Explain) -> Tensor:
-    """Whether a method shows the same of the masked image as of the whole one: (r(S, S(x ⊙ S)) + 1)/2. Definitions, Metrics.
+    """Agreement of a method's maps of the masked and the whole image: (r(S, S(x ⊙ S)) + 1)/2. Definitions, Metrics.
 
     Args:
         images: `(B, 3, H, W)` in pixel space.
@@ -182,9 +182,9 @@ def arcc(
     chunk: int = 8,
     outputs: Outputs | None = None,
 ) -> Tensor:
-    """3 / (1/coherency + 1/(1 − complexity) + 1/ROAD): as ADCC, with ROAD in the place of 1 − average drop.
+    """3 / (1/coherency + 1/(1 − complexity) + 1/ROAD): ADCC with ROAD instead of 1 − average drop.
 
-    ROAD is the target's mean probability without the lowest 20, 40, 60, 80 % of the mask's pixels less that without the highest, and 0
+    ROAD is the target's mean probability without the lowest 20, 40, 60, 80 % of the mask's pixels minus that without the highest, and 0
     where this is negative. Removed pixels are the weighted mean of their neighbours, with noise, as for `road_morf`.
 
     Args:
@@ -200,10 +200,10 @@ def arcc(
         outputs: what `predict` gives, "logits" or "probabilities"; None: logits, and rows that are all probabilities are refused.
 
     Returns:
-        `(B,)` float64 in [0, 1], 0 where one of the three is 0, as ROAD is for a network that nothing changes; higher is better.
+        `(B,)` float64 in [0, 1], 0 where one of the three is 0, as ROAD is for a network with constant output; higher is better.
 
-    Differs: the formula is that of the code which the authors gave to pytorch-grad-cam. There pixels are chosen by quantiles of the mask,
-    so that of equal ones all or none are removed, each term has 1e-8 added, and noise is drawn anew in each call.
+    Differs: the formula is that of the authors' code in pytorch-grad-cam. There, pixels are chosen by quantiles of the mask, so that all or
+    none of several equal ones are removed, each term has 1e-8 added, and each call draws new noise.
 
     >>> import torch
     >>> images, constant = torch.rand(1, 3, 4, 4), lambda x: torch.zeros(len(x), 2)
@@ -237,11 +237,11 @@ def _explained(images: Tensor, masks: Tensor, explain: Explain) -> Tensor:
 
 
 def explained_again(images: Tensor, masks: Tensor, explain: Explain) -> Tensor:
-    """The masks that a method gives of changed images, checked.
+    """The masks that a method returns for changed images, checked.
 
     Args:
         images: `(B, C, H, W)`, changed.
-        masks: of the images as they were, `(B, H, W)`.
+        masks: of the unchanged images, `(B, H, W)`.
         explain: images → masks.
 
     Raises:

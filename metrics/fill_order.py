@@ -1,4 +1,4 @@
-"""How often methods change places when a metric's pixels are filled in another way."""
+"""How often the order of two methods changes when removed pixels are filled in another way."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def fill_notes(frame: pd.DataFrame, names: Sequence[str]) -> list[str]:
 
 
 def _under_several_fills(names: Sequence[str]) -> dict[str, dict[str, str]]:
-    """By metric without its fill, the specs that differ in the fill alone, each with its fill in words."""
+    """By metric without its fill, the specs that differ only in the fill, each with its fill in words."""
     found: dict[str, dict[str, str]] = {}
     for spec in names:
         name, settings = split_spec(spec)
@@ -50,7 +50,7 @@ def _under_several_fills(names: Sequence[str]) -> dict[str, dict[str, str]]:
 
 
 def _flips(frame: pd.DataFrame, specs: Sequence[str]) -> tuple[int, int]:
-    """How many pairs of methods of one classifier change places between two metrics, and of how many, over all pairs of metrics."""
+    """Number of pairs of methods of one classifier whose order differs between two metrics, and of all pairs, over all pairs of metrics."""
     flipped = pairs = 0
     for _, group in frame.groupby(["model", "head"], sort=False):
         for one, other in combinations(specs, 2):

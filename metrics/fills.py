@@ -1,4 +1,4 @@
-"""What pixels show once they are replaced: one colour, a blur, noise, or what their neighbours suggest."""
+"""Fills of replaced pixels: one colour, a blur, noise, or interpolation from their neighbours."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Baseline:
 
     Attributes:
         kind: "colour", one colour; "gaussian" or "box", a blur with that colour outside the image; "noise", uniform in [0, 1];
-            "noisy-linear", the weighted mean of the neighbours with noise of standard deviation 0.01 (ROAD), and the image's mean colour
-            once no pixel is left. Noise is seeded by the image's content: the same whatever the batch, the mask and the step.
+            "noisy-linear", the weighted mean of the neighbours with noise of standard deviation 0.01 (ROAD), and the image's mean colour if
+            no pixel is left. Noise is seeded by the image's content: it is the same for every batch, mask and step.
         colour: the given mean colour, or black.
         side: of the blur's kernel; None: max(H // 5, 9) made odd.
     """
@@ -36,12 +36,12 @@ class Baseline:
 
 
 class Fill:
-    """Some images, and what their pixels show once they are replaced.
+    """Images, and the values of their replaced pixels.
 
     Args:
         images: `(B, C, H, W)` in pixel space.
         baseline: what replaced pixels show.
-        mean: the classifier's mean colour, where the baseline needs it.
+        mean: the classifier's mean colour, if the baseline needs it.
 
     Attributes:
         whole: the images with all pixels replaced, `(B, C, H, W)`.
@@ -69,7 +69,7 @@ class Fill:
 
 
 def _drawn(images: Tensor, draw: Any) -> Tensor:
-    """Numbers for every value of each image, seeded by its content."""
+    """Random numbers for every value of each image, seeded by its content."""
     numbers = [draw(images.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in content_seeds(images, stream="fill")]
     return torch.stack(numbers).to(images)
 
@@ -98,7 +98,7 @@ def baseline_images(images: Tensor, baseline: Baseline, mean: Tensor | None) -> 
     side = baseline.side if baseline.side is not None else max(images.shape[2] // 5, 9) // 2 * 2 + 1
     kernel = torch.full((side,), 1 / side) if baseline.kind == "box" else _gaussian(side)
     line = kernel.to(images).expand(channels, 1, -1)
-    blurred = images - colour  # the outside becomes zero, which is what convolution pads with
+    blurred = images - colour  # the outside becomes zero, the padding of the convolution
     blurred = torch.nn.functional.conv2d(blurred, line[:, :, None, :], padding=(0, side // 2), groups=channels)
     blurred = torch.nn.functional.conv2d(blurred, line[:, :, :, None], padding=(side // 2, 0), groups=channels)
     return blurred + colour

@@ -1,4 +1,4 @@
-"""Metrics as functions that run the network: the value of a metric for given masks, and functions built from formulas of probabilities."""
+"""Metrics as functions that run the network: the value of a metric for given masks, and functions from formulas of probabilities."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class ResponseFunction(Protocol):
-    """A metric of responses to perturbations, as users call it."""
+    """The public function of a metric of responses to perturbations."""
 
     __name__: str
 
@@ -60,8 +60,8 @@ def response_metric(
     """Decorator that registers a formula over the probabilities under some perturbations, and builds its public function.
 
     The function's arguments: `predict`, images in pixel space `(B, 3, H, W)` → logits; `images`; `masks` `(B, H, W)` in [0, 1]; `targets`,
-    class indices `(B,)` or a target; `multi_label`, sigmoid instead of softmax; `chunk`, images per forward; `outputs`, "probabilities"
-    where `predict` gives these instead of logits. It returns `(B,)` float64.
+    class indices `(B,)` or a target; `multi_label`, sigmoid instead of softmax; `chunk`, images per forward; `outputs`, "probabilities" if
+    `predict` returns these instead of logits. It returns `(B,)` float64.
     """
 
     def enter(formula: Formula) -> ResponseFunction:
@@ -120,8 +120,8 @@ def measured(
     """The value of one metric for given masks.
 
     Raises:
-        UnsupportedError: the metric follows a probability, and the target has none.
-        InputError: shapes or values that do not match, masks that are not finite, or probabilities in the place of logits.
+        UnsupportedError: the metric needs a probability, but the target has none.
+        InputError: shapes or values that do not match, masks that are not finite, or probabilities instead of logits.
     """
     images = as_images(images)
     masks, target = as_masks(masks, len(images)), as_target(targets, len(images), multi_label=multi_label)

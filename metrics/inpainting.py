@@ -1,8 +1,8 @@
-"""Missing pixels from their neighbours: the linear imputation of ROAD, for a batch of images at once.
+"""Interpolates missing pixels from their neighbours: the linear imputation of ROAD, for a batch of images at once.
 
-Every missing pixel is the weighted mean of its eight neighbours, 1/6 for those beside it and 1/12 for those at its corners; neighbours
+Every missing pixel is the weighted mean of its eight neighbours, 1/6 for those at its sides and 1/12 for those at its corners; neighbours
 outside the image are left out. That is one sparse, symmetric and positive definite system of equations per image, solved by conjugate
-gradients from the solution at half the resolution, which itself begins at a quarter, and so on.
+gradients that start from the solution at half the resolution, which in turn starts from that at a quarter, and so on.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 RESIDUAL = 1e-5  # largest difference of a pixel from the mean of its neighbours, in pixel space
-ROUNDS = 2000  # of conjugate gradients, at the most; no map that was tried needs a quarter of them
+ROUNDS = 2000  # most steps of conjugate gradients; every map that was tried needs fewer than a quarter
 
 
 def interpolated(images: Tensor, missing: Tensor) -> Tensor:
-    """Images whose missing pixels are each the weighted mean of their neighbours.
+    """Replaces each missing pixel of images by the weighted mean of its neighbours.
 
-    Each image stops for itself, so that its pixels do not depend on its batch, where every missing pixel differs by at most 1e-5 from the
-    mean of its neighbours.
+    Each image stops on its own when every missing pixel differs by at most 1e-5 from the mean of its neighbours, so that its pixels do not
+    depend on the batch.
 
     Args:
-        images: `(B, C, H, W)` in pixel space; what missing pixels show is not looked at where others are left.
+        images: `(B, C, H, W)` in pixel space; the values of missing pixels are ignored if other pixels are left.
         missing: `(B, H, W)` bool.
 
     Returns:
@@ -64,7 +64,7 @@ def _solved(values: Tensor, holes: Tensor) -> Tensor:
 
 
 def _halved(values: Tensor) -> Tensor:
-    """Means of blocks of 2 × 2 pixels, at the lower and right edge of those that there are, times the share that there is."""
+    """Means of blocks of 2 × 2 pixels; at the lower and right edge, means of the existing pixels times their share of the block."""
     return torch.nn.functional.avg_pool2d(values, 2, ceil_mode=True, count_include_pad=False)
 
 
@@ -113,5 +113,5 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _largest(residual: Tensor, weights: Tensor) -> Tensor:
-    """By how much a pixel differs from the mean of its neighbours at the most, in each channel."""
+    """The largest difference of a pixel from the mean of its neighbours, in each channel."""
     return (residual / weights).abs().amax(dim=(2, 3), keepdim=True)

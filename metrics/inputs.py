@@ -1,4 +1,4 @@
-"""What users hand to the functions of `xattn.metrics`, checked, as tensors: images, masks, targets, fills, and a function that predicts."""
+"""Checks the arguments of the functions of `xattn.metrics` and converts them to tensors: images, masks, fills, and `predict`."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Outputs = Literal["logits", "probabilities"]
-"""What `predict` gives."""
+"""What `predict` returns."""
 
-EDGE = 1e-3  # by which a resize may take an image out of [0, 1]
-MASK_EDGE = 1e-4  # likewise a mask
+EDGE = 1e-3  # amount by which a resized image may leave [0, 1]
+MASK_EDGE = 1e-4  # amount by which a resized mask may leave [0, 1]
 
 
 def as_tensor(given: Any, what: str) -> Tensor:
-    """A tensor from a tensor or an array.
+    """Converts a tensor or an array to a tensor.
 
     Args:
         given: by the user.
         what: its name in messages, in the plural.
 
     Raises:
-        InputError: it is neither, or holds no numbers.
+        InputError: the value is neither, or does not hold numbers.
     """
     if isinstance(given, torch.Tensor):
         return given
@@ -52,7 +52,7 @@ def as_images(given: Any) -> Tensor:
     """Images `(B, C, H, W)` in pixel space, from a tensor or an array.
 
     Raises:
-        InputError: another shape, no image, integers, or values outside [0, 1].
+        InputError: the shape is wrong, there is no image, or values are integers or outside [0, 1].
     """
     images = as_tensor(given, "images")
     if images.dim() != 4 or not images.numel():
@@ -70,7 +70,7 @@ def as_images(given: Any) -> Tensor:
 
 
 def as_maps(given: Any, what: str = "maps", count: int | None = None) -> Tensor:
-    """Maps `(B, h, w)`, floats, from a tensor or an array; also from `(B, 1, h, w)`, and from `(h, w)` if one image is known to be meant.
+    """Maps `(B, h, w)`, floats, from a tensor or an array; also from `(B, 1, h, w)`, and from `(h, w)` if the count is known to be one.
 
     Args:
         given: by the user.
@@ -78,7 +78,7 @@ def as_maps(given: Any, what: str = "maps", count: int | None = None) -> Tensor:
         count: of images, if known.
 
     Raises:
-        InputError: no tensor, or no real numbers.
+        InputError: the value is not a tensor or an array, or does not hold real numbers.
     """
     maps = as_tensor(given, what)
     if maps.is_complex():
@@ -96,7 +96,7 @@ def as_masks(given: Any, count: int, what: str = "masks") -> Tensor:
     """Masks `(B, H, W)`, or maps `(B, h, w)`, from a tensor or an array; also `(B, 1, H, W)`, and `(H, W)` for one image.
 
     Raises:
-        InputError: another shape, or values that are not finite; the images that these belong to are named.
+        InputError: the shape is wrong, or values are not finite; the message names the images that they belong to.
     """
     masks = as_maps(given, what, count)
     if masks.dim() != 3 or len(masks) != count or not masks.numel():
@@ -116,7 +116,7 @@ def as_masks(given: Any, count: int, what: str = "masks") -> Tensor:
 
 
 def refuse_no_masks(masks: Tensor) -> None:
-    """Raises if maps are no masks.
+    """Raises if maps are not masks.
 
     Raises:
         InputError: they do not lie in [0, 1].
@@ -137,7 +137,7 @@ def as_regions(given: Any, maps: Tensor) -> Tensor:
         maps: one for each image.
 
     Raises:
-        InputError: another shape, or other values.
+        InputError: the shape is wrong, or there are other values.
     """
     regions = as_tensor(given, "regions")
     if regions.dim() == 3:
@@ -160,7 +160,7 @@ def as_fill(given: Any) -> Tensor | None:
     """The colour that replaces pixels, from a tensor, an array or a list of numbers; None stays.
 
     Raises:
-        InputError: it is none of these, or not in [0, 1].
+        InputError: the value is none of these, or not in [0, 1].
     """
     if given is None:
         return None
@@ -178,29 +178,29 @@ def as_fill(given: Any) -> Tensor | None:
 
 
 def refuse_chunk(chunk: Any, name: str = "chunk") -> None:
-    """Raises if the number of images per forward is no whole number of 1 or more.
+    """Raises if the number of images per forward is not a whole number of at least 1.
 
     Args:
         chunk: the number.
         name: of the argument.
 
     Raises:
-        InputError: it is none.
+        InputError: it is not.
     """
     if not isinstance(chunk, int) or isinstance(chunk, bool) or chunk < 1:
         raise InputError(f"{name} is the number of images per forward, 1 or more; got {chunk!r}.")
 
 
 class CheckedPredict:
-    """A user's `predict`, whose output is checked and given as logits.
+    """A user's `predict`, whose output is checked and returned as logits.
 
     Args:
-        predict: images `(B, C, H, W)` → a tensor or an array, a row for each image.
-        target: what is read from the output.
-        outputs: what the rows are; None: logits, and `refuse_probabilities` raises if they were probabilities.
+        predict: images `(B, C, H, W)` → a tensor or an array with one row per image.
+        target: what metrics read from the output.
+        outputs: what the rows are; None: logits, and `refuse_probabilities` raises if they are probabilities.
 
     Raises:
-        InputError: `predict` is no function, or `outputs` is none of the two.
+        InputError: `predict` is not a function, or `outputs` has another value.
     """
 
     def __init__(self, predict: Predict, target: Target, outputs: Outputs | None) -> None:
@@ -235,7 +235,7 @@ class CheckedPredict:
         return output
 
     def _refuse_classes(self, output: Tensor) -> None:
-        """Raises if a class is none of the output's."""
+        """Raises if a class is not in the output."""
         classes = getattr(self.target, "classes", None)
         if not isinstance(classes, torch.Tensor) or output.dim() < 2 or not classes.numel():
             return
@@ -259,7 +259,7 @@ class CheckedPredict:
         """Raises if every row was a row of probabilities.
 
         Raises:
-            InputError: it was, and nothing says that these are logits.
+            InputError: it was, and `outputs` does not say that these are logits.
         """
         if self._alike is not None and bool(self._alike):
             what = "all lie in [0, 1]" if self.separate else "all lie in [0, 1] and sum to one, as probabilities do"
@@ -273,7 +273,7 @@ def _are_probabilities(output: Tensor, *, separate: bool) -> Tensor:
     """Whether all rows can be probabilities, a bool without axes."""
     if output.shape[1] < 2:
         return torch.zeros((), dtype=torch.bool, device=output.device)
-    if separate:  # zeros alone are logits of a network that says nothing
+    if separate:  # only zeros: the logits of a network with no information
         return ((output >= 0) & (output <= 1)).all() & (output > 0).any()
     inside = ((output >= 0) & (output <= 1 + SUM_TOLERANCE)).all()
     return inside & ((widened(output).sum(dim=1) - 1).abs() <= SUM_TOLERANCE).all().to(output.device)

@@ -1,4 +1,4 @@
-"""Iterative removal of features: superpixels deleted one by one, those that the mask shows most first."""
+"""Iterative removal of features (IROF): superpixels are deleted one by one, in descending order of the mask."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ MOST_SUPERPIXELS = 10_000
 @register("irof", symbol="IROF", better="higher", limits=(-float("inf"), 100), source="Rieger and Hansen 2020")
 @dataclass(frozen=True)
 class IROF(CurvesMetric):
-    """How fast the target is lost as superpixels are deleted, highest mean mask value first: the area over the curve of p/o.
+    """Area over the curve of p/o as superpixels are deleted, highest mean mask value first.
 
     Attributes:
-        superpixels: of SLIC, about so many per picture; one is deleted per step.
+        superpixels: approximate number of SLIC superpixels per picture; one is deleted per step.
         fill: what deleted pixels show, as for `deletion`.
     """
 
@@ -61,10 +61,10 @@ def irof(
     chunk: int = 8,
     outputs: Outputs | None = None,
 ) -> Tensor:
-    """100 · area over the curve of p/o against the share of superpixels deleted, those that the mask shows most first.
+    """100 · area over the curve of p/o against the share of superpixels deleted, highest mean mask value first.
 
-    p is the target's probability and o that of the whole image; trapezoid, both ends included. Every superpixel is one step, whatever its
-    size.
+    p is the target's probability and o that of the whole image; trapezoid, both ends included. Every superpixel is one step, independent of
+    its size.
 
     Args:
         predict: images in pixel space `(B, 3, H, W)` → logits `(B, K)`, before any softmax or sigmoid.
@@ -72,7 +72,7 @@ def irof(
         masks: `(B, H, W)`; a superpixel's value is the mean over it.
         targets: class indices `(B,)`, or a target.
         fill: the classifier's mean colour, three values in pixel space; may be None where it is not needed.
-        superpixels: how many are asked of scikit-image's SLIC; a picture has about as many.
+        superpixels: number requested from scikit-image's SLIC; a picture has about as many.
         replace_with: what deleted pixels show: "mean", "black", "blur", "noise" or "noisy-linear", the setting `fill` of a run.
         multi_label: sigmoid instead of softmax.
         chunk: images per forward.
@@ -82,8 +82,8 @@ def irof(
         `(B,)` float64, percent, at most 100, negative where the probability rises; higher is better. NaN where p of the whole image is 0.
         A constant mask has the value of one fixed random order.
 
-    Differs: the mean over images is of their areas, as in the paper; the area is over the share of superpixels, not their number, so that
-    pictures with more of them do not count more.
+    Differs: the mean over images is the mean of their areas, as in the paper; the area is over the share of superpixels, not their number,
+    so that pictures with more superpixels do not have a larger weight.
 
     >>> import torch
     >>> images, constant = torch.rand(1, 3, 16, 16), lambda x: torch.zeros(len(x), 4)

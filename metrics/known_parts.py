@@ -1,7 +1,7 @@
-"""Pictures whose parts are known: what each subset of the parts, and each object of the background, does to a network's output.
+"""Pictures with known parts: the effect of each subset of the parts, and of each background object, on a network's output.
 
 A picture of this kind can be drawn again without a part, as those of SketchBirds (`xattn.birds.known_parts`) or of FunnyBirds (Hesse et al.
-2023). What a part does is then measured, and a map can be held against it.
+2023). The effect of a part is then measured, and a map can be compared with it.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from xattn.metrics.probability import widened
 if TYPE_CHECKING:
     from torch import Tensor
 
-ROUNDING = 1e-5  # of the largest logit: effects that differ by less are equal
-UNKNOWN = -1  # in the place of an index
+ROUNDING = 1e-5  # share of the largest logit: effects that differ by less are equal
+UNKNOWN = -1  # instead of an index
 
 
 @dataclass(frozen=True)
 class Effects:
-    """Effects of the parts on a network's answer.
+    """Effects of the parts on a network's output.
 
     Attributes:
         values: `(B, 2ᴺ)`, the target's logit with each subset of the N parts shown; part `i` is in subset `s` where bit `i` of `s` is set.
-        removal: `(B, N)`, how far the logit falls when one part is removed from the whole.
-        shapley: `(B, N)`, Shapley values; they sum to the logit of the whole minus that without any part.
+        removal: `(B, N)`, the fall of the logit when one part is removed from the whole picture.
+        shapley: `(B, N)`, Shapley values; they sum to the logit of the whole picture minus that without any part.
     """
 
     values: Tensor
@@ -39,22 +39,22 @@ class Effects:
 
 @dataclass(frozen=True, eq=False)
 class KnownParts:
-    """What is known of the parts of a batch's pictures.
+    """The known parts of a batch of pictures, and their effects.
 
-    A picture whose parts are not known has no visible part, and no metric has a value of it.
+    A picture without known parts has no visible part, and no metric has a value for it.
 
     Attributes:
         visible: `(B, N, H, W)` bool, where each part is visible, at the size of the masks.
         logits: `(B, 2ᴺ, K)`, the network's output for each subset of the parts, numbered as in `Effects`.
         targets: `(B,)`, the class whose logit the effects are of.
-        objects: `(B, T, H, W)` bool, where each object of the background is visible; empty ones fill up.
+        objects: `(B, T, H, W)` bool, where each object of the background is visible, padded with empty ones.
         without: `(B, T)`, the target's logit when one of the objects is removed from the whole picture.
-        cue: `(B,)`, which of the objects is a cue that a network may have learnt in the place of the parts; −1: none.
-        rivals: `(B, 2)`, two classes each of which has some parts of the picture, and not the same ones; −1: there are none.
-        shared: `(B, 2, N)` bool, which parts these are.
+        cue: `(B,)`, which of the objects is a cue that a network may have learnt instead of the parts; −1: none.
+        rivals: `(B, 2)`, two classes that each have some parts of the picture, but different ones; −1: there are none.
+        shared: `(B, 2, N)` bool, which parts each rival has.
 
     Raises:
-        InputError: shapes that do not match.
+        InputError: the shapes do not match.
     """
 
     visible: Tensor
@@ -81,7 +81,7 @@ class KnownParts:
             raise InputError(f"the targets of known parts are indices of the {self.logits.shape[2]} classes of their logits; got others.")
 
     def _check_objects(self) -> None:
-        """Refuses objects, a cue and rivals that do not fit the pictures."""
+        """Raises if objects, a cue or rivals do not fit the pictures."""
         classes = self.logits.shape[2]
         if (self.objects is None) != (self.without is None):
             raise InputError("the objects of the background need the target's logit without each of them: give both, or neither.")
@@ -102,7 +102,7 @@ class KnownParts:
         return len(self.visible)
 
     def part(self, part: slice) -> KnownParts:
-        """Those of some of the pictures."""
+        """The known parts of some of the pictures."""
         given: dict[str, Tensor] = {each.name: value for each in fields(self) if (value := getattr(self, each.name)) is not None}
         return KnownParts(**{name: value[part] for name, value in given.items()})
 
@@ -124,7 +124,7 @@ class KnownParts:
 
     @property
     def rounding(self) -> Tensor:
-        """`(B, 1)` float64: effects that differ by less are equal, so that rounding in a batch orders no parts."""
+        """`(B, 1)` float64: effects that differ by less are equal, so that rounding in a batch does not decide the order of parts."""
         return (ROUNDING * self.values.abs().amax(dim=1, keepdim=True)).clamp(min=torch.finfo(torch.float64).tiny)
 
 
@@ -180,7 +180,7 @@ def _sums(saliency: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rounded(values: Tensor) -> Tensor:
-    """Values of masks as multiples of 2⁻¹⁶, so that what a batch or a device rounds otherwise makes no order."""
+    """Values of masks as multiples of 2⁻¹⁶, so that rounding that differs between batches or devices does not decide an order."""
     return (values * LEVELS).round() / LEVELS
 
 

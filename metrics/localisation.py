@@ -1,7 +1,7 @@
-"""Whether a map lies on the object that a picture shows: pointing game, energy, relevance mass and rank, pixels' average precision.
+"""Localisation metrics: pointing game, energy, relevance mass and rank, and average precision of pixels.
 
-Regions are where the object is, `(B, H, W)` bool, or `(B, N, H, W)` with N objects, of which the union counts; a picture with fewer objects
-has empty ones. A picture whose region is empty has no value (NaN), nor has a map that shows nothing.
+Regions are where the object is, `(B, H, W)` bool, or `(B, N, H, W)` with N objects, whose union counts; a picture with fewer objects has
+empty ones. A picture with an empty region has no value (NaN), and neither has a map that shows nothing.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class PointingGame(RegionMetric):
 def pointing_game(masks: Tensor, regions: Tensor, *, tolerance: int = TOLERANCE) -> Tensor:
     """Whether the mask's maximum lies in the region, or at most `tolerance` pixels from it: 100 · |M ∩ R⁺| / |M|.
 
-    M are the pixels that hold the maximum, of the mask rounded to 2⁻¹⁶. There is nearly always one, and the value is 0 or 100; of several
-    it is what a choice among them at random gives on average. R⁺ are the pixels at most `tolerance` from a pixel of the region.
+    M are the pixels that hold the maximum, of the mask rounded to 2⁻¹⁶. There is nearly always one, and the value is 0 or 100; with
+    several, it is the expected value of a random choice among them. R⁺ are the pixels at most `tolerance` from a pixel of the region.
 
     **Differs**: the paper measures its 15 pixels in the photograph; here they are pixels of the mask, the crop that the network sees.
 
@@ -54,8 +54,8 @@ def pointing_game(masks: Tensor, regions: Tensor, *, tolerance: int = TOLERANCE)
         tolerance: in pixels, Euclidean; 0: the maximum lies in the region.
 
     Returns:
-        `(B,)` float64, percent in [0, 100]; higher is better. NaN for an empty region and for a mask of zeros. A constant mask scores the
-        share of R⁺, with tolerance 0 the region's.
+        `(B,)` float64, percent in [0, 100]; higher is better. NaN for an empty region and for a mask of zeros. A constant mask has the
+        share of the picture in R⁺, with tolerance 0 that of the region.
 
     Raises:
         InputError: shapes or values that do not match, or a negative tolerance.
@@ -93,8 +93,8 @@ def energy_pointing(masks: Tensor, regions: Tensor) -> Tensor:
         regions: `(B, H, W)` or `(B, N, H, W)`, bool.
 
     Returns:
-        `(B,)` float64, percent in [0, 100]; higher is better. NaN for an empty region and for a mask of zeros. A constant mask scores the
-        region's share of the picture; 100: nothing lies outside.
+        `(B,)` float64, percent in [0, 100]; higher is better. NaN for an empty region and for a mask of zeros. A constant mask has the
+        region's share of the picture; 100: the whole mask lies in the region.
 
     Raises:
         InputError: shapes or values that do not match.
@@ -119,7 +119,7 @@ class RelevanceMass(RegionMetric):
 def relevance_mass(raw_maps: Tensor, regions: Tensor) -> Tensor:
     """Share of the raw map's positive relevance that lies in the region: Σ_R max(r, 0) / Σ max(r, 0).
 
-    Not `energy_pointing`: a mask is min-maxed, a raw map keeps its zero.
+    This is not `energy_pointing`: a mask is min-maxed, while a raw map keeps its zero.
 
     Args:
         raw_maps: `(B, h, w)`; negatives count as 0, and the map is resized bilinearly to the regions.
@@ -152,8 +152,8 @@ class RelevanceRank(RegionMetric):
 def relevance_rank(raw_maps: Tensor, regions: Tensor) -> Tensor:
     """Share of the region's K pixels among the K pixels of highest relevance: |top K ∩ R| / K with K = |R|.
 
-    Relevance is rounded to 2⁻¹⁶ of the map's maximum. Where pixels tie for the last places, the value is what a choice among them at random
-    gives on average.
+    Relevance is rounded to 2⁻¹⁶ of the map's maximum. If pixels tie for the last ranks, the value is the expected value of a random choice
+    among them.
 
     Args:
         raw_maps: `(B, h, w)`; negatives count as 0, and the map is resized bilinearly to the regions.
@@ -193,7 +193,7 @@ class SegmentationAP(RegionMetric):
 def segmentation_ap(masks: Tensor, regions: Tensor) -> Tensor:
     """Average precision of the mask's pixels as a segmentation of the region: 100 · Σ_t (recall_t − recall_{t−1}) · precision_t.
 
-    t runs over the distinct values of the mask, rounded to 2⁻¹⁶, from the highest; equal pixels enter together, as in scikit-learn's
+    t runs over the distinct values of the mask, rounded to 2⁻¹⁶, from the highest; equal pixels are added together, as in scikit-learn's
     `average_precision_score`.
 
     **Differs**: the paper's PxAP pools the pixels of all pictures; here each picture has its own value.
@@ -203,8 +203,8 @@ def segmentation_ap(masks: Tensor, regions: Tensor) -> Tensor:
         regions: `(B, H, W)` or `(B, N, H, W)`, bool.
 
     Returns:
-        `(B,)` float64, percent in [0, 100]; higher is better. NaN for an empty region and for a mask of zeros. A constant mask scores the
-        region's share of the picture; 100: every pixel of the region is above every other.
+        `(B,)` float64, percent in [0, 100]; higher is better. NaN for an empty region and for a mask of zeros. A constant mask has the
+        region's share of the picture; 100: every pixel of the region is above all others.
 
     Raises:
         InputError: shapes or values that do not match.
@@ -255,12 +255,12 @@ def _mass(values: Tensor, inside: Tensor) -> Tensor:
 
 
 def _levels(values: Tensor) -> Tensor:
-    """Whole numbers of 2⁻¹⁶, so that what a batch or a device rounds otherwise makes no maximum and no order."""
+    """Values as multiples of 2⁻¹⁶, so that rounding that differs between batches or devices does not decide maxima or order."""
     return (values * LEVELS).round()
 
 
 def _grown(inside: Tensor, tolerance: int) -> Tensor:
-    """The pixels at most so far from one inside, by the distance of their centres."""
+    """The pixels whose centre is at most `tolerance` from that of a pixel inside."""
     if tolerance == 0:
         return inside
     height, width = inside.shape[1:]

@@ -1,4 +1,4 @@
-"""From raw maps to masks, and how masking the image changes the target's probability: average drop, gain and increase."""
+"""Masks from raw maps, and metrics of the masked image: average drop, gain, increase, and complexity."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MARGIN = 1e-6
 
 
 class Masks(NamedTuple):
-    """Masks, and which of them come from a map without contrast.
+    """Masks, and flags for those from a map without contrast.
 
     Attributes:
         masks: `(B, H, W)` in [0, 1].
@@ -41,7 +41,7 @@ def degenerate(raw: Tensor) -> Tensor:
 
 
 def to_masks(raw: Tensor, size: tuple[int, int]) -> Masks:
-    """Masks from raw maps: each map min-maxed to [0, 1] at its own resolution, resized bilinearly to the image's size, clamped.
+    """Converts raw maps to masks: each map is min-maxed to [0, 1] at its own resolution, resized bilinearly to the image's size, clamped.
 
     Args:
         raw: `(B, h, w)`, signed or not, of any scale.
@@ -67,7 +67,7 @@ def to_masks(raw: Tensor, size: tuple[int, int]) -> Masks:
 
 @response_metric("average-drop", symbol="AD", better="lower", perturbations=(ORIGINAL, KEPT), source="Chattopadhay et al. 2018")
 def average_drop(original: Probability, kept: Probability) -> Tensor:
-    """How much of the target's probability is lost when only the masked image is seen: 100 · max(o − e, 0)/(o + ε).
+    """Relative fall of the target's probability when only the masked image is seen: 100 · max(o − e, 0)/(o + ε).
 
     Definitions, Metrics. Percent in [0, 100]; lower is better.
 
@@ -96,7 +96,7 @@ def average_drop_of(original: Probability, kept: Probability) -> Tensor:
 
 @response_metric("average-gain", symbol="AG", better="higher", perturbations=(ORIGINAL, KEPT), source="Zhang et al. 2023")
 def average_gain(original: Probability, kept: Probability) -> Tensor:
-    """How much of the probability that the target lacks is gained when only the masked image is seen: 100 · max(e − o, 0)/(1 − o + ε).
+    """Relative rise of the target's probability, towards 1, when only the masked image is seen: 100 · max(e − o, 0)/(1 − o + ε).
 
     Definitions, Metrics. Percent in [0, 100]; higher is better. 1 − o is summed from the other classes, so that it is accurate near o = 1.
     Arguments as for `average_drop`: `predict` gives logits.
@@ -119,11 +119,11 @@ def average_gain(original: Probability, kept: Probability) -> Tensor:
     aggregation="proportion",
 )
 def average_increase(original: Probability, kept: Probability) -> Tensor:
-    """Whether the masked image is recognised better: 100 · [e > o + 1e-6].
+    """Whether the target's probability is higher for the masked image: 100 · [e > o + 1e-6].
 
     Definitions, Metrics. 0 or 100 per image; higher is better. Arguments as for `average_drop`: `predict` gives logits.
 
-    Differs: the paper has no margin; it keeps rounding noise from counting as an increase.
+    Differs: the paper has no margin; here it prevents rounding from counting as an increase.
 
     >>> import torch
     >>> from xattn.metrics import average_increase
@@ -144,7 +144,7 @@ def average_increase(original: Probability, kept: Probability) -> Tensor:
 )
 @dataclass(frozen=True)
 class AverageDropDeletion(ResponseMetric):
-    """How much of the target's probability is lost when the area that the mask shows is removed: 100 · (o − p(x ⊙ (1 − mask)))/(o + ε).
+    """Relative fall of the target's probability when the area that the mask shows is removed: 100 · (o − p(x ⊙ (1 − mask)))/(o + ε).
 
     Attributes:
         upsample: "bilinear"; "bicubic", as in the code released with Gomez et al. 2022, to bring maps to the image's size.
@@ -200,7 +200,7 @@ def average_drop_deletion(
 
 @mask_metric("complexity", symbol="Com", better="lower", source="Poppi et al. 2021, Eq. 5")
 def complexity(masks: Tensor) -> Tensor:
-    """How much of the image the mask shows: its mean.
+    """Mean of the mask: how much of the image it shows.
 
     Definitions, Metrics. In [0, 1]; lower is better.
 

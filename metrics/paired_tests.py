@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Flags: TypeAlias = "Sequence[bool] | NDArray[np.bool_]"
-"""Of images, one each."""
+"""Values, one per image."""
 IntervalName = Literal["BCa", "Student", "Wilson", "Bonett-Price", "crossed effects", ""]
 RESAMPLES = 9999
-FEWEST, MOST = 20, 5000  # values between which the bootstrap covers better than Student
-AT_ONCE = 2_000_000  # resampled values in memory
-TOGETHER = 8  # intervals, whose resamples are drawn once
+FEWEST, MOST = 20, 5000  # numbers of values between which the bootstrap covers better than Student's interval
+AT_ONCE = 2_000_000  # most resampled values in memory
+TOGETHER = 8  # intervals that share one draw of resamples
 
 
 class Bounds(NamedTuple):
@@ -29,8 +29,8 @@ class Bounds(NamedTuple):
 
     Attributes:
         interval: of the mean.
-        name: "BCa", "Student", "Wilson" or "Bonett-Price", of networks of several seeds "crossed effects"; empty where too few values are
-            known for one.
+        name: "BCa", "Student", "Wilson" or "Bonett-Price", for networks of several seeds "crossed effects"; empty if there are too few
+            values for an interval.
     """
 
     interval: Interval
@@ -38,15 +38,15 @@ class Bounds(NamedTuple):
 
 
 def bootstrap_interval(values: Values, limits: tuple[float, float] = ANY, confidence: float = CONFIDENCE) -> Bounds:
-    """The bias-corrected and accelerated bootstrap interval of the mean, of 9999 resamples, the same at every call.
+    """The bias-corrected and accelerated (BCa) bootstrap interval of the mean, from 9999 resamples, the same in every call.
 
-    Where it degenerates it is Student's, and named so: of values that are all equal, of fewer than 20, where resampling knows too few
-    values and covers less than it says, and of more than 5000, where the two agree.
+    Student's interval, under its own name, is returned instead for values that are all equal, for fewer than 20 values, where the coverage
+    of the bootstrap is too low, and for more than 5000, where the two agree.
     Source: Efron 1987; resamples that tie with the mean count half (scipy.stats.bootstrap).
 
     Args:
         values: of the images, finite.
-        limits: lowest and highest value that there can be.
+        limits: lowest and highest possible value.
         confidence: coverage.
 
     >>> found = bootstrap_interval([0.0] * 17 + [1.0, 2.0, 4.0])
@@ -58,7 +58,7 @@ def bootstrap_interval(values: Values, limits: tuple[float, float] = ANY, confid
 
 
 def bootstrap_intervals(several: Iterable[Values], limits: tuple[float, float] = ANY, confidence: float = CONFIDENCE) -> Iterator[Bounds]:
-    """`bootstrap_interval` of each of several; those of as many values share what is drawn.
+    """`bootstrap_interval` of several samples; samples of the same size share their resamples.
 
     >>> [round(found.interval.low, 2) for found in bootstrap_intervals([[0.0] * 17 + [1.0, 2.0, 4.0], [0.0] * 19 + [3.0]])]
     [0.05, 0.0]
@@ -90,7 +90,7 @@ def _resampled(several: Mapping[int, NDArray[np.float64]], confidence: float) ->
 
         same = {place: values for place, values in several.items() if len(values) == n}
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a degenerate distribution, whose ends are NaN
+            warnings.simplefilter("ignore")  # degenerate distributions warn, and their ends are NaN
             found = bootstrap(
                 (np.stack(list(same.values())),),
                 _mean,
@@ -107,7 +107,7 @@ def _resampled(several: Mapping[int, NDArray[np.float64]], confidence: float) ->
 
 
 def _mean(values: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
-    """The mean, rounded as that of one sample alone: resamples lie in memory by place first, and would be summed in another order."""
+    """The mean, rounded like that of a single sample: the memory order of resamples would change the order of summation."""
     means: NDArray[np.float64] = np.ascontiguousarray(values).mean(axis=axis)
     return means
 
@@ -115,8 +115,8 @@ def _mean(values: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
 def difference_of_proportions(first: Flags, second: Flags, confidence: float = CONFIDENCE) -> Interval:
     """The interval of the difference of two proportions on the same images. Source: Bonett and Price 2012.
 
-    Wald's, after adding one image on which only the first succeeds and one on which only the second does, so that it has a width where no
-    image differs.
+    Wald's interval after adding one image on which only the first succeeds and one on which only the second does, so that its width is not
+    0 if no image differs.
 
     Args:
         first: of each image by one method.
@@ -136,9 +136,9 @@ def difference_of_proportions(first: Flags, second: Flags, confidence: float = C
 
 
 def mcnemar(first: Flags, second: Flags) -> float:
-    """The p-value of McNemar's exact two-sided test that two methods succeed on as many images; 1 if no image differs.
+    """The p-value of McNemar's exact two-sided test that two methods succeed on the same number of images; 1 if no image differs.
 
-    Source: McNemar 1947; exact, the binomial test of the images on which one alone succeeds.
+    Source: McNemar 1947; exact, the binomial test of the images on which only one succeeds.
 
     >>> mcnemar([True] * 8 + [False] * 2, [True] * 3 + [False] * 7)
     0.0625
@@ -150,7 +150,7 @@ def mcnemar(first: Flags, second: Flags) -> float:
 
 
 def _discordant(first: Flags, second: Flags) -> tuple[int, int]:
-    """How many images only the first has, and only the second."""
+    """Number of images on which only the first succeeds, and only the second."""
     one, other = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
     return int((one & ~other).sum()), int((other & ~one).sum())
 
@@ -158,7 +158,7 @@ def _discordant(first: Flags, second: Flags) -> tuple[int, int]:
 def equivalence(difference: Values, margin: float) -> float:
     """The p-value of two one-sided t-tests that the mean difference is within ± a margin. Source: Schuirmann 1987.
 
-    NaN where all differences are the same and within the margin.
+    NaN if all differences are equal and within the margin.
 
     Args:
         difference: of the images, finite, two or more.
@@ -171,14 +171,14 @@ def equivalence(difference: Values, margin: float) -> float:
 
     apart = numbers(difference)
     if np.ptp(apart) == 0:
-        return 1.0 if abs(apart[0]) >= margin else math.nan  # without a spread nothing is known of it
+        return 1.0 if abs(apart[0]) >= margin else math.nan  # without a spread, the test is undefined
     above = ttest_1samp(apart, -margin, alternative="greater").pvalue
     below = ttest_1samp(apart, margin, alternative="less").pvalue
     return float(max(above, below))
 
 
 def equivalence_of_proportions(first: Flags, second: Flags, margin: float) -> float:
-    """The same for two proportions on the same images, by the interval of `difference_of_proportions`.
+    """The p-value of equivalence of two proportions on the same images, by the interval of `difference_of_proportions`.
 
     Args:
         first: of each image by one method.
@@ -196,9 +196,9 @@ def equivalence_of_proportions(first: Flags, second: Flags, margin: float) -> fl
 
 
 def better_share(difference: Values, higher: bool) -> float:
-    """The common-language effect size of pairs: the share of images on which the first is better, ties counting half.
+    """The common-language effect size for pairs: the share of images on which the first is better, with ties counting half.
 
-    0.5 says neither. Source: McGraw and Wong 1992; of pairs, Grissom and Kim 2012.
+    0.5: neither is better. Source: McGraw and Wong 1992; for pairs, Grissom and Kim 2012.
 
     >>> better_share([1, 2, -1, 0], higher=True)
     0.625

@@ -1,7 +1,7 @@
-"""Whether a map is true to the parts of a picture that can be drawn again without them: ranks of their effects, and checks of FunnyBirds.
+"""Metrics of pictures that can be drawn again without some of their parts: ranks of the parts' effects, and FunnyBirds' checks.
 
-The parts, and what each does to the network's output, are in `KnownParts`; `xattn.birds.known_parts` makes them of SketchBirds. A picture
-whose parts are not known has no value (NaN), nor has a map that shows nothing.
+The parts and their effects on the network's output are in `KnownParts`; `xattn.birds.known_parts` creates them for SketchBirds. A picture
+without known parts has no value (NaN), and neither has a map that shows nothing.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def parts_removal(masks: Tensor, parts: KnownParts) -> Tensor:
 
     Returns:
         `(B,)` float64 in [−1, 1], unitless; higher is better. NaN where fewer than three parts are visible, where the mask has the same
-        mean in all of them (a uniform map), or where all effects are equal. A map that is each part's effect in that part: 1; its negative,
-        min-maxed: −1.
+        mean in all of them (a uniform map), or where all effects are equal. A map that shows each part's effect in that part has 1; its
+        negative, min-maxed, has −1.
 
     Raises:
         InputError: shapes or values that do not match.
@@ -77,7 +77,7 @@ def parts_shapley(masks: Tensor, parts: KnownParts) -> Tensor:
     """Spearman's ρ, over a picture's visible parts, between the mask's mean in a part and the part's Shapley value for the target's logit.
 
     Shapley values are exact: the mean gain of the part over all orders in which the parts can be added to the picture without them.
-    Arguments, range and what is undefined are those of `parts_removal`.
+    Arguments, range and undefined cases are those of `parts_removal`.
 
     >>> from xattn.metrics import KnownParts
     >>> visible, shown = torch.eye(3).view(1, 3, 1, 3) > 0, torch.arange(8)
@@ -90,7 +90,7 @@ def parts_shapley(masks: Tensor, parts: KnownParts) -> Tensor:
 
 
 class _Check(PartsMetric):
-    """A metric of whether the network still answers with the target."""
+    """Base class of metrics that check whether the network's answer is still the target."""
 
     lacks = "the network does not answer with the target"
 
@@ -101,20 +101,21 @@ class _Check(PartsMetric):
 @register("parts-preservation", symbol="PresC", better="higher", source="Hesse et al. 2023, preservation check")
 @dataclass(frozen=True)
 class PartsPreservation(_Check):
-    """How soon the network answers with the target as the parts that the map shows most are left alone."""
+    """How few of the parts that the map ranks highest are enough for the network to answer with the target."""
 
     def of_parts(self, masks: Tensor, parts: KnownParts) -> Tensor:
         return parts_preservation(masks, parts)
 
 
 def parts_preservation(masks: Tensor, parts: KnownParts) -> Tensor:
-    """Percentage of k = 1, …, N − 1 for which the network still answers with the target when the k parts that the map shows most are left.
+    """Percentage of k = 1, …, N − 1 for which the network answers with the target when only the map's k highest-ranked parts are kept.
 
-    A map shows a part by the mean of the mask in it; means within 2⁻¹⁶ tie, and the first part is then taken first.
+    Parts are ranked by the mean of the mask in them; means within 2⁻¹⁶ tie, and the part with the lower number then comes first.
 
-    **Differs** from Hesse et al. 2023: every number of parts counts once, where they keep the parts above one threshold on the sum of the
-    attribution, which they choose to be best for all pictures; so that a map has no gain from showing every part. The mean in a part, not
-    the sum, as in `parts_removal`. Undefined where the network's answer is not the target: what is kept is then not what is explained.
+    **Differs** from Hesse et al. 2023: every number of parts counts once, while they keep the parts above one threshold on the sum of the
+    attribution, which they choose to be best for all pictures. A map therefore gains nothing by showing every part. The mean in a part is
+    used, not the sum, as in `parts_removal`. The value is undefined if the network's answer is not the target, since the kept answer is
+    then not the explained one.
 
     Args:
         masks: `(B, H, W)` in [0, 1].
@@ -122,7 +123,7 @@ def parts_preservation(masks: Tensor, parts: KnownParts) -> Tensor:
 
     Returns:
         `(B,)` float64, percent in [0, 100]; higher is better. NaN for a mask with the same mean in all visible parts (a uniform map), where
-        no part is visible, and where the network does not answer with the target. 100: the part that the map shows most is enough.
+        no part is visible, and where the network does not answer with the target. 100: the highest-ranked part is enough.
 
     Raises:
         InputError: shapes or values that do not match.
@@ -141,16 +142,16 @@ def parts_preservation(masks: Tensor, parts: KnownParts) -> Tensor:
 @register("parts-deletion", symbol="DelC", better="higher", source="Hesse et al. 2023, deletion check")
 @dataclass(frozen=True)
 class PartsDeletion(_Check):
-    """How soon the network no longer answers with the target as the parts that the map shows most are removed."""
+    """How soon the network's answer changes as the parts that the map ranks highest are removed."""
 
     def of_parts(self, masks: Tensor, parts: KnownParts) -> Tensor:
         return parts_deletion(masks, parts)
 
 
 def parts_deletion(masks: Tensor, parts: KnownParts) -> Tensor:
-    """Percentage of k = 1, …, N − 1 for which the network answers otherwise without the k parts that the map shows most.
+    """Percentage of k = 1, …, N − 1 for which the network's answer is not the target without the map's k highest-ranked parts.
 
-    How a map shows parts, how it differs from its source, arguments, range and what is undefined are as in `parts_preservation`.
+    The ranking of parts, differences from the source, arguments, range and undefined cases are those of `parts_preservation`.
 
     >>> from xattn.metrics import KnownParts
     >>> visible, shown = torch.eye(3).view(1, 3, 1, 3) > 0, torch.arange(8)
@@ -167,7 +168,7 @@ def parts_deletion(masks: Tensor, parts: KnownParts) -> Tensor:
 @register("target-sensitivity", symbol="TS", better="higher", source="Hesse et al. 2023, target sensitivity")
 @dataclass(frozen=True)
 class TargetSensitivity(PartsMetric):
-    """Whether maps for two other classes lie more on the parts that the bird shares with the class that is explained."""
+    """Whether the maps for two other classes lie more on the parts that the bird shares with the explained class."""
 
     needs_rivals = True
     lacks = "the network tells no two other classes apart by the parts that the picture shares with each"
@@ -187,9 +188,9 @@ class TargetSensitivity(PartsMetric):
 def target_sensitivity(rivals: Tensor, parts: KnownParts) -> Tensor:
     """Whether a method's maps for two classes lie more on the parts that each shares with the picture than the other's map does.
 
-    Class 1 shares the parts A with the picture, class 2 the parts B, and A and B have none in common. 50 for each that holds: the map for 1
-    has a larger share of its energy in A than the map for 2; the map for 2 has a larger share in B than the map for 1. A method that gives
-    every class one map scores 0.
+    Class 1 shares the parts A with the picture, class 2 the parts B, and A and B have none in common. Each of these conditions adds 50: the
+    map for 1 has a larger share of its energy in A than the map for 2; the map for 2 has a larger share in B than the map for 1. A method
+    with the same map for every class has 0.
 
     **Differs** from Hesse et al. 2023: shares of the mask's energy, not sums of the attribution; a map of zeros has no share anywhere.
 
@@ -198,7 +199,7 @@ def target_sensitivity(rivals: Tensor, parts: KnownParts) -> Tensor:
         parts: of the pictures, with `rivals` and `shared`.
 
     Returns:
-        `(B,)` float64, 0, 50 or 100 percent; higher is better. NaN where there are no two such classes.
+        `(B,)` float64, 0, 50 or 100 percent; higher is better. NaN if there are no two such classes.
 
     Raises:
         InputError: shapes or values that do not match, or no rivals are given.
@@ -215,7 +216,7 @@ def target_sensitivity(rivals: Tensor, parts: KnownParts) -> Tensor:
     both = [checked_masks(maps[:, number], parts) for number in (0, 1)]
     classes, shared = given(parts.rivals, "rivals"), given(parts.shared, "shared")
     shares = torch.stack([in_shares(masks, parts.visible).nan_to_num(0) for masks in both], dim=1)
-    mine = shared.to(shares.device).double() @ shares.transpose(1, 2)  # [:, i, j]: of the map for class j, in the parts of class i
+    mine = shared.to(shares.device).double() @ shares.transpose(1, 2)  # [:, i, j]: share of the map for class j in the parts of class i
     right = (mine[:, 0, 0] > mine[:, 0, 1] + MARGIN).double() + (mine[:, 1, 1] > mine[:, 1, 0] + MARGIN).double()
     there = (classes != UNKNOWN).all(dim=1).to(shares.device) & parts.known.to(shares.device)
     return torch.where(there, 50 * right, torch.nan)
@@ -228,7 +229,7 @@ def _ranked(masks: Tensor, effects: Tensor, parts: KnownParts) -> Tensor:
 
 
 def _most_shown(masks: Tensor, parts: KnownParts) -> tuple[Tensor, Tensor]:
-    """The subsets of the 1, …, N − 1 parts that a map shows most, `(B, N − 1)`, and whether it puts any visible part above another,
+    """The subsets of a map's 1, …, N − 1 highest-ranked parts, `(B, N − 1)`, and whether it ranks any visible part above another,
     `(B,)`."""
     means = rounded(in_parts(masks, parts.visible))
     order = means.nan_to_num(-1).argsort(dim=1, descending=True, stable=True)
@@ -237,7 +238,7 @@ def _most_shown(masks: Tensor, parts: KnownParts) -> tuple[Tensor, Tensor]:
 
 
 def _answers(parts: KnownParts, subsets: Tensor) -> Tensor:
-    """The network's answer with each of some subsets `(B, T)` of the parts shown."""
+    """The network's answer for each of some subsets `(B, T)` of the parts."""
     return parts.logits.argmax(dim=2).to(subsets.device).gather(1, subsets)
 
 
@@ -251,6 +252,6 @@ def _answered(parts: KnownParts) -> Tensor:
 
 
 def _checked(holds: Tensor, ordered: Tensor, masks: Tensor, parts: KnownParts) -> Tensor:
-    """Percentage of the cases `(B, N − 1)` in which something holds, where the map orders parts and the network answers with the target."""
+    """Percentage of the cases `(B, N − 1)` in which a condition holds; NaN unless the map orders parts and the answer is the target."""
     there = ordered & _answered(parts).to(ordered.device)
     return defined(torch.where(there, 100 * holds.double().mean(dim=1), torch.nan), masks, parts)

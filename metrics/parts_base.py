@@ -1,4 +1,4 @@
-"""What metrics of a picture's parts have in common: their kind, and the checks of what they are given."""
+"""Base class of metrics of a picture's parts, and the checks of their arguments."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from xattn.metrics.known_parts import KnownParts
 if TYPE_CHECKING:
     from torch import Tensor
 
-MARGIN = 1e-6  # by which one share is larger than another
+MARGIN = 1e-6  # least difference by which one share is larger than another
 
 
 class PartsMetric(Metric):
-    """A metric of how the map's parts compare with what they do to the network's output."""
+    """A metric that compares the map's values in the parts with the parts' effects on the network's output."""
 
     kind = "parts"
     needs_parts = True
@@ -33,16 +33,16 @@ class PartsMetric(Metric):
         return self.of_parts(evidence.masks, known_parts_of(evidence.parts))
 
     def has(self, parts: KnownParts) -> Tensor:
-        """`(B,)` bool: the picture has what the metric asks of it; `lacks` says what, where not."""
+        """`(B,)` bool: whether the picture has what the metric needs; `lacks` says what is missing."""
         return parts.known
 
     def reasons(self, parts: KnownParts) -> tuple[str | None, ...]:
-        """Why a picture whose parts are known has no value of any map; None for one that has."""
+        """The reason why a picture with known parts has no value for any map; None for a picture that has one."""
         return tuple(None if there else self.lacks for there in self.has(parts).tolist())
 
 
 def known_parts_of(parts: object) -> KnownParts:
-    """What is known of the parts, checked."""
+    """Returns the known parts, after a type check."""
     if not isinstance(parts, KnownParts):
         came = "got none" if parts is None else f"got {type(parts).__name__}"
         raise InputError(f"a metric of kind parts takes xattn.metrics.KnownParts, for birds from xattn.birds.known_parts; {came}.")

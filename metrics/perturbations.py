@@ -1,4 +1,4 @@
-"""How metrics change images: what is kept, removed, or changed step by step, in which order, and to what."""
+"""Perturbations of images by metrics: what is kept, removed, or changed step by step, the order, and the fill."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LOW_RES_STEPS = 196
-LEVELS, NARROW = 2**16, 2**-6  # in which pixels are ranked
-BYTE, BYTE_SLACK = 255, 2**-8  # the slack leaves whole 255ths as they are, though rounded to LEVELS
+LEVELS, NARROW = 2**16, 2**-6  # levels and smallest span for ranking pixels
+BYTE, BYTE_SLACK = 255, 2**-8  # the slack preserves whole 255ths that were rounded to LEVELS
 MOST_SUPERPIXELS = 2**16
 FLAT = 1e-6  # contrast below which a map shows nothing, as a share of its largest magnitude
 
@@ -26,7 +26,7 @@ Upsampling = Literal["bilinear", "bicubic"]
 
 @dataclass(frozen=True)
 class Original:
-    """The image as it is."""
+    """The unchanged image."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Removed:
     """The image times one minus the mask.
 
     Attributes:
-        upsampling: "bilinear", the mask as it is; "bicubic", the mask at its map's own resolution, upsampled bicubically.
+        upsampling: "bilinear", the unchanged mask; "bicubic", the mask at its map's own resolution, upsampled bicubically.
     """
 
     upsampling: Upsampling = "bilinear"
@@ -47,7 +47,7 @@ class Removed:
 
 @dataclass(frozen=True)
 class Noised:
-    """The image plus noise, whatever the mask: uniform in [−radius, radius] at every value, clipped to [0, 1].
+    """The image plus noise, independent of the mask: uniform in [−radius, radius] at every value, clipped to [0, 1].
 
     Attributes:
         radius: in pixel space.
@@ -66,11 +66,11 @@ class Curve:
         insertion: True: from the baseline to the image; False: from the image to the baseline.
         baseline: what a changed (deletion) or not yet changed (insertion) pixel shows.
         step: pixels per step; None: 8 · W; with `low_res`, cells per step; None: ceil(cells / 196).
-        steps: so many steps of equal size, to one pixel, in the place of `step`.
-        superpixels: change whole superpixels, of which so many are asked for, one per step, by the mean of the mask over each.
+        steps: number of steps, of equal size up to one pixel, instead of `step`.
+        superpixels: requested number of superpixels; they are changed one per step, in the order of the mask's mean over each.
         low_res: rank the cells of the map at its own resolution instead of the pixels of the mask.
-        as_bytes: rank 255 · the mask without its fraction, as of a map that was stored in bytes.
-        tolerance: points of area; only as many steps are evaluated as keep the area's estimated error below this; None: all.
+        as_bytes: rank the whole part of 255 · the mask, as for a map that was stored in bytes.
+        tolerance: points of area; only as many steps are evaluated as are needed to keep the area's estimated error below this; None: all.
     """
 
     insertion: bool
@@ -78,14 +78,14 @@ class Curve:
     step: int | None = None
     low_res: bool = False
     tolerance: float | None = None
-    as_bytes: bool = field(default=False, repr=False)  # a run's protocol says it by its name
+    as_bytes: bool = field(default=False, repr=False)  # the name of a run's protocol implies it
     steps: int | None = None
     superpixels: int | None = None
 
 
 @dataclass(frozen=True)
 class Groups:
-    """Pixels in groups of equal size, to one pixel, in the order of the mask; each group is replaced alone.
+    """Pixels in groups of equal size, up to one pixel, in the order of the mask; each group is replaced separately.
 
     Attributes:
         count: of groups.
@@ -103,12 +103,12 @@ class Groups:
 
 @dataclass(frozen=True)
 class Subsets:
-    """Random subsets of square patches, each replaced alone; seeded by the image's content, and the same for every mask.
+    """Random subsets of square patches, each replaced separately; seeded by the image's content, and the same for every mask.
 
     Attributes:
         count: of subsets.
         share: of the patches that are in each, at least one patch.
-        patch: side of a patch in pixels; those at the lower and right edge are smaller where it does not divide the image.
+        patch: side of a patch in pixels; patches at the lower and right edge are smaller if it does not divide the image.
         baseline: what a replaced pixel shows.
     """
 
@@ -120,7 +120,7 @@ class Subsets:
 
 @dataclass(frozen=True)
 class Patches:
-    """The patches of a grid, each replaced alone; the same for every mask.
+    """The patches of a grid, each replaced separately; the same for every mask.
 
     Attributes:
         grid: patches along each side, of equal size to one pixel.
@@ -145,7 +145,7 @@ class Highest:
 
     @property
     def curve(self) -> Curve:
-        """The deletion curve of which it is a point."""
+        """The deletion curve that this perturbation is a point of."""
         return Curve(False, self.baseline)
 
 
@@ -154,7 +154,7 @@ ORIGINAL, KEPT, REMOVED = Original(), Kept(), Removed()
 
 
 def ignores_masks(perturbation: Perturbation) -> bool:
-    """Whether a perturbation is the same for every mask, and run once for all of them."""
+    """Whether a perturbation is the same for every mask, so that it is run only once."""
     return isinstance(perturbation, Original | Subsets | Patches)
 
 
@@ -163,7 +163,7 @@ def noised_images(images: Tensor, noise: Noised, seeds: Sequence[int]) -> Tensor
 
     Args:
         images: in pixel space.
-        noise: how much, and which draw.
+        noise: its radius and the number of the draw.
         seeds: of the images, from their content.
     """
     drawn = []
@@ -179,12 +179,12 @@ def takes_low_res(perturbation: Perturbation) -> bool:
 
 
 def forwards(perturbation: Perturbation, size: tuple[int, int], cells: int = 0) -> int:
-    """The most forwards that a perturbation costs for one image under one mask, without the image itself and its baseline.
+    """The largest number of forwards of a perturbation for one image under one mask, without the image itself and its baseline.
 
     Args:
         perturbation: of the image.
         size: height and width of the image.
-        cells: of the map, for a curve that ranks them, in steps of its own; 0: not known, so that it counts as one of the usual steps.
+        cells: number of cells of the map, for a curve that ranks them with its own step; 0: unknown, and the usual number of steps counts.
     """
     if isinstance(perturbation, Original):
         return 0
@@ -206,12 +206,12 @@ def forwards(perturbation: Perturbation, size: tuple[int, int], cells: int = 0) 
 def ranks(masks: Tensor, as_bytes: bool = False) -> Tensor:
     """Each pixel's rank in descending order: `(B, h, w)` → `(B, h, w)` int64.
 
-    Values are rounded to 2⁻¹⁶, so that what a batch or a device rounds otherwise orders no pixels. Ties, such as plateaus of ReLU'd maps,
-    are broken by one permutation fixed for all images.
+    Values are rounded to 2⁻¹⁶, so that rounding that differs between batches or devices does not decide the order. Ties, such as plateaus
+    of ReLU'd maps, are broken by one permutation fixed for all images.
 
     Args:
-        masks: to be ranked.
-        as_bytes: by the whole part of 255 · the value.
+        masks: the masks to rank.
+        as_bytes: rank by the whole part of 255 · the value.
     """
     flat = _levels(masks)
     if as_bytes:
@@ -229,7 +229,7 @@ def _levels(masks: Tensor) -> Tensor:
 
 
 def _scaled(masks: Tensor) -> Tensor:
-    """The values `(B, N)`; of maps that are no masks, or span less than 2⁻⁶, min-maxed."""
+    """The values `(B, N)`; those of maps that are not masks, or span less than 2⁻⁶, are min-maxed."""
     flat = masks.to(torch.promote_types(masks.dtype, torch.float32)).flatten(1)
     low, high = flat.aminmax(dim=1, keepdim=True)
     span = high - low
@@ -240,7 +240,7 @@ def _scaled(masks: Tensor) -> Tensor:
 
 
 def rank_superpixels(labels: Tensor, masks: Tensor) -> RankedPixels:
-    """The order of superpixels by the mean of the mask over each; ties in one order fixed for all images.
+    """The order of superpixels by the mean of the mask over each; ties are in an order that is fixed for all images.
 
     Args:
         labels: `(B, H, W)`, each pixel's superpixel.
@@ -275,9 +275,9 @@ class RankedPixels:
     Attributes:
         ranks: `(B, H, W)`, each pixel's place in the order.
         cuts: `(T + 1,)`; after each step, the pixels with ranks below its cut have changed.
-        shares: `(B, T + 1)`, share of the pixels changed; of superpixels, the share of these.
+        shares: `(B, T + 1)`, share of the changed pixels; for superpixels, the share of changed superpixels.
         mask_means: `(B, T)`, mean mask value of the pixels of each step; NaN where an image has fewer superpixels than T.
-        counts: `(B,)`, the superpixels of each image; None: pixels or cells are ranked, as many in each.
+        counts: `(B,)`, the superpixels of each image; None: pixels or cells are ranked, the same number in each image.
     """
 
     ranks: Tensor

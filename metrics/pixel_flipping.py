@@ -1,4 +1,4 @@
-"""Pixels removed from both ends of the mask's order: symmetric relevance gain, and ROAD.
+"""Pixel flipping from both ends of the mask's order: symmetric relevance gain, and ROAD.
 
 The curve with the lowest pixels removed first is the insertion curve from the same fill, read from its end: once the lowest 30 % are
 removed, the highest 70 % are left. Both orders therefore share their forwards with insertion and deletion of the same fill.
@@ -59,7 +59,7 @@ class _ROAD(CurvesMetric):
 
     Attributes:
         fill: what removed pixels show, as for `deletion`.
-        steps: the pixels are removed in so many steps of equal size; the two ends, with all or no pixel removed, do not count.
+        steps: number of steps of equal size; the two ends, with all or no pixel removed, do not count.
         measure: "probability", of the target; "accuracy", the share of steps at which the network still answers with the target.
     """
 
@@ -80,7 +80,7 @@ class _ROAD(CurvesMetric):
 @register("road-morf", symbol="MoRF", better="lower", source="Rong et al. 2022")
 @dataclass(frozen=True)
 class ROADMoRF(_ROAD):
-    """How well the target is recognised without the pixels of highest mask value, which are interpolated: the mean over 10, 20, …, 90 %."""
+    """Mean probability of the target with the 10, 20, …, 90 % of pixels of highest mask value removed and interpolated."""
 
     @property
     def curves(self) -> tuple[Curve, ...]:
@@ -90,7 +90,7 @@ class ROADMoRF(_ROAD):
 @register("road-lerf", symbol="LeRF", better="higher", source="Rong et al. 2022")
 @dataclass(frozen=True)
 class ROADLeRF(_ROAD):
-    """How well the target is recognised without the pixels of lowest mask value, which are interpolated: the mean over 10, 20, …, 90 %."""
+    """Mean probability of the target with the 10, 20, …, 90 % of pixels of lowest mask value removed and interpolated."""
 
     @property
     def curves(self) -> tuple[Curve, ...]:
@@ -112,9 +112,9 @@ def srg(
 ) -> Tensor:
     """100 · (area of the curve with the lowest pixels deleted first − area with the highest first): symmetric relevance gain.
 
-    Both curves begin at the image and end where nothing of it is left; a random order has 0 in the mean, whatever pixels are replaced with.
-    A mask whose order is turned round has the negative value, where no pixels tie and the step divides their number. A constant mask has
-    that of one fixed random order.
+    Both curves begin at the image and end where nothing of it is left; a random order has a mean of 0, for every fill. A mask with reversed
+    order has the negative value, if no pixels tie and the step divides their number. A constant mask has the value of one fixed random
+    order.
 
     Args:
         predict: images in pixel space `(B, 3, H, W)` → logits `(B, K)`, before any softmax or sigmoid.
@@ -131,8 +131,8 @@ def srg(
     Returns:
         `(B,)` float64, points in [-100, 100]; higher is better.
 
-    Differs: single pixels are ordered, not superpixels; the target is yours, not always the predicted class. Where a step does not divide
-    the pixels, both orders cut at the same ones: the shorter step is the last of one and the first of the other.
+    Differs: single pixels are ordered, not superpixels; you choose the target, which need not be the predicted class. If the step does not
+    divide the number of pixels, both orders are cut at the same pixels: the shorter step is the last of one and the first of the other.
 
     >>> import torch
     >>> images, constant = torch.rand(1, 3, 16, 16), lambda x: torch.zeros(len(x), 4)
@@ -169,9 +169,9 @@ def road_morf(
         targets: class indices `(B,)`, or a target.
         fill: the classifier's mean colour, for the fills that need it.
         replace_with: what removed pixels show, as for `srg`.
-        steps: of equal size.
-        measure: "probability"; "accuracy", the share of steps at which the network's answer is the target: the class has the highest logit,
-            and any other target is likelier than not.
+        steps: number of steps of equal size.
+        measure: "probability"; "accuracy", the share of steps at which the network's answer is the target: a class has the highest logit;
+            any other target has a probability above one half.
         multi_label: sigmoid instead of softmax.
         chunk: images per forward.
         outputs: what `predict` gives, "logits" or "probabilities"; None: logits, and rows that are all probabilities are refused.
@@ -180,7 +180,7 @@ def road_morf(
         `(B,)` float64, percent in [0, 100]; lower is better.
 
     Differs: noise is seeded by the image and the sum clipped to [0, 1]; the paper and its code report the accuracy over a data set at each
-    share, of which `measure="accuracy"` is the mean over the shares, against the target and not the label.
+    share, and `measure="accuracy"` is the mean over these shares, for the target instead of the label.
 
     >>> import torch
     >>> images, constant = torch.rand(1, 3, 16, 16), lambda x: torch.zeros(len(x), 4)

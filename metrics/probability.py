@@ -1,4 +1,4 @@
-"""Probabilities in float64, each beside its complement."""
+"""Probabilities in float64, each with its complement."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from xattn.errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
-SUM_TOLERANCE = 1e-3  # within which probabilities sum to one, in half precision too
+SUM_TOLERANCE = 1e-3  # tolerance of the sum of probabilities, also in half precision
 
 
 class Probability(NamedTuple):
-    """A probability and its complement, which near 1 keeps digits that `1 - p` loses.
+    """A probability and its complement, which is accurate near 1, where `1 - p` loses digits.
 
     Attributes:
         p: `(B,)` float64.
@@ -66,6 +66,6 @@ def sigmoid_probability(scores: Tensor) -> Probability:
 
 
 def log_odds(probabilities: Tensor) -> Tensor:
-    """The logits of probabilities that stand alone, log p − log(1 − p), finite at 0 and 1."""
+    """The logits of independent probabilities, log p − log(1 − p), finite at 0 and 1."""
     limits = torch.finfo(probabilities.dtype)
     return probabilities.clamp(min=limits.tiny).log() - torch.log1p(-probabilities.clamp(max=1 - limits.eps))

@@ -1,4 +1,4 @@
-"""How insertion and deletion change pixels: named protocols, and what a user may set in their place."""
+"""Named protocols of insertion and deletion, and the settings that override them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Protocol:
         low_res: the steps are cells of the map at its own resolution, not pixels of the mask.
         summary: in words.
         as_bytes: cells are ranked by the map in whole 255ths.
-        from_first_step: the area begins after the first step, and its shares from there on are the whole.
+        from_first_step: the area begins after the first step, with the remaining shares rescaled to [0, 1].
     """
 
     deletion: Baseline
@@ -62,18 +62,18 @@ InsertionFill = Literal["mean", "black", "noise", "noisy-linear"]
 
 
 def filled(fill: DeletionFill) -> Baseline:
-    """What a replaced pixel shows, by the name of a fill; "blur" is a box blur of side max(H // 5, 9), with the mean colour outside."""
+    """The baseline for the name of a fill; "blur" is a box blur of side max(H // 5, 9), with the mean colour outside."""
     if fill == "blur":
         return Baseline("box")
     return Baseline("colour", fill) if fill == "mean" or fill == "black" else Baseline(fill)
 
 
 def chosen(base: Baseline, fill: DeletionFill | None, blur: int | None = None) -> Baseline:
-    """What a user's settings make of a protocol's baseline.
+    """A protocol's baseline with a user's settings applied.
 
     Args:
         base: of the protocol.
-        fill: in the place of its colour, or of all of it where that is no colour; None: the protocol's.
+        fill: replaces its colour, or the whole baseline if the fill is not a colour; None: the protocol's.
         blur: side of the blur's kernel, 0 for none; None: the protocol's.
     """
     if fill == "mean" or fill == "black":

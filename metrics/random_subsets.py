@@ -1,4 +1,4 @@
-"""Whether the map's sum over random subsets of the image says how much the answer falls without them: sensitivity-n and infidelity.
+"""Sensitivity-n and infidelity: the map's sum over random subsets of the image, compared with the fall of the response without them.
 
 The subsets are drawn for the image and are the same for every method, so that one set of forwards serves all methods and both metrics.
 """
@@ -34,7 +34,7 @@ class _OfSubsets(Metric):
     """Settings of a metric of random subsets.
 
     Attributes:
-        subsets: how many.
+        subsets: number of subsets.
         share: of the image's patches that are in each.
         patch: side of a patch in pixels; 1: single pixels.
         fill: what deleted pixels show, as for `deletion`.
@@ -64,7 +64,7 @@ class _OfSubsets(Metric):
     def sums_and_falls(self, evidence: Evidence) -> tuple[Tensor, Tensor]:
         """The map's sum over each subset, and the fall of the target's probability without it, `(B, S)` float64.
 
-        The map is brought to the image's size bilinearly, each value spread over its pixels, so that its sum stays about the same.
+        The map is resized to the image's size bilinearly, with each value divided over its pixels, so that its sum stays about the same.
         """
         found = evidence.responses.subsets[self.asked]
         maps = widened(evidence.raw_maps if evidence.signed_maps is None else evidence.signed_maps)
@@ -76,7 +76,7 @@ class _OfSubsets(Metric):
 @register("sensitivity-n", symbol="Sens-n", better="higher", limits=(-1, 1), unit="1", source="Ancona et al. 2018, Sec. 4")
 @dataclass(frozen=True)
 class SensitivityN(_OfSubsets):
-    """Whether the target's probability falls more without random patches over which the map's sum is larger: Pearson's r."""
+    """Pearson's r between the map's sum over random patches and the fall of the target's probability without them."""
 
     def value(self, evidence: Evidence) -> Tensor:
         sums, fall = self.sums_and_falls(evidence)
@@ -90,10 +90,10 @@ class SensitivityN(_OfSubsets):
 @register("infidelity", symbol="Infd", better="lower", limits=(0, float("inf")), unit="1", source="Yeh et al. 2019, Def. 2.1")
 @dataclass(frozen=True)
 class Infidelity(_OfSubsets):
-    """How far the map's sum over random patches is from the fall of the target's probability without them: the mean squared error.
+    """Mean squared error between the map's sum over random patches and the fall of the target's probability without them.
 
     Attributes:
-        scale: "optimal", the map is first multiplied by the number that makes the error smallest; "raw", the map as the method made it.
+        scale: "optimal", the map is first multiplied by the number that minimises the error; "raw", the unchanged map.
     """
 
     scale: Scale = "optimal"
@@ -128,8 +128,8 @@ def sensitivity_n(
 ) -> Tensor:
     """Pearson's r over random subsets between the map's sum over a subset and the fall of the target's probability without it.
 
-    All subsets are of n patches, n the `share` of those that there are; the value is the same for any map a·φ with a > 0, and
-    for a·φ + b where patches divide the image.
+    All subsets have n patches, the given `share` of all patches. The value is the same for any map a·φ with a > 0, and for a·φ + b if
+    patches divide the image.
 
     Args:
         predict: images in pixel space `(B, 3, H, W)` → logits `(B, K)`, before any softmax or sigmoid.
@@ -137,7 +137,7 @@ def sensitivity_n(
         masks: `(B, H, W)`: masks, or raw maps of this size, with their sign.
         targets: class indices `(B,)`, or a target.
         fill: the classifier's mean colour, three values in pixel space; may be None where it is not needed.
-        subsets: how many; drawn with the generator seeded by the image's content, the same for every method.
+        subsets: number of subsets; drawn with a generator seeded by the image's content, the same for every method.
         share: of the patches that are in each subset.
         patch: side of a patch in pixels; 1: single pixels, as in the paper.
         replace_with: what deleted pixels show: "mean", "black", "blur", "noise" or "noisy-linear", the setting `fill` of a run.
@@ -146,11 +146,11 @@ def sensitivity_n(
         outputs: what `predict` gives, "logits" or "probabilities"; None: logits, and rows that are all probabilities are refused.
 
     Returns:
-        `(B,)` float64 in [-1, 1], 1 for an additive classifier explained by its terms; NaN for a constant map, or where nothing changes the
+        `(B,)` float64 in [-1, 1], 1 for an additive classifier explained by its terms; NaN for a constant map, or if no subset changes the
         probability; higher is better.
 
     Differs: patches are removed, since single random pixels of a large image hide little; the paper draws r against n, here n is one
-    `share`; the probability is followed, not the logit.
+    `share`; the probability is used, not the logit.
 
     >>> import torch
     >>> images, masks = torch.ones(1, 3, 4, 4), torch.arange(16.0).view(1, 4, 4) / 120
@@ -192,7 +192,7 @@ def infidelity(
         targets: class indices `(B,)`, or a target.
         fill: the classifier's mean colour, three values in pixel space; may be None where it is not needed.
         scale: "optimal" or "raw".
-        subsets: as for `sensitivity_n`, with which it shares its forwards; likewise `share`, `patch` and `replace_with`.
+        subsets: as for `sensitivity_n`, which shares its forwards with this metric; so do `share`, `patch` and `replace_with`.
         share: of the patches that are in each subset.
         patch: side of a patch in pixels.
         replace_with: what deleted pixels show.
@@ -203,8 +203,8 @@ def infidelity(
     Returns:
         `(B,)` float64, ≥ 0, squared probability, 0 for an additive classifier explained by its terms; lower is better.
 
-    Differs: the paper perturbs with Gaussian noise or with one square; here some patches are replaced, and the map is taken as that of the
-    whole difference to the fill. The paper's definition is "raw", its code scales; the probability is followed, not the logit.
+    Differs: the paper perturbs with Gaussian noise or with one square; here some patches are replaced, and the map is taken to attribute
+    the whole difference to the fill. The paper's definition is "raw", its code scales the map; the probability is used, not the logit.
 
     >>> import torch
     >>> images, masks = torch.ones(1, 3, 4, 4), torch.arange(16.0).view(1, 4, 4) / 120

@@ -1,4 +1,4 @@
-"""Tests of many methods by their ranks on each image: Friedman's, and Nemenyi's of each pair."""
+"""Rank tests of several methods on the same images: Friedman's, and Nemenyi's for each pair."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Friedman(NamedTuple):
 
     Attributes:
         statistic: χ² of k − 1 degrees of freedom, with the correction for ties.
-        p: its p-value; 1 where each image has one value throughout.
-        agreement: Kendall's W, 0 where ranks of the images do not agree, 1 where all are the same.
+        p: its p-value; 1 if all methods have the same value on each image.
+        agreement: Kendall's W, 0 if the ranks of the images do not agree, 1 if all are the same.
     """
 
     statistic: float
@@ -32,7 +32,7 @@ def mean_ranks(values: ArrayLike, higher: bool) -> list[float]:
     """Mean over images of the rank of each method, 1 for the best; ties share the mean of their ranks.
 
     Args:
-        values: `(n, k)`, finite: of each image by each method.
+        values: `(n, k)`, finite: one row per image, one column per method.
         higher: whether higher is better.
 
     >>> mean_ranks([[1, 2, 3], [2, 2, 3]], higher=True)
@@ -40,7 +40,7 @@ def mean_ranks(values: ArrayLike, higher: bool) -> list[float]:
     """
     table = np.asarray(values)
     before = np.greater if higher else np.less
-    # Twice a rank, counted from 1, is whole: 2 for each value before it, 1 for each that ties with it, itself among them, and 1.
+    # Twice a rank, counted from 1, is whole: 2 for each value before it, 1 for each that ties with it (including itself), and 1.
     twice = [int((2 * before(table, own).sum(axis=1) + _ties(table, own) + 1).sum()) for own in _columns(table)]
     return [total / (2 * len(table)) for total in twice]
 
@@ -50,13 +50,13 @@ def _columns(table: NDArray[np.float64]) -> Sequence[NDArray[np.float64]]:
 
 
 def _ties(table: NDArray[np.float64], own: NDArray[np.float64]) -> NDArray[np.int64]:
-    """How many values of each row equal that of a column."""
+    """Number of values of each row that equal that of a column."""
     found: NDArray[np.int64] = (table == own).sum(axis=1)
     return found
 
 
 def friedman(values: ArrayLike) -> Friedman:
-    """Friedman's test over images of three or more methods.
+    """Friedman's test of three or more methods over images.
 
     Source: Friedman 1937; for ties Hollander, Wolfe & Chicken 2014, Sec. 7.1.
 
@@ -70,7 +70,7 @@ def friedman(values: ArrayLike) -> Friedman:
 
     table = np.asarray(values)
     n, k = table.shape
-    tied = sum(int((_ties(table, own) ** 2 - 1).sum()) for own in _columns(table))  # t³ − t of each group of t, shared by its values
+    tied = sum(int((_ties(table, own) ** 2 - 1).sum()) for own in _columns(table))  # t³ − t for each group of t ties, shared by its values
     untied = 1 - tied / (n * k * (k**2 - 1))
     if untied == 0:
         return Friedman(0.0, 1.0, 0.0)
@@ -80,7 +80,7 @@ def friedman(values: ArrayLike) -> Friedman:
 
 
 def critical_difference(methods: int, n: int) -> float:
-    """The difference of mean ranks from which two methods differ, by Nemenyi's test at 0.05.
+    """The critical difference of mean ranks of two methods, by Nemenyi's test at 0.05.
 
     Source: Demšar 2006, Sec. 3.2.2: `q·√(k(k+1)/(6n))`, q the Studentised range's quantile over √2.
 
@@ -108,8 +108,8 @@ def range_below(q: float, count: int) -> float:
     """The probability that some standard normal variables lie within q of each other: the Studentised range's for infinitely many degrees
     of freedom.
 
-    `k ∫ φ(z)·(Φ(z) − Φ(z − q))ᵏ⁻¹ dz`, which the trapezoidal rule integrates to rounding, as it falls smoothly to nothing on either side.
-    scipy.stats has it too, and takes a second to import.
+    `k ∫ φ(z)·(Φ(z) − Φ(z − q))ᵏ⁻¹ dz`, which the trapezoidal rule integrates up to rounding, since the integrand falls smoothly to 0 on
+    both sides. scipy.stats also has it, but takes a second to import.
     """
     import numpy as np
     from scipy.special import ndtr

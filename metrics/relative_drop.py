@@ -1,4 +1,4 @@
-"""Whether what the mask shows first tells the target from another class: the relative drop of Finer-CAM."""
+"""Relative drop of Finer-CAM: whether the mask's highest pixels distinguish the target from another class."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @register("relative-drop", symbol="RD", better="higher", limits=(-2, 2), unit="1", source="Zhang et al. 2025, Eq. 10")
 @dataclass(frozen=True)
 class RelativeDrop(Metric):
-    """How much more the target loses than the class it is contrasted with when the mask's highest pixels are deleted.
+    """Difference between the falls of the target's and the contrasted class's probability when the mask's highest pixels are deleted.
 
     Attributes:
         share: of the pixels that are deleted.
@@ -63,31 +63,32 @@ def relative_drop(
     chunk: int = 8,
     outputs: Outputs | None = None,
 ) -> Tensor:
-    """(p^c − p*^c) − (p^d − p*^d) of a contrast of class c with class d, p* without the pixels where the mask is highest.
+    """(p^c − p*^c) − (p^d − p*^d) of a contrast of class c with class d, with p* the probability without the pixels where the mask is
+    highest.
 
-    Deleting what tells c from d takes the probability from c alone; what both have in common takes it from both. p is the softmax over all
-    classes, so that the value is not that of the two classes alone, which `deletion` follows along its curve for a contrast. Of several
-    classes for or against, it is their mean; weights say only on which side a class is.
+    Deleting pixels that distinguish c from d lowers only the probability of c; deleting pixels that both have in common lowers both. p is
+    the softmax over all classes; `deletion` of a contrast instead uses the probability of c given c or d. With several classes on one side,
+    p is their mean; weights only determine the side of a class.
 
     Args:
         predict: images in pixel space `(B, 3, H, W)` → logits `(B, K)`, before any softmax or sigmoid.
         images: `(B, 3, H, W)` in pixel space.
         masks: `(B, H, W)`.
-        targets: `Contrast`, as `Contrast([c, d], [1.0, -1.0])`. Of class indices `(B,)`, and of any other target, d is all else together:
-            the value is twice the fall of the probability.
+        targets: `Contrast`, as `Contrast([c, d], [1.0, -1.0])`. For class indices `(B,)` and for any other target, d is all other classes
+            together: the value is twice the fall of the probability.
         fill: the classifier's mean colour, three values in pixel space; may be None where it is not needed.
         share: of the pixels that are deleted, 0.05 or 0.1 in the paper.
         replace_with: what deleted pixels show: "mean", "black", "blur", "noise" or "noisy-linear", the setting `fill` of a run.
-        multi_label: of class indices, sigmoid instead of softmax; a contrast says so itself.
+        multi_label: for class indices, sigmoid instead of softmax; a contrast has its own setting.
         chunk: images per forward.
         outputs: what `predict` gives, "logits" or "probabilities"; None: logits, and rows that are all probabilities are refused.
 
     Returns:
-        `(B,)` float64 in [-2, 2]: 2 where c was certain and d is, 0 where nothing changes; higher is better. A constant mask has the value
-        of one fixed random choice of pixels.
+        `(B,)` float64 in [-2, 2]: 2 if c was certain and d is certain afterwards, 0 if nothing changes; higher is better. A constant mask
+        has the value of one fixed random choice of pixels.
 
-    Differs: the released code holds no evaluation, so that what its deleted pixels show is not known here. d is the user's choice; the
-    paper's is a similar class, as `predicted - second` is.
+    Differs: the released code has no evaluation, so the values of its deleted pixels are unknown. The user chooses d; in the paper it is a
+    similar class, as in `predicted - second`.
 
     >>> import torch
     >>> from xattn.metrics.targets import Contrast

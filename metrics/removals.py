@@ -1,4 +1,4 @@
-"""Groups, random subsets and patches of a grid of pixels, each replaced alone, and the pixels where a mask is highest."""
+"""Replaces groups, random subsets or grid patches of pixels, each separately, or the pixels where a mask is highest."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ class SubsetResponse(NamedTuple):
 
 
 class PatchResponse(NamedTuple):
-    """The target without each of the G · G patches of a grid, row by row.
+    """The target's probability and score without each of the G · G patches of a grid, row by row.
 
     Attributes:
         p: `(B, G · G)` float64, its probability.
-        score: `(B, G · G)` float64, its score: of a class, the logit.
+        score: `(B, G · G)` float64, its score; for a class, the logit.
         whole: `(B,)` float64, its score for the whole image.
     """
 
@@ -65,7 +65,8 @@ class PatchResponse(NamedTuple):
 
 
 def at_image_size(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Maps `(B, h, w)` at the image's size, bilinear, each value spread over its pixels, so that a map's sum stays about the same."""
+    """Resizes maps `(B, h, w)` bilinearly to the image's size, each value divided over its pixels, so that a map's sum stays about the
+    same."""
     if tuple(maps.shape[1:]) == size:
         return maps
     larger = torch.nn.functional.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
@@ -73,14 +74,14 @@ def at_image_size(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def grid_patches(size: tuple[int, int], grid: int) -> Tensor:
-    """The patch of a grid that each pixel lies in, `(H, W)` int64, numbered row by row; patches are of equal size to one pixel.
+    """The patch of a grid that each pixel lies in, `(H, W)` int64, numbered row by row; patches have equal size up to one pixel.
 
     Args:
         size: H and W.
         grid: patches along each side.
 
     Raises:
-        InputError: the image has fewer pixels along a side.
+        InputError: the image has fewer pixels along a side than the grid has patches.
 
     >>> grid_patches((2, 3), 2)
     tensor([[0, 1, 1],
@@ -121,11 +122,11 @@ def without_highest(fill: Fill, ranked: RankedPixels, share: float, rows: Tensor
 def chosen_patches(images: Tensor, subsets: Subsets) -> Tensor:
     """The patches of random subsets of each image, `(B, S, rows, columns)` bool.
 
-    A subset holds the patches of the smallest of uniform random numbers, drawn subset by subset with the generator seeded by the image's
-    content.
+    Each patch gets a uniform random number, drawn subset by subset with a generator seeded by the image's content; a subset holds the
+    patches with the smallest numbers.
 
     Raises:
-        InputError: there is one such subset alone.
+        InputError: there is only one such subset.
     """
     rows, columns = (-(-side // subsets.patch) for side in images.shape[2:])
     size = max(1, round(subsets.share * rows * columns))

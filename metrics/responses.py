@@ -1,8 +1,8 @@
-"""One engine for every metric that perturbs images: the target's probability under all perturbations, in full chunks of one size.
+"""Computes the target's probability under the perturbations of all metrics, in full chunks of one size.
 
-`evaluate_perturbations` flattens all perturbations of all images under all masks into one stream of images. What no mask affects (the
-image itself, its baselines) is run once for all masks and also gives the ends of every curve; images that are the same under two masks
-are run once. Several networks that take the same images, such as heads on one backbone, share one stream: `evaluate_for_all`.
+`evaluate_perturbations` flattens all perturbations of all images under all masks into one stream of images. Images that do not depend on a
+mask (the image itself, its baselines) are run once for all masks and are also the ends of every curve; images that are the same under two
+masks are run once. Several networks that take the same images, such as heads on one backbone, share one stream: `evaluate_for_all`.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class CurveResponse(NamedTuple):
     """The target's probability along a curve of T steps.
 
     Attributes:
-        shares: `(B, T + 1)` float64, share of the pixels changed, from 0 to 1.
+        shares: `(B, T + 1)` float64, share of the changed pixels, from 0 to 1.
         p: `(B, T + 1)` float64, the target's probability; if the curve has a tolerance, a monotone cubic between the evaluated steps.
         mask_means: `(B, T)` float64, mean mask value of the pixels of each step.
         answers: `(B, T + 1)` float64, 1 where the network's answer is the target, else 0; NaN at steps that were not evaluated.
@@ -105,7 +105,7 @@ def evaluate_perturbations(
     chunk: int = 8,
     outputs: Outputs | None = None,
 ) -> dict[str, Responses]:
-    """The target's probability under every perturbation and every mask.
+    """Computes the target's probability under every perturbation and every mask.
 
     Args:
         predict: images in pixel space → logits `(B, K)`, before any softmax or sigmoid; it gets chunks of exactly `chunk` images.
@@ -119,8 +119,7 @@ def evaluate_perturbations(
         outputs: what `predict` gives, "logits" or "probabilities"; None: logits, and rows that are all probabilities are refused.
 
     Raises:
-        InputError: shapes or values that do not match, a missing colour, masks that are not finite, or probabilities in the place of
-            logits.
+        InputError: shapes or values that do not match, a missing colour, masks that are not finite, or probabilities instead of logits.
         UnsupportedError: the target has no probability.
     """
     refuse_chunk(chunk)
@@ -174,7 +173,7 @@ def evaluate_for_all(
     asked = _Asked(images, masks, low_res_masks, perturbations, mean)
     answers = run(asked.runs)
     networks = [_Answers(asked, found) for found in answers]
-    if len(networks) == 1:  # what is evaluated next depends on the answers
+    if len(networks) == 1:  # the next steps depend on the responses
         only = networks[0]
         while more := {key: next_run for key, curve in only.curves.items() if (next_run := curve.more()) is not None}:
             for key, found in run(more)[0].items():
@@ -194,7 +193,8 @@ def _replies_of(target: Target, *, scored: bool, contrasted: bool) -> Read:
 
 
 def _is_answer(target: Target, output: Tensor, probability: Probability) -> Tensor:
-    """Whether the network answers with the target, 1 or 0: a class of one label has the highest logit, another is likelier than not."""
+    """Whether the network's answer is the target, 1 or 0: a single-label class has the highest logit; another target has p above one
+    half."""
     found = probability.p > probability.rest
     if isinstance(target, ClassTarget) and not target.multi_label:
         found = output.argmax(dim=1).to(found.device) == target.classes.to(found.device)
@@ -205,15 +205,15 @@ _Replacing = Curve | Groups | Subsets | Patches | Highest  # perturbations with 
 
 
 class _Asked:
-    """Everything that is asked of one batch of images: runs of perturbed images, each once.
+    """All requested perturbations of one batch of images, as runs of perturbed images, each only once.
 
     Attributes:
-        runs: by mask and perturbation, or by what no mask affects: the original image, a baseline.
+        runs: by mask and perturbation, or, for images that do not depend on a mask, by original image or baseline.
         owners: by mask, for each image the index of the first identical mask, `(B,)`.
         rows: by mask, the images for which it is the first.
         ranked: the order of the pixels, by mask and what determines it.
         chosen: the patches of random subsets.
-        fills: what replaced pixels show.
+        fills: the fills of replaced pixels.
     """
 
     def __init__(
@@ -263,7 +263,7 @@ class _Asked:
                         self.runs[name, asked] = begun
 
     def curve(self, name: str, curve: Curve) -> CurveState:
-        """A curve with no known points yet."""
+        """A curve without known points."""
         return CurveState(curve, self.ranked[name, curve], self.fills[curve.baseline], self.rows[name])
 
 
@@ -272,7 +272,7 @@ def _superpixels_asked(perturbations: Sequence[Perturbation]) -> set[int]:
 
 
 class _Answers:
-    """One network's answers to everything that was asked."""
+    """One network's outputs for all requested perturbations."""
 
     def __init__(self, asked: _Asked, found: Mapping[Any, Reply]) -> None:
         self.asked, self.found = asked, found
@@ -332,7 +332,7 @@ class _Answers:
 
 
 def shown_share(perturbation: Kept | Removed, mask: Tensor, low_res_mask: Tensor, size: tuple[int, int]) -> Tensor:
-    """How much of each pixel a perturbation leaves, `(B, H, W)`."""
+    """The share of each pixel that a perturbation keeps, `(B, H, W)`."""
     if isinstance(perturbation, Kept):
         return mask
     if perturbation.upsampling == "bicubic":

@@ -1,4 +1,4 @@
-"""How well a gallery is ranked for queries, as re-identification is scored: cumulative matching characteristic, mean average precision."""
+"""Retrieval metrics for re-identification: cumulative matching characteristic (CMC) and mean average precision."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ AT_ONCE = 2**24  # similarities that are sorted at once
 
 @dataclass(frozen=True)
 class Ranking:
-    """Where each query finds its matches in the gallery.
+    """The rank of each query's first match in the gallery, and its average precision.
 
     Attributes:
-        first: `(Q,)` int64, place of the first match, from 1; 0 for a query without a match in the gallery.
+        first: `(Q,)` int64, rank of the first match, from 1; 0 for a query without a match in the gallery.
         average_precision: `(Q,)` float64 in [0, 1]; NaN for a query without a match.
     """
 
@@ -33,10 +33,10 @@ class Ranking:
         """The share of queries whose first match is among the first 1, 5 and 10, and the mean average precision, by their names.
 
         Intervals are over queries: Wilson's for the shares, the percentile bootstrap's for the mean average precision. Queries without a
-        match are left out, as by the published evaluation, and not counted in n.
+        match are left out, as in the published evaluation, and not counted in n.
 
         Args:
-            resamples: of the bootstrap.
+            resamples: number of bootstrap resamples.
             seed: of the bootstrap.
         """
         known = self.first > 0
@@ -54,14 +54,14 @@ class Ranking:
 def comparable(query: Tensor, query_cameras: Tensor | None, gallery: Tensor, gallery_cameras: Tensor | None) -> Tensor:
     """Which pictures of a gallery count for which query, `(Q, G)` bool, by the rules of Market-1501.
 
-    Pictures of the query's own identity by its own camera do not count, nor does junk (identity -1). Distractors (another identity that no
-    query has, there 0) do.
+    Pictures of the query's identity by the query's camera do not count, and neither does junk (identity -1). Distractors (an identity that
+    no query has, 0 in Market-1501) count.
 
     Args:
         query: identities `(Q,)`.
-        query_cameras: `(Q,)`; None: no picture is left out for its camera.
+        query_cameras: `(Q,)`; None: cameras are ignored.
         gallery: identities `(G,)`.
-        gallery_cameras: `(G,)`, or None likewise.
+        gallery_cameras: `(G,)`, or None.
 
     Source: Zheng et al. 2015, Sec. 3.2.
     """
@@ -80,20 +80,20 @@ def rank_gallery(
 ) -> Ranking:
     """Ranks a gallery for each query by similarity.
 
-    Among equal similarities matches come last: the order of the gallery gives no score, nor does a network that tells nothing apart.
+    Among equal similarities matches come last, so that neither the order of the gallery nor a constant network gains a score.
 
     Args:
-        similarities: `(Q, G)`, larger is more alike.
+        similarities: `(Q, G)`; larger means more similar.
         query: identities `(Q,)`.
         gallery: identities `(G,)`; -1 is junk.
         query_cameras: `(Q,)`; with `gallery_cameras`, pictures of the same identity by the same camera do not count, see `comparable`.
         gallery_cameras: `(G,)`.
 
     Raises:
-        InputError: sizes that do not go together, or similarities that are not finite.
+        InputError: the sizes do not match, or similarities are not finite.
 
-    Differs: average precision is the mean of the precisions at the matches; Market-1501's own script takes the mean of each with the one
-    before it (trapezoids), and breaks ties by the order of the gallery.
+    Differs: average precision is the mean of the precisions at the matches; Market-1501's own script averages each precision with the
+    previous one (trapezoids), and breaks ties by the order of the gallery.
 
     >>> import torch
     >>> rank_gallery(torch.tensor([[0.9, 0.8, 0.1]]), torch.tensor([7]), torch.tensor([3, 7, 7])).average_precision
@@ -121,9 +121,9 @@ def rank_gallery(
 
 
 def _ranked(similarities: Tensor, query: Tensor, counts: Tensor, gallery: Tensor) -> tuple[Tensor, Tensor]:
-    """Place of the first match and average precision of some queries."""
+    """Rank of the first match and average precision of some queries."""
     matches = (query[:, None] == gallery) & counts
-    values = similarities.masked_fill(~counts, -torch.inf)  # behind all that counts
+    values = similarities.masked_fill(~counts, -torch.inf)  # after all that count
     others_first = matches.to(torch.uint8).argsort(dim=1, stable=True)
     order = others_first.gather(1, values.gather(1, others_first).argsort(dim=1, descending=True, stable=True))
     hits = matches.gather(1, order)

@@ -1,4 +1,4 @@
-"""How much a method's map changes where noise that nobody sees is added to the picture."""
+"""Sensitivity of a method's map to imperceptible noise in the picture."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class _Sensitivity(ExplanationMetric):
         return tuple(Noised(self.radius, draw) for draw in range(self.samples))
 
     def _changes(self, evidence: Evidence) -> Tensor:
-        """‖S(x + δ) − S(x)‖/‖S(x)‖ of each draw, `(samples, B)`; NaN where S(x) shows nothing."""
+        """‖S(x + δ) − S(x)‖/‖S(x)‖ for each draw, `(samples, B)`; NaN where S(x) shows nothing."""
         masks = widened(evidence.masks).flatten(1)
         again = [widened(evidence.explanations[asked].to(evidence.masks.device)).flatten(1) for asked in self.explained]
         changes = torch.stack([(some - masks).norm(dim=1) for some in again])
@@ -51,7 +51,7 @@ class _Sensitivity(ExplanationMetric):
 @register("max-sensitivity", symbol="MaxS", better="lower", limits=(0, math.inf), unit="1", source="Yeh et al. 2019, Sec. 3")
 @dataclass(frozen=True)
 class MaxSensitivity(_Sensitivity):
-    """How far the mask changes at most under small noise in the picture: max over δ of ‖S(x + δ) − S(x)‖/‖S(x)‖.
+    """Largest change of the mask under small noise in the picture: max over δ of ‖S(x + δ) − S(x)‖/‖S(x)‖.
 
     Attributes:
         radius: of the noise, uniform in [−radius, radius] at every value, in pixel space.
@@ -65,7 +65,7 @@ class MaxSensitivity(_Sensitivity):
 @register("average-sensitivity", symbol="AvgS", better="lower", limits=(0, math.inf), unit="1", source="Yeh et al. 2019, Sec. 3")
 @dataclass(frozen=True)
 class AverageSensitivity(_Sensitivity):
-    """How far the mask changes on average under small noise in the picture: mean over δ of ‖S(x + δ) − S(x)‖/‖S(x)‖.
+    """Mean change of the mask under small noise in the picture: mean over δ of ‖S(x + δ) − S(x)‖/‖S(x)‖.
 
     Attributes:
         radius: of the noise, uniform in [−radius, radius] at every value, in pixel space.
@@ -79,13 +79,14 @@ class AverageSensitivity(_Sensitivity):
 def max_sensitivity(
     images: Tensor, masks: Tensor, explain: Explain, *, radius: float = RADIUS, samples: int = SAMPLES, seed: int = 0
 ) -> Tensor:
-    """How far a method's mask changes at most under small noise: max over δ of ‖S(x + δ) − S(x)‖/‖S(x)‖, the norms over pixels.
+    """Largest change of a method's mask under small noise: max over δ of ‖S(x + δ) − S(x)‖/‖S(x)‖, with norms over pixels.
 
-    A map that ignores the picture is not sensitive at all: 0 for a constant one, and for one random map of all pictures. It says nothing of
-    whether a map is right, and is to be read beside metrics that do.
+    A map that ignores the picture has 0, for example a constant map, or one random map for all pictures. The value does not say whether a
+    map is right; read it together with metrics that do.
 
-    **Differs** from Yeh et al. 2019: of masks in [0, 1], not of raw maps, so that scores of any scale compare; changes are relative to the
-    mask's norm; noise is in pixel space and clipped to [0, 1]; the largest of some random draws, which is at most the true maximum.
+    **Differs** from Yeh et al. 2019: masks in [0, 1] are compared, not raw maps, so that methods of any scale are comparable; changes are
+    relative to the mask's norm; the noisy image is clipped to [0, 1] in pixel space; the value is the largest of some random draws, which
+    is at most the true maximum.
 
     Args:
         images: `(B, C, H, W)` in pixel space.
@@ -93,14 +94,14 @@ def max_sensitivity(
         explain: images → masks by the same method for the same targets.
         radius: of the noise, uniform in [−radius, radius] at every value.
         samples: draws of noise.
-        seed: mixed with each image's content.
+        seed: combined with each image's content.
 
     Returns:
-        `(B,)` float64, ≥ 0; lower is better. NaN for a mask of zeros. Twice the mask, or none of it, gives 1.
+        `(B,)` float64, ≥ 0; lower is better. NaN for a mask of zeros. A mask that doubles or vanishes has 1.
 
     Raises:
         InputError: shapes or values that do not match, or `explain` returns masks of another shape, or that are not finite.
-        SettingError: a radius outside (0, 1], or no sample.
+        SettingError: the radius is outside (0, 1], or there is no sample.
 
     >>> import torch
     >>> images, masks = torch.rand(1, 3, 4, 4), torch.rand(1, 4, 4)
@@ -113,7 +114,7 @@ def max_sensitivity(
 def average_sensitivity(
     images: Tensor, masks: Tensor, explain: Explain, *, radius: float = RADIUS, samples: int = SAMPLES, seed: int = 0
 ) -> Tensor:
-    """How far a method's mask changes on average under small noise: as `max_sensitivity`, with the mean over δ in the place of the largest.
+    """Mean change of a method's mask under small noise: `max_sensitivity` with the mean over δ instead of the maximum.
 
     >>> import torch
     >>> images, masks = torch.rand(1, 3, 4, 4), torch.rand(1, 4, 4)
@@ -132,6 +133,6 @@ def _measured(metric: _Sensitivity, images: Tensor, masks: Tensor, explain: Expl
         for asked in metric.explained
         if isinstance(asked, Noised)
     }
-    for each in (masks, *again.values()):  # of two scales the change would be one of scale
+    for each in (masks, *again.values()):  # with two scales, the change would be one of scale
         refuse_no_masks(each)
     return metric.value(Evidence(masks, masks, explanations=again))

@@ -1,4 +1,4 @@
-"""Whether groups of pixels weigh as much in the network's answer as in the mask: the salience-guided faithfulness coefficient."""
+"""SaCo, the salience-guided faithfulness coefficient: whether the mask orders groups of pixels like their effects on the network."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MOST_GROUPS = 1000
-EQUAL = 1e-9  # difference of two groups, as a share of the sum over all groups, that is rounding
-ROUNDING = 1e-6  # of a fall of probability
+EQUAL = 1e-9  # differences of two groups below this share of the sum over all groups are rounding
+
+ROUNDING = 1e-6  # falls of probability below this are rounding
 
 
 @register("saco", symbol="SaCo", better="higher", limits=(-1, 1), unit="1", source="Wu et al. 2024, Alg. 1")
 @dataclass(frozen=True)
 class SaCo(Metric):
-    """Whether a group of pixels that the mask shows more lowers the target's probability more when it alone is deleted.
+    """Whether the deletion of a group of pixels with higher mask values lowers the target's probability more.
 
     Attributes:
-        groups: of equal size, in the order of the mask.
+        groups: number of groups, of equal size, in the order of the mask.
         fill: what deleted pixels show, as for `deletion`.
     """
 
@@ -68,10 +69,10 @@ def saco(
     chunk: int = 8,
     outputs: Outputs | None = None,
 ) -> Tensor:
-    """Share of pairs of pixel groups that agree less the share that do not, each pair by how far the mask's means of the two are apart.
+    """Share of pairs of pixel groups that agree minus the share that do not, each pair weighted by the difference of its mask means.
 
     The pixels are cut into groups of equal size in the order of the mask, G_1 the highest. s_i is the mask's mean over G_i, d_i the fall of
-    the target's probability when G_i alone is deleted. The value is Σ ±(s_i − s_j) / Σ (s_i − s_j) over i < j, + where d_i ≥ d_j.
+    the target's probability when only G_i is deleted. The value is Σ ±(s_i − s_j) / Σ (s_i − s_j) over i < j, with + where d_i ≥ d_j.
 
     Args:
         predict: images in pixel space `(B, 3, H, W)` → logits `(B, K)`, before any softmax or sigmoid.
@@ -79,7 +80,7 @@ def saco(
         masks: `(B, H, W)`.
         targets: class indices `(B,)`, or a target.
         fill: the classifier's mean colour, three values in pixel space; may be None where it is not needed.
-        groups: how many.
+        groups: number of groups.
         replace_with: what deleted pixels show: "mean", "black", "blur", "noise" or "noisy-linear", the setting `fill` of a run.
         multi_label: sigmoid instead of softmax.
         chunk: images per forward.
@@ -88,8 +89,8 @@ def saco(
     Returns:
         `(B,)` float64 in [-1, 1]: 1 where every pair agrees, -1 where none does, NaN for a constant mask; higher is better.
 
-    Differs: means in the place of sums, the same for groups of equal size; a deleted pixel shows the classifier's mean colour, the
-    paper's the mean of the image. A constant classifier has 1, since equal falls agree, as in the paper.
+    Differs: means instead of sums, which is the same for groups of equal size; a deleted pixel shows the classifier's mean colour, in the
+    paper the mean of the image. A constant classifier has 1, since equal falls agree, as in the paper.
 
     >>> import torch
     >>> images, masks = torch.ones(1, 3, 4, 4), torch.arange(16.0).view(1, 4, 4) / 15

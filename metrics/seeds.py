@@ -1,4 +1,4 @@
-"""Seeds from what images show."""
+"""Random seeds from the content of images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def content_seeds(images: Tensor, seed: int = 0, stream: str = "") -> list[int]:
     Args:
         images: `(B, C, H, W)` in pixel space.
         seed: of the run.
-        stream: name of what is drawn, where it must have nothing in common with what else is drawn for the image.
+        stream: name of the draw, if it must be independent of other draws for the same image.
     """
     crops = (images.detach() * 255).round().clamp(0, 255).to(torch.uint8).cpu().contiguous()
     run = seed.to_bytes(8, "little", signed=True) + stream.encode()

@@ -1,4 +1,4 @@
-"""Superpixels of images."""
+"""SLIC superpixels of images."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ if TYPE_CHECKING:
 def superpixels(images: Tensor, count: int) -> Tensor:
     """Each pixel's SLIC superpixel, 0 … L − 1, `(B, H, W)` int64 on the images' device; L is about `count`, and each image has its own.
 
-    scikit-image computes them on the CPU, of the image in 8 bits, so that they are the same in any precision, with its default compactness.
+    scikit-image computes them on the CPU, with its default compactness, from the image in 8 bits, so that they are the same in any
+    precision.
 
     Args:
         images: `(B, C, H, W)` in pixel space.
-        count: how many superpixels are asked for.
+        count: requested number of superpixels.
     """
     from skimage.segmentation import slic
 

@@ -1,4 +1,4 @@
-"""What is printed of a comparison table, in no format yet: which columns, with how many decimals, and what is best."""
+"""The printed content of a comparison table, independent of the format: columns, decimals, and marks of the best."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SIGNIFICANT = 0.05
-DIGITS = 2  # significant ones of a column's median half-width
+DIGITS = 2  # significant digits of a column's median half-width
 MOST_DIGITS = 6
 OF_LABELS = {"accuracy": "acc.", "mean_absolute_error": "MAE"}
 BETTER: Literal["△"] = "△"
 WORSE: Literal["▽"] = "▽"
 Mark = Literal["", "△", "▽"]
-FAILS = "✗"  # of a metric, by its trial
+FAILS = "✗"  # mark of a metric that fails its trial
 
 
 @dataclass(frozen=True)
@@ -71,15 +71,15 @@ class Column:
 
 @dataclass(frozen=True)
 class Sheet:
-    """A table as it is printed, in no format yet.
+    """The printed content of a table, independent of the format.
 
     Attributes:
         rows: model, head and method of each row.
         columns: of the metrics and the labels.
-        tail: headers and texts of what follows them: n and degenerate maps.
+        tail: headers and texts of the last columns: n and degenerate maps.
         notes: below the table.
         caption: above it.
-        label: by which a document refers to it.
+        label: for references in a document.
     """
 
     rows: tuple[tuple[str, str, str], ...]
@@ -103,24 +103,24 @@ def sheet(
     caption: str | None = None,
     label: str | None = None,
 ) -> Sheet:
-    """What is printed of a table.
+    """The printed content of a table.
 
     Args:
         frame: of a `Table`.
         of: its metrics.
         against: its reference.
         notes: its notes.
-        failing: metrics whose headers are marked, as they fail their trial.
+        failing: metrics whose headers are marked because they fail their trial.
         columns: metrics, by name or symbol, in the order in which they are printed, `accuracy`, `mean_absolute_error`; None: all.
         digits: decimals; None: as many as show two digits of the median half-width of a column's intervals.
-        difference: print the mean difference to the reference, with its interval, in the place of the mean; the reference's own rows, and
-            columns of the labels that were not asked for, are left out.
-        caption: None: what the table shows.
+        difference: print the mean difference to the reference, with its interval, instead of the mean; the reference's own rows, and
+            columns of the labels that were not requested, are left out.
+        caption: None: a description of the table.
         label: None: "tab:xattn".
 
     Raises:
         NameUnknownError: no column has such a name.
-        SettingError: a number of decimals that cannot be, differences without a reference, or a label with other characters than
+        SettingError: the number of decimals is out of range, there is no reference for differences, or a label has characters other than
             letters, digits and `:._-`.
     """
     if digits is not None and not 0 <= digits <= MOST_DIGITS:
@@ -154,7 +154,7 @@ def sheet(
         start
         for name in of
         if name not in names
-        for start in (f"{about[name].symbol}: {name},", f"{about[name].symbol}: {name}.", f"{name}: ")  # name:setting is another
+        for start in (f"{about[name].symbol}: {name},", f"{about[name].symbol}: {name}.", f"{name}: ")  # name:setting is another metric
     )
     notes = [note for note in notes if not note.startswith(left_out)]
     counts = sorted(set(frame["n"]))
@@ -165,7 +165,7 @@ def sheet(
 
 
 def _without_reference(frame: pd.DataFrame, against: str) -> pd.DataFrame:
-    """The rows of what is tested against the reference."""
+    """The rows that are tested against the reference."""
     if (frame["method"] == against).any():
         kept = frame["method"] != against
     else:
@@ -209,7 +209,7 @@ def _column(frame: pd.DataFrame, name: str, metadata: MetricMetadata | None, dig
 
 
 def decimals(halves: Sequence[float]) -> int:
-    """As many as show two digits of the median of some half-widths."""
+    """Number of decimals that shows two digits of the median of some half-widths."""
     wide = [half for half in halves if 0 < half < math.inf]
     if not wide:
         return 2
@@ -217,7 +217,8 @@ def decimals(halves: Sequence[float]) -> int:
 
 
 def _ranks(frame: pd.DataFrame, means: Sequence[float], better: str, written: Callable[[float], str]) -> list[int]:
-    """By what is printed, so that equal cells are equally good; within rows of one model and head, where there are three or more."""
+    """Ranks by the printed values, so that equal cells have equal ranks; within the rows of one model and head, if there are at least
+    three."""
     found = [0] * len(means)
     classifiers = list(zip(frame["model"], frame["head"], strict=True))
     for classifier in dict.fromkeys(classifiers):

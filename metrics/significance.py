@@ -1,4 +1,4 @@
-"""What may be concluded from tidy rows: tests of every two methods, and of all together, over the pictures that all have values of."""
+"""Significance tests from tidy rows: each pair of methods, and all methods together, on the pictures for which all have values."""
 
 from __future__ import annotations
 
@@ -51,22 +51,22 @@ ADJUSTMENTS: dict[str, Callable[[Sequence[float]], list[float]]] = {"holm": holm
 
 @dataclass(frozen=True, repr=False)
 class Significance:
-    """What may be concluded, and by which tests. All of a metric is over the pictures of which every method that is compared has a value.
+    """Test results and conclusions. Every result of a metric is over the pictures for which all compared methods have a value.
 
     Attributes:
-        methods: a row per metric and method: `model, head, method, metric`; `n`, the pictures, and `seeds`, the networks, of several;
-            `left_out`, pictures without a value of some method, and `lacking`, without one of this method; `mean`, its 95 % interval `low`
-            and `high`, and by which `interval`; `median`; `mean_rank`; `degenerate_share` of the n.
-        pairs: a row per metric and pair: the first as above, the second in `other_model, other_head, other_method`; the mean `difference`,
-            first less second, with its `interval`; `better_share`, the share of pictures on which the first is better, ties counting half;
-            the `test`, its `p` and `p_adjusted`; `nemenyi_p`; `equivalence_p` and `equivalence_p_adjusted` for the `margin`; `needed`,
-            about how many pictures a t-test at the family's strictest level needs for such a difference (of several seeds infinity where
-            more pictures of the same networks would not decide, else empty); `conclusion`, in words.
-        rankings: a row per metric with three or more methods, of one network each: Friedman's `statistic` and `p`, `agreement` (Kendall's
+        methods: one row per metric and method: `model, head, method, metric`; `n`, the number of pictures, and with several seeds `seeds`,
+            the number of networks; `left_out`, pictures without a value of some method, and `lacking`, without one of this method; `mean`,
+            its 95 % interval `low` and `high`, and the kind of `interval`; `median`; `mean_rank`; `degenerate_share` of the n.
+        pairs: one row per metric and pair: the first method as above, the second in `other_model, other_head, other_method`; the mean
+            `difference`, first minus second, with its `interval`; `better_share`, the share of pictures on which the first is better, ties
+            counting half; the `test`, its `p` and `p_adjusted`; `nemenyi_p`; `equivalence_p` and `equivalence_p_adjusted` for the `margin`;
+            `needed`, the approximate number of pictures that a t-test at the family's strictest level needs for such a difference (with
+            several seeds: infinity if more pictures of the same networks would not decide, else empty); `conclusion`, in words.
+        rankings: one row per metric with three or more methods, each of one network: Friedman's `statistic` and `p`, `agreement` (Kendall's
             W) and Nemenyi's `critical_difference` of mean ranks at 0.05.
         adjustment: of p-values within the pairs of a metric.
-        notes: what a reader must know.
-        sections: the tables of each metric in Markdown, with what they are over.
+        notes: remarks that a reader needs.
+        sections: the tables of each metric in Markdown, with the pictures that they cover.
     """
 
     methods: pd.DataFrame
@@ -78,7 +78,7 @@ class Significance:
 
     @property
     def frame(self) -> pd.DataFrame:
-        """All rows in one frame, by the column `result`: "method", "pair" or "ranking"; what a row does not have is empty."""
+        """All rows in one frame, with the column `result`: "method", "pair" or "ranking"; columns that do not apply are empty."""
         import pandas as pd
 
         parts = {"method": self.methods, "pair": self.pairs, "ranking": self.rankings}
@@ -92,7 +92,7 @@ class Significance:
         return "\n".join([*self.sections, "".join(f"- {note}\n" for note in self.notes)])
 
     def __repr__(self) -> str:
-        """As a terminal shows it."""
+        """The text, for terminals."""
         return self.text()
 
 
@@ -107,23 +107,24 @@ def significance(
 ) -> Significance:
     """Tests methods on the same pictures, from tidy rows.
 
-    Networks of several seeds are tested over seeds and pictures as crossed random effects (`training_seeds.crossed`). What has no such form
-    is left out for them: Friedman's, Nemenyi's, Wilcoxon's and McNemar's tests, whose blocks are pictures alone, and required numbers.
+    Networks of several seeds are tested over seeds and pictures as crossed random effects (`training_seeds.crossed`). Results without such
+    a form are left out for them: Friedman's, Nemenyi's, Wilcoxon's and McNemar's tests, whose blocks are only pictures, and required
+    numbers.
 
     Args:
         rows: with the columns of `scores.csv`, of one run or several.
-        against: the reference: a method, which the others of its classifier are tested against; or a model, a head or "model · head", which
-            the same method of every other classifier is tested against; None: every two methods of a classifier.
-        adjustment: of the p-values of a family, the pairs of one metric: "holm", for the chance of any false one; "benjamini-hochberg", for
-            the share of false ones among those that are found.
+        against: the reference: a method, with which the others of its classifier are compared; or a model, a head or "model · head", with
+            which the same method of every other classifier is compared; None: all pairs of methods of a classifier.
+        adjustment: of the p-values of a family, the pairs of one metric: "holm" controls the probability of any false discovery;
+            "benjamini-hochberg" controls the share of false discoveries.
         margins: by metric, in its unit, the largest difference that does not matter: pairs are tested for equivalence within it.
         without_degenerate: leave out pictures with a map that is flagged `degenerate`.
-        seeds: regular expression of what names the seed of training in the models' names, as `comparison` takes it.
+        seeds: regular expression that matches the training seed in the models' names, as for `comparison`.
 
     Raises:
-        NameUnknownError: there are no rows of `against`, no such metric or adjustment.
-        SettingError: a margin that is not positive, or seeds that are no regular expression.
-        InputError: there are no scores, no two methods of the same pictures, or no models that differ by their seeds alone.
+        NameUnknownError: there are no rows of `against`, or no such metric or adjustment.
+        SettingError: a margin is not positive, or `seeds` is not a regular expression.
+        InputError: there are no scores, no two methods with the same pictures, or no models that differ only by their seeds.
     """
     import pandas as pd
 
@@ -197,17 +198,17 @@ def _median(values: Doubles) -> float:
 
 
 def _harmonic(values: Doubles, limits: tuple[float, float]) -> Bounds:
-    """The interval of the inverse of the mean of inverses."""
+    """The interval of the harmonic mean."""
     inverse, name = bootstrap_interval(1 / values[values != 0], inverted_limits(limits))
     return Bounds(inverted(inverse), name)
 
 
 def _pair_lines(block: Block, family: int, margin: float | None) -> list[dict[str, object]]:
-    """The tests of the pairs of a block, not adjusted yet.
+    """The tests of the pairs of a block, before adjustment.
 
     Args:
-        block: of one metric.
-        family: tests that their p-values are adjusted with.
+        block: the values of one metric.
+        family: number of tests in the family whose p-values are adjusted together.
         margin: the largest difference that does not matter; None: equivalence is not tested.
     """
     component = metrics.create(block.metric)
@@ -235,16 +236,16 @@ def _pair_lines(block: Block, family: int, margin: float | None) -> list[dict[st
 
 
 class _Tested(NamedTuple):
-    """A pair of columns, tested.
+    """Test results of a pair of columns.
 
     Attributes:
         bounds: the mean difference, with its interval.
-        differences: that it is the mean of.
-        test: by name.
+        differences: of the pictures.
+        test: name of the test.
         p: its p-value.
         within: the p-value of equivalence; NaN without a margin.
-        needed: pictures that would decide.
-        networks: of several seeds, how many there are on either side.
+        needed: number of pictures that would decide.
+        networks: with several seeds, the number of networks on each side.
     """
 
     bounds: Bounds
@@ -257,7 +258,7 @@ class _Tested(NamedTuple):
 
 
 def _pair_bounds(block: Block) -> Iterator[Bounds]:
-    """The interval of the difference of each pair of columns, each of one network."""
+    """The interval of the difference of each pair of columns of one network each."""
     low, high = metrics.create(block.metric).metadata.limits
     if not block.binary:
         yield from bootstrap_intervals(differences(block.column(a), block.column(b), unit_of((low, high)))[0] for a, b in block.pairs)
@@ -269,7 +270,7 @@ def _pair_bounds(block: Block) -> Iterator[Bounds]:
 
 
 def _tested(block: Block, first: int, second: int, family: int, margin: float | None, found: Bounds) -> _Tested:
-    """Two columns of a block, each of one network, on the same pictures, whose difference has this interval."""
+    """Tests two columns of a block, each of one network, whose difference has this interval."""
     low, high = metrics.create(block.metric).metadata.limits
     difference, same = differences(block.column(first), block.column(second), unit_of((low, high)))
     if block.binary:
@@ -280,14 +281,14 @@ def _tested(block: Block, first: int, second: int, family: int, margin: float | 
         test, p = "Wilcoxon", signed_rank(difference, same, zeros="pratt")
         within = math.nan if margin is None else equivalence(difference, margin)
     strict = 1 - SIGNIFICANT / family
-    # Fewer pairs can have no p-value below the level, whatever their differences: the least two-sided one is 2 / 2ⁿ.
+    # With fewer pairs, no p-value can be below the level: the smallest two-sided one is 2 / 2ⁿ.
     fewest = math.ceil(1 - math.log2(1 - strict))
     count = max(needed(mean_interval(difference, confidence=strict), confidence=strict), fewest)
     return _Tested(found, difference, test, p, within, count)
 
 
 def _tested_over_seeds(block: Block, first: int, second: int, family: int, margin: float | None) -> _Tested:
-    """Two columns of a block, of networks of several seeds, over seeds and pictures."""
+    """Tests two columns of a block, of networks of several seeds, over seeds and pictures."""
     found = compared(block.networks[first], block.networks[second], metrics.create(block.metric).metadata.limits)
     interval, p = found.comparison
     within = math.nan if margin is None else found.within(margin)
@@ -308,8 +309,8 @@ def _checked_margins(margins: Mapping[str, float] | None, known: Sequence[str]) 
     """The margins of equivalence, by metric.
 
     Raises:
-        NameUnknownError: the rows hold no such metric.
-        SettingError: a margin that is not positive.
+        NameUnknownError: the rows have no such metric.
+        SettingError: a margin is not positive.
     """
     named = {metrics.create(metric).metadata.symbol: metric for metric in reversed(known)}
     margins = {named.get(metric, metric): margin for metric, margin in (margins or {}).items()}

@@ -1,4 +1,4 @@
-"""How alike two maps of the same picture are, and how spread the values of one are: what tests of randomisation compare."""
+"""Similarity of two maps of the same picture, and entropy of one: the quantities that randomisation tests compare."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from xattn.metrics.probability import widened
 if TYPE_CHECKING:
     from torch import Tensor
 
-WINDOW = 11  # pixels that Wang et al.'s Gaussian of σ = 1.5 is cut to
+WINDOW = 11  # size in pixels to which Wang et al.'s Gaussian of σ = 1.5 is truncated
 
 
 def pearson(maps: Tensor, others: Tensor) -> Tensor:
@@ -20,7 +20,7 @@ def pearson(maps: Tensor, others: Tensor) -> Tensor:
 
     Args:
         maps: `(B, h, w)`.
-        others: likewise.
+        others: in the same form.
 
     Returns:
         `(B,)` float64 in [-1, 1]; NaN where a map is constant or not finite.
@@ -34,11 +34,11 @@ def pearson(maps: Tensor, others: Tensor) -> Tensor:
 def spearman(maps: Tensor, others: Tensor) -> Tensor:
     """Spearman's rank correlation of the absolute values of two maps, over their cells; ties share their mean rank.
 
-    Values are rounded to 2⁻¹⁶ of the largest before, so that what a batch rounds otherwise orders nothing.
+    Values are first rounded to 2⁻¹⁶ of the largest, so that rounding in a batch does not decide the order.
 
     Args:
         maps: `(B, h, w)`.
-        others: likewise.
+        others: in the same form.
 
     Returns:
         `(B,)` float64 in [-1, 1]; NaN where a map is constant or not finite.
@@ -73,13 +73,13 @@ def _correlation(a: Tensor, b: Tensor) -> Tensor:
 
 
 def ssim(masks: Tensor, others: Tensor) -> Tensor:
-    """Structural similarity of two masks: the mean over a Gaussian window of σ = 1.5. Source: Wang et al. 2004.
+    """Structural similarity (SSIM) of two masks, with a Gaussian window of σ = 1.5. Source: Wang et al. 2004.
 
-    Two masks that are near 0 nearly everywhere are alike to it wherever they are high: of sparse maps it says little.
+    Two masks that are near 0 almost everywhere have a high value, wherever their peaks are: it says little about sparse maps.
 
     Args:
         masks: `(B, H, W)` in [0, 1], 11 pixels or more on each side.
-        others: likewise.
+        others: in the same form.
 
     Returns:
         `(B,)` float64 in [-1, 1]; 1 for equal masks.
@@ -101,9 +101,10 @@ def ssim(masks: Tensor, others: Tensor) -> Tensor:
 
 
 def entropy(maps: Tensor) -> Tensor:
-    """Entropy of the histogram of a map's values, in nats: how many values there are, whatever their places. Source: Hedström et al. 2024.
+    """Entropy of the histogram of a map's values, in nats; it ignores their positions. Source: Hedström et al. 2024.
 
-    **Differs**: the number of bins is Rice's, 2 · ∛n of the n cells, for every picture; the released code fixes one for a whole data set.
+    **Differs**: the number of bins follows Rice's rule, 2 · ∛n for n cells, for every picture; the released code uses one number for a
+    whole data set.
 
     Args:
         maps: `(B, h, w)`.

@@ -1,4 +1,4 @@
-"""Whether the patches that a map gives most to are those that the network misses most: the in-domain single-deletion score."""
+"""In-domain single-deletion score (IDSDS): whether the map orders patches like the fall of the target's logit without them."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LARGEST_GRID = 32
-SAME_SCORE = 1e-6  # difference of two scores, as a share of the largest, that is rounding
-SAME_SUM = 1e-6  # likewise of two sums of the map
+SAME_SCORE = 1e-6  # differences of two scores below this share of the largest are rounding
+SAME_SUM = 1e-6  # differences of two sums of the map below this share of the largest are rounding
 
 
 @register("idsds", symbol="IDSDS", better="higher", limits=(-1, 1), unit="1", source="Hesse et al. 2024, Sec. 3")
 @dataclass(frozen=True)
 class IDSDS(Metric):
-    """Whether the target's logit falls more without a patch of the image over which the map's sum is larger: Spearman's rank correlation.
+    """Spearman's rank correlation between the map's sum over patches of the image and the fall of the target's logit without them.
 
     Attributes:
         grid: patches along each side of the image.
@@ -64,7 +64,7 @@ class IDSDS(Metric):
 
 
 def _levels(values: Tensor, unit: Tensor) -> Tensor:
-    """Rows as whole multiples of what counts as rounding, so that a batch's rounding orders nothing."""
+    """Rows as whole multiples of the rounding unit, so that rounding in a batch does not decide the order."""
     return (values / torch.where(unit > 0, unit, 1)[:, None]).round()
 
 
@@ -81,11 +81,11 @@ def idsds(
     chunk: int = 8,
     outputs: Outputs | None = None,
 ) -> Tensor:
-    """Spearman's rank correlation over the patches of a grid: the map's sum in a patch, and the fall of the target's score without it.
+    """Spearman's rank correlation, over the patches of a grid, of the map's sum in a patch with the fall of the target's score without it.
 
-    ρ(Σ_patch S, z(x) − z(x without the patch)), z the target's score: of a class, its logit. Each patch is deleted alone. The score is in
-    domain if the network was fine-tuned on images with a patch deleted (`xattn train --preset idsds`); of other networks it is the
-    single-deletion score.
+    ρ(Σ_patch S, z(x) − z(x without the patch)), where z is the target's score, for a class its logit. Each patch is deleted separately. The
+    metric is in-domain if the network was fine-tuned on images with a patch deleted (`xattn train --preset idsds`); for other networks it
+    is the single-deletion score.
 
     Args:
         predict: images in pixel space `(B, 3, H, W)` → logits `(B, K)`, before any softmax or sigmoid.
@@ -100,12 +100,12 @@ def idsds(
         outputs: what `predict` gives, "logits" or "probabilities"; None: logits, and rows that are all probabilities are refused.
 
     Returns:
-        `(B,)` float64 in [-1, 1], 1 for a linear network and its own terms, -1 for these turned round; NaN for a map whose sums are all
-        equal, or where no patch changes the score; higher is better.
+        `(B,)` float64 in [-1, 1], 1 for a linear network and its own terms, -1 for the negative of these; NaN for a map whose sums are all
+        equal, or if no patch changes the score; higher is better.
 
-    Differs: the paper's zeros after normalisation are the mean colour here. Where the grid does not divide the image, patches differ by one
-    pixel; the released code leaves a margin out. Scores, and likewise sums, tie if within 1e-6 of the largest.
-    Pictures without a value are left out and counted; in the released code one makes the mean NaN.
+    Differs: the paper's zeros after normalisation are the mean colour here. If the grid does not divide the image, patches differ by one
+    pixel; the released code leaves a margin out. Scores and sums tie if they differ by at most 1e-6 of the largest. Pictures without a
+    value are left out and counted; in the released code one such picture makes the mean NaN.
 
     >>> import torch
     >>> images, masks = torch.ones(1, 3, 4, 4), torch.arange(16.0).view(1, 4, 4)

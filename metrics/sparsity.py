@@ -1,4 +1,4 @@
-"""How small the region is that a raw map points at."""
+"""Sparsity of a raw map: how small its peaks are."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Sparsity(RawMapMetric):
 
     @property
     def aggregation(self) -> Aggregation:
-        """As released, a table's cell is the inverse of the mean over images, not the mean of the inverses."""
+        """For "released", a table's cell is the inverse of the mean over images, not the mean of the inverses."""
         return "harmonic mean" if self.definition == "released" else "mean"
 
     def of_raw_maps(self, raw_maps: Tensor, head_maps: Tensor | None = None) -> Tensor:

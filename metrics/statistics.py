@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
 Doubles: TypeAlias = "NDArray[np.float64]"
 Values: TypeAlias = "Sequence[float] | Doubles | Tensor"
-"""Of images, one each."""
+"""Values, one per image."""
 Zeros = Literal["wilcoxon", "pratt"]
 
 CONFIDENCE = 0.95
 POWER = 0.8
 ANY = (-math.inf, math.inf)
-MOST_NEEDED = 100_000  # images; a difference that needs more is none in practice
+MOST_NEEDED = 100_000  # images; a difference that needs more is irrelevant in practice
 SAME = 1e-6  # differences within this share of the largest value are rounding
-EXACT_TO = 200  # pairs that differ, up to which the signed-rank distribution is computed exactly
+EXACT_TO = 200  # number of differing pairs up to which the signed-rank distribution is computed exactly
 
 
 class Interval(NamedTuple):
@@ -31,7 +31,7 @@ class Interval(NamedTuple):
 
     Attributes:
         mean: over the finite values; NaN if there is none.
-        low: lower end; NaN where too few values are known for one.
+        low: lower end; NaN if there are too few values.
         high: upper end.
         n: number of finite values.
     """
@@ -43,11 +43,11 @@ class Interval(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """One method against another on the same images.
+    """Comparison of two methods on the same images.
 
     Attributes:
         difference: interval of the mean paired difference.
-        p: two-sided Wilcoxon signed-rank test; 1 if no pair differs, NaN without pairs.
+        p: p-value of the two-sided Wilcoxon signed-rank test; 1 if no pair differs, NaN without pairs.
     """
 
     difference: Interval
@@ -59,7 +59,7 @@ def mean_interval(values: Values, limits: tuple[float, float] = ANY, confidence:
 
     Args:
         values: `(n,)`.
-        limits: lowest and highest value that there can be.
+        limits: lowest and highest possible value.
         confidence: coverage.
     """
     from scipy.special import stdtrit
@@ -72,7 +72,7 @@ def mean_interval(values: Values, limits: tuple[float, float] = ANY, confidence:
     if n == 1:
         return Interval(mean, math.nan, math.nan, 1)
     half = float(stdtrit(n - 1, (1 + confidence) / 2)) * _deviation(finite, mean) / math.sqrt(n)
-    # A mean may lie outside the limits by rounding, and stays inside its interval.
+    # A mean may lie outside the limits by rounding; it stays inside its interval.
     return Interval(mean, min(mean, max(mean - half, limits[0])), max(mean, min(mean + half, limits[1])), n)
 
 
@@ -80,8 +80,8 @@ def proportion_interval(values: Values, limits: tuple[float, float] = (0, 1), co
     """Wilson's score interval of a proportion. Source: Wilson 1927. NaNs are left out and not counted in n.
 
     Args:
-        values: `(n,)`, each one of the limits.
-        limits: the value of an image that does not count, and of one that does.
+        values: `(n,)`, each equal to one of the limits.
+        limits: the value of an image that does not count, and of one that counts.
         confidence: coverage.
     """
     finite = _finite(values)
@@ -100,7 +100,7 @@ def proportion_interval(values: Values, limits: tuple[float, float] = (0, 1), co
 def paired(values: Values, reference: Values, confidence: float = CONFIDENCE, floor: float = 1.0) -> Comparison:
     """The difference between two methods on the same images, in the same order.
 
-    Differences within 1e-6 of the largest value (of the floor, if all are smaller) are none: they are rounding.
+    Differences within 1e-6 of the largest value (of the floor, if all are smaller) are rounding and count as 0.
 
     Args:
         values: `(n,)`.
@@ -119,11 +119,11 @@ def paired(values: Values, reference: Values, confidence: float = CONFIDENCE, fl
 
 
 def differences(first: Doubles, second: Doubles, floor: float = 1.0) -> tuple[Doubles, float]:
-    """First less second of each pair, 0 where that is rounding; and the largest difference that counts as rounding.
+    """First minus second for each pair, 0 if the difference is rounding; and the largest difference that counts as rounding.
 
     Args:
         first: `(n,)`, finite, n ≥ 1.
-        second: likewise.
+        second: `(n,)`, finite.
         floor: the unit of the values, from `unit_of`.
     """
     same = SAME * max(floor, float(np.abs(first).max()), float(np.abs(second).max()))
@@ -132,12 +132,12 @@ def differences(first: Doubles, second: Doubles, floor: float = 1.0) -> tuple[Do
 
 
 def unit_of(limits: tuple[float, float]) -> float:
-    """Below which magnitude values are small, for what counts as rounding: 1, or 0 of a metric without two finite limits."""
+    """The unit of a metric's values, by which differences are judged as rounding: 1, or 0 for a metric without two finite limits."""
     return 1.0 if all(map(math.isfinite, limits)) else 0.0
 
 
 def levels(values: Doubles, floor: float = 1.0) -> Doubles:
-    """Values as multiples of what counts as rounding, for ranks: what does not differ has one rank.
+    """Values as multiples of the rounding unit, for ranks: values that differ only by rounding have equal ranks.
 
     Args:
         values: finite, of any shape.
@@ -147,17 +147,17 @@ def levels(values: Doubles, floor: float = 1.0) -> Doubles:
 
 
 def needed(difference: Interval, power: float = POWER, confidence: float = CONFIDENCE) -> float:
-    """About how many pairs a two-sided t-test needs to find a mean difference as large as this, with this spread.
+    """Approximate number of pairs that a two-sided t-test needs to find a mean difference of this size and spread.
 
     (z₁ + z₂)² · σ² / δ² + z₁² / 2, with z₁ and z₂ the normal quantiles of the confidence and the power. Source: Guenther 1981.
 
     Args:
-        difference: unclipped, with its interval of that confidence.
+        difference: unclipped, with its interval at this confidence.
         power: probability of finding it.
         confidence: of the test, and of the interval.
 
     Returns:
-        A whole number; infinity for a difference of 0, NaN where the spread is not known.
+        A whole number; infinity for a difference of 0, NaN if the spread is unknown.
     """
     from scipy.special import stdtrit
 
@@ -173,14 +173,14 @@ def needed(difference: Interval, power: float = POWER, confidence: float = CONFI
 def signed_rank(difference: Values, same: float = 0.0, zeros: Zeros = "wilcoxon") -> float:
     """The p-value of the two-sided Wilcoxon signed-rank test; 1 if nothing differs.
 
-    Up to 200 differences the distribution over all signs is computed exactly, given the ties; above, the normal approximation with the
-    variance of the ties. Source: Wilcoxon 1945; for ties Hollander, Wolfe & Chicken 2014, Sec. 3.1.
+    Up to 200 differences the distribution over all signs is computed exactly, given the ties; above, by the normal approximation with the
+    variance corrected for ties. Source: Wilcoxon 1945; for ties Hollander, Wolfe & Chicken 2014, Sec. 3.1.
 
     Args:
         difference: `(n,)`.
         same: magnitudes within this of each other are ties.
-        zeros: "wilcoxon", differences of zero are left out; "pratt", they are ranked with the others, and only then left out, so that pairs
-            that agree weaken the evidence of small differences (Pratt 1959).
+        zeros: "wilcoxon", differences of zero are left out; "pratt", they are ranked with the others and then left out, so that pairs that
+            agree weaken the evidence of small differences (Pratt 1959).
 
     >>> signed_rank([0, 0, 1, 2, 3, -4]), signed_rank([0, 0, 1, 2, 3, -4], zeros="pratt")
     (0.875, 0.625)
@@ -202,11 +202,11 @@ def signed_rank(difference: Values, same: float = 0.0, zeros: Zeros = "wilcoxon"
 
 
 def _choices(ranks: Sequence[int], most: int) -> int:
-    """How many of the 2ⁿ choices among n ranks have at most a given sum.
+    """Number of the 2ⁿ subsets of n ranks whose sum is at most a given value.
 
-    The number of choices of each sum is a digit of one large integer, which every rank shifts and adds: exact, and quick.
+    The number of subsets with each sum is a digit of one large integer, which every rank shifts and adds: this is exact and fast.
     """
-    width = len(ranks) + 1  # bits of a digit; all digits together sum to 2ⁿ
+    width = len(ranks) + 1  # bits per digit; the digits sum to 2ⁿ
     counts = 1
     for rank in ranks:
         counts += counts << rank * width
@@ -215,7 +215,7 @@ def _choices(ranks: Sequence[int], most: int) -> int:
 
 
 def _twice_ranks(magnitudes: Doubles) -> NDArray[np.int64]:
-    """Twice the rank of each magnitude, counted from 1; ties share the mean of theirs, so that the double is whole."""
+    """Twice the rank of each magnitude, counted from 1; ties share their mean rank, whose double is whole."""
     _, group, counts = np.unique(magnitudes, return_inverse=True, return_counts=True)
     twice: NDArray[np.int64] = 2 * np.cumsum(counts) - counts + 1
     return twice[group]
@@ -237,7 +237,7 @@ def _deviation(values: Doubles, mean: float) -> float:
 
 
 def inverted_limits(limits: tuple[float, float]) -> tuple[float, float]:
-    """The lowest and highest inverse of values, which are 0 or more, from their own limits."""
+    """The limits of the inverses of values ≥ 0, from the limits of the values."""
     return 0.0 if math.isinf(limits[1]) else 1 / limits[1], 1 / limits[0] if limits[0] > 0 else math.inf
 
 
@@ -276,5 +276,5 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def rounded(count: float) -> int:
-    """To two digits."""
+    """A count, rounded to two digits."""
     return int(round(count, 1 - math.floor(math.log10(count))))

@@ -1,4 +1,4 @@
-"""Perturbed images through one or several networks, in full chunks of one size."""
+"""Runs perturbed images through one or several networks, in full chunks of one size."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PredictAll = Callable[["Tensor"], "Sequence[Tensor]"]
 """Images in pixel space `(B, 3, H, W)` → the outputs of several networks."""
 
 Read = Callable[["Tensor", "Tensor"], "Sequence[Tensor]"]
-"""A network's output, and the index of each row's original image → some numbers for each row, in tensors `(B,)`."""
+"""A network's output and the index of each row's original image → numbers for each row, in tensors `(B,)`."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class PerturbedImages:
     """A run of perturbed images.
 
     Attributes:
-        count: how many.
-        make: the numbers of some of them → these images, and the index of each one's original image.
+        count: number of images.
+        make: a slice → these perturbed images, and the index of each one's original image.
     """
 
     count: int
@@ -47,9 +47,9 @@ def stream(
     Args:
         predict: images → one output per network.
         runs: the images.
-        like: a tensor on the device of the numbers.
+        like: a tensor on the device of the results.
         read: for each network, its output and the indices of the original images → `columns` tensors `(B,)`.
-        columns: how many numbers are read per image.
+        columns: numbers to read per image.
         chunk: images per forward.
 
     Returns:

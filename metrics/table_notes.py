@@ -1,4 +1,4 @@
-"""What a reader of a comparison table must know: how its numbers are made, over which images, and what they do not decide."""
+"""Notes below a comparison table: how its numbers are computed, over which images, and what they do not decide."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from xattn.text import counted
 if TYPE_CHECKING:
     import pandas as pd
 
-FEW = 30  # images, below which a table says so
-MOST_SAID = 4  # comparisons that are not decided, by name
+FEW = 30  # a note warns about fewer images
+MOST_SAID = 4  # most undecided comparisons to name
 SEEDS = (
     "Rows with several seeds are means over networks trained with them and over the images that all of them have. Their intervals are over "
     "both, as crossed random effects (t, Howe's combination; of proportions at least Wilson's): two seeds that disagree say little."
@@ -29,11 +29,11 @@ def table_notes(rows: pd.DataFrame, frame: pd.DataFrame, names: Sequence[str], a
     """The notes of a comparison.
 
     Args:
-        rows: that it is made from.
-        frame: its rows, with the means of each metric and what labels say.
+        rows: the tidy rows of the comparison.
+        frame: rows of the table, with the means of each metric and the accuracy.
         names: the metrics, as in the rows.
         against: the reference, or None.
-        left_out: number of degenerate maps that no column but the last is over.
+        left_out: number of degenerate maps that are only in the last column.
     """
     rules = sorted(map(str, rows["target_rule"].dropna().unique()))
     of = {metric: metrics.create(metric) for metric in names}
@@ -89,14 +89,14 @@ def table_notes(rows: pd.DataFrame, frame: pd.DataFrame, names: Sequence[str], a
 
 
 def _counted(rules: Sequence[str]) -> str:
-    """What n counts, where it is not images."""
+    """What n counts, if it does not count images."""
     if PER_LABEL[2] in rules:
         return " n counts both pictures of each pair."
     return " n counts pairs of image and label." if any(rule.startswith(PER_LABEL) for rule in rules) else ""
 
 
 def _undecided(frame: pd.DataFrame, names: Sequence[str], of: Mapping[str, Any]) -> list[str]:
-    """How many images would decide the comparisons that these do not."""
+    """Number of images that would decide the comparisons that these images do not decide."""
     classifiers = len(frame.drop_duplicates(["model", "head"])) > 1
     found = []
     for metric in names:

@@ -1,4 +1,4 @@
-"""Tidy rows → comparison tables with intervals and paired tests."""
+"""Comparison tables from tidy rows, with intervals and paired tests."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Format = Literal["csv", "markdown", "latex", "html", "typst"]
-OF_IMAGES = ["network", *KEYS, *EXPLAINED, "target_rule", "label", "predicted"]  # what rows say of an image, whatever the metric
+OF_IMAGES = ["network", *KEYS, *EXPLAINED, "target_rule", "label", "predicted"]  # columns about the image, the same for all metrics
 FORMATS: dict[str, Callable[[Sheet], str]] = {"markdown": markdown, "latex": latex, "html": html_table, "typst": typst}
 
 
@@ -46,15 +46,15 @@ class Table:
     """A comparison: one row per model × head × method.
 
     Attributes:
-        frame: `model, head, method`, then for each metric its mean, `… low` and `… high` (95 %), with a reference also `… difference`,
-            its ends, `… p` and `… needed`, the images with which a t-test of this difference alone would find it in four of five runs; then
-            where labels are known `accuracy`, or `mean_absolute_error` of the values of a regression, each with `… low` and `… high`; `n`,
-            the images that the row is over, `degenerate_share`, of all its maps, and where networks are grouped by seeds `seeds`, their
+        frame: `model, head, method`, then for each metric its mean, `… low` and `… high` (95 %), with a reference also `… difference`, its
+            ends, `… p` and `… needed`, the number of images with which a t-test of only this difference would find it in four of five runs;
+            then, if labels are known, `accuracy`, or `mean_absolute_error` of the values of a regression, each with `… low` and `… high`;
+            `n`, the number of images of the row, `degenerate_share`, of all its maps, and, if networks are grouped by seeds, `seeds`, their
             number.
         metrics: as named in the rows.
         against: the reference, a method or a classifier, or None.
-        notes: what a reader must know.
-        failing: metrics that fail their trial on these rows, and are marked.
+        notes: remarks that a reader needs.
+        failing: metrics that fail their trial on these rows; they are marked.
     """
 
     frame: pd.DataFrame
@@ -76,20 +76,20 @@ class Table:
     ) -> str:
         """The table in one of the formats; all but CSV print means with intervals, and the notes.
 
-        LaTeX (booktabs), HTML and Typst group the rows by network and mark the best of each, bold, and the second, underlined.
+        LaTeX (booktabs), HTML and Typst group the rows by network; the best of each network is bold and the second underlined.
 
         Args:
             form: "csv", with every column and digit, or "markdown", "latex", "html", "typst".
             columns: metrics by name or symbol, in the order in which they are printed; None: all.
             digits: decimals; None: as many as show two digits of the median half-width of a column's intervals.
-            difference: print mean differences to the reference, with their intervals, in the place of the means.
-            caption: of LaTeX, HTML and Typst.
-            label: by which a LaTeX or Typst document refers to the table; None: "tab:xattn".
-            spreadsheet: of CSV, put an apostrophe before names that a spreadsheet would take for formulas.
+            difference: print mean differences to the reference, with their intervals, instead of the means.
+            caption: for LaTeX, HTML and Typst.
+            label: for references in a LaTeX or Typst document; None: "tab:xattn".
+            spreadsheet: for CSV, put an apostrophe before names that a spreadsheet would take for formulas.
 
         Raises:
             NameUnknownError: no column has such a name.
-            SettingError: a number of decimals that cannot be, or differences without a reference.
+            SettingError: the number of decimals is out of range, or there is no reference for differences.
         """
         if form == "csv":
             frame = self.frame.copy()
@@ -100,24 +100,24 @@ class Table:
         return FORMATS[form](self.sheet(**look))
 
     def __repr__(self) -> str:
-        """As a terminal shows it."""
+        """The text, for terminals."""
         return self.text("markdown")
 
     def _repr_html_(self) -> str:
-        """As a notebook shows it."""
+        """The table as HTML, for notebooks."""
         return self.text("html")
 
     def sheet(self, **look: Any) -> Sheet:
-        """What is printed, in no format yet; arguments are those of `text`."""
+        """The printed content, independent of the format; arguments are those of `text`."""
         return sheet(self.frame, self.metrics, self.against, self.notes, failing=self.failing, **look)
 
 
 def aggregated(values: Values, aggregation: Aggregation, limits: tuple[float, float] = ANY) -> Interval:
-    """The interval in a table's cell.
+    """The mean and interval of a table's cell.
 
     Args:
         values: of the images, `(n,)`.
-        aggregation: "mean"; "proportion", of values that are each one of the limits; "harmonic mean", the inverse of the mean of the
+        aggregation: "mean"; "proportion", for values that are each one of the limits; "harmonic mean", the inverse of the mean of the
             inverses.
         limits: lowest and highest value of the metric.
     """
@@ -131,20 +131,20 @@ def aggregated(values: Values, aggregation: Aggregation, limits: tuple[float, fl
 
 
 def comparison(rows: pd.DataFrame, against: str | None = None, *, without_degenerate: bool = False, seeds: str | None = None) -> Table:
-    """A comparison table from tidy rows.
+    """Creates a comparison table from tidy rows.
 
     Args:
         rows: with the columns of `scores.csv`, of one run or several.
         against: the reference, on the same images: a method, for all others of the same model and head; or a model, a head or
             "model · head", for the same method of every other classifier.
-        without_degenerate: leave maps that are flagged `degenerate` out of every column.
-        seeds: regular expression of what names the seed of training in the models' names: models that have the same name without it are one
-            row, their mean with an interval over seeds and pictures, see `training_seeds.crossed`.
+        without_degenerate: leave out maps that are flagged `degenerate` in every column.
+        seeds: regular expression that matches the training seed in the models' names: models with the same name without it are one row,
+            with an interval over seeds and pictures, see `training_seeds.crossed`.
 
     Raises:
         NameUnknownError: there are no rows of `against`.
-        InputError: there are no scores, `against` names several classifiers of one method, or no models differ by their seeds alone.
-        SettingError: seeds are no regular expression.
+        InputError: there are no scores, `against` names several classifiers of one method, or no models differ only by their seeds.
+        SettingError: `seeds` is not a regular expression.
     """
     import pandas as pd
 
@@ -188,7 +188,7 @@ def comparison(rows: pd.DataFrame, against: str | None = None, *, without_degene
 
 
 def scored(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows that hold a score, numbered.
+    """The rows that have a score, numbered.
 
     Raises:
         InputError: there are none.
@@ -204,8 +204,8 @@ def mean_of(values: Any, metric: str) -> Interval:
     """The mean of a metric's values with its interval: over pictures, or over networks of several seeds and pictures.
 
     Args:
-        values: a series of one network, a frame with a column per network, or None, without values.
-        metric: by name.
+        values: a series for one network, a frame with one column per network, or None if there are no values.
+        metric: its name.
     """
     component = metrics.create(metric)
     aggregation, limits = component.instance.aggregation, component.metadata.limits
@@ -249,11 +249,11 @@ Row = tuple[str, str, str]
 
 
 def references(rows: pd.DataFrame, against: str | None) -> dict[Row, Row]:
-    """The row that each other one is tested against; none without a reference.
+    """For each row, the row that it is compared with; empty without a reference.
 
     Args:
         rows: with the columns of `scores.csv`.
-        against: as `comparison` takes it.
+        against: as for `comparison`.
 
     Raises:
         NameUnknownError: there are no rows of `against`.
@@ -281,14 +281,14 @@ def references(rows: pd.DataFrame, against: str | None) -> dict[Row, Row]:
 
 
 def _of_reference(values: Mapping[tuple[str, str, str, str], pd.Series], row: Row, reference: Row, metric: str, per_label: bool) -> Any:
-    """Values of the reference; of another classifier, which may predict another class, by image alone unless images have several rows."""
+    """Values of the reference; for another classifier, which may predict another class, by image only, unless images have several rows."""
     found = values.get((*reference, metric))
     same = per_label or row[:2] == reference[:2]
     return found if found is None or same or found.index.nlevels == 1 else found.droplevel("target")
 
 
 def _tested(values: Any, reference: Any, metric: str) -> dict[str, object]:
-    """Values against those of the reference, both by what they explain; NaN where there is none."""
+    """Compares values with those of the reference, both indexed by what they explain; NaN where there is none."""
     if values is None or reference is None:
         return {f"{metric} {name}": math.nan for name in ("difference", "difference low", "difference high", "p", "needed")}
     if 2 in (values.ndim, reference.ndim):

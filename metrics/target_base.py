@@ -1,4 +1,4 @@
-"""What every target gives: a score, a probability or none, names in the rows, and indexing like the images."""
+"""Base class of targets: a score, perhaps a probability, names in the rows, and indexing like the images."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PER_LABEL = ("labels", "predicted labels", "pairs")
-"""How the rules begin, as rows name them, that explain an image once for each of several labels, or of the pictures it is paired with."""
+"""Prefixes of the rules, as named in the rows, that explain an image once per label or per picture that it is paired with."""
 
 
 @dataclass(frozen=True, eq=False)
 class Target(ABC):
-    """What is explained of each image of a batch.
+    """The explained target of each image of a batch.
 
-    One of length 1 applies to a batch of any size.
+    A target of length 1 applies to a batch of any size.
 
     Attributes:
-        rule: how the targets were chosen, as in the rows: "predicted", "label", "given", …
+        rule: how the targets were chosen, as named in the rows: "predicted", "label", "given", …
     """
 
     rule: str = field(default="given", kw_only=True)
@@ -39,12 +39,12 @@ class Target(ABC):
         """The probability of each row of the output, float64.
 
         Raises:
-            UnsupportedError: the target has none.
+            UnsupportedError: the target has no probability.
         """
         raise UnsupportedError(f"{self.kind} has no probability. Metrics of the map alone (complexity, sparsity) can be taken.")
 
     def margin(self, output: Tensor) -> Tensor:
-        """By how much it is more probable than what it is against: all else, or of a contrast the classes against. `(B,)` float64."""
+        """Probability of the target minus that of all else, or for a contrast minus that of the negative classes. `(B,)` float64."""
         found = self.probability(output)
         return found.p - found.rest
 
@@ -55,7 +55,7 @@ class Target(ABC):
 
     @property
     def has_probability(self) -> bool:
-        """Whether metrics can follow its probability."""
+        """Whether the target has a probability, which metrics use."""
         return True
 
     @abstractmethod
@@ -63,7 +63,7 @@ class Target(ABC):
         """The entry for each image in the rows' column `target`."""
 
     def predicted(self, output: Tensor) -> Tensor | None:
-        """What the network predicts for each row `(B,)`: a class, or the value of a regression; None if there is no such thing."""
+        """The network's prediction for each row `(B,)`: a class, or the value of a regression; None if there is neither."""
         return output.argmax(dim=1) if output.dim() == 2 else None
 
     def _tensors(self) -> dict[str, Any]:
@@ -77,7 +77,7 @@ class Target(ABC):
         return replace(self, **own)
 
     def joined(self, others: Sequence[Self]) -> Self:
-        """One target for several batches.
+        """Joins the targets of several batches.
 
         Args:
             others: the targets of all of them, in order.
@@ -93,7 +93,7 @@ class Target(ABC):
         """The target for a batch of `count` images.
 
         Raises:
-            InputError: it is for another number of images.
+            InputError: the target is for another number of images.
         """
         if len(self) == count:
             return self

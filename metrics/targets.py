@@ -1,8 +1,7 @@
-"""Targets: what is explained in a network's output for each image of a batch.
+"""Targets: the part of a network's output that is explained for each image of a batch.
 
-A target has a differentiable *score*, which gradient methods follow; a *probability*, which metrics follow, unless it has none; and a
-name in the rows. A target is indexed like the images: `target[index]` is the target of `images[index]`, so that one image may have many
-perturbed copies.
+A target has a differentiable *score*, which gradient methods use; in most cases a *probability*, which metrics use; and a name in the rows.
+A target is indexed like the images: `target[index]` is the target of `images[index]`, so that one image may have many perturbed copies.
 
 | target | output of the network | score | probability |
 |---|---|---|---|
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 
 Predict = Callable[["Tensor"], "Tensor"]
 """Images in pixel space `(B, 3, H, W)` → logits `(B, K)` before softmax or sigmoid, vectors `(B, D)` or maps of logits `(B, K, h, w)`."""
-CANCELLED = 1e-6  # the largest sum of weights that is rounding
+CANCELLED = 1e-6  # sums of weights up to this are rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,17 +65,17 @@ class ClassTarget(Target):
 
 @dataclass(frozen=True, eq=False)
 class Contrast(Target):
-    """Some classes against others: Σ w·z, as `A - 0.6*B`.
+    """Contrast of some classes with others: Σ w·z, such as `A - 0.6*B`.
 
-    The probability is the sigmoid of the score. For `A - B` it is the softmax over these two classes: how probable A is, given A or B.
+    The probability is the sigmoid of the score. For `A - B` it is the softmax over these two classes: the probability of A, given A or B.
 
     Args:
         classes: class indices `(B, T)`, or `(T,)` for all images.
         weights: their weights, in the same shape.
-        multi_label: the margin is of sigmoids instead of a softmax.
+        multi_label: the margin uses sigmoids instead of a softmax.
 
     Raises:
-        InputError: classes and weights that do not match.
+        InputError: classes and weights do not match.
     """
 
     classes: Tensor
@@ -103,7 +102,8 @@ class Contrast(Target):
         return sigmoid_probability(self.score(output))
 
     def margin(self, output: Tensor) -> Tensor:
-        """Mean probability of the classes of positive weight less that of the classes of negative weight; all else if one side has none."""
+        """Mean probability of the classes of positive weight minus that of the classes of negative weight; all else if one side is
+        empty."""
         _needs(output, 2, self)
         wide = widened(output)
         p = (wide.sigmoid() if self.multi_label else wide.softmax(dim=1)).gather(1, self.classes.to(wide.device))
@@ -113,7 +113,7 @@ class Contrast(Target):
         return torch.where(found.isnan() & p.isfinite().all(dim=1), super().margin(output), found)
 
     def cancels(self) -> Tensor:
-        """`(B,)` bool: the weights of each class add up to 0, as where a class is held against itself, so that the score is always 0."""
+        """`(B,)` bool: whether the weights of each class add up to 0, as for a class minus itself, so that the score is always 0."""
         alike = self.classes[:, :, None] == self.classes[:, None]
         return ((alike * self.weights[:, None]).sum(dim=2).abs() <= CANCELLED).all(dim=1)
 
@@ -127,7 +127,7 @@ class Contrast(Target):
 
 
 def written_contrast(terms: Sequence[tuple[float, str]]) -> str:
-    """A contrast as a user writes it, from weights and classes: `3 - 0.6*7`."""
+    """Formats weights and classes as a contrast in the user's notation: `3 - 0.6*7`."""
     text = ""
     for weight, name in terms:
         sign = ("- " if weight < 0 else "") if not text else (" - " if weight < 0 else " + ")
@@ -137,7 +137,7 @@ def written_contrast(terms: Sequence[tuple[float, str]]) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Similarity(Target):
-    """Cosine of the network's vector with a reference vector; for networks that give vectors.
+    """Cosine of the network's vector with a reference vector; for networks whose output is vectors.
 
     Args:
         reference: `(B, D)`, or `(D,)` for all images.
@@ -175,9 +175,9 @@ class Similarity(Target):
 
 @dataclass(frozen=True, eq=False)
 class Region(Target):
-    """A class over a region of the image; for networks that give a map of logits.
+    """A class over a region of the image; for networks whose output is a map of logits.
 
-    A mask whose size is not that of the network's map is resized to it: each cell gets the share that the mask covers.
+    A mask whose size is not that of the network's map is resized to it: each cell gets the share of it that the mask covers.
 
     Args:
         classes: class indices `(B,)`, or one for all images.
@@ -186,7 +186,7 @@ class Region(Target):
         name: of the region in the rows.
 
     Raises:
-        InputError: an empty region, or masks of another shape.
+        InputError: a region is empty, or masks have a wrong shape.
     """
 
     classes: Tensor
@@ -210,7 +210,7 @@ class Region(Target):
     def score(self, output: Tensor) -> Tensor:
         _needs(output, 4, self)
         own = output.gather(1, self.classes.to(output.device).view(-1, 1, 1, 1).expand(-1, 1, *output.shape[2:]))[:, 0]
-        weights = self._weights(output)  # at least float32, in which many cells do not overflow
+        weights = self._weights(output)  # at least float32, so that the sum over many cells does not overflow
         return (own * (weights / weights.sum(dim=(1, 2), keepdim=True))).sum(dim=(1, 2))
 
     def probability(self, output: Tensor) -> Probability:
@@ -246,7 +246,7 @@ class OutputFunction(Target):
 
     Args:
         function: output of B images → scores `(B,)`, differentiable.
-        follow: output of B images → probabilities `(B,)` for metrics; None: it has none.
+        follow: output of B images → probabilities `(B,)` for metrics; None: no probability.
         count: number of images.
         name: as in the rows; None: the function's name.
     """
@@ -306,11 +306,11 @@ def _needs(output: Tensor, axes: int, target: Target) -> None:
 
 
 Targets: TypeAlias = "Target | Tensor | Callable[[Any], Tensor]"
-"""What metric functions take: a target, class indices `(B,)`, or a function of the output that gives a score per image."""
+"""Targets of metric functions: a target, class indices `(B,)`, or a function of the output that returns one score per image."""
 
 
 def as_target(targets: Targets, count: int, *, multi_label: bool = False) -> Target:
-    """A target from what a user gives.
+    """Converts a user's argument to a target.
 
     Args:
         targets: a target, class indices `(B,)`, or a function of the output.
@@ -318,7 +318,7 @@ def as_target(targets: Targets, count: int, *, multi_label: bool = False) -> Tar
         multi_label: for class indices: sigmoid instead of softmax.
 
     Raises:
-        InputError: it is for another number of images, or no target.
+        InputError: the target is for another number of images, or the value is not a target.
     """
     if isinstance(targets, Target):
         return targets.expanded(count)

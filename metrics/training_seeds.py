@@ -1,4 +1,4 @@
-"""Means over networks that were trained with different seeds, and over pictures that all of them saw: intervals and tests of both."""
+"""Intervals and tests of means over training seeds and pictures, where every network saw every picture."""
 
 from __future__ import annotations
 
@@ -30,33 +30,34 @@ def crossed(
     *,
     any_level: bool = False,
 ) -> Comparison:
-    """The mean over seeds and pictures, or the difference of two, for seeds like these and pictures like these; and the p-value of 0.
+    """Interval of the mean over seeds and pictures, or of the difference of two means, and the p-value of 0.
 
-    Seeds and pictures are crossed random effects, every network having seen every picture. The square of the half-width is the sum of two:
-    of Student's t over pictures, for the mean over seeds; and of Student's t over seeds, for the variance of their means beyond that which
-    the pictures explain. With one seed on each side it is Student's interval over pictures; where pictures do not matter, that over seeds.
+    Seeds and pictures are crossed random effects: every network saw every picture. The squared half-width is the sum of two squared
+    half-widths: that of Student's t over pictures, for the mean over seeds; and that of Student's t over seeds, for the variance of their
+    means that the pictures do not explain. With one seed on each side it is Student's interval over pictures; if pictures do not matter,
+    that over seeds.
 
-    Satterthwaite's degrees of freedom for the sum of the variances cover 87 % for two seeds that differ much; two-level bootstraps still
-    less (`benchmarks/coverage.py`): pictures resampled anew for each seed forget that the seeds share them, and resampling two or three
-    seeds knows too little of their spread.
+    With Satterthwaite's degrees of freedom for the sum of the variances, the coverage is 87 % for two seeds that differ much; that of
+    two-level bootstraps is lower still (`benchmarks/coverage.py`): resampling the pictures separately for each seed ignores that the seeds
+    share them, and resampling two or three seeds underestimates their spread.
 
-    What the pictures explain is taken off as an estimate: where chance makes few seeds agree, nothing is left of their spread, however high
-    the confidence. With `any_level` it stays in, so that the interval is wider and holds at every confidence (Banerjee 1960): p-values that
-    are to be adjusted over a family must.
+    The share that the pictures explain is subtracted as an estimate: if few seeds agree by chance, their remaining spread is 0 at any
+    confidence. With `any_level` nothing is subtracted, so that the interval is wider and holds at every confidence (Banerjee 1960), as is
+    necessary for p-values that are adjusted over a family.
 
     Source: the combination of half-widths is Howe's 1974, the components of variance are those of a two-way table without replication; of
     the same design, several readers of the same cases, Obuchowski and Rockette 1995.
 
     Args:
-        first: `(S, n)`, finite, a row for each network.
-        second: `(R, n)`, of the same pictures; networks of their own. None: the mean of the first.
-        limits: lowest and highest value that there can be, of the mean or of the difference.
+        first: `(S, n)`, finite, one row per network.
+        second: `(R, n)`, for the same pictures and other networks. None: the mean of the first is tested.
+        limits: lowest and highest possible value of the mean or of the difference.
         confidence: coverage.
-        any_level: whether the interval is to hold at every confidence.
+        any_level: whether the interval must hold at every confidence.
 
     Returns:
-        The interval, its n that of the pictures, without ends for fewer than two; and the two-sided p-value: 1 less the confidence at which
-        the interval would end at 0.
+        The interval, whose n is the number of pictures, without ends for fewer than two; and the two-sided p-value: 1 minus the confidence
+        at which the interval would end at 0.
 
     >>> found = crossed([[1.0, 2.0, 4.0, 3.0], [2.0, 3.0, 5.0, 5.0]])
     >>> [round(value, 2) for value in found.difference], round(found.p, 3)
@@ -73,8 +74,8 @@ class Effects(NamedTuple):
         mean: over seeds and pictures, or the difference of two.
         n: pictures.
         of_pictures: the variance over pictures, with its degrees of freedom; None for fewer than two.
-        of_seeds: what the seeds of each side with several add, likewise.
-        of_means: the variance over the seeds' means, of which pictures explain a part, likewise.
+        of_seeds: the variance that the seeds add, with its degrees of freedom, for each side with several.
+        of_means: the variance over the seeds' means, part of which the pictures explain, with its degrees of freedom.
     """
 
     mean: float
@@ -90,7 +91,7 @@ class Effects(NamedTuple):
 
     @property
     def at_any_level(self) -> tuple[Term, ...]:
-        """The parts of a variance that is not too small: what pictures explain of the seeds' means is in it twice."""
+        """The parts of a conservative variance: the share of the seeds' means that pictures explain is counted twice."""
         return () if self.of_pictures is None else (self.of_pictures, *self.of_means)
 
 
@@ -117,7 +118,7 @@ def _comparison(effects: Effects, terms: Sequence[Term], limits: tuple[float, fl
 
 
 def _of_seeds(values: Array) -> Term:
-    """What seeds alone add to the variance of the mean, at least 0, with its degrees of freedom."""
+    """The variance of the mean that only the seeds add, at least 0, with its degrees of freedom."""
     seeds, n = values.shape
     means = values.mean(axis=1)
     rest = values - means[:, None] - values.mean(axis=0)[None] + values.mean()
@@ -133,7 +134,7 @@ def _half(terms: Sequence[Term], confidence: float) -> float:
 
 
 def _p(terms: Sequence[Term], mean: float) -> float:
-    """The p-value of a mean of 0, by bisection of its logarithm; NaN where nothing varies, and nothing is known of the spread."""
+    """The p-value of a mean of 0, by bisection of its logarithm; NaN if nothing varies, since the spread is then unknown."""
     if mean == 0:
         return 1.0
     if not any(variance for variance, _ in terms):
@@ -146,15 +147,15 @@ def _p(terms: Sequence[Term], mean: float) -> float:
 
 
 def common_names(models: Sequence[str], pattern: str) -> dict[str, str]:
-    """The name that networks of different seeds have in common, by their own names.
+    """The common name of networks with different seeds, by their own names.
 
     Args:
         models: each once.
-        pattern: regular expression of what names the seed, which is left out, and with it brackets that held nothing else.
+        pattern: regular expression that matches the seed, which is removed together with brackets that held nothing else.
 
     Raises:
-        SettingError: it is no regular expression.
-        InputError: no two names are the same without it.
+        SettingError: it is not a regular expression.
+        InputError: no two names are the same without the seed.
 
     >>> common_names(["net@seed1", "net@seed2", "other"], r"@seed\\d+")
     {'net@seed1': 'net', 'net@seed2': 'net', 'other': 'other'}
@@ -178,11 +179,11 @@ def with_networks(rows: pd.DataFrame, pattern: str | None) -> pd.DataFrame:
 
     Args:
         rows: tidy.
-        pattern: as `common_names` takes it; None: models keep their names.
+        pattern: as for `common_names`; None: models keep their names.
 
     Raises:
-        SettingError: it is no regular expression.
-        InputError: no models differ by their seeds alone.
+        SettingError: it is not a regular expression.
+        InputError: no models differ only by their seeds.
     """
     rows = rows.assign(network=rows["model"])
     if pattern is not None:
@@ -191,12 +192,12 @@ def with_networks(rows: pd.DataFrame, pattern: str | None) -> pd.DataFrame:
 
 
 def by_network(rows: pd.DataFrame, values: str, *, per_label: bool) -> pd.DataFrame:
-    """Values with a row per picture and a column per network; pictures without a finite value of every network are left out.
+    """Values with one row per picture and one column per network; pictures without a finite value for every network are left out.
 
     Args:
         rows: of one model, head, method and metric, with a column `network`.
-        values: the column that is wanted.
-        per_label: keep the targets of a picture apart; else a picture has one, which networks may choose differently.
+        values: name of the column of values.
+        per_label: keep the targets of a picture separate; else a picture has one target, which networks may choose differently.
     """
     import numpy as np
 
@@ -206,7 +207,8 @@ def by_network(rows: pd.DataFrame, values: str, *, per_label: bool) -> pd.DataFr
 
 
 def of_networks(rows: pd.DataFrame, *, per_label: bool) -> pd.Series | pd.DataFrame:
-    """Values of one model, head, method and metric: a series by what is explained, or a frame with one column per network of several seeds.
+    """Values of one model, head, method and metric: a series by what is explained, or, for several seeds, a frame with one column per
+    network.
 
     Args:
         rows: with a column `network`, indexed by image and target.
@@ -218,11 +220,11 @@ def of_networks(rows: pd.DataFrame, *, per_label: bool) -> pd.Series | pd.DataFr
 
 
 def shared_pictures(rows: pd.DataFrame, row: str, *, per_label: bool) -> int:
-    """How many pictures all networks of a row of a table have; with `per_label`, pictures and targets.
+    """Number of pictures that all networks of a table's row have in common; with `per_label`, of pictures and targets.
 
     Args:
         rows: one for each network, image and target.
-        row: its name.
+        row: name of the table's row.
         per_label: as in `by_network`.
 
     Raises:
@@ -237,11 +239,11 @@ def shared_pictures(rows: pd.DataFrame, row: str, *, per_label: bool) -> int:
 
 
 def over_seeds(values: Array, limits: tuple[float, float], *, is_share: bool) -> Interval:
-    """The interval of the mean over seeds and pictures, by `crossed`; of a proportion it is at least Wilson's over pictures.
+    """The interval of the mean over seeds and pictures, by `crossed`; for a proportion it is at least as wide as Wilson's over pictures.
 
     Args:
-        values: `(S, n)`, a row for each network.
-        limits: lowest and highest value that there can be.
+        values: `(S, n)`, one row per network.
+        limits: lowest and highest possible value.
         is_share: whether each value is one of the limits.
     """
     found = crossed(values.tolist(), limits=limits).difference
@@ -254,13 +256,13 @@ def over_seeds(values: Array, limits: tuple[float, float], *, is_share: bool) ->
 
 
 class SeedTest(NamedTuple):
-    """Networks of several seeds tested against others on the same pictures.
+    """Test of networks of several seeds against others on the same pictures.
 
     Attributes:
         effects: the difference over seeds and pictures.
-        differences: `(m,)`, of each picture and each network, or of each two networks of other names; 0 where they are rounding.
-        networks: how many there are on either side.
-        limits: lowest and highest difference that there can be.
+        differences: `(m,)`, for each picture and each network, or each pair of networks with different names; 0 where they are rounding.
+        networks: number of networks on each side.
+        limits: lowest and highest possible difference.
     """
 
     effects: Effects
@@ -270,13 +272,14 @@ class SeedTest(NamedTuple):
 
     @property
     def comparison(self) -> Comparison:
-        """The interval of the difference, and the p-value of none, which hold at every level (`crossed` with `any_level`)."""
+        """The interval of the difference, and the p-value of no difference, valid at every level (`crossed` with `any_level`)."""
         return _comparison(self.effects, self.effects.at_any_level, self.limits, CONFIDENCE)
 
     def within(self, margin: float) -> float:
         """The p-value of two one-sided tests that the difference is within ± a margin. Source: Schuirmann 1987.
 
-        By the same interval: it is below 0.05 where that of 90 % lies within the margin. NaN where nothing varies, if within.
+        It uses the same interval: p is below 0.05 if the interval of 90 % lies within the margin. NaN if nothing varies and the difference
+        is within the margin.
         """
         mean, terms = abs(self.effects.mean), self.effects.at_any_level
         if not any(variance for variance, _ in terms):
@@ -285,20 +288,20 @@ class SeedTest(NamedTuple):
         return beyond if mean < margin else 1 - beyond
 
     def pictures_suffice(self, confidence: float) -> bool:
-        """Whether the seeds alone, were there no end of pictures, would leave 0 outside the interval of this confidence."""
+        """Whether, with infinitely many pictures, the interval of this confidence over the seeds would exclude 0."""
         return _half(self.effects.of_seeds, confidence) < abs(self.effects.mean)
 
 
 def compared(values: pd.Series | pd.DataFrame, reference: pd.Series | pd.DataFrame, limits: tuple[float, float] = (0.0, 100.0)) -> SeedTest:
-    """Values less those of a reference, over the pictures of which both have one; differences that are rounding are 0.
+    """Values minus those of a reference, over the pictures that have both; differences that are rounding are 0.
 
-    Networks of the same names are paired: two methods of the same networks, or two heads on the same backbones; if only some names are the
-    same, the others are left out. Networks of other names are independent.
+    Networks with the same names are paired: two methods of the same networks, or two heads on the same backbones; if only some names are
+    the same, the others are left out. Networks with different names are independent.
 
     Args:
         values: from `by_network`, or those of one network by image and target.
-        reference: likewise.
-        limits: lowest and highest value that there can be.
+        reference: in the same form.
+        limits: lowest and highest possible value.
     """
     from pandas import Series, concat
 

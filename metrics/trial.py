@@ -1,6 +1,6 @@
-"""Every metric on trial, from tidy rows: does it put maps that are planted behind those of methods, and is its order to be relied on?
+"""Tests metrics from tidy rows: whether a metric ranks planted wrong maps behind those of methods, and whether its order is reliable.
 
-Sources: Adebayo et al. 2018 and Poppi et al. 2021 (maps that a metric must not praise); Tomsett et al. 2020 (reliability of metrics).
+Sources: Adebayo et al. 2018 and Poppi et al. 2021 (maps that a metric must not rank high); Tomsett et al. 2020 (reliability of metrics).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 Verdict = Literal["passes", "fails", "undecided"]
 Form = Literal["markdown", "csv"]
 
-LEAST_PICTURES = 6  # of fewer, the smallest p of a two-sided signed-rank test, 2/2ⁿ, is above 0.05
-MOST_UNITS = 2000  # pictures of one reliability: its memory grows with their square
+LEAST_PICTURES = 6  # with fewer, the smallest p of a two-sided signed-rank test, 2/2ⁿ, is above 0.05
+MOST_UNITS = 2000  # most pictures for one reliability: its memory grows with their square
 AGREED = 0.667  # Krippendorff 2004: the lowest α from which tentative conclusions are drawn
 CHANCE = "random"
 EXPLAINED = ["image", "target"]
@@ -32,23 +32,23 @@ EXPLAINED = ["image", "target"]
 
 @dataclass(frozen=True, repr=False)
 class Trial:
-    """What a trial found.
+    """Results of a trial of metrics.
 
     Attributes:
-        frame: one row per model × head × metric: `verdict` and `reason`; `methods` and `planted`, how many maps of each; `n`, pictures;
-            `behind`, how many planted maps are behind the methods, and by name those `ahead`, `undecided` and `undefined`;
-            `reached`, how far the methods are from `random` (0) to the best of a greedy search (1), where the rows hold these;
-            `agreement of pictures` and `agreement of methods`, Krippendorff's α; `stability`, the lowest Spearman correlation of the
-            order of maps with that by the same metric under other settings, and `least like`, which settings; with a truth also `truth`,
+        frame: one row per model × head × metric: `verdict` and `reason`; `methods` and `planted`, the number of maps of each; `n`, the
+            number of pictures; `behind`, the number of planted maps behind the methods, and the names of those `ahead`, `undecided` and
+            `undefined`; `reached`, the position of the methods between `random` (0) and the best of a greedy search (1), if the rows have
+            these; `agreement of pictures` and `agreement of methods`, Krippendorff's α; `stability`, the lowest Spearman correlation of the
+            order of maps with that of the same metric under other settings, and `least like`, these settings; with a truth also `truth`,
             `truth low` and `truth high`.
-        notes: what a reader must know.
+        notes: remarks that a reader needs.
     """
 
     frame: pd.DataFrame
     notes: tuple[str, ...]
 
     def text(self, form: Form = "markdown") -> str:
-        """The trial as Markdown, with its notes, or as CSV with every column and digit."""
+        """The trial as Markdown with its notes, or as CSV with every column and digit."""
         if form == "csv":
             return str(self.frame.to_csv(index=False))
         from tabulate import tabulate
@@ -73,25 +73,25 @@ class Trial:
         return f"{body}\n\n" + "".join(f"- {note}\n" for note in self.notes)
 
     def __repr__(self) -> str:
-        """As a terminal shows it."""
+        """The text, for terminals."""
         return self.text()
 
 
 def trial(rows: pd.DataFrame, planted: Sequence[str] = (), truth: pd.DataFrame | None = None) -> Trial:
-    """Puts every metric of some rows on trial.
+    """Tests every metric of some rows with planted wrong maps, and, if given, a known truth.
 
-    A metric passes if each planted map is behind the methods: of each picture the median of the methods' values is taken, and a Wilcoxon
-    signed-rank test over the pictures finds it better than the planted map's (adjusted by Benjamini and Hochberg within the metric,
-    p < 0.05). It fails if it puts a planted map ahead of them in the same way, or, with a truth, if it orders maps against it: if the
-    interval of its rank correlation lies below 0. Else it is undecided.
+    A metric passes if each planted map is behind the methods: for each picture the median of the methods' values is taken, and a Wilcoxon
+    signed-rank test over the pictures finds it better than the planted map's value (adjusted by Benjamini and Hochberg within the metric, p
+    < 0.05). It fails if it ranks a planted map ahead of the methods by the same test, or, with a truth, if it orders maps against the
+    truth: if the interval of its rank correlation lies below 0. Otherwise it is undecided.
 
     Args:
         rows: with the columns of `scores.csv`, of one run or several.
-        planted: methods that are to be behind, besides the registered controls; as those that ask for no target.
+        planted: further methods that should be behind, in addition to the registered controls, such as methods that use no target.
         truth: how good each map is: columns image, model, head, method, target and value, higher for a better one.
 
     Raises:
-        InputError: the rows hold no scores, no methods or no planted maps.
+        InputError: the rows have no scores, no methods or no planted maps.
         NameUnknownError: there are no rows of a method of `planted`.
     """
     rows = rows[rows["metric"].notna() & rows["method"].notna()]
@@ -139,7 +139,7 @@ def _against(metric: str, table: pd.DataFrame, methods: Sequence[str], cheats: S
         place = "behind" if comparison.difference.mean > 0 else "ahead"
         apart = [one - other for one, other in zip(own, table[cheat], strict=True) if math.isfinite(one - other)]
         most = sum((value > 0) - (value < 0) for value in apart)
-        agrees = (most >= 0) if place == "behind" else (most <= 0)  # a few large values must not turn what most pictures say
+        agrees = (most >= 0) if place == "behind" else (most <= 0)  # a few large values must not outweigh most pictures
         place = place if p < SIGNIFICANT and agrees else "undecided"
         said["undefined" if math.isnan(p) else place].append(cheat)
     count = {"methods": sum(method in table for method in methods), "planted": len(here) - len(said["undefined"]), "n": len(table)}
@@ -148,10 +148,10 @@ def _against(metric: str, table: pd.DataFrame, methods: Sequence[str], cheats: S
 
 
 def _reached(metric: str, table: pd.DataFrame, methods: Sequence[str]) -> float:
-    """How far the mean of the methods' medians is from that of `random` to the best of those that search for this curve."""
+    """Position of the mean of the methods' medians between that of `random` and the best of the bounds that search for this curve."""
     name, _, given = metric.partition(":")
     if any(f"{setting}=" in given for setting in ("protocol", "fill", "blur")):
-        return math.nan  # bounds search for the curve as it is by default
+        return math.nan  # bounds search for the curve with default settings
     bounds = [method for method in map(str, table.columns) if is_bound(method) and name == _searched(method)]
     if not bounds or CHANCE not in table:
         return math.nan
@@ -169,13 +169,13 @@ def _searched(bound: str) -> str:
 
 
 def _agreement(table: pd.DataFrame, methods: Sequence[str]) -> dict[str, float]:
-    """Krippendorff's α of ranks: pictures that rank methods, and methods that rank pictures; NaN where the package is missing."""
+    """Krippendorff's α of ranks: pictures that rank methods, and methods that rank pictures; NaN if the package is missing."""
     own = table[[method for method in methods if method in table]]
     return {"agreement of pictures": _alpha(own.rank(axis=1)), "agreement of methods": _alpha(own.iloc[:MOST_UNITS].rank().T)}
 
 
 def _alpha(ranks: pd.DataFrame) -> float:
-    """Krippendorff's α, ordinal, of raters in rows and what they rank in columns."""
+    """Krippendorff's ordinal α, with raters in rows and ranked items in columns."""
     try:
         import krippendorff
     except ImportError:
@@ -188,7 +188,7 @@ def _alpha(ranks: pd.DataFrame) -> float:
 
 
 def _stability(metric: str, orders: dict[str, pd.Series]) -> dict[str, Any]:
-    """How alike the order of all maps is to that by the same metric under other settings: the lowest correlation."""
+    """Similarity of the order of all maps to that of the same metric under other settings: the lowest correlation."""
     name = metric.partition(":")[0]
     same = {other: order for other, order in orders.items() if other.partition(":")[0] == name and order.nunique() > 1}
     others = {other: orders[metric].corr(order, method="spearman") for other, order in same.items() if metric in same}

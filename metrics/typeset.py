@@ -10,7 +10,7 @@ from itertools import groupby
 from xattn.metrics.sheets import BETTER, WORSE, Cell, Sheet
 from xattn.text import shown
 
-COLUMN = 252.0  # pt: the column of a page with two
+COLUMN = 252.0  # pt: width of a column of a two-column page
 LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -31,31 +31,31 @@ LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
 }
 MARKDOWN = {"|": r"\|", "`": r"\`"}
 TYPST = {character: f"\\{character}" for character in "\\#$*_`<>@~[]=/-+"}
-TAG = re.compile(r"<(?=[A-Za-z/!?])")  # where Markdown reads HTML
+TAG = re.compile(r"<(?=[A-Za-z/!?])")  # what Markdown reads as HTML
 
 
 def latex_text(text: str) -> str:
-    """A name or a note as LaTeX reads it, on one line."""
+    """A name or a note escaped for LaTeX, on one line."""
     return "".join(LATEX.get(character, character) for character in shown(text, keep=""))
 
 
 def markdown_text(text: str) -> str:
-    """A name or a note as Markdown reads it, on one line."""
+    """A name or a note escaped for Markdown, on one line."""
     return "".join(MARKDOWN.get(character, character) for character in TAG.sub("&lt;", shown(text, keep="")))
 
 
 def typst_text(text: str) -> str:
-    """A name or a note as Typst reads it, on one line."""
+    """A name or a note escaped for Typst, on one line."""
     return "".join(TYPST.get(character, character) for character in shown(text, keep=""))
 
 
 def html_text(text: str) -> str:
-    """A name or a note as HTML reads it, on one line."""
+    """A name or a note escaped for HTML, on one line."""
     return html.escape(shown(text, keep=""))
 
 
 def markdown(of: Sheet) -> str:
-    """As Markdown: `mean [low, high]`, then the notes as a list."""
+    """The table as Markdown: `mean [low, high]`, then the notes as a list."""
     lines = [[markdown_text(part) for part in row] for row in of.rows]
     headers = ["model", "head", "method"]
     for column in of.columns:
@@ -74,13 +74,13 @@ def markdown(of: Sheet) -> str:
 
 
 def groups(of: Sheet) -> list[tuple[str, list[int]]]:
-    """Name of each classifier, and its rows."""
+    """The name and the rows of each classifier."""
     numbered = groupby(range(len(of.rows)), key=lambda number: of.rows[number][:2])
     return [(model if head == "gap" else f"{model} · {head}", list(numbers)) for (model, head), numbers in numbered]
 
 
 def _notes_of_tail(of: Sheet) -> tuple[list[tuple[str, tuple[str, ...]]], list[str]]:
-    """What follows the metrics: columns where rows differ, and notes where they agree."""
+    """The last columns: those in which rows differ, and notes for those in which they agree."""
     shown_as = {"seeds": "Seeds of training: {}.", "n": "n = {}.", "degenerate": "Degenerate maps: {}."}
     columns = [(header, texts) for header, texts in of.tail if len(set(texts)) > 1]
     notes = [shown_as[header].format(texts[0]) for header, texts in of.tail if len(set(texts)) == 1]
@@ -89,9 +89,9 @@ def _notes_of_tail(of: Sheet) -> tuple[list[tuple[str, tuple[str, ...]]], list[s
 
 
 def latex(of: Sheet, width: float = COLUMN) -> str:
-    """As a LaTeX table for a column, with booktabs: a network's name above its rows, best bold, second underlined, notes below.
+    """The table as LaTeX with booktabs, for one column: a network's name above its rows, best bold, second underlined, notes below.
 
-    Where intervals would make it wider than the column, they are left out of the cells, and the notes give the largest half-widths.
+    If intervals would make it wider than the column, they are left out of the cells, and the notes state the largest half-widths.
 
     Args:
         of: what is printed.
@@ -132,7 +132,7 @@ def latex(of: Sheet, width: float = COLUMN) -> str:
 
 
 def _with_intervals(of: Sheet, tail: Sequence[tuple[str, tuple[str, ...]]], notes: Sequence[str], width: float) -> tuple[bool, list[str]]:
-    """Whether cells with their intervals fit a width, and the notes, which give the largest half-widths where they do not."""
+    """Whether cells with intervals fit the width, and the notes, which state the largest half-widths if they do not."""
     if _estimated(of, tail, intervals=True) <= width:
         return True, [*notes, *of.notes]
     halves = "; ".join(f"{column.header.split(' ')[0]} {column.half}" for column in of.columns if column.half)
@@ -144,9 +144,9 @@ def latex_cell(cell: Cell, interval: bool = True, room: bool = False) -> str:
     """A cell of a LaTeX table.
 
     Args:
-        cell: what is printed.
-        interval: with its interval.
-        room: leave room for a mark where there is none, so that digits stand below each other.
+        cell: the printed content.
+        interval: whether to print the interval.
+        room: leave room for a missing mark, so that digits are aligned.
     """
     mean = latex_text(cell.mean)
     mean = {1: rf"\textbf{{{mean}}}", 2: rf"\underline{{{mean}}}"}.get(cell.rank, mean).replace("-", "$-$")
@@ -174,7 +174,7 @@ def _estimated(of: Sheet, tail: Sequence[tuple[str, tuple[str, ...]]], *, interv
 
 
 def html_table(of: Sheet) -> str:
-    """As an HTML table with a caption; the notes are a list below."""
+    """The table as HTML with a caption; the notes are a list below."""
     tail, notes = _notes_of_tail(of)
     headers = ["method", *(column.header for column in of.columns), *(header for header, _ in tail)]
     lines = ["<table>", f"<caption>{html_text(of.caption)}</caption>", "<thead>"]
@@ -196,7 +196,7 @@ def _html_cell(cell: Cell) -> str:
 
 
 def typst(of: Sheet, width: float = COLUMN) -> str:
-    """As a Typst figure with a table for a column; the notes are below. Intervals are left out as in `latex`.
+    """The table as a Typst figure for one column; the notes are below. Intervals are left out as in `latex`.
 
     Args:
         of: what is printed.
@@ -204,7 +204,7 @@ def typst(of: Sheet, width: float = COLUMN) -> str:
     """
     tail, notes = _notes_of_tail(of)
     with_intervals, notes = _with_intervals(of, tail, notes, width)
-    held = "#box[{}]" if _estimated(of, tail, intervals=with_intervals) <= width else "{}"  # its lines are not broken
+    held = "#box[{}]" if _estimated(of, tail, intervals=with_intervals) <= width else "{}"  # a box, so that lines are not broken
     marked = [any(cell.mark for cell in column.cells) for column in of.columns]
     headers = ["", *(column.header for column in of.columns), *(header for header, _ in tail)]
     lines = [
@@ -227,7 +227,7 @@ def typst(of: Sheet, width: float = COLUMN) -> str:
 
 
 def _typst_cell(cell: Cell, interval: bool, room: bool) -> str:
-    """A cell of a Typst table, as `latex_cell`."""
+    """A cell of a Typst table; arguments as for `latex_cell`."""
     mean = typst_text(cell.mean.replace("-", "−"))
     mean = {1: f"*{mean}*", 2: f"#underline[{mean}]"}.get(cell.rank, mean)
     ends = ""

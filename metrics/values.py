@@ -1,4 +1,4 @@
-"""What is explained of a network that gives values instead of logits."""
+"""Targets of networks whose output is values instead of logits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ VALUE = "value "
 
 
 def is_value(target: str | None) -> bool:
-    """Whether a target, as rows name it, is a value of a regression.
+    """Whether a target, named as in the rows, is a value of a regression.
 
     >>> is_value("value 0"), is_value("281")
     (True, False)
@@ -33,7 +33,7 @@ class Values(Contrast):
         weights: their weights, in the same shape.
 
     Raises:
-        InputError: indices and weights that do not match.
+        InputError: indices and weights do not match.
     """
 
     def probability(self, output: Tensor) -> Probability:
@@ -48,7 +48,7 @@ class Values(Contrast):
         return False
 
     def predicted(self, output: Tensor) -> Tensor | None:
-        """The value; None for a sum of several, which no label is compared with."""
+        """The value; None for a sum of several, which cannot be compared with a label."""
         return self.score(output).detach() if self.weights.shape[1] == 1 and bool((self.weights == 1).all()) else None
 
     def names(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""Tidy rows → a row per picture, a column per method."""
+"""Converts tidy rows to tables with one row per picture and one column per method."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 KEYS = ["model", "head", "method"]
-EXPLAINED = ["image", "target"]  # what a row explains, for one model and head
+EXPLAINED = ["image", "target"]  # what a row explains, within one model and head
 
 Places: TypeAlias = "NDArray[np.int64]"
 
 
 class Numbered(NamedTuple):
-    """Which of the different values of some columns each row has.
+    """Rows numbered by their distinct values in some columns.
 
     Attributes:
-        place: of each row among `values`, `(n,)`; −1 where a column is empty.
-        values: the different ones, in the order in which those of the first column appear, then those of the second.
+        place: index of each row's values in `values`, `(n,)`; −1 where a column is empty.
+        values: the distinct values, in the order in which those of the first column appear, then those of the second.
     """
 
     place: Places
@@ -31,7 +31,7 @@ class Numbered(NamedTuple):
 
 
 def numbered(rows: pd.DataFrame, columns: Sequence[str]) -> Numbered:
-    """The different values of some columns, and which of them each row has.
+    """The distinct values of some columns, and their index for each row.
 
     >>> import pandas as pd
     >>> numbered(pd.DataFrame({"image": ["b", "a", "b"], "target": ["1", "1", "2"]}), ["image", "target"]).place.tolist()
@@ -62,7 +62,7 @@ def numbered(rows: pd.DataFrame, columns: Sequence[str]) -> Numbered:
 
 
 def _different(key: Places, count: int) -> tuple[Places, Places]:
-    """The different numbers below `count`, in their order, and which of them each one is."""
+    """The distinct numbers below `count`, in ascending order, and the index of each number among them."""
     if count > 2 * len(key):
         different, place = np.unique(key, return_inverse=True)
         return different, place
@@ -73,16 +73,16 @@ def _different(key: Places, count: int) -> tuple[Places, Places]:
 
 
 def groups(rows: pd.DataFrame, columns: Sequence[str]) -> Iterator[tuple[tuple[Any, ...], Places]]:
-    """The values of some columns that rows have together, in the order of their first rows, and which rows have them.
+    """Groups rows by the values of some columns: the values, in the order of their first rows, and the rows that have them.
 
-    Unlike pandas' groups these take no sorted copy of all rows; rows with an empty cell in `columns` are in none.
+    Unlike pandas' groups, these need no sorted copy of all rows; rows with an empty cell in `columns` are in no group.
 
     >>> import pandas as pd
     >>> [(key, where.tolist()) for key, where in groups(pd.DataFrame({"method": ["b", "a", "b"]}), ["method"])]
     [(('b',), [0, 2]), (('a',), [1])]
     """
     place, values = numbered(rows, columns)
-    small = place.astype(np.int16) if len(values) < 2**15 else place  # which are sorted in a few passes
+    small = place.astype(np.int16) if len(values) < 2**15 else place  # int16 is sorted in a few passes
     del place
     ordered = np.argsort(small, kind="stable")
     ends = np.cumsum(np.bincount(small + 1, minlength=len(values) + 1))
@@ -92,13 +92,13 @@ def groups(rows: pd.DataFrame, columns: Sequence[str]) -> Iterator[tuple[tuple[A
 
 
 def by_picture(rows: pd.DataFrame, value: str, index: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
-    """A row per picture, a column per method: the value, or the mean of the values that are not NaN where there are several.
+    """Table with one row per picture and one column per method: the value, or the mean of several values without NaN.
 
     Args:
         rows: tidy; those with an empty cell in `index` or `columns` are left out.
         value: the column of values.
-        index: columns that tell the pictures apart, whose rows come in the order of appearance.
-        columns: that tell the methods apart.
+        index: columns that identify a picture; the table's rows are in the order of appearance.
+        columns: columns that identify a method.
     """
     import pandas as pd
 

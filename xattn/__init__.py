@@ -4,7 +4,7 @@
     maps = xattn.explain(clf, images, methods=["grad-cam", "score-cam"])
     rows = xattn.evaluate(clf, images, maps, metrics=["average-drop", "insertion"])
 
-Names are loaded on first use: importing xattn loads no torch.
+Names are loaded on first use: importing xattn does not import torch.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 def _refuse_mixed_checkouts() -> None:
     """Raises where `xattn.metrics` or `xattn.cli` would come from another checkout than this package, or from none.
 
-    A checkout has them beside `xattn/`, an installed package inside it. With an editable install of one checkout, Python run in another
-    would take `xattn` from here and the rest from there, without a word.
+    A checkout has them next to `xattn/`, an installed package inside it. With an editable install of one checkout, Python started in
+    another would import `xattn` from one and the rest from the other, without a warning.
     """
     home = os.path.dirname(os.path.realpath(__file__))
     for name in ("metrics", "cli"):

@@ -1,4 +1,4 @@
-"""Boxes in images: cropping, putting maps of crops back, overlap.
+"""Boxes in images: cropping, placing the maps of crops back on the image, and overlap.
 
 A box is x1, y1, x2, y2 in pixels of the prepared image, as in torchvision.ops, from its top-left corner.
 The whole image of W × H pixels is 0, 0, W, H.
@@ -26,7 +26,7 @@ def check_boxes(boxes: Tensor, batch: int, size: tuple[int, int]) -> None:
         size: height and width of the image.
 
     Raises:
-        InputError: another shape or batch, or a box that is empty, not finite or outside the image.
+        InputError: the shape or batch is wrong, or a box is empty, not finite or outside the image.
     """
     if boxes.dim() != 3 or boxes.shape[2] != 4 or len(boxes) != batch:
         raise InputError(f"boxes are (batch, n, 4), x1, y1, x2, y2, for {batch} images; got {tuple(boxes.shape)}.")
@@ -53,13 +53,13 @@ def crop(images: Tensor, boxes: Tensor, side: int | tuple[int, int]) -> Tensor:
     Args:
         images: `(B, C, H, W)`, float.
         boxes: `(B, n, 4)`, x1, y1, x2, y2 in pixels.
-        side: of the crops in pixels, or their height and width.
+        side: of the crops, in pixels, or their height and width.
 
     Returns:
         `(B, n, C, side, side)`.
 
     Raises:
-        InputError: images or boxes of another shape, a box that is empty or leaves the image, or a side below 1.
+        InputError: images or boxes have a wrong shape, a box is empty or leaves the image, or the side is below 1.
 
     >>> import torch
     >>> images = torch.rand(2, 3, 8, 8)
@@ -83,9 +83,9 @@ def crop(images: Tensor, boxes: Tensor, side: int | tuple[int, int]) -> Tensor:
 
 
 def lay_back(maps: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Puts the map of each crop where its box is in the image; 0 outside the box. Differentiable in the maps.
+    """Places the map of each crop at its box in the image; 0 outside the box. Differentiable in the maps.
 
-    It is enlarged bilinearly; where a box has fewer pixels than the map has cells, a pixel gets the mean of the cells that it covers.
+    The map is enlarged bilinearly; where a box has fewer pixels than the map has cells, a pixel gets the mean of the cells that it covers.
 
     Args:
         maps: `(B, n, h, w)`, one per box.
@@ -96,7 +96,7 @@ def lay_back(maps: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
         `(B, n, H, W)`. Pixels whose centre lies in the box get a value.
 
     Raises:
-        InputError: maps or boxes of another shape, or a box that is empty or leaves the image.
+        InputError: maps or boxes have a wrong shape, or a box is empty or leaves the image.
 
     >>> import torch
     >>> lay_back(torch.ones(1, 1, 2, 2), torch.tensor([[[1., 0., 3., 2.]]]), (3, 4))[0, 0].tolist()
@@ -115,7 +115,7 @@ def lay_back(maps: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _resizing(low: Tensor, high: Tensor, count: int, pixels: int) -> Tensor:
-    """Weights `(…, pixels, count)` with which a map's cells between two edges give an image's pixels; 0 outside the edges."""
+    """Weights `(…, pixels, count)` that map the cells between two edges to the pixels of an image; 0 outside the edges."""
     starts = torch.arange(pixels, device=low.device, dtype=low.dtype)
     cells = torch.arange(count, device=low.device, dtype=low.dtype)
     inside = (starts + 0.5 >= low[..., None]) & (starts + 0.5 < high[..., None])
@@ -135,7 +135,7 @@ def whole(images: Tensor) -> Tensor:
 
 
 def squares(centres: Tensor, side: int, size: tuple[int, int]) -> Tensor:
-    """Square boxes around points, of whole pixels, shifted into the image where they would leave it.
+    """Square boxes of whole pixels around points, shifted into the image if they would leave it.
 
     Args:
         centres: `(…, 2)`, x and y in pixels.
@@ -146,7 +146,7 @@ def squares(centres: Tensor, side: int, size: tuple[int, int]) -> Tensor:
         Boxes `(…, 4)`.
 
     Raises:
-        InputError: a side below 1 or longer than the image's shorter side.
+        InputError: the side is below 1 or longer than the image's shorter side.
     """
     height, width = size
     if not 1 <= side <= min(height, width):
@@ -190,7 +190,7 @@ def cell_centres(cells: Tensor, grid: tuple[int, int], size: tuple[int, int]) ->
 
 
 def picked(scores: Tensor, candidates: Tensor, n: int, overlap: float) -> Tensor:
-    """The boxes of the strongest local maxima that do not overlap; further cells where these are fewer than n.
+    """The boxes of the strongest local maxima that do not overlap, and of further cells if there are fewer than n.
 
     Args:
         scores: map `(B, h, w)`.

@@ -1,4 +1,4 @@
-"""What takes seconds to find out again, in small files in the user's cache folder."""
+"""Caches results that take seconds to compute, in small files in the user's cache folder."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def _file(kind: str, key: str) -> Path:
 
 
 def kept(kind: str, key: str) -> Any:
-    """What was kept; None if nothing was, or it cannot be read.
+    """Returns a cached value; None if there is none or it cannot be read.
 
     Args:
-        kind: a folder.
-        key: of letters and digits, made of all that it depends on.
+        kind: the folder.
+        key: letters and digits, derived from everything that the value depends on.
     """
     try:
         return json.loads(_file(kind, key).read_text(encoding="utf-8"))
@@ -30,7 +30,7 @@ def kept(kind: str, key: str) -> Any:
 
 
 def keep(kind: str, key: str, value: Any) -> None:
-    """Keeps a value if possible; a cache that cannot be written costs seconds, not a run."""
+    """Caches a value if possible; if the cache cannot be written, nothing is raised and the value is computed again next time."""
     path = _file(kind, key)
     unfinished = path.with_suffix(f".{os.getpid()}")
     try:

@@ -1,7 +1,7 @@
-"""What components declare of themselves, without the seconds that the import of torch takes where they are defined.
+"""Metadata of components, available without importing torch, which the modules that define them need and which takes seconds.
 
-`catalogue.json` holds it for the sources that it was made from (`python .ci/tables.py`). Where they have changed since, or a component was
-registered in this process, the registries themselves are read.
+`catalogue.json` holds it for the source files that it was made from (`python .ci/tables.py`). If these have changed since, or a component
+was registered in this process, the registries themselves are read.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ Entries = dict[str, dict[str, Any]]
 
 
 def declarations(kind: str) -> Entries:
-    """What the components of a kind declare, by name: summary, settings with their defaults, and metadata, as JSON holds them."""
+    """Declarations of the components of a kind, by name: summary, settings with their defaults, and metadata, in JSON types."""
     live = _live(kind)
     return dict(_found()[kind]["entries"]) if live is None else _entries(live)
 
 
 def declaration(kind: str, name: str) -> dict[str, Any] | None:
-    """What one component declares; None if there is none of that name."""
+    """The declaration of one component; None if there is none of that name."""
     live = _live(kind)
     if live is None:
         found: dict[str, Any] | None = _found()[kind]["entries"].get(name)
@@ -69,22 +69,22 @@ def declaration(kind: str, name: str) -> dict[str, Any] | None:
 
 
 def is_control(method: str) -> bool:
-    """Whether a method, as rows name it, does not use the network."""
+    """Whether a method, named as in the rows, is a control that does not use the network."""
     return _declares(method, "control")
 
 
 def is_planted(method: str) -> bool:
-    """Whether a method, as rows name it, is wrong on purpose, so that a metric should put it last: a control, or a misplaced map."""
+    """Whether a method, named as in the rows, is wrong on purpose (a control or a misplaced map): a metric should rank it last."""
     return is_control(method) or _declares(method, "planted")
 
 
 def is_bound(method: str) -> bool:
-    """Whether a method, as rows name it, searches for the best score that a map can have."""
+    """Whether a method, named as in the rows, searches for the best score that a map can have."""
     return _declares(method, "bound")
 
 
 def is_direct(method: str) -> bool:
-    """Whether the raw map of a method, as rows name it, is already its mask."""
+    """Whether the raw map of a method, named as in the rows, is already its mask."""
     return _declares(method, "direct")
 
 
@@ -103,17 +103,17 @@ def adapters(kind: str) -> dict[str, str]:
 
 
 def written() -> str:
-    """The content of `catalogue.json` for the sources as they are; imports every package that registers components."""
+    """The content of `catalogue.json` for the current source files; imports every package that registers components."""
     return json.dumps({"sources": digest(), **_read()}, indent=1, ensure_ascii=False) + "\n"
 
 
 def current() -> bool:
-    """Whether `catalogue.json` was made from the sources as they are."""
+    """Whether `catalogue.json` was made from the current source files."""
     return _shipped() is not None
 
 
 def _live(kind: str) -> Any:
-    """The registry of a kind if its package is imported already, so that what a user's own code registered is seen; else None."""
+    """The registry of a kind if its package is already imported, so that components of the user's own code are included; else None."""
     package, name = REGISTRIES[kind]
     return getattr(sys.modules[package], name) if package in sys.modules else None
 
@@ -150,7 +150,7 @@ def digest() -> str:
 def _sources() -> dict[str, bytes]:
     """The content of these files, by their name in an installed package."""
     found = {}
-    for package in ("xattn", "xattn.metrics"):  # a checkout has `metrics/` beside the others
+    for package in ("xattn", "xattn.metrics"):  # in a checkout, `metrics/` is outside `xattn/`
         home = Path(str(importlib.util.find_spec(package).origin)).parent  # type: ignore[union-attr]
         for path in home.rglob("*.py"):
             place = (*package.split(".")[1:], *path.relative_to(home).parts)

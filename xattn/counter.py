@@ -1,4 +1,4 @@
-"""Counts by name, in a module of its own: a process that only counts need not load torch."""
+"""Counters by name, in a separate module, so that a process that only counts does not import torch."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ class EventCounter:
         self.counts: Counter[str] = Counter()
 
     def count(self, name: str) -> int:
-        """Counts a name once more, and gives its count."""
+        """Increments the count of a name, and returns it."""
         self.counts[name] += 1
         return self.counts[name]

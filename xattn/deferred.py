@@ -1,4 +1,4 @@
-"""torch, pandas and numpy, imported on first use: what lists components or reads runs needs none or few of them, and they take seconds.
+"""torch, pandas and numpy, imported on first use: they take seconds, and code that lists components or reads runs needs few of them.
 
     from xattn.deferred import torch
 
@@ -20,7 +20,7 @@ __all__ = ["is_tensor", "names_of", "numpy", "pandas", "torch"]
 
 
 class _Deferred(ModuleType):
-    """A module that is imported when something of it is asked for."""
+    """A module that is imported when one of its attributes is first used."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(importlib.import_module(self.__name__), name)
@@ -37,7 +37,7 @@ else:
 
 
 def names_of(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
-    """A package's `__getattr__`, by which its public names are loaded on first use.
+    """Creates a package's `__getattr__`, which loads its public names on first use.
 
     Args:
         package: its name.
@@ -53,5 +53,5 @@ def names_of(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
 
 
 def is_tensor(value: object) -> TypeGuard[Tensor]:
-    """Whether a value is a tensor of torch; where torch is not imported, nothing is."""
+    """Whether a value is a torch tensor; always False while torch is not imported."""
     return "torch" in sys.modules and isinstance(value, torch.Tensor)

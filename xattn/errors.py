@@ -1,10 +1,10 @@
 """Every error that xattn raises on purpose.
 
-    XattnError                     root; `exit_code` is what the command line ends with
+    XattnError                     root; `exit_code` is the exit status of the command line
     ├── NameUnknownError           a component, class or column of that name does not exist (ValueError, exit 2)
     ├── SettingError               a component exists, but not with that setting            (ValueError, exit 2)
     ├── InputError                 tensors, labels or arguments that cannot be used         (ValueError, exit 2)
-    ├── UnsupportedError           the network cannot take what was asked of it             (ValueError)
+    ├── UnsupportedError           the network does not support the request                 (ValueError)
     ├── WeightsError               a weights file that does not fit or cannot be read       (ValueError)
     ├── UntrustedCodeError         a file that names code which loading it would run        (PermissionError, exit 2)
     ├── ImageError                 one image that cannot be read or scored                  (ValueError)
@@ -12,7 +12,7 @@
     ├── DivergedError              a training whose loss is no longer a number              (ArithmeticError)
     └── MissingPackageError        an optional package that is not installed                (ImportError)
 
-A message says what was asked, what it needs, what came and what to do.
+A message says what was requested, what it needs, what was given and what to do.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class XattnError(Exception):
     exit_code = 1
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Between processes an error is its kind and its message; the arguments of some (a name, what is known) are not kept.
+        # Between processes, only the class and message of an error are kept; the arguments of some (a name, the known names) are not.
         return _again, (type(self), str(self)), self.__dict__ or None
 
 
@@ -53,7 +53,7 @@ def _again(kind: type[XattnError], message: str) -> XattnError:
 
 
 class NameUnknownError(XattnError, ValueError):
-    """A name that is not in the list it was looked up in; the message offers the nearest."""
+    """A name does not exist; the message suggests the nearest one."""
 
     exit_code = 2
 
@@ -68,7 +68,7 @@ class NameUnknownError(XattnError, ValueError):
 
 
 class SettingError(XattnError, ValueError):
-    """A setting that the component does not have, or a value that the setting does not take."""
+    """The component does not have a setting, or the setting does not accept a value."""
 
     exit_code = 2
 
@@ -80,25 +80,25 @@ class InputError(XattnError, ValueError):
 
 
 class UnsupportedError(XattnError, ValueError):
-    """The network at hand cannot take what was asked of it."""
+    """The network does not support the request."""
 
 
 class WeightsError(XattnError, ValueError):
-    """A weights file that cannot be read or does not fit the network."""
+    """A weights file cannot be read or does not fit the network."""
 
 
 class UntrustedCodeError(XattnError, PermissionError):
-    """A file names code that loading it would import and run, and nobody said that it is to be trusted."""
+    """Loading a file would import and run code that it names, and the user did not allow this."""
 
     exit_code = 2
 
 
 class ImageError(XattnError, ValueError):
-    """One image that cannot be read or scored; a study records it and goes on."""
+    """One image cannot be read or scored; a study records it and continues."""
 
 
 class RunError(XattnError, OSError):
-    """A run folder that cannot be read, continued or written."""
+    """A run folder cannot be read, continued or written."""
 
 
 class DivergedError(XattnError, ArithmeticError):

@@ -1,4 +1,4 @@
-"""Where version 0.2 had what is in `xattn.data.images` now."""
+"""The former location, in version 0.2, of the names that are now in `xattn.data.images`."""
 
 from xattn.data.images import ImageSource, read_picture
 

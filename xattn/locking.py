@@ -1,4 +1,4 @@
-"""One process at a time in a folder."""
+"""A lock that lets only one process write to a folder at a time."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ logger = logging.getLogger("xattn")
 
 @contextlib.contextmanager
 def one_process(folder: Path) -> Iterator[None]:
-    """Keeps other processes from running into a folder that exists. A process that is killed holds no lock.
+    """Locks an existing folder against other processes. A process that is killed releases its lock.
 
     Raises:
-        RunError: another process, which the message names, holds it.
+        RunError: another process, which the message names, holds the lock.
         PermissionError: the folder cannot be written.
     """
-    import filelock  # not before a folder is written: what reads runs starts at once
+    import filelock  # imported only to write a folder, so that reading runs starts quickly
 
     lock = filelock.FileLock(folder / LOCK, timeout=0)
     try:
-        # Decoding processes of one that was killed keep its lock until they notice, within seconds.
+        # The decoding processes of a killed process keep its lock for a few seconds, until they notice.
         lock.acquire(timeout=0 if lives(_holder(folder)) else ORPHANS_S)
     except filelock.Timeout as error:
         holder = _holder(folder)
@@ -55,14 +55,14 @@ def one_process(folder: Path) -> Iterator[None]:
 
 
 def _holder(folder: Path) -> str:
-    """Who holds the lock, as `process 123 on machine`; empty if nobody wrote it."""
+    """The holder of the lock, as `process 123 on machine`; empty if it is unknown."""
     with contextlib.suppress(OSError):
         return (folder / HOLDER).read_text(encoding="utf-8", errors="replace")[:200].strip()
     return ""
 
 
 def lives(holder: str) -> bool:
-    """Whether another process, as `process 123 on machine`, runs; of one on another machine nothing is known, and it is taken to."""
+    """Whether another process, given as `process 123 on machine`, is running; a process on another machine is assumed to be."""
     found = re.fullmatch(r"process ([0-9]{1,9}) on (.+)", holder)
     if found is None:
         return False

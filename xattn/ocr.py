@@ -1,4 +1,4 @@
-"""Object-contextual representations for segmentation: region vectors of the classes, the usual ones or by representatives."""
+"""Object-contextual representations (OCR) for segmentation, with region vectors of the classes by mean or by representatives."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ networks: Registry[None, OCRSettings] = Registry("OCR network")
 @networks.register("ocr", None)
 @dataclass(frozen=True)
 class OCRSettings:
-    """What an OCR network is made of.
+    """Settings of an OCR network.
 
     Attributes:
-        regions: how the region vectors of the classes are made, see `region_weights`; "none": pixels are classified by their own features,
-            without object context.
+        regions: how the region vectors of the classes are computed, see `region_weights`; "none": pixels are classified by their own
+            features, without object context.
         width: channels of the features that are classified.
         keys: width of the attention to the region vectors.
     """
@@ -44,7 +44,7 @@ def parsed(model: str) -> tuple[str, OCRSettings]:
 
     Raises:
         InputError: no backbone is named.
-        SettingError: a value that does not fit.
+        SettingError: a value is out of range.
         NameUnknownError: there is no such setting.
 
     >>> parsed("ocr:resnet50:regions=representatives")
@@ -60,26 +60,26 @@ def parsed(model: str) -> tuple[str, OCRSettings]:
 
 
 def region_weights(features: Tensor, logits: Tensor, regions: Regions = "mean") -> Tensor:
-    """How much each position counts in the region vector of each class.
+    """Weights of the positions in the region vector of each class.
 
     "mean": the softmax over the positions of the class's logit. "representatives": with m the position of the largest logit of the class,
     the cosine of each position's feature vector with that at m, times the probability of the class there (softmax over the classes of the
-    logits), over its sum.
+    logits), divided by the sum over positions.
 
     Args:
         features: F `(B, C, h, w)`.
         logits: of the auxiliary classifier, `(B, L, h, w)`.
-        regions: which of the two.
+        regions: "mean" or "representatives".
 
     Returns:
         `(B, L, h, w)` ≥ 0; the weights of each class sum to 1, or are all 0 where no feature vector resembles the representative.
 
     Raises:
-        SettingError: another way of making them.
+        SettingError: `regions` has another value.
 
     Source: Yuan et al. 2020 (OCR), Sec. 3.2; Gomez et al. 2021 (BR-NPA), App. C.
 
-    Differs: negative cosines count as 0. The text refines each vector by the others without a word on what a negative weight means.
+    Differs: negative cosines count as 0. The paper refines each vector by the others and does not say what a negative weight means.
     """
     _refuse_others(regions)
     if regions == "mean":
@@ -102,10 +102,10 @@ class ObjectContext(nn.Module):
         channels: C of the features.
         classes: L.
         keys: d, width of the attention.
-        regions: how region vectors are made, see `region_weights`.
+        regions: how region vectors are computed, see `region_weights`.
 
     Raises:
-        SettingError: another way of making them.
+        SettingError: `regions` has another value.
     """
 
     def __init__(self, channels: int, classes: int, keys: int = 256, regions: Regions = "mean") -> None:
@@ -117,7 +117,7 @@ class ObjectContext(nn.Module):
         self.context = _layers(keys, channels)
         self.joined = _layers(2 * channels, channels)
         self.classifier = nn.Conv2d(channels, classes, 1)
-        self.weights = nn.Identity()  # by which hooks see the weights of a forward
+        self.weights = nn.Identity()  # lets hooks see the weights of a forward
 
     def forward(self, features: Tensor, logits: Tensor) -> Tensor:
         """Logits `(B, L, h, w)`.
@@ -144,7 +144,7 @@ class OCRNetwork(nn.Module):
         last: the last stage.
         channels: of the maps of both.
         classes: L.
-        settings: width of the features, and which object context they get.
+        settings: width of the features, and kind of object context.
 
     Source: Yuan et al. 2020 (OCR), Sec. 3; with representatives Gomez et al. 2021 (BR-NPA), App. C.
 

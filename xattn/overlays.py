@@ -1,4 +1,4 @@
-"""A map in colour over a photograph at the photograph's own size, where the network saw it."""
+"""Overlays of maps in colour on a photograph, at the photograph's own size and where the network saw it."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ __all__ = [
 ]
 
 Floats = NDArray[np.floating[Any]]
-"""Finished maps and pictures are NumPy's arrays: what draws them needs no torch, whose import takes seconds."""
+"""Finished maps and pictures are NumPy arrays: drawing them does not need torch, whose import takes seconds."""
 
 CMAP = "inferno"
 SIGNED_CMAP = "RdBu_r"  # white at 0, blue below
-STRIP = 2**20  # pixels that are coloured at once
-LINE = 400  # a contour is as wide as the shorter side over this
+STRIP = 2**20  # pixels to colour at once
+LINE = 400  # a contour's width is the shorter side divided by this
 
 Interpolation = Literal["nearest", "bilinear"]
 
 
 @dataclass(frozen=True)
 class OverlayStyle:
-    """How a map is drawn over a photograph; settings are called as in matplotlib.
+    """How a map is drawn over a photograph; settings have the names that matplotlib uses.
 
     Attributes:
         cmap: name of one of matplotlib's colour maps; None: inferno, and RdBu_r for signed maps.
-        alpha: opacity of the colours, from 0 (the photograph alone) to 1 (the colours alone).
-        interpolation: "bilinear", as the mask that is scored is resized; "nearest" shows the map's cells.
+        alpha: opacity of the colours, from 0 (only the photograph) to 1 (only the colours).
+        interpolation: "bilinear", like the resizing of the scored mask; "nearest" shows the map's cells.
         contour: levels in [0, 1] at which the mask is outlined.
 
     Raises:
@@ -78,7 +78,7 @@ class OverlayStyle:
 
 
 def is_signed(method: str) -> bool:
-    """Whether a method, as rows name it, has a map around zero: negative where something speaks against the target.
+    """Whether a method, named as in the rows, has a signed map: negative where there is evidence against the target.
 
     Its mask is made of the positive part.
 
@@ -89,7 +89,7 @@ def is_signed(method: str) -> bool:
 
 
 def mask_of_map(raw: Floats) -> Floats:
-    """The mask of a finished map `(h, w)` at its own resolution, as `xattn.metrics.masking.to_masks` makes it of a batch of tensors."""
+    """The mask of a finished map `(h, w)` at its own resolution, as `xattn.metrics.masking.to_masks` computes it for a batch of tensors."""
     low, high = raw.min(), raw.max()
     if not np.isfinite(raw).all() or not high - low > FLAT * np.abs(raw).max():
         return np.zeros_like(raw)
@@ -98,12 +98,12 @@ def mask_of_map(raw: Floats) -> Floats:
 
 
 def shown_values(raw: Floats, *, direct: bool, signed: bool, limits: tuple[float, float] | None = None) -> Floats:
-    """What is drawn of a raw map, at its own resolution: its mask, or a signed map over its largest magnitude, with 0 at 0.5.
+    """The values to draw for a raw map, at its own resolution: its mask, or a signed map divided by its largest magnitude, with 0 at 0.5.
 
     Args:
         raw: `(h, w)` float32.
-        direct: it is its mask already.
-        signed: it is a map around zero.
+        direct: whether it is already a mask.
+        signed: whether it is a signed map.
         limits: the values that become 0 and 1; None: the map's own.
 
     Returns:
@@ -136,9 +136,9 @@ def table(cmap: str) -> Floats:
 
 
 def coloured(values: Floats, cmap: str) -> Floats:
-    """Values in [0, 1] of any shape as colours: `(…, 3)` float32 in [0, 1], as matplotlib's colour map gives them."""
+    """Values in [0, 1] of any shape as colours of one of matplotlib's colour maps: `(…, 3)` float32 in [0, 1]."""
     colours = table(cmap)
-    finite = np.nan_to_num(values, nan=0.0, posinf=1.0, neginf=0.0)  # a damaged part may hold others
+    finite = np.nan_to_num(values, nan=0.0, posinf=1.0, neginf=0.0)  # a damaged file may hold other values
     found: Floats = colours[(finite * len(colours)).astype(np.int64).clip(0, len(colours) - 1)]
     return found
 
@@ -154,8 +154,8 @@ class _Axis(NamedTuple):
     Attributes:
         first: the first of the pixels.
         cells: for each pixel, the cell at or before it.
-        after: the one after it.
-        weight: of the one after it.
+        after: for each pixel, the next cell.
+        weight: of the next cell.
     """
 
     first: int
@@ -213,7 +213,7 @@ def _span(axis: _Axis) -> slice:
 
 
 def overlay(picture: Image.Image, values: Floats, region: Region, style: OverlayStyle, cmap: str = CMAP) -> Image.Image:
-    """A map in colour over a photograph, at its size; what the network did not see is left as it is.
+    """Overlays a map in colour on a photograph, at its size; pixels that the network did not see are not changed.
 
     Args:
         picture: the photograph, in RGB.
@@ -246,7 +246,7 @@ def _strips(rows: int, width: int) -> Iterator[slice]:
 
 
 def _lines(inside: NDArray[np.bool_], thick: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """The line just within a region, and the one just outside it: two of `(H, W)` bool. The picture's edge is no line."""
+    """The line just within a region, and the one just outside it: two of `(H, W)` bool. The picture's edge is not a line."""
     return inside & _grown(~inside, thick), _grown(inside, thick) & ~inside
 
 

@@ -12,7 +12,7 @@ logger = logging.getLogger("xattn")
 
 
 class Progress:
-    """How many images of a run are done, with the rate and the time left.
+    """Shows how many images of a run are done, with the rate and the time left.
 
     Args:
         total: images in all.
@@ -21,7 +21,7 @@ class Progress:
     """
 
     def __init__(self, total: int, shown: bool, delay: float = 0.0) -> None:
-        from tqdm import tqdm  # not before something is counted: what reads runs starts at once
+        from tqdm import tqdm  # imported only to count, so that reading runs starts quickly
 
         self.bar = tqdm(total=total, unit="image", disable=not (shown and sys.stderr.isatty()), file=sys.stderr, delay=delay)
         self.delay = delay

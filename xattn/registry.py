@@ -28,7 +28,7 @@ M = TypeVar("M")
 T = TypeVar("T")
 Obj = TypeVar("Obj", bound=Callable[..., Any])
 LARGEST_INTEGER = 2**31 - 1
-MOST_OF_OTHERS = 10**6  # the largest integer that is handed to another library, which would compute or allocate as many
+MOST_OF_OTHERS = 10**6  # the largest integer that is passed to another library, which might compute or allocate that many
 _INTEGER = re.compile(r"[+-]?[0-9]{1,10}")
 
 
@@ -41,12 +41,12 @@ class AtMost:
 
 @dataclass(frozen=True)
 class Entry(Generic[M]):
-    """What is registered under a name.
+    """An entry of a registry.
 
     Attributes:
         name: the name.
         obj: a function, or a frozen dataclass of settings.
-        metadata: what it declares of itself.
+        metadata: its declared metadata.
         summary: first line of the docstring.
     """
 
@@ -68,9 +68,9 @@ class Component(Generic[M, T]):
     """A component with its settings, ready for use.
 
     Attributes:
-        spec: its name as rows show it: `name`, or `name:key=value,…` with the settings that are not the default.
+        spec: its name in the rows: `name`, or `name:key=value,…` with the settings that are not the default.
         instance: the function, or the dataclass instance.
-        metadata: what it declares of itself.
+        metadata: its declared metadata.
     """
 
     spec: str
@@ -83,7 +83,7 @@ class Adapter(Generic[M, T]):
     """The components of another library.
 
     Attributes:
-        names: what it has, by name, with the object whose docstring describes it.
+        names: the components by name, each with the object whose docstring describes it.
         create: a name and settings as text → the component.
         package: the library, as it is imported.
     """
@@ -94,7 +94,7 @@ class Adapter(Generic[M, T]):
 
     @property
     def installed(self) -> bool:
-        """Whether the library is there; it is not imported."""
+        """Whether the library is installed; it is not imported."""
         return importlib.util.find_spec(self.package) is not None
 
 
@@ -102,7 +102,7 @@ class Registry(Generic[M, T]):
     """A table of components of one kind.
 
     Args:
-        kind: the kind, as messages call it: "method", "metric", "head".
+        kind: name of the kind in messages: "method", "metric", "head".
     """
 
     def __init__(self, kind: str) -> None:
@@ -127,7 +127,7 @@ class Registry(Generic[M, T]):
         self.adapters[name] = adapter
 
     def names(self) -> list[str]:
-        """All names, those of installed libraries included."""
+        """All names, including those of installed libraries."""
         return sorted(self.entries) + sorted(self.adapted_names())
 
     def installed(self) -> list[str]:
@@ -185,7 +185,7 @@ class Registry(Generic[M, T]):
         """The components that specs mean, each once.
 
         Raises:
-            InputError: a string in the place of a list, or none.
+            InputError: a string is given instead of a list, or nothing.
         """
         if isinstance(specs, str):
             raise InputError(f"{self.kind}s are a list: write {self.kind}s=['{specs}'].")
@@ -213,7 +213,7 @@ def split_spec(spec: str) -> tuple[str, dict[str, str]]:
     """`name:key=value,key=value` → name and settings as text.
 
     Raises:
-        SettingError: a setting without `=`, or the same key twice.
+        SettingError: a setting has no `=`, or a key occurs twice.
     """
     name, _, rest = spec.partition(":")
     settings: dict[str, str] = {}
@@ -229,7 +229,7 @@ def split_spec(spec: str) -> tuple[str, dict[str, str]]:
 
 
 def written(name: str, settings: Any) -> str:
-    """A settings dataclass as a user writes it, defaults left out."""
+    """Formats a settings dataclass in the user's notation, without defaults."""
     changed = [
         f"{f.name}={_text(getattr(settings, f.name))}" for f in dataclasses.fields(settings) if getattr(settings, f.name) != f.default
     ]
@@ -241,12 +241,12 @@ def _text(value: Any) -> str:
 
 
 def coerce(text: str, hint: Any) -> Any:
-    """Text as a value of an annotated type: bool, int, float, str, a Literal, one of these with a bound, or one of these or None.
+    """Converts text to a value of an annotated type: bool, int, float, str, a Literal, one of these with a bound, or one of these or None.
 
     Integers are written in the digits 0 to 9 and lie within ±(2³¹ − 1); numbers are finite.
 
     Raises:
-        ValueError: it does not read as that type.
+        ValueError: the text is not a value of this type.
 
     >>> coerce("12", int), coerce("1e-3", float), coerce("none", int | None)
     (12, 0.001, None)
@@ -303,7 +303,7 @@ def _described(hint: Any) -> str:
 
 
 def import_modules(package: str, path: Iterable[str]) -> None:
-    """Imports every module of a package, so that whatever one of them registers is known.
+    """Imports every module of a package, so that everything that they register is known.
 
     Args:
         package: its name, `__name__` in its `__init__`.

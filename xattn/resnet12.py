@@ -20,7 +20,7 @@ networks: Registry[None, ResNet12Settings] = Registry("network for few shots")
 @networks.register(NAME, None)
 @dataclass(frozen=True)
 class ResNet12Settings:
-    """How wide a ResNet-12 is.
+    """Settings of a ResNet-12.
 
     Attributes:
         width: channels of its first convolution; its stages have 2, 4 and 8 times as many.
@@ -38,7 +38,7 @@ def parsed(model: str) -> ResNet12Settings:
 
     Raises:
         NameUnknownError: there is no such network or setting.
-        SettingError: a value that does not fit.
+        SettingError: a value is out of range.
 
     >>> parsed("few-shot:resnet12:width=8")
     ResNet12Settings(width=8)
@@ -58,7 +58,7 @@ class ResNet12(nn.Module):
 
     Source: Sun et al. 2019 as released, which calls it ResNet-12; Gomez et al. 2021, Sec. 4.1.
 
-    Differs: its classifier is one linear layer; the released pretraining has a hidden layer of 1,000 before it, which is thrown away.
+    Differs: its classifier is one linear layer; the released pretraining has a hidden layer of 1,000 before it, which is discarded.
 
     >>> import torch
     >>> ResNet12(5, width=4)(torch.rand(2, 3, 80, 80)).shape

@@ -1,4 +1,4 @@
-"""Relation-aware global attention: a gate of each position, then of each channel, from how it relates to all others."""
+"""Relation-aware global attention: a gate for each position, then for each channel, from its relations to all others."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ networks: Registry[None, RelationAwareSettings] = Registry("relation-aware netwo
 @networks.register("rga", None)
 @dataclass(frozen=True)
 class RelationAwareSettings:
-    """What a network with relation-aware global attention is made of.
+    """Settings of a network with relation-aware global attention.
 
     Attributes:
-        height: of the pictures, in pixels; None: 224, of the shipped classifiers 64. The attention has weights for each position.
-        width: of the pictures, likewise.
-        reduction: by how much the embeddings are narrower than what they embed.
+        height: of the pictures, in pixels; None: 224, for the shipped classifiers 64. The attention has weights for each position.
+        width: of the pictures, in pixels; None: 224 or 64, as for the height.
+        reduction: factor by which the embeddings are narrower than their inputs.
     """
 
     height: Annotated[int, AtMost(4_096)] | None = None
@@ -43,7 +43,7 @@ def parsed(model: str) -> tuple[str, RelationAwareSettings]:
 
     Raises:
         InputError: no backbone is named.
-        SettingError: a value that does not fit.
+        SettingError: a value is out of range.
         NameUnknownError: there is no such setting.
 
     >>> parsed("rga:resnet50:height=256,width=128")
@@ -61,9 +61,9 @@ def parsed(model: str) -> tuple[str, RelationAwareSettings]:
 class RelationAttention(nn.Module):
     """Gates of n nodes with d features, `(B, d, n)` → `(B, 1, n)` in (0, 1).
 
-    R_ij = θ(x_i)·φ(x_j). What node i is gated by: the mean of an embedding of x_i beside an embedding of its relations, R_i· and R_·i.
-    Each embedding is a linear map, batch normalisation and ReLU; of the last, to one number, a sigmoid is taken in the place of the ReLU.
-    The n × n relations are never held: the map that embeds them is linear, W R = (W θᵀ) φ.
+    R_ij = θ(x_i)·φ(x_j). The gate of node i is computed from the mean of an embedding of x_i, concatenated with an embedding of its
+    relations, R_i· and R_·i. Each embedding is a linear map, batch normalisation and ReLU; the last, to one number, has a sigmoid instead
+    of the ReLU. The n × n relations are never stored: the map that embeds them is linear, W R = (W θᵀ) φ.
 
     Args:
         count: n.
@@ -72,7 +72,7 @@ class RelationAttention(nn.Module):
 
     Source: Zhang et al. 2020 (CVPR), Relation-aware global attention, Sec. 3.
 
-    Differs: an embedding that would have no width has one of 1, as the last one has where n < 8 · 7.
+    Differs: an embedding whose width would be 0 has a width of 1, as the last one has if n < 8 · 7.
     """
 
     def __init__(self, count: int, width: int, reduction: int = 8) -> None:
@@ -98,7 +98,7 @@ def _embedding(came: int, width: int) -> nn.Sequential:
 
 
 class RelationAware(nn.Module):
-    """Features `(B, C, h, w)` times a gate of each position, then times a gate of each channel.
+    """Features `(B, C, h, w)` times a gate for each position, then times a gate for each channel.
 
     Args:
         channels: C.
@@ -112,7 +112,7 @@ class RelationAware(nn.Module):
         count = size[0] * size[1]
         self.spatial = RelationAttention(count, channels, reduction)
         self.channel = RelationAttention(channels, count, reduction)
-        self.positions = nn.Identity()  # by which hooks see the gates of a forward
+        self.positions = nn.Identity()  # lets hooks see the gates of a forward
 
     def forward(self, features: Tensor) -> Tensor:
         if tuple(features.shape[2:]) != self.size:

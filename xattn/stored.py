@@ -1,4 +1,4 @@
-"""JSON from files that others may have written, checked against annotated types before anything is done with it."""
+"""Reads JSON from files that others may have written, and checks it against annotated types before it is used."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DEEPEST = 32
 
 @dataclass(frozen=True)
 class Range:
-    """Bounds of a number, both included, as `Annotated[int, Range(1, 10)]`."""
+    """Inclusive bounds of a number, as in `Annotated[int, Range(1, 10)]`."""
 
     low: float
     high: float
@@ -33,10 +33,11 @@ Side = Annotated[int, Range(1, 2**16)]
 
 
 def parsed(content: str | bytes) -> Any:
-    """JSON as Python values.
+    """Parses JSON to Python values.
 
     Raises:
-        ValueError: it is no JSON in UTF-8, is too large or nested too deeply, or holds NaN, infinity or a number of thousands of digits.
+        ValueError: the content is not JSON in UTF-8, is too large or nested too deeply, or holds NaN, infinity or a number of thousands of
+            digits.
     """
     if len(content) > MOST_BYTES:
         raise ValueError(f"{len(content):,} bytes, more than the {MOST_BYTES:,} that are read")
@@ -49,7 +50,7 @@ def parsed(content: str | bytes) -> Any:
 
 
 def structured(kind: type[T], value: Any, path: str = "") -> T:
-    """A value of parsed JSON as a dataclass, or checked against a `TypedDict`, whose entries beside the declared ones are kept unchecked.
+    """Converts parsed JSON to a dataclass, or checks it against a `TypedDict`, whose undeclared entries are kept unchecked.
 
     A dataclass takes only its own fields; JSON's lists become tuples where a tuple is declared.
 
@@ -59,7 +60,7 @@ def structured(kind: type[T], value: Any, path: str = "") -> T:
         path: of the value, in messages.
 
     Raises:
-        ValueError: a type, a bound, or an entry that is missing or unknown, with its path.
+        ValueError: a type or bound is wrong, or an entry is missing or unknown; the message has its path.
 
     >>> @dataclass(frozen=True)
     ... class Point:

@@ -1,4 +1,4 @@
-"""Text of others, such as names of files and classes, made harmless for terminals and tables."""
+"""Makes text of others, such as names of files and classes, harmless for terminals and tables."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import unicodedata
 __all__ = ["counted", "neutral_cell", "shown"]
 
 ACTIVE = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # control, format (as bidirectional overrides), surrogates, separators of lines
-JOINERS = "\u200c\u200d"  # of scripts and emoji
+JOINERS = "\u200c\u200d"  # used in some scripts and in emoji
 FORMULAS = ("=", "+", "-", "@", "\t", "\r")
 
 
 def shown(text: str, keep: str = "\n\t") -> str:
-    r"""Text with control characters, which a terminal would obey, written as escapes.
+    r"""Text in which control characters, which a terminal would execute, are written as escapes.
 
     Args:
-        text: as it came.
-        keep: control characters that stay.
+        text: any text.
+        keep: control characters that are not escaped.
 
     >>> shown("cat\x1b[31m.png")
     'cat\\x1b[31m.png'
@@ -32,12 +32,12 @@ def shown(text: str, keep: str = "\n\t") -> str:
 
 
 def counted(count: int, one: str, several: str | None = None) -> str:
-    """A number and what it counts.
+    """A number with its noun in the singular or plural.
 
     Args:
-        count: how many.
+        count: the number.
         one: the noun, perhaps with its verb.
-        several: the same for any other number; None: the noun's plural.
+        several: the text for any other number; None: the noun's plural.
 
     >>> counted(1, "picture"), counted(3, "class"), counted(0, "picture has", "pictures have")
     ('1 picture', '3 classes', '0 pictures have')
@@ -47,7 +47,7 @@ def counted(count: int, one: str, several: str | None = None) -> str:
 
 
 def neutral_cell(text: str) -> str:
-    """A cell of a CSV that no spreadsheet takes for a formula: with an apostrophe before what begins like one.
+    """A CSV cell that spreadsheets do not read as a formula: text that begins like one gets an apostrophe.
 
     >>> neutral_cell("=1+1"), neutral_cell("cat")
     ("'=1+1", 'cat')

@@ -1,4 +1,5 @@
-"""Attention as functions: an alignment scores keys against a query, a distribution makes weights of the scores, their sum is the answer."""
+"""Attention as functions: an alignment scores keys by a query, a distribution turns scores into weights, and values are summed by
+weight."""
 
 from xattn.attention.base import (
     Alignment,

@@ -1,7 +1,7 @@
-"""What an alignment function and a distribution are, their registries, and attention made of the two.
+"""Alignment functions and distributions, their registries, and attention composed of the two.
 
-An alignment is a pure function `(query (B, d_q), keys (B, n, d_k)) → scores (B, n)`, or, where it has weights, a frozen dataclass of
-settings that builds a module which is called in the same way. A distribution is a function `scores (…, n) → weights (…, n)`.
+An alignment is a pure function `(query (B, d_q), keys (B, n, d_k)) → scores (B, n)`, or, if it has weights, a frozen dataclass of settings
+that builds a module with the same call. A distribution is a function `scores (…, n) → weights (…, n)`.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ Distribution = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class AlignmentMetadata:
-    """What an alignment declares.
+    """Metadata that an alignment is registered with.
 
     Attributes:
         formula: a(q, kᵢ), the score of key i; q is the query, kᵢ the key, d its width, n the number of keys.
         source: where it was published, as Chaudhari et al. (arXiv 1904.02874) cite it.
-        kernel: whether its scores are values of a kernel, never negative, that are divided by their sum.
+        kernel: whether its scores are non-negative values of a kernel, which are divided by their sum.
         fixed: whether the number of keys is fixed when it is built.
     """
 
@@ -41,13 +41,13 @@ class AlignmentMetadata:
 
 @dataclass(frozen=True)
 class DistributionMetadata:
-    """What a distribution declares.
+    """Metadata that a distribution is registered with.
 
     Attributes:
         formula: the weight of key i for scores s.
         source: where it was published.
         kernel: whether it takes the values of a kernel; otherwise it takes scores of either sign.
-        package: the package that it needs beside xattn's own; empty: none.
+        package: a further package that it needs; empty: none.
     """
 
     formula: str
@@ -57,7 +57,7 @@ class DistributionMetadata:
 
 
 class AlignmentSettings(ABC):
-    """A registered alignment with weights: a frozen dataclass of settings that builds the module."""
+    """Base class of registered alignments with weights: frozen dataclasses of settings that build the module."""
 
     @abstractmethod
     def build(self, d_q: int, d_k: int, n: int | None) -> nn.Module:
@@ -75,10 +75,10 @@ distributions: Registry[DistributionMetadata, Distribution] = Registry("distribu
 
 
 class Attention(NamedTuple):
-    """What attention gives.
+    """The result of attention.
 
     Attributes:
-        output: the sum of the values by their weights, `(B, d_v)`.
+        output: the weighted sum of the values, `(B, d_v)`.
         weights: `(B, n)`, ≥ 0, with the sum 1; in float32 at least.
         scores: of the alignment, `(B, n)`.
     """
@@ -89,21 +89,21 @@ class Attention(NamedTuple):
 
 
 def align(name: str, d_q: int | None = None, d_k: int | None = None, n: int | None = None) -> Alignment:
-    """The alignment of a name: `(query (B, d_q), keys (B, n, d_k)) → scores (B, n)`.
+    """Creates an alignment by name: `(query (B, d_q), keys (B, n, d_k)) → scores (B, n)`.
 
     Args:
         name: `name[:key=value,…]`; `xattn list alignments` shows all.
-        d_q: width of the query, for one that has weights.
-        d_k: width of the keys, likewise; None: that of the query.
+        d_q: width of the query, for an alignment with weights.
+        d_k: width of the keys, for an alignment with weights; None: that of the query.
         n: number of keys, for "location-based".
 
     Returns:
         A pure function, or a `torch.nn.Module` with new weights.
 
     Raises:
-        NameUnknownError: no such alignment.
-        SettingError: no such setting, or a value that does not fit it.
-        InputError: it has weights, and a size that they need is missing.
+        NameUnknownError: there is no such alignment.
+        SettingError: there is no such setting, or a value is out of range.
+        InputError: the alignment has weights, but a size that they need is missing.
 
     >>> import torch
     >>> align("dot")(torch.tensor([[1.0, 2.0]]), torch.tensor([[[3.0, 0.0], [0.0, 4.0]]]))
@@ -121,11 +121,11 @@ def align(name: str, d_q: int | None = None, d_k: int | None = None, n: int | No
 
 
 def distribution(name: str) -> Distribution:
-    """The distribution of a name: scores `(…, n)` → weights `(…, n)`, ≥ 0, with the sum 1 over the last dimension.
+    """Returns a distribution by name: scores `(…, n)` → weights `(…, n)`, ≥ 0, with the sum 1 over the last dimension.
 
     Raises:
-        NameUnknownError: no such distribution.
-        MissingPackageError: it is computed by a package that is not installed.
+        NameUnknownError: there is no such distribution.
+        MissingPackageError: the distribution needs a package that is not installed.
 
     >>> import torch
     >>> distribution("sum")(torch.tensor([1.0, 3.0]))
@@ -138,20 +138,20 @@ def distribution(name: str) -> Distribution:
     return component.instance
 
 
-named_align, named_distribution = align, distribution  # what follows has arguments of these names
+named_align, named_distribution = align, distribution  # functions below have arguments of these names
 
 
 def check_names(align: str | None, distribution: str) -> None:
-    """Checks that an alignment and a distribution exist and belong together.
+    """Checks that an alignment and a distribution exist and are compatible.
 
     Args:
-        align: None: scores of either sign that are no alignment's.
+        align: its name; None: scores of either sign that do not come from an alignment.
         distribution: its name.
 
     Raises:
         NameUnknownError: there is no such alignment or distribution.
-        SettingError: one of them is for the values of a kernel, the other is not.
-        MissingPackageError: the distribution is computed by a package that is not installed.
+        SettingError: only one of them is for the values of a kernel.
+        MissingPackageError: the distribution needs a package that is not installed.
     """
     kernel = align is not None and alignments.create(align).metadata.kernel
     if distributions.create(distribution).metadata.kernel != kernel:
@@ -173,13 +173,13 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, align: str | Alignment, 
         query: `(B, d_q)`.
         keys: `(B, n, d_k)`.
         values: `(B, n, d_v)`.
-        align: the name of an alignment without weights, or any function of query and keys, as `align(…)` gives it.
+        align: the name of an alignment without weights, or any function of query and keys, such as the result of `align(…)`.
         distribution: the name of a distribution, or any function of the scores.
 
     Raises:
         NameUnknownError: there is no such alignment or distribution.
-        SettingError: both are named, and one is for the values of a kernel, the other is not.
-        InputError: the alignment has weights, or values and keys are not as many.
+        SettingError: both are named, and only one of them is for the values of a kernel.
+        InputError: the alignment has weights, or the numbers of values and keys differ.
 
     >>> import torch
     >>> keys, values = torch.tensor([[[0.0], [9.0]]]), torch.tensor([[[1.0], [2.0]]])
@@ -200,16 +200,16 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, align: str | Alignment, 
 
 
 def check_shapes(name: str, query: Tensor, keys: Tensor, widths: tuple[int, int] | None = None) -> None:
-    """Checks what an alignment is given.
+    """Checks the arguments of an alignment.
 
     Args:
         name: of the alignment, in messages.
-        query: to be `(B, d_q)`.
-        keys: to be `(B, n, d_k)`.
-        widths: d_q and d_k that it was built for; None: it multiplies both channel by channel, and any equal ones do.
+        query: should be `(B, d_q)`.
+        keys: should be `(B, n, d_k)`.
+        widths: d_q and d_k that it was built for; None: it multiplies both channel by channel, and any equal widths are valid.
 
     Raises:
-        InputError: with the shapes that came.
+        InputError: the shapes are wrong; the message names them.
     """
     if query.dim() != 2 or keys.dim() != 3 or len(query) != len(keys):
         raise InputError(
@@ -237,7 +237,7 @@ def widened(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def product(query: Tensor, keys: Tensor) -> Tensor:
-    """qᵀkᵢ, `(B, n)`, in float32 at least whatever the surrounding precision: in half precision it could overflow."""
+    """qᵀkᵢ, `(B, n)`, in float32 at least, in any surrounding precision: in half precision it could overflow."""
     with torch.autocast(query.device.type, enabled=False):
         query, keys = widened(query, keys)
         return torch.bmm(query[:, None], keys.transpose(1, 2))[:, 0]

@@ -1,4 +1,4 @@
-"""Alignment by a kernel, whose values are divided by their sum in the place of a softmax."""
+"""Alignment by a kernel, whose values are divided by their sum instead of a softmax."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ class GeneralisedKernel(AlignmentSettings):
 
     Attributes:
         random_features: number of positive orthogonal random features (FAVOR+), whose kernel approaches exp(qᵀk/√d), that of scaled-dot
-            with a softmax, as they grow; they are drawn when the module is built and kept with its weights. None: φ(x) = elu(x) + 1.
+            with a softmax, as their number grows; they are drawn when the module is built and stored with its weights. None: φ(x) = elu(x)
+            + 1.
     """
 
     random_features: Annotated[int, AtMost(65_536)] | None = None
@@ -34,7 +35,7 @@ class GeneralisedKernel(AlignmentSettings):
             raise SettingError(f"generalised-kernel takes random_features of at least 1, or none; got {self.random_features}.")
 
     def build(self, d_q: int, d_k: int, n: int | None = None) -> Kernel:
-        """The module; it has no weights to train."""
+        """The module, which has no trainable weights."""
         return Kernel(d_k, self.random_features)
 
 
@@ -45,7 +46,8 @@ class Kernel(nn.Module):
         d: width of query and keys.
         random_features: their number; None: elu(x) + 1.
 
-    Differs: with random features, the values of a query are divided by the largest of them, which could overflow; their sum cancels that.
+    Differs: with random features, the values of a query are divided by the largest of them to avoid overflow; the division by their sum
+    cancels this.
     """
 
     projection: Tensor | None
@@ -98,7 +100,7 @@ def orthogonal_gaussian(rows: int, d: int) -> Tensor:
     """Normally distributed rows `(rows, d)` that are orthogonal to each other in blocks of d, drawn from torch's generator."""
     blocks = math.ceil(rows / d)
     directions, triangles = torch.linalg.qr(torch.randn(blocks, d, d))
-    directions = directions * triangles.diagonal(dim1=1, dim2=2).sign()[:, None]  # by which the directions are uniformly distributed
+    directions = directions * triangles.diagonal(dim1=1, dim2=2).sign()[:, None]  # makes the directions uniformly distributed
     lengths = torch.linalg.vector_norm(torch.randn(blocks, d, d), dim=2, keepdim=True)
     drawn: Tensor = (lengths * directions.mT).flatten(0, 1)[:rows]
     return drawn

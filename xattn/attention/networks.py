@@ -94,7 +94,7 @@ class Deep(AlignmentSettings):
         layers: number of hidden layers L.
         hidden: width of each.
 
-    Differs: without the bias of the score, since no distribution of such scores sees what all of them have in common.
+    Differs: without the bias of the score, since no distribution for such scores depends on a constant that is added to all of them.
     """
 
     layers: Annotated[int, AtMost(64)] = 2
@@ -142,9 +142,9 @@ class DeepNetwork(nn.Module):
 @alignments.register("location-based", AlignmentMetadata(formula="wᵢᵀq", source="Luong et al. 2015a", fixed=True))
 @dataclass(frozen=True)
 class LocationBased(AlignmentSettings):
-    """Each position has weights of its own, whose product with the query is its score; the keys are not read.
+    """The score of a position is the product of the query with the position's own weights; the keys are not read.
 
-    The number of positions is fixed when it is built: it does not take maps of another size.
+    The number of positions is fixed when the module is built: it does not take maps of another size.
     """
 
     def build(self, d_q: int, d_k: int, n: int | None = None) -> Locations:
@@ -189,7 +189,7 @@ class Locations(nn.Module):
 class FeatureBased(AlignmentSettings):
     """A network with one hidden layer scores two features of the keys, the key itself and the mean of all; the query is not read.
 
-    In ca-stream the last stage alone decides then, since the query is what brings the earlier ones to it.
+    In ca-stream, only the last stage then has an effect, since only the query carries information from earlier stages.
 
     Attributes:
         hidden: width of the hidden layer.

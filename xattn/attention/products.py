@@ -23,7 +23,7 @@ def similarity(query: Tensor, keys: Tensor) -> Tensor:
         keys: `(B, n, d)`.
 
     Returns:
-        Scores `(B, n)` in [−1, 1], unchanged where query or keys are scaled; 0 where one of them is 0. Norms are floored at 1e-12.
+        Scores `(B, n)` in [−1, 1], which do not change if query or keys are scaled; 0 if one of them is 0. Norms are floored at 1e-12.
     """
     check_shapes("similarity", query, keys)
     query, keys = (functional.normalize(vectors, dim=-1, eps=SMALLEST_NORM) for vectors in widened(query, keys))
@@ -47,7 +47,7 @@ def dot(query: Tensor, keys: Tensor) -> Tensor:
 
 @alignments.register("scaled-dot", AlignmentMetadata(formula="qᵀkᵢ / √d", source="Vaswani et al. 2017"))
 def scaled_dot(query: Tensor, keys: Tensor) -> Tensor:
-    """Dot product of query and key over the square root of their width.
+    """Dot product of query and key, divided by the square root of their width.
 
     Args:
         query: `(B, d)`.
@@ -57,7 +57,7 @@ def scaled_dot(query: Tensor, keys: Tensor) -> Tensor:
         Scores `(B, n)`, in the precision of the keys.
     """
     check_shapes("scaled-dot", query, keys)
-    scaled = query / math.sqrt(keys.shape[2])  # before the product, which could overflow in half precision
+    scaled = query / math.sqrt(keys.shape[2])  # scaled before the product, which could overflow in half precision
     return torch.bmm(scaled[:, None].to(keys.dtype), keys.transpose(1, 2))[:, 0]
 
 
@@ -76,7 +76,7 @@ class General(AlignmentSettings):
 class ActivatedGeneral(AlignmentSettings):
     """Bilinear form of query and key with a bias, through tanh.
 
-    Its scores lie in (−1, 1), so that after a softmax no key weighs more than e² times another.
+    The scores lie in (−1, 1), so that after a softmax no weight is more than e² times another.
     """
 
     def build(self, d_q: int, d_k: int, n: int | None = None) -> BilinearForm:

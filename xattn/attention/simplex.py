@@ -1,4 +1,4 @@
-"""Distributions, from scores to the simplex: weights that are never negative and have the sum 1."""
+"""Distributions, which map scores to the simplex: non-negative weights with the sum 1."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def softmax(scores: Tensor) -> Tensor:
         scores: `(…, n)`.
 
     Returns:
-        `(…, n)` with the sum 1 over the last dimension, in float32 at least, whatever the surrounding precision.
+        `(…, n)` with the sum 1 over the last dimension, in float32 at least, in any surrounding precision.
     """
     return (scores if scores.dtype == torch.float64 else scores.float()).softmax(dim=-1)
 
@@ -28,7 +28,7 @@ def softmax(scores: Tensor) -> Tensor:
     DistributionMetadata(formula="max(sᵢ − τ, 0), Σᵢ = 1", source="Martins and Astudillo 2016 (arXiv 1602.02068)", package="entmax"),
 )
 def sparsemax(scores: Tensor) -> Tensor:
-    """Projection of the scores onto the simplex: keys whose score is 1 or more below the highest weigh exactly 0, others may.
+    """Projection of the scores onto the simplex: weights are exactly 0 for scores 1 or more below the highest, and may be 0 for others.
 
     Args:
         scores: `(…, n)`.
@@ -44,7 +44,7 @@ def sparsemax(scores: Tensor) -> Tensor:
     DistributionMetadata(formula="max(sᵢ/2 − τ, 0)², Σᵢ = 1", source="Peters et al. 2019 (arXiv 1905.05702)", package="entmax"),
 )
 def entmax15(scores: Tensor) -> Tensor:
-    """1.5-entmax, between softmax and sparsemax: keys whose score is 2 or more below the highest weigh exactly 0, others may.
+    """1.5-entmax, between softmax and sparsemax: weights are exactly 0 for scores 2 or more below the highest, and may be 0 for others.
 
     Args:
         scores: `(…, n)`.
@@ -56,7 +56,7 @@ def entmax15(scores: Tensor) -> Tensor:
 
 
 def _entmax(name: str, scores: Tensor) -> Tensor:
-    """A function of the package entmax, over the last dimension; NaN in the place of the errors of indexing that it raises for NaN."""
+    """A function of the package entmax, over the last dimension; returns NaN where entmax would raise an indexing error for NaN."""
     (scores,) = widened(scores)
     finite = scores.isfinite().all(dim=-1, keepdim=True)
     with torch.autocast(scores.device.type, enabled=False):
@@ -66,7 +66,7 @@ def _entmax(name: str, scores: Tensor) -> Tensor:
 
 @distributions.register("sum", DistributionMetadata(formula="sᵢ / Σⱼ sⱼ", source="Nadaraya 1964; Watson 1964", kernel=True))
 def over_sum(values: Tensor) -> Tensor:
-    """Values of a kernel over their sum.
+    """Values of a kernel, divided by their sum.
 
     Args:
         values: `(…, n)`, ≥ 0.

@@ -1,4 +1,4 @@
-"""The features themselves."""
+"""Explainers that show a stage's features directly: their mean over the channels, and Eigen-CAM."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class EigenCAM:
     """Feature vectors projected on their first right singular vector; the same for every target.
 
     Attributes:
-        centred: subtract each channel's mean first, as pytorch-grad-cam does, so that the vector is the first principal component.
+        centred: subtract each channel's mean first, as pytorch-grad-cam does: the vector is then the first principal component.
 
-    Differs: the sign of a singular vector is arbitrary; here the cell of the largest magnitude is positive. Features after a rectifier give
-    a map ≥ 0 then. Computed in float64, from the eigenvectors of the smaller of the two Gram matrices.
+    Differs: the sign of a singular vector is arbitrary; here the cell of the largest magnitude is positive. For features after a rectifier,
+    the map is then ≥ 0. Computed in float64, from the eigenvectors of the smaller of the two Gram matrices.
     """
 
     centred: bool = False

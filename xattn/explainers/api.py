@@ -1,4 +1,4 @@
-"""`explain`: the maps of images by several methods at once."""
+"""`explain`: saliency maps of images by several methods at once."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ from xattn.models.target_rules import OfOutput, PredictedLabels, labels_of
 from xattn.progress import Progress
 from xattn.text import counted
 
-QUIET_S = 2.0  # before a call shows how far it is
-FEW = 200  # forwards: too little work to be measured, whatever the network
+QUIET_S = 2.0  # before a call shows its progress
+FEW = 200  # forwards: too little work for a benchmark to pay off, on any network
 
 logger = logging.getLogger("xattn")
 
@@ -59,33 +59,34 @@ def explain(
     untrained: bool = False,
     progress: bool = True,
 ) -> Maps:
-    """Explains images by several methods at once.
+    """Computes saliency maps of images by several methods at once.
 
     Args:
         classifier: from `xattn.load` or `xattn.attach`.
         images: `(B, C, H, W)` in pixel space (float in [0, 1], not normalised), or files: a folder, a glob, a path, a list of paths;
             or a torch data set of pictures, or of pairs of picture and label.
         methods: names with settings, `name[:key=value,…]`.
-        target: "predicted", "label", a class index or name; "labels", every label of an image, each a map of its own; a contrast,
+        target: "predicted", "label", a class index or name; "labels", every label of an image, with one map per label; a contrast,
             `A - 0.6*B`, `predicted - second`, `label - predicted`; an index per image; a target of `xattn.metrics.targets`; or a function
-            of the output that gives a score per image. "predicted" of a multi-label classifier is every label that it predicts, each a map
-            of its own; an image without any is logged and left out.
-        threshold: the lowest probability of such a label; None: 0.5.
+            of the output that gives a score per image. "predicted" of a multi-label classifier is every label that it predicts, with one
+            map per label; an image without any is logged and left out.
+        threshold: the lowest probability of a label that a multi-label classifier predicts; None: 0.5.
         labels: of the images, for targets that use them: an index or name per image, or several per image for target "labels".
-        stage: where features are taken, one of `classifier.stages` or any module that gives a map; None: the last of `classifier.stages`.
+        stage: where features are taken, one of `classifier.stages` or any module whose output is a map; None: the last of
+            `classifier.stages`.
         batch_size: images per forward.
-        predictor: for methods that run the network again, from `xattn.inference.fastest`; None: of level exact, and measured where the
-            work justifies it, as a run's with `tune="auto"`.
-        seed: for everything random; mixed with each image's content.
-        signed: keep what speaks against the target, negative in the raw maps; masks are made of the positive part. Controls stay as they
-            are.
+        predictor: for methods that run the network again, from `xattn.inference.fastest`; None: one of level exact, benchmarked first if
+            the work is large enough, as a run does with `tune="auto"`.
+        seed: of everything random; combined with each image's content.
+        signed: keep evidence against the target, as negative values of the raw maps; masks are made of the positive part. Controls do not
+            change.
         untrained: also explain a head that was never trained.
         progress: after two seconds, a bar where stderr is a terminal; elsewhere log lines.
 
     Raises:
         NameUnknownError: there is no such method, setting, stage or class.
-        InputError: no classifier, or images or labels that cannot be used.
-        ImageError: a file that cannot be read.
+        InputError: `classifier` is not a classifier, or the images or labels cannot be used.
+        ImageError: a file cannot be read.
         SettingError: the maps of a method cannot be signed.
         UnsupportedError: a method cannot run on this classifier, its head was never trained, or a method uses features and the network has
             no default stage.
@@ -121,7 +122,7 @@ def explain(
     needs = needs_of(components)
     pieces = []
     logged: set[tuple[str, str]] = set()
-    # A single pass reuses no pages, and would leave none to the next call.
+    # A single pass reuses no memory pages, and would leave none to the next call.
     with kept_pages() if again else nullcontext(), Progress(len(names), progress, QUIET_S) as shown:
         for start in range(0, len(names), batch_size):
             part = slice(start, start + batch_size)
@@ -143,7 +144,7 @@ def explain(
 
 
 def _predictor(classifier: Classifier, images: Tensor, components: Sequence[MethodComponent], stage: Stage | None) -> Predictor:
-    """The predictor of level exact for what the methods run again on the images."""
+    """The predictor, of level exact, for the forwards that the methods run again on the images."""
     channels, size = 0 if stage is None else stage.channels, classifier.input_size
     again = [method.instance for method in components]
     forwards = len(images) * sum(one.forwards(channels, size) if isinstance(one, RunsNetworkAgain) else 0 for one in again)
@@ -151,7 +152,7 @@ def _predictor(classifier: Classifier, images: Tensor, components: Sequence[Meth
 
 
 def refuse_untrained(classifier: Classifier) -> None:
-    """Raises if a head was never trained: its logits are those of chance."""
+    """Raises if a head was never trained: its logits are at chance level."""
     if not classifier.trained:
         raise UnsupportedError(
             f"{classifier.head_name} on {classifier.name} was never trained: its logits and maps mean nothing. Train it (xattn "
@@ -177,7 +178,7 @@ def _labels(classifier: Classifier, labels: Tensor | Sequence[Any] | None, count
 def _predicted(
     classifier: Classifier, rule: OfOutput, runs: Predictor, names: Sequence[str], images: Tensor, batch_size: int
 ) -> list[tuple[int, ...] | None]:
-    """The classes that are explained of each image; None, and a line in the log, for an image without any."""
+    """The classes to explain for each image; None, and a line in the log, for an image without any."""
     output = torch.cat([runs(images[start : start + batch_size]) for start in range(0, len(images), batch_size)])
     found: list[tuple[int, ...] | None] = []
     for name, row in zip(names, output, strict=True):
@@ -192,7 +193,7 @@ def _predicted(
 def _per_label(
     names: list[str], images: Tensor, labels: Sequence[tuple[int, ...] | None]
 ) -> tuple[list[str], Tensor, list[tuple[int, ...] | None]]:
-    """Each image once per label."""
+    """Repeats each image once per label."""
     pairs = [(number, label) for number, several in enumerate(labels) for label in several or ()]
     if not pairs:
         raise InputError(
@@ -204,14 +205,14 @@ def _per_label(
 
 
 def refuse_wrong_images(classifier: Classifier, images: Tensor) -> None:
-    """Raises if a tensor is no batch of images that the classifier takes.
+    """Raises if a tensor is not a batch of images that the classifier accepts.
 
     Args:
-        classifier: that takes them.
+        classifier: the network that would run them.
         images: `(B, C, H, W)` in pixel space.
 
     Raises:
-        InputError: another shape or size, no image, integers, or values outside [0, 1].
+        InputError: the shape or size is wrong, there is no image, or values are integers or outside [0, 1].
     """
     if images.dim() != 4 or images.numel() == 0:
         one = " One image is images[None]." if images.dim() == 3 else ""
@@ -235,7 +236,7 @@ def refuse_wrong_images(classifier: Classifier, images: Tensor) -> None:
 
 
 def _images(classifier: Classifier, images: Images) -> tuple[list[str], Tensor, list[Any] | None, Photographs | None]:
-    """Names, pixel space, labels and pictures of what is explained."""
+    """Names, pixel values, labels and pictures of the images to explain."""
     if hasattr(images, "__array__"):
         images = as_tensor(images, "images")
         refuse_wrong_images(classifier, images)

@@ -1,4 +1,4 @@
-"""The head's attention."""
+"""Raw attention: the attention maps of the head, or of the network, without a target."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ OF_CLASSES = "its attention is a map per class, without ranks and kept scores: l
 )
 @dataclass(frozen=True)
 class RawAttention:
-    """The head's own attention: the mean of its maps, in br-npa and b-cnn times the norm of the features; without a target.
+    """The head's own attention, without a target: the mean of its maps, for br-npa and b-cnn times the norm of the features.
 
-    Of a network with relation-aware attention (rga:BACKBONE) and no head that attends: the gate of each position times the norm of the
-    features, at any of its stages. The source does not say of which features: stage `layer4` has those behind the gates, `layer4.features`
-    those before them.
+    For a network with relation-aware attention (rga:BACKBONE) and no head that attends: the gate of each position times the norm of the
+    features, at any of its stages. The source does not say which features: stage `layer4` has those after the gates, `layer4.features`
+    those before the gates.
 
-    Of an OCR network (ocr:BACKBONE): the weights of the positions in the region vector of the target's class, which sum to 1, at any stage;
-    with regions=representatives the map of the class's representative. They are not multiplied by the norm of the features, as the source
-    draws them, and the classes have no order, so that there are no ranks.
+    For an OCR network (ocr:BACKBONE): the weights of the positions in the region vector of the target's class, which sum to 1, at any
+    stage; with regions=representatives the map of the class's representative. As in the source, they are not multiplied by the norm of the
+    features. The classes have no order, so there are no ranks.
 
     Attributes:
-        attention: "softmax", the weights, which sum to 1 by whichever distribution the head has; or "logits", the scores before it, as the
+        attention: "softmax", the weights, which sum to 1 (whatever distribution the head uses); or "logits", the scores before it, as the
             released CA-Stream code draws them.
         step: of a two-stream network with self-attention, the step whose map is shown; None: the mean of all, each weighted by the weight
             of its step.
-        rank: of a head with ranked maps (br-npa), the map of this rank alone, 1 the strongest, times the norm of the features; "mean": the
-            mean of all. The maps of other heads have no order (those of b-cnn are the outputs of a convolution), so that none of them is
-            the first: they are shown by their mean alone.
+        rank: of a head with ranked maps (br-npa), only the map of this rank (1 is the strongest), times the norm of the features; "mean":
+            the mean of all. The maps of other heads have no order (those of b-cnn are the outputs of a convolution), so only their mean is
+            shown.
     """
 
     attention: Literal["softmax", "logits"] = "softmax"
@@ -65,7 +65,7 @@ class RawAttention:
         """Raw map `(B, h, w)` at the stage's resolution; ≥ 0, except for the scores.
 
         Raises:
-            UnsupportedError: the head has no attention, none at this stage, none that is made by a softmax, or no such rank or step.
+            UnsupportedError: the head has no attention, has none at this stage or none from a softmax, or has no such rank or step.
         """
         if self.step is not None or trace.looks is not None:
             return self._of_steps(trace)
@@ -90,7 +90,7 @@ class RawAttention:
             return classifier.head.saliency(trace.features, found if found.dtype == torch.float64 else found.float())
 
     def _of_gates(self, trace: Trace) -> Tensor:
-        """The gate of each position times the norm of the features, of a network with relation-aware attention."""
+        """The gate of each position times the norm of the features, for a network with relation-aware attention."""
         name = trace.classifier.name
         if self.rank != "mean" or self.attention == "logits":
             raise UnsupportedError(f"the gates of {name} are one map per stage, without ranks and kept scores: leave the setting out.")
@@ -103,7 +103,7 @@ class RawAttention:
             return (gates if gates.dtype == torch.float64 else gates.float()) * norms
 
     def _of_regions(self, trace: Trace, weights: Tensor) -> Tensor:
-        """The weights of the positions in the region vector of the target's class, of an OCR network."""
+        """The weights of the positions in the region vector of the target's class, for an OCR network."""
         name, target = trace.classifier.name, trace.target
         if self.rank != "mean" or self.attention == "logits":
             raise UnsupportedError(f"{name}: {OF_CLASSES}.")
@@ -117,7 +117,7 @@ class RawAttention:
         return found if found.dtype == torch.float64 else found.float()
 
     def _of_steps(self, trace: Trace) -> Tensor:
-        """Where the self-attention of a two-stream network looks: `(B, n·h, w)`, the map of each patch sums to 1."""
+        """The self-attention of a two-stream network, `(B, n·h, w)`; the map of each patch sums to 1."""
         if self.rank != "mean":
             raise UnsupportedError(
                 f"raw-attention:rank={self.rank} shows a head's map, and {trace.classifier.name} takes no head: leave rank out."
@@ -139,7 +139,7 @@ class RawAttention:
 
 
 def without_rank(head: Head, rank: int | Literal["mean"]) -> str | None:
-    """Why a head has no map of a rank, and what it has; None if it has one.
+    """The reason why a head has no map of a rank, and what it has instead; None if it has one.
 
     Args:
         head: the module.

@@ -1,4 +1,4 @@
-"""What an explainer declares, and the registry of explainers."""
+"""Metadata of an explainer, and the registry of explainers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from xattn.registry import Component, Registry, written
 
 
 class Need(enum.Enum):
-    """What a method needs from a Trace, so that one forward and one backward of a batch serve all methods."""
+    """What a method needs from a Trace: one forward and one backward of a batch then serve all methods."""
 
     FEATURES = "features"
     GRADIENTS = "gradients"
@@ -29,16 +29,16 @@ class Need(enum.Enum):
 
 @dataclass(frozen=True)
 class MethodMetadata:
-    """What a method declares.
+    """Metadata that a method is registered with.
 
     Attributes:
         needs: what it needs from the trace.
         source: where it was published.
-        control: it does not use the network; a method that does not beat it shows nothing.
-        direct: its raw map is already its mask, at the image's size and in [0, 1].
-        planted: it is wrong on purpose: a metric that praises it does not see that.
-        bound: it searches for the best score that a map can have by a metric: what others are measured by, and no method to compare.
-        caution: what a reader of its maps should know.
+        control: whether it ignores the network; a method that does not beat it explains nothing.
+        direct: whether its raw map is already its mask, at the image's size and in [0, 1].
+        planted: whether it is wrong on purpose: a metric that ranks it high does not detect that.
+        bound: whether it searches for the best score that a map can have on a metric: a reference for other methods, not one of them.
+        caution: a warning for readers of its maps.
     """
 
     needs: frozenset[Need]
@@ -64,11 +64,12 @@ Registered = TypeVar("Registered", bound=Callable[..., Any])
 
 
 class RunsNetworkAgain(ABC):
-    """Settings of a method that runs the network on perturbed images."""
+    """Base class of methods that run the network on perturbed images."""
 
     @abstractmethod
     def forwards(self, channels: int, size: tuple[int, int]) -> int:
-        """The most forwards per image through `Trace.respond`; forwards with gradients, which no tuning changes, do not count.
+        """The largest number of forwards per image through `Trace.respond`; forwards with gradients, which tuning does not change, do not
+        count.
 
         Args:
             channels: of the stage.
@@ -100,16 +101,16 @@ def register(
 
 
 FILES = "maps"
-"""Beginning of the names of methods whose maps other tools wrote into files: `maps:NAME`."""
+"""Prefix of the names of methods whose maps other tools wrote into files: `maps:NAME`."""
 
 
 def of_files(found: MapFiles) -> MethodComponent:
-    """The maps that another tool wrote, as a method `maps:NAME`, or `maps:NAME:signed=true`."""
+    """The method `maps:NAME` (or `maps:NAME:signed=true`) for maps that another tool wrote."""
     return Component(f"{FILES}:{found.name}{':signed=true' if found.signed else ''}", found, MethodMetadata(frozenset(), found.place))
 
 
 def is_of_files(method: MethodComponent) -> bool:
-    """Whether the maps of a method were written by another tool: it can explain no other images."""
+    """Whether the maps of a method were written by another tool: it cannot explain other images."""
     return isinstance(method.instance, MapFiles)
 
 
@@ -119,17 +120,17 @@ def can_be_signed(method: MethodComponent) -> bool:
 
 
 def created(specs: Iterable[str], *, signed: bool = False) -> list[MethodComponent]:
-    """The methods that specs mean, each once.
+    """Creates the methods that specs name, each once.
 
     Args:
         specs: names with settings, `name[:key=value,…]`.
-        signed: with signed maps, but for controls.
+        signed: with signed maps, except for controls.
 
     Raises:
         NameUnknownError: there is no such method or setting.
         SettingError: the maps of a method cannot be signed, or are in files.
     """
-    if not isinstance(specs, str):  # which is refused below
+    if not isinstance(specs, str):  # a str is refused below
         specs = list(specs)
         if of_files := [spec for spec in specs if spec.startswith(f"{FILES}:")]:
             raise SettingError(

@@ -27,7 +27,7 @@ class GradCAM:
     """Feature maps weighted by their mean gradient.
 
     Attributes:
-        signed: keep what speaks against the target, negative.
+        signed: keep evidence against the target, as negative values.
     """
 
     signed: bool = False
@@ -47,14 +47,14 @@ def _rectified(total: Tensor, signed: bool) -> Tensor:
 class GradCAMPlusPlus:
     """Feature maps weighted by their positive gradients, each position by a closed-form coefficient.
 
-    The gradient of the score is used for that of its exponential: the factor cancels in the coefficient and in the min-max.
+    The gradient of the score replaces that of its exponential: the factor between them cancels in the coefficient and in the min-max.
 
     Attributes:
         normalise_alpha: divide the coefficients of a channel by their sum over its positive-gradient positions, as the authors'
             code does.
 
     Differs: the coefficient is 0 where its denominator vanishes against g² (definitions, Explainers); no ε is added to it. Computed in
-    float64, since the cube of a small gradient leaves float32.
+    float64, since the cube of a small gradient underflows in float32.
     """
 
     normalise_alpha: bool = False
@@ -89,10 +89,10 @@ class HiResCAM:
     """Feature maps weighted position by position by their gradient.
 
     Attributes:
-        signed: keep what speaks against the target, negative.
+        signed: keep evidence against the target, as negative values.
 
-    Differs: the map is zero where the products of the channels cancel, as those of what a layer norm alone reads: a norm undoes a change of
-    scale, so that no token's own scale has a gradient, and what is left is rounding.
+    Differs: the map is zero where the products of the channels cancel, for example where only a layer norm reads the features: the norm
+    undoes a change of scale, so the scale of a token has no gradient, and only rounding is left.
     """
 
     signed: bool = False
@@ -105,7 +105,7 @@ class HiResCAM:
 
 
 def cancelled(products: Tensor) -> Tensor:
-    """Whether the channels of `(B, C, h, w)` add up to next to nothing, beside what they add: `(B,)` bool."""
+    """Whether the sum over the channels of `(B, C, h, w)` is almost 0 compared with the summands: `(B,)` bool."""
     total, added = products.sum(dim=1).abs(), products.abs().sum(dim=1)
     return total.flatten(1).amax(dim=1) <= CANCELLED * added.flatten(1).amax(dim=1)
 
@@ -116,7 +116,7 @@ class XGradCAM:
     """Feature maps weighted by the mean of their gradient, where each position counts by its share of the map's sum.
 
     Attributes:
-        signed: keep what speaks against the target, negative.
+        signed: keep evidence against the target, as negative values.
 
     Differs: no ε is added to a map's sum, which keeps its sign; the weight is 0 where |Σ F| ≤ 1e-12 · Σ |F|. Computed in float64, since the
     sum of a signed map may nearly cancel.
@@ -145,7 +145,7 @@ class FinerCAM:
     Attributes:
         alpha: how much the similar classes count; 0 is Grad-CAM.
         similar: number of similar classes; all others where the network has fewer.
-        signed: keep what speaks for the similar classes, negative.
+        signed: keep evidence for the similar classes, as negative values.
 
     Differs: the similar classes count equally; the authors' code weighs them by their probabilities.
     """
@@ -171,7 +171,7 @@ class FinerCAM:
         return _rectified((gradients.mean(dim=(2, 3), keepdim=True) * trace.features).sum(dim=1), self.signed)
 
     def contrast(self, target: Target, output: Tensor) -> Contrast:
-        """The target against the classes that are most similar to it.
+        """The contrast of the target with the classes that are most similar to it.
 
         Args:
             target: of the batch.

@@ -1,4 +1,4 @@
-"""Maps that do not use the network, or lie in the wrong place: a method that does not beat them shows nothing."""
+"""Control maps that ignore the network or show the wrong place: a method that does not beat them explains nothing."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def random(trace: Trace) -> Tensor:
 
 @register("centre", source="control", control=True, direct=True)
 def centre(trace: Trace) -> Tensor:
-    """A Gaussian on the centre, σ a quarter of the side.
+    """A Gaussian at the image's centre, with σ a quarter of the side.
 
     Returns:
         `(B, H, W)` in (0, 1], the mask itself.
@@ -43,7 +43,7 @@ def centre(trace: Trace) -> Tensor:
 
 @register("edges", source="control", control=True)
 def edges(trace: Trace) -> Tensor:
-    """Sobel magnitude of the luminance, or of the channels' mean where there are not three.
+    """Sobel magnitude of the luminance, or of the channels' mean for images without three channels.
 
     Returns:
         `(B, H, W)`, ≥ 0.
@@ -83,7 +83,7 @@ def fake_cam(trace: Trace) -> Tensor:
 
 @register("misplaced-cam", needs={Need.FEATURES, Need.GRADIENTS}, source="control", planted=True, caution="is wrong on purpose")
 def misplaced_cam(trace: Trace) -> Tensor:
-    """Grad-CAM in the wrong place: moved by half the picture down and to the right, and around its edges.
+    """Grad-CAM in the wrong place: shifted by half the picture down and to the right, wrapping around its edges.
 
     It has the values of a real map of this picture.
 

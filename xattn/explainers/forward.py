@@ -1,4 +1,4 @@
-"""One forward of a batch, and what is kept of it beside the output: features of a stage, and attention of the head and the network."""
+"""One forward of a batch, with the features of a stage and the attention of the head and the network."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from xattn.models.streams import Looks, looks_kept
 
 
 class Forward(NamedTuple):
-    """What is kept of a forward.
+    """Features and attention of a forward.
 
     Attributes:
         features: by the name of the stage, in the network's own layout.
         attended: output and attention of the head.
         layers: attention of the network's layers, as they computed it; empty unless it is needed.
-        pooling: attention by which the network pools its tokens, if it does so.
-        looks: how a two-stream network looked at the patches; None of another network.
-        gates: gates of positions of a network with relation-aware attention, by stage; empty of another network.
-        regions: weights of the positions in the region vectors of the classes of an OCR network; None of another network.
+        pooling: attention by which the network pools its tokens, if it does.
+        looks: how a two-stream network looked at the patches; None for other networks.
+        gates: gates of positions of a network with relation-aware attention, by stage; empty for other networks.
+        regions: weights of the positions in the region vectors of the classes of an OCR network; None for other networks.
     """
 
     features: dict[str, Tensor]
@@ -46,10 +46,10 @@ def run_forward(classifier: Classifier, images: Tensor, stage: Stage | None, *, 
     Args:
         classifier: the network with its head.
         images: `(B, 3, H, W)` in pixel space.
-        stage: whose features are kept; None: none are.
+        stage: the stage whose features are kept; None: no features.
         layers: keep attention of the network's layers.
-        cut: begin the graph at the stage's features, and run what is before it without a graph.
-        graph_from_image: build the graph from the images on.
+        cut: begin the graph at the stage's features, and run the earlier layers without a graph.
+        graph_from_image: build the graph from the images onwards.
     """
     with torch.inference_mode(False), ExitStack() as stack:
         stack.enter_context(evaluating(classifier))

@@ -1,4 +1,4 @@
-"""Gaussian processes: covariances, how likely each is, and what a normal latent value makes of a response."""
+"""Gaussian processes: covariances and their likelihoods, and moments of a response whose latent value is normal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn.functional import softmax
 from torch.special import ndtr
 
 Response = Callable[[Tensor], Tensor]
-"""A latent value, any real number, → the response."""
+"""Latent value (any real number) → response."""
 
 LENGTHS = (0.5, 0.7, 1.0, 1.4, 2.0, 4.0, 16.0)
 NUGGETS = (1e-8, 1e-4, 1e-3, 0.01, 0.03, 0.1, 0.3, 1.0)
@@ -22,7 +22,7 @@ TINY = 1e-12
 
 
 class Kernel(NamedTuple):
-    """A covariance: scale · (correlation + nugget of a mask with itself)."""
+    """A covariance: scale · (correlation + nugget); the nugget counts only for a mask with itself."""
 
     smoothness: str
     length: float
@@ -35,7 +35,7 @@ class Kernel(NamedTuple):
 
 
 class Moments(NamedTuple):
-    """Of the responses, whose latent values are normal: mean, slope of the mean in that of the latent value, variance; each `(n,)`."""
+    """Moments of responses with normal latent values: mean, derivative of the mean by the latent mean, and variance, each `(n,)`."""
 
     mean: Tensor
     slope: Tensor
@@ -48,7 +48,7 @@ def squared_distances(one: Tensor, other: Tensor) -> Tensor:
 
 
 def _correlation(squares: Tensor, smoothness: str) -> Tensor:
-    """Of latent values, from squared distances in units of the length; "matern" is that of order 5/2."""
+    """Correlation of latent values, from squared distances in units of the length; "matern" has order 5/2."""
     if smoothness == "gaussian":
         return torch.exp(-squares / 2)
     distance = (5 * squares).sqrt()
@@ -83,7 +83,7 @@ def rectified_error(mean: Tensor, error: Tensor) -> Tensor:
 
 
 def moments_of(response: Response, mean: Tensor, variance: Tensor) -> Moments:
-    """By Gauss-Hermite quadrature, its points and weights from the eigenvectors of the Jacobi matrix (Golub and Welsch 1969)."""
+    """The moments by Gauss-Hermite quadrature; points and weights from the eigenvectors of the Jacobi matrix (Golub and Welsch 1969)."""
     beside = torch.diag(torch.arange(1, NODES).to(mean).sqrt(), 1)
     points, vectors = torch.linalg.eigh(beside + beside.mT)
     weights = vectors[0] ** 2

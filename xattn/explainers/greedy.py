@@ -1,4 +1,4 @@
-"""What the best possible map would score: cells in the order that a greedy search of the insertion or deletion curve finds."""
+"""An estimate of the best possible score of a map, by greedy search along the insertion or deletion curve."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from xattn.metrics.target_base import Target
 from xattn.registry import AtMost
 
 Searched = Literal["deletion", "insertion"]
-ROUNDED = 1e-6  # probabilities nearer to each other choose the first cell: a batch's rounding must not choose
+ROUNDED = 1e-6  # probabilities closer than this are equal, and the first cell is chosen: rounding in a batch must not decide
 CAUTION = "searches for the best curve itself: it is no method to compare, but what the scores of others are shares of"
 
 
@@ -28,8 +28,8 @@ class Greedy(RunsNetworkAgain):
     """Cells of a grid in the order in which a greedy search changes them: at each step the one that lowers (deletion) or raises (insertion)
     the target's probability most.
 
-    It costs grid² · (grid² + 1)/2 − 1 forwards: 1224 for 7 × 7 cells. Cells are changed to what protocol ca-stream changes pixels to. A
-    greedy order need not be the best of all, and a method of finer maps can beat it.
+    It costs grid² · (grid² + 1)/2 − 1 forwards: 1224 for 7 × 7 cells. Changed cells show what changed pixels show in protocol ca-stream. A
+    greedy order need not be the best one, and a method with finer maps can beat it.
 
     Attributes:
         curve: "deletion", or "insertion".
@@ -78,7 +78,7 @@ class Greedy(RunsNetworkAgain):
                 now = now.scatter(1, left.flatten()[number, None], True)
                 return torch.where(now[:, place][:, None], after[owner], before[owner]), owner
 
-            # The images depend on what the head answered before: heads share only those of the same order.
+            # The images depend on the head's earlier outputs: heads share only those of the same order.
             p = trace.respond(f"{self!r} {order}", PerturbedImages(left.numel(), make), _probability).view(left.shape).to(images.device)
             best = (p if deletes else -p).div(ROUNDED).round().argmin(dim=1, keepdim=True)
             chosen = left.gather(1, best)

@@ -43,7 +43,7 @@ CAUTION = "fails parameter-randomisation tests (Adebayo et al. 2018): it may sho
 
 @contextmanager
 def rectified_gradients(output: Tensor, activations: Activations = "rectifiers") -> Iterator[int]:
-    """Clamps to ≥ 0 the gradient that reaches every rectifier in `output`'s graph: module, functional, in-place or reused.
+    """Clamps the gradient at every rectifier in `output`'s graph to ≥ 0, be it a module, functional, in-place or reused.
 
     The network is not modified; the graph's hooks are removed at the end. Yields the number of rectifiers.
     """
@@ -96,7 +96,7 @@ class GuidedBackprop:
     """Gradient at the image, where every rectifier passes only positive gradients.
 
     Attributes:
-        activations: "rectifiers" (ReLU, ReLU6, clamp), or "all" (GELU, SiLU, Hardswish and the like as well).
+        activations: "rectifiers" (ReLU, ReLU6, clamp), or "all" (also GELU, SiLU, Hardswish and similar ones).
 
     Differs: taken in pixel space; libraries that take it at the normalised image differ by a factor 1/std per channel.
     """

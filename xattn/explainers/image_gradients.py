@@ -22,7 +22,7 @@ Channels = Literal["abs-max", "sum"]
 def _mean_gradient(trace: Trace, changed: Iterator[Tensor], count: int) -> Tensor:
     """Mean of the gradients of each image's score at changed copies of it, `(B, 3, H, W)`.
 
-    As many copies as one forward takes are run together.
+    Copies are run in batches as large as one forward takes.
 
     Args:
         trace: of the batch.
@@ -46,7 +46,7 @@ def _map(attributions: Tensor, channels: Channels) -> Tensor:
 @register("integrated-gradients", source="Sundararajan et al. 2017, Sec. 3")
 @dataclass(frozen=True)
 class IntegratedGradients(RunsNetworkAgain):
-    """Image times the mean gradient on the straight line from black to it; all values sum to the rise of the score over that of black.
+    """Image times the mean gradient on the straight line from black to it; all values sum to the score minus that of a black image.
 
     Attributes:
         steps: points on the line; each is a forward and a backward of the batch.
@@ -66,7 +66,7 @@ class IntegratedGradients(RunsNetworkAgain):
             raise SettingError(f"integrated-gradients takes at least one step; got steps={self.steps}.")
 
     def forwards(self, channels: int, size: tuple[int, int]) -> int:
-        """None without gradients."""
+        """0: all forwards of this method are run with gradients."""
         return 0
 
     def attributions(self, trace: Trace) -> Tensor:
@@ -106,7 +106,7 @@ class SmoothGrad(RunsNetworkAgain):
             raise SettingError(f"smooth-grad's noise has a standard deviation of 0 or more; got sigma={self.sigma}.")
 
     def forwards(self, channels: int, size: tuple[int, int]) -> int:
-        """None without gradients."""
+        """0: all forwards of this method are run with gradients."""
         return 0
 
     def attributions(self, trace: Trace) -> Tensor:

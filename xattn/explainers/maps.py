@@ -1,4 +1,4 @@
-"""The maps of a batch by several methods, all from one trace."""
+"""`Maps`: the saliency maps of a batch by several methods, computed from one trace."""
 
 from __future__ import annotations
 
@@ -31,30 +31,30 @@ from xattn.text import counted
 
 @dataclass(frozen=True)
 class Maps(Mapping[str, Tensor]):
-    """Masks by method, with the raw maps they were made from.
+    """Masks by method, with the raw maps that they were made from.
 
     `maps["grad-cam"]` is `(B, H, W)` in [0, 1].
 
     Attributes:
         masks: by method, `(B, H, W)`.
-        raw: by method, `(B, h, w)` at the method's own resolution. That of a signed method (`grad-cam:signed=true`) is negative where
-            something speaks against the target; its mask is made of the positive part.
+        raw: by method, `(B, h, w)` at the method's own resolution. The raw map of a signed method (`grad-cam:signed=true`) is negative
+            where there is evidence against the target; its mask is made of the positive part.
         low_res_masks: by method, masks at the raw map's resolution.
         degenerate: by method, `(B,)` bool: the map shows nothing and its mask is all zeros.
         reasons: by method, why each degenerate map shows nothing; None for one that shows something.
-        output: of the unmasked images: logits `(B, K)`, vectors `(B, D)` or maps of logits `(B, K, h, w)`.
-        target: what is explained of each image.
+        output: of the network for the unmasked images: logits `(B, K)`, vectors `(B, D)` or maps of logits `(B, K, h, w)`.
+        target: what is explained for each image.
         names: of the images.
         images: `(B, 3, H, W)` in pixel space.
         stage: where features were taken; None for a network without a default stage.
         seed: of the run.
-        head_maps: the maps of a head that has several, in their order; else None.
+        head_maps: for a head with several maps, these maps in their order; else None.
         photographs: the pictures that were explained, if they came from files or a data set; None for tensors.
-        of_patches: by method, at a stage of patches, `(B, n, h, w)`: the map of each patch, before they are joined.
-        boxes: of a two-stream network, `(B, n, 4)`, x1, y1, x2, y2 in pixels of the image: where the patches lie; else None.
+        of_patches: by method, at a stage of patches, `(B, n, h, w)`: the map of each patch, before the patches are joined.
+        boxes: of a two-stream network, `(B, n, 4)`, the positions of the patches as x1, y1, x2, y2 in pixels of the image; else None.
         alpha: of a two-stream network, `(B, n, T)`: the weight of each step that looks at a patch; else None.
-        errors: by method that runs a share of its passes (`score-cam:budget=0.1`), the predicted standard error of each cell of its
-            raw map.
+        errors: by method, for methods that run only a share of their passes (`score-cam:budget=0.1`): the predicted standard error of each
+            cell of the raw map.
     """
 
     masks: dict[str, Tensor]
@@ -83,7 +83,7 @@ class Maps(Mapping[str, Tensor]):
     @property
     def targets(self) -> Tensor | Target:
         """Targets for the functions of `xattn.metrics`: class indices `(B,)`, or the target if it is not a class."""
-        target = self.target  # indices alone stand for the softmax of a class
+        target = self.target  # class indices mean the softmax probability of that class
         return target.classes if isinstance(target, ClassTarget) and not target.multi_label else target
 
     @property
@@ -93,7 +93,7 @@ class Maps(Mapping[str, Tensor]):
 
     @property
     def ranked(self) -> Tensor | None:
-        """`(B, N, h, w)`, the maps of a head that has several, times the min-maxed norm of the features; else None."""
+        """For a head with several maps, these times the min-maxed norm of the features, `(B, N, h, w)`; else None."""
         return None if self.head_maps is None else self.head_maps.shown
 
     def __getitem__(self, method: str) -> Tensor:
@@ -119,22 +119,22 @@ class Maps(Mapping[str, Tensor]):
         interpolation: Interpolation = "bilinear",
         contour: float | Sequence[float] = (),
     ) -> list[Image.Image]:
-        """The maps of a method in colour over the photographs, each at its own size.
+        """Overlays the maps of a method, in colour, on the photographs, each at its own size.
 
-        The resize and crop of the preprocessing are undone: a cell of the map lies where the network saw it, and what it did not see stays
-        as it is. Images that came as a tensor are shown as they are.
+        The resize and crop of the preprocessing are undone: a cell of the map lies where the network saw it, and pixels that the network
+        did not see are not coloured. Images given as a tensor are shown unchanged.
 
         Args:
-            method: one of these maps'.
+            method: one of the methods of these maps.
             cmap: name of one of matplotlib's colour maps; None: inferno, and RdBu_r around zero for a signed method.
             alpha: opacity of the colours, from 0 to 1.
             interpolation: "bilinear", or "nearest", which shows the map's cells.
             contour: a level in (0, 1), or several, at which the mask is outlined.
 
         Raises:
-            InputError: an opacity or level that cannot be.
+            InputError: an opacity or level is out of range.
             NameUnknownError: there is no such colour map or interpolation.
-            ImageError: a file that can no longer be read.
+            ImageError: a file can no longer be read.
 
         >>> import torch, xattn
         >>> maps = xattn.explain(xattn.load("birds:gap", device="cpu"), torch.rand(1, 3, 64, 64))
@@ -152,12 +152,12 @@ class Maps(Mapping[str, Tensor]):
         ]
 
     def show(self, methods: Sequence[str] | None = None, *, count: int = 6, side: int = 160) -> Image.Image:
-        """A contact sheet: a row for each of the first images, the photograph and each method's overlay. A notebook shows it by itself.
+        """A contact sheet with one row per image: the photograph and each method's overlay. Notebooks display it automatically.
 
         Args:
-            methods: of these maps; None: all.
-            count: images, from the first.
-            side: of each picture, in pixels.
+            methods: the columns; None: all methods.
+            count: number of images, starting with the first.
+            side: size of each picture, in pixels.
 
         Raises:
             KeyError: there is no such method.
@@ -168,7 +168,7 @@ class Maps(Mapping[str, Tensor]):
         return contact_sheet(list(zip(*columns, strict=True)), ["", *chosen], side)
 
     def _repr_png_(self) -> bytes:
-        """As a notebook shows it."""
+        """The contact sheet as PNG, for notebooks."""
         file = io.BytesIO()
         self.show().save(file, "PNG")
         return file.getvalue()
@@ -196,7 +196,7 @@ def _cut(value: Any, part: slice) -> Any:
 
 
 def joined(pieces: Sequence[Maps]) -> Maps:
-    """The maps of several batches as one."""
+    """Joins the maps of several batches."""
     if len(pieces) == 1:
         return pieces[0]
     return Maps(**{f.name: _joined([getattr(piece, f.name) for piece in pieces]) for f in fields(Maps)})
@@ -227,7 +227,7 @@ def maps_of_trace(trace: Trace, components: Sequence[MethodComponent], names: Se
         trace: of the images.
         components: the methods.
         names: of the images.
-        images: as the caller gave them.
+        images: as given by the caller.
     """
     raw: dict[str, Tensor] = {}
     masks: dict[str, Masks] = {}
@@ -260,7 +260,7 @@ def maps_of_trace(trace: Trace, components: Sequence[MethodComponent], names: Se
 
 
 class _Made(NamedTuple):
-    """Raw maps of a batch by one method, their masks, those at the raw maps' resolution, and the maps of patches where they are of such."""
+    """Raw maps of a batch by one method, their masks at both resolutions, and the maps of patches at a stage of patches."""
 
     raw: Tensor
     masks: Masks
@@ -287,9 +287,9 @@ def _maps_of(trace: Trace, component: MethodComponent) -> _Made:
 
 
 def explainer_of(classifier: Classifier, maps: Maps, component: MethodComponent, predictor: Predictor) -> Callable[[Tensor], Tensor]:
-    """Function that explains other images as `maps` were made, by one method for the same targets: `(B, 3, H, W)` → masks `(B, H, W)`.
+    """A function that explains other images like `maps`, by one method for the same targets: `(B, 3, H, W)` → masks `(B, H, W)`.
 
-    Only what the method needs is computed: for a control not even a forward.
+    Only what the method needs is computed; a control needs no forward.
     """
 
     def explain(images: Tensor) -> Tensor:

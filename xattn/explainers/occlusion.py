@@ -1,4 +1,4 @@
-"""Maps from the network's answers to the image with parts of it hidden: occlusion and RISE."""
+"""Occlusion and RISE: maps from the network's responses to images with hidden parts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Fill = Literal["mean", "black"]
 Read = Callable[[Target, Tensor], Tensor]
 Respond = Callable[[str, Tensor, Read], Tensor]
 WINDOWS = 7
-MOST_PREDICTED = 10_000  # masks of an image: what a regression takes grows with their square
+MOST_PREDICTED = 10_000  # masks per image: the cost of a regression grows with their square
 
 
 def _reading(name: str, response: Response, target: Target) -> Read:
@@ -54,10 +54,10 @@ def _estimated(
         trace: of the batch.
         key: the method's.
         limit: when the passes end.
-        response: what is read.
-        of_images: masks, as many for each image.
-        respond: runs the masks of some numbers, counted through all images.
-        cells: rows and columns of the map that the masks' effects speak of.
+        response: what is read from the output.
+        of_images: masks, the same number for each image.
+        respond: runs the masks with the given numbers, which count on over all images.
+        cells: rows and columns of the map to which the masks' effects refer.
     """
     read, of_latent = (log_odds, torch.sigmoid) if response == "probability" else (_score, torch.clone)
     each = len(of_images[0].inputs)
@@ -77,21 +77,21 @@ def _estimated(
 @register("occlusion", source="Zeiler and Fergus 2014, Sec. 4.2")
 @dataclass(frozen=True)
 class Occlusion(RunsNetworkAgain):
-    """How much of the target's probability is lost behind a window that slides over the image.
+    """Fall of the target's probability when a sliding window hides a part of the image.
 
     Attributes:
         window: side of the window in pixels; None: a seventh of the image's shorter side.
-        stride: pixels from a window to the next; None: half a window. The last window of a line may reach over the border.
+        stride: pixels from one window to the next; None: half a window. The last window of a line may extend beyond the border.
         fill: what the window shows: the classifier's "mean" colour, or "black".
         response: "probability", or "score", the logit of a class.
-        signed: the same map, shown around zero, its mask made of what speaks for the target alone.
-        budget: share of the windows that are run; the other answers are predicted by a Gaussian process over the windows' places, see
-            `explainers/regression.py`: for windows that are much closer than they are wide. The maps' `errors` hold each cell's standard
-            error. None: all.
+        signed: the same map, shown around zero; its mask is made only of evidence for the target.
+        budget: share of the windows that are run; the other responses are predicted by a Gaussian process over the windows' positions, see
+            `explainers/regression.py`: useful for windows whose stride is much smaller than their width. The maps' `errors` hold each
+            cell's standard error. None: all.
         tolerance: end the passes of an image once the map's predicted error is below this share of its range.
         unbiased: draw half of the budget's passes at random: right on average over draws, and each map further off.
 
-    Differs: a pixel gets the mean loss over the windows that hide it; the paper draws the probability at each window's place.
+    Differs: the value of a pixel is the mean loss over the windows that hide it; the paper draws the probability at each window's position.
     """
 
     window: int | None = None
@@ -125,7 +125,7 @@ class Occlusion(RunsNetworkAgain):
         """Window and stride in pixels for an image of this height and width.
 
         Raises:
-            SettingError: the window is larger than the image, or smaller than the stride; or there are more windows than are predicted.
+            SettingError: the window is larger than the image, or smaller than the stride; or there are more windows than can be predicted.
         """
         window = max(1, min(size) // WINDOWS) if self.window is None else self.window
         stride = max(1, window // 2) if self.stride is None else self.stride
@@ -173,7 +173,8 @@ class Occlusion(RunsNetworkAgain):
         if self._limit is None:
             responses = respond(repr(self), torch.arange(len(images) * each, device=images.device), read)
         else:
-            # Within a stride the map is constant, but where the last windows reach the border; within an eighth of a window nearly so.
+            # Within a stride the map is constant, except where the last windows reach the border; within an eighth of a window it nearly
+            # is.
             cells = [-(-side // max(stride, window // 8)) for side in size]
             of_image = _windows(rows, columns, cells)
             responses = _estimated(trace, repr(self), self._limit, self.response, [of_image] * len(images), respond, cells)
@@ -184,7 +185,7 @@ class Occlusion(RunsNetworkAgain):
 
 
 def _windows(rows: Tensor, columns: Tensor, cells: Sequence[int]) -> Masks:
-    """The windows by their places, and what the response to each takes from the map's cells."""
+    """The windows by their positions, and the effect of the response to each on the cells of the map."""
     down, across = (
         functional.adaptive_avg_pool1d(widened(lines) / widened(lines).sum(dim=0), cells[axis])
         for axis, lines in enumerate((rows, columns))
@@ -208,18 +209,18 @@ def _hidden(side: int, window: int, stride: int) -> Tensor:
 @register("rise", source="Petsiuk et al. 2018, Sec. 3")
 @dataclass(frozen=True)
 class RISE(RunsNetworkAgain):
-    """Mean of random smooth masks, each weighted by the target's probability behind it.
+    """Mean of random smooth masks, each weighted by the target's probability for the masked image.
 
     A mask is a grid of zeros and ones, upsampled bilinearly to one cell more than the image has and cropped at a random place. The masks of
-    an image are seeded by its content: the same whatever its batch. They are made within each chunk of forwards and never held.
+    an image are seeded by its content: they are the same in every batch. They are made within each chunk of forwards and never stored.
 
     Attributes:
         masks: per image; the paper takes 4000 for VGG16 and 8000 for ResNet-50.
         grid: cells per side.
         p: probability that a cell is shown.
         response: "probability", or "score", the logit of a class.
-        budget: share of the masks that are run; the other answers are predicted by a Gaussian process over the masks, see
-            `explainers/regression.py`, so that the map is an estimate of the one of all `masks`. None: all.
+        budget: share of the masks that are run; the other responses are predicted by a Gaussian process over the masks, see
+            `explainers/regression.py`: the map then estimates the one of all `masks`. None: all.
         tolerance: end the passes of an image once the map's predicted error is below this share of its range.
         unbiased: draw half of the budget's passes at random: right on average over draws, and each map further off.
     """
@@ -282,7 +283,7 @@ class RISE(RunsNetworkAgain):
             of_images = [Masks(own, own / (self.p * self.masks)) for own in cells.split(self.masks)]
             sides = [min(self.grid, side) for side in images.shape[2:]]
             responses = _estimated(trace, repr(self), self._limit, self.response, of_images, respond, sides)
-        # Masks cropped at one place differ in their grids alone: their weighted sum is that of the grids, upsampled once.
+        # Masks cropped at the same position differ only in their grids: their weighted sum is that of the grids, upsampled once.
         owner = torch.arange(count, device=device).repeat_interleave(self.masks)
         place = ((owner * len(down) + top) * len(across) + left).to(responses.device)
         weighted = responses[:, None] * grids.flatten(1).to(responses)
@@ -308,7 +309,7 @@ class RISE(RunsNetworkAgain):
 
 
 def _crops(side: int, grid: int) -> Tensor:
-    """Weights of a line of cells at the pixels of a side, for each place that it can be cropped at, `(places, grid, side)`."""
+    """Weights of a line of cells at the pixels of a side, for each position where it can be cropped, `(places, grid, side)`."""
     cell = -(-side // grid)
     line = functional.interpolate(torch.eye(grid, dtype=torch.float64)[None], size=(grid + 1) * cell, mode="linear", align_corners=False)[0]
     return line.unfold(1, side, 1)[:, :cell].transpose(0, 1)

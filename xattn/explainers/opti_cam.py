@@ -22,7 +22,7 @@ CAUTION = "optimises what average drop, gain and increase measure: compare it by
 @register("opti-cam", needs={Need.FEATURES}, source="Zhang et al. 2023, Sec. 3", caution=CAUTION)
 @dataclass(frozen=True)
 class OptiCAM(RunsNetworkAgain):
-    """Feature maps weighted so that the target's score is highest when only the image behind their sum is left.
+    """Feature maps with weights optimised so that the target's score is highest for the image masked by their weighted sum.
 
     The weights are a softmax over the channels of variables that start equal and that Adam changes for each image on its own. The map is
     upsampled and min-maxed to be the mask. Each iteration is a forward and a backward of the batch.
@@ -45,7 +45,7 @@ class OptiCAM(RunsNetworkAgain):
             raise SettingError(f"opti-cam's learning rate is above 0; got lr={self.lr}.")
 
     def forwards(self, channels: int, size: tuple[int, int]) -> int:
-        """None without gradients."""
+        """0: all of its forwards are run with gradients."""
         return 0
 
     def __call__(self, trace: Trace) -> Tensor:

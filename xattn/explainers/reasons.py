@@ -1,4 +1,4 @@
-"""Why a map shows nothing, and what to try."""
+"""Reasons why a map shows nothing, and what to try."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ SIGNED = "; --signed (signed=True) shows what speaks against the target"
 
 
 def reasons_of(trace: Trace, method: MethodComponent, raw: Tensor, flagged: Tensor) -> tuple[str | None, ...]:
-    """Why each degenerate map of a batch shows nothing; None for one that shows something. Nothing is computed where all do.
+    """The reason why each degenerate map of a batch shows nothing; None for other maps. Nothing is computed if no map is degenerate.
 
     Args:
         trace: of the batch.
@@ -95,7 +95,7 @@ def _cause(trace: Trace, method: MethodComponent, raw: Tensor, i: int) -> str:
 
 
 def _without_gradient(trace: Trace, i: int) -> str:
-    """Whether no output depends on the stage, or the score alone does not."""
+    """Whether no output depends on the stage, or only the score does not."""
     rows = trace.output[i].flatten()
     weights = torch.rand(rows.shape, generator=torch.Generator().manual_seed(0)).to(rows)  # softmax and its like leave a sum constant
     (gradient,) = torch.autograd.grad((rows * weights).sum(), trace.captured, retain_graph=True, allow_unused=True)
@@ -136,7 +136,7 @@ def log_doubts(
         logged: methods and reasons that were logged before; new ones are added.
     """
     for method, error in errors.items():
-        similarity = expected_similarity(raw[method], error).nan_to_num(1.0)  # a map that is no number has its own reason
+        similarity = expected_similarity(raw[method], error).nan_to_num(1.0)  # a map with NaN has its own reason
         number, about = int(similarity.argmin()), (method, f"{DOUBT} on {network}")
         if similarity[number] >= DOUBTFUL or about in logged:
             continue

@@ -1,8 +1,8 @@
-"""A map from a share of its passes: the network's other answers are predicted by regression over the masks.
+"""Estimates a map from a share of its passes: the network's other responses are predicted by regression over the masks.
 
-A method that masks an image n times makes its map Σ r·v of the responses r to its masks and of what each response adds to the map, v. A
-response is a smooth function of the mask, so that a Gaussian process, fitted to the responses to some masks, predicts the others, and by
-how much the map may differ from the one of all passes.
+A method that masks an image n times computes its map as Σ r·v, where r are the responses to its masks and v is what each response adds to
+the map. A response is a smooth function of the mask. A Gaussian process that is fitted to the responses to some masks therefore predicts
+the others, and how much the map may differ from the map of all passes.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ from xattn.explainers.gaussian_process import (
 from xattn.metrics.target_base import Target
 
 FEWEST = 8
-"""Passes of an image at least, if it has as many masks: fewer tell nothing of how smooth the responses are."""
+"""Fewest passes per image, if it has as many masks: fewer do not show how smooth the responses are."""
 MOST = 4_000
-"""Passes of an image at most: beyond, the regression costs more than the passes that it spares."""
+"""Most passes per image: with more, the regression costs more than the passes that it saves."""
 ROUNDS = 6
 FIRST = 0.25
 STEP = 0.05
-"""Of the passes, in a round, where they end at a tolerance."""
+"""Share of the passes that are run in each round, if the passes end at a tolerance."""
 AVERAGED = 4
 DRAWN = 0.5
 EVENLY = 0.1
 CAUTION = 1.3
-"""Standard errors are so much larger than the regression's own: the least at which they cover 95 % of the cells at a tenth and at a quarter
-of the passes on each of four networks, on pictures of imagenette/val."""
+"""Factor on the regression's own standard errors: the smallest one with which they cover 95 % of the cells at a tenth and at a quarter of
+the passes on each of four networks, on pictures of imagenette/val."""
 BLOCK = 512
 SMALLEST = 1e-30
 
 
 def log_odds(target: Target, output: Tensor) -> Tensor:
-    """Of the target's probability, `(b,)` float64; finite where the probability is 0 or 1."""
+    """Log-odds of the target's probability, `(b,)` float64; finite where the probability is 0 or 1."""
     found = target.probability(output)
     return found.p.clamp(min=SMALLEST).log() - found.rest.clamp(min=SMALLEST).log()
 
@@ -58,9 +58,10 @@ class Budget:
     """When the passes end.
 
     Attributes:
-        share: of the passes, at most.
+        share: largest share of the passes.
         tolerance: the predicted error of a map at which its passes end: root mean square over the cells, in units of the map's range.
-        unbiased: the last half of the passes is drawn at random, and what the predictions miss there stands for the masks that are not run.
+        unbiased: the last half of the passes is drawn at random, and the errors of the predictions there estimate those of the masks that
+            are not run.
     """
 
     share: float
@@ -69,10 +70,10 @@ class Budget:
 
     @classmethod
     def of(cls, method: str, budget: float | None, tolerance: float | None, unbiased: bool = False) -> Budget | None:
-        """That of a method's settings; None if it runs all passes.
+        """The budget of a method's settings; None if it runs all passes.
 
         Raises:
-            SettingError: a setting that cannot be.
+            SettingError: a setting is out of range.
         """
         if budget is not None and not 0 < budget <= 1:
             raise SettingError(f"{method}'s budget is the share of its passes that are run, above 0 and at most 1; got budget={budget}.")
@@ -88,7 +89,7 @@ class Budget:
         return cls(1.0 if budget is None else budget, 0.0 if tolerance is None else tolerance, unbiased)
 
     def passes(self, count: int) -> int:
-        """The most passes of an image with so many masks."""
+        """The largest number of passes for an image with this many masks."""
         return min(count, max(FEWEST, round(self.share * count)))
 
 
@@ -98,7 +99,7 @@ class Masks(NamedTuple):
     Attributes:
         inputs: `(n, d)` float64, each mask at a few cells.
         effects: `(n, c)` float64, what a response of 1 to it adds to each cell of the map.
-        rectified: negative cells of the map are set to 0, so that nothing about them has to be known but that they are negative.
+        rectified: negative cells of the map are set to 0, so it is enough to know that they are negative.
     """
 
     inputs: Tensor
@@ -107,11 +108,11 @@ class Masks(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """What comes of one image.
+    """The estimate for one image.
 
     Attributes:
-        responses: `(n,)` float64, those of the network to the masks that were run, and predictions of the others. Of an unbiased estimate,
-            predictions, and beyond them what they miss, over the mask's probability of being drawn, for those that were.
+        responses: `(n,)` float64, those of the network to the masks that were run, and predictions for the others. In an unbiased estimate:
+            the predictions, plus, for masks that were drawn, the prediction's error divided by the mask's probability of being drawn.
         error: `(c,)` float64, standard error of the map at each cell; 0 if every mask was run.
         passes: masks that were run.
     """
@@ -122,11 +123,11 @@ class Estimate(NamedTuple):
 
 
 Ask = Callable[[Sequence[list[int]]], Sequence[Tensor]]
-"""For each image the numbers of some masks → the latent values of its responses to them."""
+"""For each image, the numbers of some masks → the latent values of the responses to them."""
 
 
 def expected_similarity(maps: Tensor, errors: Tensor) -> Tensor:
-    """The correlation of maps with the exact ones that their standard errors suggest, `(B,)`; NaN where a map is no number.
+    """The correlation of maps with the exact ones, as expected from their standard errors, `(B,)`; NaN where a map has NaN.
 
     >>> expected_similarity(torch.tensor([[[0.0, 2.0]]]), torch.tensor([[[1.0, 1.0]]]))
     tensor([0.7071], dtype=torch.float64)
@@ -137,26 +138,26 @@ def expected_similarity(maps: Tensor, errors: Tensor) -> Tensor:
 
 
 def estimates(images: Sequence[Masks], ask: Ask, response: Response, budget: Budget, seeds: Sequence[int] = ()) -> list[Estimate]:
-    """The responses of some images to all of their masks, from as many passes as a budget allows.
+    """Estimates the responses to all masks of some images, from as many passes as a budget allows.
 
-    The first masks are those that are most telling of the map, were the responses as smooth as the masks' distances suggest. Each further
-    round fits the regression and takes the masks whose responses would reduce the map's predicted variance most, one after the other. The
-    images of a batch share the rounds' forwards and nothing else.
+    The first masks are those that are most informative about the map if the responses are as smooth as the masks' distances suggest. Each
+    further round fits the regression and takes the masks whose responses would reduce the map's predicted variance most, one after the
+    other. The images of a batch share only the forwards of the rounds.
 
-    An unbiased estimate is a difference estimator (Särndal, Swensson and Wretman 1992, Sec. 6.3): the regression takes half of the passes,
-    the others are drawn from the masks that are left, more often where the prediction is less sure, and by what each differs from its
-    prediction counts for as many masks as one over its probability. The mean over draws is the sum of all responses, whatever the
-    regression predicts.
+    An unbiased estimate is a difference estimator (Särndal, Swensson and Wretman 1992, Sec. 6.3): the regression uses half of the passes.
+    The others are drawn from the remaining masks, with a higher probability where the prediction is less certain, and the error of each
+    one's prediction is divided by its probability of being drawn. The mean over draws is then the sum of all responses, for any prediction
+    of the regression.
 
     Args:
-        images: their masks.
+        images: the masks of each image.
         ask: runs the network.
         response: latent value → response.
         budget: when the passes end.
-        seeds: of the images, for what an unbiased estimate draws.
+        seeds: of the images, for the masks that an unbiased estimate draws.
 
     Raises:
-        SettingError: the budget comes to more passes than a regression takes.
+        SettingError: the budget allows more passes than a regression can use.
     """
     states = [_Image(masks, budget, response, seeds[number] if seeds else 0) for number, masks in enumerate(images)]
     while any(wanted := [state.wanted() for state in states]):
@@ -166,13 +167,13 @@ def estimates(images: Sequence[Masks], ask: Ask, response: Response, budget: Bud
 
 
 class _Posterior(NamedTuple):
-    """What the responses to the masks that were run say of all latent values.
+    """Posterior of all latent values, given the responses to the masks that were run.
 
     Attributes:
         mean: `(n,)`.
         variance: `(n,)`, with that of the nugget.
-        known: `(m, n)`, whose product with itself is the correlation that the responses explain.
-        level: `(n,)`, whose product with itself is what not knowing the mean adds.
+        known: `(m, n)`; its product with itself is the correlation that the responses explain.
+        level: `(n,)`; its product with itself is what the unknown mean adds.
     """
 
     mean: Tensor
@@ -195,7 +196,7 @@ class _Image:
             )
         self.seed = seed
         self.drawn: list[int] = []
-        self.missed = self.effects.new_empty(0)  # by how much the responses to the drawn masks differ from their predictions
+        self.missed = self.effects.new_empty(0)  # differences of the responses to the drawn masks from their predictions
         self.chosen: list[int] = []
         self.latents = self.effects.new_empty(0)
         self.ended = False
@@ -227,7 +228,7 @@ class _Image:
         return self._most_telling(kernel, posterior, self.effects * moments.slope[:, None] * self._counted(kernel), step)
 
     def add(self, numbers: list[int], latents: Tensor) -> None:
-        """Takes the answers to some masks."""
+        """Adds the responses to some masks."""
         if not numbers:
             return
         if self.drawn:
@@ -244,7 +245,7 @@ class _Image:
         self.ended = not bool(torch.isfinite(self.latents).all())
 
     def estimate(self) -> Estimate:
-        """The responses, averaged over the covariances that the answers leave likely."""
+        """The responses, averaged over the covariances that are likely given the known responses."""
         count = len(self.inputs)
         responses, error = self.effects.new_full((count,), torch.nan), self.effects.new_zeros(self.effects.shape[1])
         if not bool(torch.isfinite(self.latents).all()):
@@ -265,7 +266,7 @@ class _Image:
         return Estimate(responses, error, len(self.chosen) + len(self.drawn))
 
     def _draw(self) -> list[int]:
-        """As many masks as are left to run, each of those not chosen with its probability."""
+        """Draws the masks of the remaining passes from those not chosen yet, each with its probability."""
         generator = torch.Generator().manual_seed(self.seed)
         order, start = torch.randperm(len(self.inputs), generator=generator), torch.rand((), generator=generator, dtype=torch.float64)
         ends = self._probabilities().cpu()[order].cumsum(dim=0) - start
@@ -274,7 +275,8 @@ class _Image:
         return self.drawn
 
     def _probabilities(self) -> Tensor:
-        """Of drawing each mask; 0 for those that were chosen. By what its prediction's error may do to the map, and a tenth evenly."""
+        """Probability of drawing each mask, by the possible effect of its prediction's error on the map, a tenth evenly; 0 for chosen
+        masks."""
         kernel, _, moments = self._predict()
         weights = moments.variance.sqrt() * (self.effects * self._counted(kernel)).norm(dim=1)
         free = torch.ones_like(weights)
@@ -294,7 +296,7 @@ class _Image:
     def _corrected(self, predictions: Tensor) -> tuple[Tensor, Tensor]:
         """Responses whose sum is unbiased, and the standard error over draws of each cell of their map.
 
-        Its shape is that of the predicted variances, its size that of what the predictions missed.
+        The error has the shape of the predicted variances and the size of the predictions' errors.
         """
         _, _, moments = self._predict()
         probability = self._probabilities()
@@ -338,7 +340,7 @@ class _Image:
         return _Posterior(mean + known.mT @ (values - mean * ones), variance.clamp(min=TINY), known, level)
 
     def _moments(self, posterior: _Posterior) -> Moments:
-        """Of the responses; of those that are known, the value alone."""
+        """Moments of the responses; for known responses, only the value."""
         found = moments_of(self.response, posterior.mean, posterior.variance)
         found.mean[self.chosen] = self.response(self.latents)
         found.slope[self.chosen] = 0.0
@@ -357,12 +359,12 @@ class _Image:
         return moments.mean, moments.mean @ self.effects, variance.clamp(min=0)
 
     def _explained(self, kernel: Kernel, effects: Tensor) -> Tensor:
-        """The covariance of cells and latent values before any answer, without the nugget: `(n, c)` → `(c, n)`."""
+        """Prior covariance of cells and latent values, without the nugget: `(n, c)` → `(c, n)`."""
         blocks = self.inputs.split(BLOCK)
         return torch.cat([effects.mT @ kernel.correlation(self.inputs, block) for block in blocks], dim=1)
 
     def _most_telling(self, kernel: Kernel, posterior: _Posterior | None, effects: Tensor, count: int) -> list[int]:
-        """The masks that reduce the summed variance of the map's cells most, each beside those before it."""
+        """The masks that reduce the summed variance of the map's cells most, each given those chosen before it."""
         if posterior is None:
             known, level = self.inputs.new_zeros(0, len(self.inputs)), self.inputs.new_ones(len(self.inputs))
         else:

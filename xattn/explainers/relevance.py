@@ -1,24 +1,24 @@
 """Layer-wise relevance propagation through the operations of a forward, by the rules of Chefer et al. 2021a (CVPR), Sec. 3.
 
-An operation hands the relevance R of what it gave to what it took. A linear map of x with weights w does so over the positive ones of its
-products (Eq. 6), biases left out:
+An operation distributes the relevance R of its output over its inputs. A linear map of x with weights w distributes it over its positive
+products (Eq. 6), without biases:
 
     R_j = Σ_i R_i · (x_j w_ji)⁺ / Σ_k (x_k w_ki)⁺
 
-A sum or a product L of two tensors u and v, of matrices or of elements, hands to each (Eq. 7)
+A sum or a product L of two tensors u and v, of matrices or of elements, passes to each (Eq. 7)
 
     R_u = u ⊙ ∂L/∂u · R / L,    R_v = v ⊙ ∂L/∂v · R / L
 
 normalised over the image so that Σ R_u + Σ R_v = Σ R (Eq. 9 and 10):
 
-    R_u ← R_u · |Σ R_u| / (|Σ R_u| + |Σ R_v|) · Σ R / Σ R_u,    and R_v likewise
+    R_u ← R_u · |Σ R_u| / (|Σ R_u| + |Σ R_v|) · Σ R / Σ R_u,    and R_v in the same way
 
-A product hands Σ R to each, so that this halves both. A mean is a linear map with equal weights. Softmax, functions of single elements and
-normalisations pass R on unchanged, as in the authors' release; so do factors, divisors and terms that do not depend on the image. What
-moves elements moves their relevance. R / L is 0 where L is 0. Every other operation is refused.
+A product passes Σ R to each, so the normalisation halves both. A mean is a linear map with equal weights. Softmax, functions of single
+elements and normalisations pass R on unchanged, as in the authors' release; so do factors, divisors and terms that do not depend on the
+image. Operations that move elements move their relevance with them. R / L is 0 where L is 0. Every other operation raises an error.
 
 **Differs** from the release: sums are taken over each image, not over the batch; and the forward and R are computed in float64 where the
-device has it, since R / L grows where a sum is near 0, until a map in float32 shows its rounding.
+device has it, since R / L is large where a sum is near 0, and a map in float32 would show the rounding.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ OF_A_NORM = frozenset({"clamp", "clamp_min", "expand", "linalg_vector_norm", "po
 
 @dataclass(frozen=True)
 class _Step:
-    """One operation on the way back.
+    """One operation in the backward propagation of relevance.
 
     Attributes:
         call: the operation.
-        forward: all of them.
-        received: relevance of each of its results, None where none came.
+        forward: all operations of the forward.
+        received: relevance of each of its results; None for a result without relevance.
         per_image: a tensor → its sum over each image, of a shape that broadcasts with it.
     """
 
@@ -67,7 +67,7 @@ class _Step:
 
     @property
     def relevance(self) -> Tensor:
-        """Of the result that what follows was computed from."""
+        """Relevance of the result that later operations use."""
         return next(each for each in self.received if each is not None)
 
     def operand(self, position: int) -> Tensor:
@@ -77,10 +77,10 @@ class _Step:
         return found.to(self.relevance.dtype)
 
     def inputs(self, *positions: int) -> list[Value]:
-        """Those of some arguments that depend on the image.
+        """The arguments, of those given, that depend on the image.
 
         Raises:
-            UnsupportedError: others depend on it, too.
+            UnsupportedError: other arguments depend on the image, too.
         """
         found = [each for each in (self.call.arguments[position] for position in positions) if isinstance(each, Value)]
         if len(found) != len(self.call.inputs):
@@ -88,12 +88,12 @@ class _Step:
         return found
 
     def summed(self, value: Value, relevance: Tensor) -> tuple[Value, Tensor]:
-        """Relevance of a tensor that was broadcast."""
+        """Relevance of a tensor that was broadcast, summed to its shape."""
         return value, relevance.sum_to_size(self.forward.values[value.number].shape)
 
 
 Handed = list[tuple[Value, Tensor]]
-"""What an operation took, and the relevance of it."""
+"""The inputs of an operation, with their relevance."""
 
 
 def _no_rule(call: Operation, which: str = "") -> UnsupportedError:
@@ -110,7 +110,7 @@ def _unchanged(step: _Step) -> Handed:
 
 
 def _adjoint(step: _Step, received: Sequence[Tensor | None], leaf: Callable[[Tensor], Tensor]) -> Handed:
-    """What the transposed map of a linear operation gives, of what came to each of its results."""
+    """Applies the transposed map of a linear operation to the relevance of its results."""
     if not all(step.forward.values[value.number].is_floating_point() for value in step.call.inputs):
         raise _no_rule(step.call, ", of which an index or a mask depends on the image")
     leaves = {value: leaf(step.forward.values[value.number]).requires_grad_() for value in dict.fromkeys(step.call.inputs)}
@@ -206,20 +206,20 @@ RULES: dict[str, Callable[[_Step], Handed]] = {
     "addmm": lambda step: _matrix_product(step, 1, 2),
     "baddbmm": lambda step: _matrix_product(step, 1, 2),
 }
-"""By the name of the operation."""
+"""Rules by the name of the operation."""
 
 
 def propagated(forward: Operations, start: Tensor, to: Sequence[Value], per_image: Callable[[Tensor], Tensor]) -> list[Tensor]:
-    """The relevance of some tensors of a forward.
+    """Propagates relevance from the output of a forward back to some of its tensors.
 
     Args:
         forward: its operations.
         start: relevance of its output.
-        to: tensors that operations gave, in order.
+        to: results of operations, in order.
         per_image: a tensor → its sum over each image, of a shape that broadcasts with it.
 
     Raises:
-        UnsupportedError: on the way is an operation that has no rule.
+        UnsupportedError: an operation on the way has no rule.
     """
     received = {forward.output: start}
     first = next(number for number, call in enumerate(forward.calls) if to[0] in call.results)
@@ -239,12 +239,12 @@ def propagated(forward: Operations, start: Tensor, to: Sequence[Value], per_imag
 
 
 def attention_relevance(trace: Trace) -> list[Tensor]:
-    """The relevance of each layer's attention for the score, `(B, heads, N, N)`; one more forward of the batch, without gradients.
+    """LRP relevance of each layer's attention for the score, `(B, heads, N, N)`; runs one more forward of the batch, without gradients.
 
-    It starts at the output from the gradient of the score: 1 at the class that is explained, and 0 elsewhere.
+    It starts at the output with the gradient of the score: 1 at the explained class, and 0 elsewhere.
 
     Raises:
-        UnsupportedError: the network has no layers of attention that can be followed, or computes something that there is no rule for.
+        UnsupportedError: the network has no layers of attention that can be followed, or uses an operation without a rule.
     """
     classifier, layers, size = trace.classifier, trace.layers, len(trace.images)
     with evaluating(classifier), attention_kept():

@@ -1,4 +1,4 @@
-"""Class activation maps weighted by the network's answer to what each feature map shows of the image."""
+"""Score-CAM: class activation maps weighted by the network's response to the image masked by each feature map."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ Weighting = Literal["probability", "logit-softmax", "increase"]
 @register("score-cam", needs={Need.FEATURES}, source="Wang et al. 2020, Alg. 1")
 @dataclass(frozen=True)
 class ScoreCAM(RunsNetworkAgain):
-    """Feature maps weighted by the target's probability when only the image behind each of them is left.
+    """Feature maps weighted by the target's probability for the image masked by each of them.
 
-    Masks are made within each chunk of forwards: nothing of size channels × H × W is ever held. A constant channel has weight 0 and is
+    Masks are made within each chunk of forwards: no tensor of size channels × H × W is ever stored. A constant channel has weight 0 and is
     not run; channels with the same mask are run once.
 
     Attributes:
@@ -39,12 +39,12 @@ class ScoreCAM(RunsNetworkAgain):
         top: run only the channels with the largest sum of |F|; the others have weight 0. With "probability", a cell of the raw map then
             differs by at most the sum of |F| there over the skipped channels; a run reports by how much its scores differ on a sample.
             None: all.
-        budget: share of the channels' passes that are run; the other answers are predicted by a Gaussian process over the masks, see
+        budget: share of the channels' passes that are run; the other responses are predicted by a Gaussian process over the masks, see
             `explainers/regression.py`. The maps' `errors` hold each cell's standard error. None: all.
         tolerance: end the passes of an image once the map's predicted error, the root mean square over its cells, is below this share of
             the map's range; with `budget`, whichever comes first.
         unbiased: draw half of the budget's passes at random, so that the weighted sum of the features, before its negative cells are set to
-            0, is right on average over draws. Each map is further from the exact one than without.
+            0, is unbiased over draws. A single map differs more from the exact one than without this setting.
         align_corners: upsample feature maps with aligned corners, as pytorch-grad-cam and the CA-Stream release do.
     """
 
@@ -89,7 +89,8 @@ class ScoreCAM(RunsNetworkAgain):
         """Raw map `(B, h, w)`, ≥ 0, at the stage's resolution.
 
         Raises:
-            UnsupportedError: the weights are probabilities, and the target has none; or a map of patches is to be estimated.
+            UnsupportedError: the weights are probabilities, but the target has none; or a budget or a tolerance is set at a stage of
+                patches.
         """
         if self.weighting != "logit-softmax" and not trace.target.has_probability:
             raise UnsupportedError(
@@ -128,8 +129,8 @@ class ScoreCAM(RunsNetworkAgain):
         Args:
             trace: of the batch.
             limit: when the passes end.
-            image: `(n,)`, of each mask.
-            channel: `(n,)`, whose mask it is.
+            image: `(n,)`, the image of each mask.
+            channel: `(n,)`, the channel of each mask.
             effects: `(n, h·w)`, sum of the features of the channels that have this mask.
         """
         maps = widened(trace.features[image, channel].flatten(1))
@@ -162,7 +163,7 @@ class ScoreCAM(RunsNetworkAgain):
             low, high = (extreme[:, None, None, None] for extreme in within.aminmax(dim=1))
             first, last = owners[part.start], owners[part.stop - 1]
             shown = images[first, None] if first == last else images[i]
-            span = high - low  # 0 where a channel shows nothing once it is laid back
+            span = high - low  # 0 where a channel shows nothing on the image
             return shown * maps.sub_(low).div_(torch.where(span > 0, span, 1)), i
 
         return PerturbedImages(len(image), make)
@@ -183,14 +184,14 @@ def _outermost(cells: int, pixels: int) -> Tensor:
 
 
 def _with_outside(features: Tensor) -> Tensor:
-    """Maps of patches `(B, C, n·h, w)` with a row of zeros, what they are outside all boxes."""
+    """Maps of patches `(B, C, n·h, w)` with a row of zeros, their value outside all boxes."""
     return functional.pad(features, (0, 0, 0, 1))
 
 
 def _distinct(features: Tensor, image: Tensor, channel: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The (image, channel) pairs whose masks differ, and for each given pair the position of the one with its mask.
 
-    Usually, channels with the same mask are active at one and the same single cell.
+    Channels with the same mask are usually active at the same single cell.
     """
     chosen: list[Tensor] = []
     back: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""Class activation maps of each step of a network that looks repeatedly."""
+"""Class activation maps of single steps of a two-stream network."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ Cam = Literal["grad-cam", "grad-cam++", "layer-cam", "hires-cam", "xgrad-cam", "
 @register("step-cam", needs={Need.FEATURES, Need.GRADIENTS, Need.STEPS}, source="Shroff 2020, Ch. 5")
 @dataclass(frozen=True)
 class StepCAM:
-    """Class activation map of a step of a two-stream network: of the local stream's classifier on the output of that step alone.
+    """Class activation map of one step of a two-stream network: that of the local stream's classifier on the output of only this step.
 
     The classes are the targets of the network's own output.
 
     Attributes:
-        step: from 1.
-        cam: the method.
+        step: number of the step, from 1.
+        cam: the method that computes the map.
 
-    Differs: the released code multiplies the gradient by the logit, which leaves the map as it is once it is min-maxed.
+    Differs: the released code multiplies the gradient by the logit, which does not change the min-maxed map.
     """
 
     step: int = 1
@@ -36,10 +36,10 @@ class StepCAM:
             raise SettingError(f"steps are counted from 1; got step={self.step}.")
 
     def __call__(self, trace: Trace) -> Tensor:
-        """Raw map `(B, h, w)` at the stage's resolution, as that of the method.
+        """Raw map `(B, h, w)` of the method, at the stage's resolution.
 
         Raises:
-            UnsupportedError: the network has no steps, or not as many, or the stage is not one of its local stream.
+            UnsupportedError: the network has no steps or fewer steps, or the stage is not one of its local stream.
         """
         steps = trace.looks_of("step-cam", self.step).steps
         if trace.patches is None:

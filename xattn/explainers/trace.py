@@ -1,4 +1,4 @@
-"""One forward of a batch, and the backwards that are needed."""
+"""`Trace`: one forward of a batch, and the backwards that methods need."""
 
 from __future__ import annotations
 
@@ -61,27 +61,27 @@ class _Lazy(Generic[T]):
 
 
 class Trace:
-    """What one forward of a batch gives, and its gradients; each is computed once, on first use.
+    """Output, features and attention of one forward of a batch, and gradients; each is computed once, on first use.
 
-    Gradients are taken with respect to the features or the image alone: no parameter's `.grad` changes.
+    Gradients are taken only with respect to the features or the image: no parameter's `.grad` changes.
 
     Args:
         classifier: the network.
         images: `(B, 3, H, W)` in pixel space.
         rule: how the targets are chosen.
-        labels: class index of each image, or None; for rules that follow labels.
+        labels: class index of each image, or None; for rules that use labels.
         stage: where features are taken; None for a network without a default stage, for methods that use no features.
-        needs: what will be read from the trace. Without image gradients, the graph starts at the stage, and what is before it runs without
-            a graph.
+        needs: what will be read from the trace. Without image gradients, the graph starts at the stage, and earlier layers run without a
+            graph.
         predictor: for methods that run the network again.
-        seed: of the run, for randomness.
+        seed: of the run, for everything random.
         names: of the images, for maps in files.
-        frames: how each image lies in its picture, likewise.
+        frames: where each image lies in its picture, for maps in files.
 
     Attributes:
-        images: as given; a leaf of the graph where image gradients are needed.
+        images: the batch; a leaf of the graph if image gradients are needed.
         memo: results that several methods of the trace share, by name.
-        errors: standard error of each cell of a raw map whose answers are predicted in part, by the `repr` of the method.
+        errors: by the `repr` of the method, the standard error of each cell of a raw map whose responses are partly predicted.
         given_stage: where features are taken, or None.
     """
 
@@ -128,7 +128,7 @@ class Trace:
         """Where features are taken.
 
         Raises:
-            UnsupportedError: none is given, and the network has no default.
+            UnsupportedError: no stage is given, and the network has no default.
         """
         return self.classifier.stage() if self.given_stage is None else self.given_stage
 
@@ -144,7 +144,7 @@ class Trace:
 
     @_Lazy
     def target(self) -> Target:
-        """What is explained of each image; fixed once, on these images."""
+        """The explained target of each image; chosen once, from these images."""
         if self._rule.fixed is not None:
             return self._rule.fixed.expanded(len(self.images)).to(self.images.device)
         return self._rule.bind(self.classifier, self.output, self._labels).expanded(len(self.images))
@@ -157,29 +157,29 @@ class Trace:
 
     @property
     def looks(self) -> Looks | None:
-        """How a two-stream network looked at the patches; None of another network."""
+        """How a two-stream network looked at the patches; None for other networks."""
         return self._forward.looks
 
     @property
     def gates(self) -> dict[str, Tensor]:
-        """Gates of positions `(B, 1, h, w)` of a network with relation-aware attention, by stage; empty of another network."""
+        """Gates of positions `(B, 1, h, w)` of a network with relation-aware attention, by stage; empty for other networks."""
         return self._forward.gates
 
     @property
     def regions(self) -> Tensor | None:
-        """Weights of the positions in the region vector of each class of an OCR network, `(B, L, h, w)`; None of another network."""
+        """Weights of the positions in the region vector of each class of an OCR network, `(B, L, h, w)`; None for other networks."""
         return self._forward.regions
 
     @property
     def patches(self) -> Looks | None:
-        """How the network looked at the patches, where the stage's maps are of patches; else None."""
+        """How the network looked at the patches, at a stage of patches; else None."""
         return self._forward.looks if self.given_stage is not None and self.given_stage.boxes else None
 
     def looks_of(self, method: str, step: int = 1) -> Looks:
         """How a two-stream network looked at the patches, for a method that shows a step.
 
         Raises:
-            UnsupportedError: it is another network, or has fewer steps.
+            UnsupportedError: the network is not a two-stream network, or has fewer steps.
         """
         if self.looks is None:
             raise UnsupportedError(f"{method} shows a step of a two-stream network (focus:BACKBONE); {self.classifier.name} has no steps.")
@@ -188,17 +188,17 @@ class Trace:
         return self.looks
 
     def on_image(self, maps: Tensor, images: Tensor | slice = slice(None)) -> Tensor:
-        """Maps of the stage as they lie on the image: those of patches laid back and added, see `Looks.joined`; others as they are.
+        """Maps of the stage, placed on the image: maps of patches are put in place and added, see `Looks.joined`; others do not change.
 
         Args:
-            maps: `(b, h, w)`, as the features.
-            images: which of the batch they are of.
+            maps: `(b, h, w)`, at the resolution of the features.
+            images: which images of the batch the maps belong to.
         """
         size = (self.images.shape[2], self.images.shape[3])
         return maps if self.patches is None else self.patches.joined(maps, size, images)
 
     def answering(self, output: Tensor) -> Trace:
-        """The same forward with something else that it computed as the output: scores and gradients are then those of it.
+        """The same forward with another of its tensors as the output: scores and gradients then belong to that tensor.
 
         Args:
             output: `(B, K)`, in the graph of the forward. The targets stay those of the network's own output.
@@ -212,7 +212,7 @@ class Trace:
 
     @property
     def features(self) -> Tensor:
-        """Feature maps of the stage, `(B, C, h, w)`, float32 or float64 whatever the network computes in.
+        """Feature maps of the stage, `(B, C, h, w)`, float32 or float64 for any precision of the network.
 
         At a stage of patches `(B, C, n·h, w)`, the n patches of an image one below the other.
         """
@@ -220,7 +220,7 @@ class Trace:
 
     @property
     def score(self) -> Tensor:
-        """Sum over the batch of each image's score: in eval mode its gradient is each image's own."""
+        """Sum of the images' scores over the batch; in eval mode, its gradient at an image is that of this image's own score."""
         return self.target.score(self.output).sum()
 
     @_Lazy
@@ -235,18 +235,18 @@ class Trace:
 
     @property
     def layers(self) -> list[Tensor]:
-        """Attention between all tokens by layer, `(B, heads, N, N)`, rows summing to one, however the network computes it.
+        """Attention between all tokens by layer, `(B, heads, N, N)`, with rows that sum to one, for every implementation of attention.
 
         Raises:
-            UnsupportedError: the network has none, its tokens are mixed by something else as well, or the head replaces its pooling.
+            UnsupportedError: the network has none, something else mixes its tokens as well, or the head replaces its pooling.
         """
         self._require_layers()
         return [_full(by_head(found.detach(), len(self.images))) for found in self._forward.layers]
 
     @property
     def pooled_tokens(self) -> Tensor:
-        """The share of each token of the last map in what is classified, `(B, N)`: all of it a class token's, the same for each token of a
-        mean, or the attention, averaged over heads, of a pooling by attention.
+        """The share of each token of the last map in the classified vector, `(B, N)`: 1 for a class token, equal shares for mean pooling,
+        and the attention, averaged over heads, for pooling by attention.
         """
         self._require_layers()
         if self._forward.pooling is not None:
@@ -280,7 +280,7 @@ class Trace:
         return gradient
 
     def _gradients(self, score: Tensor, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
-        """The gradients of a score, which keep the graph."""
+        """The gradients of a score; the graph is kept."""
         try:
             return torch.autograd.grad(score, inputs, retain_graph=True)
         except RuntimeError as error:
@@ -310,13 +310,13 @@ class Trace:
         self._context, self._member = context, member
 
     def respond(self, key: str, run: PerturbedImages, read: Callable[[Target, Tensor], Tensor], chunk: int | None = None) -> Tensor:
-        """Runs the network on perturbed images, and reads one number from each output.
+        """Runs the network on perturbed images and reads one number from each output.
 
-        Heads on one backbone that share a context are run together, once for all.
+        Heads on one backbone that share a context are run together.
 
         Args:
             key: identifies these images within the batch.
-            run: the perturbed images, each made from one image of the batch; they depend on the images and their features alone.
+            run: the perturbed images, each made from one image of the batch; they depend only on the images and their features.
             read: the targets and the output of some images → `(b,)`.
             chunk: images per forward; None: the run's.
 
@@ -327,10 +327,10 @@ class Trace:
         return context.respond(key, self._member, run, self.images, read, chunk)
 
     def scores(self, images: Tensor) -> Tensor:
-        """The score of changed copies of the images, in eval mode and with a graph: one more forward.
+        """The scores of changed copies of the images, in eval mode and with a graph; runs one more forward.
 
         Args:
-            images: `(copies · B, 3, H, W)` in pixel space: the batch in its order, again and again.
+            images: `(copies · B, 3, H, W)` in pixel space: the batch in its order, repeated.
 
         Returns:
             `(copies · B,)`, differentiable with respect to `images`.
@@ -355,12 +355,12 @@ def trace(
     predictor: Predictor | None = None,
     seed: int = 0,
 ) -> Trace:
-    """A trace of a batch whose forward is run at once; arguments that are left out get the defaults of `xattn.explain`.
+    """Creates a trace of a batch and runs its forward; arguments that are left out get the defaults of `xattn.explain`.
 
     Args:
         classifier: the network.
         images: `(B, 3, H, W)` in pixel space.
-        target: what is explained, as for `xattn.explain`.
+        target: what to explain, as for `xattn.explain`.
         labels: class index of each image, or None.
         stage: where features are taken; None: at the input of the pooling.
         needs: what will be read from the trace.

@@ -1,4 +1,4 @@
-"""Attention of a vision transformer's own layers, followed from the tokens that are classified to those of the image."""
+"""Methods for vision transformers: attention of their layers, propagated from the classified tokens back to those of the image."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WITH_GRADIENTS = frozenset({Need.LAYERS, Need.LAYER_GRADIENTS})
 @register("attention", needs=LAYERS, source="Vaswani et al. 2017, Eq. 1", caution=CLASS_FREE)
 @dataclass(frozen=True)
 class LayerAttention:
-    """Attention of one layer: what the tokens that are classified attend to there.
+    """Attention of one layer, from the classified tokens to those of the image.
 
     Attributes:
         layer: counted from 0; negative from the end.
@@ -54,7 +54,7 @@ class LayerAttention:
 
 @register("rollout", needs=LAYERS, source="Abnar and Zuidema 2020, Sec. 3", caution=CLASS_FREE)
 def rollout(trace: Trace) -> Tensor:
-    """Product over the layers of ½(A + I), A the mean over heads, from the tokens that are classified back to the image.
+    """Product over the layers of ½(A + I), A the mean over heads, from the classified tokens back to the image.
 
     Returns:
         Raw map `(B, h, w)`, in [0, 1].
@@ -95,7 +95,7 @@ def chefer(trace: Trace) -> Tensor:
         Raw map `(B, h, w)`, ≥ 0, of the rows of the tokens that are classified.
 
     Raises:
-        UnsupportedError: the network has no attention that can be followed, or an operation that relevance has no rule for.
+        UnsupportedError: the network has no attention that can be followed, or an operation without a rule for relevance.
     """
     pairs = zip(reversed(attention_relevance(trace)), reversed(trace.layer_gradients), strict=True)
     return _map(trace, _followed(trace, ((relevance * gradient).relu().mean(dim=1) for relevance, gradient in pairs)))
@@ -105,7 +105,7 @@ def chefer(trace: Trace) -> Tensor:
 def legrad(trace: Trace) -> Tensor:
     """Mean over layers, heads and queries of the positive gradient, with respect to a layer's attention, of that layer's own score.
 
-    A layer's score is that of its output tokens behind the network's last norm, pooling and classifier. All layers' scores come from one
+    A layer's score is computed from its output tokens by the network's last norm, pooling and classifier. All layers' scores come from one
     forward and one backward, in which no gradient passes from a layer to the one before.
 
     Returns:
@@ -120,7 +120,7 @@ def legrad(trace: Trace) -> Tensor:
 
 
 def _read_out(trace: Trace) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
-    """The output of each layer, its attention, its score, and the outputs joined, which the scores have a graph to."""
+    """The output of each layer, its attention, its score, and the joined outputs, to which the scores have a graph."""
     classifier, count = trace.classifier, len(trace.layers)
     last = classifier.token_stages[-1].layout
     outputs: list[Tensor] = []
@@ -147,7 +147,7 @@ def _read_out(trace: Trace) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]
 
 
 def _followed(trace: Trace, steps: Iterable[Tensor], *, halved: bool = False, normalised: bool = False) -> Tensor:
-    """What the tokens that are classified are made of: their shares times I + A of each layer, from the last to the first.
+    """Contribution of each token to the classified tokens: their shares times I + A of each layer, from the last to the first.
 
     Args:
         trace: of the images.

@@ -1,4 +1,4 @@
-"""Heads, which stand between features and logits: each is a plain module, with its settings in a frozen dataclass."""
+"""Heads, which compute logits or the pooled vector from features: each is a plain module with settings in a frozen dataclass."""
 
 from xattn.heads import abmilp, b_cnn, br_npa, ca_stream, dg_net, ep, gap, map, protopnet, simpool
 from xattn.heads.abmilp import AbMILP, AbMILPHead

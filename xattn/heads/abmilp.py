@@ -20,12 +20,12 @@ from xattn.registry import AtMost
 class AbMILP(HeadSettings):
     """A small network scores each feature vector; their mean, weighted by a softmax of the scores; → linear.
 
-    Its scoring network, which has no query, is what defines it: it takes no other alignment.
+    The scoring network, which has no query, defines this head: there is no setting for the alignment.
 
     Attributes:
-        hidden: width of the network that scores; Przewięźlikowski et al. take as many as there are channels.
-        gated: multiply its tanh by a sigmoid gate (Eq. 9); False: tanh alone (Eq. 8), as Przewięźlikowski et al. do.
-        distribution: how weights are made of the scores, `xattn list distributions`; the papers' is softmax.
+        hidden: width of the scoring network; Przewięźlikowski et al. use the number of channels.
+        gated: multiply its tanh by a sigmoid gate (Eq. 9); False: only tanh (Eq. 8), as in Przewięźlikowski et al.
+        distribution: how weights are computed from the scores, `xattn list distributions`; the papers' is softmax.
     """
 
     hidden: Annotated[int, AtMost(65_536)] = 128
@@ -81,9 +81,9 @@ class AbMILPHead(ClassifierHead):
         return Attended(self.linear(vectors), {stage: attention.view(shape)}, {stage: scores.view(shape)})
 
     def saliency(self, features: Tensor, maps: Tensor) -> Tensor:
-        """Its attention as it is, `(B, h, w)`; the features are not used."""
+        """The unchanged attention, `(B, h, w)`; the features are not used."""
         return maps[:, 0]
 
     def head_maps(self, features: Tensor, maps: Tensor) -> HeadMaps | None:
-        """None: it has one map."""
+        """None: the head has one map."""
         return None

@@ -17,7 +17,7 @@ from xattn.registry import AtMost
 @heads.register("b-cnn", HeadMetadata(source="Gomez et al. 2021, Sec. 4.1", replaces="classifier"))
 @dataclass(frozen=True)
 class BCNN(HeadSettings):
-    """A residual block and a 1×1 convolution give attention maps; each weights the features before average pooling; → linear.
+    """Attention maps from a residual block and a 1×1 convolution; each weights the features before average pooling; → linear.
 
     Attributes:
         n: number of attention maps.
@@ -37,7 +37,7 @@ class BCNN(HeadSettings):
 
 
 def attention_layers(channels: int, n: int) -> tuple[nn.Module, nn.Conv2d]:
-    """The residual block and the convolution that give n attention maps of features with so many channels, before their ReLU."""
+    """The residual block and the convolution that compute n attention maps, before the ReLU, from features with `channels` channels."""
     from torchvision.models.resnet import BasicBlock
 
     return BasicBlock(channels, channels), nn.Conv2d(channels, n, kernel_size=1, bias=False)
@@ -45,7 +45,7 @@ def attention_layers(channels: int, n: int) -> tuple[nn.Module, nn.Conv2d]:
 
 def weighted_means(features: Tensor, maps: Tensor) -> Tensor:
     """Means over the positions of features `(B, C, h, w)`, each times maps `(B, N, h, w)`: `(B, N, C)`."""
-    shares = maps.flatten(2) / (maps.shape[2] * maps.shape[3])  # before the sum, which could overflow in half precision
+    shares = maps.flatten(2) / (maps.shape[2] * maps.shape[3])  # divided before the sum, which could overflow in half precision
     return torch.bmm(shares, features.to(maps.dtype).flatten(2).transpose(1, 2))
 
 
@@ -57,7 +57,7 @@ class BCNNHead(ClassifierHead):
         classes: K.
         settings: of the head.
 
-    Differs: the released CUB code makes one map more than it uses.
+    Differs: the released CUB code computes one map more than it uses.
     """
 
     def __init__(self, channels: int, classes: int, settings: BCNN | None = None) -> None:

@@ -1,4 +1,4 @@
-"""What a head is: how it is put on a network, what it gives, and what it declares.
+"""Base classes of heads: their place in a network, their result, and their metadata.
 
 A head has two parts: a frozen dataclass of settings, which is registered, names the stages that it reads and builds the module; and the
 module, a `Head`. Most heads read one stage and are a `ClassifierHead` (features → logits) or a `PoolingHead` (features → the vector that
@@ -22,20 +22,20 @@ from xattn.registry import Registry
 
 Replaces = Literal["nothing", "pooling", "classifier"]
 
-VECTORS = "vectors"  # the output of a classifier whose head gives vectors
+VECTORS = "vectors"  # the output of a classifier whose head returns vectors
 
 MOST_WEIGHTS = 2**31
 
 
 @dataclass(frozen=True)
 class HeadMetadata:
-    """What a head declares.
+    """Metadata that a head is registered with.
 
     Attributes:
         source: where it was published.
-        replaces: "pooling": its vector enters the network's own classifier; "classifier": it gives the logits; "nothing".
+        replaces: "pooling": its vector enters the network's own classifier; "classifier": it computes the logits; "nothing".
         attention: whether it has attention maps.
-        vectors: whether it can give vectors that pictures are compared by in the place of logits, see `VECTORS`.
+        vectors: whether it can return vectors for comparing pictures instead of logits, see `VECTORS`.
     """
 
     source: str
@@ -45,14 +45,14 @@ class HeadMetadata:
 
 
 class StageInfo(NamedTuple):
-    """What heads need to know about a stage of the network.
+    """Information for heads about a stage of the network.
 
     Attributes:
         name: of the stage.
         channels: of its map.
         stride: height of the image over that of the map.
-        tokens: its map is made of tokens.
-        kind: class name of the module that gives it.
+        tokens: whether its map consists of tokens.
+        kind: class name of the module whose output it is.
     """
 
     name: str
@@ -64,7 +64,7 @@ class StageInfo(NamedTuple):
 
 @dataclass(frozen=True)
 class NetworkInfo:
-    """What a head knows about the network.
+    """Information for heads about the network.
 
     Attributes:
         name: of the network in messages.
@@ -85,14 +85,15 @@ class NetworkInfo:
 
 @dataclass
 class Attended:
-    """What a head gives for a batch, filled in as the forward reaches its stages.
+    """The result of a head for a batch, filled in when the forward reaches its stages.
 
     Attributes:
         output: logits `(B, K)`, or the vector `(B, C)` for the network's own classifier.
         attention: maps `(B, N, h, w)` by stage.
-        scores: inputs of the softmax, or another distribution, that gave the attention, in the same form; empty for heads without one.
+        scores: inputs of the softmax, or other distribution, from which the attention was computed, in the same form; empty for heads
+            without one.
         probes: logits `(B, K)` of auxiliary classifiers, by name.
-        penalty: what the head adds to the loss, a scalar, where the labels are known; None: nothing.
+        penalty: scalar that the head adds to the loss if the labels are known; None: nothing.
     """
 
     output: Tensor
@@ -103,18 +104,18 @@ class Attended:
 
 
 Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
-"""Goes through all training pictures: features `(B, C, h, w)` of the stage that a head reads, and labels `(B,)`."""
+"""Iterates over all training pictures: features `(B, C, h, w)` of the stage that a head reads, and labels `(B,)`."""
 
 
 class HeadSettings(ABC):
-    """A registered head: a frozen dataclass of settings that builds the module."""
+    """Base class of registered heads: frozen dataclasses of settings that build the module."""
 
     def stages(self, info: NetworkInfo) -> tuple[str, ...]:
         """Names of the stages that the head reads, in order; by default the input of the pooling."""
         return (info.stages[-1].name,)
 
     def unnamed_stages(self, info: NetworkInfo) -> tuple[str, ...]:
-        """The stages that it reads in a file that does not name them, as it was written before files did."""
+        """The stages that the head reads in an older file, which does not name them."""
         return self.stages(info)
 
     @abstractmethod
@@ -122,16 +123,16 @@ class HeadSettings(ABC):
         """The module, with new weights.
 
         Args:
-            channels: of each stage that it reads.
+            channels: of each stage that the head reads.
             classes: K.
             info: of the network.
         """
 
     def built(self, channels: Sequence[int], classes: int, info: NetworkInfo) -> Head:
-        """The module, after a look at its size without its memory.
+        """The module, built after a check of its size that needs no memory.
 
         Raises:
-            SettingError: it would have more weights than any memory holds.
+            SettingError: the module would have more weights than fit into any memory.
         """
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
             size = sum(parameter.numel() for parameter in self.build(channels, classes, info).parameters())
@@ -143,11 +144,11 @@ class HeadSettings(ABC):
 
 
 class Head(nn.Module, ABC):
-    """A head's module.
+    """Base class of a head's module.
 
     Attributes:
         grafts: whether it can be initialised as the network's own classifier, by `graft`.
-        gives_vectors: it gives vectors `(B, D)` in the place of logits; for heads with a `vector_length`.
+        gives_vectors: whether it returns vectors `(B, D)` instead of logits; for heads with a `vector_length`.
     """
 
     grafts: ClassVar[bool] = False
@@ -155,39 +156,40 @@ class Head(nn.Module, ABC):
 
     @property
     def vector_length(self) -> int:
-        """D of the vectors that pictures are compared by; 0: it has none."""
+        """Length D of the vectors for comparing pictures; 0: the head has none."""
         return 0
 
     @property
     def is_random(self) -> bool:
-        """Whether it draws random numbers in eval mode: it then gets one seed per image, and a forward of its own."""
+        """Whether the head draws random numbers in eval mode: it then gets one seed per image, and a separate forward."""
         return False
 
     @property
     def asks_class(self) -> bool:
-        """Whether it needs each image's class before the forward: it then gets the network's own prediction, and a forward of its own."""
+        """Whether the head needs each image's class before the forward: it then gets the network's own prediction, and a separate
+        forward."""
         return False
 
     @property
     def fixed_size(self) -> str:
-        """Why it takes maps of one size alone, for the message that weights do not fit; empty: it takes any."""
+        """The reason why the head takes maps of only one size, for the message that weights do not fit; empty: it takes any."""
         return ""
 
     @property
     def ranks(self) -> int:
-        """How many maps it has in the order of their strength, the first the strongest; 0: one map, or several in no order."""
+        """Number of maps that are ordered by strength, the strongest first; 0: one map, or several without an order."""
         return 0
 
     @property
     def push_every(self) -> int:
-        """After how many epochs, and after the last, `push` sets weights from the training pictures; 0: never."""
+        """Number of epochs after which, and after the last one, `push` sets weights from the training pictures; 0: never."""
         return 0
 
     def push(self, batches: Batches) -> None:
-        """Sets weights from the training pictures, for a head that asks for this by `push_every`.
+        """Sets weights from the training pictures, for a head with `push_every` > 0.
 
         Args:
-            batches: goes through the pictures, without augmentation, each time that it is called.
+            batches: iterates over the pictures, without augmentation, each time that it is called.
         """
         raise UnsupportedError(f"{type(self).__name__} sets no weights from the training pictures.")
 
@@ -205,7 +207,7 @@ class Head(nn.Module, ABC):
         """Processes the features of one stage.
 
         Args:
-            attended: the result of `start`, to be filled in.
+            attended: the result of `start`, which is filled in.
             stage: its name, under which maps are stored.
             features: `(B, C, h, w)`.
             seeds: one per image, for randomness; None: torch's generator.
@@ -224,7 +226,7 @@ class Head(nn.Module, ABC):
         """
 
     def head_maps(self, features: Tensor, maps: Tensor) -> HeadMaps | None:
-        """The maps of a head that has several; None for a head with one."""
+        """The maps of a head with several; None for a head with one."""
         return None
 
     def graft(self, linear: nn.Linear) -> None:
@@ -232,7 +234,7 @@ class Head(nn.Module, ABC):
         raise UnsupportedError(f"{type(self).__name__} cannot start as the network's own classifier.")
 
     def fitted(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The state dict of another head as this one can start from it; by default as it is."""
+        """The state dict of another head, converted so that this one can start from it; by default unchanged."""
         return dict(weights)
 
     def dropouts(self) -> list[nn.Dropout]:
@@ -241,7 +243,7 @@ class Head(nn.Module, ABC):
 
 
 class HeadMaps(NamedTuple):
-    """The maps of a head that has several, in their order.
+    """The maps of a head with several, in their order.
 
     Attributes:
         weighted: `(B, N, h, w)`, each times the norm of the features over their largest norm.
@@ -255,7 +257,7 @@ class HeadMaps(NamedTuple):
 class SingleStageHead(Head):
     """A head that reads one stage.
 
-    Its saliency is the mean of its maps times the norm of the features.
+    The saliency is the mean of its maps times the norm of the features.
     """
 
     @abstractmethod
@@ -283,7 +285,7 @@ class SingleStageHead(Head):
 
 
 class ClassifierHead(SingleStageHead):
-    """A head that gives logits `(B, K)` from the input of the pooling."""
+    """A head that computes logits `(B, K)` from the input of the pooling."""
 
     def head_maps(self, features: Tensor, maps: Tensor) -> HeadMaps | None:
         norms: Tensor = torch.linalg.vector_norm(features, dim=1)
@@ -294,11 +296,11 @@ class ClassifierHead(SingleStageHead):
 
 
 class PoolingHead(SingleStageHead):
-    """A head that gives, from the input of the pooling, the vector `(B, C)` that replaces the pooled one."""
+    """A head that computes, from the input of the pooling, the vector `(B, C)` that replaces the pooled one."""
 
 
 def fixed_size(align: str) -> str:
-    """`Head.fixed_size` of a head with that alignment."""
+    """`Head.fixed_size` of a head with this alignment."""
     if not alignments.create(align).metadata.fixed:
         return ""
     return f"Its alignment {align} has weights for each position: load it at the input size and resolution that it was trained at."

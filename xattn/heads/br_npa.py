@@ -1,4 +1,4 @@
-"""BR-NPA: non-parametric attention maps in the order of their strength."""
+"""BR-NPA: non-parametric attention maps, ordered by strength."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ def representatives(
     rectify: bool = True,
     seeds: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The strongest feature vectors that differ from each other, each averaged with the vectors that resemble it.
+    """The strongest distinct feature vectors, each averaged with the vectors that resemble it.
 
     Each vector takes two passes over the features, one to compare and one to average, forward and backward; nothing of size `(N, C, h·w)`
-    is created. Computed in float32 at least, whatever the surrounding precision.
+    is created. Computed in float32 at least, in any surrounding precision.
 
     Args:
         features: `(B, C, h, w)`.
         n: number of vectors.
-        suppression: what lowers the activation of vectors that resemble those already taken: their "cosine", as in the authors' code, or
-            their "weight" in the average, as printed in Alg. 1, which with weights near 1/(h·w) has almost no effect.
+        suppression: what lowers the activation of vectors that resemble those already selected: their "cosine", as in the authors' code, or
+            their "weight" in the average, as printed in Alg. 1, which has almost no effect for weights near 1/(h·w).
         selection: "active", the highest activation; "random", uniform (the ablation of Tables 4 and 7).
-        refine: average each vector with those that resemble it; False takes it as it is, with the same maps (the same ablation).
+        refine: average each vector with those that resemble it; False leaves it unchanged, with the same maps (the same ablation).
         rectify: treat negative cosines as 0.
         seeds: one per image, for `selection="random"`; None: torch's generator.
 
@@ -50,12 +50,12 @@ def representatives(
         vectors are 0 and its maps uniform.
 
     Raises:
-        InputError: features that are not a map, or fewer positions than vectors.
+        InputError: the features are not a map, or there are fewer positions than vectors.
 
     Source: Gomez et al. 2021, Alg. 1.
 
     Differs: activation is the norm, not its square; negative cosines are clamped (after a ReLU there are none); products of norms are
-    floored at 1e-12 and what remains of an activation at 0.
+    floored at 1e-12 and remaining activations at 0.
 
     >>> import torch
     >>> vectors, maps = representatives(torch.rand(2, 16, 7, 7), n=3)
@@ -90,7 +90,7 @@ def representatives(
 
 
 def _normalised(cosines: Tensor) -> Tensor:
-    """Divided by their sum; uniform if the sum is 0."""
+    """Cosines divided by their sum; uniform if the sum is 0."""
     total = cosines.sum(dim=1, keepdim=True)
     empty = total.abs() < FLOOR
     return torch.where(empty, 1 / cosines.shape[1], cosines / torch.where(empty, 1, total))
@@ -114,7 +114,7 @@ class BRNPA(HeadSettings):
         selection: "active" or "random".
         refine: average each vector with those that resemble it.
         rectify: treat negative cosines as 0.
-        rank_probes: auxiliary classifiers on some of the ranks alone, without a gradient into the features.
+        rank_probes: auxiliary classifiers on only some of the ranks, without a gradient into the features.
         dropout: share of the concatenated vector that is dropped in training.
     """
 
@@ -177,7 +177,7 @@ class BRNPAHead(ClassifierHead):
         self.linear.bias.copy_(torch.zeros_like(self.linear.bias) if linear.bias is None else linear.bias)
 
     def attend(self, features: Tensor, stage: str = "", seeds: Sequence[int] | None = None) -> Attended:
-        """Logits, maps and, where the settings ask for them, the probes' logits.
+        """Logits, maps and, if the settings request them, the probes' logits.
 
         Args:
             features: `(B, C, h, w)`.

@@ -1,4 +1,4 @@
-"""Cross-Attention Stream: a query that attends to each stage in turn and replaces the pooled vector."""
+"""CA-Stream (Cross-Attention Stream): a query that attends to each stage in turn and replaces the pooled vector."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from xattn.heads.base import Attended, Head, HeadMetadata, HeadSettings, Network
 
 Init = Literal["xavier", "released"]
 
-GROUPS = 4  # of the blocks of a network of tokens whose map keeps its size
+GROUPS = 4  # groups of blocks of a network whose tokens keep their number and width
 
 # The stages of the paper's two families, by the network's class, in torchvision and in timm.
 RELEASED = (
@@ -30,27 +30,27 @@ RELEASED = (
 @heads.register("ca-stream", HeadMetadata(source="Torres et al. 2024, Sec. 3.3", replaces="pooling"))
 @dataclass(frozen=True)
 class CAStream(HeadSettings):
-    """A learnt query attends to one stage after the other; the vector it collects replaces the pooled one before the network's classifier.
+    """A learnt query attends to one stage after the other; the resulting vector replaces the pooled one before the network's classifier.
 
-    On tokens, keys and values are those that are cells of the map: class token and registers are left out. The last query takes the
-    place of what enters the classifier, the class token or the mean of the tokens; the network's own class token goes on through its blocks
-    and is not read.
+    With tokens, keys and values are the cells of the map: class token and registers are left out. The last query replaces the input of the
+    classifier, which is the class token or the mean of the tokens; the network's own class token still passes through its blocks but is not
+    read.
 
-    Differs: the paper has convolutional networks alone, whose stages end where the resolution changes. Where the tokens of all blocks have
-    one resolution and width, as in a vision transformer, the blocks are cut into four groups of one length, up to rounding, and a stage is
-    the end of a group: of twelve blocks the third, sixth, ninth and last. They are read as the blocks give them, without a norm, but for
-    the last, which is the network's last map, behind its final norm if it has one.
+    Differs: the paper has only convolutional networks, whose stages end where the resolution changes. If the tokens of all blocks have one
+    resolution and width, as in a vision transformer, the blocks are divided into four groups of equal length, up to rounding, and a stage
+    is the end of a group: of twelve blocks the third, sixth, ninth and last. The outputs of the blocks are read without a norm, except the
+    last, which is the network's last map, after its final norm if it has one.
 
     Attributes:
         start: the first stage that is attended to, counted from 0 (Table 5).
-        bias: whether projections have a bias, as released; the paper's counts in Table 5 are without.
+        bias: whether projections have a bias, as in the released code; the parameter counts in the paper's Table 5 have none.
         projection: key and value projections at each stage (Table 4).
         per_class: one query per class (Table 6): the target's in training, otherwise that of the class that the network predicts.
-        init: "xavier", Xavier-uniform weights and zero biases; "released", the released code's: on ConvNeXt normal weights (σ = 0.02) and
-            zero biases, elsewhere Xavier-uniform weights and biases uniform in ±1/√C.
+        init: "xavier", Xavier-uniform weights and zero biases; "released", as in the released code: on ConvNeXt normal weights (σ = 0.02)
+            and zero biases, elsewhere Xavier-uniform weights and biases uniform in ±1/√C.
         align: how the query scores the features, `xattn list alignments`; one setting can follow, as in `align=additive:hidden=64`. The
             paper's is scaled-dot.
-        distribution: how weights are made of the scores, `xattn list distributions`; generalised-kernel takes "sum" alone.
+        distribution: how weights are computed from the scores, `xattn list distributions`; generalised-kernel takes only "sum".
     """
 
     start: int = 0
@@ -76,7 +76,7 @@ class CAStream(HeadSettings):
         return self._started(_released(info) or _ends_of_groups(info.stages) or _last_of_each(info.stages), info)
 
     def unnamed_stages(self, info: NetworkInfo) -> tuple[str, ...]:
-        """Where tokens keep their number and width, the last stage alone."""
+        """Only the last stage, if tokens keep their number and width."""
         return self._started(_released(info) or _last_of_each(info.stages), info)
 
     def _started(self, names: tuple[str, ...], info: NetworkInfo) -> tuple[str, ...]:
@@ -107,11 +107,11 @@ def _last_of_each(stages: Sequence[StageInfo]) -> tuple[str, ...]:
 
 
 def _ends_of_groups(stages: Sequence[StageInfo]) -> tuple[str, ...]:
-    """The last blocks of groups of one length, after the last maps of a convolutional stem; empty unless all tokens have one size."""
+    """The last blocks of groups of equal length, after the last maps of a convolutional stem; empty unless all tokens have one size."""
     tokens = [stage for stage in stages if stage.tokens]
     if not tokens or tokens[-1] != stages[-1] or len({(stage.stride, stage.channels) for stage in tokens}) > 1:
         return ()
-    kind = Counter(stage.kind for stage in tokens).most_common(1)[0][0]  # the blocks; beside them an embedding, a final norm
+    kind = Counter(stage.kind for stage in tokens).most_common(1)[0][0]  # the blocks; others are an embedding or a final norm
     blocks = [stage.name for stage in tokens if stage.kind == kind]
     ends = [blocks[math.ceil(len(blocks) * group / GROUPS) - 1] for group in range(1, GROUPS)]
     *stem, last = _last_of_each(stages)
@@ -121,7 +121,8 @@ def _ends_of_groups(stages: Sequence[StageInfo]) -> tuple[str, ...]:
 class CAStreamHead(Head):
     """The stream as a module: a list of features `(B, C_ℓ, h_ℓ, w_ℓ)` → the vector `(B, C)` that replaces the pooled one.
 
-    One query, one head, no residual and no norm: α = softmax(q · F / √C), q ← W Σ α F; or with another alignment and distribution.
+    There is one query and one head, without residual and norm: α = softmax(q · F / √C), q ← W Σ α F; or with another alignment and
+    distribution.
 
     Args:
         channels: C_ℓ of each stage; the last is C.
@@ -147,7 +148,7 @@ class CAStreamHead(Head):
         counts: Sequence[int | None] = positions or [None] * len(channels)
         built = [align(self.settings.align, c, c, n) for c, n in zip(channels, counts, strict=True)]
         self.align = nn.ModuleList(each for each in built if isinstance(each, nn.Module))
-        self.function = None if self.align else built[0]  # of an alignment without weights
+        self.function = None if self.align else built[0]  # for an alignment without weights
         self.distribution = distribution(self.settings.distribution)
 
     @torch.no_grad()
@@ -155,7 +156,7 @@ class CAStreamHead(Head):
         """Draws the weights as the authors' code does.
 
         Args:
-            convnext: as for its ConvNeXt, not its ResNet.
+            convnext: whether as for ConvNeXt, instead of ResNet.
         """
         for linear in [*self.project, *self.key, *self.value]:
             if convnext:
@@ -176,10 +177,10 @@ class CAStreamHead(Head):
 
         Args:
             batch: B.
-            classes: `(B,)`; with `per_class`, their queries are taken.
+            classes: `(B,)`; with `per_class`, their queries are used.
 
         Raises:
-            InputError: there is one query per class, and no classes are given.
+            InputError: there is one query per class, but no classes are given.
         """
         if not self.settings.per_class:
             return Attended(self.query.expand(batch, -1))
@@ -201,7 +202,7 @@ class CAStreamHead(Head):
             features: `(B, C_ℓ, h, w)`.
 
         Returns:
-            The next query `(B, C_{ℓ+1})`, the attention `(B, h, w)`, which sums to 1, and the scores that it was made of.
+            The next query `(B, C_{ℓ+1})`, the attention `(B, h, w)`, which sums to 1, and the scores from which it was computed.
         """
         keys = values = features.flatten(2).transpose(1, 2)
         if self.settings.projection:
@@ -223,7 +224,7 @@ class CAStreamHead(Head):
         return attended.output
 
     def saliency(self, features: Tensor, maps: Tensor) -> Tensor:
-        """One map of the head: its attention as it is, `(B, h, w)`.
+        """One map of the head: the unchanged attention, `(B, h, w)`.
 
         Args:
             features: not used.

@@ -1,4 +1,4 @@
-"""DG-Net's identity branch: two blocks on the pooled vector, whose vectors tell individuals apart."""
+"""DG-Net's identity branch, for re-identification: two blocks on the pooled vector, whose vectors distinguish individuals."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class DGNet(HeadSettings):
         pooling: "max", as in DG-Net; "br-npa" or "b-cnn", whose vectors are concatenated.
         n: number of vectors, and of maps, of br-npa and b-cnn.
         width: of each block's vector.
-        loss: weight of the second block's cross-entropy beside the first's.
-        second: weight of the second blocks' cosine beside the first's in the cosine of two vectors.
+        loss: weight of the second block's cross-entropy, relative to the first's.
+        second: weight of the second block's cosine, relative to the first's, in the cosine of two vectors.
     """
 
     pooling: Pooling = "max"
@@ -59,7 +59,7 @@ class DGNet(HeadSettings):
 
 
 class MaxPooling(nn.Module):
-    """The largest value of each channel: features `(B, C, h, w)` → a vector `(B, 1, C)` and a map `(B, 1, h, w)` that sums to 1.
+    """Global max pooling: features `(B, C, h, w)` → a vector `(B, 1, C)` and a map `(B, 1, h, w)` that sums to 1.
 
     The map is the share of the channels whose largest value is at that position.
     """
@@ -123,21 +123,22 @@ class Block(nn.Module):
 class DGNetHead(ClassifierHead):
     """DG-Net's identity branch as a module: features `(B, C, h, w)` → the first block's logits `(B, K)`, or vectors `(B, 2·width)`.
 
-    A vector is that of the first block with norm 1 beside that of the second with norm √second: the cosine of two is
-    (c₁ + second · c₂) / (1 + second), with c₁ and c₂ the cosines of either block's. The loss is the cross-entropy of the first block plus
-    `loss` times that of the second.
+    A vector is the first block's with norm 1, concatenated with the second block's with norm √second: the cosine of two is (c₁ + second ·
+    c₂) / (1 + second), with c₁ and c₂ the cosines of the blocks' vectors. The loss is the cross-entropy of the first block plus `loss`
+    times that of the second.
 
     Args:
         channels: C.
         classes: K.
         settings: of the head.
 
-    Source: Zheng et al. 2019; the released code for dropout, initial weights and second = 0.5, by which it multiplies the second half of
-    the queries' vectors. A layer on one pooled vector starts one on N as W repeated N times over N, as in the released fork of Gomez et
-    al. 2021; their text says that W is repeated.
+    Source: Zheng et al. 2019; the released code for dropout, initial weights and second = 0.5, the factor of the second half of the
+    queries' vectors. A layer on N pooled vectors starts from one on a single vector, with weights W, as W repeated N times and divided by
+    N, as in the released fork of Gomez et al. 2021; their text says that W is repeated.
 
-    Differs: the blocks learn the identities of pictures alone: there is no generator, and the second has no pictures with the structure
-    of another individual. The released training gives the blocks ten times the learning rate of the backbone; here there is one.
+    Differs: the blocks learn only the identities of pictures: there is no generator, and the second block gets no pictures with the
+    structure of another individual. The released training gives the blocks ten times the learning rate of the backbone; here there is one
+    rate.
     """
 
     def __init__(self, channels: int, classes: int, settings: DGNet | None = None) -> None:
@@ -160,8 +161,8 @@ class DGNetHead(ClassifierHead):
         return 2 * self.settings.width
 
     def fitted(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Weights of another such head with fewer pooled vectors, repeated along them and divided by how often; the layers that make
-        attention maps stay as they are where the other has none."""
+        """Weights of another DG-Net head with fewer pooled vectors, repeated over the vectors and divided by the number of repeats; the
+        layers of attention maps do not change if the other head has none."""
         own = self.state_dict()
         found = dict(weights) | {key: value for key, value in own.items() if key.startswith("pool.") and key not in weights}
         for key in {"first.linear.weight", "second.linear.weight"} & set(found):
@@ -171,11 +172,11 @@ class DGNetHead(ClassifierHead):
         return {key: value for key, value in found.items() if key in own or not key.startswith("pool.")}
 
     def start(self, batch: int, classes: Tensor | None = None) -> Attended:
-        """The labels `(B,)` in training, for the loss, as the output; else nothing."""
+        """The labels `(B,)` as the output, in training, for the loss; else nothing."""
         return Attended(torch.empty(0) if classes is None else classes)
 
     def read(self, attended: Attended, stage: str, features: Tensor, seeds: Sequence[int] | None = None) -> None:
-        """Logits, or vectors, and maps; where labels are known, also the second block's part of the loss."""
+        """Logits, or vectors, and maps; if labels are known, also the second block's part of the loss."""
         labels = attended.output
         found, logits = self._attended(features, stage)
         attended.output, attended.attention = found.output, found.attention
@@ -193,7 +194,7 @@ class DGNetHead(ClassifierHead):
         return self._attended(features, stage)[0]
 
     def _attended(self, features: Tensor, stage: str) -> tuple[Attended, Tensor]:
-        """What the head gives, and the second block's logits."""
+        """The head's result, and the second block's logits."""
         vectors, maps = self.pool(features)
         pooled = vectors.flatten(1).to(self.first.linear.weight.dtype)
         (one, logits), (other, of_second) = self.first(pooled), self.second(pooled)

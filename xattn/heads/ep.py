@@ -21,12 +21,12 @@ from xattn.registry import AtMost
 class EfficientProbing(HeadSettings):
     """Learnt queries attend to the features without a key projection; each weights its own slice of projected values; → linear.
 
-    Its scores are products with the features themselves, which is what it saves its parameters by: it takes no other alignment.
+    The scores are products with the features themselves, which saves parameters: there is no setting for the alignment.
 
     Attributes:
         queries: number of queries, and of attention maps.
-        d_out: what the number of channels is divided by in the value projection.
-        distribution: how weights are made of the scores, `xattn list distributions`; the paper's is softmax.
+        d_out: divisor of the number of channels in the value projection.
+        distribution: how weights are computed from the scores, `xattn list distributions`; the paper's is softmax.
     """
 
     queries: Annotated[int, AtMost(4_096)] = 32
@@ -47,15 +47,15 @@ class EfficientProbingHead(ClassifierHead):
     """Efficient probing as a module: features `(B, C, h, w)` → logits `(B, K)`.
 
     α_m = softmax(q_m · x / √C); the m-th slice of the vector is Σ α_m v_m, where v_m is the m-th slice of W_v x. A batch normalisation
-    without weights is before the linear layer, as in the released probes.
+    without weights precedes the linear layer, as in the released probes.
 
     Args:
         channels: C.
         classes: K.
         settings: of the head.
 
-    Differs: where C / d_out is no multiple of the number of queries, slices are rounded down, to one channel at least; the released code
-    takes multiples alone.
+    Differs: if C / d_out is not a multiple of the number of queries, slices are rounded down, to at least one channel; the released code
+    takes only multiples.
     """
 
     def __init__(self, channels: int, classes: int, settings: EfficientProbing | None = None) -> None:

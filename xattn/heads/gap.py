@@ -1,4 +1,4 @@
-"""The network's own pooling and classifier."""
+"""GAP: the network's own pooling and classifier."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Gap(HeadSettings):
     """The network's own pooling and classifier, untouched."""
 
     def stages(self, info: NetworkInfo) -> tuple[str, ...]:
-        """No stages: the network runs as it is."""
+        """No stages: the network runs unchanged."""
         return ()
 
     def build(self, channels: Sequence[int], classes: int, info: NetworkInfo) -> GapHead:
@@ -29,7 +29,7 @@ class GapHead(Head):
     """Placeholder for the head of a network that keeps its own pooling and classifier."""
 
     def read(self, attended: Attended, stage: str, features: Tensor, seeds: Sequence[int] | None = None) -> None:
-        """Does nothing: it reads no stage."""
+        """Does nothing, since this head reads no stage."""
 
     def saliency(self, features: Tensor, maps: Tensor | None = None) -> Tensor:
         """The norm of each feature vector.

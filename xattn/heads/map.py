@@ -19,14 +19,14 @@ from xattn.registry import AtMost
 @heads.register("map", HeadMetadata(source="Zhai et al. 2022 and 2023 (SigLIP); Yu et al. 2022 (CoCa)", replaces="classifier"))
 @dataclass(frozen=True)
 class MAP(HeadSettings):
-    """A learnt query attends to the features with several attention heads; an MLP is added to what it collects; → linear.
+    """A learnt query attends to the features with several attention heads; an MLP is added to the result; → linear.
 
-    Its attention is that of a transformer's layer, scaled products in several attention heads: it takes no other alignment.
+    The attention is that of a transformer layer, scaled products in several attention heads: there is no setting for the alignment.
 
     Attributes:
         heads: number of attention heads, and of attention maps.
-        mlp_ratio: hidden width of the MLP over the number of channels.
-        distribution: how weights are made of the scores, `xattn list distributions`; the papers' is softmax.
+        mlp_ratio: hidden width of the MLP divided by the number of channels.
+        distribution: how weights are computed from the scores, `xattn list distributions`; the papers' is softmax.
     """
 
     heads: int = 8
@@ -44,7 +44,7 @@ class MAP(HeadSettings):
         """The module, with new weights.
 
         Raises:
-            SettingError: the number of channels is no multiple of the number of heads.
+            SettingError: the number of channels is not a multiple of the number of heads.
         """
         if channels[-1] % self.heads:
             raise SettingError(

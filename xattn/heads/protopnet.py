@@ -1,4 +1,4 @@
-"""ProtoPNet: classes are recognised by how much some part of the picture resembles parts of training pictures."""
+"""ProtoPNet: classes are recognised by the similarity of parts of the picture to parts of training pictures."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class ProtoPNet(HeadSettings):
         width: D, channels of the prototypes and of the map that they are compared with.
         cluster: weight in the loss of the distance to the nearest prototype of the picture's class.
         separation: weight in the loss, with a minus, of the distance to the nearest prototype of another class.
-        push: epochs from one push, which sets each prototype to the nearest vector of a training picture of its class, to the next. The
-            last epoch has one too, and only epochs with one are kept.
+        push: number of epochs between pushes, which set each prototype to the nearest vector of a training picture of its class. The last
+            epoch also has a push, and only epochs with a push are kept.
         l1: weight of the absolute weights between prototypes and other classes when the last layer is refitted after a push.
     """
 
@@ -65,9 +65,9 @@ class ProtoPNetHead(ClassifierHead):
     Attributes:
         prototypes: `(K·per_class, D)`, those of class 0 first.
 
-    Differs: head and network are trained from the start with the recipe's one learning rate, where Chen et al. first train the head alone
+    Differs: head and network are trained from the start with the recipe's one learning rate, while Chen et al. first train only the head
     and then the network with a lower rate; the last layer is refitted by 200 steps of Adam on the similarities of all training pictures,
-    which are kept in memory, in place of 20 epochs of batches. On several devices each process pushes over all pictures.
+    which are kept in memory, instead of 20 epochs of batches. On several devices each process pushes over all pictures.
     """
 
     def __init__(self, channels: int, classes: int, settings: ProtoPNet | None = None) -> None:
@@ -93,7 +93,7 @@ class ProtoPNetHead(ClassifierHead):
         return self.settings.push
 
     def _own(self) -> Tensor:
-        """Whether a prototype is of a class: `(K, K·per_class)` bool."""
+        """Whether a prototype belongs to a class: `(K, K·per_class)` bool."""
         device = self.prototypes.device
         numbers = torch.arange(len(self.prototypes), device=device) // self.settings.per_class
         return torch.arange(self.classes, device=device)[:, None] == numbers
@@ -117,11 +117,11 @@ class ProtoPNetHead(ClassifierHead):
         return similarity(self.distances(self.vectors(features)))
 
     def start(self, batch: int, classes: Tensor | None = None) -> Attended:
-        """The labels `(B,)` in training, for the loss, as the output; else nothing."""
+        """The labels `(B,)` as the output, in training, for the loss; else nothing."""
         return Attended(torch.empty(0) if classes is None else classes)
 
     def read(self, attended: Attended, stage: str, features: Tensor, seeds: Sequence[int] | None = None) -> None:
-        """Logits and maps; where labels are known, also what the head adds to the loss."""
+        """Logits and maps; if labels are known, also the head's part of the loss."""
         labels = attended.output
         distances = self.distances(self.vectors(features))
         found = self._attended(distances, stage)
@@ -141,20 +141,20 @@ class ProtoPNetHead(ClassifierHead):
 
     def _attended(self, distances: Tensor, stage: str) -> Attended:
         similar = similarity(distances)
-        # The last layer is not trained by the gradient: it is refitted after each push.
+        # The last layer is not trained by gradients: it is refitted after each push.
         logits = functional.linear(similar.amax(dim=(2, 3)).to(self.last.weight.dtype), self.last.weight.detach())
         predicted = logits.argmax(dim=1)
         return Attended(logits, {stage: self.of_class(similar, predicted)})
 
     def of_class(self, values: Tensor, classes: Tensor) -> Tensor:
-        """Those of values `(B, K·per_class, …)` that belong to the prototypes of each image's class `(B,)`: `(B, per_class, …)`."""
+        """Selects, from values `(B, K·per_class, …)`, those of the prototypes of each image's class `(B,)`: `(B, per_class, …)`."""
         split = values.unflatten(1, (self.classes, self.settings.per_class))
         chosen: Tensor = split[torch.arange(len(values), device=values.device), classes]
         return chosen
 
     def penalty(self, distances: Tensor, labels: Tensor) -> Tensor:
-        """What is added to the cross-entropy: the mean distance to the nearest prototype of the own class, and that to the nearest of
-        another one with a minus, each with its weight.
+        """The term added to the cross-entropy: the mean distance to the nearest prototype of the own class, minus that to the nearest of
+        another class, each with its weight.
 
         Args:
             distances: `(B, K·per_class, h, w)`.
@@ -169,9 +169,9 @@ class ProtoPNetHead(ClassifierHead):
 
     @torch.no_grad()
     def push(self, batches: Batches) -> None:
-        """Push, then refit of the last layer.
+        """Pushes the prototypes, then refits the last layer.
 
-        Each prototype becomes the nearest vector of all training pictures of its class; that of a class without pictures stays.
+        Each prototype becomes the nearest vector of all training pictures of its class; for a class without pictures it does not change.
         """
         own = self._own()
         best = torch.full_like(self.prototypes[:, 0], torch.inf)
@@ -199,13 +199,13 @@ class ProtoPNetHead(ClassifierHead):
         return maps.mean(dim=1)
 
     def head_maps(self, features: Tensor, maps: Tensor) -> HeadMaps | None:
-        """Its maps as they are and, for display, min-maxed per image; the features are not used."""
+        """The unchanged maps and, for display, min-maxed per image; the features are not used."""
         low, high = maps.amin(dim=(1, 2, 3), keepdim=True), maps.amax(dim=(1, 2, 3), keepdim=True)
         return HeadMaps(maps, (maps - low) / (high - low).clamp(min=torch.finfo(maps.dtype).tiny))
 
 
 def similarity(distances: Tensor) -> Tensor:
-    """log((d² + 1) / (d² + 10⁻⁴)) of squared distances: falls with the distance, from log(10⁴) to 0."""
+    """log((d² + 1) / (d² + 10⁻⁴)) of squared distances: decreases with the distance, from log(10⁴) to 0."""
     return ((distances + 1) / (distances + EPSILON)).log()
 
 
@@ -216,7 +216,7 @@ def refitted(weight: Tensor, similar: Tensor, labels: Tensor, own: Tensor, l1: f
         weight: `(K, P)` to start from.
         similar: similarities `(N, P)` of the training pictures.
         labels: `(N,)`.
-        own: `(K, P)` bool, whether a prototype is of a class.
+        own: `(K, P)` bool, whether a prototype belongs to a class.
         l1: weight of the penalty.
     """
     with torch.inference_mode(False), torch.enable_grad():

@@ -23,10 +23,10 @@ class SimPool(HeadSettings):
 
     Attributes:
         gamma: exponent of the power mean; the paper's for convolutional networks is 2, for transformers 1.25. None: the weighted mean of
-            the normalised features as they are.
+            the normalised features.
         align: how the query scores the features, `xattn list alignments`; one setting can follow, as in `align=additive:hidden=64`. The
             paper's is scaled-dot.
-        distribution: how weights are made of the scores, `xattn list distributions`; generalised-kernel takes "sum" alone.
+        distribution: how weights are computed from the scores, `xattn list distributions`; generalised-kernel takes only "sum".
     """
 
     gamma: float | None = 2.0
@@ -54,7 +54,7 @@ class SimPoolHead(PoolingHead):
         settings: of the head.
         positions: h · w, for an alignment whose number of positions is fixed.
 
-    Differs: the minimum is of each image; the released code takes that of the batch, which makes an image's vector depend on the others.
+    Differs: the minimum is over each image; the released code uses that of the batch, so that an image's vector depends on the others.
     """
 
     def __init__(self, channels: int, settings: SimPool | None = None, positions: int | None = None) -> None:
@@ -95,5 +95,5 @@ class SimPoolHead(PoolingHead):
         return Attended(vectors.to(flat.dtype), {stage: attention.view(shape)}, {stage: scores.view(shape)})
 
     def saliency(self, features: Tensor, maps: Tensor) -> Tensor:
-        """Its attention as it is, `(B, h, w)`; the features are not used."""
+        """The unchanged attention, `(B, h, w)`; the features are not used."""
         return maps[:, 0]

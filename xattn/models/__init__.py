@@ -1,6 +1,6 @@
 """A pretrained network behind one interface: source, stages, layout, resolution, head, normalisation, labels.
 
-Names are loaded on first use: those of networks are listed without torch.
+Names are loaded on first use: the names of networks are listed without importing torch.
 """
 
 from __future__ import annotations

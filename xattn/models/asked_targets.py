@@ -1,4 +1,4 @@
-"""From what a user asks to explain to the rule that it means, and what is recorded of it."""
+"""Converts a requested target to the rule that chooses the targets, and describes it for `run.json`."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from xattn.metrics.values import Values
 from xattn.models.classifier import Classifier
 from xattn.models.target_rules import EveryLabel, Given, PredictedLabels, PredictedRegion, TargetRule, Terms
 
-THRESHOLD = 0.5  # the lowest probability of a predicted label, where none is given
+THRESHOLD = 0.5  # the lowest probability of a predicted label, if no threshold is given
 CANCELS = "is 0 for every output, since its classes cancel out: give different ones, such as 'predicted - second'."
 RANKED = ("predicted", "second")
 _OPERATOR = re.compile(r"\s+([+-])\s+")
 _TERM = re.compile(r"(?:([+-])\s*)?(?:(\d+(?:\.\d+)?)\s*\*\s*)?(.+)", re.DOTALL)
 
 Asked = str | int | Sequence[int] | Tensor | Target | Callable[[Any], Tensor] | TargetRule
-"""What a user may ask for: "predicted", "second", "label", "labels", a class index or name, a contrast of these (`A - 0.6*B`), an index per
-image, a target of `xattn.metrics.targets`, a function of the output, or a rule."""
+"""Targets that a user may request: "predicted", "second", "label", "labels", a class index or name, a contrast of these (`A - 0.6*B`), an
+index per image, a target of `xattn.metrics.targets`, a function of the output, or a rule."""
 
 
 def target_rule(classifier: Classifier, asked: Asked, threshold: float | None = None) -> TargetRule:
-    """The rule for a classifier that a user's request means.
+    """The rule that chooses the targets of a classifier, for a requested target.
 
     Args:
-        classifier: the one that is explained.
-        asked: the request.
-        threshold: "predicted" of a multi-label classifier is every label of this probability or more; None: the most probable label.
+        classifier: the classifier to explain.
+        asked: the requested target.
+        threshold: for "predicted" of a multi-label classifier, every label with at least this probability; None: the most probable label.
 
     Raises:
         NameUnknownError: there is no class of that name.
-        InputError: an index outside the classes, or something that is not a target.
+        InputError: an index is outside the classes, or the value is not a target.
     """
     if isinstance(asked, TargetRule):
         return asked
@@ -78,10 +78,10 @@ def target_rule(classifier: Classifier, asked: Asked, threshold: float | None = 
 
 
 def _of_map(classifier: Classifier, asked: str | SupportsIndex) -> PredictedRegion:
-    """The rule for a network of maps of logits.
+    """The rule for a network whose output is maps of logits.
 
     Raises:
-        UnsupportedError: it is no single class, or the maps are values.
+        UnsupportedError: the target is not a single class, or the maps are values without a probability.
     """
     if classifier.regression:
         raise UnsupportedError(f"{classifier.name} gives maps of values, which have no classes: give a function of them, in Python.")
@@ -131,7 +131,7 @@ def _term(classifier: Classifier, piece: str, sign: str, whole: str) -> tuple[fl
 
 
 def described(asked: Asked) -> Any:
-    """What `run.json` records of a target: words as they are, tensors by their digest."""
+    """The description of a target in `run.json`: words unchanged, tensors by their digest."""
     if isinstance(asked, (str, int)):
         return asked
     if isinstance(asked, TargetRule):

@@ -1,4 +1,4 @@
-"""How a head is put between the features and the logits of any network: by hooks that last for one forward."""
+"""Inserts a head between the features and the logits of any network, by hooks that last for one forward."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ AUXILIARY = "aux"  # as torchvision calls it
 
 @dataclass(frozen=True)
 class Attachment:
-    """Where a head is put on a network.
+    """The place of a head in a network.
 
     Attributes:
-        replaces: the part of the network that it replaces.
-        stages: the stages that it reads, in order.
-        entry: where its vector enters the network's classifier.
+        replaces: the part of the network that the head replaces.
+        stages: the stages that the head reads, in order.
+        entry: where the head's vector enters the network's classifier.
         info: about the network.
     """
 
@@ -51,7 +51,7 @@ def attachment_of(
     known: Stages,
     reads: Sequence[str] | None = None,
 ) -> Attachment:
-    """Where a head is put on a network.
+    """Finds the place of a head in a network.
 
     Args:
         network: the network, in eval mode.
@@ -62,11 +62,11 @@ def attachment_of(
         forward: images `(1, C, H, W)` → logits, running `network`.
         image: `(1, C, H, W)`.
         known: the stages that were found in the network.
-        reads: names of the stages that the head reads; empty: as in a file that does not name them; None: the head chooses.
+        reads: names of the stages that the head reads; empty: those of a file that does not name them; None: the head chooses.
 
     Raises:
         UnsupportedError: the network has no map that the head could read; or the head replaces the pooling, but the network's classifier
-            takes no pooled vector.
+            does not take a pooled vector.
     """
     if metadata.replaces == "nothing":
         return Attachment()
@@ -106,7 +106,9 @@ def attachment_of(
 
 
 def grafted(head: Head, entry: ClassifierEntry, class_count: int, named: str) -> bool:
-    """Starts a new head that can as the network's own classifier; says whether it did, and warns where the network has none that fits.
+    """Initialises a new head as the network's own classifier, if the head supports this; returns whether it did.
+
+    If the head supports it, but the network has no classifier that fits, a warning is logged.
 
     Args:
         head: the module.
@@ -134,13 +136,13 @@ def attend(
     classes: Tensor | None = None,
     seeds: Sequence[int] | None = None,
 ) -> Attended:
-    """One forward of the network with its head.
+    """Runs one forward of the network with its head.
 
     Args:
         network: normalised images → an object that holds its output.
         normalised: the normalised images.
         head: the module.
-        attachment: where the head is put.
+        attachment: the place of the head.
         read_output: finds the output in what the network returns.
         classes: `(B,)`, for a head that needs the class; None: the network's own prediction.
         seeds: one per image, for randomness.
@@ -175,7 +177,7 @@ def attend(
 
 
 def _auxiliary(returned: Any, output: Tensor) -> dict[str, Tensor]:
-    """The maps of logits of an auxiliary classifier beside those of a network, as torchvision's segmentation networks return them."""
+    """The maps of logits of an auxiliary classifier, if a network returns them with its own, as torchvision's segmentation networks do."""
     found = returned.get(AUXILIARY) if isinstance(returned, Mapping) else None
     fits = isinstance(found, Tensor) and found.dim() == output.dim() == 4 and found.shape[1] == output.shape[1]
     return {AUXILIARY: found} if fits and isinstance(found, Tensor) else {}
@@ -230,7 +232,7 @@ def attend_all(
 
 
 def _copy_to_go_on(tensor: Tensor) -> Tensor | None:
-    """A copy for the rest of the network, so that an in-place operation there does not change what the head's backward needs."""
+    """A copy for the rest of the network, so that an in-place operation there does not change a tensor that the head's backward needs."""
     return tensor.clone() if torch.is_grad_enabled() else None
 
 

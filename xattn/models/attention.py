@@ -1,4 +1,4 @@
-"""The attention of a network's own layers, taken while a forward runs, however the network computes it."""
+"""Captures the attention of a network's own layers during a forward, for every implementation of attention."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _MULTI_HEAD = inspect.signature(functional.multi_head_attention_forward)
 
 
 class _Layers(TorchFunctionMode):
-    """Computes attention by an explicit softmax, and keeps it with its graph.
+    """Computes attention by an explicit softmax, and stores it with its graph.
 
-    It sees `scaled_dot_product_attention`, `nn.MultiheadAttention` and softmaxes over the last axis, in this thread alone, and switches
-    off the fast paths of torch's own modules, which run neither.
+    It sees `scaled_dot_product_attention`, `nn.MultiheadAttention` and softmaxes over the last axis, only in this thread. It switches off
+    the fast paths of torch's own modules, which call none of these.
 
     Args:
-        keep: is called with each attention, `(…, queries, keys)`.
-        isolated: every token attends to itself alone, where there are as many queries as keys.
+        keep: called with each attention, `(…, queries, keys)`.
+        isolated: every token attends only to itself, if there are as many queries as keys.
     """
 
     def __init__(self, keep: Callable[[Tensor], None], *, isolated: bool = False) -> None:
@@ -83,7 +83,7 @@ class _Layers(TorchFunctionMode):
         given.arguments["need_weights"], given.arguments["average_attn_weights"] = True, False
         output, weights = functional.multi_head_attention_forward(*given.args, **given.kwargs)
         assert weights is not None
-        self.keep(weights if weights._base is None else weights._base)  # the output was computed from the base, not from this view of it
+        self.keep(weights if weights._base is None else weights._base)  # the output was computed from the base, not from this view
         if not wanted:
             return output, None
         return output, weights.mean(dim=1) if averaged else weights
@@ -101,14 +101,14 @@ def _itself_alone(scores: Tensor) -> Tensor:
 
 @contextmanager
 def attention_kept() -> Iterator[list[Tensor]]:
-    """Keeps the attention `(…, queries, keys)` of every layer that runs inside, in order, each in the graph of the output."""
+    """Stores the attention `(…, queries, keys)` of every layer that runs in the block, in order, each in the graph of the output."""
     kept: list[Tensor] = []
     with _Layers(kept.append):
         yield kept
 
 
 def between_tokens(kept: Sequence[Tensor], batch: int, count: int, queries: int | None = None) -> list[Tensor]:
-    """Of some attentions those from all tokens of an image to all, or from a number of queries to all, as they were kept."""
+    """Selects the attentions from all tokens of an image to all, or from a number of queries to all; they are not changed."""
     sides = (count if queries is None else queries, count)
     return [found for found in kept if found.shape[-2:] == sides and found.shape[:-2].numel() % batch == 0]
 
@@ -119,9 +119,9 @@ def by_head(attention: Tensor, batch: int) -> Tensor:
 
 
 def attention_layers(network: nn.Module, forward: Callable[[Tensor], Tensor], image: Tensor, first: Stage, last: Stage) -> int:
-    """How many layers of attention between all tokens a network has; 0 if its tokens are mixed by anything else, too.
+    """Number of a network's layers with attention between all tokens; 0 if anything else also mixes its tokens.
 
-    With every token attending to itself alone, a token of the last map must change only if the token at its place in the first one does.
+    If every token attends only to itself, a token of the last map must change only if the token at the same position of the first map does.
 
     Args:
         network: the network.

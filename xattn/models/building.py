@@ -1,4 +1,4 @@
-"""What every source of networks takes and gives."""
+"""The request and the result that all sources of networks share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from xattn.models.state_dicts import channels_in, classes_in, fit_weights, misma
 from xattn.models.weights_files import read_weights
 
 Weights = str | Path | dict[str, Tensor] | None
-"""A weights file, the name of some weights, or the content of an xattn file; None: the source's own weights."""
+"""A weights file, a name of weights, or the content of an xattn file; None: the source's own weights."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Prompts:
 
     Attributes:
         classes: one text per class.
-        templates: each is filled with the text in the place of `{}`; a class is the mean of its templates' embeddings.
+        templates: the text replaces `{}` in each; a class is the mean of its templates' embeddings.
     """
 
     classes: tuple[str, ...]
@@ -47,18 +47,18 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Request:
-    """What a network is built from.
+    """The request by which a network is built.
 
     Attributes:
         model: its name, with the prefix of its source.
         weights: the weights to load.
         prompts: classes by text.
-        trust_code: run code that a model on the Hugging Face hub brings.
+        trust_code: whether to run code that comes with a model on the Hugging Face hub.
         classes: number of classes of a network whose classifier is new, as a two-stream network's, or one of torchvision or timm that is to
             be trained for other classes; None: its own.
-        high_res: stages whose stride is removed, for a network that must know while it is built (rga:, ocr:); others get it
+        high_res: stages whose stride is removed, for networks that need it while they are built (rga:, ocr:); for others it is done
             afterwards.
-        dilate: whether dilation replaces it.
+        dilate: whether dilation replaces the stride.
     """
 
     model: str
@@ -76,7 +76,7 @@ class Request:
 
     @property
     def state(self) -> dict[str, Tensor] | None:
-        """The state dict of the weights; None if the source's own are asked for."""
+        """The state dict of the weights; None for the source's own weights."""
         return self.weights if self.weights is None or isinstance(self.weights, dict) else read_weights(self.weights)
 
     @property
@@ -86,15 +86,15 @@ class Request:
 
 
 class Built(NamedTuple):
-    """A network as its source builds it.
+    """A network that a source has built.
 
     Attributes:
         network: the module.
-        preprocessing: its own.
+        preprocessing: that of the network.
         labels: class names, if they are known.
-        multi_label: probabilities are sigmoids of each logit.
-        trained: its logits mean something; a new classifier's do not.
-        regression: its outputs are values, no logits.
+        multi_label: whether probabilities are the sigmoid of each logit.
+        trained: whether its logits are meaningful; those of a new classifier are not.
+        regression: whether its outputs are values instead of logits.
     """
 
     network: nn.Module
@@ -106,10 +106,10 @@ class Built(NamedTuple):
 
 
 def fit_with_classes(network: nn.Module, request: Request) -> None:
-    """Loads a request's weights; those of an xattn file may be of another number of classes, and the last linear layer is then as wide.
+    """Loads a request's weights; if those of an xattn file have another number of classes, the last linear layer is resized.
 
     Raises:
-        WeightsError: they do not fit.
+        WeightsError: the weights do not fit.
     """
     state = request.state or {}
     if isinstance(request.weights, dict) and classes_in(network, state) is not None:
@@ -127,13 +127,13 @@ def _only_longer(one: Tensor, other: Tensor) -> bool:
 
 
 def with_local_weights(create: Callable[..., nn.Module], state: dict[str, Tensor], shown: str, channels: str | None = None) -> nn.Module:
-    """The network with a local file's weights; its last layer is as wide as the file's.
+    """Creates the network with a local file's weights; its last layer has the file's number of classes.
 
     Args:
-        create: makes the network; it takes `num_classes`.
+        create: creates the network; it takes `num_classes`.
         state: the file's state dict.
         shown: the file in messages.
-        channels: the argument of `create` for the images' channels, which are then the file's too; None: it has none.
+        channels: the argument of `create` for the number of image channels, which is then also the file's; None: it has none.
     """
     network, given = create(), {}
     if channels is not None and (taken := channels_in(network, state)) is not None:
@@ -146,12 +146,12 @@ def with_local_weights(create: Callable[..., nn.Module], state: dict[str, Tensor
 
 
 def with_new_classifier(create: Callable[..., nn.Module], network: nn.Module, classes: int) -> nn.Module:
-    """The network with another number of classes: its last layer is new, all others have its weights.
+    """Creates the network with another number of classes: its last layer is new, all others keep their weights.
 
     Args:
-        create: makes the network with random weights; it takes `num_classes`.
+        create: creates the network with random weights; it takes `num_classes`.
         network: with its weights.
-        classes: the number.
+        classes: the new number.
     """
     made = create(num_classes=classes)
     own = made.state_dict()

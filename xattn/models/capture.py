@@ -20,7 +20,7 @@ P = TypeVar("P", bound=Place)
 
 
 class _Taps(TorchFunctionMode, Generic[P]):
-    """Calls `tap` with each stage's output while a forward runs; the forward continues with what `tap` returns."""
+    """Calls `tap` with each stage's output while a forward runs; the forward continues with the tensor that `tap` returns."""
 
     def __init__(self, stages: Sequence[P], tap: Callable[[P, Tensor], Tensor | None]) -> None:
         super().__init__()
@@ -55,13 +55,13 @@ class _Taps(TorchFunctionMode, Generic[P]):
             if changed is not None:
                 output = exchanged(output, tensor, changed)
         if any((stage.module, stage.call, stage.offset is not None) == (module, call, True) for stage in self.stages):
-            self.position[module, call] = 0  # last, so that functions called here do not count
+            self.position[module, call] = 0  # set last, so that functions called here do not count
         return output
 
 
 @contextmanager
 def tapped(network: nn.Module, stages: Sequence[P], tap: Callable[[P, Tensor], Tensor | None]) -> Iterator[None]:
-    """Calls `tap(stage, tensor)` when a forward inside reaches a stage, with the tensor in the network's own layout.
+    """Calls `tap(stage, tensor)` when a forward in the block reaches a stage, with the tensor in the network's own layout.
 
     The forward continues with the tensor that `tap` returns; None leaves it unchanged.
     """
@@ -84,13 +84,13 @@ def tapped(network: nn.Module, stages: Sequence[P], tap: Callable[[P, Tensor], T
 
 @contextmanager
 def captured(network: nn.Module, stages: Sequence[Stage], *, cut: bool = False) -> Iterator[dict[str, Tensor]]:
-    """Keeps the outputs of stages during the forwards inside, in the network's own layout; `to_nchw` converts it.
+    """Stores the outputs of stages during the forwards in the block, in the network's own layout; `to_nchw` converts it.
 
     Args:
         network: the module in which the stages were found.
-        stages: which to keep.
-        cut: start the autograd graph at the first stage that is reached, as a leaf: a gradient with respect to it then costs only the
-            tail of the network. Only for stages that are module outputs.
+        stages: the stages to store.
+        cut: start the autograd graph at the first stage that is reached, as a leaf: a gradient with respect to it then costs only a
+            backward through the later layers. Only for stages that are module outputs.
     """
     features: dict[str, Tensor] = {}
     uncut = cut and not any(stage.offset is not None for stage in stages)
@@ -104,7 +104,7 @@ def captured(network: nn.Module, stages: Sequence[Stage], *, cut: bool = False) 
             torch.set_grad_enabled(True)  # the graph starts here; the mode is restored below
             tensor, uncut = tensor.detach().requires_grad_(), False
         features[stage.name] = tensor
-        # What follows gets a copy, so that an in-place rectifier after the stage does not change the features.
+        # Later layers get a copy, so that an in-place rectifier after the stage does not change the features.
         return tensor.clone()
 
     mode = torch.is_grad_enabled()

@@ -28,7 +28,7 @@ FLAGS = ("transform_input",)  # settings of a network that its weights do not re
 
 @dataclass(frozen=True)
 class Source:
-    """How a network is rebuilt.
+    """The data to rebuild a network.
 
     Attributes:
         model: a name that `xattn.load` takes.
@@ -37,7 +37,7 @@ class Source:
         high_res: stages whose stride was removed.
         dilate: whether dilation replaced it.
         prompts: its classes, if they are given by text.
-        templates: in which these texts were put.
+        templates: the templates of these texts.
     """
 
     model: str
@@ -71,11 +71,11 @@ class InnerLoop:
 
 @dataclass(frozen=True)
 class Header:
-    """The header of an xattn `.safetensors`, beside the weights.
+    """The header of an xattn `.safetensors`, with everything except the weights.
 
     Attributes:
         source: of the network.
-        head_alone: the file holds only the head's weights.
+        head_alone: whether the file holds only the head's weights.
         name: of the classifier in the rows.
         head: its name with settings.
         trained: whether it was trained.
@@ -83,11 +83,11 @@ class Header:
         labels: class names.
         multi_label: probabilities are sigmoids.
         preprocessing: in the form of `dataclasses.asdict`.
-        build: those of the network's `FLAGS` that its weights do not record.
+        build: the network's `FLAGS`, which its weights do not record.
         regression: outputs are values without a probability.
-        output: path of the network's output that is explained; None: its name or its being alone says which it is.
-        stages: names of those that the head reads; empty in files that do not name them.
-        inner: of a classifier whose last layer was trained to be fitted to new classes; None: it was not.
+        output: path of the network's output that is explained; None: it is clear from its name or is the only one.
+        stages: names of the stages that the head reads; empty in files that do not name them.
+        inner: settings by which the last layer is fitted to new classes, if the classifier was trained for that; else None.
     """
 
     source: Source
@@ -107,7 +107,7 @@ class Header:
 
 
 def save(path: str | Path, header: Header, network: Mapping[str, Tensor], head: Mapping[str, Tensor]) -> None:
-    """Writes a head's weights, the network's too unless the header says that the head is alone, and what is needed to rebuild them."""
+    """Writes a head's weights, the network's too unless `header.head_alone` is set, and the header to rebuild them."""
     kept = {f"{HEAD}{key}": value for key, value in head.items()}
     if not header.head_alone:
         kept |= {f"{NETWORK}{key}": value for key, value in network.items()}

@@ -1,4 +1,4 @@
-"""Which class of a network a user means: by its index, its name, or its WordNet id."""
+"""Finds a class of a network by its index, its name, or its WordNet id."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ def index_of(target: Any, labels: Sequence[str] | None, count: int, network: str
     """The index of a class.
 
     Args:
-        target: an index; a name; a WordNet id, of a network with ImageNet's 1000 classes; or an index as a text (`7`, `7.0`), unless
-            classes are called by numbers.
+        target: an index; a name; a WordNet id, for a network with ImageNet's 1000 classes; or an index as text (`7`, `7.0`), unless class
+            names are numbers.
         labels: class names in the order of the logits; None: unknown.
         count: number of classes.
-        network: in messages.
+        network: its name in messages.
 
     Raises:
         NameUnknownError: there is no class of that name.
-        InputError: an index outside the classes, a name of two classes, a name where no labels are known, or no class at all.
+        InputError: an index is outside the classes, a name belongs to two classes, a name is given but no labels are known, or the value is
+            not a class.
     """
     if isinstance(target, str):
         found = _index_of_text(target, labels, count, network)
@@ -47,7 +48,7 @@ def index_of(target: Any, labels: Sequence[str] | None, count: int, network: str
 
 
 def _index_of_text(text: str, labels: Sequence[str] | None, count: int, network: str) -> int | None:
-    """The index of a class by its name or WordNet id; None for a number that is no name."""
+    """The index of a class by its name or WordNet id; None for a number that is not a name."""
     if labels is not None and (places := _places(tuple(labels)).get(text)):
         if len(places) > 1:
             indices = " and ".join(map(str, places))
@@ -55,7 +56,7 @@ def _index_of_text(text: str, labels: Sequence[str] | None, count: int, network:
         return places[0]
     if count == IMAGENET and WNID.fullmatch(text) and text in imagenet_wnids():
         return imagenet_wnids().index(text)
-    if (whole := _WHOLE.fullmatch(text)) is not None:  # as pandas writes a column of integers in which one is missing
+    if (whole := _WHOLE.fullmatch(text)) is not None:  # pandas writes a column of integers with a missing value like this
         return index_of(whole[1], labels, count, network)
     if _NUMBER.fullmatch(text) is None:
         if labels is None:
@@ -89,7 +90,7 @@ def indices_of(label: Label | Sequence[int | str], labels: Sequence[str] | None,
 
 
 def names_a_class(text: str, labels: Sequence[str] | None, count: int) -> bool:
-    """Whether a text is the name of just one class, or its WordNet id."""
+    """Whether a text is the name or WordNet id of exactly one class."""
     if labels is not None and text in (places := _places(tuple(labels))):
         return len(places[text]) == 1
     return count == IMAGENET and WNID.fullmatch(text) is not None and text in imagenet_wnids()

@@ -1,4 +1,4 @@
-"""A pretrained network behind one interface."""
+"""`Classifier`: a pretrained network with its stages, head, preprocessing and labels."""
 
 from __future__ import annotations
 
@@ -45,32 +45,32 @@ class Classifier(nn.Module):
 
     Args:
         network: normalised images `(B, C, H, W)` → logits `(B, K)`, vectors `(B, D)` or maps of logits `(B, K, h, w)`, or a tuple, mapping
-            or object that holds them. Probabilities in their place are noticed, and so is a single logit: see `reader`.
-        name: as in the rows.
+            or object that holds them. Probabilities instead of logits and single logits are detected: see `reader`.
+        name: its name in the rows.
         preprocessing: crop and normalisation.
         labels: class names in the order of the logits.
-        head: which head gives the logits.
+        head: the head that computes the logits.
         classes: number of outputs of a head with its own linear layer; None: the network's.
         fresh: whether the head's weights are new; False if they will be loaded from a file.
         source: how to rebuild the network; None for a module that the caller built.
-        multi_label: probabilities are the sigmoid of each logit, not their softmax.
-        regression: outputs are values, which have no probability.
-        output: which of several outputs is explained, by name or position, or "vectors" of a head that has them; None: the one that the
-            others lead to.
-        inputs: the network's images `(B, C, H, W)`, normalised → further arguments of its forward by name; None: it takes images alone.
-        reads: names of the stages that the head reads; empty: as in a file that does not name them; None: the head chooses.
+        multi_label: whether probabilities are the sigmoid of each logit, not their softmax.
+        regression: whether outputs are values, which have no probability.
+        output: which of several outputs is explained, by name or position, or "vectors" for a head that has them; None: the final one,
+            which is computed from the others.
+        inputs: the network's images `(B, C, H, W)`, normalised → further arguments of its forward by name; None: it takes only images.
+        reads: names of the stages that the head reads; empty: those of a file that does not name them; None: the head chooses.
 
     Attributes:
         reader: how the output is read from what the network returns.
         channels: number of channels C of the images.
-        stages: cut points in forward order; the last is the default: the input of the pooling, or of a transformer the last tokens that
-            reach the output. Empty for a network in which no map lies on every path.
+        stages: places in the network where features can be taken, in forward order; the last is the default: the input of the pooling, or
+            for a transformer the last tokens that reach the output. Empty for a network in which no map lies on every path.
         head: the head's module, with weights of its own (`gap` has none).
         head_name: its name with settings.
         grafted: whether the head was initialised as the network's own classifier.
         trained: whether the logits are meaningful; set it after training the head in your own loop.
-        inner: how its last layer is fitted to new classes, if it was trained for that; None: it was not.
-        channels_last: whether the network is given images in that memory format; False where its code needs the other, as `x.view(…)` may.
+        inner: how its last layer is fitted to new classes, if it was trained for that; else None.
+        channels_last: whether the network gets images in that memory format; False if its code needs the other format, as `x.view(…)` may.
     """
 
     mean: Tensor
@@ -168,10 +168,10 @@ class Classifier(nn.Module):
         return noise.to(self.mean)
 
     def _probed(self, images: Tensor) -> Any:
-        """What the network returns for images.
+        """The return value of the network for images.
 
         Raises:
-            UnsupportedError: the network cannot run them.
+            UnsupportedError: the network cannot run the images.
         """
         try:
             return self._run(self.normalise(images))
@@ -184,7 +184,7 @@ class Classifier(nn.Module):
             raise why_not_run(self.network, self.name, images, self.input_size, self.inputs, error) from error
 
     def forward(self, images: Tensor, classes: Tensor | None = None) -> Tensor:
-        """Logits `(B, K)`, or whatever the network returns, for images `(B, C, H, W)` in pixel space, float in [0, 1]. Differentiable.
+        """Logits `(B, K)`, or another output of the network, for images `(B, C, H, W)` in pixel space, float in [0, 1]. Differentiable.
 
         Args:
             images: in pixel space.
@@ -205,7 +205,7 @@ class Classifier(nn.Module):
         """The network's input for images in pixel space, in the network's precision."""
         form = torch.channels_last if self.channels_last else torch.contiguous_format
         normalised: Tensor = (images.to(self.mean.dtype).contiguous(memory_format=form) - self.mean) / self.std
-        return normalised if self.channels > 1 else normalised.clone(memory_format=form)  # of one channel, both formats count as either
+        return normalised if self.channels > 1 else normalised.clone(memory_format=form)  # with one channel, tensors are in both formats
 
     def logits(self, normalised: Tensor) -> Tensor:
         """The output for normalised images."""
@@ -219,11 +219,11 @@ class Classifier(nn.Module):
             return attend(self.network, normalised, self.head, self.attachment, self.read_output, classes, seeds)
 
     def supplied(self) -> AbstractContextManager[None]:
-        """Gives the network's forwards inside, in this thread, their further inputs."""
+        """Passes the further inputs to the network's forwards in the block, in this thread."""
         return supplied(self.network, self.inputs)
 
     def _run(self, normalised: Tensor) -> Any:
-        """What the network alone returns for normalised images."""
+        """The return value of the network, without the head, for normalised images."""
         with self.supplied():
             return self.network(normalised)
 
@@ -235,7 +235,7 @@ class Classifier(nn.Module):
             return own_prediction(self.network, self.normalise(images), self.read_output)
 
     def _bare(self, images: Tensor) -> Tensor:
-        """The output of the network alone, without the head, as it gives it."""
+        """The unchanged output of the network, without the head."""
         return self.reader.select(self._run(self.normalise(images)))
 
     def read_output(self, output: Any) -> Tensor:
@@ -247,7 +247,7 @@ class Classifier(nn.Module):
         return self.reader(output)
 
     def predict(self, images: Tensor) -> Tensor:
-        """Logits `(B, K)`, or whatever the network returns, in eval mode, without gradients; images are moved to the classifier's device.
+        """Logits `(B, K)`, or another output of the network, in eval mode, without gradients; images are moved to the classifier's device.
 
         >>> import torch, xattn
         >>> xattn.load("birds:gap", device="cpu").predict(torch.rand(2, 3, 64, 64)).shape
@@ -259,7 +259,7 @@ class Classifier(nn.Module):
 
     @property
     def attention_layers(self) -> int:
-        """How many layers of attention between all tokens the network has; 0 if it has none, or its tokens are mixed by something else."""
+        """Number of layers with attention between all tokens; 0 if there are none, or something else also mixes the tokens."""
         if self._attention_layers is None:
             tokens = self._found.tokens
             with evaluating(self), torch.inference_mode(False):
@@ -270,31 +270,31 @@ class Classifier(nn.Module):
 
     @property
     def token_stages(self) -> tuple[Stage, ...]:
-        """The maps of the tokens that the network's output is computed from, the last included; empty for a network without them."""
+        """The maps of the tokens from which the network's output is computed, including the last; empty for a network without them."""
         return self._found.tokens
 
     @property
     def pooled_tokens(self) -> tuple[int, ...]:
-        """Which tokens of the last of `token_stages` the network's output is computed from: the class token, or those of the mean."""
+        """The tokens of the last of `token_stages` from which the output is computed: the class token, or those of the mean."""
         return self._found.pooled
 
     def features(self, images: Tensor, stages: Sequence[str] | None = None) -> dict[str, Tensor]:
-        """Feature maps `{stage: (B, C, h, w)}` in eval mode, whatever the network's layout; all stages if none are named."""
+        """Feature maps `{stage: (B, C, h, w)}` in eval mode, for every layout of the network; all stages if none are named."""
         chosen = self.stages if stages is None else [self.stage(name) for name in stages]
         with evaluating(self), captured(self.network, chosen) as found:
             self._bare(images)
         return {stage.name: to_nchw(found[stage.name], stage.layout) for stage in chosen}
 
     def stage_or_default(self, name: str | None) -> Stage | None:
-        """A stage by name; without one the default, and None where the network has no default: methods without features need none."""
+        """A stage by name; without a name the default, or None if the network has no default, since some methods use no features."""
         return self.stage(name) if name is not None or self.stages else None
 
     def stage(self, name: str | None = None) -> Stage:
-        """A stage by name, which any module that gives a map has; None: the default, the last of `stages`.
+        """A stage by name, which may be any module whose output is a map; None: the default, the last of `stages`.
 
         Raises:
             NameUnknownError: there is no module of that name.
-            UnsupportedError: its output is no map; or none is named and the network has no default.
+            UnsupportedError: the module's output is not a map; or no name is given and the network has no default.
         """
         if name is None:
             if not self.stages:
@@ -310,7 +310,7 @@ class Classifier(nn.Module):
 
         Raises:
             NameUnknownError: there is no class of that name.
-            InputError: an index outside the classes, a name of two classes, or a name where no labels are known.
+            InputError: an index is outside the classes, a name belongs to two classes, or a name is given but no labels are known.
         """
         return index_of(target, self.labels, self.class_count, self.name)
 
@@ -324,7 +324,7 @@ class Classifier(nn.Module):
         return indices_of(label, self.labels, self.class_count, self.name)
 
     def label(self, index: int) -> str:
-        """The name of a class, or its index where names are unknown."""
+        """The name of a class, or its index if names are unknown."""
         return str(index) if self.labels is None else self.labels[index]
 
     def start_from(self, other: Classifier) -> None:
@@ -350,7 +350,7 @@ class Classifier(nn.Module):
         If the network's weights are unchanged since loading, only the head's are written: several heads on one network are small files.
 
         Raises:
-            UnsupportedError: it was made by `attach`, and no name rebuilds its network.
+            UnsupportedError: the classifier was made by `attach`, so there is no name by which its network can be rebuilt.
         """
         if self.source is None:
             raise UnsupportedError(

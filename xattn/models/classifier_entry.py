@@ -1,4 +1,4 @@
-"""Where the pooled vector enters a network's classifier, and another vector in its place."""
+"""Finds where the pooled vector enters a network's classifier, and replaces it by another vector."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ PROBE_TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class ClassifierEntry:
-    """Where the pooled vector enters a network's classifier.
+    """The place where the pooled vector enters a network's classifier.
 
     Attributes:
         module: dotted name of the first module that takes the pooled vector `(B, C)`, `(B, C, 1, 1)` or `(B, 1, 1, C)`; None if there is
             none.
-        call: which call of that module, from 1.
+        call: number of the call of that module, from 1.
         linear: the classifier, if it is one linear layer on the pooled vector.
     """
 
@@ -39,8 +39,8 @@ class ClassifierEntry:
 def find_classifier_entry(network: nn.Module, forward: Forward, image: Tensor, last: Stage) -> ClassifierEntry:
     """Finds where the pooled vector enters the classifier, with a few forwards of one image in eval mode.
 
-    The pooled vector is made from the last map by any pooling, or is a class token beside its cells. Where the output depends on something
-    else as well, as that of a network with a distillation token does, there is no such place.
+    The pooled vector is made from the last map by any pooling, or is a class token next to the map's cells. If the output depends on
+    something else as well, as in a network with a distillation token, there is no such place.
 
     Args:
         network: whose modules are searched.
@@ -74,7 +74,7 @@ def find_classifier_entry(network: nn.Module, forward: Forward, image: Tensor, l
 
 
 def _decides(network: nn.Module, forward: Forward, image: Tensor, entry: ClassifierEntry) -> bool:
-    """Whether the output depends on the image by the pooled vector alone."""
+    """Whether the output depends on the image only through the pooled vector."""
     with torch.no_grad(), vector_replaced(network, entry, torch.ones_like):
         one = forward(image)
     with torch.no_grad(), vector_replaced(network, entry, torch.ones_like):
@@ -89,11 +89,11 @@ def _first_entry(
     for name, call, vector in candidates:
         pooled = vector.flatten()
         if any(torch.allclose(pooled, token, rtol=PROBE_TOLERANCE, atol=PROBE_TOLERANCE) for token in others[0]):
-            return ClassifierEntry(name, call)  # a class token: its classifier is not one of what the cells are pooled to
+            return ClassifierEntry(name, call)  # a class token: its classifier does not take pooled cells
         low, high = features.flatten(2)[0].amin(dim=1), features.flatten(2)[0].amax(dim=1)
         slack = PROBE_TOLERANCE * features.abs().amax()
         if not ((pooled >= low - slack) & (pooled <= high + slack)).all():
-            continue  # it has been through a layer: pooling stays between the smallest and the largest value of each channel
+            continue  # a layer has changed it: a pooled value lies between the smallest and the largest value of its channel
         means = any(torch.allclose(pooled, mean, rtol=PROBE_TOLERANCE, atol=float(slack)) for mean in (features.mean(dim=(2, 3))[0], high))
         linears = (module for module in modules.values() if isinstance(module, nn.Linear))
         linear = next((linear for linear in linears if means and _is_classifier(linear, pooled, logits)), None)

@@ -1,7 +1,7 @@
-"""Several threads that explain one network at a time: hooks that act in their own thread, counted flags, and turns.
+"""Lets several threads explain one network: hooks that act in their own thread, counted flags, and turns.
 
-xattn's own methods only read a network, so that any number of threads may run one without waiting. Other libraries change modules,
-hooks and the process's random generators while they run: they get the network for themselves, and everyone else waits.
+xattn's own methods only read a network, so any number of threads may run one at once. Other libraries change modules, hooks and the
+process's random generators while they run: they get the network exclusively, and all other threads wait.
 """
 
 from __future__ import annotations
@@ -77,18 +77,18 @@ def _turns_of(network: nn.Module) -> _Turns:
 
 @contextmanager
 def exclusive(network: nn.Module) -> Iterator[None]:
-    """Keeps other threads from running the network inside, as far as they run it through xattn."""
+    """Keeps other threads from running the network in the block, if they run it through xattn."""
     with _turns_of(network).exclusive():
         yield
 
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode and, on a GPU, convolutions in full float32 inside; restores each module's own flag and the precision afterwards.
+    """Sets eval mode and, on a GPU, full float32 for convolutions in the block; restores each module's flag and the precision afterwards.
 
     With several threads, the last to leave restores the flags. cuDNN has no backward of an LSTM, GRU or RNN in eval mode: with a GPU, these
-    are in training mode without dropout instead, which computes the same. A class with a forward of its own, which may ask for the mode, is
-    in eval mode.
+    are in training mode without dropout instead, which computes the same. A subclass with its own forward, which may read the mode, is in
+    eval mode.
 
     Args:
         module: a classifier, or a network.
@@ -119,7 +119,7 @@ def _hold(module: nn.Module) -> tuple[list[nn.Module], list[nn.RNNBase]]:
             part.training, part.dropout = True, 0.0
         if has_gpu:
             _tf32 = _tf32 if _precise else torch.backends.cudnn.allow_tf32
-            torch.backends.cudnn.allow_tf32 = False  # keeps probabilities within 1e-5 whatever the batch
+            torch.backends.cudnn.allow_tf32 = False  # keeps probabilities within 1e-5 for every batch
             _precise += 1
     return held, recurrent
 

@@ -11,7 +11,7 @@ STD = (63.0 / 255, 62.1 / 255, 66.7 / 255)
 
 
 def from_few_shot(request: Request) -> Built:
-    """The network that a name means, with random weights unless some are given, and the published transform of its pictures.
+    """Builds the named network, with random weights unless some are given, and the published transform of its pictures.
 
     Raises:
         NameUnknownError: there is no such network.

@@ -20,20 +20,20 @@ from xattn.models.stages import find_stages
 from xattn.models.state_dicts import fit_weights
 
 BACKBONES = ("torchvision", "timm", "birds")
-SIDE = 448  # of the whole picture, on a backbone for 224; a picture is made square, not cropped
+SIDE = 448  # side of the whole picture, for a backbone for 224; pictures are made square, not cropped
 TOLERANCE = 1e-4
 
 
 def from_focus(request: Request, build: Callable[[Request], Built], bare: Callable[[str], nn.Module]) -> Built:
-    """The two-stream network that a name means.
+    """Builds the named two-stream network.
 
     Args:
-        request: its name; as weights those of the backbone, for both streams, or of a whole two-stream network.
+        request: its name; its weights are those of the backbone, for both streams, or of a whole two-stream network.
         build: builds a backbone with weights.
         bare: builds a backbone with random weights, by its name.
 
     Raises:
-        InputError: the name is not valid, or its backbone is of another source.
+        InputError: the name is not valid, or its backbone comes from another source.
         UnsupportedError: the backbone cannot be cut before its pooling.
     """
     name, settings = parsed(request.model)
@@ -65,21 +65,21 @@ def from_focus(request: Request, build: Callable[[Request], Built], bare: Callab
 
 
 def _outputs(built: Built) -> int:
-    """How many values a backbone gives for a picture."""
+    """Number of outputs of a backbone for a picture."""
     with torch.no_grad():
         found: Tensor = built.network.eval()(torch.zeros(1, 3, *built.preprocessing.input_size))
     return found.shape[-1]
 
 
 def trunk_of(network: nn.Module, name: str) -> tuple[nn.Module, int]:
-    """What a network computes up to its pooling, as a module of its own, and the channels of the map that it gives.
+    """The part of a network before its pooling, as a separate module, and the number of channels of its map.
 
     Args:
         network: in eval mode.
         name: of the network in messages.
 
     Raises:
-        UnsupportedError: its last map has not channels first, or it is not made by a sequence of the network's modules.
+        UnsupportedError: the network's last map is not channels-first, or is not computed by a sequence of its modules.
     """
     image = torch.rand((1, 3, 64, 64), generator=torch.Generator().manual_seed(0))
     found = find_stages(network, network, image, named=name)
@@ -109,13 +109,13 @@ def trunk_of(network: nn.Module, name: str) -> tuple[nn.Module, int]:
 
 
 def _checked(trunk: nn.Module, image: Tensor, expected: Tensor | None, name: str) -> tuple[nn.Module, int]:
-    """The trunk and its channels, after a look at whether it gives the map that the network computes."""
+    """The trunk and its channels, after a check that it computes the same map as the network."""
     try:
         with torch.no_grad():
             features = trunk(image)
         slack = TOLERANCE * float(features.abs().max())
         fits = features.dim() == 4 and (expected is None or torch.allclose(features, expected, TOLERANCE, slack))
-    except (RuntimeError, TypeError, ValueError):  # its modules do not follow each other
+    except (RuntimeError, TypeError, ValueError):  # its modules do not form a sequence
         fits = False
     if not fits:
         raise UnsupportedError(
@@ -126,7 +126,7 @@ def _checked(trunk: nn.Module, image: Tensor, expected: Tensor | None, name: str
 
 
 def without_last_pooling(trunk: nn.Module) -> nn.Module:
-    """A trunk without the max-pooling at its end, as that of VGG, so that the map of a smaller patch stays as fine.
+    """A trunk without the max-pooling at its end, as in VGG, so that the map of a smaller patch stays as fine.
 
     Source: the released code of Shroff 2020.
     """

@@ -1,4 +1,4 @@
-"""Attention inside a network, as one forward computes it: gates of positions, and weights of positions in the regions of classes."""
+"""Captures attention inside a network during a forward: gates of positions, and weights of positions in the regions of classes."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from xattn.models.concurrency import in_this_thread
 from xattn.ocr import ObjectContext
 from xattn.rga import RelationAware
 
-FEATURES, RELATIONS = "features", "relations"  # the two parts of a stage: what it was, and the attention behind it
+FEATURES, RELATIONS = "features", "relations"  # the two parts of a stage: its features, and the attention after it
 
 
 def gated_stages(network: nn.Module) -> tuple[str, ...]:
-    """Names of the stages whose maps are gated by relation-aware attention; none in another network."""
+    """Names of the stages whose maps are gated by relation-aware attention; empty for other networks."""
     return tuple(name.removesuffix(f".{RELATIONS}") for name, part in network.named_modules() if isinstance(part, RelationAware))
 
 
 def gate_at(stage: str, gated: Iterable[str]) -> str | None:
-    """The gated stage that a place is of: itself, its features before the gate, or the gate's output; None if it is another place."""
+    """The gated stage of a place, which is the stage itself, its features before the gate, or the gate's output; None for other places."""
     return next((name for name in gated if stage in (name, f"{name}.{FEATURES}", f"{name}.{RELATIONS}")), None)
 
 
@@ -32,7 +32,7 @@ def has_regions(network: nn.Module) -> bool:
 
 @contextmanager
 def gates_kept(network: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Keeps the gates of positions, `(B, 1, h, w)` in (0, 1), by gated stage in a forward inside."""
+    """Stores the gates of positions, `(B, 1, h, w)` in (0, 1), by gated stage, of a forward in the block."""
     kept: dict[str, Tensor] = {}
     found: dict[nn.Module, str] = {network.get_submodule(f"{name}.{RELATIONS}.positions"): name for name in gated_stages(network)}
     with _outputs_of(found, kept.__setitem__):
@@ -41,7 +41,7 @@ def gates_kept(network: nn.Module) -> Iterator[dict[str, Tensor]]:
 
 @contextmanager
 def regions_kept(network: nn.Module) -> Iterator[list[Tensor]]:
-    """Keeps the weights of the positions in the region vector of each class, `(B, L, h, w)`, in forwards inside; of OCR networks."""
+    """Stores an OCR network's weights of positions in the region vector of each class, `(B, L, h, w)`, of forwards in the block."""
     kept: list[Tensor] = []
     found: dict[nn.Module, str] = {part.weights: name for name, part in network.named_modules() if isinstance(part, ObjectContext)}
     with _outputs_of(found, lambda _, weights: kept.append(weights)):
@@ -50,7 +50,7 @@ def regions_kept(network: nn.Module) -> Iterator[list[Tensor]]:
 
 @contextmanager
 def _outputs_of(modules: dict[nn.Module, str], keep: Callable[[str, Tensor], Any]) -> Iterator[None]:
-    """Hands what modules give, with their names, to a function while forwards run inside."""
+    """Calls a function with the name and output of each module during forwards in the block."""
     handles = [
         module.register_forward_hook(in_this_thread(lambda _module, _given, output, name=name: keep(name, output)))
         for module, name in modules.items()

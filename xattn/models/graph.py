@@ -1,4 +1,4 @@
-"""The autograd graph of a forward: what every path crosses, and what kinds of operation are where."""
+"""The autograd graph of a forward: nodes that every path crosses, and the kinds of operations."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ NORMALISATIONS = ("NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm", "Nativ
 
 
 def shape_of(node: Node) -> tuple[int, ...]:
-    """The shape of what an operation gave."""
+    """The shape of an operation's result."""
     metadata = node._input_metadata
     return tuple(metadata[0].shape) if metadata else ()
 
 
 def is_a(node: Node, kinds: tuple[str, ...]) -> bool:
-    """Whether an operation is of one of some kinds, by how their names begin."""
+    """Whether an operation is of one of some kinds, by the beginning of its name."""
     return type(node).__name__.startswith(kinds)
 
 
@@ -67,13 +67,13 @@ def dominators(root: Node) -> list[Node]:
 
 @dataclass(frozen=True)
 class Origins:
-    """What the results of a forward's operations are made of.
+    """The inputs from which the results of a forward's operations are computed.
 
     Attributes:
-        image: those that the image leads to.
-        queries: for those that an attention with learnt queries leads to, how many these queries are. Where the queries, or the scores of
-            the attention, are weights and not made of the image, it pools the places of the image to a few vectors.
-        chosen: those that a choice among tokens leads to, such as of those that are kept.
+        image: operations that depend on the image.
+        queries: for operations that depend on an attention with learnt queries, the number of these queries. If the queries, or the scores
+            of the attention, are weights and do not depend on the image, it pools the positions of the image to a few vectors.
+        chosen: operations that depend on a choice among tokens, such as which tokens to keep.
     """
 
     image: Set[Node]
@@ -81,23 +81,24 @@ class Origins:
     chosen: Set[Node]
 
     def learnt(self, nodes: Iterable[Node]) -> int:
-        """How many of some operations are convolutions or products with weights over several places of an image, in a forward of one."""
+        """Number of convolutions or products with weights over several positions of an image, among some operations of one image's
+        forward."""
         products = [node for node in nodes if is_a(node, PARAMETRIC) and node in self.image]
         found = [node for node in products if any(factor not in self.image for factor in _factors(node))]
         return sum(_places(shape_of(node)) > 1 and not self.is_pooled(node) for node in found)
 
     def is_pooled(self, node: Node) -> bool:
-        """Whether the rows that an operation gives are those of learnt queries, or of chosen tokens, and no fixed places."""
+        """Whether the rows of an operation's result belong to learnt queries or chosen tokens, instead of fixed positions."""
         shape = shape_of(node)
         return _places(shape) in self.queries.get(node, ()) or (len(shape) == 3 and node in self.chosen)
 
 
 def origins(root: Node, again: Callable[[], Node]) -> Origins:
-    """What the operations that lead to a node are made of.
+    """The origins of the operations that lead to a node.
 
     Args:
         root: the node.
-        again: gives that of another image, to see which choices among tokens follow the image.
+        again: returns the node for another image, to find which choices among tokens depend on the image.
     """
     order, below = _topological(root)
     choices = _choices(order, again)
@@ -115,7 +116,7 @@ def origins(root: Node, again: Callable[[], Node]) -> Origins:
 
 
 def _choices(order: Sequence[Node], again: Callable[[], Node]) -> set[Node]:
-    """Those of some operations that take some rows of several, which are others for another image; one row alone is a class token."""
+    """The operations that select several rows, which differ for another image; a single row is a class token."""
     places = [place for place, node in enumerate(order) if _takes_some_rows(node)]
     if not places:
         return set()
@@ -147,22 +148,22 @@ def _learnt_queries(node: Node, image: Set[Node]) -> set[int]:
     if is_a(node, ATTENTIONS):
         return set() if node.next_functions[0][0] in image else {shape[-2]}
     if is_a(node, ("SoftmaxBackward",)) and len(shape) > 2 and (scores := _scores(node)):
-        over_rows = node._saved_dim in (len(shape) - 2, 2**64 - 2)  # type: ignore[attr-defined]  # kept as an unsigned integer
+        over_rows = node._saved_dim in (len(shape) - 2, 2**64 - 2)  # type: ignore[attr-defined]  # stored as an unsigned integer
         count = shape[-1 if over_rows else -2]
         return {count} if all(count in _learnt_sides(product, image) for product in scores) else set()
     return set()
 
 
 def _learnt_sides(product: Node, image: Set[Node]) -> set[int]:
-    """The sides of a product that are those of a factor that is not made of the image."""
+    """The sizes of the axes of a product that come from factors that do not depend on the image."""
     factors = _factors(product)
-    if is_a(product, ("ConvolutionBackward",)):  # its channels come first, and are those of its weights
+    if is_a(product, ("ConvolutionBackward",)):  # its channels come first and come from its weights
         factors.reverse()
     return {side for side, factor in zip(shape_of(product)[-2:], factors, strict=True) if factor not in image}
 
 
 def _scores(softmax: Node) -> list[Node]:
-    """The products that a softmax is of, before they are scaled, masked, mixed over heads by a convolution, and rearranged."""
+    """The products that enter a softmax, before they are scaled, masked, mixed over heads by a convolution, and rearranged."""
     found, stack = [], [softmax]
     sides = sorted(shape_of(softmax)[-2:])
     while stack:
@@ -179,13 +180,13 @@ def _scores(softmax: Node) -> list[Node]:
 
 
 def _factors(product: Node) -> list[Node | None]:
-    """What a convolution or product multiplies, in order; None for weights without a gradient."""
+    """The factors of a convolution or product, in order; None for weights without a gradient."""
     factors = [child for child, _ in product.next_functions]
     return factors[1:3] if is_a(product, ("AddmmBackward", "BaddbmmBackward")) else factors[:2]
 
 
 def _places(shape: tuple[int, ...]) -> int:
-    """In how many places the result of an operation on one image has values: 1 for a vector or a map of 1 × 1."""
+    """Number of positions of an operation's result for one image: 1 for a vector or a map of 1 × 1."""
     count = 1
     for length in shape[2:] if len(shape) == 4 else shape[:-1]:
         count *= length

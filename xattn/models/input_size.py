@@ -1,4 +1,4 @@
-"""What a network takes: the image size that it states for itself, and what a forward asks for besides images."""
+"""Finds the image size that a network states, and the arguments that its forward needs besides images."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ DEFAULT_SIZE = (224, 224)
 
 
 def stated_size(network: nn.Module) -> tuple[int, int] | None:
-    """Height and width of the images that a network states it was made for; None if it states none.
+    """Height and width of the images for which a network states it was built; None if it states none.
 
     It is `image_size` of a transformers configuration, of torchvision's ViT and of open_clip's encoders, `img_size` of timm's patch
-    embeddings, else `input_size` of timm's pretrained configuration, which is that of the weights and not of the network.
+    embeddings, else `input_size` of timm's pretrained configuration, which belongs to the weights and not to the network.
 
     >>> import torchvision
     >>> stated_size(torchvision.models.VisionTransformer(64, 16, 1, 1, 8, 8))
@@ -42,7 +42,7 @@ def own_size(network: nn.Module) -> tuple[int, int]:
 
 
 def required_arguments(network: nn.Module) -> list[str]:
-    """Names of the arguments that its forward cannot go without."""
+    """Names of the required arguments of the network's forward."""
     return [
         parameter.name
         for parameter in inspect.signature(network.forward).parameters.values()
@@ -72,6 +72,6 @@ def _runs(network: nn.Module, size: tuple[int, int]) -> bool:
     try:
         with evaluating(network), torch.no_grad():
             network(like.new_zeros((1, 3, *size)))
-    except Exception:  # whatever a network raises on a size that it does not take
+    except Exception:  # a network may raise any error for a wrong size
         return False
     return True

@@ -1,4 +1,4 @@
-"""What a network takes: the number of channels of its images, and the further inputs of its forward."""
+"""Finds the number of image channels of a network, and passes the further inputs of its forward."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ OTHER_DATA = {
 }
 
 
-class _Reached(Exception):  # it ends the forward, and is no error
+class _Reached(Exception):  # ends the forward; not an error
     """The first layer has run."""
 
 
 class _FirstLayer(TorchFunctionMode):
-    """Ends a forward behind the first layer with weights that takes all channels of the image, or before the first that cannot.
+    """Ends a forward after the first layer with weights that takes all channels of the image, or before the first layer that cannot.
 
-    A normalisation, whose channels may be another axis, and a layer of some channels alone do not end it.
+    A normalisation, whose channels may be another axis, and a layer of only some channels do not end it.
 
     Attributes:
         kind: the layer's function.
-        given: the channels that it got, or the values per row.
-        takes: those that its weights take.
+        given: the channels of its input, or the values per row.
+        takes: the channels for which its weights are made.
         axes: number of axes of its input.
     """
 
@@ -67,7 +67,7 @@ class _FirstLayer(TorchFunctionMode):
 
 
 def _made_of(tensor: Tensor, image: Tensor) -> list[Node | None]:
-    """The operations that made a tensor of the image; empty if it is made of something else."""
+    """The operations that computed a tensor from the image; empty if it does not depend on the image."""
     if tensor is image:
         return [None]
     nodes: list[Node | None] = [] if tensor.grad_fn is None else [*behind(tensor.grad_fn)]
@@ -75,7 +75,7 @@ def _made_of(tensor: Tensor, image: Tensor) -> list[Node | None]:
 
 
 def _taken(kind: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
-    """The channels, or the values per row, that a layer's weights take; 0 if it has none."""
+    """The channels, or values per row, for which a layer's weights are made; 0 if it has none."""
     if kind in NORMS:
         found = [value for value in (*args[1:], *kwargs.values()) if isinstance(value, Tensor)]
         return found[0].shape[0] if found else 0
@@ -85,7 +85,7 @@ def _taken(kind: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
 
 
 def input_channels(network: nn.Module, run: Callable[[Tensor], Any], size: tuple[int, int], like: Tensor, name: str) -> int:
-    """The number of channels of the images that a network takes, by its first layer; what comes after that is not run.
+    """The number of channels of the images that a network takes, by its first layer; later layers are not run.
 
     Args:
         network: in eval mode.
@@ -95,7 +95,7 @@ def input_channels(network: nn.Module, run: Callable[[Tensor], Any], size: tuple
         name: of the network in errors.
 
     Raises:
-        UnsupportedError: its first layer is one over videos, volumes, sequences or tokens.
+        UnsupportedError: its first layer is for videos, volumes, sequences or tokens.
     """
     first, fits = _first_layer(run, RGB, size, like)
     if fits:
@@ -110,7 +110,7 @@ def input_channels(network: nn.Module, run: Callable[[Tensor], Any], size: tuple
             "network of images, or wrap this one in a module whose forward makes its input from an image."
         )
     if first.kind == "" and _first_layer(run, 1, size, like)[0].kind:
-        return 1  # its code takes one channel before any layer does
+        return 1  # its code selects one channel before the first layer
     if first.kind:
         scaled, rest = divmod(RGB * first.takes, first.given or RGB)
         for count in dict.fromkeys([scaled if rest == 0 and first.given else 0, first.takes - first.given + RGB]):
@@ -120,7 +120,7 @@ def input_channels(network: nn.Module, run: Callable[[Tensor], Any], size: tuple
 
 
 def _first_layer(run: Callable[[Tensor], Any], channels: int, size: tuple[int, int], like: Tensor) -> tuple[_FirstLayer, bool]:
-    """The first layer, and whether it takes images of so many channels."""
+    """The first layer, and whether it takes images with this number of channels."""
     noise = torch.rand((1, channels, *size), generator=torch.Generator().manual_seed(0))
     image = noise.to(like).requires_grad_()
     first = _FirstLayer(image)
@@ -137,14 +137,14 @@ def _first_layer(run: Callable[[Tensor], Any], channels: int, size: tuple[int, i
 
 @contextmanager
 def supplied(network: nn.Module, inputs: Inputs | None) -> Iterator[None]:
-    """Gives the forwards inside, in this thread, the network's further inputs.
+    """Passes the network's further inputs to the forwards in the block, in this thread.
 
     Args:
         network: whose forward takes them.
-        inputs: None: it takes images alone.
+        inputs: None: it takes only images.
 
     Raises:
-        InputError: `inputs` gives no mapping of names.
+        InputError: `inputs` does not return a mapping of names.
     """
     if inputs is None:
         yield

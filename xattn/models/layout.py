@@ -1,4 +1,4 @@
-"""How a tensor inside a network is a feature map, and the places where features are taken."""
+"""`Layout`: how a tensor inside a network is read as a feature map; `Stage`: a place where features are taken."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ Axes = Literal["NCHW", "NHWC", "NLC", "LNC", "NCL"]
 
 @dataclass(frozen=True)
 class Layout:
-    """How a tensor inside a network is a feature map.
+    """How a tensor inside a network is read as a feature map.
 
     Attributes:
         axes: N is the image, C the channel, H and W are height and width, L are tokens.
-        prefix: how many tokens stand before those of the map: class, distillation, registers.
-        suffix: how many stand behind them.
+        prefix: number of tokens before those of the map: class, distillation, registers.
+        suffix: number of tokens after them.
         grid: height and width of the tokens' map at the classifier's input size.
-        order: the place of each cell, row by row, among the tokens of the map; empty where they are in that order.
-        patches: how many patches of an image are beside each other along N; their maps, one below the other, are then the image's.
+        order: the index of each cell, row by row, among the tokens of the map; empty if they are in that order.
+        patches: number of patches per image along N; the image's map is then that of its patches, one below the other.
     """
 
     axes: Axes = "NCHW"
@@ -42,14 +42,14 @@ class Layout:
 
     @property
     def count(self) -> int:
-        """How many tokens there are at the classifier's input size; 0 for maps of four axes."""
+        """Number of tokens at the classifier's input size; 0 for maps of four axes."""
         return self.prefix + self.grid[0] * self.grid[1] + self.suffix if self.grid != (0, 0) else 0
 
     def grid_of(self, count: int) -> tuple[int, int]:
-        """Height and width of a map of some tokens, with the aspect that it has at the classifier's input size.
+        """Height and width of a map with this number of tokens, with the aspect that it has at the classifier's input size.
 
         Raises:
-            UnsupportedError: there is none.
+            UnsupportedError: there is no such map.
         """
         height, width = self.grid
         if count != height * width:
@@ -64,7 +64,7 @@ class Layout:
 
 
 class Place(Protocol):
-    """Where a tensor is made in a forward: the output of a module, or of a function after it."""
+    """The place where a tensor is computed in a forward: the output of a module, or of a function after it."""
 
     @property
     def name(self) -> str: ...
@@ -81,17 +81,17 @@ class Stage:
     """A place where features are taken.
 
     Attributes:
-        name: what the user writes: a module's dotted name, `name#2` for its second call, `name+relu` for a function applied to it.
+        name: as the user writes it: a module's dotted name, `name#2` for its second call, `name+relu` for a function applied to it.
         channels: number of channels.
         size: height and width of the map at the classifier's input size.
         stride: input height over map height.
         layout: of the tensor inside the network.
         module: dotted name of the hooked module.
-        call: which call of that module, from 1.
-        offset: for a function, how many torch functions after the module's call; None for the module's own output.
-        calls: how often the module runs in one forward.
+        call: number of the call of that module, from 1.
+        offset: for a function, its number among the torch functions after the module's call; None for the module's own output.
+        calls: number of runs of the module in one forward.
         found: how it was found, in words.
-        boxes: its maps are of patches of the image; boxes say where these lie.
+        boxes: whether its maps are of patches of the image, whose positions are boxes.
     """
 
     name: str
@@ -111,7 +111,7 @@ class Stage:
 
 
 def other_tokens(features: Tensor, layout: Layout) -> Tensor:
-    """The tokens that are no cells of the map, `(B, prefix + suffix, C)`; none for maps of four axes."""
+    """The tokens that are not cells of the map, `(B, prefix + suffix, C)`; none for maps of four axes."""
     if layout.axes in ("NCHW", "NHWC"):
         return features.new_empty(len(features), 0, 1)
     tokens = layout.tokens(features)
@@ -119,9 +119,9 @@ def other_tokens(features: Tensor, layout: Layout) -> Tensor:
 
 
 def to_nchw(features: Tensor, layout: Layout) -> Tensor:
-    """The feature map `(B, C, h, w)` in a tensor of a layout: a view, unless the tokens have an order of their own, or it is of patches.
+    """Converts a tensor of a layout to a feature map `(B, C, h, w)`: a view, unless tokens are reordered or the map is of patches.
 
-    Tokens that belong to no place of the image are left out. Of n patches of an image it is `(B, C, n·h, w)`, one below the other.
+    Tokens without a position in the image are left out. With n patches per image it is `(B, C, n·h, w)`, one below the other.
     """
     if layout.patches > 1:
         maps = to_nchw(features, replace(layout, patches=1))

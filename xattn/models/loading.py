@@ -1,4 +1,4 @@
-"""`load` makes a classifier from a name or from an xattn file; `attach` wraps a module that the caller built."""
+"""`load` builds a classifier from a name or from an xattn file; `attach` wraps a module that the caller built."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from xattn.rga import PREFIX as RELATION_AWARE
 logger = logging.getLogger("xattn")
 
 Size = int | Sequence[int]
-KEEPS_ITS_OWN = "gap"  # the head of a file that holds a network alone
+KEEPS_ITS_OWN = "gap"  # the head of a file that holds only a network
 
 
-@torch.random.fork_rng(devices=[])  # torch's generator stays as it was
+@torch.random.fork_rng(devices=[])  # the state of torch's generator does not change
 def load(
     model: str,
     *,
@@ -60,43 +60,43 @@ def load(
         model: `birds:NAME` for the shipped classifiers, `torchvision:NAME`, `timm:NAME`, `hf:NAME_OR_FOLDER` (an image classifier, CLIP
             or SigLIP of transformers), `open_clip:NAME`, `focus:BACKBONE[:key=value,…]` (a new two-stream network on a backbone of
             these), `rga:BACKBONE[:key=value,…]` (a ResNet with relation-aware attention, whose gates are new),
-            `ocr:BACKBONE[:key=value,…]` (an OCR network, which segments and whose classifiers are new),
-            `few-shot:resnet12[:width=80]` (new, for few shots),
-            `package.module:factory`, `path/file.py:factory` (a callable without arguments that returns the network), or a
-            `.safetensors` that `Classifier.save` or `xattn train` wrote, which has its own head.
-        head: which head gives the logits, `name[:key=value,…]`; None: that of a saved file, else gap. A file with gap takes any head, which
-            is new then.
+            `ocr:BACKBONE[:key=value,…]` (an OCR network for segmentation, whose classifiers are new), `few-shot:resnet12[:width=80]` (a new
+            network for few-shot learning), `package.module:factory`, `path/file.py:factory` (a callable without arguments that returns the
+            network), or a `.safetensors` that `Classifier.save` or `xattn train` wrote, which has its own head.
+        head: the head that computes the logits, `name[:key=value,…]`; None: that of a saved file, else gap. A file with gap takes any head,
+            which is then new.
         classes: number of outputs of a head with its own linear layer (br-npa, b-cnn), of a network of focus:, rga:, ocr: or few-shot:, or
-            of one of torchvision or timm that keeps its pooling and gets a new classifier, to be trained; None: the network's. For one
-            that compares images with texts (open_clip, CLIP, SigLIP): the texts of its classes, or a text file with one per line; they
-            are the labels.
-        templates: for classes given by text, each with `{}` in the place of the class, as "a photo of a {}."; a class is the mean of their
-            embeddings. None are given: the texts as they are.
+            of a network of torchvision or timm that keeps its pooling and gets a new classifier, to be trained; None: the network's. For a
+            network that compares images with texts (open_clip, CLIP, SigLIP): the texts of its classes, or a text file with one per line;
+            they are also the labels.
+        templates: for classes given by text, each with `{}` for the class, such as "a photo of a {}."; a class is the mean of their
+            embeddings. Empty: the unchanged texts.
         high_res: stages whose stride is removed, such as ["layer3", "layer4"]; see `xattn.models.high_resolution`.
-        dilate: dilate the kernels behind these strides, so that each sees what it saw before.
+        dilate: dilate the kernels after these strides, so that each keeps its receptive field.
         weights: a local `.pth` or `.safetensors`, read without executing anything in it, or the name of weights of torchvision or
             open_clip. None: the library's default, downloaded if it is not cached; for a factory, the weights that it returns. A local
-            file for a GoogLeNet or an Inception is loaded like torchvision's own weights, with transform_input. For a saved file that
-            holds only a head: where the network's weights are now. A `.safetensors` that `Classifier.save` or `xattn train` wrote comes
+            file for a GoogLeNet or an Inception is loaded like torchvision's own weights, with transform_input. For a saved file that holds
+            only a head: the present location of the network's weights. A `.safetensors` that `Classifier.save` or `xattn train` wrote comes
             with its head, preprocessing and labels.
         labels: a text file with one class name per line, or the names.
         input_size: side of the crop, or height and width.
         resize: shorter side before the crop, or height and width.
-        mean: of the normalisation, in [0, 1], one for each channel or one for all; with local weights, ImageNet's unless given, or 0.5
-            where the network does not take three channels.
-        std: standard deviation of the normalisation, likewise.
-        multi_label: probabilities are sigmoids of each logit, as they are anyway for SigLIP and multi-label models of transformers.
-        regression: outputs are values, not logits: they have no probability, and only metrics of the map are taken.
-        output: which of the network's several outputs is explained, by name or position, or "vectors" of a head that has vectors by which
-            pictures are compared (dg-net); None: `logits`, or the one that the others lead to.
-        device: where to put it; None: a GPU if there is one, else the CPU.
-        trust_code: import and run the code that a `.safetensors` names as the source of its network, or that a model on the Hugging Face
-            hub brings. Without it, only networks that xattn knows by name (`birds:NAME` and the others above) are built.
+        mean: of the normalisation, in [0, 1], one for each channel or one for all; with local weights, ImageNet's unless given, or 0.5 if
+            the network does not take three channels.
+        std: standard deviation of the normalisation, in the same form.
+        multi_label: whether probabilities are the sigmoid of each logit, as they always are for SigLIP and multi-label models of
+            transformers.
+        regression: whether outputs are values, not logits: they have no probability, and only metrics of the map are computed.
+        output: which of the network's several outputs is explained, by name or position, or "vectors" for a head with vectors for comparing
+            pictures (dg-net); None: `logits`, or the final output, which is computed from the others.
+        device: for the classifier; None: a GPU if there is one, else the CPU.
+        trust_code: import and run the code that a `.safetensors` names as the source of its network, or that comes with a model on the
+            Hugging Face hub. Without it, only networks that xattn knows by name (`birds:NAME` and the others above) are built.
 
     Raises:
         NameUnknownError: there is no such network.
         InputError: classes by text are missing, or the network has classes of its own.
-        UntrustedCodeError: the file names code, or the model brings some, and trust_code was not given.
+        UntrustedCodeError: the file names code, or the model comes with code, and trust_code was not given.
         WeightsError: the weights do not fit, cannot be read, or cannot be obtained.
         MissingPackageError: timm, transformers or open_clip is needed and not installed.
 
@@ -122,7 +122,7 @@ def load(
         network, base, names, trained = built.network, built.preprocessing, built.labels, built.trained
         texts = {} if prompts is None else {"prompts": prompts.classes, "templates": prompts.templates}
         source = Source(sources.absolute(model), _kept(weights), digest_of(network.state_dict()), tuple(high_res), dilate, **texts)
-        keeps = replaces != "classifier"  # another has logits of its own, of one class
+        keeps = replaces != "classifier"  # a head that replaces the classifier has its own logits
         name, multi_label = model, multi_label or (built.multi_label and not regression and (keeps or prompts is None))
         regression = regression or (built.regression and keeps and not multi_label)
     else:
@@ -157,7 +157,7 @@ def load(
         classifier.inner = saved.header.inner
     classifier.trained = classifier.trained and trained if is_new else trained
     if labels is None and names is not None and len(names) == classifier.class_count:
-        classifier.labels = tuple(names)  # ImageNet's, which do not apply to a network with another number of classes
+        classifier.labels = tuple(names)  # ImageNet's names do not apply to a network with another number of classes
     classifier.eval()
     try:
         return classifier.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -188,7 +188,7 @@ def _saved_file(model: str, weights: str | Path | None, given: dict[str, object]
 
     Raises:
         InputError: a setting is given that the file has itself.
-        UntrustedCodeError: it names code, and the user neither names the network nor trusts the code.
+        UntrustedCodeError: the file names code, and the user neither names the network nor trusts the code.
     """
     file = own_file(model)
     named = None
@@ -214,19 +214,19 @@ def _saved_file(model: str, weights: str | Path | None, given: dict[str, object]
 
 
 def own_file(model: str) -> str | None:
-    """The xattn file, with its head, that a name means; None if it means a network."""
+    """The xattn file, with its head, that a name refers to; None if it refers to a network."""
     if model.startswith(pretrained.PREFIX) and model not in pretrained.NETWORKS:
         return str(pretrained.file_of(model))
     return model if model.endswith(".safetensors") else None
 
 
 def names_code_of(file: str | Path, model: str) -> bool:
-    """Whether the code that an xattn file names for its network is what the user names as the model anyway."""
+    """Whether the code that an xattn file names for its network is the model that the user names."""
     return read_header(file).source.model == sources.absolute(model)
 
 
 def _classes(classes: int | str | Path | Sequence[str] | None, templates: Sequence[str]) -> tuple[int | None, Prompts | None]:
-    """What a user's `classes` mean: a number of them, or their texts."""
+    """Converts a user's `classes` to a number of classes, or to their texts."""
     if classes is None or isinstance(classes, int):
         if templates:
             raise InputError("templates are for classes given by text: give classes as texts, or as a text file with one per line.")
@@ -292,29 +292,30 @@ def attach(
     output: str | int | None = None,
     inputs: Inputs | None = None,
 ) -> Classifier:
-    """Wraps a network that is already built; it stays where it is and as it is.
+    """Wraps a network that is already built, without changing or moving it.
 
-    Of a `DataParallel`, a `DistributedDataParallel` and a compiled module it is the module inside that is wrapped: hooks, by which features
-    are taken, run there once and at full speed.
+    For a `DataParallel`, a `DistributedDataParallel` or a compiled module, the inner module is wrapped: hooks, by which features are taken,
+    run there once and at full speed.
 
     Args:
-        module: normalised images `(B, C, H, W)`, C as its first layer takes, → logits `(B, K)`; or vectors `(B, D)`, or maps of logits
+        module: normalised images `(B, C, H, W)`, with C as in its first layer, → logits `(B, K)`; or vectors `(B, D)`, or maps of logits
             `(B, K, h, w)`, for targets that use these.
-        head: which head gives the logits, `name[:key=value,…]`.
+        head: the head that computes the logits, `name[:key=value,…]`.
         classes: number of outputs of a head with its own linear layer (br-npa, b-cnn); None: the network's.
-        input_size: side of the crop, or height and width; None: 224, or what the network states that it takes if it cannot run 224.
+        input_size: side of the crop, or height and width; None: 224, or the size that the network states if it cannot run 224.
         resize: shorter side before the crop; input size × 256/224 if None.
         mean: of the normalisation that the network was trained with, in [0, 1], one for each channel or one for all; None: ImageNet's, or
-            0.5 where the network does not take three channels.
-        std: standard deviation of the normalisation, likewise.
+            0.5 if the network does not take three channels.
+        std: standard deviation of the normalisation, in the same form.
         labels: a text file with one class name per line, or the names.
-        name: as in the rows; None: the name of the module's class.
-        multi_label: probabilities are sigmoids of each logit. A single logit without it is taken for two classes, 1 (positive) and 0.
-        regression: outputs are values, not logits: they have no probability, and only metrics of the map are taken.
-        output: which of several outputs is explained, by name or position (`"heads.0"` inside another); None: `logits`, or the one that the
-            others lead to.
+        name: its name in the rows; None: the name of the module's class.
+        multi_label: whether probabilities are the sigmoid of each logit. Without it, a single logit is read as two classes, 1 (positive)
+            and 0.
+        regression: whether outputs are values, not logits: they have no probability, and only metrics of the map are computed.
+        output: which of several outputs is explained, by name or position (`"heads.0"` inside another); None: `logits`, or the final
+            output, which is computed from the others.
         inputs: the network's images `(B, C, H, W)`, normalised → further arguments of its forward by name, for these B images. They may be
-            perturbed images, in any order. None: its forward takes images alone.
+            perturbed images, in any order. None: its forward takes only images.
 
     Examples:
         >>> import torchvision, xattn
@@ -350,20 +351,20 @@ def _unwrapped(module: nn.Module) -> nn.Module:
 
 
 def _convert_to_channels_last(network: nn.Module) -> None:
-    """Gives the weights of convolutions the layout that images have; those of other numbers of axes stay."""
+    """Converts the weights of 2-D convolutions to the memory format of the images; other weights do not change."""
     for tensor in (*network.parameters(), *network.buffers()):
         if tensor.dim() == 4:
             tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
 
 
 def refuse_no_classifier(given: object) -> None:
-    """Raises if something else came in the place of a classifier, with what makes one of it.
+    """Raises if an argument is not a classifier; the message says how to make one of it.
 
     Args:
         given: by the user.
 
     Raises:
-        InputError: it is none.
+        InputError: it is not a classifier.
     """
     if isinstance(given, Classifier):
         return

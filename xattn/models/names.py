@@ -1,4 +1,4 @@
-"""Names of networks, read from files without the import of their libraries, which takes seconds."""
+"""Names of networks, read from files without importing their libraries, which takes seconds."""
 
 from __future__ import annotations
 

@@ -22,24 +22,24 @@ from xattn.models.state_dicts import fit_weights
 from xattn.ocr import OCRNetwork, parsed
 
 BACKBONES = ("torchvision", "timm", "birds")
-SIZE = (512, 1024)  # pictures of Cityscapes as a whole, at half of their size
+SIZE = (512, 1024)  # whole pictures of Cityscapes, at half of their size
 PROBE = 64
 TOLERANCE = 1e-4
-LAST_OF_AUX = "aux.1.weight"  # as long as the classes are many
+LAST_OF_AUX = "aux.1.weight"  # its length is the number of classes
 
 
 def from_ocr(request: Request, build: Callable[[Request], Built], bare: Callable[[str], nn.Module]) -> Built:
-    """The OCR network that a name means.
+    """Builds the named OCR network.
 
     Args:
-        request: its name; as weights those of the backbone, or of a whole OCR network; the stages whose stride is removed from the
-            backbone before it is cut.
+        request: its name; its weights, which are those of the backbone or of a whole OCR network; the stages whose stride is removed from
+            the backbone before it is cut.
         build: builds a backbone with weights.
         bare: builds a backbone with random weights, by its name.
 
     Raises:
-        InputError: the name is not valid, its backbone is of another source, or the number of classes is missing.
-        UnsupportedError: the backbone cannot be cut before its pooling and at a stage before.
+        InputError: the name is not valid, its backbone comes from another source, or the number of classes is missing.
+        UnsupportedError: the backbone cannot be cut before its pooling and at an earlier stage.
     """
     name, settings = parsed(request.model)
     source = name.partition(":")[0]
@@ -71,10 +71,10 @@ def from_ocr(request: Request, build: Callable[[Request], Built], bare: Callable
 
 
 def cut(network: nn.Module, name: str) -> tuple[nn.Module, nn.Module, tuple[int, int]]:
-    """What a network computes up to its pooling, in two parts, and the channels of the maps of both.
+    """The part of a network before its pooling, as two modules, and the channels of their maps.
 
-    The first part ends with the last stage before the input of the pooling that has another number of channels: `layer3` of a ResNet. Of a
-    HRNet the first part gives the maps of all branches at the size of the finest, and the second is nothing, as in the released code of
+    The first part ends with the last stage before the input of the pooling that has another number of channels: `layer3` of a ResNet. For a
+    HRNet, the first part computes the maps of all branches at the size of the finest, and the second is empty, as in the released code of
     Yuan et al. 2020.
 
     Args:
@@ -82,7 +82,7 @@ def cut(network: nn.Module, name: str) -> tuple[nn.Module, nn.Module, tuple[int,
         name: of the network in messages.
 
     Raises:
-        UnsupportedError: there are no two such maps with channels first, or they are not made by a sequence of the network's modules.
+        UnsupportedError: there are no two such maps with channels first, or they are not computed by a sequence of the network's modules.
     """
     if hasattr(network, "incre_modules"):
         joined = JoinedBranches(network)
@@ -99,15 +99,15 @@ def cut(network: nn.Module, name: str) -> tuple[nn.Module, nn.Module, tuple[int,
 
 
 class JoinedBranches(nn.Module):
-    """The maps of all branches of a HRNet of timm, brought to the size of the finest and concatenated: `(B, C, H/4, W/4)`.
+    """The maps of all branches of timm's HRNet, resized to the size of the finest and concatenated: `(B, C, H/4, W/4)`.
 
     Args:
-        network: whose parts for classification are thrown away.
+        network: the HRNet; its parts for classification are removed.
     """
 
     def __init__(self, network: Any) -> None:
         super().__init__()
-        network.incre_modules = None  # the network then gives the maps of its branches
+        network.incre_modules = None  # the network then returns the maps of its branches
         network.downsamp_modules = None
         network.final_layer = network.global_pool = network.head_drop = network.classifier = nn.Identity()
         self.network = network
@@ -124,7 +124,7 @@ def _image(network: nn.Module) -> Tensor:
 
 
 def _split(network: nn.Module, before: Stage, end: Stage, name: str) -> tuple[nn.Module, nn.Module]:
-    """A network's modules in two sequences: the first gives the map of one stage, the second, from that, the map of another."""
+    """A network's modules as two sequences: the first computes the map of one stage, the second, from that, the map of another."""
     parts: list[OrderedDict[str, nn.Module]] = [OrderedDict(), OrderedDict()]
     ends = [before, end]
     for path, module in _in_order(network, [stage.module for stage in ends]):
@@ -144,7 +144,7 @@ def _split(network: nn.Module, before: Stage, end: Stage, name: str) -> tuple[nn
             first = early(image)
             found = {before.name: first, end.name: last(first)}
         fits = all(_alike(found[stage.name], features[stage.name]) for stage in (before, end))
-    except (RuntimeError, TypeError, ValueError):  # its modules do not follow each other
+    except (RuntimeError, TypeError, ValueError):  # its modules do not form a sequence
         fits = False
     if not fits:
         raise UnsupportedError(
@@ -155,7 +155,7 @@ def _split(network: nn.Module, before: Stage, end: Stage, name: str) -> tuple[nn
 
 
 def _in_order(network: nn.Module, ends: list[str], before: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """The modules of a network in their order; those that hold an end are opened, others are whole."""
+    """The modules of a network in their order; those that contain an end are opened, others are not."""
     for key, child in network.named_children():
         path = f"{before}{key}"
         if any(end.startswith(f"{path}.") for end in ends):

@@ -24,7 +24,7 @@ def from_open_clip(request: Request) -> Built:
 
     Raises:
         NameUnknownError: open_clip has no such architecture.
-        InputError: no classes, or texts that are too long.
+        InputError: there are no classes, or texts are too long.
         WeightsError: no weights are named, or they cannot be obtained or do not fit.
         UnsupportedError: the architecture has no two encoders side by side.
         MissingPackageError: open_clip is not installed.
@@ -54,19 +54,19 @@ def preprocessing_of(config: Mapping[str, Any], model: str) -> Preprocessing:
     """The preprocessing that open_clip states for a model.
 
     Raises:
-        UnsupportedError: it pads images, which no crop does.
+        UnsupportedError: the preprocessing pads images, which a crop cannot do.
     """
     size = config["size"]
     height, width = (size, size) if isinstance(size, int) else size
     if config["resize_mode"] not in ("shortest", "squash"):
         raise UnsupportedError(f"{model} resizes images by '{config['resize_mode']}', which pads them; 'shortest' or 'squash' is needed.")
     resize = (height, width) if config["resize_mode"] == "squash" else min(height, width)
-    interpolation = "bilinear" if config["interpolation"] == "bilinear" else "bicubic"  # "random" is of training
+    interpolation = "bilinear" if config["interpolation"] == "bilinear" else "bicubic"  # "random" is for training
     return Preprocessing((height, width), resize, tuple(config["mean"]), tuple(config["std"]), interpolation)
 
 
 def _model(open_clip: Any, request: Request) -> Any:
-    """The whole model, with its weights unless they are those of a file of xattn's."""
+    """The whole model, with its weights unless they come from an xattn file."""
     tags = open_clip.list_pretrained_tags_by_model(request.name)
     if isinstance(request.weights, dict) or (request.weights is not None and str(request.weights) not in tags):
         try:
@@ -116,7 +116,7 @@ def _encoder(open_clip: Any, name: str, model: Any) -> Any:
 
 @contextmanager
 def _without_random_weights_warning() -> Iterator[None]:
-    """Silences open_clip's warning, on the root logger, that a model has random weights: a file's follow."""
+    """Silences open_clip's warning, on the root logger, that a model has random weights, which a file's weights replace."""
 
     def other(record: logging.LogRecord) -> bool:
         return "No pretrained weights loaded" not in record.getMessage()

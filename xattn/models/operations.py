@@ -1,4 +1,4 @@
-"""The tensor operations of one forward, in order, with the values that they gave."""
+"""Records the tensor operations of one forward, in order, with their results."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Operation:
     """One call of a function of torch.
 
     Attributes:
-        function: as torch dispatches it, after it has taken composite functions apart.
-        arguments: with a `Value` in the place of each tensor that depends on the image.
-        keywords: likewise.
-        results: one per result, in order; None for what is no tensor.
+        function: as torch dispatches it, after splitting composite functions.
+        arguments: with a `Value` instead of each tensor that depends on the image.
+        keywords: in the same form.
+        results: one per result, in order; None for a result that is not a tensor.
     """
 
     function: Any
@@ -39,7 +39,7 @@ class Operation:
 
     @property
     def name(self) -> str:
-        """The function's name, that of the out-of-place one where it works in place."""
+        """The function's name; for an in-place function, that of the out-of-place one."""
         return _name(self.function)
 
     @property
@@ -50,12 +50,12 @@ class Operation:
 
 @dataclass(frozen=True)
 class Operations:
-    """A forward.
+    """The operations of a forward.
 
     Attributes:
-        calls: in order; what does not depend on the image is left out.
-        values: of the tensors that depend on the image, as they were when they were made.
-        output: what the forward gave.
+        calls: in order; operations that do not depend on the image are left out.
+        values: of the tensors that depend on the image, at the time of their computation.
+        output: of the forward.
     """
 
     calls: list[Operation]
@@ -64,16 +64,17 @@ class Operations:
 
 
 class _Tape(TorchDispatchMode):
-    """Writes down what is computed from the image, in this thread, and computes it in the image's precision.
+    """Records operations on the image, in this thread, and runs them in the image's precision.
 
-    A tensor is known by its object. When memory is overwritten in place, the objects that share it are forgotten; to read one is refused.
+    A tensor is identified by its object. When memory is overwritten in place, the objects that share it are dropped, and reading one raises
+    an error.
     """
 
     def __init__(self, image: Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[Operation] = []
         self.values: list[Tensor] = []
-        self.objects: list[Tensor] = []  # by number; kept so that no other tensor gets the id, or the memory, of one of them
+        self.objects: list[Tensor] = []  # by number; stored so that no other tensor gets the id, or the memory, of one of them
         self.known: dict[int, Value] = {}
         self.written: dict[int, Tensor] = {}
         self.dtype = image.dtype
@@ -88,7 +89,7 @@ class _Tape(TorchDispatchMode):
             )
         if not any(id(each) in self.known for each in given):
             return func(*args, **kwargs)
-        kept = 1 if overwrites else 0  # what is overwritten stays the same tensor
+        kept = 1 if overwrites else 0  # the overwritten tensor stays the same object
         args, kwargs = (*args[:kept], *tree_map(self._precise, args[kept:])), tree_map(self._precise, kwargs)
         with self:
             simpler = func.decompose(*args, **kwargs)
@@ -120,7 +121,7 @@ class _Tape(TorchDispatchMode):
         return self.known[id(tensor)]
 
     def _before_writing(self, func: Any, args: Any) -> None:
-        """Keeps the values that are about to be overwritten, and forgets the tensors that hold them."""
+        """Stores the values that will be overwritten, and drops the tensors that hold them."""
         if not func._schema.name.endswith("_") or not isinstance(args[0], Tensor):
             raise UnsupportedError(f"'{_name(func)}' writes into one of its arguments: what is computed from that is unknown.")
         memory = _memory(args[0])
@@ -141,14 +142,14 @@ def _memory(tensor: Tensor) -> int:
 
 
 def operations(forward: Callable[[Tensor], Tensor], images: Tensor) -> Operations:
-    """Runs a forward without gradients and writes down what it does.
+    """Runs a forward without gradients and records its operations.
 
     Args:
         forward: images → output.
-        images: `(B, C, H, W)`. All that depends on them is computed in their precision, whatever that of the weights is.
+        images: `(B, C, H, W)`. All operations that depend on them run in their precision, for any precision of the weights.
 
     Raises:
-        UnsupportedError: a tensor is used that another operation overwrote in part, or the output is made outside torch.
+        UnsupportedError: a tensor is used that another operation partly overwrote, or the output is computed outside torch.
     """
     with torch.inference_mode():
         tape = _Tape(images.detach().clone())

@@ -1,4 +1,4 @@
-"""What a module returns: the feature map in it, and the same output with another tensor in its place."""
+"""Finds the feature map in a module's return value, and replaces it by another tensor."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def map_in(output: Any) -> Tensor | None:
 
 
 def exchanged(output: Any, old: Tensor, new: Tensor) -> Any:
-    """The output with one tensor in the place of another, everything else as it was."""
+    """The output with one tensor replaced by another, everything else unchanged."""
     if output is old:
         return new
     if isinstance(output, Mapping):

@@ -1,4 +1,4 @@
-"""Layers of a classifier whose parameters are drawn anew, on a copy: what tests of parameter randomisation change."""
+"""Randomises the parameters of a classifier's layers, on a copy, for tests of parameter randomisation."""
 
 from __future__ import annotations
 
@@ -31,29 +31,30 @@ class Layer:
 
 
 def copied(classifier: Classifier) -> Classifier:
-    """A copy with weights of its own, in eval mode; the classifier stays as it is.
+    """A copy with its own weights, in eval mode; the classifier is not changed.
 
     Raises:
         UnsupportedError: the network cannot be copied.
     """
     try:
         return copy.deepcopy(classifier).eval()
-    except Exception as error:  # what users' modules hold may raise anything
+    except Exception as error:  # attributes of users' modules may raise any error
         raise UnsupportedError(
             f"{classifier.name} cannot be copied, and its own weights must not change: {type(error).__name__}: {error}."
         ) from error
 
 
 def layers_of(classifier: Classifier, steps: int | None = None) -> list[Layer]:
-    """The layers that can be drawn anew, from the input to the output, in the order in which one forward runs them.
+    """The layers that can be randomised, from the input to the output, in the order in which one forward runs them.
 
     A layer is a module with parameters of its own. Those of a module that no forward calls, such as the projection inside
-    `nn.MultiheadAttention`, belong to the nearest module around it that is called. Tensors of one value all over (scales of a folded batch
-    norm) stay what they are when they are drawn, and do not count; nor do integers.
+    `nn.MultiheadAttention`, belong to the nearest module around it that is called. Tensors with equal values (scales of a folded batch
+    norm) would not change when drawn, and do not count; neither do integers.
 
     Args:
         classifier: a copy, which runs once.
-        steps: join neighbours to so many groups of about the same number of layers; None, or more than there are: each alone.
+        steps: number of groups of neighbouring layers, of about the same size; None, or more than the number of layers: each layer is a
+            group.
 
     >>> import xattn
     >>> [layer.name for layer in layers_of(xattn.load("birds:gap", device="cpu"))][-1]
@@ -72,7 +73,7 @@ def layers_of(classifier: Classifier, steps: int | None = None) -> list[Layer]:
 
 
 def _called(classifier: Classifier) -> dict[str, int]:
-    """The place in which a forward first calls each module, by its name."""
+    """The order in which a forward first calls each module, by its name."""
     order: dict[str, int] = {}
 
     def entered(name: str) -> Any:
@@ -91,7 +92,7 @@ def _called(classifier: Classifier) -> dict[str, int]:
 
 
 def _place(called: dict[str, int], parameter: str) -> tuple[str, int]:
-    """The module that a parameter belongs to, and its place in the forward."""
+    """The module that a parameter belongs to, and its position in the forward."""
     module = parameter.rpartition(".")[0]
     while module and module not in called:
         module = module.rpartition(".")[0]
@@ -104,18 +105,18 @@ def _joined(layers: list[Layer]) -> Layer:
 
 
 def redraw(classifier: Classifier, layer: Layer, seed: int = 0) -> None:
-    """Draws the parameters of a layer anew, in place: each tensor from a normal distribution of its own mean and standard deviation.
+    """Redraws the parameters of a layer, in place: each tensor from a normal distribution of its own mean and standard deviation.
 
-    What is drawn depends on the seed, the parameter's name and its trained mean and deviation alone: a layer gets the same values whichever
-    others were drawn before.
+    The drawn values depend only on the seed, the parameter's name and its trained mean and deviation: a layer gets the same values,
+    independent of the layers drawn before.
 
-    **Differs** from Adebayo et al. 2018, who take the distribution from which training began: of a network without batch norms, or with
-    folded ones, its scale is another, and after some ten layers the features of every picture would be those of the biases.
+    **Differs** from Adebayo et al. 2018, who draw from the initial distribution of training: for a network without batch norms, or with
+    folded ones, its scale differs, and after about ten layers the features of every picture would be determined by the biases.
 
     Args:
         classifier: a copy, see `copied`.
         layer: from `layers_of`.
-        seed: of the draw.
+        seed: of the random draw.
     """
     found = dict(classifier.named_parameters())
     with torch.no_grad():

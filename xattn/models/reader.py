@@ -1,4 +1,4 @@
-"""Reads the tensors of a network as feature maps, by what its operations give."""
+"""Reads the tensors of a network as feature maps, by the shapes of its operations' results."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from xattn.models.graph import is_a, shape_of
 from xattn.models.layout import Layout
 from xattn.models.recorder import Event
 
-FARTHEST_ASPECT = math.log(2) + 1e-9  # 3 × 10 cells are right for an image of 48 × 160; so are 1 × 5
+FARTHEST_ASPECT = math.log(2) + 1e-9  # 3 × 10 cells are valid for an image of 48 × 160, and so are 1 × 5
 CHANNELS_FIRST = (
     "ConvolutionBackward",
     "MaxPool2D",
@@ -39,17 +39,17 @@ class Map(NamedTuple):
 
 
 class Reader:
-    """Reads shapes, of one image each, as maps.
+    """Reads shapes of tensors, for one image, as maps.
 
-    What convolutions, poolings and their normalisations give is a map with channels first; what a layer norm gives over four axes is one
-    with channels last, if its sides are as the image's. Another tensor of four axes (queries and values of an attention have four, too) is
-    a map where its sides are those of one of these; in a network that has none of them, where they are as the image's. A tensor of three
-    axes is a map of tokens where its shape is in `tokens`. Maps of several copies or pieces of an image, as flips or tiles that the network
-    makes, are none of the image.
+    The result of convolutions, poolings and their normalisations is a map with channels first; that of a layer norm over four axes has
+    channels last, if its sides have the image's aspect. Another tensor of four axes (queries and values of an attention also have four) is
+    a map if its sides are those of one of these maps, or, in a network without such maps, if they have the image's aspect. A tensor of
+    three axes is a map of tokens if its shape is in `tokens`. Maps of several copies or pieces of an image, such as flips or tiles that the
+    network creates, do not count.
 
     Args:
-        aspect: height of the image over its width.
-        pieces: those are read, too.
+        aspect: height of the image divided by its width.
+        pieces: whether maps of copies or pieces of an image also count.
     """
 
     def __init__(self, aspect: float, *, pieces: bool = False) -> None:
@@ -60,7 +60,7 @@ class Reader:
         self.tokens: dict[tuple[int, ...], Layout] = {}
 
     def learn(self, nodes: Iterable[Node]) -> None:
-        """Takes note of the sides of the maps among what a network's operations gave."""
+        """Records the sides of the maps among the results of a network's operations."""
         for node in nodes:
             shape = shape_of(node)
             if len(shape) != 4 or min(shape) < 1:
@@ -71,7 +71,7 @@ class Reader:
                 self.last.add(shape[1:3])
 
     def read(self, shape: tuple[int, ...]) -> Map | None:
-        """The map of a shape; None where it is none."""
+        """The map of a shape; None if it is not a map."""
         if shape in self.tokens:
             layout = self.tokens[shape]
             return Map(layout, shape[1] if layout.axes == "NCL" else shape[2], *layout.grid)
@@ -85,7 +85,7 @@ class Reader:
         return None if self.first or self.last else self.guess(shape, FARTHEST_ASPECT)
 
     def guess(self, shape: tuple[int, ...], farthest: float = math.inf) -> Map | None:
-        """The reading whose height over width is nearest to the image's, channels first where both are as near; of four axes alone."""
+        """The reading of four axes whose aspect is nearest to the image's; channels first if both readings are equally near."""
         if not self._has_four_axes(shape):
             return None
         readings = (Map(NCHW, *shape[1:]), Map(NHWC, shape[3], shape[1], shape[2]))
@@ -93,7 +93,7 @@ class Reader:
         return best if self._off(best) <= farthest else None
 
     def maps(self, nodes: Sequence[Node]) -> list[Node]:
-        """Those of some operations that give a map of more than one cell."""
+        """The operations whose result is a map of more than one cell."""
         return [node for node in nodes if self.is_map(shape_of(node))]
 
     def is_map(self, shape: tuple[int, ...]) -> bool:
@@ -102,7 +102,7 @@ class Reader:
         return found is not None and found.height * found.width > 1
 
     def signature(self, event: Event) -> tuple[int, int, int]:
-        """Channels, height and width of the map that a call gave; zeros if it gave none."""
+        """Channels, height and width of the map that a call returned; zeros if it returned none."""
         found = self.read(event.shape)
         return (found.channels, found.height, found.width) if found else (0, 0, 0)
 

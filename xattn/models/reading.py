@@ -1,4 +1,4 @@
-"""How the output that is explained is read from what a network returns: which of several tensors it is, and what its values are."""
+"""Reads the explained output from a network's return value: finds the tensor, and the meaning of its values."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from xattn.registry import is_integer
 
 logger = logging.getLogger("xattn")
 
-OUTPUT_KEYS = ("logits", "out")  # of transformers, and of torchvision's segmentation networks
+OUTPUT_KEYS = ("logits", "out")  # in transformers, and in torchvision's segmentation networks
 DENSE = torch.strided
 SOFTMAX, SIGMOID = ("SoftmaxBackward",), ("SigmoidBackward",)
 
 
 @dataclass(frozen=True)
 class OutputReader:
-    """Reads the output that is explained from what a network returns.
+    """Reads the explained output from a network's return value.
 
     Attributes:
         network: name of the network in messages.
-        path: of the tensor among those that it returns, such as `1`, `logits` or `heads.0`; None: the one named `logits` or `out`, the only
-            tensor, or the first of a tuple with two axes.
-        probabilities: its values are probabilities. Their logarithms are taken for logits, or their log-odds where `separate`.
-        separate: each probability stands alone, as of several labels, and is no share of one.
-        binary: it is one logit z, given as the logits (−z/2, z/2) of two classes, whose softmax is (1 − σ(z), σ(z)).
-        dense: it is a map of logits, of which a class is explained over a region.
+        path: of the tensor in the return value, such as `1`, `logits` or `heads.0`; None: the one named `logits` or `out`, the only tensor,
+            or the first of a tuple with two axes.
+        probabilities: whether its values are probabilities. Their logarithms are then used as logits, or their log-odds if `separate`.
+        separate: whether each probability is independent, as for several labels, instead of summing to one.
+        binary: whether it is one logit z, which is returned as the logits (−z/2, z/2) of two classes, whose softmax is (1 − σ(z), σ(z)).
+        dense: whether it is a map of logits, in which a class is explained over a region.
     """
 
     network: str
@@ -46,10 +46,10 @@ class OutputReader:
     dense: bool = False
 
     def __call__(self, output: Any) -> Tensor:
-        """The output that is explained: logits `(B, K)`, vectors `(B, D)` or maps of logits `(B, K, h, w)`.
+        """The explained output: logits `(B, K)`, vectors `(B, D)` or maps of logits `(B, K, h, w)`.
 
         Raises:
-            UnsupportedError: there is none.
+            UnsupportedError: there is no such output.
         """
         found = self.select(output)
         if self.probabilities:
@@ -57,7 +57,7 @@ class OutputReader:
         return torch.cat([-found / 2, found / 2], dim=1) if self.binary else found
 
     def select(self, output: Any) -> Tensor:
-        """The tensor that is explained, as the network gives it.
+        """The explained tensor, unchanged.
 
         Raises:
             UnsupportedError: there is none.
@@ -66,7 +66,7 @@ class OutputReader:
         if not isinstance(output, Tensor):
             found = _by_name(output) if self.path is None else _at(output, self.path)
         if isinstance(found, Tensor) and (found.dim() == 1 or found.numel() == 1):
-            found = found.reshape(-1, 1)  # one value per image, whose axis of one was squeezed out
+            found = found.reshape(-1, 1)  # one value per image, whose axis of size one was squeezed
         if isinstance(found, Tensor) and found.dim() == 4 and found.shape[2:] == (1, 1):
             found = found.flatten(1)
         if not isinstance(found, Tensor) or found.dim() not in (2, 4) or not found.shape[1] or found.is_complex() or found.layout != DENSE:
@@ -86,7 +86,7 @@ def _without_output(name: str, came: Any) -> str:
 
 
 def _parts(output: Any) -> list[tuple[str, Any]]:
-    """What is in an output, by name, or by position in a tuple or list."""
+    """The parts of an output, by name, or by position in a tuple or list."""
     if isinstance(output, Mapping):
         return [(str(key), value) for key, value in output.items()]
     if isinstance(output, (tuple, list)):
@@ -107,7 +107,7 @@ def _paths(output: Any, before: str = "") -> Iterator[tuple[str, Tensor]]:
 
 
 def _at(output: Any, path: str) -> Any:
-    """What is at a path; None if there is nothing."""
+    """The part of an output at a path; None if there is none."""
     found = output
     for name in path.split("."):
         parts = _parts(found)
@@ -141,15 +141,15 @@ def output_reader(
     multi_label: bool = False,
     regression: bool = False,
 ) -> tuple[OutputReader, int]:
-    """How a network's output is read, from what it returns for some images, and its number of classes; what is decided here is logged.
+    """Finds how a network's output is read, and its number of classes, from its return value for some images; decisions are logged.
 
     Args:
         run: images `(1, C, H, W)` → what the network returns.
         images: different images `(N, C, H, W)`; one is run if its output cannot be probabilities.
         name: of the network in messages.
-        asked: which of several outputs the user names, by name or position; None: it is found.
-        multi_label: the outputs are labels that stand alone.
-        regression: the outputs are values, no classes.
+        asked: which of several outputs the user wants, by name or position; None: it is found.
+        multi_label: whether the outputs are independent labels.
+        regression: whether the outputs are values, not classes.
 
     Raises:
         UnsupportedError: there is no output, or several could be meant.
@@ -203,11 +203,11 @@ def _squeezed(output: Any, path: str | None) -> bool:
 
 
 def _probabilities(values: Tensor, others: Callable[[], Sequence[Tensor]]) -> str | None:
-    """Whether values are probabilities: "softmax" if those of each row sum to one, "sigmoid" if each stands alone; None if they are not.
+    """Whether values are probabilities: "softmax" if each row sums to one, "sigmoid" if each is independent; None if they are not.
 
     Args:
         values: of one image, with their graph.
-        others: gives the values of other images.
+        others: returns the values of other images.
     """
     single = values.shape[1] == 1
     activated = any(is_a(node, SIGMOID + SOFTMAX * single) for node in _after_last_layer(values.grad_fn))
@@ -224,7 +224,7 @@ def _are_probabilities(values: Tensor, kind: str) -> bool:
 
 
 def _after_last_layer(root: Node | None) -> list[Node]:
-    """The operations behind the last layer with weights."""
+    """The operations after the last layer with weights."""
     seen: set[Node] = set()
     stack = [] if root is None else [root]
     while stack:
@@ -236,7 +236,7 @@ def _after_last_layer(root: Node | None) -> list[Node]:
 
 
 def _path(output: Any, name: str, asked: str | int | None) -> str | None:
-    """The path of the tensor that is explained; None where its name or its being alone says which it is."""
+    """The path of the explained tensor; None if it is clear from its name or the tensor is the only one."""
     found = dict(_paths(output))
     if asked is not None:
         if isinstance(output, Tensor):
@@ -280,16 +280,16 @@ def _listed(found: Mapping[str, Tensor]) -> str:
 
 
 def _final(usable: Mapping[str, Tensor]) -> list[str]:
-    """The paths of the outputs with one row per image that lead to no other output: the logits, if it is one.
+    """The paths of the outputs, with one row per image, from which no other output is computed: the logits, if there is one path.
 
-    A function of another output that adds no weights, as the probabilities or the entropy beside the logits, does not count. Maps count
-    where there is nothing else.
+    A function of another output without weights of its own, such as probabilities or entropy next to the logits, does not count. Maps count
+    only if there is nothing else.
     """
     if len(usable) == 1:
         return list(usable)
     ends = {
         tensor.grad_fn: path for path, tensor in reversed(list(usable.items())) if tensor.grad_fn is not None
-    }  # of one tensor twice, the first
+    }  # for a tensor that occurs twice, the first
     leads = {end: set(behind(end)) for end in ends}
     flat = [end for end, path in ends.items() if usable[path].dim() < 4]
     found = [end for end in flat or ends if not any(other is not end and _adds_no_weights(end, other, leads) for other in flat)]

@@ -1,4 +1,4 @@
-"""The call tree of a forward: what each module and free function gave, with its place in the autograd graph."""
+"""Records the call tree of a forward: the result of each module and free function, with its node in the autograd graph."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class Event:
 
     @property
     def is_block(self) -> bool:
-        """Whether it is a module made of modules that learn; everything else is an operation."""
+        """Whether it is a module that contains modules with weights; everything else is an operation."""
         return any(child.has_parameters for child in self.children)
 
     def descendants(self) -> Iterator[Event]:
-        """What is called inside it."""
+        """The calls inside it."""
         for child in self.children:
             yield child
             yield from child.descendants()
@@ -75,7 +75,7 @@ class _Recorder(TorchFunctionMode):
             event.name = _call_name(event.module, event.call)
             event.node, event.shape = tensor.grad_fn, tuple(tensor.shape)
             self.stack[-1].children.append(event)
-        else:  # what is inside may be a stage all the same
+        else:  # calls inside may still be a stage
             self.stack[-1].children += event.children
         self.last, self.offset = (event.module, event.call), 0  # last, because reading a tensor's attributes counts as a function too
 
@@ -86,13 +86,13 @@ def _call_name(module: str, call: int) -> str:
 
 @dataclass
 class Record:
-    """What was recorded of a forward.
+    """The record of a forward.
 
     Attributes:
         image: a leaf of the graph.
         output: of the forward, with its graph.
-        root: holds what was called, in order.
-        calls: how often each module ran.
+        root: holds the calls, in order.
+        calls: number of runs of each module.
     """
 
     image: Tensor
@@ -101,7 +101,7 @@ class Record:
     calls: Counter[str]
 
     def by_node(self) -> dict[Node, list[Event]]:
-        """The events that gave each operation's result, outer ones first."""
+        """The events that returned each operation's result, outer ones first."""
         found: dict[Node, list[Event]] = defaultdict(list)
         stack = list(self.root.children)
         while stack:

@@ -1,4 +1,4 @@
-"""Networks that cannot be explained, or fail while they run, in words."""
+"""Errors for networks that cannot be explained or that fail while they run."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from xattn.models.input_size import required_arguments, stated_size
 
 
 def refuse_unusable(network: nn.Module, name: str) -> None:
-    """Raises if features cannot be taken from a network, whatever image it runs.
+    """Raises if features cannot be taken from a network, for any image.
 
     Args:
         network: to be explained.
-        name: of it in messages.
+        name: of the network in messages.
 
     Raises:
         UnsupportedError: a part is scripted or compiled, or weights are complex, have no values yet, or are on the meta device.
@@ -49,11 +49,11 @@ def why_not_run(network: nn.Module, name: str, images: Tensor, size: tuple[int, 
 
     Args:
         network: that was run.
-        name: of it in messages.
-        images: that it was given.
-        size: height and width that it was attached for.
+        name: of the network in messages.
+        images: its input.
+        size: height and width for which it was attached.
         inputs: its further inputs; None: none were given.
-        error: what it raised.
+        error: the error that it raised.
     """
     required, stated = required_arguments(network), stated_size(network)
     if isinstance(error, NotImplementedError) and '"forward"' in str(error):
@@ -74,7 +74,7 @@ def why_not_run(network: nn.Module, name: str, images: Tensor, size: tuple[int, 
 
 @contextmanager
 def named_errors(name: str, images: Tensor) -> Iterator[None]:
-    """Reports what a network raises inside as its own; that memory ran out is left to callers, which go on with fewer images.
+    """Reports errors in the block as errors of the network, except out-of-memory errors, after which callers continue with fewer images.
 
     Args:
         name: of the network.

@@ -1,4 +1,4 @@
-"""Whether a network answers the same the second time, and in a batch."""
+"""Checks whether a network's output is the same in a second forward, and in a batch."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ ROUNDINGS = 32  # of the output's precision
 
 
 def instability(network: nn.Module, run: Callable[[Tensor], Tensor], image: Tensor, name: str) -> str | None:
-    """How a network's output for one image changes from one forward to the next, or with the other images of the batch.
+    """Describes how a network's output for one image changes between forwards, or with the other images of the batch.
 
-    Torch's random generators stay as they are.
+    The state of torch's random generators does not change.
 
     Args:
         network: in eval mode.
-        run: images `(B, C, H, W)` → its output, a row for each image.
+        run: images `(B, C, H, W)` → its output, one row per image.
         image: `(1, C, H, W)`.
         name: of the network in messages.
 
     Raises:
-        UnsupportedError: it does not give an output for each image.
+        UnsupportedError: the network does not return one output per image.
 
     Returns:
-        A sentence that says by how much, and in which module it begins; None if the output stays the same but for rounding.
+        A sentence that says how much it changes, and in which module the change begins; None if the output is the same except for rounding.
     """
     devices = [image.device] if image.device.type == "cuda" else []
     batch = torch.cat([image, 1 - image / 4])
@@ -60,7 +60,7 @@ def instability(network: nn.Module, run: Callable[[Tensor], Tensor], image: Tens
 
 
 def _change(before: Tensor, after: Tensor) -> float | None:
-    """The largest change of an output as a share of its spread; None if it is one of rounding."""
+    """The largest change of an output as a share of its spread; None if the change is rounding."""
     if before.shape != after.shape or not before.is_floating_point():
         return None
     precision = torch.finfo(before.dtype).eps
@@ -74,7 +74,7 @@ def _change(before: Tensor, after: Tensor) -> float | None:
 
 
 def _begins(network: nn.Module, run: Callable[[Tensor], Tensor], first: Tensor, second: Tensor) -> str:
-    """In which module the outputs of two forwards begin to differ, as a part of a sentence."""
+    """The module in which the outputs of two forwards begin to differ, as a part of a sentence."""
     before, after = _outputs(network, run, first), _outputs(network, run, second)
     for (name, module, output), (other, _, again) in zip(before, after, strict=False):
         if name == other and output.dim() > 1 and _change(output[:1], again[:1]) is not None:
@@ -83,7 +83,7 @@ def _begins(network: nn.Module, run: Callable[[Tensor], Tensor], first: Tensor, 
 
 
 def _outputs(network: nn.Module, run: Callable[[Tensor], Tensor], images: Tensor) -> list[tuple[str, nn.Module, Tensor]]:
-    """The outputs of the modules that hold no others, in the order of the forward."""
+    """The outputs of the leaf modules, in the order of the forward."""
     found: list[tuple[str, nn.Module, Tensor]] = []
 
     def keep(name: str) -> Callable[[nn.Module, Any, Any], None]:

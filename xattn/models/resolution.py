@@ -36,7 +36,7 @@ class _Call:
 def high_resolution(
     network: nn.Module, stages: Sequence[str], *, dilate: bool = False, input_size: int | tuple[int, int] = PROBE_SIDE
 ) -> list[str]:
-    """Removes the stride from stages, in place: their maps, and those of what follows, grow by the same factor.
+    """Removes the stride from stages, in place: their maps, and those of later stages, grow by the same factor.
 
     The convolution with the stride and its shortcut get stride 1; weights stay. Where a kernel has no padding (ConvNeXt's 2×2, pooled
     shortcuts), the map is padded right and below by replication.
@@ -44,8 +44,8 @@ def high_resolution(
     Args:
         network: a ResNet, MobileNet, ConvNeXt or similar.
         stages: module names, such as "layer3", "layer4"; for a stage without a stride inside, the stride right before it is removed.
-        dilate: dilate the kernels that follow, so that each sees what it saw before: at every second position the map equals the original
-            one. As in torchvision's `replace_stride_with_dilation`.
+        dilate: dilate the later kernels, so that each keeps its receptive field: at every second position the map equals the original one.
+            As in torchvision's `replace_stride_with_dilation`.
         input_size: side, or height and width, of the probe images.
 
     Returns:
@@ -53,8 +53,8 @@ def high_resolution(
 
     Raises:
         NameUnknownError: there is no module of that name.
-        UnsupportedError: the stage does not shrink its map, or by something other than a convolution or an average pooling. All stages of
-            the network are then as they were.
+        UnsupportedError: the stage does not shrink its map, or shrinks it by something other than a convolution or an average pooling. The
+            network is then unchanged.
 
     Source: Gomez et al. 2021, Sec. 3.1.
     """
@@ -91,7 +91,7 @@ def _without_stride(network: nn.Module, stage: str, dilate: bool, size: tuple[in
                 _widen(network.get_submodule(call.name))
     try:
         grown = _probe(network, size)[1].get(stage)
-    except Exception as error:  # any error of a network in which two maps no longer match
+    except Exception as error:  # a network in which two maps no longer match may raise any error
         raise UnsupportedError(
             f"without the strides of '{stage}' the network does not run ({error}): does its code contain a stride?"
         ) from error
@@ -106,7 +106,7 @@ def _strides(calls: Sequence[_Call]) -> str:
 
 
 def _probe(network: nn.Module, size: tuple[int, int]) -> tuple[list[_Call], dict[str, tuple[int, int]]]:
-    """The runs of leaf modules in order, and the size of the map that each module gives."""
+    """The runs of leaf modules in order, and the size of each module's map."""
     calls: list[_Call] = []
     sizes: dict[str, tuple[int, int]] = {}
 
@@ -139,7 +139,7 @@ def _probe(network: nn.Module, size: tuple[int, int]) -> tuple[list[_Call], dict
 
 
 def _right_before(calls: Sequence[_Call], size: tuple[int, int]) -> list[_Call]:
-    """The stride at the very end of what runs before a stage, such as ConvNeXt's downsampling."""
+    """The stride directly before a stage, such as ConvNeXt's downsampling."""
     return [calls[-1]] if calls and calls[-1].shrinks and calls[-1].after == size else []
 
 

@@ -24,17 +24,17 @@ LAYER = re.compile(r"layer\d+")
 
 
 def from_rga(request: Request, build: Callable[[Request], Built], bare: Callable[[str], nn.Module]) -> Built:
-    """The network with relation-aware attention that a name means.
+    """Builds the named network with relation-aware attention.
 
     Args:
-        request: its name; as weights those of the backbone, or of a whole network with attention; the stages whose stride is removed before
-            the attention is put on, which has weights for each position.
+        request: its name; its weights, which are those of the backbone or of a whole network with attention; the stages whose stride is
+            removed before the attention, which has weights for each position, is added.
         build: builds a backbone with weights.
         bare: builds a backbone with random weights, by its name.
 
     Raises:
-        InputError: the name is not valid, or its backbone is of another source.
-        UnsupportedError: the backbone is no ResNet.
+        InputError: the name is not valid, or its backbone comes from another source.
+        UnsupportedError: the backbone is not a ResNet.
     """
     name, settings = parsed(request.model)
     source = name.partition(":")[0]
@@ -72,11 +72,11 @@ def from_rga(request: Request, build: Callable[[Request], Built], bare: Callable
 
 
 def with_relations(network: nn.Module, layers: list[str], size: tuple[int, int], reduction: int = 8) -> None:
-    """Puts relation-aware attention with new weights behind some children of a network, in place.
+    """Adds relation-aware attention with new weights after some children of a network, in place.
 
     Args:
         network: in eval mode.
-        layers: names of the children, which give maps.
+        layers: names of the children, whose outputs are maps.
         size: height and width of the images.
         reduction: of the attention's embeddings.
     """

@@ -1,4 +1,4 @@
-"""What the labels of a source mean to the classifiers of a run: folders and data sets whose classes are named."""
+"""Converts the labels of an image source, such as folder names or class indices, to classes of the classifiers of a run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ logger = logging.getLogger("xattn")
 def with_labels(source: ImageSource, classifiers: Sequence[Classifier]) -> ImageSource:
     """The source with labels that every classifier understands.
 
-    Folders whose names are all classes label their images. Class indices of a data set become names where the data set's classes have
+    Folders whose names are all classes label their images. Class indices of a data set are replaced by names if the data set's classes have
     another order than the classifiers'.
 
     Args:
@@ -26,7 +26,7 @@ def with_labels(source: ImageSource, classifiers: Sequence[Classifier]) -> Image
         classifiers: of the run.
 
     Raises:
-        InputError: labels are indices among other classes than the classifiers'.
+        InputError: labels are indices of classes other than the classifiers'.
     """
     if not classifiers or any(classifier.regression for classifier in classifiers):
         return source
@@ -60,7 +60,8 @@ def _shown(names: Sequence[str], classifier: Classifier) -> str:
 
 
 def _say_that_folders_are_no_labels(source: ImageSource, folders: Sequence[str], classifier: Classifier) -> None:
-    """Logs which folders name no class, where images have no other labels; as a warning where most or numbers seem to name classes."""
+    """Logs which folders do not name a class, if images have no other labels; as a warning if most names, or numbers, seem to be
+    classes."""
     if source.labels_from is not None or len(folders) < 2 or any(image.label is not None for image in source.images):
         return
     other = [name for name in folders if not _named([name], classifier)]
@@ -77,7 +78,7 @@ def _say_that_folders_are_no_labels(source: ImageSource, folders: Sequence[str],
 
 
 def _refuse_order_of_folders(source: ImageSource, folders: Sequence[str], classifiers: Sequence[Classifier]) -> None:
-    """Raises if labels are the places of the folders in their order, and these folders are other classes."""
+    """Raises if labels are indices of the sorted folders, and these folders are other classes."""
     if len(folders) < 2 or not all(is_index(image.label) for image in source.images):
         return
     places = {name: place for place, name in enumerate(folders)}

@@ -1,4 +1,4 @@
-"""Sources of networks: torchvision, timm, transformers, open_clip, code, the shipped classifiers. Each gives its preprocessing too."""
+"""Sources of networks: torchvision, timm, transformers, open_clip, code, the shipped classifiers. Each also returns the preprocessing."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ from xattn.models.rga_source import from_rga
 from xattn.models.state_dicts import fit_weights
 from xattn.models.transformers_source import from_transformers
 
-SEGMENTED = 520  # what torchvision's segmentation networks were made for: the shorter side, of which the middle is cropped here
+SEGMENTED = 520  # shorter side for torchvision's segmentation networks; here the centre is cropped
 INCEPTIONS = ("googlenet", "inception_v3")
-TIMM_PLACES = ("hf_hub:", "hf-hub:", "local-dir:")  # from where timm itself reads a network's name and weights
+TIMM_PLACES = ("hf_hub:", "hf-hub:", "local-dir:")  # places from which timm itself reads a network's name and weights
 BY_TEXT = ("hf", "open_clip")  # sources of networks whose classes may be texts
 
 
 def build(request: Request) -> Built:
-    """The network that a name means.
+    """Builds the named network.
 
     Raises:
         NameUnknownError: there is no such network.
         WeightsError: the weights do not fit, cannot be read, or cannot be obtained.
         InputError: the name is not valid, its code cannot be imported, or classes by text are missing or do not apply.
-        UntrustedCodeError: the network brings code, and it is not trusted.
+        UntrustedCodeError: the network comes with code, which is not trusted.
         MissingPackageError: its library is not installed.
     """
     source = request.model.partition(":")[0]
@@ -119,7 +119,7 @@ def _from_torchvision(request: Request) -> Built:
         )
         return _for_classes(create, request, Built(network, preprocessing, chosen.meta["categories"]))
     state, categories = request.state or {}, enum.DEFAULT.meta["categories"]
-    if name in INCEPTIONS:  # as torchvision builds them for its own weights
+    if name in INCEPTIONS:  # torchvision builds them like this for its own weights
         quiet["transform_input"] = True
         quiet["aux_logits"] = any({"aux1", "AuxLogits"} & set(key.split(".")) for key in state)
     if "aux_loss" in accepted:
@@ -129,14 +129,14 @@ def _from_torchvision(request: Request) -> Built:
 
 
 def _for_classes(create: Callable[..., nn.Module], request: Request, built: Built) -> Built:
-    """A network as it is built, or with a new classifier if a number of classes is asked for."""
+    """The built network, with a new classifier if a number of classes is requested."""
     if request.classes is None:
         return built
     return built._replace(network=with_new_classifier(create, built.network, request.classes), labels=None, trained=False)
 
 
 def _downloaded(weights: Any) -> Path:
-    """Where torchvision keeps weights that it has downloaded."""
+    """The file in which torchvision stores downloaded weights."""
     return Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
 
 
@@ -169,7 +169,7 @@ def _from_timm(request: Request) -> Built:
     if (state := request.state) is not None:
         network = with_local_weights(create, state, request.shown_weights, "in_chans")
         config: Any = network.pretrained_cfg
-        fixed = tuple(config["input_size"][1:]) if config.get("fixed_input_size") else None  # a network that takes one size alone
+        fixed = tuple(config["input_size"][1:]) if config.get("fixed_input_size") else None  # a network that takes only one size
         preprocessing = Preprocessing() if fixed is None else Preprocessing(fixed, math.floor(min(fixed) / config["crop_pct"]))
     else:
         network = create(pretrained=True)
@@ -210,7 +210,7 @@ def _from_ocr(request: Request) -> Built:
 
 
 def _with_random_weights(model: str) -> nn.Module:
-    """A network of torchvision, timm or the shipped classifiers, of which another file has the weights."""
+    """A network of torchvision, timm or the shipped classifiers with random weights; its weights come from another file."""
     source, _, name = model.partition(":")
     if source == "birds":
         pretrained.file_of(model)
@@ -264,7 +264,7 @@ def _module_of_file(model: str, place: str) -> ModuleType:
         raise InputError(f"model '{model}': {place} is not importable.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    sys.path.insert(0, str(path.parent))  # so that the file finds its neighbours, as when it is run
+    sys.path.insert(0, str(path.parent))  # so that the file can import its neighbours, as when it is run
     try:
         spec.loader.exec_module(module)
     except ImportError as error:

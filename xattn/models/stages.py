@@ -1,4 +1,4 @@
-"""Finds where a network can be cut, from one probing forward.
+"""Finds the stages of a network, where it can be cut, from one probing forward.
 
 A *cut point* is a tensor that every path from the image to the output crosses: a dominator in the autograd graph of the output.
 Stages are the cut points between blocks. No architecture is hard-coded: ResNets, DenseNets with a functional ReLU before the pooling,
@@ -43,15 +43,15 @@ GUESSED = "named, and a guess: which of its axes are height and width is told by
 
 @dataclass(frozen=True)
 class Stages:
-    """Where a network can be cut.
+    """The stages of a network: the places where it can be cut.
+
 
     Attributes:
         stages: in the order of the forward; the last is the default. Empty if no map lies on every path.
-        behind: maps behind the default that the network's own output does not depend on, and a head can read.
+        behind: maps after the default stage that do not affect the network's own output, but that a head can read.
         reason: why there is no default; empty if there is one.
         reader: reads other tensors of the network as maps.
-        pooled: which tokens of the last map the output is computed from, if it is one of tokens: a class token, or those of which the mean
-            is taken.
+        pooled: for a last map of tokens, the tokens from which the output is computed: a class token, or those that are averaged.
     """
 
     stages: tuple[Stage, ...]
@@ -62,7 +62,7 @@ class Stages:
 
     @property
     def tokens(self) -> tuple[Stage, ...]:
-        """The maps whose tokens are those of the last one; empty if it is no map of tokens, or if they change on the way to it."""
+        """The maps with the same tokens as the last one; empty if it is not a map of tokens, or if the tokens change before it."""
         every = [stage for stage in (*self.stages, *self.behind) if stage.layout.grid != (0, 0)]
         same = tuple(stage for stage in every if stage.layout == every[-1].layout)
         return same if all(stage.layout.grid == every[-1].layout.grid for stage in every) else ()
@@ -140,7 +140,7 @@ def _last_until(end: Node | None, maps: Sequence[Node], chain: Sequence[Node]) -
 
 
 def _root(forward: Forward, image: Tensor) -> Node:
-    """The operation that gives the output for an image."""
+    """The operation that computes the output for an image."""
     with torch.enable_grad():
         found = forward(image.detach().requires_grad_()).grad_fn
     assert found is not None  # as for the first image
@@ -148,7 +148,7 @@ def _root(forward: Forward, image: Tensor) -> Node:
 
 
 def _before_reordering(end: Node | None, maps: Sequence[Node]) -> Node | None:
-    """A map of tokens before its tokens are sliced or its axes exchanged, which is no step of the network."""
+    """A map of tokens before its tokens are sliced or its axes are swapped, which do not count as steps of the network."""
     while end is not None and len(shape_of(end)) == 3 and is_a(end, REORDERING) and maps.index(end) > 0:
         before = maps[maps.index(end) - 1]
         if len(shape_of(before)) != 3:
@@ -173,7 +173,7 @@ def _last_map_before_pooling(root: Node, chain: Sequence[Node], maps: Sequence[N
     after = chain[chain.index(last) + 1 :]
     before = behind(last)
     if (tokens := made.learnt(behind(root, before))) and tokens >= made.learnt(before):
-        return None  # most of what is learnt comes after the last map, over tokens: a vision transformer's patch embedding
+        return None  # most learnt layers come after the last map, over tokens: it is a vision transformer's patch embedding
     if not any(is_a(node, PARAMETRIC) for node in after) and (classifier := _convolutional_classifier(maps, classes)) is not None:
         maps = maps[: maps.index(classifier)] or maps
     while len(maps) > 1 and is_a(maps[-1], ("AdaptiveAvgPool2DBackward", "CloneBackward")):  # a pooling to 7 × 7, a change of layout
@@ -186,24 +186,24 @@ def _before_power(maps: Sequence[Node]) -> Node:
     place = len(maps) - 1
     while place > 0 and is_a(maps[place], ("PowBackward", "ExpBackward")):
         place -= 1
-    clamped = place > 0 and place < len(maps) - 1 and (getattr(maps[place], "_saved_min", None) or 0) > 0  # the small number of GeM
+    clamped = place > 0 and place < len(maps) - 1 and (getattr(maps[place], "_saved_min", None) or 0) > 0  # the lower bound of GeM
     return maps[place - 1 if clamped else place]
 
 
 def _norms_of_tokens(root: Node, last: Node, chain: Sequence[Node], made: Origins) -> list[Node]:
-    """Normalisations of tokens between the last map of four axes and the pooling; none where something is learnt over places there."""
+    """Normalisations of tokens between the last map of four axes and the pooling; none if a layer there has weights over positions."""
     if made.learnt(behind(root, behind(last))):
         return []
     return [node for node in chain[chain.index(last) + 1 :] if len(shape_of(node)) == 3 and is_a(node, NORMALISATIONS)]
 
 
 def _is_embedding(root: Node, last: Node, made: Origins) -> bool:
-    """Whether a map is a convolution's, with neither norm nor activation, and something is learnt over its places afterwards."""
+    """Whether a map is a convolution's, with neither norm nor activation, and a later layer has weights over its positions."""
     return is_a(last, ("ConvolutionBackward",)) and made.learnt(behind(root, behind(last))) > 0
 
 
 def _convolutional_classifier(maps: Sequence[Node], classes: int) -> Node | None:
-    """The 1×1 convolution that gives a map of logits; None if the last map holds features, whose mean is an embedding."""
+    """The 1×1 convolution that computes a map of logits; None if the last map holds features, whose mean is an embedding."""
     place = next((place for place in reversed(range(len(maps))) if is_a(maps[place], ("ConvolutionBackward",))), None)
     if place is None or any(shape_of(node)[1] != classes or is_a(node, NORMALISATIONS) for node in maps[place:]):
         return None
@@ -231,8 +231,8 @@ def _outermost(root: Event, order: dict[Node, int], last: Node, reader: Reader) 
 def _expand(parent: Event, order: dict[Node, int], last: Node, reader: Reader, size: tuple[int, ...] | None) -> list[Event]:
     """Children of a module that are cut points.
 
-    A child is opened if its inner blocks change the resolution more than once or are several blocks of tokens, or if it spans the whole
-    way from image to pooling.
+    A child is expanded if its inner blocks change the resolution more than once or are several blocks of tokens, or if it spans the whole
+    path from image to pooling.
     """
     cuts: list[Event] = []
     for event in parent.children:
@@ -247,7 +247,7 @@ def _expand(parent: Event, order: dict[Node, int], last: Node, reader: Reader, s
         if cuts:
             size = reader.signature(cuts[-1])[1:]
     distinct: dict[Node, Event] = {}
-    for event in cuts:  # dropout and identity return their input: the first to give it names it
+    for event in cuts:  # dropout and identity return their input: the first call that returns it names it
         if event.node not in distinct or (distinct[event.node].is_function and not event.is_function):
             distinct[event.node] = event
     return list(distinct.values())
@@ -272,7 +272,7 @@ def _token_layouts(
 def _layouts_of(
     network: nn.Module, forward: Forward, image: Tensor, events: Sequence[Event], known: Layout | None = None
 ) -> dict[tuple[int, ...], Layout]:
-    """Layouts by shape, of those of some outputs of three axes that are maps of tokens."""
+    """Layouts by shape, for the outputs of three axes that are maps of tokens."""
 
     def capture(images: Tensor) -> dict[str, Tensor]:
         kept: dict[str, Tensor] = {}
@@ -291,14 +291,14 @@ def _layouts_of(
 
 
 def _last_reached(gradients: Mapping[Node, Tensor], reader: Reader) -> Node | None:
-    """The last of some maps that has a cell with a gradient; a class token is no cell."""
+    """The last of some maps that has a cell with a gradient; a class token is not a cell."""
     reached = [node for node, gradient in gradients.items() if _cells(gradient, reader).any()]
     every: list[Node] = reached or [*gradients]
     return every[-1] if every else None
 
 
 def _moved_tokens(gradient: Tensor | None, reader: Reader) -> tuple[int, ...]:
-    """Which tokens have a gradient."""
+    """The indices of the tokens that have a gradient."""
     found = None if gradient is None else reader.read(tuple(gradient.shape))
     if gradient is None or found is None:
         return ()
@@ -308,7 +308,7 @@ def _moved_tokens(gradient: Tensor | None, reader: Reader) -> tuple[int, ...]:
 def _gradients(record: Record, chain: Sequence[Node], maps: Sequence[Node]) -> dict[Node, Tensor]:
     """The gradients of some maps on a chain, in its order.
 
-    They are those of what the last map is pooled to, so that a classifier of zeros, as before training, does not matter.
+    They are gradients of the pooled last map, so that a classifier of zeros, as before training, does not matter.
     """
     gradients: dict[Node, Tensor] = {}
 
@@ -359,11 +359,11 @@ def _stage(event: Event, found: Map | None, image: Tensor, record: Record, how: 
 
 
 def named_stage(network: nn.Module, forward: Forward, image: Tensor, name: str, known: Stages) -> Stage:
-    """A stage by name: one of those found, or any module of the network that gives a map, of places or of tokens.
+    """A stage by name: one of those found, or any module of the network whose output is a map, of positions or of tokens.
 
     Raises:
         NameUnknownError: there is no module of that name.
-        UnsupportedError: the module gives no map, or is not run.
+        UnsupportedError: the module's output is not a map, or it is not run.
     """
     listed = {stage.name: stage for stage in (*known.stages, *known.behind)}
     if name in listed:

@@ -1,4 +1,4 @@
-"""State dicts fitted to networks: which weights are a network's, why they do not fit, and a digest of them."""
+"""Fits state dicts to networks: finds a network's weights, explains why they do not fit, and computes a digest."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ AVERAGED = ("ema", "ema_state_dict", "state_dict_ema", "model_ema", "ema_model",
 def fit_weights(network: nn.Module, weights: dict[str, Tensor], path: str | Path, advice: str = "") -> None:
     """Loads a state dict, after removing wrappers' prefixes; every weight of the network must be there.
 
-    What is left out is logged: weights beside those of the network, such as a loss's or a moving average's.
+    Weights that do not belong to the network, such as those of a loss or a moving average, are left out and logged.
 
     Raises:
         WeightsError: the state dict does not fit, with the missing and unknown keys and the shapes that differ.
@@ -32,18 +32,18 @@ def fit_weights(network: nn.Module, weights: dict[str, Tensor], path: str | Path
     if left_out:
         logger.warning("left out of the weights, as they are not the network's: %s", _grouped(left_out))
     own = network.state_dict()
-    counters = {key: value for key, value in own.items() if key.endswith("num_batches_tracked")}  # files of old have none
+    counters = {key: value for key, value in own.items() if key.endswith("num_batches_tracked")}  # old files have none
     state = OrderedDict(counters | fitting)
-    state._metadata = own._metadata  # type: ignore[attr-defined]  # by which some modules tell their version
+    state._metadata = own._metadata  # type: ignore[attr-defined]  # some modules store their version there
     network.load_state_dict(state)
 
 
 def matched(weights: dict[str, Tensor], own: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """The weights that are a network's, under its own keys, and the keys of the others.
+    """The weights that belong to a network, under its own keys, and the keys of the others.
 
-    The network's are those behind the prefix (`module.`, `model.backbone.`, …, or none) that brings most keys to those of the network;
-    of equally good ones the first in the file that is no moving average's. Where every weight of the network is there, those of modules
-    that it does not have are left out too.
+    The network's weights are those with the prefix (`module.`, `model.backbone.`, …, or none) whose removal matches most keys of the
+    network; of equally good prefixes, the first in the file that is not a moving average's. If every weight of the network is there, those
+    of modules that it does not have are also left out.
 
     >>> weights = {"model.fc.weight": torch.ones(1), "loss.weight": torch.ones(1)}
     >>> matched(weights, {"fc.weight": torch.zeros(1)})
@@ -77,7 +77,7 @@ def _grouped(keys: Sequence[str]) -> str:
 
 
 def mismatch(network: nn.Module, weights: Mapping[str, Tensor]) -> str:
-    """Why a state dict does not fit, in words; empty if it fits."""
+    """The reason why a state dict does not fit, in words; empty if it fits."""
     own = network.state_dict()
     missing = [key for key in own if key not in weights and not key.endswith("num_batches_tracked")]
     unknown = [key for key in weights if key not in own]

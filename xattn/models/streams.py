@@ -1,4 +1,4 @@
-"""The stages of a two-stream network, which names them itself, and how it looked at the patches in a forward."""
+"""The stages of a two-stream network, and how it looks at the patches in a forward."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Looks:
     Attributes:
         boxes: `(B, n, 4)`, x1, y1, x2, y2 in pixels of the image.
         alpha: `(B, n, T)`, the weight of each step.
-        steps: `(B, T, K)`, the logits of each step alone: the local stream's classifier on its output, the mean over the patches. In the
+        steps: `(B, T, K)`, the logits of each single step: the local stream's classifier on its output, averaged over the patches. In the
             graph of the forward.
         attention: `(B·n, T, h, w)`, where the self-attention of each step looks; None without it.
     """
@@ -39,15 +39,14 @@ class Looks:
     attention: Tensor | None
 
     def joined(self, maps: Tensor, size: tuple[int, int], images: Tensor | slice = slice(None)) -> Tensor:
-        """One map of an image from those of its patches: each is laid back into its box, and they are added; 0 outside all boxes.
+        """Joins the maps of an image's patches to one map: each is placed at its box, and they are added; 0 outside all boxes.
 
-        The logits of the local stream are the mean of those of the patches, so that what patches contribute adds up: where boxes overlap,
-        too.
+        The logits of the local stream are the mean over the patches, so that the contributions of patches add up, also where boxes overlap.
 
         Args:
             maps: `(b, n·h, w)`, the patches of an image below each other, as in the features of a stage of patches.
             size: height and width of the image.
-            images: which images they are of.
+            images: the images that the maps belong to.
 
         Returns:
             `(b, H, W)`.
@@ -57,7 +56,7 @@ class Looks:
 
 
 def stages_of(network: nn.Module, forward: Callable[[Tensor], Tensor], image: Tensor, named: str) -> Stages:
-    """Where a network can be cut: of a two-stream network `global` and `local`, where each stream's features are pooled; else as found.
+    """The stages of a network: for a two-stream network `global` and `local`, where each stream's features are pooled; else those found.
 
     Args:
         network: the module, in eval mode.
@@ -89,14 +88,14 @@ def stage_named(network: nn.Module, forward: Callable[[Tensor], Tensor], image: 
 
 
 def steps_in(network: nn.Module) -> int:
-    """How often a network looks at a patch: T of a two-stream network with an LSTM, 1 of one without; 0 of another network."""
+    """Number of steps in which a network looks at a patch: T for a two-stream network with an LSTM, 1 without; 0 for other networks."""
     if not isinstance(network, TwoStreams):
         return 0
     return 1 if network.settings.local == "cnn" else network.settings.steps
 
 
 def attends(network: nn.Module) -> bool:
-    """Whether a network is one of two streams with self-attention between the steps."""
+    """Whether a network is a two-stream network with self-attention between the steps."""
     return isinstance(network, TwoStreams) and network.settings.self_attention
 
 
@@ -106,7 +105,7 @@ def _of_patches(stage: Stage, network: TwoStreams) -> Stage:
 
 @contextmanager
 def looks_kept(network: nn.Module) -> Iterator[list[Looks]]:
-    """Keeps how a two-stream network looks at the patches in each forward inside; nothing of another network."""
+    """Stores how a two-stream network looks at the patches in each forward in the block; nothing for other networks."""
     kept: list[Looks] = []
     if not isinstance(network, TwoStreams):
         yield kept

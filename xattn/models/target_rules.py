@@ -1,4 +1,4 @@
-"""How the target of each image is chosen: rules that use the unmasked output and the labels."""
+"""Rules that choose the target of each image, from the output for the unmasked image and the labels."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from xattn.models.classifier import Classifier
 
 @dataclass(frozen=True)
 class TargetRule(ABC):
-    """How the target of each image is chosen.
+    """A rule that chooses the target of each image.
 
     Attributes:
-        text: as in the rows: "predicted", "label", "given", `predicted - second`, …
+        text: its name in the rows: "predicted", "label", "given", `predicted - second`, …
     """
 
     text: str
@@ -47,15 +47,15 @@ class TargetRule(ABC):
 
     @property
     def without_probability(self) -> str | None:
-        """What its targets are, in messages, if they have no probability; None if they have one."""
+        """The name of its targets in messages, if they have no probability; None if they have one."""
         return None
 
     def described(self) -> Any:
-        """What `run.json` records of it."""
+        """Its description in `run.json`."""
         return self.text
 
     def __len__(self) -> int:
-        """Number of images that it is for; 1: any number."""
+        """Number of images that the rule is for; 1: any number."""
         return 1
 
     def part(self, part: slice) -> TargetRule:
@@ -75,7 +75,8 @@ class TargetRule(ABC):
 
 @dataclass(frozen=True)
 class Terms(TargetRule):
-    """Weighted classes, each an index, "predicted", "second" or "label". A single one of weight 1 is a class; all else is a contrast."""
+    """Weighted classes, each an index, "predicted", "second" or "label". A single class of weight 1 is a class target; all else is a
+    contrast."""
 
     terms: tuple[tuple[float, int | str], ...]
 
@@ -134,7 +135,7 @@ class EveryLabel(TargetRule):
 
 @dataclass(frozen=True)
 class OfOutput(TargetRule):
-    """Classes that the output for an image itself names; the batch holds an image once for each of them."""
+    """Classes that are chosen from the output for an image; the batch holds an image once for each of them."""
 
     @property
     def per_label(self) -> bool:
@@ -142,14 +143,14 @@ class OfOutput(TargetRule):
 
     @abstractmethod
     def predicted(self, classifier: Classifier, row: Tensor) -> tuple[int, ...]:
-        """The classes that are explained of an image.
+        """The classes to explain for an image.
 
         Args:
             classifier: the one that is explained.
             row: its output for the image, `(K,)` or `(K, h, w)`.
 
         Raises:
-            InputError: there is none; the message says what is nearest to it.
+            InputError: there is none; the message names the nearest one.
         """
 
 
@@ -178,12 +179,12 @@ class PredictedLabels(OfOutput):
 
 @dataclass(frozen=True)
 class PredictedRegion(OfOutput):
-    """A class over the pixels that a network of maps of logits predicts as it on the unmasked image, see `xattn.metrics.targets.Region`.
+    """A class over the pixels that a segmentation network predicts as this class on the unmasked image, see `xattn.metrics.targets.Region`.
 
-    The pixels of a class are those where its logit is the largest, of a multi-label network those where it is above 0.
+    The pixels of a class are those where its logit is the largest; for a multi-label network, those where it is above 0.
 
     Attributes:
-        index: of the class; None: the one with the most pixels, of equal ones the first.
+        index: of the class; None: the class with the most pixels, the first of equal ones.
     """
 
     index: int | None
@@ -213,7 +214,7 @@ class PredictedRegion(OfOutput):
 
 
 def _pixels_of_classes(output: Tensor, multi_label: bool) -> Tensor:
-    """Which pixels are predicted as which class, `(B, K, h, w)` bool, of maps of logits."""
+    """The pixels that maps of logits predict as each class, `(B, K, h, w)` bool."""
     if multi_label:
         return output > 0
     return torch.zeros_like(output, dtype=torch.bool).scatter_(1, output.argmax(dim=1, keepdim=True), True)
@@ -244,11 +245,11 @@ class Given(TargetRule):
 
 
 def labels_of(classifier: Classifier, label: Label) -> tuple[float, ...]:
-    """What an image's label means to a classifier: class indices, or the value of a regression.
+    """Converts an image's label to class indices of a classifier, or to the value of a regression.
 
     Raises:
         NameUnknownError: there is no class of that name.
-        InputError: an index outside the classes, or not one number for a regression.
+        InputError: an index is outside the classes, or the label is not one number for a regression.
     """
     if not classifier.regression:
         if isinstance(label, float):

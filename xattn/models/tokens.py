@@ -1,4 +1,4 @@
-"""Which tokens of a network are cells of a map: found by changing patches of an image and looking which token answers."""
+"""Finds the tokens of a network that are cells of a map, by changing patches of an image and finding the tokens that respond."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from torch import Tensor
 from xattn.models.layout import Axes, Layout
 
 Capture = Callable[[Tensor], Mapping[str, Tensor]]
-"""Images `(B, 3, H, W)` → tensors by the name of their place."""
+"""Images `(B, 3, H, W)` → tensors by the name of their place in the network."""
 
 PATCHES = ((0.16, 0.22), (0.22, 0.78), (0.5, 0.42), (0.78, 0.3), (0.84, 0.84))  # centres, as shares of height and width
 SIDE = 1 / 6
-HITS = 4  # of the five patches, how many must be answered by a token at their place
-CLEAR = 1.5  # times its mean: so far a token moves for the patch at its place, where places are kept apart
+HITS = 4  # number of the five patches to which a token at the same position must respond
+CLEAR = 1.5  # factor of its mean by which a token changes for the patch at its position, if positions are separate
 PREFIXES = range(9)
 ROUNDING = 0.3  # log of 4/3: 7 × 10 cells become 4 × 5
 EQUALS = 0.05
-FEW = 9  # so few cells would answer by chance
-FEWEST = 4  # of a map that is known by an earlier one, or by tokens that do not depend on the image
-ORDERED = 100  # the most cells that are looked for one by one
+FEW = 9  # with so few cells, responses could be chance
+FEWEST = 4  # least cells of a map that is known from an earlier one, or from tokens that do not depend on the image
+ORDERED = 100  # most cells to find one by one
 
 
 def token_layouts(
     capture: Capture, image: Tensor, shapes: Mapping[str, tuple[int, ...]], farthest: float, known: Layout | None = None
 ) -> dict[str, Layout]:
-    """How the tensors of some places are maps of tokens; those that are none are left out.
+    """Layouts of the tensors that are maps of tokens; other tensors are left out.
 
-    Five patches of the image are made white, one after the other. The tokens of a map answer where the patch is; a class token and
-    registers answer to all alike, and where they have just been put in, to none.
+    Five patches of the image are made white, one after the other. The tokens of a map respond at the position of the patch; a class token
+    and registers respond to all patches equally, or to none if they have just been added.
 
     Args:
-        capture: gives the tensors of all places for a batch of images.
+        capture: returns the tensors of all places for a batch of images.
         image: `(1, 3, H, W)`, of noise.
         shapes: of the tensor of each place for one image, in the order of the forward.
-        farthest: how far the logarithm of a map's height over width may be from the image's.
-        known: how an earlier map would be one of tokens; None: there is none.
+        farthest: largest difference between the logarithms of a map's and the image's height over width.
+        known: layout of an earlier map as tokens; None: there is none.
     """
     height, width = image.shape[-2:]
     changed = [_patched(image, row, column, SIDE, SIDE) for row, column in PATCHES]
@@ -63,7 +63,7 @@ def token_layouts(
 
 
 def _expected(aspect: float, farthest: float, known: Layout | None) -> tuple[float, float]:
-    """The logarithm of a map's height over width, and how far it may be off: after an earlier map its own, up to rounding."""
+    """The expected logarithm of a map's height over width, and its tolerance: after an earlier map its own value, up to rounding."""
     return (aspect, farthest) if known is None else (math.log(known.grid[0] / known.grid[1]), ROUNDING)
 
 
@@ -78,7 +78,7 @@ def _patched(image: Tensor, row: float, column: float, high: float, wide: float)
 
 
 def _axes(shape: tuple[int, ...]) -> Iterator[tuple[Axes, int]]:
-    """The readings of a shape of three axes for one image as tokens, each with their number."""
+    """The readings of a shape of three axes, for one image, as tokens, each with the number of tokens."""
     if shape[0] == 1 and min(shape[1:]) > 1:  # a pooled vector has an axis of length 1
         yield "NLC", shape[1]
         yield "NCL", shape[2]
@@ -94,14 +94,14 @@ def _grids(count: int, aspect: float, farthest: float) -> list[tuple[int, int]]:
 
 
 def _read(tensor: Tensor, shape: tuple[int, ...], aspect: float, farthest: float, known: Layout | None) -> Layout | None:
-    """The reading of a tensor whose tokens answer at the places of the patches.
+    """The reading of a tensor whose tokens respond at the positions of the patches.
 
     Args:
         tensor: for the image, the image with each patch, and another image.
         shape: of the tensor for one image.
         aspect: logarithm of the image's height over width.
         farthest: as for `token_layouts`.
-        known: the layout of an earlier place, whose ends this one has; None: any ends.
+        known: the layout of an earlier place, with the same tokens before and after the map; None: any.
     """
     best: tuple[tuple[float, ...], Layout] | None = None
     usual = known.prefix if known else 0
@@ -124,22 +124,22 @@ def _read(tensor: Tensor, shape: tuple[int, ...], aspect: float, farthest: float
 
 
 def _moves(tokens: Tensor) -> Tensor:
-    """How far each token `(L,)` of the images after the first is from that of the first."""
+    """Distance of each token `(L,)`, for the images after the first, from that of the first image."""
     values = tokens.double()
     moves: Tensor = torch.linalg.vector_norm(values[1:] - values[:1], dim=2)
     return moves
 
 
 def _answers(moves: Tensor) -> Tensor:
-    """How far each token moves for each patch, over its mean for all patches; of equals, those that move farthest come first."""
+    """Change of each token for each patch, divided by its mean over all patches; among equal ones, the largest change comes first."""
     tiny = torch.finfo(torch.double).tiny
     return moves / moves.mean(dim=0).clamp(min=tiny) * (1 + EQUALS * moves / moves.amax(dim=1, keepdim=True).clamp(min=tiny))
 
 
 def _smaller(tensor: Tensor, shape: tuple[int, ...], known: Layout) -> Layout | None:
-    """A map of the aspect and the ends of an earlier one and no larger, where no token answers a patch more than the others do.
+    """A map with the aspect and the ends of an earlier one, and not larger, if no token responds to a patch more than the others.
 
-    So it is where each token is gathered from all places, with attention that has not been trained.
+    This occurs if each token is computed from all positions, by untrained attention.
     """
     ends = known.prefix + known.suffix
     for axes, count in _axes(shape):
@@ -153,7 +153,7 @@ def _smaller(tensor: Tensor, shape: tuple[int, ...], known: Layout) -> Layout | 
 
 
 def _ends(fixed: Tensor, known: Layout | None) -> list[tuple[int, int]]:
-    """How many tokens before and behind a map may be none of its cells.
+    """Possible numbers of tokens before and after a map that are not its cells.
 
     Args:
         fixed: `(L,)` bool, the tokens that do not depend on the image.
@@ -170,7 +170,7 @@ def _ends(fixed: Tensor, known: Layout | None) -> list[tuple[int, int]]:
 
 
 def _hits(answers: Tensor, grid: tuple[int, int]) -> int:
-    """How many patches are answered most by a cell that they touch, or nearly do.
+    """Number of patches to which a cell that they touch, or nearly touch, responds most.
 
     Args:
         answers: `(5, h·w)`.
@@ -190,7 +190,7 @@ def _near(cell: int, cells: int, centre: float) -> bool:
 
 
 def _few(shape: tuple[int, ...], aspect: float, farthest: float, known: Layout | None) -> Layout | None:
-    """The reading of so few tokens that each cell can be looked for."""
+    """The reading of a small number of tokens, for which each cell can be found."""
     prefix, suffix = (known.prefix, known.suffix) if known else (0, 0)
     for axes, count in _axes(shape):
         grids = _grids(count - prefix - suffix, aspect, farthest) if 3 < count - prefix - suffix <= ORDERED else []
@@ -200,7 +200,7 @@ def _few(shape: tuple[int, ...], aspect: float, farthest: float, known: Layout |
 
 
 def _ordered(capture: Capture, image: Tensor, name: str, guess: Layout) -> Layout | None:
-    """The layout with the order of its tokens, each found by the patch that it answers; None if two answer one patch."""
+    """The layout with the order of its tokens, each found by the patch to which it responds; None if two respond to the same patch."""
     height, width = guess.grid
     cells = [((row + 0.5) / height, (column + 0.5) / width) for row in range(height) for column in range(width)]
     moves: list[Tensor] = []

@@ -25,18 +25,18 @@ logger = logging.getLogger("xattn")
 
 BY_TEXT = ("clip", "siglip")  # types of model that compare images with texts
 WARPED_FROM = 384  # from this side on, ConvNeXt's images are warped, not cropped
-EAGER = {"attn_implementation": "eager"}  # a configuration could name code on the hub in its place
-LEVELS = 4  # of 255, by which a decoded and resized picture may differ between libraries
+EAGER = {"attn_implementation": "eager"}  # a configuration could otherwise name code on the hub
+LEVELS = 4  # levels of 255 by which a decoded and resized picture may differ between libraries
 
 
 def from_transformers(request: Request) -> Built:
     """The network of `hf:NAME_OR_FOLDER`: an image classifier with its image processor and labels, or a CLIP or SigLIP.
 
     Raises:
-        InputError: no classes by text where they are needed, or classes by text where the model has its own.
+        InputError: classes by text are needed but missing, or given although the model has its own classes.
         WeightsError: the model is neither in the folder nor in the cache and could not be downloaded, or its weights do not fit.
-        UnsupportedError: it is no image classifier, or its images are prepared in a way that no crop and normalisation are.
-        UntrustedCodeError: it brings code, and it is not trusted.
+        UnsupportedError: it is not an image classifier, or its preprocessing is more than a crop and a normalisation.
+        UntrustedCodeError: the model comes with code, which is not trusted.
         MissingPackageError: transformers is not installed.
     """
     if importlib.util.find_spec("transformers") is None:
@@ -130,13 +130,13 @@ def _text_encoder(transformers: Any, request: Request, model: Any, siglip: bool)
 
 
 def _preprocessing(transformers: Any, request: Request, network: nn.Module, channels: int = 3) -> Preprocessing:
-    """The crop and normalisation that the model's image processor does, with one mean for all channels where the model takes only one.
+    """The crop and normalisation of the model's image processor, with one mean for all channels if the model takes only one.
 
-    **Differs**: pictures are resized by Pillow, where the processor may resize tensors, which differs by a level or two of 255; a crop with
-    an odd margin may lie one pixel further.
+    **Differs**: pictures are resized by Pillow, while the processor may resize tensors, which differs by one or two levels of 255; a crop
+    with an odd margin may be shifted by one pixel.
 
     Raises:
-        UnsupportedError: the processor does something else to its images.
+        UnsupportedError: the processor changes its images in another way.
     """
     try:
         processor = transformers.AutoImageProcessor.from_pretrained(request.name, trust_remote_code=request.trust_code)
@@ -178,7 +178,7 @@ def _sizes(processor: Any, came: torch.Size) -> tuple[tuple[int, int], int | tup
 
     Args:
         processor: of transformers.
-        came: height and width of what it makes of a picture.
+        came: height and width of its result for a picture.
     """
     size: dict[str, int] = {key: value for key, value in dict(processor.size or {}).items() if value}
     squashed = (size["height"], size["width"]) if {"height", "width"} <= set(size) else None
@@ -199,14 +199,14 @@ def _sizes(processor: Any, came: torch.Size) -> tuple[tuple[int, int], int | tup
 
 
 def _ramp(width: int, height: int) -> Image.Image:
-    """A picture of smooth slopes, another for each channel."""
+    """A picture of smooth gradients, a different one for each channel."""
     across, down = torch.linspace(0, 255, width).expand(height, width), torch.linspace(0, 255, height)[:, None].expand(height, width)
     levels = torch.stack([across, down, 255 - (across + down) / 2], dim=-1).round().to(torch.uint8)
     return Image.frombytes("RGB", (width, height), bytes(levels.flatten().tolist()))
 
 
 def _processed(processor: Any, picture: Image.Image, request: Request) -> Tensor:
-    """What a processor makes of a picture, `(3, H, W)`."""
+    """A processor's result for a picture, `(3, H, W)`."""
     try:
         values: Tensor = processor(picture, return_tensors="pt")["pixel_values"][0].float()
     except (KeyError, ValueError, TypeError, RuntimeError) as error:

@@ -1,4 +1,4 @@
-"""Weights files of others: the state dict in a file, read so that nothing in it is executed."""
+"""Reads the state dict in a weights file of another tool, without executing anything in the file."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "ne
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """The state dict in a `.pth`, `.pt`, `.th`, `.ckpt` or `.safetensors` file; nothing in the file is executed.
 
-    An `argparse.Namespace` and NumPy scalars beside the tensors are skipped.
+    An `argparse.Namespace` and NumPy scalars are skipped.
 
     Raises:
         InputError: the file does not exist.
-        WeightsError: it is not a weights file, or holds objects other than tensors.
+        WeightsError: the file is not a weights file, or holds objects other than tensors.
     """
     path = Path(path)
     if not path.is_file():
@@ -49,7 +49,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 class _Skipped:
-    """What stands for a harmless object that is no tensor while a file is read: it takes any argument and any state, and keeps none."""
+    """A placeholder for a harmless object that is not a tensor: it accepts any argument and any state, and stores none."""
 
     def __new__(cls, *_: object) -> _Skipped:
         return super().__new__(cls)
@@ -57,7 +57,7 @@ class _Skipped:
     def __setstate__(self, _: object) -> None: ...
 
 
-# NumPy's own functions are not called, as a hostile dtype makes them read memory that is not theirs.
+# NumPy's own functions are not called, since a malicious dtype makes them read foreign memory.
 _HARMLESS = [
     type(name, (_Skipped,), {"__module__": module})
     for module, name in (
@@ -70,13 +70,13 @@ _HARMLESS = [
 
 
 def _harmless() -> AbstractContextManager[Any]:
-    """Lets torch read stand-ins for harmless objects inside; torch before 2.5 has no way to, and refuses these by name."""
+    """Lets torch read placeholders for harmless objects in the block; torch before 2.5 cannot, and rejects these by name."""
     allowed = getattr(torch.serialization, "safe_globals", None)
     return nullcontext() if allowed is None else allowed(_HARMLESS)
 
 
 def _why_unread(path: Path, error: Exception) -> str:
-    """Why a weights file could not be read, with the lines that convert it where it holds objects."""
+    """The reason why a weights file could not be read, with the lines that convert it if it holds objects."""
     if isinstance(error, SafetensorError):
         return f"weights '{path}' could not be read ({error})."
     said, converted = str(error), repr(str(path.with_suffix(".weights.pth")))
@@ -101,9 +101,9 @@ def _why_unread(path: Path, error: Exception) -> str:
 
 
 def _state_in(loaded: Mapping[Any, Any], path: Path) -> Mapping[Any, Any] | None:
-    """The state dict in what a file holds, at most two entries deep; None if there is none.
+    """The state dict in a file's content, at most two entries deep; None if there is none.
 
-    Of an entry of a moving average and one of the plain weights it is the plain one, and the log says so.
+    If there are entries of a moving average and of the plain weights, the plain one is used, and this is logged.
     """
     found = {str(key): value for key, value in loaded.items() if isinstance(value, Mapping)}
     held = {key: state for key, value in found.items() if (state := _tensors_in(value)) is not None}

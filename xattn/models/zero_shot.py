@@ -25,7 +25,7 @@ class ZeroShot(nn.Module):
         encoder: normalised images `(B, 3, H, W)` → embeddings `(B, D)`.
         texts: embeddings of the classes `(K, D)`, of length 1.
         scale: factor of the cosine.
-        bias: added to every logit; 0 where the model has none.
+        bias: added to every logit; 0 if the model has none.
     """
 
     texts: Tensor
@@ -48,7 +48,7 @@ def prompts_of(request: Request) -> Prompts:
     """The classes by text of a request.
 
     Raises:
-        InputError: it has none.
+        InputError: the request has none.
     """
     if request.prompts is None:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Methods of other libraries, by the libraries themselves: `captum:NAME`, `grad-cam:NAME` and `lxt:NAME`; one file per library."""
+"""Adapters that run methods of other libraries: `captum:NAME`, `grad-cam:NAME` and `lxt:NAME`; one file per library."""
 
 from xattn.registry import import_modules
 

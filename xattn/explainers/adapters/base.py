@@ -1,8 +1,8 @@
-"""How a method of another library is run, and how the network and the process are restored afterwards.
+"""Runs a method of another library, and restores the network and the process afterwards.
 
 Such methods run on the network and the normalised image, as their own users run them, so that 0 is the mean colour. They run on one
-image at a time, seeded by its content, so that their randomness does not depend on the batch. They change modules, hooks and the
-process's random generators: they get the network for themselves, and run one after the other.
+image at a time, seeded by its content, so that their randomness does not depend on the batch. They change modules, hooks and the process's
+random generators: each gets the network exclusively, and they run one after the other.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class AdaptedMethod:
     """A method of another library.
 
     Attributes:
-        spec: as in the rows.
+        spec: name with settings, as in the rows.
         attribute: runs it on one image.
     """
 
@@ -54,7 +54,7 @@ class AdaptedMethod:
         """Raw map `(B, h, w)`, at the library's resolution.
 
         Raises:
-            UnsupportedError: the library's own reason why it cannot run on this network.
+            UnsupportedError: the library cannot run on this network; the message gives its own reason.
         """
         maps = []
         classifier = trace.classifier
@@ -66,7 +66,7 @@ class AdaptedMethod:
                 with seeded(seed), torch.enable_grad(), silent():
                     try:
                         found = self.attribute(network, image[None].contiguous(), index, trace)
-                    except Exception as error:  # any error of the library is its reason
+                    except Exception as error:  # any error of the library is the reason that is reported
                         if isinstance(error, UnsupportedError):
                             raise
                         reason = str(error).strip().split("\n")[0] or type(error).__name__
@@ -83,14 +83,15 @@ def _recreated(spec: str) -> Any:
 
 
 def _explained(classifier: Classifier, target: Target) -> tuple[nn.Module, int]:
-    """The network as the library gets it, and the class to explain; for other targets, a network with one class, the score."""
+    """The network that the library runs, and the class to explain; for other targets, a network with one class, whose logit is the
+    score."""
     if isinstance(target, ClassTarget):
         return _Network(classifier), int(target.classes[0])
     return _ScoreNetwork(classifier, target), 0
 
 
 class _Network(nn.Module):
-    """Normalised images → logits, with the network and its head as children, as libraries that walk over modules expect."""
+    """Normalised images → logits, with the network and its head as children, as libraries that iterate over modules expect."""
 
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()
@@ -116,7 +117,7 @@ class _ScoreNetwork(nn.Module):
 
 @contextmanager
 def restored(module: nn.Module) -> Iterator[None]:
-    """Restores modules, attributes, hooks, gradients and their flags, whatever ran inside."""
+    """Restores modules, attributes, hooks, gradients and their flags after the block."""
     attributes = [(m, dict(vars(m))) for m in module.modules()]
     tables = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_forward_hooks_with_kwargs")
     hooks = [(getattr(m, table), dict(getattr(m, table))) for m in module.modules() for table in tables if hasattr(m, table)]
@@ -182,7 +183,7 @@ def value_of(text: str) -> Any:
     """A setting's text as a number, a boolean, None or text.
 
     Raises:
-        SettingError: an integer so large that the library would compute or allocate without end.
+        SettingError: an integer is so large that the library would compute or allocate endlessly.
     """
     for read in (int, float):
         try:
@@ -216,7 +217,7 @@ def layer_of(trace: Trace, spec: str, *, channels_first: bool) -> nn.Module:
     """The module whose output is the trace's stage, for a library that hooks it.
 
     Raises:
-        UnsupportedError: the library would hook something else, or misread it.
+        UnsupportedError: the library would hook another tensor, or misread its axes.
     """
     stage = trace.stage
     if stage.offset is not None:

@@ -1,8 +1,7 @@
 """Layer-wise relevance propagation through attention by the rules of lxt, as `lxt:NAME`.
 
 lxt's own ways to set its rules change classes of torch for the whole process, or trace the network with transformers before version 5. Here
-its rules take the places of torch's functions while one image runs, in this thread alone; the network is any that computes by functions
-that have a rule.
+its rules replace torch's functions while one image runs, and only in this thread; any network works whose functions all have a rule.
 """
 
 from __future__ import annotations
@@ -35,21 +34,21 @@ MOVES = frozenset(
         *("roll", "flip", "pad", "dropout"),
     }
 )
-"""Functions that place values elsewhere; relevance goes back as it came."""
+"""Functions that move values; relevance moves back with them."""
 SINGLE = frozenset(
     {"gelu", "relu", "relu6", "silu", "elu", "leaky_relu", "hardswish", "mish", "softplus", "tanh", "sigmoid", "hardsigmoid"}
 )
-"""Functions of single elements: lxt's identity rule."""
+"""Elementwise functions, with lxt's identity rule."""
 LINEAR = frozenset({"conv2d", "mean", "sum", "avg_pool2d", "adaptive_avg_pool2d", "batch_norm"})
-"""Linear maps of one tensor, up to a bias: lxt's ε-rule."""
+"""Linear maps of one tensor, up to a bias, with lxt's ε-rule."""
 _MULTI_HEAD = inspect.signature(functional.multi_head_attention_forward)
 
 
 class _Rules(TorchFunctionMode):
-    """lxt's rules in the places of torch's functions; what has none is refused.
+    """Replaces torch's functions by lxt's rules; functions without a rule raise an error.
 
     Args:
-        refuse: a reason → the error.
+        refuse: reason → error.
     """
 
     constant = False
@@ -151,11 +150,11 @@ class _Rules(TorchFunctionMode):
 
 
 class AttnLRP(_Rules):
-    """Relevance through the softmax by its Taylor decomposition, and halved between the factors of a product."""
+    """Relevance passes through the softmax by its Taylor decomposition, and is halved between the factors of a product."""
 
 
 class CPLRP(_Rules):
-    """Relevance through the values alone: attention is a constant."""
+    """Relevance passes only through the values: attention is a constant."""
 
     constant = True
 
@@ -164,7 +163,7 @@ NAMES: dict[str, type[_Rules]] = {"AttnLRP": AttnLRP, "CP-LRP": CPLRP}
 
 
 def _followed(found: Any) -> bool:
-    """Whether anything in it depends on the image."""
+    """Whether any tensor in it depends on the image."""
     return any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in tree_flatten(found)[0])
 
 
@@ -183,7 +182,7 @@ OWN: dict[str, Callable[..., Any]] = {
     "scaled_dot_product_attention": _Rules.attend,
     "multi_head_attention_forward": _Rules.multi_head,
 }
-"""By the function's name, without its underscores."""
+"""Rules by the function's name, without its underscores."""
 
 
 def _installed() -> bool:
@@ -208,7 +207,7 @@ def _create(name: str, settings: Mapping[str, str]) -> Component[MethodMetadata,
 
     def run(network: nn.Module, image: Tensor, target: int, trace: Trace) -> Tensor:
         for parameter in network.parameters():
-            parameter.requires_grad_(False)  # what requires a gradient is what depends on the image
+            parameter.requires_grad_(False)  # only what depends on the image requires a gradient
         image.requires_grad_()
         with NAMES[name](refuse):
             score = network(image)[0, target]
