@@ -152,4 +152,5 @@ def _read(folder: Path, count: int, classifier: xattn.Classifier) -> tuple[Tenso
     split = open_published("voc", folder, "val")
     source = ImageSource([str(path) for path in split.paths[:count]])
     crops = torch.cat([batch.crops for batch in source.batches(classifier.preprocessing, 20, workers=0)])
-    return crops.float() / 255, torch.tensor(split.targets[:count])
+    places = [split.classes.index(name) for name in classifier.labels or ()]
+    return crops.float() / 255, torch.tensor(split.targets[:count])[:, places]
