@@ -65,7 +65,9 @@ class SeveralLabelsPage(TaskPage):
             f"On {self._held_out} further held-out pictures the mean probability of the labels is {listed(sure['gap'], 4)} with average "
             f"pooling, with the streams {listed(sure['ca-stream'], 4)}. Rows that are *matched* score the same maps of the first "
             f"{b.compared} pictures, the logits divided by the temperature at which this mean is that of the least sure network: gap "
-            f"{listed(temperatures['gap'], 2)}, ca-stream {listed(temperatures['ca-stream'], 2)}.",
+            f"{listed(temperatures['gap'], 2)}, ca-stream {listed(temperatures['ca-stream'], 2)}. With one sigmoid per label, a "
+            "temperature above 1 also moves small probabilities towards 1/2, which by itself raises deletion and lowers insertion: if a "
+            "verdict differs between the two kinds of rows, the networks' confidence decides it, not their maps.",
             "mAP: " + ", ".join(f"{pooling} {over_seeds(precision[pooling])} (printed {CA_MAP[pooling]})" for pooling in POOLINGS) + ".",
             "Printed: ResNet-50 on VOC 2012, in the order of the columns. A claim goes the way that the printed values go: with Score-CAM, "
             "I rises with the stream, with the others it falls.",
