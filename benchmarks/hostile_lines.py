@@ -64,6 +64,10 @@ TRAIN = (
     "--head",
     "--classes",
     "--centre-crop",
+    "--padding",
+    "--erasing",
+    "--head-lr",
+    "--deletion-grid",
     "--teacher",
     "--power",
 )

@@ -335,3 +335,5 @@ def test_erasing_takes_a_rectangle_of_a_share_of_the_crops_to_the_mean_colour_af
     assert torch.equal(validation[0][0], Crops(data, SMALL, None, 0)[validation.indices[0]][0])  # type: ignore[attr-defined]
     with pytest.raises(InputError, match="do not apply to pictures with label maps: leave out erasing=0.5"):
         splits(data, SMALL, 0.25, None, 0, per_pixel=True, erasing=0.5)
+    with pytest.raises(InputError, match="padding=1000000000 must be below the shorter side of the network's crop, 32 pixels"):
+        splits(data, SMALL, 0.25, None, 0, padding=10**9)

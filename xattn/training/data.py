@@ -216,13 +216,15 @@ def splits(
 
     Raises:
         InputError: nothing can be held out, the data lack label maps, or `centre`, `deletion_grid`, `padding` or `erasing` is given for
-            label maps.
+            label maps; or the padding is as wide as the crop.
     """
     if per_pixel and centre != 1:
         raise InputError(f"centre_crop does not apply to pictures with label maps: leave out centre_crop={centre}.")
     if per_pixel and (padding is not None or erasing):
         given = f"{padding=}" if padding is not None else f"{erasing=}"
         raise InputError(f"padding and erasing do not apply to pictures with label maps: leave out {given}.")
+    if padding is not None and padding >= (side := min(preprocessing.input_size)):
+        raise InputError(f"padding={padding} must be below the shorter side of the network's crop, {side} pixels.")
     if per_pixel and deletion_grid is not None:
         raise InputError(f"patches are not deleted from pictures with label maps: leave out {deletion_grid=}.")
 
