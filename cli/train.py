@@ -176,7 +176,9 @@ def train(
     from xattn.training.search import search
 
     component = tasks.create(task or default_task(file is not None and read_header(file).multi_label))
-    name = name or ("gap" if is_new(network) else component.metadata.head)
+    name = name or component.metadata.head
+    if head is None and file is None and is_new(network) and heads.create(name).metadata.replaces == "pooling":
+        name = "gap"  # a head beside a frozen network needs one that is trained
     replaces = heads.create(name).metadata.replaces  # a wrong name is reported before anything is loaded
     by_episodes = component.instance if isinstance(component.instance, FewShot) else None
     if by_episodes is not None:

@@ -118,9 +118,10 @@ def test_with_flip_a_vector_is_the_sum_of_those_of_the_picture_and_its_mirror_im
     assert found.scores == score(other, f"market:{market}", task="re-identification", workers=0, progress=False).scores
 
 
-def test_on_the_command_line_it_is_trained_by_its_own_preset_and_head_and_scored(market: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("model", ["birds:gap", "rga:birds:gap:height=64,width=32"])
+def test_on_the_command_line_it_is_trained_by_its_own_preset_and_head_and_scored(market: Path, tmp_path: Path, model: str) -> None:
     out = str(tmp_path / "person.safetensors")
-    shape = ["--model", "birds:gap", "--high-res", "layer4", "--input-size", "64,32", "--resize", "64,32"]
+    shape = ["--model", model, "--high-res", "layer4", "--input-size", "64,32", "--resize", "64,32"]
     task = ["--task", "re-identification", "--data", f"market:{market}", "--workers", "0"]
     done = CliRunner().invoke(main, ["train", *shape, *task, "--epochs", "1", "--accelerator", "cpu", "--out", out])
     assert done.exit_code == 0, done.output
