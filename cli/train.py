@@ -159,6 +159,7 @@ def train(
     from xattn.models.checkpoints import read_header
     from xattn.models.loading import names_code_of, own_file
     from xattn.models.sources import is_new
+    from xattn.tasks import default_task, tasks
 
     if teacher is None and teacher_weights is not None:
         raise InputError("--teacher-weights is of a teacher's network: give --teacher too, or leave it out.")
@@ -166,8 +167,11 @@ def train(
     saved = file is not None
     network = model if file is None else read_header(file).source.model
     of_streams = network.startswith(PREFIX)
-    name = head or (read_header(file).head if file is not None else "")
-    from xattn.tasks import default_task, tasks
+    component = tasks.create(task or default_task(file is not None and read_header(file).multi_label))
+    name = head or (read_header(file).head if file is not None else component.metadata.head)
+    if head is None and file is None and is_new(network) and heads.create(name).metadata.replaces == "pooling":
+        name = "gap"  # a head beside a frozen network needs one that is trained
+    replaces = heads.create(name).metadata.replaces  # a wrong name is reported before anything is loaded
     from xattn.tasks.few_shot import FewShot
     from xattn.training import fit, fit_episodes, with_ways
     from xattn.training.checks import refuse_unused
@@ -175,11 +179,6 @@ def train(
     from xattn.training.recipe import default_preset, recipe_of
     from xattn.training.search import search
 
-    component = tasks.create(task or default_task(file is not None and read_header(file).multi_label))
-    name = name or component.metadata.head
-    if head is None and file is None and is_new(network) and heads.create(name).metadata.replaces == "pooling":
-        name = "gap"  # a head beside a frozen network needs one that is trained
-    replaces = heads.create(name).metadata.replaces  # a wrong name is reported before anything is loaded
     by_episodes = component.instance if isinstance(component.instance, FewShot) else None
     if by_episodes is not None:
         given = {"--search": trials, "--cache-features": cache_features, "--patches": patches, "--log-gradients": log_gradients or None}

@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +14,7 @@ from torch.nn import functional
 
 import xattn
 from tests import networks
+from tests.training.killing import CUT, WHOLE, trained_with_and_without_a_kill
 from xattn.birds import export_few_shot
 from xattn.cli import main
 from xattn.data.images import ImageSource
@@ -216,22 +212,8 @@ def test_a_training_by_episodes_that_is_killed_goes_on_to_the_same_weights_and_i
         return ["train", "--model", f"{tmp_path / 'mine.py'}:build", "--out", out, *shape, *where]
 
     monkeypatch.chdir(tmp_path)
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    running = subprocess.Popen(
-        [sys.executable, "-m", "xattn.cli", *arguments("cut.safetensors")], env=environment, stderr=subprocess.DEVNULL
-    )
-    last = tmp_path / "cut.training" / "last.ckpt"
-    deadline = time.monotonic() + 240
-    while not last.exists() and running.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    running.send_signal(signal.SIGKILL)
-    assert running.wait() == -signal.SIGKILL  # it was in the middle
-    assert last.exists()
-    for name in ("cut.safetensors", "whole.safetensors"):
-        done = CliRunner().invoke(main, arguments(name))
-        assert done.exit_code == 0, done.output
-        assert done.stdout == f"{name}\n"
-    whole, cut = (xattn.load(name, device="cpu", trust_code=True) for name in ("whole.safetensors", "cut.safetensors"))
+    trained_with_and_without_a_kill(arguments)
+    whole, cut = (xattn.load(name, device="cpu", trust_code=True) for name in (WHOLE, CUT))
     assert same(state(whole), state(cut))
     assert cut.inner == InnerLoop()
     given = ["cut.safetensors", "--trust-code", "--device", "cpu"]

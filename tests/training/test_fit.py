@@ -5,23 +5,20 @@ from __future__ import annotations
 import copy
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
-from click.testing import CliRunner
 from torch import Tensor, nn
 from torch.nn import functional
 
 import xattn
 from tests import networks
 from tests.training.conftest import fresh, paint
-from xattn.cli import main
+from tests.training.killing import CUT, WHOLE, trained_with_and_without_a_kill
 from xattn.errors import ImageError, InputError, NameUnknownError, RunError, SettingError
 from xattn.models import Classifier
 from xattn.training import DivergedError, Recipe, distillation, fit, gradient_norms, open_data
@@ -130,22 +127,8 @@ def test_kill_9_loses_no_finished_epoch_and_ends_in_the_same_weights(
         return ["train", "--model", factory, "--data", str(painted), "--out", out, *options, *shape]
 
     monkeypatch.chdir(tmp_path)
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    running = subprocess.Popen(
-        [sys.executable, "-m", "xattn.cli", *arguments("cut.safetensors")], env=environment, stderr=subprocess.DEVNULL
-    )
-    last = tmp_path / "cut.training" / "last.ckpt"
-    deadline = time.monotonic() + 120
-    while not last.exists() and running.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    running.send_signal(signal.SIGKILL)
-    assert running.wait() == -signal.SIGKILL  # it was in the middle
-    assert last.exists()
-    for name in ("cut.safetensors", "whole.safetensors"):
-        done = CliRunner().invoke(main, arguments(name))
-        assert done.exit_code == 0
-        assert done.stdout == f"{name}\n"
-    whole, cut = (xattn.load(name, device="cpu", trust_code=True) for name in ("whole.safetensors", "cut.safetensors"))
+    trained_with_and_without_a_kill(arguments)
+    whole, cut = (xattn.load(name, device="cpu", trust_code=True) for name in (WHOLE, CUT))
     assert same(state(whole), state(cut))
 
 

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +9,7 @@ import torch
 from click.testing import CliRunner
 
 import xattn
+from tests.training.killing import CUT, WHOLE, trained_with_and_without_a_kill
 from xattn.birds import export_individuals, export_parts, export_voc
 from xattn.cli import main
 
@@ -41,20 +37,8 @@ def test_a_training_that_is_killed_goes_on_to_the_same_weights_and_is_scored(
         return ["train", "--task", task, "--data", place, "--out", out, *network, *options]
 
     monkeypatch.chdir(tmp_path)
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "xattn.cli", *arguments("cut.safetensors")]
-    running = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-    last, deadline = tmp_path / "cut.training" / "last.ckpt", time.monotonic() + 240
-    while not last.exists() and running.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.005)
-    running.send_signal(signal.SIGKILL)
-    assert running.wait() == -signal.SIGKILL  # it was in the middle
-    assert last.exists()
-    for name in ("cut.safetensors", "whole.safetensors"):
-        done = CliRunner().invoke(main, arguments(name))
-        assert done.exit_code == 0, done.output
-        assert done.stdout == f"{name}\n"
-    whole, cut = (xattn.load(name, device="cpu").state_dict() for name in ("whole.safetensors", "cut.safetensors"))
+    trained_with_and_without_a_kill(arguments)
+    whole, cut = (xattn.load(name, device="cpu").state_dict() for name in (WHOLE, CUT))
     assert whole.keys() == cut.keys()
     assert all(torch.equal(cut[key], value) for key, value in whole.items())
     vectors = ["--output", "vectors"] if task == "re-identification" else []
