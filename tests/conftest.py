@@ -24,6 +24,12 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 
 
+@pytest.fixture(autouse=True)
+def _same_draws() -> None:
+    """A test draws the same weights alone and among others."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def data() -> Path:
     """The folder of real networks and photographs; tests that need it are skipped where it is absent."""
