@@ -127,6 +127,8 @@ def test_labels_come_from_where_one_says(folders: Path, caplog: pytest.LogCaptur
         ImageSource(folders, table, labels_from="none")
     written(folders, "file_name,label\ncat/a.png,1\n", "metadata.csv")
     assert found(ImageSource(folders)) == [None, None]  # it lacks one
+    (folders / "cat").rename(folders / "cat|kitten")
+    assert found(ImageSource(folders, labels_from="folders")) == [("cat|kitten",), "dog"]  # one class, which a text would not be
 
 
 class Named:

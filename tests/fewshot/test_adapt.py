@@ -199,6 +199,9 @@ def test_pictures_with_several_labels_are_refused_before_anything_is_run(tmp_pat
     with pytest.raises(InputError, match=r"voc:.* has several labels per picture, and few-shot training needs one class of each"):
         tasks.create("few-shot").instance.open(replace(labelled, validation=labelled))
     assert xattn.adapt(tiny, folder / "one.csv").labels == ("blue", "green", "red")
+    (folder / "red").rename(folder / "red|pink")  # a folder is one class, whatever its name
+    assert xattn.adapt(tiny, folder).labels == ("blue", "green", "red|pink")
+    xattn.tasks.score(tiny, folder, task="few-shot:ways=3,queries=1", workers=0, progress=False)
     hot = [(Image.new("RGB", (32, 32)), torch.tensor(entries)) for entries in ([1, 0, 0], [0, 1, 0], [0, 1, 1])]
     assert xattn.adapt(tiny, hot[:2]).labels == ("0", "1")
     with pytest.raises(InputError, match="one class per picture is needed; 2 has 2 labels, 1, 2"):

@@ -30,7 +30,7 @@ from xattn.data.datasets import (
     wrong_values,
 )
 from xattn.data.depth import MAX_PIXELS, Reading, Scaling
-from xattn.data.labels import LabelsFrom, class_names_of, folder_of, label_of, labels_in
+from xattn.data.labels import Label, LabelsFrom, class_names_of, folder_of, label_of, labels_in
 from xattn.data.listing import NamedImage, file_digest, listed, numbered, unique
 from xattn.data.pictures import SUFFIXES, UNREACHED, read_picture, read_scaled
 from xattn.data.preprocessing import Frame, Preprocessing, Region, as_picture
@@ -180,7 +180,9 @@ class ImageSource:
                 f"of {counted(len(self.images), 'image')}, {counted(len(bare), 'lies', 'lie')} in no folder that could name a class, as "
                 f"{bare[0]}. Give the folder that holds those of the classes."
             )
-        self.images = [replace(image, label=folder_of(image.name)) for image in self.images]
+        folders = [folder_of(image.name) for image in self.images]
+        labels: list[Label] = [(name,) if "|" in name else name for name in folders]  # as a text it would name several classes
+        self.images = [replace(image, label=label) for image, label in zip(self.images, labels, strict=True)]
 
     def _label_by_metadata(self, place: str) -> None:
         """Labels the images from the `metadata.csv` or `metadata.jsonl` of their folder, if it has a label for each."""
