@@ -28,6 +28,8 @@ from points import SMALL_PART
 from rows import FEW, OF_FEW, READS, TABLES
 from speed_page import number, section, spread
 
+from xattn.text import counted
+
 DATA = Path(__file__).parents[2] / "shared" / "data"
 RESULTS = Path(__file__).parent / "results" / "scale"
 RUNS, SMALL_RUNS = "800x20x10,10000x40x10,50000x20x10", "24x4x2"  # a method of the second has 100,000 values
@@ -188,31 +190,28 @@ def left_to_two(one: dict[str, Any]) -> list[str]:
     ]
 
 
-def figures(scale: list[dict[str, Any]], speed: Path, rate: float) -> list[Figures]:
-    """Returns figures for the arithmetic by network and device of the table job, and for a GPU of an assumed rate if none was measured."""
+def figures(scale: list[dict[str, Any]], measured: Sequence[Path]) -> list[Figures]:
+    """Returns figures for the arithmetic: of each network and device whose table job is in the given files of measured speeds."""
     kinds = {one["job"]: one for one in scale}
-    path = speed / "speed.json"
-    if "images" not in kinds or not kinds["images"]["points"] or not path.exists():
+    if "images" not in kinds or not kinds["images"]["points"]:
         return []
     ones = list(kinds["images"]["points"].values())[-1]
     middle = {key: median([each[key] for each in ones]) for key in ("decode", "write", "finish", "stored")}
-    tables = [one for one in json.loads(path.read_text(encoding="utf-8"))["entries"] if one["job"] == "table"]
+    entries = [one for path in measured if path.exists() for one in json.loads(path.read_text(encoding="utf-8"))["entries"]]
     found = []
-    for one in tables:
-        ours = one["contenders"]["xattn, exact"]
-        seconds = median([seconds / images for seconds, images in zip(ours["seconds"], ours["images"], strict=True)])
-        on_gpu = one["conditions"]["device"] == "cuda"
-        device = "GPUs" if on_gpu else f"processes of {one['conditions']['threads']} threads"
-        about = (one["network"], ours["passes"])
-        found.append(Figures(device, *about, seconds, **middle, batch=ones[0]["batch"], priced=on_gpu, source="measured by `speed.py`"))
-        if not any(other["conditions"]["device"] == "cuda" for other in tables):
-            source = f"assumed: {rate:,.0f} forwards per second, no GPU having been at hand; hours of computing are in proportion"
-            assumed = ours["passes"] / rate
-            found.append(Figures("GPUs, assumed", *about, assumed, **middle, batch=ones[0]["batch"], priced=True, source=source))
+    for one in entries:
+        if one["job"] == "table":
+            ours, about = one["contenders"]["xattn, exact"], one["conditions"]
+            seconds = median([seconds / images for seconds, images in zip(ours["seconds"], ours["images"], strict=True)])
+            on_gpu = about["device"] == "cuda"
+            device = about["gpu"] if on_gpu else f"processes of {counted(about['threads'], 'thread')}"
+            made_by = "measured by `gpu.py`" if on_gpu else "measured by `speed.py`"
+            of = (device, one["network"], ours["passes"], seconds)
+            found.append(Figures(*of, **middle, batch=ones[0]["batch"], priced=on_gpu, source=made_by))
     return found
 
 
-def page(entries: list[dict[str, Any]], speed: Path, price: float, rate: float) -> str:
+def page(entries: list[dict[str, Any]], measured: Sequence[Path], price: float) -> str:
     """Writes all scales, and the arithmetic if there are figures for it."""
     parts = [
         "# How it grows",
@@ -222,7 +221,7 @@ def page(entries: list[dict[str, Any]], speed: Path, price: float, rate: float) 
         parts.append("**Some of this was made with `--smoke`, at toy size: it shows that the benchmark runs, nothing else.**")
     for one in entries:
         parts += [section(one), *(left_to_two(one) if one["job"] == "engine" else [])]
-    known = figures(entries, speed, rate)
+    known = figures(entries, measured)
     if known:
         gains = [claim["ratios"] for one in entries if one["job"] == "engine" for claim in one["claims"] if claim["at_least"]]
         parts.append(arithmetic(known, price, median(gains[0]) if gains and gains[0] else None))
@@ -240,9 +239,9 @@ def page(entries: list[dict[str, Any]], speed: Path, price: float, rate: float) 
     "--network", default="mobilenet_v2", show_default=True, help="Of the engine's work; birds:gap where its weights are not there."
 )
 @click.option("--data", type=click.Path(path_type=Path), envvar="XATTN_DATA", default=DATA)
-@click.option("--speed", type=click.Path(path_type=Path), default=Path("runs/speed"), show_default=True)
+@click.option("--speed", type=click.Path(path_type=Path), default=RESULTS.parent / "speed", help="Of speed.py's results.")
+@click.option("--gpu", type=click.Path(path_type=Path), default=RESULTS.parent / "gpu", help="Of gpu.py's results.")
 @click.option("--price", default=2.0, show_default=True, help="Of a GPU-hour: assumed, not measured.")
-@click.option("--rate", default=2000.0, show_default=True, help="Forwards per second of a GPU: assumed where none was measured.")
 @click.option("--page", "with_page", is_flag=True)
 @click.option("--results", type=click.Path(path_type=Path), default=RESULTS)
 @click.option("--smoke", is_flag=True, help="At toy size: whether it runs, not what it shows.")
@@ -256,8 +255,8 @@ def main(
     network: str,
     data: Path,
     speed: Path,
+    gpu: Path,
     price: float,
-    rate: float,
     with_page: bool,
     results: Path,
     smoke: bool,
@@ -316,7 +315,7 @@ def main(
         keep(over_rows(base, asked_runs, rounds, next((old["points"] for old in entries if old["job"] == "rows"), {})), "birds:gap")
     if with_page:
         results.mkdir(parents=True, exist_ok=True)
-        (results / "README.md").write_text(page(entries, speed, price, rate), encoding="utf-8")
+        (results / "README.md").write_text(page(entries, [speed / "speed.json", gpu / "gpu.json"], price), encoding="utf-8")
         say(f"{results / 'README.md'}")
 
 
