@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,8 +17,10 @@ from xattn.errors import InputError
 from xattn.text import counted
 
 if TYPE_CHECKING:
+    from xattn.data.labelled import Labelled
     from xattn.models import Classifier
-    from xattn.training import Fitted
+    from xattn.models.checkpoints import Header
+    from xattn.training import Fitted, Recipe
 
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true", "transformer-engine", "32", "16", "bf16", "64")
 
@@ -164,18 +168,13 @@ def train(
     if teacher is None and teacher_weights is not None:
         raise InputError("--teacher-weights is of a teacher's network: give --teacher too, or leave it out.")
     file = own_file(model)
-    saved = file is not None
-    network = model if file is None else read_header(file).source.model
-    of_streams = network.startswith(PREFIX)
-    component = tasks.create(task or default_task(file is not None and read_header(file).multi_label))
-    name = head or (read_header(file).head if file is not None else component.metadata.head)
-    if head is None and file is None and is_new(network) and heads.create(name).metadata.replaces == "pooling":
-        name = "gap"  # a head beside a frozen network needs one that is trained
-    replaces = heads.create(name).metadata.replaces  # a wrong name is reported before anything is loaded
+    saved = None if file is None else read_header(file)
+    network = model if saved is None else saved.source.model
+    component = tasks.create(task or default_task(saved is not None and saved.multi_label))
+    name = _head(head, saved, network, component.metadata.head)  # a wrong name is reported before anything is loaded
     from xattn.tasks.few_shot import FewShot
     from xattn.training import fit, fit_episodes, with_ways
     from xattn.training.checks import refuse_unused
-    from xattn.training.fit import is_first_process
     from xattn.training.recipe import default_preset, recipe_of
     from xattn.training.search import search
 
@@ -186,46 +185,39 @@ def train(
         given |= {"--classes wnid": True if classes == "wnid" else None}
         if beside := [option for option, value in given.items() if value is not None]:
             raise InputError(f"{beside[0]} does not apply to training by episodes (--task {component.spec}): leave it out.")
-    default = "probe" if cache_features else default_preset(name, PREFIX if of_streams else "", component.metadata.preset)
+    default = "probe" if cache_features else default_preset(name, PREFIX if network.startswith(PREFIX) else "", component.metadata.preset)
     recipe = recipe_of(preset or default).with_(**changes)
     if trials is None:  # a search chooses some settings itself, and checks the others
         refuse_unused(recipe, taught=teacher is not None, by_episodes=by_episodes is not None)
     texts = None if classes in ("folders", "wnid") else classes
-    measure = component.metadata.score
     opened = component.instance.open(data, "wnid" if classes == "wnid" else "folders")
     sys.path.append(os.getcwd())  # where package.module:factory is searched
     torch.manual_seed(seed)  # for the head's initial weights
     cpu = "cpu" if accelerator == "cpu" else None
-    names = opened.names if not saved and texts is None and by_episodes is None else None
-    of_its_own = names is not None and (replaces == "classifier" or is_new(network))
-
-    def loaded(count: int | None) -> Classifier:
-        return load(
-            model,
-            head=head if saved else name,
-            weights=weights,
-            classes=texts if count is None else count,
-            templates=templates,
-            labels=labels,
-            high_res=high_res,
-            dilate=dilate,
-            input_size=input_size,
-            resize=resize,
-            mean=mean,
-            std=std,
-            multi_label=component.metadata.multi_label,
-            output=output,
-            device=cpu,
-            trust_code=trust_code,
-        )
-
+    build = partial(
+        load,
+        model,
+        head=name if saved is None else head,
+        weights=weights,
+        templates=templates,
+        labels=labels,
+        high_res=high_res,
+        dilate=dilate,
+        input_size=input_size,
+        resize=resize,
+        mean=mean,
+        std=std,
+        multi_label=component.metadata.multi_label,
+        output=output,
+        device=cpu,
+        trust_code=trust_code,
+    )
+    names = opened.names if saved is None and texts is None and by_episodes is None else None
     from_teacher = teacher is not None and by_episodes is None
     with warnings.catch_warnings() if from_teacher else warned_lines():
         if from_teacher:
             warnings.simplefilter("ignore", UserWarning)  # about a new classifier: the teacher's weights follow
-        classifier = loaded(len(names) if of_its_own and names is not None else None)
-        if replaces == "nothing" and names is not None and not set(names) <= set(classifier.labels or names):
-            classifier = loaded(len(names))  # a network of other classes gets a new classifier
+        classifier = _with_classes(build, texts, names, is_new(network), heads.create(name).metadata.replaces)
     if by_episodes is not None:
         ways = by_episodes.shape_for(classifier).ways
         if classifier.inner is None or classifier.class_count != ways:
@@ -235,22 +227,7 @@ def train(
         taught = load(teacher, weights=teacher_weights, device=cpu, trust_code=trust_code or names_code_of(teacher, model))
         if from_teacher:
             classifier.start_from(taught)
-
-    def tell(line: str) -> None:
-        if is_first_process():
-            say(line, err=True)
-
-    read = ", ".join(map(str, classifier.attachment.stages or [classifier.stage()]))
-    what = "head and network" if recipe.backbone else "the head alone"
-    what = f"scales and shifts of convolutions, by {recipe.episodes} episodes per epoch" if by_episodes is not None else what
-    tell(f"{classifier.name} · {classifier.head_name} · {counted(classifier.class_count, 'class')} · {classifier.device}: {what}")
-    tell(f"  {classifier.preprocessing}")
-    tell(f"  reads {read}")
-    if teacher is not None:
-        starts = f"starts from the weights of {teacher}, and learns its answers"
-        tell(f"  {starts if from_teacher else f'learns the answers of {teacher}'}")
-    count = classifier.class_count if opened.several else len(set(opened.targets))
-    tell(f"{opened.name}: {counted(len(opened), 'picture')} of {counted(count, 'class')}")
+    _tell_what_is_trained(classifier, recipe, opened, teacher, from_teacher, by_episodes is not None)
     options: dict[str, Any] = {
         "task": component.spec,
         "recipe": recipe,
@@ -258,26 +235,77 @@ def train(
         "seed": seed,
         "workers": workers,
         "accelerator": accelerator,
-        "devices": devices,
-        "nodes": nodes,
         "precision": precision,
-        "log_gradients": log_gradients,
-        "cache_features": cache_features,
-        "patches": patches,
     }
+    of_fit = {"devices": devices, "nodes": nodes, "log_gradients": log_gradients, "cache_features": cache_features, "patches": patches}
+    measure = component.metadata.score
     if by_episodes is not None:
-        fewer = {
-            key: value for key, value in options.items() if key not in ("devices", "nodes", "log_gradients", "cache_features", "patches")
-        }
-        tell(_kept(fit_episodes(classifier, opened, out, **fewer), measure, "episodes"))
-    elif trials is not None:
-        found = search(classifier, opened, out, trials, **options)
-        settings = ", ".join(f"{key} {value}" for key, value in found.recipe.to_json().items() if value != getattr(recipe, key))
-        tell(f"best of {counted(found.trials, 'trial')} ({found.pruned} pruned): validation {measure} {found.score:.2f} %, {settings}")
+        _tell(_kept(fit_episodes(classifier, opened, out, **options), measure, "episodes"))
+    elif trials is None:
+        _tell(_kept(fit(classifier, opened, out, **options, **of_fit), measure, "pictures"))
     else:
-        tell(_kept(fit(classifier, opened, out, **options), measure, "pictures"))
+        found = search(classifier, opened, out, trials, **options, **of_fit)
+        settings = ", ".join(f"{key} {value}" for key, value in found.recipe.to_json().items() if value != getattr(recipe, key))
+        _tell(f"best of {counted(found.trials, 'trial')} ({found.pruned} pruned): validation {measure} {found.score:.2f} %, {settings}")
+    _tell(out, err=False)
+
+
+def _head(asked: str | None, saved: Header | None, network: str, of_task: str) -> str:
+    """Returns the head to train: as asked, of the saved file, or of the task.
+
+    Raises:
+        NameUnknownError: there is no such head.
+    """
+    from xattn.heads import heads
+    from xattn.models.sources import is_new
+
+    name = asked or (of_task if saved is None else saved.head)
+    replaces = heads.create(name).metadata.replaces
+    if asked is None and saved is None and is_new(network) and replaces == "pooling":
+        return "gap"  # a head beside a frozen network needs one that is trained
+    return name
+
+
+def _with_classes(build: Callable[..., Classifier], texts: str | None, names: Sequence[str] | None, new: bool, replaces: str) -> Classifier:
+    """Builds the classifier with the classes of the data where it needs its own.
+
+    Args:
+        build: loads it with the given `classes`.
+        texts: classes as texts, for a network of pictures and texts.
+        names: the data's classes, where the classifier may get them; else None.
+        new: whether the network has no weights yet.
+        replaces: what the head replaces.
+    """
+    of_its_own = names is not None and (replaces == "classifier" or new)
+    classifier = build(classes=len(names) if of_its_own and names is not None else texts)
+    if replaces == "nothing" and names is not None and not set(names) <= set(classifier.labels or names):
+        return build(classes=len(names))  # a network of other classes gets a new classifier
+    return classifier
+
+
+def _tell(line: str, err: bool = True) -> None:
+    """Prints a line in the first of several processes."""
+    from xattn.training.fit import is_first_process
+
     if is_first_process():
-        say(out)
+        say(line, err=err)
+
+
+def _tell_what_is_trained(
+    classifier: Classifier, recipe: Recipe, opened: Labelled, teacher: str | None, from_teacher: bool, by_episodes: bool
+) -> None:
+    """Prints the classifier, what of it is trained, what it reads, its teacher and its pictures."""
+    read = ", ".join(map(str, classifier.attachment.stages or [classifier.stage()]))
+    what = "head and network" if recipe.backbone else "the head alone"
+    what = f"scales and shifts of convolutions, by {recipe.episodes} episodes per epoch" if by_episodes else what
+    _tell(f"{classifier.name} · {classifier.head_name} · {counted(classifier.class_count, 'class')} · {classifier.device}: {what}")
+    _tell(f"  {classifier.preprocessing}")
+    _tell(f"  reads {read}")
+    if teacher is not None:
+        starts = f"starts from the weights of {teacher}, and learns its answers"
+        _tell(f"  {starts if from_teacher else f'learns the answers of {teacher}'}")
+    count = classifier.class_count if opened.several else len(set(opened.targets))
+    _tell(f"{opened.name}: {counted(len(opened), 'picture')} of {counted(count, 'class')}")
 
 
 def _kept(fitted: Fitted, measure: str, units: str) -> str:

@@ -42,6 +42,100 @@ CSS = """
 """
 
 
+class Reactions:
+    """What the page does when a choice changes.
+
+    Args:
+        gradio: the module.
+        results: source of the maps and scores.
+    """
+
+    def __init__(self, gradio: Any, results: Results) -> None:
+        self.gradio = gradio
+        self.results = results
+
+    def said(self, lines: Sequence[str]) -> Any:
+        """Returns a block of lines; hidden if there are none."""
+        return self.gradio.HTML(paragraphs(lines), visible=bool(lines))
+
+    def opened(self, file: str | None, name: str, before: list[str]) -> tuple[Any, ...]:
+        """Returns classes, an empty other class, notes, methods, and the methods left out, for a picture and a network.
+
+        Args:
+            file: the picture.
+            name: the network's.
+            before: methods chosen so far.
+        """
+        nothing = self.gradio.Radio(choices=[], value=None, visible=False)
+        if file is None:
+            return nothing, "", self.said(()), self.gradio.skip(), self.said(())
+        try:
+            classes, offered, lines = self.results.classes(file, name), self.results.offered(name), about(self.results, file, name)
+        except ERRORS as error:
+            sentence(error)  # raises errors that are not the user's; `explained`, which follows, reports the others
+            return nothing, "", self.said(()), self.gradio.skip(), self.said(())
+        choices = [(printable(text), index) for index, text in classes]
+        return (
+            self.gradio.Radio(choices=choices, value=choices[0][1], visible=True) if choices else nothing,
+            "",
+            self.said(lines),
+            self.gradio.Dropdown(choices=method_choices(offered), value=chosen_methods(offered, before, self.results.methods)),
+            self.said(left_out(offered)),
+        )
+
+    def explained(
+        self,
+        session: Session,
+        alpha: float,
+        cmap: str,
+        file: str | None,
+        name: str,
+        first: int | None,
+        other: str,
+        methods: list[str],
+        metrics: list[str],
+    ) -> Iterator[tuple[Any, ...]]:
+        """Yields messages, maps and scores, as they are computed.
+
+        Args:
+            session: of the user.
+            alpha: opacity of the maps.
+            cmap: their colours; empty for the default.
+            file: the picture.
+            name: the network's.
+            first: index of the class chosen from the list.
+            other: another class; empty for the one of the list.
+            methods: names of methods.
+            metrics: names of metrics.
+        """
+        nothing = self.gradio.Gallery(value=[], label="Maps"), self.gradio.Dataframe(value={"headers": ["method"], "data": []})
+        if file is None or not methods:
+            session.request = None
+            yield self.said([NO_PICTURE if file is None else NO_METHOD]), *nothing
+            return
+        target = first if first is not None and other.strip() in ("", "predicted") else other.strip() or "predicted"
+        request = Request(file, name, target, tuple(methods), tuple(metrics))
+        session.style = OverlayStyle(cmap or None, alpha)
+        try:
+            heading = f"Maps for {printable(self.results.described(file, name, target))}"
+        except ERRORS as error:
+            session.request = None
+            yield self.said([sentence(error)]), *nothing
+            return
+        for shown in session.explain(self.results, request):
+            headers, rows = score_table(shown.scores)
+            yield (
+                self.said(shown.messages),
+                self.gradio.Gallery(value=_tiles(self.results, request, shown.overlays), label=heading),
+                self.gradio.Dataframe(value={"headers": headers, "data": rows}),
+            )
+
+    def redrawn(self, session: Session, alpha: float, cmap: str) -> Any:
+        """Returns the session's maps in another opacity or other colours."""
+        overlays = session.redraw(self.results, OverlayStyle(cmap or None, alpha))
+        return _tiles(self.results, session.request, overlays) if session.request is not None and overlays else self.gradio.skip()
+
+
 def build(gradio: Any, results: Results, networks: Sequence[str], examples: Sequence[Path]) -> Any:
     """Builds the page as a `gradio.Blocks`.
 
@@ -52,6 +146,7 @@ def build(gradio: Any, results: Results, networks: Sequence[str], examples: Sequ
         examples: picture files that are offered. The first is shown at the start.
     """
     private = {"api_visibility": "private"}
+    reactions = Reactions(gradio, results)
     with gradio.Blocks(title="xattn", analytics_enabled=False, delete_cache=(LOOKED_S, KEPT_S)) as page:
         user = gradio.State(Session())
         gradio.Markdown("# xattn\nWhere does an image classifier look? Choose a picture, a network and methods.")
@@ -93,67 +188,9 @@ def build(gradio: Any, results: Results, networks: Sequence[str], examples: Sequ
                 )
                 scores = gradio.Dataframe(label="Scores of this picture", interactive=False, elem_id="scores")
 
-        def said(lines: Sequence[str]) -> Any:
-            return gradio.HTML(paragraphs(lines), visible=bool(lines))
-
-        def opened(file: str | None, name: str, before: list[str]) -> tuple[Any, ...]:
-            nothing = gradio.Radio(choices=[], value=None, visible=False)
-            if file is None:
-                return nothing, "", said(()), gradio.skip(), said(())
-            try:
-                classes, offered, lines = results.classes(file, name), results.offered(name), about(results, file, name)
-            except ERRORS as error:
-                sentence(error)  # raises errors that are not the user's; `explained`, which follows, reports the others
-                return nothing, "", said(()), gradio.skip(), said(())
-            choices = [(printable(text), index) for index, text in classes]
-            return (
-                gradio.Radio(choices=choices, value=choices[0][1], visible=True) if choices else nothing,
-                "",
-                said(lines),
-                gradio.Dropdown(choices=method_choices(offered), value=chosen_methods(offered, before, results.methods)),
-                said(left_out(offered)),
-            )
-
-        def explained(
-            session: Session,
-            alpha: float,
-            cmap: str,
-            file: str | None,
-            name: str,
-            first: int | None,
-            other: str,
-            methods: list[str],
-            metrics: list[str],
-        ) -> Iterator[tuple[Any, ...]]:
-            nothing = gradio.Gallery(value=[], label="Maps"), gradio.Dataframe(value={"headers": ["method"], "data": []})
-            if file is None or not methods:
-                session.request = None
-                yield said([NO_PICTURE if file is None else NO_METHOD]), *nothing
-                return
-            target = first if first is not None and other.strip() in ("", "predicted") else other.strip() or "predicted"
-            request = Request(file, name, target, tuple(methods), tuple(metrics))
-            session.style = OverlayStyle(cmap or None, alpha)
-            try:
-                heading = f"Maps for {printable(results.described(file, name, target))}"
-            except ERRORS as error:
-                session.request = None
-                yield said([sentence(error)]), *nothing
-                return
-            for shown in session.explain(results, request):
-                headers, rows = score_table(shown.scores)
-                yield (
-                    said(shown.messages),
-                    gradio.Gallery(value=_tiles(results, request, shown.overlays), label=heading),
-                    gradio.Dataframe(value={"headers": headers, "data": rows}),
-                )
-
-        def redrawn(session: Session, alpha: float, cmap: str) -> Any:
-            overlays = session.redraw(results, OverlayStyle(cmap or None, alpha))
-            return _tiles(results, session.request, overlays) if session.request is not None and overlays else gradio.skip()
-
         chosen = [user, alpha, cmap, file, network, first, other, methods, metrics]
         explaining: dict[str, Any] = {
-            "fn": explained,
+            "fn": reactions.explained,
             "inputs": chosen,
             "outputs": [messages, overlays, scores],
             "trigger_mode": "multiple",
@@ -166,7 +203,7 @@ def build(gradio: Any, results: Results, networks: Sequence[str], examples: Sequ
             button.click(functools.partial(str, path), None, file, **private)
         gradio.on(
             [page.load, file.change, network.change],
-            opened,
+            reactions.opened,
             [file, network, methods],
             [first, other, notes, methods, without],
             concurrency_limit=AT_ONCE,
@@ -176,7 +213,7 @@ def build(gradio: Any, results: Results, networks: Sequence[str], examples: Sequ
         gradio.on([other.submit, methods.input, metrics.input], **explaining)
         gradio.on(
             [alpha.change, cmap.change],
-            redrawn,
+            reactions.redrawn,
             [user, alpha, cmap],
             overlays,
             trigger_mode="always_last",
