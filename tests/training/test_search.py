@@ -97,6 +97,33 @@ def test_a_trial_that_was_cut_off_does_not_count(painted: Path, tmp_path: Path, 
         module.search(clf, painted, out, 3, devices=2)
 
 
+def test_weights_of_a_trial_that_was_cut_off_are_removed_even_before_any_other_ends(
+    painted: Path, tmp_path: Path, factory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from xattn.errors import DivergedError
+    from xattn.training import search as module
+    from xattn.training.fit import Fitted
+
+    calls = []
+
+    def pretended(clf: object, data: object, out: Path, **_: object) -> Fitted:
+        calls.append(out)
+        if len(calls) == 2:
+            raise DivergedError("the loss is nan")
+        Path(out).write_bytes(b"weights")
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return Fitted(1, 1, 0.1, 50.0, 6, Path(out).parent)
+
+    monkeypatch.setattr(module, "fit", pretended)
+    clf = xattn.load(factory, head="ca-stream", **SHAPE)
+    out = tmp_path / "best.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        module.search(clf, painted, out, 2, progress=False)
+    assert module.search(clf, painted, out, 2, progress=False).trials == 2
+    assert [file.name for file in out.with_suffix(".search").glob("*.safetensors")] == ["trial-002.safetensors"]
+
+
 def test_trials_of_a_module_in_hand_are_refused(painted: Path, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="trials are saved by name: load it by a name"):
         search(fresh(), painted, tmp_path / "x.safetensors", 2)

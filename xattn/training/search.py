@@ -108,14 +108,8 @@ def search(
             "patches": None if options.get("patches") is None else digest_of({"boxes": read_patches(options["patches"])[0]}),
         }
         begin(folder, settings | {"teacher": None if teacher is None else teacher.digest()}, "study.log")
-        optuna.logging.set_verbosity(logging.CRITICAL)  # the line per trial is logged here
-        storage = JournalStorage(JournalFileBackend(str(folder / "study.log")))
-        pruner = optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=1)
-        study = optuna.create_study(study_name="training", storage=storage, load_if_exists=True, direction="maximize", pruner=pruner)
-        for torn in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):  # left by a killed process
-            study.tell(torn.number, state=TrialState.FAIL)
+        study = _study_in(folder, seed)
         done = len(_finished(study))
-        study.sampler = optuna.samplers.TPESampler(seed=seed + done)
 
         def objective(trial: optuna.Trial) -> float:
             chosen = _suggested(trial, base, classifier, teacher is not None)
@@ -146,20 +140,12 @@ def search(
             trial.set_user_attr("recipe", chosen.to_json())
             return fitted.score
 
-        def report_trial(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
-            best = study.best_trial.number if study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)) else None
-            for file in folder.glob("trial-*.safetensors"):
-                if file.stem != f"trial-{best:03d}":
-                    file.unlink()
+        def ended(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+            _keep_best(study, folder)
             if progress:
-                value = "–" if trial.value is None else f"{trial.value:.2f} %"
-                described = ", ".join(
-                    f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}" for key, value in trial.params.items()
-                )
-                measure = component.metadata.score
-                logger.info("trial %d of %d: %s, %s %s (%s)", trial.number + 1, trials, trial.state.name.lower(), measure, value, described)
+                _log_trial(trial, trials, component.metadata.score)
 
-        study.optimize(objective, n_trials=max(0, trials - done), catch=(DivergedError,), callbacks=[report_trial])
+        study.optimize(objective, n_trials=max(0, trials - done), catch=(DivergedError,), callbacks=[ended])
         finished = _finished(study)
         if not any(trial.state == TrialState.COMPLETE for trial in finished):
             raise UnsupportedError(f"none of {len(finished)} trials finished (diverged or pruned): allow more trials, or a longer recipe.")
@@ -170,6 +156,33 @@ def search(
             json.dumps({component.metadata.score: best.value, "recipe": found.to_json()}, indent=1), encoding="utf-8"
         )
         return Found(found, float(best.value or 0.0), len(finished), sum(trial.state == TrialState.PRUNED for trial in finished))
+
+
+def _study_in(folder: Path, seed: int) -> optuna.Study:
+    """The study of a folder, begun or continued."""
+    optuna.logging.set_verbosity(logging.CRITICAL)  # the line per trial is logged here
+    storage = JournalStorage(JournalFileBackend(str(folder / "study.log")))
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=1)
+    study = optuna.create_study(study_name="training", storage=storage, load_if_exists=True, direction="maximize", pruner=pruner)
+    for torn in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):  # left by a killed process
+        study.tell(torn.number, state=TrialState.FAIL)
+    study.sampler = optuna.samplers.TPESampler(seed=seed + len(_finished(study)))
+    return study
+
+
+def _keep_best(study: optuna.Study, folder: Path) -> None:
+    """Removes the weights of all trials but the best."""
+    ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    best = f"trial-{study.best_trial.number:03d}" if ended else None
+    for file in folder.glob("trial-*.safetensors"):
+        if file.stem != best:  # also one whose process was killed after it had written the file
+            file.unlink()
+
+
+def _log_trial(trial: optuna.trial.FrozenTrial, trials: int, measure: str) -> None:
+    value = "–" if trial.value is None else f"{trial.value:.2f} %"
+    described = ", ".join(f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}" for key, value in trial.params.items())
+    logger.info("trial %d of %d: %s, %s %s (%s)", trial.number + 1, trials, trial.state.name.lower(), measure, value, described)
 
 
 def _refuse_searched(recipe: Recipe, classifier: Classifier, taught: bool) -> None:
