@@ -103,8 +103,7 @@ def fit(
 
     Raises:
         InputError: labels outside the classes, a teacher with other classes, nothing to train, a setting that was given and is not used, or
-            features that are not the same in every
-            epoch and so cannot be kept.
+            features that are not the same in every epoch and so cannot be kept.
         RunError: the folder holds another training run or is in use, or the features do not fit on the disk.
         DivergedError: the loss became infinite or NaN; the best epoch before that, if any, is saved.
 
@@ -117,18 +116,17 @@ def fit(
     opened = in_classes_of(classifier, component.instance.open(data, classes))
     check(classifier, opened, teacher, chosen, precision)
     boxes = None if patches is None else training_boxes(patches, opened, classifier, chosen)
-    per_pixel = component.metadata.per_pixel
     training, numbers, validation = splits(
         opened,
         classifier.preprocessing,
         chosen.validation,
         chosen.smallest_crop,
         seed,
-        chosen.centre_crop,
-        per_pixel,
-        chosen.deletion_grid,
-        chosen.padding,
-        chosen.erasing,
+        centre=chosen.centre_crop,
+        per_pixel=component.metadata.per_pixel,
+        deletion_grid=chosen.deletion_grid,
+        padding=chosen.padding,
+        erasing=chosen.erasing,
     )
     workers = min(8, max(1, (os.cpu_count() or 1) - 1)) if workers is None else workers
     source: Dataset[Any] = training if boxes is None else BoxedCrops(training, boxes)
