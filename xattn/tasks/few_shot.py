@@ -135,7 +135,7 @@ class FewShot(Task):
         source = ImageSource(data.place, data.labels_csv, labels_from=data.labels_from)
         label_by_class(source)
         if source.dataset is None:
-            episodes_of([str(image.label) for image in source.images])
+            episodes_of([single_class(image.name, image.label) for image in source.images])
         weight, bias, inner = start_of(Embedding(classifier), shape.ways)
         vectors, labels, failed = _vectors(classifier, source, data)
         episodes = episodes_of(labels)
