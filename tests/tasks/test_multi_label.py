@@ -161,6 +161,16 @@ def test_the_score_is_of_all_pictures_difficult_ones_included(tmp_path: Path) ->
             score(classifier, f"voc:{root}", workers=0, progress=False, **given)
 
 
+def test_two_classes_of_one_name_have_a_line_each(tmp_path: Path) -> None:
+    published.voc(tmp_path)
+    rows = "JPEGImages/2007_000000.jpg,0|2\nJPEGImages/2007_000001.jpg,1\nJPEGImages/2007_000002.jpg,2\n"
+    (tmp_path / "labels.csv").write_text(f"image,label\n{rows}")
+    network = nn.Sequential(nn.Conv2d(3, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    classifier = xattn.attach(network, input_size=32, labels=["crane", "wren", "crane"], multi_label=True)
+    found = score(classifier, tmp_path / "labels.csv", workers=0, progress=False)
+    assert list(found.classes) == ["crane (0)", "wren", "crane (2)"]
+
+
 def test_from_pictures_of_several_birds_to_a_stream_its_score_and_a_row_for_each_positive(tmp_path: Path) -> None:
     root = export_voc(tmp_path / "birds", train=24, validation=8)
     net, stream, run = (str(tmp_path / name) for name in ("net.safetensors", "stream.safetensors", "run"))

@@ -96,6 +96,16 @@ def names_a_class(text: str, labels: Sequence[str] | None, count: int) -> bool:
     return count == IMAGENET and WNID.fullmatch(text) is not None and text in imagenet_wnids()
 
 
+def distinct_names(labels: Sequence[str]) -> list[str]:
+    """Names of classes for a table: one that several classes have is followed by the class index.
+
+    >>> distinct_names(["crane", "wren", "crane"])
+    ['crane (0)', 'wren', 'crane (2)']
+    """
+    places = _places(tuple(labels))
+    return [name if len(places[name]) == 1 else f"{name} ({index})" for index, name in enumerate(labels)]
+
+
 @functools.lru_cache(maxsize=16)
 def _places(labels: tuple[str, ...]) -> Mapping[str, tuple[int, ...]]:
     """By name, the indices of the classes that have it."""

@@ -19,6 +19,7 @@ from xattn.data.voc import IGNORED
 from xattn.errors import InputError
 from xattn.focus import TwoStreams
 from xattn.models import Classifier
+from xattn.models.class_names import distinct_names
 from xattn.tasks.base import Data, Scored, Task, TaskMetadata, tasks
 from xattn.tasks.scoring import RESAMPLES, answers, drawn_times, functions_of_torchmetrics, resampled_interval
 
@@ -139,7 +140,8 @@ class MultiLabel(Task):
         mean = resampled_interval(float(whole.nanmean()), drawn.nanmean(dim=1), len(targets))
         columns = [resampled_interval(float(whole[k]), drawn[:, k], int((targets[:, k] != IGNORED).sum())) for k in range(len(whole))]
         network = f"{classifier.name} · {classifier.head_name}"
-        classes = {classifier.label(k): interval for k, interval in enumerate(columns)}
+        names = distinct_names([classifier.label(k) for k in range(classifier.class_count)])
+        classes = dict(zip(names, columns, strict=True))
         return Scored("multi-label", network, data.place, len(targets), {"mAP": mean}, classes, tuple(found.failed))
 
 
@@ -156,11 +158,8 @@ def precisions(output: Tensor, targets: Tensor) -> Tensor:
     Raises:
         MissingPackageError: torchmetrics is not installed.
     """
-    functions, output, targets = (
-        functions_of_torchmetrics("average precision"),
-        output.cpu().double(),
-        targets.cpu(),
-    )  # some devices have no float64
+    functions = functions_of_torchmetrics("average precision")
+    output, targets = output.cpu().double(), targets.cpu()  # some devices have no float64
     found = torch.full((output.shape[1],), torch.nan, dtype=torch.float64)
     for k in range(output.shape[1]):
         counts = targets[:, k] != IGNORED
