@@ -11,8 +11,9 @@ import torch
 import xattn
 from tests.training.conftest import fresh
 from xattn.cli import main
-from xattn.errors import InputError, RunError, UnsupportedError
+from xattn.errors import DivergedError, InputError, RunError, UnsupportedError
 from xattn.training import Recipe
+from xattn.training.fit import Fitted
 from xattn.training.search import TEMPERATURES, search
 
 SHAPE = {"input_size": 32, "resize": 36, "device": "cpu"}
@@ -50,10 +51,6 @@ def test_a_search_goes_on_keeps_the_best_and_leaves_the_classifier(
 def test_trials_behind_the_median_are_pruned_and_diverged_ones_do_not_end_the_search(
     painted: Path, tmp_path: Path, factory: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from xattn.errors import DivergedError
-    from xattn.training import search as module
-    from xattn.training.fit import Fitted
-
     levels = iter([60.0, 70.0, 80.0, -1.0, 10.0])
 
     def pretended(clf: object, data: object, out: Path, *, on_epoch, **_: object) -> Fitted:
@@ -65,62 +62,57 @@ def test_trials_behind_the_median_are_pruned_and_diverged_ones_do_not_end_the_se
         Path(out).write_bytes(b"weights")
         return Fitted(3, 3, 0.1, level, 6, Path(out).parent)
 
-    monkeypatch.setattr(module, "fit", pretended)
+    monkeypatch.setattr("xattn.training.search.fit", pretended)
     clf = xattn.load(factory, head="ca-stream", **SHAPE)
-    found = module.search(clf, painted, tmp_path / "best.safetensors", 5, recipe=Recipe(epochs=3), progress=False)
+    found = search(clf, painted, tmp_path / "best.safetensors", 5, recipe=Recipe(epochs=3), progress=False)
     assert (found.trials, found.pruned, found.score) == (5, 1, 80.0)
     assert found.recipe.dropout is None  # ca-stream has none
     assert [file.name for file in (tmp_path / "best.search").glob("*.safetensors")] == ["trial-002.safetensors"]
 
 
-def test_a_trial_that_was_cut_off_does_not_count(painted: Path, tmp_path: Path, factory: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from xattn.training import search as module
-    from xattn.training.fit import Fitted
+def pretend(monkeypatch: pytest.MonkeyPatch, **cut: BaseException) -> list[Path]:
+    """Replaces the training of a trial by one that ends at once; returns the files of the calls.
 
-    calls = []
+    Args:
+        monkeypatch: of the test.
+        cut: what the first or second call raises: `first_at_end`, once its weights are written, or `second`.
+    """
+    calls: list[Path] = []
 
-    def pretended(clf: object, data: object, out: Path, **_: object) -> Fitted:
+    def fit(clf: object, data: object, out: Path, **_: object) -> Fitted:
         calls.append(out)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        Path(out).write_bytes(b"weights")
-        return Fitted(1, 1, 0.1, 50.0, 6, Path(out).parent)
+        if len(calls) == 2 and "second" in cut:
+            raise cut["second"]
+        out.write_bytes(b"weights")
+        if len(calls) == 1 and "first_at_end" in cut:
+            raise cut["first_at_end"]
+        return Fitted(1, 1, 0.1, 50.0, 6, out.parent)
 
-    monkeypatch.setattr(module, "fit", pretended)
+    monkeypatch.setattr("xattn.training.search.fit", fit)
+    return calls
+
+
+def test_a_trial_that_was_cut_off_does_not_count(painted: Path, tmp_path: Path, factory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = pretend(monkeypatch, second=KeyboardInterrupt())
     clf = xattn.load(factory, head="ca-stream", **SHAPE)
     out = tmp_path / "best.safetensors"
     with pytest.raises(KeyboardInterrupt):
-        module.search(clf, painted, out, 3, progress=False)
-    assert module.search(clf, painted, out, 3, progress=False).trials == 3
+        search(clf, painted, out, 3, progress=False)
+    assert search(clf, painted, out, 3, progress=False).trials == 3
     assert len(calls) == 4
     with pytest.raises(InputError, match="trials on one device"):
-        module.search(clf, painted, out, 3, devices=2)
+        search(clf, painted, out, 3, devices=2)
 
 
 def test_weights_of_a_trial_that_was_cut_off_are_removed_even_before_any_other_ends(
     painted: Path, tmp_path: Path, factory: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from xattn.errors import DivergedError
-    from xattn.training import search as module
-    from xattn.training.fit import Fitted
-
-    calls = []
-
-    def pretended(clf: object, data: object, out: Path, **_: object) -> Fitted:
-        calls.append(out)
-        if len(calls) == 2:
-            raise DivergedError("the loss is nan")
-        Path(out).write_bytes(b"weights")
-        if len(calls) == 1:
-            raise KeyboardInterrupt
-        return Fitted(1, 1, 0.1, 50.0, 6, Path(out).parent)
-
-    monkeypatch.setattr(module, "fit", pretended)
+    pretend(monkeypatch, first_at_end=KeyboardInterrupt(), second=DivergedError("the loss is nan"))
     clf = xattn.load(factory, head="ca-stream", **SHAPE)
     out = tmp_path / "best.safetensors"
     with pytest.raises(KeyboardInterrupt):
-        module.search(clf, painted, out, 2, progress=False)
-    assert module.search(clf, painted, out, 2, progress=False).trials == 2
+        search(clf, painted, out, 2, progress=False)
+    assert search(clf, painted, out, 2, progress=False).trials == 2
     assert [file.name for file in out.with_suffix(".search").glob("*.safetensors")] == ["trial-002.safetensors"]
 
 
