@@ -237,7 +237,13 @@ def train(
         "accelerator": accelerator,
         "precision": precision,
     }
-    of_fit = {"devices": devices, "nodes": nodes, "log_gradients": log_gradients, "cache_features": cache_features, "patches": patches}
+    of_fit: dict[str, Any] = {
+        "devices": devices,
+        "nodes": nodes,
+        "log_gradients": log_gradients,
+        "cache_features": cache_features,
+        "patches": patches,
+    }
     measure = component.metadata.score
     if by_episodes is not None:
         _tell(_kept(fit_episodes(classifier, opened, out, **options), measure, "episodes"))
