@@ -82,13 +82,15 @@ def test_with_its_network_everything_that_has_part_in_the_logits_is_trained(pain
     assert moved == set(before) - unused
 
 
+class Cut(Exception):
+    """Ends a training after an epoch."""
+
+
+def cut(epoch: int, accuracy: float) -> None:
+    raise Cut
+
+
 def test_resumed_equals_uninterrupted(painted: Path, tmp_path: Path) -> None:
-    class Cut(Exception):
-        pass
-
-    def cut(epoch: int, accuracy: float) -> None:
-        raise Cut
-
     recipe = QUICK.with_(epochs=4, dropout=0.3)
     whole = fresh()
     expected = fit(whole, painted, tmp_path / "whole.safetensors", recipe=recipe, workers=0, progress=False)
@@ -103,6 +105,21 @@ def test_resumed_equals_uninterrupted(painted: Path, tmp_path: Path) -> None:
     again = fresh()  # a training that is finished is not run again, and ends in the same weights
     fit(again, painted, tmp_path / "cut.safetensors", recipe=recipe, workers=0, progress=False)
     assert same(state(again), state(whole))
+
+
+@pytest.mark.parametrize("name", ["last.ckpt", "best.ckpt"])
+def test_a_torn_checkpoint_is_reported_before_any_further_epoch(name: str, painted: Path, tmp_path: Path) -> None:
+    recipe, out = QUICK.with_(epochs=2), tmp_path / "torn.safetensors"
+    with pytest.raises(Cut):
+        fit(fresh(), painted, out, recipe=recipe, workers=0, progress=False, on_epoch=cut)
+    file = out.with_suffix(".training") / name
+    file.write_bytes(file.read_bytes()[:-1000])
+    with pytest.raises(RunError, match=rf"{name}' is damaged .*: give another --out, or remove the folder"):
+        fit(fresh(), painted, out, recipe=recipe, workers=0, progress=False, on_epoch=cut)
+    file.unlink()
+    if name == "best.ckpt":
+        with pytest.raises(RunError, match=r"best.ckpt' is damaged .*No such file"):
+            fit(fresh(), painted, out, recipe=recipe, workers=0, progress=False, on_epoch=cut)
 
 
 def test_kill_9_loses_no_finished_epoch_and_ends_in_the_same_weights(

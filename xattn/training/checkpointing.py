@@ -126,21 +126,41 @@ class Checkpointing(Checkpoint):
         self.kept: dict[str, Any] = {"epochs": 0, "best_epoch": 0, "best_loss": math.inf, "best_score": math.nan, "finished": False}
 
     def resume(self) -> str | None:
-        """The checkpoint of the last finished epoch, if there is one; also restores `kept` from it."""
-        path = self.folder / LAST
-        if not path.exists():
+        """The checkpoint of the last finished epoch, if there is one; also restores `kept` from it.
+
+        Raises:
+            RunError: it is damaged, or that of the best epoch is damaged or gone.
+        """
+        if not (self.folder / LAST).exists():
             return None
+        _, kept = self._loaded(LAST)
+        if kept["best_epoch"]:
+            self._loaded(BEST)  # a damaged one is reported before anything is trained
+        self.kept = kept
+        self.progress.skip(self.images * self.kept["epochs"])
+        return str(self.folder / LAST)
+
+    def best(self) -> dict[str, Any]:
+        """The weights of the best epoch.
+
+        Raises:
+            RunError: its checkpoint is damaged or gone.
+        """
+        return self._loaded(BEST)[0]
+
+    def _loaded(self, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The weights of a checkpoint, and what was kept when it was saved."""
+        path = self.folder / name
         try:
-            kept = torch.load(path, map_location="cpu", weights_only=True)["callbacks"][self.state_key]
+            found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            weights, kept = found["state_dict"], found["callbacks"][self.state_key]
             if "best_accuracy" in kept:  # of an earlier version
                 kept["best_score"] = kept.pop("best_accuracy")
             structured(_Kept, kept)
         except Exception as error:  # the unpickler's errors on other kinds of file have no common base class
             reason = (str(error).strip() or type(error).__name__).partition("\n")[0]
             raise RunError(f"'{path}' is damaged ({reason}): give another --out, or remove the folder '{self.folder}'.") from error
-        self.kept = kept
-        self.progress.skip(self.images * self.kept["epochs"])
-        return str(path)
+        return weights, kept
 
     def state_dict(self) -> dict[str, Any]:
         return dict(self.kept)

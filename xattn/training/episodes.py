@@ -24,7 +24,7 @@ from xattn.models.checkpoints import InnerLoop
 from xattn.registry import Component
 from xattn.tasks import Task, TaskMetadata, tasks
 from xattn.tasks.few_shot import FewShot
-from xattn.training.checkpointing import BEST, Checkpointing, begin, early_stop, one_training, quiet
+from xattn.training.checkpointing import Checkpointing, begin, early_stop, one_training, quiet
 from xattn.training.checks import check_precision, refuse_unused
 from xattn.training.data import Crops
 from xattn.training.fit import Fitted, as_it_was, result_of, settings_of, train, trainer_for
@@ -224,8 +224,7 @@ def fit_episodes(
         loader = DataLoader(crops, batch_sampler=drawn, **shared)
         if not checkpointing.kept["finished"]:
             diverged = train(trainer, module, loader, validation, checkpoint, folder)
-        best = torch.load(folder / BEST, map_location="cpu", weights_only=True)
-        module.load_state_dict(best["state_dict"])
+        module.load_state_dict(checkpointing.best())
     classifier.trained = True
     if classifier.source is not None:
         classifier.save(str(out))

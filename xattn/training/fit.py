@@ -174,8 +174,7 @@ def fit(
         )
         if not checkpointing.kept["finished"]:
             diverged = train(trainer, module, loader, DataLoader(validation, batch, **shared), checkpoint, folder)
-        best = torch.load(folder / BEST, map_location="cpu", weights_only=True)
-        module.load_state_dict(best["state_dict"], strict=False)
+        module.load_state_dict(checkpointing.best(), strict=False)
     classifier.trained = True
     if opened.names is not None:
         classifier.labels = opened.names
