@@ -198,7 +198,7 @@ def test_a_query_per_class_is_that_of_the_network_s_prediction_and_in_training_t
     with torch.no_grad():
         assert torch.equal(clf(pictures), clf(pictures, predicted))
         others = (predicted + 1) % 5
-        assert not torch.allclose(clf(pictures, others), clf(pictures), rtol=0, atol=1e-9)  # 6e-7 and more, with any weights
+        assert not torch.allclose(clf(pictures, others), clf(pictures), rtol=0, atol=1e-9)  # the least of 400 draws of weights was 6e-7
         assert torch.allclose(clf(pictures, others)[:1], clf(pictures[:1], others[:1]))
 
 
