@@ -8,6 +8,7 @@ DATA has `weights/mobilenet_v2.pth` and `imagenette/`, see CONTRIBUTING.md. WORK
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -15,6 +16,8 @@ import torch
 from measure import conditions
 from photograph_streams import PhotographStreams
 from safetensors.torch import load_file
+
+from xattn.training import fit
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -31,25 +34,27 @@ def main(data: Path, work: Path, streams: int, per_class: int, epochs: int, out:
     if work.exists():
         raise click.ClickException(f"{work} exists: give a new folder, so that everything is trained.")
     torch.set_num_threads(1)
-    usual = PhotographStreams(data, work / "usual", [0], per_class, epochs, 1, keep=False)
-    kept = PhotographStreams(data, work / "kept", range(streams), per_class, epochs, 1)
-    alone = _seconds(usual, 0)
-    many = [_seconds(kept, seed) for seed in range(streams)]
-    one, same = (load_file(next(folder.glob("*-0.safetensors"))) for folder in (usual.work, kept.work))
-    apart = max(float((one[name] - same[name]).abs().max()) for name in one)
+    streams_of = PhotographStreams(data, work, range(streams), per_class, epochs, 1)
+    usual = _seconds(lambda: _alone(streams_of, 0, "usual", None))
+    many = [_seconds(lambda seed=seed: _alone(streams_of, seed, "kept", work / "features-alone")) for seed in range(streams)]
+    at_once = _seconds(streams_of.trained)
+    last = f"ca-stream-{per_class}-{epochs}"
+    apart = max(_apart(work / f"kept-{seed}.safetensors", work / f"{last}-{seed}.safetensors") for seed in range(streams))
     about = conditions(torch.device("cpu"))
     text = [
         "# Streams on kept features",
         f"CPU seconds of training a Cross-Attention Stream beside MobileNetV2, frozen, on {10 * per_class} photographs of imagenette for "
-        f"{epochs} epochs: as usual, each epoch through the network, and with `--cache-features`, by which the network sees each "
-        "photograph once for all streams.",
+        f"{epochs} epochs: as usual, each epoch through the network; with `--cache-features`, by which the network sees each "
+        "photograph once for all streams; and with `--seeds`, too, by which each step reads the features of its photographs once for all "
+        "streams.",
         "| | streams | CPU seconds |\n|---|---:|---:|\n"
-        f"| as usual | 1 | {alone:.1f} |\n"
+        f"| as usual | 1 | {usual:.1f} |\n"
         f"| kept features, the first, which computes them | 1 | {many[0]:.1f} |\n"
         f"| kept features, each further one, mean | 1 | {sum(many[1:]) / len(many[1:]):.1f} |\n"
-        f"| kept features, all | {streams} | {sum(many):.1f} |",
-        f"{streams} streams take {sum(many) / alone:.2f} times the CPU time of one trained as usual, which makes each of them "
-        f"{streams * alone / sum(many):.1f} times as fast. Weights of the same seed differ by at most {apart:.1g}.",
+        f"| kept features, one after the other | {streams} | {sum(many):.1f} |\n"
+        f"| kept features, at once | {streams} | {at_once:.1f} |",
+        f"{streams} streams at once take {at_once / usual:.2f} times the CPU time of one trained as usual; one after the other, "
+        f"{sum(many) / usual:.2f} times. Weights of the same seed, trained alone and at once, differ by at most {apart:.1g}.",
         f"`{about['command']}` on {about['date']}, {about['processor']}, 1 thread, load {about['load']:.1f}; torch "
         f"{about['versions']['torch']}.",
     ]
@@ -57,10 +62,24 @@ def main(data: Path, work: Path, streams: int, per_class: int, epochs: int, out:
     click.echo(out.read_text(encoding="utf-8"))
 
 
-def _seconds(of: PhotographStreams, seed: int) -> float:
-    """Returns the CPU seconds of one training, including loading the network."""
+def _alone(streams: PhotographStreams, seed: int, name: str, features: Path | None) -> None:
+    """Trains one stream, from the weights that it has among several and in their order of the pictures."""
+    classifier = streams.loaded("ca-stream")
+    classifier.head.load_state_dict(classifier.new_head(seed).state_dict())
+    out = streams.work / f"{name}-{seed}.safetensors"
+    fit(classifier, str(streams.table_of_pictures()), out, recipe=streams.recipe(), workers=0, cache_features=features)
+
+
+def _apart(one: Path, other: Path) -> float:
+    """Returns the largest difference between the weights of two files."""
+    weights = load_file(other)
+    return max(float((tensor - weights[name]).abs().max()) for name, tensor in load_file(one).items())
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    """Returns the CPU seconds of a training, including loading the network."""
     start = time.process_time()
-    of.trained(seed)
+    run()
     return time.process_time() - start
 
 

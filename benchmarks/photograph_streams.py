@@ -1,6 +1,6 @@
-"""Streams of several seeds on one MobileNetV2 for photographs, trained on its features, which are computed once and cached.
+"""Streams of several seeds on one MobileNetV2 for photographs, trained at once on its features, which are computed once and cached.
 
-    python benchmarks/photograph_streams.py DATA WORK [--seeds 5] [--per-class 24] [--explained 2]
+    python benchmarks/photograph_streams.py DATA WORK [--seeds 20] [--per-class 24] [--explained 5]
 
 DATA has `weights/mobilenet_v2.pth` and `imagenette/`, see CONTRIBUTING.md. Writes a table with one line per claim; work in WORK resumes.
 """
@@ -25,7 +25,8 @@ from trained import answered, by_net
 
 import xattn
 from xattn.data.images import ImageSource
-from xattn.training import PRESETS, fit
+from xattn.training import PRESETS, Recipe, fit_seeds
+from xattn.training.seeds import path_of
 
 METHODS = ("grad-cam", "raw-attention")
 METRICS = {"AD ↓": "average-drop", "AG ↑": "average-gain", "AI ↑": "average-increase"}
@@ -42,26 +43,22 @@ class PhotographStreams:
         per_class: training pictures per class.
         epochs: training epochs.
         explained: pictures per class that are explained; five times as many others are used to match the confidences.
-        keep: whether the network's features are computed once and cached.
     """
 
-    def __init__(
-        self, data: Path, work: Path, seeds: Sequence[int], per_class: int, epochs: int, explained: int, keep: bool = True
-    ) -> None:
+    def __init__(self, data: Path, work: Path, seeds: Sequence[int], per_class: int, epochs: int, explained: int) -> None:
         self.data = data
         self.work = work
         self.seeds = seeds
         self.per_class = per_class
         self.epochs = epochs
         self.explained = explained
-        self.keep = keep
         rows = csv.DictReader((data / "imagenet_classes.csv").read_text(encoding="utf-8").splitlines())
         self.index = {row["wnid"]: row["index"] for row in rows}
 
     def text(self) -> str:
         """Writes the page."""
         plain = self.loaded("gap")
-        streams = [self.trained(seed) for seed in self.seeds]
+        streams = self.trained()
         shown, labels = self.pictures(plain, 0, self.explained)
         others, answers = self.pictures(plain, self.explained, 5 * self.explained)
         logits = {net.name: logits_of(net, others) for net in (plain, *streams)}
@@ -119,18 +116,29 @@ class PhotographStreams:
         """Returns the network with a head."""
         return xattn.load("torchvision:mobilenet_v2", weights=str(self.data / "weights" / "mobilenet_v2.pth"), head=head)
 
-    def trained(self, seed: int) -> xattn.Classifier:
-        """Returns a stream; it is trained on first use."""
-        file = self.work / f"ca-stream-{self.per_class}-{self.epochs}-{seed}.safetensors"
-        if not file.exists():
-            table = self.work / f"train-{self.per_class}.csv"
-            self.work.mkdir(parents=True, exist_ok=True)
-            with table.open("w", newline="", encoding="utf-8") as rows:
-                csv.writer(rows).writerows([("image", "label"), *self.files("train", 0, self.per_class)])
-            torch.manual_seed(seed)
-            recipe = PRESETS["probe"].with_(epochs=self.epochs)
-            features = self.work / "features" if self.keep else None
-            fit(self.loaded("ca-stream"), str(table), file, recipe=recipe, seed=seed, workers=0, cache_features=features)
+    def table_of_pictures(self) -> Path:
+        """Writes the training pictures and their labels to a CSV."""
+        table = self.work / f"train-{self.per_class}.csv"
+        self.work.mkdir(parents=True, exist_ok=True)
+        with table.open("w", newline="", encoding="utf-8") as rows:
+            csv.writer(rows).writerows([("image", "label"), *self.files("train", 0, self.per_class)])
+        return table
+
+    def recipe(self) -> Recipe:
+        """Returns the settings of the training."""
+        return PRESETS["probe"].with_(epochs=self.epochs)
+
+    def trained(self) -> list[xattn.Classifier]:
+        """Returns the streams; they are trained on first use."""
+        name = self.work / f"ca-stream-{self.per_class}-{self.epochs}.safetensors"
+        if not all(path_of(name, seed).exists() for seed in self.seeds):
+            of_features = self.work / "features"
+            table = str(self.table_of_pictures())
+            fit_seeds(self.loaded("ca-stream"), table, name, self.seeds, recipe=self.recipe(), workers=0, cache_features=of_features)
+        return [self.loaded_from(path_of(name, seed)) for seed in self.seeds]
+
+    def loaded_from(self, file: Path) -> xattn.Classifier:
+        """Returns a trained stream."""
         classifier = xattn.load(str(file), weights=str(self.data / "weights" / "mobilenet_v2.pth"))
         classifier.name = file.stem
         return classifier
@@ -168,10 +176,10 @@ def values(rows: pd.DataFrame, method: str, metric: str, matched: bool) -> Tenso
 @click.command()
 @click.argument("data", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("work", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--seeds", default=5, show_default=True, help="How many.")
+@click.option("--seeds", default=20, show_default=True, help="How many.")
 @click.option("--per-class", default=24, show_default=True, help="Training pictures of each class.")
 @click.option("--epochs", default=20, show_default=True, help="Of a stream.")
-@click.option("--explained", default=2, show_default=True, help="Pictures of each class that are explained.")
+@click.option("--explained", default=5, show_default=True, help="Pictures of each class that are explained.")
 @click.option("--out", default=Path(__file__).parent / "results", type=click.Path(path_type=Path))
 def main(data: Path, work: Path, seeds: int, per_class: int, epochs: int, explained: int, out: Path) -> None:
     """Makes the page in OUT, and what it needs in WORK."""

@@ -118,6 +118,12 @@ PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-t
 @click.option("--episodes", type=Integer, help="Episodes per epoch, for --task few-shot.")
 @click.option("--base-lr", type=Number(), help="Learning rate of the weights that an episode's linear layer starts from.")
 @click.option("--seed", type=Integer, default=0, show_default=True, help="Seed for everything random.")
+@click.option(
+    "--seeds",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Train N heads at once, of seeds SEED, SEED+1, …, each into a file of its own: NAME-SEED.safetensors. Needs --cache-features.",
+)
 @click.option("--log-gradients", is_flag=True, help="Log the gradient norm of each layer at each step.")
 def train(
     model: str,
@@ -149,6 +155,7 @@ def train(
     cache_features: str | None,
     patches: str | None,
     seed: int,
+    seeds: int | None,
     log_gradients: bool,
     **changes: Any,
 ) -> None:
@@ -167,16 +174,19 @@ def train(
 
     if teacher is None and teacher_weights is not None:
         raise InputError("--teacher-weights is of a teacher's network: give --teacher too, or leave it out.")
+    if seeds is not None:
+        _check_seeds(cache_features, trials, teacher, log_gradients, devices, nodes, patches)
     file = own_file(model)
     saved = None if file is None else read_header(file)
     network = model if saved is None else saved.source.model
     component = tasks.create(task or default_task(saved is not None and saved.multi_label))
     name = _head(head, saved, network, component.metadata.head)  # a wrong name is reported before anything is loaded
     from xattn.tasks.few_shot import FewShot
-    from xattn.training import fit, fit_episodes, with_ways
+    from xattn.training import fit, fit_episodes, fit_seeds, with_ways
     from xattn.training.checks import refuse_unused
     from xattn.training.recipe import default_preset, recipe_of
     from xattn.training.search import search
+    from xattn.training.seeds import path_of
 
     by_episodes = component.instance if isinstance(component.instance, FewShot) else None
     if by_episodes is not None:
@@ -247,6 +257,15 @@ def train(
     measure = component.metadata.score
     if by_episodes is not None:
         _tell(_kept(fit_episodes(classifier, opened, out, **options), measure, "episodes"))
+    elif seeds is not None:
+        assert cache_features is not None
+        of_seeds = {key: value for key, value in options.items() if key not in ("teacher", "seed")}
+        all_seeds = range(seed, seed + seeds)
+        found_all = fit_seeds(classifier, opened, out, all_seeds, cache_features=cache_features, **of_seeds)
+        for each, fitted in zip(all_seeds, found_all, strict=True):
+            _tell(f"seed {each}: {_kept(fitted, measure, 'pictures')}")
+            _tell(str(path_of(out, each)), err=False)
+        return
     elif trials is None:
         _tell(_kept(fit(classifier, opened, out, **options, **of_fit), measure, "pictures"))
     else:
@@ -254,6 +273,28 @@ def train(
         settings = ", ".join(f"{key} {value}" for key, value in found.recipe.to_json().items() if value != getattr(recipe, key))
         _tell(f"best of {counted(found.trials, 'trial')} ({found.pruned} pruned): validation {measure} {found.score:.2f} %, {settings}")
     _tell(out, err=False)
+
+
+def _check_seeds(
+    cache_features: str | None,
+    trials: int | None,
+    teacher: str | None,
+    log_gradients: bool,
+    devices: int | str,
+    nodes: int,
+    patches: str | None,
+) -> None:
+    """Refuses options that do not apply to heads that are trained at once.
+
+    Raises:
+        InputError: one of them was given, or the features are not kept.
+    """
+    if cache_features is None:
+        raise InputError("--seeds trains heads at once on features that are computed once: give --cache-features DIR too, or leave it out.")
+    given = {"--search": trials, "--teacher": teacher, "--log-gradients": log_gradients or None, "--patches": patches}
+    given |= {"--devices": None if devices == 1 else devices, "--nodes": None if nodes == 1 else nodes}
+    if beside := [option for option, value in given.items() if value is not None]:
+        raise InputError(f"{beside[0]} does not apply to heads that are trained at once (--seeds): leave one of them out.")
 
 
 def _head(asked: str | None, saved: Header | None, network: str, of_task: str) -> str:

@@ -195,7 +195,7 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, align: str | Alignment, 
         )
     scores = (named_align(align) if isinstance(align, str) else align)(query, keys)
     weights = (named_distribution(distribution) if isinstance(distribution, str) else distribution)(scores)
-    output = torch.bmm(values.transpose(1, 2), weights[:, :, None].to(values.dtype))[:, :, 0]
+    output = torch.bmm(values.transpose(1, 2), weights[:, :, None].to(values.dtype)).squeeze(2)
     return Attention(output, weights, scores)
 
 
@@ -240,4 +240,4 @@ def product(query: Tensor, keys: Tensor) -> Tensor:
     """qᵀkᵢ, `(B, n)`, in float32 at least, in any surrounding precision: in half precision it could overflow."""
     with torch.autocast(query.device.type, enabled=False):
         query, keys = widened(query, keys)
-        return torch.bmm(query[:, None], keys.transpose(1, 2))[:, 0]
+        return torch.bmm(query[:, None], keys.transpose(1, 2)).squeeze(1)

@@ -58,7 +58,7 @@ def scaled_dot(query: Tensor, keys: Tensor) -> Tensor:
     """
     check_shapes("scaled-dot", query, keys)
     scaled = query / math.sqrt(keys.shape[2])  # scaled before the product, which could overflow in half precision
-    return torch.bmm(scaled[:, None].to(keys.dtype), keys.transpose(1, 2))[:, 0]
+    return torch.bmm(scaled[:, None].to(keys.dtype), keys.transpose(1, 2)).squeeze(1)
 
 
 @alignments.register("general", AlignmentMetadata(formula="qᵀW kᵢ", source="Luong et al. 2015a"))

@@ -137,20 +137,33 @@ class Classifier(nn.Module):
                 "or b-cnn, whose classifier is their own, or labels among the network's classes."
             )
         self._classes = classes or own
-        channels = [stage.channels for stage in self.attachment.stages]
-        with torch.inference_mode(False):
-            module = settings.built(channels, self._classes, self.attachment.info)
-            self.head: Head = module.to(device=self.mean.device, dtype=self.mean.dtype)
+        self.head: Head = self._built(settings)
         self.head.gives_vectors = gives_vectors
         self.class_count = self.head.vector_length if gives_vectors else self._classes
         self.head.train(network.training)
         self._attention_layers: int | None = None
-        self.grafted = fresh and grafted(self.head, self.attachment.entry, self.class_count, f"{self.head_name} on {name}")
+        self.grafted = fresh and self._grafted(self.head)
         self.trained = component.metadata.replaces == "nothing" or self.grafted
         self.inner: InnerLoop | None = None
         self.labels = None if labels is None or gives_vectors else tuple(labels)
         if self.labels is not None and len(self.labels) != self.class_count:
             raise InputError(f"{name} needs {counted(self.class_count, 'label')}, one name per class in order; got {len(self.labels)}.")
+
+    def _built(self, settings: HeadSettings) -> Head:
+        channels = [stage.channels for stage in self.attachment.stages]
+        with torch.inference_mode(False):
+            return settings.built(channels, self._classes, self.attachment.info).to(device=self.mean.device, dtype=self.mean.dtype)
+
+    def _grafted(self, head: Head) -> bool:
+        return grafted(head, self.attachment.entry, self.class_count, f"{self.head_name} on {self.name}")
+
+    def new_head(self, seed: int) -> Head:
+        """A head like its own, with new weights, which depend only on the seed."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            head = self._built(heads.create(self.head_name).instance)
+        self._grafted(head)
+        return head
 
     @property
     def input_size(self) -> tuple[int, int]:

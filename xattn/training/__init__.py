@@ -13,6 +13,7 @@ from xattn.training.fit import Fitted, fit
 from xattn.training.loss import distillation
 from xattn.training.module import gradient_norms
 from xattn.training.recipe import PRESETS, Recipe
+from xattn.training.seeds import fit_seeds
 
 del lightning
 
@@ -25,6 +26,7 @@ __all__ = [
     "distillation",
     "fit",
     "fit_episodes",
+    "fit_seeds",
     "gradient_norms",
     "open_data",
     "with_ways",

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, ClassVar, TypedDict
 
 import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping
@@ -113,6 +113,8 @@ class Checkpointing(Checkpoint):
         on_epoch: called with each epoch's number and validation score.
     """
 
+    layout: ClassVar[type] = _Kept
+
     def __init__(
         self, folder: Path, images: int, epochs: int, task: TaskMetadata, shown: bool, on_epoch: Callable[[int, float], None] | None
     ) -> None:
@@ -136,9 +138,13 @@ class Checkpointing(Checkpoint):
         _, kept = self._loaded(LAST)
         if kept["best_epoch"]:
             self._loaded(BEST)  # a damaged one is reported before anything is trained
-        self.kept = kept
-        self.progress.skip(self.images * self.kept["epochs"])
+        self.restore(kept)
         return str(self.folder / LAST)
+
+    def restore(self, kept: dict[str, Any]) -> None:
+        """Continues from what was kept."""
+        self.kept = kept
+        self.progress.skip(self.images * kept["epochs"])
 
     def best(self) -> dict[str, Any]:
         """The weights of the best epoch.
@@ -156,7 +162,7 @@ class Checkpointing(Checkpoint):
             weights, kept = found["state_dict"], found["callbacks"][self.state_key]
             if "best_accuracy" in kept:  # of an earlier version
                 kept["best_score"] = kept.pop("best_accuracy")
-            structured(_Kept, kept)
+            structured(self.layout, kept)
         except Exception as error:  # the unpickler's errors on other kinds of file have no common base class
             reason = (str(error).strip() or type(error).__name__).partition("\n")[0]
             raise RunError(f"'{path}' is damaged ({reason}): give another --out, or remove the folder '{self.folder}'.") from error
@@ -170,29 +176,41 @@ class Checkpointing(Checkpoint):
         self.progress.add(min(seen, self.progress.total - self.progress.before - self.progress.now))
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        found = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        found = metrics_of(trainer)
         epoch, loss, score = trainer.current_epoch + 1, found["val_loss"], found[f"val_{self.task.score}"]
         if not math.isfinite(loss):
             raise DivergedError(f"the validation loss is {loss} after epoch {epoch}: it diverged. Give a lower learning rate.")
-        best_score = self.kept["best_score"]
-        is_better = loss < self.kept["best_loss"] if self.task.best == "loss" else math.isnan(best_score) or score > best_score
-        is_best = is_better and pl_module.is_complete(epoch)
+        is_best = self.is_better(loss, score, self.kept["best_loss"], self.kept["best_score"]) and pl_module.is_complete(epoch)
         if is_best:
             self.kept |= {"best_epoch": epoch, "best_loss": loss, "best_score": score}
         self.kept |= {"epochs": epoch, "finished": bool(trainer.should_stop) or epoch == self.epochs}
         if is_best:
             self._save(trainer, BEST)
         self._save(trainer, LAST)
-        if self.shown:
-            line = "epoch %d of %d: loss %.4f, validation loss %.4f, %s %.2f %%"
-            logger.info(line, epoch, self.epochs, found["loss_epoch"], loss, self.task.score, score)
+        self.tell(found)
         if self.on_epoch is not None:
             self.on_epoch(epoch, score)
+
+    def is_better(self, loss: float, score: float, best_loss: float, best_score: float) -> bool:
+        """Whether an epoch is better than the best before it; `best_score` is NaN if there was none."""
+        return loss < best_loss if self.task.best == "loss" else math.isnan(best_score) or score > best_score
+
+    def tell(self, found: Mapping[str, float]) -> None:
+        """Logs the line of the epoch that was just kept."""
+        if self.shown:
+            line = "epoch %d of %d: loss %.4f, validation loss %.4f, %s %.2f %%"
+            measure = self.task.score
+            logger.info(line, self.kept["epochs"], self.epochs, found["loss_epoch"], found["val_loss"], measure, found[f"val_{measure}"])
 
     def _save(self, trainer: Any, name: str) -> None:
         trainer.save_checkpoint(self.folder / f"{name}.part")
         if trainer.is_global_zero:
             (self.folder / f"{name}.part").replace(self.folder / name)
+
+
+def metrics_of(trainer: Any) -> dict[str, float]:
+    """What was logged in the epoch that ends."""
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
 def early_stop(task: TaskMetadata, recipe: Recipe) -> list[Callback]:

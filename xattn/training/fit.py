@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning
 import torch
@@ -21,7 +21,8 @@ from xattn.errors import DivergedError, InputError
 from xattn.focus import PREFIX, TwoStreams
 from xattn.models import Classifier
 from xattn.models.state_dicts import digest_of
-from xattn.tasks import TaskMetadata, default_task, tasks
+from xattn.registry import Component
+from xattn.tasks import Task, TaskMetadata, default_task, tasks
 from xattn.training.checkpointing import BEST, Checkpointing, begin, early_stop, loggers, one_training, quiet
 from xattn.training.checks import check, in_classes_of
 from xattn.training.data import Classes, Crops, EpochOrder, Labelled, splits
@@ -109,26 +110,9 @@ def fit(
 
     Source: Torres et al. 2024, App. B; Gomez et al. 2021, Sec. 3.1.
     """
-    component = tasks.create(task or default_task(classifier.multi_label))
-    chosen = recipe if isinstance(recipe, Recipe) else recipe_of(recipe or default_of(classifier, component.metadata))
-    component.instance.check(classifier)
-    component.instance.check_training(classifier, teacher is not None)
-    opened = in_classes_of(classifier, component.instance.open(data, classes))
-    check(classifier, opened, teacher, chosen, precision)
+    component, chosen, opened, training, numbers, validation = prepared(classifier, data, task, recipe, classes, teacher, seed, precision)
     boxes = None if patches is None else training_boxes(patches, opened, classifier, chosen)
-    training, numbers, validation = splits(
-        opened,
-        classifier.preprocessing,
-        chosen.validation,
-        chosen.smallest_crop,
-        seed,
-        centre=chosen.centre_crop,
-        per_pixel=component.metadata.per_pixel,
-        deletion_grid=chosen.deletion_grid,
-        padding=chosen.padding,
-        erasing=chosen.erasing,
-    )
-    workers = min(8, max(1, (os.cpu_count() or 1) - 1)) if workers is None else workers
+    workers = default_workers() if workers is None else workers
     source: Dataset[Any] = training if boxes is None else BoxedCrops(training, boxes)
     shared: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0}
     if cache_features is not None:
@@ -181,6 +165,67 @@ def fit(
     if trainer.is_global_zero and classifier.source is not None:
         classifier.save(str(out))
     return result_of(checkpointing, diverged, len(validation), out)  # type: ignore[arg-type]  # a data set with a length
+
+
+class Prepared(NamedTuple):
+    """What a training begins with.
+
+    Attributes:
+        task: what the classifier is trained for.
+        recipe: settings.
+        data: opened, in the classifier's classes.
+        training: the training crops.
+        numbers: those of them that are trained on.
+        validation: crops, or a subset of the training crops.
+    """
+
+    task: Component[TaskMetadata, Task]
+    recipe: Recipe
+    data: Labelled
+    training: Crops
+    numbers: list[int]
+    validation: Dataset[Any]
+
+
+def prepared(
+    classifier: Classifier,
+    data: str | Path | Labelled | Dataset[Any],
+    task: str | None,
+    recipe: Recipe | str | None,
+    classes: Classes,
+    teacher: Classifier | None,
+    seed: int,
+    precision: Any,
+) -> Prepared:
+    """Opens the data of a training, and checks that it can begin; arguments as for `fit`.
+
+    Raises:
+        InputError: it cannot.
+    """
+    component = tasks.create(task or default_task(classifier.multi_label))
+    chosen = recipe if isinstance(recipe, Recipe) else recipe_of(recipe or default_of(classifier, component.metadata))
+    component.instance.check(classifier)
+    component.instance.check_training(classifier, teacher is not None)
+    opened = in_classes_of(classifier, component.instance.open(data, classes))
+    check(classifier, opened, teacher, chosen, precision)
+    training, numbers, validation = splits(
+        opened,
+        classifier.preprocessing,
+        chosen.validation,
+        chosen.smallest_crop,
+        seed,
+        centre=chosen.centre_crop,
+        per_pixel=component.metadata.per_pixel,
+        deletion_grid=chosen.deletion_grid,
+        padding=chosen.padding,
+        erasing=chosen.erasing,
+    )
+    return Prepared(component, chosen, opened, training, numbers, validation)
+
+
+def default_workers() -> int:
+    """Decoding processes where none are asked for: one fewer than the cores, at most 8."""
+    return min(8, max(1, (os.cpu_count() or 1) - 1))
 
 
 def train(

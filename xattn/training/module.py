@@ -64,9 +64,11 @@ class Training(lightning.LightningModule):
 
     def configure_optimizers(self) -> Any:
         trained = [parameter for parameter in self.classifier.parameters() if parameter.requires_grad]
-        steps = max(1, int(self.trainer.estimated_stepping_batches))
-        optimiser = optimiser_of(self.recipe, parameter_groups(self.classifier, self.recipe, trained))
-        factor = schedule_of(self.recipe, steps)
+        return self.scheduled(optimiser_of(self.recipe, parameter_groups(self.classifier, self.recipe, trained)))
+
+    def scheduled(self, optimiser: Optimizer) -> dict[str, Any]:
+        """An optimiser with the recipe's schedule, as Lightning takes them."""
+        factor = schedule_of(self.recipe, max(1, int(self.trainer.estimated_stepping_batches)))
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
