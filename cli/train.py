@@ -68,6 +68,7 @@ PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-t
 @click.option("--optimiser", type=click.Choice(["sgd", "adam", "adamw"]), help="Optimiser.")
 @click.option("--lr", type=Number(), help="Learning rate.")
 @click.option("--momentum", type=Number(), help="Momentum of sgd.")
+@click.option("--nesterov/--no-nesterov", default=None, help="Whether the momentum of sgd is Nesterov's.")
 @click.option("--weight-decay", type=Number(), help="Weight decay of the optimiser.")
 @click.option("--schedule", type=click.Choice(["constant", "cosine", "step", "poly"]), help="Schedule of the learning rate.")
 @click.option("--step", type=Integer, help="Epochs between the steps of the schedule.")

@@ -8,6 +8,7 @@ from typing import Annotated
 from torch import Tensor, nn
 
 from xattn.errors import NameUnknownError, SettingError
+from xattn.hidden import Width, check_width, last_layers
 from xattn.registry import AtMost, Registry
 
 PREFIX = "few-shot:"
@@ -24,13 +25,16 @@ class ResNet12Settings:
 
     Attributes:
         width: channels of its first convolution; its stages have 2, 4 and 8 times as many.
+        hidden: width of a hidden layer before the logits, for the base classes; new classes are told apart without it. 0: none.
     """
 
     width: Annotated[int, AtMost(4_096)] = 80
+    hidden: Width = 0
 
     def __post_init__(self) -> None:
         if self.width < 1:
             raise SettingError(f"a width is 1 or more; got width={self.width}.")
+        check_width(self.hidden, NAME)
 
 
 def parsed(model: str) -> ResNet12Settings:
@@ -55,17 +59,16 @@ class ResNet12(nn.Module):
     Args:
         classes: number of outputs.
         width: channels of the first convolution; the stages have 2, 4 and 8 times as many.
+        hidden: width of a hidden layer before the logits; 0: there is none. The released training on the base classes has one of 1,000.
 
     Source: Sun et al. 2019 as released, which calls it ResNet-12; Gomez et al. 2021, Sec. 4.1.
-
-    Differs: its classifier is one linear layer; the released pretraining has a hidden layer of 1,000 before it, which is discarded.
 
     >>> import torch
     >>> ResNet12(5, width=4)(torch.rand(2, 3, 80, 80)).shape
     torch.Size([2, 5])
     """
 
-    def __init__(self, classes: int = BASE_CLASSES, width: int = 80) -> None:
+    def __init__(self, classes: int = BASE_CLASSES, width: int = 80, hidden: int = 0) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, width, 3, padding=1)
         self.bn1 = nn.BatchNorm2d(width)
@@ -74,7 +77,7 @@ class ResNet12(nn.Module):
         self.layer2 = _stage(2 * width, 4 * width)
         self.layer3 = _stage(4 * width, 8 * width)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(8 * width, classes)
+        self.fc = last_layers(8 * width, classes, hidden)
         for part in self.modules():
             if isinstance(part, nn.Conv2d):
                 nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")

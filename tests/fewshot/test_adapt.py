@@ -218,3 +218,32 @@ def test_a_layer_of_another_width_and_damaged_settings_in_a_file_are_refused(tmp
     path.write_bytes(path.read_bytes().replace(b'\\"steps\\": 3', b'\\"steps\\":-3'))
     with pytest.raises(WeightsError, match=r"the header of .* is damaged: inner.steps"):
         read_header(path)
+
+
+@pytest.mark.parametrize("head", ["br-npa:n=2,hidden=5", "b-cnn:n=2,hidden=5"])
+def test_new_classes_are_told_apart_by_the_vector_before_a_hidden_layer(head: str) -> None:
+    clf = headed(head, classes=4)
+    assert not clf.grafted
+    first, relu, second = clf.head.linear
+    vectors = Embedding(clf)(IMAGES)
+    assert torch.allclose(second(relu(first(vectors))), clf(IMAGES), atol=1e-6)
+    linear = nn.Linear(vectors.shape[1], 3)
+    found = with_linear(clf, linear, ["a", "b", "c"])
+    assert found.head_name == head.replace(",hidden=5", "")
+    assert torch.allclose(found.predict(IMAGES), linear(vectors), atol=1e-6)
+    assert {name for name, _ in found.head.named_parameters()} & {"linear.weight", "linear.0.weight"} == {"linear.weight"}
+
+
+def test_of_a_network_with_a_hidden_layer_a_copy_without_it_is_saved(tmp_path: Path) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        clf = xattn.load("few-shot:resnet12:width=1,hidden=6", classes=4, input_size=32, resize=32, device="cpu")
+    with torch.no_grad():
+        clf.network.conv1.weight.mul_(1.5)  # trained, so that all weights are saved
+    found = with_linear(clf, nn.Linear(8, 3), None)
+    found.save(str(tmp_path / "new.safetensors"))
+    loaded = xattn.load(str(tmp_path / "new.safetensors"), device="cpu")
+    assert read_header(tmp_path / "new.safetensors").source.model == found.name == "few-shot:resnet12:width=1"
+    assert torch.equal(loaded.predict(IMAGES), found.predict(IMAGES))
+    vectors = Embedding(clf)(IMAGES)
+    assert torch.allclose(found.predict(IMAGES), found.network.fc(vectors), atol=1e-6)

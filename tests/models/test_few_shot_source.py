@@ -79,6 +79,8 @@ def test_unknown_networks_and_widths_are_named() -> None:
         xattn.load("few-shot:resnet18")
     with pytest.raises(SettingError, match="a width is 1 or more; got width=0"):
         xattn.load("few-shot:resnet12:width=0")
+    with pytest.raises(SettingError, match=r"resnet12 takes hidden of 0 \(no hidden layer\) or more; got hidden=-1"):
+        xattn.load("few-shot:resnet12:hidden=-1")
 
 
 def test_training_crops_are_the_inner_80_of_random_crops_of_88() -> None:
@@ -99,19 +101,29 @@ def test_training_crops_are_the_inner_80_of_random_crops_of_88() -> None:
             assert torch.equal(found, wanted(One().picture(0)))
 
 
-def test_it_is_trained_on_base_classes_then_by_episodes_and_adapted_and_a_query_is_explained_for_its_class(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("network", "head"),
+    [("width=8", "br-npa"), ("width=8", "br-npa:hidden=12"), ("width=8", "b-cnn:n=2,hidden=12"), ("width=8,hidden=12", "gap")],
+)
+def test_it_is_trained_on_base_classes_then_by_episodes_and_adapted_and_a_query_is_explained_for_its_class(
+    network: str, head: str, tmp_path: Path
+) -> None:
     birds = export_few_shot(tmp_path / "birds", 4)
     base, meta = tmp_path / "base.safetensors", tmp_path / "meta.safetensors"
     where = ["--data", f"cifar-fs:{birds}", "--workers", "0", "--accelerator", "cpu", "--epochs", "1"]
-    small = ["--model", "few-shot:resnet12:width=8", "--head", "br-npa", "--input-size", "32", "--resize", "32"]
+    small = ["--model", f"few-shot:resnet12:{network}", "--head", head, "--input-size", "32", "--resize", "32"]
     done = CliRunner().invoke(main, ["train", *small, *where, "--preset", "few-shot-base", "--batch-size", "8", "--out", str(base)])
     assert done.exit_code == 0, done.output
-    assert len(xattn.load(str(base), device="cpu").labels or ()) == 8
+    based = xattn.load(str(base), device="cpu")
+    assert len(based.labels or ()) == 8
+    assert sum(tensor.shape[:1] == (12,) for tensor in based.state_dict().values()) == 2 * ("hidden" in network + head)
     task = ["--task", "few-shot:ways=3,shots=1,queries=2", "--episodes", "2"]
     done = CliRunner().invoke(main, ["train", "--model", str(base), *where, *task, "--out", str(meta)])
     assert done.exit_code == 0, done.output
     images = torch.stack([networks.pictures(4, size=32)[number] for number in range(4)])
+    assert not any(tensor.shape[:1] == (12,) for tensor in xattn.load(str(meta), device="cpu").state_dict().values())
     new = xattn.adapt(xattn.load(str(meta), device="cpu"), images[:3], [0, 1, 2], ["a", "b", "c"])
-    maps = [xattn.explain(new, images[3:], ["grad-cam", "raw-attention"], target=torch.tensor([k])).raw for k in (0, 1)]
+    methods = ["grad-cam"] if head == "gap" else ["grad-cam", "raw-attention"]
+    maps = [xattn.explain(new, images[3:], methods, target=torch.tensor([k])).raw for k in (0, 1)]
     assert maps[0]["grad-cam"].shape == (1, 4, 4)
-    assert torch.equal(maps[0]["raw-attention"], maps[1]["raw-attention"])  # the head's maps are of no class
+    assert head == "gap" or torch.equal(maps[0]["raw-attention"], maps[1]["raw-attention"])  # the head's maps are of no class

@@ -21,7 +21,7 @@ from tests.training.conftest import fresh, paint
 from tests.training.killing import CUT, WHOLE, trained_with_and_without_a_kill
 from xattn.errors import ImageError, InputError, NameUnknownError, RunError, SettingError
 from xattn.models import Classifier
-from xattn.training import DivergedError, Recipe, distillation, fit, gradient_norms, open_data
+from xattn.training import PRESETS, DivergedError, Recipe, distillation, fit, gradient_norms, open_data
 from xattn.training.checks import in_classes_of
 from xattn.training.module import optimiser_of, schedule_of
 
@@ -315,6 +315,21 @@ def test_the_paper_s_schedule_divides_by_ten_every_thirty_epochs() -> None:
         "momentum": 0.9,
         "weight_decay": 1e-4,
     }
+    assert not optimiser.defaults["nesterov"]
+
+
+def test_the_momentum_is_nesterov_s_where_it_is_published_so() -> None:
+    for preset in ("re-identification", "few-shot-base"):
+        weight = nn.Parameter(torch.ones(1))
+        recipe = PRESETS[preset].with_(lr=0.1, weight_decay=0.0)
+        optimiser = optimiser_of(recipe, [weight])
+        for _ in range(2):
+            weight.grad = torch.ones(1)
+            optimiser.step()
+        expected = 1 - 0.1 * (1 + 0.9) - 0.1 * (1 + 0.9 * (1 + 0.9))  # g + µ·v with v = µ·v + g
+        assert float(weight.detach()) == pytest.approx(expected)
+    with pytest.raises(SettingError, match="nesterov=True needs a momentum above 0"):
+        Recipe(optimiser="sgd", nesterov=True, momentum=0.0)
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])

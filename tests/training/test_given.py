@@ -22,6 +22,7 @@ from xattn.training.search import search
 SGD = Recipe(backbone=True, optimiser="sgd")
 UNUSED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "momentum": ({"momentum": 0.5}, {"optimiser": "sgd"}),
+    "nesterov": ({"nesterov": True}, {"optimiser": "sgd"}),
     "step": ({"step": 3}, {"schedule": "step"}),
     "factor": ({"factor": 0.5}, {"schedule": "step"}),
     "power": ({"power": 2.0}, {"schedule": "poly"}),

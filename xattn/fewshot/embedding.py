@@ -4,25 +4,33 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from xattn.errors import InputError, UnsupportedError
+from xattn.heads import heads
+from xattn.hidden import Hidden
 from xattn.models import Classifier, evaluating
 from xattn.models.concurrency import in_this_thread
+from xattn.registry import Component, written
+from xattn.resnet12 import PREFIX, networks
 
 
 class Embedding:
     """Images → the vectors that the last linear layer of a classifier takes: of its head (br-npa, b-cnn), or else of its network.
 
+    A hidden layer of the base classes (`hidden=`) counts as part of that last layer: the vectors are those that it takes.
+
     Args:
         classifier: whose head's or network's own last layer is linear.
 
     Attributes:
-        linear: that layer, `(D → K)`.
-        place: its dotted name in the classifier.
+        linear: that layer, `(D → K)`; with a hidden layer, the first of both.
+        hidden: whether there is a hidden layer.
+        place: dotted name, in the classifier, of the module that gives the logits for the vectors.
 
     Raises:
         UnsupportedError: its output is not that of a linear layer on one vector per picture.
@@ -44,7 +52,7 @@ class Embedding:
             if len(args) == 1:
                 given[place] = args[0], output
 
-        layers = {place: module for place, module in classifier.named_modules() if isinstance(module, nn.Linear)}
+        layers = {place: module for place, module in classifier.named_modules() if isinstance(module, (nn.Linear, Hidden))}
         handles = [
             module.register_forward_hook(in_this_thread(lambda _m, args, output, place=place: note(place, args, output)))
             for place, module in layers.items()
@@ -56,6 +64,7 @@ class Embedding:
             for handle in handles:
                 handle.remove()
         last = [place for place, (vector, output) in given.items() if vector.dim() == 2 and torch.equal(output, logits)]
+        last = [place for place in last if not isinstance(layers.get(place.rpartition(".")[0]), Hidden)]
         if len(last) != 1:
             raise UnsupportedError(
                 f"{classifier.name} · {classifier.head_name} has no vector for a classifier of new classes: its logits must be the "
@@ -64,7 +73,9 @@ class Embedding:
             )
         self.classifier = classifier
         self.place = last[0]
-        self.linear = layers[self.place]
+        found = layers[self.place]
+        self.linear: nn.Linear = found[0] if isinstance(found, Hidden) else found
+        self.hidden = isinstance(found, Hidden)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Vectors `(B, D)` of images `(B, C, H, W)` in pixel space. Differentiable; the classifier's mode, eval or train, stays."""
@@ -79,7 +90,9 @@ class Embedding:
 
 
 def with_linear(classifier: Classifier, linear: nn.Linear, names: Sequence[str] | None) -> Classifier:
-    """A copy of a classifier with another linear layer in the place of its last one; it saves and loads as every classifier.
+    """A copy of a classifier with another linear layer in the place of its last one, and of a hidden layer before that.
+
+    It saves and loads as every classifier.
 
     Args:
         classifier: see `Embedding`.
@@ -98,6 +111,12 @@ def with_linear(classifier: Classifier, linear: nn.Linear, names: Sequence[str] 
     own = copy.deepcopy(linear).to(last.linear.weight)
     network, (part, _, place) = copy.deepcopy(classifier.network), last.place.partition(".")
     state = dict(classifier.head.state_dict())
+    head, source = classifier.head_name, classifier.source
+    if last.hidden and part == "head":
+        head = _without_hidden(heads.create(head))
+        state = {key: value for key, value in state.items() if not key.startswith(f"{place}.")}
+    elif last.hidden and source is not None:
+        source = replace(source, model=PREFIX + _without_hidden(networks.create(source.model.removeprefix(PREFIX))))
     if part == "network":
         parent, _, name = place.rpartition(".")
         setattr(network.get_submodule(parent), name, own)
@@ -105,13 +124,13 @@ def with_linear(classifier: Classifier, linear: nn.Linear, names: Sequence[str] 
         state |= {f"{place}.{key}": value for key, value in own.state_dict().items()}
     found = Classifier(
         network,
-        name=classifier.name,
+        name=classifier.name if source is None or classifier.source is None or classifier.name != classifier.source.model else source.model,
         preprocessing=classifier.preprocessing,
         labels=names,
-        head=classifier.head_name,
+        head=head,
         classes=linear.out_features if part == "head" else None,
         fresh=False,
-        source=classifier.source,
+        source=source,
         output=classifier.reader.path,
         inputs=classifier.inputs,
         reads=tuple(stage.name for stage in classifier.attachment.stages),
@@ -124,3 +143,8 @@ def with_linear(classifier: Classifier, linear: nn.Linear, names: Sequence[str] 
     found.head.load_state_dict(state)
     found.trained = True
     return found.eval()
+
+
+def _without_hidden(component: Component[Any, Any]) -> str:
+    """The name of a head or network, with its settings, without its hidden layer."""
+    return written(component.spec.partition(":")[0], replace(component.instance, hidden=0))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from xattn.errors import SettingError
 from xattn.heads.base import Attended, ClassifierHead, HeadMetadata, HeadSettings, NetworkInfo, heads
+from xattn.hidden import Width, check_width, last_layers
 from xattn.registry import AtMost
 
 
@@ -22,14 +23,17 @@ class BCNN(HeadSettings):
     Attributes:
         n: number of attention maps.
         dropout: share of the concatenated vector that is dropped in training.
+        hidden: width of a hidden layer before the logits, as for br-npa.
     """
 
     n: Annotated[int, AtMost(1_024)] = 3
     dropout: float = 0.0
+    hidden: Width = 0
 
     def __post_init__(self) -> None:
         if self.n < 1 or not 0 <= self.dropout < 1:
             raise SettingError(f"b-cnn takes n of at least 1 and dropout in [0, 1); got n={self.n}, dropout={self.dropout}.")
+        check_width(self.hidden, "b-cnn")
 
     def build(self, channels: Sequence[int], classes: int, info: NetworkInfo) -> BCNNHead:
         """The module, with new weights."""
@@ -65,7 +69,7 @@ class BCNNHead(ClassifierHead):
         self.settings = settings or BCNN()
         self.block, self.attention = attention_layers(channels, self.settings.n)
         self.dropout = nn.Dropout(self.settings.dropout)
-        self.linear = nn.Linear(self.settings.n * channels, classes)
+        self.linear = last_layers(self.settings.n * channels, classes, self.settings.hidden)
 
     def attend(self, features: Tensor, stage: str = "", seeds: Sequence[int] | None = None) -> Attended:
         """Logits and maps.

@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -151,7 +151,7 @@ class Head(nn.Module, ABC):
         gives_vectors: whether it returns vectors `(B, D)` instead of logits; for heads with a `vector_length`.
     """
 
-    grafts: ClassVar[bool] = False
+    grafts: bool = False
     gives_vectors: bool = False
 
     @property

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 
 from xattn.errors import InputError, SettingError
 from xattn.heads.base import Attended, ClassifierHead, HeadMetadata, HeadSettings, NetworkInfo, heads
+from xattn.hidden import Width, check_width, last_layers
 from xattn.registry import AtMost
 
 Suppression = Literal["cosine", "weight"]
@@ -116,6 +117,7 @@ class BRNPA(HeadSettings):
         rectify: treat negative cosines as 0.
         rank_probes: auxiliary classifiers on only some of the ranks, without a gradient into the features.
         dropout: share of the concatenated vector that is dropped in training.
+        hidden: width of a hidden layer before the logits, for base classes of few shots; new classes are told apart without it. 0: none.
     """
 
     n: Annotated[int, AtMost(1_024)] = 3
@@ -125,10 +127,12 @@ class BRNPA(HeadSettings):
     rectify: bool = True
     rank_probes: bool = False
     dropout: float = 0.0
+    hidden: Width = 0
 
     def __post_init__(self) -> None:
         if self.n < 1 or not 0 <= self.dropout < 1:
             raise SettingError(f"br-npa takes n of at least 1 and dropout in [0, 1); got n={self.n}, dropout={self.dropout}.")
+        check_width(self.hidden, "br-npa")
         if self.rank_probes and self.n < 3:
             raise SettingError(f"br-npa's rank probes look at ranks 1 to 3; got n={self.n}. Give n of at least 3.")
 
@@ -146,13 +150,14 @@ class BRNPAHead(ClassifierHead):
         settings: of the head.
     """
 
-    grafts: ClassVar[bool] = True
+    grafts = True
 
     def __init__(self, channels: int, classes: int, settings: BRNPA | None = None) -> None:
         super().__init__()
         self.settings = settings or BRNPA()
         self.dropout = nn.Dropout(self.settings.dropout)
-        self.linear = nn.Linear(self.settings.n * channels, classes)
+        self.linear = last_layers(self.settings.n * channels, classes, self.settings.hidden)
+        self.grafts = not self.settings.hidden
         probed = PROBED if self.settings.rank_probes else ()
         self.probes = nn.ModuleDict({_probe(ranks): nn.Linear(len(ranks) * channels, classes) for ranks in probed})
 
@@ -173,6 +178,7 @@ class BRNPAHead(ClassifierHead):
 
         Source: the division by N is in the authors' DG-Net fork; the paper does not print it.
         """
+        assert isinstance(self.linear, nn.Linear)
         self.linear.weight.copy_(linear.weight.repeat(1, self.settings.n) / self.settings.n)
         self.linear.bias.copy_(torch.zeros_like(self.linear.bias) if linear.bias is None else linear.bias)
 
@@ -188,7 +194,7 @@ class BRNPAHead(ClassifierHead):
         vectors, maps = representatives(
             features, s.n, suppression=s.suppression, selection=s.selection, refine=s.refine, rectify=s.rectify, seeds=seeds
         )
-        vectors = vectors.to(self.linear.weight.dtype)
+        vectors = vectors.to(next(self.linear.parameters()).dtype)
         probes = {}
         for name, linear in self.probes.items():
             ranks = [int(digit) - 1 for digit in name.removeprefix("ranks_")]

@@ -1,4 +1,4 @@
-"""Networks for few shots, by name: `few-shot:resnet12[:width=80]`."""
+"""Networks for few shots, by name: `few-shot:resnet12[:width=80,hidden=0]`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ def from_few_shot(request: Request) -> Built:
 
     Source: Sun et al. 2019 as released: resize 92, crop 80.
     """
-    network = ResNet12(BASE_CLASSES if request.classes is None else request.classes, parsed(request.model).width).eval()
+    settings = parsed(request.model)
+    classes = BASE_CLASSES if request.classes is None else request.classes
+    network = ResNet12(classes, settings.width, settings.hidden).eval()
     if request.weights is not None:
         fit_with_classes(network, request)
     return Built(network, Preprocessing((80, 80), 92, MEAN, STD), None, trained=request.weights is not None)

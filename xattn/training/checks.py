@@ -88,6 +88,7 @@ def refuse_unused(recipe: Recipe, *, taught: bool, by_episodes: bool = False) ->
         given,
         {
             "momentum": (recipe.optimiser == "sgd", f"the optimiser sgd, and it is {recipe.optimiser}"),
+            "nesterov": (recipe.optimiser == "sgd", f"the optimiser sgd, and it is {recipe.optimiser}"),
             "step": (schedule == "step", f"the schedule step, and it is {schedule}"),
             "factor": (schedule == "step", f"the schedule step, and it is {schedule}"),
             "power": (schedule == "poly", f"the schedule poly, and it is {schedule}"),

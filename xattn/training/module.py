@@ -175,12 +175,13 @@ def gradient_norms(module: nn.Module) -> dict[str, Tensor]:
     return norms
 
 
-def optimiser_of(recipe: Recipe, parameters: list[nn.Parameter] | list[dict[str, Any]]) -> Optimizer:
-    """The optimiser that a recipe names, of parameters or groups of them."""
+def optimiser_of(recipe: Recipe, parameters: list[nn.Parameter] | list[dict[str, Any]], fused: bool | None = None) -> Optimizer:
+    """The optimiser that a recipe names, of parameters or groups of them; as one kernel, if `fused`."""
     if recipe.optimiser == "sgd":
-        return torch.optim.SGD(parameters, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+        options: dict[str, Any] = {"momentum": recipe.momentum, "nesterov": recipe.nesterov, "weight_decay": recipe.weight_decay}
+        return torch.optim.SGD(parameters, lr=recipe.lr, fused=fused, **options)
     kind = torch.optim.Adam if recipe.optimiser == "adam" else torch.optim.AdamW
-    return kind(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
+    return kind(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=fused)
 
 
 def schedule_of(recipe: Recipe, steps: int) -> Callable[[int], float]:

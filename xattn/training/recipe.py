@@ -34,6 +34,7 @@ class Recipe:
         optimiser: "sgd", "adam" or "adamw".
         lr: learning rate.
         momentum: of sgd.
+        nesterov: whether the momentum of sgd is Nesterov's.
         weight_decay: of the optimiser.
         schedule: of the learning rate: "constant", "cosine" (to 0), "step" (× `factor` every `step` epochs), or "poly" (× (1 − the
             share of the steps that are done) to the power of `power`).
@@ -72,6 +73,7 @@ class Recipe:
     optimiser: Optimiser = "adamw"
     lr: float = 1e-3
     momentum: float = 0.9
+    nesterov: bool = False
     weight_decay: float = 1e-4
     schedule: Schedule = "cosine"
     step: int = 30
@@ -131,6 +133,8 @@ class Recipe:
         ]
         if wrong:
             raise SettingError(f"a training cannot have {', '.join(wrong)}.")
+        if self.nesterov and self.optimiser == "sgd" and self.momentum == 0:
+            raise SettingError("nesterov=True needs a momentum above 0: leave it out, or momentum=0.")
         if self.centre_crop != 1 and self.smallest_crop is None:
             raise SettingError(f"centre_crop={self.centre_crop} applies to random crops: give smallest_crop too, or leave it out.")
         if self.padding is not None and self.smallest_crop is not None:
@@ -185,7 +189,7 @@ _PRESETS: dict[str, Recipe] = {
     # Torres et al. 2024, the released code's fine-tuning on VOC 2012, at 224; batch and crops are those of the other presets.
     "voc": Recipe(backbone=True, epochs=20, batch_size=32, optimiser="sgd", lr=1e-4, weight_decay=0.0, schedule="cosine", period=12),
     # Zheng et al. 2019, the released code's on Market-1501: 100,000 steps of 8 pictures, ×0.1 at 60,000; the two blocks learn ten times as
-    # fast as the network. It has Nesterov's momentum and another ×0.1 at 90,000 steps, this has not.
+    # fast as the network. It has another ×0.1 at 90,000 steps, this has not.
     "re-identification": Recipe(
         backbone=True,
         epochs=62,
@@ -193,6 +197,7 @@ _PRESETS: dict[str, Recipe] = {
         optimiser="sgd",
         lr=0.002,
         head_lr=0.02,
+        nesterov=True,
         weight_decay=5e-4,
         schedule="step",
         step=37,
@@ -217,13 +222,14 @@ _PRESETS: dict[str, Recipe] = {
         step=40,
         smallest_crop=None,
     ),
-    # Sun et al. 2019 as released, on the base classes: crops of 88 whose inner 80 are kept. It has Nesterov's momentum, this has not.
+    # Sun et al. 2019 as released, on the base classes: crops of 88 whose inner 80 are kept.
     "few-shot-base": Recipe(
         backbone=True,
         epochs=100,
         batch_size=128,
         optimiser="sgd",
         lr=0.1,
+        nesterov=True,
         weight_decay=5e-4,
         schedule="step",
         step=30,

@@ -94,7 +94,7 @@ def search(
     base = recipe if isinstance(recipe, Recipe) else recipe_of(recipe or default_of(classifier, component.metadata))
     opened = component.instance.open(data, classes)
     _refuse_searched(base, classifier, teacher is not None)
-    some = base.with_(optimiser="sgd") if "momentum" in base.given else base  # some trials have it
+    some = base.with_(optimiser="sgd") if base.given & {"momentum", "nesterov"} else base  # some trials have it
     check(classifier, in_classes_of(classifier, opened), teacher, some, options.get("precision", "32-true"))
     folder = Path(out).with_suffix(".search")
     with one_training(folder):

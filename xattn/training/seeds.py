@@ -155,7 +155,7 @@ class TrainingOfSeeds(Training):
         head.requires_grad_(False)  # it lends its layers
 
     def configure_optimizers(self) -> Any:
-        return self.scheduled(optimiser_of(self.recipe, [weight for weight in self.weights if weight.requires_grad]))
+        return self.scheduled(optimiser_of(self.recipe, [weight for weight in self.weights if weight.requires_grad], fused=True))
 
     def training_step(self, batch: tuple[Any, Tensor], batch_idx: int) -> Tensor:
         given, labels = batch
