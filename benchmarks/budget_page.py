@@ -60,8 +60,9 @@ ABOUT = [
     "- error: root mean square over the cells, in per cent of the exact map's range, the median over pictures; predicted: what the method",
     "  said of it. For `tolerance=`: the share of pictures whose error is at most the tolerance.",
     "- insertion, deletion: mean difference from the exact map's, in points [95 %], on the first pictures.",
-    "- × faster: seconds of the exact method over those of the estimate, regression included, summed over the pictures of which both were",
-    "  clocked in one turn. Table job: Grad-CAM, Grad-CAM++ and Score-CAM with average drop, gain and increase, insertion and deletion.",
+    "- × faster: seconds of the exact method over those of the estimate, regression included, the median over the pictures of which both",
+    "  were clocked in one turn. Table job: Grad-CAM, Grad-CAM++ and Score-CAM with average drop, gain and increase, insertion and",
+    "  deletion.",
 ]
 
 
@@ -102,8 +103,8 @@ def _cost(rows: list[Sample], name: str) -> str:
         interval = f" [{found.low:+.2f}, {found.high:+.2f}]" if found.n > 1 else ""
         return f"{found.mean:+.2f}{interval}" if found.n else "–"
     own = "seconds" if name.endswith("map") else "table"
-    both = [(row[f"exact_{own}"], row[own]) for row in rows if f"exact_{own}" in row]
-    return f"{sum(exact for exact, _ in both) / sum(found for _, found in both):.1f}" if both else "–"
+    ratios = [row[f"exact_{own}"] / row[own] for row in rows if f"exact_{own}" in row]
+    return f"{median(ratios):.1f}" if ratios else "–"
 
 
 def _measured(conditions: Mapping[str, Mapping[str, Any]]) -> list[str]:
