@@ -165,7 +165,7 @@ class Trainings:
         if path.exists():
             stored = json.loads(path.read_text())
             for name in RECIPES:  # settings that an earlier version did not have are at their defaults
-                stored[name] = Recipe().to_json() | stored[name]
+                stored[name] = Recipe().to_json() | stored.get(name, {})
             if stored != spent:
                 raise click.ClickException(
                     f"{folder} holds trainings of another budget or of other pictures: {stored}, not {spent}. Give another folder."
