@@ -80,7 +80,7 @@ def cross_attention_page(work: Path, trainings: Trainings) -> str:
         f"which this mean is that of the least sure of them: gap {listed(temperatures['gap'], 2)}, ca-stream "
         f"{listed(temperatures['ca-stream'], 2)}. All birds count, and no prediction changes. The means are alike then, not the "
         "probabilities of every bird.",
-        "The same on a real network: [streams of five seeds](../trained-ca-stream-seeds-imagenette.md) on photographs, "
+        "The same on a real network: [streams of twenty seeds](../trained-ca-stream-seeds-imagenette.md) on photographs, "
         "[MobileNetV2 on imagenette](../trained-ca-stream-imagenette.md), [Score-CAM](../trained-ca-stream-score-cam.md).",
     ]
     return page("CA-Stream, Table 1: attributions with and without the stream", about, pd.DataFrame(table), lines)
