@@ -175,8 +175,6 @@ def train(
 
     if teacher is None and teacher_weights is not None:
         raise InputError("--teacher-weights is of a teacher's network: give --teacher too, or leave it out.")
-    if seeds is not None:
-        _check_seeds(cache_features, trials, teacher, log_gradients, devices, nodes, patches)
     file = own_file(model)
     saved = None if file is None else read_header(file)
     network = model if saved is None else saved.source.model
@@ -191,11 +189,13 @@ def train(
 
     by_episodes = component.instance if isinstance(component.instance, FewShot) else None
     if by_episodes is not None:
-        given = {"--search": trials, "--cache-features": cache_features, "--patches": patches, "--log-gradients": log_gradients or None}
+        given = {"--search": trials, "--seeds": seeds, "--cache-features": cache_features, "--patches": patches}
+        given |= {"--log-gradients": log_gradients or None, "--classes wnid": True if classes == "wnid" else None}
         given |= {"--devices": None if devices == 1 else devices, "--nodes": None if nodes == 1 else nodes}
-        given |= {"--classes wnid": True if classes == "wnid" else None}
         if beside := [option for option, value in given.items() if value is not None]:
             raise InputError(f"{beside[0]} does not apply to training by episodes (--task {component.spec}): leave it out.")
+    if seeds is not None:
+        _check_seeds(cache_features, trials, teacher, log_gradients, devices, nodes, patches)
     default = "probe" if cache_features else default_preset(name, PREFIX if network.startswith(PREFIX) else "", component.metadata.preset)
     recipe = recipe_of(preset or default).with_(**changes)
     if trials is None:  # a search chooses some settings itself, and checks the others
@@ -291,7 +291,7 @@ def _check_seeds(
         InputError: one of them was given, or the features are not kept.
     """
     if cache_features is None:
-        raise InputError("--seeds trains heads at once on features that are computed once: give --cache-features DIR too, or leave it out.")
+        raise InputError("--seeds trains heads on features that are computed once: give --cache-features DIR too, or leave out --seeds.")
     given = {"--search": trials, "--teacher": teacher, "--log-gradients": log_gradients or None, "--patches": patches}
     given |= {"--devices": None if devices == 1 else devices, "--nodes": None if nodes == 1 else nodes}
     if beside := [option for option, value in given.items() if value is not None]:

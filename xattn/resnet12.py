@@ -25,7 +25,7 @@ class ResNet12Settings:
 
     Attributes:
         width: channels of its first convolution; its stages have 2, 4 and 8 times as many.
-        hidden: width of a hidden layer before the logits, for the base classes; new classes are told apart without it. 0: none.
+        hidden: width of a hidden layer before the logits, for the base classes; left out for new classes. 0: none.
     """
 
     width: Annotated[int, AtMost(4_096)] = 80

@@ -247,3 +247,25 @@ def test_of_a_network_with_a_hidden_layer_a_copy_without_it_is_saved(tmp_path: P
     assert torch.equal(loaded.predict(IMAGES), found.predict(IMAGES))
     vectors = Embedding(clf)(IMAGES)
     assert torch.allclose(found.predict(IMAGES), found.network.fc(vectors), atol=1e-6)
+
+
+@pytest.mark.parametrize("head", ["ca-stream", "simpool"])
+def test_a_head_in_the_place_of_the_pooling_gives_the_vectors(head: str) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        clf = xattn.load("few-shot:resnet12:width=2", head=head, input_size=32, resize=36, device="cpu")
+    vectors = Embedding(clf)(IMAGES)
+    assert torch.allclose(Embedding(clf).linear(vectors), clf(IMAGES), atol=1e-6)
+    new = xattn.adapt(clf, IMAGES, LABELS, steps=2000, lr=0.5)
+    assert new.predict(IMAGES).argmax(dim=1).tolist() == LABELS
+
+
+def test_a_network_of_one_s_own_with_a_hidden_layer_is_adapted_but_has_no_name_to_be_saved_by(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("from xattn.resnet12 import ResNet12\n\n\ndef build():\n    return ResNet12(6, 2, 7).eval()\n")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        clf = xattn.load(f"{tmp_path / 'own.py'}:build", input_size=32, resize=36, device="cpu", trust_code=True)
+    new = xattn.adapt(clf, IMAGES, LABELS)
+    assert new.class_count == 3
+    with pytest.raises(UnsupportedError, match="nothing says how to rebuild it"):
+        new.save(str(tmp_path / "new.safetensors"))

@@ -328,7 +328,7 @@ def test_the_momentum_is_nesterov_s_where_it_is_published_so() -> None:
             optimiser.step()
         expected = 1 - 0.1 * (1 + 0.9) - 0.1 * (1 + 0.9 * (1 + 0.9))  # g + µ·v with v = µ·v + g
         assert float(weight.detach()) == pytest.approx(expected)
-    with pytest.raises(SettingError, match="nesterov=True needs a momentum above 0"):
+    with pytest.raises(SettingError, match=r"nesterov=True needs a momentum above 0: give one, or nesterov=False \(--no-nesterov\)"):
         Recipe(optimiser="sgd", nesterov=True, momentum=0.0)
 
 

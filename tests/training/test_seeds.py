@@ -15,11 +15,12 @@ from torch.func import vmap
 import xattn
 from tests.training.conftest import fresh, paint
 from xattn.cli import main
-from xattn.errors import DivergedError, InputError, UnsupportedError
+from xattn.errors import DivergedError, InputError, RunError, UnsupportedError
 from xattn.heads.base import Head
+from xattn.heads.ca_stream import CAStreamHead
 from xattn.models import Classifier
 from xattn.training import Recipe, fit, fit_seeds
-from xattn.training.seeds import SeedsCheckpointing, TrainingOfSeeds, _Product
+from xattn.training.stacked import SeedsCheckpointing, TrainingOfSeeds, _Product
 
 RECIPE = Recipe(epochs=3, batch_size=8, lr=0.05, optimiser="sgd", smallest_crop=None)
 
@@ -46,6 +47,19 @@ def at_once(
     return found
 
 
+def assert_as_alone(head: str, painted: Path, factory: str, tmp_path: Path, within: float = 1e-5, **options: object) -> None:
+    """Each of two heads that are trained at once ends as one that is trained alone, from the same start."""
+    found = at_once(factory, head, painted, tmp_path / "some.safetensors", **options)
+    for seed in found:
+        alone = loaded(factory, head)
+        start = {name: tensor.clone() for name, tensor in alone.new_head(seed).state_dict().items()}
+        alone.head.load_state_dict(start)
+        fit(alone, painted, tmp_path / f"alone-{seed}.safetensors", recipe=RECIPE, workers=0, progress=False, seed=3, **options)
+        assert any(not torch.allclose(tensor.float(), start[name].float(), atol=1e-3) for name, tensor in found[seed].items())
+        for name, tensor in alone.head.state_dict().items():
+            assert torch.allclose(found[seed][name].float(), tensor.float(), rtol=0, atol=within), (seed, name)
+
+
 @pytest.mark.parametrize(
     "head",
     [
@@ -59,18 +73,53 @@ def at_once(
         "map:heads=4",
         "br-npa:n=3,rank_probes=true",
         "b-cnn:n=2",
+        "b-cnn:n=2,hidden=6",
     ],
 )
-def test_each_head_ends_as_it_would_alone(head: str, painted: Path, factory: str, tmp_path: Path) -> None:
-    found = at_once(factory, head, painted, tmp_path / "some.safetensors")
-    for seed in found:
-        alone = loaded(factory, head)
-        start = {name: tensor.clone() for name, tensor in alone.new_head(seed).state_dict().items()}
-        alone.head.load_state_dict(start)
-        fit(alone, painted, tmp_path / f"alone-{seed}.safetensors", recipe=RECIPE, workers=0, progress=False, seed=3)
-        assert any(not torch.allclose(tensor.float(), start[name].float(), atol=1e-3) for name, tensor in found[seed].items())
-        for name, tensor in alone.head.state_dict().items():
-            assert torch.allclose(found[seed][name].float(), tensor.float(), rtol=0, atol=1e-5), (seed, name)
+def test_each_head_ends_as_it_would_alone(head: str, painted: Path, factory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ways = []
+    runs = TrainingOfSeeds._runs_at_once
+    monkeypatch.setattr(TrainingOfSeeds, "_runs_at_once", lambda self: ways.append(runs(self)) or ways[-1])
+    assert_as_alone(head, painted, factory, tmp_path)
+    assert ways == [True]
+
+
+def test_heads_that_cannot_run_at_once_run_one_after_the_other(
+    painted: Path, factory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ways = []
+    own, runs = CAStreamHead.step, TrainingOfSeeds._runs_at_once
+
+    class NoVmap(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: object, given: Tensor) -> Tensor:
+            return given.clone()
+
+        @staticmethod
+        def backward(ctx: object, gradient: Tensor) -> Tensor:
+            return gradient
+
+    def step(self: CAStreamHead, number: int, query: Tensor, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return own(self, number, NoVmap.apply(query), features)
+
+    monkeypatch.setattr(CAStreamHead, "step", step)
+    monkeypatch.setattr(TrainingOfSeeds, "_runs_at_once", lambda self: ways.append(runs(self)) or ways[-1])
+    assert_as_alone("ca-stream", painted, factory, tmp_path)
+    assert ways == [False]
+
+
+@pytest.mark.parametrize("head", ["b-cnn:n=2", "ep:queries=4", "simpool"])
+def test_mixed_precision_is_that_of_a_head_alone(head: str, painted: Path, factory: str, tmp_path: Path) -> None:
+    assert_as_alone(head, painted, factory, tmp_path, 1e-4, precision="bf16-mixed")
+
+
+@pytest.mark.parametrize("head", ["ca-stream", "simpool"])
+def test_a_classifier_of_several_layers_gets_the_vectors_of_all_heads(head: str, painted: Path, tmp_path: Path) -> None:
+    lines = ["import torch", "from tests import networks", "", "def build():", "    network = networks.small(3)"]
+    lines += ["    network[6] = torch.nn.Sequential(torch.nn.LayerNorm(16), torch.nn.Linear(16, 3))", "    return network"]
+    (tmp_path / "layers.py").write_text("\n".join(lines))
+    assert loaded(f"{tmp_path / 'layers.py'}:build", head).attachment.entry.linear is None
+    assert_as_alone(head, painted, f"{tmp_path / 'layers.py'}:build", tmp_path)
 
 
 def test_dropout_differs_between_heads(painted: Path, factory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,7 +201,7 @@ def test_a_head_that_diverges_spoils_no_other(painted: Path, factory: str, tmp_p
         return head
 
     monkeypatch.setattr(Classifier, "new_head", broken)
-    with pytest.raises(DivergedError, match="the loss of the heads of seeds 5 became infinite or NaN. All others are in"):
+    with pytest.raises(DivergedError, match=r"NaN with seed 5; there, .* if there was one\. The others are saved in"):
         at_once(factory, "ca-stream", painted, tmp_path / "some.safetensors", (3, 5, 7))
     assert not (tmp_path / "some-5.safetensors").exists()
     for seed in (3, 7):
@@ -165,7 +214,6 @@ def test_a_head_that_diverges_spoils_no_other(painted: Path, factory: str, tmp_p
 def test_heads_that_all_diverge_later_keep_their_best_epochs(
     painted: Path, factory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(SeedsCheckpointing, "pause", 0.0)
     step = TrainingOfSeeds.training_step
 
     def spoilt(self: TrainingOfSeeds, *batch: object) -> Tensor:
@@ -176,7 +224,7 @@ def test_heads_that_all_diverge_later_keep_their_best_epochs(
         return step(self, *batch)
 
     monkeypatch.setattr(TrainingOfSeeds, "training_step", spoilt)
-    with pytest.raises(DivergedError, match="seeds 3, 7 became infinite or NaN"):
+    with pytest.raises(DivergedError, match=r"NaN with seeds 3, 7; there, .*, if there was one\. Give a lower"):
         at_once(factory, "ca-stream", painted, tmp_path / "some.safetensors")
     for seed in (3, 7):
         found = xattn.load(str(tmp_path / f"some-{seed}.safetensors"), device="cpu", trust_code=True)
@@ -186,17 +234,29 @@ def test_heads_that_all_diverge_later_keep_their_best_epochs(
 def test_what_cannot_be_trained_at_once_is_refused(painted: Path, factory: str, tmp_path: Path) -> None:
     out = tmp_path / "some.safetensors"
     for seeds, options, message in (
-        ((), {}, "one seed each, all different; got []"),
-        ((1, 1), {}, "one seed each, all different; got [1, 1]"),
+        ((), {}, "one seed each from 0 to 2147483647, all different; got []"),
+        ((1, 1), {}, "one seed each from 0 to 2147483647, all different; got [1, 1]"),
+        ((-1,), {}, "one seed each from 0 to 2147483647, all different; got [-1]"),
+        (("1", "2"), {}, "seeds are whole numbers, one per head, as in range(20); got ('1', '2')"),
+        (3, {}, "seeds are whole numbers, one per head, as in range(20); got 3"),
+        ((1,), {"cache_features": None}, "cache_features is the folder for the network's features; got NoneType"),
         ((1,), {"recipe": RECIPE.with_(patience=2)}, "leave out patience"),
         ((1,), {"precision": "16-mixed"}, "use 32-true or bf16-mixed"),
         ((1,), {"recipe": RECIPE.with_(smallest_crop=0.3)}, "random crops (smallest_crop=0.3) change them"),
     ):
         with pytest.raises(InputError, match=re.escape(message)):
             at_once(factory, "abmilp", painted, out, seeds, **options)
+    with pytest.raises(InputError, match="br-npa starts as the classifier of .* whatever the seed, so that all heads would be the same"):
+        at_once(factory, "br-npa", painted, out)
+    assert len(at_once(factory, "br-npa:dropout=0.3", painted, tmp_path / "dropout.safetensors")) == 2
+    trained = xattn.load(str(tmp_path / "dropout-3.safetensors"), device="cpu", trust_code=True)
+    with pytest.raises(InputError, match="is trained already, but heads of several seeds start from new weights"):
+        fit_seeds(trained, painted, out, [0, 1], recipe=RECIPE, cache_features=tmp_path / "features")
+    with pytest.raises(RunError, match=r"holds another training \(seeds was \[3, 7\], is None\)"):
+        fit(loaded(factory, "br-npa:dropout=0.3"), painted, tmp_path / "dropout.safetensors", recipe=RECIPE, workers=0, seed=3)
     with pytest.raises(UnsupportedError, match="small was attached from a module in hand, but heads are saved by name: load it by a name"):
         fit_seeds(fresh("abmilp"), painted, out, [0], recipe=RECIPE, cache_features=tmp_path / "features")
-    with pytest.raises(UnsupportedError, match="sets weights from the pictures: train one head at a time"):
+    with pytest.raises(UnsupportedError, match="sets weights from the training pictures: train one head at a time, without seeds"):
         at_once(factory, "protopnet", painted, out)
 
 
@@ -249,8 +309,9 @@ def test_the_command_trains_heads_at_once(tmp_path: Path, factory: str, monkeypa
     assert four.labels == ("blue", "green", "red")
     assert four.digest() != five.digest()
     for given, message in (
-        ([], "--seeds trains heads at once on features that are computed once: give --cache-features DIR too"),
+        ([], "--seeds trains heads on features that are computed once: give --cache-features DIR too"),
         (["--cache-features", "kept", "--search", "2"], "--search does not apply to heads that are trained at once"),
+        (["--cache-features", "kept", "--task", "few-shot"], "--seeds does not apply to training by episodes"),
         (["--cache-features", "kept", "--devices", "2"], "--devices does not apply to heads that are trained at once"),
     ):
         refused = CliRunner().invoke(main, [*base, *options, *given])

@@ -28,7 +28,7 @@ class Embedding:
         classifier: whose head's or network's own last layer is linear.
 
     Attributes:
-        linear: that layer, `(D → K)`; with a hidden layer, the first of both.
+        linear: that layer, `(D → K)`; with a hidden layer, the first of the two.
         hidden: whether there is a hidden layer.
         place: dotted name, in the classifier, of the module that gives the logits for the vectors.
 
@@ -80,8 +80,8 @@ class Embedding:
     def __call__(self, images: Tensor) -> Tensor:
         """Vectors `(B, D)` of images `(B, C, H, W)` in pixel space. Differentiable; the classifier's mode, eval or train, stays."""
         found: list[Tensor] = []
-        hook = in_this_thread(lambda _m, args: found.append(args[0]))
-        handle = self.linear.register_forward_pre_hook(hook)
+        hook = in_this_thread(lambda _m, args, _output: found.append(args[0]))  # behind the hook by which a head puts in its vector
+        handle = self.linear.register_forward_hook(hook)
         try:
             self.classifier(images)
         finally:
@@ -116,7 +116,8 @@ def with_linear(classifier: Classifier, linear: nn.Linear, names: Sequence[str] 
         head = _without_hidden(heads.create(head))
         state = {key: value for key, value in state.items() if not key.startswith(f"{place}.")}
     elif last.hidden and source is not None:
-        source = replace(source, model=PREFIX + _without_hidden(networks.create(source.model.removeprefix(PREFIX))))
+        named = source.model.startswith(PREFIX)  # else nothing rebuilds the network without its hidden layer
+        source = replace(source, model=PREFIX + _without_hidden(networks.create(source.model.removeprefix(PREFIX)))) if named else None
     if part == "network":
         parent, _, name = place.rpartition(".")
         setattr(network.get_submodule(parent), name, own)

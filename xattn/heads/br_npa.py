@@ -117,7 +117,7 @@ class BRNPA(HeadSettings):
         rectify: treat negative cosines as 0.
         rank_probes: auxiliary classifiers on only some of the ranks, without a gradient into the features.
         dropout: share of the concatenated vector that is dropped in training.
-        hidden: width of a hidden layer before the logits, for base classes of few shots; new classes are told apart without it. 0: none.
+        hidden: width of a hidden layer before the logits, for base classes of few shots; left out for new classes. 0: none.
     """
 
     n: Annotated[int, AtMost(1_024)] = 3

@@ -158,7 +158,7 @@ class Classifier(nn.Module):
         return grafted(head, self.attachment.entry, self.class_count, f"{self.head_name} on {self.name}")
 
     def new_head(self, seed: int) -> Head:
-        """A head like its own, with new weights, which depend only on the seed."""
+        """A head like its own, with new weights that depend only on the seed, or those of the network's classifier if it starts as that."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             head = self._built(heads.create(self.head_name).instance)

@@ -60,9 +60,9 @@ def load(
         model: `birds:NAME` for the shipped classifiers, `torchvision:NAME`, `timm:NAME`, `hf:NAME_OR_FOLDER` (an image classifier, CLIP
             or SigLIP of transformers), `open_clip:NAME`, `focus:BACKBONE[:key=value,…]` (a new two-stream network on a backbone of
             these), `rga:BACKBONE[:key=value,…]` (a ResNet with relation-aware attention, whose gates are new),
-            `ocr:BACKBONE[:key=value,…]` (an OCR network for segmentation, whose classifiers are new), `few-shot:resnet12[:width=80]` (a new
-            network for few-shot learning), `package.module:factory`, `path/file.py:factory` (a callable without arguments that returns the
-            network), or a `.safetensors` that `Classifier.save` or `xattn train` wrote, which has its own head.
+            `ocr:BACKBONE[:key=value,…]` (an OCR network for segmentation, whose classifiers are new), `few-shot:resnet12[:key=value,…]`
+            (a new network for few-shot learning), `package.module:factory`, `path/file.py:factory` (a callable without arguments that
+            returns the network), or a `.safetensors` that `Classifier.save` or `xattn train` wrote, which has its own head.
         head: the head that computes the logits, `name[:key=value,…]`; None: that of a saved file, else gap. A file with gap takes any head,
             which is then new.
         classes: number of outputs of a head with its own linear layer (br-npa, b-cnn), of a network of focus:, rga:, ocr: or few-shot:, or

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from xattn.tasks.few_shot import FewShot
 from xattn.training.checkpointing import Checkpointing, begin, early_stop, one_training, quiet
 from xattn.training.checks import check_precision, refuse_unused
 from xattn.training.data import Crops
-from xattn.training.fit import Fitted, as_it_was, result_of, settings_of, train, trainer_for
+from xattn.training.fit import Fitted, as_it_was, default_workers, result_of, settings_of, train, trainer_for
 from xattn.training.loss import distillation
 from xattn.training.module import optimiser_of, schedule_of
 from xattn.training.recipe import Recipe, recipe_of
@@ -201,7 +200,7 @@ def fit_episodes(
     others: dict[str, Any] = {"name": opened.validation.name, "names": opened.validation.names, "seed": mixed(seed, -3, 0)}
     folder = Path(out).with_suffix(".training")
     checkpointing = Checkpointing(folder, chosen.episodes * shape.pictures, chosen.epochs, component.metadata, progress, on_epoch)
-    workers = min(8, max(1, (os.cpu_count() or 1) - 1)) if workers is None else workers
+    workers = default_workers() if workers is None else workers
     shared: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0}
     unseen = Episodes(_classes(opened.validation), shape, chosen.episodes, **others)
     drawn = Episodes(_classes(opened), shape, chosen.episodes, seed=seed, **about)

@@ -164,20 +164,29 @@ def attend_features(classifier: Classifier, given: Features, classes: Tensor | N
         given: the features.
         classes: `(B,)`, the labels, for a head that has one query per class in training.
     """
-    head, attachment = classifier.head, classifier.attachment
-    if head.asks_class and classes is None:
-        classes = given.predicted
-    attended = head.start(len(given.stages[attachment.stages[0].name]), classes)
-    for stage in attachment.stages:
-        head.read(attended, stage.name, given.stages[stage.name])
-    if attachment.replaces == "pooling":
-        attended.output = _classified(classifier, attended.output)
+    attended = read_features(classifier, given, classes)
+    attended.output = classified(classifier, attended.output)
     return attended
 
 
-def _classified(classifier: Classifier, vectors: Tensor) -> Tensor:
-    """The logits for vectors in the place of the pooled ones. Where the classifier is more than a linear layer, the network runs one image,
-    and its classifier gets all vectors."""
+def read_features(classifier: Classifier, given: Features, classes: Tensor | None = None) -> Attended:
+    """What the head gives for these features; arguments as for `attend_features`."""
+    head, stages = classifier.head, classifier.attachment.stages
+    if head.asks_class and classes is None:
+        classes = given.predicted
+    attended = head.start(len(given.stages[stages[0].name]), classes)
+    for stage in stages:
+        head.read(attended, stage.name, given.stages[stage.name])
+    return attended
+
+
+def classified(classifier: Classifier, vectors: Tensor) -> Tensor:
+    """The logits `(B, K)` for what a head gives: these are they, or the network's own classifier makes them of vectors `(B, C)`.
+
+    Where that is more than a linear layer, the network runs one image, and its classifier gets all vectors.
+    """
+    if classifier.attachment.replaces != "pooling":
+        return vectors
     entry = classifier.attachment.entry
     if entry.linear is not None:
         logits: Tensor = entry.linear(vectors.to(entry.linear.weight.dtype))

@@ -358,6 +358,7 @@ def settings_of(
         "recipe": recipe.to_json(),
         "seed": seed,
         "precision": precision,
+        "seeds": None,  # of several heads, see `xattn.training.seeds`
     }
 
 

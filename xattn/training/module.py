@@ -120,7 +120,9 @@ class Training(lightning.LightningModule):
 
     def _of_head(self, batch: Any, labels: Tensor) -> Tensor:
         given = self._given(batch)
-        attended = self._attended(given, labels if labels.dim() == 1 else None)
+        return self._total(self._attended(given, labels if labels.dim() == 1 else None), labels, given)
+
+    def _total(self, attended: Attended, labels: Tensor, given: Tensor | Features) -> Tensor:
         loss = self._loss(attended.output, labels, given)
         for logits in attended.probes.values():
             loss = loss + self.task.auxiliary * self.task.loss(logits, labels)

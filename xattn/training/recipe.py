@@ -134,7 +134,7 @@ class Recipe:
         if wrong:
             raise SettingError(f"a training cannot have {', '.join(wrong)}.")
         if self.nesterov and self.optimiser == "sgd" and self.momentum == 0:
-            raise SettingError("nesterov=True needs a momentum above 0: leave it out, or momentum=0.")
+            raise SettingError("nesterov=True needs a momentum above 0: give one, or nesterov=False (--no-nesterov).")
         if self.centre_crop != 1 and self.smallest_crop is None:
             raise SettingError(f"centre_crop={self.centre_crop} applies to random crops: give smallest_crop too, or leave it out.")
         if self.padding is not None and self.smallest_crop is not None:

@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import copy
-import math
-import time
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Sequence
+from operator import index
 from pathlib import Path
-from typing import Any, ClassVar, TypedDict
+from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.func import functional_call
-from torch.overrides import TorchFunctionMode
 from torch.utils.data import DataLoader
 
 from xattn.errors import DivergedError, InputError, UnsupportedError
-from xattn.heads.base import Head
 from xattn.models import Classifier
-from xattn.registry import Component
-from xattn.stored import Count
-from xattn.tasks import Task, TaskMetadata
-from xattn.training.checkpointing import LAST, Checkpointing, begin, metrics_of, one_training, quiet
+from xattn.models.state_dicts import digest_of
+from xattn.training.checkpointing import begin, one_training, quiet
 from xattn.training.data import Classes, EpochOrder, Labelled
-from xattn.training.features import as_it_is, check_cacheable, on_features
+from xattn.training.features import MIXED, as_it_is, check_cacheable, on_features
 from xattn.training.fit import Fitted, as_it_was, default_workers, prepared, settings_of, trainer_for
-from xattn.training.module import Training, freeze, optimiser_of
+from xattn.training.module import freeze
 from xattn.training.recipe import Recipe
+from xattn.training.stacked import SeedsCheckpointing, TrainingOfSeeds
 
 
 def fit_seeds(
@@ -46,18 +39,21 @@ def fit_seeds(
 ) -> list[Fitted]:
     """Trains several heads on one frozen network at once; each step reads the features of its pictures once for all of them.
 
-    Each head has weights and dropout of its own, and ends as it would alone; but all get the pictures in the same order and hold out the
-    same ones, those of the first seed. The classifier itself stays unchanged. An interrupted training resumes, as for `fit`, from a
-    checkpoint that is at most a minute, or an epoch, old.
+    Each head has first weights and dropout of its own, and ends as it would alone with the same first weights and the same pictures in the
+    same order: all hold out the same pictures, and get the others in the order of the first seed. The classifier itself stays unchanged.
+    An interrupted training resumes, as for `fit`, from a checkpoint that is at most a minute old, or one epoch if that is longer.
+
+    Heads of which torch cannot run several at once (with sparsemax or entmax15, or in mixed precision) run one after the other in each
+    step; they share the features all the same.
 
     Args:
         classifier: the network, and which head.
         data: as for `fit`.
         out: the `.safetensors` to write, to whose name each head adds its seed: `stream.safetensors` gives `stream-0.safetensors`, ….
-        seeds: one per head.
+        seeds: one per head, from which its first weights are drawn.
         cache_features: as for `fit`.
         task: as for `fit`.
-        recipe: as for `fit`; without patience, since all heads train for all epochs.
+        recipe: settings, or the name of a preset; without patience, since all heads train for all epochs.
         classes: as for `fit`.
         workers: as for `fit`.
         accelerator: as for `fit`.
@@ -68,31 +64,35 @@ def fit_seeds(
         One result per seed.
 
     Raises:
-        InputError: as for `fit`; or there are no seeds, or twice the same.
+        InputError: as for `fit`; no seeds, one of them twice, or something else; a head that is trained already, or that starts the same
+            from every seed.
         UnsupportedError: the classifier has no name to save it by, or its head cannot be trained so.
         RunError: as for `fit`.
-        DivergedError: the loss of a head became infinite or NaN; all others, and its best epoch before that, are saved.
+        DivergedError: the loss of a head became infinite or NaN. All others are saved, and its best epoch before that, if there was one.
     """
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise InputError(f"heads that are trained at once have one seed each, all different; got {list(seeds)}.")
+    seeds = _checked(seeds)
+    if not isinstance(cache_features, (str, os.PathLike)):
+        raise InputError(f"cache_features is the folder for the network's features; got {type(cache_features).__name__}.")
     begun = prepared(classifier, data, task, recipe, classes, None, seeds[0], precision)
     component, chosen, opened, training, numbers, validation = begun
-    _check(classifier, chosen, precision)
+    _check(classifier, chosen, seeds, precision)
     workers = default_workers() if workers is None else workers
     options: dict[str, Any] = {"precision": precision, "batch": chosen.batch_size, "workers": workers, "shown": progress}
     features, held_out = on_features(classifier, training, validation, Path(cache_features), **options)
     folder = Path(out).with_suffix(".training")
     checkpointing = SeedsCheckpointing(folder, len(numbers), chosen.epochs, component.metadata, progress, len(seeds))
+    kept = checkpointing.kept
     with one_training(folder), as_it_was(classifier), checkpointing.progress, quiet():
         trainer = trainer_for(classifier, folder, chosen, [checkpointing], accelerator=accelerator, precision=precision)
-        begin(folder, settings_of(classifier, component.spec, opened, None, chosen, seeds[0], precision) | {"seeds": list(seeds)})
+        begin(folder, settings_of(classifier, component.spec, opened, None, chosen, seeds[0], precision) | {"seeds": seeds})
         if chosen.dropout is not None:
             for layer in classifier.head.dropouts():
                 layer.p = chosen.dropout
         freeze(classifier, backbone=False)
-        module = TrainingOfSeeds(classifier, component, chosen, seeds)
+        module = TrainingOfSeeds(classifier, component, chosen, seeds, mixed=str(precision) in MIXED)
         checkpoint = checkpointing.resume()
-        first = checkpointing.kept["epochs"]
+        kept = checkpointing.kept
+        first = kept["epochs"]
         loader = DataLoader(
             features,
             chosen.batch_size,
@@ -101,225 +101,76 @@ def fit_seeds(
             collate_fn=as_it_is,
         )
         validating = DataLoader(held_out, chosen.batch_size, collate_fn=as_it_is)
-        all_diverged = False
-        try:
-            if not checkpointing.kept["finished"]:
+        if kept["finished"]:
+            module.load_state_dict(checkpointing.best(), strict=False)
+        else:
+            try:
                 trainer.fit(module, loader, validating, ckpt_path=checkpoint, weights_only=True)
-        except DivergedError:
-            if not (folder / LAST).exists():
-                raise
-            all_diverged = True
-        module.load_state_dict(checkpointing.best(), strict=False)
-    _save(classifier, module, opened.names, [path_of(out, seed) for seed in seeds], checkpointing.kept["best_epoch"])
-    if diverged := [str(seed) for seed, alive in zip(seeds, module.alive.tolist(), strict=True) if all_diverged or not alive]:
+            except DivergedError:
+                if not any(kept["best_epoch"]):
+                    raise
+    _save(classifier, module, opened.names, [path_of(out, seed) for seed in seeds], kept["best_epoch"])
+    if diverged := [str(seed) for seed, alive in zip(seeds, module.alive.tolist(), strict=True) if not alive]:
+        others = f"The others are saved in {folder.parent}. " if len(diverged) < len(seeds) else ""
+        which = f"{'seed' if len(diverged) == 1 else 'seeds'} {', '.join(diverged)}"
         raise DivergedError(
-            f"the loss of the heads of seeds {', '.join(diverged)} became infinite or NaN. All others are in {folder.parent}, and of these "
-            "the best epoch before it, if there was one. Give a lower learning rate, and another file."
+            f"the loss became infinite or NaN with {which}; there, the best epoch before it is saved, if there was one. {others}Give a "
+            f"lower learning rate (it was {chosen.lr:g}) and another --out."
         )
-    kept = checkpointing.kept
     each = zip(kept["best_epoch"], kept["best_loss"], kept["best_score"], strict=True)
     return [Fitted(kept["epochs"], epoch, loss, score, len(held_out), folder) for epoch, loss, score in each]  # type: ignore[arg-type]
 
 
 def path_of(out: str | Path, seed: int) -> Path:
-    """The file of one head."""
+    """The file of the head of one seed."""
     return Path(out).with_stem(f"{Path(out).stem}-{seed}")
 
 
-class TrainingOfSeeds(Training):
-    """Several heads of one classifier, whose weights are stacked, with the head's axis first.
+def _checked(seeds: Sequence[int]) -> list[int]:
+    """The seeds as a list.
 
-    Losses of the heads are summed; every optimiser works weight by weight, so that each head gets the steps that it would get alone.
-
-    Attributes:
-        weights: of the heads now; `best`: of each head's best epoch.
-        alive: `(heads,)`, whether the losses of a head have been finite.
-        found: validation loss and score of each head after the last epoch.
+    Raises:
+        InputError: they are none, not numbers, below 0 or too large, or one of them comes twice.
     """
-
-    alive: Tensor
-
-    def __init__(self, classifier: Classifier, task: Component[TaskMetadata, Task], recipe: Recipe, seeds: Sequence[int]) -> None:
-        super().__init__(classifier, task, recipe, None, False, seeds[0])
-        head = classifier.head
-        heads = [classifier.new_head(seed).state_dict() for seed in seeds]
-        self.names = list(heads[0])
-        trained = {name for name, parameter in head.named_parameters() if parameter.requires_grad}
-        stacked = {name: torch.stack([each[name] for each in heads]) for name in self.names}
-        self.weights = nn.ParameterList(nn.Parameter(stacked[name], requires_grad=name in trained) for name in self.names)
-        self.best = nn.ParameterList(nn.Parameter(stacked[name].clone(), requires_grad=False) for name in self.names)
-        self.register_buffer("alive", torch.ones(len(seeds), dtype=torch.bool))
-        self.meters = nn.ModuleList(copy.deepcopy(self.meter) for _ in seeds)
-        self.losses: list[tuple[Tensor, int]] = []
-        self.found: tuple[list[float], list[float]] = ([], [])
-        head.requires_grad_(False)  # it lends its layers
-
-    def configure_optimizers(self) -> Any:
-        return self.scheduled(optimiser_of(self.recipe, [weight for weight in self.weights if weight.requires_grad], fused=True))
-
-    def training_step(self, batch: tuple[Any, Tensor], batch_idx: int) -> Tensor:
-        given, labels = batch
-        losses = self._of_each(lambda: self._of_head(given, labels))
-        self.alive &= torch.isfinite(losses.detach())
-        if not bool(self.alive.any()):
-            raise DivergedError(
-                f"the loss of every head is infinite or NaN in epoch {self.current_epoch + 1}, step {batch_idx + 1}: give a lower learning "
-                f"rate (it was {self.recipe.lr:g}); finished epochs are kept."
-            )
-        loss = losses[self.alive].sum()
-        self.log("loss", loss / self.alive.sum(), on_step=True, on_epoch=True, batch_size=len(labels))
-        return loss
-
-    def validation_step(self, batch: tuple[Any, Tensor], batch_idx: int) -> None:
-        given, labels = batch
-        logits = self._of_each(lambda: self._attended(given).output).float()
-        self.losses.append((torch.stack([self.task.loss(each, labels) for each in logits]), len(labels)))
-        for meter, each in zip(self.meters, logits, strict=True):
-            meter.update(each, labels)  # type: ignore[operator]  # a torchmetrics.Metric
-
-    def on_validation_epoch_end(self) -> None:
-        total = sum(count for _, count in self.losses)
-        losses = sum(loss * count for loss, count in self.losses) / total
-        scores = torch.stack([100.0 * meter.compute() for meter in self.meters])  # type: ignore[operator]
-        self.losses.clear()
-        for meter in self.meters:
-            meter.reset()  # type: ignore[operator]
-        self.alive &= torch.isfinite(losses)  # type: ignore[arg-type]
-        self.found = (losses.tolist(), scores.tolist())  # type: ignore[union-attr]
-        self.log_dict({"val_loss": losses[self.alive].mean(), f"val_{self.score}": scores[self.alive].mean()})  # type: ignore[index]
-
-    @torch.no_grad()
-    def keep(self, better: Sequence[bool]) -> None:
-        """Keeps the weights of the heads that are better than before."""
-        for index in [index for index, is_better in enumerate(better) if is_better]:
-            for best, now in zip(self.best, self.weights, strict=True):
-                best[index] = now[index]
-
-    def best_of(self, index: int) -> dict[str, Tensor]:
-        """The state dict of one head, in its best epoch."""
-        return {name: best[index].detach().clone() for name, best in zip(self.names, self.best, strict=True)}
-
-    def _of_each(self, run: Callable[[], Tensor]) -> Tensor:
-        """What a function of the head gives for each head's weights, stacked."""
-        lent = _Lent(self.classifier.head, run)
-
-        def of_one(weights: Mapping[str, Tensor]) -> Tensor:
-            found: Tensor = functional_call(lent, {f"head.{name}": weight for name, weight in weights.items()}, ())
-            return found
-
-        with _Folded():
-            found: Tensor = torch.vmap(of_one, randomness="different")(dict(zip(self.names, self.weights, strict=True)))
-        return found
+    try:
+        found = [index(seed) for seed in seeds]
+    except TypeError as error:
+        raise InputError(f"seeds are whole numbers, one per head, as in range(20); got {seeds!r:.80}.") from error
+    if not found or len(set(found)) < len(found) or not all(0 <= seed < 2**31 for seed in found):
+        raise InputError(f"heads that are trained at once have one seed each from 0 to {2**31 - 1}, all different; got {found!s:.80}.")
+    return found
 
 
-class _Lent(nn.Module):
-    """Runs a function, so that `functional_call` can lend the head other weights meanwhile."""
-
-    def __init__(self, head: Head, run: Callable[[], Tensor]) -> None:
-        super().__init__()
-        self.head = head
-        self.run = run
-
-    def forward(self) -> Tensor:
-        return self.run()
-
-
-class _Product(torch.autograd.Function):
-    """`torch.bmm`, whose own rule for vmap copies a factor that all heads share once for each head; here, heads are rows or columns."""
-
-    @staticmethod
-    def forward(left: Tensor, right: Tensor) -> Tensor:
-        return torch.bmm(left, right)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        left, right = ctx.saved_tensors
-        return torch.bmm(gradient, right.transpose(1, 2)), torch.bmm(left.transpose(1, 2), gradient)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, int | None], left: Tensor, right: Tensor) -> tuple[Tensor, int]:
-        of_left, of_right = in_dims
-        if of_right is None and of_left is not None:
-            left = left.movedim(of_left, 1)
-            return torch.bmm(left.flatten(1, 2), right).unflatten(1, left.shape[1:3]), 1
-        if of_left is None and of_right is not None:
-            right = right.movedim(of_right, 2)
-            return torch.bmm(left, right.flatten(2, 3)).unflatten(2, right.shape[2:4]), 2
-        return torch.matmul(left.movedim(of_left or 0, 0), right.movedim(of_right or 0, 0)), 0
-
-
-class _Folded(TorchFunctionMode):
-    """Has `_Product` in the place of `torch.bmm`."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.bmm and not kwargs:
-            return _Product.apply(*args)
-        return func(*args, **(kwargs or {}))
-
-
-class _KeptOfSeeds(TypedDict):
-    epochs: Count
-    best_epoch: list[Count]
-    best_loss: list[float]
-    best_score: list[float]
-    finished: bool
-
-
-class SeedsCheckpointing(Checkpointing):
-    """Saves the last finished epoch of several heads, with the best weights of each; arguments as for `Checkpointing`.
-
-    An epoch of many heads can be shorter than the writing of their checkpoint, so that one is written at most every `pause` seconds.
-    """
-
-    layout: ClassVar[type] = _KeptOfSeeds
-    pause = 60.0
-
-    def __init__(self, folder: Path, images: int, epochs: int, task: TaskMetadata, shown: bool, heads: int) -> None:
-        super().__init__(folder, images, epochs, task, shown, None)
-        self.kept |= {"best_epoch": [0] * heads, "best_loss": [math.inf] * heads, "best_score": [math.nan] * heads}
-        self.saved = time.monotonic()
-
-    def resume(self) -> str | None:
-        if not (self.folder / LAST).exists():
-            return None
-        self.restore(self._loaded(LAST)[1])
-        return str(self.folder / LAST)
-
-    def best(self) -> dict[str, Any]:
-        return self._loaded(LAST)[0]
-
-    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        epoch, kept = trainer.current_epoch + 1, self.kept
-        found = list(zip(*pl_module.found, pl_module.alive.tolist(), strict=True))
-        better = [
-            alive and self.is_better(loss, score, kept["best_loss"][index], kept["best_score"][index])
-            for index, (loss, score, alive) in enumerate(found)
-        ]
-        pl_module.keep(better)
-        for index in [index for index, is_better in enumerate(better) if is_better]:
-            kept["best_epoch"][index], kept["best_loss"][index], kept["best_score"][index] = epoch, *found[index][:2]
-        kept |= {"epochs": epoch, "finished": epoch == self.epochs}
-        if kept["finished"] or time.monotonic() - self.saved >= self.pause:
-            self._save(trainer, LAST)
-            self.saved = time.monotonic()
-        self.tell(metrics_of(trainer))
-
-
-def _check(classifier: Classifier, recipe: Recipe, precision: Any) -> None:
+def _check(classifier: Classifier, recipe: Recipe, seeds: Sequence[int], precision: Any) -> None:
     """Refuses what cannot be trained at once."""
+    name = classifier.head_name
     if classifier.source is None:
         raise UnsupportedError(f"{classifier.name} was attached from a module in hand, but heads are saved by name: load it by a name.")
     check_cacheable(classifier, recipe, None, 1, 1)
     if classifier.head.push_every:
-        raise UnsupportedError(f"{classifier.head_name} sets weights from the pictures: train one head at a time.")
+        raise UnsupportedError(f"{name} sets weights from the training pictures: train one head at a time, without seeds (--seeds).")
+    if classifier.trained and not classifier.grafted:
+        raise InputError(
+            f"the {name} of {classifier.name} is trained already, but heads of several seeds start from new weights: give the network by "
+            "its own name, or train on with one seed."
+        )
+    if len(seeds) > 1 and not _differ(classifier, recipe, seeds[:2]):
+        raise InputError(
+            f"{name} starts as the classifier of {classifier.name} whatever the seed, so that all heads would be the same: give one seed, "
+            "a dropout, or data with other classes."
+        )
     if recipe.patience is not None:
         raise InputError("heads that are trained at once train for all epochs: leave out patience.")
     if str(precision) in ("16-mixed", "16"):
         raise InputError(f"precision '{precision}' scales the gradients of all heads together: use 32-true or bf16-mixed.")
+
+
+def _differ(classifier: Classifier, recipe: Recipe, seeds: Sequence[int]) -> bool:
+    """Whether two heads differ, by their first weights or by dropout."""
+    if any(layer.p if recipe.dropout is None else recipe.dropout for layer in classifier.head.dropouts()):
+        return True
+    one, other = (digest_of(classifier.new_head(seed).state_dict()) for seed in seeds)
+    return one != other
 
 
 def _save(
@@ -330,9 +181,9 @@ def _save(
     try:
         classifier.trained = True
         classifier.labels = names if names is not None else classifier.labels
-        for index, path in enumerate(paths):
-            if epochs[index]:
-                classifier.head.load_state_dict(module.best_of(index))
+        for number, path in enumerate(paths):
+            if epochs[number]:
+                classifier.head.load_state_dict(module.best_of(number))
                 classifier.save(str(path))
     finally:
         classifier.head.load_state_dict(before[0])
