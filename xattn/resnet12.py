@@ -45,7 +45,7 @@ def parsed(model: str) -> ResNet12Settings:
         SettingError: a value is out of range.
 
     >>> parsed("few-shot:resnet12:width=8")
-    ResNet12Settings(width=8)
+    ResNet12Settings(width=8, hidden=0)
     """
     name = model.removeprefix(PREFIX)
     if name.partition(":")[0] != NAME:
