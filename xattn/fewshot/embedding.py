@@ -74,7 +74,9 @@ class Embedding:
         self.classifier = classifier
         self.place = last[0]
         found = layers[self.place]
-        self.linear: nn.Linear = found[0] if isinstance(found, Hidden) else found
+        first = found[0] if isinstance(found, Hidden) else found
+        assert isinstance(first, nn.Linear)
+        self.linear = first
         self.hidden = isinstance(found, Hidden)
 
     def __call__(self, images: Tensor) -> Tensor:
