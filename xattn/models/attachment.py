@@ -123,7 +123,7 @@ def grafted(head: Head, entry: ClassifierEntry, class_count: int, named: str) ->
         head.graft(linear)
         return True
     why = f"its own has {linear.out_features} classes" if linear is not None else "its own is not one linear layer on the pooled vector"
-    warnings.warn(f"{named} starts with a fresh classifier of {class_count} classes: {why}.", stacklevel=4)
+    warnings.warn(f"{named} starts with a fresh classifier of {class_count} classes: {why}.", stacklevel=5)
     return False
 
 
