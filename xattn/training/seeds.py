@@ -81,7 +81,6 @@ def fit_seeds(
     features, held_out = on_features(classifier, training, validation, Path(cache_features), **options)
     folder = Path(out).with_suffix(".training")
     checkpointing = SeedsCheckpointing(folder, len(numbers), chosen.epochs, component.metadata, progress, len(seeds))
-    kept = checkpointing.kept
     with one_training(folder), as_it_was(classifier), checkpointing.progress, quiet():
         trainer = trainer_for(classifier, folder, chosen, [checkpointing], accelerator=accelerator, precision=precision)
         begin(folder, settings_of(classifier, component.spec, opened, None, chosen, seeds[0], precision) | {"seeds": seeds})
