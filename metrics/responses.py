@@ -45,7 +45,7 @@ from xattn.metrics.removals import (
     without_subsets,
 )
 from xattn.metrics.segments import superpixels
-from xattn.metrics.stream import PerturbedImages, PredictAll, Read, stream
+from xattn.metrics.stream import Forwards, PerturbedImages, Read, stream
 from xattn.metrics.target_base import Target
 from xattn.metrics.targets import ClassTarget, Predict, Targets, as_target
 
@@ -128,21 +128,20 @@ def evaluate_perturbations(
     if low_res_masks is not None:
         low_res_masks = {name: as_masks(some, len(images)) for name, some in low_res_masks.items()}
     found = evaluate_for_all(
-        lambda perturbed: (checked(perturbed),),
+        Forwards(lambda perturbed: (checked(perturbed),), chunk),
         images,
         [checked.target],
         {name: as_masks(some, len(images)) for name, some in masks.items()},
         perturbations,
         low_res_masks=low_res_masks,
         mean=mean,
-        chunk=chunk,
     )[0]
     checked.refuse_probabilities()
     return found
 
 
 def evaluate_for_all(
-    predict: PredictAll,
+    forwards: Forwards,
     images: Tensor,
     targets: Sequence[Target],
     masks: Mapping[str, Tensor],
@@ -150,12 +149,11 @@ def evaluate_for_all(
     *,
     low_res_masks: Mapping[str, Tensor] | None = None,
     mean: Tensor | None = None,
-    chunk: int = 8,
 ) -> list[dict[str, Responses]]:
     """`evaluate_perturbations` for several networks that take the same perturbed images; a curve with a tolerance takes one network only.
 
     Args:
-        predict: images → one output per network.
+        forwards: how the images are run by the networks.
         targets: one per network.
     """
     if not perturbations:
@@ -167,7 +165,7 @@ def evaluate_for_all(
     read = [_replies_of(target, scored=scored, contrasted=contrasted) for target in targets]
 
     def run(asked: Mapping[Any, PerturbedImages]) -> list[dict[Any, Reply]]:
-        found = stream(predict, list(asked.values()), images, read, len(Reply._fields), chunk)
+        found = stream(forwards, list(asked.values()), images, read, len(Reply._fields))
         return [{key: Reply(*columns) for key, columns in zip(asked, of_one, strict=True)} for of_one in found]
 
     asked = _Asked(images, masks, low_res_masks, perturbations, mean)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
@@ -22,6 +23,21 @@ Read = Callable[["Tensor", "Tensor"], "Sequence[Tensor]"]
 
 
 @dataclass(frozen=True)
+class Forwards:
+    """How perturbed images are run.
+
+    Attributes:
+        predict: images → one output per network.
+        chunk: images at a time, over all streams.
+        streams: threads that each make and run their part of a chunk, without waiting for each other; `predict` must allow that.
+    """
+
+    predict: PredictAll
+    chunk: int
+    streams: int = 1
+
+
+@dataclass(frozen=True)
 class PerturbedImages:
     """A run of perturbed images.
 
@@ -35,38 +51,53 @@ class PerturbedImages:
 
 
 def stream(
-    predict: PredictAll,
-    runs: Sequence[PerturbedImages],
-    like: Tensor,
-    read: Sequence[Read],
-    columns: int,
-    chunk: int,
+    forwards: Forwards, runs: Sequence[PerturbedImages], like: Tensor, read: Sequence[Read], columns: int
 ) -> list[list[list[Tensor]]]:
     """Runs perturbed images in chunks of one size, the last one padded, and reads some numbers per image from the outputs.
 
     Args:
-        predict: images → one output per network.
+        forwards: how they are run.
         runs: the images.
         like: a tensor on the device of the results.
         read: for each network, its output and the indices of the original images → `columns` tensors `(B,)`.
         columns: numbers to read per image.
-        chunk: images per forward.
 
     Returns:
         By network, run and column, `(count,)` float64.
     """
     edges = [0, *accumulate(run.count for run in runs)]
     blocks = [[widened(like.new_empty(edges[-1])) for _ in range(columns)] for _ in read]  # one block each: many small ones fragment memory
-    for start in range(0, edges[-1], chunk):
-        stop = min(start + chunk, edges[-1])
-        images, index = _made(runs, edges, start, stop)
-        padded = torch.cat([images, images[-1:].expand(chunk - len(images), -1, -1, -1)]) if len(images) < chunk else images
+    streams = min(forwards.streams, forwards.chunk)
+    part = -(-forwards.chunk // streams)
+    starts = range(0, edges[-1], part)
+
+    def run(start: int) -> list[list[Tensor]]:
+        stop = min(start + part, edges[-1])
         with torch.no_grad():
-            outputs = predict(padded)
-            for output, reading, block in zip(outputs, read, blocks, strict=True):
-                for column, values in zip(block, reading(output[: len(images)], index), strict=True):
-                    column[start:stop] = values
+            images, index = _made(runs, edges, start, stop)
+            padded = torch.cat([images, images[-1:].expand(part - len(images), -1, -1, -1)]) if len(images) < part else images
+            outputs = forwards.predict(padded)
+            return [list(reading(output[: len(images)], index)) for output, reading in zip(outputs, read, strict=True)]
+
+    for start, found in zip(starts, map(run, starts) if streams == 1 else _concurrent(run, starts, streams), strict=True):
+        for block, values in zip(blocks, found, strict=True):
+            for column, some in zip(block, values, strict=True):
+                column[start : start + len(some)] = some
     return [[[column[a:b] for column in block] for a, b in pairwise(edges)] for block in blocks]
+
+
+def _concurrent(run: Callable[[int], list[list[Tensor]]], starts: Sequence[int], streams: int) -> Iterator[list[list[Tensor]]]:
+    """Computes the parts in their order, several at a time.
+
+    Torch's operations take one thread in each stream. With more, its threads spin for milliseconds after each operation, and take the cores
+    from the network's forwards.
+    """
+    before = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(streams, "xattn-stream", initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield from pool.map(run, starts)
+    finally:
+        torch.set_num_threads(before)  # the value that other new threads take is shared by all
 
 
 def _made(runs: Sequence[PerturbedImages], edges: Sequence[int], start: int, stop: int) -> tuple[Tensor, Tensor]:

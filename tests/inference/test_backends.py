@@ -128,9 +128,9 @@ def test_heads_on_one_backbone_run_alone_where_a_backend_gives_them_other_probab
         assert (shared_predictor(heads, Tuning(4, backend="openvino"), "exact") is None) == (off > 0)
     if right is not None:
         monkeypatch.setattr(openvino, "built", right)
-        predict = shared_predictor(heads, Tuning(4, backend="openvino"), "exact")
-        assert predict is not None
-        for classifier, logits in zip(heads, predict(networks.pictures(6)), strict=True):
+        together = shared_predictor(heads, Tuning(4, backend="openvino"), "exact")
+        assert together is not None
+        for classifier, logits in zip(heads, together.predict(networks.pictures(6)), strict=True):
             assert apart(logits, classifier.predict(networks.pictures(6))) <= 1e-5
 
 
@@ -200,10 +200,18 @@ def test_openvino_keeps_the_weights_of_when_it_was_built(images: Tensor) -> None
 
 
 @installed
-def test_openvino_gives_the_same_in_batches_of_any_size_and_in_threads(tiny: Classifier) -> None:
-    predictor, pictures = Predictor(tiny, Tuning(4, backend="openvino")), networks.pictures(32)
+@pytest.mark.parametrize("cores", [1, 3])
+def test_openvino_gives_the_same_in_batches_of_any_size_and_in_threads(tiny: Classifier, cores: int) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(cores)
+        predictor, pictures = Predictor(tiny, Tuning(4, backend="openvino")), networks.pictures(32)
+    finally:
+        torch.set_num_threads(before)
+    assert predictor.streams == cores
     whole = predictor(pictures)
-    for size in (1, 7):
+    assert apart(whole, tiny.predict(pictures)) <= 1e-5
+    for size in (1, 3, 7):
         assert torch.equal(torch.cat([predictor(batch) for batch in pictures.split(size)]), whole)
     found: dict[int, Tensor] = {}
 
@@ -218,6 +226,10 @@ def test_openvino_gives_the_same_in_batches_of_any_size_and_in_threads(tiny: Cla
         thread.join()
     assert len(found) == 3
     assert all(torch.equal(each, whole) for each in found.values())
+    alone = xattn.explain(tiny, pictures[:3], ["score-cam", "occlusion", "rise:masks=40"], predictor=Predictor(tiny, Tuning(4)))
+    streamed = xattn.explain(tiny, pictures[:3], ["score-cam", "occlusion", "rise:masks=40"], predictor=predictor)
+    for method in alone:
+        torch.testing.assert_close(streamed.raw[method], alone.raw[method], rtol=1e-3, atol=1e-4)
 
 
 class Unknown(nn.Module):

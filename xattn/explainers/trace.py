@@ -323,7 +323,7 @@ class Trace:
         Returns:
             `(count,)` float64.
         """
-        context = self._context or BatchContext(lambda images: (self.predictor(images),), self.predictor.chunk, [self.target])
+        context = self._context or BatchContext(self.predictor.forwards, [self.target])
         return context.respond(key, self._member, run, self.images, read, chunk)
 
     def scores(self, images: Tensor) -> Tensor:

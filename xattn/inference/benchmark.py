@@ -77,6 +77,7 @@ class Benchmark:
         for backend in backends:
             other = replace(best, compiled=False, backend=backend)
             best = self._better(best, [other])
+            best = self._climb(best, turns=1) if best == other else best
             if (why := self.refused.get(str(other))) is not None:
                 logger.info("%s is not run by %s: %s", self.classifier.name, backend, why)
         return best

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -11,15 +12,15 @@ from xattn.inference.benchmark import FAR, mismatch
 from xattn.inference.predictor import Predictor
 from xattn.inference.settings import Level, Tuning
 from xattn.inference.shared_backbone import SharedBackbone
-from xattn.metrics.stream import PerturbedImages, PredictAll, Read, stream
+from xattn.metrics.stream import Forwards, PerturbedImages, Read, stream
 from xattn.metrics.target_base import Target
 from xattn.models.classifier import Classifier
 
 PROBES = 3
 
 
-def shared_predictor(classifiers: Sequence[Classifier], tuning: Tuning, level: Level) -> PredictAll | None:
-    """Runs all heads of one backbone at once: images → one output per head; None if the outputs would differ from separate runs."""
+def shared_predictor(classifiers: Sequence[Classifier], tuning: Tuning, level: Level) -> Forwards | None:
+    """Runs all heads of one backbone at once, one output per head; None if the outputs would differ from separate runs."""
     shared = SharedBackbone(classifiers)
     shape = (PROBES, classifiers[0].channels, *classifiers[0].input_size)
     noise = torch.rand(shape, generator=torch.Generator().manual_seed(1)).to(shared.device)
@@ -39,7 +40,7 @@ def shared_predictor(classifiers: Sequence[Classifier], tuning: Tuning, level: L
     def predict(images: Tensor) -> list[Tensor]:
         return shared.split(predictor(images))
 
-    return predict
+    return Forwards(predict, predictor.chunk, predictor.streams)
 
 
 class BatchContext:
@@ -48,14 +49,12 @@ class BatchContext:
     The first head that needs the images runs them for all heads; the order does not matter.
 
     Args:
-        predict: images → one output per head.
-        chunk: images per forward.
+        forwards: how they are run, with one output per head.
         targets: one target per head.
     """
 
-    def __init__(self, predict: PredictAll, chunk: int, targets: Sequence[Target]) -> None:
-        self.predict = predict
-        self.chunk = chunk
+    def __init__(self, forwards: Forwards, targets: Sequence[Target]) -> None:
+        self.forwards = forwards
         self.targets = targets
         self._answers: dict[str, list[Tensor]] = {}
 
@@ -83,7 +82,8 @@ class BatchContext:
         """
         if key not in self._answers:
             readings = [_reading(target, read) for target in self.targets]
-            found = stream(self.predict, [run], like, readings, 1, chunk or self.chunk)
+            forwards = replace(self.forwards, chunk=chunk or self.forwards.chunk)
+            found = stream(forwards, [run], like, readings, 1)
             self._answers[key] = [columns[0][0] for columns in found]
         return self._answers[key][member]
 

@@ -9,10 +9,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from xattn.inference.backends import built
+from xattn.inference.backends import built, streams
 from xattn.inference.cloning import Runnable
 from xattn.inference.memory import is_out_of_memory
 from xattn.inference.settings import Level, Tuning, refuse_unknown_level
+from xattn.metrics.stream import Forwards
 from xattn.models.concurrency import evaluating
 
 logger = logging.getLogger("xattn")
@@ -31,7 +32,8 @@ class Predictor:
         level: "fast" lets a GPU round convolutions and products to TF32.
 
     Attributes:
-        chunk: images per forward; callers should pass this many in each call.
+        chunk: images at a time; callers should pass this many in each call.
+        streams: parts of a chunk that run at the same time, see `forwards`.
     """
 
     def __init__(self, classifier: Runnable, tuning: Tuning | None = None, level: Level = "exact") -> None:
@@ -41,6 +43,12 @@ class Predictor:
         self.level = level
         self.chunk = self.tuning.chunk
         self._logits = built(classifier, self.tuning)
+        self.streams = streams(self.tuning)
+
+    @property
+    def forwards(self) -> Forwards:
+        """How `xattn.metrics.stream` runs perturbed images by this predictor."""
+        return Forwards(lambda images: (self(images),), self.chunk, self.streams)
 
     def __call__(self, images: Tensor) -> Tensor:
         images = images.to(self.classifier.device, non_blocking=True)

@@ -27,7 +27,7 @@ from xattn.inference.context import BatchContext, shared_predictor
 from xattn.inference.memory import is_out_of_memory
 from xattn.inference.predictor import Predictor
 from xattn.inference.shared_backbone import backbone_groups
-from xattn.metrics.stream import PredictAll
+from xattn.metrics.stream import Forwards
 from xattn.metrics.target_base import PER_LABEL
 from xattn.models.classifier import Classifier
 from xattn.models.target_rules import OfOutput, TargetRule, labels_of
@@ -88,7 +88,7 @@ class Executor:
         self._keys = [[key_of(classifier) for classifier in group] for group in groups]
         self._backbones = [backbone_groups(group) for group in groups]
         self._predictors: dict[str, Predictor] = {}
-        self._shared: dict[tuple[str, ...], PredictAll | None] = {}
+        self._shared: dict[tuple[str, ...], Forwards | None] = {}
         self._logged: set[tuple[str, str]] = set()
         self._scalings: set[str] = set()
         self._classes: dict[str, dict[str, int]] = {}  # class indices of the regions' labels
@@ -166,18 +166,18 @@ class Executor:
     ) -> dict[str, list[Row]]:
         """Computes the rows of each head on one backbone."""
         rows: list[tuple[list[Row], list[Row]]] = [([], []) for _ in sides]
-        predict_all = self._predict_all(sides)
+        together = self._together(sides)
         step, start = min(self.at_once(side.classifier) for side in sides), 0
         step = step if self.plan.memory is None else max(1, step // len(sides))  # the traces of all heads are in memory at once
         while start < len(names):
             some = slice(start, start + step)
             part = [side.part(some) for side in sides]
             try:
-                maps = self._explained(part, images[some], names[some], frames[some], predict_all)
+                maps = self._explained(part, images[some], names[some], frames[some], together)
                 where = [self._regions(side.classifier, found, metrics, frames[some]) for side, found in zip(part, maps, strict=True)]
                 known = [self._parts(side, found, metrics) for side, found in zip(part, maps, strict=True)]
                 predictors = [side.predictor for side in part]
-                scores = score_group([side.classifier for side in part], maps, metrics, predictors, predict_all, where, known)
+                scores = score_group([side.classifier for side in part], maps, metrics, predictors, together, where, known)
             except RuntimeError as error:
                 if not is_out_of_memory(error) or step == 1:
                     raise
@@ -220,7 +220,7 @@ class Executor:
         return row if row.curve is None or row.metric in self._with_curve else replace(row, shares=None, curve=None)
 
     def _explained(
-        self, sides: Sequence[Side], images: Tensor, names: Sequence[str], frames: Sequence[Frame], predict_all: PredictAll | None
+        self, sides: Sequence[Side], images: Tensor, names: Sequence[str], frames: Sequence[Frame], together: Forwards | None
     ) -> list[Maps]:
         """Computes the maps of each head; responses that do not depend on the head's own maps are computed once and shared."""
         traces = [
@@ -239,16 +239,16 @@ class Executor:
             for side in sides
         ]
         first = traces[0]
-        if predict_all is not None and all(
+        if together is not None and all(
             trace.features.shape == first.features.shape and torch.equal(trace.features, first.features) for trace in traces
         ):
-            context = BatchContext(predict_all, sides[0].predictor.chunk, [trace.target for trace in traces])
+            context = BatchContext(together, [trace.target for trace in traces])
             for member, trace in enumerate(traces):
                 trace.share(context, member)
         return [maps_of_trace(trace, side.methods, names, images) for trace, side in zip(traces, sides, strict=True)]
 
-    def _predict_all(self, sides: Sequence[Side]) -> PredictAll | None:
-        """Returns the function that runs all heads of one backbone at once."""
+    def _together(self, sides: Sequence[Side]) -> Forwards | None:
+        """Returns what runs all heads of one backbone at once."""
         if len(sides) == 1:
             return None
         key = tuple(key_of(side.classifier) for side in sides)

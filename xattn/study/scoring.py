@@ -19,7 +19,7 @@ from xattn.metrics.perturbations import Curve, Kept, Noised, Perturbation, Remov
 from xattn.metrics.probability import widened
 from xattn.metrics.responses import Responses, evaluate_for_all, shown_share
 from xattn.metrics.seeds import content_seeds
-from xattn.metrics.stream import PredictAll
+from xattn.metrics.stream import Forwards
 from xattn.metrics.targets import ClassTarget, Contrast
 from xattn.models.classifier import Classifier
 from xattn.overlays import is_signed
@@ -67,7 +67,7 @@ def score_group(
     maps: Sequence[Maps],
     metrics: Sequence[MetricComponent],
     predictors: Sequence[Predictor],
-    predict_all: PredictAll | None,
+    together: Forwards | None,
     regions: Sequence[Regions | None] | None = None,
     parts: Sequence[PartsOfBatch | None] | None = None,
 ) -> list[Scores]:
@@ -78,24 +78,23 @@ def score_group(
         maps: maps of each classifier.
         metrics: to compute.
         predictors: one per classifier, for perturbed images.
-        predict_all: runs all heads at once; None: each head runs alone.
+        together: runs all heads at once; None: each head runs alone.
         regions: regions of each classifier's targets, if a metric needs them.
         parts: parts of the images, for each classifier, if a metric needs them.
     """
     asked = perturbations_of(metrics)
-    shared = [] if predict_all is None or not asked else _common_methods(maps, asked)
+    shared = [] if together is None or not asked else _common_methods(maps, asked)
     found: Sequence[ByMethod] = [{} for _ in maps]
-    if shared and predict_all is not None:
+    if shared and together is not None:
         first = maps[0]
         found = evaluate_for_all(
-            predict_all,
+            together,
             first.images,
             [each.target for each in maps],
             {method: first.masks[method] for method in shared},
             asked,
             low_res_masks={method: first.low_res_masks[method] for method in shared},
             mean=classifiers[0].mean,
-            chunk=predictors[0].chunk,
         )
     nothing = [None] * len(maps)
     rows = zip(classifiers, maps, predictors, found, regions or nothing, parts or nothing, strict=True)
@@ -148,14 +147,13 @@ def score(
     left = [method for method in maps if method not in known]
     if left:
         known |= evaluate_for_all(
-            lambda perturbed: (predictor(perturbed),),
+            predictor.forwards,
             maps.images,
             [target],
             {method: maps.masks[method] for method in left},
             asked,
             low_res_masks={method: maps.low_res_masks[method] for method in left},
             mean=classifier.mean,
-            chunk=predictor.chunk,
         )[0]
     evidence = {method: _evidence(classifier, maps, method, metrics, predictor, known[method], regions, parts) for method in maps}
     columns = {(method, metric.spec): metric.instance.value(evidence[method]) for method in maps for metric in metrics}

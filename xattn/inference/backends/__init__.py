@@ -11,7 +11,7 @@ from xattn.inference.backends import openvino, pytorch, tensorrt
 from xattn.inference.cloning import Runnable
 from xattn.inference.settings import Backend, Tuning
 
-__all__ = ["built", "others"]
+__all__ = ["built", "others", "streams"]
 
 BUILT: dict[Backend, ModuleType] = {"torch": pytorch, "openvino": openvino, "tensorrt": tensorrt}
 
@@ -33,6 +33,11 @@ def built(classifier: Runnable, tuning: Tuning) -> Callable[[Tensor], Tensor]:
     """
     run: Callable[[Tensor], Tensor] = BUILT[tuning.backend].built(classifier, tuning)
     return run
+
+
+def streams(tuning: Tuning) -> int:
+    """Returns the number of parts of a chunk that the backend runs at the same time."""
+    return openvino.streams(tuning.chunk) if tuning.backend == "openvino" else 1
 
 
 def others(classifier: Runnable) -> dict[Backend, str]:

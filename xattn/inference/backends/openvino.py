@@ -6,7 +6,6 @@ import contextlib
 import copy
 import importlib
 import importlib.metadata
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -37,8 +36,9 @@ def _version() -> str | None:
 def built(classifier: Runnable, tuning: Tuning) -> Callable[[Tensor], Tensor]:
     """Returns the function that computes the output of one chunk, see `xattn.inference.backends.built`.
 
-    The network is exported by `torch.export`, which refuses networks whose control flow depends on the images' values. It is exported for
-    one chunk size; smaller chunks are padded.
+    The network is exported by `torch.export`, which refuses networks whose control flow depends on the images' values. A chunk is divided
+    among streams, which run at the same time: threads that share a forward would wait for each other after every layer. The network is
+    exported for one stream's part of a chunk; smaller parts are padded.
 
     Raises:
         MissingPackageError: OpenVINO is not installed.
@@ -52,20 +52,37 @@ def built(classifier: Runnable, tuning: Tuning) -> Callable[[Tensor], Tensor]:
         raise UnsupportedError(f"backend=openvino runs float32 networks on a CPU; {classifier.name} is {kind} on {probe.device.type}.")
     # OpenVINO refers to some of the weights and repacks the others. It gets copies, so that all weights are those at this moment.
     clone = copy.deepcopy(clone_of(classifier, torch.contiguous_format, folded=tuning.folded))
+    count = streams(tuning.chunk)
+    part = -(-tuning.chunk // count)
     with quiet():
-        ready = compiled(converted(clone, probe.repeat(tuning.chunk, 1, 1, 1)), tuning.precision)
-    requests = threading.local()  # a request holds the memory of one forward
+        ready = compiled(converted(clone, probe.repeat(part, 1, 1, 1)), tuning.precision, count)
+    idle: list[Any] = []  # requests, each with the memory of one forward
+
+    def request() -> Any:
+        try:
+            return idle.pop()
+        except IndexError:
+            return ready.create_infer_request()
 
     def logits(images: Tensor) -> Tensor:
-        missing = tuning.chunk - len(images)
-        filled = torch.cat([images, images[-1:].expand(missing, -1, -1, -1)]) if missing else images
-        if not hasattr(requests, "own"):
-            requests.own = ready.create_infer_request()
-        given = filled.detach().to(torch.float32).contiguous().numpy()
-        found = requests.own.infer([given], share_inputs=True)[0]
-        return torch.from_numpy(found)[: len(images)]
+        parts = list(images.detach().to(torch.float32).contiguous().split(part))
+        missing = part - len(parts[-1])
+        parts[-1] = torch.cat([parts[-1], parts[-1][-1:].expand(missing, -1, -1, -1)]) if missing else parts[-1]
+        running = [request() for _ in parts]
+        for each, some in zip(running, parts, strict=True):
+            each.start_async([some.numpy()], share_inputs=True)
+        for each in running:
+            each.wait()
+        found = torch.cat([torch.from_numpy(each.get_output_tensor(0).data) for each in running])  # a copy
+        idle.extend(running)
+        return found[: len(images)]
 
     return logits
+
+
+def streams(chunk: int) -> int:
+    """Returns the number of parts of a chunk that run at the same time: one for each of torch's threads."""
+    return min(torch.get_num_threads(), chunk)
 
 
 def converted(network: torch.nn.Module, images: Tensor) -> Any:
@@ -91,8 +108,13 @@ def converted(network: torch.nn.Module, images: Tensor) -> Any:
         raise UnsupportedError(f"OpenVINO cannot convert it: {' '.join(str(error).split())[:TOLD]}") from error
 
 
-def compiled(model: Any, precision: str) -> Any:
+def compiled(model: Any, precision: str, count: int = 1) -> Any:
     """Compiles the model for this CPU, with torch's number of threads.
+
+    Args:
+        model: a converted network.
+        precision: a tuning's precision.
+        count: streams, each with its share of the threads.
 
     Raises:
         UnsupportedError: the CPU does not support that precision.
@@ -102,7 +124,7 @@ def compiled(model: Any, precision: str) -> Any:
         "INFERENCE_PRECISION_HINT": wanted,  # by default it uses bfloat16 where the CPU supports it
         "EXECUTION_MODE_HINT": "ACCURACY",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        "NUM_STREAMS": 1,
+        "NUM_STREAMS": count,
         "ENABLE_CPU_PINNING": False,  # two processes would share the first cores
     }
     ready = importlib.import_module("openvino").Core().compile_model(model, "CPU", settings)
