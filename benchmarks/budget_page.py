@@ -24,7 +24,16 @@ HEADER = [
     "error",
     "predicted",
 ]
-COSTS = ["insertion", "deletion", "× faster: map", "× faster: table job"]
+COSTS = {
+    "insertion": "insertion",
+    "deletion": "deletion",
+    "× faster: map": "seconds",
+    "× faster: table job": "table",
+    "× faster: table job, adaptive curves": "adaptive_table",
+    "its insertion": "adaptive_insertion",
+    "its deletion": "adaptive_deletion",
+}
+EXACT = {"seconds": "exact_seconds", "table": "exact_table", "adaptive_table": "exact_table"}
 POINTS = (-100.0, 100.0)
 
 Sample = Mapping[str, Any]
@@ -36,7 +45,7 @@ def write(samples: Mapping[str, Any], out: Path) -> None:
     lines = ["# Maps from a share of their passes, beside those of all passes", "", *ABOUT, ""]
     for method in dict.fromkeys(row["method"] for row in rows):
         own = [row for row in rows if row["method"] == method]
-        costs = COSTS if any("insertion" in row for row in own) else COSTS[2:3]
+        costs = list(COSTS) if any("insertion" in row for row in own) else ["× faster: map"]
         lines += [f"## `{method}`", "", f"| {' | '.join([*HEADER, *costs])} |", f"|---|---|{'---:|' * (len(HEADER) + len(costs) - 2)}"]
         networks = list(dict.fromkeys(row["network"] for row in rows))
         pairs = {(row["network"], row["setting"]) for row in own}
@@ -62,7 +71,8 @@ ABOUT = [
     "- insertion, deletion: mean difference from the exact map's, in points [95 %], on the first pictures.",
     "- × faster: seconds of the exact method over those of the estimate, regression included, the median over the pictures of which both",
     "  were clocked in one turn. Table job: Grad-CAM, Grad-CAM++ and Score-CAM with average drop, gain and increase, insertion and",
-    "  deletion.",
+    "  deletion. Adaptive curves: the estimate's table job with `insertion:tolerance=4` and `deletion:tolerance=3`, beside the exact one",
+    "  with full curves; its insertion, its deletion: mean difference from the exact map's full curves, in points [95 %].",
 ]
 
 
@@ -98,12 +108,12 @@ def _said(rows: list[Sample]) -> str:
 
 
 def _cost(rows: list[Sample], name: str) -> str:
-    if name in ("insertion", "deletion"):
-        found = mean_interval([row[name] for row in rows if name in row], POINTS)
+    what = COSTS[name]
+    if what not in EXACT:
+        found = mean_interval([row[what] for row in rows if what in row], POINTS)
         interval = f" [{found.low:+.2f}, {found.high:+.2f}]" if found.n > 1 else ""
         return f"{found.mean:+.2f}{interval}" if found.n else "–"
-    own = "seconds" if name.endswith("map") else "table"
-    ratios = [row[f"exact_{own}"] / row[own] for row in rows if f"exact_{own}" in row]
+    ratios = [row[EXACT[what]] / row[what] for row in rows if what in row and EXACT[what] in row]
     return f"{median(ratios):.1f}" if ratios else "–"
 
 

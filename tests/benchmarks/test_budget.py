@@ -54,14 +54,14 @@ def test_samples_are_kept_a_line_each(module: Any, tmp_path: Path) -> None:
 
 
 def test_the_page_says_what_the_samples_say(module: Any, tmp_path: Path) -> None:
-    clocked = {"seconds": 1.0, "exact_seconds": 4.0}
+    clocked = {"seconds": 1.0, "exact_seconds": 4.0, "table": 2.0, "exact_table": 7.0, "adaptive_table": 1.0, "adaptive_insertion": 0.5}
     samples = [sample("x", 0.8), sample("y", 1.0, **clocked), sample("z", 0.99, error=0.06, insertion=2.0, deletion=-1.0)]
     module("budget_page").write({"conditions": {}, "samples": samples}, tmp_path / "budget.md")
     (row,) = [line for line in (tmp_path / "budget.md").read_text().splitlines() if line.startswith("| a ")]
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[:9] == ["a", "`tolerance=0.05`", "3", "10 %", "0.930", "0.800", "1", "1; 0", "90 %"]
     assert cells[10] == "3.0 %; held 67 %"
-    assert cells[-4:] == ["+2.00", "-1.00", "4.0", "–"]
+    assert cells[-7:] == ["+2.00", "-1.00", "4.0", "3.5", "7.0", "+0.50", "–"]
 
 
 def test_areas_by_regression_over_all_points_are_those_of_the_curves(module: Any) -> None:
