@@ -91,8 +91,8 @@ class Job:
         Args:
             images: `(B, 3, H, W)`.
             spec: the method.
-            what: "maps"; "curves", with insertion and deletion; "table", among the methods and metrics of the table job, which is then also
-                scored by the adaptive form of the curves.
+            what: "maps"; "curves", with insertion and deletion; "table", among the methods and metrics of the table job, in which an
+                estimate is also scored by the adaptive form of the curves.
         """
         methods = [*TABLE, spec] if what == "table" else [spec]
         maps: list[Maps] = []
@@ -106,21 +106,21 @@ class Job:
         errors = found.errors.get(spec)
         made: dict[str, Any] = {"raw": found.raw[spec].cpu(), "error": None if errors is None else errors.cpu(), "seconds": seconds}
         made |= {"passes": sum(seen)}
-        if what != "maps":
+
+        def scored(metrics: list[str]) -> tuple[float, dict[str, list[float]]]:
             rows: list[Any] = []
-            metrics = METRICS if what == "table" else CURVES
             evaluate = partial(xattn.evaluate, self.classifier, images, found, metrics, predictor=self.predictor)
             more = clocked(lambda: rows.append(evaluate()), self.classifier.device)
             own = rows[0][rows[0]["method"] == spec]
-            made |= {metric: own[own["metric"] == metric]["value"].tolist() for metric in CURVES}
-            made |= {"table": seconds + more} if what == "table" else {}
-        if what == "table":
-            lean: list[Any] = []
-            metrics = [ADAPTIVE.get(metric, metric) for metric in METRICS]
-            evaluate = partial(xattn.evaluate, self.classifier, images, found, metrics, predictor=self.predictor)
-            made["adaptive_table"] = seconds + clocked(lambda: lean.append(evaluate()), self.classifier.device)
-            own = lean[0][lean[0]["method"] == spec]
-            made |= {f"adaptive_{metric}": own[own["metric"] == ADAPTIVE[metric]]["value"].tolist() for metric in CURVES}
+            return seconds + more, {metric: own[own["metric"] == metric]["value"].tolist() for metric in metrics}
+
+        if what != "maps":
+            total, values = scored(METRICS if what == "table" else CURVES)
+            made |= {metric: values[metric] for metric in CURVES}
+            made |= {"table": total} if what == "table" else {}
+        if what == "table" and errors is not None:
+            made["adaptive_table"], values = scored([ADAPTIVE.get(metric, metric) for metric in METRICS])
+            made |= {f"adaptive_{metric}": values[ADAPTIVE[metric]] for metric in CURVES}
         return made
 
 
@@ -139,7 +139,7 @@ def measured(job: Job, images: Tensor, spec: str, settings: list[str], kept: Pat
         if at_once:
             for name in ("seconds", "table") if what == "table" else ("seconds",):
                 shared |= {name: found[name] / count, f"exact_{name}": exact[name] / count}
-            shared |= {"adaptive_table": found["adaptive_table"] / count} if what == "table" else {}
+            shared |= {"adaptive_table": found["adaptive_table"] / count} if "adaptive_table" in found else {}
         rows.append([{**shared, **_beside(found, exact, number)} for number in range(count)])
     return rows
 

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from xattn.metrics import metrics
+
 
 @pytest.fixture
 def module(monkeypatch: pytest.MonkeyPatch) -> Any:
@@ -62,6 +64,11 @@ def test_the_page_says_what_the_samples_say(module: Any, tmp_path: Path) -> None
     assert cells[:9] == ["a", "`tolerance=0.05`", "3", "10 %", "0.930", "0.800", "1", "1; 0", "90 %"]
     assert cells[10] == "3.0 %; held 67 %"
     assert cells[-7:] == ["+2.00", "-1.00", "4.0", "3.5", "7.0", "+0.50", "–"]
+
+
+def test_the_adaptive_curves_are_found_in_the_scores_by_their_names(module: Any) -> None:
+    for spec in module("budget").ADAPTIVE.values():
+        assert metrics.create(spec).spec == spec
 
 
 def test_areas_by_regression_over_all_points_are_those_of_the_curves(module: Any) -> None:

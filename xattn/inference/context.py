@@ -40,7 +40,7 @@ def shared_predictor(classifiers: Sequence[Classifier], tuning: Tuning, level: L
     def predict(images: Tensor) -> list[Tensor]:
         return shared.split(predictor(images))
 
-    return Forwards(predict, predictor.chunk, predictor.streams)
+    return replace(predictor.forwards, predict=predict)
 
 
 class BatchContext:

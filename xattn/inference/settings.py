@@ -19,7 +19,7 @@ class Tuning:
     """Execution settings for forwards of perturbed images.
 
     Attributes:
-        chunk: images per forward.
+        chunk: images per forward; OpenVINO divides them among its streams, one for each of torch's threads.
         memory_format: memory format of images, features and weights.
         folded: fold batch norms into the preceding convolutions.
         compiled: use torch.compile with frozen weights.
