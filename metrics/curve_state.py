@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from xattn.deferred import torch
 from xattn.metrics.adaptive import first_points, next_points
-from xattn.metrics.stream import PerturbedImages
+from xattn.metrics.stream import PerturbedImages, of_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -89,7 +89,7 @@ class CurveState:
 
         def make(part: slice) -> tuple[Tensor, Tensor]:
             chosen = index[part]
-            changed = self.ranked.ranks[chosen] < self.ranked.cuts[step[part]][:, None, None]
+            changed = of_rows(self.ranked.ranks, chosen) < self.ranked.cuts[step[part]][:, None, None]
             return self.fill(chosen, ~changed if self.curve.insertion else changed), chosen
 
         return PerturbedImages(len(index), make) if len(index) else None

@@ -10,6 +10,7 @@ from xattn.deferred import torch
 from xattn.errors import InputError
 from xattn.metrics.inpainting import interpolated
 from xattn.metrics.seeds import content_seeds
+from xattn.metrics.stream import of_rows, replaced
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,17 +56,17 @@ class Fill:
         self.noise = NOISE * _drawn(images, torch.randn) if baseline.kind == "noisy-linear" else None
         self.whole = baseline_images(images, baseline, mean)
 
-    def __call__(self, rows: Tensor, replaced: Tensor) -> Tensor:
+    def __call__(self, rows: Tensor, which: Tensor) -> Tensor:
         """Some of the images with some pixels replaced, `(n, C, H, W)`.
 
         Args:
             rows: which images, `(n,)`.
-            replaced: which of their pixels, `(n, H, W)` bool.
+            which: which of their pixels, `(n, H, W)` bool.
         """
-        images = self.images[rows]
+        images = of_rows(self.images, rows)
         if self.noise is None:
-            return torch.where(replaced[:, None], self.whole[rows], images)
-        return torch.where(replaced[:, None], (interpolated(images, replaced) + self.noise[rows]).clamp(0, 1), images)
+            return replaced(images, of_rows(self.whole, rows), which)
+        return replaced(images, (interpolated(images, which) + of_rows(self.noise, rows)).clamp(0, 1), which)
 
 
 def _drawn(images: Tensor, draw: Any) -> Tensor:

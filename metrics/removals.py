@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from xattn.deferred import torch
 from xattn.errors import InputError
 from xattn.metrics.seeds import content_seeds
-from xattn.metrics.stream import PerturbedImages
+from xattn.metrics.stream import PerturbedImages, of_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -114,7 +114,7 @@ def without_highest(fill: Fill, ranked: RankedPixels, share: float, rows: Tensor
 
     def make(part: slice) -> tuple[Tensor, Tensor]:
         index = rows[part]
-        return fill(index, ranked.ranks[index] < count), index
+        return fill(index, of_rows(ranked.ranks, index) < count), index
 
     return PerturbedImages(len(rows), make) if len(rows) else None
 
@@ -163,7 +163,7 @@ def without_groups(fill: Fill, ranked: RankedPixels, rows: Tensor) -> PerturbedI
     def make(part: slice) -> tuple[Tensor, Tensor]:
         numbers = torch.arange(part.start, part.stop, device=rows.device)
         index, group = rows[numbers // count], numbers % count
-        ranks, low, high = ranked.ranks[index], ranked.cuts[group][:, None, None], ranked.cuts[group + 1][:, None, None]
+        ranks, low, high = of_rows(ranked.ranks, index), ranked.cuts[group][:, None, None], ranked.cuts[group + 1][:, None, None]
         return fill(index, (ranks >= low) & (ranks < high)), index
 
     return PerturbedImages(len(rows) * count, make) if len(rows) else None

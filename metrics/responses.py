@@ -45,7 +45,7 @@ from xattn.metrics.removals import (
     without_subsets,
 )
 from xattn.metrics.segments import superpixels
-from xattn.metrics.stream import Forwards, PerturbedImages, Read, stream
+from xattn.metrics.stream import Forwards, PerturbedImages, Read, of_rows, stream
 from xattn.metrics.target_base import Target
 from xattn.metrics.targets import ClassTarget, Predict, Targets, as_target
 
@@ -374,4 +374,8 @@ def _plain(images: Tensor) -> PerturbedImages:
 
 
 def _masked(images: Tensor, shown: Tensor, rows: Tensor) -> PerturbedImages:
-    return PerturbedImages(len(rows), lambda part: (images[rows[part]] * shown[rows[part]][:, None], rows[part]))
+    def make(part: slice) -> tuple[Tensor, Tensor]:
+        some = rows[part]
+        return of_rows(images, some) * of_rows(shown, some)[:, None], some
+
+    return PerturbedImages(len(rows), make)

@@ -11,8 +11,8 @@ import xattn
 from tests import networks
 from xattn.errors import UnsupportedError
 from xattn.explainers import methods, trace
+from xattn.explainers.bilinear import Interpolation, interpolated
 from xattn.explainers.guided import guided_gradients
-from xattn.explainers.score_cam import _outermost as outermost
 from xattn.models import Classifier
 
 
@@ -121,16 +121,22 @@ def test_score_cam_weighs_channels_by_what_is_left_of_the_target(
         assert torch.allclose(found[i], expected.clamp(min=0), atol=1e-10)
 
 
+@pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize(
-    ("cells", "pixels"), [((7, 7), (224, 224)), ((13, 9), (100, 64)), ((1, 2), (8, 8)), ((16, 16), (9, 12)), ((5, 5), (5, 5))]
+    ("cells", "pixels"),
+    [((7, 7), (224, 224)), ((13, 9), (100, 64)), ((1, 2), (8, 8)), ((16, 16), (9, 12)), ((5, 5), (5, 5)), ((3, 2), (1, 1))],
 )
-def test_the_extremes_of_an_upsampled_map_are_among_its_outermost_pixels(cells: tuple[int, int], pixels: tuple[int, int]) -> None:
-    maps = torch.randn(50, 1, *cells, generator=torch.Generator().manual_seed(0))
-    whole = functional.interpolate(maps, size=pixels, mode="bilinear", align_corners=False)
-    rows, columns = (outermost(*sides) for sides in zip(cells, pixels, strict=True))
-    some = whole[:, :, rows[:, None], columns]
+def test_own_interpolation_is_that_of_torch_and_its_outermost_pixels_hold_the_extremes(
+    cells: tuple[int, int], pixels: tuple[int, int], align_corners: bool
+) -> None:
+    maps = torch.randn(50, *cells, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    sides = [Interpolation.between(*side, maps, align_corners) for side in zip(cells, pixels, strict=True)]
+    whole = interpolated(maps, sides)
+    theirs = functional.interpolate(maps[:, None], size=pixels, mode="bilinear", align_corners=align_corners)[:, 0]
+    torch.testing.assert_close(whole, theirs, rtol=1e-12, atol=1e-12)
+    some = interpolated(maps, [side.outermost() for side in sides])
     for found, expected in zip(some.flatten(1).aminmax(dim=1), whole.flatten(1).aminmax(dim=1), strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+        assert torch.equal(found, expected)
     assert some.numel() <= whole.numel()
 
 

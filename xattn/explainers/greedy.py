@@ -13,7 +13,7 @@ from xattn.explainers.base import RunsNetworkAgain, register
 from xattn.explainers.trace import Trace
 from xattn.metrics.fills import baseline_images
 from xattn.metrics.protocols import PROTOCOLS
-from xattn.metrics.stream import PerturbedImages
+from xattn.metrics.stream import PerturbedImages, of_rows, replaced
 from xattn.metrics.target_base import Target
 from xattn.registry import AtMost
 
@@ -76,7 +76,7 @@ class Greedy(RunsNetworkAgain):
                 owner = number // left.shape[1]
                 now = changed[owner]
                 now = now.scatter(1, left.flatten()[number, None], True)
-                return torch.where(now[:, place][:, None], after[owner], before[owner]), owner
+                return replaced(of_rows(before, owner), of_rows(after, owner), now[:, place]), owner
 
             # The images depend on the head's earlier outputs: heads share only those of the same order.
             p = trace.respond(f"{self!r} {order}", PerturbedImages(left.numel(), make), _probability).view(left.shape).to(images.device)

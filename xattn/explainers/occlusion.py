@@ -16,7 +16,7 @@ from xattn.explainers.base import RunsNetworkAgain, register
 from xattn.explainers.regression import Budget, Masks, estimates, log_odds
 from xattn.explainers.trace import Trace
 from xattn.metrics.probability import widened
-from xattn.metrics.stream import PerturbedImages
+from xattn.metrics.stream import PerturbedImages, of_rows, replaced
 from xattn.metrics.target_base import Target
 from xattn.registry import AtMost
 
@@ -166,7 +166,7 @@ class Occlusion(RunsNetworkAgain):
             def make(part: slice) -> tuple[Tensor, Tensor]:
                 owner, place = numbers[part] // each, numbers[part] % each
                 hidden = rows[place // len(columns), :, None] & columns[place % len(columns), None, :]
-                return torch.where(hidden[:, None], colour, images[owner]), owner
+                return replaced(of_rows(images, owner), colour, hidden), owner
 
             return trace.respond(key, PerturbedImages(len(numbers), make), read)
 
@@ -272,7 +272,7 @@ class RISE(RunsNetworkAgain):
                 some = numbers[part]
                 masks = down[top[some]].mT @ grids[some].to(images) @ across[left[some]]
                 owner = some // self.masks
-                return images[owner] * masks[:, None], owner
+                return of_rows(images, owner) * masks[:, None], owner
 
             return trace.respond(key, PerturbedImages(len(numbers), make), read)
 

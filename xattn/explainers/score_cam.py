@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
@@ -12,11 +12,12 @@ from torch.nn import functional
 
 from xattn.errors import SettingError, UnsupportedError
 from xattn.explainers.base import Need, RunsNetworkAgain, register
+from xattn.explainers.bilinear import Interpolation, interpolated
 from xattn.explainers.regression import Budget, Masks, estimates, log_odds
 from xattn.explainers.trace import Trace
 from xattn.metrics.masking import degenerate
 from xattn.metrics.probability import widened
-from xattn.metrics.stream import PerturbedImages
+from xattn.metrics.stream import PerturbedImages, of_rows
 from xattn.metrics.target_base import Target
 from xattn.registry import AtMost
 
@@ -150,37 +151,44 @@ class ScoreCAM(RunsNetworkAgain):
         return torch.cat([one.responses for one in found])
 
     def _masked(self, trace: Trace, image: Tensor, channel: Tensor) -> PerturbedImages:
-        size, owners = trace.images.shape[-2:], image.tolist()
-        images, features = trace.images.detach(), trace.features
-        everywhere = self.align_corners or trace.patches is not None
-        rows, columns = (_outermost(*sides).to(image.device) for sides in zip(features.shape[-2:], size, strict=True))
+        images = trace.images.detach()
+        masks = self._masks(trace, image, channel)
 
         def make(part: slice) -> tuple[Tensor, Tensor]:
-            i, c = image[part], channel[part]
-            laid = trace.on_image(features[i, c], i)[:, None]
-            maps = functional.interpolate(laid, size=size, mode="bilinear", align_corners=self.align_corners)
-            within = maps.flatten(1) if everywhere else maps[:, :, rows[:, None], columns].flatten(1)
-            low, high = (extreme[:, None, None, None] for extreme in within.aminmax(dim=1))
-            first, last = owners[part.start], owners[part.stop - 1]
-            shown = images[first, None] if first == last else images[i]
-            span = high - low  # 0 where a channel shows nothing on the image
-            return shown * maps.sub_(low).div_(torch.where(span > 0, span, 1)), i
+            owner = image[part]
+            return of_rows(images, owner) * masks(part), owner
 
         return PerturbedImages(len(image), make)
+
+    def _masks(self, trace: Trace, image: Tensor, channel: Tensor) -> Callable[[slice], Tensor]:
+        """The min-maxed upsampled maps of some channels: a slice of them → `(n, 1, H, W)`."""
+        features, size = trace.features, (trace.images.shape[2], trace.images.shape[3])
+
+        def bilinear(maps: Tensor) -> list[Interpolation]:
+            return [Interpolation.between(*sides, maps, self.align_corners) for sides in zip(maps.shape[1:], size, strict=True)]
+
+        if trace.patches is not None:  # as large as the image, once they are placed on it, so that only a part of them is made at a time
+
+            def of_part(part: slice) -> Tensor:
+                maps = trace.on_image(features[image[part], channel[part]], image[part])
+                maps = interpolated(maps, bilinear(maps))
+                return _min_maxed(maps, maps)[:, None]
+
+            return of_part
+        maps = features[image, channel]
+        fully = bilinear(maps)
+        scaled = _min_maxed(maps, interpolated(maps, [one.outermost() for one in fully]))
+        return lambda part: interpolated(scaled[part], fully)[:, None]
 
     def _read(self, target: Target, output: Tensor) -> Tensor:
         return widened(target.score(output)) if self.weighting == "logit-softmax" else target.probability(output).p
 
 
-def _outermost(cells: int, pixels: int) -> Tensor:
-    """The positions along a side that hold the extremes of a map of `cells` cells upsampled to `pixels` pixels.
-
-    Between the centres of two neighbouring cells, a bilinear map is linear along each side, so its extremes are the first or last pixel.
-    """
-    between = ((torch.arange(pixels) + 0.5) * cells / pixels - 0.5).clamp(min=0).floor()
-    changes = between.diff() != 0
-    ends = torch.ones(1, dtype=torch.bool)
-    return (torch.cat([ends, changes]) | torch.cat([changes, ends])).nonzero()[:, 0]
+def _min_maxed(maps: Tensor, among: Tensor) -> Tensor:
+    """Maps `(n, ...)` scaled so that the extremes of `among`, `(n, ...)`, become 0 and 1; 0 where these are equal."""
+    low, high = (extreme.view(-1, *[1] * (maps.dim() - 1)) for extreme in among.flatten(1).aminmax(dim=1))
+    span = high - low  # 0 where a channel shows nothing on the image
+    return (maps - low) / torch.where(span > 0, span, 1)
 
 
 def _with_outside(features: Tensor) -> Tensor:

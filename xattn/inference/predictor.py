@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
 
-from xattn.inference.backends import built, streams
+from xattn.inference.backends import built, runs_modules, streams
 from xattn.inference.cloning import Runnable
 from xattn.inference.memory import is_out_of_memory
 from xattn.inference.settings import Level, Tuning, refuse_unknown_level
@@ -44,6 +44,7 @@ class Predictor:
         self.chunk = self.tuning.chunk
         self._logits = built(classifier, self.tuning)
         self.streams = streams(self.tuning)
+        self._runs_modules = runs_modules(self.tuning)
 
     @property
     def forwards(self) -> Forwards:
@@ -54,7 +55,7 @@ class Predictor:
         images = images.to(self.classifier.device, non_blocking=True)
         found: list[Tensor] = []
         start = 0
-        with evaluating(self.classifier), _rounding(self.level):
+        with evaluating(self.classifier) if self._runs_modules else nullcontext(), _rounding(self.level):
             while start < len(images):
                 piece = images[start : start + self.chunk]
                 try:

@@ -11,7 +11,7 @@ from xattn.inference.backends import openvino, pytorch, tensorrt
 from xattn.inference.cloning import Runnable
 from xattn.inference.settings import Backend, Tuning
 
-__all__ = ["built", "others", "streams"]
+__all__ = ["built", "others", "runs_modules", "streams"]
 
 BUILT: dict[Backend, ModuleType] = {"torch": pytorch, "openvino": openvino, "tensorrt": tensorrt}
 
@@ -38,6 +38,11 @@ def built(classifier: Runnable, tuning: Tuning) -> Callable[[Tensor], Tensor]:
 def streams(tuning: Tuning) -> int:
     """Returns the number of parts of a chunk that the backend runs at the same time."""
     return openvino.streams(tuning.chunk) if tuning.backend == "openvino" else 1
+
+
+def runs_modules(tuning: Tuning) -> bool:
+    """Whether torch modules compute the output, which must be in eval mode while they run."""
+    return tuning.backend != "openvino"
 
 
 def others(classifier: Runnable) -> dict[Backend, str]:
