@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import SimpleNamespace
-from unittest import mock
 
 import ours
 import rivals
@@ -13,7 +11,6 @@ from subjects import Subject
 from torch import Tensor
 from torch.nn import functional
 
-from xattn.explainers import score_cam
 from xattn.metrics import average_drop, average_increase, deletion, insertion, to_masks
 from xattn.metrics.fills import Baseline, baseline_images
 
@@ -74,8 +71,8 @@ def of_maps(subject: Subject, images: Tensor, targets: Tensor, method: str, batc
         pairs = ((at_grad_cam, by_grad_cam), (at_torch_cam, by_torch_cam))
         return [Check(f"{what}, {of[0]}", of, float((a - b).abs().max()), bound) for of, (a, b) in pairs]
     if method == "score-cam":
-        with mock.patch.object(score_cam, "functional", SimpleNamespace(interpolate=_aligned, pad=functional.pad)):
-            as_they_do = _masks(ours.maps(plain.classifier, images, targets, [spec], "exact").raw[spec], size)
+        as_theirs = f"{spec},align_corners=true"
+        as_they_do = _masks(ours.maps(plain.classifier, images, targets, [as_theirs], "exact").raw[as_theirs], size)
         aligned, apart, order = _correlation(as_they_do, by_grad_cam[1]), _correlation(*by_grad_cam), _correlation(*by_torch_cam)
         return [
             Check(f"{method}: correlation, pytorch-grad-cam, both upsampling with aligned corners", at_grad_cam, aligned, 0.999, True),
@@ -88,11 +85,6 @@ def of_maps(subject: Subject, images: Tensor, targets: Tensor, method: str, batc
         ),
         Check(f"{method}: correlation, torch-cam, which does not divide", at_torch_cam, _correlation(*by_torch_cam), None),
     ]
-
-
-def _aligned(maps: Tensor, size: tuple[int, int], mode: str, align_corners: bool) -> Tensor:
-    """Replaces xattn's upsampling with pytorch-grad-cam's."""
-    return functional.interpolate(maps, size=size, mode=mode, align_corners=True)
 
 
 def _noise(images: Tensor) -> Tensor:
