@@ -15,7 +15,7 @@ from xattn.metrics.probability import widened
 if TYPE_CHECKING:
     from torch import Tensor
 
-TOGETHER = 2**20  # values of a network's outputs that are read at a time
+TOGETHER = 2**18  # values of a network's outputs that are read at a time
 
 PredictAll = Callable[["Tensor"], "Sequence[Tensor]"]
 """Images in pixel space `(B, 3, H, W)` → the outputs of several networks."""
