@@ -310,3 +310,22 @@ def test_a_run_keeps_its_backend_and_goes_on_with_it(tiny: Classifier, folder: P
     xattn.Study([tiny], ["occlusion"], ["average-drop"], folder, tmp_path / "plain", batch_size=8, tune="off").run()
     ours, plain = (xattn.Study([tiny], ["occlusion"], ["average-drop"], folder, tmp_path / name, batch_size=8) for name in ("run", "plain"))
     assert (ours.scores()["value"] - plain.scores()["value"]).abs().max() <= 1e-2
+
+
+@installed
+def test_openvino_runs_a_copy_in_eval_mode_and_never_touches_the_networks_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = nn.Sequential(networks.small(), nn.Dropout(0.9)).train()
+    classifier = xattn.attach(network, input_size=32, resize=36)
+    images = torch.rand(4, 3, 32, 32)
+    expected = classifier.predict(images)
+    predictors = {backend: Predictor(classifier, Tuning(4, backend=backend)) for backend in ("openvino", "torch")}
+    assert apart(predictors["torch"](images), expected) < 1e-6
+
+    def refuse(_module: nn.Module) -> None:
+        raise AssertionError("the mode is set")
+
+    monkeypatch.setattr("xattn.inference.predictor.evaluating", refuse)
+    assert apart(predictors["openvino"](images), expected) < 1e-5
+    assert all(part.training for part in network.modules())
+    with pytest.raises(AssertionError, match="the mode is set"):
+        predictors["torch"](images)

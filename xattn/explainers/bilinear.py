@@ -22,8 +22,8 @@ class Interpolation(NamedTuple):
         steps = torch.arange(pixels, dtype=torch.float64)
         at = steps * (cells - 1) / max(pixels - 1, 1) if align_corners else ((steps + 0.5) * cells / pixels - 0.5).clamp(min=0)
         lower = at.floor()
-        of_cells = [cell.long().to(like.device) for cell in (lower, (lower + 1).clamp(max=cells - 1))]
-        return cls(*of_cells, (at - lower).to(like))
+        upper = (lower + 1).clamp(max=cells - 1)
+        return cls(lower.long().to(like.device), upper.long().to(like.device), (at - lower).to(like))
 
     def outermost(self) -> Interpolation:
         """That of the first and last pixel between the centres of each two cells.
