@@ -162,7 +162,7 @@ class ScoreCAM(RunsNetworkAgain):
 
     def _masks(self, trace: Trace, image: Tensor, channel: Tensor) -> Callable[[slice], Tensor]:
         """The min-maxed upsampled maps of some channels: a slice of them → `(n, 1, H, W)`."""
-        features, size = trace.features, (trace.images.shape[2], trace.images.shape[3])
+        features, size = trace.features.detach(), (trace.images.shape[2], trace.images.shape[3])
 
         def bilinear(maps: Tensor) -> list[Interpolation]:
             return [Interpolation.between(*sides, maps, self.align_corners) for sides in zip(maps.shape[1:], size, strict=True)]
